@@ -1,0 +1,181 @@
+//! Time as an argument, and ids that sort by it.
+//!
+//! Nothing above this module reads the system's clock: it asks the [`Clock`] it was given, so that
+//! a test, the simulation and a replay decide what time it is. `clippy.toml` bans the shortcuts.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::{SignedDuration, Timestamp};
+
+/// Where the time comes from.
+///
+/// ```
+/// use spid::clock::Clock;
+/// let clock = Clock::manual("2026-01-01T00:00:00Z".parse().unwrap());
+/// clock.advance(jiff::SignedDuration::from_hours(1));
+/// assert_eq!(clock.now().to_string(), "2026-01-01T01:00:00Z");
+/// ```
+#[derive(Debug, Clone, Default)]
+pub enum Clock {
+    /// The system's clock.
+    #[default]
+    System,
+    /// A clock that stands still until it is moved; clones share it.
+    Manual(Arc<Mutex<Timestamp>>),
+}
+
+impl Clock {
+    /// A clock that stands at `start` until it is moved.
+    pub fn manual(start: Timestamp) -> Clock {
+        Clock::Manual(Arc::new(Mutex::new(start)))
+    }
+
+    /// The present instant, to the millisecond: what is stored must read back equal.
+    pub fn now(&self) -> Timestamp {
+        let now = match self {
+            #[expect(clippy::disallowed_methods, reason = "this is the one place the system's clock is read")]
+            Clock::System => Timestamp::now(),
+            Clock::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
+        };
+        from_millis(now.as_millisecond())
+    }
+
+    /// Moves a manual clock, forwards or back. The system's clock is not ours to move: it stays.
+    pub fn advance(&self, by: SignedDuration) {
+        if let Clock::Manual(at) = self {
+            let mut at = at.lock().unwrap_or_else(PoisonError::into_inner);
+            *at = at.saturating_add(by).unwrap_or(*at);
+        }
+    }
+}
+
+/// The instant `millis` after the epoch, clamped to what can be represented.
+pub fn from_millis(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// `at` moved by `millis`, clamped to what can be represented.
+pub fn plus_millis(at: Timestamp, millis: i64) -> Timestamp {
+    from_millis(at.as_millisecond().saturating_add(millis))
+}
+
+/// A 128-bit id that sorts by the time it was made: a UUID of version 7 (RFC 9562, section 5.7).
+///
+/// It is unique across restarts and restored backups, because 74 of its bits are random.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Id([u8; 16]);
+
+impl Id {
+    /// Makes an id at the instant `now`.
+    ///
+    /// # Errors
+    /// When the system's random generator gives nothing; then no id can be promised to be unique.
+    pub fn new(now: Timestamp) -> Result<Id, getrandom::Error> {
+        let mut bytes = [0u8; 16];
+        getrandom::fill(&mut bytes)?;
+        Ok(Id::from_parts(now, bytes))
+    }
+
+    /// Makes an id at `now` from given randomness: for a simulation that must repeat itself.
+    pub fn from_parts(now: Timestamp, random: [u8; 16]) -> Id {
+        let mut bytes = random;
+        let millis = now.as_millisecond().max(0).to_be_bytes();
+        for (slot, byte) in bytes.iter_mut().zip(millis.iter().skip(2)) {
+            *slot = *byte;
+        }
+        bytes[6] = (bytes[6] & 0x0f) | 0x70;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Id(bytes)
+    }
+
+    /// The id as the 16 bytes that are stored.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        &self.0
+    }
+
+    /// The id from its 16 stored bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Id {
+        Id(bytes)
+    }
+}
+
+impl std::fmt::Display for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let text = hex::encode(self.0);
+        let groups = [text.get(..8), text.get(8..12), text.get(12..16), text.get(16..20), text.get(20..)];
+        for (index, group) in groups.into_iter().flatten().enumerate() {
+            if index > 0 {
+                f.write_str("-")?;
+            }
+            f.write_str(group)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Id {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A text that is not an [`Id`].
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "`{0}` is not an id: expected 32 hex digits in five groups, like 01890a5d-ac96-774b-bcce-b302099a8057"
+)]
+pub struct NotAnId(String);
+
+impl std::str::FromStr for Id {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Id, NotAnId> {
+        let digits: String = text.chars().filter(|c| *c != '-').collect();
+        let mut bytes = [0u8; 16];
+        hex::decode_to_slice(&digits, &mut bytes).map_err(|_| NotAnId(text.to_owned()))?;
+        Ok(Id(bytes))
+    }
+}
+
+impl serde::Serialize for Id {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_sort_by_time_and_survive_text() {
+        let early = Id::from_parts(from_millis(1_000), [0xff; 16]);
+        let late = Id::from_parts(from_millis(1_001), [0x00; 16]);
+        assert!(early < late);
+        assert_eq!(early.to_string().parse::<Id>().unwrap(), early);
+        assert_eq!(early.to_string().len(), 36);
+        assert_eq!(early.to_string().as_bytes()[14], b'7');
+        assert!("not an id".parse::<Id>().is_err());
+    }
+
+    #[test]
+    fn ids_made_together_differ() {
+        let now = from_millis(1);
+        assert_ne!(Id::new(now).unwrap(), Id::new(now).unwrap());
+    }
+
+    #[test]
+    fn a_manual_clock_moves_only_when_moved() {
+        let clock = Clock::manual(from_millis(5));
+        let same = clock.clone();
+        assert_eq!(clock.now(), from_millis(5));
+        same.advance(SignedDuration::from_millis(-3));
+        assert_eq!(clock.now(), from_millis(2));
+    }
+
+    #[test]
+    fn instants_are_clamped_not_wrapped() {
+        assert_eq!(from_millis(i64::MAX), Timestamp::MAX);
+        assert_eq!(plus_millis(from_millis(1), i64::MAX), Timestamp::MAX);
+    }
+}

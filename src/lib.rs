@@ -1,0 +1,5 @@
+//! spid: the ISV-side SPI receiver for cloud marketplaces.
+pub mod callback;
+pub mod clock;
+pub mod limits;
+pub mod signature;

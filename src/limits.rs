@@ -1,0 +1,101 @@
+//! Every bound and every default of the daemon, in one place, units last in the name.
+//!
+//! A limit that is not here does not exist: code that needs a bound takes it from this file, so
+//! that an operator who asks "how much can a peer make us hold?" reads one page. Relations that
+//! must hold between the numbers are asserted at compile time at the bottom.
+
+/// Longest request line plus headers we read, in bytes.
+pub const HEADERS_MAX_BYTES: usize = 32 * 1024;
+/// Most header fields in one request.
+pub const HEADERS_MAX_COUNT: usize = 64;
+/// Longest request URI, in bytes.
+pub const URI_MAX_BYTES: usize = 16 * 1024;
+/// Longest request body, in bytes.
+pub const BODY_MAX_BYTES: usize = 64 * 1024;
+/// Time a peer has to send its request headers, in milliseconds.
+pub const HEADERS_READ_MS: u64 = 10_000;
+/// Time a peer has to send its request body, in milliseconds.
+pub const BODY_READ_MS: u64 = 10_000;
+/// How long an idle kept-alive connection stays open, in milliseconds.
+pub const IDLE_MS: u64 = 75_000;
+/// Most connections open at once on one listener.
+pub const CONNECTIONS_MAX_COUNT: usize = 1024;
+/// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
+pub const ACCEPT_PAUSE_MS: u64 = 100;
+
+/// Most parameters in one request, query and form together.
+pub const PARAMETERS_MAX_COUNT: usize = 128;
+/// Longest parameter name, in bytes after decoding.
+pub const PARAMETER_NAME_MAX_BYTES: usize = 128;
+/// Longest parameter value, in bytes after decoding.
+pub const PARAMETER_VALUE_MAX_BYTES: usize = 8 * 1024;
+/// Longest name of an instance (its id, its order business id), in bytes.
+pub const NAME_MAX_BYTES: usize = 256;
+
+/// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
+/// number; three seconds is below every common proxy and client timeout.
+pub const REPLY_WITHIN_MS: u64 = 3_000;
+/// How far the clock of a signed, dated request may be off, in milliseconds.
+pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
+/// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
+pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
+/// A repeated expire is believed when the known expiry lies no further ahead than this, in milliseconds.
+pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Most store operations that wait for the writer.
+pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
+/// Most store operations in one commit.
+pub const WRITER_BATCH_MAX_COUNT: usize = 256;
+/// How long SQLite waits for a lock another process holds, in milliseconds.
+pub const STORE_BUSY_MS: u64 = 2_000;
+/// How often the counts of repeated deliveries are written, in milliseconds.
+pub const COUNTS_FLUSH_MS: u64 = 1_000;
+/// Most distinct callbacks whose counts wait to be written; past it they are written at once.
+pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
+/// Rows a list shows unless asked for more.
+pub const LIST_DEFAULT_COUNT: usize = 100;
+
+/// How long a job belongs to the dispatcher that took it, in milliseconds.
+pub const LEASE_MS: i64 = 30_000;
+/// How often leases are renewed while the hook runs, in milliseconds.
+pub const LEASE_RENEW_MS: u64 = 10_000;
+/// Jobs that run at once, over all hooks.
+pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
+/// How often the dispatcher looks for due jobs though nothing woke it, in milliseconds.
+pub const DISPATCH_POLL_MS: u64 = 5_000;
+/// Shortest time between two attempts that redeliveries bring about, in milliseconds.
+pub const FORWARD_GAP_MS: i64 = 30_000;
+/// The retry schedule: seconds to wait after the first failure, the second, and so on; then dead.
+pub const RETRY_SCHEDULE_S: [u64; 9] = [5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, 28_800];
+/// Longest wait a hook may ask for (`Retry-After`), in seconds.
+pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
+/// How much a retry is moved at random, in percent of the wait, so that a thousand jobs that failed
+/// together do not come back together.
+pub const RETRY_JITTER_PERCENT: u64 = 10;
+
+/// How long a hook may run unless it is configured otherwise, in milliseconds.
+pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
+/// Invocations of one hook at once unless it is configured otherwise.
+pub const HOOK_CONCURRENCY_COUNT: usize = 16;
+/// Most bytes a hook's answer may have.
+pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
+/// Longest line of a hook's standard error that is logged whole, in bytes.
+pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
+/// Most bytes of a hook's standard error that are logged for one attempt.
+pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// Longest error or reason text that is kept, in bytes.
+pub const REASON_MAX_BYTES: usize = 1024;
+
+/// How long a stop waits for requests in flight, in milliseconds.
+pub const STOP_REQUESTS_MS: u64 = 5_000;
+/// How long a stop waits for running hooks before it leaves them to the next start, in milliseconds.
+pub const STOP_HOOKS_MS: u64 = 20_000;
+/// How long a stop waits for the last commit, in milliseconds.
+pub const STOP_STORE_MS: u64 = 5_000;
+
+const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
+const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
+const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
+const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
+const _: () =
+    assert!(REPLY_WITHIN_MS < HEADERS_READ_MS, "an answer is due sooner than a slow peer is dropped");
