@@ -1,8 +1,35 @@
-//! The lifecycle of one sold instance. wip
+//! The lifecycle of one sold instance: (what is applied, what is coming, what is asked) to a decision.
+//!
+//! [`decide`] is pure and total. It knows no store, no hook and no HTTP; whoever calls it reads the
+//! [`View`] and writes the [`Verdict`] inside one transaction, so that nothing is decided on state
+//! that has meanwhile changed.
+//!
+//! The hard part is that a marketplace's request carries neither a time nor an event id: the expire
+//! of next year is, byte for byte, the expire of this year. So the unit is the *occurrence*: an
+//! (instance, action, order id, values) that is **open** until the marketplace has been told its
+//! success. While it is open a repeat joins it. Once told, a repeat is judged by state: nothing to
+//! change is a repeat, a change that fits is a new occurrence, and a change that contradicts what is
+//! known is held for an operator. An occurrence never seen before is always believed: somebody with
+//! the key signed it.
+//!
+//! | action | absent | pending | active | frozen | released |
+//! |---|---|---|---|---|---|
+//! | create | run | join | repeat | repeat | repeat, alert |
+//! | renew | policy | behind | run | run, thaws; held if its expiry is past | refused, alert |
+//! | refund-renew | policy | behind | run | run | repeat |
+//! | upgrade | policy | behind | run | run, stays frozen | refused, alert |
+//! | expire | policy | behind | run, freezes | repeat | repeat |
+//! | release | policy, tombstone | cancels; runs if a create ever began | run | run | repeat |
+
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::callback::{Action, Callback, Doubt, Expiry};
+use crate::clock::plus_millis;
+use crate::limits;
 
 /// What has been applied to an instance so far. What is still coming is in its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,4 +109,676 @@ pub struct Instance {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+impl Instance {
+    /// The record a create (or an adoption, or a tombstone) begins with: pending, nothing applied.
+    pub fn pending(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
+        let mut instance = Instance {
+            id: None,
+            order_biz_id: callback.subject.order_biz_id.clone().filter(|name| !name.is_empty()),
+            state: State::Pending,
+            account: account.to_owned(),
+            endpoint: endpoint.to_owned(),
+            buyer: None,
+            product: None,
+            sku: None,
+            order_id: None,
+            trial: None,
+            expires_on: None,
+            expires_on_raw: None,
+            items: BTreeMap::new(),
+            began: false,
+            tombstone: false,
+            adopted: false,
+            created_at: now,
+            updated_at: now,
+        };
+        instance.describe(callback);
+        instance
+    }
+
+    /// Takes over what a create says about the instance it asks for.
+    pub fn describe(&mut self, callback: &Callback) {
+        self.buyer = callback.buyer.clone();
+        self.product = callback.product.clone();
+        self.sku = callback.sku.clone();
+        self.order_id = callback.order_id.clone();
+        self.trial = callback.trial;
+        self.expires_on = callback.expires_on.as_ref().and_then(|expiry| expiry.at);
+        self.expires_on_raw = callback.expires_on.as_ref().map(|expiry| expiry.raw.clone());
+        self.items = callback.items.clone();
+    }
+
+    /// Applies what the hook has done. A released instance never changes again.
+    pub fn apply(&mut self, callback: &Callback, now: Timestamp) {
+        let before = self.expires_on;
+        self.effect(callback.action, &Wants::of(callback));
+        if self.expires_on != before {
+            self.expires_on_raw = callback.expires_on.as_ref().map(|expiry| expiry.raw.clone());
+        }
+        self.updated_at = now;
+    }
+
+    fn effect(&mut self, action: Action, wants: &Wants) {
+        if self.state == State::Released {
+            return;
+        }
+        match action {
+            Action::Create => self.state = State::Active,
+            Action::Renew => {
+                self.state = State::Active;
+                self.expires_on = self.expires_on.max(wants.expires_on);
+            }
+            Action::RefundRenew => self.expires_on = wants.expires_on.or(self.expires_on),
+            Action::Upgrade => {
+                self.sku = wants.sku.clone().or_else(|| self.sku.take());
+                self.items.extend(wants.items.clone());
+            }
+            Action::Expire => self.state = State::Frozen,
+            Action::Release => self.state = State::Released,
+            Action::SignOn | Action::Payment | Action::Query | Action::Other => {}
+        }
+    }
+
+    /// What it will be once everything in its lane is done.
+    pub fn projected(&self, lane: &[LaneJob]) -> Instance {
+        let mut future = self.clone();
+        for job in lane {
+            future.effect(job.action, &job.wants);
+        }
+        future
+    }
+
+    /// Whether the upgrade asks for what is already so.
+    fn has(&self, wants: &Wants) -> bool {
+        let same_sku = wants.sku.is_none() || wants.sku == self.sku;
+        same_sku && wants.items.iter().all(|(name, value)| self.items.get(name) == Some(value))
+    }
+}
+
+/// The values an action sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// The new expiry.
+    pub expires_on: Option<Timestamp>,
+    /// The new SKU.
+    pub sku: Option<String>,
+    /// The new billed quantities.
+    pub items: BTreeMap<String, String>,
+}
+
+impl Wants {
+    /// The values this callback sets.
+    pub fn of(callback: &Callback) -> Wants {
+        Wants {
+            expires_on: callback.expires_on.as_ref().and_then(|expiry| expiry.at),
+            sku: callback.sku.clone(),
+            items: callback.items.clone(),
+        }
+    }
+}
+
+/// A job of the instance that has not ended: it waits, runs, is pending, held or dead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneJob {
+    /// The store's number of the job.
+    pub job: i64,
+    /// What it will do.
+    pub action: Action,
+    /// Whether a hook is running for it now, so that it cannot be cancelled.
+    pub running: bool,
+    /// Whether it ran out of its retry schedule.
+    pub dead: bool,
+    /// The values it will set.
+    pub wants: Wants,
+}
+
+/// What is known of the occurrence a callback belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Occurrence {
+    /// Whether the marketplace was told the success of the latest one.
+    pub told: bool,
+    /// Whether it was ever told the success of one like it.
+    pub ever_told: bool,
+    /// Where the latest one stands.
+    pub standing: Standing,
+}
+
+/// Where an occurrence stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Its job has not ended.
+    Open(i64),
+    /// Its job is done.
+    Done(i64),
+    /// The hook refused it.
+    RefusedByHook {
+        /// When.
+        at: Timestamp,
+        /// In the hook's words.
+        reason: String,
+    },
+    /// It was held or refused without a job, or its job was dropped or cancelled: as if never asked.
+    Void,
+    /// It needed no job.
+    Recorded,
+}
+
+/// What to do with a callback for an instance nobody created here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownInstance {
+    /// Answer no. The marketplace calls again, and somebody will look.
+    #[default]
+    Refuse,
+    /// Answer yes and do nothing: for sellers who moved here and keep the old customers elsewhere.
+    Succeed,
+    /// Make a record and run the hook.
+    Adopt,
+}
+
+/// What the seller decided beforehand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// For an instance nobody created here.
+    pub unknown_instance: UnknownInstance,
+    /// How far the date of a sign-on may be off, in milliseconds.
+    pub sign_on_window_ms: i64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { unknown_instance: UnknownInstance::default(), sign_on_window_ms: limits::DATED_WINDOW_MS }
+    }
+}
+
+/// Everything a decision may depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The instance, as far as it is applied; `None` when no name of the callback is known.
+    pub instance: Option<&'a Instance>,
+    /// Its jobs that have not ended, in order.
+    pub lane: &'a [LaneJob],
+    /// What is known of the callback's occurrence.
+    pub occurrence: Option<&'a Occurrence>,
+    /// What the seller decided beforehand.
+    pub policy: Policy,
+    /// The present instant.
+    pub now: Timestamp,
+}
+
+/// Why a callback is refused or held.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    /// No instance of this account has that name.
+    #[error("no such instance is known here")]
+    UnknownInstance,
+    /// Neither an instance id nor an order leads to an instance.
+    #[error("the request names no instance, and its order leads to none")]
+    NamesNothing,
+    /// It was released; whatever is paid now is paid for nothing.
+    #[error("the instance has been released, so this {0} was paid for nothing")]
+    PaidForNothing(Action),
+    /// It is not in a state in which anybody may sign on.
+    #[error("nobody can sign on to an instance that is {0}")]
+    NotUsable(State),
+    /// The sign-on was used before.
+    #[error("this sign-on was used before")]
+    SignOnUsed,
+    /// The sign-on's date is missing or too far off.
+    #[error("this sign-on is not of now: its time is missing, or outside the window")]
+    SignOnStale,
+    /// Nothing can be decided before an operator has looked.
+    #[error("{0}")]
+    Doubt(Doubt),
+    /// The same thing was bought with other words.
+    #[error("the same orderBizId was created before with another order, SKU, trial flag or expiry")]
+    ConflictingCreate,
+    /// A create of something whose release came first.
+    #[error("its release came before this create")]
+    LateCreate,
+    /// An expire that was told before, long before the known expiry.
+    #[error("an expire like this was answered before, and the instance is paid until {0}")]
+    EarlyExpire(Timestamp),
+    /// A renewal that was told before, and taken back since.
+    #[error("this renewal was answered before, and the expiry has been lowered since")]
+    RefundedRenewal,
+    /// A refunded renewal that was told before, and renewed since.
+    #[error("this refund was answered before, and the expiry has moved since")]
+    LeftExpiry,
+    /// An upgrade that was told before, and left by a later one.
+    #[error("this upgrade was answered before, and a later one has replaced it")]
+    LeftSku,
+    /// A renewal to a date that is already past.
+    #[error("the instance is frozen, and this renewal ends in the past")]
+    PastExpiry,
+    /// A release of an instance nobody created here.
+    #[error("a release of an instance that was not created here")]
+    UnknownRelease,
+    /// Nothing says which hook an instance taken over belongs to.
+    #[error("the instance is unknown, and the request does not say which product it is")]
+    UnknownProduct,
+    /// The hook said no.
+    #[error("{0}")]
+    Hook(String),
+}
+
+impl Reason {
+    /// The stable word for logs, counters and `--json`.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Reason::UnknownInstance => "unknown-instance",
+            Reason::NamesNothing => "names-nothing",
+            Reason::PaidForNothing(_) => "paid-for-nothing",
+            Reason::NotUsable(_) => "not-usable",
+            Reason::SignOnUsed => "sign-on-used",
+            Reason::SignOnStale => "sign-on-stale",
+            Reason::Doubt(_) => "doubt",
+            Reason::ConflictingCreate => "conflicting-create",
+            Reason::LateCreate => "late-create",
+            Reason::EarlyExpire(_) => "early-expire",
+            Reason::RefundedRenewal => "refunded-renewal",
+            Reason::LeftExpiry => "left-expiry",
+            Reason::LeftSku => "left-sku",
+            Reason::PastExpiry => "past-expiry",
+            Reason::UnknownRelease => "unknown-release",
+            Reason::UnknownProduct => "unknown-product",
+            Reason::Hook(_) => "hook",
+        }
+    }
+}
+
+/// What is done with a callback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// A hook invocation is owed for the instance, after those in its lane.
+    Run,
+    /// A hook invocation is owed that has no place in the lane.
+    RunBeside {
+        /// Whether success is claimed now: for messages that are done when they are recorded.
+        told: bool,
+    },
+    /// It belongs to this job; the answer is the job's.
+    Join(i64),
+    /// Nothing changes; what was answered before is answered again.
+    Repeat,
+    /// Nothing is owed, and that is a success.
+    Record,
+    /// No. As things stand it will not be done.
+    Refuse(Reason),
+    /// An operator must look.
+    Hold(Reason),
+}
+
+/// A decision and what goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// What is done with the callback.
+    pub decision: Decision,
+    /// Jobs of the lane that end now, unrun.
+    pub cancels: Vec<i64>,
+    /// The instance is released here and now, without a hook: there was nothing to release.
+    pub entombs: bool,
+    /// Somebody should look, though nothing waits for it.
+    pub alert: bool,
+}
+
+impl From<Decision> for Verdict {
+    fn from(decision: Decision) -> Verdict {
+        Verdict { decision, cancels: Vec::new(), entombs: false, alert: false }
+    }
+}
+
+impl Verdict {
+    fn alerting(mut self) -> Verdict {
+        self.alert = true;
+        self
+    }
+}
+
+/// Decides what is done with a callback. Total: every view and every callback has a verdict.
+pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
+    if let Some(doubt) = callback.doubts.first() {
+        return Decision::Hold(Reason::Doubt(doubt.clone())).into();
+    }
+    match callback.action {
+        Action::SignOn => sign_on(view, callback).into(),
+        Action::Payment => payment(view).into(),
+        Action::Query => Decision::Repeat.into(),
+        Action::Other => other(view).into(),
+        Action::Create
+        | Action::Renew
+        | Action::RefundRenew
+        | Action::Upgrade
+        | Action::Expire
+        | Action::Release => lifecycle(view, callback),
+    }
+}
+
+fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
+    if let Some(decision) = open_occurrence(view) {
+        return decision.into();
+    }
+    let Some(instance) = view.instance.filter(|instance| !is_absent(instance, view.lane)) else {
+        return absent(view, callback);
+    };
+    let future = instance.projected(view.lane);
+    let known = Known {
+        instance,
+        future: &future,
+        releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
+        told: view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
+        view,
+        wants: Wants::of(callback),
+    };
+    match callback.action {
+        Action::Create => known.create(),
+        Action::Renew => known.renew(),
+        Action::RefundRenew => known.refund_renew().into(),
+        Action::Upgrade => known.upgrade(),
+        Action::Expire => known.expire(),
+        _ => known.release(),
+    }
+}
+
+/// A repeat of what the marketplace has not been told yet joins it, whatever was queued since.
+fn open_occurrence(view: View<'_>) -> Option<Decision> {
+    let occurrence = view.occurrence.filter(|occurrence| !occurrence.told)?;
+    match &occurrence.standing {
+        Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
+        Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
+            Some(Decision::Refuse(Reason::Hook(reason.clone())))
+        }
+        Standing::RefusedByHook { .. } | Standing::Void | Standing::Recorded => None,
+    }
+}
+
+/// A record whose create ended without effect is as if it had never been asked for.
+fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
+    instance.state == State::Pending && !lane.iter().any(|job| job.action == Action::Create)
+}
+
+fn absent(view: View<'_>, callback: &Callback) -> Verdict {
+    match callback.action {
+        Action::Create => Decision::Run.into(),
+        // A create began here once and ended without success: something may have to be cleaned up.
+        Action::Release if view.instance.is_some_and(|instance| instance.began) => Decision::Run.into(),
+        Action::Release if callback.subject.names().next().is_none() => {
+            Decision::Hold(Reason::NamesNothing).into()
+        }
+        Action::Release => unknown_release(view.policy),
+        _ => unknown(view.policy, callback).into(),
+    }
+}
+
+fn unknown_release(policy: Policy) -> Verdict {
+    let decision = match policy.unknown_instance {
+        UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
+        UnknownInstance::Succeed => Decision::Record,
+        UnknownInstance::Adopt => Decision::Hold(Reason::UnknownRelease),
+    };
+    Verdict { entombs: true, ..decision.into() }
+}
+
+fn unknown(policy: Policy, callback: &Callback) -> Decision {
+    if callback.subject.names().next().is_none() {
+        return Decision::Hold(Reason::NamesNothing);
+    }
+    match policy.unknown_instance {
+        UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
+        UnknownInstance::Succeed => Decision::Record,
+        UnknownInstance::Adopt if callback.product.is_none() => Decision::Hold(Reason::UnknownProduct),
+        UnknownInstance::Adopt => Decision::Run,
+    }
+}
+
+/// An instance that is there, and what is asked of it.
+struct Known<'a> {
+    instance: &'a Instance,
+    future: &'a Instance,
+    releasing: Option<i64>,
+    told: bool,
+    view: View<'a>,
+    wants: Wants,
+}
+
+impl Known<'_> {
+    fn create(&self) -> Verdict {
+        if self.future.state == State::Released && self.instance.id.is_none() {
+            return Decision::Hold(Reason::LateCreate).into();
+        }
+        let late = self.future.state == State::Released;
+        let decision = if self.told { Decision::Repeat } else { Decision::Hold(Reason::ConflictingCreate) };
+        Verdict { alert: late, ..decision.into() }
+    }
+
+    fn renew(&self) -> Verdict {
+        let past = self.wants.expires_on.is_some_and(|expiry| expiry <= self.view.now);
+        let lowered = self.wants.expires_on > self.future.expires_on;
+        match self.future.state {
+            State::Released => {
+                Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Renew))).alerting()
+            }
+            State::Frozen if past => Decision::Hold(Reason::PastExpiry).into(),
+            State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
+            State::Active if self.told => Decision::Repeat.into(),
+            State::Pending | State::Active | State::Frozen => {
+                Verdict { cancels: self.dead(Action::Expire), ..Decision::Run.into() }
+            }
+        }
+    }
+
+    fn refund_renew(&self) -> Decision {
+        match self.future.state {
+            State::Released => self.released(),
+            _ if !self.told => Decision::Run,
+            _ if self.wants.expires_on == self.future.expires_on => Decision::Repeat,
+            _ => Decision::Hold(Reason::LeftExpiry),
+        }
+    }
+
+    fn upgrade(&self) -> Verdict {
+        match self.future.state {
+            State::Released => {
+                Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Upgrade))).alerting()
+            }
+            _ if !self.told => Decision::Run.into(),
+            _ if self.future.has(&self.wants) => Decision::Repeat.into(),
+            _ => Decision::Hold(Reason::LeftSku).into(),
+        }
+    }
+
+    fn expire(&self) -> Verdict {
+        let believed_until = plus_millis(self.view.now, limits::EXPIRE_EARLY_MS);
+        let paid_until = self.future.expires_on.filter(|expiry| *expiry > believed_until);
+        match (self.future.state, paid_until) {
+            (State::Released, _) => self.released().into(),
+            (State::Frozen, _) => self.frozen().into(),
+            (State::Pending | State::Active, Some(expiry)) if self.told => {
+                Decision::Hold(Reason::EarlyExpire(expiry)).into()
+            }
+            (State::Pending | State::Active, _) => {
+                Verdict { cancels: self.dead(Action::Renew), ..Decision::Run.into() }
+            }
+        }
+    }
+
+    /// A release overtakes everything: what has not begun ends unrun, and where nothing ever began
+    /// there is nothing to release.
+    fn release(&self) -> Verdict {
+        if self.future.state == State::Released {
+            return self.release_again().into();
+        }
+        let cancels = self.view.lane.iter().filter(|job| !job.running).map(|job| job.job).collect();
+        if self.instance.began || self.instance.adopted || self.instance.state != State::Pending {
+            return Verdict { cancels, ..Decision::Run.into() };
+        }
+        Verdict { cancels, entombs: true, ..Decision::Record.into() }
+    }
+
+    fn release_again(&self) -> Decision {
+        if let Some(job) = self.releasing {
+            return Decision::Join(job);
+        }
+        if self.instance.tombstone && !self.told {
+            return unknown_release(self.view.policy).decision;
+        }
+        Decision::Repeat
+    }
+
+    /// Released already, or about to be: then it is true when the release is done.
+    fn released(&self) -> Decision {
+        self.releasing.map_or(Decision::Repeat, Decision::Join)
+    }
+
+    /// Frozen already, or about to be: then it is true when that expire is done.
+    fn frozen(&self) -> Decision {
+        let expiring = self.view.lane.iter().rev().find(|job| job.action == Action::Expire);
+        expiring.map_or(Decision::Repeat, |job| Decision::Join(job.job))
+    }
+
+    /// The dead jobs of this action: a renew supersedes a dead expire, and the reverse.
+    fn dead(&self, action: Action) -> Vec<i64> {
+        let dead = self.view.lane.iter().filter(|job| job.dead && job.action == action);
+        dead.map(|job| job.job).collect()
+    }
+}
+
+fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
+    let Some(instance) = view.instance else {
+        return Decision::Refuse(Reason::UnknownInstance);
+    };
+    let window = view.policy.sign_on_window_ms;
+    let fresh = callback
+        .sent_at
+        .is_some_and(|sent| sent >= plus_millis(view.now, -window) && sent <= plus_millis(view.now, window));
+    if !fresh {
+        return Decision::Refuse(Reason::SignOnStale);
+    }
+    if view.occurrence.is_some_and(|occurrence| occurrence.told) {
+        return Decision::Refuse(Reason::SignOnUsed);
+    }
+    if let Some(decision) = open_occurrence(view) {
+        return decision;
+    }
+    match instance.state {
+        State::Active | State::Frozen => Decision::RunBeside { told: false },
+        State::Pending | State::Released => Decision::Refuse(Reason::NotUsable(instance.state)),
+    }
+}
+
+fn payment(view: View<'_>) -> Decision {
+    match view.occurrence {
+        Some(_) => Decision::Repeat,
+        None => Decision::RunBeside { told: true },
+    }
+}
+
+fn other(view: View<'_>) -> Decision {
+    if let Some(decision) = open_occurrence(view) {
+        return decision;
+    }
+    match view.occurrence.map(|occurrence| &occurrence.standing) {
+        Some(Standing::Done(job)) => Decision::Join(*job),
+        _ => Decision::RunBeside { told: false },
+    }
+}
+
+/// What a callback's occurrence is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// An instance of the store, by its number.
+    Instance(i64),
+    /// Nothing that is known; the name the callback used, or its order.
+    Named(&'a str),
+}
+
+/// The 16 bytes that are equal for the redeliveries of one request, and differ for anything that
+/// would change something else: account, instance, action, order id if given, the values it sets.
+///
+/// They are equal, too, for two happenings that a marketplace announces with the same words; which
+/// of the two it is, [`decide`] tells from what was told and from the state.
+pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
+    let mut digest = KeyDigest(Sha256::new());
+    digest.text(account);
+    match subject {
+        Subject::Instance(number) => digest.text(&format!("instance {number}")),
+        Subject::Named(name) => digest.text(&format!("name {name}")),
+    }
+    digest.text(callback.action.as_str());
+    if callback.doubts.is_empty() {
+        values(&mut digest, callback);
+    } else {
+        everything(&mut digest, callback);
+    }
+    digest.finish()
+}
+
+fn values(digest: &mut KeyDigest, callback: &Callback) {
+    match callback.action {
+        Action::Create => {
+            digest.option(callback.order_id.as_deref());
+            digest.option(callback.sku.as_deref());
+            digest.option(callback.trial.map(|trial| if trial { "true" } else { "false" }));
+            digest.expiry(callback.expires_on.as_ref());
+        }
+        Action::Renew | Action::RefundRenew => {
+            digest.option(callback.order_id.as_deref());
+            digest.expiry(callback.expires_on.as_ref());
+        }
+        Action::Upgrade => {
+            digest.option(callback.order_id.as_deref());
+            digest.option(callback.sku.as_deref());
+            for (name, value) in &callback.items {
+                digest.text(name);
+                digest.text(value);
+            }
+        }
+        Action::Expire | Action::Release => digest.option(callback.order_id.as_deref()),
+        Action::Payment => match &callback.request_id {
+            Some(request) => digest.text(request),
+            None => everything(digest, callback),
+        },
+        Action::SignOn | Action::Query | Action::Other => everything(digest, callback),
+    }
+}
+
+fn everything(digest: &mut KeyDigest, callback: &Callback) {
+    digest.text(&callback.action_name);
+    for (name, value) in callback.parameters.iter() {
+        digest.text(name);
+        digest.text(value);
+    }
+}
+
+/// A digest over texts that cannot run into each other: each goes in behind its length.
+struct KeyDigest(Sha256);
+
+impl KeyDigest {
+    fn text(&mut self, text: &str) {
+        self.0.update((text.len() as u64).to_be_bytes());
+        self.0.update(text.as_bytes());
+    }
+
+    fn option(&mut self, text: Option<&str>) {
+        self.0.update([u8::from(text.is_some())]);
+        self.text(text.unwrap_or_default());
+    }
+
+    fn expiry(&mut self, expiry: Option<&Expiry>) {
+        match expiry {
+            Some(Expiry { at: Some(at), .. }) => self.text(&at.as_millisecond().to_string()),
+            Some(Expiry { raw, at: None }) => self.text(raw),
+            None => self.option(None),
+        }
+    }
+
+    fn finish(self) -> [u8; 16] {
+        let mut key = [0u8; 16];
+        for (slot, byte) in key.iter_mut().zip(self.0.finalize()) {
+            *slot = byte;
+        }
+        key
+    }
 }
