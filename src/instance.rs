@@ -703,6 +703,8 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
     let mut digest = KeyDigest(Sha256::new());
     digest.text(account);
     match subject {
+        // A payment has its own id, and may come before or after the create it pays for.
+        _ if callback.action == Action::Payment => {}
         Subject::Instance(number) => digest.text(&format!("instance {number}")),
         Subject::Named(name) => digest.text(&format!("name {name}")),
     }

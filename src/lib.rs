@@ -2,5 +2,7 @@
 pub mod callback;
 pub mod clock;
 pub mod instance;
+pub mod job;
 pub mod limits;
+pub mod seal;
 pub mod signature;
