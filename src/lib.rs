@@ -6,3 +6,4 @@ pub mod job;
 pub mod limits;
 pub mod seal;
 pub mod signature;
+pub mod store;

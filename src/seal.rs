@@ -62,7 +62,8 @@ impl Sealer {
     /// # Errors
     /// [`SealError::Random`].
     pub fn ephemeral() -> Result<Sealer, SealError> {
-        Ok(Sealer::new(&random_key()?))
+        let key = random_key()?;
+        Ok(Sealer::new(&key))
     }
 
     /// Reads the key from `path`; makes one there, readable by its owner alone, if there is none.

@@ -1,0 +1,847 @@
+//! The rules of keeping: accept, take, finish. Each runs whole inside one savepoint of the writer.
+//!
+//! Written once over [`Write`], so that every backend decides alike. Nothing here waits, logs or
+//! knows a hook; what should happen after the commit is in what is returned.
+
+use jiff::Timestamp;
+
+use super::StoreError;
+use super::rows::{AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, Read, Result, Write};
+use crate::callback::{Action, Callback};
+use crate::clock::Id;
+use crate::instance::{
+    self, Decision, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
+    Wants,
+};
+use crate::job::{self, Extra, Next, Progress, Schedule};
+use crate::limits;
+
+/// A verified callback to be kept.
+#[derive(Debug, Clone)]
+pub struct Acceptance {
+    /// The account it is for.
+    pub account: String,
+    /// The endpoint it came through.
+    pub endpoint: String,
+    /// The label of the key that signed it.
+    pub key_label: String,
+    /// What it asks.
+    pub callback: Callback,
+    /// When it came.
+    pub received_at: Timestamp,
+    /// What the seller decided beforehand.
+    pub policy: Policy,
+}
+
+/// How a new job is born.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Birth {
+    /// The id it gets.
+    pub(crate) id: Id,
+    /// Whether it may be leased at once, until then.
+    pub(crate) lease_until: Option<Timestamp>,
+}
+
+/// What is to be answered, as far as the store knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is done.
+    Applied(Box<Stored>),
+    /// It is not done.
+    NotYet,
+    /// It was refused.
+    Refused(String),
+    /// It waits for an operator.
+    Held(String),
+    /// It will be known when this job's attempt ends.
+    Wait(i64),
+}
+
+/// A stored answer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub(crate) instance_id: Option<String>,
+    pub(crate) open: Option<String>,
+    pub(crate) sealed: Option<Vec<u8>>,
+    /// The job it is sealed for.
+    pub(crate) sealed_for: Option<Id>,
+    /// When the marketplace was first told.
+    pub(crate) told_at: Option<Timestamp>,
+}
+
+/// What became of an accepted callback.
+#[derive(Debug, Clone)]
+pub(crate) struct Accepted {
+    pub(crate) row: CallbackRow,
+    pub(crate) told: Told,
+    /// A job born leased.
+    pub(crate) taken: Option<Box<Taken>>,
+    /// Whether a job was made that somebody else must take, or one was brought forward.
+    pub(crate) wakes: bool,
+    /// Whether somebody should look.
+    pub(crate) alert: bool,
+}
+
+/// A job that belongs to a dispatcher until its lease ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// The job, its attempt counted.
+    pub job: JobRow,
+    /// What is to be done.
+    pub callback: Callback,
+    /// Where it came from.
+    pub origin: CallbackRow,
+    /// The instance as applied now.
+    pub instance: Option<Instance>,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub(crate) enum Ending {
+    /// Done; the answer taken apart.
+    Done { instance_id: Option<String>, open: Option<String>, sealed: Option<Vec<u8>> },
+    /// Not done; again.
+    Retry { error: String, after_ms: Option<i64> },
+    /// The hook said no.
+    Refused { reason: String },
+    /// The hook will finish later.
+    Pending { note: String },
+    /// It was not tried, or was cut short by our own stop: it is due at once and spends nothing.
+    GivenBack,
+}
+
+/// The end of an attempt.
+#[derive(Debug, Clone)]
+pub(crate) struct Finish {
+    pub(crate) job: i64,
+    /// The attempt that ended: an older one than the job's last is fenced off.
+    pub(crate) attempt: u32,
+    pub(crate) ending: Ending,
+    pub(crate) schedule: Schedule,
+    pub(crate) now: Timestamp,
+}
+
+/// What a finish led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finished {
+    /// The job ended or waits; this may be told.
+    Kept { state: job::State, told: Told, note: Option<String> },
+    /// The lease was lost; nothing was changed.
+    Fenced,
+}
+
+/// What was read to decide one callback.
+struct Judged {
+    instance: Option<InstanceRow>,
+    lane: Vec<(JobRow, Callback)>,
+    /// The latest occurrence like it.
+    latest: Option<CallbackRow>,
+    verdict: Verdict,
+}
+
+fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
+    let instance = find_instance(rows, &acceptance.account, &acceptance.callback)?;
+    let lane = match &instance {
+        Some(row) => rows.lane(row.number)?,
+        None => Vec::new(),
+    };
+    let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref().map(|row| row.number)))?;
+    let latest = occurrences.last().cloned();
+    let occurrence = match &latest {
+        Some(row) => Some(Occurrence {
+            told: row.told_at.is_some(),
+            ever_told: occurrences.iter().any(|row| row.told_at.is_some()),
+            standing: standing(rows, row)?,
+        }),
+        None => None,
+    };
+    let lane_view: Vec<LaneJob> = lane.iter().map(lane_job).collect();
+    let view = View {
+        instance: instance.as_ref().map(|row| &row.instance),
+        lane: &lane_view,
+        occurrence: occurrence.as_ref(),
+        policy: acceptance.policy,
+        now: acceptance.received_at,
+    };
+    let verdict = instance::decide(view, &acceptance.callback);
+    Ok(Judged { instance, lane, latest, verdict })
+}
+
+fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<InstanceRow>> {
+    for name in callback.subject.names() {
+        if let Some(row) = rows.instance_by_name(account, name)? {
+            return Ok(Some(row));
+        }
+    }
+    if callback.subject.names().next().is_some() {
+        return Ok(None);
+    }
+    let Some(order) = callback.order_id.as_deref().filter(|order| !order.is_empty()) else {
+        return Ok(None);
+    };
+    match rows.instances_by_order(account, order)?.as_slice() {
+        [only] => rows.instance(*only),
+        _ => Ok(None),
+    }
+}
+
+fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
+    let callback = &acceptance.callback;
+    let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
+    let subject = instance.map_or(Subject::Named(named), Subject::Instance);
+    instance::occurrence_key(&acceptance.account, subject, callback)
+}
+
+fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
+    let job = match row.job {
+        Some(number) if row.disposition == Disposition::Job => rows.job(number)?,
+        _ => None,
+    };
+    Ok(match (row.disposition, job) {
+        (Disposition::Recorded, _) => Standing::Recorded,
+        (Disposition::Job, Some(job)) => match job.state {
+            job::State::Done => Standing::Done(job.number),
+            job::State::Refused => Standing::RefusedByHook {
+                at: job.ended_at.unwrap_or(job.created_at),
+                reason: job.note.unwrap_or_default(),
+            },
+            live if live.is_live() => Standing::Open(job.number),
+            _ => Standing::Void,
+        },
+        _ => Standing::Void,
+    })
+}
+
+fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
+    LaneJob {
+        job: job.number,
+        action: job.action,
+        running: job.state == job::State::Running,
+        dead: job.state == job::State::Dead,
+        wants: Wants::of(callback),
+    }
+}
+
+/// The answer to a repeat of something told, if that is what this is: read only, nothing changes.
+pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
+    let judged = judge(rows, acceptance)?;
+    let (Decision::Repeat, Some(row), false) =
+        (&judged.verdict.decision, &judged.latest, judged.verdict.alert)
+    else {
+        return Ok(None);
+    };
+    if row.told_at.is_none() {
+        return Ok(None);
+    }
+    let stored = stored_answer(rows, row, judged.instance.as_ref())?;
+    Ok(Some(Accepted {
+        row: row.clone(),
+        told: Told::Applied(Box::new(stored)),
+        taken: None,
+        wakes: false,
+        alert: false,
+    }))
+}
+
+/// Keeps a callback: reads, decides, and writes callback, instance and job together.
+pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
+    let judged = judge(rows, acceptance)?;
+    for number in &judged.verdict.cancels {
+        cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
+    }
+    let instance = settle_instance(rows, acceptance, &judged)?;
+    let mut row = callback_row(acceptance, &judged, instance.as_ref());
+    let mut made = None;
+    if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
+        made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
+    }
+    decide_row(&mut row, &judged, acceptance.received_at);
+    if row.number == 0 {
+        row.number = rows.add_callback(&row, &acceptance.callback)?;
+    }
+    let mut accepted =
+        Accepted { row, told: Told::NotYet, taken: None, wakes: false, alert: judged.verdict.alert };
+    if let Some(job) = made {
+        begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
+    } else {
+        accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
+    }
+    if matches!(accepted.told, Told::Applied(_)) {
+        mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
+    }
+    rows.put_callback(&accepted.row)?;
+    Ok(accepted)
+}
+
+fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
+    if let Some(mut job) = rows.job(number)? {
+        job.note = Some(format!("made unnecessary by a later {by}"));
+        end(&mut job, job::State::Cancelled, now);
+        rows.put_job(&job)?;
+    }
+    Ok(())
+}
+
+fn end(job: &mut JobRow, state: job::State, now: Timestamp) {
+    job.state = state;
+    job.lease_until = None;
+    job.ended_at = Some(now);
+}
+
+/// The instance the callback is about once it is kept: made, described anew, or entombed.
+fn settle_instance(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    judged: &Judged,
+) -> Result<Option<InstanceRow>> {
+    let callback = &acceptance.callback;
+    let runs = judged.verdict.decision == Decision::Run;
+    let now = acceptance.received_at;
+    let row = match (&judged.instance, runs || judged.verdict.entombs) {
+        (Some(row), true) => {
+            let mut row = row.clone();
+            if judged.verdict.entombs {
+                row.instance.state = State::Released;
+            } else if callback.action == Action::Create {
+                row.instance.describe(callback);
+            }
+            row.instance.updated_at = now;
+            rows.put_instance(&row)?;
+            Some(row)
+        }
+        (None, true) => Some(new_instance(rows, acceptance, judged)?),
+        (known, false) => known.clone(),
+    };
+    if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {
+        rows.add_order(&acceptance.account, order, row.number)?;
+    }
+    Ok(row)
+}
+
+fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) -> Result<InstanceRow> {
+    let callback = &acceptance.callback;
+    let mut instance =
+        Instance::pending(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
+    if judged.verdict.entombs {
+        instance.state = State::Released;
+        instance.tombstone = true;
+    } else if callback.action != Action::Create {
+        instance.adopted = true;
+        instance.state = State::Active;
+        instance.id = callback.subject.names().next().map(str::to_owned);
+    }
+    let number = rows.add_instance(&instance)?;
+    for name in callback.subject.names() {
+        rows.add_name(&acceptance.account, name, number)?;
+    }
+    Ok(InstanceRow { number, created_by: None, instance })
+}
+
+/// The row this delivery counts on: the open occurrence's, the repeated one's, or a new one.
+fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>) -> CallbackRow {
+    let repeats = matches!(
+        judged.verdict.decision,
+        Decision::Repeat | Decision::Join(_) | Decision::Refuse(Reason::SignOnUsed)
+    );
+    let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
+    if let Some(row) = counted {
+        let mut row = row.clone();
+        row.deliveries += 1;
+        row.last_received_at = acceptance.received_at;
+        return row;
+    }
+    let number = instance.map(|row| row.number);
+    CallbackRow {
+        number: 0,
+        account: acceptance.account.clone(),
+        endpoint: acceptance.endpoint.clone(),
+        key_label: acceptance.key_label.clone(),
+        occurrence: key_of(acceptance, number),
+        instance: number,
+        job: None,
+        action: acceptance.callback.action,
+        disposition: Disposition::Recorded,
+        reason_code: None,
+        reason: None,
+        received_at: acceptance.received_at,
+        last_received_at: acceptance.received_at,
+        deliveries: 1,
+        told_at: None,
+    }
+}
+
+/// Writes the decision into the row. A row that was told is history: it only counts.
+fn decide_row(row: &mut CallbackRow, judged: &Judged, now: Timestamp) {
+    if row.told_at.is_some() {
+        return;
+    }
+    let decision = &judged.verdict.decision;
+    let reason = match decision {
+        Decision::Refuse(reason) | Decision::Hold(reason) => Some(reason),
+        _ => None,
+    };
+    row.disposition = match decision {
+        Decision::Run | Decision::RunBeside { .. } | Decision::Join(_) => Disposition::Job,
+        // The hook's own refusal stands in its job.
+        Decision::Refuse(Reason::Hook(_)) => row.disposition,
+        Decision::Record | Decision::Repeat => Disposition::Recorded,
+        Decision::Refuse(_) => Disposition::Refused,
+        Decision::Hold(_) => Disposition::Held,
+    };
+    row.reason_code = reason.map(|reason| reason.code().to_owned());
+    row.reason = reason.map(Reason::to_string);
+    if let Decision::Join(job) = decision {
+        row.job = Some(*job);
+    }
+    if *decision == (Decision::RunBeside { told: true }) {
+        row.told_at = Some(now);
+    }
+}
+
+fn new_job(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>, birth: Birth) -> JobRow {
+    let in_lane = judged.verdict.decision == Decision::Run;
+    let alone = judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number));
+    let lease_until = birth.lease_until.filter(|_| alone || !in_lane);
+    let now = acceptance.received_at;
+    JobRow {
+        number: 0,
+        id: birth.id,
+        callback: 0,
+        instance: instance.map(|row| row.number),
+        in_lane,
+        action: acceptance.callback.action,
+        state: if lease_until.is_some() { job::State::Running } else { job::State::Queued },
+        attempts: u32::from(lease_until.is_some()),
+        step: 0,
+        extra: Extra::No,
+        due_at: now,
+        lease_until,
+        attempted_at: None,
+        note: None,
+        answer: None,
+        sealed: None,
+        proposed_id: None,
+        created_at: now,
+        ended_at: None,
+    }
+}
+
+fn begin_job(
+    rows: &mut dyn Write,
+    accepted: &mut Accepted,
+    mut job: JobRow,
+    acceptance: &Acceptance,
+    instance: Option<&InstanceRow>,
+) -> Result<()> {
+    job.callback = accepted.row.number;
+    job.number = rows.add_job(&job)?;
+    accepted.row.job = Some(job.number);
+    accepted.told = match accepted.row.told_at {
+        Some(_) => Told::Applied(Box::default()),
+        None => Told::Wait(job.number),
+    };
+    if job.state != job::State::Running {
+        accepted.wakes = true;
+        return Ok(());
+    }
+    let mut instance = instance.cloned();
+    note_began(rows, &job, instance.as_mut())?;
+    accepted.taken = Some(Box::new(Taken {
+        job,
+        callback: acceptance.callback.clone(),
+        origin: accepted.row.clone(),
+        instance: instance.map(|row| row.instance),
+    }));
+    Ok(())
+}
+
+/// From the first create attempt on, something may exist at the ISV's side.
+fn note_began(rows: &mut dyn Write, job: &JobRow, instance: Option<&mut InstanceRow>) -> Result<()> {
+    match instance {
+        Some(row) if job.action == Action::Create && !row.instance.began => {
+            row.instance.began = true;
+            rows.put_instance(row)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is answered to a callback that made no job of its own.
+fn tell(
+    rows: &mut dyn Write,
+    accepted: &mut Accepted,
+    judged: &Judged,
+    instance: Option<&InstanceRow>,
+    now: Timestamp,
+) -> Result<Told> {
+    let id = instance.and_then(|row| row.instance.id.clone());
+    Ok(match &judged.verdict.decision {
+        Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
+        Decision::Repeat => Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance)?)),
+        Decision::Record => Told::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
+        Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
+            Told::Applied(Box::new(create_answer(rows, instance)?))
+        }
+        Decision::Refuse(reason) => Told::Refused(reason.to_string()),
+        Decision::Hold(reason) => Told::Held(reason.to_string()),
+        Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
+    })
+}
+
+/// Joins a job, bringing a waiting or dead one forward.
+fn join(
+    rows: &mut dyn Write,
+    accepted: &mut Accepted,
+    number: i64,
+    instance: Option<&InstanceRow>,
+    now: Timestamp,
+) -> Result<Told> {
+    let job = rows.job(number)?.ok_or(StoreError::Inconsistent("a callback's job is missing"))?;
+    Ok(match job.state {
+        job::State::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
+        job::State::Running => Told::Wait(number),
+        job::State::Queued | job::State::Dead => {
+            accepted.wakes = bring_forward(rows, job, now)?;
+            Told::Wait(number)
+        }
+        job::State::Held => Told::Held(job.note.unwrap_or_default()),
+        job::State::Refused => Told::Refused(job.note.unwrap_or_default()),
+        job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
+    })
+}
+
+fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
+    let due = job::forward_due(job.attempted_at, now);
+    if job.state == job::State::Queued && (job.attempts == 0 || job.due_at <= due) {
+        return Ok(false);
+    }
+    job.extra = match job.state {
+        job::State::Dead => Extra::Dead,
+        _ if job.extra == Extra::Dead => Extra::Dead,
+        _ => Extra::Waiting,
+    };
+    job.state = job::State::Queued;
+    job.due_at = due;
+    rows.put_job(&job)?;
+    Ok(true)
+}
+
+fn stored_answer(rows: &dyn Read, row: &CallbackRow, instance: Option<&InstanceRow>) -> Result<Stored> {
+    if row.action == Action::Create {
+        return create_answer(rows, instance);
+    }
+    match row.job {
+        Some(number) => {
+            let job = rows.job(number)?.filter(|job| job.state == job::State::Done);
+            Ok(job.map(|job| answer_of(&job, instance, row.told_at)).unwrap_or_default())
+        }
+        None => {
+            Ok(Stored { instance_id: instance.and_then(|row| row.instance.id.clone()), ..Stored::default() })
+        }
+    }
+}
+
+/// The answer of the job that created the instance.
+fn create_answer(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Stored> {
+    let Some(row) = instance else { return Ok(Stored::default()) };
+    let created = match row.created_by {
+        Some(number) => rows.job(number)?,
+        None => None,
+    };
+    let Some(job) = created else {
+        return Ok(Stored { instance_id: row.instance.id.clone(), ..Stored::default() });
+    };
+    let told_at = rows.callback(job.callback)?.and_then(|(row, _)| row.told_at);
+    Ok(answer_of(&job, instance, told_at))
+}
+
+fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Timestamp>) -> Stored {
+    Stored {
+        instance_id: instance.and_then(|row| row.instance.id.clone()),
+        open: job.answer.clone(),
+        sealed: job.sealed.clone(),
+        sealed_for: Some(job.id),
+        told_at,
+    }
+}
+
+/// Records that success is told now; a conflicting create that is told the id tells the create, too.
+fn mark_told(
+    rows: &mut dyn Write,
+    row: &mut CallbackRow,
+    instance: Option<&InstanceRow>,
+    acceptance: &Acceptance,
+) -> Result<()> {
+    let now = acceptance.received_at;
+    if row.disposition != Disposition::Held {
+        row.told_at = row.told_at.or(Some(now));
+        return Ok(());
+    }
+    let created_by = instance.and_then(|row| row.created_by);
+    let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
+    if let Some((mut create, _)) = rows.callback(job.callback)? {
+        create.told_at = create.told_at.or(Some(now));
+        rows.put_callback(&create)?;
+    }
+    Ok(())
+}
+
+/// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Jobs whose
+/// lease has ended come back first.
+pub(crate) fn take(
+    rows: &mut dyn Write,
+    limit: usize,
+    lease_until: Timestamp,
+    schedule: &Schedule,
+    now: Timestamp,
+) -> Result<Vec<Taken>> {
+    recover(rows, schedule, now, |job| job.lease_until.is_none_or(|until| until < now))?;
+    let mut taken = Vec::new();
+    for mut job in rows.due(now, limit)? {
+        job.state = job::State::Running;
+        job.attempts += 1;
+        job.lease_until = Some(lease_until);
+        rows.put_job(&job)?;
+        let (origin, callback) =
+            rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+        let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+        note_began(rows, &job, instance.as_mut())?;
+        taken.push(Taken { job, callback, origin, instance: instance.map(|row| row.instance) });
+    }
+    Ok(taken)
+}
+
+/// Gives back the running jobs that `lost` says nobody works on any more. Returns how many.
+pub(crate) fn recover(
+    rows: &mut dyn Write,
+    schedule: &Schedule,
+    now: Timestamp,
+    lost: impl Fn(&JobRow) -> bool,
+) -> Result<usize> {
+    let mut count = 0;
+    for mut job in rows.running()? {
+        if !lost(&job) {
+            continue;
+        }
+        note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
+        if job.action == Action::SignOn {
+            job.note = Some("the daemon stopped while the browser waited".to_owned());
+            end(&mut job, job::State::Dropped, now);
+        } else {
+            let progress = Progress { step: job.step, extra: job.extra };
+            let next = schedule.lost(progress, now);
+            let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
+            follow(&mut job, next, note.to_owned(), now);
+        }
+        settle_lane_after(rows, &mut job, now)?;
+        rows.put_job(&job)?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn note_attempt(rows: &mut dyn Write, job: &JobRow, ending: &str, note: &str, now: Timestamp) -> Result<()> {
+    rows.add_attempt(&AttemptRow {
+        job: job.number,
+        attempt: job.attempts,
+        ended_at: now,
+        ending: ending.to_owned(),
+        note: note.to_owned(),
+    })
+}
+
+fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
+    job.lease_until = None;
+    job.attempted_at = Some(now);
+    job.note = Some(note);
+    match next {
+        Next::Wait { due_at, progress } => {
+            job.state = job::State::Queued;
+            job.due_at = due_at;
+            job.step = progress.step;
+            job.extra = progress.extra;
+        }
+        Next::Dead => {
+            job.state = job::State::Dead;
+            job.extra = Extra::No;
+        }
+    }
+}
+
+/// Prolongs the leases of these attempts. Those that are no longer the job's are passed over.
+pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
+    for (number, attempt) in held {
+        if let Some(mut job) = running_attempt(rows, *number, *attempt)? {
+            job.lease_until = Some(until);
+            rows.put_job(&job)?;
+        }
+    }
+    Ok(())
+}
+
+fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<JobRow>> {
+    let job = rows.job(number)?;
+    Ok(job.filter(|job| job.state == job::State::Running && job.attempts == attempt))
+}
+
+/// Keeps how an attempt ended. `told` are the callbacks whose senders wait for it and hear it now.
+pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
+    let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
+        remember_id(rows, finish)?;
+        return Ok(Finished::Fenced);
+    };
+    job.attempted_at = Some(finish.now);
+    let kept = match &finish.ending {
+        Ending::Done { instance_id, open, sealed } => {
+            job.answer = open.clone();
+            job.sealed = sealed.clone();
+            complete(rows, &mut job, instance_id.as_deref(), finish.now)?
+        }
+        Ending::Retry { error, after_ms } => {
+            note_attempt(rows, &job, "retry", error, finish.now)?;
+            let progress = Progress { step: job.step, extra: job.extra };
+            let next = finish.schedule.failed(job.id, progress, *after_ms, finish.now);
+            follow(&mut job, next, error.clone(), finish.now);
+            Told::NotYet
+        }
+        Ending::Refused { reason } => {
+            job.note = Some(reason.clone());
+            end(&mut job, job::State::Refused, finish.now);
+            Told::Refused(reason.clone())
+        }
+        Ending::Pending { note } => {
+            job.note = Some(note.clone());
+            job.state = job::State::Pending;
+            job.lease_until = None;
+            Told::NotYet
+        }
+        Ending::GivenBack => {
+            job.state = job::State::Queued;
+            job.lease_until = None;
+            job.due_at = finish.now;
+            Told::NotYet
+        }
+    };
+    settle_lane_after(rows, &mut job, finish.now)?;
+    rows.put_job(&job)?;
+    if matches!(kept, Told::Applied(_)) {
+        tell_waiting(rows, told, finish.now)?;
+    }
+    Ok(Finished::Kept { state: job.state, told: kept, note: job.note })
+}
+
+/// A late answer is not used, but the id in it is remembered: a later attempt must not give another.
+fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
+    let Ending::Done { instance_id: Some(id), .. } = &finish.ending else { return Ok(()) };
+    match rows.job(finish.job)? {
+        Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
+            job.proposed_id = Some(id.clone());
+            rows.put_job(&job)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()> {
+    for number in told {
+        if let Some((mut row, _)) = rows.callback(*number)? {
+            row.told_at = row.told_at.or(Some(now));
+            rows.put_callback(&row)?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies what the hook did; a create whose id will not do is held instead.
+fn complete(rows: &mut dyn Write, job: &mut JobRow, id: Option<&str>, now: Timestamp) -> Result<Told> {
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let (Some(mut row), true) = (instance.clone(), job.in_lane) else {
+        end(job, job::State::Done, now);
+        return Ok(Told::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
+    };
+    let (_, callback) =
+        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    if job.action == Action::Create {
+        if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
+            job.state = job::State::Held;
+            job.lease_until = None;
+            job.note = Some(trouble.clone());
+            return Ok(Told::Held(trouble));
+        }
+        row.created_by = Some(job.number);
+    }
+    row.instance.apply(&callback, now);
+    rows.put_instance(&row)?;
+    end(job, job::State::Done, now);
+    job.note = None;
+    Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
+}
+
+/// Gives the instance the id the hook chose, or its orderBizId. Says what is wrong with it otherwise.
+fn name_instance(
+    rows: &mut dyn Write,
+    job: &mut JobRow,
+    row: &mut InstanceRow,
+    id: Option<&str>,
+) -> Result<Option<String>> {
+    let Some(id) = id.or(row.instance.order_biz_id.as_deref()).map(str::to_owned) else {
+        return Ok(Some("neither the hook nor the marketplace gave the instance an id".to_owned()));
+    };
+    if id.trim().is_empty() || id == "0" || id.len() > limits::NAME_MAX_BYTES {
+        return Ok(Some(format!(
+            "the hook answered an id that cannot be used: it is empty, `0` or longer than {} bytes",
+            limits::NAME_MAX_BYTES
+        )));
+    }
+    if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
+        return Ok(Some(format!("the hook answered the id `{id}`, and `{before}` in an earlier attempt")));
+    }
+    if !rows.add_name(&row.instance.account, &id, row.number)? {
+        return Ok(Some(format!("the hook answered the id `{id}`, which another instance has")));
+    }
+    job.proposed_id = Some(id.clone());
+    row.instance.id = Some(id);
+    Ok(None)
+}
+
+/// What the end of a job means for those behind it: without its create nothing can follow, and with a
+/// release coming nothing is tried again.
+fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    if job.state == job::State::Done || job.state == job::State::Running {
+        return Ok(());
+    }
+    let lane = rows.lane(instance)?;
+    let releasing =
+        lane.iter().any(|(other, _)| other.action == Action::Release && other.number != job.number);
+    if releasing && job.state.is_live() {
+        job.note = Some("made unnecessary by a later release".to_owned());
+        end(job, job::State::Cancelled, now);
+    }
+    if job.action == Action::Create && !job.state.is_live() {
+        for (other, _) in lane {
+            if other.number != job.number && other.action != Action::Release {
+                cancel_behind(rows, other, now)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<()> {
+    job.note = Some("its instance was not created".to_owned());
+    end(&mut job, job::State::Cancelled, now);
+    rows.put_job(&job)
+}
+
+/// Adds deliveries that were answered without a write.
+pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> Result<()> {
+    for (number, deliveries, last) in counts {
+        if let Some((mut row, _)) = rows.callback(*number)? {
+            row.deliveries += deliveries;
+            row.last_received_at = row.last_received_at.max(*last);
+            rows.put_callback(&row)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,307 @@
+//! The store as plain maps: the model the tests and the simulation compare with.
+//!
+//! A transaction is a copy. That is slow and obviously right.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+
+use super::StoreError;
+use super::rows::{
+    AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+};
+use crate::callback::Callback;
+use crate::clock::Id;
+use crate::instance::Instance;
+use crate::job;
+
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tables {
+    instances: BTreeMap<i64, InstanceRow>,
+    names: BTreeMap<(String, String), i64>,
+    orders: BTreeMap<(String, String, i64), ()>,
+    callbacks: BTreeMap<i64, (CallbackRow, Callback)>,
+    jobs: BTreeMap<i64, JobRow>,
+    attempts: Vec<AttemptRow>,
+}
+
+/// The writer's side of a store in memory.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    committed: Arc<Mutex<Tables>>,
+    working: Option<Tables>,
+    savepoint: Option<Tables>,
+}
+
+/// The readers' side: what is committed.
+#[derive(Debug, Clone)]
+pub(crate) struct MemoryReader(Arc<Mutex<Tables>>);
+
+impl Memory {
+    pub(crate) fn reader(&self) -> MemoryReader {
+        MemoryReader(self.committed.clone())
+    }
+
+    fn tables(&mut self) -> Result<&mut Tables> {
+        self.working.as_mut().ok_or(StoreError::Inconsistent("a write outside a transaction"))
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+        match &self.working {
+            Some(tables) => read(tables),
+            None => read(&self.committed.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+impl MemoryReader {
+    fn with<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+        read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Tables {
+    fn lane(&self, instance: i64) -> impl Iterator<Item = &JobRow> {
+        self.jobs
+            .values()
+            .filter(move |job| job.in_lane && job.instance == Some(instance) && job.state.is_live())
+    }
+
+    fn is_head(&self, job: &JobRow) -> bool {
+        let Some(instance) = job.instance.filter(|_| job.in_lane) else { return true };
+        self.lane(instance).next().is_some_and(|first| first.number == job.number)
+    }
+
+    fn queued(&self) -> impl Iterator<Item = &JobRow> {
+        self.jobs.values().filter(|job| job.state == job::State::Queued)
+    }
+
+    fn due(&self, now: Timestamp, limit: usize) -> Vec<JobRow> {
+        let mut due: Vec<JobRow> =
+            self.queued().filter(|job| job.due_at <= now && self.is_head(job)).cloned().collect();
+        due.sort_by_key(|job| (job.due_at, job.number));
+        due.truncate(limit);
+        due
+    }
+
+    fn untold(&self, row: &CallbackRow) -> bool {
+        let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == job::State::Done);
+        row.disposition == Disposition::Job && row.told_at.is_none() && row.job.is_some_and(done)
+    }
+
+    fn list_callbacks(&self, filter: &Filter) -> Vec<CallbackRow> {
+        let rows = self.callbacks.values().rev().map(|(row, _)| row);
+        rows.filter(|row| filter.instance.is_none_or(|number| row.instance == Some(number)))
+            .filter(|row| filter.account.as_ref().is_none_or(|account| row.account == *account))
+            .filter(|row| filter.disposition.is_none_or(|wanted| row.disposition == wanted))
+            .filter(|row| !filter.untold || self.untold(row))
+            .filter(|row| filter.before.is_none_or(|before| row.number < before))
+            .take(filter.limit)
+            .cloned()
+            .collect()
+    }
+
+    fn list_jobs(&self, filter: &Filter) -> Vec<JobRow> {
+        let rows = self.jobs.values().rev();
+        rows.filter(|row| filter.instance.is_none_or(|number| row.instance == Some(number)))
+            .filter(|row| filter.jobs.is_empty() || filter.jobs.contains(&row.state))
+            .filter(|row| filter.before.is_none_or(|before| row.number < before))
+            .take(filter.limit)
+            .cloned()
+            .collect()
+    }
+
+    fn list_instances(&self, filter: &Filter) -> Vec<InstanceRow> {
+        let rows = self.instances.values().rev();
+        rows.filter(|row| filter.state.is_none_or(|state| row.instance.state == state))
+            .filter(|row| filter.account.as_ref().is_none_or(|account| row.instance.account == *account))
+            .filter(|row| filter.before.is_none_or(|before| row.number < before))
+            .take(filter.limit)
+            .cloned()
+            .collect()
+    }
+
+    fn totals(&self) -> Totals {
+        let mut totals = Totals::default();
+        for row in self.instances.values() {
+            *totals.instances.entry(row.instance.state.as_str()).or_default() += 1;
+        }
+        for job in self.jobs.values().filter(|job| job.state.is_live()) {
+            *totals.jobs.entry(job.state.as_str()).or_default() += 1;
+        }
+        for (row, _) in self.callbacks.values() {
+            totals.held += u64::from(row.disposition == Disposition::Held);
+            totals.untold += u64::from(self.untold(row));
+        }
+        totals
+    }
+}
+
+macro_rules! reads {
+    ($for:ty) => {
+        impl Read for $for {
+            fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
+                Ok(self.with(|tables| tables.instances.get(&number).cloned()))
+            }
+            fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+                Ok(self.with(|tables| {
+                    let numbers =
+                        tables.names.iter().filter(|(key, _)| key.1 == name).map(|(_, number)| number);
+                    numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
+                }))
+            }
+            fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
+                let key = (account.to_owned(), name.to_owned());
+                Ok(self.with(|tables| {
+                    tables.names.get(&key).and_then(|number| tables.instances.get(number)).cloned()
+                }))
+            }
+            fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
+                let from = (account.to_owned(), order_id.to_owned(), i64::MIN);
+                let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
+                Ok(self
+                    .with(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
+            }
+            fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+                Ok(self.with(|tables| {
+                    let with_callback = |job: &JobRow| {
+                        tables
+                            .callbacks
+                            .get(&job.callback)
+                            .map(|(_, callback)| (job.clone(), callback.clone()))
+                    };
+                    tables.lane(instance).filter_map(with_callback).collect()
+                }))
+            }
+            fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
+                Ok(self.with(|tables| {
+                    let rows = tables.callbacks.values().map(|(row, _)| row);
+                    rows.filter(|row| row.occurrence == *key).cloned().collect()
+                }))
+            }
+            fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
+                Ok(self.with(|tables| tables.callbacks.get(&number).cloned()))
+            }
+            fn job(&self, number: i64) -> Result<Option<JobRow>> {
+                Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
+            }
+            fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
+                Ok(self.with(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))
+            }
+            fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+                Ok(self.with(|tables| tables.due(now, limit)))
+            }
+            fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+                Ok(self.with(|tables| tables.queued().map(|job| job.due_at).filter(|due| *due > now).min()))
+            }
+            fn running(&self) -> Result<Vec<JobRow>> {
+                Ok(self.with(|tables| {
+                    let jobs = tables.jobs.values();
+                    jobs.filter(|job| job.state == job::State::Running).cloned().collect()
+                }))
+            }
+            fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
+                Ok(self.with(|tables| tables.list_instances(filter)))
+            }
+            fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
+                Ok(self.with(|tables| tables.list_jobs(filter)))
+            }
+            fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
+                Ok(self.with(|tables| tables.list_callbacks(filter)))
+            }
+            fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
+                Ok(self.with(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))
+            }
+            fn totals(&self) -> Result<Totals> {
+                Ok(self.with(Tables::totals))
+            }
+        }
+    };
+}
+
+reads!(Memory);
+reads!(MemoryReader);
+
+fn next<T>(table: &BTreeMap<i64, T>) -> i64 {
+    table.last_key_value().map_or(1, |(number, _)| number + 1)
+}
+
+impl Write for Memory {
+    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
+        let tables = self.tables()?;
+        let number = next(&tables.instances);
+        let row = InstanceRow { number, created_by: None, instance: instance.clone() };
+        tables.instances.insert(number, row);
+        Ok(number)
+    }
+    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.tables()?.instances.insert(row.number, row.clone());
+        Ok(())
+    }
+    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
+        let key = (account.to_owned(), name.to_owned());
+        Ok(*self.tables()?.names.entry(key).or_insert(instance) == instance)
+    }
+    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
+        self.tables()?.orders.insert((account.to_owned(), order_id.to_owned(), instance), ());
+        Ok(())
+    }
+    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
+        let tables = self.tables()?;
+        let number = next(&tables.callbacks);
+        tables.callbacks.insert(number, (CallbackRow { number, ..row.clone() }, callback.clone()));
+        Ok(number)
+    }
+    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
+        if let Some(stored) = self.tables()?.callbacks.get_mut(&row.number) {
+            stored.0 = row.clone();
+        }
+        Ok(())
+    }
+    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
+        let tables = self.tables()?;
+        let number = next(&tables.jobs);
+        tables.jobs.insert(number, JobRow { number, ..row.clone() });
+        Ok(number)
+    }
+    fn put_job(&mut self, row: &JobRow) -> Result<()> {
+        self.tables()?.jobs.insert(row.number, row.clone());
+        Ok(())
+    }
+    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
+        self.tables()?.attempts.push(row.clone());
+        Ok(())
+    }
+}
+
+impl Backend for Memory {
+    fn begin(&mut self) -> Result<()> {
+        self.working = Some(self.committed.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(())
+    }
+    fn commit(&mut self) -> Result<()> {
+        let tables = self.working.take().ok_or(StoreError::Inconsistent("a commit outside a transaction"))?;
+        *self.committed.lock().unwrap_or_else(PoisonError::into_inner) = tables;
+        Ok(())
+    }
+    fn rollback(&mut self) -> Result<()> {
+        self.working = None;
+        Ok(())
+    }
+    fn savepoint(&mut self) -> Result<()> {
+        self.savepoint = self.working.clone();
+        Ok(())
+    }
+    fn release_savepoint(&mut self) -> Result<()> {
+        self.savepoint = None;
+        Ok(())
+    }
+    fn rollback_savepoint(&mut self) -> Result<()> {
+        self.working = self.savepoint.take();
+        Ok(())
+    }
+    fn in_transaction(&self) -> bool {
+        self.working.is_some()
+    }
+}

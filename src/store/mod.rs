@@ -1,0 +1,553 @@
+//! Where everything a marketplace said is kept, and nothing is lost.
+//!
+//! [`Store`] is the handle the rest of the daemon holds. Behind it: one writer thread with group
+//! commit (`writer`), the rules of accepting, taking and finishing (`ledger`), two backends that only
+//! find and keep rows (`sqlite`, and `memory` for models), and the signals between intake and
+//! dispatch (`signals`).
+//!
+//! Two orders matter and are kept here: an answer leaves after the commit, never before; and "the
+//! marketplace was told" is written in the very commit that makes it true.
+
+mod ledger;
+mod memory;
+mod rows;
+mod signals;
+mod sqlite;
+mod writer;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::callback::{Answer, Callback, Outcome};
+use crate::clock::{Clock, Id};
+use crate::job::Schedule;
+use crate::limits;
+use crate::seal::{SealError, Sealer};
+use ledger::{Finish, Stored, Told};
+use rows::Read;
+use signals::Signals;
+use writer::{AcceptCommand, Command, FinishCommand};
+
+pub use ledger::{Acceptance, Taken};
+pub use rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
+pub use signals::{Ready, Waiting};
+pub use writer::Taking;
+
+/// Why the store did not do something. Nothing of the operation was kept.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds the database.
+    #[error("the database is busy: another process holds it")]
+    Busy,
+    /// No space.
+    #[error("the disk is full")]
+    Full,
+    /// The file is damaged.
+    #[error("the database is damaged: {0}; restore a backup")]
+    Corrupt(String),
+    /// The disk, or SQLite, said no.
+    #[error("the database cannot be used: {0}")]
+    Io(String),
+    /// A file beside the database.
+    #[error("`{}`: {}", .0.display(), .1)]
+    File(PathBuf, String),
+    /// There is no such database.
+    #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
+    NotThere(PathBuf),
+    /// It is a database, but not one of ours.
+    #[error("`{}` is not a spid database", .0.display())]
+    NotOurs(PathBuf),
+    /// A newer spid wrote it.
+    #[error("`{}` has schema version {}, which a newer spid wrote; this one does not touch it: use the newer version", .0.display(), .1)]
+    Newer(PathBuf, i64),
+    /// An older spid wrote it.
+    #[error("`{}` has schema version {}, which an older spid wrote; start the daemon once to bring it up to date", .0.display(), .1)]
+    Older(PathBuf, i64),
+    /// Another daemon runs on it.
+    #[error("another spid daemon is using `{}`", .0.display())]
+    InUse(PathBuf),
+    /// What is stored contradicts itself.
+    #[error("the database contradicts itself: {0}")]
+    Inconsistent(&'static str),
+    /// More is waiting than the writer's queue holds.
+    #[error("the store has more to write than it can queue")]
+    Overloaded,
+    /// The store has been stopped.
+    #[error("the store has been stopped")]
+    Stopped,
+    /// The sealing key.
+    #[error("{0}")]
+    Seal(String),
+}
+
+impl From<SealError> for StoreError {
+    fn from(error: SealError) -> StoreError {
+        StoreError::Seal(error.to_string())
+    }
+}
+
+/// What can be chosen about a store.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// The retry schedule of jobs.
+    pub schedule: Schedule,
+    /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
+    pub secrets_window_ms: i64,
+    /// The file with the sealing key; beside the database when `None`.
+    pub sealing_key: Option<PathBuf>,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            schedule: Schedule::default(),
+            secrets_window_ms: limits::SECRETS_WINDOW_MS,
+            sealing_key: None,
+        }
+    }
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+pub enum Ending {
+    /// Done.
+    Done(Answer),
+    /// Not done; it is to be tried again.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// The wait the hook asked for.
+        after: Option<Duration>,
+    },
+    /// The hook said no.
+    Refused {
+        /// In its words.
+        reason: String,
+    },
+    /// The hook will finish later.
+    Pending {
+        /// In its words.
+        note: String,
+    },
+    /// It was not tried, or cut short by our own stop.
+    GivenBack,
+}
+
+/// What became of the end of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finished {
+    /// It was kept, and the job stands here now.
+    Kept {
+        /// Where the job stands.
+        state: crate::job::State,
+        /// What the job says about it.
+        note: Option<String>,
+    },
+    /// The lease was lost meanwhile; nothing was changed.
+    Fenced,
+}
+
+/// What became of a callback that was accepted.
+#[derive(Debug)]
+pub struct Receipt {
+    /// The answer, or the wait for it.
+    pub reply: Reply,
+    /// The occurrence it belongs to, as it stands now.
+    pub row: CallbackRow,
+    /// Whether somebody should look.
+    pub alert: bool,
+}
+
+/// The answer, or the wait for it.
+#[derive(Debug)]
+pub enum Reply {
+    /// This is true now.
+    Now(Outcome),
+    /// A hook is owed; this ends when its attempt does.
+    Wait(Waiting),
+}
+
+/// What the writer thread and the handles share.
+pub(crate) struct Shared {
+    pub(crate) signals: Signals,
+    pub(crate) schedule: Schedule,
+}
+
+enum Backing {
+    Sqlite(sqlite::SqliteReaders),
+    Memory(memory::MemoryReader),
+}
+
+/// Reading what is committed. It never waits for the writer.
+pub struct Reader {
+    backing: Backing,
+}
+
+impl Reader {
+    /// Opens a database to look at it, whether a daemon runs on it or not.
+    ///
+    /// # Errors
+    /// When there is none, it is not ours, or of another version.
+    pub fn open(path: &Path) -> Result<Reader, StoreError> {
+        sqlite::Sqlite::open_readonly(path)?;
+        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) })
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&dyn Read) -> rows::Result<T>) -> rows::Result<T> {
+        match &self.backing {
+            Backing::Sqlite(readers) => readers.with(|rows| read(rows)),
+            Backing::Memory(reader) => read(reader),
+        }
+    }
+
+    /// Instances, the newest first.
+    ///
+    /// # Errors
+    /// [`StoreError`], when the database cannot be read. The same holds for all reads.
+    pub fn instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>, StoreError> {
+        self.with(|rows| rows.list_instances(filter))
+    }
+
+    /// The instances that have this name, whatever their account.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>, StoreError> {
+        self.with(|rows| rows.instances_named(name))
+    }
+
+    /// The instance with this number.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn instance(&self, number: i64) -> Result<Option<InstanceRow>, StoreError> {
+        self.with(|rows| rows.instance(number))
+    }
+
+    /// Jobs, the newest first.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn jobs(&self, filter: &Filter) -> Result<Vec<JobRow>, StoreError> {
+        self.with(|rows| rows.list_jobs(filter))
+    }
+
+    /// The job with this id.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn job(&self, id: Id) -> Result<Option<JobRow>, StoreError> {
+        self.with(|rows| rows.job_by_id(id))
+    }
+
+    /// The attempts of a job that did not succeed.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>, StoreError> {
+        self.with(|rows| rows.attempts(job))
+    }
+
+    /// Callbacks, the newest first.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>, StoreError> {
+        self.with(|rows| rows.list_callbacks(filter))
+    }
+
+    /// One callback, with all it said.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>, StoreError> {
+        self.with(|rows| rows.callback(number))
+    }
+
+    /// Totals.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn totals(&self) -> Result<Totals, StoreError> {
+        self.with(|rows| rows.totals())
+    }
+}
+
+type Counts = HashMap<i64, (u64, Timestamp)>;
+
+struct Inner {
+    queue: mpsc::Sender<Command>,
+    reader: Reader,
+    shared: Arc<Shared>,
+    clock: Clock,
+    sealer: Sealer,
+    secrets_window_ms: i64,
+    counts: Mutex<Counts>,
+    ready: Mutex<Option<mpsc::UnboundedReceiver<Ready>>>,
+}
+
+/// The handle on the store; clones share it. The writer ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+/// The end of the writer: resolves once the last commit is on disk and the database is closed.
+#[derive(Debug)]
+pub struct Closed(oneshot::Receiver<()>);
+
+impl Closed {
+    /// Waits for it.
+    pub async fn wait(self) {
+        let _ = self.0.await;
+    }
+}
+
+impl Store {
+    /// Opens the database at `path` for the daemon, making it if there is none, and starts the writer.
+    ///
+    /// Jobs that ran when the last daemon died come back at once.
+    ///
+    /// # Errors
+    /// When it cannot be opened, belongs to somebody else, or another daemon uses it.
+    pub async fn open(
+        path: &Path,
+        options: StoreOptions,
+        clock: Clock,
+    ) -> Result<(Store, Closed), StoreError> {
+        let backend = sqlite::Sqlite::open(path)?;
+        let mut key = path.as_os_str().to_owned();
+        key.push(".key");
+        let sealer = Sealer::from_file(options.sealing_key.as_deref().unwrap_or(Path::new(&key)))?;
+        let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
+        Store::start(backend, reader, sealer, options, clock).await
+    }
+
+    /// A store that lives in memory: the model.
+    ///
+    /// # Errors
+    /// When the system's random generator fails.
+    pub async fn in_memory(options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
+        let backend = memory::Memory::default();
+        let reader = Reader { backing: Backing::Memory(backend.reader()) };
+        Store::start(backend, reader, Sealer::ephemeral()?, options, clock).await
+    }
+
+    async fn start<B: rows::Backend>(
+        backend: B,
+        reader: Reader,
+        sealer: Sealer,
+        options: StoreOptions,
+        clock: Clock,
+    ) -> Result<(Store, Closed), StoreError> {
+        let (signals, ready) = Signals::new();
+        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
+        let (closing, closed) = oneshot::channel();
+        let for_writer = shared.clone();
+        std::thread::Builder::new()
+            .name("spid-writer".to_owned())
+            .spawn(move || {
+                writer::run(backend, commands, &for_writer);
+                let _ = closing.send(());
+            })
+            .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
+        let inner = Inner {
+            queue,
+            reader,
+            shared,
+            clock,
+            sealer,
+            secrets_window_ms: options.secrets_window_ms,
+            counts: Mutex::default(),
+            ready: Mutex::new(Some(ready)),
+        };
+        let store = Store { inner: Arc::new(inner) };
+        let recovered = store.recover().await?;
+        if recovered > 0 {
+            tracing::warn!(
+                jobs = recovered,
+                "jobs were running when the last daemon stopped; they run again"
+            );
+        }
+        Ok((store, Closed(closed)))
+    }
+
+    /// Reading what is committed.
+    pub fn reader(&self) -> &Reader {
+        &self.inner.reader
+    }
+
+    /// Keeps a callback and says what may be answered.
+    ///
+    /// A repeat of something finished is answered from committed rows, and only counted.
+    ///
+    /// # Errors
+    /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
+    pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
+        let now = acceptance.received_at;
+        if let Some(repeat) = self.inner.reader.with(|rows| ledger::peek(rows, &acceptance))? {
+            self.count(repeat.row.number, now);
+            let reply = Reply::Now(self.outcome(repeat.told, now));
+            return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
+        }
+        let id =
+            Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+        let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
+        let (accepted, waiting) = self
+            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))
+            .await?;
+        let reply = match waiting {
+            Some(waiting) => Reply::Wait(waiting),
+            None => Reply::Now(self.outcome(accepted.told, now)),
+        };
+        Ok(Receipt { reply, row: accepted.row, alert: accepted.alert })
+    }
+
+    fn outcome(&self, told: Told, now: Timestamp) -> Outcome {
+        match told {
+            Told::Applied(stored) => self.applied(*stored, now),
+            Told::NotYet | Told::Wait(_) => Outcome::NotYet,
+            Told::Refused(reason) => Outcome::Refused { reason },
+            Told::Held(reason) => Outcome::Held { reason },
+        }
+    }
+
+    /// A stored answer; its secrets only for a while after they were first told.
+    fn applied(&self, stored: Stored, now: Timestamp) -> Outcome {
+        let age = stored.told_at.map_or(0, |told| now.as_millisecond() - told.as_millisecond());
+        let secret = match (&stored.sealed, stored.sealed_for) {
+            (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms => {
+                let opened = self.inner.sealer.open(id.as_bytes(), sealed);
+                opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
+            }
+            _ => None,
+        };
+        let answer = Answer::join(stored.open.as_deref(), secret.as_ref()).unwrap_or_else(|error| {
+            tracing::error!(%error, "a stored answer cannot be read; the id is told without it");
+            Answer::default()
+        });
+        Outcome::Applied { instance_id: stored.instance_id, answer: Box::new(answer) }
+    }
+
+    fn count(&self, callback: i64, now: Timestamp) {
+        let mut counts = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.len() < limits::COUNTS_PENDING_MAX_COUNT || counts.contains_key(&callback) {
+            let entry = counts.entry(callback).or_insert((0, now));
+            *entry = (entry.0 + 1, entry.1.max(now));
+        }
+    }
+
+    /// Writes the counts of repeats that were answered without a write.
+    ///
+    /// # Errors
+    /// When they could not be written; they are kept for the next time.
+    pub async fn flush_counts(&self) -> Result<(), StoreError> {
+        let counts = std::mem::take(&mut *self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<_> = counts.iter().map(|(number, (count, last))| (*number, *count, *last)).collect();
+        let written = self.ask(|reply| Command::Count { counts: list, reply }).await;
+        if written.is_err() {
+            let mut pending = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
+            for (number, (count, last)) in counts {
+                let entry = pending.entry(number).or_insert((0, last));
+                *entry = (entry.0 + count, entry.1.max(last));
+            }
+        }
+        written
+    }
+
+    /// Makes this the place where jobs are run, `places` of them at once. The receiver yields jobs that
+    /// were born leased; `None` when a dispatcher is attached already.
+    pub fn attach(&self, places: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
+        let receiver = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        self.inner.shared.signals.places.add_permits(places);
+        Some(receiver)
+    }
+
+    /// The places for running jobs. Closing them ends the birth of leased jobs.
+    pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
+        &self.inner.shared.signals.places
+    }
+
+    /// Resolves when something may have become due. Lossless once enabled: enable it, look, then wait.
+    pub fn work(&self) -> tokio::sync::futures::Notified<'_> {
+        self.inner.shared.signals.work.notified()
+    }
+
+    /// Takes up to `limit` due jobs under a lease.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing was taken.
+    pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
+        let now = self.inner.clock.now();
+        self.ask(|reply| Command::Take { limit, now, reply }).await
+    }
+
+    /// Prolongs the leases of these (job, attempt).
+    ///
+    /// # Errors
+    /// When the store cannot be written; the leases run out in time.
+    pub async fn extend(&self, held: Vec<(i64, u32)>) -> Result<(), StoreError> {
+        let now = self.inner.clock.now();
+        self.ask(|reply| Command::Extend { held, now, reply }).await
+    }
+
+    /// Keeps how an attempt ended, and tells those who wait for it.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing was kept, and it is to be tried again.
+    pub async fn finish(&self, job: &JobRow, ending: Ending) -> Result<Finished, StoreError> {
+        let mut answer = Answer::default();
+        let ending = match ending {
+            Ending::Done(given) => {
+                let split = given.split();
+                let seal = |secret| self.inner.sealer.seal(job.id.as_bytes(), &secret);
+                let sealed = split.secret.map(seal).transpose()?;
+                answer = given;
+                ledger::Ending::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
+            }
+            Ending::Retry { error, after } => ledger::Ending::Retry {
+                error,
+                after_ms: after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
+            },
+            Ending::Refused { reason } => ledger::Ending::Refused { reason },
+            Ending::Pending { note } => ledger::Ending::Pending { note },
+            Ending::GivenBack => ledger::Ending::GivenBack,
+        };
+        let finish = Finish {
+            job: job.number,
+            attempt: job.attempts,
+            ending,
+            schedule: self.inner.shared.schedule.clone(),
+            now: self.inner.clock.now(),
+        };
+        let finished =
+            self.ask(|reply| Command::Finish(Box::new(FinishCommand { finish, answer, reply }))).await?;
+        Ok(match finished {
+            ledger::Finished::Kept { state, note, .. } => Finished::Kept { state, note },
+            ledger::Finished::Fenced => Finished::Fenced,
+        })
+    }
+
+    async fn recover(&self) -> Result<usize, StoreError> {
+        let now = self.inner.clock.now();
+        self.ask(|reply| Command::Recover { now, reply }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(writer::Reply<T>) -> Command) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.inner.queue.try_send(command(reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
+        })?;
+        answer.await.unwrap_or(Err(StoreError::Stopped))
+    }
+}

@@ -1,0 +1,236 @@
+//! What is stored, and the few operations a backend must offer on it.
+//!
+//! The rules live in `ledger`, once. A backend only finds and keeps rows, so that the model in
+//! memory and SQLite cannot drift apart in what they decide.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::StoreError;
+use crate::callback::{Action, Callback};
+use crate::clock::Id;
+use crate::instance::{Instance, State};
+use crate::job;
+
+pub(crate) type Result<T> = std::result::Result<T, StoreError>;
+
+/// A stored instance: its number in the store, and the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct InstanceRow {
+    /// The store's number.
+    #[serde(skip)]
+    pub number: i64,
+    /// The number of the job that created it.
+    #[serde(skip)]
+    pub created_by: Option<i64>,
+    /// The record.
+    #[serde(flatten)]
+    pub instance: Instance,
+}
+
+/// What became of a callback.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Disposition {
+    /// It has a job.
+    Job,
+    /// It waits for an operator.
+    Held,
+    /// It was refused.
+    Refused,
+    /// It needed no job.
+    Recorded,
+}
+
+impl Disposition {
+    pub(crate) const ALL: [Disposition; 4] =
+        [Disposition::Job, Disposition::Held, Disposition::Refused, Disposition::Recorded];
+}
+
+/// One stored occurrence: the first callback of it, and how often it came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CallbackRow {
+    /// The store's number.
+    pub number: i64,
+    /// The account it was for.
+    pub account: String,
+    /// The endpoint it first came through.
+    pub endpoint: String,
+    /// The label of the key that signed it.
+    pub key_label: String,
+    /// Equal for all redeliveries.
+    #[serde(serialize_with = "as_hex")]
+    pub occurrence: [u8; 16],
+    /// The instance it is about, if there is one.
+    pub instance: Option<i64>,
+    /// Its job, if it has one: the latest, where there were several.
+    pub job: Option<i64>,
+    /// What it asked.
+    pub action: Action,
+    /// What became of it.
+    pub disposition: Disposition,
+    /// Why it was refused or held: the stable word.
+    pub reason_code: Option<String>,
+    /// Why it was refused or held: the sentence.
+    pub reason: Option<String>,
+    /// When it came first.
+    pub received_at: Timestamp,
+    /// When it came last.
+    pub last_received_at: Timestamp,
+    /// How often it came.
+    pub deliveries: u64,
+    /// When the marketplace was told its success.
+    pub told_at: Option<Timestamp>,
+}
+
+fn as_hex<S: serde::Serializer>(bytes: &[u8; 16], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&hex::encode(bytes))
+}
+
+/// A stored job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct JobRow {
+    /// The store's number; later jobs have higher ones.
+    pub number: i64,
+    /// The idempotency key its hook is called with.
+    pub id: Id,
+    /// The callback it was made for.
+    pub callback: i64,
+    /// The instance it is for, if there is one.
+    pub instance: Option<i64>,
+    /// Whether it has a place in the instance's lane.
+    pub in_lane: bool,
+    /// What it does.
+    pub action: Action,
+    /// Where it stands.
+    pub state: job::State,
+    /// Attempts begun; also what fences a finish.
+    pub attempts: u32,
+    /// Steps of the retry schedule spent.
+    pub step: u32,
+    /// Whether the attempt that runs or comes next is extra.
+    pub extra: job::Extra,
+    /// When it may run, while it is queued.
+    pub due_at: Timestamp,
+    /// Until when its dispatcher holds it, while it runs.
+    pub lease_until: Option<Timestamp>,
+    /// When the last attempt ended.
+    pub attempted_at: Option<Timestamp>,
+    /// What the last attempt said, or why an operator must look.
+    pub note: Option<String>,
+    /// The plain part of the answer.
+    pub answer: Option<String>,
+    /// The secret part of the answer, sealed.
+    #[serde(skip)]
+    pub sealed: Option<Vec<u8>>,
+    /// The id the hook gave the instance, as soon as it gave one.
+    pub proposed_id: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it ended.
+    pub ended_at: Option<Timestamp>,
+}
+
+/// One attempt that did not succeed. One that did is told by its job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct AttemptRow {
+    /// The job's number.
+    pub job: i64,
+    /// Which attempt, from 1.
+    pub attempt: u32,
+    /// When it ended.
+    pub ended_at: Timestamp,
+    /// How it ended: a word.
+    pub ending: String,
+    /// What it said.
+    pub note: String,
+}
+
+/// Which rows a list shows.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// Instances in this state.
+    pub state: Option<State>,
+    /// Instances of this account.
+    pub account: Option<String>,
+    /// Rows of this instance.
+    pub instance: Option<i64>,
+    /// Jobs in one of these states.
+    pub jobs: Vec<job::State>,
+    /// Callbacks with this disposition.
+    pub disposition: Option<Disposition>,
+    /// Callbacks whose job is done and whose success the marketplace was not told.
+    pub untold: bool,
+    /// Rows with a number below this: the next page.
+    pub before: Option<i64>,
+    /// At most this many rows.
+    pub limit: usize,
+}
+
+/// Totals for a health page and the log.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Instances by state.
+    pub instances: BTreeMap<&'static str, u64>,
+    /// Jobs that have not ended, by state.
+    pub jobs: BTreeMap<&'static str, u64>,
+    /// Callbacks that wait for an operator.
+    pub held: u64,
+    /// Results the marketplace was not told.
+    pub untold: u64,
+}
+
+/// Finding rows.
+pub(crate) trait Read {
+    fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
+    /// The instances with this name, whatever their account.
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>>;
+    /// Up to two instances with this order: one is a match, two are none.
+    fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
+    /// The live jobs of the lane, in order, each with its callback.
+    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
+    /// The occurrences with this key, the oldest first.
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>>;
+    fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
+    fn job(&self, number: i64) -> Result<Option<JobRow>>;
+    fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
+    /// Queued jobs that are due and first in their lane, the longest due first.
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>>;
+    /// When the next queued job that is not due now becomes due.
+    fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
+    fn running(&self) -> Result<Vec<JobRow>>;
+    fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
+    fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
+    fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
+    fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
+    fn totals(&self) -> Result<Totals>;
+}
+
+/// Keeping rows. The `number` of a row that is added is ignored; the new one is returned.
+pub(crate) trait Write: Read {
+    fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
+    fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
+    /// Gives the instance a name. `false`: another one of the account has it.
+    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
+    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
+    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
+    fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
+    fn add_job(&mut self, row: &JobRow) -> Result<i64>;
+    fn put_job(&mut self, row: &JobRow) -> Result<()>;
+    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
+}
+
+/// A store that can be written in transactions.
+pub(crate) trait Backend: Write + Send + 'static {
+    fn begin(&mut self) -> Result<()>;
+    fn commit(&mut self) -> Result<()>;
+    fn rollback(&mut self) -> Result<()>;
+    fn savepoint(&mut self) -> Result<()>;
+    fn release_savepoint(&mut self) -> Result<()>;
+    fn rollback_savepoint(&mut self) -> Result<()>;
+    /// Whether a transaction is open: a failing disk may have ended it unasked.
+    fn in_transaction(&self) -> bool;
+}

@@ -1,0 +1,711 @@
+//! The store in SQLite: one file, WAL, `synchronous=FULL`. The only module that names rusqlite.
+//!
+//! One connection writes, on the writer's thread; readers have their own and see what is committed.
+//! The file is made readable by its owner alone. A lock beside it keeps a second daemon out: SQLite
+//! would let both in, and each would take the other's running jobs for lost.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::types::Value;
+use rusqlite::{
+    CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
+};
+
+use super::StoreError;
+use super::rows::{
+    AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+};
+use crate::callback::{Action, Callback};
+use crate::clock::{Id, from_millis};
+use crate::instance::{Instance, State};
+use crate::{job, limits};
+
+/// Marks the file as ours: "spid" in ASCII.
+const APPLICATION_ID: i64 = 0x7370_6964;
+
+/// The migrations: entry n takes the schema from version n to n + 1.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+
+const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> StoreError {
+        use rusqlite::ErrorCode as Code;
+        match error.sqlite_error_code() {
+            Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
+            Some(Code::DiskFull) => StoreError::Full,
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
+            _ => StoreError::Io(error.to_string()),
+        }
+    }
+}
+
+/// A connection, and the statements it has prepared.
+#[derive(Debug)]
+pub(crate) struct Sqlite {
+    connection: Connection,
+    /// Held for as long as the daemon writes.
+    _lock: Option<File>,
+}
+
+/// Connections that read what is committed.
+#[derive(Debug)]
+pub(crate) struct SqliteReaders {
+    path: PathBuf,
+    idle: Mutex<Vec<Sqlite>>,
+}
+
+impl Sqlite {
+    /// Opens the store for the daemon: makes the file, takes the lock, brings the schema up to date.
+    pub(crate) fn open(path: &Path) -> Result<Sqlite> {
+        let lock = lock(path)?;
+        make_private(path)?;
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        migrate(&connection, path)?;
+        Ok(Sqlite { connection, _lock: Some(lock) })
+    }
+
+    /// Opens the store to look at it, while a daemon runs or not.
+    pub(crate) fn open_readonly(path: &Path) -> Result<Sqlite> {
+        if !path.exists() {
+            return Err(StoreError::NotThere(path.to_owned()));
+        }
+        // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which may have to be made.
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.pragma_update(None, "query_only", true)?;
+        let version = schema_version(&connection)?;
+        match usize::try_from(version) {
+            Ok(0) => Err(StoreError::NotOurs(path.to_owned())),
+            Ok(version) if version == MIGRATIONS.len() => Ok(Sqlite { connection, _lock: None }),
+            Ok(older) if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), version)),
+            _ => Err(StoreError::Newer(path.to_owned(), version)),
+        }
+    }
+
+    fn statement(&self, sql: &str) -> Result<CachedStatement<'_>> {
+        Ok(self.connection.prepare_cached(sql)?)
+    }
+
+    fn one<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>> {
+        Ok(self.statement(sql)?.query_row(params, read).optional()?)
+    }
+
+    fn many<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.statement(sql)?;
+        let rows = statement.query_map(params, read)?;
+        Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    fn run(&self, sql: &str, params: impl Params) -> Result<usize> {
+        Ok(self.statement(sql)?.execute(params)?)
+    }
+
+    fn insert(&self, sql: &str, params: impl Params) -> Result<i64> {
+        Ok(self.statement(sql)?.insert(params)?)
+    }
+}
+
+impl SqliteReaders {
+    pub(crate) fn new(path: &Path) -> SqliteReaders {
+        SqliteReaders { path: path.to_owned(), idle: Mutex::default() }
+    }
+
+    pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
+        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let reader = match idle {
+            Some(reader) => reader,
+            None => Sqlite::open_readonly(&self.path)?,
+        };
+        let result = in_snapshot(&reader, read);
+        // A connection that failed is not kept: the next reader gets a fresh one.
+        if result.is_ok() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        }
+        result
+    }
+}
+
+/// All reads of `read` see one and the same commit.
+fn in_snapshot<T>(reader: &Sqlite, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
+    reader.run("BEGIN", [])?;
+    let result = read(reader);
+    let ended = reader.run("COMMIT", []);
+    let value = result?;
+    ended?;
+    Ok(value)
+}
+
+fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(Duration::from_millis(limits::STORE_BUSY_MS))?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let lock_path = beside(path, ".lock");
+    let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&lock_path)
+        .map_err(file_error)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
+        Err(TryLockError::Error(error)) => Err(file_error(error)),
+    }
+}
+
+/// Makes an empty file with mode 0600, so that SQLite opens it (and its WAL) as private as that.
+fn make_private(path: &Path) -> Result<()> {
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match made {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(StoreError::File(path.to_owned(), error.to_string())),
+    }
+}
+
+fn schema_version(connection: &Connection) -> Result<i64> {
+    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
+}
+
+fn migrate(connection: &Connection, path: &Path) -> Result<()> {
+    let version = schema_version(connection)?;
+    let known = MIGRATIONS.len() as i64;
+    if version > known {
+        return Err(StoreError::Newer(path.to_owned(), version));
+    }
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if version == 0 && tables > 0 {
+        return Err(StoreError::NotOurs(path.to_owned()));
+    }
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version.max(0) as usize) {
+        connection.execute_batch(&format!(
+            "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}; COMMIT;",
+            step + 1
+        ))?;
+    }
+    Ok(())
+}
+
+/// What cannot have been written by us.
+fn unreadable(what: &'static str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Null, what.into())
+}
+
+fn at_position<T: Copy>(all: &[T], position: i64) -> rusqlite::Result<T> {
+    let found = usize::try_from(position).ok().and_then(|position| all.get(position));
+    found.copied().ok_or_else(|| unreadable("a number that stands for nothing"))
+}
+
+fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
+    all.iter().position(|other| other == value).map_or(-1, |position| position as i64)
+}
+
+fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp> {
+    Ok(from_millis(row.get(column)?))
+}
+
+fn instant_or_none(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Timestamp>> {
+    Ok(row.get::<_, Option<i64>>(column)?.map(from_millis))
+}
+
+fn millis(at: Option<Timestamp>) -> Option<i64> {
+    at.map(Timestamp::as_millisecond)
+}
+
+fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
+    let items: Option<String> = row.get("items")?;
+    let items = items.map(|text| serde_json::from_str(&text)).transpose();
+    let instance = Instance {
+        id: row.get("id")?,
+        order_biz_id: row.get("order_biz_id")?,
+        state: at_position(&STATES, row.get("state")?)?,
+        account: row.get("account")?,
+        endpoint: row.get("endpoint")?,
+        buyer: row.get("buyer")?,
+        product: row.get("product")?,
+        sku: row.get("sku")?,
+        order_id: row.get("order_id")?,
+        trial: row.get("trial")?,
+        expires_on: instant_or_none(row, "expires_on")?,
+        expires_on_raw: row.get("expires_on_raw")?,
+        items: items.map_err(|_| unreadable("items that are not JSON"))?.unwrap_or_default(),
+        began: row.get("began")?,
+        tombstone: row.get("tombstone")?,
+        adopted: row.get("adopted")?,
+        created_at: instant(row, "created_at")?,
+        updated_at: instant(row, "updated_at")?,
+    };
+    Ok(InstanceRow { number: row.get("number")?, created_by: row.get("created_by")?, instance })
+}
+
+fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
+    Ok(CallbackRow {
+        number: row.get("number")?,
+        account: row.get("account")?,
+        endpoint: row.get("endpoint")?,
+        key_label: row.get("key_label")?,
+        occurrence: row.get("occurrence")?,
+        instance: row.get("instance")?,
+        job: row.get("job")?,
+        action: at_position(&Action::ALL, row.get("action")?)?,
+        disposition: at_position(&Disposition::ALL, row.get("disposition")?)?,
+        reason_code: row.get("reason_code")?,
+        reason: row.get("reason")?,
+        received_at: instant(row, "received_at")?,
+        last_received_at: instant(row, "last_received_at")?,
+        deliveries: row.get::<_, i64>("deliveries")?.unsigned_abs(),
+        told_at: instant_or_none(row, "told_at")?,
+    })
+}
+
+fn read_body(row: &Row<'_>) -> rusqlite::Result<Callback> {
+    let body: String = row.get("body")?;
+    serde_json::from_str(&body).map_err(|_| unreadable("a callback that is not JSON"))
+}
+
+fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    Ok(JobRow {
+        number: row.get("number")?,
+        id: Id::from_bytes(row.get("id")?),
+        callback: row.get("callback")?,
+        instance: row.get("instance")?,
+        in_lane: row.get("in_lane")?,
+        action: at_position(&Action::ALL, row.get("action")?)?,
+        state: at_position(&job::State::ALL, row.get("state")?)?,
+        attempts: row.get("attempts")?,
+        step: row.get("step")?,
+        extra: at_position(&job::Extra::ALL, row.get("extra")?)?,
+        due_at: instant(row, "due_at")?,
+        lease_until: instant_or_none(row, "lease_until")?,
+        attempted_at: instant_or_none(row, "attempted_at")?,
+        note: row.get("note")?,
+        answer: row.get("answer")?,
+        sealed: row.get("sealed")?,
+        proposed_id: row.get("proposed_id")?,
+        created_at: instant(row, "created_at")?,
+        ended_at: instant_or_none(row, "ended_at")?,
+    })
+}
+
+fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    Ok(AttemptRow {
+        job: row.get("job")?,
+        attempt: row.get("attempt")?,
+        ended_at: instant(row, "ended_at")?,
+        ending: row.get("ending")?,
+        note: row.get("note")?,
+    })
+}
+
+const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS before
+    WHERE before.instance = job.instance AND before.in_lane = 1
+    AND before.number < job.number AND before.state < 5))";
+
+const IS_UNTOLD: &str = "(disposition = 0 AND told_at IS NULL
+    AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5))";
+
+/// A list's conditions, as they are added one by one.
+struct Conditions {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Conditions {
+    fn new(filter: &Filter) -> Conditions {
+        let mut conditions = Conditions { sql: "1".to_owned(), values: Vec::new() };
+        conditions.add("number < ?", filter.before);
+        conditions
+    }
+
+    fn add(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.sql.push_str(" AND ");
+            self.sql.push_str(sql);
+            self.values.push(value.into());
+        }
+    }
+
+    fn query(mut self, table: &str, limit: usize) -> (String, Vec<Value>) {
+        self.values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+        (format!("SELECT * FROM {table} WHERE {} ORDER BY number DESC LIMIT ?", self.sql), self.values)
+    }
+}
+
+impl Read for Sqlite {
+    fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
+        self.one("SELECT * FROM instance WHERE number = ?1", [number], read_instance)
+    }
+
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+        self.many(
+            "SELECT instance.* FROM name JOIN instance ON instance.number = name.instance
+             WHERE name.name = ?1 ORDER BY instance.number",
+            [name],
+            read_instance,
+        )
+    }
+
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
+        self.one(
+            "SELECT instance.* FROM name JOIN instance ON instance.number = name.instance
+             WHERE name.account = ?1 AND name.name = ?2",
+            [account, name],
+            read_instance,
+        )
+    }
+
+    fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
+        self.many(
+            "SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT 2",
+            [account, order_id],
+            |row| row.get(0),
+        )
+    }
+
+    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+        self.many(
+            "SELECT job.*, callback.body FROM job JOIN callback ON callback.number = job.callback
+             WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number",
+            [instance],
+            |row| Ok((read_job(row)?, read_body(row)?)),
+        )
+    }
+
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
+        self.many("SELECT * FROM callback WHERE occurrence = ?1 ORDER BY number", [key], read_callback)
+    }
+
+    fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
+        self.one("SELECT * FROM callback WHERE number = ?1", [number], |row| {
+            Ok((read_callback(row)?, read_body(row)?))
+        })
+    }
+
+    fn job(&self, number: i64) -> Result<Option<JobRow>> {
+        self.one("SELECT * FROM job WHERE number = ?1", [number], read_job)
+    }
+
+    fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
+        self.one("SELECT * FROM job WHERE id = ?1", [id.as_bytes()], read_job)
+    }
+
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+        let sql = format!(
+            "SELECT * FROM job WHERE state = 0 AND due_at <= ?1 AND {IS_HEAD} ORDER BY due_at, number LIMIT ?2"
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.many(&sql, [now.as_millisecond(), limit], read_job)
+    }
+
+    fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+        let next = self.one(
+            "SELECT min(due_at) FROM job WHERE state = 0 AND due_at > ?1",
+            [now.as_millisecond()],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
+        Ok(next.flatten().map(from_millis))
+    }
+
+    fn running(&self) -> Result<Vec<JobRow>> {
+        self.many("SELECT * FROM job WHERE state = 1 ORDER BY number", [], read_job)
+    }
+
+    fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
+        conditions.add("account = ?", filter.account.clone());
+        let (sql, values) = conditions.query("instance", filter.limit);
+        self.many(&sql, params_from_iter(values), read_instance)
+    }
+
+    fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("instance = ?", filter.instance);
+        if !filter.jobs.is_empty() {
+            let numbers: Vec<String> =
+                filter.jobs.iter().map(|state| position(&job::State::ALL, state).to_string()).collect();
+            conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
+        }
+        let (sql, values) = conditions.query("job", filter.limit);
+        self.many(&sql, params_from_iter(values), read_job)
+    }
+
+    fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("instance = ?", filter.instance);
+        conditions.add("account = ?", filter.account.clone());
+        match filter.disposition {
+            Some(Disposition::Held) => conditions.sql.push_str(" AND disposition = 1"),
+            other => conditions
+                .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
+        }
+        if filter.untold {
+            conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
+        }
+        let (sql, values) = conditions.query("callback", filter.limit);
+        self.many(&sql, params_from_iter(values), read_callback)
+    }
+
+    fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
+        self.many("SELECT * FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at", [job], read_attempt)
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        let pairs = |sql: &str| {
+            self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
+        };
+        let mut totals = Totals::default();
+        for (state, count) in pairs("SELECT state, count(*) FROM instance GROUP BY state")? {
+            totals.instances.insert(at_position(&STATES, state)?.as_str(), count);
+        }
+        for (state, count) in pairs("SELECT state, count(*) FROM job WHERE state < 5 GROUP BY state")? {
+            totals.jobs.insert(at_position(&job::State::ALL, state)?.as_str(), count);
+        }
+        let count = |sql: &str| -> Result<u64> {
+            Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
+        };
+        totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
+        totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        Ok(totals)
+    }
+}
+
+impl Write for Sqlite {
+    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
+        self.insert(
+            "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
+               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, created_at, updated_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+            params![
+                instance.id,
+                instance.order_biz_id,
+                position(&STATES, &instance.state),
+                instance.account,
+                instance.endpoint,
+                instance.buyer,
+                instance.product,
+                instance.sku,
+                instance.order_id,
+                instance.trial,
+                millis(instance.expires_on),
+                instance.expires_on_raw,
+                items_text(instance)?,
+                instance.began,
+                instance.tombstone,
+                instance.adopted,
+                instance.created_at.as_millisecond(),
+                instance.updated_at.as_millisecond(),
+            ],
+        )
+    }
+
+    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        let instance = &row.instance;
+        self.run(
+            "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
+               trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
+               created_by = ?14, updated_at = ?15 WHERE number = ?1",
+            params![
+                row.number,
+                instance.id,
+                position(&STATES, &instance.state),
+                instance.buyer,
+                instance.product,
+                instance.sku,
+                instance.order_id,
+                instance.trial,
+                millis(instance.expires_on),
+                instance.expires_on_raw,
+                items_text(instance)?,
+                instance.began,
+                instance.tombstone,
+                row.created_by,
+                instance.updated_at.as_millisecond(),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
+        self.run(
+            "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, name, instance],
+        )?;
+        let holder =
+            self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
+                row.get::<_, i64>(0)
+            })?;
+        Ok(holder == Some(instance))
+    }
+
+    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
+        self.run(
+            "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, order_id, instance],
+        )?;
+        Ok(())
+    }
+
+    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
+        let body = serde_json::to_string(callback)
+            .map_err(|_| StoreError::Inconsistent("a callback is not JSON"))?;
+        self.insert(
+            "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
+               disposition, reason_code, reason, received_at, last_received_at, deliveries, told_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+            params![
+                row.account,
+                row.endpoint,
+                row.key_label,
+                row.occurrence,
+                row.instance,
+                row.job,
+                position(&Action::ALL, &row.action),
+                position(&Disposition::ALL, &row.disposition),
+                row.reason_code,
+                row.reason,
+                row.received_at.as_millisecond(),
+                row.last_received_at.as_millisecond(),
+                row.deliveries.cast_signed(),
+                millis(row.told_at),
+                body,
+            ],
+        )
+    }
+
+    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
+        self.run(
+            "UPDATE callback SET job = ?2, disposition = ?3, reason_code = ?4, reason = ?5,
+               last_received_at = ?6, deliveries = ?7, told_at = ?8 WHERE number = ?1",
+            params![
+                row.number,
+                row.job,
+                position(&Disposition::ALL, &row.disposition),
+                row.reason_code,
+                row.reason,
+                row.last_received_at.as_millisecond(),
+                row.deliveries.cast_signed(),
+                millis(row.told_at),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
+        self.insert(
+            "INSERT INTO job (id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
+               lease_until, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            params![
+                row.id.as_bytes(),
+                row.callback,
+                row.instance,
+                row.in_lane,
+                position(&Action::ALL, &row.action),
+                position(&job::State::ALL, &row.state),
+                row.attempts,
+                row.step,
+                position(&job::Extra::ALL, &row.extra),
+                row.due_at.as_millisecond(),
+                millis(row.lease_until),
+                row.created_at.as_millisecond(),
+            ],
+        )
+    }
+
+    fn put_job(&mut self, row: &JobRow) -> Result<()> {
+        self.run(
+            "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
+               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13
+             WHERE number = ?1",
+            params![
+                row.number,
+                position(&job::State::ALL, &row.state),
+                row.attempts,
+                row.step,
+                position(&job::Extra::ALL, &row.extra),
+                row.due_at.as_millisecond(),
+                millis(row.lease_until),
+                millis(row.attempted_at),
+                row.note,
+                row.answer,
+                row.sealed,
+                row.proposed_id,
+                millis(row.ended_at),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
+        self.run(
+            "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO NOTHING",
+            params![row.job, row.attempt, row.ended_at.as_millisecond(), row.ending, row.note],
+        )?;
+        Ok(())
+    }
+}
+
+fn items_text(instance: &Instance) -> Result<Option<String>> {
+    if instance.items.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::to_string(&instance.items);
+    text.map(Some).map_err(|_| StoreError::Inconsistent("items are not JSON"))
+}
+
+impl Backend for Sqlite {
+    fn begin(&mut self) -> Result<()> {
+        self.run("BEGIN IMMEDIATE", []).map(drop)
+    }
+    fn commit(&mut self) -> Result<()> {
+        self.run("COMMIT", []).map(drop)
+    }
+    fn rollback(&mut self) -> Result<()> {
+        if self.in_transaction() { self.run("ROLLBACK", []).map(drop) } else { Ok(()) }
+    }
+    fn savepoint(&mut self) -> Result<()> {
+        self.run("SAVEPOINT operation", []).map(drop)
+    }
+    fn release_savepoint(&mut self) -> Result<()> {
+        self.run("RELEASE operation", []).map(drop)
+    }
+    fn rollback_savepoint(&mut self) -> Result<()> {
+        self.run("ROLLBACK TO operation", [])?;
+        self.run("RELEASE operation", []).map(drop)
+    }
+    fn in_transaction(&self) -> bool {
+        !self.connection.is_autocommit()
+    }
+}

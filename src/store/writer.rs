@@ -1,0 +1,259 @@
+//! The one thread that writes, and how it makes one commit of many operations.
+//!
+//! It blocks for one operation, drains what queued meanwhile, runs each in a savepoint of its own,
+//! commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
+//! is the next batch, so a slow disk costs one `fsync` a batch and a fast one costs no waiting.
+
+use jiff::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
+use super::rows::{Backend, Result};
+use super::signals::{Claimed, Signals, Waiting};
+use super::{Shared, StoreError};
+use crate::callback::{Answer, Outcome};
+use crate::clock::{Id, plus_millis};
+use crate::limits;
+
+/// What a caller waits for.
+pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+
+/// One operation.
+pub(crate) enum Command {
+    Accept(Box<AcceptCommand>),
+    Finish(Box<FinishCommand>),
+    Take { limit: usize, now: Timestamp, reply: Reply<Taking> },
+    Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
+    Recover { now: Timestamp, reply: Reply<usize> },
+    Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+}
+
+pub(crate) struct AcceptCommand {
+    pub(crate) acceptance: Acceptance,
+    pub(crate) id: Id,
+    /// A place among the running jobs: with it the new job may be born leased.
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+    pub(crate) reply: Reply<(Accepted, Option<Waiting>)>,
+}
+
+pub(crate) struct FinishCommand {
+    pub(crate) finish: Finish,
+    /// The answer as the hook gave it, for those who wait.
+    pub(crate) answer: Answer,
+    pub(crate) reply: Reply<Finished>,
+}
+
+/// Jobs taken up, and when to look again.
+#[derive(Debug, Default)]
+pub struct Taking {
+    /// The jobs.
+    pub taken: Vec<Taken>,
+    /// When the next one becomes due.
+    pub next_due: Option<Timestamp>,
+}
+
+/// What is left to do once the batch is committed, or has failed.
+enum After {
+    Accept {
+        done: Result<(Accepted, Option<Waiting>)>,
+        place: Option<OwnedSemaphorePermit>,
+        reply: Reply<(Accepted, Option<Waiting>)>,
+    },
+    Finish {
+        done: Result<Finished>,
+        claimed: Claimed,
+        answer: Answer,
+        reply: Reply<Finished>,
+    },
+    Take {
+        done: Result<Taking>,
+        reply: Reply<Taking>,
+    },
+    Unit {
+        done: Result<()>,
+        reply: Reply<()>,
+    },
+    Recover {
+        done: Result<usize>,
+        reply: Reply<usize>,
+    },
+}
+
+/// Writes until every sender is gone.
+pub(crate) fn run<B: Backend>(mut backend: B, mut queue: mpsc::Receiver<Command>, shared: &Shared) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut batch = vec![first];
+        while batch.len() < limits::WRITER_BATCH_MAX_COUNT {
+            match queue.try_recv() {
+                Ok(command) => batch.push(command),
+                Err(_) => break,
+            }
+        }
+        write_batch(&mut backend, batch, shared);
+    }
+}
+
+fn write_batch<B: Backend>(backend: &mut B, batch: Vec<Command>, shared: &Shared) {
+    let begun = backend.begin();
+    let mut results: Vec<After> = Vec::with_capacity(batch.len());
+    for command in batch {
+        let usable = match &begun {
+            Ok(()) if backend.in_transaction() => Ok(()),
+            Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
+            Err(error) => Err(error.clone()),
+        };
+        results.push(operate(backend, command, usable, shared));
+    }
+    let committed = match begun {
+        Ok(()) if backend.in_transaction() => backend.commit(),
+        Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = &committed {
+        tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
+        if let Err(error) = backend.rollback() {
+            tracing::error!(%error, "the store could not roll back");
+        }
+    }
+    for after in results {
+        after.settle(&committed, &shared.signals);
+    }
+}
+
+/// Runs one operation in its savepoint: what it did is kept whole or not at all.
+fn guarded<B: Backend, T>(
+    backend: &mut B,
+    usable: Result<()>,
+    operation: impl FnOnce(&mut B) -> Result<T>,
+) -> Result<T> {
+    usable?;
+    backend.savepoint()?;
+    let done = operation(backend);
+    match &done {
+        Ok(_) => backend.release_savepoint()?,
+        Err(_) if backend.in_transaction() => backend.rollback_savepoint()?,
+        Err(_) => {}
+    }
+    done
+}
+
+fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, shared: &Shared) -> After {
+    match command {
+        Command::Accept(command) => accept(backend, *command, usable, shared),
+        Command::Finish(command) => finish(backend, *command, usable, shared),
+        Command::Take { limit, now, reply } => {
+            let done = guarded(backend, usable, |rows| {
+                let until = plus_millis(now, limits::LEASE_MS);
+                let taken = ledger::take(rows, limit, until, &shared.schedule, now)?;
+                Ok(Taking { taken, next_due: rows.next_due(now)? })
+            });
+            After::Take { done, reply }
+        }
+        Command::Extend { held, now, reply } => {
+            let until = plus_millis(now, limits::LEASE_MS);
+            let done = guarded(backend, usable, |rows| ledger::extend(rows, &held, until));
+            After::Unit { done, reply }
+        }
+        Command::Recover { now, reply } => {
+            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedule, now, |_| true);
+            After::Recover { done: guarded(backend, usable, recover), reply }
+        }
+        Command::Count { counts, reply } => {
+            let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
+            After::Unit { done, reply }
+        }
+    }
+}
+
+fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()>, shared: &Shared) -> After {
+    let AcceptCommand { acceptance, id, place, reply } = command;
+    let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
+    let accepted =
+        guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, Birth { id, lease_until }));
+    let done = accepted.map(|accepted| {
+        let waiting = match accepted.told {
+            Told::Wait(job) => Some(shared.signals.waiters().join(job, accepted.row.number)),
+            _ => None,
+        };
+        (accepted, waiting)
+    });
+    After::Accept { done, place, reply }
+}
+
+fn finish<B: Backend>(backend: &mut B, command: FinishCommand, usable: Result<()>, shared: &Shared) -> After {
+    let FinishCommand { finish, answer, reply } = command;
+    let claimed = shared.signals.waiters().claim(finish.job);
+    let told = claimed.callbacks();
+    let done = guarded(backend, usable, |rows| ledger::finish(rows, &finish, &told));
+    After::Finish { done, claimed, answer, reply }
+}
+
+/// The operation's own result, unless the commit failed: then nothing of it is true.
+fn kept<T>(done: Result<T>, committed: &Result<()>) -> Result<T> {
+    match committed {
+        Ok(()) => done,
+        Err(error) => Err(error.clone()),
+    }
+}
+
+impl After {
+    /// Answers, after the commit and never before.
+    fn settle(self, committed: &Result<()>, signals: &Signals) {
+        match self {
+            After::Accept { done, place, reply } => {
+                settle_accept(kept(done, committed), place, reply, signals)
+            }
+            After::Finish { done, claimed, answer, reply } => {
+                settle_finish(kept(done, committed), claimed, answer, reply, signals);
+            }
+            After::Take { done, reply } => drop(reply.send(kept(done, committed))),
+            After::Unit { done, reply } => drop(reply.send(kept(done, committed))),
+            After::Recover { done, reply } => drop(reply.send(kept(done, committed))),
+        }
+    }
+}
+
+fn settle_accept(
+    kept: Result<(Accepted, Option<Waiting>)>,
+    place: Option<OwnedSemaphorePermit>,
+    reply: Reply<(Accepted, Option<Waiting>)>,
+    signals: &Signals,
+) {
+    let kept = kept.map(|(mut accepted, waiting)| {
+        match (accepted.taken.take(), place) {
+            (Some(taken), Some(place)) => signals.hand_over(taken, place),
+            _ if accepted.wakes => signals.work.notify_one(),
+            _ => {}
+        }
+        (accepted, waiting)
+    });
+    let _ = reply.send(kept);
+}
+
+fn settle_finish(
+    kept: Result<Finished>,
+    claimed: Claimed,
+    answer: Answer,
+    reply: Reply<Finished>,
+    signals: &Signals,
+) {
+    match &kept {
+        Ok(Finished::Kept { told, .. }) => {
+            claimed.tell(&outcome_for_waiters(told, answer));
+            signals.work.notify_one();
+        }
+        Ok(Finished::Fenced) | Err(_) => signals.waiters().restore(claimed),
+    }
+    let _ = reply.send(kept);
+}
+
+fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
+    match told {
+        Told::Applied(stored) => {
+            Outcome::Applied { instance_id: stored.instance_id.clone(), answer: Box::new(answer) }
+        }
+        Told::Refused(reason) => Outcome::Refused { reason: reason.clone() },
+        Told::Held(reason) => Outcome::Held { reason: reason.clone() },
+        Told::NotYet | Told::Wait(_) => Outcome::NotYet,
+    }
+}
