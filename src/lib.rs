@@ -1,5 +1,6 @@
 //! spid: the ISV-side SPI receiver for cloud marketplaces.
 pub mod callback;
 pub mod clock;
+pub mod http;
 pub mod limits;
 pub mod signature;
