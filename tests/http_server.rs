@@ -2,6 +2,13 @@
 //!
 //! Nothing here asserts how long something takes; `soon` only keeps a test that hangs from hanging for ever.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -259,6 +266,20 @@ async fn what_is_over_a_limit_is_told_so_and_counted() {
 }
 
 #[tokio::test]
+async fn who_is_refused_in_the_middle_of_a_body_may_end_it() {
+    let server = start(ServerOptions { body_max_bytes: 50_000, ..patient() }).await;
+    let mut peer = server.connect().await;
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 50001\r\n\r\n";
+    peer.write_all(format!("{head}{}", "z".repeat(40_001)).as_bytes()).await.unwrap();
+    let answer = rest(&mut peer).await;
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.ends_with("body_too_large\n"), "{answer}");
+    // A reset, which could have overtaken the answer, would fail these.
+    for _ in 0..2 {
+        peer.write_all(&[b'z'; 5_000]).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn the_largest_of_everything_is_served() {
     let server = start(patient()).await;
     let body = "b".repeat(64 * 1024);
@@ -389,7 +410,8 @@ async fn a_panic_is_a_500_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn who_hangs_up_cancels_nothing() {
-    let mut server = start(patient()).await;
+    // With one seat, somebody else is served only once the server has noticed that the first is gone.
+    let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;
     let mut peer = server.connect().await;
     peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     server.sees("began").await;
@@ -422,11 +444,12 @@ async fn a_stop_waits_for_what_is_in_flight_and_for_nothing_else() {
 
 #[tokio::test]
 async fn a_stop_waits_for_the_handlers_of_those_who_hung_up() {
-    let mut server = start(patient()).await;
+    let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;
     let mut peer = server.connect().await;
     peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     server.sees("began").await;
     drop(peer);
+    server.assert_alive().await;
     server.stop.take().unwrap().send(()).unwrap();
     server.gate.add_permits(1);
     assert_eq!(soon(&mut server.task).await.unwrap(), Drained { finished: true, left: 0 });
