@@ -1,0 +1,312 @@
+//! Requests and responses, whole and without a socket.
+//!
+//! `Debug` of all of them shows sizes and names only: a query string carries the token, an answer
+//! may carry a first password.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use bytes::Bytes;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+
+/// A request method. Only those that some part of the daemon answers have a name here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Method {
+    /// Read; has no body.
+    Get,
+    /// Send.
+    Post,
+    /// A GET whose answer has no body.
+    Head,
+    /// Any other method, as the peer wrote it: methods are case-sensitive.
+    Other(String),
+}
+
+impl Method {
+    /// The method as it stands in a request line.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Head => "HEAD",
+            Method::Other(name) => name,
+        }
+    }
+}
+
+impl From<&str> for Method {
+    fn from(name: &str) -> Method {
+        match name {
+            "GET" => Method::Get,
+            "POST" => Method::Post,
+            "HEAD" => Method::Head,
+            other => Method::Other(other.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Header fields. Names compare without regard to case and are listed in lower case.
+#[derive(Clone, Default)]
+pub struct Headers(pub(super) HeaderMap);
+
+impl Headers {
+    /// The first value of `name`. Where a second one would be an attack, ask [`Headers::all`].
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name).map(HeaderValue::as_bytes)
+    }
+
+    /// The first value of `name`, if it is printable ASCII.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.to_str().ok()
+    }
+
+    /// Every value of `name`, in the order in which they came.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.0.get_all(name).into_iter().map(HeaderValue::as_bytes)
+    }
+
+    /// Every field: its name in lower case, and its value.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
+    }
+
+    /// How many fields there are; a name that came twice counts twice.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no field at all.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a field after those of the same name. `None` if HTTP cannot carry the name or the value.
+    pub(super) fn append(&mut self, name: &str, value: &str) -> Option<()> {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        let value = HeaderValue::from_str(value).ok()?;
+        self.0.try_append(name, value).ok().map(drop)
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys().map(HeaderName::as_str)).finish()
+    }
+}
+
+/// Where a request goes: parsed by hyper without a copy, or given by whoever made the request.
+#[derive(Clone)]
+enum Target {
+    Wire(hyper::Uri),
+    Given(String),
+}
+
+/// A request, received whole.
+///
+/// ```
+/// use spid::http::Request;
+/// let request = Request::get("/spi?action=renewInstance").with_header("Host", "isv.example");
+/// assert_eq!((request.path(), request.query()), ("/spi", &b"action=renewInstance"[..]));
+/// assert_eq!(request.headers.text("host"), Some("isv.example"));
+/// ```
+#[derive(Clone)]
+pub struct Request {
+    /// What is asked.
+    pub method: Method,
+    target: Target,
+    /// The header fields.
+    pub headers: Headers,
+    /// The body; empty if there was none.
+    pub body: Bytes,
+    /// The other end of the connection, which may be a proxy.
+    pub peer: SocketAddr,
+}
+
+impl Request {
+    /// A request that came over no wire. `target` is a path, with a query if it has a `?`.
+    pub fn new(method: Method, target: impl Into<String>) -> Request {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let target = Target::Given(target.into());
+        Request { method, target, headers: Headers::default(), body: Bytes::new(), peer }
+    }
+
+    /// A GET that came over no wire.
+    pub fn get(target: impl Into<String>) -> Request {
+        Request::new(Method::Get, target)
+    }
+
+    /// A POST that came over no wire, with an empty body.
+    pub fn post(target: impl Into<String>) -> Request {
+        Request::new(Method::Post, target)
+    }
+
+    /// The request with `body` in place of its own.
+    pub fn with_body(mut self, body: impl Into<Bytes>) -> Request {
+        self.body = body.into();
+        self
+    }
+
+    /// The request with one more header field; one that HTTP cannot carry could not have arrived and
+    /// is left out.
+    pub fn with_header(mut self, name: &str, value: &str) -> Request {
+        let _ = self.headers.append(name, value);
+        self
+    }
+
+    /// The request as if it had come from `peer`.
+    pub fn with_peer(mut self, peer: SocketAddr) -> Request {
+        self.peer = peer;
+        self
+    }
+
+    /// The request hyper has read the head of, still without its body.
+    pub(super) fn from_wire<B>(request: hyper::Request<B>, peer: SocketAddr) -> (Request, B) {
+        let (head, body) = request.into_parts();
+        let method = Method::from(head.method.as_str());
+        let (target, headers) = (Target::Wire(head.uri), Headers(head.headers));
+        (Request { method, target, headers, body: Bytes::new(), peer }, body)
+    }
+
+    /// The path as it was sent, still percent-encoded.
+    pub fn path(&self) -> &str {
+        match &self.target {
+            Target::Wire(uri) => uri.path(),
+            Target::Given(target) => target.split_once('?').map_or(target, |(path, _)| path),
+        }
+    }
+
+    /// What stands after the first `?`, as it was sent; empty if there is none.
+    pub fn query(&self) -> &[u8] {
+        let query = match &self.target {
+            Target::Wire(uri) => uri.query(),
+            Target::Given(target) => target.split_once('?').map(|(_, query)| query),
+        };
+        query.unwrap_or_default().as_bytes()
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path())
+            .field("query_bytes", &self.query().len())
+            .field("headers", &self.headers)
+            .field("body_bytes", &self.body.len())
+            .field("peer", &self.peer)
+            .finish()
+    }
+}
+
+/// An answer.
+///
+/// `Content-Length`, `Date` and, unless a header of that name is given, `Cache-Control: no-store` are
+/// added when it is sent: an answer is about one callback and belongs in no cache.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Response {
+    /// The status code, 200 to 999; anything else is sent as 500.
+    pub status: u16,
+    /// Header fields beside those that are always added.
+    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
+    /// The body; not sent in answer to HEAD.
+    pub body: Bytes,
+}
+
+impl Response {
+    /// An answer with a body of the media type `kind`.
+    pub fn new(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response {
+        let headers = vec![(Cow::Borrowed("content-type"), Cow::Borrowed(kind))];
+        Response { status, headers, body: body.into() }
+    }
+
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Response {
+        Response { status, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// A JSON answer; `body` is the text, already encoded.
+    pub fn json(status: u16, body: impl Into<Bytes>) -> Response {
+        Response::new(status, "application/json", body)
+    }
+
+    /// A plain text answer.
+    pub fn text(status: u16, body: impl Into<Bytes>) -> Response {
+        Response::new(status, "text/plain; charset=utf-8", body)
+    }
+
+    /// A `302 Found`: look at `location` instead. One that does not fit a header is sent as 500.
+    pub fn redirect(location: impl Into<String>) -> Response {
+        Response::empty(302).with_header("location", location.into())
+    }
+
+    /// The answer with one more header field.
+    pub fn with_header(
+        mut self,
+        name: impl Into<Cow<'static, str>>,
+        value: impl Into<Cow<'static, str>>,
+    ) -> Response {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_ref()).collect();
+        f.debug_struct("Response")
+            .field("status", &self.status)
+            .field("headers", &names)
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn path_and_query_are_as_sent() {
+        let request = Request::get("/a%20b?x=1?2&token=00");
+        assert_eq!((request.path(), request.query()), ("/a%20b", &b"x=1?2&token=00"[..]));
+        let bare = Request::post("/spi");
+        assert_eq!((bare.path(), bare.query()), ("/spi", &b""[..]));
+        let wire = Target::Wire("/a%20b?x=1?2".parse().unwrap());
+        let request = Request { target: wire, ..bare };
+        assert_eq!((request.path(), request.query()), ("/a%20b", &b"x=1?2"[..]));
+    }
+
+    #[test]
+    fn headers_are_found_in_any_case_and_all_of_them() {
+        let request = Request::get("/").with_header("X-Sign", "one").with_header("x-sign", "two");
+        assert_eq!(request.headers.get("X-SIGN"), Some(&b"one"[..]));
+        assert_eq!(request.headers.all("x-sign").collect::<Vec<_>>(), [b"one", b"two"]);
+        assert_eq!(request.headers.iter().next(), Some(("x-sign", &b"one"[..])));
+        assert_eq!((request.headers.len(), request.headers.is_empty()), (2, false));
+        assert_eq!(request.with_header("bad name", "v").headers.len(), 2);
+    }
+
+    #[test]
+    fn debug_shows_no_query_no_values_and_no_body() {
+        let request = Request::get("/spi?token=sesame").with_header("authorization", "sesame");
+        let request = request.with_body("sesame");
+        let response = Response::json(200, "sesame").with_header("location", "sesame");
+        let shown = format!("{request:?} {response:?}");
+        assert!(!shown.contains("sesame"), "{shown}");
+        assert!(shown.contains("/spi") && shown.contains("authorization"), "{shown}");
+    }
+
+    #[test]
+    fn methods_keep_their_spelling() {
+        for name in ["GET", "POST", "HEAD", "get", "PURGE"] {
+            assert_eq!(Method::from(name).to_string(), name);
+        }
+    }
+}
