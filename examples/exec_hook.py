@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""A provisioning hook in Python, standard library only: a file per instance.
+
+    [[hook]]
+    name = "provision"
+    exec = { command = ["/opt/app/exec_hook.py", "/var/lib/my-app"] }
+
+The call comes as JSON on standard input, the answer goes to standard output as JSON, remarks go to
+standard error. Exit 0: done. Exit 65: refused, do not try again. Anything else: try again later.
+"""
+
+import json
+import os
+import pathlib
+import secrets
+import sys
+
+REFUSE, RETRY = 65, 75
+
+
+def create(call, state):
+    name = call["instance"]["order_biz_id"]
+    state.update(state="active", sku=call["sku"], items=call["items"], expires_on=call["expires_on"])
+    url = f"https://{name}.app.example"
+    return {
+        "instance_id": name,
+        "app": {
+            "front_end_url": url,
+            "admin_url": f"{url}/admin",
+            "username": "admin",
+            "password": secrets.token_urlsafe(16),
+        },
+    }
+
+
+def renew(call, state):
+    state.update(state="active", expires_on=call["expires_on"])
+    return {}
+
+
+def refund_renew(call, state):
+    state.update(expires_on=call["expires_on"])
+    return {}
+
+
+def upgrade(call, state):
+    for name, change in call["changes"].items():
+        print(f"{name}: {change['from']} -> {change['to']}", file=sys.stderr)
+    state.update(sku=call["sku"], items=call["items"])
+    return {}
+
+
+def expire(call, state):
+    state.update(state="frozen")
+    return {}
+
+
+def release(call, state):
+    state.clear()
+    state.update(state="released")
+    return {}
+
+
+ACTIONS = {
+    "create": create,
+    "renew": renew,
+    "refund-renew": refund_renew,
+    "upgrade": upgrade,
+    "expire": expire,
+    "release": release,
+}
+
+
+def save(file, state):
+    """Writes the state whole or not at all: the next attempt must not find half of it."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(state))
+    os.replace(new, file)
+
+
+def main():
+    os.umask(0o077)
+    call = json.load(sys.stdin)
+    act = ACTIONS.get(call["action"])
+    if act is None:
+        print(json.dumps({"refuse": "this hook does not support that"}))
+        return REFUSE
+    name = call["instance"]["order_biz_id"] or ""
+    if not name or name.startswith(".") or "/" in name:
+        print("the instance has no name that could be a file", file=sys.stderr)
+        return RETRY
+    root = pathlib.Path(sys.argv[1])
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / f"{name}.json"
+    state = json.loads(file.read_text()) if file.exists() else {}
+    # Done before? Then the same answer again, the same password too: that is all of idempotency.
+    answers = state.pop("answers", {})
+    key = call["idempotency_key"]
+    if key not in answers:
+        answer = act(call, state)
+        answers = {} if call["action"] == "release" else answers
+        save(file, {**state, "answers": {**answers, key: answer}})
+        answers[key] = answer
+    print(json.dumps(answers[key]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

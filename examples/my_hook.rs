@@ -1,0 +1,67 @@
+//! A provisioning hook in Rust: a folder per customer, and the whole of spid around it.
+//!
+//! `cargo run --example my_hook -- serve --dev` would be its command line.
+
+use std::io::ErrorKind;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use spid::hook::{
+    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+};
+use spid::instance::Instance;
+
+struct MyHook {
+    root: PathBuf,
+}
+
+impl MyHook {
+    fn folder(&self, instance: &Instance) -> Result<PathBuf, HookError> {
+        let name = instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
+        if name.contains(['/', '\\']) || name.starts_with('.') {
+            return Err(HookError::refuse("a name that is no folder"));
+        }
+        Ok(self.root.join(name))
+    }
+
+    fn set_state(&self, instance: &Instance, state: &str) -> Result<(), HookError> {
+        let folder = self.folder(instance)?;
+        std::fs::create_dir_all(&folder)?; // any error is a retry, and doing it twice does no harm
+        std::fs::write(folder.join("state"), state)?;
+        Ok(())
+    }
+}
+
+impl ProvisioningHook for MyHook {
+    async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
+        self.set_state(&call.instance, "active")?;
+        let name = call.instance.order_biz_id.unwrap_or_default();
+        Ok(Provisioned::new().app(format!("https://{name}.app.example")).id(name))
+    }
+
+    async fn renew(&self, call: RenewCall) -> Result<Updated, HookError> {
+        self.set_state(&call.instance, "active")?;
+        Ok(Updated::new())
+    }
+
+    async fn expire(&self, call: ExpireCall) -> Result<(), HookError> {
+        self.set_state(&call.instance, "frozen")
+    }
+
+    async fn release(&self, call: ReleaseCall) -> Result<(), HookError> {
+        match std::fs::remove_dir_all(self.folder(&call.instance)?) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()), // nothing there is released already
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    run_with(MyHook { root: PathBuf::from("tenants") })
+}
+
+/// Stands in for `spid::run_with` until the command line is there.
+fn run_with(hook: impl ProvisioningHook) -> ExitCode {
+    let _hook = spid::hook::AnyHook::new(hook);
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,283 @@
+//! The ISV's own code: what it is told, what it may answer, and how it is kept from doing harm.
+//!
+//! There is one contract in three forms: a Rust trait ([`ProvisioningHook`]), an executable
+//! ([`exec`]) and an HTTP endpoint. All three get the same [`Call`] and give the same answer, so
+//! that a seller can begin with a shell script and end with a service without learning anything
+//! new. [`runner`] chooses the hook, bounds its time and its number, and survives its panics.
+//!
+//! A hook is run **at least once** for what the marketplace asked: after a crash or a timeout the
+//! same call comes again with the same `idempotency_key`. A hook that remembers the keys it has
+//! seen, or whose work can be repeated without harm, is all that is needed for "exactly once".
+//!
+//! ```
+//! use spid::hook::{
+//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+//! };
+//!
+//! struct MyHook;
+//!
+//! impl ProvisioningHook for MyHook {
+//!     async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
+//!         let seats: u32 = call.items.get("seats").map_or("1", String::as_str).parse()?; // an error is a retry
+//!         if seats > 500 {
+//!             return Err(HookError::refuse("more seats than one installation can have"));
+//!         }
+//!         Ok(Provisioned::new().id("tenant-1").app("https://tenant-1.app.example"))
+//!     }
+//!     async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+//!         Ok(Updated::new())
+//!     }
+//!     async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+//!         Ok(())
+//!     }
+//!     async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+//!         Ok(())
+//!     }
+//! }
+//! ```
+
+use std::error::Error;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::callback::Answer;
+
+mod answer;
+mod call;
+pub mod exec;
+pub mod log;
+pub mod runner;
+
+pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
+pub use call::{
+    Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
+    RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UpgradeCall,
+};
+
+/// What an author implements.
+///
+/// Write `async fn`; the trait says `impl Future + Send` only because the daemon moves the work
+/// between threads. The four methods every product needs are required; the others are refused as
+/// unsupported until they are written, and the daemon alerts when a marketplace asks for one.
+///
+/// What a call asks may already have been done by an earlier attempt: answer as if it had been
+/// done now. The future is dropped at its deadline, at any `await`.
+pub trait ProvisioningHook: Send + Sync + 'static {
+    /// Make what was bought. Called again with the same key, it returns the same instance.
+    fn create(&self, call: CreateCall) -> impl Future<Output = Result<Provisioned, HookError>> + Send;
+
+    /// Extend the term, and thaw what is frozen.
+    fn renew(&self, call: RenewCall) -> impl Future<Output = Result<Updated, HookError>> + Send;
+
+    /// Take away the use and keep the data: the term ended or arrears stand.
+    fn expire(&self, call: ExpireCall) -> impl Future<Output = Result<(), HookError>> + Send;
+
+    /// Give everything up for good. There may be nothing: see [`ReleaseCall::maybe_provisioned`].
+    fn release(&self, call: ReleaseCall) -> impl Future<Output = Result<(), HookError>> + Send;
+
+    /// Change the SKU or the billed quantities. The expiry stays.
+    fn upgrade(&self, _call: UpgradeCall) -> impl Future<Output = Result<Updated, HookError>> + Send {
+        unsupported("upgrade")
+    }
+
+    /// Take a renewal back: the only call that may shorten the term.
+    fn refund_renew(
+        &self,
+        _call: RefundRenewCall,
+    ) -> impl Future<Output = Result<Updated, HookError>> + Send {
+        unsupported("refund-renew")
+    }
+
+    /// Say where the buyer's browser is to go, with a one-time ticket of yours in the URL.
+    fn sign_on(&self, _call: SignOnCall) -> impl Future<Output = Result<SignedOn, HookError>> + Send {
+        unsupported("sign-on")
+    }
+
+    /// Take note that an order was paid. Nothing is to be made yet.
+    fn payment(&self, _call: PaymentCall) -> impl Future<Output = Result<(), HookError>> + Send {
+        unsupported("payment")
+    }
+
+    /// Anything the dialect passes on unread; the answer is free JSON.
+    fn other(&self, _call: OtherCall) -> impl Future<Output = Result<Reply, HookError>> + Send {
+        unsupported("this action")
+    }
+}
+
+fn unsupported<T: Send>(what: &str) -> std::future::Ready<Result<T, HookError>> {
+    std::future::ready(Err(HookError::unsupported(what)))
+}
+
+/// Why a hook did not do what was asked, and what is to happen now.
+///
+/// It is deliberately no [`std::error::Error`], so that `?` turns every ordinary error into a
+/// retry. The text is kept, logged and shown to operators; a refusal's is shown to the marketplace
+/// too. Put no secret in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookError {
+    kind: HookErrorKind,
+    message: String,
+}
+
+/// What is to happen after a [`HookError`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookErrorKind {
+    /// Try again, by the retry schedule unless the hook named a delay.
+    Retry {
+        /// The delay the hook asked for.
+        after: Option<Duration>,
+    },
+    /// Do not try again: it will not be done.
+    Refuse,
+    /// Accepted; somebody completes it later by hand or through the admin API.
+    Pending,
+    /// The hook does not know the action. A refusal, and somebody is alerted.
+    Unsupported,
+}
+
+impl HookError {
+    /// It may work later: try again by the schedule.
+    pub fn retry(message: impl Into<String>) -> HookError {
+        HookError { kind: HookErrorKind::Retry { after: None }, message: message.into() }
+    }
+
+    /// It may work after this delay. Clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
+    pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
+        HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
+    }
+
+    /// It will never be done. The marketplace's staff may read the reason.
+    pub fn refuse(reason: impl Into<String>) -> HookError {
+        HookError { kind: HookErrorKind::Refuse, message: reason.into() }
+    }
+
+    /// It is accepted and will be completed later, by `spid instances complete`. For short manual
+    /// approvals: the marketplace goes on spending its tries.
+    pub fn pending(note: impl Into<String>) -> HookError {
+        HookError { kind: HookErrorKind::Pending, message: note.into() }
+    }
+
+    /// The hook does not do `what`.
+    pub fn unsupported(what: impl fmt::Display) -> HookError {
+        HookError { kind: HookErrorKind::Unsupported, message: format!("the hook does not support {what}") }
+    }
+
+    /// What is to happen now.
+    pub fn kind(&self) -> HookErrorKind {
+        self.kind
+    }
+
+    /// The error, the reason or the note.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+}
+
+impl<E: Error + Send + Sync + 'static> From<E> for HookError {
+    fn from(error: E) -> HookError {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        HookError::retry(message)
+    }
+}
+
+/// A hook's answer on its way.
+pub(crate) type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, HookError>> + Send + 'a>>;
+
+/// The erased twin of [`ProvisioningHook`]: one method, so that the built-in kinds, which treat
+/// every action alike, need not pretend to be nine.
+pub(crate) trait DynHook: Send + Sync + 'static {
+    fn answer(&self, call: Call) -> Answering<'_>;
+}
+
+/// A hook of any kind. Clones share it.
+#[derive(Clone)]
+pub struct AnyHook(Arc<dyn DynHook>);
+
+impl AnyHook {
+    /// Wraps an author's hook.
+    pub fn new(hook: impl ProvisioningHook) -> AnyHook {
+        AnyHook(Arc::new(Typed(hook)))
+    }
+
+    pub(crate) fn built_in(hook: impl DynHook) -> AnyHook {
+        AnyHook(Arc::new(hook))
+    }
+
+    pub(crate) fn answer(&self, call: Call) -> Answering<'_> {
+        self.0.answer(call)
+    }
+}
+
+impl<H: ProvisioningHook> From<H> for AnyHook {
+    fn from(hook: H) -> AnyHook {
+        AnyHook::new(hook)
+    }
+}
+
+impl fmt::Debug for AnyHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AnyHook")
+    }
+}
+
+struct Typed<H>(H);
+
+impl<H: ProvisioningHook> DynHook for Typed<H> {
+    fn answer(&self, call: Call) -> Answering<'_> {
+        let hook = &self.0;
+        Box::pin(async move {
+            Ok(match call {
+                Call::Create(call) => hook.create(*call).await?.into(),
+                Call::Renew(call) => hook.renew(*call).await?.into(),
+                Call::RefundRenew(call) => hook.refund_renew(*call).await?.into(),
+                Call::Upgrade(call) => hook.upgrade(*call).await?.into(),
+                Call::Expire(call) => hook.expire(*call).await.map(|()| Answer::default())?,
+                Call::Release(call) => hook.release(*call).await.map(|()| Answer::default())?,
+                Call::SignOn(call) => hook.sign_on(*call).await?.into(),
+                Call::Payment(call) => hook.payment(*call).await.map(|()| Answer::default())?,
+                Call::Other(call) => hook.other(*call).await?.into(),
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<u32, HookError> {
+        Ok(text.parse::<u32>()?)
+    }
+
+    #[test]
+    fn an_ordinary_error_is_a_retry() {
+        let error = parse("seven").unwrap_err();
+        assert_eq!(error.kind(), HookErrorKind::Retry { after: None });
+        assert_eq!(error.message(), "invalid digit found in string");
+    }
+
+    #[test]
+    fn the_causes_of_an_error_are_told() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot make the database")]
+        struct Outer(#[source] std::num::ParseIntError);
+        let error = HookError::from(Outer("x".parse::<u8>().unwrap_err()));
+        assert_eq!(error.message(), "cannot make the database: invalid digit found in string");
+    }
+
+    #[test]
+    fn every_kind_has_its_constructor() {
+        let after = Duration::from_secs(3);
+        assert_eq!(HookError::retry_after("x", after).kind(), HookErrorKind::Retry { after: Some(after) });
+        assert_eq!(HookError::refuse("x").kind(), HookErrorKind::Refuse);
+        assert_eq!(HookError::pending("x").kind(), HookErrorKind::Pending);
+        assert_eq!(HookError::unsupported("upgrade").message(), "the hook does not support upgrade");
+    }
+}

@@ -1,0 +1,587 @@
+//! Runs hooks so that none of them can hurt the daemon.
+//!
+//! Which hook, how many at once, for how long, and what is left when it panics, hangs or is no
+//! longer wanted: all of that is decided here, and the author writes none of it. What comes out is
+//! an [`Attempted`]; when to try again is the dispatcher's business.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinHandle};
+
+use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
+use crate::callback::Answer;
+use crate::limits;
+
+/// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
+/// at once; one that blocks its thread cannot be stopped, and is left behind.
+const ABORT_GRACE_MS: u64 = 1_000;
+
+/// A hook under the name routes and logs know it by.
+#[derive(Debug, Clone)]
+pub struct NamedHook {
+    /// The name.
+    pub name: String,
+    /// The hook.
+    pub hook: AnyHook,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// How many attempts may run at once, over all instances; at least one.
+    pub concurrency: usize,
+}
+
+impl NamedHook {
+    /// A hook with the default timeout and concurrency.
+    pub fn new(name: impl Into<String>, hook: impl Into<AnyHook>) -> NamedHook {
+        NamedHook {
+            name: name.into(),
+            hook: hook.into(),
+            timeout: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
+            concurrency: limits::HOOK_CONCURRENCY_COUNT,
+        }
+    }
+
+    /// The same with another timeout.
+    pub fn timeout(self, timeout: Duration) -> NamedHook {
+        NamedHook { timeout, ..self }
+    }
+
+    /// The same with another concurrency.
+    pub fn concurrency(self, concurrency: usize) -> NamedHook {
+        NamedHook { concurrency, ..self }
+    }
+}
+
+/// Sends calls to a hook. What is `None` matches everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The endpoint the callback came through.
+    pub endpoint: Option<String>,
+    /// The product.
+    pub product: Option<String>,
+    /// The SKU.
+    pub sku: Option<String>,
+    /// The buyer's account.
+    pub buyer: Option<String>,
+    /// The name of the hook.
+    pub hook: String,
+}
+
+impl Route {
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        let fits = |wanted: &Option<String>, given: Option<&str>| {
+            wanted.as_deref().is_none_or(|wanted| given == Some(wanted))
+        };
+        fits(&self.endpoint, Some(subject.endpoint))
+            && fits(&self.product, subject.product)
+            && fits(&self.sku, subject.sku)
+            && fits(&self.buyer, subject.buyer)
+    }
+}
+
+/// Something that is wrong with a set of hooks and routes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRouting {
+    /// There is no hook at all.
+    #[error("there is no hook: nothing could be provisioned")]
+    NoHook,
+    /// Two hooks have one name.
+    #[error("two hooks are called `{0}`")]
+    DuplicateName(String),
+    /// A hook that may never run.
+    #[error("the hook `{0}` has a concurrency of 0: it would never run")]
+    NoConcurrency(String),
+    /// A route to a hook that is not there.
+    #[error("a route leads to the hook `{0}`, which is not configured")]
+    UnknownHook(String),
+}
+
+/// How an attempt ended. Texts are bounded by [`limits::REASON_MAX_BYTES`] and free of control
+/// characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attempted {
+    /// It is done.
+    Done(Answer),
+    /// It did not work, and may later.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
+    /// It will not be done.
+    Refused {
+        /// Why, in words the marketplace's staff may read.
+        reason: String,
+    },
+    /// The hook does not know the action.
+    Unsupported {
+        /// Why, in words the marketplace's staff may read.
+        reason: String,
+    },
+    /// It is accepted, and completed later by somebody.
+    Pending {
+        /// What it waits for.
+        note: String,
+    },
+}
+
+impl Attempted {
+    fn retry(error: String) -> Attempted {
+        Attempted::Retry { error: bounded(&error), after: None }
+    }
+}
+
+impl From<Result<Answer, HookError>> for Attempted {
+    fn from(result: Result<Answer, HookError>) -> Attempted {
+        let error = match result {
+            Ok(answer) => return Attempted::Done(answer),
+            Err(error) => error,
+        };
+        let text = bounded(error.message());
+        match error.kind() {
+            HookErrorKind::Retry { after } => {
+                let longest = Duration::from_secs(limits::RETRY_AFTER_MAX_S);
+                Attempted::Retry { error: text, after: after.map(|after| after.min(longest)) }
+            }
+            HookErrorKind::Refuse => Attempted::Refused { reason: text },
+            HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
+            HookErrorKind::Pending => Attempted::Pending { note: text },
+        }
+    }
+}
+
+/// A text that may be stored, logged and shown: control characters are spaces, and it ends with
+/// `…` where it was cut.
+fn bounded(text: &str) -> String {
+    const MORE: char = '…';
+    let clean: String = text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if clean.len() <= limits::REASON_MAX_BYTES {
+        return clean;
+    }
+    let room = limits::REASON_MAX_BYTES - MORE.len_utf8();
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
+    clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
+}
+
+/// A hook and its bound.
+#[derive(Debug)]
+struct Entry {
+    named: NamedHook,
+    running: Arc<Semaphore>,
+}
+
+/// All hooks of the daemon, and the way to the right one. Clones share the bounds.
+#[derive(Debug, Clone)]
+pub struct Runner(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    default: Arc<Entry>,
+    routes: Vec<(Route, Arc<Entry>)>,
+}
+
+impl Runner {
+    /// Hooks by name, and the routes to them. The first route that matches wins; what none matches
+    /// goes to the first hook.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn new(hooks: Vec<NamedHook>, routes: Vec<Route>) -> Result<Runner, Vec<BadRouting>> {
+        let mut mistakes = mistakes(&hooks);
+        let entries: Vec<Arc<Entry>> = hooks.into_iter().map(Entry::new).collect();
+        let mut resolved = Vec::new();
+        for route in routes {
+            match entries.iter().find(|entry| entry.named.name == route.hook) {
+                Some(entry) => resolved.push((route, Arc::clone(entry))),
+                None => mistakes.push(BadRouting::UnknownHook(route.hook)),
+            }
+        }
+        match entries.into_iter().next() {
+            Some(default) if mistakes.is_empty() => Ok(Runner(Arc::new(Inner { default, routes: resolved }))),
+            _ => Err(mistakes),
+        }
+    }
+
+    /// The name of the hook that gets calls about this subject.
+    pub fn hook_name(&self, subject: &Subject<'_>) -> &str {
+        &self.entry(subject).named.name
+    }
+
+    /// Whether the subject was named by a route, and not left to the default hook.
+    pub fn is_routed(&self, subject: &Subject<'_>) -> bool {
+        self.0.routes.iter().any(|(route, _)| route.matches(subject))
+    }
+
+    /// How long an attempt at a call about this subject may take.
+    pub fn timeout(&self, subject: &Subject<'_>) -> Duration {
+        self.entry(subject).named.timeout
+    }
+
+    /// Waits until the hook for this subject may run once more.
+    ///
+    /// Build the call afterwards: time spent in the queue is not time the hook had.
+    pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
+        let entry = Arc::clone(self.entry(subject));
+        // The semaphore is never closed; if it were, running unbounded beats not running.
+        let permit = Arc::clone(&entry.running).acquire_owned().await.ok();
+        Slot { entry, permit }
+    }
+
+    /// As [`Runner::reserve`], but `None` when the hook is busy.
+    pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
+        let entry = Arc::clone(self.entry(subject));
+        let permit = Arc::clone(&entry.running).try_acquire_owned().ok()?;
+        Some(Slot { entry, permit: Some(permit) })
+    }
+
+    /// Reserves and runs. Dropping the returned future stops the hook.
+    pub async fn run(&self, call: Call) -> Attempted {
+        let slot = self.reserve(&call.subject()).await;
+        slot.run(call).await
+    }
+
+    fn entry(&self, subject: &Subject<'_>) -> &Arc<Entry> {
+        let route = self.0.routes.iter().find(|(route, _)| route.matches(subject));
+        route.map_or(&self.0.default, |(_, entry)| entry)
+    }
+}
+
+fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
+    let mut mistakes = Vec::new();
+    if hooks.is_empty() {
+        mistakes.push(BadRouting::NoHook);
+    }
+    let mut names = BTreeSet::new();
+    for hook in hooks {
+        if !names.insert(hook.name.as_str()) {
+            mistakes.push(BadRouting::DuplicateName(hook.name.clone()));
+        }
+        if hook.concurrency == 0 {
+            mistakes.push(BadRouting::NoConcurrency(hook.name.clone()));
+        }
+    }
+    mistakes
+}
+
+impl Entry {
+    fn new(named: NamedHook) -> Arc<Entry> {
+        let running = Arc::new(Semaphore::new(named.concurrency.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Entry { named, running })
+    }
+}
+
+/// The right to run one hook once.
+#[derive(Debug)]
+pub struct Slot {
+    entry: Arc<Entry>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Slot {
+    /// The hook's name.
+    pub fn hook_name(&self) -> &str {
+        &self.entry.named.name
+    }
+
+    /// How long the attempt may take, counted from [`Slot::run`].
+    pub fn timeout(&self) -> Duration {
+        self.entry.named.timeout
+    }
+
+    /// Runs the hook: at most [`Slot::timeout`], behind a panic wall. Dropping the returned future
+    /// stops the hook.
+    pub async fn run(self, call: Call) -> Attempted {
+        let Slot { entry, permit } = self;
+        let hook = entry.named.hook.clone();
+        // The permit travels with the work, so that a hook which cannot be stopped still counts.
+        let work = tokio::spawn(async move {
+            let _permit = permit;
+            hook.answer(call).await
+        });
+        let mut work = AbortOnDrop(work);
+        match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
+            Ok(Ok(result)) => Attempted::from(result),
+            Ok(Err(error)) => fell(&entry.named.name, &error),
+            Err(_elapsed) => {
+                work.stop(&entry.named.name).await;
+                let timeout = entry.named.timeout;
+                Attempted::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
+            }
+        }
+    }
+}
+
+/// The panic's own text is left out: it is the author's, and may hold anything.
+fn fell(name: &str, error: &JoinError) -> Attempted {
+    let how = if error.is_panic() { "panicked" } else { "was stopped" };
+    Attempted::retry(format!("the hook `{name}` {how}"))
+}
+
+struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
+
+impl AbortOnDrop {
+    /// Stops the work and waits until it is gone: a child process must be dead before anybody
+    /// thinks of the next attempt.
+    async fn stop(&mut self, name: &str) {
+        self.0.abort();
+        let grace = Duration::from_millis(ABORT_GRACE_MS);
+        if tokio::time::timeout(grace, &mut self.0).await.is_err() {
+            tracing::error!(
+                hook = name,
+                "the hook blocks its thread and cannot be stopped; it is left behind"
+            );
+        }
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::{Notify, mpsc};
+
+    use super::super::call::tests::{a_call, an_instance};
+    use super::super::log::LogHook;
+    use super::super::{
+        CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    };
+    use super::*;
+    use crate::callback::{Action, Callback};
+
+    type Create = Box<dyn Fn() -> super::super::Answering<'static> + Send + Sync>;
+
+    /// A hook whose create does what the test says.
+    struct Puppet(Create);
+
+    impl super::super::DynHook for Puppet {
+        fn answer(&self, _call: Call) -> super::super::Answering<'_> {
+            (self.0)()
+        }
+    }
+
+    fn puppet<F>(act: impl Fn() -> F + Send + Sync + 'static) -> NamedHook
+    where
+        F: Future<Output = Result<Answer, HookError>> + Send + 'static,
+    {
+        let create: Create = Box::new(move || Box::pin(act()));
+        NamedHook::new("puppet", AnyHook::built_in(Puppet(create)))
+    }
+
+    fn create() -> Call {
+        a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()))
+    }
+
+    fn only(hook: NamedHook) -> Runner {
+        Runner::new(vec![hook], Vec::new()).unwrap()
+    }
+
+    struct Signal(Arc<Notify>);
+    impl Drop for Signal {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+
+    #[tokio::test]
+    async fn each_error_has_its_end() {
+        let ends = [
+            (HookError::refuse("no"), Attempted::Refused { reason: "no".into() }),
+            (HookError::pending("wait"), Attempted::Pending { note: "wait".into() }),
+            (
+                HookError::unsupported("x"),
+                Attempted::Unsupported { reason: "the hook does not support x".into() },
+            ),
+            (
+                HookError::retry_after("busy", Duration::MAX),
+                Attempted::Retry {
+                    error: "busy".into(),
+                    after: Some(Duration::from_secs(limits::RETRY_AFTER_MAX_S)),
+                },
+            ),
+        ];
+        for (error, end) in ends {
+            let runner = only(puppet(move || std::future::ready(Err(error.clone()))));
+            assert_eq!(runner.run(create()).await, end);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_retry_and_its_text_stays_out() {
+        let runner = only(puppet(|| async { panic!("fake-canary-password") }));
+        let Attempted::Retry { error, after: None } = runner.run(create()).await else {
+            panic!("not a retry")
+        };
+        assert_eq!(error, "the hook `puppet` panicked");
+        let again =
+            only(puppet(|| -> std::future::Ready<Result<Answer, HookError>> { panic!("before the future") }));
+        assert!(matches!(again.run(create()).await, Attempted::Retry { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hook_that_hangs_is_dropped_at_its_deadline() {
+        let gone = Arc::new(Notify::new());
+        let signal = Arc::clone(&gone);
+        let hanging = puppet(move || {
+            let signal = Signal(Arc::clone(&signal));
+            async move {
+                let _signal = signal;
+                std::future::pending().await
+            }
+        });
+        let runner = only(hanging.timeout(Duration::from_secs(5)));
+        let end = runner.run(create()).await;
+        assert_eq!(
+            end,
+            Attempted::Retry { error: "the hook `puppet` took longer than 5s".into(), after: None }
+        );
+        gone.notified().await;
+    }
+
+    #[tokio::test]
+    async fn dropping_the_run_stops_the_hook() {
+        let (began_tx, mut began) = mpsc::unbounded_channel();
+        let gone = Arc::new(Notify::new());
+        let signal = Arc::clone(&gone);
+        let runner = only(puppet(move || {
+            let signal = Signal(Arc::clone(&signal));
+            let began = began_tx.clone();
+            async move {
+                let _signal = signal;
+                began.send(()).unwrap();
+                std::future::pending().await
+            }
+        }));
+        tokio::select! {
+            _ = runner.run(create()) => panic!("it never ends by itself"),
+            _ = began.recv() => {}
+        }
+        gone.notified().await;
+        assert!(runner.try_reserve(&create().subject()).is_some());
+    }
+
+    #[tokio::test]
+    async fn no_more_run_at_once_than_allowed() {
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counters = (Arc::clone(&now), Arc::clone(&most));
+        let counting = puppet(move || {
+            let (now, most) = counters.clone();
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok(Answer::default())
+            }
+        });
+        let runner = only(counting.concurrency(2));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let runner = runner.clone();
+            tasks.spawn(async move { runner.run(create()).await });
+        }
+        while let Some(end) = tasks.join_next().await {
+            assert_eq!(end.unwrap(), Attempted::Done(Answer::default()));
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_slot_spends_no_time_of_the_hook() {
+        let slow = puppet(|| async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            Ok(Answer::default())
+        });
+        let runner = only(slow.concurrency(1).timeout(Duration::from_secs(5)));
+        let (one, two) = tokio::join!(runner.run(create()), runner.run(create()));
+        assert_eq!((one, two), (Attempted::Done(Answer::default()), Attempted::Done(Answer::default())));
+    }
+
+    #[test]
+    fn the_first_route_that_matches_wins() {
+        let hooks = ["default", "special", "test"].map(|name| NamedHook::new(name, LogHook)).to_vec();
+        let route = |hook: &str| Route { hook: hook.into(), ..Route::default() };
+        let routes = vec![
+            Route { buyer: Some("10001".into()), ..route("test") },
+            Route { product: Some("p".into()), sku: Some("s".into()), ..route("special") },
+            Route { endpoint: Some("e".into()), ..route("test") },
+        ];
+        let runner = Runner::new(hooks, routes).unwrap();
+        let name = |endpoint, product, sku, buyer| {
+            runner.hook_name(&Subject { endpoint, product, sku, buyer }).to_owned()
+        };
+        assert_eq!(name("x", Some("p"), Some("s"), Some("10001")), "test");
+        assert_eq!(name("e", Some("p"), Some("s"), Some("2")), "special");
+        assert_eq!(name("x", Some("p"), None, None), "default");
+        assert_eq!(name("e", Some("p"), None, None), "test");
+        assert!(!runner.is_routed(&Subject { endpoint: "x", ..Subject::default() }));
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let hooks = vec![NamedHook::new("a", LogHook), NamedHook::new("a", LogHook).concurrency(0)];
+        let routes = vec![Route { hook: "b".into(), ..Route::default() }];
+        let mistakes = Runner::new(hooks, routes).unwrap_err();
+        assert_eq!(
+            mistakes,
+            [
+                BadRouting::DuplicateName("a".into()),
+                BadRouting::NoConcurrency("a".into()),
+                BadRouting::UnknownHook("b".into())
+            ]
+        );
+        assert_eq!(Runner::new(Vec::new(), Vec::new()).unwrap_err(), [BadRouting::NoHook]);
+    }
+
+    #[test]
+    fn texts_are_cut_at_a_character_and_cleaned() {
+        let long = bounded(&"é\n".repeat(limits::REASON_MAX_BYTES));
+        assert!(long.len() <= limits::REASON_MAX_BYTES, "{}", long.len());
+        assert!(long.ends_with('…'));
+        assert!(!long.contains('\n'));
+        assert_eq!(bounded(" short\u{1b}[2J "), "short [2J");
+    }
+
+    struct Minimal;
+
+    impl ProvisioningHook for Minimal {
+        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+            Ok(Provisioned::new().id("i-9").admin("https://a.example", "root", "fake-canary-password"))
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Ok(Updated::new())
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Ok(())
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_author_left_out_is_unsupported() {
+        let runner = only(NamedHook::new("mine", Minimal));
+        let call = |action| a_call(&Callback::new(action, "x"), Some(&an_instance()));
+        for action in [Action::Upgrade, Action::RefundRenew, Action::SignOn, Action::Payment, Action::Other] {
+            let end = runner.run(call(action)).await;
+            assert!(matches!(end, Attempted::Unsupported { .. }), "{action}: {end:?}");
+        }
+        for action in [Action::Renew, Action::Expire, Action::Release] {
+            assert_eq!(runner.run(call(action)).await, Attempted::Done(Answer::default()), "{action}");
+        }
+        let end = runner.run(call(Action::Create)).await;
+        assert!(!format!("{end:?}").contains("fake-canary-password"));
+        let Attempted::Done(answer) = end else { panic!("not done") };
+        assert_eq!(answer.instance_id.as_deref(), Some("i-9"));
+    }
+}
