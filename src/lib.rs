@@ -2,4 +2,5 @@
 pub mod callback;
 pub mod clock;
 pub mod limits;
+pub mod query;
 pub mod signature;
