@@ -384,6 +384,13 @@ pub struct OutRequest {
     pub body: Vec<u8>,
 }
 
+impl OutRequest {
+    /// The value of the header with this lower-case name: what [`RawRequest::header`] asks for.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+}
+
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";
 
 /// What a dialect calls what every dialect has.
@@ -805,4 +812,105 @@ fn is_safe_redirect(url: &str) -> bool {
     let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     web && !host.is_empty() && url.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shanghai() -> TimeZone {
+        Options::default().timezone
+    }
+
+    #[test]
+    fn dates_are_read_in_the_zone_or_not_at_all() {
+        let at = read_civil("2030-01-01 00:00:00", &shanghai()).unwrap();
+        assert_eq!(at.to_string(), "2029-12-31T16:00:00Z");
+        let at = read_civil("2030-01-01 00:00:00", &TimeZone::UTC).unwrap();
+        assert_eq!(at.to_string(), "2030-01-01T00:00:00Z");
+        for unreadable in [
+            "",
+            "2030-01-01",
+            "2030-1-1 00:00:00",
+            "2030-02-30 00:00:00",
+            "2030-01-01T00:00:00",
+            "2030-01-01 00:00:00Z",
+            "2030-01-01 24:00:00",
+            " 2030-01-01 00:00:00",
+            "2030/01/01 00:00:00",
+            "9999-99-99 99:99:99",
+            "二〇三〇年一月",
+        ] {
+            assert_eq!(read_civil(unreadable, &shanghai()), None, "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn unknown_is_not_no() {
+        assert_eq!(
+            ["true", "TRUE", "false", "False"].map(read_bool),
+            [Some(true), Some(true), Some(false), Some(false)]
+        );
+        assert_eq!(["", "1", "0", "yes", "否"].map(read_bool), [None; 5]);
+    }
+
+    #[test]
+    fn a_redirect_goes_to_the_web_and_ends_no_header() {
+        for safe in ["https://a.example/in?ticket=1#top", "http://127.0.0.1:8080", "HTTPS://a.example"] {
+            assert!(is_safe_redirect(safe), "{safe}");
+        }
+        for unsafe_url in [
+            "",
+            "/in",
+            "//a.example",
+            "javascript://a.example/%0aalert(1)",
+            "data:text/html,x",
+            "https://",
+            "https:///in",
+            "https://a.example/\r\nset-cookie: a=b",
+            "https://a.example/ x",
+            "https://a.example/\u{7f}",
+            "https://ä.example/",
+        ] {
+            assert!(!is_safe_redirect(unsafe_url), "{unsafe_url:?}");
+        }
+    }
+
+    #[test]
+    fn every_name_leads_to_its_dialect() {
+        let all: Vec<&str> = names().collect();
+        assert_eq!(all, ["alibaba", "generic", "jdcloud"]);
+        for name in all {
+            assert_eq!(by_name(name).unwrap().name(), name);
+        }
+        assert!(by_name("").is_none());
+    }
+
+    #[test]
+    fn no_debug_output_shows_what_a_reply_holds() {
+        let reply =
+            Reply::json(200, &json!({"password": "fake-password"})).with("location", "https://t.example");
+        let shown = format!("{reply:?}");
+        assert!(!shown.contains("fake-password") && !shown.contains("t.example"), "{shown}");
+    }
+
+    #[test]
+    fn an_altered_digest_differs_and_stays_a_digest() {
+        assert_eq!(alter("0abc"), "1abc");
+        assert_eq!(alter("fabc"), "0abc");
+    }
+
+    #[test]
+    fn every_table_is_sound() {
+        for dialect in [&alibaba::ALIBABA, &jdcloud::JDCLOUD] {
+            for verb in dialect.verbs {
+                let twins = dialect.verbs.iter().filter(|other| other.word == verb.word).count();
+                assert_eq!(twins, 1, "{}: {} stands there once", dialect.name, verb.word);
+                assert_eq!(verb.shape == Shape::Instance, verb.action == Action::Create, "{}", verb.word);
+                assert_eq!(verb.shape == Shape::Page, verb.action == Action::SignOn, "{}", verb.word);
+            }
+            assert!(dialect.system.is_sorted(), "{}", dialect.name);
+            assert!(!dialect.system.contains(&TOKEN), "it is no parameter");
+        }
+    }
 }
