@@ -1,7 +1,12 @@
 //! The dialects from the outside: published vectors, every guard, every action in both forms, every
 //! reply. All through the functions the daemon calls.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
+
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
@@ -350,7 +355,8 @@ fn alibaba_create_of_both_sites() {
 fn alibaba_knows_all_its_actions() {
     let date = ("expiredOn", "2030-01-01 00:00:00");
     let id = ("instanceId", "i-1");
-    let cases: [(&str, Action, &[(&str, &str)]); 9] = [
+    type Case<'a> = (&'a str, Action, &'a [(&'a str, &'a str)]);
+    let cases: [Case<'_>; 9] = [
         ("createInstance", Action::Create, &[("orderBizId", "1")]),
         ("renewInstance", Action::Renew, &[id, ("orderId", "2"), date]),
         ("refundRenewInstance", Action::RefundRenew, &[id, date]),
@@ -804,6 +810,89 @@ fn generic_answers_in_neutral_words() {
     let told = body(&reply(&Outcome::Applied { instance_id: None, answer: Box::new(answer) }));
     let expected = json!({"status": "applied", "redirect": "https://a.example/in", "answer": {"a": 1}});
     assert_eq!(told, expected);
+}
+
+/// The text between the fences of the first block of `language` in a page.
+fn block<'a>(page: &'a str, language: &str) -> &'a str {
+    let (_, from) = page.split_once(&format!("```{language}\n")).unwrap();
+    from.split_once("\n```").unwrap().0
+}
+
+#[test]
+fn the_page_a_caller_is_written_from_is_true() {
+    let page = include_str!("../docs/dialects/generic.md");
+    assert!(page.contains("the key `fake-key`, the timestamp `1767225600`"));
+    assert_eq!(now().as_second(), 1_767_225_600);
+    let mut out = generic_post("application/json", block(page, "json"));
+    out.headers[2].1 = block(page, "text").to_owned();
+    let callback = receive(named("generic"), &out, &keys("fake-key")).unwrap();
+    assert_eq!((callback.action, callback.buyer.as_deref()), (Action::Create, Some("acme")));
+    for action in Action::ALL {
+        assert!(page.contains(&format!("| `{action}` |")), "{action} is described");
+    }
+}
+
+/// One HTTP request, read whole, answered with `reply`.
+fn serve_once(listener: &TcpListener, reply: &str) -> OutRequest {
+    let (mut socket, _) = listener.accept().unwrap();
+    let mut text = String::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let count = socket.read(&mut chunk).unwrap();
+        text.push_str(std::str::from_utf8(&chunk[..count]).unwrap());
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let lines = head.lines().filter_map(|line| line.split_once(": "));
+        let sent: BTreeMap<String, &str> = lines.map(|(name, v)| (name.to_ascii_lowercase(), v)).collect();
+        if body.len() < sent["content-length"].parse().unwrap() {
+            continue;
+        }
+        let length = reply.len();
+        write!(socket, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{reply}")
+            .unwrap();
+        let names = ["content-type", "spid-timestamp", "spid-signature"];
+        return OutRequest {
+            method: "POST",
+            query: String::new(),
+            headers: names.map(|name| (name, sent[name].to_owned())).to_vec(),
+            body: body.as_bytes().to_vec(),
+        };
+    }
+}
+
+#[test]
+fn the_example_caller_is_understood() {
+    if Command::new("python3").arg("--version").output().is_err() {
+        return; // it is an example for those who have Python
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("key");
+    std::fs::write(&key_file, format!("{KEY}\n")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/generic", listener.local_addr().unwrap());
+    let caller = Command::new("python3")
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/generic_caller.py"))
+        .args(["--url", &url, "--key-file"])
+        .arg(&key_file)
+        .args(["create", "order_biz_id=ob-1", "buyer=中", "item.seats=5"])
+        .env_remove("http_proxy")
+        .env("no_proxy", "127.0.0.1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // On a thread of its own: a caller that never calls fails the test instead of holding it up.
+    let server = std::thread::spawn(move || serve_once(&listener, r#"{"status":"not-yet"}"#));
+    let output = caller.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(75), "call again");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("not-yet"));
+    let out = server.join().unwrap();
+
+    let sent_at = Timestamp::from_second(out.header("spid-timestamp").unwrap().parse().unwrap()).unwrap();
+    let header = |name: &str| out.header(name);
+    let request = RawRequest { method: "POST", query: b"", header: &header, body: &out.body };
+    let verified = named("generic").parts(&request, sent_at).unwrap().verify(&keys(KEY)).unwrap();
+    let callback = named("generic").callback(verified, &Options::default());
+    assert_eq!((callback.action, callback.buyer.as_deref()), (Action::Create, Some("中")));
+    assert_eq!(callback.items.get("seats").map(String::as_str), Some("5"));
 }
 
 // ---- Properties ---------------------------------------------------------------------------------
