@@ -324,3 +324,108 @@ fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
     }
     mac.finalize().into_bytes().to_vec()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(label: &str, text: &str) -> Key {
+        Key::new(label, Secret::new(text)).unwrap()
+    }
+
+    fn two_keys() -> Keys {
+        Keys::new(vec![key("current", "fake-new"), key("previous", "fake-old")]).unwrap()
+    }
+
+    fn parts() -> Parts {
+        Parts::Pairs(vec![("b".into(), "2".into()), ("a".into(), "1".into())])
+    }
+
+    fn signed(presented: Option<&str>) -> Signed<u8> {
+        Signed { parts: parts(), presented: presented.map(str::to_owned), payload: 7 }
+    }
+
+    fn token(text: &str) -> String {
+        parts().sign(&Keys::single(Secret::new(text)).unwrap())
+    }
+
+    #[test]
+    fn the_documentation_s_example_holds() {
+        let pairs = [("p3", "3"), ("p1", "1"), ("p2", "2")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let token = Parts::Pairs(pairs).sign(&Keys::single(Secret::new("isvkey")).unwrap());
+        assert_eq!(token, "691b1c2be27485a87fb000de6f89f1d3");
+    }
+
+    #[test]
+    fn any_configured_key_opens_and_says_which_it_was() {
+        for (text, label) in [("fake-new", "current"), ("fake-old", "previous")] {
+            let verified = signed(Some(&token(text))).verify(&two_keys()).unwrap();
+            assert_eq!(&**verified.key_label(), label);
+            assert_eq!((*verified.payload(), verified.into_payload()), (7, 7));
+        }
+        assert_eq!(signed(Some(&token("fake-third"))).verify(&two_keys()).unwrap_err(), Mismatch::Wrong);
+        assert_eq!(parts().sign(&two_keys()), token("fake-new"), "signed with the current key");
+    }
+
+    #[test]
+    fn a_digest_is_so_many_hex_digits_in_either_case() {
+        let right = token("fake-new");
+        assert!(signed(Some(&right.to_uppercase())).verify(&two_keys()).is_ok());
+        let refused = |text: Option<&str>| signed(text).verify(&two_keys()).unwrap_err();
+        assert_eq!(refused(None), Mismatch::Missing);
+        let spaced = format!(" {}", &right[1..]);
+        for malformed in ["", &right[..31], &format!("{right}0"), &"g".repeat(32), &"é".repeat(16), &spaced]
+        {
+            assert_eq!(refused(Some(malformed)), Mismatch::Malformed, "{malformed}");
+        }
+        assert_eq!(refused(Some(&"0".repeat(32))), Mismatch::Wrong);
+    }
+
+    #[test]
+    fn the_hmac_is_the_standard_s() {
+        // RFC 4231, test case 2, in pieces.
+        let digest = hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"]);
+        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(hex::encode(digest), expected);
+    }
+
+    #[test]
+    fn a_dated_body_is_covered_with_its_timestamp() {
+        let dated =
+            |timestamp: &str, body: &[u8]| Parts::Dated { timestamp: timestamp.into(), body: body.into() };
+        let digest = dated("17", b"{}").sign(&two_keys());
+        assert_eq!(digest.len(), Scheme::HmacSha256.hex_digits());
+        let verify =
+            |parts: Parts| Signed { parts, presented: Some(digest.clone()), payload: () }.verify(&two_keys());
+        assert!(verify(dated("17", b"{}")).is_ok());
+        for other in [dated("18", b"{}"), dated("17", b"{ }"), dated("17", b"")] {
+            assert_eq!(verify(other).unwrap_err(), Mismatch::Wrong);
+        }
+    }
+
+    #[test]
+    fn the_base_string_shows_everything_but_the_key() {
+        assert_eq!(signed(None).base(), "a=1&b=2&key=<key>");
+        let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
+        assert_eq!(dated.base(), "17.{}");
+    }
+
+    #[test]
+    fn nothing_prints_a_key() {
+        let shown = format!("{:?} {:?}", two_keys(), Secret::new("fake-secret"));
+        assert!(!shown.contains("fake-"), "{shown}");
+        assert!(shown.contains("previous"), "labels are for people: {shown}");
+    }
+
+    #[test]
+    fn a_suspicious_key_is_no_key() {
+        let refused = |text: &str| Key::new("current", Secret::new(text)).unwrap_err();
+        assert_eq!(refused(""), BadKey::Empty);
+        for unclean in [" ", "fake\n", " fake", "fa\0ke", "fake\u{feff}\t"] {
+            assert_eq!(refused(unclean), BadKey::Unclean, "{unclean:?}");
+            assert!(!refused(unclean).to_string().contains("fake"));
+        }
+        assert!(Keys::new(Vec::new()).is_none());
+    }
+}

@@ -1,0 +1,73 @@
+//! Alibaba Cloud Marketplace, both sites.
+//!
+//! The site for China (help.aliyun.com/zh/marketplace) and the international one
+//! (alibabacloud.com/help/en/marketplace) differ: the latter has no `orderPay` and no
+//! `refundRenewInstance`, and leaves out `orderId` on upgrade and `isRefund` on release. What only
+//! one of them sends is therefore optional here, and a missing `isRefund` is unknown, not "no".
+//!
+//! What is accepted, answered, and unknown: `docs/dialects/alibaba.md`.
+
+use super::{Action, Names, Shape, TokenDialect, Verb, read_civil};
+
+/// After a failed answer the marketplace calls again, at most 120 times
+/// (help.aliyun.com/document_detail/147358.html).
+const BUDGET: u32 = 120;
+
+pub(super) static ALIBABA: TokenDialect = TokenDialect {
+    name: "alibaba",
+    budget: BUDGET,
+    names: Names {
+        instance_id: "instanceId",
+        order_biz_id: "orderBizId",
+        order_id: "orderId",
+        request_id: "requestId",
+        buyer: "aliUid",
+        product: "productCode",
+        sku: "skuId",
+        trial: "trial",
+        refund: "isRefund",
+        expires_on: "expiredOn",
+        read_date: read_civil,
+    },
+    verbs: &[
+        // help.aliyun.com/document_detail/147358.html
+        Verb {
+            word: "createInstance",
+            action: Action::Create,
+            names: &["trial", "expiredOn"],
+            shape: Shape::Instance,
+        },
+        // help.aliyun.com/zh/marketplace/renewinstance; also sent when arrears are paid
+        Verb { word: "renewInstance", action: Action::Renew, names: &[], shape: Shape::SuccessWithApp },
+        // help.aliyun.com/zh/marketplace/refundrenewinstance
+        Verb { word: "refundRenewInstance", action: Action::RefundRenew, names: &[], shape: Shape::Success },
+        // help.aliyun.com/document_detail/147369.html
+        Verb { word: "upgradeInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
+        // help.aliyun.com/zh/marketplace/expiredinstance
+        Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
+        // help.aliyun.com/zh/marketplace/releaseinstance
+        Verb { word: "releaseInstance", action: Action::Release, names: &[], shape: Shape::Success },
+        // help.aliyun.com/document_detail/147370.html
+        Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
+        // help.aliyun.com/zh/marketplace/orderpay
+        Verb { word: "orderPay", action: Action::Payment, names: &[], shape: Shape::Boolean },
+        // help.aliyun.com/document_detail/147373.html
+        Verb { word: "createIdaas", action: Action::Other, names: &[], shape: Shape::Free },
+    ],
+    // `package_version`, `email` and `mobile` stand in no table, but come.
+    system: &[
+        "action",
+        "aliUid",
+        "ecsInstanceId",
+        "email",
+        "instanceId",
+        "mobile",
+        "orderBizId",
+        "orderId",
+        "package_version",
+        "productCode",
+        "skuId",
+        "template",
+        "timeStamp",
+    ],
+};

@@ -1,0 +1,57 @@
+//! JD Cloud Marketplace: the token of Alibaba's, with names of its own.
+//!
+//! Rules: "Notify-Interface-Standard" in the vendor's documentation repository
+//! (github.com/jdcloudcom/en). Where that page shows no reply, the family's is given. What is
+//! accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
+
+use super::{Action, Names, Shape, TokenDialect, Verb, read_civil};
+
+/// After `instanceId` 0 the marketplace calls again 200 times; then an operator presses "Reset
+/// Instance" in the seller's console.
+const BUDGET: u32 = 200;
+
+pub(super) static JDCLOUD: TokenDialect = TokenDialect {
+    name: "jdcloud",
+    budget: BUDGET,
+    names: Names {
+        instance_id: "instanceId",
+        order_biz_id: "orderBizId",
+        order_id: "orderId",
+        request_id: "requestId",
+        buyer: "jdPin",
+        product: "serviceCode",
+        sku: "skuId",
+        trial: "trial",
+        refund: "isRefund",
+        expires_on: "expiredOn",
+        read_date: read_civil,
+    },
+    verbs: &[
+        Verb {
+            word: "createInstance",
+            action: Action::Create,
+            names: &["expiredOn", "trial"],
+            shape: Shape::Instance,
+        },
+        Verb { word: "renewInstance", action: Action::Renew, names: &[], shape: Shape::SuccessWithApp },
+        Verb { word: "upgradeInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
+        // A change of capacity: the same SKU with another `accountNum`.
+        Verb { word: "dilateInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
+        Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
+        Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
+    ],
+    // `accountNum` is a quantity the buyer pays for, and so an item.
+    system: &[
+        "action",
+        "email",
+        "instanceId",
+        "jdPin",
+        "mobile",
+        "orderBizId",
+        "orderId",
+        "serviceCode",
+        "skuId",
+        "template",
+        "timeStamp",
+    ],
+};
