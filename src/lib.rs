@@ -1,12 +1,19 @@
 //! spid: the ISV-side SPI receiver for cloud marketplaces.
+pub mod admin;
 pub mod callback;
 pub mod clock;
+pub mod config;
+pub mod daemon;
 pub mod dialect;
+pub mod dispatch;
+pub mod front;
 pub mod hook;
 pub mod http;
 pub mod instance;
+pub mod intake;
 pub mod job;
 pub mod limits;
+pub mod metrics;
 pub mod query;
 pub mod seal;
 pub mod signature;
