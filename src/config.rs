@@ -200,7 +200,8 @@ pub struct Config {
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
-const DEFAULT_STORE: &str = "spid.db";
+/// The database when none is named.
+pub const DEFAULT_STORE: &str = "spid.db";
 
 /// The variables that may override a key.
 const OVERRIDES: [&str; 8] = [
@@ -595,4 +596,20 @@ pub fn read_key(path: &Path) -> Result<Secret, String> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     Ok(Secret::new(text))
+}
+
+/// The database a configuration names, without looking at anything else in it: whoever reads the store
+/// need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read or is not a configuration.
+pub fn store_path(path: &Path, environment: &dyn Environment) -> Result<PathBuf, Mistakes> {
+    let whole = |text: String| Mistakes {
+        source: path.display().to_string(),
+        mistakes: vec![Mistake { key: String::new(), text }],
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| whole(format!("it cannot be read: {error}")))?;
+    let file: File = toml::from_str(&text).map_err(|error| whole(error.to_string().trim_end().to_owned()))?;
+    let chosen = environment.get("SPID_STORE__PATH").map(PathBuf::from).or(file.store.path);
+    Ok(chosen.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)))
 }
