@@ -8,6 +8,7 @@ pub mod instance;
 pub mod job;
 pub mod limits;
 pub mod query;
+pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
