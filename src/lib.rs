@@ -1,14 +1,52 @@
-//! spid: the ISV-side SPI receiver for cloud marketplaces.
+//! `spid` receives the signed provisioning callbacks of cloud marketplaces, runs the seller's hook for
+//! each, and keeps the state of every instance in SQLite.
+//!
+//! A program of one's own is three lines: implement [`hook::ProvisioningHook`] and hand it to
+//! [`run_with`]; it then is the complete `spid` command with that hook inside.
+//!
+//! The modules, from the bottom up; each may use only those above it in this list:
+//!
+//! * [`limits`], [`clock`], [`metrics`]: every bound; time and ids; what is counted
+//! * [`signature`], [`seal`], [`http`]: the only place that touches a key; secrets at rest; hyper
+//! * [`callback`], [`query`]: the words everything else speaks; strict query strings
+//! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
+//! * [`hook`], [`store`]: the seller's code; what is kept
+//! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
+//! * [`front`], [`admin`]: the two listeners
+//! * [`config`]: from a file to everything above
+//! * [`daemon`]: start and stop, in order
+
+pub mod admin;
 pub mod callback;
+mod cli;
 pub mod clock;
+pub mod config;
+pub mod daemon;
 pub mod dialect;
+pub mod dispatch;
+pub mod front;
 pub mod hook;
 pub mod http;
 pub mod instance;
+pub mod intake;
 pub mod job;
 pub mod limits;
+pub mod metrics;
 pub mod query;
 pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
+
+use std::process::ExitCode;
+
+/// Runs the `spid` command line of this process.
+pub fn run() -> ExitCode {
+    cli::run(None)
+}
+
+/// Runs the `spid` command line of this process with a hook of the caller's inside: it is the default
+/// hook of `serve` and `demo`, and the configuration needs no `[[hook]]`.
+pub fn run_with(hook: impl hook::ProvisioningHook) -> ExitCode {
+    cli::run(Some(hook::AnyHook::new(hook)))
+}

@@ -125,7 +125,13 @@ pub(crate) struct Finish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finished {
     /// The job ended or waits; this may be told.
-    Kept { state: job::State, told: Told, note: Option<String> },
+    Kept {
+        state: job::State,
+        told: Told,
+        note: Option<String>,
+        /// Whether something may be due now, or will be sooner than anybody knew.
+        wakes: bool,
+    },
     /// The lease was lost; nothing was changed.
     Fenced,
 }
@@ -727,7 +733,15 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
     if matches!(kept, Told::Applied(_)) {
         tell_waiting(rows, told, finish.now)?;
     }
-    Ok(Finished::Kept { state: job.state, told: kept, note: job.note })
+    let wakes = job.state == job::State::Queued || is_followed(rows, &job)?;
+    Ok(Finished::Kept { state: job.state, told: kept, note: job.note, wakes })
+}
+
+fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
+    match job.instance.filter(|_| job.in_lane) {
+        Some(instance) => Ok(!rows.lane(instance)?.is_empty()),
+        None => Ok(false),
+    }
 }
 
 /// A late answer is not used, but the id in it is remembered: a later attempt must not give another.

@@ -537,6 +537,14 @@ impl Store {
         })
     }
 
+    /// Whether a write goes through now.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        self.ask(|reply| Command::Count { counts: Vec::new(), reply }).await
+    }
+
     async fn recover(&self) -> Result<usize, StoreError> {
         let now = self.inner.clock.now();
         self.ask(|reply| Command::Recover { now, reply }).await

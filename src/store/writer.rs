@@ -238,9 +238,11 @@ fn settle_finish(
     signals: &Signals,
 ) {
     match &kept {
-        Ok(Finished::Kept { told, .. }) => {
+        Ok(Finished::Kept { told, wakes, .. }) => {
             claimed.tell(&outcome_for_waiters(told, answer));
-            signals.work.notify_one();
+            if *wakes {
+                signals.work.notify_one();
+            }
         }
         Ok(Finished::Fenced) | Err(_) => signals.waiters().restore(claimed),
     }

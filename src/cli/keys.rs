@@ -1,0 +1,44 @@
+//! Where a command takes its key from: never from its arguments, which everybody on the machine sees.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{Exit, Failure};
+use crate::config::{self, DEV_KEY, Environment, ProcessEnvironment};
+use crate::signature::{Key, Keys, Secret};
+
+/// The key to sign or verify with.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub(super) struct KeyArguments {
+    /// A file with the key.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// The name of an environment variable with the key.
+    #[arg(long, value_name = "NAME")]
+    key_env: Option<String>,
+    /// The key of `spid serve --dev`.
+    #[arg(long)]
+    dev: bool,
+}
+
+impl KeyArguments {
+    pub(super) fn keys(&self) -> Result<Keys, Failure> {
+        let (label, from, secret) = match (&self.key_file, &self.key_env) {
+            (Some(path), _) => ("current", "--key-file", config::read_key(path)),
+            (None, Some(name)) => {
+                let value = ProcessEnvironment.get(name).map(Secret::new);
+                (
+                    "current",
+                    "--key-env",
+                    value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text")),
+                )
+            }
+            (None, None) => ("dev", "--dev", Ok(Secret::new(DEV_KEY))),
+        };
+        let key = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
+        let key = key.map_err(|text| Failure::new(Exit::Config, format!("`{from}`: {text}")))?;
+        Keys::new(vec![key]).ok_or_else(|| Failure::new(Exit::Bug, "a key is no key"))
+    }
+}

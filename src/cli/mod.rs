@@ -1,0 +1,243 @@
+//! The command line: one file per subcommand, and what they share.
+//!
+//! Stdout is data, stderr is everything else. A failure is one line that begins with `error:`, and a
+//! `hint:` where there is something to do. Exit codes are those of `sysexits.h`, so that a script can
+//! tell a wrong configuration from a disk that is full.
+
+mod demo;
+mod keys;
+mod output;
+mod replay;
+mod serve;
+mod show;
+mod sign;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{self, Mistakes, ProcessEnvironment};
+use crate::daemon::StartError;
+use crate::hook::AnyHook;
+use crate::store::{Reader, StoreError};
+use output::Output;
+
+/// How a command ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// An expectation was not met.
+    NotMet = 1,
+    /// The command line is wrong.
+    Usage = 64,
+    /// The input is wrong.
+    Data = 65,
+    /// There is no such input.
+    NoInput = 66,
+    /// Something that must answer does not.
+    Unavailable = 69,
+    /// This program is broken.
+    Bug = 70,
+    /// Reading or writing failed.
+    Io = 74,
+    /// It may work later.
+    TryAgain = 75,
+    /// Not allowed.
+    Permission = 77,
+    /// The configuration is wrong.
+    Config = 78,
+}
+
+/// Why a command failed, for the person in front of it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Failure {
+        Failure { exit, message: message.into(), hint: None }
+    }
+
+    fn hint(mut self, hint: impl Into<String>) -> Failure {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<Mistakes> for Failure {
+    fn from(mistakes: Mistakes) -> Failure {
+        let count = mistakes.mistakes.len();
+        let message = match count {
+            1 => mistakes.to_string(),
+            _ => format!("the configuration has {count} mistakes\n{mistakes}"),
+        };
+        Failure::new(Exit::Config, message)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Failure {
+        let exit = match &error {
+            StoreError::NotThere(_) => Exit::NoInput,
+            StoreError::Busy | StoreError::InUse(_) | StoreError::Overloaded => Exit::TryAgain,
+            StoreError::NotOurs(_)
+            | StoreError::Newer(..)
+            | StoreError::Older(..)
+            | StoreError::Corrupt(_) => Exit::Data,
+            StoreError::Seal(_) => Exit::Config,
+            StoreError::Inconsistent(_) | StoreError::Stopped => Exit::Bug,
+            StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Failure {
+        match error {
+            StartError::Store(error) => error.into(),
+            StartError::Listener(error) => {
+                Failure::new(Exit::Io, format!("the listener cannot be used: {error}"))
+            }
+        }
+    }
+}
+
+type Done = Result<(), Failure>;
+
+/// Receives the signed provisioning callbacks of cloud marketplaces, runs your hook, and keeps the
+/// state of every instance.
+#[derive(Parser)]
+#[command(name = "spid", version, arg_required_else_help = true, subcommand_required = true)]
+struct Arguments {
+    /// What is logged to stderr: error, warn, info, debug, or a filter like `spid=debug`.
+    #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER")]
+    log: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon.
+    Serve(serve::ServeArguments),
+    /// Check a configuration, and everything it points at, without binding anything.
+    CheckConfig(serve::CheckArguments),
+    /// Watch one instance being bought, upgraded, renewed, frozen, thawed and released.
+    Demo(demo::DemoArguments),
+    /// Print a signed request, as a marketplace would send it.
+    Sign(sign::SignArguments),
+    /// Check a signed request, and explain why its signature does not hold.
+    Verify(verify::VerifyArguments),
+    /// Send fixtures to an endpoint and compare the answers.
+    Replay(replay::ReplayArguments),
+    /// What was sold.
+    #[command(subcommand)]
+    Instances(show::InstancesCommand),
+    /// What the hook owes.
+    #[command(subcommand)]
+    Jobs(show::JobsCommand),
+    /// What the marketplace said.
+    #[command(subcommand)]
+    Callbacks(show::CallbacksCommand),
+    /// What waits for an operator.
+    #[command(subcommand)]
+    Held(show::HeldCommand),
+}
+
+/// Where the store is.
+#[derive(Args)]
+struct StoreArguments {
+    /// The configuration that names the database.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
+    config: Option<PathBuf>,
+    /// The database itself; `spid.db` here when neither is given.
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    db: Option<PathBuf>,
+}
+
+impl StoreArguments {
+    fn reader(&self) -> Result<Reader, Failure> {
+        let path = match (&self.db, &self.config) {
+            (Some(db), _) => db.clone(),
+            (None, Some(file)) => config::store_path(file, &ProcessEnvironment)?,
+            (None, None) => PathBuf::from(config::DEFAULT_STORE),
+        };
+        Reader::open(&path).map_err(|error| {
+            let missing = matches!(error, StoreError::NotThere(_));
+            let failure = Failure::from(error);
+            if missing { failure.hint("name it with --db FILE, or --config FILE") } else { failure }
+        })
+    }
+}
+
+/// Runs the command line of this process; `hook` is an author's own hook.
+pub(crate) fn run(hook: Option<AnyHook>) -> ExitCode {
+    run_from(std::env::args_os(), hook)
+}
+
+fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>) -> ExitCode {
+    let mut output = Output::default();
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
+        }
+    };
+    let quiet = !matches!(arguments.command, Command::Serve(_));
+    log_to_stderr(arguments.log.as_deref(), quiet);
+    match execute(arguments.command, hook, &mut output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            output.complain(&format!("error: {}", failure.message));
+            if let Some(hint) = &failure.hint {
+                output.complain(&format!("hint: {hint}"));
+            }
+            code(failure.exit)
+        }
+    }
+}
+
+fn code(exit: Exit) -> ExitCode {
+    ExitCode::from(exit as u8)
+}
+
+fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done {
+    match command {
+        Command::Serve(arguments) => serve::serve(arguments, hook),
+        Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::Demo(arguments) => demo::demo(arguments, hook, output),
+        Command::Sign(arguments) => sign::sign(arguments, output),
+        Command::Verify(arguments) => verify::verify(arguments, output),
+        Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Instances(command) => show::instances(command, output),
+        Command::Jobs(command) => show::jobs(command, output),
+        Command::Callbacks(command) => show::callbacks(command, output),
+        Command::Held(command) => show::held(command, output),
+    }
+}
+
+fn log_to_stderr(filter: Option<&str>, quiet: bool) {
+    let filter = filter.unwrap_or(if quiet { "warn" } else { "info" });
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .try_init();
+}
+
+/// A runtime for a command that talks to sockets.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Io, format!("the runtime did not start: {error}")))
+}

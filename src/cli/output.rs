@@ -1,0 +1,77 @@
+//! Writing for people and for programs.
+
+use std::io::{ErrorKind, Write};
+
+use serde::Serialize;
+
+use super::{Exit, Failure};
+
+/// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
+#[derive(Default)]
+pub(super) struct Output {
+    closed: bool,
+}
+
+impl Output {
+    /// Writes a line of data.
+    pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
+        if self.closed {
+            return Ok(());
+        }
+        match writeln!(std::io::stdout().lock(), "{line}") {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.closed = true;
+                Ok(())
+            }
+            Err(error) => Err(Failure::new(Exit::Io, format!("stdout cannot be written: {error}"))),
+        }
+    }
+
+    /// Writes a value as JSON.
+    pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(value)
+            .map_err(|error| Failure::new(Exit::Bug, format!("the answer is not JSON: {error}")))?;
+        self.line(&text)
+    }
+
+    /// Writes a table: a header, and rows of as many cells, in columns as wide as they need to be.
+    pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
+        let width = |column: usize| {
+            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+            cells.chain(header.get(column).map(|name| name.len())).max().unwrap_or(0)
+        };
+        let widths: Vec<usize> = (0..header.len()).map(width).collect();
+        let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+        for row in std::iter::once(&header).chain(&rows) {
+            let cells: Vec<String> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            self.line(cells.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+
+    /// Writes to stderr, where everything goes that is not data.
+    pub(super) fn complain(&mut self, line: &str) {
+        let _ = writeln!(std::io::stderr().lock(), "{line}");
+    }
+}
+
+/// A text from outside, for a terminal: what could move the cursor is shown as an escape.
+pub(super) fn shown(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hostile_text_cannot_move_the_cursor() {
+        assert_eq!(shown("a\u{1b}[2Jb\n中"), "a\\u{1b}[2Jb\\n中");
+    }
+}

@@ -1,0 +1,162 @@
+//! `serve` and `check-config`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::output::Output;
+use super::{Done, Exit, Failure, runtime};
+use crate::config::{Config, ProcessEnvironment};
+use crate::daemon::{Daemon, DaemonOptions, Stopped};
+use crate::hook::AnyHook;
+
+#[derive(Args)]
+#[group(id = "mode", required = true, multiple = false)]
+pub(super) struct ModeArguments {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
+    config: Option<PathBuf>,
+    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud` and `/generic`, key `isvkey`,
+    /// `./spid.db`, the log hook.
+    #[arg(long)]
+    dev: bool,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArguments {
+    #[command(flatten)]
+    mode: ModeArguments,
+    /// Listen here instead.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Keep the state in this database instead.
+    #[arg(long, value_name = "FILE")]
+    db: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct CheckArguments {
+    /// The configuration.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
+    config: PathBuf,
+}
+
+pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
+    let config = Config::load(&arguments.config, &ProcessEnvironment, hook)?;
+    output.line(&format!("{}: ok", arguments.config.display()))?;
+    for (path, endpoint) in &config.endpoints {
+        let labels: Vec<String> = endpoint.keys.labels().map(ToString::to_string).collect();
+        output.line(&format!(
+            "  {path}  {}  {}  keys: {}",
+            endpoint.name,
+            endpoint.dialect.name(),
+            labels.join(", ")
+        ))?;
+    }
+    Ok(())
+}
+
+pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
+    let mut config = match &arguments.mode.config {
+        Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, hook)?,
+        _ => Config::dev(hook)?,
+    };
+    if let Some(listen) = arguments.listen {
+        if arguments.mode.dev && !listen.ip().is_loopback() {
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("--dev has a key everybody knows, so it listens on loopback only, not on {listen}"),
+            )
+            .hint("write a configuration with a key of your own"));
+        }
+        config.listen = listen;
+    }
+    if let Some(db) = arguments.db {
+        config.store_path = db;
+    }
+    runtime()?.block_on(run(config))
+}
+
+async fn run(config: Config) -> Done {
+    let listener = bind(config.listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
+    // Installed before anything is started: a signal that comes early must not be lost.
+    let signals = Signals::install()?;
+    let paths: Vec<String> = config
+        .endpoints
+        .iter()
+        .map(|(path, endpoint)| format!("{path} ({})", endpoint.dialect.name()))
+        .collect();
+    let store_path = config.store_path.display().to_string();
+    let options = DaemonOptions {
+        store: config.store,
+        intake: config.intake,
+        ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
+    };
+    let daemon = Daemon::start(listener, admin, options).await?;
+    tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
+    signals.until_stop(daemon).await
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| {
+        let exit = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => Exit::Permission,
+            std::io::ErrorKind::AddrInUse => Exit::Unavailable,
+            _ => Exit::Io,
+        };
+        Failure::new(exit, format!("cannot listen on {address}: {error}"))
+    })
+}
+
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hang_up: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn install() -> Result<Signals, Failure> {
+        let install = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
+        };
+        Ok(Signals {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+            hang_up: install(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => {
+                    tracing::warn!("SIGHUP: this version reads its configuration at start only; restart to apply a change");
+                }
+            }
+        }
+    }
+
+    /// The first signal stops in order; the second means now.
+    async fn until_stop(mut self, daemon: Daemon) -> Done {
+        self.stop().await;
+        tracing::info!("stopping");
+        tokio::select! {
+            stopped = daemon.stop() => {
+                let Stopped { answered, cut, closed } = stopped;
+                tracing::info!(answered, cut, closed, "stopped");
+                Ok(())
+            }
+            () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
+        }
+    }
+}

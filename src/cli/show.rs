@@ -1,0 +1,423 @@
+//! `instances`, `jobs`, `callbacks`, `held`: what happened. These read; they never write.
+
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::output::{Output, shown};
+use super::{Done, Exit, Failure, StoreArguments};
+use crate::callback::Callback;
+use crate::clock::Id;
+use crate::instance::State;
+use crate::job;
+use crate::limits;
+use crate::store::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
+
+#[derive(Args)]
+pub(super) struct ListArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// At most this many, the newest first.
+    #[arg(long, value_name = "COUNT", default_value_t = limits::LIST_DEFAULT_COUNT)]
+    limit: usize,
+}
+
+#[derive(Args)]
+pub(super) struct ShowArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+pub(super) enum InstancesCommand {
+    /// List instances, the newest first.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+        /// Only those in this state: pending, active, frozen or released.
+        #[arg(long)]
+        state: Option<String>,
+        /// Only those of this account.
+        #[arg(long)]
+        account: Option<String>,
+    },
+    /// Show one instance and everything that happened to it.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        /// Its id, or its orderBizId.
+        id: String,
+        /// Its account, if another one has an instance of that name.
+        #[arg(long)]
+        account: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum JobsCommand {
+    /// List jobs, the newest first.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+        /// Only those in this state: queued, running, pending, held, dead, done, refused, dropped or cancelled.
+        #[arg(long)]
+        state: Option<String>,
+    },
+    /// Show one job and its attempts.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        /// Its id: the idempotency key the hook was called with.
+        id: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum CallbacksCommand {
+    /// List callbacks, the newest first. A redelivered one is one line with a count.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+        /// Only those whose hook is done and whose success the marketplace never came back for.
+        #[arg(long)]
+        untold: bool,
+    },
+    /// Show one callback with all its parameters.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        /// Its number.
+        number: i64,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum HeldCommand {
+    /// List what waits for an operator: held callbacks, held and dead jobs.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+    },
+}
+
+/// One instance and everything that happened to it.
+#[derive(Serialize)]
+struct Life {
+    #[serde(flatten)]
+    instance: InstanceRow,
+    callbacks: Vec<CallbackRow>,
+    jobs: Vec<JobRow>,
+}
+
+#[derive(Serialize)]
+struct JobDetail {
+    #[serde(flatten)]
+    job: JobRow,
+    failed_attempts: Vec<AttemptRow>,
+}
+
+#[derive(Serialize)]
+struct CallbackDetail {
+    #[serde(flatten)]
+    row: CallbackRow,
+    callback: Callback,
+}
+
+/// Something that waits for an operator.
+#[derive(Serialize)]
+struct Waiting {
+    kind: &'static str,
+    callback: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    job: Option<Id>,
+    account: String,
+    instance: Option<String>,
+    action: &'static str,
+    since: Timestamp,
+    reason: String,
+}
+
+pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done {
+    match command {
+        InstancesCommand::List { list, state, account } => {
+            let state = state
+                .map(|word| known(&word, State::from_word(&word), "pending, active, frozen, released"))
+                .transpose()?;
+            let filter = Filter { state, account, limit: list.limit, ..Filter::default() };
+            let rows = list.store.reader()?.instances(&filter)?;
+            if list.json { output.json(&rows) } else { instances_table(&rows, output) }
+        }
+        InstancesCommand::Show { show, id, account } => {
+            let life = life(&show.store.reader()?, &id, account.as_deref())?;
+            if show.json { output.json(&life) } else { print_life(&life, output) }
+        }
+    }
+}
+
+fn known<T>(word: &str, found: Option<T>, words: &str) -> Result<T, Failure> {
+    found.ok_or_else(|| Failure::new(Exit::Usage, format!("`{word}` is not a state; there is {words}")))
+}
+
+fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
+    let cells = |row: &InstanceRow| {
+        let instance = &row.instance;
+        vec![
+            name_of(row),
+            instance.state.to_string(),
+            instance.account.clone(),
+            text(instance.buyer.as_deref()),
+            text(instance.product.as_deref()),
+            text(instance.sku.as_deref()),
+            time(instance.expires_on),
+        ]
+    };
+    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn name_of(row: &InstanceRow) -> String {
+    let instance = &row.instance;
+    text(instance.id.as_deref().or(instance.order_biz_id.as_deref()))
+}
+
+fn text(text: Option<&str>) -> String {
+    text.unwrap_or("-").to_owned()
+}
+
+fn time(at: Option<Timestamp>) -> String {
+    at.map_or_else(|| "-".to_owned(), |at| at.to_string())
+}
+
+fn life(reader: &Reader, name: &str, account: Option<&str>) -> Result<Life, Failure> {
+    let mut rows = reader.instances_named(name)?;
+    rows.retain(|row| account.is_none_or(|account| row.instance.account == account));
+    let instance = match rows.as_slice() {
+        [only] => only.clone(),
+        [] => {
+            return Err(Failure::new(Exit::NoInput, format!("no instance is called `{name}`"))
+                .hint("spid instances list shows those that are known"));
+        }
+        several => {
+            let accounts: Vec<&str> = several.iter().map(|row| row.instance.account.as_str()).collect();
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("several accounts have an instance called `{name}`"),
+            )
+            .hint(format!("choose one with --account: {}", accounts.join(", "))));
+        }
+    };
+    let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
+    let (mut callbacks, mut jobs) = (reader.callbacks(&filter)?, reader.jobs(&filter)?);
+    callbacks.reverse();
+    jobs.reverse();
+    Ok(Life { instance, callbacks, jobs })
+}
+
+fn print_life(life: &Life, output: &mut Output) -> Done {
+    let instance = &life.instance.instance;
+    let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let facts = [
+        ("id", text(instance.id.as_deref())),
+        ("state", instance.state.to_string()),
+        ("account", instance.account.clone()),
+        ("order_biz_id", text(instance.order_biz_id.as_deref())),
+        ("order_id", text(instance.order_id.as_deref())),
+        ("buyer", text(instance.buyer.as_deref())),
+        ("product", text(instance.product.as_deref())),
+        ("sku", text(instance.sku.as_deref())),
+        ("items", if items.is_empty() { "-".to_owned() } else { items.join(", ") }),
+        ("trial", instance.trial.map_or_else(|| "-".to_owned(), |trial| trial.to_string())),
+        ("expires_on", time(instance.expires_on)),
+        ("created_at", instance.created_at.to_string()),
+    ];
+    for (name, value) in facts {
+        output.line(&format!("{name:<13} {}", shown(&value)))?;
+    }
+    output.line("")?;
+    callbacks_table(&life.callbacks, output)?;
+    output.line("")?;
+    jobs_table(&life.jobs, output)
+}
+
+pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
+    match command {
+        JobsCommand::List { list, state } => {
+            let find = |word: &str| job::State::ALL.into_iter().find(|state| state.as_str() == word);
+            let words: Vec<&str> = job::State::ALL.iter().map(|state| state.as_str()).collect();
+            let state = state.map(|word| known(&word, find(&word), &words.join(", "))).transpose()?;
+            let filter = Filter { jobs: state.into_iter().collect(), limit: list.limit, ..Filter::default() };
+            let rows = list.store.reader()?.jobs(&filter)?;
+            if list.json { output.json(&rows) } else { jobs_table(&rows, output) }
+        }
+        JobsCommand::Show { show, id } => {
+            let id: Id = id.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
+            let reader = show.store.reader()?;
+            let job = reader
+                .job(id)?
+                .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no job {id}")))?;
+            let failed_attempts = reader.attempts(job.number)?;
+            let detail = JobDetail { job, failed_attempts };
+            if show.json { output.json(&detail) } else { print_job(&detail, output) }
+        }
+    }
+}
+
+fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
+    let cells = |row: &JobRow| {
+        vec![
+            row.id.to_string(),
+            row.action.to_string(),
+            row.state.as_str().to_owned(),
+            row.attempts.to_string(),
+            row.created_at.to_string(),
+            if row.state == job::State::Queued { row.due_at.to_string() } else { time(row.ended_at) },
+            text(row.note.as_deref()),
+        ]
+    };
+    let header = ["JOB", "ACTION", "STATE", "ATTEMPTS", "MADE", "DUE/ENDED", "NOTE"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
+    jobs_table(std::slice::from_ref(&detail.job), output)?;
+    for attempt in &detail.failed_attempts {
+        let line = format!(
+            "attempt {} ended {} ({}): {}",
+            attempt.attempt, attempt.ended_at, attempt.ending, attempt.note
+        );
+        output.line(&shown(&line))?;
+    }
+    Ok(())
+}
+
+pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done {
+    match command {
+        CallbacksCommand::List { list, untold } => {
+            let filter = Filter { untold, limit: list.limit, ..Filter::default() };
+            let rows = list.store.reader()?.callbacks(&filter)?;
+            if list.json {
+                return output.json(&rows);
+            }
+            callbacks_table(&rows, output)?;
+            if untold && !rows.is_empty() {
+                output.complain("hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page");
+            }
+            Ok(())
+        }
+        CallbacksCommand::Show { show, number } => {
+            let found = show.store.reader()?.callback(number)?;
+            let (row, callback) =
+                found.ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
+            let detail = CallbackDetail { row, callback };
+            if show.json { output.json(&detail) } else { print_callback(&detail, output) }
+        }
+    }
+}
+
+fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
+    let cells = |row: &CallbackRow| {
+        vec![
+            row.number.to_string(),
+            row.action.to_string(),
+            row.endpoint.clone(),
+            disposition(row.disposition).to_owned(),
+            row.deliveries.to_string(),
+            row.received_at.to_string(),
+            time(row.told_at),
+            text(row.reason.as_deref()),
+        ]
+    };
+    let header = ["CALLBACK", "ACTION", "ENDPOINT", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn disposition(disposition: Disposition) -> &'static str {
+    match disposition {
+        Disposition::Job => "job",
+        Disposition::Held => "held",
+        Disposition::Refused => "refused",
+        Disposition::Recorded => "recorded",
+    }
+}
+
+fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
+    callbacks_table(std::slice::from_ref(&detail.row), output)?;
+    output.line(&format!("signed with key `{}`", shown(&detail.row.key_label)))?;
+    for (name, value) in detail.callback.parameters.iter() {
+        output.line(&format!("  {} = {}", shown(name), shown(value)))?;
+    }
+    Ok(())
+}
+
+pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
+    let HeldCommand::List { list } = command;
+    let rows = waiting(&list.store.reader()?, list.limit)?;
+    if list.json {
+        return output.json(&rows);
+    }
+    let cells = |row: &Waiting| {
+        vec![
+            row.callback.to_string(),
+            row.kind.to_owned(),
+            row.action.to_owned(),
+            text(row.instance.as_deref()),
+            row.since.to_string(),
+            row.reason.clone(),
+        ]
+    };
+    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "REASON"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn waiting(reader: &Reader, limit: usize) -> Result<Vec<Waiting>, Failure> {
+    let filter = Filter { disposition: Some(Disposition::Held), limit, ..Filter::default() };
+    let mut rows = Vec::new();
+    for row in reader.callbacks(&filter)? {
+        rows.push(Waiting {
+            kind: "held-callback",
+            callback: row.number,
+            job: None,
+            instance: instance_name(reader, row.instance)?,
+            account: row.account,
+            action: row.action.as_str(),
+            since: row.received_at,
+            reason: row.reason.unwrap_or_default(),
+        });
+    }
+    let filter = Filter {
+        jobs: vec![job::State::Held, job::State::Dead, job::State::Pending],
+        limit,
+        ..Filter::default()
+    };
+    for job in reader.jobs(&filter)? {
+        let Some((row, _)) = reader.callback(job.callback)? else { continue };
+        rows.push(Waiting {
+            kind: match job.state {
+                job::State::Held => "held-job",
+                job::State::Dead => "dead-job",
+                _ => "pending-job",
+            },
+            callback: row.number,
+            job: Some(job.id),
+            instance: instance_name(reader, job.instance)?,
+            account: row.account,
+            action: job.action.as_str(),
+            since: job.attempted_at.unwrap_or(job.created_at),
+            reason: job.note.unwrap_or_default(),
+        });
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.since));
+    rows.truncate(limit);
+    Ok(rows)
+}
+
+fn instance_name(reader: &Reader, number: Option<i64>) -> Result<Option<String>, Failure> {
+    let row = number.map(|number| reader.instance(number)).transpose()?.flatten();
+    Ok(row.map(|row| name_of(&row)))
+}

@@ -1,0 +1,206 @@
+//! `verify`: does a signature hold, and if not, why not.
+//!
+//! It never prints a key, nor the digest a key would give: whoever reads over the operator's shoulder
+//! learns nothing to sign with. To find the sender's mistake it tries the ones seen in the wild.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::keys::KeyArguments;
+use super::output::{Output, shown};
+use super::sign::dialect_named;
+use super::{Done, Exit, Failure};
+use crate::callback::Callback;
+use crate::clock::Clock;
+use crate::dialect::{Options, RawRequest, Refusal};
+use crate::signature::{Keys, Mismatch, Parts, Signed};
+
+#[derive(Args)]
+pub(super) struct VerifyArguments {
+    #[command(flatten)]
+    key: KeyArguments,
+    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    #[arg(long, default_value = "alibaba")]
+    dialect: String,
+    /// The request's body; makes it a POST.
+    #[arg(long, value_name = "TEXT")]
+    body: Option<String>,
+    /// A header of the request.
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// Print the verdict as JSON.
+    #[arg(long)]
+    json: bool,
+    /// The request's URL, or its query string alone.
+    #[arg(default_value = "")]
+    url: String,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    verified: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback: Option<Callback>,
+}
+
+pub(super) fn verify(arguments: VerifyArguments, output: &mut Output) -> Done {
+    let verdict = judge(&arguments)?;
+    if arguments.json {
+        output.json(&verdict)?;
+    } else {
+        print(&verdict, output)?;
+    }
+    if verdict.verified { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the signature does not hold")) }
+}
+
+fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
+    let dialect = dialect_named(&arguments.dialect)?;
+    let keys = arguments.key.keys()?;
+    let headers = headers(arguments)?;
+    let query = arguments.url.split_once('?').map_or(arguments.url.as_str(), |(_, query)| query);
+    let header =
+        |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+    let request = RawRequest {
+        method: if arguments.body.is_some() { "POST" } else { "GET" },
+        query: query.as_bytes(),
+        header: &header,
+        body: arguments.body.as_deref().unwrap_or_default().as_bytes(),
+    };
+    let signed = match dialect.parts(&request, Clock::System.now()) {
+        Ok(signed) => signed,
+        Err(refusal) => return Ok(refused(&refusal)),
+    };
+    let parts = signed.parts.clone();
+    let presented = signed.presented.clone();
+    Ok(match signed.verify(&keys) {
+        Ok(verified) => Verdict {
+            verified: true,
+            key: Some(verified.key_label().to_string()),
+            reason: None,
+            explanation: None,
+            base: Some(parts.base()),
+            callback: Some(dialect.callback(verified, &Options::default())),
+        },
+        Err(mismatch) => Verdict {
+            explanation: Some(explain(mismatch, &parts, presented.as_deref(), &keys)),
+            base: Some(parts.base()),
+            ..refused(&mismatch.into())
+        },
+    })
+}
+
+fn refused(refusal: &Refusal) -> Verdict {
+    Verdict {
+        verified: false,
+        key: None,
+        reason: Some(refusal.reason()),
+        explanation: Some(refusal.to_string()),
+        base: None,
+        callback: None,
+    }
+}
+
+fn headers(arguments: &VerifyArguments) -> Result<Vec<(String, String)>, Failure> {
+    let mut headers = Vec::new();
+    if arguments.body.is_some() {
+        headers.push(("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned()));
+    }
+    for text in &arguments.headers {
+        let (name, value) = text.split_once(':').ok_or_else(|| {
+            Failure::new(Exit::Usage, format!("`{text}` is not a header: expected NAME: VALUE"))
+        })?;
+        let name = name.trim().to_ascii_lowercase();
+        headers.retain(|(known, _)| *known != name);
+        headers.push((name, value.trim().to_owned()));
+    }
+    Ok(headers)
+}
+
+fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
+    let found = match (mismatch, parts, presented) {
+        (Mismatch::Wrong, Parts::Pairs(pairs), Some(presented)) => {
+            suspects(pairs).into_iter().find(|(_, pairs)| holds(pairs.clone(), presented, keys))
+        }
+        _ => None,
+    };
+    match found {
+        Some((mistake, _)) => format!("{mismatch}, but it would if {mistake}"),
+        None if mismatch == Mismatch::Wrong => format!(
+            "{mismatch}: either the key is another one, or something between sender and receiver changed a parameter; compare the base string with the sender's"
+        ),
+        None => mismatch.to_string(),
+    }
+}
+
+fn holds(pairs: Vec<(String, String)>, presented: &str, keys: &Keys) -> bool {
+    let parts = Parts::Pairs(pairs);
+    Signed { parts, presented: Some(presented.to_owned()), payload: () }.verify(keys).is_ok()
+}
+
+type Suspect = (String, Vec<(String, String)>);
+
+/// What senders get wrong, and what they would have signed.
+fn suspects(pairs: &[(String, String)]) -> Vec<Suspect> {
+    let encoded = |value: &str| {
+        crate::query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned()
+    };
+    let map = |change: &dyn Fn(&str) -> String| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
+    };
+    let mut suspects = vec![
+        ("the values had been signed as they are encoded in the URL, not decoded".to_owned(), map(&encoded)),
+        (
+            "the values had been signed encoded, with %20 for a space".to_owned(),
+            map(&|value| encoded(value).replace('+', "%20")),
+        ),
+        (
+            "a `+` in the URL had been meant as a plus and not as a space".to_owned(),
+            map(&|value| value.replace(' ', "+")),
+        ),
+        (
+            "the values had been signed with the white space around them trimmed".to_owned(),
+            map(&|value| value.trim().to_owned()),
+        ),
+    ];
+    let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
+    suspects.push((
+        "the empty parameters had been left out of what was signed; they belong to it".to_owned(),
+        filled,
+    ));
+    for (name, _) in pairs {
+        let without = pairs.iter().filter(|(other, _)| other != name).cloned().collect();
+        suspects.push((
+            format!("`{name}` had not been signed: it was added later, or the sender leaves it out"),
+            without,
+        ));
+    }
+    suspects
+}
+
+fn print(verdict: &Verdict, output: &mut Output) -> Done {
+    match &verdict.key {
+        Some(label) => output.line(&format!("the signature holds: key `{label}`"))?,
+        None => output.line(&format!(
+            "the signature does not hold: {}",
+            verdict.explanation.as_deref().unwrap_or_default()
+        ))?,
+    }
+    if let Some(base) = &verdict.base {
+        output.line(&format!("base string: {}", shown(base)))?;
+    }
+    if let Some(callback) = &verdict.callback {
+        output.line(&format!("action: {}", callback.action))?;
+        for doubt in &callback.doubts {
+            output.line(&format!("it would be held: {doubt}"))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,615 @@
+//! From a file, the environment and nothing else to everything the daemon is made of.
+//!
+//! Defaults < file < environment (< flags, which `cli` adds). Every mistake is reported at once, each
+//! with the key it stands under; a daemon with a mistake in its configuration does not start. A key
+//! that is missing, empty or unreadable is such a mistake: there is no way to run unsigned.
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::SignedDuration;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+use crate::dialect::{self, Options, SuccessAs};
+use crate::hook::AnyHook;
+use crate::hook::exec::ExecHook;
+use crate::hook::log::LogHook;
+use crate::hook::runner::{NamedHook, Route, Runner};
+use crate::instance::UnknownInstance;
+use crate::intake::{Endpoint, IntakeOptions};
+use crate::limits;
+use crate::signature::{Key, Keys, Secret};
+use crate::store::StoreOptions;
+
+/// The environment, as far as the configuration may see it.
+pub trait Environment {
+    /// The value of a variable.
+    fn get(&self, name: &str) -> Option<String>;
+    /// The names of all variables.
+    fn names(&self) -> Vec<String>;
+}
+
+/// The process's environment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place the environment is read")]
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+    }
+}
+
+impl Environment for HashMap<String, String> {
+    fn get(&self, name: &str) -> Option<String> {
+        HashMap::get(self, name).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+}
+
+/// One mistake, and the key it stands under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The key, as `server.listen` or `endpoint[0].keys[1].file`; empty for the file as a whole.
+    pub key: String,
+    /// What is wrong, and what to do.
+    pub text: String,
+}
+
+/// All mistakes of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistakes {
+    /// Where the configuration came from.
+    pub source: String,
+    /// Never empty.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl std::fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, mistake) in self.mistakes.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            match mistake.key.as_str() {
+                "" => write!(f, "{}: {}", self.source, mistake.text)?,
+                key => write!(f, "{}: `{key}`: {}", self.source, mistake.text)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct File {
+    server: ServerTable,
+    store: StoreTable,
+    endpoint: Vec<EndpointTable>,
+    hook: Vec<HookTable>,
+    route: Vec<RouteTable>,
+    policy: PolicyTable,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct ServerTable {
+    listen: Option<String>,
+    admin_listen: Option<String>,
+    reply_within: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct StoreTable {
+    path: Option<PathBuf>,
+    sealing_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndpointTable {
+    name: String,
+    path: String,
+    dialect: String,
+    account: Option<String>,
+    #[serde(default)]
+    keys: Vec<KeyTable>,
+    timezone: Option<String>,
+    #[serde(default)]
+    success_as: SuccessAs,
+    public_url: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyTable {
+    label: Option<String>,
+    file: Option<PathBuf>,
+    env: Option<String>,
+    credential: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HookTable {
+    name: String,
+    exec: Option<ExecTable>,
+    log: Option<LogTable>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExecTable {
+    command: Vec<String>,
+    timeout: Option<String>,
+    concurrency: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogTable {}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteTable {
+    endpoint: Option<String>,
+    product: Option<String>,
+    sku: Option<String>,
+    buyer: Option<String>,
+    hook: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct PolicyTable {
+    unknown_instance: UnknownInstance,
+    sign_on_window: Option<String>,
+    secrets_window: Option<String>,
+}
+
+/// Everything a daemon is made of.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the marketplace calls.
+    pub listen: SocketAddr,
+    /// Where the operator looks; `None` for nowhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// The database.
+    pub store_path: PathBuf,
+    /// What is chosen about the store.
+    pub store: StoreOptions,
+    /// The endpoints, each with its path.
+    pub endpoints: Vec<(String, Endpoint)>,
+    /// The hooks, and the way to the right one.
+    pub runner: Runner,
+    /// What is chosen about the intake.
+    pub intake: IntakeOptions,
+}
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
+/// The database when none is named.
+pub const DEFAULT_STORE: &str = "spid.db";
+
+/// The variables that may override a key.
+const OVERRIDES: [&str; 8] = [
+    "SPID_SERVER__LISTEN",
+    "SPID_SERVER__ADMIN_LISTEN",
+    "SPID_SERVER__REPLY_WITHIN",
+    "SPID_STORE__PATH",
+    "SPID_STORE__SEALING_KEY",
+    "SPID_POLICY__UNKNOWN_INSTANCE",
+    "SPID_POLICY__SIGN_ON_WINDOW",
+    "SPID_POLICY__SECRETS_WINDOW",
+];
+
+/// Variables that begin like overrides and are something else.
+const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
+
+impl Config {
+    /// Reads a configuration file. `hook` is an in-process hook, which then is the default one.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn load(
+        path: &Path,
+        environment: &dyn Environment,
+        hook: Option<AnyHook>,
+    ) -> Result<Config, Mistakes> {
+        let source = path.display().to_string();
+        let whole = |text: String| Mistakes {
+            source: source.clone(),
+            mistakes: vec![Mistake { key: String::new(), text }],
+        };
+        let text =
+            std::fs::read_to_string(path).map_err(|error| whole(format!("it cannot be read: {error}")))?;
+        Config::parse(&text, &source, environment, hook)
+    }
+
+    /// As [`Config::load`], from text.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn parse(
+        text: &str,
+        source: &str,
+        environment: &dyn Environment,
+        hook: Option<AnyHook>,
+    ) -> Result<Config, Mistakes> {
+        let mut file: File = toml::from_str(text).map_err(|error| Mistakes {
+            source: source.to_owned(),
+            mistakes: vec![Mistake { key: String::new(), text: error.to_string().trim_end().to_owned() }],
+        })?;
+        let mut builder = Builder { mistakes: Vec::new(), environment };
+        builder.override_from_environment(&mut file);
+        let config = builder.build(file, hook);
+        match config {
+            Some(config) if builder.mistakes.is_empty() => Ok(config),
+            _ => Err(Mistakes { source: source.to_owned(), mistakes: builder.mistakes }),
+        }
+    }
+
+    /// The fixed configuration of `serve --dev`: loopback, path `/spi`, dialect `alibaba`, key `isvkey`.
+    ///
+    /// # Errors
+    /// Never, unless this program is broken.
+    pub fn dev(hook: Option<AnyHook>) -> Result<Config, Mistakes> {
+        let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
+        let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
+        Config::parse(DEV_CONFIG, "--dev", &environment, Some(hook))
+    }
+}
+
+/// The key of `--dev`: the one of the vendor's documentation, which nobody may use for anything else.
+pub const DEV_KEY: &str = "isvkey";
+const DEV_KEY_VARIABLE: &str = "DEV_KEY";
+const DEV_CONFIG: &str = r#"
+[[endpoint]]
+name = "dev"
+path = "/spi"
+dialect = "alibaba"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-jdcloud"
+path = "/jdcloud"
+dialect = "jdcloud"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-generic"
+path = "/generic"
+dialect = "generic"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+"#;
+
+struct Builder<'a> {
+    mistakes: Vec<Mistake>,
+    environment: &'a dyn Environment,
+}
+
+impl Builder<'_> {
+    fn mistake(&mut self, key: impl Into<String>, text: impl Into<String>) {
+        self.mistakes.push(Mistake { key: key.into(), text: text.into() });
+    }
+
+    fn override_from_environment(&mut self, file: &mut File) {
+        let known =
+            |name: &String| OVERRIDES.contains(&name.as_str()) || NOT_OVERRIDES.contains(&name.as_str());
+        let mut unknown: Vec<String> = self.environment.names();
+        unknown.retain(|name| name.starts_with("SPID_") && name.contains("__") && !known(name));
+        unknown.sort();
+        for name in unknown {
+            self.mistake(
+                name,
+                format!("this environment variable overrides nothing; there is {}", OVERRIDES.join(", ")),
+            );
+        }
+        let get = |name: &str| self.environment.get(name);
+        let text = |slot: &mut Option<String>, name: &str| *slot = get(name).or(slot.take());
+        text(&mut file.server.listen, "SPID_SERVER__LISTEN");
+        text(&mut file.server.admin_listen, "SPID_SERVER__ADMIN_LISTEN");
+        text(&mut file.server.reply_within, "SPID_SERVER__REPLY_WITHIN");
+        text(&mut file.policy.sign_on_window, "SPID_POLICY__SIGN_ON_WINDOW");
+        text(&mut file.policy.secrets_window, "SPID_POLICY__SECRETS_WINDOW");
+        let path =
+            |slot: &mut Option<PathBuf>, name: &str| *slot = get(name).map(PathBuf::from).or(slot.take());
+        path(&mut file.store.path, "SPID_STORE__PATH");
+        path(&mut file.store.sealing_key, "SPID_STORE__SEALING_KEY");
+        match get("SPID_POLICY__UNKNOWN_INSTANCE").as_deref() {
+            None => {}
+            Some("refuse") => file.policy.unknown_instance = UnknownInstance::Refuse,
+            Some("succeed") => file.policy.unknown_instance = UnknownInstance::Succeed,
+            Some("adopt") => file.policy.unknown_instance = UnknownInstance::Adopt,
+            Some(other) => {
+                let text = format!("`{other}` is not one of refuse, succeed, adopt");
+                self.mistake("SPID_POLICY__UNKNOWN_INSTANCE", text);
+            }
+        }
+    }
+
+    fn build(&mut self, file: File, hook: Option<AnyHook>) -> Option<Config> {
+        let listen = self.address("server.listen", file.server.listen.as_deref().unwrap_or(DEFAULT_LISTEN));
+        let admin_listen = file.server.admin_listen.as_deref().and_then(|text| self.admin_address(text));
+        let mut intake = IntakeOptions::default();
+        if let Some(within) = self.duration("server.reply_within", file.server.reply_within.as_deref()) {
+            intake.reply_within = within;
+        }
+        intake.policy.unknown_instance = file.policy.unknown_instance;
+        if let Some(window) = self.duration("policy.sign_on_window", file.policy.sign_on_window.as_deref()) {
+            intake.policy.sign_on_window_ms = millis(window);
+        }
+        let mut store = StoreOptions { sealing_key: file.store.sealing_key, ..StoreOptions::default() };
+        if let Some(window) = self.duration("policy.secrets_window", file.policy.secrets_window.as_deref()) {
+            store.secrets_window_ms = millis(window);
+        }
+        let endpoints = self.endpoints(file.endpoint);
+        let runner = self.runner(file.hook, file.route, hook);
+        Some(Config {
+            listen: listen?,
+            admin_listen,
+            store_path: file.store.path.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)),
+            store,
+            endpoints,
+            runner: runner?,
+            intake,
+        })
+    }
+
+    fn address(&mut self, key: &str, text: &str) -> Option<SocketAddr> {
+        let address = text.parse();
+        if address.is_err() {
+            self.mistake(
+                key,
+                format!("`{text}` is not an address and a port, like 0.0.0.0:8080 or [::]:8080"),
+            );
+        }
+        address.ok()
+    }
+
+    /// The admin listener asks nobody who they are, so it stays on this machine.
+    fn admin_address(&mut self, text: &str) -> Option<SocketAddr> {
+        let address = self.address("server.admin_listen", text)?;
+        if address.ip().is_loopback() {
+            return Some(address);
+        }
+        self.mistake("server.admin_listen", format!("`{text}` is not a loopback address, and whoever reaches it sees totals; use 127.0.0.1 and a proxy that asks for a password"));
+        None
+    }
+
+    fn duration(&mut self, key: &str, text: Option<&str>) -> Option<Duration> {
+        let text = text?;
+        let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+        let duration = parsed.filter(|duration| !duration.is_zero());
+        if duration.is_none() {
+            self.mistake(key, format!("`{text}` is not a time span, like 500ms, 3s, 10m or 24h"));
+        }
+        duration
+    }
+
+    fn endpoints(&mut self, tables: Vec<EndpointTable>) -> Vec<(String, Endpoint)> {
+        if tables.is_empty() {
+            self.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
+        }
+        let mut names = HashSet::new();
+        let mut paths = HashSet::new();
+        let mut endpoints = Vec::new();
+        for (index, table) in tables.into_iter().enumerate() {
+            let key = format!("endpoint[{index}]");
+            if !names.insert(table.name.clone()) {
+                self.mistake(
+                    format!("{key}.name"),
+                    format!("`{}` is the name of an earlier endpoint", table.name),
+                );
+            }
+            if !paths.insert(table.path.clone()) {
+                self.mistake(
+                    format!("{key}.path"),
+                    format!("`{}` is the path of an earlier endpoint", table.path),
+                );
+            }
+            let path = table.path.clone();
+            if let Some(endpoint) = self.endpoint(&key, table) {
+                endpoints.push((path, endpoint));
+            }
+        }
+        endpoints
+    }
+
+    fn endpoint(&mut self, key: &str, table: EndpointTable) -> Option<Endpoint> {
+        if table.name.is_empty() {
+            self.mistake(format!("{key}.name"), "it is empty");
+        }
+        if !table.path.starts_with('/') || table.path.contains(['?', '#', ' ']) {
+            let text =
+                format!("`{}` is not a path: it begins with `/` and has no `?`, `#` or space", table.path);
+            self.mistake(format!("{key}.path"), text);
+        }
+        let dialect = dialect::by_name(&table.dialect);
+        if dialect.is_none() {
+            let known: Vec<&str> = dialect::names().collect();
+            let text = format!("`{}` is not a dialect; there is {}", table.dialect, known.join(", "));
+            self.mistake(format!("{key}.dialect"), text);
+        }
+        let mut options =
+            Options { success_as: table.success_as, public_url: table.public_url, ..Options::default() };
+        if let Some(name) = &table.timezone {
+            match TimeZone::get(name) {
+                Ok(zone) => options.timezone = zone,
+                Err(_) => self.mistake(
+                    format!("{key}.timezone"),
+                    format!("`{name}` is not a time zone, like Asia/Shanghai or UTC"),
+                ),
+            }
+        }
+        let keys = self.keys(key, &table.keys);
+        let account = table.account.unwrap_or_else(|| table.name.clone());
+        Some(Endpoint {
+            name: table.name.into(),
+            account: account.into(),
+            dialect: dialect?,
+            keys: keys?,
+            options,
+        })
+    }
+
+    fn keys(&mut self, key: &str, tables: &[KeyTable]) -> Option<Keys> {
+        if tables.is_empty() {
+            self.mistake(
+                format!("{key}.keys"),
+                "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }",
+            );
+        }
+        let mut labels = HashSet::new();
+        let mut keys = Vec::new();
+        for (index, table) in tables.iter().enumerate() {
+            let key = format!("{key}.keys[{index}]");
+            let label = table.label.clone().unwrap_or_else(|| match index {
+                0 => "current".to_owned(),
+                1 => "previous".to_owned(),
+                _ => format!("previous-{index}"),
+            });
+            if !labels.insert(label.clone()) {
+                self.mistake(format!("{key}.label"), format!("`{label}` is the label of an earlier key"));
+            }
+            keys.extend(self.key(&key, label, table));
+        }
+        if keys.len() == tables.len() { Keys::new(keys) } else { None }
+    }
+
+    fn key(&mut self, key: &str, label: String, table: &KeyTable) -> Option<Key> {
+        let (member, secret) = match (&table.file, &table.env, &table.credential) {
+            (Some(path), None, None) => ("file", read_key(path)),
+            (None, Some(name), None) => {
+                let value = self.environment.get(name).map(Secret::new);
+                (
+                    "env",
+                    value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text")),
+                )
+            }
+            (None, None, Some(name)) => ("credential", self.credential(name)),
+            _ => {
+                self.mistake(key, "a key has exactly one of `file`, `env` and `credential`; it is never written here itself");
+                return None;
+            }
+        };
+        let made = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
+        made.map_err(|text| self.mistake(format!("{key}.{member}"), text)).ok()
+    }
+
+    /// A systemd credential: a file in the folder the unit was given.
+    fn credential(&self, name: &str) -> Result<Secret, String> {
+        let folder = self.environment.get("CREDENTIALS_DIRECTORY").ok_or(
+            "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
+        )?;
+        if name.contains('/') || name.is_empty() {
+            return Err(format!("`{name}` is not the name of a credential"));
+        }
+        read_key(&Path::new(&folder).join(name))
+    }
+
+    fn runner(
+        &mut self,
+        hooks: Vec<HookTable>,
+        routes: Vec<RouteTable>,
+        in_process: Option<AnyHook>,
+    ) -> Option<Runner> {
+        let mut named = Vec::new();
+        if let Some(hook) = in_process {
+            named.push(NamedHook::new("in-process", hook));
+        } else if hooks.is_empty() {
+            self.mistake(
+                "hook",
+                "there is none: add a [[hook]] with a name and `exec = { command = […] }` or `log = {}`",
+            );
+        }
+        for (index, table) in hooks.into_iter().enumerate() {
+            named.extend(self.hook(&format!("hook[{index}]"), table));
+        }
+        let routes = routes.into_iter().map(route).collect();
+        if named.is_empty() {
+            return None;
+        }
+        let runner = Runner::new(named, routes);
+        runner.map_err(|wrong| wrong.iter().for_each(|wrong| self.mistake("route", wrong.to_string()))).ok()
+    }
+
+    fn hook(&mut self, key: &str, table: HookTable) -> Option<NamedHook> {
+        match (table.exec, table.log) {
+            (Some(exec), None) => self.exec(key, table.name, exec),
+            (None, Some(LogTable {})) => Some(NamedHook::new(table.name, AnyHook::from(LogHook))),
+            _ => {
+                self.mistake(key, "a hook has exactly one of `exec` and `log`");
+                None
+            }
+        }
+    }
+
+    fn exec(&mut self, key: &str, name: String, table: ExecTable) -> Option<NamedHook> {
+        let hook = ExecHook::new(table.command);
+        if let Err(error) = hook.check() {
+            self.mistake(format!("{key}.exec.command"), error.to_string());
+        }
+        let timeout = self.duration(&format!("{key}.exec.timeout"), table.timeout.as_deref());
+        let hook = NamedHook::new(name, AnyHook::built_in(hook))
+            .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
+            .concurrency(table.concurrency.unwrap_or(limits::HOOK_CONCURRENCY_COUNT));
+        Some(hook)
+    }
+}
+
+fn route(table: RouteTable) -> Route {
+    Route {
+        endpoint: table.endpoint,
+        product: table.product,
+        sku: table.sku,
+        buyer: table.buyer,
+        hook: table.hook,
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Reads a key file. One line ending at its end is not part of the key.
+///
+/// # Errors
+/// What is wrong with the file, never what is in it.
+pub fn read_key(path: &Path) -> Result<Secret, String> {
+    let bytes =
+        std::fs::read(path).map_err(|error| format!("`{}` cannot be read: {error}", path.display()))?;
+    let bytes = zeroize::Zeroizing::new(bytes);
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("`{}` is not text", path.display()))?;
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    Ok(Secret::new(text))
+}
+
+/// The database a configuration names, without looking at anything else in it: whoever reads the store
+/// need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read or is not a configuration.
+pub fn store_path(path: &Path, environment: &dyn Environment) -> Result<PathBuf, Mistakes> {
+    let whole = |text: String| Mistakes {
+        source: path.display().to_string(),
+        mistakes: vec![Mistake { key: String::new(), text }],
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| whole(format!("it cannot be read: {error}")))?;
+    let file: File = toml::from_str(&text).map_err(|error| whole(error.to_string().trim_end().to_owned()))?;
+    let chosen = environment.get("SPID_STORE__PATH").map(PathBuf::from).or(file.store.path);
+    Ok(chosen.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)))
+}

@@ -1,0 +1,237 @@
+//! Puts the daemon together, starts it in order and stops it in order.
+//!
+//! The caller brings the listeners and says when to stop, so that a test runs a whole daemon on a
+//! free port and an embedder runs one in a larger program. Two daemons in one process do not know of
+//! each other.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::admin::Admin;
+use crate::clock::Clock;
+use crate::dispatch::{Dispatch, DispatchOptions};
+use crate::front::Front;
+use crate::hook::runner::Runner;
+use crate::http::{self, Drained, Handler, ServerOptions};
+use crate::intake::{Endpoint, Intake, IntakeOptions};
+use crate::limits;
+use crate::metrics::Metrics;
+use crate::store::{Closed, Store, StoreError, StoreOptions};
+
+/// What a daemon is made of.
+pub struct DaemonOptions {
+    /// The database; `None` for a store that lives in memory and dies with the daemon.
+    pub store_path: Option<PathBuf>,
+    /// What is chosen about the store.
+    pub store: StoreOptions,
+    /// The endpoints, each with its path.
+    pub endpoints: Vec<(String, Endpoint)>,
+    /// The hooks.
+    pub runner: Runner,
+    /// What is chosen about the intake.
+    pub intake: IntakeOptions,
+    /// What is chosen about the dispatcher.
+    pub dispatch: DispatchOptions,
+    /// How much a peer may.
+    pub server: ServerOptions,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl DaemonOptions {
+    /// A daemon with these endpoints and hooks, and the defaults for everything else.
+    pub fn new(
+        store_path: Option<PathBuf>,
+        endpoints: Vec<(String, Endpoint)>,
+        runner: Runner,
+    ) -> DaemonOptions {
+        DaemonOptions {
+            store_path,
+            store: StoreOptions::default(),
+            endpoints,
+            runner,
+            intake: IntakeOptions::default(),
+            dispatch: DispatchOptions::default(),
+            server: ServerOptions::default(),
+            clock: Clock::System,
+        }
+    }
+}
+
+/// Why a daemon did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A listener.
+    #[error("the listener cannot be used: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// A daemon that runs.
+pub struct Daemon {
+    address: SocketAddr,
+    admin_address: Option<SocketAddr>,
+    store: Store,
+    metrics: Metrics,
+    closed: Closed,
+    stop_front: watch::Sender<bool>,
+    stop_dispatch: watch::Sender<bool>,
+    front: JoinHandle<Drained>,
+    admin: Option<JoinHandle<Drained>>,
+    dispatch: JoinHandle<usize>,
+}
+
+/// How a stop went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped {
+    /// Whether every request in flight was answered.
+    pub answered: bool,
+    /// Hooks that were cut short; their jobs are due at the next start.
+    pub cut: usize,
+    /// Whether the database was closed in time.
+    pub closed: bool,
+}
+
+impl Daemon {
+    /// Starts a daemon behind these listeners.
+    ///
+    /// # Errors
+    /// When the store cannot be opened or a listener cannot be used; then nothing runs.
+    pub async fn start(
+        listener: TcpListener,
+        admin: Option<TcpListener>,
+        options: DaemonOptions,
+    ) -> Result<Daemon, StartError> {
+        let address = listener.local_addr()?;
+        let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        let metrics = Metrics::default();
+        let (store, closed) = match &options.store_path {
+            Some(path) => Store::open(path, options.store, options.clock.clone()).await?,
+            None => Store::in_memory(options.store, options.clock.clone()).await?,
+        };
+        log_backlog(&store);
+        let (stop_dispatch, stopping) = watch::channel(false);
+        let dispatch = Dispatch::new(
+            store.clone(),
+            options.clock.clone(),
+            metrics.clone(),
+            options.runner,
+            options.dispatch,
+        );
+        let dispatch = tokio::spawn(dispatch.run(stopping));
+        let intake = Intake::new(store.clone(), options.clock, metrics.clone(), options.intake);
+        let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
+        let (stop_front, _) = watch::channel(false);
+        let front = Front::new(endpoints, intake, metrics.clone());
+        let front = serve(listener, options.server.clone(), front, &stop_front);
+        let admin = admin.map(|listener| {
+            serve(listener, options.server, Admin::new(store.clone(), metrics.clone()), &stop_front)
+        });
+        Ok(Daemon {
+            address,
+            admin_address,
+            store,
+            metrics,
+            closed,
+            stop_front,
+            stop_dispatch,
+            front,
+            admin,
+            dispatch,
+        })
+    }
+
+    /// Where the marketplace calls.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where the operator looks.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin_address
+    }
+
+    /// What is kept.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What was counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Stops: accepts nothing more, answers what is in flight, takes no more jobs, lets hooks end or
+    /// gives their jobs back, writes, closes. Each step is bounded.
+    pub async fn stop(self) -> Stopped {
+        self.stop_front.send_replace(true);
+        let drained = self.front.await;
+        let answered = matches!(drained, Ok(Drained { finished: true, .. }));
+        if !answered {
+            tracing::warn!("some requests were cut off by the stop; the marketplace will call again");
+        }
+        if let Some(admin) = self.admin {
+            let _ = admin.await;
+        }
+        self.stop_dispatch.send_replace(true);
+        let cut = self.dispatch.await.unwrap_or_else(|error| {
+            tracing::error!(%error, "the dispatcher did not end as it should");
+            0
+        });
+        drop(self.store);
+        let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
+        if !closed {
+            tracing::warn!("the database was not closed in time");
+        }
+        Stopped { answered, cut, closed }
+    }
+}
+
+fn serve(
+    listener: TcpListener,
+    options: ServerOptions,
+    handler: impl Handler,
+    stop: &watch::Sender<bool>,
+) -> JoinHandle<Drained> {
+    let mut stopping = stop.subscribe();
+    tokio::spawn(async move {
+        let stop = async move {
+            // An error means that the daemon itself is gone: that is a stop, too.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        http::serve(listener, options, handler, stop).await
+    })
+}
+
+/// What waits for somebody is said at every start.
+fn log_backlog(store: &Store) {
+    match store.reader().totals() {
+        Ok(totals) => {
+            let dead = totals.jobs.get("dead").copied().unwrap_or(0);
+            let held = totals.held + totals.jobs.get("held").copied().unwrap_or(0);
+            tracing::info!(
+                instances = totals.instances.values().sum::<u64>(),
+                jobs = totals.jobs.values().sum::<u64>(),
+                "the store is open"
+            );
+            if dead + held + totals.untold > 0 {
+                tracing::warn!(
+                    dead,
+                    held,
+                    untold = totals.untold,
+                    "work waits for an operator: spid held list, spid jobs list --state dead"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the backlog cannot be counted"),
+    }
+}
