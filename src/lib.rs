@@ -33,6 +33,7 @@ pub mod job;
 pub mod limits;
 pub mod metrics;
 pub mod query;
+pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
