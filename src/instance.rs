@@ -494,9 +494,11 @@ fn open_occurrence(view: View<'_>) -> Option<Decision> {
     }
 }
 
-/// A record whose create ended without effect is as if it had never been asked for.
+/// A record whose create ended without effect is as if it had never been asked for; but while its
+/// release is coming, nothing may be queued that would run behind it.
 fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
-    instance.state == State::Pending && !lane.iter().any(|job| job.action == Action::Create)
+    let coming = |job: &LaneJob| matches!(job.action, Action::Create | Action::Release);
+    instance.state == State::Pending && !lane.iter().any(coming)
 }
 
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
