@@ -293,6 +293,7 @@ async fn a_renew_supersedes_a_dead_expire(bench: &Bench) {
     assert_eq!(bench.state(), State::Active);
     // The marketplace still asks for the expire it was never told.
     assert!(is_held(&bench.deliver(&expire("b")).await));
+    assert!(is_held(&bench.deliver(&expire("b")).await));
     assert_eq!(bench.state(), State::Active);
     // The one of next year is another matter.
     bench.go_to_day(730);
