@@ -276,6 +276,11 @@ pub enum Standing {
         /// In the hook's words.
         reason: String,
     },
+    /// An operator rejected it.
+    Rejected {
+        /// In the operator's words.
+        reason: String,
+    },
     /// Something that came later made its job unnecessary.
     Superseded,
     /// It was held or refused without a job, or its job was dropped: as if never asked.
@@ -323,6 +328,8 @@ pub struct View<'a> {
     pub occurrence: Option<&'a Occurrence>,
     /// What the seller decided beforehand.
     pub policy: Policy,
+    /// Whether an operator has looked at this callback and wants it done.
+    pub approved: bool,
     /// The present instant.
     pub now: Timestamp,
 }
@@ -386,6 +393,9 @@ pub enum Reason {
     /// The hook said no.
     #[error("{0}")]
     Hook(String),
+    /// An operator said no.
+    #[error("{0}")]
+    Rejected(String),
 }
 
 impl Reason {
@@ -410,6 +420,7 @@ impl Reason {
             Reason::UnknownRelease => "unknown-release",
             Reason::UnknownProduct => "unknown-product",
             Reason::Hook(_) => "hook",
+            Reason::Rejected(_) => "rejected",
         }
     }
 }
@@ -463,8 +474,20 @@ impl Verdict {
 }
 
 /// Decides what is done with a callback. Total: every view and every callback has a verdict.
+///
+/// What an operator has rejected stays refused for as long as it would be held again.
 pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
-    if let Some(doubt) = callback.doubts.first() {
+    let verdict = judge(view, callback);
+    match (&verdict.decision, view.occurrence.map(|occurrence| &occurrence.standing)) {
+        (Decision::Hold(_), Some(Standing::Rejected { reason })) if !view.approved => {
+            Decision::Refuse(Reason::Rejected(reason.clone())).into()
+        }
+        _ => verdict,
+    }
+}
+
+fn judge(view: View<'_>, callback: &Callback) -> Verdict {
+    if let Some(doubt) = callback.doubts.first().filter(|_| !view.approved) {
         return Decision::Hold(Reason::Doubt(doubt.clone())).into();
     }
     match callback.action {
@@ -497,8 +520,9 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         instance,
         future: &future,
         releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
-        told: view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
-        superseded: view.occurrence.is_some_and(|occurrence| occurrence.standing == Standing::Superseded),
+        told: !view.approved && view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
+        superseded: !view.approved
+            && view.occurrence.is_some_and(|occurrence| occurrence.standing == Standing::Superseded),
         view,
         wants: Wants::of(callback),
     };
@@ -530,7 +554,11 @@ fn open_occurrence(view: View<'_>) -> Option<Decision> {
         Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
         }
-        Standing::RefusedByHook { .. } | Standing::Superseded | Standing::Void | Standing::Recorded => None,
+        Standing::RefusedByHook { .. }
+        | Standing::Rejected { .. }
+        | Standing::Superseded
+        | Standing::Void
+        | Standing::Recorded => None,
     }
 }
 
@@ -554,7 +582,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
             Decision::Hold(Reason::NamesNothing).into()
         }
         Action::Release => unknown_release(view.policy),
-        _ => unknown(view.policy, callback).into(),
+        _ => unknown(view.policy, view.approved, callback).into(),
     }
 }
 
@@ -567,14 +595,16 @@ fn unknown_release(policy: Policy) -> Verdict {
     Verdict { entombs: true, ..decision.into() }
 }
 
-fn unknown(policy: Policy, callback: &Callback) -> Decision {
+fn unknown(policy: Policy, approved: bool, callback: &Callback) -> Decision {
     if callback.subject.names().next().is_none() {
         return Decision::Hold(Reason::NamesNothing);
     }
     match policy.unknown_instance {
         UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Succeed => Decision::Record,
-        UnknownInstance::Adopt if callback.product.is_none() => Decision::Hold(Reason::UnknownProduct),
+        UnknownInstance::Adopt if callback.product.is_none() && !approved => {
+            Decision::Hold(Reason::UnknownProduct)
+        }
         UnknownInstance::Adopt => Decision::Run,
     }
 }
@@ -593,7 +623,9 @@ struct Known<'a> {
 impl Known<'_> {
     fn create(&self) -> Verdict {
         if self.future.state == State::Released && self.instance.id.is_none() {
-            return Decision::Hold(Reason::LateCreate).into();
+            // Of something that never began, an operator may want a beginning after all.
+            let begins = self.view.approved && self.instance.state == State::Released && !self.instance.began;
+            return if begins { Decision::Run } else { Decision::Hold(Reason::LateCreate) }.into();
         }
         let late = self.future.state == State::Released;
         let decision = if self.told { Decision::Repeat } else { Decision::Hold(Reason::ConflictingCreate) };
@@ -607,7 +639,7 @@ impl Known<'_> {
             State::Released => {
                 Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Renew))).alerting()
             }
-            State::Frozen if past => Decision::Hold(Reason::PastExpiry).into(),
+            State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
             State::Active if self.told => Decision::Repeat.into(),
             State::Pending | State::Active | State::Frozen => {
@@ -667,6 +699,9 @@ impl Known<'_> {
     fn release_again(&self) -> Decision {
         if let Some(job) = self.releasing {
             return Decision::Join(job);
+        }
+        if self.instance.tombstone && self.view.approved {
+            return Decision::Run;
         }
         if self.instance.tombstone && !self.told {
             return unknown_release(self.view.policy).decision;

@@ -124,6 +124,7 @@ impl Intake {
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
+            approved: false,
         };
         let receipt = match timeout_at(deadline, self.store.accept(acceptance)).await {
             Ok(Ok(receipt)) => receipt,

@@ -383,6 +383,7 @@ fn judge(case: &Case) -> Verdict {
         lane: &lane,
         occurrence: occurrence.as_ref(),
         policy: Policy { unknown_instance: case.unknown, ..Policy::default() },
+        approved: false,
         now: day(TODAY),
     };
     decide(view, &case.callback)
@@ -618,6 +619,7 @@ proptest! {
                 lane: &view,
                 occurrence: occurrence.as_ref(),
                 policy: Policy::default(),
+                approved: false,
                 now: day(TODAY),
             };
             let verdict = decide(view, &callback);

@@ -16,6 +16,9 @@ use crate::instance::{
 use crate::job::{self, Extra, Next, Progress, Schedule};
 use crate::limits;
 
+/// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
+pub(super) const REJECTED: &str = "rejected";
+
 /// A verified callback to be kept.
 #[derive(Debug, Clone)]
 pub struct Acceptance {
@@ -31,6 +34,8 @@ pub struct Acceptance {
     pub received_at: Timestamp,
     /// What the seller decided beforehand.
     pub policy: Policy,
+    /// Whether an operator has looked at it and wants it done. Then it is no delivery, and counts as none.
+    pub approved: bool,
 }
 
 /// How a new job is born.
@@ -167,6 +172,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
         lane: &lane_view,
         occurrence: occurrence.as_ref(),
         policy: acceptance.policy,
+        approved: acceptance.approved,
         now: acceptance.received_at,
     };
     let verdict = instance::decide(view, &acceptance.callback);
@@ -198,10 +204,13 @@ fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
     instance::occurrence_key(&acceptance.account, subject, callback)
 }
 
-fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
+pub(super) fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
     let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
     Ok(match (row.disposition, job) {
         (Disposition::Recorded, _) => Standing::Recorded,
+        (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
+            Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
+        }
         // Held or refused since, it stays superseded.
         (_, Some(job)) if job.state == job::State::Cancelled => Standing::Superseded,
         (Disposition::Job, Some(job)) => match job.state {
@@ -278,7 +287,7 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     Ok(accepted)
 }
 
-fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
+pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
     if let Some(mut job) = rows.job(number)? {
         job.note = Some(format!("made unnecessary by a later {by}"));
         end(&mut job, job::State::Cancelled, now);
@@ -287,7 +296,7 @@ fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Resu
     Ok(())
 }
 
-fn end(job: &mut JobRow, state: job::State, now: Timestamp) {
+pub(super) fn end(job: &mut JobRow, state: job::State, now: Timestamp) {
     job.state = state;
     job.lease_until = None;
     job.ended_at = Some(now);
@@ -309,6 +318,8 @@ fn settle_instance(
                 row.instance.state = State::Released;
             } else if callback.action == Action::Create {
                 row.instance.describe(callback);
+                row.instance.state = State::Pending;
+                row.instance.tombstone = false;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
@@ -353,8 +364,10 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
     let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
     if let Some(row) = counted.filter(|row| !elsewhere(row)) {
         let mut row = row.clone();
-        row.deliveries += 1;
-        row.last_received_at = acceptance.received_at;
+        if !acceptance.approved {
+            row.deliveries += 1;
+            row.last_received_at = acceptance.received_at;
+        }
         return row;
     }
     CallbackRow {
@@ -371,7 +384,7 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
         reason: None,
         received_at: acceptance.received_at,
         last_received_at: acceptance.received_at,
-        deliveries: 1,
+        deliveries: u64::from(!acceptance.approved),
         told_at: None,
     }
 }
@@ -769,7 +782,12 @@ fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()
 }
 
 /// Applies what the hook did; a create whose id will not do is held instead.
-fn complete(rows: &mut dyn Write, job: &mut JobRow, id: Option<&str>, now: Timestamp) -> Result<Told> {
+pub(super) fn complete(
+    rows: &mut dyn Write,
+    job: &mut JobRow,
+    id: Option<&str>,
+    now: Timestamp,
+) -> Result<Told> {
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let (Some(mut row), true) = (instance.clone(), job.in_lane) else {
         end(job, job::State::Done, now);
@@ -822,7 +840,7 @@ fn name_instance(
 
 /// What the end of a job means for its lane: without its create nothing can follow; with a release
 /// coming nothing is tried again; and what died does not stop what supersedes it.
-fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
+pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     if job.state == job::State::Done || job.state == job::State::Running {
         return Ok(());

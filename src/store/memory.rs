@@ -9,7 +9,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
+    Write,
 };
 use crate::callback::Callback;
 use crate::clock::Id;
@@ -24,6 +25,7 @@ pub(crate) struct Tables {
     callbacks: BTreeMap<i64, (CallbackRow, Callback)>,
     jobs: BTreeMap<i64, JobRow>,
     attempts: Vec<AttemptRow>,
+    acts: Vec<ActRow>,
 }
 
 /// The writer's side of a store in memory.
@@ -213,6 +215,9 @@ macro_rules! reads {
             fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
                 Ok(self.with(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))
             }
+            fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+                Ok(self.with(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
+            }
             fn totals(&self) -> Result<Totals> {
                 Ok(self.with(Tables::totals))
             }
@@ -271,6 +276,10 @@ impl Write for Memory {
     }
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.tables()?.attempts.push(row.clone());
+        Ok(())
+    }
+    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+        self.tables()?.acts.push(row.clone());
         Ok(())
     }
 }

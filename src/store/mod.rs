@@ -10,6 +10,7 @@
 
 mod ledger;
 mod memory;
+mod mend;
 mod rows;
 mod signals;
 mod sqlite;
@@ -34,7 +35,8 @@ use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand};
 
 pub use ledger::{Acceptance, Taken};
-pub use rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
+pub use mend::{Act, Approved, Import, MendError, Mender, restore};
+pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
 pub use writer::Taking;
 
@@ -100,6 +102,17 @@ pub struct StoreOptions {
     pub secrets_window_ms: i64,
     /// The file with the sealing key; beside the database when `None`.
     pub sealing_key: Option<PathBuf>,
+}
+
+impl StoreOptions {
+    /// The file with the sealing key of the database at `path`.
+    fn key_path(&self, path: &Path) -> PathBuf {
+        self.sealing_key.clone().unwrap_or_else(|| {
+            let mut beside = path.as_os_str().to_owned();
+            beside.push(".key");
+            PathBuf::from(beside)
+        })
+    }
 }
 
 impl Default for StoreOptions {
@@ -269,6 +282,14 @@ impl Reader {
         self.with(|rows| rows.callback(number))
     }
 
+    /// What was done by hand, the newest first.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
+        self.with(|rows| rows.list_acts(limit))
+    }
+
     /// Totals.
     ///
     /// # Errors
@@ -321,9 +342,7 @@ impl Store {
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
         let backend = sqlite::Sqlite::open(path)?;
-        let mut key = path.as_os_str().to_owned();
-        key.push(".key");
-        let sealer = Sealer::from_file(options.sealing_key.as_deref().unwrap_or(Path::new(&key)))?;
+        let sealer = Sealer::from_file(&options.key_path(path))?;
         let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
         Store::start(backend, reader, sealer, options, clock).await
     }

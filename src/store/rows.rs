@@ -148,6 +148,21 @@ pub struct AttemptRow {
     pub note: String,
 }
 
+/// Something a person did by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ActRow {
+    /// When.
+    pub at: Timestamp,
+    /// Who.
+    pub who: String,
+    /// What: the word of the command.
+    pub act: String,
+    /// To what: an instance's name, a job's id, a callback's number.
+    pub target: String,
+    /// Why, in their words.
+    pub why: String,
+}
+
 /// Which rows a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -206,6 +221,8 @@ pub(crate) trait Read {
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
+    /// What was done by hand, the newest first.
+    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
     fn totals(&self) -> Result<Totals>;
 }
 
@@ -221,6 +238,7 @@ pub(crate) trait Write: Read {
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
+    fn add_act(&mut self, row: &ActRow) -> Result<()>;
 }
 
 /// A store that can be written in transactions.

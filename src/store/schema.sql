@@ -99,3 +99,13 @@ CREATE TABLE attempt (
   note     TEXT NOT NULL,
   PRIMARY KEY (job, attempt, ended_at)
 ) STRICT, WITHOUT ROWID;
+
+-- What people did by hand: who, what, to what, and why.
+CREATE TABLE act (
+  number INTEGER PRIMARY KEY AUTOINCREMENT,
+  at     INTEGER NOT NULL,
+  who    TEXT NOT NULL,
+  act    TEXT NOT NULL,
+  target TEXT NOT NULL,
+  why    TEXT NOT NULL
+) STRICT;

@@ -18,7 +18,8 @@ use rusqlite::{
 
 use super::StoreError;
 use super::rows::{
-    AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
+    Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -76,12 +77,39 @@ impl Sqlite {
 
     /// Opens the store to look at it, while a daemon runs or not.
     pub(crate) fn open_readonly(path: &Path) -> Result<Sqlite> {
+        let reader = Sqlite::open_beside(path)?;
+        reader.connection.pragma_update(None, "query_only", true)?;
+        Ok(reader)
+    }
+
+    /// Opens the store to mend it: without the daemon's lock, so beside a daemon or without one. SQLite's
+    /// own lock puts the two in order.
+    pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
+        let mender = Sqlite::open_beside(path)?;
+        mender.connection.pragma_update(None, "synchronous", "FULL")?;
+        mender.connection.pragma_update(None, "foreign_keys", true)?;
+        Ok(mender)
+    }
+
+    /// Copies the store, as it is at one commit, into a file that is not there yet.
+    pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
+        file.map_err(|error| StoreError::File(to.to_owned(), error.to_string()))?;
+        let mut copy = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy)?;
+        // All pages in one step: a copy in several begins anew whenever the daemon writes.
+        backup.step(-1)?;
+        drop(backup);
+        copy.pragma_update(None, "journal_mode", "DELETE")?;
+        Ok(())
+    }
+
+    fn open_beside(path: &Path) -> Result<Sqlite> {
         if !path.exists() {
             return Err(StoreError::NotThere(path.to_owned()));
         }
         // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which may have to be made.
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-        connection.pragma_update(None, "query_only", true)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
             older if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
@@ -484,6 +512,19 @@ impl Read for Sqlite {
         self.many("SELECT * FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at", [job], read_attempt)
     }
 
+    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.many("SELECT * FROM act ORDER BY number DESC LIMIT ?1", [limit], |row| {
+            Ok(ActRow {
+                at: instant(row, "at")?,
+                who: row.get("who")?,
+                act: row.get("act")?,
+                target: row.get("target")?,
+                why: row.get("why")?,
+            })
+        })
+    }
+
     fn totals(&self) -> Result<Totals> {
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
@@ -675,6 +716,14 @@ impl Write for Sqlite {
             "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
              ON CONFLICT DO NOTHING",
             params![row.job, row.attempt, row.ended_at.as_millisecond(), row.ending, row.note],
+        )?;
+        Ok(())
+    }
+
+    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+        self.run(
+            "INSERT INTO act (at, who, act, target, why) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
         )?;
         Ok(())
     }

@@ -117,6 +117,7 @@ impl Bench {
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: Policy::default(),
+            approved: false,
         }
     }
 
