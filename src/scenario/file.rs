@@ -409,8 +409,12 @@ impl Reader<'_> {
             return self.template(item, name).map(Value::Text);
         };
         let mut table = Table::new(format!("`{name}`"), item.span().start, members);
-        // In a parameter it would be another one for every step, and no repeat could name it again.
-        if is_var && let Some(unique) = table.take("unique") {
+        if let Some(unique) = table.take("unique") {
+            if !is_var {
+                let message =
+                    "`unique` belongs under `[vars]`: later steps need its name to say the same again";
+                self.note(unique.span().start, message);
+            }
             table.finish(self);
             return self.filled(unique, "unique").map(Value::Unique);
         }
@@ -585,7 +589,8 @@ mod tests {
         for (lines, mistake) in [
             ("params = { a = 5 }", "8: `a` must be a text, in quotes"),
             ("params = 5", "8: `params` must be a table"),
-            ("params.a = { unique = \"x\" }", "8: `a` has no `time`"),
+            ("params.a = { unique = \"x\" }", "8: `unique` belongs under `[vars]`"),
+            ("params.a = {}", "8: `a` has no `time`"),
             ("params.a = { time = \"soon\" }", "8: `time` must look like"),
             ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is no format"),
             ("params.a = \"${a\"", "8: a `${` is not closed"),
@@ -643,7 +648,7 @@ mod tests {
 
     #[test]
     fn near_names_are_offered_and_far_ones_are_not() {
-        assert_eq!(did_you_mean("statsu", ["status", "state"]), "; did you mean `status`?");
+        assert_eq!(did_you_mean("statsu", ["status", "json"]), "; did you mean `status`?");
         assert_eq!(did_you_mean("skuid", ["skuId"]), "; did you mean `skuId`?");
         assert_eq!(did_you_mean("colour", ["status", "json"]), "");
         assert_eq!(did_you_mean("x", []), "");
