@@ -15,6 +15,7 @@ mod file;
 mod run;
 mod value;
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +87,8 @@ struct Step {
     expect: Expectation,
     /// Names, and where in the JSON of the answer their values stand.
     capture: Vec<(String, String)>,
+    /// The names without which it cannot be sent or judged.
+    needs: BTreeSet<String>,
 }
 
 /// How often one delivery is sent until it is answered as expected.
@@ -219,7 +222,7 @@ impl Scenario {
             let names = step.params.iter().map(|(param, _)| param);
             names.flat_map(|param| [format!("params.{param}"), format!("{}.params.{param}", step.name)])
         });
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         vars.chain(params).filter(|name| seen.insert(name.clone())).collect()
     }
 }
