@@ -13,6 +13,7 @@
 mod expect;
 mod file;
 mod run;
+mod shown;
 mod value;
 
 use std::collections::{BTreeSet, HashSet};
@@ -136,12 +137,16 @@ fn listed(file: &str, mistakes: &[Mistake]) -> String {
 
 /// An override that overrides nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nothing is called `{name}`{}; there are: {}", file::did_you_mean(name, known.iter().map(String::as_str)), known.join(", "))]
+#[error("nothing is called `{name}`{}; there are: {}", nearest(name, known), known.join(", "))]
 pub struct NoMatch {
     /// The name that was given.
     pub name: String,
     /// The names that exist.
     pub known: Vec<String>,
+}
+
+fn nearest(name: &str, known: &[String]) -> String {
+    file::did_you_mean(name, known.iter().map(String::as_str))
 }
 
 impl Scenario {

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::expect::{Failure, Seen, value_at};
+use super::shown;
 use super::value::Known;
 use super::{Scenario, Step};
 use crate::clock::{Clock, plus_millis};
@@ -57,7 +58,7 @@ pub trait States: Sync {
     fn held(&self) -> u64;
 }
 
-/// Watching a run. Nothing it is shown holds a key, or a token that would still be good.
+/// Watching a run. Nothing it is shown holds a key, a token or a buyer's secret.
 pub trait Observer: Send {
     /// A step begins.
     fn step_started(&mut self, name: &str, action: &str) {
@@ -101,8 +102,8 @@ pub struct Sent {
     pub body: String,
 }
 
-/// An answer. It may hold a first password, as the marketplace would get it.
-#[derive(Clone, PartialEq, Eq)]
+/// An answer, fit to be shown: passwords, licence keys and tickets are replaced by `***`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
     /// Which delivery of its step, from 1.
     pub delivery: u32,
@@ -112,14 +113,6 @@ pub struct Answered {
     pub location: Option<String>,
     /// The body as text.
     pub body: String,
-}
-
-/// Without the body, which may hold a first password.
-impl std::fmt::Debug for Answered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Answered { delivery, status, body, .. } = self;
-        write!(f, "Answered {{ delivery: {delivery}, status: {status}, body_bytes: {} }}", body.len())
-    }
 }
 
 /// How a run went.
@@ -422,8 +415,8 @@ impl Delivery {
             let answered = Event::Answered(Answered {
                 delivery: number,
                 status: answer.status,
-                location: answer.headers.text("location").map(str::to_owned),
-                body: String::from_utf8_lossy(&answer.body).into_owned(),
+                location: answer.headers.text("location").map(shown::header),
+                body: shown::body(&answer.body),
             });
             let _ = events.send(answered).await;
             match self.judge(&answer) {
