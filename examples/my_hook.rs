@@ -1,6 +1,6 @@
 //! A provisioning hook in Rust: a folder per customer, and the whole of spid around it.
 //!
-//! `cargo run --example my_hook -- serve --dev` would be its command line.
+//! It has the complete command line: try `cargo run --example my_hook -- serve --dev`, or `… -- demo`.
 
 use std::io::ErrorKind;
 use std::path::PathBuf;
@@ -57,11 +57,5 @@ impl ProvisioningHook for MyHook {
 }
 
 fn main() -> ExitCode {
-    run_with(MyHook { root: PathBuf::from("tenants") })
-}
-
-/// Stands in for `spid::run_with` until the command line is there.
-fn run_with(hook: impl ProvisioningHook) -> ExitCode {
-    let _hook = spid::hook::AnyHook::new(hook);
-    ExitCode::SUCCESS
+    spid::run_with(MyHook { root: PathBuf::from("tenants") })
 }

@@ -112,7 +112,7 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// The record a create (or an adoption, or a tombstone) begins with: pending, nothing applied.
+    /// The record a create (or a tombstone) begins with: pending, nothing applied.
     pub fn pending(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
         let mut instance = Instance {
             id: None,
@@ -136,6 +136,23 @@ impl Instance {
         };
         instance.describe(callback);
         instance
+    }
+
+    /// The record of an instance that was made elsewhere: in use, and what the callback asks of it not
+    /// yet applied.
+    pub fn adopted(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
+        let sku = callback.sku.clone().filter(|_| callback.action != Action::Upgrade);
+        Instance {
+            id: callback.subject.names().next().map(str::to_owned),
+            state: State::Active,
+            sku,
+            order_id: None,
+            expires_on: None,
+            expires_on_raw: None,
+            items: BTreeMap::new(),
+            adopted: true,
+            ..Instance::pending(callback, account, endpoint, now)
+        }
     }
 
     /// Takes over what a create says about the instance it asks for.
@@ -259,7 +276,9 @@ pub enum Standing {
         /// In the hook's words.
         reason: String,
     },
-    /// It was held or refused without a job, or its job was dropped or cancelled: as if never asked.
+    /// Something that came later made its job unnecessary.
+    Superseded,
+    /// It was held or refused without a job, or its job was dropped: as if never asked.
     Void,
     /// It needed no job.
     Recorded,
@@ -335,11 +354,16 @@ pub enum Reason {
     /// The same thing was bought with other words.
     #[error("the same orderBizId was created before with another order, SKU, trial flag or expiry")]
     ConflictingCreate,
+    /// What was bought has a name that the hook gave, as an id, to what this other orderBizId bought.
+    #[error(
+        "another instance, bought as `{0}`, has this orderBizId as its id: nothing was made for this order"
+    )]
+    NameTaken(String),
     /// A create of something whose release came first.
     #[error("its release came before this create")]
     LateCreate,
-    /// An expire that was told before, long before the known expiry.
-    #[error("an expire like this was answered before, and the instance is paid until {0}")]
+    /// An expire that was told or superseded before, long before the known expiry.
+    #[error("an expire like this was dealt with before, and the instance is paid until {0}")]
     EarlyExpire(Timestamp),
     /// A renewal that was told before, and taken back since.
     #[error("this renewal was answered before, and the expiry has been lowered since")]
@@ -376,6 +400,7 @@ impl Reason {
             Reason::SignOnStale => "sign-on-stale",
             Reason::Doubt(_) => "doubt",
             Reason::ConflictingCreate => "conflicting-create",
+            Reason::NameTaken(_) => "name-taken",
             Reason::LateCreate => "late-create",
             Reason::EarlyExpire(_) => "early-expire",
             Reason::RefundedRenewal => "refunded-renewal",
@@ -457,8 +482,12 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
 }
 
 fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
+    if let Some(taken) = view.instance.filter(|instance| is_anothers(instance, callback)) {
+        return Decision::Hold(Reason::NameTaken(taken.order_biz_id.clone().unwrap_or_default())).into();
+    }
     if let Some(decision) = open_occurrence(view) {
-        return decision.into();
+        let released = view.instance.is_some_and(|instance| instance.state == State::Released);
+        return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
     }
     let Some(instance) = view.instance.filter(|instance| !is_absent(instance, view.lane)) else {
         return absent(view, callback);
@@ -469,6 +498,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         future: &future,
         releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
         told: view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
+        superseded: view.occurrence.is_some_and(|occurrence| occurrence.standing == Standing::Superseded),
         view,
         wants: Wants::of(callback),
     };
@@ -482,6 +512,16 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     }
 }
 
+/// Whether a create found, by its name, the instance of another order: one whose hook chose that name
+/// as its id. Nothing was made for this order, so nothing of that instance may be told to it.
+fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
+    let asked = callback.subject.order_biz_id.as_deref().filter(|name| !name.is_empty() && *name != "0");
+    callback.action == Action::Create
+        && asked.is_some()
+        && instance.order_biz_id.is_some()
+        && asked != instance.order_biz_id.as_deref()
+}
+
 /// A repeat of what the marketplace has not been told yet joins it, whatever was queued since.
 fn open_occurrence(view: View<'_>) -> Option<Decision> {
     let occurrence = view.occurrence.filter(|occurrence| !occurrence.told)?;
@@ -490,17 +530,23 @@ fn open_occurrence(view: View<'_>) -> Option<Decision> {
         Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
         }
-        Standing::RefusedByHook { .. } | Standing::Void | Standing::Recorded => None,
+        Standing::RefusedByHook { .. } | Standing::Superseded | Standing::Void | Standing::Recorded => None,
     }
 }
 
-/// A record whose create ended without effect is as if it had never been asked for.
+/// A record whose create ended without effect is as if it had never been asked for; but while its
+/// release is coming, nothing may be queued that would run behind it.
 fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
-    instance.state == State::Pending && !lane.iter().any(|job| job.action == Action::Create)
+    let coming = |job: &LaneJob| matches!(job.action, Action::Create | Action::Release);
+    instance.state == State::Pending && !lane.iter().any(coming)
 }
 
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
+        // Its redelivery could not be told from another one: each would be an instance of its own.
+        Action::Create if callback.subject.names().next().is_none() => {
+            Decision::Hold(Reason::NamesNothing).into()
+        }
         Action::Create => Decision::Run.into(),
         // A create began here once and ended without success: something may have to be cleaned up.
         Action::Release if view.instance.is_some_and(|instance| instance.began) => Decision::Run.into(),
@@ -539,6 +585,7 @@ struct Known<'a> {
     future: &'a Instance,
     releasing: Option<i64>,
     told: bool,
+    superseded: bool,
     view: View<'a>,
     wants: Wants,
 }
@@ -564,7 +611,7 @@ impl Known<'_> {
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
             State::Active if self.told => Decision::Repeat.into(),
             State::Pending | State::Active | State::Frozen => {
-                Verdict { cancels: self.dead(Action::Expire), ..Decision::Run.into() }
+                Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
             }
         }
     }
@@ -595,11 +642,11 @@ impl Known<'_> {
         match (self.future.state, paid_until) {
             (State::Released, _) => self.released().into(),
             (State::Frozen, _) => self.frozen().into(),
-            (State::Pending | State::Active, Some(expiry)) if self.told => {
+            (State::Pending | State::Active, Some(expiry)) if self.told || self.superseded => {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
             (State::Pending | State::Active, _) => {
-                Verdict { cancels: self.dead(Action::Renew), ..Decision::Run.into() }
+                Verdict { cancels: self.superseding(Action::Expire), ..Decision::Run.into() }
             }
         }
     }
@@ -638,11 +685,17 @@ impl Known<'_> {
         expiring.map_or(Decision::Repeat, |job| Decision::Join(job.job))
     }
 
-    /// The dead jobs of this action: a renew supersedes a dead expire, and the reverse.
-    fn dead(&self, action: Action) -> Vec<i64> {
-        let dead = self.view.lane.iter().filter(|job| job.dead && job.action == action);
+    /// The dead jobs that this action makes unnecessary.
+    fn superseding(&self, action: Action) -> Vec<i64> {
+        let dead = self.view.lane.iter().filter(|job| job.dead && supersedes(action, job.action));
         dead.map(|job| job.job).collect()
     }
+}
+
+/// Whether a dead job of the action `dead` no longer matters once `action` comes behind it: whoever
+/// renewed is not to be frozen any more, and the reverse.
+pub const fn supersedes(action: Action, dead: Action) -> bool {
+    matches!((action, dead), (Action::Renew, Action::Expire) | (Action::Expire, Action::Renew))
 }
 
 fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
@@ -720,6 +773,7 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
 fn values(digest: &mut KeyDigest, callback: &Callback) {
     match callback.action {
         Action::Create => {
+            digest.option(callback.subject.order_biz_id.as_deref());
             digest.option(callback.order_id.as_deref());
             digest.option(callback.sku.as_deref());
             digest.option(callback.trial.map(|trial| if trial { "true" } else { "false" }));

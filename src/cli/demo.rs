@@ -1,8 +1,89 @@
-//! wip
-use super::Done;
+//! `demo`: the whole round trip in one command. The daemon is the real one; only its folder is gone
+//! afterwards.
+
+use std::net::Ipv4Addr;
+
+use clap::Args;
+use tokio::net::TcpListener;
+
 use super::output::Output;
-#[derive(clap::Args)]
-pub(super) struct DemoArguments {}
-pub(super) fn demo(_: DemoArguments, _: Option<crate::hook::AnyHook>, _: &mut Output) -> Done {
-    Ok(())
+use super::scenario::{Kept, Narrator, summary};
+use super::{Done, Exit, Failure, runtime};
+use crate::clock::Clock;
+use crate::config::{Config, DEV_KEY};
+use crate::daemon::{Daemon, DaemonOptions};
+use crate::hook::AnyHook;
+use crate::http::Url;
+use crate::scenario::{Scenario, Target};
+use crate::signature::{Keys, Secret};
+
+const LIFE: &str = include_str!("../../spi-fixtures/alibaba/life.toml");
+
+#[derive(Args)]
+pub(super) struct DemoArguments {
+    /// Print the report as JSON, and nothing else.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
+    let scenario =
+        Scenario::parse(LIFE, "life.toml").map_err(|error| Failure::new(Exit::Bug, error.to_string()))?;
+    let folder = tempfile::Builder::new()
+        .prefix("spid-demo-")
+        .tempdir()
+        .map_err(|error| Failure::new(Exit::Io, format!("no temporary folder could be made: {error}")))?;
+    let config = Config::dev(hook)?;
+    let options = DaemonOptions::new(Some(folder.path().join("spid.db")), config.endpoints, config.runner);
+    runtime()?.block_on(run(&arguments, &scenario, options, output))
+}
+
+async fn run(
+    arguments: &DemoArguments,
+    scenario: &Scenario,
+    options: DaemonOptions,
+    output: &mut Output,
+) -> Done {
+    let failed = |error: std::io::Error| {
+        Failure::new(Exit::Io, format!("no port could be had on this machine: {error}"))
+    };
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
+    let daemon = Daemon::start(listener, None, options).await?;
+    let target = target(&daemon)?;
+    let store = daemon.store().clone();
+    let kept = Kept(store.reader());
+    let report = if arguments.json {
+        scenario.run(&target, Some(&kept), &Clock::System, &mut ()).await
+    } else {
+        introduce(&daemon, scenario, output)?;
+        scenario.run(&target, Some(&kept), &Clock::System, &mut Narrator::new(output)).await
+    };
+    drop(store);
+    daemon.stop().await;
+    if arguments.json {
+        output.json(&report)?;
+    } else {
+        output.line("")?;
+        output.line(&summary(&report))?;
+        output.line("next: `spid serve --dev`, then docs/hooks.md for a hook of your own")?;
+    }
+    if report.passed { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the demo did not end as it should")) }
+}
+
+fn target(daemon: &Daemon) -> Result<Target, Failure> {
+    let bug =
+        |error: &dyn std::fmt::Display| Failure::new(Exit::Bug, format!("the demo's own endpoint: {error}"));
+    let url: Url = format!("http://{}/spi", daemon.address()).parse().map_err(|error| bug(&error))?;
+    let keys = Keys::single(Secret::new(DEV_KEY)).map_err(|error| bug(&error))?;
+    Ok(Target::new(url, keys))
+}
+
+fn introduce(daemon: &Daemon, scenario: &Scenario, output: &mut Output) -> Done {
+    output.line(&format!(
+        "spid {} is listening on http://{}/spi, its state in a temporary SQLite file.",
+        env!("CARGO_PKG_VERSION"),
+        daemon.address()
+    ))?;
+    output.line("The marketplace is played by the fixture spi-fixtures/alibaba/life.toml:")?;
+    output.line(&format!("{}.", scenario.title()))
 }

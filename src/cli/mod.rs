@@ -8,6 +8,7 @@ mod demo;
 mod keys;
 mod output;
 mod replay;
+mod scenario;
 mod serve;
 mod show;
 mod sign;

@@ -370,7 +370,7 @@ mod tests {
             [
                 r#"json.instanceId: "o-1" / nothing"#,
                 "json.success: true / null",
-                "json.info: an object / 1",
+                "json.info: an object / \"***\"",
                 r#"json.list: a list of 2 / ["a"]"#,
             ]
         );

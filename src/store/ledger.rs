@@ -199,12 +199,11 @@ fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
 }
 
 fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
-    let job = match row.job {
-        Some(number) if row.disposition == Disposition::Job => rows.job(number)?,
-        _ => None,
-    };
+    let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
     Ok(match (row.disposition, job) {
         (Disposition::Recorded, _) => Standing::Recorded,
+        // Held or refused since, it stays superseded.
+        (_, Some(job)) if job.state == job::State::Cancelled => Standing::Superseded,
         (Disposition::Job, Some(job)) => match job.state {
             job::State::Done => Standing::Done(job.number),
             job::State::Refused => Standing::RefusedByHook {
@@ -326,15 +325,14 @@ fn settle_instance(
 
 fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
-    let mut instance =
-        Instance::pending(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
+    let begin = match callback.action {
+        Action::Create | Action::Release => Instance::pending,
+        _ => Instance::adopted,
+    };
+    let mut instance = begin(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
     if judged.verdict.entombs {
         instance.state = State::Released;
         instance.tombstone = true;
-    } else if callback.action != Action::Create {
-        instance.adopted = true;
-        instance.state = State::Active;
-        instance.id = callback.subject.names().next().map(str::to_owned);
     }
     let number = rows.add_instance(&instance)?;
     for name in callback.subject.names() {
@@ -347,16 +345,18 @@ fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) 
 fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>) -> CallbackRow {
     let repeats = matches!(
         judged.verdict.decision,
-        Decision::Repeat | Decision::Join(_) | Decision::Refuse(Reason::SignOnUsed)
+        Decision::Repeat | Decision::Join(_) | Decision::Record | Decision::Refuse(Reason::SignOnUsed)
     );
+    let number = instance.map(|row| row.number);
+    // What was refused for want of an instance stays a row of its own once there is one.
+    let elsewhere = |row: &CallbackRow| judged.verdict.decision == Decision::Run && row.instance != number;
     let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
-    if let Some(row) = counted {
+    if let Some(row) = counted.filter(|row| !elsewhere(row)) {
         let mut row = row.clone();
         row.deliveries += 1;
         row.last_received_at = acceptance.received_at;
         return row;
     }
-    let number = instance.map(|row| row.number);
     CallbackRow {
         number: 0,
         account: acceptance.account.clone(),
@@ -746,10 +746,12 @@ fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
 
 /// A late answer is not used, but the id in it is remembered: a later attempt must not give another.
 fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
-    let Ending::Done { instance_id: Some(id), .. } = &finish.ending else { return Ok(()) };
+    let Ending::Done { instance_id, .. } = &finish.ending else { return Ok(()) };
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
-            job.proposed_id = Some(id.clone());
+            let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+            let default = instance.and_then(|row| row.instance.order_biz_id);
+            job.proposed_id = instance_id.clone().or(default);
             rows.put_job(&job)
         }
         _ => Ok(()),
@@ -818,8 +820,8 @@ fn name_instance(
     Ok(None)
 }
 
-/// What the end of a job means for those behind it: without its create nothing can follow, and with a
-/// release coming nothing is tried again.
+/// What the end of a job means for its lane: without its create nothing can follow; with a release
+/// coming nothing is tried again; and what died does not stop what supersedes it.
 fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     if job.state == job::State::Done || job.state == job::State::Running {
@@ -828,8 +830,13 @@ fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> 
     let lane = rows.lane(instance)?;
     let releasing =
         lane.iter().any(|(other, _)| other.action == Action::Release && other.number != job.number);
+    let mut behind = lane.iter().filter(|(other, _)| other.number > job.number);
+    let superseded = behind.any(|(other, _)| instance::supersedes(other.action, job.action));
     if releasing && job.state.is_live() {
         job.note = Some("made unnecessary by a later release".to_owned());
+        end(job, job::State::Cancelled, now);
+    } else if superseded && job.state == job::State::Dead {
+        job.note = Some("dead, and made unnecessary by what came behind it".to_owned());
         end(job, job::State::Cancelled, now);
     }
     if job.action == Action::Create && !job.state.is_live() {

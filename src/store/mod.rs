@@ -392,7 +392,11 @@ impl Store {
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
         if let Some(repeat) = self.inner.reader.with(|rows| ledger::peek(rows, &acceptance))? {
-            self.count(repeat.row.number, now);
+            if !self.count(repeat.row.number, now) {
+                // Too many wait to be written: these are, now. What cannot be written waits on.
+                let _ = self.flush_counts().await;
+                self.count(repeat.row.number, now);
+            }
             let reply = Reply::Now(self.outcome(repeat.told, now));
             return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
         }
@@ -435,12 +439,15 @@ impl Store {
         Outcome::Applied { instance_id: stored.instance_id, answer: Box::new(answer) }
     }
 
-    fn count(&self, callback: i64, now: Timestamp) {
+    /// Counts a delivery that needs no write of its own. `false`: there are too many to be counted.
+    fn count(&self, callback: i64, now: Timestamp) -> bool {
         let mut counts = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.len() < limits::COUNTS_PENDING_MAX_COUNT || counts.contains_key(&callback) {
-            let entry = counts.entry(callback).or_insert((0, now));
-            *entry = (entry.0 + 1, entry.1.max(now));
+        if counts.len() >= limits::COUNTS_PENDING_MAX_COUNT && !counts.contains_key(&callback) {
+            return false;
         }
+        let entry = counts.entry(callback).or_insert((0, now));
+        *entry = (entry.0 + 1, entry.1.max(now));
+        true
     }
 
     /// Writes the counts of repeats that were answered without a write.

@@ -63,13 +63,14 @@ pub(crate) struct SqliteReaders {
 impl Sqlite {
     /// Opens the store for the daemon: makes the file, takes the lock, brings the schema up to date.
     pub(crate) fn open(path: &Path) -> Result<Sqlite> {
-        let lock = lock(path)?;
         make_private(path)?;
+        let lock = lock(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let version = recognise(&connection, path)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
-        migrate(&connection, path)?;
+        migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
     }
 
@@ -81,12 +82,10 @@ impl Sqlite {
         // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which may have to be made.
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.pragma_update(None, "query_only", true)?;
-        let version = schema_version(&connection)?;
-        match usize::try_from(version) {
-            Ok(0) => Err(StoreError::NotOurs(path.to_owned())),
-            Ok(version) if version == MIGRATIONS.len() => Ok(Sqlite { connection, _lock: None }),
-            Ok(older) if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), version)),
-            _ => Err(StoreError::Newer(path.to_owned(), version)),
+        match recognise(&connection, path)? {
+            0 => Err(StoreError::NotOurs(path.to_owned())),
+            older if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
+            _ => Ok(Sqlite { connection, _lock: None }),
         }
     }
 
@@ -166,8 +165,10 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// The lock lies beside the file itself, wherever a link to it may be.
 fn lock(path: &Path) -> Result<File> {
-    let lock_path = beside(path, ".lock");
+    let real = path.canonicalize().map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
+    let lock_path = beside(&real, ".lock");
     let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
     let file = OpenOptions::new()
         .read(true)
@@ -194,21 +195,23 @@ fn make_private(path: &Path) -> Result<()> {
     }
 }
 
-fn schema_version(connection: &Connection) -> Result<i64> {
-    Ok(connection.query_row("PRAGMA user_version", [], |row| row.get(0))?)
-}
-
-fn migrate(connection: &Connection, path: &Path) -> Result<()> {
-    let version = schema_version(connection)?;
-    let known = MIGRATIONS.len() as i64;
-    if version > known {
-        return Err(StoreError::Newer(path.to_owned(), version));
-    }
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if version == 0 && tables > 0 {
+/// The version of the schema in a database of ours, 0 in an empty file. Reads only: what is not ours,
+/// or not of our time, is left as it is.
+fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
+    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
+    let version = number("PRAGMA user_version")?;
+    let marked = number("PRAGMA application_id")? == APPLICATION_ID;
+    if !marked && (version != 0 || number("SELECT count(*) FROM sqlite_schema")? > 0) {
         return Err(StoreError::NotOurs(path.to_owned()));
     }
-    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version.max(0) as usize) {
+    match usize::try_from(version) {
+        Ok(known) if known <= MIGRATIONS.len() => Ok(known),
+        _ => Err(StoreError::Newer(path.to_owned(), version)),
+    }
+}
+
+fn migrate(connection: &Connection, version: usize) -> Result<()> {
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
         connection.execute_batch(&format!(
             "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}; COMMIT;",
             step + 1

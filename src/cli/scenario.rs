@@ -1,0 +1,202 @@
+//! What `demo` and `replay` share: looking into the store, and telling what happens.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+use super::output::{Output, shown};
+use crate::instance::State;
+use crate::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
+use crate::store::Reader;
+
+/// What the store says of the instances a scenario is about.
+pub(super) struct Kept<'a>(pub(super) &'a Reader);
+
+impl States for Kept<'_> {
+    fn state(&self, name: &str) -> Option<Seen> {
+        let rows = self.0.instances_named(name).ok()?;
+        let instance = rows.into_iter().next()?.instance;
+        Some(Seen {
+            id: instance.id,
+            state: instance.state,
+            expires_on: instance.expires_on,
+            sku: instance.sku,
+            items: instance.items,
+        })
+    }
+
+    fn held(&self) -> u64 {
+        self.0.totals().map_or(0, |totals| totals.held)
+    }
+}
+
+/// Prints every step, request, answer and state as it happens.
+pub(super) struct Narrator<'a> {
+    output: &'a mut Output,
+    /// Steps that send more than this many requests are summed up.
+    most: u32,
+    left_out: u32,
+}
+
+impl<'a> Narrator<'a> {
+    pub(super) fn new(output: &'a mut Output) -> Narrator<'a> {
+        Narrator { output, most: 2, left_out: 0 }
+    }
+
+    fn say(&mut self, line: &str) {
+        // A reader that went away must not end what is being run.
+        let _ = self.output.line(line);
+    }
+}
+
+impl Observer for Narrator<'_> {
+    fn step_started(&mut self, name: &str, action: &str) {
+        self.left_out = 0;
+        self.say(&format!("\n* {} ({})", shown(name), shown(action)));
+    }
+
+    fn sent(&mut self, request: &Sent) {
+        if request.delivery > self.most {
+            self.left_out += 1;
+            return;
+        }
+        self.say(&format!("  -> {} {}", request.method, shown(&request.target)));
+        if !request.body.is_empty() {
+            self.say(&format!("     {}", shown(&request.body)));
+        }
+    }
+
+    fn answered(&mut self, answer: &Answered) {
+        if answer.delivery > self.most {
+            return;
+        }
+        let location = answer.location.as_deref().map(|url| format!(" {}", shown(url))).unwrap_or_default();
+        self.say(&format!("  <- {}{location} {}", answer.status, shown(&masked(answer.body.trim()))));
+    }
+
+    fn looked(&mut self, name: &str, seen: Option<&Seen>) {
+        if self.left_out > 0 {
+            self.say(&format!("     … and {} more alike", self.left_out));
+        }
+        match seen {
+            Some(seen) => self.say(&format!("     instance {}: {}", shown(name), described(seen))),
+            None => self.say(&format!("     there is no instance {}", shown(name))),
+        }
+    }
+
+    fn step_ended(&mut self, step: &StepReport) {
+        for failure in &step.failures {
+            self.say(&format!("  !! {failure}"));
+        }
+        for what in &step.not_checked {
+            self.say(&format!(
+                "     {what}: not checked, because the store was not named (--db or --config)"
+            ));
+        }
+    }
+}
+
+fn described(seen: &Seen) -> String {
+    let mut text = match seen.state {
+        State::Frozen => "frozen (data kept, no use)".to_owned(),
+        state => state.to_string(),
+    };
+    if let Some(sku) = &seen.sku {
+        text.push_str(&format!(", SKU {}", shown(sku)));
+    }
+    for (name, value) in &seen.items {
+        text.push_str(&format!(", {}={}", shown(name), shown(value)));
+    }
+    if let Some(expires_on) = seen.expires_on {
+        text.push_str(&format!(", expires {expires_on}"));
+    }
+    text
+}
+
+/// An answer with the values of its secret members masked: a terminal is no place for a password.
+fn masked(body: &str) -> String {
+    const SECRETS: [&str; 8] = [
+        "password",
+        "ftpPassword",
+        "databaseInfo",
+        "licenseId",
+        "ftp_password",
+        "database_info",
+        "license_id",
+        "redirect",
+    ];
+    fn mask(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                for (name, member) in members {
+                    if SECRETS.contains(&name.as_str()) && member.is_string() {
+                        *member = Value::from("***");
+                    } else {
+                        mask(member);
+                    }
+                }
+            }
+            Value::Array(members) => members.iter_mut().for_each(mask),
+            _ => {}
+        }
+    }
+    match serde_json::from_str::<Value>(body) {
+        Ok(mut value) => {
+            mask(&mut value);
+            value.to_string()
+        }
+        Err(_) => body.chars().take(200).collect(),
+    }
+}
+
+/// Requests above which a run that prints nothing shows how far it is.
+const LONG_RUN: u64 = 200;
+
+/// A bar on stderr for long runs, when somebody is there to see it.
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(super) fn new(requests: u64) -> Progress {
+        let bar = ProgressBar::new(requests);
+        if requests < LONG_RUN || !std::io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {per_sec} {eta} left");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        Progress(bar)
+    }
+}
+
+impl Observer for Progress {
+    fn answered(&mut self, _: &Answered) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// One line on how a scenario went.
+pub(super) fn summary(report: &Report) -> String {
+    let requests: u64 = report.steps.iter().map(|step| step.requests).sum();
+    let met = report.steps.iter().filter(|step| step.passed).count();
+    let all = report.steps.len() + report.not_run.len();
+    let verdict = if report.passed { "ok" } else { "FAILED" };
+    format!("{verdict}: {} — {met} of {all} steps as expected, {requests} requests", report.title)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_masked_wherever_it_stands() {
+        let body = r#"{"appInfo":{"password":"fake","username":"u"},"list":[{"licenseId":"fake"}]}"#;
+        let text = masked(body);
+        assert!(!text.contains("fake") && text.contains("\"username\":\"u\""), "{text}");
+    }
+}

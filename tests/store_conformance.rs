@@ -1,0 +1,473 @@
+//! One suite for every store: SQLite and the model pass the same tests; what only a file can do
+//! wrong stands at the end.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
+#[macro_use]
+mod common;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use common::*;
+use spid::callback::{Action, Answer, Field, Outcome};
+use spid::job;
+use spid::limits;
+use spid::signature::Secret;
+use spid::store::{Ending, Filter, Finished, Reader, Reply, Store, StoreError, StoreOptions};
+
+const CANARY: &str = "fake-password-canary";
+
+fn with_password() -> Ending {
+    let mut answer = Answer { instance_id: Some("i-1".into()), ..Answer::default() };
+    answer.app.insert("admin_url".into(), Field::Plain("https://app.example".into()));
+    answer.app.insert("password".into(), Field::Secret(Secret::new(CANARY)));
+    Ending::Done(answer)
+}
+
+fn password(outcome: &Outcome) -> Option<String> {
+    let Outcome::Applied { answer, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(answer.app["admin_url"].expose(), "https://app.example");
+    answer.app.get("password").map(|field| field.expose().to_owned())
+}
+
+on_both_backends! {
+
+async fn fifty_accepts_of_one_create_are_one_instance(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(32));
+    for _ in 0..49 {
+        let (store, acceptance, gate) = (bench.store.clone(), bench.acceptance(&create("b")), gate.clone());
+        tasks.spawn(async move {
+            let _place = gate.acquire().await.unwrap();
+            store.accept(acceptance).await.unwrap()
+        });
+    }
+    let receipts = tasks.join_all().await;
+    assert!(receipts.iter().all(|receipt| matches!(receipt.reply, Reply::Wait(_))));
+    bench.run_due().await;
+    for receipt in receipts {
+        assert_eq!(told_id(&heard(waiter(receipt)).await), Some("b"));
+    }
+    bench.store.flush_counts().await.unwrap();
+    let rows = bench.callbacks();
+    assert_eq!((bench.instances().len(), bench.jobs().len(), rows.len()), (1, 1, 1));
+    assert_eq!(rows[0].deliveries, 50);
+}
+
+async fn concurrent_first_deliveries_are_one_instance(bench: &Bench) {
+    let accept = || bench.store.accept(bench.acceptance(&create("b")));
+    let (a, b, c, d) = tokio::join!(accept(), accept(), accept(), accept());
+    for receipt in [a, b, c, d] {
+        waiter(receipt.unwrap());
+    }
+    let rows = bench.callbacks();
+    assert_eq!((bench.instances().len(), bench.jobs().len(), rows.len()), (1, 1, 1));
+    assert_eq!(rows[0].deliveries, 4);
+}
+
+async fn a_redelivery_of_something_told_is_counted_when_flushed(bench: &Bench) {
+    bench.done(&create("b")).await;
+    for _ in 0..5 {
+        bench.advance(1);
+        assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("b"));
+    }
+    assert_eq!(bench.callbacks()[0].deliveries, 1);
+    bench.store.flush_counts().await.unwrap();
+    let row = &bench.callbacks()[0];
+    assert_eq!((row.deliveries, row.last_received_at), (6, bench.clock.now()));
+    bench.store.flush_counts().await.unwrap();
+    assert_eq!(bench.callbacks()[0].deliveries, 6);
+}
+
+async fn a_dispatcher_gets_jobs_born_leased_while_it_has_places(bench: &Bench) {
+    let mut ready = bench.store.attach(1).unwrap();
+    assert!(bench.store.attach(1).is_none(), "one dispatcher");
+    let buyer = waiter(bench.accept(&create("a")).await);
+    let first = ready.recv().await.unwrap();
+    assert_eq!((first.taken.job.state, first.taken.job.attempts), (job::State::Running, 1));
+    assert!(first.taken.instance.as_ref().is_some_and(|instance| instance.began));
+    waiter(bench.accept(&create("b")).await);
+    assert!(ready.try_recv().is_err(), "no place");
+    assert_eq!(bench.take_one().await.job.action, Action::Create);
+    assert_eq!(state_of(&bench.finish_done(&first.taken).await), job::State::Done);
+    assert!(heard(buyer).await.is_success());
+    drop(first);
+    waiter(bench.accept(&create("c")).await);
+    let third = ready.recv().await.unwrap();
+    waiter(bench.accept(&renew("c", "r", day(730))).await);
+    assert!(ready.try_recv().is_err(), "its lane is busy");
+    bench.store.places().close();
+    drop(third);
+    waiter(bench.accept(&create("d")).await);
+    assert!(ready.try_recv().is_err(), "the dispatcher stops");
+}
+
+async fn work_is_heard_though_nobody_listened_when_it_came(bench: &Bench) {
+    let _ready = bench.store.attach(0);
+    bench.deliver(&create("b")).await;
+    bench.store.work().await;
+    assert_eq!(bench.take(9).await.len(), 1);
+}
+
+async fn an_old_attempt_is_fenced_off(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let old = bench.take_one().await;
+    bench.advance(31);
+    let new = bench.take_one().await;
+    assert_eq!((new.job.number, new.job.id, new.job.attempts), (old.job.number, old.job.id, 2));
+    for ending in [refused(), retry(), Ending::GivenBack, done_as("b")] {
+        assert_eq!(bench.finish(&old, ending).await, Finished::Fenced);
+    }
+    assert_eq!(bench.job(new.job.number).state, job::State::Running);
+    assert_eq!(state_of(&bench.finish_done(&new).await), job::State::Done);
+    assert_eq!(bench.finish_done(&new).await, Finished::Fenced, "once");
+}
+
+async fn a_waiter_hears_the_attempt_that_counts(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let old = bench.take_one().await;
+    let buyer = waiter(bench.accept(&create("b")).await);
+    bench.advance(31);
+    let new = bench.take_one().await;
+    bench.finish(&old, refused()).await;
+    bench.finish(&new, done_as("i-1")).await;
+    assert_eq!(told_id(&heard(buyer).await), Some("i-1"));
+}
+
+async fn a_lost_lease_comes_back_and_spends_a_step(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    for step in 0..4 {
+        let taken = bench.take_one().await;
+        assert_eq!((taken.job.step, taken.job.attempts), (step, step + 1));
+        bench.advance(30);
+        assert!(bench.take(9).await.is_empty(), "the lease still holds");
+        bench.advance(1);
+    }
+    assert!(bench.take(9).await.is_empty());
+    let job = &bench.jobs()[0];
+    assert_eq!(job.state, job::State::Dead, "a job that kills the daemon ends");
+    assert_eq!(bench.store.reader().attempts(job.number).unwrap().len(), 4);
+}
+
+async fn a_prolonged_lease_is_not_lost(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let taken = bench.take_one().await;
+    for _ in 0..10 {
+        bench.advance(20);
+        bench.store.extend(vec![(taken.job.number, 1), (taken.job.number, 7), (99, 1)]).await.unwrap();
+        assert!(bench.take(9).await.is_empty());
+    }
+    assert_eq!(state_of(&bench.finish_done(&taken).await), job::State::Done);
+}
+
+async fn what_is_given_back_is_due_at_once_and_spends_nothing(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    for _ in 0..20 {
+        let taken = bench.take_one().await;
+        assert_eq!((taken.job.step, taken.job.extra), (0, job::Extra::No));
+        assert_eq!(state_of(&bench.finish(&taken, Ending::GivenBack).await), job::State::Queued);
+    }
+    assert_eq!(bench.jobs().len(), 1);
+}
+
+async fn the_schedule_is_walked_and_then_it_is_dead(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    for wait in [50, 100, 190] {
+        let taken = bench.take_one().await;
+        assert_eq!(state_of(&bench.finish(&taken, retry()).await), job::State::Queued);
+        bench.advance(wait - 1);
+        let taking = bench.store.take(9).await.unwrap();
+        assert!(taking.taken.is_empty());
+        assert_eq!(taking.next_due, Some(bench.jobs()[0].due_at));
+        bench.advance(wait / 10 + 1);
+    }
+    let taken = bench.take_one().await;
+    assert_eq!(state_of(&bench.finish(&taken, retry()).await), job::State::Dead);
+    bench.advance(1_000_000);
+    assert!(bench.take(9).await.is_empty());
+    let attempts = bench.store.reader().attempts(taken.job.number).unwrap();
+    assert_eq!(attempts.len(), 4);
+    assert!(attempts.iter().all(|attempt| attempt.note == "the machine is on fire"));
+}
+
+async fn a_hook_may_ask_for_a_longer_wait(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let taken = bench.take_one().await;
+    bench.finish(&taken, retry_after(1000)).await;
+    bench.advance(999);
+    assert!(bench.take(9).await.is_empty());
+    bench.advance(101);
+    bench.take_one().await;
+}
+
+async fn a_redelivery_brings_a_waiting_attempt_forward_under_the_gap(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    for _ in 0..2 {
+        let taken = bench.take_one().await;
+        bench.finish(&taken, retry()).await;
+        bench.advance(60);
+    }
+    assert!(bench.take(9).await.is_empty(), "the second wait is a hundred seconds");
+    bench.deliver(&create("b")).await;
+    let forward = bench.take_one().await;
+    assert_eq!((forward.job.step, forward.job.extra), (2, job::Extra::Waiting));
+    bench.finish(&forward, retry()).await;
+    assert_eq!((bench.jobs()[0].step, bench.jobs()[0].extra), (2, job::Extra::No), "no step is spent");
+    bench.advance(10);
+    bench.deliver(&create("b")).await;
+    bench.advance(19);
+    assert!(bench.take(9).await.is_empty(), "not sooner than thirty seconds after the last");
+    bench.advance(1);
+    bench.take_one().await;
+}
+
+async fn a_redelivery_of_a_dead_job_is_one_more_attempt(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let dead = bench.run_to_death().await;
+    for _ in 0..2 {
+        bench.deliver(&create("b")).await;
+        bench.deliver(&create("b")).await;
+        assert!(bench.take(9).await.is_empty(), "the gap");
+        bench.advance(30);
+        let more = bench.take_one().await;
+        assert_eq!((more.job.number, more.job.id, more.job.extra), (dead.number, dead.id, job::Extra::Dead));
+        assert_eq!(state_of(&bench.finish(&more, retry()).await), job::State::Dead);
+        bench.advance(1);
+        assert!(bench.take(9).await.is_empty());
+    }
+    bench.deliver(&create("b")).await;
+    bench.advance(30);
+    let more = bench.take_one().await;
+    assert_eq!(state_of(&bench.finish_done(&more).await), job::State::Done);
+}
+
+async fn a_pending_job_waits_for_somebody(bench: &Bench) {
+    let buyer = waiter(bench.accept(&create("b")).await);
+    let taken = bench.take_one().await;
+    let finished = bench.finish(&taken, Ending::Pending { note: "legal must sign".into() }).await;
+    let Finished::Kept { state, note } = finished else { panic!("fenced") };
+    assert_eq!((state, note.as_deref()), (job::State::Pending, Some("legal must sign")));
+    assert_eq!(heard(buyer).await, Outcome::NotYet);
+    bench.deliver(&renew("b", "r", day(730))).await;
+    bench.advance(1_000_000);
+    assert_eq!(bench.deliver(&create("b")).await, Outcome::NotYet);
+    assert!(bench.take(9).await.is_empty());
+}
+
+async fn what_the_hook_refused_is_asked_again_after_the_gap(bench: &Bench) {
+    let buyer = waiter(bench.accept(&create("b")).await);
+    let taken = bench.take_one().await;
+    bench.finish(&taken, refused()).await;
+    let no = Outcome::Refused { reason: "not to this buyer".into() };
+    assert_eq!(heard(buyer).await, no);
+    bench.advance(29);
+    assert_eq!(bench.deliver(&create("b")).await, no);
+    assert!(bench.take(9).await.is_empty());
+    bench.advance(1);
+    assert_eq!(told_id(&bench.done(&create("b")).await), Some("b"));
+    assert_eq!((bench.instances().len(), bench.jobs().len(), bench.callbacks().len()), (1, 2, 1));
+}
+
+async fn who_waits_is_told_and_who_left_is_not(bench: &Bench) {
+    let left = waiter(bench.accept(&create("b")).await);
+    drop(left);
+    bench.run_due().await;
+    let untold = bench.untold();
+    assert_eq!((untold.len(), untold[0].action), (1, Action::Create));
+    assert_eq!(bench.store.reader().totals().unwrap().untold, 1);
+    assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("b"));
+    assert!(bench.untold().is_empty());
+    bench.advance(5);
+    let stays = waiter(bench.accept(&renew("b", "r", day(730))).await);
+    bench.run_due().await;
+    assert!(bench.untold().is_empty(), "told in the commit that ended it");
+    assert_eq!(bench.callbacks()[0].told_at, Some(bench.clock.now()));
+    assert!(heard(stays).await.is_success());
+}
+
+async fn a_password_is_repeated_within_its_window(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let taken = bench.take_one().await;
+    bench.finish(&taken, with_password()).await;
+    bench.advance(1_000_000);
+    assert_eq!(password(&bench.deliver(&create("b")).await).as_deref(), Some(CANARY), "the first telling");
+    bench.advance(limits::SECRETS_WINDOW_MS / 1000);
+    assert_eq!(password(&bench.deliver(&create("b")).await).as_deref(), Some(CANARY));
+    bench.advance(1);
+    let late = bench.deliver(&create("b")).await;
+    assert_eq!((password(&late), told_id(&late)), (None, Some("i-1")));
+}
+
+async fn totals_and_filters_agree(bench: &Bench) {
+    bench.done(&create("a")).await;
+    bench.deliver(&create("b")).await;
+    bench.deliver(&renew("unknown", "r", day(1))).await;
+    let reader = bench.store.reader();
+    let totals = reader.totals().unwrap();
+    assert_eq!((totals.instances["active"], totals.instances["pending"], totals.jobs["queued"]), (1, 1, 1));
+    let queued = reader.jobs(&Filter { jobs: vec![job::State::Queued], ..all() }).unwrap();
+    assert_eq!((queued.len(), queued[0].instance), (1, Some(bench.instances()[0].number)));
+    let page = reader.callbacks(&Filter { before: Some(3), limit: 1, ..Filter::default() }).unwrap();
+    assert_eq!(page.iter().map(|row| row.number).collect::<Vec<_>>(), [2]);
+    assert_eq!(reader.job(queued[0].id).unwrap().as_ref(), Some(&queued[0]));
+    let (row, callback) = reader.callback(queued[0].callback).unwrap().unwrap();
+    assert_eq!((row.job, callback), (Some(queued[0].number), create("b")));
+    assert!(reader.instances(&Filter { account: Some("other".into()), ..all() }).unwrap().is_empty());
+}
+
+}
+
+fn path(bench: &Bench) -> std::path::PathBuf {
+    bench.folder.as_ref().unwrap().path().join("spid.db")
+}
+
+fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+async fn open(path: &Path) -> Result<Store, StoreError> {
+    Store::open(path, StoreOptions::default(), spid::clock::Clock::manual(start()))
+        .await
+        .map(|(store, _)| store)
+}
+
+#[tokio::test]
+async fn no_password_lies_in_any_file() {
+    let bench = Bench::sqlite().await;
+    bench.deliver(&create("b")).await;
+    let taken = bench.take_one().await;
+    bench.finish(&taken, with_password()).await;
+    bench.deliver(&create("b")).await;
+    let names: Vec<_> = files(bench.folder.as_ref().unwrap().path());
+    assert!(names.iter().any(|name| name.to_string_lossy().ends_with("-wal")), "{names:?}");
+    no_canary(bench.folder.as_ref().unwrap().path());
+    let (folder, _) = bench.stop().await;
+    no_canary(folder.unwrap().path());
+}
+
+fn no_canary(folder: &Path) {
+    let files = files(folder);
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let found = bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
+        assert!(!found, "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn every_file_is_the_owners_alone() {
+    let bench = Bench::sqlite().await;
+    bench.deliver(&create("b")).await;
+    for file in files(bench.folder.as_ref().unwrap().path()) {
+        let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{}", file.display());
+    }
+}
+
+#[tokio::test]
+async fn losing_the_key_loses_the_password_and_no_order() {
+    let bench = Bench::sqlite().await;
+    bench.deliver(&create("b")).await;
+    let taken = bench.take_one().await;
+    bench.finish(&taken, with_password()).await;
+    let bench = bench.restart().await;
+    assert_eq!(password(&bench.deliver(&create("b")).await).as_deref(), Some(CANARY));
+    let (folder, clock) = bench.stop().await;
+    let path = folder.as_ref().unwrap().path().join("spid.db");
+    std::fs::remove_file(path.with_extension("db.key")).unwrap();
+    let (store, _closed) = Store::open(&path, StoreOptions::default(), clock).await.unwrap();
+    let bench = Bench::sqlite().await;
+    let again = answer_now(store.accept(bench.acceptance(&create("b"))).await.unwrap());
+    assert_eq!((password(&again), told_id(&again)), (None, Some("i-1")));
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_and_brings_running_jobs_back() {
+    let bench = Bench::sqlite().await;
+    bench.done(&create("a")).await;
+    bench.deliver(&create("b")).await;
+    bench.deliver(&renew("a", "r", day(730))).await;
+    bench.deliver(&payment("a", "q")).await;
+    let running = bench.take(1).await.remove(0);
+    let before = (bench.instances(), bench.callbacks());
+    let bench = bench.restart().await;
+    assert_eq!((bench.instances(), bench.callbacks()), before);
+    let job = bench.job(running.job.number);
+    assert_eq!((job.state, job.attempts, job.step, job.id), (job::State::Queued, 1, 1, running.job.id));
+    assert_eq!(bench.finish_done(&running).await, Finished::Fenced, "the dead daemon's hook comes too late");
+    bench.run_due().await;
+    assert!(bench.jobs().iter().all(|job| job.state == job::State::Done));
+    assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("b"));
+}
+
+#[tokio::test]
+async fn a_second_daemon_is_refused_by_every_name_of_the_file() {
+    let bench = Bench::sqlite().await;
+    let path = path(&bench);
+    assert_eq!(open(&path).await.err(), Some(StoreError::InUse(path.clone())));
+    let link = path.with_file_name("link.db");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert_eq!(open(&link).await.err(), Some(StoreError::InUse(link)));
+    bench.deliver(&create("b")).await;
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused_and_left_alone() {
+    let (folder, _) = Bench::sqlite().await.stop().await;
+    let folder = folder.unwrap();
+    let path = folder.path().join("spid.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let before = std::fs::read(&path).unwrap();
+    assert_eq!(open(&path).await.err(), Some(StoreError::Newer(path.clone(), 99)));
+    assert_eq!(Reader::open(&path).err(), Some(StoreError::Newer(path.clone(), 99)));
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+#[tokio::test]
+async fn a_database_of_somebody_else_is_refused_and_left_alone() {
+    for version in [0, 1, 99] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("theirs.db");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute_batch("CREATE TABLE instance (number INTEGER PRIMARY KEY)").unwrap();
+        connection.pragma_update(None, "user_version", version).unwrap();
+        drop(connection);
+        let before = std::fs::read(&path).unwrap();
+        assert_eq!(open(&path).await.err(), Some(StoreError::NotOurs(path.clone())), "version {version}");
+        assert_eq!(Reader::open(&path).err(), Some(StoreError::NotOurs(path.clone())));
+        assert_eq!(std::fs::read(&path).unwrap(), before, "version {version}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notes.txt");
+    std::fs::write(&path, "dear diary, ".repeat(200)).unwrap();
+    assert!(matches!(open(&path).await.err(), Some(StoreError::Corrupt(_))));
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with("dear diary"));
+    assert_eq!(
+        Reader::open(&folder.path().join("none.db")).err(),
+        Some(StoreError::NotThere(folder.path().join("none.db")))
+    );
+}
+
+#[tokio::test]
+async fn a_reader_sees_what_is_committed_while_the_daemon_runs() {
+    let bench = Bench::sqlite().await;
+    let reader = Reader::open(&path(&bench)).unwrap();
+    assert!(reader.instances(&all()).unwrap().is_empty());
+    bench.done(&create("b")).await;
+    assert_eq!(reader.instances(&all()).unwrap(), bench.instances());
+    assert_eq!(reader.jobs(&all()).unwrap(), bench.jobs());
+}

@@ -1,0 +1,325 @@
+//! Keeps the layout: who may import whom, who may name which crate, what every file begins with.
+//!
+//! The order of the modules is read from ARCHITECTURE.md, so that the table people read is the table
+//! that holds.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::visit::{self, Visit};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every Rust file below `folder`, by its path from the root of the project.
+fn sources(folder: &str) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.insert(path.strip_prefix(root()).unwrap().to_owned(), text);
+            }
+        }
+    }
+    found
+}
+
+/// The numbers of the modules, from the table in ARCHITECTURE.md.
+fn numbers() -> BTreeMap<String, u32> {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let mut numbers = BTreeMap::new();
+    for line in text.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let Ok(number) = cells[1].parse::<u32>() else { continue };
+        for module in cells[2].split('`').skip(1).step_by(2) {
+            let name = module.split('/').next().unwrap().to_owned();
+            assert_eq!(*numbers.entry(name).or_insert(number), number, "{module} has two numbers");
+        }
+    }
+    assert!(numbers.len() >= 15, "the table of modules in ARCHITECTURE.md was not found: {numbers:?}");
+    numbers
+}
+
+/// The top-level module a file belongs to; `None` for `lib.rs` and `main.rs`.
+fn module_of(path: &Path) -> Option<String> {
+    let inside = path.strip_prefix("src").unwrap();
+    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+    let name = first.trim_end_matches(".rs");
+    (!matches!(name, "lib" | "main")).then(|| name.to_owned())
+}
+
+/// What a file imports or names: paths as their first segments.
+#[derive(Default)]
+struct Names {
+    paths: Vec<Vec<String>>,
+}
+
+impl Names {
+    fn of(text: &str) -> Names {
+        let mut names = Names::default();
+        names.visit_file(&syn::parse_file(text).unwrap());
+        names
+    }
+
+    fn uses(&mut self, before: &[String], tree: &syn::UseTree) {
+        let with = |name: &syn::Ident| [before, &[name.to_string()]].concat();
+        match tree {
+            syn::UseTree::Path(path) => self.uses(&with(&path.ident), &path.tree),
+            syn::UseTree::Name(name) => self.paths.push(with(&name.ident)),
+            syn::UseTree::Rename(name) => self.paths.push(with(&name.ident)),
+            syn::UseTree::Glob(_) => self.paths.push(before.to_vec()),
+            syn::UseTree::Group(group) => group.items.iter().for_each(|tree| self.uses(before, tree)),
+        }
+    }
+
+    /// Paths inside macros, which the parser leaves as tokens.
+    fn tokens(&mut self, stream: TokenStream) {
+        let mut path: Vec<String> = Vec::new();
+        let mut colons = 0;
+        for token in stream {
+            match token {
+                TokenTree::Ident(name) if colons == 2 || path.is_empty() => {
+                    path.push(name.to_string());
+                    colons = 0;
+                    continue;
+                }
+                TokenTree::Punct(mark) if mark.as_char() == ':' && !path.is_empty() && colons < 2 => {
+                    colons += 1;
+                    continue;
+                }
+                TokenTree::Ident(name) => {
+                    self.paths.push(std::mem::replace(&mut path, vec![name.to_string()]));
+                }
+                TokenTree::Group(group) => {
+                    self.paths.push(std::mem::take(&mut path));
+                    self.tokens(group.stream());
+                }
+                _ => self.paths.push(std::mem::take(&mut path)),
+            }
+            colons = 0;
+        }
+        self.paths.push(path);
+        self.paths.retain(|path| path.len() > 1);
+    }
+
+    /// The modules of our own crate that are named.
+    fn own(&self) -> impl Iterator<Item = &str> {
+        self.paths.iter().filter(|path| path[0] == "crate").filter_map(|path| path.get(1)).map(String::as_str)
+    }
+
+    fn names_crate(&self, name: &str) -> bool {
+        self.paths.iter().any(|path| path[0] == name)
+    }
+}
+
+fn is_test(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        attribute.path().is_ident("cfg")
+            && attribute.parse_args::<syn::Ident>().is_ok_and(|condition| condition == "test")
+    })
+}
+
+impl<'ast> Visit<'ast> for Names {
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if !is_test(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.uses(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.paths.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, item: &'ast syn::Macro) {
+        self.tokens(item.tokens.clone());
+        visit::visit_macro(self, item);
+    }
+}
+
+#[test]
+fn a_module_imports_only_modules_with_a_lower_number() {
+    let numbers = numbers();
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let Some(module) = module_of(&path) else { continue };
+        let own = *numbers.get(&module).unwrap_or_else(|| panic!("ARCHITECTURE.md does not list `{module}`"));
+        for other in Names::of(&text).own() {
+            // What `lib.rs` itself holds has no number.
+            let Some(number) = numbers.get(other) else { continue };
+            if other != module && *number >= own {
+                wrong.push(format!("{} ({own}) names crate::{other} ({number})", path.display()));
+            }
+        }
+    }
+    wrong.sort();
+    wrong.dedup();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn siblings_of_one_kind_are_strangers() {
+    for (folder, siblings) in [
+        ("src/dialect", vec!["alibaba", "generic", "jdcloud"]),
+        ("src/store", vec!["memory", "sqlite"]),
+        ("src/hook", vec!["exec", "log"]),
+    ] {
+        for (path, text) in sources(folder) {
+            let own = path.file_stem().unwrap().to_str().unwrap();
+            if !siblings.contains(&own) {
+                continue;
+            }
+            for named in Names::of(&text).paths.iter().flatten() {
+                let stranger = siblings.contains(&named.as_str()) && named != own;
+                assert!(!stranger, "{} names its sibling {named}", path.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_crate_is_named_where_it_belongs() {
+    for (name, home) in [
+        ("rusqlite", "src/store/sqlite.rs"),
+        ("clap", "src/cli"),
+        ("hyper", "src/http"),
+        ("hyper_util", "src/http"),
+        ("http_body_util", "src/http"),
+        ("chacha20poly1305", "src/seal.rs"),
+        ("hmac", "src/signature.rs"),
+        ("md5", "src/signature.rs"),
+        ("subtle", "src/signature.rs"),
+        ("serde_urlencoded", "src/query.rs"),
+        ("tracing_subscriber", "src/cli"),
+    ] {
+        let mut at_home = false;
+        for (path, text) in sources("src") {
+            if Names::of(&text).names_crate(name) {
+                let allowed = path.starts_with(home) || path.with_extension("").starts_with(home);
+                assert!(allowed, "{} names {name}, which belongs in {home}", path.display());
+                at_home = true;
+            }
+        }
+        assert!(at_home, "{name} is named nowhere: is it still a dependency?");
+    }
+}
+
+#[test]
+fn nothing_below_config_sees_the_configuration() {
+    let numbers = numbers();
+    for (path, text) in sources("src") {
+        let Some(module) = module_of(&path) else { continue };
+        if numbers[&module] < numbers["config"] {
+            assert!(Names::of(&text).own().all(|other| other != "config"), "{} sees config", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_opens_with_its_why() {
+    for (path, text) in sources("src").into_iter().chain(sources("tests")).chain(sources("examples")) {
+        assert!(text.starts_with("//! "), "{} does not begin with `//!`", path.display());
+    }
+}
+
+#[test]
+fn main_is_parse_run_exit_code() {
+    let lines = std::fs::read_to_string(root().join("src/main.rs")).unwrap().lines().count();
+    assert!(lines < 20, "src/main.rs has {lines} lines");
+}
+
+/// The longest function, in lines.
+#[derive(Default)]
+struct Longest {
+    lines: usize,
+    name: String,
+}
+
+impl Longest {
+    fn see(&mut self, signature: &syn::Signature, block: &syn::Block) {
+        let span = block.brace_token.span;
+        let lines = span.close().end().line - span.open().start().line + 1;
+        if lines > self.lines {
+            *self = Longest { lines, name: signature.ident.to_string() };
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Longest {
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        if !is_test(&item.attrs) {
+            visit::visit_item_mod(self, item);
+        }
+    }
+
+    fn visit_item_fn(&mut self, item: &'ast syn::ItemFn) {
+        self.see(&item.sig, &item.block);
+        visit::visit_item_fn(self, item);
+    }
+
+    fn visit_impl_item_fn(&mut self, item: &'ast syn::ImplItemFn) {
+        self.see(&item.sig, &item.block);
+        visit::visit_impl_item_fn(self, item);
+    }
+}
+
+#[test]
+fn functions_are_short() {
+    for (path, text) in sources("src") {
+        let mut longest = Longest::default();
+        longest.visit_file(&syn::parse_file(&text).unwrap());
+        assert!(longest.lines <= 70, "{}: `{}` has {} lines", path.display(), longest.name, longest.lines);
+    }
+}
+
+#[test]
+fn no_mutable_statics() {
+    for (path, text) in sources("src") {
+        assert!(!text.contains("static mut "), "{}", path.display());
+        for line in text.lines().filter(|line| line.trim_start().starts_with("static ")) {
+            let cell = ["Mutex", "RwLock", "Atomic", "OnceLock", "LazyLock", "Cell"]
+                .iter()
+                .any(|cell| line.contains(cell));
+            assert!(!cell, "{}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_project_speaks_of_itself_alone() {
+    let mut texts = sources("src");
+    texts.extend(sources("tests"));
+    texts.extend(sources("examples"));
+    for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "Cargo.toml", ".ci/run"] {
+        texts.insert(name.into(), std::fs::read_to_string(root().join(name)).unwrap());
+    }
+    let banned = [["/wo", "rk/"].concat(), ["../sha", "red"].concat(), ["/ro", "ot/"].concat()];
+    for (path, text) in texts {
+        for word in &banned {
+            assert!(!text.contains(word.as_str()), "{} names {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_reader_of_imports_sees_through_groups_paths_and_macros() {
+    let text = "use crate::{a::{b, c}, d as e};\nfn f() -> crate::g::H { let _ = vec![crate::i::J]; x(rusqlite::k) }\n\
+                #[cfg(test)] mod tests { use crate::z; }";
+    let names = Names::of(text);
+    let mut own: Vec<&str> = names.own().collect();
+    own.sort_unstable();
+    own.dedup();
+    assert_eq!(own, ["a", "d", "g", "i"]);
+    assert!(names.names_crate("rusqlite") && !names.names_crate("clap"));
+}
