@@ -13,7 +13,7 @@
 //! * [`hook`], [`store`]: the seller's code; what is kept
 //! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
 //! * [`front`], [`admin`]: the two listeners
-//! * [`config`]: from a file to everything above
+//! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
 //! * [`daemon`]: start and stop, in order
 
 pub mod admin;

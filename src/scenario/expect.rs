@@ -8,6 +8,7 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::Value as Json;
 
+use super::shown;
 use super::value::{Known, Template, read_instant};
 use crate::http::ClientResponse;
 use crate::instance::State;
@@ -152,7 +153,7 @@ impl Expectation {
         let mut failures = Vec::new();
         let body = String::from_utf8_lossy(&answer.body);
         if answer.status != self.status {
-            let actual = format!("{} {}", answer.status, shorten(&body));
+            let actual = format!("{} {}", answer.status, shorten(&shown::body(&answer.body)));
             failures.push(Failure::new("status", self.status.to_string(), actual.trim_end()));
         }
         for (name, prefix) in &self.headers {
@@ -161,7 +162,11 @@ impl Expectation {
         if let Some(part) = self.body_contains.as_ref().map(|part| part.fill(known))
             && !body.contains(&part)
         {
-            failures.push(Failure::new("body", format!("a text with `{part}` in it"), shorten(&body)));
+            failures.push(Failure::new(
+                "body",
+                format!("a text with `{part}` in it"),
+                shorten(&shown::body(&answer.body)),
+            ));
         }
         if let Some(pattern) = &self.json {
             match serde_json::from_slice(&answer.body) {
@@ -188,19 +193,23 @@ impl Expectation {
         if let Some(wanted) = self.expires_on.as_ref().map(|wanted| wanted.fill(known)) {
             let actual = seen.and_then(|seen| seen.expires_on);
             if read_instant(&wanted, zone).is_none_or(|wanted| actual != Some(wanted)) {
-                failures.push(Failure::new("expires_on", wanted, shown(actual.map(|at| at.to_string()))));
+                failures.push(Failure::new(
+                    "expires_on",
+                    wanted,
+                    or_nothing(actual.map(|at| at.to_string())),
+                ));
             }
         }
         if let Some(wanted) = self.sku.as_ref().map(|wanted| wanted.fill(known)) {
             let actual = seen.and_then(|seen| seen.sku.clone());
             if actual.as_ref() != Some(&wanted) {
-                failures.push(Failure::new("sku", wanted, shown(actual)));
+                failures.push(Failure::new("sku", wanted, or_nothing(actual)));
             }
         }
         for (item, wanted) in self.items.iter().map(|(item, wanted)| (item, wanted.fill(known))) {
             let actual = seen.and_then(|seen| seen.items.get(item).cloned());
             if actual.as_ref() != Some(&wanted) {
-                failures.push(Failure::new(format!("items.{item}"), wanted, shown(actual)));
+                failures.push(Failure::new(format!("items.{item}"), wanted, or_nothing(actual)));
             }
         }
         failures
@@ -218,8 +227,8 @@ impl Expectation {
 fn check_header(name: &str, prefix: &str, actual: Option<&str>) -> Option<Failure> {
     let holds = actual.is_some_and(|actual| actual.starts_with(prefix));
     (!holds).then(|| {
-        let actual = actual.map(str::to_owned);
-        Failure::new(format!("header {name}"), format!("begins with `{prefix}`"), shown(actual))
+        let actual = actual.map(shown::header);
+        Failure::new(format!("header {name}"), format!("begins with `{prefix}`"), or_nothing(actual))
     })
 }
 
@@ -251,8 +260,8 @@ impl Pattern {
             Pattern::Not(text) => actual.and_then(Json::as_str).is_none_or(|is| is == text.fill(known)),
         };
         if fails {
-            let actual = actual.map(|json| shorten(&json.to_string()));
-            failures.push(Failure::new(path, self.describe(known), shown(actual)));
+            let actual = actual.map(|json| shorten(&shown::json(path, json)));
+            failures.push(Failure::new(path, self.describe(known), or_nothing(actual)));
         }
     }
 
@@ -281,7 +290,7 @@ fn is_filled(json: &Json) -> bool {
     }
 }
 
-fn shown(actual: Option<String>) -> String {
+fn or_nothing(actual: Option<String>) -> String {
     actual.unwrap_or_else(|| "nothing".to_owned())
 }
 
@@ -361,7 +370,7 @@ mod tests {
             [
                 r#"json.instanceId: "o-1" / nothing"#,
                 "json.success: true / null",
-                "json.info: an object / 1",
+                "json.info: an object / \"***\"",
                 r#"json.list: a list of 2 / ["a"]"#,
             ]
         );

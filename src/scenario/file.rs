@@ -30,7 +30,7 @@ const MATCHES: [&str; 2] = ["nonempty", "absent"];
 /// Reads a scenario, or says everything that is wrong with it.
 pub(super) fn read(text: &str) -> Result<Scenario, Vec<Mistake>> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader { text, mistakes: Vec::new(), known: BTreeSet::new() };
+    let mut reader = Reader { text, mistakes: Vec::new(), known: BTreeSet::new(), used: BTreeSet::new() };
     for error in &errors {
         reader.note(error.span().map_or(0, |span| span.start), error.message());
     }
@@ -125,6 +125,8 @@ struct Reader<'f> {
     mistakes: Vec<Mistake>,
     /// The names that have a value by now: variables above, and what earlier steps captured.
     known: BTreeSet<String>,
+    /// The names used since somebody last looked.
+    used: BTreeSet<String>,
 }
 
 impl Reader<'_> {
@@ -144,6 +146,7 @@ impl Reader<'_> {
         let source = table.need("source", self).and_then(|item| self.filled(item, "source"));
         let timezone = table.take("timezone").and_then(|item| self.timezone(item));
         let vars = table.take("vars").map(|item| self.vars(item)).unwrap_or_default();
+        self.used.clear();
         let steps = table.need("step", self).map(|item| self.steps(item)).unwrap_or_default();
         table.finish(self);
         Some(Scenario {
@@ -227,7 +230,7 @@ impl Reader<'_> {
         let params = table.take("params").map(|item| self.params(item)).unwrap_or_default();
         let altered = table.take("alter").map(|item| self.altered(item, &params)).unwrap_or_default();
         let duplicated = table.take("duplicate").map(|item| self.templates(item, "duplicate"));
-        let step = Step {
+        let mut step = Step {
             name: name.unwrap_or_default(),
             action: action.clone().unwrap_or_default(),
             params,
@@ -243,7 +246,9 @@ impl Reader<'_> {
             retry: table.take("retry").and_then(|item| self.retry(item)).unwrap_or(Retry::ONCE),
             expect: table.take("expect").and_then(|item| self.expect(item)).unwrap_or_default(),
             capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
+            needs: BTreeSet::new(),
         };
+        step.needs = std::mem::take(&mut self.used);
         table.finish(self);
         action.map(|_| step)
     }
@@ -409,8 +414,12 @@ impl Reader<'_> {
             return self.template(item, name).map(Value::Text);
         };
         let mut table = Table::new(format!("`{name}`"), item.span().start, members);
-        // In a parameter it would be another one for every step, and no repeat could name it again.
-        if is_var && let Some(unique) = table.take("unique") {
+        if let Some(unique) = table.take("unique") {
+            if !is_var {
+                let message =
+                    "`unique` belongs under `[vars]`: later steps need its name to say the same again";
+                self.note(unique.span().start, message);
+            }
             table.finish(self);
             return self.filled(unique, "unique").map(Value::Unique);
         }
@@ -446,6 +455,7 @@ impl Reader<'_> {
                 ),
             );
         }
+        self.used.extend(template.names().map(str::to_owned));
         Some(template)
     }
 
@@ -540,7 +550,7 @@ mod tests {
 
     /// The mistakes in a file that begins with the head, as `line: message`; the fifth line is the first of `text`.
     fn mistakes(text: &str) -> Vec<String> {
-        let mistakes = read(&format!("{HEAD}{text}")).map(|_| ()).unwrap_err();
+        let Err(mistakes) = read(&format!("{HEAD}{text}")) else { panic!("no mistake in {text}") };
         mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.line, mistake.message)).collect()
     }
 
@@ -585,14 +595,15 @@ mod tests {
         for (lines, mistake) in [
             ("params = { a = 5 }", "8: `a` must be a text, in quotes"),
             ("params = 5", "8: `params` must be a table"),
-            ("params.a = { unique = \"x\" }", "8: `a` has no `time`"),
+            ("params.a = { unique = \"x\" }", "8: `unique` belongs under `[vars]`"),
+            ("params.a = {}", "8: `a` has no `time`"),
             ("params.a = { time = \"soon\" }", "8: `time` must look like"),
             ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is no format"),
             ("params.a = \"${a\"", "8: a `${` is not closed"),
             ("params.a = \"${order}\"", "8: nothing gives `${order}` a value"),
             ("alter = { a = \"1\" }", "8: `a` cannot be altered"),
             ("duplicate = { a = 1 }", "8: `a` must be a text"),
-            ("token = \"bad\"", "8: `bad` is neither"),
+            ("token = \"wrnog\"", "8: `wrnog` is neither"),
             ("send = \"GET\"", "8: `GET` is no way to send (usual, form)"),
             ("dated = \"10m\"", "8: `dated` must look like"),
             ("raw = \"\"", "8: `raw` is empty"),
@@ -643,7 +654,7 @@ mod tests {
 
     #[test]
     fn near_names_are_offered_and_far_ones_are_not() {
-        assert_eq!(did_you_mean("statsu", ["status", "state"]), "; did you mean `status`?");
+        assert_eq!(did_you_mean("statsu", ["status", "json"]), "; did you mean `status`?");
         assert_eq!(did_you_mean("skuid", ["skuId"]), "; did you mean `skuId`?");
         assert_eq!(did_you_mean("colour", ["status", "json"]), "");
         assert_eq!(did_you_mean("x", []), "");

@@ -13,8 +13,10 @@
 mod expect;
 mod file;
 mod run;
+mod shown;
 mod value;
 
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -86,6 +88,8 @@ struct Step {
     expect: Expectation,
     /// Names, and where in the JSON of the answer their values stand.
     capture: Vec<(String, String)>,
+    /// The names without which it cannot be sent or judged.
+    needs: BTreeSet<String>,
 }
 
 /// How often one delivery is sent until it is answered as expected.
@@ -133,12 +137,16 @@ fn listed(file: &str, mistakes: &[Mistake]) -> String {
 
 /// An override that overrides nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nothing is called `{name}`{}; there are: {}", file::did_you_mean(name, known.iter().map(String::as_str)), known.join(", "))]
+#[error("nothing is called `{name}`{}; there are: {}", nearest(name, known), known.join(", "))]
 pub struct NoMatch {
     /// The name that was given.
     pub name: String,
     /// The names that exist.
     pub known: Vec<String>,
+}
+
+fn nearest(name: &str, known: &[String]) -> String {
+    file::did_you_mean(name, known.iter().map(String::as_str))
 }
 
 impl Scenario {
@@ -219,7 +227,7 @@ impl Scenario {
             let names = step.params.iter().map(|(param, _)| param);
             names.flat_map(|param| [format!("params.{param}"), format!("{}.params.{param}", step.name)])
         });
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         vars.chain(params).filter(|name| seen.insert(name.clone())).collect()
     }
 }

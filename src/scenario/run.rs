@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::expect::{Failure, Seen, value_at};
+use super::shown;
 use super::value::Known;
 use super::{Scenario, Step};
 use crate::clock::{Clock, plus_millis};
@@ -57,7 +58,7 @@ pub trait States: Sync {
     fn held(&self) -> u64;
 }
 
-/// Watching a run. Nothing it is shown holds a key, or a token that would still be good.
+/// Watching a run. Nothing it is shown holds a key, a token or a buyer's secret.
 pub trait Observer: Send {
     /// A step begins.
     fn step_started(&mut self, name: &str, action: &str) {
@@ -101,8 +102,8 @@ pub struct Sent {
     pub body: String,
 }
 
-/// An answer. It may hold a first password, as the marketplace would get it.
-#[derive(Clone, PartialEq, Eq)]
+/// An answer, fit to be shown: passwords, licence keys and tickets are replaced by `***`.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
     /// Which delivery of its step, from 1.
     pub delivery: u32,
@@ -112,14 +113,6 @@ pub struct Answered {
     pub location: Option<String>,
     /// The body as text.
     pub body: String,
-}
-
-/// Without the body, which may hold a first password.
-impl std::fmt::Debug for Answered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Answered { delivery, status, body, .. } = self;
-        write!(f, "Answered {{ delivery: {delivery}, status: {status}, body_bytes: {} }}", body.len())
-    }
 }
 
 /// How a run went.
@@ -157,6 +150,13 @@ pub struct StepReport {
     pub not_checked: Vec<&'static str>,
     /// How long it took, in milliseconds.
     pub duration_ms: i64,
+}
+
+impl StepReport {
+    fn unsent(step: &Step, failures: Vec<Failure>) -> StepReport {
+        let name = step.name.clone();
+        StepReport { name, requests: 0, passed: false, failures, not_checked: Vec::new(), duration_ms: 0 }
+    }
 }
 
 impl Scenario {
@@ -225,6 +225,11 @@ impl Runner<'_> {
         let started = self.clock.now();
         tokio::time::sleep(step.wait).await;
         self.observer.step_started(&step.name, &step.action);
+        let missing: Vec<Failure> = self.missing(step).collect();
+        if !missing.is_empty() {
+            // Sent with nothing in its place, it would be about another instance, or all of them.
+            return Ok((StepReport::unsent(step, missing), None));
+        }
         let held_before = self.states.map(States::held);
         let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
         let mut tally = self.deliver(&delivery).await;
@@ -238,6 +243,12 @@ impl Runner<'_> {
         let Tally { requests, failures, error, .. } = tally;
         let name = step.name.clone();
         Ok((StepReport { name, requests, passed, failures, not_checked, duration_ms }, error))
+    }
+
+    /// What an earlier step, which failed, should have captured.
+    fn missing(&self, step: &Step) -> impl Iterator<Item = Failure> {
+        let missing = step.needs.iter().filter(|name| !self.known.contains_key(*name));
+        missing.map(|name| Failure::new(format!("${{{name}}}"), "a value captured before", "nothing"))
     }
 
     /// What every delivery of a step needs. Values are made once: a repeat says the same again.
@@ -404,8 +415,8 @@ impl Delivery {
             let answered = Event::Answered(Answered {
                 delivery: number,
                 status: answer.status,
-                location: answer.headers.text("location").map(str::to_owned),
-                body: String::from_utf8_lossy(&answer.body).into_owned(),
+                location: answer.headers.text("location").map(shown::header),
+                body: shown::body(&answer.body),
             });
             let _ = events.send(answered).await;
             match self.judge(&answer) {
@@ -519,7 +530,63 @@ fn masked(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
+    use crate::dialect::{self, Refusal, SendSignature};
+    use crate::signature::Secret;
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn fixtures() -> Vec<(PathBuf, Scenario)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
+        let folders = files(&root);
+        assert_eq!(folders.len(), dialect::names().count(), "a folder for every dialect, and nothing else");
+        let files = folders.iter().flat_map(|folder| files(folder));
+        files.map(|file| (file.clone(), Scenario::load(&file).unwrap())).collect()
+    }
+
+    fn target() -> Target {
+        let keys = Keys::single(Secret::new("isvkey")).unwrap();
+        Target::new("http://127.0.0.1:9/spi".parse().unwrap(), keys)
+    }
+
+    /// What a receiver makes of the step, everything captured being `x`.
+    fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Refusal> {
+        let (target, clock) = (target(), Clock::default());
+        let known = step.needs.iter().map(|name| (name.clone(), "x".to_owned())).collect();
+        let mut nobody = ();
+        let (target, clock, observer) = (&target, &clock, &mut nobody);
+        let mut runner = Runner { scenario, target, states: None, clock, observer, known };
+        runner.vars().unwrap();
+        let out = runner.delivery(step).unwrap().request();
+        let header = |name: &str| out.header(name);
+        let raw =
+            RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
+        scenario.dialect.parts(&raw, clock.now())?.verify(&target.keys)?;
+        Ok(())
+    }
+
+    #[test]
+    fn every_fixture_is_in_the_folder_of_its_dialect_and_signs_as_it_wants() {
+        for (file, scenario) in fixtures() {
+            let folder = file.parent().unwrap().file_name().unwrap();
+            assert_eq!(folder, scenario.dialect.name(), "{}", file.display());
+            for step in &scenario.steps {
+                let is_honest = step.signature == SendSignature::Computed
+                    && step.altered.is_empty()
+                    && step.duplicated.is_empty()
+                    && step.raw.is_empty()
+                    && step.dated_ms == 0;
+                let received = received(&scenario, step);
+                assert_eq!(received.is_ok(), is_honest, "{}: {}: {received:?}", file.display(), step.name);
+                let is_refused = [400, 403].contains(&step.expect.status);
+                assert!(is_honest || is_refused, "{}: {}", file.display(), step.name);
+            }
+        }
+    }
 
     #[test]
     fn tokens_are_masked_wherever_they_stand() {
