@@ -603,13 +603,16 @@ pub fn read_key(path: &Path) -> Result<Secret, String> {
 ///
 /// # Errors
 /// When the file cannot be read or is not a configuration.
-pub fn store_path(path: &Path, environment: &dyn Environment) -> Result<PathBuf, Mistakes> {
+pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
     let whole = |text: String| Mistakes {
         source: path.display().to_string(),
         mistakes: vec![Mistake { key: String::new(), text }],
     };
     let text = std::fs::read_to_string(path).map_err(|error| whole(format!("it cannot be read: {error}")))?;
     let file: File = toml::from_str(&text).map_err(|error| whole(error.to_string().trim_end().to_owned()))?;
-    let chosen = environment.get("SPID_STORE__PATH").map(PathBuf::from).or(file.store.path);
-    Ok(chosen.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)))
+    let chosen = |name: &str, written| environment.get(name).map(PathBuf::from).or(written);
+    let database = chosen("SPID_STORE__PATH", file.store.path);
+    let sealing_key = chosen("SPID_STORE__SEALING_KEY", file.store.sealing_key);
+    let options = StoreOptions { sealing_key, ..StoreOptions::default() };
+    Ok((database.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)), options))
 }

@@ -3,6 +3,13 @@
 //! The order of the modules is read from ARCHITECTURE.md, so that the table people read is the table
 //! that holds.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

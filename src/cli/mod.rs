@@ -6,6 +6,7 @@
 
 mod demo;
 mod keys;
+mod mend;
 mod output;
 mod replay;
 mod scenario;
@@ -24,7 +25,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{self, Mistakes, ProcessEnvironment};
 use crate::daemon::StartError;
 use crate::hook::AnyHook;
-use crate::store::{Reader, StoreError};
+use crate::store::{Reader, StoreError, StoreOptions};
 use output::Output;
 
 /// How a command ends.
@@ -138,6 +139,12 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
+    /// Copy the database while the daemon runs.
+    Backup(mend::BackupArguments),
+    /// Put a backup in place, every unfinished job of it held.
+    Restore(mend::RestoreArguments),
+    /// What people did by hand.
+    Acts(show::ActsArguments),
     /// What was sold.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
@@ -165,17 +172,25 @@ struct StoreArguments {
 
 impl StoreArguments {
     fn reader(&self) -> Result<Reader, Failure> {
-        let path = match (&self.db, &self.config) {
-            (Some(db), _) => db.clone(),
-            (None, Some(file)) => config::store_path(file, &ProcessEnvironment)?,
-            (None, None) => PathBuf::from(config::DEFAULT_STORE),
-        };
-        Reader::open(&path).map_err(|error| {
-            let missing = matches!(error, StoreError::NotThere(_));
-            let failure = Failure::from(error);
-            if missing { failure.hint("name it with --db FILE, or --config FILE") } else { failure }
+        let (path, _) = self.place()?;
+        Reader::open(&path).map_err(not_there)
+    }
+
+    /// The database, and what the configuration says about the store.
+    fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
+        Ok(match (&self.db, &self.config) {
+            (Some(db), _) => (db.clone(), StoreOptions::default()),
+            (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?,
+            (None, None) => (PathBuf::from(config::DEFAULT_STORE), StoreOptions::default()),
         })
     }
+}
+
+/// A store error of a command that was told where the store is.
+fn not_there(error: StoreError) -> Failure {
+    let missing = matches!(error, StoreError::NotThere(_));
+    let failure = Failure::from(error);
+    if missing { failure.hint("name it with --db FILE, or --config FILE") } else { failure }
 }
 
 /// Runs the command line of this process; `hook` is an author's own hook.
@@ -192,8 +207,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    let quiet = !matches!(arguments.command, Command::Serve(_));
-    log_to_stderr(arguments.log.as_deref(), quiet);
+    log_to_stderr(arguments.log.as_deref().unwrap_or(usual_log(&arguments.command)));
     match execute(arguments.command, hook, &mut output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -218,6 +232,9 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Backup(arguments) => mend::backup(arguments, output),
+        Command::Restore(arguments) => mend::restore(arguments, output),
+        Command::Acts(arguments) => show::acts(arguments, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),
@@ -225,14 +242,19 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
     }
 }
 
-fn log_to_stderr(filter: Option<&str>, quiet: bool) {
-    let filter = filter.unwrap_or(if quiet { "warn" } else { "info" });
+/// What is logged unless it is said: the daemon tells what it does, the demo shows it itself.
+fn usual_log(command: &Command) -> &'static str {
+    match command {
+        Command::Serve(_) => "info",
+        Command::Demo(_) => "off",
+        _ => "warn",
+    }
+}
+
+fn log_to_stderr(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
+    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = logger.with_ansi(false).try_init();
 }
 
 /// A runtime for a command that talks to sockets.

@@ -144,7 +144,7 @@ fn load(arguments: &ReplayArguments) -> Result<Vec<Scenario>, Failure> {
 fn reader(arguments: &ReplayArguments) -> Result<Option<Reader>, Failure> {
     let path = match (&arguments.db, &arguments.config) {
         (Some(db), _) => db.clone(),
-        (None, Some(file)) => config::store_path(file, &ProcessEnvironment)?,
+        (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?.0,
         (None, None) => return Ok(None),
     };
     Ok(Some(Reader::open(&path)?))

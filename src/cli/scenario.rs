@@ -115,7 +115,7 @@ fn described(seen: &Seen) -> String {
 }
 
 /// An answer with the values of its secret members masked: a terminal is no place for a password.
-fn masked(body: &str) -> String {
+pub(super) fn masked(body: &str) -> String {
     const SECRETS: [&str; 8] = [
         "password",
         "ftpPassword",

@@ -5,13 +5,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::output::{Output, shown};
-use super::{Done, Exit, Failure, StoreArguments};
+use super::{Done, Exit, Failure, StoreArguments, mend};
 use crate::callback::Callback;
 use crate::clock::Id;
 use crate::instance::State;
 use crate::job;
 use crate::limits;
-use crate::store::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
+use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
 
 #[derive(Args)]
 pub(super) struct ListArguments {
@@ -57,6 +57,12 @@ pub(super) enum InstancesCommand {
         #[arg(long)]
         account: Option<String>,
     },
+    /// Finish what an instance waits for: what a hook left pending, or what you did by hand.
+    Complete(mend::CompleteArguments),
+    /// Release an instance as if the marketplace had asked for it.
+    Release(mend::ReleaseArguments),
+    /// Take over instances that lived before spid did.
+    Import(mend::ImportArguments),
 }
 
 #[derive(Subcommand)]
@@ -76,6 +82,10 @@ pub(super) enum JobsCommand {
         /// Its id: the idempotency key the hook was called with.
         id: String,
     },
+    /// Try a job once more, now. Its schedule is neither spent nor doubled.
+    Retry(mend::JobArguments),
+    /// End a job unrun; those behind it go on.
+    Drop(mend::JobArguments),
 }
 
 #[derive(Subcommand)]
@@ -95,6 +105,8 @@ pub(super) enum CallbacksCommand {
         /// Its number.
         number: i64,
     },
+    /// Send a callback again, signed anew, to a URL.
+    Resend(mend::ResendArguments),
 }
 
 #[derive(Subcommand)]
@@ -104,6 +116,23 @@ pub(super) enum HeldCommand {
         #[command(flatten)]
         list: ListArguments,
     },
+    /// Show a held callback with all its parameters.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        /// Its number.
+        number: i64,
+    },
+    /// Have a held callback done after all.
+    Approve(mend::ApproveArguments),
+    /// Refuse a held callback, and its redeliveries.
+    Reject(mend::RejectArguments),
+}
+
+#[derive(Args)]
+pub(super) struct ActsArguments {
+    #[command(flatten)]
+    list: ListArguments,
 }
 
 /// One instance and everything that happened to it.
@@ -157,6 +186,9 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let life = life(&show.store.reader()?, &id, account.as_deref())?;
             if show.json { output.json(&life) } else { print_life(&life, output) }
         }
+        InstancesCommand::Complete(arguments) => mend::complete(arguments, output),
+        InstancesCommand::Release(arguments) => mend::release(arguments, output),
+        InstancesCommand::Import(arguments) => mend::import(arguments, output),
     }
 }
 
@@ -194,24 +226,24 @@ fn time(at: Option<Timestamp>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.to_string())
 }
 
-fn life(reader: &Reader, name: &str, account: Option<&str>) -> Result<Life, Failure> {
+/// The one instance of this name.
+pub(super) fn find(reader: &Reader, name: &str, account: Option<&str>) -> Result<InstanceRow, Failure> {
     let mut rows = reader.instances_named(name)?;
     rows.retain(|row| account.is_none_or(|account| row.instance.account == account));
-    let instance = match rows.as_slice() {
-        [only] => only.clone(),
-        [] => {
-            return Err(Failure::new(Exit::NoInput, format!("no instance is called `{name}`"))
-                .hint("spid instances list shows those that are known"));
-        }
+    match rows.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => Err(Failure::new(Exit::NoInput, format!("no instance is called `{name}`"))
+            .hint("spid instances list shows those that are known")),
         several => {
             let accounts: Vec<&str> = several.iter().map(|row| row.instance.account.as_str()).collect();
-            return Err(Failure::new(
-                Exit::Usage,
-                format!("several accounts have an instance called `{name}`"),
-            )
-            .hint(format!("choose one with --account: {}", accounts.join(", "))));
+            Err(Failure::new(Exit::Usage, format!("several accounts have an instance called `{name}`"))
+                .hint(format!("choose one with --account: {}", accounts.join(", "))))
         }
-    };
+    }
+}
+
+fn life(reader: &Reader, name: &str, account: Option<&str>) -> Result<Life, Failure> {
+    let instance = find(reader, name, account)?;
     let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
     let (mut callbacks, mut jobs) = (reader.callbacks(&filter)?, reader.jobs(&filter)?);
     callbacks.reverse();
@@ -265,6 +297,8 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
             let detail = JobDetail { job, failed_attempts };
             if show.json { output.json(&detail) } else { print_job(&detail, output) }
         }
+        JobsCommand::Retry(arguments) => mend::retry(arguments, output),
+        JobsCommand::Drop(arguments) => mend::drop_job(arguments, output),
     }
 }
 
@@ -310,14 +344,17 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
             }
             Ok(())
         }
-        CallbacksCommand::Show { show, number } => {
-            let found = show.store.reader()?.callback(number)?;
-            let (row, callback) =
-                found.ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
-            let detail = CallbackDetail { row, callback };
-            if show.json { output.json(&detail) } else { print_callback(&detail, output) }
-        }
+        CallbacksCommand::Show { show, number } => show_callback(&show, number, output),
+        CallbacksCommand::Resend(arguments) => mend::resend(arguments, output),
     }
+}
+
+fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done {
+    let found = show.store.reader()?.callback(number)?;
+    let (row, callback) =
+        found.ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
+    let detail = CallbackDetail { row, callback };
+    if show.json { output.json(&detail) } else { print_callback(&detail, output) }
 }
 
 fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
@@ -356,7 +393,15 @@ fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
 }
 
 pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
-    let HeldCommand::List { list } = command;
+    match command {
+        HeldCommand::List { list } => list_held(&list, output),
+        HeldCommand::Show { show, number } => show_callback(&show, number, output),
+        HeldCommand::Approve(arguments) => mend::approve(arguments, output),
+        HeldCommand::Reject(arguments) => mend::reject(arguments, output),
+    }
+}
+
+fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     let rows = waiting(&list.store.reader()?, list.limit)?;
     if list.json {
         return output.json(&rows);
@@ -373,6 +418,17 @@ pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
     };
     let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+pub(super) fn acts(arguments: ActsArguments, output: &mut Output) -> Done {
+    let rows = arguments.list.store.reader()?.acts(arguments.list.limit)?;
+    if arguments.list.json {
+        return output.json(&rows);
+    }
+    let cells = |row: &ActRow| {
+        vec![row.at.to_string(), row.who.clone(), row.act.clone(), row.target.clone(), row.why.clone()]
+    };
+    output.table(&["AT", "WHO", "ACT", "TARGET", "WHY"], &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
 fn waiting(reader: &Reader, limit: usize) -> Result<Vec<Waiting>, Failure> {

@@ -56,6 +56,19 @@ pub use call::{
     RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UpgradeCall,
 };
 
+/// Reads an answer in the JSON of the `exec` and `http` hooks: what a person types in for work that was
+/// done by hand.
+///
+/// # Errors
+/// What is wrong with it, never a value of it.
+pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
+    let said = answer::Said::read(text).map_err(|error| error.to_string())?;
+    match (said.pending, said.refuse) {
+        (None, None) => Ok(said.answer),
+        _ => Err("an answer that is `pending` or a `refuse` completes nothing".to_owned()),
+    }
+}
+
 /// What an author implements.
 ///
 /// Write `async fn`; the trait says `impl Future + Send` only because the daemon moves the work

@@ -1,0 +1,366 @@
+//! Mending: what a person does by hand. Each act says who did it and why, and is kept.
+//!
+//! The commands open the database themselves, so they work while the daemon runs and while it does
+//! not. A running daemon takes up what became due within a few seconds.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use super::keys::KeyArguments;
+use super::output::{Output, shown};
+use super::sign::dialect_named;
+use super::{Done, Exit, Failure, StoreArguments, not_there, runtime, show};
+use crate::callback::{Action, Answer};
+use crate::clock::{Clock, Id};
+use crate::config::{Environment, ProcessEnvironment};
+use crate::dialect::Sending;
+use crate::hook;
+use crate::http::{Client, ClientOptions, ClientRequest, Method, Url};
+use crate::instance::{Instance, State};
+use crate::store::{Act, Approved, Import, MendError, Mender};
+
+/// What every act needs.
+#[derive(Args)]
+pub(super) struct ActArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Why; it is kept with the act.
+    #[arg(long, value_name = "TEXT")]
+    why: String,
+    /// Who, if not the user this runs as.
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+}
+
+impl ActArguments {
+    fn begin(&self) -> Result<(Mender, Act), Failure> {
+        if self.why.trim().is_empty() {
+            return Err(Failure::new(
+                Exit::Usage,
+                "`--why` is empty: say it in a few words, somebody will want to know",
+            ));
+        }
+        let (path, options) = self.store.place()?;
+        let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
+        Ok((mender, Act { who: self.who(), why: self.why.clone() }))
+    }
+
+    fn who(&self) -> String {
+        let known = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
+        self.who.clone().or(known).unwrap_or_else(|| "unknown".to_owned())
+    }
+}
+
+impl From<MendError> for Failure {
+    fn from(error: MendError) -> Failure {
+        match error {
+            MendError::Store(error) => error.into(),
+            MendError::NotFound(text) => Failure::new(Exit::NoInput, text),
+            MendError::Impossible(text) => Failure::new(Exit::Data, text),
+        }
+    }
+}
+
+#[derive(Args)]
+pub(super) struct JobArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// The job's id.
+    id: Id,
+}
+
+pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.retry(arguments.id, &act)?;
+    output.line(&format!("job {} is due now", arguments.id))
+}
+
+pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.drop_job(arguments.id, &act)?;
+    output.line(&format!("job {} is dropped", arguments.id))
+}
+
+#[derive(Args)]
+pub(super) struct ApproveArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// What a conflicting create is really: renew or upgrade.
+    #[arg(long = "as", value_name = "ACTION")]
+    instead: Option<String>,
+    /// The callback's number, from `held list`.
+    number: i64,
+}
+
+#[derive(Args)]
+pub(super) struct RejectArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// The callback's number, from `held list`.
+    number: i64,
+}
+
+pub(super) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done {
+    let instead = arguments
+        .instead
+        .map(|word| {
+            let known =
+                Action::from_word(&word).filter(|action| matches!(action, Action::Renew | Action::Upgrade));
+            known.ok_or_else(|| {
+                Failure::new(Exit::Usage, format!("`--as {word}`: there is renew and upgrade"))
+            })
+        })
+        .transpose()?;
+    let (mut mender, act) = arguments.act.begin()?;
+    let approved = mender.approve(arguments.number, instead, &act)?;
+    say_approved(&approved, output)
+}
+
+fn say_approved(approved: &Approved, output: &mut Output) -> Done {
+    match &approved.job {
+        Some(job) => output.line(&format!("callback {}: job {job} is queued", approved.callback)),
+        None => output.line(&format!("callback {}: done, there was nothing to run", approved.callback)),
+    }
+}
+
+pub(super) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.reject(arguments.number, &act)?;
+    output.line(&format!("callback {} is refused, and so are its redeliveries", arguments.number))
+}
+
+#[derive(Args)]
+pub(super) struct CompleteArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// Its account, if another one has an instance of that name.
+    #[arg(long)]
+    account: Option<String>,
+    /// A file with the answer, in the JSON of docs/hooks.md; `-` for standard input. Without it the answer
+    /// is empty.
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
+    /// The instance's id, or its orderBizId.
+    id: String,
+}
+
+pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
+    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let answer = match &arguments.answer {
+        Some(path) => answer(path)?,
+        None => Answer::default(),
+    };
+    let (mut mender, act) = arguments.act.begin()?;
+    let action = mender.complete(row.number, &answer, &act)?;
+    output.line(&format!(
+        "the {action} of {} is done; the marketplace hears it when it calls again",
+        shown(&arguments.id)
+    ))
+}
+
+fn answer(path: &Path) -> Result<Answer, Failure> {
+    let text = read_input(path)?;
+    hook::read_answer(&text).map_err(|error| Failure::new(Exit::Data, format!("{}: {error}", path.display())))
+}
+
+fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
+    let unreadable =
+        |error: std::io::Error| Failure::new(Exit::NoInput, format!("{}: {error}", path.display()));
+    if path != Path::new("-") {
+        return std::fs::read(path).map_err(unreadable);
+    }
+    let mut text = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut text).map_err(unreadable)?;
+    Ok(text)
+}
+
+#[derive(Args)]
+pub(super) struct ReleaseArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// Its account, if another one has an instance of that name.
+    #[arg(long)]
+    account: Option<String>,
+    /// The instance's id, or its orderBizId.
+    id: String,
+}
+
+pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
+    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let (mut mender, act) = arguments.act.begin()?;
+    let approved = mender.release(row.number, &act)?;
+    say_approved(&approved, output)
+}
+
+#[derive(Args)]
+pub(super) struct ImportArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// A file with one JSON object a line: account and id, and what is known of endpoint, order_biz_id, state,
+    /// buyer, product, sku, order_id, trial, expires_on, items; `-` for standard input.
+    file: PathBuf,
+}
+
+/// One line of an import.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImportLine {
+    account: String,
+    id: String,
+    endpoint: Option<String>,
+    order_biz_id: Option<String>,
+    state: Option<State>,
+    buyer: Option<String>,
+    product: Option<String>,
+    sku: Option<String>,
+    order_id: Option<String>,
+    trial: Option<bool>,
+    expires_on: Option<Timestamp>,
+    #[serde(default)]
+    items: BTreeMap<String, String>,
+}
+
+pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
+    let text = read_input(&arguments.file)?;
+    let text = String::from_utf8(text)
+        .map_err(|_| Failure::new(Exit::Data, format!("{} is not UTF-8", arguments.file.display())))?;
+    let imports = imports(&text, &arguments.file)?;
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.import(&imports, &act)?;
+    output.line(&format!("{} instances imported", imports.len()))
+}
+
+fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
+    let mut imports = Vec::new();
+    let mut wrong = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        match serde_json::from_str::<ImportLine>(line) {
+            Ok(line) if line.state == Some(State::Pending) => wrong.push(format!(
+                "{}:{}: an instance that is pending has no create here to wait for",
+                file.display(),
+                index + 1
+            )),
+            Ok(line) => imports.push(Import { instance: imported(line) }),
+            Err(error) => wrong.push(format!("{}:{}: {error}", file.display(), index + 1)),
+        }
+    }
+    if wrong.is_empty() { Ok(imports) } else { Err(Failure::new(Exit::Data, wrong.join("\n"))) }
+}
+
+fn imported(line: ImportLine) -> Instance {
+    Instance {
+        id: Some(line.id),
+        order_biz_id: line.order_biz_id,
+        state: line.state.unwrap_or(State::Active),
+        endpoint: line.endpoint.unwrap_or_else(|| line.account.clone()),
+        account: line.account,
+        buyer: line.buyer,
+        product: line.product,
+        sku: line.sku,
+        order_id: line.order_id,
+        trial: line.trial,
+        expires_on: line.expires_on,
+        expires_on_raw: None,
+        items: line.items,
+        began: true,
+        tombstone: false,
+        adopted: true,
+        created_at: Timestamp::UNIX_EPOCH,
+        updated_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+#[derive(Args)]
+pub(super) struct ResendArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    #[arg(long, default_value = "alibaba")]
+    dialect: String,
+    /// The endpoint.
+    #[arg(long, value_name = "URL")]
+    to: Url,
+    /// Really send to an address that is not this machine.
+    #[arg(long)]
+    yes: bool,
+    /// The callback's number.
+    number: i64,
+}
+
+pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
+    if !arguments.to.is_loopback() && !arguments.yes {
+        return Err(Failure::new(Exit::Usage, format!("{} is not this machine", arguments.to.authority()))
+            .hint("add --yes if that is meant"));
+    }
+    let found = arguments.store.reader()?.callback(arguments.number)?;
+    let (_, callback) = found
+        .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {}", arguments.number)))?;
+    let parameters: Vec<(String, String)> = callback
+        .parameters
+        .iter()
+        .filter(|(name, _)| *name != "action")
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let dialect = dialect_named(&arguments.dialect)?;
+    let sending = Sending::at(Clock::System.now());
+    let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);
+    let target = match request.query.as_str() {
+        "" => arguments.to.target().to_owned(),
+        query => format!("{}?{query}", arguments.to.target()),
+    };
+    let url =
+        arguments.to.with_target(&target).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let method = if request.method == "GET" { Method::Get } else { Method::Post };
+    let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+    let sent = ClientRequest { method, url, headers, body: request.body.into() };
+    let answer = runtime()?
+        .block_on(Client::new(ClientOptions::default()).send(sent))
+        .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    output.line(&format!("{} {}", answer.status, shown(&super::scenario::masked(body.trim()))))
+}
+
+#[derive(Args)]
+pub(super) struct BackupArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// The file to make. It must not be there yet.
+    file: PathBuf,
+}
+
+pub(super) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
+    let (path, options) = arguments.store.place()?;
+    let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
+    mender.backup(&arguments.file)?;
+    output.line(&format!(
+        "{} is a copy of {}; keep the sealing key beside the original somewhere else",
+        arguments.file.display(),
+        path.display()
+    ))
+}
+
+#[derive(Args)]
+pub(super) struct RestoreArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// The backup.
+    file: PathBuf,
+}
+
+pub(super) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done {
+    let (path, options) = arguments.act.store.place()?;
+    let act = Act { who: arguments.act.who(), why: arguments.act.why.clone() };
+    let held = crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
+    output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;
+    if held > 0 {
+        output.complain("hint: look at each with `spid jobs list --state held`, then `spid jobs retry` or `spid jobs drop`");
+    }
+    Ok(())
+}
