@@ -339,6 +339,9 @@ pub enum Reason {
     /// It was released; whatever is paid now is paid for nothing.
     #[error("the instance has been released, so this {0} was paid for nothing")]
     PaidForNothing(Action),
+    /// It was asked for, and nothing has been made yet.
+    #[error("the instance has not been created yet")]
+    NotReady,
     /// It is not in a state in which anybody may sign on.
     #[error("nobody can sign on to an instance that is {0}")]
     NotUsable(State),
@@ -395,6 +398,7 @@ impl Reason {
             Reason::UnknownInstance => "unknown-instance",
             Reason::NamesNothing => "names-nothing",
             Reason::PaidForNothing(_) => "paid-for-nothing",
+            Reason::NotReady => "not-ready",
             Reason::NotUsable(_) => "not-usable",
             Reason::SignOnUsed => "sign-on-used",
             Reason::SignOnStale => "sign-on-stale",
@@ -470,7 +474,7 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
         Action::SignOn => sign_on(view, callback).into(),
         Action::Payment => payment(view).into(),
-        Action::Query => Decision::Repeat.into(),
+        Action::Query => query(view).into(),
         Action::Other => other(view).into(),
         Action::Create
         | Action::Renew
@@ -718,6 +722,15 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     match instance.state {
         State::Active | State::Frozen => Decision::RunBeside { told: false },
         State::Pending | State::Released => Decision::Refuse(Reason::NotUsable(instance.state)),
+    }
+}
+
+/// A query tells the id, and so nothing before there is one.
+fn query(view: View<'_>) -> Decision {
+    match view.instance {
+        None => Decision::Refuse(Reason::UnknownInstance),
+        Some(instance) if instance.id.is_none() => Decision::Refuse(Reason::NotReady),
+        Some(_) => Decision::Repeat,
     }
 }
 

@@ -445,6 +445,18 @@ async fn nobody_signs_on_to_what_is_gone(bench: &Bench) {
     assert!(is_refused(&bench.deliver(&sign_on("b", bench.clock.now())).await));
 }
 
+async fn a_query_tells_no_success_before_there_is_one(bench: &Bench) {
+    let query = Callback { action: Action::Query, ..expire("b") };
+    assert!(is_refused(&bench.deliver(&query).await));
+    bench.deliver(&create("b")).await;
+    assert!(is_refused(&bench.deliver(&query).await));
+    assert_eq!(bench.jobs().len(), 1);
+    bench.run_due().await;
+    for _ in 0..2 {
+        assert_eq!(told_id(&bench.deliver(&query).await), Some("b"));
+    }
+}
+
 async fn an_unknown_instance_is_refused_and_leaves_one_row(bench: &Bench) {
     for _ in 0..3 {
         assert!(is_refused(&bench.deliver(&renew("b", "r", day(730))).await));
