@@ -558,7 +558,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
             Decision::Hold(Reason::NamesNothing).into()
         }
         Action::Release => unknown_release(view.policy),
-        _ => unknown(view.policy, callback).into(),
+        _ => unknown(view, callback).into(),
     }
 }
 
@@ -571,13 +571,15 @@ fn unknown_release(policy: Policy) -> Verdict {
     Verdict { entombs: true, ..decision.into() }
 }
 
-fn unknown(policy: Policy, callback: &Callback) -> Decision {
+fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     if callback.subject.names().next().is_none() {
         return Decision::Hold(Reason::NamesNothing);
     }
-    match policy.unknown_instance {
+    match view.policy.unknown_instance {
         UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Succeed => Decision::Record,
+        // Its create was refused here: it is not elsewhere, so there is nothing to take over.
+        UnknownInstance::Adopt if view.instance.is_some() => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Adopt if callback.product.is_none() => Decision::Hold(Reason::UnknownProduct),
         UnknownInstance::Adopt => Decision::Run,
     }

@@ -496,6 +496,18 @@ async fn an_unknown_instance_is_adopted_where_the_seller_says_so(bench: &Bench) 
     assert!(is_held(&answer_now(gone)));
 }
 
+async fn what_the_hook_refused_to_create_is_not_adopted(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let creating = bench.take_one().await;
+    bench.finish(&creating, refused()).await;
+    let paid = Callback { product: Some("product-1".into()), ..renew("b", "r", day(730)) };
+    assert!(is_refused(&answer_now(bench.accept_under(UnknownInstance::Adopt, &paid).await)));
+    assert_eq!(bench.state(), State::Pending);
+    bench.advance(60);
+    bench.done(&create("b")).await;
+    bench.done(&paid).await;
+}
+
 async fn what_was_refused_and_then_adopted_is_one_job(bench: &Bench) {
     let paid = Callback { product: Some("product-1".into()), ..renew("b", "r", day(730)) };
     assert!(is_refused(&bench.deliver(&paid).await));

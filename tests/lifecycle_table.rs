@@ -220,6 +220,8 @@ fn policy(case: &Case) -> What {
     match case.unknown {
         UnknownInstance::Refuse => What::Refuse("unknown-instance"),
         UnknownInstance::Succeed => What::Record,
+        // Its create was refused here, so it is nowhere else either.
+        UnknownInstance::Adopt if case.applied != Applied::Absent => What::Refuse("unknown-instance"),
         UnknownInstance::Adopt if case.callback.product.is_none() => What::Hold("unknown-product"),
         UnknownInstance::Adopt => What::Run,
     }
