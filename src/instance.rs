@@ -365,7 +365,7 @@ pub enum Reason {
     /// A create of something whose release came first.
     #[error("its release came before this create")]
     LateCreate,
-    /// An expire that was told or superseded before, long before the known expiry.
+    /// An expire that was told or overtaken before, long before the known expiry.
     #[error("an expire like this was dealt with before, and the instance is paid until {0}")]
     EarlyExpire(Timestamp),
     /// A renewal that was told before, and taken back since.
@@ -502,7 +502,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         future: &future,
         releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
         told: view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
-        superseded: view.occurrence.is_some_and(|occurrence| occurrence.standing == Standing::Superseded),
+        overtaken: view.occurrence.is_some_and(|occurrence| is_overtaken(instance, occurrence)),
         view,
         wants: Wants::of(callback),
     };
@@ -585,13 +585,22 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     }
 }
 
+/// Whether what was asked before came to nothing, and the instance has moved on since.
+fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
+    match occurrence.standing {
+        Standing::Superseded => true,
+        Standing::RefusedByHook { at, .. } => instance.updated_at > at,
+        _ => false,
+    }
+}
+
 /// An instance that is there, and what is asked of it.
 struct Known<'a> {
     instance: &'a Instance,
     future: &'a Instance,
     releasing: Option<i64>,
     told: bool,
-    superseded: bool,
+    overtaken: bool,
     view: View<'a>,
     wants: Wants,
 }
@@ -648,7 +657,7 @@ impl Known<'_> {
         match (self.future.state, paid_until) {
             (State::Released, _) => self.released().into(),
             (State::Frozen, _) => self.frozen().into(),
-            (State::Pending | State::Active, Some(expiry)) if self.told || self.superseded => {
+            (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
             (State::Pending | State::Active, _) => {

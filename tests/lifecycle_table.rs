@@ -72,6 +72,8 @@ enum Seen {
     DoneUntold,
     RefusedJustNow,
     RefusedLongAgo,
+    /// The hook refused it, and the instance has changed since.
+    RefusedBeforeAChange,
     Superseded,
     Void,
     Told,
@@ -281,13 +283,14 @@ fn read_upgrade(case: &Case, column: &Column, told: bool) -> Reading {
 }
 
 fn read_expire(case: &Case, column: &Column, told: bool) -> Reading {
+    let overtaken = matches!(case.seen, Seen::Superseded | Seen::RefusedBeforeAChange);
     match column {
         Column::Absent => policy(case).into(),
         Column::Released => with_the_release(case).into(),
         Column::Frozen { .. } => coming(case, Action::Expire).map_or(What::Repeat, What::Join).into(),
-        // Told before, or overtaken by a renew: not believed more than a day ahead of the end.
+        // Told before, or overtaken by what came since: not believed more than a day ahead of the end.
         Column::Active { until, .. }
-            if (told || case.seen == Seen::Superseded) && until.is_some_and(|until| until > TODAY + 1) =>
+            if (told || overtaken) && until.is_some_and(|until| until > TODAY + 1) =>
         {
             What::Hold("early-expire").into()
         }
@@ -368,6 +371,8 @@ fn occurrence(seen: Seen) -> Option<Occurrence> {
         Seen::DoneUntold => (false, false, Standing::Done(DONE_JOB)),
         Seen::RefusedJustNow => (false, false, refused(29)),
         Seen::RefusedLongAgo => (false, false, refused(30)),
+        // A day before the instance was last changed.
+        Seen::RefusedBeforeAChange => (false, false, refused((TODAY + 1) * 24 * 3600)),
         Seen::Superseded => (false, false, Standing::Superseded),
         Seen::Void => (false, false, Standing::Void),
         Seen::Told => (true, true, Standing::Done(DONE_JOB)),
@@ -488,6 +493,7 @@ fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
         Seen::DoneUntold,
         Seen::RefusedJustNow,
         Seen::RefusedLongAgo,
+        Seen::RefusedBeforeAChange,
         Seen::Superseded,
         Seen::Void,
         Seen::Told,

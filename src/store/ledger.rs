@@ -200,12 +200,13 @@ fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
 
 fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
     let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
+    // What was held or refused since still has the job it had.
     Ok(match (row.disposition, job) {
         (Disposition::Recorded, _) => Standing::Recorded,
-        // Held or refused since, it stays superseded.
-        (_, Some(job)) if job.state == job::State::Cancelled => Standing::Superseded,
-        (Disposition::Job, Some(job)) => match job.state {
+        (_, None) => Standing::Void,
+        (_, Some(job)) => match job.state {
             job::State::Done => Standing::Done(job.number),
+            job::State::Cancelled => Standing::Superseded,
             job::State::Refused => Standing::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
                 reason: job.note.unwrap_or_default(),
@@ -213,7 +214,6 @@ fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
             live if live.is_live() => Standing::Open(job.number),
             _ => Standing::Void,
         },
-        _ => Standing::Void,
     })
 }
 
