@@ -117,12 +117,16 @@ impl Dispatch {
     }
 
     /// Takes as many due jobs as there are places. Returns whether to look again, and when.
+    ///
+    /// What runs here is renewed first: after a jump of the clock (a machine that was suspended) our own
+    /// leases look lost, and the jobs would be taken a second time.
     async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
         let mut places = Vec::new();
         while let Ok(place) = self.store.places().clone().try_acquire_owned() {
             places.push(place);
         }
         let limit = places.len();
+        self.renew().await;
         let poll = Instant::now() + self.options.poll;
         match self.store.take(limit).await {
             Ok(taking) => {

@@ -346,6 +346,9 @@ pub enum Reason {
     /// It was released; whatever is paid now is paid for nothing.
     #[error("the instance has been released, so this {0} was paid for nothing")]
     PaidForNothing(Action),
+    /// It was asked for, and nothing has been made yet.
+    #[error("the instance has not been created yet")]
+    NotReady,
     /// It is not in a state in which anybody may sign on.
     #[error("nobody can sign on to an instance that is {0}")]
     NotUsable(State),
@@ -369,7 +372,7 @@ pub enum Reason {
     /// A create of something whose release came first.
     #[error("its release came before this create")]
     LateCreate,
-    /// An expire that was told or superseded before, long before the known expiry.
+    /// An expire that was told or overtaken before, long before the known expiry.
     #[error("an expire like this was dealt with before, and the instance is paid until {0}")]
     EarlyExpire(Timestamp),
     /// A renewal that was told before, and taken back since.
@@ -378,8 +381,8 @@ pub enum Reason {
     /// A refunded renewal that was told before, and renewed since.
     #[error("this refund was answered before, and the expiry has moved since")]
     LeftExpiry,
-    /// An upgrade that was told before, and left by a later one.
-    #[error("this upgrade was answered before, and a later one has replaced it")]
+    /// An upgrade that was told or refused before, and left behind since.
+    #[error("this upgrade was dealt with before, and the instance has changed since")]
     LeftSku,
     /// A renewal to a date that is already past.
     #[error("the instance is frozen, and this renewal ends in the past")]
@@ -405,6 +408,7 @@ impl Reason {
             Reason::UnknownInstance => "unknown-instance",
             Reason::NamesNothing => "names-nothing",
             Reason::PaidForNothing(_) => "paid-for-nothing",
+            Reason::NotReady => "not-ready",
             Reason::NotUsable(_) => "not-usable",
             Reason::SignOnUsed => "sign-on-used",
             Reason::SignOnStale => "sign-on-stale",
@@ -493,8 +497,8 @@ fn judge(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
         Action::SignOn => sign_on(view, callback).into(),
         Action::Payment => payment(view).into(),
-        Action::Query => Decision::Repeat.into(),
-        Action::Other => other(view).into(),
+        Action::Query => query(view).into(),
+        Action::Other => other(view, callback).into(),
         Action::Create
         | Action::Renew
         | Action::RefundRenew
@@ -508,7 +512,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     if let Some(taken) = view.instance.filter(|instance| is_anothers(instance, callback)) {
         return Decision::Hold(Reason::NameTaken(taken.order_biz_id.clone().unwrap_or_default())).into();
     }
-    if let Some(decision) = open_occurrence(view) {
+    if let Some(decision) = open_occurrence(view, callback.action) {
         let released = view.instance.is_some_and(|instance| instance.state == State::Released);
         return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
     }
@@ -521,8 +525,8 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         future: &future,
         releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
         told: !view.approved && view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
-        superseded: !view.approved
-            && view.occurrence.is_some_and(|occurrence| occurrence.standing == Standing::Superseded),
+        overtaken: !view.approved
+            && view.occurrence.is_some_and(|occurrence| is_overtaken(instance, occurrence)),
         view,
         wants: Wants::of(callback),
     };
@@ -547,9 +551,10 @@ fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
 }
 
 /// A repeat of what the marketplace has not been told yet joins it, whatever was queued since.
-fn open_occurrence(view: View<'_>) -> Option<Decision> {
+fn open_occurrence(view: View<'_>, action: Action) -> Option<Decision> {
     let occurrence = view.occurrence.filter(|occurrence| !occurrence.told)?;
     match &occurrence.standing {
+        Standing::Done(_) if is_next_term(view, action) => None,
         Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
         Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
@@ -560,6 +565,15 @@ fn open_occurrence(view: View<'_>) -> Option<Decision> {
         | Standing::Void
         | Standing::Recorded => None,
     }
+}
+
+/// Whether an expire that is done, and was never told, cannot be what is announced now: the instance is
+/// in use again, and the term it was given since is over.
+fn is_next_term(view: View<'_>, action: Action) -> bool {
+    let Some(instance) = view.instance.filter(|_| action == Action::Expire) else { return false };
+    let future = instance.projected(view.lane);
+    let over = plus_millis(view.now, limits::EXPIRE_EARLY_MS);
+    future.state == State::Active && future.expires_on.is_some_and(|expiry| expiry <= over)
 }
 
 /// A record whose create ended without effect is as if it had never been asked for; but while its
@@ -582,7 +596,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
             Decision::Hold(Reason::NamesNothing).into()
         }
         Action::Release => unknown_release(view.policy),
-        _ => unknown(view.policy, view.approved, callback).into(),
+        _ => unknown(view, callback).into(),
     }
 }
 
@@ -595,17 +609,28 @@ fn unknown_release(policy: Policy) -> Verdict {
     Verdict { entombs: true, ..decision.into() }
 }
 
-fn unknown(policy: Policy, approved: bool, callback: &Callback) -> Decision {
+fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     if callback.subject.names().next().is_none() {
         return Decision::Hold(Reason::NamesNothing);
     }
-    match policy.unknown_instance {
+    match view.policy.unknown_instance {
         UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Succeed => Decision::Record,
-        UnknownInstance::Adopt if callback.product.is_none() && !approved => {
+        // Its create was refused here: it is not elsewhere, so there is nothing to take over.
+        UnknownInstance::Adopt if view.instance.is_some() => Decision::Refuse(Reason::UnknownInstance),
+        UnknownInstance::Adopt if callback.product.is_none() && !view.approved => {
             Decision::Hold(Reason::UnknownProduct)
         }
         UnknownInstance::Adopt => Decision::Run,
+    }
+}
+
+/// Whether what was asked before came to nothing, and the instance has moved on since.
+fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
+    match occurrence.standing {
+        Standing::Superseded => true,
+        Standing::RefusedByHook { at, .. } => instance.updated_at > at,
+        _ => false,
     }
 }
 
@@ -615,7 +640,7 @@ struct Known<'a> {
     future: &'a Instance,
     releasing: Option<i64>,
     told: bool,
-    superseded: bool,
+    overtaken: bool,
     view: View<'a>,
     wants: Wants,
 }
@@ -662,7 +687,7 @@ impl Known<'_> {
             State::Released => {
                 Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Upgrade))).alerting()
             }
-            _ if !self.told => Decision::Run.into(),
+            _ if !self.told && !self.refused_since() => Decision::Run.into(),
             _ if self.future.has(&self.wants) => Decision::Repeat.into(),
             _ => Decision::Hold(Reason::LeftSku).into(),
         }
@@ -674,7 +699,7 @@ impl Known<'_> {
         match (self.future.state, paid_until) {
             (State::Released, _) => self.released().into(),
             (State::Frozen, _) => self.frozen().into(),
-            (State::Pending | State::Active, Some(expiry)) if self.told || self.superseded => {
+            (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
             (State::Pending | State::Active, _) => {
@@ -707,6 +732,13 @@ impl Known<'_> {
             return unknown_release(self.view.policy).decision;
         }
         Decision::Repeat
+    }
+
+    /// Whether the hook refused it, and the instance has changed since. What was cancelled with a create
+    /// is not meant: that was never tried.
+    fn refused_since(&self) -> bool {
+        let standing = self.view.occurrence.map(|occurrence| &occurrence.standing);
+        self.overtaken && matches!(standing, Some(Standing::RefusedByHook { .. }))
     }
 
     /// Released already, or about to be: then it is true when the release is done.
@@ -747,12 +779,21 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     if view.occurrence.is_some_and(|occurrence| occurrence.told) {
         return Decision::Refuse(Reason::SignOnUsed);
     }
-    if let Some(decision) = open_occurrence(view) {
+    if let Some(decision) = open_occurrence(view, callback.action) {
         return decision;
     }
     match instance.state {
         State::Active | State::Frozen => Decision::RunBeside { told: false },
         State::Pending | State::Released => Decision::Refuse(Reason::NotUsable(instance.state)),
+    }
+}
+
+/// A query tells the id, and so nothing before there is one.
+fn query(view: View<'_>) -> Decision {
+    match view.instance {
+        None => Decision::Refuse(Reason::UnknownInstance),
+        Some(instance) if instance.id.is_none() => Decision::Refuse(Reason::NotReady),
+        Some(_) => Decision::Repeat,
     }
 }
 
@@ -763,8 +804,8 @@ fn payment(view: View<'_>) -> Decision {
     }
 }
 
-fn other(view: View<'_>) -> Decision {
-    if let Some(decision) = open_occurrence(view) {
+fn other(view: View<'_>, callback: &Callback) -> Decision {
+    if let Some(decision) = open_occurrence(view, callback.action) {
         return decision;
     }
     match view.occurrence.map(|occurrence| &occurrence.standing) {

@@ -334,6 +334,59 @@ async fn a_renew_that_waits_supersedes_a_dead_expire_after_its_one_more_attempt(
     assert_eq!((bench.state(), bench.only().expires_on), (State::Active, Some(day(730))));
 }
 
+async fn an_expire_the_hook_refused_does_not_freeze_who_renewed_since(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.go_to_day(365);
+    bench.deliver(&expire("b")).await;
+    let expiring = bench.take_one().await;
+    bench.finish(&expiring, refused()).await;
+    bench.advance(60);
+    bench.done(&renew("b", "r", day(730))).await;
+    bench.advance(60);
+    for _ in 0..2 {
+        assert!(is_held(&bench.deliver(&expire("b")).await));
+    }
+    assert_eq!(bench.state(), State::Active);
+    bench.go_to_day(730);
+    bench.done(&expire("b")).await;
+    assert_eq!(bench.state(), State::Frozen);
+}
+
+async fn arrears_the_hook_refused_to_act_on_are_asked_again(bench: &Bench) {
+    bench.done(&create("b")).await;
+    for _ in 0..3 {
+        bench.advance(60);
+        bench.deliver(&expire("b")).await;
+        let expiring = bench.take_one().await;
+        bench.finish(&expiring, refused()).await;
+    }
+    bench.advance(60);
+    bench.done(&expire("b")).await;
+    assert_eq!(bench.state(), State::Frozen);
+}
+
+async fn next_years_expire_runs_though_this_years_was_never_told(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.go_to_day(365);
+    bench.deliver(&expire("b")).await;
+    bench.run_due().await;
+    bench.done(&renew("b", "r", day(730))).await;
+    bench.go_to_day(730);
+    bench.done(&expire("b")).await;
+    assert_eq!(bench.state(), State::Frozen);
+}
+
+async fn an_upgrade_the_hook_refused_does_not_undo_a_later_one(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.deliver(&upgrade("b", "silver")).await;
+    let upgrading = bench.take_one().await;
+    bench.finish(&upgrading, refused()).await;
+    bench.advance(60);
+    bench.done(&upgrade("b", "gold")).await;
+    bench.advance(60);
+    assert!(is_held(&bench.deliver(&upgrade("b", "silver")).await));
+}
+
 async fn an_expire_supersedes_a_dead_renew(bench: &Bench) {
     bench.done(&create("b")).await;
     bench.deliver(&renew("b", "r", day(730))).await;
@@ -445,6 +498,18 @@ async fn nobody_signs_on_to_what_is_gone(bench: &Bench) {
     assert!(is_refused(&bench.deliver(&sign_on("b", bench.clock.now())).await));
 }
 
+async fn a_query_tells_no_success_before_there_is_one(bench: &Bench) {
+    let query = Callback { action: Action::Query, ..expire("b") };
+    assert!(is_refused(&bench.deliver(&query).await));
+    bench.deliver(&create("b")).await;
+    assert!(is_refused(&bench.deliver(&query).await));
+    assert_eq!(bench.jobs().len(), 1);
+    bench.run_due().await;
+    for _ in 0..2 {
+        assert_eq!(told_id(&bench.deliver(&query).await), Some("b"));
+    }
+}
+
 async fn an_unknown_instance_is_refused_and_leaves_one_row(bench: &Bench) {
     for _ in 0..3 {
         assert!(is_refused(&bench.deliver(&renew("b", "r", day(730))).await));
@@ -482,6 +547,18 @@ async fn an_unknown_instance_is_adopted_where_the_seller_says_so(bench: &Bench) 
     assert_eq!(bench.only().expires_on, Some(day(730)));
     let gone = bench.accept_under(UnknownInstance::Adopt, &release("c")).await;
     assert!(is_held(&answer_now(gone)));
+}
+
+async fn what_the_hook_refused_to_create_is_not_adopted(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let creating = bench.take_one().await;
+    bench.finish(&creating, refused()).await;
+    let paid = Callback { product: Some("product-1".into()), ..renew("b", "r", day(730)) };
+    assert!(is_refused(&answer_now(bench.accept_under(UnknownInstance::Adopt, &paid).await)));
+    assert_eq!(bench.state(), State::Pending);
+    bench.advance(60);
+    bench.done(&create("b")).await;
+    bench.done(&paid).await;
 }
 
 async fn what_was_refused_and_then_adopted_is_one_job(bench: &Bench) {

@@ -7,6 +7,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stderr,
     reason = "a test that panics has said what it found"
 )]
 
@@ -334,6 +335,8 @@ impl Seen {
             if released {
                 self.released.insert(*number);
             } else if let Some(name) = &instance.order_biz_id {
+                let made = matches!(instance.state, State::Active | State::Frozen);
+                assert_eq!(made, instance.id.is_some(), "whoever uses it can name it: {instance:?}");
                 assert!(live.insert((&instance.account, name)), "two live instances: {instance:?}");
             }
             if let Some(id) = &instance.id {

@@ -72,6 +72,8 @@ enum Seen {
     DoneUntold,
     RefusedJustNow,
     RefusedLongAgo,
+    /// The hook refused it, and the instance has changed since.
+    RefusedBeforeAChange,
     Superseded,
     Void,
     Told,
@@ -185,6 +187,8 @@ fn reading(case: &Case) -> Reading {
         Seen::Open(position) => {
             return Reading { alert: late_create, ..What::Join(number(position)).into() };
         }
+        // In use again, and the term it was given since is over: that is the next one's end.
+        Seen::DoneUntold if is_next_term(case) => {}
         Seen::DoneUntold => return Reading { alert: late_create, ..What::Join(DONE_JOB).into() },
         Seen::RefusedJustNow => return Reading { alert: late_create, ..What::Refuse("hook").into() },
         _ => {}
@@ -199,6 +203,11 @@ fn reading(case: &Case) -> Reading {
         Action::Expire => read_expire(case, &column, told),
         _ => read_release(case, &column, told),
     }
+}
+
+fn is_next_term(case: &Case) -> bool {
+    let over = matches!(column(case), Column::Active { until: Some(until), .. } if until <= TODAY + 1);
+    case.callback.action == Action::Expire && over
 }
 
 fn read_create(case: &Case, column: &Column, told: bool) -> Reading {
@@ -220,6 +229,8 @@ fn policy(case: &Case) -> What {
     match case.unknown {
         UnknownInstance::Refuse => What::Refuse("unknown-instance"),
         UnknownInstance::Succeed => What::Record,
+        // Its create was refused here, so it is nowhere else either.
+        UnknownInstance::Adopt if case.applied != Applied::Absent => What::Refuse("unknown-instance"),
         UnknownInstance::Adopt if case.callback.product.is_none() => What::Hold("unknown-product"),
         UnknownInstance::Adopt => What::Run,
     }
@@ -268,7 +279,8 @@ fn read_upgrade(case: &Case, column: &Column, told: bool) -> Reading {
     match column {
         Column::Absent => policy(case).into(),
         Column::Released => Reading { alert: true, ..What::Refuse("paid-for-nothing").into() },
-        _ if !told => What::Run.into(),
+        // Refused, and the instance has changed since: it must not undo what came later.
+        _ if !told && case.seen != Seen::RefusedBeforeAChange => What::Run.into(),
         Column::Active { sku, .. } | Column::Frozen { sku, .. }
             if case.callback.sku.as_deref() == Some(*sku) =>
         {
@@ -279,13 +291,14 @@ fn read_upgrade(case: &Case, column: &Column, told: bool) -> Reading {
 }
 
 fn read_expire(case: &Case, column: &Column, told: bool) -> Reading {
+    let overtaken = matches!(case.seen, Seen::Superseded | Seen::RefusedBeforeAChange);
     match column {
         Column::Absent => policy(case).into(),
         Column::Released => with_the_release(case).into(),
         Column::Frozen { .. } => coming(case, Action::Expire).map_or(What::Repeat, What::Join).into(),
-        // Told before, or overtaken by a renew: not believed more than a day ahead of the end.
+        // Told before, or overtaken by what came since: not believed more than a day ahead of the end.
         Column::Active { until, .. }
-            if (told || case.seen == Seen::Superseded) && until.is_some_and(|until| until > TODAY + 1) =>
+            if (told || overtaken) && until.is_some_and(|until| until > TODAY + 1) =>
         {
             What::Hold("early-expire").into()
         }
@@ -366,6 +379,8 @@ fn occurrence(seen: Seen) -> Option<Occurrence> {
         Seen::DoneUntold => (false, false, Standing::Done(DONE_JOB)),
         Seen::RefusedJustNow => (false, false, refused(29)),
         Seen::RefusedLongAgo => (false, false, refused(30)),
+        // A day before the instance was last changed.
+        Seen::RefusedBeforeAChange => (false, false, refused((TODAY + 1) * 24 * 3600)),
         Seen::Superseded => (false, false, Standing::Superseded),
         Seen::Void => (false, false, Standing::Void),
         Seen::Told => (true, true, Standing::Done(DONE_JOB)),
@@ -487,6 +502,7 @@ fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
         Seen::DoneUntold,
         Seen::RefusedJustNow,
         Seen::RefusedLongAgo,
+        Seen::RefusedBeforeAChange,
         Seen::Superseded,
         Seen::Void,
         Seen::Told,

@@ -206,15 +206,16 @@ fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
 
 pub(super) fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
     let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
+    // What was held or refused since still has the job it had.
     Ok(match (row.disposition, job) {
         (Disposition::Recorded, _) => Standing::Recorded,
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
             Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
         }
-        // Held or refused since, it stays superseded.
-        (_, Some(job)) if job.state == job::State::Cancelled => Standing::Superseded,
-        (Disposition::Job, Some(job)) => match job.state {
+        (_, None) => Standing::Void,
+        (_, Some(job)) => match job.state {
             job::State::Done => Standing::Done(job.number),
+            job::State::Cancelled => Standing::Superseded,
             job::State::Refused => Standing::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
                 reason: job.note.unwrap_or_default(),
@@ -222,7 +223,6 @@ pub(super) fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
             live if live.is_live() => Standing::Open(job.number),
             _ => Standing::Void,
         },
-        _ => Standing::Void,
     })
 }
 
@@ -715,6 +715,12 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
             job.answer = open.clone();
             job.sealed = sealed.clone();
             complete(rows, &mut job, instance_id.as_deref(), finish.now)?
+        }
+        // The browser has gone; whoever signs on again asks again.
+        Ending::Retry { error, .. } if job.action == Action::SignOn => {
+            job.note = Some(error.clone());
+            end(&mut job, job::State::Dropped, finish.now);
+            Told::NotYet
         }
         Ending::Retry { error, after_ms } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;

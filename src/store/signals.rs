@@ -113,6 +113,11 @@ impl Waiters {
         Waiting { job, ticket, receiver, waiters: self.clone() }
     }
 
+    /// Whether anybody waits for `job`.
+    pub(crate) fn are_there(&self, job: i64) -> bool {
+        self.lock().by_job.contains_key(&job)
+    }
+
     /// Takes out everybody who waits for `job`: they will be told.
     pub(crate) fn claim(&self, job: i64) -> Claimed {
         Claimed { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }

@@ -11,7 +11,7 @@ use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, 
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
 use super::{Shared, StoreError};
-use crate::callback::{Answer, Outcome};
+use crate::callback::{Action, Answer, Outcome};
 use crate::clock::{Id, plus_millis};
 use crate::limits;
 
@@ -171,8 +171,11 @@ fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()
     let accepted =
         guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, Birth { id, lease_until }));
     let done = accepted.map(|accepted| {
+        let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
-            Told::Wait(job) => Some(shared.signals.waiters().join(job, accepted.row.number)),
+            // One sign-on lets one browser in: whoever comes with it meanwhile is not told where to go.
+            Told::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
+            Told::Wait(job) => Some(waiters.join(job, accepted.row.number)),
             _ => None,
         };
         (accepted, waiting)

@@ -21,18 +21,19 @@ use tokio::time::Instant;
 /// Makes a test for each backend out of every function.
 macro_rules! on_both_backends {
     ($($(#[$meta:meta])* async fn $name:ident($bench:ident: &Bench) $body:block)*) => {$(
-        $(#[$meta])*
         mod $name {
             use super::*;
 
             async fn check($bench: &Bench) $body
 
             #[tokio::test]
+            $(#[$meta])*
             async fn sqlite() {
                 check(&Bench::sqlite().await).await;
             }
 
             #[tokio::test]
+            $(#[$meta])*
             async fn memory() {
                 check(&Bench::memory().await).await;
             }
