@@ -604,7 +604,11 @@ fn p08_without_a_sound_key_nothing_starts() {
         for command in ["serve", "check-config"] {
             let ran = home.run(&[command, "--config", config.to_str().unwrap()]);
             assert_eq!(ran.code, 78, "{command} with {keys:?}: {}", ran.stderr);
-            assert!(ran.stderr.contains(named), "{command} with {keys:?} does not name {named}: {}", ran.stderr);
+            assert!(
+                ran.stderr.contains(named),
+                "{command} with {keys:?} does not name {named}: {}",
+                ran.stderr
+            );
             assert!(ran.stderr.contains("spid.toml"), "{}", ran.stderr);
             assert_clean("stderr", ran.stderr.as_bytes(), &[KEY]);
             assert_clean("stdout", ran.stdout.as_bytes(), &[KEY]);
@@ -809,7 +813,8 @@ fn p10_nothing_a_verified_request_says_ends_it() {
     let long = "長".repeat(1200);
     let dates = ["9999-12-31 23:59:59", "0000-00-00 00:00:00", "-9999-01-01 00:00:00", "1", &long];
     let names = [long.as_str(), " ", "0", "../../etc/passwd", "'; DROP TABLE job; --", "\u{202e}", "\u{7f}"];
-    for action in ["createInstance", "renewInstance", "upgradeInstance", "expiredInstance", "releaseInstance"] {
+    for action in ["createInstance", "renewInstance", "upgradeInstance", "expiredInstance", "releaseInstance"]
+    {
         for name in names {
             let odd = Params::new(action).with("orderBizId", name).with("instanceId", name);
             let odd = odd.with("orderId", name).with("skuId", name);

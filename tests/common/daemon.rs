@@ -188,6 +188,11 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts it without a configuration.
+    pub(crate) fn start_dev(&self) -> Daemon {
+        Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
+    }
+
     /// Starts the daemon with files that cannot grow beyond so many blocks of 512 bytes, as on a full disk.
     pub(crate) fn start_on_a_full_disk(&self, blocks: u32) -> Daemon {
         let mut command = Command::new("sh");
@@ -256,9 +261,8 @@ name = "provision"
     pub(crate) fn wait_until_idle(&self) {
         until("no job waits any more", || {
             let db = self.database();
-            let waiting: i64 = db
-                .query_row("SELECT count(*) FROM job WHERE state IN (0, 1)", [], |row| row.get(0))
-                .unwrap();
+            let waiting: i64 =
+                db.query_row("SELECT count(*) FROM job WHERE state IN (0, 1)", [], |row| row.get(0)).unwrap();
             (waiting == 0).then_some(())
         });
     }
@@ -274,7 +278,8 @@ name = "provision"
     /// How many rows every table has.
     pub(crate) fn row_counts(&self) -> Vec<(String, i64)> {
         let db = self.database();
-        let mut names = db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
+        let mut names =
+            db.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
         let names: Vec<String> = names.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
         assert!(names.len() > 4, "{names:?}");
         let count = |name: &str| {
@@ -366,8 +371,7 @@ impl Daemon {
         let log = Arc::new(Log::default());
         let (stderr, followed) = (child.stderr.take().unwrap(), log.clone());
         let follower = std::thread::spawn(move || followed.follow(stderr));
-        let mut daemon =
-            Daemon { child, address: ([127, 0, 0, 1], 0).into(), log, follower: Some(follower) };
+        let mut daemon = Daemon { child, address: ([127, 0, 0, 1], 0).into(), log, follower: Some(follower) };
         let ready = daemon.log.line_with("ready address=");
         let (_, rest) = ready.split_once("ready address=").unwrap();
         daemon.address = rest.split(' ').next().unwrap().parse().unwrap();
@@ -531,10 +535,14 @@ impl Params {
 
     /// The token, computed as the vendor's page says it.
     pub(crate) fn token(&self) -> String {
+        self.token_with(KEY)
+    }
+
+    pub(crate) fn token_with(&self, key: &str) -> String {
         let mut sorted = self.0.clone();
         sorted.sort();
         let mut base: String = sorted.iter().map(|(name, value)| format!("{name}={value}&")).collect();
-        base.push_str(&format!("key={KEY}"));
+        base.push_str(&format!("key={key}"));
         Md5::digest(base.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
