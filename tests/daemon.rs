@@ -1,9 +1,4 @@
 //! The daemon as a whole: what it takes, how it starts and stops, and how its commands end.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test that panics has said what it found"
-)]
 
 #[path = "common/daemon.rs"]
 mod common;
