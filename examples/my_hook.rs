@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use spid::hook::{
-    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
+    RenewCall, Updated, UpgradeCall,
 };
 use spid::instance::Instance;
 
@@ -42,6 +43,16 @@ impl ProvisioningHook for MyHook {
     async fn renew(&self, call: RenewCall) -> Result<Updated, HookError> {
         self.set_state(&call.instance, "active")?;
         Ok(Updated::new())
+    }
+
+    async fn upgrade(&self, call: UpgradeCall) -> Result<Updated, HookError> {
+        let folder = self.folder(&call.instance)?;
+        std::fs::write(folder.join("sku"), call.sku.unwrap_or_default())?; // `changes` has the differences
+        Ok(Updated::new())
+    }
+
+    async fn refund_renew(&self, _call: RefundRenewCall) -> Result<Updated, HookError> {
+        Ok(Updated::new()) // only the term changes, and spid keeps it
     }
 
     async fn expire(&self, call: ExpireCall) -> Result<(), HookError> {

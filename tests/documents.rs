@@ -1,0 +1,242 @@
+//! What the documents say is run: commands, configurations, links, and the example with its own command
+//! line.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+const SPID: &str = env!("CARGO_BIN_EXE_spid");
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(name: &str) -> String {
+    std::fs::read_to_string(root().join(name)).unwrap()
+}
+
+fn documents() -> Vec<PathBuf> {
+    let mut found = vec!["README.md".into(), "ARCHITECTURE.md".into(), "CHANGELOG.md".into()];
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            if root().join(&path).is_dir() { folders.push(path) } else { found.push(path) }
+        }
+    }
+    found
+}
+
+/// The fenced blocks of one language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let fence = format!("```{language}\n");
+    text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
+}
+
+/// The block that holds `mark`.
+fn block(text: &str, language: &str, mark: &str) -> String {
+    blocks(text, language)
+        .into_iter()
+        .find(|block| block.contains(mark))
+        .unwrap_or_else(|| panic!("no block with {mark}"))
+}
+
+/// `spid serve --dev` on a free port, in a folder of its own.
+struct Dev {
+    child: Child,
+    address: String,
+    folder: tempfile::TempDir,
+}
+
+impl Dev {
+    fn start() -> Dev {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = Command::new(SPID)
+            .args(["serve", "--dev", "--listen", "127.0.0.1:0"])
+            .current_dir(folder.path())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = lines.find_map(|line| {
+            let line = line.unwrap();
+            line.split("address=").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned())
+        });
+        std::thread::spawn(move || lines.for_each(drop));
+        Dev { child, address: ready.unwrap(), folder }
+    }
+
+    fn shell(&self, script: &str) -> String {
+        let script = script.replace("127.0.0.1:8080", &self.address);
+        let path = format!("{}:{}", Path::new(SPID).parent().unwrap().display(), env!("PATH"));
+        let output = Command::new("sh")
+            .args(["-eu", "-c", &script])
+            .current_dir(self.folder.path())
+            .env("PATH", path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Says what is missing and returns true, unless skipping is forbidden.
+fn skipped(tools: &[&str]) -> bool {
+    let missing: Vec<&&str> = tools.iter().filter(|tool| !on_path(tool)).collect();
+    if missing.is_empty() {
+        return false;
+    }
+    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: {missing:?}");
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: install {missing:?}\n"));
+    true
+}
+
+fn on_path(tool: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
+}
+
+#[test]
+fn the_readme_s_first_order_is_taken() {
+    if skipped(&["curl", "md5sum", "cut"]) {
+        return;
+    }
+    let readme = read("README.md");
+    let order = block(&readme, "sh", "md5sum");
+    let promised = order.lines().find_map(|line| line.strip_prefix("# ")).unwrap().to_owned();
+    let dev = Dev::start();
+    assert_eq!(dev.shell(&order), promised);
+    assert_eq!(dev.shell(&order), promised);
+    let looking = block(&readme, "sh", "spid instances show 1001");
+    let looking: Vec<&str> = looking.lines().filter(|line| !line.contains("http://…")).collect();
+    let shown = dev.shell(&looking.join("\n"));
+    assert!(shown.contains("active") && shown.contains("token="), "{shown}");
+}
+
+#[test]
+fn the_readme_s_configuration_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("isv-key"), "fake-key-of-a-test\n").unwrap();
+    std::fs::write(at("provision"), block(&read("README.md"), "sh", "SPID_ACTION")).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(at("provision"), mode).unwrap();
+    let config = block(&read("README.md"), "toml", "[[endpoint]]")
+        .replace("/etc/spid/isv-key", &at("isv-key"))
+        .replace("/opt/app/provision", &at("provision"));
+    std::fs::write(at("spid.toml"), config).unwrap();
+    let output = Command::new(SPID).args(["check-config", "--config", &at("spid.toml")]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("keys: current"));
+}
+
+#[test]
+fn every_command_the_documents_name_exists() {
+    let mut seen = std::collections::BTreeSet::new();
+    for path in documents() {
+        let text = read(path.to_str().unwrap());
+        for piece in text.split("spid ").skip(1) {
+            let words: Vec<&str> = piece
+                .split(|c: char| !(c.is_ascii_lowercase() || c == '-' || c == ' '))
+                .next()
+                .unwrap()
+                .split(' ')
+                .take(2)
+                .collect();
+            let nested = ["instances", "jobs", "callbacks", "held"];
+            let plain =
+                ["serve", "check-config", "demo", "sign", "verify", "replay", "backup", "restore", "acts"];
+            if nested.contains(&words[0])
+                && words.len() == 2
+                && !words[1].is_empty()
+                && !words[1].starts_with('-')
+            {
+                seen.insert(words.join(" "));
+            } else if plain.contains(&words[0]) {
+                seen.insert(words[0].to_owned());
+            }
+        }
+    }
+    assert!(seen.len() >= 8, "{seen:?}");
+    for command in seen {
+        let output = Command::new(SPID).args(command.split(' ')).arg("--help").output().unwrap();
+        assert!(output.status.success(), "the documents name `spid {command}`, which does not exist");
+    }
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for path in documents() {
+        let text = read(path.to_str().unwrap());
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let file = link.split('#').next().unwrap();
+            if file.is_empty() || file.contains("://") {
+                continue;
+            }
+            let target = root().join(path.parent().unwrap()).join(file);
+            assert!(target.exists(), "{}: {link}", path.display());
+        }
+    }
+}
+
+/// The example. `cargo test` has built it beside this test; `cargo test --test documents` has not.
+fn example(name: &str) -> PathBuf {
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--example", name]).current_dir(root());
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success(), "the example does not build");
+    let this = std::env::current_exe().unwrap();
+    this.parent().unwrap().parent().unwrap().join("examples").join(name)
+}
+
+#[test]
+fn the_example_hook_plays_the_demo_with_its_own_command_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(example("my_hook"))
+        .args(["demo", "--json"])
+        .current_dir(folder.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("\"passed\": true"));
+    // The hook really ran, and really released: its folder is there, and what it made is gone.
+    assert_eq!(std::fs::read_dir(folder.path().join("tenants")).unwrap().count(), 0);
+}
+
+#[test]
+fn the_demo_tells_the_whole_life() {
+    let output = Command::new(SPID).arg("demo").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
+    for word in [
+        "createInstance",
+        "upgradeInstance",
+        "renewInstance",
+        "expiredInstance",
+        "releaseInstance",
+        "frozen",
+        "released",
+        "<token>",
+        "ok: ",
+    ] {
+        assert!(text.contains(word), "the demo does not show {word}\n{text}");
+    }
+    assert!(!text.contains("isvkey"));
+}
