@@ -480,7 +480,7 @@ fn unverified(number: usize) -> String {
         10 => get_text("/spi", &format!("{text}&a%26b=1&token={token}")),
         11 => get_text("/spi", &format!("{text}&{}token={token}", "a=1&".repeat(200))),
         12 => get_text("/spi", &format!("{text}&a={big}&token={wrong}")),
-        13 => post_text("/spi", &format!("{text}&a={}&token={wrong}", big.repeat(7))),
+        13 => post_text("/spi", &format!("{text}&a={big}&b={big}&c={big}&d={big}&e={big}&token={wrong}")),
         14 => get_text("/elsewhere", &honest.signed()),
         _ => get_text("/spi", &honest.signed().replace("basic", "enterprise")),
     }
@@ -517,7 +517,8 @@ fn p07_unverified_requests_leave_nothing_behind() {
         before.iter().zip(files()).map(|(was, is)| (was.0.clone(), *was == is)).collect();
     assert!(same.iter().all(|(_, same)| *same), "a file was written to: {same:?}");
     let grown = memory_peak(daemon.pid()).saturating_sub(memory);
-    assert!(grown < 24 * 1024 * 1024, "{grown} bytes more memory for requests that do not count");
+    // Together they had more than 9 MB.
+    assert!(grown < 4 * 1024 * 1024, "{grown} bytes more memory for requests that do not count");
     assert_eq!(daemon.deliver(&create("ob-7b")).id(), "ob-7b");
 }
 
