@@ -108,6 +108,10 @@ fn p01_acknowledged_means_kept_when_the_disk_is_full() {
     assert_eq!(denied, 12, "the disk never was full");
     assert!(told.len() > 20, "{}", told.len());
     assert!(daemon.is_running(), "a full disk ends nothing");
+    daemon.make_room();
+    let late = create("ob-when-there-was-room-again");
+    let answer = daemon.deliver_until_done(&late);
+    told.push((late, answer));
     daemon.kill();
     let daemon = home.start();
     home.wait_until_idle();
