@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, DispatchOptions};
 use crate::front::Front;
+use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
@@ -71,6 +72,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder in which running hooks are marked, beside the database.
+    #[error("the folder that marks running hooks cannot be used: {0}")]
+    Leftovers(#[source] std::io::Error),
     /// A listener.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
@@ -119,14 +123,14 @@ impl Daemon {
             None => Store::in_memory(options.store, options.clock.clone()).await?,
         };
         log_backlog(&store);
+        // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
+        let runner = match &options.store_path {
+            Some(path) => options.runner.marking(clear_leftovers(path).await?),
+            None => options.runner,
+        };
         let (stop_dispatch, stopping) = watch::channel(false);
-        let dispatch = Dispatch::new(
-            store.clone(),
-            options.clock.clone(),
-            metrics.clone(),
-            options.runner,
-            options.dispatch,
-        );
+        let dispatch =
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
         let dispatch = tokio::spawn(dispatch.run(stopping));
         let intake = Intake::new(store.clone(), options.clock, metrics.clone(), options.intake);
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
@@ -210,6 +214,14 @@ fn serve(
         };
         http::serve(listener, options, handler, stop).await
     })
+}
+
+/// Kills the hooks that a dead daemon of this database left running.
+async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
+    let real = store_path.canonicalize().map_err(StartError::Leftovers)?;
+    let mut folder = real.into_os_string();
+    folder.push(".running");
+    Leftovers::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
 }
 
 /// What waits for somebody is said at every start.

@@ -83,6 +83,8 @@ pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
+pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
 pub const REASON_MAX_BYTES: usize = 1024;
 

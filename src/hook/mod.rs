@@ -47,9 +47,11 @@ use crate::callback::Answer;
 mod answer;
 mod call;
 pub mod exec;
+pub mod leftovers;
 pub mod log;
 pub mod runner;
 
+use self::leftovers::Leftovers;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
@@ -207,6 +209,12 @@ pub(crate) type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, HookE
 /// every action alike, need not pretend to be nine.
 pub(crate) trait DynHook: Send + Sync + 'static {
     fn answer(&self, call: Call) -> Answering<'_>;
+
+    /// As [`DynHook::answer`]. A kind that starts processes marks them, so that they do not outlive a
+    /// daemon that is killed.
+    fn answer_marked(&self, call: Call, _leftovers: Leftovers) -> Answering<'_> {
+        self.answer(call)
+    }
 }
 
 /// A hook of any kind. Clones share it.
@@ -223,8 +231,11 @@ impl AnyHook {
         AnyHook(Arc::new(hook))
     }
 
-    pub(crate) fn answer(&self, call: Call) -> Answering<'_> {
-        self.0.answer(call)
+    pub(crate) fn answer(&self, call: Call, leftovers: Option<Leftovers>) -> Answering<'_> {
+        match leftovers {
+            Some(leftovers) => self.0.answer_marked(call, leftovers),
+            None => self.0.answer(call),
+        }
     }
 }
 
