@@ -4,7 +4,7 @@
 //! it runs its lease is renewed; if that fails for long enough somebody else may take the job, and
 //! the late end is fenced off by the store. Nothing a hook does ends the loop.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -49,7 +49,7 @@ impl Default for DispatchOptions {
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
 /// The jobs that run now, by number.
-type Held = Arc<Mutex<HashMap<i64, JobRow>>>;
+type Held = Arc<Mutex<BTreeMap<i64, JobRow>>>;
 
 /// Runs jobs.
 pub struct Dispatch {
@@ -82,6 +82,7 @@ impl Dispatch {
         };
         let mut running = JoinSet::new();
         let ready = tokio::select! {
+            biased;
             ready = self.take_and_run(ready, &mut running, stop.clone()) => ready,
             () = self.keep_house() => return 0,
         };
@@ -180,6 +181,7 @@ impl Dispatch {
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 _ = renew.tick() => self.renew().await,
                 _ = flush.tick() => self.flush().await,
             }
@@ -213,13 +215,14 @@ impl Dispatch {
         }
         let all_ended = async { while running.join_next().await.is_some() {} };
         let in_time = tokio::select! {
+            biased;
             ended = timeout(self.options.stop_within, all_ended) => ended.is_ok(),
             () = self.keep_house() => false,
         };
         if !in_time {
             running.shutdown().await;
         }
-        let cut: Vec<JobRow> = lock(&self.held).drain().map(|(_, job)| job).collect();
+        let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
         for job in &cut {
             tracing::warn!(job = %job.id, action = %job.action, "the hook was still running; its job is due again at the next start");
             self.give_back(job).await;
@@ -235,7 +238,7 @@ impl Dispatch {
     }
 }
 
-fn lock(held: &Held) -> std::sync::MutexGuard<'_, HashMap<i64, JobRow>> {
+fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<i64, JobRow>> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

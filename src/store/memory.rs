@@ -37,10 +37,15 @@ pub(crate) struct Memory {
 }
 
 /// The readers' side: what is committed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryReader(Arc<Mutex<Tables>>);
 
 impl Memory {
+    /// A writer on tables that are there already.
+    pub(crate) fn on(committed: &MemoryReader) -> Memory {
+        Memory { committed: committed.0.clone(), working: None, savepoint: None }
+    }
+
     pub(crate) fn reader(&self) -> MemoryReader {
         MemoryReader(self.committed.clone())
     }

@@ -13,10 +13,12 @@ mod memory;
 mod mend;
 mod rows;
 mod signals;
+#[doc(hidden)]
+pub mod sim;
 mod sqlite;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -25,14 +27,14 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::callback::{Answer, Callback, Outcome};
-use crate::clock::{Clock, Id};
+use crate::clock::{Clock, Id, Ids};
 use crate::job::Schedule;
 use crate::limits;
 use crate::seal::{SealError, Sealer};
 use ledger::{Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
-use writer::{AcceptCommand, Command, FinishCommand};
+use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
 pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Import, MendError, Mender, restore};
@@ -102,6 +104,8 @@ pub struct StoreOptions {
     pub secrets_window_ms: i64,
     /// The file with the sealing key; beside the database when `None`.
     pub sealing_key: Option<PathBuf>,
+    /// Where the ids of jobs come from.
+    pub ids: Ids,
 }
 
 impl StoreOptions {
@@ -121,6 +125,7 @@ impl Default for StoreOptions {
             schedule: Schedule::default(),
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
+            ids: Ids::default(),
         }
     }
 }
@@ -299,13 +304,14 @@ impl Reader {
     }
 }
 
-type Counts = HashMap<i64, (u64, Timestamp)>;
+type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
     queue: mpsc::Sender<Command>,
     reader: Reader,
     shared: Arc<Shared>,
     clock: Clock,
+    ids: Ids,
     sealer: Sealer,
     secrets_window_ms: i64,
     counts: Mutex<Counts>,
@@ -364,37 +370,43 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedule: options.schedule });
-        let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
+        let (store, writer) = Store::assemble(backend, reader, sealer, options, clock);
         let (closing, closed) = oneshot::channel();
-        let for_writer = shared.clone();
         std::thread::Builder::new()
             .name("spid-writer".to_owned())
             .spawn(move || {
-                writer::run(backend, commands, &for_writer);
+                writer.run();
                 let _ = closing.send(());
             })
             .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
+        store.recover().await?;
+        Ok((store, Closed(closed)))
+    }
+
+    /// A store, and the writer somebody must drive.
+    fn assemble<B: rows::Backend>(
+        backend: B,
+        reader: Reader,
+        sealer: Sealer,
+        options: StoreOptions,
+        clock: Clock,
+    ) -> (Store, Writer<B>) {
+        let (signals, ready) = Signals::new();
+        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
+        let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
             queue,
             reader,
             shared,
             clock,
+            ids: options.ids,
             sealer,
             secrets_window_ms: options.secrets_window_ms,
             counts: Mutex::default(),
             ready: Mutex::new(Some(ready)),
         };
-        let store = Store { inner: Arc::new(inner) };
-        let recovered = store.recover().await?;
-        if recovered > 0 {
-            tracing::warn!(
-                jobs = recovered,
-                "jobs were running when the last daemon stopped; they run again"
-            );
-        }
-        Ok((store, Closed(closed)))
+        (Store { inner: Arc::new(inner) }, writer)
     }
 
     /// Reading what is committed.
@@ -420,7 +432,7 @@ impl Store {
             return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
         }
         let id =
-            Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+            self.inner.ids.next(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let (accepted, waiting) = self
             .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))
@@ -571,9 +583,17 @@ impl Store {
         self.ask(|reply| Command::Count { counts: Vec::new(), reply }).await
     }
 
-    async fn recover(&self) -> Result<usize, StoreError> {
+    /// Gives back the jobs that ran when the last daemon died.
+    async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Recover { now, reply }).await
+        let recovered = self.ask(|reply| Command::Recover { now, reply }).await?;
+        if recovered > 0 {
+            tracing::warn!(
+                jobs = recovered,
+                "jobs were running when the last daemon stopped; they run again"
+            );
+        }
+        Ok(())
     }
 
     async fn ask<T>(&self, command: impl FnOnce(writer::Reply<T>) -> Command) -> Result<T, StoreError> {

@@ -3,6 +3,11 @@
 //! It blocks for one operation, drains what queued meanwhile, runs each in a savepoint of its own,
 //! commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
 //! is the next batch, so a slow disk costs one `fsync` a batch and a fast one costs no waiting.
+//!
+//! The steps of a batch are types: what has been [`Operated`] cannot be answered, only committed; what
+//! has [`Ended`] can only be answered. A simulation drives the same steps, one by one.
+
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -53,7 +58,7 @@ pub struct Taking {
 }
 
 /// What is left to do once the batch is committed, or has failed.
-enum After {
+pub(super) enum After {
     Accept {
         done: Result<(Accepted, Option<Waiting>)>,
         place: Option<OwnedSemaphorePermit>,
@@ -79,44 +84,89 @@ enum After {
     },
 }
 
-/// Writes until every sender is gone.
-pub(crate) fn run<B: Backend>(mut backend: B, mut queue: mpsc::Receiver<Command>, shared: &Shared) {
-    while let Some(first) = queue.blocking_recv() {
+/// A batch whose operations have run, in a transaction that is still open.
+pub(super) struct Operated {
+    pub(super) begun: Result<()>,
+    pub(super) results: Vec<After>,
+}
+
+/// A batch whose transaction has ended, well or not.
+pub(super) struct Ended {
+    pub(super) committed: Result<()>,
+    pub(super) results: Vec<After>,
+}
+
+/// The one who writes.
+pub(super) struct Writer<B> {
+    pub(super) backend: B,
+    pub(super) queue: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+}
+
+impl<B: Backend> Writer<B> {
+    pub(super) fn new(backend: B, queue: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Writer<B> {
+        Writer { backend, queue, shared }
+    }
+
+    /// Writes until every sender is gone.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let batch = self.gather(first, limits::WRITER_BATCH_MAX_COUNT);
+            let operated = self.operate(batch);
+            let ended = self.commit(operated);
+            self.settle(ended);
+        }
+    }
+
+    /// What queued behind `first`, up to `most` operations.
+    pub(super) fn gather(&mut self, first: Command, most: usize) -> Vec<Command> {
         let mut batch = vec![first];
-        while batch.len() < limits::WRITER_BATCH_MAX_COUNT {
-            match queue.try_recv() {
+        while batch.len() < most {
+            match self.queue.try_recv() {
                 Ok(command) => batch.push(command),
                 Err(_) => break,
             }
         }
-        write_batch(&mut backend, batch, shared);
+        batch
     }
-}
 
-fn write_batch<B: Backend>(backend: &mut B, batch: Vec<Command>, shared: &Shared) {
-    let begun = backend.begin();
-    let mut results: Vec<After> = Vec::with_capacity(batch.len());
-    for command in batch {
-        let usable = match &begun {
-            Ok(()) if backend.in_transaction() => Ok(()),
-            Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
-            Err(error) => Err(error.clone()),
-        };
-        results.push(operate(backend, command, usable, shared));
-    }
-    let committed = match begun {
-        Ok(()) if backend.in_transaction() => backend.commit(),
-        Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = &committed {
-        tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
-        if let Err(error) = backend.rollback() {
-            tracing::error!(%error, "the store could not roll back");
+    /// Begins a transaction and runs the operations in it.
+    pub(super) fn operate(&mut self, batch: Vec<Command>) -> Operated {
+        let begun = self.backend.begin();
+        let mut results: Vec<After> = Vec::with_capacity(batch.len());
+        for command in batch {
+            let usable = match &begun {
+                Ok(()) if self.backend.in_transaction() => Ok(()),
+                Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
+                Err(error) => Err(error.clone()),
+            };
+            results.push(operate(&mut self.backend, command, usable, &self.shared));
         }
+        Operated { begun, results }
     }
-    for after in results {
-        after.settle(&committed, &shared.signals);
+
+    /// Commits; what cannot be committed is rolled back.
+    pub(super) fn commit(&mut self, operated: Operated) -> Ended {
+        let Operated { begun, results } = operated;
+        let committed = match begun {
+            Ok(()) if self.backend.in_transaction() => self.backend.commit(),
+            Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &committed {
+            tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
+            if let Err(error) = self.backend.rollback() {
+                tracing::error!(%error, "the store could not roll back");
+            }
+        }
+        Ended { committed, results }
+    }
+
+    /// Answers.
+    pub(super) fn settle(&self, ended: Ended) {
+        for after in ended.results {
+            after.settle(&ended.committed, &self.shared.signals);
+        }
     }
 }
 
