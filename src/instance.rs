@@ -556,7 +556,10 @@ fn open_occurrence(view: View<'_>, action: Action) -> Option<Decision> {
     match &occurrence.standing {
         Standing::Done(_) if is_next_term(view, action) => None,
         Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
-        Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
+        // A refusal that lies ahead is one of before the clock was set back: its gap has no end.
+        Standing::RefusedByHook { at, reason }
+            if (*at..plus_millis(*at, limits::FORWARD_GAP_MS)).contains(&view.now) =>
+        {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
         }
         Standing::RefusedByHook { .. }

@@ -315,6 +315,9 @@ impl Backend for Memory {
         self.working = self.savepoint.take();
         Ok(())
     }
+    fn touch(&mut self) -> Result<()> {
+        Ok(())
+    }
     fn in_transaction(&self) -> bool {
         self.working.is_some()
     }

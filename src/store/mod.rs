@@ -575,12 +575,12 @@ impl Store {
         })
     }
 
-    /// Whether a write goes through now.
+    /// Whether a write goes through now: one is made, and reaches the disk.
     ///
     /// # Errors
     /// When it does not.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Count { counts: Vec::new(), reply }).await
+        self.ask(|reply| Command::Probe { reply }).await
     }
 
     /// Gives back the jobs that ran when the last daemon died.

@@ -249,6 +249,8 @@ pub(crate) trait Backend: Write + Send + 'static {
     fn savepoint(&mut self) -> Result<()>;
     fn release_savepoint(&mut self) -> Result<()>;
     fn rollback_savepoint(&mut self) -> Result<()>;
+    /// Writes something that changes nothing.
+    fn touch(&mut self) -> Result<()>;
     /// Whether a transaction is open: a failing disk may have ended it unasked.
     fn in_transaction(&self) -> bool;
 }

@@ -68,7 +68,7 @@ impl Sqlite {
         let lock = lock(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = recognise(&connection, path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         migrate(&connection, version)?;
@@ -221,6 +221,20 @@ fn make_private(path: &Path) -> Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(StoreError::File(path.to_owned(), error.to_string())),
     }
+}
+
+/// SQLite makes do with less, and says nothing: a file that cannot be opened for writing it opens for
+/// reading, a journal that cannot be had it replaces by another. A daemon must not run like that.
+fn insist_on_writing(connection: &Connection) -> Result<()> {
+    if connection.is_readonly(rusqlite::MAIN_DB)? {
+        return Err(StoreError::Io("it could be opened for reading only".to_owned()));
+    }
+    let journal: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if journal != "wal" {
+        return Err(StoreError::Io(format!("its journal stays `{journal}`: the disk offers no WAL")));
+    }
+    Ok(())
 }
 
 /// The version of the schema in a database of ours, 0 in an empty file. Reads only: what is not ours,
@@ -756,6 +770,10 @@ impl Backend for Sqlite {
     fn rollback_savepoint(&mut self) -> Result<()> {
         self.run("ROLLBACK TO operation", [])?;
         self.run("RELEASE operation", []).map(drop)
+    }
+    fn touch(&mut self) -> Result<()> {
+        // Written as it stands already: the page goes to disk all the same.
+        Ok(self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?)
     }
     fn in_transaction(&self) -> bool {
         !self.connection.is_autocommit()

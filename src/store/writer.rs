@@ -31,6 +31,7 @@ pub(crate) enum Command {
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
     Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+    Probe { reply: Reply<()> },
 }
 
 pub(crate) struct AcceptCommand {
@@ -170,7 +171,8 @@ impl<B: Backend> Writer<B> {
     }
 }
 
-/// Runs one operation in its savepoint: what it did is kept whole or not at all.
+/// Runs one operation in its savepoint: what it did is kept whole or not at all. Where even the
+/// savepoint fails nobody can say what the transaction holds, so it is given up with all that is in it.
 fn guarded<B: Backend, T>(
     backend: &mut B,
     usable: Result<()>,
@@ -179,10 +181,14 @@ fn guarded<B: Backend, T>(
     usable?;
     backend.savepoint()?;
     let done = operation(backend);
-    match &done {
-        Ok(_) => backend.release_savepoint()?,
-        Err(_) if backend.in_transaction() => backend.rollback_savepoint()?,
-        Err(_) => {}
+    let ended = match &done {
+        Ok(_) => backend.release_savepoint(),
+        Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
+        Err(_) => Ok(()),
+    };
+    if let Err(error) = ended {
+        backend.rollback()?;
+        return Err(error);
     }
     done
 }
@@ -212,6 +218,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
             After::Unit { done, reply }
         }
+        Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
     }
 }
 
