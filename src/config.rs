@@ -250,7 +250,7 @@ impl Config {
     ) -> Result<Config, Mistakes> {
         let mut file: File = toml::from_str(text).map_err(|error| Mistakes {
             source: source.to_owned(),
-            mistakes: vec![Mistake { key: String::new(), text: error.to_string().trim_end().to_owned() }],
+            mistakes: vec![Mistake { key: String::new(), text: unreadable(text, &error) }],
         })?;
         let mut builder = Builder { mistakes: Vec::new(), environment };
         builder.override_from_environment(&mut file);
@@ -570,6 +570,31 @@ impl Builder<'_> {
     }
 }
 
+/// Where the reader of the file stopped, and why. The reader's own text shows the line, and its reasons
+/// quote the value: a key somebody wrote there by mistake must not go on into a log.
+fn unreadable(text: &str, error: &toml::de::Error) -> String {
+    let reason = without_values(error.message());
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return reason };
+    let index = before.matches('\n').count();
+    let number = index + 1;
+    let name = text.lines().nth(index).and_then(|line| line.split_once('=')).map(|(name, _)| name.trim());
+    match name.filter(|name| name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))) {
+        Some(name) => format!("line {number}, `{name}`: {reason}"),
+        None => format!("line {number}: {reason}"),
+    }
+}
+
+/// A reason without what stands in double quotes in it; names stand in backticks.
+fn without_values(reason: &str) -> String {
+    match (reason.find('"'), reason.rfind('"')) {
+        (Some(from), Some(to)) if from < to => {
+            let (head, tail) = (reason.get(..from), reason.get(to + 1..));
+            format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
+        }
+        _ => reason.to_owned(),
+    }
+}
+
 fn route(table: RouteTable) -> Route {
     Route {
         endpoint: table.endpoint,
@@ -609,7 +634,7 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
         mistakes: vec![Mistake { key: String::new(), text }],
     };
     let text = std::fs::read_to_string(path).map_err(|error| whole(format!("it cannot be read: {error}")))?;
-    let file: File = toml::from_str(&text).map_err(|error| whole(error.to_string().trim_end().to_owned()))?;
+    let file: File = toml::from_str(&text).map_err(|error| whole(unreadable(&text, &error)))?;
     let chosen = |name: &str, written| environment.get(name).map(PathBuf::from).or(written);
     let database = chosen("SPID_STORE__PATH", file.store.path);
     let sealing_key = chosen("SPID_STORE__SEALING_KEY", file.store.sealing_key);

@@ -761,3 +761,24 @@ impl Backend for Sqlite {
         !self.connection.is_autocommit()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no killed process can show: only a power cut would tell the difference.
+    #[test]
+    fn a_commit_is_on_the_disk_before_it_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("spid.db")).unwrap();
+        let pragma = |name: &str| -> String {
+            store
+                .connection
+                .query_row(&format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}"), [], |row| row.get(0))
+                .unwrap()
+        };
+        assert_eq!(pragma("journal_mode"), "wal");
+        assert_eq!(pragma("synchronous"), "2", "FULL");
+        assert_eq!(pragma("foreign_keys"), "1");
+    }
+}
