@@ -491,9 +491,27 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
 }
 
 fn judge(view: View<'_>, callback: &Callback) -> Verdict {
-    if let Some(doubt) = callback.doubts.first().filter(|_| !view.approved) {
-        return Decision::Hold(Reason::Doubt(doubt.clone())).into();
+    match callback.doubts.first().filter(|_| !view.approved) {
+        Some(doubt) => doubtful(view, callback, doubt),
+        None => undoubted(view, callback),
     }
+}
+
+/// A doubtful callback waits for an operator. What one has approved is known by all its bytes: its
+/// redeliveries hear what came of it, but run nothing anew.
+fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
+    let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
+        Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
+        Standing::Rejected { .. } | Standing::Superseded | Standing::Void => false,
+    });
+    let verdict = undoubted(view, callback);
+    match verdict.decision {
+        Decision::Join(_) | Decision::Repeat | Decision::Refuse(Reason::Hook(_)) if approved => verdict,
+        _ => Decision::Hold(Reason::Doubt(doubt.clone())).into(),
+    }
+}
+
+fn undoubted(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
         Action::SignOn => sign_on(view, callback).into(),
         Action::Payment => payment(view).into(),
@@ -801,9 +819,13 @@ fn query(view: View<'_>) -> Decision {
 }
 
 fn payment(view: View<'_>) -> Decision {
-    match view.occurrence {
-        Some(_) => Decision::Repeat,
+    match view.occurrence.map(|occurrence| &occurrence.standing) {
         None => Decision::RunBeside { told: true },
+        // It was held, so nothing has run for it yet.
+        Some(Standing::Void | Standing::Rejected { .. }) if view.approved => {
+            Decision::RunBeside { told: true }
+        }
+        Some(_) => Decision::Repeat,
     }
 }
 

@@ -28,6 +28,8 @@ pub struct Acceptance {
     pub endpoint: String,
     /// The label of the key that signed it.
     pub key_label: String,
+    /// How often the marketplace calls before it gives up; `None` when that is not counted.
+    pub budget: Option<u32>,
     /// What it asks.
     pub callback: Callback,
     /// When it came.
@@ -269,7 +271,7 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
         made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
     }
-    decide_row(&mut row, &judged, acceptance.received_at);
+    decide_row(&mut row, &judged, acceptance);
     if row.number == 0 {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
@@ -280,7 +282,8 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     } else {
         accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
-    if matches!(accepted.told, Told::Applied(_)) {
+    // An operator who approves is told; the marketplace is not, before it calls again.
+    if matches!(accepted.told, Told::Applied(_)) && !acceptance.approved {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     rows.put_callback(&accepted.row)?;
@@ -385,12 +388,13 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
         received_at: acceptance.received_at,
         last_received_at: acceptance.received_at,
         deliveries: u64::from(!acceptance.approved),
+        budget: acceptance.budget,
         told_at: None,
     }
 }
 
 /// Writes the decision into the row. A row that was told is history: it only counts.
-fn decide_row(row: &mut CallbackRow, judged: &Judged, now: Timestamp) {
+fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     if row.told_at.is_some() {
         return;
     }
@@ -412,8 +416,8 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, now: Timestamp) {
     if let Decision::Join(job) = decision {
         row.job = Some(*job);
     }
-    if *decision == (Decision::RunBeside { told: true }) {
-        row.told_at = Some(now);
+    if *decision == (Decision::RunBeside { told: true }) && !acceptance.approved {
+        row.told_at = Some(acceptance.received_at);
     }
 }
 
@@ -825,23 +829,32 @@ fn name_instance(
     id: Option<&str>,
 ) -> Result<Option<String>> {
     let Some(id) = id.or(row.instance.order_biz_id.as_deref()).map(str::to_owned) else {
-        return Ok(Some("neither the hook nor the marketplace gave the instance an id".to_owned()));
+        return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
-    if id.trim().is_empty() || id == "0" || id.len() > limits::NAME_MAX_BYTES {
-        return Ok(Some(format!(
-            "the hook answered an id that cannot be used: it is empty, `0` or longer than {} bytes",
-            limits::NAME_MAX_BYTES
-        )));
+    if let Some(fault) = fault_of_id(&id) {
+        return Ok(Some(format!("the id in the answer cannot be used: {fault}")));
     }
     if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
-        return Ok(Some(format!("the hook answered the id `{id}`, and `{before}` in an earlier attempt")));
+        return Ok(Some(format!("the id in the answer is `{id}`, and was `{before}` in an earlier attempt")));
     }
     if !rows.add_name(&row.instance.account, &id, row.number)? {
-        return Ok(Some(format!("the hook answered the id `{id}`, which another instance has")));
+        return Ok(Some(format!("the id in the answer, `{id}`, is another instance's")));
     }
     job.proposed_id = Some(id.clone());
     row.instance.id = Some(id);
     Ok(None)
+}
+
+/// What is wrong with an id that somebody chose for an instance.
+pub(super) fn fault_of_id(id: &str) -> Option<String> {
+    if id.trim().is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    if id == "0" {
+        return Some("`0` tells a marketplace that there is no id yet".to_owned());
+    }
+    let most = limits::NAME_MAX_BYTES;
+    (id.len() > most).then(|| format!("it is longer than {most} bytes"))
 }
 
 /// What the end of a job means for its lane: without its create nothing can follow; with a release

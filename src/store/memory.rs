@@ -94,7 +94,12 @@ impl Tables {
 
     fn untold(&self, row: &CallbackRow) -> bool {
         let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == job::State::Done);
-        row.disposition == Disposition::Job && row.told_at.is_none() && row.job.is_some_and(done)
+        let is_done = match row.disposition {
+            Disposition::Job => row.job.is_some_and(done),
+            Disposition::Recorded => true,
+            Disposition::Held | Disposition::Refused => false,
+        };
+        is_done && row.told_at.is_none() && row.deliveries > 0
     }
 
     fn list_callbacks(&self, filter: &Filter) -> Vec<CallbackRow> {

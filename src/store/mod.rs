@@ -37,7 +37,7 @@ use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Import, MendError, Mender, restore};
+pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
 pub use writer::Taking;
@@ -348,7 +348,11 @@ impl Store {
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
         let backend = sqlite::Sqlite::open(path)?;
-        let sealer = Sealer::from_file(&options.key_path(path))?;
+        let key_path = options.key_path(path);
+        if !key_path.exists() && backend.has_sealed()? {
+            tracing::error!(key = %key_path.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
+        }
+        let sealer = Sealer::from_file(&key_path)?;
         let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
         Store::start(backend, reader, sealer, options, clock).await
     }

@@ -55,6 +55,7 @@ CREATE TABLE callback (
   received_at      INTEGER NOT NULL,
   last_received_at INTEGER NOT NULL,
   deliveries       INTEGER NOT NULL,
+  budget           INTEGER,
   told_at          INTEGER,
   body             TEXT NOT NULL
 ) STRICT;

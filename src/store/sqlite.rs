@@ -95,13 +95,33 @@ impl Sqlite {
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
         file.map_err(|error| StoreError::File(to.to_owned(), error.to_string()))?;
+        let copied = self.fill(to);
+        if copied.is_err() {
+            // Half a copy must not be taken for one.
+            let _ = std::fs::remove_file(to);
+        }
+        copied
+    }
+
+    fn fill(&self, to: &Path) -> Result<()> {
         let mut copy = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy)?;
         // All pages in one step: a copy in several begins anew whenever the daemon writes.
-        backup.step(-1)?;
+        if backup.step(-1)? != rusqlite::backup::StepResult::Done {
+            return Err(StoreError::Busy);
+        }
         drop(backup);
         copy.pragma_update(None, "journal_mode", "DELETE")?;
-        Ok(())
+        match copy.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?.as_str() {
+            "ok" => sync_folder(to),
+            fault => Err(StoreError::Corrupt(fault.to_owned())),
+        }
+    }
+
+    /// Whether any answer in it has a sealed part.
+    pub(crate) fn has_sealed(&self) -> Result<bool> {
+        let found = self.one("SELECT 1 FROM job WHERE sealed IS NOT NULL LIMIT 1", [], |_| Ok(()))?;
+        Ok(found.is_some())
     }
 
     fn open_beside(path: &Path) -> Result<Sqlite> {
@@ -193,9 +213,61 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Makes a new or renamed file outlive a power cut.
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| StoreError::File(folder.to_owned(), error.to_string()))
+}
+
+/// A place where a database may be put: no daemon uses it while this lives, and nothing is there.
+#[derive(Debug)]
+pub(crate) struct Vacancy {
+    path: PathBuf,
+    partial: PathBuf,
+    _lock: File,
+}
+
+impl Vacancy {
+    /// Makes sure of it. `Err` with the file that is in the way in the inner result.
+    pub(crate) fn at(path: &Path) -> Result<std::result::Result<Vacancy, PathBuf>> {
+        let lock = lock(path)?;
+        // A journal that is left beside would be played into whatever is put there.
+        let remains = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix));
+        if let Some(remains) = remains.into_iter().find(|file| file.symlink_metadata().is_ok()) {
+            return Ok(Err(remains));
+        }
+        let partial = beside(path, ".restoring");
+        for suffix in ["", "-journal"] {
+            // What an earlier restore left that did not come to its end.
+            let _ = std::fs::remove_file(beside(&partial, suffix));
+        }
+        Ok(Ok(Vacancy { path: path.to_owned(), partial, _lock: lock }))
+    }
+
+    /// Where the database is made ready.
+    pub(crate) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Puts it in its place, ready as it is.
+    pub(crate) fn fill(self) -> Result<()> {
+        let moved = std::fs::rename(&self.partial, &self.path);
+        moved.map_err(|error| StoreError::File(self.path.clone(), error.to_string()))?;
+        sync_folder(&self.path)
+    }
+}
+
 /// The lock lies beside the file itself, wherever a link to it may be.
 fn lock(path: &Path) -> Result<File> {
-    let real = path.canonicalize().map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = match (path.canonicalize(), path.file_name()) {
+        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
+            folder.canonicalize().map(|folder| folder.join(name))
+        }
+        (real, _) => real,
+    };
+    let real = real.map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
     let lock_path = beside(&real, ".lock");
     let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
     let file = OpenOptions::new()
@@ -330,6 +402,7 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
         received_at: instant(row, "received_at")?,
         last_received_at: instant(row, "last_received_at")?,
         deliveries: row.get::<_, i64>("deliveries")?.unsigned_abs(),
+        budget: row.get("budget")?,
         told_at: instant_or_none(row, "told_at")?,
     })
 }
@@ -377,8 +450,10 @@ const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS befo
     WHERE before.instance = job.instance AND before.in_lane = 1
     AND before.number < job.number AND before.state < 5))";
 
-const IS_UNTOLD: &str = "(disposition = 0 AND told_at IS NULL
-    AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5))";
+/// Asked for by a marketplace, done, and not told: by a job, or because an operator's approval found
+/// it done already. Everything else that needs no job is told in the commit that records it.
+const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
+    OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
 /// A list's conditions, as they are added one by one.
 struct Conditions {
@@ -640,8 +715,8 @@ impl Write for Sqlite {
             .map_err(|_| StoreError::Inconsistent("a callback is not JSON"))?;
         self.insert(
             "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
-               disposition, reason_code, reason, received_at, last_received_at, deliveries, told_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
             params![
                 row.account,
                 row.endpoint,
@@ -656,6 +731,7 @@ impl Write for Sqlite {
                 row.received_at.as_millisecond(),
                 row.last_received_at.as_millisecond(),
                 row.deliveries.cast_signed(),
+                row.budget,
                 millis(row.told_at),
                 body,
             ],
