@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
@@ -221,6 +221,9 @@ impl Read for Failing {
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
         self.rows.attempts(job)
     }
+    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+        self.rows.list_acts(limit)
+    }
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
     }
@@ -263,6 +266,10 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.add_attempt(row)
     }
+    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.add_act(row)
+    }
 }
 
 impl Backend for Failing {
@@ -285,6 +292,10 @@ impl Backend for Failing {
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
         self.rows.rollback_savepoint()
+    }
+    fn touch(&mut self) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.touch()
     }
     fn in_transaction(&self) -> bool {
         self.rows.in_transaction()
