@@ -553,15 +553,23 @@ fn a_doubt_comes_before_everything() {
     for applied in APPLIED {
         for mut callback in callbacks() {
             callback.doubts = vec![Doubt::AmbiguousValue { name: "aliUid".into() }];
-            let case = Case {
+            let with = |seen| Case {
                 applied,
                 lane: Vec::new(),
-                seen: Seen::Told,
-                callback,
+                seen,
+                callback: callback.clone(),
                 unknown: UnknownInstance::Succeed,
             };
+            for seen in [Seen::Never, Seen::Void, Seen::Superseded, Seen::ToldThenHeld] {
+                let case = with(seen);
+                let verdict = judge(&case);
+                assert!(matches!(verdict.decision, Decision::Hold(Reason::Doubt(_))), "{case:?}");
+                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+            }
+            // Only an operator's approval can have told it; what comes again still runs nothing.
+            let case = with(Seen::Told);
             let verdict = judge(&case);
-            assert!(matches!(verdict.decision, Decision::Hold(Reason::Doubt(_))), "{case:?}");
+            assert!(!matches!(verdict.decision, Decision::Run | Decision::RunBeside { .. }), "{case:?}");
             assert!(verdict.cancels.is_empty() && !verdict.entombs);
         }
     }
