@@ -129,7 +129,7 @@ impl Dispatch {
         let limit = places.len();
         self.renew().await;
         let poll = Instant::now() + self.options.poll;
-        match self.store.take(limit).await {
+        match self.store.take_while_holding(limit, self.held()).await {
             Ok(taking) => {
                 let full = limit > 0 && taking.taken.len() == limit;
                 for (taken, place) in taking.taken.into_iter().zip(places) {
@@ -188,8 +188,13 @@ impl Dispatch {
         }
     }
 
+    /// The attempts that run now.
+    fn held(&self) -> Vec<(i64, u32)> {
+        lock(&self.held).values().map(|job| (job.number, job.attempts)).collect()
+    }
+
     async fn renew(&self) {
-        let held: Vec<(i64, u32)> = lock(&self.held).values().map(|job| (job.number, job.attempts)).collect();
+        let held = self.held();
         if held.is_empty() {
             return;
         }

@@ -9,6 +9,14 @@
 //! `SPID_FAULTS=all` runs the long loops, too.
 
 #![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test that panics has said what it found, and one that counts says how many"
+)]
 
 mod faults;
 
@@ -442,8 +450,8 @@ fn a_damaged_log_costs_no_more_than_it_held() {
         let daemon = bench.start_unharmed();
         // What was in the database is there; the rest may have to be called again.
         marketplace.acknowledged.retain(|index, _| *index < 2);
-        for index in 0..LIFE.len() {
-            let answer = redeliver(&daemon, &LIFE[index]).unwrap();
+        for (index, step) in LIFE.iter().enumerate() {
+            let answer = redeliver(&daemon, step).unwrap();
             let held = index == 3 && !answer.is_success();
             assert!(held || marketplace.heard(index, &answer), "{what}: step {index}: {answer:?}");
         }
@@ -495,7 +503,6 @@ fn a_clock_set_back_an_hour_stops_nothing() {
 }
 
 /// Lives with the power going before the n-th sync, for every n; `luck` as in [`Bench::cut_power`].
-/// Returns whether everything acknowledged was there each time.
 fn power_cut_at_each_sync(luck: u64) {
     if library().is_none() {
         return;
@@ -554,7 +561,7 @@ fn the_power_goes_before_each_sync() {
 #[test]
 fn the_power_goes_and_some_of_what_was_on_its_way_arrives() {
     let seeds = if long() { 1..=24 } else { 1..=1 };
-    seeds.for_each(|seed| power_cut_at_each_sync(seed * 0x9e37_79b9_7f4a_7c15));
+    seeds.for_each(|seed: u64| power_cut_at_each_sync(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
 }
 
 /// A disk that fails one sync and then the power: what was acknowledged after the failure is there,
@@ -598,4 +605,40 @@ fn a_disk_that_lies_is_found_out() {
     let message = checked.err().expect("what a lying disk lost was not missed");
     let message = message.downcast_ref::<String>().unwrap();
     assert!(message.contains("step 1 was acknowledged and is not kept"), "{message}");
+}
+
+/// After the commit and before the reply: the marketplace knows nothing, and calls again.
+#[test]
+fn a_kill_before_each_reply_loses_and_doubles_nothing() {
+    if library().is_none() {
+        return;
+    }
+    for n in 1..=LIFE.len() {
+        let bench = Bench::new();
+        let daemon = bench.start_with(&format!("reply {n} kill-before")).unwrap();
+        let mut marketplace = Marketplace::default();
+        let died = (0..LIFE.len()).find(|index| marketplace.insist(&daemon, *index, |_| {}).is_err());
+        assert_eq!(died, Some(n - 1));
+        assert_eq!(bench.control.fired(Kind::Reply), 1);
+        let daemon = bench.start_unharmed();
+        live_on(&bench, &daemon, marketplace);
+    }
+}
+
+/// The library is built offline, from what spid's own build has fetched.
+#[test]
+fn the_library_needs_nothing_that_spid_does_not() {
+    let locked = |path: &str| {
+        let text =
+            std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap();
+        let lock: toml::Table = text.parse().unwrap();
+        lock["package"].as_array().unwrap().clone()
+    };
+    let (ours, spids) = (locked("tests/faultfs/Cargo.lock"), locked("Cargo.lock"));
+    for package in ours.iter().filter(|package| package.get("source").is_some()) {
+        assert!(
+            spids.contains(package),
+            "run cargo update in tests/faultfs: {package:?} is not in Cargo.lock"
+        );
+    }
 }

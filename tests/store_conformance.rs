@@ -156,6 +156,18 @@ async fn a_lost_lease_comes_back_and_spends_a_step(bench: &Bench) {
     assert_eq!(bench.store.reader().attempts(job.number).unwrap().len(), 4);
 }
 
+async fn what_the_taker_runs_itself_is_not_lost_however_far_the_clock_jumps(bench: &Bench) {
+    bench.accept(&create("biz-1")).await;
+    let running = bench.take_one().await.job;
+    bench.advance(3600);
+    let held = vec![(running.number, running.attempts)];
+    assert!(bench.store.take_while_holding(9, held).await.unwrap().taken.is_empty());
+    assert_eq!(bench.job(running.number).attempts, running.attempts);
+    // An earlier attempt of the same job is somebody else's.
+    let older = vec![(running.number, running.attempts - 1)];
+    assert_eq!(bench.store.take_while_holding(9, older).await.unwrap().taken.len(), 1);
+}
+
 async fn a_prolonged_lease_is_not_lost(bench: &Bench) {
     bench.deliver(&create("b")).await;
     let taken = bench.take_one().await;

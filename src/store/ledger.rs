@@ -610,15 +610,19 @@ fn mark_told(
 }
 
 /// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Jobs whose
-/// lease has ended come back first.
+/// lease has ended come back first; not those in `held`, by number and attempt: the taker runs them
+/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
 pub(crate) fn take(
     rows: &mut dyn Write,
     limit: usize,
+    held: &[(i64, u32)],
     lease_until: Timestamp,
     schedule: &Schedule,
     now: Timestamp,
 ) -> Result<Vec<Taken>> {
-    recover(rows, schedule, now, |job| job.lease_until.is_none_or(|until| until < now))?;
+    recover(rows, schedule, now, |job| {
+        job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
+    })?;
     let mut taken = Vec::new();
     for mut job in rows.due(now, limit)? {
         job.state = job::State::Running;

@@ -532,8 +532,21 @@ impl Store {
     /// # Errors
     /// When the store cannot be written; nothing was taken.
     pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
+        self.take_while_holding(limit, Vec::new()).await
+    }
+
+    /// As [`Store::take`], for a dispatcher that runs these (job, attempt) at the moment: they are not
+    /// lost, whatever the clock says of their leases.
+    ///
+    /// # Errors
+    /// As [`Store::take`].
+    pub async fn take_while_holding(
+        &self,
+        limit: usize,
+        held: Vec<(i64, u32)>,
+    ) -> Result<Taking, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Take { limit, now, reply }).await
+        self.ask(|reply| Command::Take { limit, held, now, reply }).await
     }
 
     /// Prolongs the leases of these (job, attempt).

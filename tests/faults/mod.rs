@@ -304,8 +304,14 @@ impl Bench {
 
     /// Starts a daemon on the disk that fails.
     pub(crate) fn start(&self) -> Result<Daemon, Ended> {
+        self.start_with("")
+    }
+
+    /// As [`Bench::start`], with rules in words, as `tests/faultfs` describes them.
+    pub(crate) fn start_with(&self, rules: &str) -> Result<Daemon, Ended> {
         let mut command = self.command();
         command
+            .env("FAULTFS_RULES", rules)
             .env("LD_PRELOAD", library().unwrap())
             .env("FAULTFS_PATH", self.database().canonicalize().unwrap_or(self.database()))
             .env("FAULTFS_CONTROL", self.path("control"));
