@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
 
 use crate::callback::{Answer, Callback, Outcome};
 use crate::clock::{Clock, Id};
@@ -278,6 +279,21 @@ impl Reader {
     }
 }
 
+/// How long to wait before a lock that somebody holds is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens the database once nobody else has it. A daemon that was killed may hold the lock for a moment
+/// longer: a child that was about to become a hook has it until its program is loaded.
+async fn open_alone(path: &Path) -> Result<sqlite::Sqlite, StoreError> {
+    let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
+    loop {
+        match sqlite::Sqlite::open(path) {
+            Err(StoreError::InUse(_)) if Instant::now() < deadline => sleep(LOCK_PAUSE).await,
+            opened => return opened,
+        }
+    }
+}
+
 type Counts = HashMap<i64, (u64, Timestamp)>;
 
 struct Inner {
@@ -320,7 +336,7 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let backend = sqlite::Sqlite::open(path)?;
+        let backend = open_alone(path).await?;
         let mut key = path.as_os_str().to_owned();
         key.push(".key");
         let sealer = Sealer::from_file(options.sealing_key.as_deref().unwrap_or(Path::new(&key)))?;
