@@ -48,6 +48,8 @@ pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
 /// How long SQLite waits for a lock another process holds, in milliseconds.
 pub const STORE_BUSY_MS: u64 = 2_000;
+/// How long a start waits for the lock of a daemon that was just killed, in milliseconds.
+pub const STORE_LOCK_MS: u64 = 1_000;
 /// How often the counts of repeated deliveries are written, in milliseconds.
 pub const COUNTS_FLUSH_MS: u64 = 1_000;
 /// Most distinct callbacks whose counts wait to be written; past it they are written at once.

@@ -432,6 +432,23 @@ async fn a_second_daemon_is_refused_by_every_name_of_the_file() {
 }
 
 #[tokio::test]
+async fn a_lock_that_goes_in_a_moment_is_waited_for() {
+    let (folder, _) = Bench::sqlite().await.stop().await;
+    let folder = folder.unwrap();
+    let path = folder.path().join("spid.db");
+    let lock = std::fs::File::open(path.with_extension("db.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let opening = tokio::spawn({
+        let path = path.clone();
+        async move { open(&path).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!opening.is_finished(), "it did not wait");
+    drop(lock);
+    assert!(opening.await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused_and_left_alone() {
     let (folder, _) = Bench::sqlite().await.stop().await;
     let folder = folder.unwrap();

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
 
 use crate::callback::{Answer, Callback, Outcome};
 use crate::clock::{Clock, Id, Ids};
@@ -304,6 +305,21 @@ impl Reader {
     }
 }
 
+/// How long to wait before a lock that somebody holds is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens the database once nobody else has it. A daemon that was killed may hold the lock for a moment
+/// longer: a child that was about to become a hook has it until its program is loaded.
+async fn open_alone(path: &Path) -> Result<sqlite::Sqlite, StoreError> {
+    let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
+    loop {
+        match sqlite::Sqlite::open(path) {
+            Err(StoreError::InUse(_)) if Instant::now() < deadline => sleep(LOCK_PAUSE).await,
+            opened => return opened,
+        }
+    }
+}
+
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
@@ -347,7 +363,7 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let backend = sqlite::Sqlite::open(path)?;
+        let backend = open_alone(path).await?;
         let key_path = options.key_path(path);
         if !key_path.exists() && backend.has_sealed()? {
             tracing::error!(key = %key_path.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");

@@ -50,7 +50,7 @@ use crate::serving::Serving;
 const NAME: &str = "crash_sweep";
 /// Kills in an ordinary test run.
 const KILLS: u64 = 60;
-const CLIENTS: u64 = 5;
+const CLIENTS: u64 = 8;
 /// How long everything may take to end well once nothing is killed any more. A job that died of too
 /// many kills is tried again 30 s after its last attempt.
 const HEAL_WITHIN: Duration = Duration::from_secs(150);
@@ -137,6 +137,7 @@ fn sweep(plan: &Plan) -> bool {
         random: Random::new(plan.seed),
         books: Books::new(folder.path()),
         kills: 0,
+        faults: build_faults(),
     };
     std::thread::scope(|scope| {
         for number in 0..CLIENTS {
@@ -156,6 +157,28 @@ fn sweep(plan: &Plan) -> bool {
     passed
 }
 
+/// The preload library of the fault loops (`tests/faultfs`). Without it the sweep kills at random
+/// where it would have killed at a call.
+fn build_faults() -> Option<PathBuf> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faultfs/Cargo.toml");
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
+    let built = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--offline", "--manifest-path"])
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(&target)
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_BUILD_TARGET")
+        .output();
+    let library = target.join("debug/libfaultfs.so");
+    if built.is_ok_and(|output| output.status.success()) && library.exists() {
+        return Some(library);
+    }
+    println!("{} cannot be built: nothing is killed at calls to the system", manifest.display());
+    None
+}
+
 /// When the daemon is killed.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
@@ -169,9 +192,12 @@ enum Moment {
     Stopping,
     /// By its own hook.
     Hook,
+    /// At a call to the system: between what was received and its commit, within the commit, after it
+    /// and before the answer.
+    Call,
 }
 
-const MOMENTS: [Moment; 10] = [
+const MOMENTS: [Moment; 13] = [
     Moment::Starting,
     Moment::Sometime,
     Moment::Sometime,
@@ -182,6 +208,9 @@ const MOMENTS: [Moment; 10] = [
     Moment::Hook,
     Moment::Hook,
     Moment::Hook,
+    Moment::Call,
+    Moment::Call,
+    Moment::Call,
 ];
 
 struct Driver<'a> {
@@ -190,6 +219,8 @@ struct Driver<'a> {
     random: Random,
     books: Books,
     kills: u64,
+    /// The library that kills at calls to the system, where it could be built.
+    faults: Option<PathBuf>,
 }
 
 impl Driver<'_> {
@@ -208,7 +239,8 @@ impl Driver<'_> {
     fn start_and_kill(&mut self) {
         let _ = fs::remove_file(self.folder.join("order"));
         let moment = *self.random.one_of(&MOMENTS);
-        let mut daemon = Serving::start(&self.folder, &[]);
+        let environment = self.faults_at(moment);
+        let mut daemon = Serving::start(&self.folder, &environment);
         if let Moment::Starting = moment {
             self.pause_micros(30_000);
             daemon.kill();
@@ -224,6 +256,8 @@ impl Driver<'_> {
                 self.pause_micros(30_000);
             }
             Moment::Hook => self.order_a_kill(&mut daemon),
+            Moment::Call if self.faults.is_some() => drop(daemon.ended_within(Duration::from_millis(500))),
+            Moment::Call => self.pause_micros(90_000),
         }
         daemon.kill();
         let ended = daemon.ended_within(Duration::from_secs(30)).expect("a killed process must end");
@@ -232,6 +266,21 @@ impl Driver<'_> {
         if let Some(code) = ended.code().filter(|code| *code != 0) {
             self.market.wrong(format!("the daemon ended by itself with {code}; see spid.log"));
         }
+    }
+
+    /// What tells the preloaded library at which call to kill.
+    fn faults_at(&mut self, moment: Moment) -> Vec<(String, String)> {
+        let (Moment::Call, Some(library)) = (moment, self.faults.clone()) else { return Vec::new() };
+        let (kind, most) = *self.random.one_of(&[("sync", 40), ("write", 120), ("reply", 20)]);
+        let side = self.random.one_of(&["before", "after"]);
+        let rule = format!("{kind} {} kill-{side}", 1 + self.random.below(most));
+        let pair = |name: &str, value: &Path| (name.to_owned(), value.to_str().unwrap().to_owned());
+        let database = self.folder.canonicalize().unwrap().join("spid.db");
+        vec![
+            pair("LD_PRELOAD", &library),
+            pair("FAULTFS_PATH", &database),
+            ("FAULTFS_RULES".to_owned(), rule),
+        ]
     }
 
     fn pause_micros(&mut self, most: u64) {
