@@ -345,12 +345,7 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
             return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
         }
         (job::State::Queued, Some(ahead)) => {
-            return impossible(format!(
-                "it waits for job {}, a {} that is {}; mend that one",
-                ahead.id,
-                ahead.action,
-                ahead.state.as_str()
-            ));
+            return impossible(format!("it waits for {}; mend that one", named(ahead)));
         }
         (job::State::Refused, _) => check_refused(rows, job)?,
         (job::State::Queued | job::State::Pending | job::State::Held | job::State::Dead, _) => {}
@@ -370,6 +365,10 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
     job.ended_at = None;
     rows.put_job(job)?;
     Ok(ahead.map(|ahead| ahead.id))
+}
+
+fn named(job: &JobRow) -> String {
+    format!("job {} ({}, {})", job.id, job.action, job.state.as_str())
 }
 
 /// The job of the lane that has to end before this one.
@@ -398,12 +397,7 @@ fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
     }
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     if let Some((other, _)) = rows.lane(instance)?.first() {
-        return impossible(format!(
-            "job {}, a {} that is {}, has come since; mend that one",
-            other.id,
-            other.action,
-            other.state.as_str()
-        ));
+        return impossible(format!("{} has come since; mend that one", named(other)));
     }
     let changed = rows.instance(instance)?.map(|row| row.instance.updated_at);
     if changed > job.ended_at {
