@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::callback::{Answer, Callback, Outcome};
 use crate::clock::{Clock, Id};
@@ -318,14 +318,16 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// The end of the writer: resolves once the last commit is on disk and the database is closed.
-#[derive(Debug)]
-pub struct Closed(oneshot::Receiver<()>);
+/// The end of the writer: resolves once the last commit is on disk and the database is closed. Clones
+/// wait for the same end.
+#[derive(Debug, Clone)]
+pub struct Closed(watch::Receiver<()>);
 
 impl Closed {
     /// Waits for it.
-    pub async fn wait(self) {
-        let _ = self.0.await;
+    pub async fn wait(mut self) {
+        // Nothing is ever sent: it is the sender's end that counts, however the writer's thread ends.
+        while self.0.changed().await.is_ok() {}
     }
 }
 
@@ -341,8 +343,13 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
+        let known = path.metadata().is_ok_and(|file| file.len() > 0);
         let backend = sqlite::Sqlite::open(path)?;
-        let sealer = Sealer::from_file(&options.key_path(path))?;
+        let key_path = options.key_path(path);
+        if known && !key_path.exists() {
+            tracing::warn!(key = %key_path.display(), "the sealing key of this database is missing; a new one is made. Passwords given out before cannot be told again: restore the key if you have it");
+        }
+        let sealer = Sealer::from_file(&key_path)?;
         let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
         Store::start(backend, reader, sealer, options, clock).await
     }
@@ -367,13 +374,13 @@ impl Store {
         let (signals, ready) = Signals::new();
         let shared = Arc::new(Shared { signals, schedule: options.schedule });
         let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
-        let (closing, closed) = oneshot::channel();
+        let (closing, closed) = watch::channel(());
         let for_writer = shared.clone();
         std::thread::Builder::new()
             .name("spid-writer".to_owned())
             .spawn(move || {
+                let _closing = closing;
                 writer::run(backend, commands, &for_writer);
-                let _ = closing.send(());
             })
             .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
         let inner = Inner {
