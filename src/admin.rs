@@ -3,7 +3,12 @@
 //! It has an address of its own, loopback unless configured otherwise, and shows totals and counts
 //! only: nothing of a buyer, an order or an instance.
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use crate::http::{Handler, Method, Request, Response};
+use crate::limits;
 use crate::metrics::{Metrics, gauge};
 use crate::store::{Store, Totals};
 
@@ -20,11 +25,13 @@ impl Admin {
         Admin { store, metrics }
     }
 
-    /// Ready means: a write goes through.
+    /// Ready means: a write goes through, and in time.
     async fn ready(&self) -> Response {
-        match self.store.probe().await {
-            Ok(()) => Response::text(200, "ready\n"),
-            Err(error) => Response::text(503, format!("not ready: {error}\n")),
+        let within = Duration::from_millis(limits::READY_WITHIN_MS);
+        match timeout(within, self.store.probe()).await {
+            Ok(Ok(())) => Response::text(200, "ready\n"),
+            Ok(Err(error)) => Response::text(503, format!("not ready: {error}\n")),
+            Err(_) => Response::text(503, "not ready: the disk does not take a write in time\n"),
         }
     }
 

@@ -54,6 +54,9 @@ pub const STORE_LOCK_MS: u64 = 1_000;
 pub const COUNTS_FLUSH_MS: u64 = 1_000;
 /// Most distinct callbacks whose counts wait to be written; past it they are written at once.
 pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
+/// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
+/// prober waits.
+pub const READY_WITHIN_MS: u64 = 3_000;
 /// Rows a list shows unless asked for more.
 pub const LIST_DEFAULT_COUNT: usize = 100;
 
@@ -100,6 +103,7 @@ pub const STOP_STORE_MS: u64 = 5_000;
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
+const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
 const _: () =
     assert!(REPLY_WITHIN_MS < HEADERS_READ_MS, "an answer is due sooner than a slow peer is dropped");

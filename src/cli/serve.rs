@@ -77,7 +77,16 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
     if let Some(db) = arguments.db {
         config.store_path = db;
     }
-    runtime()?.block_on(run(config))
+    run_and_leave(run(config))
+}
+
+/// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
+/// the process ends, and takes it along.
+fn run_and_leave(work: impl Future<Output = Done>) -> Done {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 async fn run(config: Config) -> Done {
@@ -146,17 +155,51 @@ impl Signals {
         }
     }
 
-    /// The first signal stops in order; the second means now.
+    /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
+    /// its work: it stops, too, and says so, and whoever supervises it starts another.
     async fn until_stop(mut self, daemon: Daemon) -> Done {
-        self.stop().await;
-        tracing::info!("stopping");
+        let broken = tokio::select! {
+            () = self.stop() => None,
+            part = daemon.ended() => Some(part),
+        };
+        match broken {
+            None => tracing::info!("stopping"),
+            Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
+        }
         tokio::select! {
             stopped = daemon.stop() => {
                 let Stopped { answered, cut, closed } = stopped;
                 tracing::info!(answered, cut, closed, "stopped");
-                Ok(())
+                broken.map_or(Ok(()), |part| Err(ended(part)))
             }
             () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
+    }
+}
+
+fn ended(part: &str) -> Failure {
+    let message = format!("the {part} ended by itself; nothing that was acknowledged is lost");
+    Failure::new(Exit::Bug, message).hint("start it again, and report what the log says above this")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// If it did, this test would not end.
+    #[test]
+    fn a_hook_that_blocks_its_thread_does_not_keep_the_program() {
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let done = run_and_leave(async move {
+            let (begun, begins) = tokio::sync::oneshot::channel();
+            tokio::spawn(async move {
+                let _ = begun.send(());
+                let _ = blocked.recv();
+            });
+            begins.await.unwrap();
+            Ok(())
+        });
+        assert!(done.is_ok());
+        drop(release);
     }
 }

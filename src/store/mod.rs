@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
 use crate::callback::{Answer, Callback, Outcome};
@@ -340,14 +340,16 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// The end of the writer: resolves once the last commit is on disk and the database is closed.
-#[derive(Debug)]
-pub struct Closed(oneshot::Receiver<()>);
+/// The end of the writer: resolves once the last commit is on disk and the database is closed. Clones
+/// wait for the same end.
+#[derive(Debug, Clone)]
+pub struct Closed(watch::Receiver<()>);
 
 impl Closed {
     /// Waits for it.
-    pub async fn wait(self) {
-        let _ = self.0.await;
+    pub async fn wait(mut self) {
+        // Nothing is ever sent: it is the sender's end that counts, however the writer's thread ends.
+        while self.0.changed().await.is_ok() {}
     }
 }
 
@@ -391,12 +393,12 @@ impl Store {
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
         let (store, writer) = Store::assemble(backend, reader, sealer, options, clock);
-        let (closing, closed) = oneshot::channel();
+        let (closing, closed) = watch::channel(());
         std::thread::Builder::new()
             .name("spid-writer".to_owned())
             .spawn(move || {
+                let _closing = closing;
                 writer.run();
-                let _ = closing.send(());
             })
             .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
         store.recover().await?;

@@ -7,6 +7,7 @@
 //! The steps of a batch are types: what has been [`Operated`] cannot be answered, only committed; what
 //! has [`Ended`] can only be answered. A simulation drives the same steps, one by one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -173,6 +174,9 @@ impl<B: Backend> Writer<B> {
 
 /// Runs one operation in its savepoint: what it did is kept whole or not at all. Where even the
 /// savepoint fails nobody can say what the transaction holds, so it is given up with all that is in it.
+///
+/// A panic is walled in: whatever a peer sent that brought it about, it must not end the writing for
+/// everybody else.
 fn guarded<B: Backend, T>(
     backend: &mut B,
     usable: Result<()>,
@@ -180,7 +184,10 @@ fn guarded<B: Backend, T>(
 ) -> Result<T> {
     usable?;
     backend.savepoint()?;
-    let done = operation(backend);
+    let done = catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
+        tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
+        Err(StoreError::Inconsistent("an operation panicked"))
+    });
     let ended = match &done {
         Ok(_) => backend.release_savepoint(),
         Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
@@ -317,5 +324,40 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
         Told::Refused(reason) => Outcome::Refused { reason: reason.clone() },
         Told::Held(reason) => Outcome::Held { reason: reason.clone() },
         Told::NotYet | Told::Wait(_) => Outcome::NotYet,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::super::rows::{ActRow, Read, Write};
+    use super::*;
+
+    fn act(text: &str) -> ActRow {
+        let text = text.to_owned();
+        ActRow {
+            at: Timestamp::UNIX_EPOCH,
+            who: text.clone(),
+            act: text.clone(),
+            target: text.clone(),
+            why: text,
+        }
+    }
+
+    #[test]
+    fn a_panic_takes_back_its_own_operation_and_no_other() {
+        let mut backend = Memory::default();
+        let reader = backend.reader();
+        backend.begin().unwrap();
+        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("before"))).unwrap();
+        let panicked = guarded(&mut backend, Ok(()), |rows| -> Result<()> {
+            rows.add_act(&act("half done"))?;
+            std::panic::resume_unwind(Box::new("on purpose"))
+        });
+        assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
+        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("after"))).unwrap();
+        backend.commit().unwrap();
+        let kept: Vec<String> = reader.list_acts(10).unwrap().into_iter().map(|act| act.act).collect();
+        assert_eq!(kept, ["after", "before"]);
     }
 }
