@@ -91,7 +91,7 @@ impl Intake {
 
     /// Before the signature: cheap, strict, and without a trace on disk.
     fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, WireReply> {
-        let header = |name: &str| request.headers.text(name);
+        let header = |name: &str| request.headers.only(name);
         let raw = RawRequest {
             method: request.method.as_str(),
             query: request.query(),
