@@ -23,6 +23,7 @@ use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::store::{Closed, Store, StoreError, StoreOptions};
 
 /// What a daemon is made of.
@@ -128,13 +129,16 @@ impl Daemon {
             options.dispatch,
         );
         let dispatch = tokio::spawn(dispatch.run(stopping));
-        let intake = Intake::new(store.clone(), options.clock, metrics.clone(), options.intake);
+        let refusals = Refusals::new(options.clock.clone(), metrics.clone());
+        let intake =
+            Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(endpoints, intake, metrics.clone());
         let front = serve(listener, options.server.clone(), front, &stop_front);
         let admin = admin.map(|listener| {
-            serve(listener, options.server, Admin::new(store.clone(), metrics.clone()), &stop_front)
+            let admin = Admin::new(store.clone(), metrics.clone(), refusals);
+            serve(listener, options.server, admin, &stop_front)
         });
         Ok(Daemon {
             address,
