@@ -24,6 +24,7 @@ use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::refusals::Refusals;
 use crate::store::{Closed, Store, StoreError, StoreOptions};
 
 /// What a daemon is made of.
@@ -160,13 +161,15 @@ impl Daemon {
             let _dispatching = dispatching;
             dispatch.run(stopping).await
         });
-        let intake = Intake::new(store.clone(), options.clock, metrics.clone(), options.intake);
+        let refusals = Refusals::new(options.clock.clone(), metrics.clone());
+        let intake =
+            Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(endpoints, intake, metrics.clone());
         let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
         let admin = admin.map(|listener| {
-            let admin = Admin::new(store.clone(), metrics.clone());
+            let admin = Admin::new(store.clone(), metrics.clone(), refusals);
             serve(listener, options.server, admin, &stop_front, part("admin listener"))
         });
         Ok(Daemon {

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use crate::callback::{Action, Callback, Outcome};
@@ -19,6 +20,7 @@ use crate::http::{Request, Response};
 use crate::instance::Policy;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
+use crate::refusals::{Evidence, Facts, Refusals};
 use crate::signature::Keys;
 use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store};
 
@@ -61,6 +63,7 @@ pub struct Intake {
     store: Store,
     clock: Clock,
     metrics: Metrics,
+    refusals: Refusals,
     options: IntakeOptions,
 }
 
@@ -71,9 +74,15 @@ struct Received {
 }
 
 impl Intake {
-    /// An intake that keeps what it receives in `store`.
-    pub fn new(store: Store, clock: Clock, metrics: Metrics, options: IntakeOptions) -> Intake {
-        Intake { store, clock, metrics, options }
+    /// An intake that keeps what it receives in `store`, and what it turns away in `refusals`.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        refusals: Refusals,
+        options: IntakeOptions,
+    ) -> Intake {
+        Intake { store, clock, metrics, refusals, options }
     }
 
     /// Answers one request to `endpoint`.
@@ -91,19 +100,21 @@ impl Intake {
 
     /// Before the signature: cheap, strict, and without a trace on disk.
     fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, WireReply> {
-        let header = |name: &str| request.headers.text(name);
+        let header = |name: &str| request.headers.only(name);
         let raw = RawRequest {
             method: request.method.as_str(),
             query: request.query(),
             header: &header,
             body: &request.body,
         };
+        let now = self.clock.now();
         let refuse = |refusal: Refusal| {
-            self.metrics.count(Metric::Refusals, [&endpoint.name, refusal.reason()]);
-            tracing::warn!(endpoint = %endpoint.name, peer = %request.peer, reason = refusal.reason(), "refused: {refusal}");
+            let facts =
+                Facts { endpoint: &endpoint.name, peer: request.peer, method: raw.method, refusal: &refusal };
+            self.refusals.note(facts, || evidence(endpoint, &raw, now, &refusal));
             endpoint.dialect.refuse(&raw, &refusal)
         };
-        let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
+        let signed = endpoint.dialect.parts(&raw, now).map_err(refuse)?;
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
         let key_label = verified.key_label().clone();
         Ok(Received { callback: endpoint.dialect.callback(verified, &endpoint.options), key_label })
@@ -181,6 +192,19 @@ impl Intake {
             tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
         }
     }
+}
+
+/// What a signature that did not hold is explained from. The request is taken apart once more, for the
+/// few refusals that are kept, so that nothing is copied for all the others.
+fn evidence(
+    endpoint: &Endpoint,
+    raw: &RawRequest<'_>,
+    now: Timestamp,
+    refusal: &Refusal,
+) -> Option<Evidence> {
+    let Refusal::Signature(mismatch) = *refusal else { return None };
+    let signed = endpoint.dialect.parts(raw, now).ok()?;
+    Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
 }
 
 fn response(reply: WireReply) -> Response {

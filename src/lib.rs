@@ -10,7 +10,7 @@
 //! * [`signature`], [`seal`], [`http`]: the only place that touches a key; secrets at rest; hyper
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`]: the seller's code; what is kept
+//! * [`hook`], [`store`], [`refusals`]: the seller's code; what is kept; what was turned away
 //! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
@@ -33,6 +33,7 @@ pub mod job;
 pub mod limits;
 pub mod metrics;
 pub mod query;
+pub mod refusals;
 pub mod scenario;
 pub mod seal;
 pub mod signature;

@@ -93,6 +93,17 @@ pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
 pub const REASON_MAX_BYTES: usize = 1024;
 
+/// Refused requests that are kept to be looked at, in memory alone.
+pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
+/// Refusals of one endpoint and reason that are kept in a second; the rest are counted.
+pub const REFUSALS_KEPT_PER_WINDOW_COUNT: u64 = 8;
+/// How long the log is silent about an endpoint and a reason it has just logged, in milliseconds.
+pub const REFUSALS_WINDOW_MS: i64 = 1_000;
+/// Longest signed text that is kept whole, to be explained; of a longer one the beginning is kept.
+pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
+/// Refusals the admin listener shows unless asked for more.
+pub const REFUSALS_SHOWN_COUNT: usize = 50;
+
 /// How long a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
 /// How long a stop waits for running hooks before it leaves them to the next start, in milliseconds.
@@ -105,5 +116,9 @@ const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
+const _: () = assert!(
+    REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
+    "what nobody has verified takes little memory"
+);
 const _: () =
     assert!(REPLY_WITHIN_MS < HEADERS_READ_MS, "an answer is due sooner than a slow peer is dropped");

@@ -1,7 +1,7 @@
 //! `verify`: does a signature hold, and if not, why not.
 //!
 //! It never prints a key, nor the digest a key would give: whoever reads over the operator's shoulder
-//! learns nothing to sign with. To find the sender's mistake it tries the ones seen in the wild.
+//! learns nothing to sign with. What the sender may have done wrong is found by [`explain`].
 
 use clap::Args;
 use serde::Serialize;
@@ -12,8 +12,7 @@ use super::sign::dialect_named;
 use super::{Done, Exit, Failure};
 use crate::callback::Callback;
 use crate::clock::Clock;
-use crate::dialect::{Options, RawRequest, Refusal};
-use crate::signature::{Keys, Mismatch, Parts, Signed};
+use crate::dialect::{Options, RawRequest, Refusal, explain};
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {
@@ -122,67 +121,6 @@ fn headers(arguments: &VerifyArguments) -> Result<Vec<(String, String)>, Failure
         headers.push((name, value.trim().to_owned()));
     }
     Ok(headers)
-}
-
-fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
-    let found = match (mismatch, parts, presented) {
-        (Mismatch::Wrong, Parts::Pairs(pairs), Some(presented)) => {
-            suspects(pairs).into_iter().find(|(_, pairs)| holds(pairs.clone(), presented, keys))
-        }
-        _ => None,
-    };
-    match found {
-        Some((mistake, _)) => format!("{mismatch}, but it would if {mistake}"),
-        None if mismatch == Mismatch::Wrong => format!(
-            "{mismatch}: either the key is another one, or something between sender and receiver changed a parameter; compare the base string with the sender's"
-        ),
-        None => mismatch.to_string(),
-    }
-}
-
-fn holds(pairs: Vec<(String, String)>, presented: &str, keys: &Keys) -> bool {
-    let parts = Parts::Pairs(pairs);
-    Signed { parts, presented: Some(presented.to_owned()), payload: () }.verify(keys).is_ok()
-}
-
-type Suspect = (String, Vec<(String, String)>);
-
-/// What senders get wrong, and what they would have signed.
-fn suspects(pairs: &[(String, String)]) -> Vec<Suspect> {
-    let encoded = |value: &str| {
-        crate::query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned()
-    };
-    let map = |change: &dyn Fn(&str) -> String| -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
-    };
-    let mut suspects = vec![
-        ("the values had been signed as they are encoded in the URL, not decoded".to_owned(), map(&encoded)),
-        (
-            "the values had been signed encoded, with %20 for a space".to_owned(),
-            map(&|value| encoded(value).replace('+', "%20")),
-        ),
-        (
-            "a `+` in the URL had been meant as a plus and not as a space".to_owned(),
-            map(&|value| value.replace(' ', "+")),
-        ),
-        (
-            "the values had been signed with the white space around them trimmed".to_owned(),
-            map(&|value| value.trim().to_owned()),
-        ),
-    ];
-    let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
-    suspects.push((
-        "the empty parameters had been left out of what was signed; they belong to it".to_owned(),
-        filled,
-    ));
-    for (name, _) in pairs {
-        let without = pairs.iter().filter(|(other, _)| other != name).cloned().collect();
-        suspects.push((
-            format!("`{name}` had not been signed: it was added later, or the sender leaves it out"),
-            without,
-        ));
-    }
-    suspects
 }
 
 fn print(verdict: &Verdict, output: &mut Output) -> Done {

@@ -36,8 +36,11 @@ use crate::query::{self, Pair, QueryError};
 use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Verified};
 
 mod alibaba;
+mod explain;
 mod generic;
 mod jdcloud;
+
+pub use explain::explain;
 
 /// Every dialect, by name.
 static DIALECTS: [&dyn Dialect; 3] = [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD];

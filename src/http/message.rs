@@ -67,6 +67,14 @@ impl Headers {
         self.0.get(name)?.to_str().ok()
     }
 
+    /// The value of `name`, if it came once and is printable ASCII: of two, a proxy before us may have
+    /// read the other.
+    pub fn only(&self, name: &str) -> Option<&str> {
+        let mut values = self.0.get_all(name).iter();
+        let value = values.next()?;
+        if values.next().is_some() { None } else { value.to_str().ok() }
+    }
+
     /// Every value of `name`, in the order in which they came.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.0.get_all(name).into_iter().map(HeaderValue::as_bytes)
@@ -290,6 +298,8 @@ mod tests {
         assert_eq!(request.headers.all("x-sign").collect::<Vec<_>>(), [b"one", b"two"]);
         assert_eq!(request.headers.iter().next(), Some(("x-sign", &b"one"[..])));
         assert_eq!((request.headers.len(), request.headers.is_empty()), (2, false));
+        assert_eq!((request.headers.text("x-sign"), request.headers.only("x-sign")), (Some("one"), None));
+        assert_eq!(Request::get("/").with_header("x-sign", "one").headers.only("X-Sign"), Some("one"));
         assert_eq!(request.with_header("bad name", "v").headers.len(), 2);
     }
 
