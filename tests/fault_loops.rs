@@ -386,6 +386,23 @@ fn a_full_disk_is_not_ready() {
     live_on(&bench, &daemon, lived.marketplace);
 }
 
+/// The checkpoint of a stop has no room; what is in the log stays there.
+#[test]
+fn a_stop_on_a_full_disk_is_in_order() {
+    if library().is_none() {
+        return;
+    }
+    let bench = Bench::new();
+    let lived = lived_until(&bench, 2);
+    bench.control.always(Kind::Write, Effect::NoSpace);
+    let stopped = lived.daemon.unwrap().stop();
+    assert!(stopped.status.success(), "{}", stopped.log);
+    assert!(bench.control.fired(Kind::Write) > 0);
+    bench.control.never(Kind::Write);
+    let daemon = check_kept(&bench, &lived.marketplace);
+    live_on(&bench, &daemon, lived.marketplace);
+}
+
 #[test]
 fn another_process_holds_the_database_for_a_while() {
     if library().is_none() {
