@@ -329,6 +329,11 @@ impl Attempt {
         match attempted {
             Attempted::Done(answer) => Ending::Done(answer),
             Attempted::Retry { error, after } => Ending::Retry { error, after },
+            Attempted::Misconfigured { error, after } => {
+                self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
+                tracing::error!(job = %job.id, action = %job.action, "the hook looks wrongly configured: {error}");
+                Ending::Retry { error, after }
+            }
             Attempted::Refused { reason } => Ending::Refused { reason },
             // A payment is a message: that nobody listens to it is no reason to refuse it.
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),

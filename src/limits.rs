@@ -84,6 +84,9 @@ pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 pub const HOOK_CONCURRENCY_COUNT: usize = 16;
 /// Most bytes a hook's answer may have.
 pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
+/// How long a connection to an `http` hook is kept for the next call, in milliseconds. Shorter than
+/// common servers keep one (5 s), so that we seldom speak to one that is closing at that moment.
+pub const HOOK_IDLE_MS: u64 = 4_000;
 /// Longest line of a hook's standard error that is logged whole, in bytes.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.

@@ -345,19 +345,14 @@ fn printable(line: &[u8]) -> String {
 /// What the exit and the output together mean.
 fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, HookError> {
     match status.code() {
-        Some(0) => Said::success(said(&heard.stdout)?, action),
+        Some(0) => Said::success(Said::read_any(&heard.stdout)?, action),
         Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
         _ => Err(failure(status, heard)),
     }
 }
 
-fn said(stdout: &[u8]) -> Result<Option<Said>, HookError> {
-    let text = stdout.trim_ascii();
-    if text.is_empty() { Ok(None) } else { Ok(Some(Said::read(text)?)) }
-}
-
 fn refusal(heard: &Heard) -> String {
-    let given = said(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
+    let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
     given
         .or_else(|| heard.log.last.clone())
         .unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
@@ -373,7 +368,7 @@ fn failure(status: ExitStatus, heard: &Heard) -> HookError {
         Some(line) => format!("{how}: {line}"),
         None => how,
     };
-    match said(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
+    match Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
         Some(after) => HookError::retry_after(message, after),
         None => HookError::retry(message),
     }

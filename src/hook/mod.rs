@@ -1,7 +1,7 @@
 //! The ISV's own code: what it is told, what it may answer, and how it is kept from doing harm.
 //!
 //! There is one contract in three forms: a Rust trait ([`ProvisioningHook`]), an executable
-//! ([`exec`]) and an HTTP endpoint. All three get the same [`Call`] and give the same answer, so
+//! ([`exec`]) and an HTTP endpoint ([`http`]). All three get the same [`Call`] and give the same answer, so
 //! that a seller can begin with a shell script and end with a service without learning anything
 //! new. [`runner`] chooses the hook, bounds its time and its number, and survives its panics.
 //!
@@ -47,6 +47,7 @@ use crate::callback::Answer;
 mod answer;
 mod call;
 pub mod exec;
+pub mod http;
 pub mod leftovers;
 pub mod log;
 pub mod runner;
@@ -144,6 +145,12 @@ pub enum HookErrorKind {
         /// The delay the hook asked for.
         after: Option<Duration>,
     },
+    /// Try again in the same way; and as it looks like a mistake in how the hook is set up, which
+    /// goes away by nobody's waiting, somebody is alerted.
+    Misconfigured {
+        /// The delay the hook asked for.
+        after: Option<Duration>,
+    },
     /// Do not try again: it will not be done.
     Refuse,
     /// Accepted; somebody completes it later by hand or through the admin API.
@@ -161,6 +168,11 @@ impl HookError {
     /// It may work after this delay. Clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
     pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
+    }
+
+    /// The way to whatever does the work is set up wrongly: try again, and alert somebody.
+    pub fn misconfigured(message: impl Into<String>) -> HookError {
+        HookError { kind: HookErrorKind::Misconfigured { after: None }, message: message.into() }
     }
 
     /// It will never be done. The marketplace's staff may read the reason.
@@ -300,6 +312,7 @@ mod tests {
     fn every_kind_has_its_constructor() {
         let after = Duration::from_secs(3);
         assert_eq!(HookError::retry_after("x", after).kind(), HookErrorKind::Retry { after: Some(after) });
+        assert_eq!(HookError::misconfigured("x").kind(), HookErrorKind::Misconfigured { after: None });
         assert_eq!(HookError::refuse("x").kind(), HookErrorKind::Refuse);
         assert_eq!(HookError::pending("x").kind(), HookErrorKind::Pending);
         assert_eq!(HookError::unsupported("upgrade").message(), "the hook does not support upgrade");

@@ -112,6 +112,13 @@ pub enum Attempted {
         /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
         after: Option<Duration>,
     },
+    /// As a retry, and somebody has to look: the hook is set up wrongly.
+    Misconfigured {
+        /// What went wrong.
+        error: String,
+        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
     /// It will not be done.
     Refused {
         /// Why, in words the marketplace's staff may read.
@@ -142,10 +149,13 @@ impl From<Result<Answer, HookError>> for Attempted {
             Err(error) => error,
         };
         let text = bounded(error.message());
+        let clamped = |after: Option<Duration>| {
+            after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
+        };
         match error.kind() {
-            HookErrorKind::Retry { after } => {
-                let longest = Duration::from_secs(limits::RETRY_AFTER_MAX_S);
-                Attempted::Retry { error: text, after: after.map(|after| after.min(longest)) }
+            HookErrorKind::Retry { after } => Attempted::Retry { error: text, after: clamped(after) },
+            HookErrorKind::Misconfigured { after } => {
+                Attempted::Misconfigured { error: text, after: clamped(after) }
             }
             HookErrorKind::Refuse => Attempted::Refused { reason: text },
             HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
@@ -407,6 +417,10 @@ mod tests {
     async fn each_error_has_its_end() {
         let ends = [
             (HookError::refuse("no"), Attempted::Refused { reason: "no".into() }),
+            (
+                HookError::misconfigured("gone"),
+                Attempted::Misconfigured { error: "gone".into(), after: None },
+            ),
             (HookError::pending("wait"), Attempted::Pending { note: "wait".into() }),
             (
                 HookError::unsupported("x"),
