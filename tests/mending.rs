@@ -423,7 +423,7 @@ fn a_doubt_that_is_approved_runs_once_and_is_told() {
         // Approved once is not approved for ever: it would freeze an instance that is paid for.
         daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
         assert!(!daemon.deliver(&expire).success());
-        assert_eq!(word(&held_callbacks(&home)[0], "reason").is_empty(), false);
+        assert!(!word(&held_callbacks(&home)[0], "reason").is_empty());
         assert_eq!(home.begun("expire").len(), 1);
     });
 }

@@ -110,7 +110,7 @@ pub(super) enum CallbacksCommand {
     },
     /// Send a callback again, signed anew, to a URL. To a daemon it is a delivery like any other, so a
     /// result that comes back here counts as told.
-    Resend(mend::ResendArguments),
+    Resend(Box<mend::ResendArguments>),
 }
 
 #[derive(Subcommand)]
@@ -356,7 +356,7 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
             Ok(())
         }
         CallbacksCommand::Show { show, number } => show_callback(&show, number, output),
-        CallbacksCommand::Resend(arguments) => mend::resend(arguments, output),
+        CallbacksCommand::Resend(arguments) => mend::resend(*arguments, output),
     }
 }
 
