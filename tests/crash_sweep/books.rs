@@ -11,6 +11,9 @@ use crate::market::{Answered, Ask, Market};
 use crate::serving::new_lines;
 
 const RELEASED: i64 = 3;
+/// A payment whose attempts were all killed. It was told when it was recorded, so nobody calls again
+/// and brings it back to life, as with every other dead job.
+const SPENT: &str = "job.state = 4 AND job.in_lane = 0 AND job.attempts >= 10 AND job.note LIKE '%was lost%'";
 
 /// What was found so far.
 #[derive(Debug, Default)]
@@ -55,10 +58,12 @@ pub(crate) struct Books {
     /// The keys of each action of an instance, for those that have none.
     unordered: BTreeMap<(String, String), BTreeSet<String>>,
     effects: BTreeSet<String>,
-    /// By lane: the last job begun, and the process at it.
-    lanes: HashMap<String, (i64, String)>,
-    /// Processes whose lane has gone on without them.
-    passed: BTreeSet<String>,
+    /// By process id, which come round again: the call it is at now, by its number.
+    at: HashMap<String, u64>,
+    /// By lane: the last job begun, and the number of the call.
+    lanes: HashMap<String, (i64, u64)>,
+    /// Calls whose lane has gone on without them.
+    passed: BTreeSet<u64>,
 }
 
 impl Books {
@@ -77,6 +82,7 @@ impl Books {
             occurrences: BTreeMap::new(),
             unordered: BTreeMap::new(),
             effects: BTreeSet::new(),
+            at: HashMap::new(),
             lanes: HashMap::new(),
             passed: BTreeSet::new(),
         }
@@ -125,23 +131,29 @@ impl Books {
         }
     }
 
-    /// How many jobs may still run.
+    /// How many jobs have not come to their end.
     pub(crate) fn live_jobs(&self) -> i64 {
         let connection =
             Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        connection
-            .query_row("SELECT count(*) FROM job WHERE state < 5", [], |row| row.get(0))
-            .unwrap_or(i64::MAX)
+        let sql = format!("SELECT count(*) FROM job WHERE state < 5 AND NOT ({SPENT})");
+        connection.query_row(&sql, [], |row| row.get(0)).unwrap_or(i64::MAX)
+    }
+
+    /// Messages whose every attempt was killed: dead, and left to an operator.
+    pub(crate) fn spent(&self) -> i64 {
+        let connection =
+            Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+        let sql = format!("SELECT count(*) FROM job WHERE {SPENT}");
+        connection.query_row(&sql, [], |row| row.get(0)).unwrap()
     }
 
     /// Jobs that are neither done nor made unnecessary by a release.
     fn unfinished(&self, connection: &Connection) -> Vec<(i64, i64, State)> {
-        let mut statement = connection
-            .prepare(
-                "SELECT job.number, job.action, job.state, instance.state FROM job
-                 LEFT JOIN instance ON instance.number = job.instance",
-            )
-            .unwrap();
+        let sql = format!(
+            "SELECT job.number, job.action, job.state, instance.state FROM job
+             LEFT JOIN instance ON instance.number = job.instance WHERE NOT ({SPENT})"
+        );
+        let mut statement = connection.prepare(&sql).unwrap();
         let rows = statement.query_map([], |row| {
             let instance: Option<i64> = row.get(3)?;
             Ok((row.get(0)?, row.get(1)?, state(row.get(2)?), instance))
@@ -278,7 +290,10 @@ impl Books {
 
     fn look_at_call(&mut self, connection: &Connection, call: Call, market: &Market) {
         let lane = format!("{} {}", call.account, call.biz);
-        if self.passed.contains(&call.pid) {
+        if call.what == "begin" {
+            self.tally.calls += 1;
+            self.at.insert(call.pid.clone(), self.tally.calls);
+        } else if self.at.get(&call.pid).is_none_or(|number| self.passed.contains(number)) {
             self.tally.overlaps += 1;
             market.wrong(format!(
                 "{lane}: attempt {} at {} ({}) went on after a later one had begun",
@@ -295,9 +310,6 @@ impl Books {
     }
 
     fn look_at_begin(&mut self, connection: &Connection, call: &Call, lane: String, market: &Market) {
-        self.tally.calls += 1;
-        // Process ids come round again.
-        self.passed.remove(&call.pid);
         let Some(job) = self.job(connection, &call.key) else {
             self.tally.lost += 1;
             market.wrong(format!(
@@ -310,12 +322,12 @@ impl Books {
         if call.action == "payment" {
             return;
         }
-        if let Some((last, pid)) = self.lanes.insert(lane.clone(), (job, call.pid.clone())) {
+        if let Some((last, before)) = self.lanes.insert(lane.clone(), (job, self.tally.calls)) {
             if job < last {
                 self.tally.out_of_order += 1;
                 market.wrong(format!("{lane}: job {job} ({}) began after job {last}", call.action));
             }
-            self.passed.insert(pid);
+            self.passed.insert(before);
         }
     }
 

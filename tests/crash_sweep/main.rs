@@ -342,16 +342,15 @@ impl Driver<'_> {
         }
         let tally = &self.books.tally;
         println!(
-            "crash sweep: kills {}, callbacks answered {}, hook calls {}, lost {}, doubled {}, out of order {}, overlaps {}, violations {}, seed {}",
-            self.kills,
-            tally.answered,
+            "hook calls {}, overlapping attempts {}, payments out of tries {}, violations {}",
             tally.calls,
-            tally.lost,
-            tally.doubled,
-            tally.out_of_order,
             tally.overlaps,
+            self.books.spent(),
             self.market.violations(),
-            plan.seed
+        );
+        println!(
+            "crash sweep: kills {}, callbacks answered {}, lost {}, doubled {}, out of order {}, seed {}",
+            self.kills, tally.answered, tally.lost, tally.doubled, tally.out_of_order, plan.seed
         );
     }
 }
