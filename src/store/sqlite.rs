@@ -40,6 +40,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(Code::DiskFull) => StoreError::Full,
+            Some(Code::ReadOnly | Code::CannotOpen | Code::PermissionDenied) => {
+                StoreError::Io(format!("{error}; may this user read and write it, and make files beside it?"))
+            }
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
             _ => StoreError::Io(error.to_string()),
         }
@@ -94,7 +97,7 @@ impl Sqlite {
     /// Copies the store, as it is at one commit, into a file that is not there yet.
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-        file.map_err(|error| StoreError::File(to.to_owned(), error.to_string()))?;
+        file.map_err(|error| StoreError::of_file(to, &error))?;
         let mut copy = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy)?;
         // All pages in one step: a copy in several begins anew whenever the daemon writes.
@@ -195,9 +198,9 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// The lock lies beside the file itself, wherever a link to it may be.
 fn lock(path: &Path) -> Result<File> {
-    let real = path.canonicalize().map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
+    let real = path.canonicalize().map_err(|error| StoreError::of_file(path, &error))?;
     let lock_path = beside(&real, ".lock");
-    let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
+    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -219,7 +222,7 @@ fn make_private(path: &Path) -> Result<()> {
     match made {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::File(path.to_owned(), error.to_string())),
+        Err(error) => Err(StoreError::of_file(path, &error)),
     }
 }
 
