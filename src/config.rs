@@ -496,6 +496,10 @@ impl Builder<'_> {
                 ),
             }
         }
+        if let Some(Err(wrong)) = options.public_url.as_ref().map(|url| url.parse::<Url>()) {
+            let text = format!("it is not the URL of this endpoint as a browser reaches it: {wrong}");
+            self.mistake(format!("{key}.public_url"), text);
+        }
         let keys = self.keys(key, &table.keys);
         let account = table.account.unwrap_or_else(|| table.name.clone());
         Some(Endpoint {
@@ -748,4 +752,27 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     let sealing_key = chosen("SPID_STORE__SEALING_KEY", file.store.sealing_key);
     let options = StoreOptions { sealing_key, ..StoreOptions::default() };
     Ok((database.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)), options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(endpoint: &str) -> Vec<String> {
+        let text = format!(
+            "[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"FAKE\" }}]\n{endpoint}\n\
+             [[hook]]\nname = \"try\"\nlog = {{}}\n"
+        );
+        let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
+        let wrong = Config::parse(&text, "spid.toml", &environment, None).err();
+        wrong.map_or_else(Vec::new, |wrong| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect())
+    }
+
+    #[test]
+    fn the_public_url_is_one_a_browser_can_open() {
+        assert!(mistakes("public_url = \"https://spi.example/spi\"").is_empty());
+        for wrong in ["spi.example", "/spi", "ftp://spi.example", "https://"] {
+            assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
+        }
+    }
 }

@@ -402,6 +402,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// What the marketplace may read of it. An operator's words, and what another buyer bought, are not for
+    /// everybody who can send a callback.
+    pub fn told(&self) -> String {
+        match self {
+            Reason::Rejected(_) => "the seller has declined this".to_owned(),
+            Reason::NameTaken(_) => "another instance has this orderBizId as its id".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// The stable word for logs, counters and `--json`.
     pub const fn code(&self) -> &'static str {
         match self {

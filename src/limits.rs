@@ -20,6 +20,9 @@ pub const BODY_READ_MS: u64 = 10_000;
 pub const IDLE_MS: u64 = 75_000;
 /// Most connections open at once on one listener.
 pub const CONNECTIONS_MAX_COUNT: usize = 1024;
+/// File descriptors the daemon wants: both listeners full, the pipes of all running hooks, the database.
+pub const DESCRIPTORS_WANTED_COUNT: u64 =
+    2 * CONNECTIONS_MAX_COUNT as u64 + 8 * JOBS_RUNNING_MAX_COUNT as u64 + 128;
 /// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 

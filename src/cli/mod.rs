@@ -93,6 +93,7 @@ impl From<StoreError> for Failure {
             | StoreError::Older(..)
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,
+            StoreError::Denied(_) => Exit::Permission,
             StoreError::Inconsistent(_) | StoreError::Stopped => Exit::Bug,
             StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
         };

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,6 +13,7 @@ use super::{Done, Exit, Failure, runtime};
 use crate::config::{Config, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
+use crate::limits;
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = false)]
@@ -90,6 +92,7 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
 }
 
 async fn run(config: Config) -> Done {
+    raise_descriptors();
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {
         Some(address) => Some(bind(address).await?),
@@ -111,6 +114,31 @@ async fn run(config: Config) -> Done {
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
     signals.until_stop(daemon).await
+}
+
+/// Peers that only hold connections open must not take the descriptors that hooks and the database need.
+/// The limit is raised no further than that: hooks inherit it, and some close every number below it.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let Some((soft, enough)) = descriptors(limit.current, limit.maximum) else { return };
+    let raised = Rlimit { current: Some(soft), maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    } else if !enough {
+        tracing::warn!(
+            limit = soft,
+            wanted = limits::DESCRIPTORS_WANTED_COUNT,
+            "few files may be open at once: peers that hold connections open can keep hooks from starting; raise the hard limit (LimitNOFILE= in a systemd unit)"
+        );
+    }
+}
+
+/// The soft limit to set, and whether it is enough; `None` when the present one is. No limit is `None`, too.
+fn descriptors(soft: Option<u64>, hard: Option<u64>) -> Option<(u64, bool)> {
+    let wanted = limits::DESCRIPTORS_WANTED_COUNT;
+    soft.filter(|soft| *soft < wanted)?;
+    let possible = hard.map_or(wanted, |hard| hard.min(wanted));
+    Some((possible, possible == wanted))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -185,6 +213,16 @@ fn ended(part: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_are_raised_as_far_as_needed_and_allowed() {
+        let wanted = limits::DESCRIPTORS_WANTED_COUNT;
+        assert_eq!(descriptors(Some(1024), Some(1 << 20)), Some((wanted, true)));
+        assert_eq!(descriptors(Some(1024), None), Some((wanted, true)));
+        assert_eq!(descriptors(Some(256), Some(1024)), Some((1024, false)));
+        assert_eq!(descriptors(Some(1 << 20), Some(1 << 20)), None);
+        assert_eq!(descriptors(None, None), None);
+    }
 
     /// If it did, this test would not end.
     #[test]

@@ -19,6 +19,9 @@ use crate::limits;
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
 
+/// What is told of a job that is held: why it is held is for the seller, and may name another instance.
+const HELD: &str = "its instance needs the seller's decision";
+
 /// A verified callback to be kept.
 #[derive(Debug, Clone)]
 pub struct Acceptance {
@@ -505,8 +508,8 @@ fn tell(
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
             Told::Applied(Box::new(create_answer(rows, instance)?))
         }
-        Decision::Refuse(reason) => Told::Refused(reason.to_string()),
-        Decision::Hold(reason) => Told::Held(reason.to_string()),
+        Decision::Refuse(reason) => Told::Refused(reason.told()),
+        Decision::Hold(reason) => Told::Held(reason.told()),
         Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
     })
 }
@@ -527,7 +530,7 @@ fn join(
             accepted.wakes = bring_forward(rows, job, now)?;
             Told::Wait(number)
         }
-        job::State::Held => Told::Held(job.note.unwrap_or_default()),
+        job::State::Held => Told::Held(HELD.to_owned()),
         job::State::Refused => Told::Refused(job.note.unwrap_or_default()),
         job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
     })
@@ -813,8 +816,8 @@ pub(super) fn complete(
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
             job.state = job::State::Held;
             job.lease_until = None;
-            job.note = Some(trouble.clone());
-            return Ok(Told::Held(trouble));
+            job.note = Some(trouble);
+            return Ok(Told::Held(HELD.to_owned()));
         }
         row.created_by = Some(job.number);
     }

@@ -61,6 +61,9 @@ pub enum StoreError {
     /// A file beside the database.
     #[error("`{}`: {}", .0.display(), .1)]
     File(PathBuf, String),
+    /// A file the user we run as may not use.
+    #[error("`{}` may not be read and written by the user this runs as; its folder must be writable, too, as files are kept beside it", .0.display())]
+    Denied(PathBuf),
     /// There is no such database.
     #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
     NotThere(PathBuf),
@@ -88,6 +91,16 @@ pub enum StoreError {
     /// The sealing key.
     #[error("{0}")]
     Seal(String),
+}
+
+impl StoreError {
+    /// What the system said about a file.
+    fn of_file(path: &Path, error: &std::io::Error) -> StoreError {
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => StoreError::Denied(path.to_owned()),
+            _ => StoreError::File(path.to_owned(), error.to_string()),
+        }
+    }
 }
 
 impl From<SealError> for StoreError {

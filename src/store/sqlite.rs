@@ -40,6 +40,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(Code::DiskFull) => StoreError::Full,
+            Some(Code::ReadOnly | Code::CannotOpen | Code::PermissionDenied) => {
+                StoreError::Io(format!("{error}; may this user read and write it, and make files beside it?"))
+            }
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
             _ => StoreError::Io(error.to_string()),
         }
@@ -94,7 +97,7 @@ impl Sqlite {
     /// Copies the store, as it is at one commit, into a file that is not there yet.
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-        file.map_err(|error| StoreError::File(to.to_owned(), error.to_string()))?;
+        file.map_err(|error| StoreError::of_file(to, &error))?;
         let copied = self.fill(to);
         if copied.is_err() {
             // Half a copy must not be taken for one.
@@ -217,7 +220,7 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| StoreError::File(folder.to_owned(), error.to_string()))
+    synced.map_err(|error| StoreError::of_file(folder, &error))
 }
 
 /// A place where a database may be put: no daemon uses it while this lives, and nothing is there.
@@ -253,7 +256,7 @@ impl Vacancy {
     /// Puts it in its place, ready as it is.
     pub(crate) fn fill(self) -> Result<()> {
         let moved = std::fs::rename(&self.partial, &self.path);
-        moved.map_err(|error| StoreError::File(self.path.clone(), error.to_string()))?;
+        moved.map_err(|error| StoreError::of_file(&self.path, &error))?;
         sync_folder(&self.path)
     }
 }
@@ -267,9 +270,9 @@ fn lock(path: &Path) -> Result<File> {
         }
         (real, _) => real,
     };
-    let real = real.map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
+    let real = real.map_err(|error| StoreError::of_file(path, &error))?;
     let lock_path = beside(&real, ".lock");
-    let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
+    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -291,7 +294,7 @@ fn make_private(path: &Path) -> Result<()> {
     match made {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::File(path.to_owned(), error.to_string())),
+        Err(error) => Err(StoreError::of_file(path, &error)),
     }
 }
 
