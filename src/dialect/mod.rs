@@ -30,6 +30,7 @@ use serde_json::{Map, Value};
 use crate::callback::{
     Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Outcome, Parameters,
 };
+use crate::clock::from_millis;
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError};
 use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Verified};
@@ -490,7 +491,9 @@ fn read_civil(text: &str, zone: &TimeZone) -> Option<Timestamp> {
             other => byte == other,
         });
     let civil: jiff::civil::DateTime = text.parse().ok().filter(|_| fits)?;
-    zone.to_timestamp(civil).ok()
+    // "For ever" is commonly written 9999-12-31, which lies a day behind the last instant we can name.
+    let last = || from_millis(Timestamp::MAX.as_millisecond());
+    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last))
 }
 
 fn read_word<'a>(parameters: &'a Parameters, name: &str) -> &'a str {
@@ -543,6 +546,16 @@ mod tests {
             "二〇三〇年一月",
         ] {
             assert_eq!(read_civil(unreadable, &shanghai()), None, "{unreadable}");
+        }
+    }
+
+    #[test]
+    fn for_ever_is_a_date() {
+        for zone in [shanghai(), TimeZone::UTC] {
+            let at = read_civil("9999-12-31 23:59:59", &zone).unwrap();
+            assert!(at.to_string().starts_with("9999-12-30"), "{at}");
+            assert_eq!(from_millis(at.as_millisecond()), at, "it reads back as it was stored");
+            assert!(read_civil("9999-12-29 00:00:00", &zone).unwrap() < at);
         }
     }
 
