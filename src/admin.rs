@@ -8,6 +8,10 @@
 
 use serde::Serialize;
 
+use std::time::Duration;
+
+use tokio::time::timeout;
+
 use crate::http::{Handler, Method, Request, Response};
 use crate::limits;
 use crate::metrics::{Metrics, gauge};
@@ -36,11 +40,13 @@ impl Admin {
         Admin { store, metrics, refusals }
     }
 
-    /// Ready means: a write goes through.
+    /// Ready means: a write goes through, and in time.
     async fn ready(&self) -> Response {
-        match self.store.probe().await {
-            Ok(()) => Response::text(200, "ready\n"),
-            Err(error) => Response::text(503, format!("not ready: {error}\n")),
+        let within = Duration::from_millis(limits::READY_WITHIN_MS);
+        match timeout(within, self.store.probe()).await {
+            Ok(Ok(())) => Response::text(200, "ready\n"),
+            Ok(Err(error)) => Response::text(503, format!("not ready: {error}\n")),
+            Err(_) => Response::text(503, "not ready: the disk does not take a write in time\n"),
         }
     }
 

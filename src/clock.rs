@@ -22,6 +22,18 @@ pub enum Clock {
     System,
     /// A clock that stands still until it is moved; clones share it.
     Manual(Arc<Mutex<Timestamp>>),
+    /// A clock of the caller's own.
+    Given(Given),
+}
+
+/// A clock of the caller's own: a simulation's, which follows the time its runtime pretends.
+#[derive(Clone)]
+pub struct Given(Arc<dyn Fn() -> Timestamp + Send + Sync>);
+
+impl std::fmt::Debug for Given {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Given")
+    }
 }
 
 impl Clock {
@@ -30,17 +42,23 @@ impl Clock {
         Clock::Manual(Arc::new(Mutex::new(start)))
     }
 
+    /// A clock that shows what `now` says.
+    pub fn given(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Clock {
+        Clock::Given(Given(Arc::new(now)))
+    }
+
     /// The present instant, to the millisecond: what is stored must read back equal.
     pub fn now(&self) -> Timestamp {
         let now = match self {
             #[expect(clippy::disallowed_methods, reason = "this is the one place the system's clock is read")]
             Clock::System => Timestamp::now(),
             Clock::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
+            Clock::Given(Given(now)) => now(),
         };
         from_millis(now.as_millisecond())
     }
 
-    /// Moves a manual clock, forwards or back. The system's clock is not ours to move: it stays.
+    /// Moves a manual clock, forwards or back. Any other is not ours to move: it stays.
     pub fn advance(&self, by: SignedDuration) {
         if let Clock::Manual(at) = self {
             let mut at = at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -117,6 +135,45 @@ impl std::fmt::Debug for Id {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
     }
+}
+
+/// Where ids come from.
+#[derive(Debug, Clone, Default)]
+pub enum Ids {
+    /// The system's random generator.
+    #[default]
+    System,
+    /// A sequence that repeats itself from the same seed; clones share it.
+    Seeded(Arc<Mutex<u64>>),
+}
+
+impl Ids {
+    /// Ids that are the same for the same `seed`: for a simulation.
+    pub fn seeded(seed: u64) -> Ids {
+        Ids::Seeded(Arc::new(Mutex::new(seed)))
+    }
+
+    /// The next id, made at the instant `now`.
+    ///
+    /// # Errors
+    /// When the system's random generator gives nothing.
+    pub fn next(&self, now: Timestamp) -> Result<Id, getrandom::Error> {
+        let Ids::Seeded(state) = self else { return Id::new(now) };
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut random = [0u8; 16];
+        for half in random.chunks_mut(8) {
+            half.copy_from_slice(&split_mix(&mut state).to_be_bytes());
+        }
+        Ok(Id::from_parts(now, random))
+    }
+}
+
+/// The generator `SplitMix64`: a counter, and a mixer that makes it look random.
+fn split_mix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }
 
 /// A text that is not an [`Id`].

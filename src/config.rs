@@ -16,12 +16,14 @@ use serde::Deserialize;
 use crate::dialect::{self, Options, SuccessAs};
 use crate::hook::AnyHook;
 use crate::hook::exec::ExecHook;
+use crate::hook::http::{HttpHook, HttpHookOptions};
 use crate::hook::log::LogHook;
 use crate::hook::runner::{NamedHook, Route, Runner};
+use crate::http::{Tls, Url};
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
-use crate::signature::{Key, Keys, Secret};
+use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
 use crate::store::StoreOptions;
 
 /// The environment, as far as the configuration may see it.
@@ -147,6 +149,7 @@ struct KeyTable {
 struct HookTable {
     name: String,
     exec: Option<ExecTable>,
+    http: Option<HttpTable>,
     log: Option<LogTable>,
 }
 
@@ -156,6 +159,45 @@ struct ExecTable {
     command: Vec<String>,
     timeout: Option<String>,
     concurrency: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HttpTable {
+    url: String,
+    secret: Option<OneOrMore>,
+    timeout: Option<String>,
+    concurrency: Option<usize>,
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    insecure: bool,
+}
+
+/// One key, or a list of them: while it is changed there are two.
+#[derive(Debug)]
+struct OneOrMore(Vec<KeyTable>);
+
+impl<'de> Deserialize<'de> for OneOrMore {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<OneOrMore, D::Error> {
+        struct Either;
+        impl<'de> serde::de::Visitor<'de> for Either {
+            type Value = OneOrMore;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`{ file = … }`, `{ env = … }` or `{ credential = … }`, or a list of these")
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<OneOrMore, A::Error> {
+                let one = KeyTable::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                Ok(OneOrMore(vec![one]))
+            }
+
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, list: A) -> Result<OneOrMore, A::Error> {
+                Vec::deserialize(serde::de::value::SeqAccessDeserializer::new(list)).map(OneOrMore)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -454,6 +496,10 @@ impl Builder<'_> {
                 ),
             }
         }
+        if let Some(Err(wrong)) = options.public_url.as_ref().map(|url| url.parse::<Url>()) {
+            let text = format!("it is not the URL of this endpoint as a browser reaches it: {wrong}");
+            self.mistake(format!("{key}.public_url"), text);
+        }
         let keys = self.keys(key, &table.keys);
         let account = table.account.unwrap_or_else(|| table.name.clone());
         Some(Endpoint {
@@ -490,6 +536,13 @@ impl Builder<'_> {
     }
 
     fn key(&mut self, key: &str, label: String, table: &KeyTable) -> Option<Key> {
+        let (place, secret) = self.secret(key, table)?;
+        let made = Key::new(label, secret);
+        made.map_err(|error| self.mistake(place, error.to_string())).ok()
+    }
+
+    /// The secret a table leads to, and the key of the file it stands under.
+    fn secret(&mut self, key: &str, table: &KeyTable) -> Option<(String, Secret)> {
         let (member, secret) = match (&table.file, &table.env, &table.credential) {
             (Some(path), None, None) => ("file", read_key(path)),
             (None, Some(name), None) => {
@@ -505,8 +558,14 @@ impl Builder<'_> {
                 return None;
             }
         };
-        let made = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
-        made.map_err(|text| self.mistake(format!("{key}.{member}"), text)).ok()
+        let place = format!("{key}.{member}");
+        match secret {
+            Ok(secret) => Some((place, secret)),
+            Err(text) => {
+                self.mistake(place, text);
+                None
+            }
+        }
     }
 
     /// A systemd credential: a file in the folder the unit was given.
@@ -532,7 +591,7 @@ impl Builder<'_> {
         } else if hooks.is_empty() {
             self.mistake(
                 "hook",
-                "there is none: add a [[hook]] with a name and `exec = { command = […] }` or `log = {}`",
+                "there is none: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",
             );
         }
         for (index, table) in hooks.into_iter().enumerate() {
@@ -547,11 +606,12 @@ impl Builder<'_> {
     }
 
     fn hook(&mut self, key: &str, table: HookTable) -> Option<NamedHook> {
-        match (table.exec, table.log) {
-            (Some(exec), None) => self.exec(key, table.name, exec),
-            (None, Some(LogTable {})) => Some(NamedHook::new(table.name, AnyHook::from(LogHook))),
+        match (table.exec, table.http, table.log) {
+            (Some(exec), None, None) => self.exec(key, table.name, exec),
+            (None, Some(http), None) => self.http(&format!("{key}.http"), table.name, http),
+            (None, None, Some(LogTable {})) => Some(NamedHook::new(table.name, AnyHook::from(LogHook))),
             _ => {
-                self.mistake(key, "a hook has exactly one of `exec` and `log`");
+                self.mistake(key, "a hook has exactly one of `exec`, `http` and `log`");
                 None
             }
         }
@@ -567,6 +627,58 @@ impl Builder<'_> {
             .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
             .concurrency(table.concurrency.unwrap_or(limits::HOOK_CONCURRENCY_COUNT));
         Some(hook)
+    }
+
+    fn http(&mut self, key: &str, name: String, table: HttpTable) -> Option<NamedHook> {
+        let keys = self.webhook_keys(&format!("{key}.secret"), table.secret);
+        let timeout = self.duration(&format!("{key}.timeout"), table.timeout.as_deref());
+        let url = table.url.parse::<Url>();
+        let url = url.map_err(|error| self.mistake(format!("{key}.url"), error.to_string())).ok()?;
+        let tls = self.tls(&format!("{key}.ca_file"), &url, table.ca_file.as_deref());
+        let concurrency = table.concurrency.unwrap_or(limits::HOOK_CONCURRENCY_COUNT);
+        let options = HttpHookOptions {
+            tls,
+            insecure: table.insecure,
+            keep: concurrency,
+            ..HttpHookOptions::default()
+        };
+        let hook = HttpHook::new(url, keys?, options);
+        if let Err(error) = hook.check() {
+            self.mistake(format!("{key}.url"), error.to_string());
+        }
+        let hook = NamedHook::new(name, AnyHook::from(hook))
+            .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
+            .concurrency(concurrency);
+        Some(hook)
+    }
+
+    fn webhook_keys(&mut self, key: &str, secret: Option<OneOrMore>) -> Option<WebhookKeys> {
+        let OneOrMore(tables) = secret.unwrap_or(OneOrMore(Vec::new()));
+        if tables.is_empty() {
+            self.mistake(key, "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }; make one with `echo whsec_$(openssl rand -base64 32)`");
+        }
+        let mut keys = Vec::new();
+        for (index, table) in tables.iter().enumerate() {
+            let key = if tables.len() == 1 { key.to_owned() } else { format!("{key}[{index}]") };
+            if table.label.is_some() {
+                self.mistake(format!("{key}.label"), "the secret of a hook has no label");
+            }
+            let Some((place, secret)) = self.secret(&key, table) else { continue };
+            let made = WebhookKey::new(&secret);
+            keys.extend(made.map_err(|error| self.mistake(place, error.to_string())));
+        }
+        if keys.len() == tables.len() { WebhookKeys::new(keys) } else { None }
+    }
+
+    /// Whom the hook trusts: read now, so that a missing file is a mistake now.
+    fn tls(&mut self, key: &str, url: &Url, more: Option<&Path>) -> Option<Tls> {
+        if !url.is_secure() {
+            if more.is_some() {
+                self.mistake(key, "it is for https, and the URL is http");
+            }
+            return None;
+        }
+        Tls::new(more).map_err(|error| self.mistake(key, error.to_string())).ok()
     }
 }
 
@@ -640,4 +752,27 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     let sealing_key = chosen("SPID_STORE__SEALING_KEY", file.store.sealing_key);
     let options = StoreOptions { sealing_key, ..StoreOptions::default() };
     Ok((database.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)), options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mistakes(endpoint: &str) -> Vec<String> {
+        let text = format!(
+            "[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"FAKE\" }}]\n{endpoint}\n\
+             [[hook]]\nname = \"try\"\nlog = {{}}\n"
+        );
+        let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
+        let wrong = Config::parse(&text, "spid.toml", &environment, None).err();
+        wrong.map_or_else(Vec::new, |wrong| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect())
+    }
+
+    #[test]
+    fn the_public_url_is_one_a_browser_can_open() {
+        assert!(mistakes("public_url = \"https://spi.example/spi\"").is_empty());
+        for wrong in ["spi.example", "/spi", "ftp://spi.example", "https://"] {
+            assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
+        }
+    }
 }

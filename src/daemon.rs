@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -18,6 +18,7 @@ use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, DispatchOptions};
 use crate::front::Front;
+use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
@@ -72,6 +73,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The folder in which running hooks are marked, beside the database.
+    #[error("the folder that marks running hooks cannot be used: {0}")]
+    Leftovers(#[source] std::io::Error),
     /// A listener.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
@@ -89,6 +93,23 @@ pub struct Daemon {
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     dispatch: JoinHandle<usize>,
+    ended: watch::Receiver<Option<&'static str>>,
+}
+
+/// A part of the daemon that is to run until the stop. Dropped when the part ends, however it ends.
+struct Part {
+    name: &'static str,
+    ended: watch::Sender<Option<&'static str>>,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        self.ended.send_if_modified(|first| {
+            let is_first = first.is_none();
+            first.get_or_insert(self.name);
+            is_first
+        });
+    }
 }
 
 /// How a stop went.
@@ -120,25 +141,36 @@ impl Daemon {
             None => Store::in_memory(options.store, options.clock.clone()).await?,
         };
         log_backlog(&store);
+        // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
+        let runner = match &options.store_path {
+            Some(path) => options.runner.marking(clear_leftovers(path).await?),
+            None => options.runner,
+        };
+        let (parts, ended) = watch::channel(None);
+        let part = |name| Part { name, ended: parts.clone() };
+        let (writing, writer_closed) = (part("writer"), closed.clone());
+        tokio::spawn(async move {
+            let _writing = writing;
+            writer_closed.wait().await;
+        });
         let (stop_dispatch, stopping) = watch::channel(false);
-        let dispatch = Dispatch::new(
-            store.clone(),
-            options.clock.clone(),
-            metrics.clone(),
-            options.runner,
-            options.dispatch,
-        );
-        let dispatch = tokio::spawn(dispatch.run(stopping));
+        let dispatch =
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
+        let dispatching = part("dispatcher");
+        let dispatch = tokio::spawn(async move {
+            let _dispatching = dispatching;
+            dispatch.run(stopping).await
+        });
         let refusals = Refusals::new(options.clock.clone(), metrics.clone());
         let intake =
             Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(endpoints, intake, metrics.clone());
-        let front = serve(listener, options.server.clone(), front, &stop_front);
+        let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
         let admin = admin.map(|listener| {
             let admin = Admin::new(store.clone(), metrics.clone(), refusals);
-            serve(listener, options.server, admin, &stop_front)
+            serve(listener, options.server, admin, &stop_front, part("admin listener"))
         });
         Ok(Daemon {
             address,
@@ -151,7 +183,17 @@ impl Daemon {
             front,
             admin,
             dispatch,
+            ended,
         })
+    }
+
+    /// Waits until a part of the daemon has ended that was to run until the stop, and says which. It means
+    /// a bug. What is left cannot do the work (it takes orders that nobody runs, say), so whoever runs the
+    /// daemon should [stop](Daemon::stop) it and start another.
+    pub async fn ended(&self) -> &'static str {
+        let mut ended = self.ended.clone();
+        let part = ended.wait_for(Option::is_some).await.ok().and_then(|part| *part);
+        part.unwrap_or("daemon")
     }
 
     /// Where the marketplace calls.
@@ -187,10 +229,7 @@ impl Daemon {
             let _ = admin.await;
         }
         self.stop_dispatch.send_replace(true);
-        let cut = self.dispatch.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "the dispatcher did not end as it should");
-            0
-        });
+        let cut = stopped(self.dispatch).await;
         drop(self.store);
         let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
         if !closed {
@@ -200,20 +239,50 @@ impl Daemon {
     }
 }
 
+/// The end of the dispatcher: how many hooks it cut short. It bounds its own wait for hooks; a store that
+/// hangs must not keep it beyond that.
+async fn stopped(mut dispatch: JoinHandle<usize>) -> usize {
+    let bound = Duration::from_millis(limits::STOP_HOOKS_MS + limits::STOP_STORE_MS);
+    match timeout(bound, &mut dispatch).await {
+        Ok(Ok(cut)) => cut,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the dispatcher did not end as it should");
+            0
+        }
+        Err(_) => {
+            tracing::error!(
+                "the dispatcher did not end in time: the store hangs; what ran runs again at the next start"
+            );
+            dispatch.abort();
+            0
+        }
+    }
+}
+
 fn serve(
     listener: TcpListener,
     options: ServerOptions,
     handler: impl Handler,
     stop: &watch::Sender<bool>,
+    part: Part,
 ) -> JoinHandle<Drained> {
     let mut stopping = stop.subscribe();
     tokio::spawn(async move {
+        let _part = part;
         let stop = async move {
             // An error means that the daemon itself is gone: that is a stop, too.
             let _ = stopping.wait_for(|stop| *stop).await;
         };
         http::serve(listener, options, handler, stop).await
     })
+}
+
+/// Kills the hooks that a dead daemon of this database left running.
+async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
+    let real = store_path.canonicalize().map_err(StartError::Leftovers)?;
+    let mut folder = real.into_os_string();
+    folder.push(".running");
+    Leftovers::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
 }
 
 /// What waits for somebody is said at every start.
@@ -237,5 +306,46 @@ fn log_backlog(store: &Store) {
             }
         }
         Err(error) => tracing::warn!(%error, "the backlog cannot be counted"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::AnyHook;
+    use crate::hook::log::LogHook;
+    use crate::hook::runner::NamedHook;
+
+    async fn a_daemon() -> Daemon {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
+        Daemon::start(listener, None, DaemonOptions::new(None, Vec::new(), runner)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_dispatcher_that_ends_by_itself_is_noticed() {
+        let daemon = a_daemon().await;
+        daemon.dispatch.abort();
+        assert_eq!(daemon.ended().await, "dispatcher");
+        daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_ends_by_itself_is_noticed() {
+        let daemon = a_daemon().await;
+        daemon.front.abort();
+        assert_eq!(daemon.ended().await, "listener");
+        daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_daemon_at_work_has_not_ended() {
+        let daemon = a_daemon().await;
+        tokio::select! {
+            biased;
+            part = daemon.ended() => unreachable!("{part}"),
+            ready = daemon.store().probe() => ready.unwrap(),
+        }
+        assert!(daemon.stop().await.closed);
     }
 }

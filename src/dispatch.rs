@@ -4,7 +4,7 @@
 //! it runs its lease is renewed; if that fails for long enough somebody else may take the job, and
 //! the late end is fenced off by the store. Nothing a hook does ends the loop.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
-use crate::store::{Ending, Finished, JobRow, Ready, Store, Taken};
+use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
 
 /// What can be chosen about the dispatcher.
 #[derive(Debug, Clone)]
@@ -45,11 +45,43 @@ impl Default for DispatchOptions {
     }
 }
 
-/// How long to wait before a store that failed is asked again.
+/// How long to wait before a store that failed is asked again; how long at most, when it fails again and
+/// again: a full disk must not be filled with the news of it.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
+const STORE_PAUSE_MAX: Duration = Duration::from_secs(8);
 
 /// The jobs that run now, by number.
-type Held = Arc<Mutex<HashMap<i64, JobRow>>>;
+type Held = Arc<Mutex<BTreeMap<i64, JobRow>>>;
+
+/// A job that runs. A task that panics holds it no longer: its lease is left to run out, and the job
+/// comes back. A task that is cut short by a stop still does: the stop gives its job back.
+struct Holding {
+    held: Held,
+    job: i64,
+}
+
+impl Holding {
+    fn begin(held: &Held, job: &JobRow) -> Holding {
+        lock(held).insert(job.number, job.clone());
+        Holding { held: held.clone(), job: job.number }
+    }
+
+    fn end(self) {
+        lock(&self.held).remove(&self.job);
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!(
+                job = self.job,
+                "an attempt panicked outside of its hook: this is a bug; the job comes back when its lease ends"
+            );
+            lock(&self.held).remove(&self.job);
+        }
+    }
+}
 
 /// Runs jobs.
 pub struct Dispatch {
@@ -82,6 +114,7 @@ impl Dispatch {
         };
         let mut running = JoinSet::new();
         let ready = tokio::select! {
+            biased;
             ready = self.take_and_run(ready, &mut running, stop.clone()) => ready,
             () = self.keep_house() => return 0,
         };
@@ -110,7 +143,9 @@ impl Dispatch {
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
-                () = sleep_until(look_at) => look = true,
+                () = sleep_until(look_at), if !look => look = true,
+                // There is something to take and no place for it: the first that is given back will do.
+                Ok(_) = self.store.places().acquire(), if look => {}
                 Some(_) = running.join_next(), if !running.is_empty() => {}
             }
         }
@@ -128,7 +163,7 @@ impl Dispatch {
         let limit = places.len();
         self.renew().await;
         let poll = Instant::now() + self.options.poll;
-        match self.store.take(limit).await {
+        match self.store.take_while_holding(limit, self.held()).await {
             Ok(taking) => {
                 let full = limit > 0 && taking.taken.len() == limit;
                 for (taken, place) in taking.taken.into_iter().zip(places) {
@@ -157,17 +192,17 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        lock(&self.held).insert(taken.job.number, taken.job.clone());
+        let holding = Holding::begin(&self.held, &taken.job);
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
             metrics: self.metrics.clone(),
             runner: self.runner.clone(),
-            held: self.held.clone(),
             stop: stop.clone(),
         };
         running.spawn(async move {
             attempt.run(taken).await;
+            holding.end();
             drop(place);
         });
     }
@@ -180,14 +215,20 @@ impl Dispatch {
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased;
                 _ = renew.tick() => self.renew().await,
                 _ = flush.tick() => self.flush().await,
             }
         }
     }
 
+    /// The attempts that run now.
+    fn held(&self) -> Vec<(i64, u32)> {
+        lock(&self.held).values().map(|job| (job.number, job.attempts)).collect()
+    }
+
     async fn renew(&self) {
-        let held: Vec<(i64, u32)> = lock(&self.held).values().map(|job| (job.number, job.attempts)).collect();
+        let held = self.held();
         if held.is_empty() {
             return;
         }
@@ -213,13 +254,14 @@ impl Dispatch {
         }
         let all_ended = async { while running.join_next().await.is_some() {} };
         let in_time = tokio::select! {
+            biased;
             ended = timeout(self.options.stop_within, all_ended) => ended.is_ok(),
             () = self.keep_house() => false,
         };
         if !in_time {
             running.shutdown().await;
         }
-        let cut: Vec<JobRow> = lock(&self.held).drain().map(|(_, job)| job).collect();
+        let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
         for job in &cut {
             tracing::warn!(job = %job.id, action = %job.action, "the hook was still running; its job is due again at the next start");
             self.give_back(job).await;
@@ -235,7 +277,7 @@ impl Dispatch {
     }
 }
 
-fn lock(held: &Held) -> std::sync::MutexGuard<'_, HashMap<i64, JobRow>> {
+fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<i64, JobRow>> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -245,7 +287,6 @@ struct Attempt {
     clock: Clock,
     metrics: Metrics,
     runner: Runner,
-    held: Held,
     stop: watch::Receiver<bool>,
 }
 
@@ -254,7 +295,6 @@ impl Attempt {
         let ending = self.call(&taken).await;
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
-        lock(&self.held).remove(&taken.job.number);
     }
 
     async fn call(&mut self, taken: &Taken) -> Ending {
@@ -289,6 +329,11 @@ impl Attempt {
         match attempted {
             Attempted::Done(answer) => Ending::Done(answer),
             Attempted::Retry { error, after } => Ending::Retry { error, after },
+            Attempted::Misconfigured { error, after } => {
+                self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
+                tracing::error!(job = %job.id, action = %job.action, "the hook looks wrongly configured: {error}");
+                Ending::Retry { error, after }
+            }
             Attempted::Refused { reason } => Ending::Refused { reason },
             // A payment is a message: that nobody listens to it is no reason to refuse it.
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),
@@ -301,8 +346,10 @@ impl Attempt {
         }
     }
 
-    /// Keeps the end, however long the store takes to come back: the hook has done its work.
+    /// Keeps the end, however long the store takes to come back: the hook has done its work. A store that
+    /// has ended does not come back.
     async fn finish(&mut self, taken: &Taken, ending: Ending) {
+        let mut pause = STORE_PAUSE;
         loop {
             match self.store.finish(&taken.job, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
@@ -311,12 +358,17 @@ impl Attempt {
                     tracing::warn!(job = %taken.job.id, attempt = taken.job.attempts, "the attempt ended after its lease was lost; its end was not used");
                     return;
                 }
+                Err(error @ StoreError::Stopped) => {
+                    tracing::error!(job = %taken.job.id, %error, "the end of an attempt could not be kept; the job runs again at the next start, with the same idempotency key");
+                    return;
+                }
                 Err(error) => {
                     self.metrics.count(Metric::StoreFaults, ["finish", ""]);
-                    tracing::error!(job = %taken.job.id, %error, "the end of an attempt could not be kept; trying again");
+                    tracing::error!(job = %taken.job.id, %error, again_in = ?pause, "the end of an attempt could not be kept; trying again");
                 }
             }
-            sleep(STORE_PAUSE).await;
+            sleep(pause).await;
+            pause = (pause * 2).min(STORE_PAUSE_MAX);
         }
     }
 
@@ -352,5 +404,95 @@ fn word(ending: &Ending) -> &'static str {
         Ending::Refused { .. } => "refused",
         Ending::Pending { .. } => "pending",
         Ending::GivenBack => "given-back",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::callback::{Callback, InstanceRef};
+    use crate::hook::runner::NamedHook;
+    use crate::hook::{
+        CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    };
+    use crate::instance::Policy;
+    use crate::store::{Acceptance, StoreOptions};
+
+    /// A hook whose create begins and never ends.
+    struct Endless(Arc<Notify>);
+
+    impl ProvisioningHook for Endless {
+        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+            self.0.notify_one();
+            std::future::pending().await
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+    }
+
+    fn a_create(order: &str, clock: &Clock) -> Acceptance {
+        let subject = InstanceRef { instance_id: None, order_biz_id: Some(order.to_owned()) };
+        Acceptance {
+            account: "acme".to_owned(),
+            endpoint: "alibaba-cn".to_owned(),
+            key_label: "current".to_owned(),
+            callback: Callback { subject, ..Callback::new(Action::Create, "createInstance") },
+            received_at: clock.now(),
+            policy: Policy::default(),
+            approved: false,
+            budget: None,
+        }
+    }
+
+    /// Time that is paused moves on only while nothing is ready: a loop that spins stops it for ever.
+    #[tokio::test(start_paused = true)]
+    async fn a_dispatcher_without_a_free_place_sleeps() {
+        let clock = Clock::System;
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let begun = Arc::new(Notify::new());
+        let runner =
+            Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
+        let options = DispatchOptions { places: 1, ..DispatchOptions::default() };
+        let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), runner, options);
+        let (_stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(dispatch.run(stopping));
+        drop(store.accept(a_create("ob-1", &clock)).await.unwrap());
+        begun.notified().await;
+        drop(store.accept(a_create("ob-2", &clock)).await.unwrap());
+        sleep(Duration::from_millis(10 * limits::DISPATCH_POLL_MS)).await;
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn what_panicked_is_held_no_longer_and_what_was_cut_short_still_is() {
+        let held = Held::default();
+        let clock = Clock::System;
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        drop(store.accept(a_create("ob-1", &clock)).await.unwrap());
+        let job = store.take(1).await.unwrap().taken.remove(0).job;
+        let holding = Holding::begin(&held, &job);
+        let cut = tokio::spawn(async move {
+            let _holding = holding;
+            std::future::pending::<()>().await;
+        });
+        cut.abort();
+        assert!(cut.await.unwrap_err().is_cancelled());
+        assert_eq!(lock(&held).len(), 1);
+        let holding = Holding::begin(&held, &job);
+        let panics = tokio::spawn(async move {
+            let _holding = holding;
+            std::panic::resume_unwind(Box::new("on purpose"));
+        });
+        assert!(panics.await.unwrap_err().is_panic());
+        assert!(lock(&held).is_empty());
     }
 }

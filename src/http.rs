@@ -1,4 +1,4 @@
-//! HTTP/1.1 in and out, and *the* user of hyper.
+//! HTTP/1.1 in and out, and *the* user of hyper and of rustls.
 //!
 //! A marketplace is a stranger with a socket, so everything a stranger can do to a server is met
 //! here and nowhere else: how much a peer may send, how long it may take, how many peers there may
@@ -10,18 +10,25 @@
 //! * [`Client`] sends one request, for hooks and for replays.
 
 mod client;
+mod link;
 mod message;
+mod reach;
 mod server;
+mod tls;
 mod url;
 
 pub use client::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse};
 pub use message::{Headers, Method, Request, Response};
+pub use reach::Reach;
 pub use server::{Drained, Handler, ServerOptions, TurnedAway, serve};
+pub use tls::{NoTls, Tls};
 pub use url::{NotAUrl, Url};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+
+use crate::limits;
 
 /// Why a body was not read to its end.
 enum Unread {

@@ -402,6 +402,16 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// What the marketplace may read of it. An operator's words, and what another buyer bought, are not for
+    /// everybody who can send a callback.
+    pub fn told(&self) -> String {
+        match self {
+            Reason::Rejected(_) => "the seller has declined this".to_owned(),
+            Reason::NameTaken(_) => "another instance has this orderBizId as its id".to_owned(),
+            other => other.to_string(),
+        }
+    }
+
     /// The stable word for logs, counters and `--json`.
     pub const fn code(&self) -> &'static str {
         match self {
@@ -491,9 +501,27 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
 }
 
 fn judge(view: View<'_>, callback: &Callback) -> Verdict {
-    if let Some(doubt) = callback.doubts.first().filter(|_| !view.approved) {
-        return Decision::Hold(Reason::Doubt(doubt.clone())).into();
+    match callback.doubts.first().filter(|_| !view.approved) {
+        Some(doubt) => doubtful(view, callback, doubt),
+        None => undoubted(view, callback),
     }
+}
+
+/// A doubtful callback waits for an operator. What one has approved is known by all its bytes: its
+/// redeliveries hear what came of it, but run nothing anew.
+fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
+    let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
+        Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
+        Standing::Rejected { .. } | Standing::Superseded | Standing::Void => false,
+    });
+    let verdict = undoubted(view, callback);
+    match verdict.decision {
+        Decision::Join(_) | Decision::Repeat | Decision::Refuse(Reason::Hook(_)) if approved => verdict,
+        _ => Decision::Hold(Reason::Doubt(doubt.clone())).into(),
+    }
+}
+
+fn undoubted(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
         Action::SignOn => sign_on(view, callback).into(),
         Action::Payment => payment(view).into(),
@@ -556,7 +584,10 @@ fn open_occurrence(view: View<'_>, action: Action) -> Option<Decision> {
     match &occurrence.standing {
         Standing::Done(_) if is_next_term(view, action) => None,
         Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
-        Standing::RefusedByHook { at, reason } if view.now < plus_millis(*at, limits::FORWARD_GAP_MS) => {
+        // A refusal that lies ahead is one of before the clock was set back: its gap has no end.
+        Standing::RefusedByHook { at, reason }
+            if (*at..plus_millis(*at, limits::FORWARD_GAP_MS)).contains(&view.now) =>
+        {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
         }
         Standing::RefusedByHook { .. }
@@ -798,9 +829,13 @@ fn query(view: View<'_>) -> Decision {
 }
 
 fn payment(view: View<'_>) -> Decision {
-    match view.occurrence {
-        Some(_) => Decision::Repeat,
+    match view.occurrence.map(|occurrence| &occurrence.standing) {
         None => Decision::RunBeside { told: true },
+        // It was held, so nothing has run for it yet.
+        Some(Standing::Void | Standing::Rejected { .. }) if view.approved => {
+            Decision::RunBeside { told: true }
+        }
+        Some(_) => Decision::Repeat,
     }
 }
 

@@ -132,6 +132,7 @@ impl Intake {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
+            budget: endpoint.dialect.budget(),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,

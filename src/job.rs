@@ -154,9 +154,10 @@ impl Schedule {
     }
 }
 
-/// When an attempt that a redelivery brings forward may run: not sooner than the gap after the last.
+/// When an attempt that a redelivery brings forward may run: not sooner than the gap after the last. A
+/// last attempt that lies ahead of `now` says that the clock was set back since: the gap counts from now.
 pub fn forward_due(last_attempt: Option<Timestamp>, now: Timestamp) -> Timestamp {
-    let earliest = last_attempt.map_or(now, |ended| plus_millis(ended, limits::FORWARD_GAP_MS));
+    let earliest = last_attempt.map_or(now, |ended| plus_millis(ended.min(now), limits::FORWARD_GAP_MS));
     earliest.max(now)
 }
 
@@ -256,5 +257,11 @@ mod tests {
         assert_eq!(forward_due(None, from_millis(5)), from_millis(5));
         assert_eq!(forward_due(Some(ended), from_millis(2_000)), from_millis(31_000));
         assert_eq!(forward_due(Some(ended), from_millis(99_000)), from_millis(99_000));
+    }
+
+    #[test]
+    fn a_clock_set_back_does_not_stretch_the_gap() {
+        let ended = from_millis(3_600_000);
+        assert_eq!(forward_due(Some(ended), from_millis(5)), from_millis(30_005));
     }
 }

@@ -20,6 +20,9 @@ pub const BODY_READ_MS: u64 = 10_000;
 pub const IDLE_MS: u64 = 75_000;
 /// Most connections open at once on one listener.
 pub const CONNECTIONS_MAX_COUNT: usize = 1024;
+/// File descriptors the daemon wants: both listeners full, the pipes of all running hooks, the database.
+pub const DESCRIPTORS_WANTED_COUNT: u64 =
+    2 * CONNECTIONS_MAX_COUNT as u64 + 8 * JOBS_RUNNING_MAX_COUNT as u64 + 128;
 /// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -48,10 +51,15 @@ pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
 /// How long SQLite waits for a lock another process holds, in milliseconds.
 pub const STORE_BUSY_MS: u64 = 2_000;
+/// How long a start waits for the lock of a daemon that was just killed, in milliseconds.
+pub const STORE_LOCK_MS: u64 = 1_000;
 /// How often the counts of repeated deliveries are written, in milliseconds.
 pub const COUNTS_FLUSH_MS: u64 = 1_000;
 /// Most distinct callbacks whose counts wait to be written; past it they are written at once.
 pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
+/// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
+/// prober waits.
+pub const READY_WITHIN_MS: u64 = 3_000;
 /// Rows a list shows unless asked for more.
 pub const LIST_DEFAULT_COUNT: usize = 100;
 
@@ -79,10 +87,15 @@ pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 pub const HOOK_CONCURRENCY_COUNT: usize = 16;
 /// Most bytes a hook's answer may have.
 pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
+/// How long a connection to an `http` hook is kept for the next call, in milliseconds. Shorter than
+/// common servers keep one (5 s), so that we seldom speak to one that is closing at that moment.
+pub const HOOK_IDLE_MS: u64 = 4_000;
 /// Longest line of a hook's standard error that is logged whole, in bytes.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
+pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
 pub const REASON_MAX_BYTES: usize = 1024;
 
@@ -107,6 +120,7 @@ pub const STOP_STORE_MS: u64 = 5_000;
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
+const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
 const _: () = assert!(
     REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,

@@ -32,6 +32,12 @@ pub enum SealError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// There is no key file, and none is to be made.
+    #[error("there is no sealing key at `{}`; the daemon makes one at its first start, and --config FILE says where it is if it is not beside the database", path.display())]
+    Missing {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The key file holds something else.
     #[error("the sealing key `{}` is not 64 hex digits; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)", path.display())]
     NotAKey {
@@ -80,6 +86,21 @@ impl Sealer {
                 Ok(Sealer::new(&key))
             }
             Err(error) => Err(file_error(error)),
+        }
+    }
+
+    /// Reads the key from `path`, which must be there: whoever works beside a daemon must not make
+    /// a key that the daemon does not have.
+    ///
+    /// # Errors
+    /// When the file is missing, cannot be read, or holds no key.
+    pub fn from_existing(path: &Path) -> Result<Sealer, SealError> {
+        match File::open(path) {
+            Ok(file) => Sealer::read(file, path),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                Err(SealError::Missing { path: path.to_owned() })
+            }
+            Err(source) => Err(SealError::File { path: path.to_owned(), source }),
         }
     }
 

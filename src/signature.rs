@@ -9,11 +9,15 @@
 //!
 //! Rules: Alibaba Cloud Marketplace, "SPI security scheme" (help.aliyun.com/document_detail/147280.html);
 //! JD Cloud, "Notify-Interface-Standard" (github.com/jdcloudcom/en), whose worked example is the
-//! first test vector below; the HMAC scheme is our own, see `docs/dialects/generic.md`.
+//! first test vector below; the HMAC scheme is our own, see `docs/dialects/generic.md`. What *we*
+//! send is signed as Standard Webhooks says (github.com/standard-webhooks/standard-webhooks,
+//! `spec/standard-webhooks.md`): see [`WebhookKeys`].
 
 use std::fmt;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
 use md5::{Digest, Md5};
 use sha2::Sha256;
@@ -315,6 +319,74 @@ fn canonical(pairs: &[(String, String)]) -> String {
     text
 }
 
+/// What a key of Standard Webhooks begins with.
+pub const WEBHOOK_KEY_PREFIX: &str = "whsec_";
+/// How many bytes a key of Standard Webhooks has ("Signature scheme" of the specification).
+pub const WEBHOOK_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// A key of Standard Webhooks, decoded.
+#[derive(Clone)]
+pub struct WebhookKey(Arc<Zeroizing<Vec<u8>>>);
+
+/// A text that is no key of Standard Webhooks. It never says what the text is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadWebhookKey {
+    /// It does not begin as one.
+    #[error("the secret does not begin with `whsec_`; make one with `echo whsec_$(openssl rand -base64 32)`")]
+    Prefix,
+    /// What follows is not base64.
+    #[error("what follows `whsec_` in the secret is not base64 (with its padding)")]
+    NotBase64,
+    /// There are too few bytes, or too many.
+    #[error("the secret has {0} bytes; Standard Webhooks wants 24 to 64")]
+    Length(usize),
+}
+
+impl WebhookKey {
+    /// Reads `whsec_` and base64.
+    ///
+    /// # Errors
+    /// [`BadWebhookKey`].
+    pub fn new(secret: &Secret) -> Result<WebhookKey, BadWebhookKey> {
+        let text = secret.expose().strip_prefix(WEBHOOK_KEY_PREFIX).ok_or(BadWebhookKey::Prefix)?;
+        let bytes = BASE64.decode(text).map(Zeroizing::new).map_err(|_| BadWebhookKey::NotBase64)?;
+        if !WEBHOOK_KEY_BYTES.contains(&bytes.len()) {
+            return Err(BadWebhookKey::Length(bytes.len()));
+        }
+        Ok(WebhookKey(Arc::new(bytes)))
+    }
+}
+
+impl fmt::Debug for WebhookKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WebhookKey(***)")
+    }
+}
+
+/// The keys what we send is signed with: all of them, so that the receiver can change from one to the
+/// other at its own time. Never empty.
+#[derive(Debug, Clone)]
+pub struct WebhookKeys(Arc<[WebhookKey]>);
+
+impl WebhookKeys {
+    /// Keeps the keys in the order given; `None` when there is none.
+    pub fn new(keys: Vec<WebhookKey>) -> Option<WebhookKeys> {
+        if keys.is_empty() { None } else { Some(WebhookKeys(keys.into())) }
+    }
+
+    /// The value of `webhook-signature`: for each key `v1,` and the base64 of
+    /// `HMAC-SHA256(key, id.timestamp.body)`, with a space between.
+    ///
+    /// `id` must hold no dot, or two messages could have one signature; `timestamp` is in seconds
+    /// since the epoch.
+    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        let timestamp = timestamp.to_string();
+        let pieces = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
+        let one = |key: &WebhookKey| format!("v1,{}", BASE64.encode(hmac_sha256(&key.0, &pieces)));
+        self.0.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// HMAC-SHA256 over the pieces, one after the other (RFC 2104).
 fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
     // HMAC takes a key of any length; the error type has no case that can happen.
@@ -409,6 +481,47 @@ mod tests {
         assert_eq!(signed(None).base(), "a=1&b=2&key=<key>");
         let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
         assert_eq!(dated.base(), "17.{}");
+    }
+
+    /// The example key of the specification's own libraries.
+    const WEBHOOK_EXAMPLE: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn webhook_key(text: &str) -> Result<WebhookKey, BadWebhookKey> {
+        WebhookKey::new(&Secret::new(text))
+    }
+
+    #[test]
+    fn the_webhook_example_holds() {
+        let (id, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", br#"{"test": 2432232314}"#);
+        let signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        let key = webhook_key(WEBHOOK_EXAMPLE).unwrap();
+        let keys = WebhookKeys::new(vec![key.clone()]).unwrap();
+        assert_eq!(keys.sign(id, 1_614_265_330, body), signature);
+        let other = webhook_key(&format!("whsec_{}", BASE64.encode([b'f'; 24]))).unwrap();
+        let both = WebhookKeys::new(vec![other.clone(), key]).unwrap().sign(id, 1_614_265_330, body);
+        let others = WebhookKeys::new(vec![other]).unwrap().sign(id, 1_614_265_330, body);
+        assert_eq!(both, format!("{others} {signature}"));
+        assert_ne!(others, signature);
+    }
+
+    #[test]
+    fn a_webhook_key_is_whsec_base64_and_long_enough() {
+        let of = |count: usize| format!("whsec_{}", BASE64.encode(vec![b'f'; count]));
+        for (text, error) in [
+            (String::new(), BadWebhookKey::Prefix),
+            (WEBHOOK_EXAMPLE.replace("whsec_", ""), BadWebhookKey::Prefix),
+            (WEBHOOK_EXAMPLE.replace("whsec_", "whpk_"), BadWebhookKey::Prefix),
+            (format!("{WEBHOOK_EXAMPLE} "), BadWebhookKey::NotBase64),
+            (WEBHOOK_EXAMPLE.replace('M', "-"), BadWebhookKey::NotBase64),
+            ("whsec_".to_owned(), BadWebhookKey::Length(0)),
+            (of(23), BadWebhookKey::Length(23)),
+            (of(65), BadWebhookKey::Length(65)),
+        ] {
+            assert_eq!(webhook_key(&text).unwrap_err(), error, "{text}");
+        }
+        assert!(webhook_key(&of(24)).is_ok() && webhook_key(&of(64)).is_ok());
+        assert!(WebhookKeys::new(Vec::new()).is_none());
+        assert_eq!(format!("{:?}", webhook_key(WEBHOOK_EXAMPLE).unwrap()), "WebhookKey(***)");
     }
 
     #[test]

@@ -136,6 +136,20 @@ fn an_id_that_another_instance_has_is_held() {
     assert_eq!(home.state("always-the-same"), "active");
 }
 
+#[test]
+fn what_an_operator_writes_is_not_told_to_the_marketplace() {
+    let home = Home::with_hook(r#"printf '{"instance_id":"always-the-same"}'"#);
+    let daemon = home.start();
+    let asked = about("bindDomain", "always-the-same");
+    assert!(!daemon.deliver(&asked).success());
+    let number = home.list(&["held", "list"])[0]["callback"].to_string();
+    let why = ["--why", "the buyer owes us money"];
+    let ran = home.run(&["held", "reject", &number, "--db", "spid.db", why[0], why[1]]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    let told = daemon.deliver(&asked).json()["message"].as_str().unwrap().to_owned();
+    assert!(told.contains("declined") && !told.contains("money"), "{told}");
+}
+
 // Start and stop.
 
 #[test]
@@ -257,6 +271,7 @@ fn every_failure_has_its_exit_code() {
         (64, &["serve"], "--config"),
         (64, &["no-such-command"], "no-such-command"),
         (64, &["serve", "--no-such-flag"], "--no-such-flag"),
+        (64, &["jobs", "list", "--log", "a=b=c"], "not a filter"),
         (64, &["instances", "list", "--state", "tired", "--db", "spid.db"], "tired"),
         (64, &["serve", "--dev", "--listen", "0.0.0.0:0"], "loopback"),
         (64, &["sign", "--key-file", "isv-key", "--dialect", "klingon", "x"], "klingon"),

@@ -553,16 +553,18 @@ fn a_doubt_comes_before_everything() {
     for applied in APPLIED {
         for mut callback in callbacks() {
             callback.doubts = vec![Doubt::AmbiguousValue { name: "aliUid".into() }];
-            let case = Case {
-                applied,
-                lane: Vec::new(),
-                seen: Seen::Told,
-                callback,
-                unknown: UnknownInstance::Succeed,
-            };
-            let verdict = judge(&case);
-            assert!(matches!(verdict.decision, Decision::Hold(Reason::Doubt(_))), "{case:?}");
-            assert!(verdict.cancels.is_empty() && !verdict.entombs);
+            for seen in [Seen::Never, Seen::Void, Seen::Told, Seen::DoneUntold] {
+                let callback = callback.clone();
+                let case =
+                    Case { applied, lane: Vec::new(), seen, callback, unknown: UnknownInstance::Succeed };
+                let verdict = judge(&case);
+                let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
+                // What was approved is told again, and nothing runs for it that was not approved.
+                let told = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
+                let approved = matches!(seen, Seen::Told | Seen::DoneUntold);
+                assert!(held || approved && told, "{case:?}: {verdict:?}");
+                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+            }
         }
     }
 }

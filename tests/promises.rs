@@ -108,6 +108,10 @@ fn p01_acknowledged_means_kept_when_the_disk_is_full() {
     assert_eq!(denied, 12, "the disk never was full");
     assert!(told.len() > 20, "{}", told.len());
     assert!(daemon.is_running(), "a full disk ends nothing");
+    daemon.make_room();
+    let late = create("ob-when-there-was-room-again");
+    let answer = daemon.deliver_until_done(&late);
+    told.push((late, answer));
     daemon.kill();
     let daemon = home.start();
     home.wait_until_idle();
@@ -480,7 +484,7 @@ fn unverified(number: usize) -> String {
         10 => get_text("/spi", &format!("{text}&a%26b=1&token={token}")),
         11 => get_text("/spi", &format!("{text}&{}token={token}", "a=1&".repeat(200))),
         12 => get_text("/spi", &format!("{text}&a={big}&token={wrong}")),
-        13 => post_text("/spi", &format!("{text}&a={}&token={wrong}", big.repeat(7))),
+        13 => post_text("/spi", &format!("{text}&a={big}&b={big}&c={big}&d={big}&e={big}&token={wrong}")),
         14 => get_text("/elsewhere", &honest.signed()),
         _ => get_text("/spi", &honest.signed().replace("basic", "enterprise")),
     }
@@ -517,7 +521,8 @@ fn p07_unverified_requests_leave_nothing_behind() {
         before.iter().zip(files()).map(|(was, is)| (was.0.clone(), *was == is)).collect();
     assert!(same.iter().all(|(_, same)| *same), "a file was written to: {same:?}");
     let grown = memory_peak(daemon.pid()).saturating_sub(memory);
-    assert!(grown < 24 * 1024 * 1024, "{grown} bytes more memory for requests that do not count");
+    // Together they had more than 9 MB.
+    assert!(grown < 4 * 1024 * 1024, "{grown} bytes more memory for requests that do not count");
     assert_eq!(daemon.deliver(&create("ob-7b")).id(), "ob-7b");
 }
 

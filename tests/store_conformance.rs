@@ -156,6 +156,18 @@ async fn a_lost_lease_comes_back_and_spends_a_step(bench: &Bench) {
     assert_eq!(bench.store.reader().attempts(job.number).unwrap().len(), 4);
 }
 
+async fn what_the_taker_runs_itself_is_not_lost_however_far_the_clock_jumps(bench: &Bench) {
+    bench.accept(&create("biz-1")).await;
+    let running = bench.take_one().await.job;
+    bench.advance(3600);
+    let held = vec![(running.number, running.attempts)];
+    assert!(bench.store.take_while_holding(9, held).await.unwrap().taken.is_empty());
+    assert_eq!(bench.job(running.number).attempts, running.attempts);
+    // An earlier attempt of the same job is somebody else's.
+    let older = vec![(running.number, running.attempts - 1)];
+    assert_eq!(bench.store.take_while_holding(9, older).await.unwrap().taken.len(), 1);
+}
+
 async fn a_prolonged_lease_is_not_lost(bench: &Bench) {
     bench.deliver(&create("b")).await;
     let taken = bench.take_one().await;
@@ -417,6 +429,23 @@ async fn a_second_daemon_is_refused_by_every_name_of_the_file() {
     std::os::unix::fs::symlink(&path, &link).unwrap();
     assert_eq!(open(&link).await.err(), Some(StoreError::InUse(link)));
     bench.deliver(&create("b")).await;
+}
+
+#[tokio::test]
+async fn a_lock_that_goes_in_a_moment_is_waited_for() {
+    let (folder, _) = Bench::sqlite().await.stop().await;
+    let folder = folder.unwrap();
+    let path = folder.path().join("spid.db");
+    let lock = std::fs::File::open(path.with_extension("db.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let opening = tokio::spawn({
+        let path = path.clone();
+        async move { open(&path).await }
+    });
+    tokio::task::yield_now().await;
+    assert!(!opening.is_finished(), "it did not wait");
+    drop(lock);
+    assert!(opening.await.unwrap().is_ok());
 }
 
 #[tokio::test]

@@ -180,7 +180,7 @@ fn siblings_of_one_kind_are_strangers() {
     for (folder, siblings) in [
         ("src/dialect", vec!["alibaba", "generic", "jdcloud"]),
         ("src/store", vec!["memory", "sqlite"]),
-        ("src/hook", vec!["exec", "log"]),
+        ("src/hook", vec!["exec", "http", "log"]),
     ] {
         for (path, text) in sources(folder) {
             let own = path.file_stem().unwrap().to_str().unwrap();
@@ -203,9 +203,13 @@ fn a_crate_is_named_where_it_belongs() {
         ("hyper", "src/http"),
         ("hyper_util", "src/http"),
         ("http_body_util", "src/http"),
+        ("tokio_rustls", "src/http"),
+        ("rustls_native_certs", "src/http"),
+        ("httpdate", "src/http"),
         ("chacha20poly1305", "src/seal.rs"),
         ("hmac", "src/signature.rs"),
         ("md5", "src/signature.rs"),
+        ("base64", "src/signature.rs"),
         ("subtle", "src/signature.rs"),
         ("serde_urlencoded", "src/query.rs"),
         ("tracing_subscriber", "src/cli"),

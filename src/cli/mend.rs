@@ -22,7 +22,7 @@ use crate::dialect::Sending;
 use crate::hook;
 use crate::http::{Client, ClientOptions, ClientRequest, Method, Url};
 use crate::instance::{Instance, State};
-use crate::store::{Act, Approved, Import, MendError, Mender};
+use crate::store::{Act, Approved, Import, MendError, Mender, Restored};
 
 /// What every act needs.
 #[derive(Args)]
@@ -39,15 +39,20 @@ pub(super) struct ActArguments {
 
 impl ActArguments {
     fn begin(&self) -> Result<(Mender, Act), Failure> {
+        let act = self.act()?;
+        let (path, options) = self.store.place()?;
+        let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
+        Ok((mender, act))
+    }
+
+    fn act(&self) -> Result<Act, Failure> {
         if self.why.trim().is_empty() {
             return Err(Failure::new(
                 Exit::Usage,
                 "`--why` is empty: say it in a few words, somebody will want to know",
             ));
         }
-        let (path, options) = self.store.place()?;
-        let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
-        Ok((mender, Act { who: self.who(), why: self.why.clone() }))
+        Ok(Act { who: self.who(), why: self.why.clone() })
     }
 
     fn who(&self) -> String {
@@ -76,14 +81,20 @@ pub(super) struct JobArguments {
 
 pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
     let (mut mender, act) = arguments.act.begin()?;
-    mender.retry(arguments.id, &act)?;
-    output.line(&format!("job {} is due now", arguments.id))
+    let id = arguments.id;
+    match mender.retry(id, &act)? {
+        None => output.line(&format!("job {id} is due now")),
+        Some(ahead) => output.line(&format!("job {id} is due once job {ahead} before it has ended")),
+    }
 }
 
 pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
     let (mut mender, act) = arguments.act.begin()?;
     mender.drop_job(arguments.id, &act)?;
-    output.line(&format!("job {} is dropped", arguments.id))
+    output.line(&format!(
+        "job {} is dropped; if the marketplace still calls for it, that is a new job",
+        arguments.id
+    ))
 }
 
 #[derive(Args)]
@@ -245,7 +256,10 @@ fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
                 file.display(),
                 index + 1
             )),
-            Ok(line) => imports.push(Import { instance: imported(line) }),
+            Ok(line) => imports.push(Import {
+                origin: format!("{}:{}", file.display(), index + 1),
+                instance: imported(line),
+            }),
             Err(error) => wrong.push(format!("{}:{}: {error}", file.display(), index + 1)),
         }
     }
@@ -278,7 +292,7 @@ fn imported(line: ImportLine) -> Instance {
 #[derive(Args)]
 pub(super) struct ResendArguments {
     #[command(flatten)]
-    store: StoreArguments,
+    act: ActArguments,
     #[command(flatten)]
     key: KeyArguments,
     /// How the marketplace speaks: alibaba, generic or jdcloud.
@@ -299,7 +313,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         return Err(Failure::new(Exit::Usage, format!("{} is not this machine", arguments.to.authority()))
             .hint("add --yes if that is meant"));
     }
-    let found = arguments.store.reader()?.callback(arguments.number)?;
+    let found = arguments.act.store.reader()?.callback(arguments.number)?;
     let (_, callback) = found
         .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {}", arguments.number)))?;
     let parameters: Vec<(String, String)> = callback
@@ -320,6 +334,9 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let method = if request.method == "GET" { Method::Get } else { Method::Post };
     let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     let sent = ClientRequest { method, url, headers, body: request.body.into() };
+    let (mut mender, act) = arguments.act.begin()?;
+    let target = format!("callback {} to {}", arguments.number, arguments.to.authority());
+    mender.record("resend", &target, &act)?;
     let answer = runtime()?
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
@@ -355,12 +372,19 @@ pub(super) struct RestoreArguments {
 }
 
 pub(super) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done {
+    let act = arguments.act.act()?;
     let (path, options) = arguments.act.store.place()?;
-    let act = Act { who: arguments.act.who(), why: arguments.act.why.clone() };
-    let held = crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
-    output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;
+    let Restored { held, missing_key } =
+        crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
+    output.line(&format!("{} is restored; unfinished jobs that are held now: {held}", path.display()))?;
     if held > 0 {
-        output.complain("hint: look at each with `spid jobs list --state held`, then `spid jobs retry` or `spid jobs drop`");
+        output.complain("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
+    }
+    if let Some(key) = missing_key {
+        output.complain(&format!(
+            "warning: there is no sealing key at {}: put the old one there before the daemon starts and makes a new one, or the passwords and licence keys in this database are never told again (ids and addresses are)",
+            key.display()
+        ));
     }
     Ok(())
 }

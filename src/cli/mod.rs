@@ -93,6 +93,7 @@ impl From<StoreError> for Failure {
             | StoreError::Older(..)
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,
+            StoreError::Denied(_) => Exit::Permission,
             StoreError::Inconsistent(_) | StoreError::Stopped => Exit::Bug,
             StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
         };
@@ -104,6 +105,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {
                 Failure::new(Exit::Io, format!("the listener cannot be used: {error}"))
             }
@@ -207,8 +209,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    log_to_stderr(arguments.log.as_deref().unwrap_or(usual_log(&arguments.command)));
-    match execute(arguments.command, hook, &mut output) {
+    let log = arguments.log.as_deref().unwrap_or(usual_log(&arguments.command));
+    match log_to_stderr(log).and_then(|()| execute(arguments.command, hook, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.complain(&format!("error: {}", failure.message));
@@ -251,10 +253,14 @@ fn usual_log(command: &Command) -> &'static str {
     }
 }
 
-fn log_to_stderr(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+fn log_to_stderr(filter: &str) -> Done {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::new(Exit::Usage, format!("`--log {filter}` is not a filter: {error}"))
+            .hint("it is error, warn, info or debug, or by module: spid::hook=debug,info")
+    })?;
     let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = logger.with_ansi(false).try_init();
+    Ok(())
 }
 
 /// A runtime for a command that talks to sockets.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -12,6 +13,7 @@ use super::{Done, Exit, Failure, runtime};
 use crate::config::{Config, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
+use crate::limits;
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = false)]
@@ -77,10 +79,20 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
     if let Some(db) = arguments.db {
         config.store_path = db;
     }
-    runtime()?.block_on(run(config))
+    run_and_leave(run(config))
+}
+
+/// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
+/// the process ends, and takes it along.
+fn run_and_leave(work: impl Future<Output = Done>) -> Done {
+    let runtime = runtime()?;
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 async fn run(config: Config) -> Done {
+    raise_descriptors();
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {
         Some(address) => Some(bind(address).await?),
@@ -102,6 +114,31 @@ async fn run(config: Config) -> Done {
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
     signals.until_stop(daemon).await
+}
+
+/// Peers that only hold connections open must not take the descriptors that hooks and the database need.
+/// The limit is raised no further than that: hooks inherit it, and some close every number below it.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let Some((soft, enough)) = descriptors(limit.current, limit.maximum) else { return };
+    let raised = Rlimit { current: Some(soft), maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    } else if !enough {
+        tracing::warn!(
+            limit = soft,
+            wanted = limits::DESCRIPTORS_WANTED_COUNT,
+            "few files may be open at once: peers that hold connections open can keep hooks from starting; raise the hard limit (LimitNOFILE= in a systemd unit)"
+        );
+    }
+}
+
+/// The soft limit to set, and whether it is enough; `None` when the present one is. No limit is `None`, too.
+fn descriptors(soft: Option<u64>, hard: Option<u64>) -> Option<(u64, bool)> {
+    let wanted = limits::DESCRIPTORS_WANTED_COUNT;
+    soft.filter(|soft| *soft < wanted)?;
+    let possible = hard.map_or(wanted, |hard| hard.min(wanted));
+    Some((possible, possible == wanted))
 }
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
@@ -146,17 +183,61 @@ impl Signals {
         }
     }
 
-    /// The first signal stops in order; the second means now.
+    /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
+    /// its work: it stops, too, and says so, and whoever supervises it starts another.
     async fn until_stop(mut self, daemon: Daemon) -> Done {
-        self.stop().await;
-        tracing::info!("stopping");
+        let broken = tokio::select! {
+            () = self.stop() => None,
+            part = daemon.ended() => Some(part),
+        };
+        match broken {
+            None => tracing::info!("stopping"),
+            Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
+        }
         tokio::select! {
             stopped = daemon.stop() => {
                 let Stopped { answered, cut, closed } = stopped;
                 tracing::info!(answered, cut, closed, "stopped");
-                Ok(())
+                broken.map_or(Ok(()), |part| Err(ended(part)))
             }
             () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
+    }
+}
+
+fn ended(part: &str) -> Failure {
+    let message = format!("the {part} ended by itself; nothing that was acknowledged is lost");
+    Failure::new(Exit::Bug, message).hint("start it again, and report what the log says above this")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_are_raised_as_far_as_needed_and_allowed() {
+        let wanted = limits::DESCRIPTORS_WANTED_COUNT;
+        assert_eq!(descriptors(Some(1024), Some(1 << 20)), Some((wanted, true)));
+        assert_eq!(descriptors(Some(1024), None), Some((wanted, true)));
+        assert_eq!(descriptors(Some(256), Some(1024)), Some((1024, false)));
+        assert_eq!(descriptors(Some(1 << 20), Some(1 << 20)), None);
+        assert_eq!(descriptors(None, None), None);
+    }
+
+    /// If it did, this test would not end.
+    #[test]
+    fn a_hook_that_blocks_its_thread_does_not_keep_the_program() {
+        let (release, blocked) = std::sync::mpsc::channel::<()>();
+        let done = run_and_leave(async move {
+            let (begun, begins) = tokio::sync::oneshot::channel();
+            tokio::spawn(async move {
+                let _ = begun.send(());
+                let _ = blocked.recv();
+            });
+            begins.await.unwrap();
+            Ok(())
+        });
+        assert!(done.is_ok());
+        drop(release);
     }
 }

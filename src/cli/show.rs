@@ -13,6 +13,9 @@ use crate::job;
 use crate::limits;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
 
+const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
+const RESET_HINT: &str = "hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page";
+
 #[derive(Args)]
 pub(super) struct ListArguments {
     #[command(flatten)]
@@ -84,7 +87,7 @@ pub(super) enum JobsCommand {
     },
     /// Try a job once more, now. Its schedule is neither spent nor doubled.
     Retry(mend::JobArguments),
-    /// End a job unrun; those behind it go on.
+    /// End a job unrun; those behind it go on, except behind a create: without it they end, too.
     Drop(mend::JobArguments),
 }
 
@@ -105,8 +108,9 @@ pub(super) enum CallbacksCommand {
         /// Its number.
         number: i64,
     },
-    /// Send a callback again, signed anew, to a URL.
-    Resend(mend::ResendArguments),
+    /// Send a callback again, signed anew, to a URL. To a daemon it is a delivery like any other, so a
+    /// result that comes back here counts as told.
+    Resend(Box<mend::ResendArguments>),
 }
 
 #[derive(Subcommand)]
@@ -285,7 +289,14 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
             let state = state.map(|word| known(&word, find(&word), &words.join(", "))).transpose()?;
             let filter = Filter { jobs: state.into_iter().collect(), limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.jobs(&filter)?;
-            if list.json { output.json(&rows) } else { jobs_table(&rows, output) }
+            if list.json {
+                return output.json(&rows);
+            }
+            jobs_table(&rows, output)?;
+            if rows.iter().any(|row| matches!(row.state, job::State::Dead | job::State::Held)) {
+                output.complain(JOB_HINT);
+            }
+            Ok(())
         }
         JobsCommand::Show { show, id } => {
             let id: Id = id.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
@@ -340,12 +351,12 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
             }
             callbacks_table(&rows, output)?;
             if untold && !rows.is_empty() {
-                output.complain("hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page");
+                output.complain(RESET_HINT);
             }
             Ok(())
         }
         CallbacksCommand::Show { show, number } => show_callback(&show, number, output),
-        CallbacksCommand::Resend(arguments) => mend::resend(arguments, output),
+        CallbacksCommand::Resend(arguments) => mend::resend(*arguments, output),
     }
 }
 
@@ -357,6 +368,27 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
     if show.json { output.json(&detail) } else { print_callback(&detail, output) }
 }
 
+/// How often it came, out of how often the marketplace tries. Once told it does not try any more.
+fn tries(row: &CallbackRow) -> String {
+    match row.budget.filter(|_| row.told_at.is_none() && row.deliveries > 0) {
+        Some(budget) => format!("{}/{budget}", row.deliveries),
+        None => row.deliveries.to_string(),
+    }
+}
+
+/// Says which callbacks a marketplace is about to give up on.
+fn warn_of_budget(rows: &[CallbackRow], output: &mut Output) {
+    for row in rows.iter().filter(|row| row.told_at.is_none()) {
+        let Some(budget) = row.budget.map(u64::from) else { continue };
+        if row.deliveries >= budget.div_ceil(2) {
+            output.complain(&format!(
+                "warning: callback {} ({}): {} of the marketplace's {budget} tries are spent",
+                row.number, row.action, row.deliveries
+            ));
+        }
+    }
+}
+
 fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
     let cells = |row: &CallbackRow| {
         vec![
@@ -364,14 +396,16 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
             row.action.to_string(),
             row.endpoint.clone(),
             disposition(row.disposition).to_owned(),
-            row.deliveries.to_string(),
+            tries(row),
             row.received_at.to_string(),
             time(row.told_at),
             text(row.reason.as_deref()),
         ]
     };
     let header = ["CALLBACK", "ACTION", "ENDPOINT", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    warn_of_budget(rows, output);
+    Ok(())
 }
 
 fn disposition(disposition: Disposition) -> &'static str {
@@ -413,11 +447,25 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
             row.action.to_owned(),
             text(row.instance.as_deref()),
             row.since.to_string(),
+            row.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
             row.reason.clone(),
         ]
     };
-    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "REASON"];
-    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "JOB", "REASON"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
+    if any(&["held-callback"]) {
+        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …` or `spid held reject CALLBACK --why …`");
+    }
+    if any(&["held-job", "dead-job"]) {
+        output.complain(JOB_HINT);
+    }
+    if any(&["pending-job"]) {
+        output.complain(
+            "hint: a pending job: `spid instances complete INSTANCE --answer FILE --why …` once it is done",
+        );
+    }
+    Ok(())
 }
 
 pub(super) fn acts(arguments: ActsArguments, output: &mut Output) -> Done {

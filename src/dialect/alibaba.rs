@@ -7,7 +7,8 @@
 //!
 //! What is accepted, answered, and unknown: `docs/dialects/alibaba.md`.
 
-use super::{Action, Names, Shape, TokenDialect, Verb, read_civil};
+use super::token::{Shape, TokenDialect, Verb};
+use super::{Action, Names, read_civil};
 
 /// After a failed answer the marketplace calls again, at most 120 times
 /// (help.aliyun.com/document_detail/147358.html).

@@ -4,7 +4,8 @@
 //! (github.com/jdcloudcom/en). Where that page shows no reply, the family's is given. What is
 //! accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
 
-use super::{Action, Names, Shape, TokenDialect, Verb, read_civil};
+use super::token::{Shape, TokenDialect, Verb};
+use super::{Action, Names, read_civil};
 
 /// After `instanceId` 0 the marketplace calls again 200 times; then an operator presses "Reset
 /// Instance" in the seller's console.

@@ -301,6 +301,12 @@ pub(crate) struct Said {
 }
 
 impl Said {
+    /// Reads an answer, `None` when there is nothing but white space.
+    pub(crate) fn read_any(text: &[u8]) -> Result<Option<Said>, Unreadable> {
+        let text = text.trim_ascii();
+        if text.is_empty() { Ok(None) } else { Said::read(text).map(Some) }
+    }
+
     /// Reads an answer.
     pub(crate) fn read(text: &[u8]) -> Result<Said, Unreadable> {
         let value: Value = serde_json::from_slice(text)

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::answer::Said;
+use super::leftovers::{Leftovers, Mark};
 use super::{Answering, AnyHook, Call, Context, DynHook, HookError};
 use crate::callback::{Action, Answer};
 use crate::limits;
@@ -92,7 +93,7 @@ impl ExecHook {
         std::env::split_paths(path).map(|folder| folder.join(program)).collect()
     }
 
-    fn spawn(&self, call: &Call) -> Result<(Child, Group), HookError> {
+    fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
         let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
         let context = call.context();
         let child = Command::new(program)
@@ -109,13 +110,14 @@ impl ExecHook {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| HookError::retry(format!("cannot start `{program}`: {error}")))?;
-        let group = Group::led_by(&child);
+        let mut group = Group::led_by(&child);
+        group.mark(leftovers, &context.idempotency_key);
         Ok((child, group))
     }
 
-    async fn run(&self, call: Call) -> Result<Answer, HookError> {
+    async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
         let request = serde_json::to_vec(&call)?;
-        let (mut child, group) = self.spawn(&call)?;
+        let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
         let mut heard = Heard::new(&call);
         let ended = converse(&mut child, &request, &mut heard).await;
         drop(group);
@@ -131,7 +133,11 @@ fn is_executable(path: &Path) -> bool {
 
 impl DynHook for ExecHook {
     fn answer(&self, call: Call) -> Answering<'_> {
-        Box::pin(self.run(call))
+        Box::pin(self.run(call, None))
+    }
+
+    fn answer_marked(&self, call: Call, leftovers: Leftovers) -> Answering<'_> {
+        Box::pin(self.run(call, Some(leftovers)))
     }
 }
 
@@ -145,21 +151,38 @@ impl From<ExecHook> for AnyHook {
 ///
 /// After the child has been reaped its number could in theory be given to a stranger; it is kept
 /// for [`EXIT_GRACE_MS`] at most, while the system hands out every other number first.
-struct Group(Option<Pid>);
+struct Group {
+    leader: Option<Pid>,
+    /// Goes once the group is killed.
+    mark: Option<Mark>,
+}
 
 impl Group {
     fn led_by(child: &Child) -> Group {
         let id = child.id().and_then(|id| i32::try_from(id).ok());
-        Group(id.and_then(Pid::from_raw))
+        Group { leader: id.and_then(Pid::from_raw), mark: None }
+    }
+
+    /// Before the hook gets its call. A mark that cannot be made is no reason not to run it: it
+    /// matters only if the daemon is killed, and then the idempotency key protects.
+    fn mark(&mut self, leftovers: Option<&Leftovers>, key: &str) {
+        let (Some(leftovers), Some(leader)) = (leftovers, self.leader) else { return };
+        match leftovers.mark(leader, key) {
+            Ok(mark) => self.mark = mark,
+            Err(error) => {
+                tracing::warn!(idempotency_key = key, %error, "the running hook could not be marked; if the daemon is killed now, the next start does not find it");
+            }
+        }
     }
 }
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(leader) = self.0 {
+        if let Some(leader) = self.leader {
             // An error means that the group is already empty.
             let _ = kill_process_group(leader, Signal::KILL);
         }
+        drop(self.mark.take());
     }
 }
 
@@ -322,19 +345,14 @@ fn printable(line: &[u8]) -> String {
 /// What the exit and the output together mean.
 fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, HookError> {
     match status.code() {
-        Some(0) => Said::success(said(&heard.stdout)?, action),
+        Some(0) => Said::success(Said::read_any(&heard.stdout)?, action),
         Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
         _ => Err(failure(status, heard)),
     }
 }
 
-fn said(stdout: &[u8]) -> Result<Option<Said>, HookError> {
-    let text = stdout.trim_ascii();
-    if text.is_empty() { Ok(None) } else { Ok(Some(Said::read(text)?)) }
-}
-
 fn refusal(heard: &Heard) -> String {
-    let given = said(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
+    let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
     given
         .or_else(|| heard.log.last.clone())
         .unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
@@ -350,7 +368,7 @@ fn failure(status: ExitStatus, heard: &Heard) -> HookError {
         Some(line) => format!("{how}: {line}"),
         None => how,
     };
-    match said(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
+    match Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
         Some(after) => HookError::retry_after(message, after),
         None => HookError::retry(message),
     }

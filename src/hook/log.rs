@@ -88,7 +88,7 @@ mod tests {
         let hook = AnyHook::new(LogHook);
         for action in Action::ALL {
             let call = a_call(&Callback::new(action, "x"), Some(&an_instance()));
-            match hook.answer(call).await {
+            match hook.answer(call, None).await {
                 Ok(answer) => assert_eq!(answer.instance_id, None, "{action}"),
                 Err(error) => {
                     assert_eq!((action, error.kind()), (Action::SignOn, HookErrorKind::Refuse));

@@ -1,7 +1,7 @@
 //! The ISV's own code: what it is told, what it may answer, and how it is kept from doing harm.
 //!
 //! There is one contract in three forms: a Rust trait ([`ProvisioningHook`]), an executable
-//! ([`exec`]) and an HTTP endpoint. All three get the same [`Call`] and give the same answer, so
+//! ([`exec`]) and an HTTP endpoint ([`http`]). All three get the same [`Call`] and give the same answer, so
 //! that a seller can begin with a shell script and end with a service without learning anything
 //! new. [`runner`] chooses the hook, bounds its time and its number, and survives its panics.
 //!
@@ -47,9 +47,12 @@ use crate::callback::Answer;
 mod answer;
 mod call;
 pub mod exec;
+pub mod http;
+pub mod leftovers;
 pub mod log;
 pub mod runner;
 
+use self::leftovers::Leftovers;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
@@ -142,6 +145,12 @@ pub enum HookErrorKind {
         /// The delay the hook asked for.
         after: Option<Duration>,
     },
+    /// Try again in the same way; and as it looks like a mistake in how the hook is set up, which
+    /// goes away by nobody's waiting, somebody is alerted.
+    Misconfigured {
+        /// The delay the hook asked for.
+        after: Option<Duration>,
+    },
     /// Do not try again: it will not be done.
     Refuse,
     /// Accepted; somebody completes it later by hand or through the admin API.
@@ -159,6 +168,11 @@ impl HookError {
     /// It may work after this delay. Clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
     pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
+    }
+
+    /// The way to whatever does the work is set up wrongly: try again, and alert somebody.
+    pub fn misconfigured(message: impl Into<String>) -> HookError {
+        HookError { kind: HookErrorKind::Misconfigured { after: None }, message: message.into() }
     }
 
     /// It will never be done. The marketplace's staff may read the reason.
@@ -207,6 +221,12 @@ pub(crate) type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, HookE
 /// every action alike, need not pretend to be nine.
 pub(crate) trait DynHook: Send + Sync + 'static {
     fn answer(&self, call: Call) -> Answering<'_>;
+
+    /// As [`DynHook::answer`]. A kind that starts processes marks them, so that they do not outlive a
+    /// daemon that is killed.
+    fn answer_marked(&self, call: Call, _leftovers: Leftovers) -> Answering<'_> {
+        self.answer(call)
+    }
 }
 
 /// A hook of any kind. Clones share it.
@@ -223,8 +243,11 @@ impl AnyHook {
         AnyHook(Arc::new(hook))
     }
 
-    pub(crate) fn answer(&self, call: Call) -> Answering<'_> {
-        self.0.answer(call)
+    pub(crate) fn answer(&self, call: Call, leftovers: Option<Leftovers>) -> Answering<'_> {
+        match leftovers {
+            Some(leftovers) => self.0.answer_marked(call, leftovers),
+            None => self.0.answer(call),
+        }
     }
 }
 
@@ -289,6 +312,7 @@ mod tests {
     fn every_kind_has_its_constructor() {
         let after = Duration::from_secs(3);
         assert_eq!(HookError::retry_after("x", after).kind(), HookErrorKind::Retry { after: Some(after) });
+        assert_eq!(HookError::misconfigured("x").kind(), HookErrorKind::Misconfigured { after: None });
         assert_eq!(HookError::refuse("x").kind(), HookErrorKind::Refuse);
         assert_eq!(HookError::pending("x").kind(), HookErrorKind::Pending);
         assert_eq!(HookError::unsupported("upgrade").message(), "the hook does not support upgrade");

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
 
+use super::leftovers::Leftovers;
 use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
 use crate::callback::Answer;
 use crate::limits;
@@ -111,6 +112,13 @@ pub enum Attempted {
         /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
         after: Option<Duration>,
     },
+    /// As a retry, and somebody has to look: the hook is set up wrongly.
+    Misconfigured {
+        /// What went wrong.
+        error: String,
+        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
     /// It will not be done.
     Refused {
         /// Why, in words the marketplace's staff may read.
@@ -141,10 +149,13 @@ impl From<Result<Answer, HookError>> for Attempted {
             Err(error) => error,
         };
         let text = bounded(error.message());
+        let clamped = |after: Option<Duration>| {
+            after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
+        };
         match error.kind() {
-            HookErrorKind::Retry { after } => {
-                let longest = Duration::from_secs(limits::RETRY_AFTER_MAX_S);
-                Attempted::Retry { error: text, after: after.map(|after| after.min(longest)) }
+            HookErrorKind::Retry { after } => Attempted::Retry { error: text, after: clamped(after) },
+            HookErrorKind::Misconfigured { after } => {
+                Attempted::Misconfigured { error: text, after: clamped(after) }
             }
             HookErrorKind::Refuse => Attempted::Refused { reason: text },
             HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
@@ -175,7 +186,10 @@ struct Entry {
 
 /// All hooks of the daemon, and the way to the right one. Clones share the bounds.
 #[derive(Debug, Clone)]
-pub struct Runner(Arc<Inner>);
+pub struct Runner {
+    inner: Arc<Inner>,
+    leftovers: Option<Leftovers>,
+}
 
 #[derive(Debug)]
 struct Inner {
@@ -200,9 +214,16 @@ impl Runner {
             }
         }
         match entries.into_iter().next() {
-            Some(default) if mistakes.is_empty() => Ok(Runner(Arc::new(Inner { default, routes: resolved }))),
+            Some(default) if mistakes.is_empty() => {
+                Ok(Runner { inner: Arc::new(Inner { default, routes: resolved }), leftovers: None })
+            }
             _ => Err(mistakes),
         }
+    }
+
+    /// The same hooks under the same bounds; what they start is marked in `leftovers`.
+    pub fn marking(self, leftovers: Leftovers) -> Runner {
+        Runner { leftovers: Some(leftovers), ..self }
     }
 
     /// The name of the hook that gets calls about this subject.
@@ -212,7 +233,7 @@ impl Runner {
 
     /// Whether the subject was named by a route, and not left to the default hook.
     pub fn is_routed(&self, subject: &Subject<'_>) -> bool {
-        self.0.routes.iter().any(|(route, _)| route.matches(subject))
+        self.inner.routes.iter().any(|(route, _)| route.matches(subject))
     }
 
     /// How long an attempt at a call about this subject may take.
@@ -227,14 +248,14 @@ impl Runner {
         let entry = Arc::clone(self.entry(subject));
         // The semaphore is never closed; if it were, running unbounded beats not running.
         let permit = Arc::clone(&entry.running).acquire_owned().await.ok();
-        Slot { entry, permit }
+        Slot { entry, permit, leftovers: self.leftovers.clone() }
     }
 
     /// As [`Runner::reserve`], but `None` when the hook is busy.
     pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
         let entry = Arc::clone(self.entry(subject));
         let permit = Arc::clone(&entry.running).try_acquire_owned().ok()?;
-        Some(Slot { entry, permit: Some(permit) })
+        Some(Slot { entry, permit: Some(permit), leftovers: self.leftovers.clone() })
     }
 
     /// Reserves and runs. Dropping the returned future stops the hook.
@@ -244,8 +265,8 @@ impl Runner {
     }
 
     fn entry(&self, subject: &Subject<'_>) -> &Arc<Entry> {
-        let route = self.0.routes.iter().find(|(route, _)| route.matches(subject));
-        route.map_or(&self.0.default, |(_, entry)| entry)
+        let route = self.inner.routes.iter().find(|(route, _)| route.matches(subject));
+        route.map_or(&self.inner.default, |(_, entry)| entry)
     }
 }
 
@@ -278,6 +299,7 @@ impl Entry {
 pub struct Slot {
     entry: Arc<Entry>,
     permit: Option<OwnedSemaphorePermit>,
+    leftovers: Option<Leftovers>,
 }
 
 impl Slot {
@@ -294,12 +316,12 @@ impl Slot {
     /// Runs the hook: at most [`Slot::timeout`], behind a panic wall. Dropping the returned future
     /// stops the hook.
     pub async fn run(self, call: Call) -> Attempted {
-        let Slot { entry, permit } = self;
+        let Slot { entry, permit, leftovers } = self;
         let hook = entry.named.hook.clone();
         // The permit travels with the work, so that a hook which cannot be stopped still counts.
         let work = tokio::spawn(async move {
             let _permit = permit;
-            hook.answer(call).await
+            hook.answer(call, leftovers).await
         });
         let mut work = AbortOnDrop(work);
         match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
@@ -395,6 +417,10 @@ mod tests {
     async fn each_error_has_its_end() {
         let ends = [
             (HookError::refuse("no"), Attempted::Refused { reason: "no".into() }),
+            (
+                HookError::misconfigured("gone"),
+                Attempted::Misconfigured { error: "gone".into(), after: None },
+            ),
             (HookError::pending("wait"), Attempted::Pending { note: "wait".into() }),
             (
                 HookError::unsupported("x"),

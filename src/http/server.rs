@@ -319,16 +319,28 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Runs the handler on this connection's task. If the connection ends first, the rest of it
-    /// moves to a task of its own: that is cheaper than one task per request.
-    async fn run(self: &Arc<Self>, request: Request) -> Response {
+    /// Receives a request and runs the handler on this connection's task. If the connection ends first,
+    /// the rest of it moves to a task of its own: that is cheaper than one task per request.
+    fn begin(self: &Arc<Self>, line: Arc<Line>, request: hyper::Request<Incoming>) -> Attached<H> {
         let server = self.clone();
         let running = Running::begin(self.clone());
         let work = Box::pin(async move {
             let _running = running;
-            server.handler.clone().handle(request).await
+            match receive(&server.options, &line, request).await {
+                Ok(request) => {
+                    line.enter(Phase::Busy);
+                    server.handler.clone().handle(request).await
+                }
+                Err(why) => server.turn_away(why, line.peer),
+            }
         });
-        Attached { work: Some(work), server: self.clone() }.await
+        Attached { work: Some(work), server: self.clone() }
+    }
+
+    fn turn_away(&self, why: TurnedAway, peer: SocketAddr) -> Response {
+        self.handler.turned_away(why, peer);
+        // What follows on this connection may be the rest of what we refused to read.
+        Response::text(why.status(), format!("{}\n", why.as_str())).with_header("connection", "close")
     }
 
     fn detach(&self, mut work: Work) {
@@ -541,28 +553,19 @@ fn reproach(phase: Phase) -> Option<TurnedAway> {
     }
 }
 
-/// The path of one request.
-async fn answer<H: Handler>(
+/// The path of one request. The work is made here and not at the first poll: a request whose end of
+/// stream comes along with it is dropped by hyper unpolled, and goes on detached all the same.
+fn answer<H: Handler>(
     server: &Arc<Server<H>>,
-    line: &Line,
+    line: &Arc<Line>,
     request: hyper::Request<Incoming>,
-) -> Result<hyper::Response<Full<Bytes>>, Infallible> {
-    let response = match receive(&server.options, line, request).await {
-        Ok(request) => {
-            line.enter(Phase::Busy);
-            to_wire(server.run(request).await)
-        }
-        Err(why) => {
-            server.handler.turned_away(why, line.peer);
-            // What follows on this connection may be the rest of what we refused to read.
-            to_wire(
-                Response::text(why.status(), format!("{}\n", why.as_str()))
-                    .with_header("connection", "close"),
-            )
-        }
-    };
-    line.enter(Phase::Answer);
-    Ok(response)
+) -> impl Future<Output = Result<hyper::Response<Full<Bytes>>, Infallible>> + use<H> {
+    let (attached, line) = (server.begin(line.clone(), request), line.clone());
+    async move {
+        let response = to_wire(attached.await);
+        line.enter(Phase::Answer);
+        Ok(response)
+    }
 }
 
 async fn receive(

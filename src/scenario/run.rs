@@ -492,7 +492,10 @@ impl Delivery {
                 "\nhint: is the receiver running, and is this its address? `spid serve --dev` listens on \
                  http://127.0.0.1:8080/spi"
             }
-            ClientError::Broken(_) => "\nhint: is this the port of a receiver that speaks plain HTTP?",
+            ClientError::Broken(_) => {
+                "\nhint: it went away, or does not speak plain HTTP. If it is spid that was stopped, start it and replay \
+                 again: what it had kept is not done twice (`spid callbacks list` shows it)"
+            }
             _ => "",
         };
         format!("step `{}`, sent to {}: {error}{hint}", self.step.name, self.target.url)

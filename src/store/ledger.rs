@@ -19,6 +19,9 @@ use crate::limits;
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
 
+/// What is told of a job that is held: why it is held is for the seller, and may name another instance.
+const HELD: &str = "its instance needs the seller's decision";
+
 /// A verified callback to be kept.
 #[derive(Debug, Clone)]
 pub struct Acceptance {
@@ -28,6 +31,8 @@ pub struct Acceptance {
     pub endpoint: String,
     /// The label of the key that signed it.
     pub key_label: String,
+    /// How often the marketplace calls before it gives up; `None` when that is not counted.
+    pub budget: Option<u32>,
     /// What it asks.
     pub callback: Callback,
     /// When it came.
@@ -269,7 +274,7 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
         made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
     }
-    decide_row(&mut row, &judged, acceptance.received_at);
+    decide_row(&mut row, &judged, acceptance);
     if row.number == 0 {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
@@ -280,7 +285,8 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     } else {
         accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
-    if matches!(accepted.told, Told::Applied(_)) {
+    // An operator who approves is told; the marketplace is not, before it calls again.
+    if matches!(accepted.told, Told::Applied(_)) && !acceptance.approved {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     rows.put_callback(&accepted.row)?;
@@ -385,12 +391,13 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
         received_at: acceptance.received_at,
         last_received_at: acceptance.received_at,
         deliveries: u64::from(!acceptance.approved),
+        budget: acceptance.budget,
         told_at: None,
     }
 }
 
 /// Writes the decision into the row. A row that was told is history: it only counts.
-fn decide_row(row: &mut CallbackRow, judged: &Judged, now: Timestamp) {
+fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     if row.told_at.is_some() {
         return;
     }
@@ -412,8 +419,8 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, now: Timestamp) {
     if let Decision::Join(job) = decision {
         row.job = Some(*job);
     }
-    if *decision == (Decision::RunBeside { told: true }) {
-        row.told_at = Some(now);
+    if *decision == (Decision::RunBeside { told: true }) && !acceptance.approved {
+        row.told_at = Some(acceptance.received_at);
     }
 }
 
@@ -501,8 +508,8 @@ fn tell(
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
             Told::Applied(Box::new(create_answer(rows, instance)?))
         }
-        Decision::Refuse(reason) => Told::Refused(reason.to_string()),
-        Decision::Hold(reason) => Told::Held(reason.to_string()),
+        Decision::Refuse(reason) => Told::Refused(reason.told()),
+        Decision::Hold(reason) => Told::Held(reason.told()),
         Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
     })
 }
@@ -523,7 +530,7 @@ fn join(
             accepted.wakes = bring_forward(rows, job, now)?;
             Told::Wait(number)
         }
-        job::State::Held => Told::Held(job.note.unwrap_or_default()),
+        job::State::Held => Told::Held(HELD.to_owned()),
         job::State::Refused => Told::Refused(job.note.unwrap_or_default()),
         job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
     })
@@ -606,15 +613,19 @@ fn mark_told(
 }
 
 /// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Jobs whose
-/// lease has ended come back first.
+/// lease has ended come back first; not those in `held`, by number and attempt: the taker runs them
+/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
 pub(crate) fn take(
     rows: &mut dyn Write,
     limit: usize,
+    held: &[(i64, u32)],
     lease_until: Timestamp,
     schedule: &Schedule,
     now: Timestamp,
 ) -> Result<Vec<Taken>> {
-    recover(rows, schedule, now, |job| job.lease_until.is_none_or(|until| until < now))?;
+    recover(rows, schedule, now, |job| {
+        job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
+    })?;
     let mut taken = Vec::new();
     for mut job in rows.due(now, limit)? {
         job.state = job::State::Running;
@@ -805,8 +816,8 @@ pub(super) fn complete(
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
             job.state = job::State::Held;
             job.lease_until = None;
-            job.note = Some(trouble.clone());
-            return Ok(Told::Held(trouble));
+            job.note = Some(trouble);
+            return Ok(Told::Held(HELD.to_owned()));
         }
         row.created_by = Some(job.number);
     }
@@ -825,23 +836,32 @@ fn name_instance(
     id: Option<&str>,
 ) -> Result<Option<String>> {
     let Some(id) = id.or(row.instance.order_biz_id.as_deref()).map(str::to_owned) else {
-        return Ok(Some("neither the hook nor the marketplace gave the instance an id".to_owned()));
+        return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
-    if id.trim().is_empty() || id == "0" || id.len() > limits::NAME_MAX_BYTES {
-        return Ok(Some(format!(
-            "the hook answered an id that cannot be used: it is empty, `0` or longer than {} bytes",
-            limits::NAME_MAX_BYTES
-        )));
+    if let Some(fault) = fault_of_id(&id) {
+        return Ok(Some(format!("the id in the answer cannot be used: {fault}")));
     }
     if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
-        return Ok(Some(format!("the hook answered the id `{id}`, and `{before}` in an earlier attempt")));
+        return Ok(Some(format!("the id in the answer is `{id}`, and was `{before}` in an earlier attempt")));
     }
     if !rows.add_name(&row.instance.account, &id, row.number)? {
-        return Ok(Some(format!("the hook answered the id `{id}`, which another instance has")));
+        return Ok(Some(format!("the id in the answer, `{id}`, is another instance's")));
     }
     job.proposed_id = Some(id.clone());
     row.instance.id = Some(id);
     Ok(None)
+}
+
+/// What is wrong with an id that somebody chose for an instance.
+pub(super) fn fault_of_id(id: &str) -> Option<String> {
+    if id.trim().is_empty() {
+        return Some("it is empty".to_owned());
+    }
+    if id == "0" {
+        return Some("`0` tells a marketplace that there is no id yet".to_owned());
+    }
+    let most = limits::NAME_MAX_BYTES;
+    (id.len() > most).then(|| format!("it is longer than {most} bytes"))
 }
 
 /// What the end of a job means for its lane: without its create nothing can follow; with a release

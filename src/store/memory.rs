@@ -37,10 +37,15 @@ pub(crate) struct Memory {
 }
 
 /// The readers' side: what is committed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryReader(Arc<Mutex<Tables>>);
 
 impl Memory {
+    /// A writer on tables that are there already.
+    pub(crate) fn on(committed: &MemoryReader) -> Memory {
+        Memory { committed: committed.0.clone(), working: None, savepoint: None }
+    }
+
     pub(crate) fn reader(&self) -> MemoryReader {
         MemoryReader(self.committed.clone())
     }
@@ -89,7 +94,12 @@ impl Tables {
 
     fn untold(&self, row: &CallbackRow) -> bool {
         let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == job::State::Done);
-        row.disposition == Disposition::Job && row.told_at.is_none() && row.job.is_some_and(done)
+        let is_done = match row.disposition {
+            Disposition::Job => row.job.is_some_and(done),
+            Disposition::Recorded => true,
+            Disposition::Held | Disposition::Refused => false,
+        };
+        is_done && row.told_at.is_none() && row.deliveries > 0
     }
 
     fn list_callbacks(&self, filter: &Filter) -> Vec<CallbackRow> {
@@ -308,6 +318,9 @@ impl Backend for Memory {
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
         self.working = self.savepoint.take();
+        Ok(())
+    }
+    fn touch(&mut self) -> Result<()> {
         Ok(())
     }
     fn in_transaction(&self) -> bool {

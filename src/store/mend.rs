@@ -5,19 +5,20 @@
 //! is one transaction: what it changes, and a row that says who did it and why. What cannot be done is
 //! refused with the reason; nothing is half done.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::ledger::{self, Acceptance, Birth, REJECTED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
-use super::sqlite::Sqlite;
+use super::sqlite::{Sqlite, Vacancy};
 use super::{StoreError, StoreOptions};
 use crate::callback::{Action, Answer, Callback, InstanceRef};
 use crate::clock::{Clock, Id};
 use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
 use crate::job::{self, Extra};
 use crate::seal::Sealer;
+use crate::signature::Secret;
 
 /// Why an act was not done. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,14 +61,25 @@ pub struct Approved {
 /// An instance that lived before spid did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
+    /// Where it was read, for messages: a file and a line.
+    pub origin: String,
     /// What is known of it; `created_at` and `updated_at` are set by the import.
     pub instance: Instance,
+}
+
+/// What a restore led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The jobs that had not ended; they are held.
+    pub held: usize,
+    /// Where the sealing key is missing, though there are passwords that it sealed.
+    pub missing_key: Option<PathBuf>,
 }
 
 /// Opens a database to mend it.
 pub struct Mender {
     backend: Sqlite,
-    sealer: Sealer,
+    key_path: PathBuf,
     clock: Clock,
 }
 
@@ -75,11 +87,9 @@ impl Mender {
     /// Opens the database at `path`, which must be there.
     ///
     /// # Errors
-    /// When it cannot be opened, or its sealing key cannot be read.
+    /// When it cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
-        let backend = Sqlite::open_to_mend(path)?;
-        let sealer = Sealer::from_file(&options.key_path(path))?;
-        Ok(Mender { backend, sealer, clock })
+        Ok(Mender { backend: Sqlite::open_to_mend(path)?, key_path: options.key_path(path), clock })
     }
 
     /// Runs one act in a transaction of its own, and records it.
@@ -88,11 +98,11 @@ impl Mender {
         act: &Act,
         word: &str,
         target: &str,
-        work: impl FnOnce(&mut Sqlite, &Sealer, Timestamp) -> Mended<T>,
+        work: impl FnOnce(&mut Sqlite, Timestamp) -> Mended<T>,
     ) -> Mended<T> {
         let now = self.clock.now();
         self.backend.begin()?;
-        let done = work(&mut self.backend, &self.sealer, now).and_then(|value| {
+        let done = work(&mut self.backend, now).and_then(|value| {
             self.backend.add_act(&ActRow {
                 at: now,
                 who: act.who.clone(),
@@ -114,12 +124,31 @@ impl Mender {
         }
     }
 
-    /// Makes a job due now, for one extra attempt: its schedule is neither spent nor doubled.
+    /// Records an act that changes nothing in the store.
     ///
     /// # Errors
-    /// When there is no such job, or it runs or has ended for good.
-    pub fn retry(&mut self, id: Id, act: &Act) -> Mended<()> {
-        self.act(act, "retry", &id.to_string(), |rows, _, now| {
+    /// When the database cannot be written.
+    pub fn record(&mut self, word: &str, target: &str, act: &Act) -> Mended<()> {
+        self.act(act, word, target, |_, _| Ok(()))
+    }
+
+    /// What the acts call an instance.
+    fn target(&self, number: i64) -> Mended<String> {
+        let Some(row) = self.backend.instance(number)? else {
+            return Err(MendError::NotFound("no such instance".to_owned()));
+        };
+        let instance = row.instance;
+        let name = instance.id.or(instance.order_biz_id).unwrap_or_default();
+        Ok(format!("instance {name} of {}", instance.account))
+    }
+
+    /// Makes a job due now, for one extra attempt: its schedule is neither spent nor doubled. Returns
+    /// the job it still has to wait for, if one is before it in the lane.
+    ///
+    /// # Errors
+    /// When there is no such job, it runs, it has ended for good, or something has come in its place.
+    pub fn retry(&mut self, id: Id, act: &Act) -> Mended<Option<Id>> {
+        self.act(act, "retry", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             retry(rows, &mut job, now)
         })
@@ -130,7 +159,7 @@ impl Mender {
     /// # Errors
     /// When there is no such job, or it runs or has ended.
     pub fn drop_job(&mut self, id: Id, act: &Act) -> Mended<()> {
-        self.act(act, "drop", &id.to_string(), |rows, _, now| {
+        self.act(act, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             if job.state == job::State::Running || !job.state.is_live() {
                 return impossible(format!(
@@ -146,22 +175,19 @@ impl Mender {
     }
 
     /// Finishes the work an instance waits for, with this answer: what a hook left pending, or what a
-    /// person did by hand. Returns what was finished.
+    /// person did by hand after it failed. Returns what was finished.
     ///
     /// # Errors
-    /// When nothing waits, a hook runs for it now, or the answer will not do.
+    /// When nothing waits, a hook runs for it now or has not been asked yet, or the answer will not do.
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
-        let target = format!("instance {instance}");
-        self.act(act, "complete", &target, |rows, sealer, now| {
+        let (target, key_path) = (self.target(instance)?, self.key_path.clone());
+        self.act(act, "complete", &target, |rows, now| {
             let Some((mut job, _)) = rows.lane(instance)?.into_iter().next() else {
                 return impossible("nothing is owed for this instance");
             };
-            if job.state == job::State::Running {
-                return impossible("a hook is running for it now; wait for its end");
-            }
+            check_completable(&job, answer)?;
             let split = answer.split();
-            let seal = |secret| sealer.seal(job.id.as_bytes(), &secret).map_err(StoreError::from);
-            job.sealed = split.secret.map(seal).transpose()?;
+            job.sealed = split.secret.map(|secret| seal(&key_path, &job, &secret)).transpose()?;
             job.answer = split.open;
             job.proposed_id = None;
             ledger::complete(rows, &mut job, answer.instance_id.as_deref(), now)?;
@@ -180,19 +206,20 @@ impl Mender {
     /// When it is not held, or cannot be done however much it is wanted.
     pub fn approve(&mut self, number: i64, instead: Option<Action>, act: &Act) -> Mended<Approved> {
         let target = format!("callback {number}");
-        self.act(act, "approve", &target, |rows, _, now| approve(rows, number, instead, act, now))
+        self.act(act, "approve", &target, |rows, now| approve(rows, number, instead, act, now))
     }
 
-    /// Refuses a held callback, and its redeliveries for as long as they would be held again.
+    /// Refuses a held callback, and its redeliveries for as long as they would be held again. Why stays
+    /// here: what is refused is told to the marketplace with its reason.
     ///
     /// # Errors
     /// When it is not held.
     pub fn reject(&mut self, number: i64, act: &Act) -> Mended<()> {
-        self.act(act, "reject", &format!("callback {number}"), |rows, _, _| {
+        self.act(act, "reject", &format!("callback {number}"), |rows, _| {
             let (mut row, _) = find_held(rows, number)?;
             row.disposition = Disposition::Refused;
             row.reason_code = Some(REJECTED.to_owned());
-            row.reason = Some(Reason::Rejected(format!("rejected by the seller: {}", act.why)).to_string());
+            row.reason = Some(Reason::Rejected("rejected by the seller".to_owned()).to_string());
             Ok(rows.put_callback(&row)?)
         })
     }
@@ -202,7 +229,8 @@ impl Mender {
     /// # Errors
     /// When there is no such instance.
     pub fn release(&mut self, instance: i64, act: &Act) -> Mended<Approved> {
-        self.act(act, "release", &format!("instance {instance}"), |rows, _, now| {
+        let target = self.target(instance)?;
+        self.act(act, "release", &target, |rows, now| {
             let row =
                 rows.instance(instance)?.ok_or_else(|| MendError::NotFound("no such instance".to_owned()))?;
             if row.instance.state == State::Released {
@@ -215,11 +243,19 @@ impl Mender {
     /// Takes over instances that lived before spid did. All or none.
     ///
     /// # Errors
-    /// When a name is taken or missing; it says which.
+    /// When names are taken, missing or unusable; it says each and where it was read.
     pub fn import(&mut self, imports: &[Import], act: &Act) -> Mended<()> {
         let target = format!("{} instances", imports.len());
-        self.act(act, "import", &target, |rows, _, now| {
-            imports.iter().try_for_each(|import| take_over(rows, &import.instance, now))
+        self.act(act, "import", &target, |rows, now| {
+            let mut wrong = Vec::new();
+            for import in imports {
+                match take_over(rows, &import.instance, now) {
+                    Ok(()) => {}
+                    Err(MendError::Impossible(fault)) => wrong.push(format!("{}: {fault}", import.origin)),
+                    Err(error) => return Err(error),
+                }
+            }
+            if wrong.is_empty() { Ok(()) } else { impossible(wrong.join("\n")) }
         })
     }
 
@@ -233,25 +269,37 @@ impl Mender {
 
     /// After a restore: holds every job that has not ended. What a marketplace or a hook has done since
     /// the copy was made is not in it, so nothing of it may run unseen. Returns how many.
-    ///
-    /// # Errors
-    /// When the database cannot be written.
-    pub fn hold_unfinished(&mut self, act: &Act) -> Mended<usize> {
-        self.act(act, "restore", "all unfinished jobs", |rows, _, _| {
-            let filter = super::Filter { limit: usize::MAX, ..super::Filter::default() };
-            let live = rows.list_jobs(&filter)?.into_iter().filter(|job| job.state.is_live());
-            let mut count = 0;
-            for mut job in live {
-                job.state = job::State::Held;
-                job.lease_until = None;
-                job.note =
-                    Some("restored from a backup: it may have been done since the copy was made".to_owned());
+    fn hold_unfinished(&mut self, from: &Path, act: &Act) -> Mended<usize> {
+        self.act(act, "restore", &format!("everything, from {}", from.display()), |rows, now| {
+            let live = job::State::ALL.into_iter().filter(|state| state.is_live()).collect();
+            let filter = super::Filter { jobs: live, limit: usize::MAX, ..super::Filter::default() };
+            let jobs = rows.list_jobs(&filter)?;
+            for mut job in jobs.iter().cloned() {
+                hold(&mut job, now);
                 rows.put_job(&job)?;
-                count += 1;
             }
-            Ok(count)
+            Ok(jobs.iter().filter(|job| job.action != Action::SignOn).count())
         })
     }
+}
+
+/// Holds a job of a restored database, and says how it stood there.
+fn hold(job: &mut JobRow, now: Timestamp) {
+    if job.action == Action::SignOn {
+        job.note = Some("the browser that waited for it has gone".to_owned());
+        return ledger::end(job, job::State::Dropped, now);
+    }
+    // However it comes back, it gets no second schedule.
+    if job.state == job::State::Dead {
+        job.extra = Extra::Dead;
+    }
+    let before = job.note.as_deref().map(|note| format!("; before: {note}")).unwrap_or_default();
+    job.note = Some(format!(
+        "restored from a backup, where it was {}: it may have been done since the copy was made{before}",
+        job.state.as_str()
+    ));
+    job.state = job::State::Held;
+    job.lease_until = None;
 }
 
 fn find_job(rows: &dyn Read, id: Id) -> Mended<JobRow> {
@@ -268,27 +316,96 @@ fn find_held(rows: &dyn Read, number: i64) -> Mended<(CallbackRow, Callback)> {
     Ok((row, callback))
 }
 
-fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<()> {
-    job.extra = match job.state {
-        job::State::Dead | job::State::Held | job::State::Refused => Extra::Dead,
-        job::State::Queued | job::State::Pending => Extra::Waiting,
-        job::State::Running => return impossible("a hook is running for it now; wait for its end"),
-        job::State::Done | job::State::Dropped | job::State::Cancelled => {
+fn check_completable(job: &JobRow, answer: &Answer) -> Mended<()> {
+    let action = job.action;
+    if job.state == job::State::Running {
+        return impossible(format!("a hook is running for its {action} now; wait for its end"));
+    }
+    if job.state == job::State::Queued && job.attempts == 0 {
+        return impossible(format!(
+            "its {action} has not been tried yet, so nobody has done it; let the hook run first"
+        ));
+    }
+    // Meant for something that is not owed any more: a create whose release has come, most likely.
+    if matches!(action, Action::Expire | Action::Release) && *answer != Answer::default() {
+        return impossible(format!("what it waits for is its {action}, and that answers nothing"));
+    }
+    Ok(())
+}
+
+fn seal(key_path: &Path, job: &JobRow, secret: &Secret) -> Result<Vec<u8>, StoreError> {
+    Ok(Sealer::from_existing(key_path)?.seal(job.id.as_bytes(), secret)?)
+}
+
+fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
+    let ahead = ahead_of(rows, job)?;
+    match (job.state, &ahead) {
+        (job::State::Running, _) => return impossible("a hook is running for it now; wait for its end"),
+        (job::State::Done | job::State::Dropped | job::State::Cancelled, _) => {
             return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
         }
-    };
+        (job::State::Queued, Some(ahead)) => {
+            return impossible(format!("it waits for {}; mend that one", named(ahead)));
+        }
+        (job::State::Refused, _) => check_refused(rows, job)?,
+        (job::State::Queued | job::State::Pending | job::State::Held | job::State::Dead, _) => {}
+    }
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-    if instance.is_some_and(|row| row.instance.state == State::Released) && job.action != Action::Release {
+    let released = instance.is_some_and(|row| row.instance.state == State::Released);
+    if released && job.in_lane && job.action != Action::Release {
         return impossible("its instance is released, and stays so");
     }
     // An id that will not do must not be held against the next one.
     if job.state == job::State::Held {
         job.proposed_id = None;
     }
+    job.extra = one_more(job);
     job.state = job::State::Queued;
     job.due_at = now;
     job.ended_at = None;
-    Ok(rows.put_job(job)?)
+    rows.put_job(job)?;
+    Ok(ahead.map(|ahead| ahead.id))
+}
+
+fn named(job: &JobRow) -> String {
+    format!("job {} ({}, {})", job.id, job.action, job.state.as_str())
+}
+
+/// The job of the lane that has to end before this one.
+fn ahead_of(rows: &dyn Read, job: &JobRow) -> Mended<Option<JobRow>> {
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(None) };
+    let first = rows.lane(instance)?.into_iter().next().map(|(first, _)| first);
+    Ok(first.filter(|first| first.number < job.number))
+}
+
+/// What the attempt is to the schedule. One that was extra for a dead job stays so: it must not find its
+/// way back into a schedule that is spent.
+fn one_more(job: &JobRow) -> Extra {
+    match (job.state, job.extra) {
+        (job::State::Dead | job::State::Refused, _) | (_, Extra::Dead) => Extra::Dead,
+        _ if job.attempts == 0 => job.extra,
+        _ => Extra::Waiting,
+    }
+}
+
+/// A refused job has left its lane. It comes back only to a lane and an instance that are as it left
+/// them: behind its back the marketplace may have asked again, and a second create would be a second instance.
+fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
+    let latest = rows.callback(job.callback)?.and_then(|(row, _)| row.job);
+    if latest != Some(job.number) {
+        return impossible("the marketplace has asked for it again, and a later job has taken its place");
+    }
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    if let Some((other, _)) = rows.lane(instance)?.first() {
+        return impossible(format!("{} has come since; mend that one", named(other)));
+    }
+    let changed = rows.instance(instance)?.map(|row| row.instance.updated_at);
+    if changed > job.ended_at {
+        return impossible(
+            "its instance has changed since it was refused; have the marketplace ask for it again",
+        );
+    }
+    Ok(())
 }
 
 fn approve(
@@ -313,21 +430,39 @@ fn approve(
         account: row.account.clone(),
         endpoint: row.endpoint.clone(),
         key_label: row.key_label.clone(),
+        budget: row.budget,
         callback,
         received_at: now,
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
         approved: true,
     };
     let approved = accept(rows, acceptance, now)?;
-    if approved.callback != number
-        && let Some((mut held, _)) = rows.callback(number)?
-    {
-        held.disposition = Disposition::Recorded;
-        held.told_at = held.told_at.or(Some(now));
-        held.reason = Some(format!("approved by {} as callback {}: {}", act.who, approved.callback, act.why));
-        rows.put_callback(&held)?;
+    if approved.callback != number {
+        let moved = instead.is_none();
+        settle_held(rows, row, &approved, moved, act, now)?;
     }
     Ok(approved)
+}
+
+/// What was held has become another callback: an order of another kind, or the same of an instance
+/// that is known by now (`moved`). Then its deliveries are the other's, which the marketplace waits for.
+fn settle_held(
+    rows: &mut dyn Write,
+    mut held: CallbackRow,
+    approved: &Approved,
+    moved: bool,
+    act: &Act,
+    now: Timestamp,
+) -> Mended<()> {
+    if let Some((mut row, _)) = rows.callback(approved.callback)?.filter(|_| moved) {
+        row.deliveries += held.deliveries;
+        row.last_received_at = row.last_received_at.max(held.last_received_at);
+        rows.put_callback(&row)?;
+    }
+    held.disposition = Disposition::Recorded;
+    held.told_at = held.told_at.or(Some(now));
+    held.reason = Some(format!("approved by {} as callback {}: {}", act.who, approved.callback, act.why));
+    Ok(rows.put_callback(&held)?)
 }
 
 /// What a conflicting create really is: the same order, asked of the instance that is there.
@@ -351,8 +486,8 @@ fn accept(rows: &mut dyn Write, acceptance: Acceptance, now: Timestamp) -> Mende
     let accepted = ledger::accept(rows, &acceptance, Birth { id, lease_until: None })?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
-            "it cannot be done as things stand: {}",
-            accepted.row.reason.as_deref().unwrap_or("the lifecycle forbids it")
+            "it cannot be done as things stand: {}; reject it, or do by hand what it asks for",
+            accepted.row.reason.as_deref().unwrap_or("the hook has just refused it")
         )),
         Disposition::Job | Disposition::Recorded => {
             let job = accepted.row.job.map(|number| rows.job(number)).transpose()?.flatten();
@@ -374,9 +509,11 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
         account: instance.account.clone(),
         endpoint: instance.endpoint.clone(),
         key_label: format!("by hand: {}", act.who),
+        budget: None,
         callback,
         received_at: now,
-        policy: Policy::default(),
+        // Of what was never begun there is nothing to release, and that is a success.
+        policy: Policy { unknown_instance: UnknownInstance::Succeed, ..Policy::default() },
         approved: true,
     })
 }
@@ -384,7 +521,12 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
 fn take_over(rows: &mut dyn Write, instance: &Instance, now: Timestamp) -> Mended<()> {
     let instance = Instance { adopted: true, created_at: now, updated_at: now, ..instance.clone() };
     let names = InstanceRef { instance_id: instance.id.clone(), order_biz_id: instance.order_biz_id.clone() };
-    if instance.id.is_none() || names.names().next().is_none() {
+    for name in [&instance.id, &instance.order_biz_id].into_iter().flatten() {
+        if let Some(fault) = ledger::fault_of_id(name) {
+            return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
+        }
+    }
+    if instance.id.is_none() {
         return impossible("an instance without an id cannot be imported");
     }
     let number = rows.add_instance(&instance)?;
@@ -402,17 +544,35 @@ fn take_over(rows: &mut dyn Write, instance: &Instance, now: Timestamp) -> Mende
     Ok(())
 }
 
-/// Puts a backup in the place of a database that nobody uses, and holds all its unfinished work.
+/// Puts a backup in the place of a database that nobody uses, all its unfinished work held. Until it is
+/// in place nothing of it can be taken for a database.
 ///
 /// # Errors
-/// When a daemon runs, a database is there already, or the backup is not one of ours.
-pub fn restore(from: &Path, path: &Path, options: &StoreOptions, clock: Clock, act: &Act) -> Mended<usize> {
-    if path.exists() {
-        return impossible(format!(
-            "`{}` is there already; stop the daemon and move it away first",
-            path.display()
-        ));
-    }
-    Sqlite::open_readonly(from)?.copy_to(path)?;
-    Mender::open(path, options, clock)?.hold_unfinished(act)
+/// When a daemon runs, a database or what is left of one is there already, or the backup is damaged or
+/// not one of ours.
+pub fn restore(
+    from: &Path,
+    path: &Path,
+    options: &StoreOptions,
+    clock: Clock,
+    act: &Act,
+) -> Mended<Restored> {
+    let backup = Sqlite::open_readonly(from).map_err(|error| match error {
+        StoreError::NotThere(from) => MendError::NotFound(format!("there is no `{}`", from.display())),
+        error => error.into(),
+    })?;
+    let vacancy = Vacancy::at(path)?.map_err(|remains| {
+        MendError::Impossible(format!(
+            "`{}` is there; stop the daemon, and move the database away together with its -wal and -shm",
+            remains.display()
+        ))
+    })?;
+    backup.copy_to(vacancy.partial())?;
+    let mut mender = Mender::open(vacancy.partial(), options, clock)?;
+    let held = mender.hold_unfinished(from, act)?;
+    let sealed = mender.backend.has_sealed()?;
+    drop(mender);
+    vacancy.fill()?;
+    let key_path = options.key_path(path);
+    Ok(Restored { held, missing_key: (sealed && !key_path.exists()).then_some(key_path) })
 }

@@ -13,29 +13,32 @@ mod memory;
 mod mend;
 mod rows;
 mod signals;
+#[doc(hidden)]
+pub mod sim;
 mod sqlite;
 mod writer;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep};
 
 use crate::callback::{Answer, Callback, Outcome};
-use crate::clock::{Clock, Id};
+use crate::clock::{Clock, Id, Ids};
 use crate::job::Schedule;
 use crate::limits;
 use crate::seal::{SealError, Sealer};
 use ledger::{Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
-use writer::{AcceptCommand, Command, FinishCommand};
+use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Import, MendError, Mender, restore};
+pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
 pub use writer::Taking;
@@ -58,6 +61,9 @@ pub enum StoreError {
     /// A file beside the database.
     #[error("`{}`: {}", .0.display(), .1)]
     File(PathBuf, String),
+    /// A file the user we run as may not use.
+    #[error("`{}` may not be read and written by the user this runs as; its folder must be writable, too, as files are kept beside it", .0.display())]
+    Denied(PathBuf),
     /// There is no such database.
     #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
     NotThere(PathBuf),
@@ -87,6 +93,16 @@ pub enum StoreError {
     Seal(String),
 }
 
+impl StoreError {
+    /// What the system said about a file.
+    fn of_file(path: &Path, error: &std::io::Error) -> StoreError {
+        match error.kind() {
+            std::io::ErrorKind::PermissionDenied => StoreError::Denied(path.to_owned()),
+            _ => StoreError::File(path.to_owned(), error.to_string()),
+        }
+    }
+}
+
 impl From<SealError> for StoreError {
     fn from(error: SealError) -> StoreError {
         StoreError::Seal(error.to_string())
@@ -102,6 +118,8 @@ pub struct StoreOptions {
     pub secrets_window_ms: i64,
     /// The file with the sealing key; beside the database when `None`.
     pub sealing_key: Option<PathBuf>,
+    /// Where the ids of jobs come from.
+    pub ids: Ids,
 }
 
 impl StoreOptions {
@@ -121,6 +139,7 @@ impl Default for StoreOptions {
             schedule: Schedule::default(),
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
+            ids: Ids::default(),
         }
     }
 }
@@ -299,13 +318,29 @@ impl Reader {
     }
 }
 
-type Counts = HashMap<i64, (u64, Timestamp)>;
+/// How long to wait before a lock that somebody holds is tried again.
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+/// Opens the database once nobody else has it. A daemon that was killed may hold the lock for a moment
+/// longer: a child that was about to become a hook has it until its program is loaded.
+async fn open_alone(path: &Path) -> Result<sqlite::Sqlite, StoreError> {
+    let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
+    loop {
+        match sqlite::Sqlite::open(path) {
+            Err(StoreError::InUse(_)) if Instant::now() < deadline => sleep(LOCK_PAUSE).await,
+            opened => return opened,
+        }
+    }
+}
+
+type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
     queue: mpsc::Sender<Command>,
     reader: Reader,
     shared: Arc<Shared>,
     clock: Clock,
+    ids: Ids,
     sealer: Sealer,
     secrets_window_ms: i64,
     counts: Mutex<Counts>,
@@ -318,14 +353,16 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// The end of the writer: resolves once the last commit is on disk and the database is closed.
-#[derive(Debug)]
-pub struct Closed(oneshot::Receiver<()>);
+/// The end of the writer: resolves once the last commit is on disk and the database is closed. Clones
+/// wait for the same end.
+#[derive(Debug, Clone)]
+pub struct Closed(watch::Receiver<()>);
 
 impl Closed {
     /// Waits for it.
-    pub async fn wait(self) {
-        let _ = self.0.await;
+    pub async fn wait(mut self) {
+        // Nothing is ever sent: it is the sender's end that counts, however the writer's thread ends.
+        while self.0.changed().await.is_ok() {}
     }
 }
 
@@ -341,8 +378,12 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let backend = sqlite::Sqlite::open(path)?;
-        let sealer = Sealer::from_file(&options.key_path(path))?;
+        let backend = open_alone(path).await?;
+        let key_path = options.key_path(path);
+        if !key_path.exists() && backend.has_sealed()? {
+            tracing::error!(key = %key_path.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
+        }
+        let sealer = Sealer::from_file(&key_path)?;
         let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
         Store::start(backend, reader, sealer, options, clock).await
     }
@@ -364,37 +405,43 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedule: options.schedule });
-        let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
-        let (closing, closed) = oneshot::channel();
-        let for_writer = shared.clone();
+        let (store, writer) = Store::assemble(backend, reader, sealer, options, clock);
+        let (closing, closed) = watch::channel(());
         std::thread::Builder::new()
             .name("spid-writer".to_owned())
             .spawn(move || {
-                writer::run(backend, commands, &for_writer);
-                let _ = closing.send(());
+                let _closing = closing;
+                writer.run();
             })
             .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
+        store.recover().await?;
+        Ok((store, Closed(closed)))
+    }
+
+    /// A store, and the writer somebody must drive.
+    fn assemble<B: rows::Backend>(
+        backend: B,
+        reader: Reader,
+        sealer: Sealer,
+        options: StoreOptions,
+        clock: Clock,
+    ) -> (Store, Writer<B>) {
+        let (signals, ready) = Signals::new();
+        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
+        let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
             queue,
             reader,
             shared,
             clock,
+            ids: options.ids,
             sealer,
             secrets_window_ms: options.secrets_window_ms,
             counts: Mutex::default(),
             ready: Mutex::new(Some(ready)),
         };
-        let store = Store { inner: Arc::new(inner) };
-        let recovered = store.recover().await?;
-        if recovered > 0 {
-            tracing::warn!(
-                jobs = recovered,
-                "jobs were running when the last daemon stopped; they run again"
-            );
-        }
-        Ok((store, Closed(closed)))
+        (Store { inner: Arc::new(inner) }, writer)
     }
 
     /// Reading what is committed.
@@ -419,8 +466,11 @@ impl Store {
             let reply = Reply::Now(self.outcome(repeat.told, now));
             return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
         }
-        let id =
-            Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+        let id = self
+            .inner
+            .ids
+            .next(now)
+            .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let (accepted, waiting) = self
             .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))
@@ -513,8 +563,21 @@ impl Store {
     /// # Errors
     /// When the store cannot be written; nothing was taken.
     pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
+        self.take_while_holding(limit, Vec::new()).await
+    }
+
+    /// As [`Store::take`], for a dispatcher that runs these (job, attempt) at the moment: they are not
+    /// lost, whatever the clock says of their leases.
+    ///
+    /// # Errors
+    /// As [`Store::take`].
+    pub async fn take_while_holding(
+        &self,
+        limit: usize,
+        held: Vec<(i64, u32)>,
+    ) -> Result<Taking, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Take { limit, now, reply }).await
+        self.ask(|reply| Command::Take { limit, held, now, reply }).await
     }
 
     /// Prolongs the leases of these (job, attempt).
@@ -563,17 +626,25 @@ impl Store {
         })
     }
 
-    /// Whether a write goes through now.
+    /// Whether a write goes through now: one is made, and reaches the disk.
     ///
     /// # Errors
     /// When it does not.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Count { counts: Vec::new(), reply }).await
+        self.ask(|reply| Command::Probe { reply }).await
     }
 
-    async fn recover(&self) -> Result<usize, StoreError> {
+    /// Gives back the jobs that ran when the last daemon died.
+    async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Recover { now, reply }).await
+        let recovered = self.ask(|reply| Command::Recover { now, reply }).await?;
+        if recovered > 0 {
+            tracing::warn!(
+                jobs = recovered,
+                "jobs were running when the last daemon stopped; they run again"
+            );
+        }
+        Ok(())
     }
 
     async fn ask<T>(&self, command: impl FnOnce(writer::Reply<T>) -> Command) -> Result<T, StoreError> {

@@ -79,8 +79,10 @@ pub struct CallbackRow {
     pub received_at: Timestamp,
     /// When it came last.
     pub last_received_at: Timestamp,
-    /// How often it came.
+    /// How often it came. 0: nobody but an operator asked for it.
     pub deliveries: u64,
+    /// After how many deliveries the marketplace gives up; `None` when that is not counted.
+    pub budget: Option<u32>,
     /// When the marketplace was told its success.
     pub told_at: Option<Timestamp>,
 }
@@ -176,7 +178,7 @@ pub struct Filter {
     pub jobs: Vec<job::State>,
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
-    /// Callbacks whose job is done and whose success the marketplace was not told.
+    /// Callbacks that a marketplace sent, that are done, and whose success it was not told.
     pub untold: bool,
     /// Rows with a number below this: the next page.
     pub before: Option<i64>,
@@ -249,6 +251,8 @@ pub(crate) trait Backend: Write + Send + 'static {
     fn savepoint(&mut self) -> Result<()>;
     fn release_savepoint(&mut self) -> Result<()>;
     fn rollback_savepoint(&mut self) -> Result<()>;
+    /// Writes something that changes nothing.
+    fn touch(&mut self) -> Result<()>;
     /// Whether a transaction is open: a failing disk may have ended it unasked.
     fn in_transaction(&self) -> bool;
 }

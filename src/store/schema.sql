@@ -22,6 +22,8 @@ CREATE TABLE instance (
   created_at   INTEGER NOT NULL,
   updated_at   INTEGER NOT NULL
 ) STRICT;
+-- The totals are counted at every start and every scrape.
+CREATE INDEX instance_state ON instance (state);
 
 -- Every name an instance is found by. Unique within its account; never pruned.
 CREATE TABLE name (
@@ -55,6 +57,7 @@ CREATE TABLE callback (
   received_at      INTEGER NOT NULL,
   last_received_at INTEGER NOT NULL,
   deliveries       INTEGER NOT NULL,
+  budget           INTEGER,
   told_at          INTEGER,
   body             TEXT NOT NULL
 ) STRICT;

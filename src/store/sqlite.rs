@@ -40,6 +40,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(Code::DiskFull) => StoreError::Full,
+            Some(Code::ReadOnly | Code::CannotOpen | Code::PermissionDenied) => {
+                StoreError::Io(format!("{error}; may this user read and write it, and make files beside it?"))
+            }
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
             _ => StoreError::Io(error.to_string()),
         }
@@ -68,7 +71,7 @@ impl Sqlite {
         let lock = lock(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = recognise(&connection, path)?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
+        insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         migrate(&connection, version)?;
@@ -94,14 +97,34 @@ impl Sqlite {
     /// Copies the store, as it is at one commit, into a file that is not there yet.
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-        file.map_err(|error| StoreError::File(to.to_owned(), error.to_string()))?;
+        file.map_err(|error| StoreError::of_file(to, &error))?;
+        let copied = self.fill(to);
+        if copied.is_err() {
+            // Half a copy must not be taken for one.
+            let _ = std::fs::remove_file(to);
+        }
+        copied
+    }
+
+    fn fill(&self, to: &Path) -> Result<()> {
         let mut copy = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy)?;
         // All pages in one step: a copy in several begins anew whenever the daemon writes.
-        backup.step(-1)?;
+        if backup.step(-1)? != rusqlite::backup::StepResult::Done {
+            return Err(StoreError::Busy);
+        }
         drop(backup);
         copy.pragma_update(None, "journal_mode", "DELETE")?;
-        Ok(())
+        match copy.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?.as_str() {
+            "ok" => sync_folder(to),
+            fault => Err(StoreError::Corrupt(fault.to_owned())),
+        }
+    }
+
+    /// Whether any answer in it has a sealed part.
+    pub(crate) fn has_sealed(&self) -> Result<bool> {
+        let found = self.one("SELECT 1 FROM job WHERE sealed IS NOT NULL LIMIT 1", [], |_| Ok(()))?;
+        Ok(found.is_some())
     }
 
     fn open_beside(path: &Path) -> Result<Sqlite> {
@@ -193,11 +216,63 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Makes a new or renamed file outlive a power cut.
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let synced = File::open(folder).and_then(|folder| folder.sync_all());
+    synced.map_err(|error| StoreError::of_file(folder, &error))
+}
+
+/// A place where a database may be put: no daemon uses it while this lives, and nothing is there.
+#[derive(Debug)]
+pub(crate) struct Vacancy {
+    path: PathBuf,
+    partial: PathBuf,
+    _lock: File,
+}
+
+impl Vacancy {
+    /// Makes sure of it. `Err` with the file that is in the way in the inner result.
+    pub(crate) fn at(path: &Path) -> Result<std::result::Result<Vacancy, PathBuf>> {
+        let lock = lock(path)?;
+        // A journal that is left beside would be played into whatever is put there.
+        let remains = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix));
+        if let Some(remains) = remains.into_iter().find(|file| file.symlink_metadata().is_ok()) {
+            return Ok(Err(remains));
+        }
+        let partial = beside(path, ".restoring");
+        for suffix in ["", "-journal"] {
+            // What an earlier restore left that did not come to its end.
+            let _ = std::fs::remove_file(beside(&partial, suffix));
+        }
+        Ok(Ok(Vacancy { path: path.to_owned(), partial, _lock: lock }))
+    }
+
+    /// Where the database is made ready.
+    pub(crate) fn partial(&self) -> &Path {
+        &self.partial
+    }
+
+    /// Puts it in its place, ready as it is.
+    pub(crate) fn fill(self) -> Result<()> {
+        let moved = std::fs::rename(&self.partial, &self.path);
+        moved.map_err(|error| StoreError::of_file(&self.path, &error))?;
+        sync_folder(&self.path)
+    }
+}
+
 /// The lock lies beside the file itself, wherever a link to it may be.
 fn lock(path: &Path) -> Result<File> {
-    let real = path.canonicalize().map_err(|error| StoreError::File(path.to_owned(), error.to_string()))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = match (path.canonicalize(), path.file_name()) {
+        (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
+            folder.canonicalize().map(|folder| folder.join(name))
+        }
+        (real, _) => real,
+    };
+    let real = real.map_err(|error| StoreError::of_file(path, &error))?;
     let lock_path = beside(&real, ".lock");
-    let file_error = |error: std::io::Error| StoreError::File(lock_path.clone(), error.to_string());
+    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -219,8 +294,22 @@ fn make_private(path: &Path) -> Result<()> {
     match made {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::File(path.to_owned(), error.to_string())),
+        Err(error) => Err(StoreError::of_file(path, &error)),
     }
+}
+
+/// SQLite makes do with less, and says nothing: a file that cannot be opened for writing it opens for
+/// reading, a journal that cannot be had it replaces by another. A daemon must not run like that.
+fn insist_on_writing(connection: &Connection) -> Result<()> {
+    if connection.is_readonly(rusqlite::MAIN_DB)? {
+        return Err(StoreError::Io("it could be opened for reading only".to_owned()));
+    }
+    let journal: String =
+        connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+    if journal != "wal" {
+        return Err(StoreError::Io(format!("its journal stays `{journal}`: the disk offers no WAL")));
+    }
+    Ok(())
 }
 
 /// The version of the schema in a database of ours, 0 in an empty file. Reads only: what is not ours,
@@ -316,6 +405,7 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
         received_at: instant(row, "received_at")?,
         last_received_at: instant(row, "last_received_at")?,
         deliveries: row.get::<_, i64>("deliveries")?.unsigned_abs(),
+        budget: row.get("budget")?,
         told_at: instant_or_none(row, "told_at")?,
     })
 }
@@ -363,8 +453,10 @@ const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS befo
     WHERE before.instance = job.instance AND before.in_lane = 1
     AND before.number < job.number AND before.state < 5))";
 
-const IS_UNTOLD: &str = "(disposition = 0 AND told_at IS NULL
-    AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5))";
+/// Asked for by a marketplace, done, and not told: by a job, or because an operator's approval found
+/// it done already. Everything else that needs no job is told in the commit that records it.
+const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
+    OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
 /// A list's conditions, as they are added one by one.
 struct Conditions {
@@ -626,8 +718,8 @@ impl Write for Sqlite {
             .map_err(|_| StoreError::Inconsistent("a callback is not JSON"))?;
         self.insert(
             "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
-               disposition, reason_code, reason, received_at, last_received_at, deliveries, told_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
             params![
                 row.account,
                 row.endpoint,
@@ -642,6 +734,7 @@ impl Write for Sqlite {
                 row.received_at.as_millisecond(),
                 row.last_received_at.as_millisecond(),
                 row.deliveries.cast_signed(),
+                row.budget,
                 millis(row.told_at),
                 body,
             ],
@@ -757,7 +850,32 @@ impl Backend for Sqlite {
         self.run("ROLLBACK TO operation", [])?;
         self.run("RELEASE operation", []).map(drop)
     }
+    fn touch(&mut self) -> Result<()> {
+        // Written as it stands already: the page goes to disk all the same.
+        Ok(self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?)
+    }
     fn in_transaction(&self) -> bool {
         !self.connection.is_autocommit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no killed process can show: only a power cut would tell the difference.
+    #[test]
+    fn a_commit_is_on_the_disk_before_it_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Sqlite::open(&folder.path().join("spid.db")).unwrap();
+        let pragma = |name: &str| -> String {
+            store
+                .connection
+                .query_row(&format!("SELECT CAST({name} AS TEXT) FROM pragma_{name}"), [], |row| row.get(0))
+                .unwrap()
+        };
+        assert_eq!(pragma("journal_mode"), "wal");
+        assert_eq!(pragma("synchronous"), "2", "FULL");
+        assert_eq!(pragma("foreign_keys"), "1");
     }
 }

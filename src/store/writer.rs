@@ -3,6 +3,12 @@
 //! It blocks for one operation, drains what queued meanwhile, runs each in a savepoint of its own,
 //! commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
 //! is the next batch, so a slow disk costs one `fsync` a batch and a fast one costs no waiting.
+//!
+//! The steps of a batch are types: what has been [`Operated`] cannot be answered, only committed; what
+//! has [`Ended`] can only be answered. A simulation drives the same steps, one by one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -22,10 +28,11 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take { limit: usize, now: Timestamp, reply: Reply<Taking> },
+    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<Taking> },
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
     Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+    Probe { reply: Reply<()> },
 }
 
 pub(crate) struct AcceptCommand {
@@ -53,7 +60,7 @@ pub struct Taking {
 }
 
 /// What is left to do once the batch is committed, or has failed.
-enum After {
+pub(super) enum After {
     Accept {
         done: Result<(Accepted, Option<Waiting>)>,
         place: Option<OwnedSemaphorePermit>,
@@ -79,48 +86,97 @@ enum After {
     },
 }
 
-/// Writes until every sender is gone.
-pub(crate) fn run<B: Backend>(mut backend: B, mut queue: mpsc::Receiver<Command>, shared: &Shared) {
-    while let Some(first) = queue.blocking_recv() {
+/// A batch whose operations have run, in a transaction that is still open.
+pub(super) struct Operated {
+    pub(super) begun: Result<()>,
+    pub(super) results: Vec<After>,
+}
+
+/// A batch whose transaction has ended, well or not.
+pub(super) struct Ended {
+    pub(super) committed: Result<()>,
+    pub(super) results: Vec<After>,
+}
+
+/// The one who writes.
+pub(super) struct Writer<B> {
+    pub(super) backend: B,
+    pub(super) queue: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+}
+
+impl<B: Backend> Writer<B> {
+    pub(super) fn new(backend: B, queue: mpsc::Receiver<Command>, shared: Arc<Shared>) -> Writer<B> {
+        Writer { backend, queue, shared }
+    }
+
+    /// Writes until every sender is gone.
+    pub(super) fn run(mut self) {
+        while let Some(first) = self.queue.blocking_recv() {
+            let batch = self.gather(first, limits::WRITER_BATCH_MAX_COUNT);
+            let operated = self.operate(batch);
+            let ended = self.commit(operated);
+            self.settle(ended);
+        }
+    }
+
+    /// What queued behind `first`, up to `most` operations.
+    pub(super) fn gather(&mut self, first: Command, most: usize) -> Vec<Command> {
         let mut batch = vec![first];
-        while batch.len() < limits::WRITER_BATCH_MAX_COUNT {
-            match queue.try_recv() {
+        while batch.len() < most {
+            match self.queue.try_recv() {
                 Ok(command) => batch.push(command),
                 Err(_) => break,
             }
         }
-        write_batch(&mut backend, batch, shared);
+        batch
     }
-}
 
-fn write_batch<B: Backend>(backend: &mut B, batch: Vec<Command>, shared: &Shared) {
-    let begun = backend.begin();
-    let mut results: Vec<After> = Vec::with_capacity(batch.len());
-    for command in batch {
-        let usable = match &begun {
-            Ok(()) if backend.in_transaction() => Ok(()),
-            Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
-            Err(error) => Err(error.clone()),
-        };
-        results.push(operate(backend, command, usable, shared));
+    /// Begins a transaction and runs the operations in it.
+    pub(super) fn operate(&mut self, batch: Vec<Command>) -> Operated {
+        let begun = self.backend.begin();
+        let mut results: Vec<After> = Vec::with_capacity(batch.len());
+        for command in batch {
+            let usable = match &begun {
+                Ok(()) if self.backend.in_transaction() => Ok(()),
+                Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
+                Err(error) => Err(error.clone()),
+            };
+            results.push(operate(&mut self.backend, command, usable, &self.shared));
+        }
+        Operated { begun, results }
     }
-    let committed = match begun {
-        Ok(()) if backend.in_transaction() => backend.commit(),
-        Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = &committed {
-        tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
-        if let Err(error) = backend.rollback() {
-            tracing::error!(%error, "the store could not roll back");
+
+    /// Commits; what cannot be committed is rolled back.
+    pub(super) fn commit(&mut self, operated: Operated) -> Ended {
+        let Operated { begun, results } = operated;
+        let committed = match begun {
+            Ok(()) if self.backend.in_transaction() => self.backend.commit(),
+            Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = &committed {
+            tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
+            if let Err(error) = self.backend.rollback() {
+                tracing::error!(%error, "the store could not roll back");
+            }
+        }
+        Ended { committed, results }
+    }
+
+    /// Answers.
+    pub(super) fn settle(&self, ended: Ended) {
+        for after in ended.results {
+            after.settle(&ended.committed, &self.shared.signals);
         }
     }
-    for after in results {
-        after.settle(&committed, &shared.signals);
-    }
 }
 
-/// Runs one operation in its savepoint: what it did is kept whole or not at all.
+/// Runs one operation in its savepoint: what it did is kept whole or not at all. Where even the
+/// savepoint fails nobody can say what the transaction holds, so it is given up with all that is in it.
+///
+/// A panic is walled in: whatever a peer sent that brought it about, it must not end the writing for
+/// everybody else.
 fn guarded<B: Backend, T>(
     backend: &mut B,
     usable: Result<()>,
@@ -128,11 +184,18 @@ fn guarded<B: Backend, T>(
 ) -> Result<T> {
     usable?;
     backend.savepoint()?;
-    let done = operation(backend);
-    match &done {
-        Ok(_) => backend.release_savepoint()?,
-        Err(_) if backend.in_transaction() => backend.rollback_savepoint()?,
-        Err(_) => {}
+    let done = catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
+        tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
+        Err(StoreError::Inconsistent("an operation panicked"))
+    });
+    let ended = match &done {
+        Ok(_) => backend.release_savepoint(),
+        Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
+        Err(_) => Ok(()),
+    };
+    if let Err(error) = ended {
+        backend.rollback()?;
+        return Err(error);
     }
     done
 }
@@ -141,10 +204,10 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
     match command {
         Command::Accept(command) => accept(backend, *command, usable, shared),
         Command::Finish(command) => finish(backend, *command, usable, shared),
-        Command::Take { limit, now, reply } => {
+        Command::Take { limit, held, now, reply } => {
             let done = guarded(backend, usable, |rows| {
                 let until = plus_millis(now, limits::LEASE_MS);
-                let taken = ledger::take(rows, limit, until, &shared.schedule, now)?;
+                let taken = ledger::take(rows, limit, &held, until, &shared.schedule, now)?;
                 Ok(Taking { taken, next_due: rows.next_due(now)? })
             });
             After::Take { done, reply }
@@ -162,6 +225,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
             After::Unit { done, reply }
         }
+        Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
     }
 }
 
@@ -260,5 +324,40 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
         Told::Refused(reason) => Outcome::Refused { reason: reason.clone() },
         Told::Held(reason) => Outcome::Held { reason: reason.clone() },
         Told::NotYet | Told::Wait(_) => Outcome::NotYet,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::super::rows::{ActRow, Read, Write};
+    use super::*;
+
+    fn act(text: &str) -> ActRow {
+        let text = text.to_owned();
+        ActRow {
+            at: Timestamp::UNIX_EPOCH,
+            who: text.clone(),
+            act: text.clone(),
+            target: text.clone(),
+            why: text,
+        }
+    }
+
+    #[test]
+    fn a_panic_takes_back_its_own_operation_and_no_other() {
+        let mut backend = Memory::default();
+        let reader = backend.reader();
+        backend.begin().unwrap();
+        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("before"))).unwrap();
+        let panicked = guarded(&mut backend, Ok(()), |rows| -> Result<()> {
+            rows.add_act(&act("half done"))?;
+            std::panic::resume_unwind(Box::new("on purpose"))
+        });
+        assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
+        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("after"))).unwrap();
+        backend.commit().unwrap();
+        let kept: Vec<String> = reader.list_acts(10).unwrap().into_iter().map(|act| act.act).collect();
+        assert_eq!(kept, ["after", "before"]);
     }
 }

@@ -197,7 +197,7 @@ name = "provision"
     /// Starts the daemon with files that cannot grow beyond so many blocks of 512 bytes, as on a full disk.
     pub(crate) fn start_on_a_full_disk(&self, blocks: u32) -> Daemon {
         let mut command = Command::new("sh");
-        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$@\"");
+        let script = format!("trap '' XFSZ; ulimit -S -f {blocks}; exec \"$@\"");
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
         command.arg(self.path("spid.toml"));
         self.isolate(&mut command);
@@ -397,6 +397,14 @@ impl Daemon {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Lets its files grow again: see [`Home::start_on_a_full_disk`].
+    pub(crate) fn make_room(&self) {
+        use rustix::process::{Pid, Resource, Rlimit, prlimit};
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        let unlimited = Rlimit { current: None, maximum: None };
+        prlimit(pid, Resource::Fsize, unlimited).unwrap();
     }
 
     /// Kills it as a power cut does: no signal handler, no flush.

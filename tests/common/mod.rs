@@ -115,6 +115,7 @@ impl Bench {
             account: ACCOUNT.into(),
             endpoint: "test".into(),
             key_label: "current".into(),
+            budget: Some(120),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: Policy::default(),

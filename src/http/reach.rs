@@ -1,0 +1,158 @@
+//! Which addresses we connect to.
+//!
+//! A hook's URL comes from the configuration, but the address behind its name comes from whoever
+//! answers for that name. A cloud's metadata service hands the machine's own credentials to any local
+//! process that asks, so it is never spoken to, whatever a name resolves to. The check is made on the
+//! very addresses the socket then connects to: a name that changes its mind in between changes nothing.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// How far a [`Client`](super::Client) goes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// Anywhere: a person typed the URL just now.
+    #[default]
+    Anywhere,
+    /// To hosts; never to link-local, multicast or unspecified addresses, nor to a cloud's metadata.
+    Hosts,
+    /// As `Hosts`, and without TLS only to loopback and private addresses.
+    Confidential,
+}
+
+/// Metadata services outside of the link-local range: Alibaba Cloud, Azure, Oracle Cloud.
+const METADATA_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
+/// Google Cloud's metadata service.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
+
+impl Reach {
+    /// Why this address is out of reach, with or without TLS; `None` when it is not.
+    pub fn forbids(self, address: IpAddr, secure: bool) -> Option<&'static str> {
+        let forms = [Some(address), embedded(address)];
+        let forbidden = || forms.into_iter().flatten().find_map(never);
+        match self {
+            Reach::Anywhere => None,
+            Reach::Hosts => forbidden(),
+            Reach::Confidential => forbidden().or_else(|| {
+                let open = !secure && !is_private(embedded(address).unwrap_or(address));
+                open.then_some("a public address, and http is not encrypted: use https")
+            }),
+        }
+    }
+}
+
+fn never(address: IpAddr) -> Option<&'static str> {
+    let metadata = match address {
+        IpAddr::V4(v4) => METADATA_V4.contains(&v4),
+        // Amazon's fd00:ec2::/32 is instance metadata, credentials of pods, and name service.
+        IpAddr::V6(v6) => v6 == METADATA_V6 || v6.segments().starts_with(&[0xfd00, 0xec2]),
+    };
+    let link_local = match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if metadata {
+        Some("a cloud's metadata service")
+    } else if link_local {
+        Some("a link-local address, where clouds keep their metadata service")
+    } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+        Some("a multicast or broadcast address")
+    } else if address.is_unspecified() {
+        Some("the unspecified address, which is no host")
+    } else {
+        None
+    }
+}
+
+/// Loopback, the private ranges (RFC 1918, RFC 4193), and the carriers' shared one (RFC 6598), in which
+/// clouds put their inner services.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let [first, second, ..] = v4.octets();
+            v4.is_loopback() || v4.is_private() || (first == 100 && second & 0xc0 == 64)
+        }
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
+    }
+}
+
+/// The IPv4 address a packet to this IPv6 address ends up at: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
+fn embedded(address: IpAddr) -> Option<IpAddr> {
+    let IpAddr::V6(v6) = address else { return None };
+    let v4 = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+    };
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
+        [0x2002, high, low, ..] => v4(high, low),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forbids(reach: Reach, address: &str, secure: bool) -> bool {
+        reach.forbids(address.parse().unwrap(), secure).is_some()
+    }
+
+    #[test]
+    fn a_metadata_service_is_no_hook_in_whatever_disguise() {
+        for address in [
+            "169.254.169.254",
+            "169.254.0.23",
+            "fe80::1",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b::100.100.100.200",
+            "2002:a9fe:a9fe::1",
+            "224.0.0.1",
+            "ff02::1",
+            "255.255.255.255",
+            "0.0.0.0",
+            "::",
+            "::ffff:0.0.0.0",
+        ] {
+            for secure in [false, true] {
+                assert!(forbids(Reach::Hosts, address, secure), "{address}");
+                assert!(forbids(Reach::Confidential, address, secure), "{address}");
+            }
+            assert!(!forbids(Reach::Anywhere, address, false));
+        }
+    }
+
+    #[test]
+    fn a_private_address_is_a_normal_place_for_a_hook() {
+        for address in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "::1",
+            "10.0.0.7",
+            "172.16.0.1",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.100.100.201",
+            "fd12:3456::1",
+            "::ffff:10.0.0.7",
+        ] {
+            assert!(!forbids(Reach::Confidential, address, false), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_goes_over_the_internet_is_encrypted() {
+        for address in ["203.0.113.1", "172.32.0.1", "100.128.0.1", "2001:db8::1", "::ffff:203.0.113.1"] {
+            assert!(forbids(Reach::Confidential, address, false), "{address}");
+            assert!(!forbids(Reach::Confidential, address, true), "{address}");
+            assert!(!forbids(Reach::Hosts, address, false), "{address}");
+        }
+    }
+}

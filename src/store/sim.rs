@@ -1,0 +1,303 @@
+//! The store as a simulation drives it: the real writer, step by step, on a disk that fails on cue.
+//!
+//! Nothing here decides anything. The tables outlive the store that wrote them, as a disk outlives a
+//! crash; the writer is a value instead of a thread, so that whoever holds it chooses how large a
+//! batch is, how long its commit takes, and whether it is ever finished.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::memory::{Memory, MemoryReader};
+use super::rows::{
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+};
+use super::writer::{self, Command};
+use super::{Backing, Reader, Store, StoreError, StoreOptions};
+use crate::callback::Callback;
+use crate::clock::{Clock, Id};
+use crate::instance::Instance;
+use crate::seal::Sealer;
+
+/// What survives a crash: what was committed, and the sealing key.
+#[derive(Clone)]
+pub struct Disk {
+    tables: MemoryReader,
+    sealer: Sealer,
+}
+
+impl Disk {
+    /// An empty disk.
+    ///
+    /// # Errors
+    /// When the system's random generator fails.
+    pub fn empty() -> std::result::Result<Disk, StoreError> {
+        Ok(Disk { tables: MemoryReader::default(), sealer: Sealer::ephemeral()? })
+    }
+
+    /// Reading what is committed.
+    pub fn reader(&self) -> Reader {
+        Reader { backing: Backing::Memory(self.tables.clone()) }
+    }
+}
+
+/// Where a disk may fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// A transaction begins.
+    Begin,
+    /// A row is written.
+    Write,
+    /// The transaction is committed.
+    Commit,
+}
+
+/// How it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// With an error.
+    Error,
+    /// With an error, and the whole transaction is gone.
+    Aborts,
+}
+
+/// Says whether the disk fails now.
+pub type Cue = Arc<dyn Fn(Point) -> Option<Fault> + Send + Sync>;
+
+/// What is broken on purpose, to see that somebody notices.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Planted {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Answers leave before the commit.
+    EarlyAnswers,
+    /// An attempt that lost its lease may end the job all the same.
+    NoFence,
+    /// A callback is decided on what was committed before its batch.
+    StaleDecisions,
+}
+
+/// A store that opens on `disk`, and the writer that must be driven for it.
+pub fn assemble(
+    disk: &Disk,
+    options: StoreOptions,
+    clock: Clock,
+    cue: Cue,
+    planted: Planted,
+) -> (Store, Writer) {
+    let stale = planted == Planted::StaleDecisions;
+    let backend = Failing { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), cue, stale };
+    let (store, writer) = Store::assemble(backend, disk.reader(), disk.sealer.clone(), options, clock);
+    (store, Writer { writer, planted })
+}
+
+/// What opening a store does last: the jobs of the dead daemon come back.
+///
+/// # Errors
+/// When the disk fails; then the daemon does not start.
+pub async fn recover(store: &Store) -> std::result::Result<(), StoreError> {
+    store.recover().await
+}
+
+/// The writer, driven by hand.
+pub struct Writer {
+    writer: writer::Writer<Failing>,
+    planted: Planted,
+}
+
+/// A batch whose transaction is open.
+pub struct Operated(writer::Operated);
+
+/// A batch whose transaction has ended.
+pub struct Ended(writer::Ended);
+
+impl Writer {
+    /// Waits for an operation and runs it with those behind it, at most `most`. `None`: the store is
+    /// gone.
+    pub async fn operate(&mut self, most: usize) -> Option<Operated> {
+        let first = self.writer.queue.recv().await?;
+        let mut batch = self.writer.gather(first, most);
+        if self.planted == Planted::NoFence {
+            batch.iter_mut().for_each(|command| unfence(&self.writer.backend, command));
+        }
+        let mut operated = self.writer.operate(batch);
+        if self.planted == Planted::EarlyAnswers {
+            let results = std::mem::take(&mut operated.results);
+            self.writer.settle(writer::Ended { committed: Ok(()), results });
+        }
+        Some(Operated(operated))
+    }
+
+    /// Commits it, or rolls it back.
+    pub fn commit(&mut self, operated: Operated) -> Ended {
+        Ended(self.writer.commit(operated.0))
+    }
+
+    /// Answers.
+    pub fn settle(&self, ended: Ended) {
+        self.writer.settle(ended.0);
+    }
+}
+
+/// Lets the end of any attempt pass for the end of the last one.
+fn unfence(rows: &dyn Read, command: &mut Command) {
+    if let Command::Finish(command) = command
+        && let Ok(Some(job)) = rows.job(command.finish.job)
+    {
+        command.finish.attempt = job.attempts;
+    }
+}
+
+/// The model, on a disk that fails on cue.
+struct Failing {
+    rows: Memory,
+    committed: MemoryReader,
+    cue: Cue,
+    stale: bool,
+}
+
+impl Failing {
+    fn at(&mut self, point: Point) -> Result<()> {
+        let Some(fault) = (self.cue)(point) else { return Ok(()) };
+        if fault == Fault::Aborts {
+            self.rows.rollback()?;
+        }
+        Err(StoreError::Io(format!("the simulated disk failed: {point:?}")))
+    }
+
+    /// What a decision is made on.
+    fn decided_on(&self) -> &dyn Read {
+        if self.stale { &self.committed } else { &self.rows }
+    }
+}
+
+impl Read for Failing {
+    fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
+        self.rows.instance(number)
+    }
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+        self.rows.instances_named(name)
+    }
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
+        self.decided_on().instance_by_name(account, name)
+    }
+    fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
+        self.decided_on().instances_by_order(account, order_id)
+    }
+    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+        self.decided_on().lane(instance)
+    }
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
+        self.decided_on().occurrences(key)
+    }
+    fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
+        self.rows.callback(number)
+    }
+    fn job(&self, number: i64) -> Result<Option<JobRow>> {
+        self.rows.job(number)
+    }
+    fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
+        self.rows.job_by_id(id)
+    }
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+        self.rows.due(now, limit)
+    }
+    fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+        self.rows.next_due(now)
+    }
+    fn running(&self) -> Result<Vec<JobRow>> {
+        self.rows.running()
+    }
+    fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
+        self.rows.list_instances(filter)
+    }
+    fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
+        self.rows.list_jobs(filter)
+    }
+    fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
+        self.rows.list_callbacks(filter)
+    }
+    fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
+        self.rows.attempts(job)
+    }
+    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+        self.rows.list_acts(limit)
+    }
+    fn totals(&self) -> Result<Totals> {
+        self.rows.totals()
+    }
+}
+
+impl Write for Failing {
+    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
+        self.at(Point::Write)?;
+        self.rows.add_instance(instance)
+    }
+    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_instance(row)
+    }
+    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
+        self.at(Point::Write)?;
+        self.rows.add_name(account, name, instance)
+    }
+    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.add_order(account, order_id, instance)
+    }
+    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
+        self.at(Point::Write)?;
+        self.rows.add_callback(row, callback)
+    }
+    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_callback(row)
+    }
+    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
+        self.at(Point::Write)?;
+        self.rows.add_job(row)
+    }
+    fn put_job(&mut self, row: &JobRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_job(row)
+    }
+    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.add_attempt(row)
+    }
+    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.add_act(row)
+    }
+}
+
+impl Backend for Failing {
+    fn begin(&mut self) -> Result<()> {
+        self.at(Point::Begin)?;
+        self.rows.begin()
+    }
+    fn commit(&mut self) -> Result<()> {
+        self.at(Point::Commit)?;
+        self.rows.commit()
+    }
+    fn rollback(&mut self) -> Result<()> {
+        self.rows.rollback()
+    }
+    fn savepoint(&mut self) -> Result<()> {
+        self.rows.savepoint()
+    }
+    fn release_savepoint(&mut self) -> Result<()> {
+        self.rows.release_savepoint()
+    }
+    fn rollback_savepoint(&mut self) -> Result<()> {
+        self.rows.rollback_savepoint()
+    }
+    fn touch(&mut self) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.touch()
+    }
+    fn in_transaction(&self) -> bool {
+        self.rows.in_transaction()
+    }
+}
