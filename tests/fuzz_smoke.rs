@@ -51,33 +51,15 @@ enum Change {
     Repeat(Index, Index, Index),
 }
 
+/// What the readers look for.
+#[rustfmt::skip]
+const TELLING: &[&[u8]] = &[
+    b"&", b"=", b"%", b"+", b"\n", b"\0", b"%26", b"%3D", b"%00", b"%C3", b"\xff", b"token=", b"\"", b"{",
+    b"}", b"[", b"]", b"${", b"null", b"-1", b"1e999", b"9999", b"\xc3\xa9",
+];
+
 fn change() -> impl Strategy<Value = Change> {
-    let telling: &[&[u8]] = &[
-        b"&",
-        b"=",
-        b"%",
-        b"+",
-        b"\n",
-        b"\0",
-        b"%26",
-        b"%3D",
-        b"%00",
-        b"%C3",
-        b"\xff",
-        b"token=",
-        b"\"",
-        b"{",
-        b"}",
-        b"[",
-        b"]",
-        b"${",
-        b"null",
-        b"-1",
-        b"1e999",
-        b"9999",
-        "é".as_bytes(),
-    ];
-    let piece = prop::sample::select(telling).prop_map(<[u8]>::to_vec);
+    let piece = prop::sample::select(TELLING).prop_map(<[u8]>::to_vec);
     let at = any::<Index>;
     prop_oneof![
         (at(), any::<u8>()).prop_map(|(at, byte)| Change::Set(at, byte)),
