@@ -1,6 +1,6 @@
 //! The `http` hook against real servers: those that answer, those that fail in every way a server can,
 //! TLS, the signature as other people's libraries see it, and the example through a whole life.
-#![expect(
+#![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
@@ -654,6 +654,19 @@ fn a_configuration_that_can_work_is_taken() {
     ] {
         assert_eq!(mistakes(http), [], "{http}");
     }
+}
+
+#[test]
+fn the_document_s_configuration_is_one() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hooks.md")).unwrap();
+    let tables = text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let hook = tables.into_iter().find(|table| table.contains("http = {")).unwrap();
+    let endpoint =
+        "[[endpoint]]\nname = \"e\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{ env = \"KEY\" }]\n";
+    let environment = HashMap::from([("KEY", "fake-key"), ("SPID_HOOK_SECRET", EXAMPLE)]);
+    let environment: HashMap<String, String> =
+        environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    assert_eq!(Config::parse(&format!("{endpoint}{hook}"), "hooks.md", &environment, None).err(), None);
 }
 
 #[test]
