@@ -48,8 +48,8 @@ impl Default for DispatchOptions {
 /// How long to wait before a store that failed is asked again.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 
-/// The jobs that run now, by number.
-type Held = Arc<Mutex<BTreeMap<i64, JobRow>>>;
+/// The attempts that run now, by job and attempt.
+type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
 
 /// Runs jobs.
 pub struct Dispatch {
@@ -101,6 +101,7 @@ impl Dispatch {
         let mut look_at = Instant::now() + self.options.poll;
         loop {
             if look && self.store.places().available_permits() > 0 {
+                self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
             }
             tokio::select! {
@@ -111,9 +112,23 @@ impl Dispatch {
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
-                () = sleep_until(look_at) => look = true,
+                () = sleep_until(look_at), if !look => look = true,
+                // To look there must be a place. Whoever gives one back wakes us here.
+                _ = self.store.places().acquire(), if look => {}
                 Some(_) = running.join_next(), if !running.is_empty() => {}
             }
+        }
+    }
+
+    /// Starts what is on its way here, so that its lease counts as held when jobs are taken.
+    fn start_handed(
+        &self,
+        ready: &mut mpsc::UnboundedReceiver<Ready>,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        while let Ok(Ready { taken, place }) = ready.try_recv() {
+            self.spawn(*taken, place, running, stop);
         }
     }
 
@@ -125,7 +140,7 @@ impl Dispatch {
         }
         let limit = places.len();
         let poll = Instant::now() + self.options.poll;
-        match self.store.take(limit).await {
+        match self.store.take(limit, self.held()).await {
             Ok(taking) => {
                 let full = limit > 0 && taking.taken.len() == limit;
                 for (taken, place) in taking.taken.into_iter().zip(places) {
@@ -154,7 +169,14 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        lock(&self.held).insert(taken.job.number, taken.job.clone());
+        let (number, attempt) = (taken.job.number, taken.job.attempts);
+        let mut held = lock(&self.held);
+        if held.range((number, attempt)..=(number, u32::MAX)).next().is_some() {
+            tracing::warn!(job = %taken.job.id, attempt, "the lease was lost before the attempt began, and a later attempt runs");
+            return;
+        }
+        held.insert((number, attempt), taken.job.clone());
+        drop(held);
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
@@ -184,8 +206,12 @@ impl Dispatch {
         }
     }
 
+    fn held(&self) -> Vec<(i64, u32)> {
+        lock(&self.held).keys().copied().collect()
+    }
+
     async fn renew(&self) {
-        let held: Vec<(i64, u32)> = lock(&self.held).values().map(|job| (job.number, job.attempts)).collect();
+        let held = self.held();
         if held.is_empty() {
             return;
         }
@@ -234,7 +260,7 @@ impl Dispatch {
     }
 }
 
-fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<i64, JobRow>> {
+fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<(i64, u32), JobRow>> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -253,7 +279,7 @@ impl Attempt {
         let ending = self.call(&taken).await;
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
-        lock(&self.held).remove(&taken.job.number);
+        lock(&self.held).remove(&(taken.job.number, taken.job.attempts));
     }
 
     async fn call(&mut self, taken: &Taken) -> Ending {

@@ -183,7 +183,7 @@ async fn the_schedule_is_walked_and_then_it_is_dead(bench: &Bench) {
         let taken = bench.take_one().await;
         assert_eq!(state_of(&bench.finish(&taken, retry()).await), job::State::Queued);
         bench.advance(wait - 1);
-        let taking = bench.store.take(9).await.unwrap();
+        let taking = bench.store.take(9, Vec::new()).await.unwrap();
         assert!(taking.taken.is_empty());
         assert_eq!(taking.next_due, Some(bench.jobs()[0].due_at));
         bench.advance(wait / 10 + 1);

@@ -501,13 +501,14 @@ impl Store {
         self.inner.shared.signals.work.notified()
     }
 
-    /// Takes up to `limit` due jobs under a lease.
+    /// Takes up to `limit` due jobs under a lease. The (job, attempt) that the caller has `held` till now
+    /// are prolonged first: a clock that jumps, or a store that was away, must not make it lose its own.
     ///
     /// # Errors
     /// When the store cannot be written; nothing was taken.
-    pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
+    pub async fn take(&self, limit: usize, held: Vec<(i64, u32)>) -> Result<Taking, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Take { limit, now, reply }).await
+        self.ask(|reply| Command::Take { limit, held, now, reply }).await
     }
 
     /// Prolongs the leases of these (job, attempt).

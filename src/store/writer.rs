@@ -27,7 +27,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take { limit: usize, now: Timestamp, reply: Reply<Taking> },
+    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<Taking> },
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
     Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
@@ -191,9 +191,10 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
     match command {
         Command::Accept(command) => accept(backend, *command, usable, shared),
         Command::Finish(command) => finish(backend, *command, usable, shared),
-        Command::Take { limit, now, reply } => {
+        Command::Take { limit, held, now, reply } => {
             let done = guarded(backend, usable, |rows| {
                 let until = plus_millis(now, limits::LEASE_MS);
+                ledger::extend(rows, &held, until)?;
                 let taken = ledger::take(rows, limit, until, &shared.schedule, now)?;
                 Ok(Taking { taken, next_due: rows.next_due(now)? })
             });

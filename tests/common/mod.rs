@@ -154,7 +154,7 @@ impl Bench {
     }
 
     pub(crate) async fn take(&self, limit: usize) -> Vec<Taken> {
-        self.store.take(limit).await.unwrap().taken
+        self.store.take(limit, Vec::new()).await.unwrap().taken
     }
 
     /// Takes the one job that must be due.
