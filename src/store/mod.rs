@@ -412,8 +412,11 @@ impl Store {
             let reply = Reply::Now(self.outcome(repeat.told, now));
             return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
         }
-        let id =
-            self.inner.ids.next(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+        let id = self
+            .inner
+            .ids
+            .next(now)
+            .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let (accepted, waiting) = self
             .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))

@@ -159,12 +159,14 @@ pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Op
     if status != "applied" {
         return;
     }
-    let told = row.told_at.is_some() || conflicts(row);
-    sim.demand(told, || format!("told a success, and the store does not know: {row:?}"));
+    // In one commit an older occurrence may be told and a newer one begun.
+    let Some(row) = rows.iter().rev().find(|row| row.told_at.is_some() || conflicts(row)) else {
+        return sim.violate(format_args!("told a success, and the store does not know: {row:?}"));
+    };
     if event.action == Action::Create {
         created(sim, &order, id);
     } else {
-        applied(sim, &order, row);
+        applied(sim, &order, &event, row);
     }
 }
 
@@ -194,22 +196,24 @@ fn find_job(sim: &Sim, number: i64) -> Option<JobRow> {
     sim.disk.reader().jobs(&everything()).unwrap().into_iter().find(|job| job.number == number)
 }
 
-fn applied(sim: &Sim, order: &Order, row: &CallbackRow) {
+fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     if row.action == Action::Payment {
         return;
     }
-    if let Some(job) = row.job.and_then(|number| find_job(sim, number)) {
+    let job = row.job.and_then(|number| find_job(sim, number));
+    if let Some(job) = job.as_ref().filter(|job| job.state == job::State::Done) {
         let done = sim.world().machines.keys.get(&job.id.to_string()).is_some_and(|key| key.done);
-        return sim.demand(done && job.state == job::State::Done, || {
-            format!("told the success of {job:?}, which is not done")
-        });
+        return sim.demand(done, || format!("told the success of {job:?}, which no machine did"));
     }
-    let state = instance_of(sim, order).map(|row| row.instance.state);
+    let instance = instance_of(sim, order).map(|row| row.instance);
+    let state = instance.as_ref().map(|instance| instance.state);
     let holds = match row.action {
         Action::Expire => matches!(state, Some(State::Frozen | State::Released)),
-        _ => state == Some(State::Released),
+        Action::Release | Action::RefundRenew => state == Some(State::Released),
+        Action::Upgrade => instance.is_some_and(|instance| instance.sku == event.sku),
+        _ => false,
     };
-    sim.demand(holds, || format!("told that nothing was to be done for {row:?}, and it is {state:?}"));
+    sim.demand(holds, || format!("told the success of {row:?}: its job is {job:?}, and it is {state:?}"));
 }
 
 /// In the end: nothing is lost, nothing is invented, and the state is what was done.
@@ -284,7 +288,9 @@ fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
     if never_made {
         fold.state = State::Released;
     }
-    sim.demand(fold.is(&row.instance, described.is_some()), || format!("{fold:?} was folded, and it is {row:?}"));
+    sim.demand(fold.is(&row.instance, described.is_some()), || {
+        format!("{fold:?} was folded, and it is {row:?}")
+    });
 }
 
 #[derive(Debug)]

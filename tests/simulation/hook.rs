@@ -130,12 +130,22 @@ impl Machine {
         let answer = self.perform(&attempt, deed, id).await;
         sim.note(
             "hook ends",
-            format_args!("{} #{} {:?}", context.idempotency_key, context.attempt, answer.as_ref().map_err(HookError::kind)),
+            format_args!(
+                "{} #{} {:?}",
+                context.idempotency_key,
+                context.attempt,
+                answer.as_ref().map_err(HookError::kind)
+            ),
         );
         answer
     }
 
-    async fn perform(&self, attempt: &Attempt, deed: Deed, id: Option<String>) -> Result<Option<String>, HookError> {
+    async fn perform(
+        &self,
+        attempt: &Attempt,
+        deed: Deed,
+        id: Option<String>,
+    ) -> Result<Option<String>, HookError> {
         let sim = &self.0;
         let wait = |low, high| sleep(Duration::from_millis(sim.between(low, high)));
         match deed {
@@ -157,7 +167,9 @@ impl Machine {
                 self.done(attempt, id.clone());
                 return Err(HookError::retry("the answer got lost"));
             }
-            Deed::Busy => return Err(HookError::retry_after("busy", Duration::from_secs(sim.between(0, 90)))),
+            Deed::Busy => {
+                return Err(HookError::retry_after("busy", Duration::from_secs(sim.between(0, 90))));
+            }
             Deed::Refuses => return Err(HookError::refuse("not to this buyer")),
             Deed::Waits => return Err(HookError::pending("somebody must sign")),
             Deed::Lies => {}
@@ -202,7 +214,10 @@ impl Machine {
             self.judge_lane(context, action, &lane);
             let before = sim.world().machines.running.insert(lane.clone(), key.clone());
             sim.demand(before.is_none(), || {
-                format!("two attempts at once in the lane {lane:?}: {before:?} and {key} #{}", context.attempt)
+                format!(
+                    "two attempts at once in the lane {lane:?}: {before:?} and {key} #{}",
+                    context.attempt
+                )
             });
         }
         Attempt { sim: sim.clone(), key, lane: in_lane.then_some(lane) }
@@ -242,7 +257,10 @@ impl Machine {
             format!("the hook is called for {name} #{}, which stands at {job:?}", context.attempt)
         });
         let earlier = reader.jobs(&everything()).unwrap().into_iter().find(|other| {
-            other.instance == job.instance && other.in_lane && other.number < job.number && other.state.is_live()
+            other.instance == job.instance
+                && other.in_lane
+                && other.number < job.number
+                && other.state.is_live()
         });
         sim.demand(earlier.is_none(), || format!("{name} overtook {earlier:?}"));
         let instance = job.instance.and_then(|number| reader.instance(number).unwrap());

@@ -53,7 +53,8 @@ pub(crate) fn simulate(seed: u64, planted: Planted) -> Run {
 
 /// One life is one runtime: dropping it drops everything that was in memory.
 fn live<L: Future<Output = ()>>(sim: &Sim, life: impl FnOnce(Sim) -> L) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
         sim.time.begin_life();
         sim.note("starts", "");
@@ -214,7 +215,12 @@ async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms
 }
 
 /// Asks the daemon, and reads the status and the id it answers. It must answer in time.
-async fn ask(sim: &Sim, daemon: &Daemon, account: usize, request: spid::http::Request) -> (String, Option<String>) {
+async fn ask(
+    sim: &Sim,
+    daemon: &Daemon,
+    account: usize,
+    request: spid::http::Request,
+) -> (String, Option<String>) {
     let asked = Instant::now();
     sim.world().in_flight += 1;
     let response = daemon.intake.receive(&market::endpoint(account), request).await;

@@ -74,7 +74,11 @@ fn seeds() {
 fn the_same_seed_gives_the_same_trace() {
     silence_planned_panics();
     for seed in 1..=25 {
-        assert_eq!(simulate(seed, Planted::Nothing).trace, simulate(seed, Planted::Nothing).trace, "seed {seed}");
+        assert_eq!(
+            simulate(seed, Planted::Nothing).trace,
+            simulate(seed, Planted::Nothing).trace,
+            "seed {seed}"
+        );
     }
 }
 

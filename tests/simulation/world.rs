@@ -145,7 +145,7 @@ impl Sim {
         let at = self.time.now_ms() - BEGIN_MS;
         let mut world = self.world();
         *world.counts.entry(what).or_default() += 1;
-        world.trace.push(format!("{:>10}.{:03} {what} {detail}", at / 1000, at % 1000));
+        world.trace.push(format!("{:>10}.{:03} {what} {detail}", at.div_euclid(1000), at.rem_euclid(1000)));
     }
 
     /// A promise was broken; the first one counts.
