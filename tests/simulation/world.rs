@@ -194,7 +194,8 @@ impl Sim {
             if weather.fair || !(weather.outage || sim.percent(chance)) {
                 return None;
             }
-            let fault = if sim.percent(30) { Fault::Aborts } else { Fault::Error };
+            let fault =
+                sim.world().rng.weighted(&[(5, Fault::Error), (3, Fault::Aborts), (3, Fault::Unheard)]);
             sim.note("disk fails", format_args!("{point:?} {fault:?}"));
             Some(fault)
         })
