@@ -210,6 +210,10 @@ fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     let holds = match row.action {
         Action::Expire => matches!(state, Some(State::Frozen | State::Released)),
         Action::Release | Action::RefundRenew => state == Some(State::Released),
+        Action::Renew => {
+            let until = event.expires_ms.map(spid::clock::from_millis);
+            instance.is_some_and(|instance| instance.state == State::Active && instance.expires_on >= until)
+        }
         Action::Upgrade => instance.is_some_and(|instance| instance.sku == event.sku),
         _ => false,
     };
