@@ -46,12 +46,21 @@ struct Asked {
 pub(crate) struct Machines {
     pub(crate) keys: BTreeMap<String, Key>,
     /// The attempt that runs in a lane now.
-    running: BTreeMap<Lane, String>,
+    running: BTreeMap<Lane, (String, u32)>,
+    /// The attempts that lost their lease to somebody else, by key: up to this one.
+    stolen: BTreeMap<String, u32>,
     /// The highest job called in a lane.
     latest: BTreeMap<Lane, i64>,
 }
 
 impl Machines {
+    /// Another daemon found the leases of these attempts run out: whatever they still do is a dead
+    /// man's, and the fence must keep it out.
+    pub(crate) fn steal(&mut self, attempts: impl Iterator<Item = (String, u32)>) {
+        self.running.clear();
+        self.stolen.extend(attempts);
+    }
+
     /// The machines lose sight of a daemon that died.
     pub(crate) fn forget_running(&mut self) {
         self.running.clear();
@@ -65,6 +74,7 @@ pub(crate) struct Machine(pub(crate) Sim);
 struct Attempt {
     sim: Sim,
     key: String,
+    attempt: u32,
     /// `None`: it has no place in a lane.
     lane: Option<Lane>,
 }
@@ -73,7 +83,7 @@ impl Drop for Attempt {
     fn drop(&mut self) {
         let mut world = self.sim.world();
         if let Some(lane) = &self.lane
-            && world.machines.running.get(lane) == Some(&self.key)
+            && world.machines.running.get(lane) == Some(&(self.key.clone(), self.attempt))
         {
             world.machines.running.remove(lane);
         }
@@ -208,11 +218,15 @@ impl Machine {
         let named = || context.parameters.get("order_biz_id").unwrap_or_default().to_owned();
         let lane = (context.account.clone(), biz.unwrap_or_else(named));
         let key = context.idempotency_key.clone();
+        if sim.world().machines.stolen.get(&key).is_some_and(|stolen| context.attempt <= *stolen) {
+            return Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: None };
+        }
         self.judge_key(context, action, &lane);
         let in_lane = action.is_lifecycle();
         if in_lane {
             self.judge_lane(context, action, &lane);
-            let before = sim.world().machines.running.insert(lane.clone(), key.clone());
+            let running = (key.clone(), context.attempt);
+            let before = sim.world().machines.running.insert(lane.clone(), running);
             sim.demand(before.is_none(), || {
                 format!(
                     "two attempts at once in the lane {lane:?}: {before:?} and {key} #{}",
@@ -220,7 +234,7 @@ impl Machine {
                 )
             });
         }
-        Attempt { sim: sim.clone(), key, lane: in_lane.then_some(lane) }
+        Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: in_lane.then_some(lane) }
     }
 
     /// The key: always for the same, and each attempt later than the one before.

@@ -8,9 +8,11 @@ use spid::dispatch::{Dispatch, DispatchOptions};
 use spid::hook::AnyHook;
 use spid::hook::runner::{NamedHook, Runner};
 use spid::intake::{Intake, IntakeOptions};
+use spid::job;
 use spid::limits;
 use spid::metrics::Metrics;
 use spid::store::sim::{self, Planted, Writer};
+use spid::store::{Filter, Store};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -71,6 +73,7 @@ fn live<L: Future<Output = ()>>(sim: &Sim, life: impl FnOnce(Sim) -> L) {
 #[derive(Clone)]
 struct Daemon {
     intake: Intake,
+    store: Store,
     stop: Arc<watch::Sender<bool>>,
 }
 
@@ -88,8 +91,8 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
-    let intake = Intake::new(store, clock, metrics, IntakeOptions::default());
-    Some((Daemon { intake, stop: Arc::new(stop) }, dispatching))
+    let intake = Intake::new(store.clone(), clock, metrics, IntakeOptions::default());
+    Some((Daemon { intake, store, stop: Arc::new(stop) }, dispatching))
 }
 
 /// Drives the writer: how large a batch is, how long each step takes, and where the daemon dies.
@@ -149,6 +152,7 @@ async fn step(sim: &Sim, daemon: &Daemon) {
         55..=59 => spoil(sim, daemon),
         60..=63 => jump(sim),
         64..=69 => turn(sim),
+        70..=72 => rival(sim, daemon).await,
         _ => {}
     }
     let wait = match sim.between(0, 9) {
@@ -261,6 +265,16 @@ fn jump(sim: &Sim) {
     let by = by as i64 * if sim.percent(60) { 1 } else { -1 };
     sim.time.jump(by);
     sim.note("clock jumps", format_args!("{by} ms"));
+}
+
+/// Another daemon on the same store, with a clock ahead of ours, takes our leases for lost.
+async fn rival(sim: &Sim, daemon: &Daemon) {
+    sim.time.jump(limits::LEASE_MS + 1);
+    let running = Filter { jobs: vec![job::State::Running], ..check::everything() };
+    let jobs = sim.disk.reader().jobs(&running).unwrap();
+    sim.world().machines.steal(jobs.iter().map(|job| (job.id.to_string(), job.attempts)));
+    let taken = daemon.store.take(0, Vec::new()).await;
+    sim.note("rival", format_args!("{} running, {}", jobs.len(), taken.is_ok()));
 }
 
 /// The weather turns.
