@@ -53,24 +53,32 @@ impl Default for DispatchOptions {
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(8);
 
-/// The jobs that run now, by number.
-type Held = Arc<Mutex<BTreeMap<i64, JobRow>>>;
+/// The attempts that run now, by job and attempt.
+type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
 
 /// A job that runs. A task that panics holds it no longer: its lease is left to run out, and the job
 /// comes back. A task that is cut short by a stop still does: the stop gives its job back.
 struct Holding {
     held: Held,
-    job: i64,
+    attempt: (i64, u32),
 }
 
 impl Holding {
-    fn begin(held: &Held, job: &JobRow) -> Holding {
-        lock(held).insert(job.number, job.clone());
-        Holding { held: held.clone(), job: job.number }
+    /// Holds the job. `None` when a later attempt at it runs here: then this lease was lost on its way.
+    fn begin(held: &Held, job: &JobRow) -> Option<Holding> {
+        let attempt = (job.number, job.attempts);
+        let mut all = lock(held);
+        if all.range(attempt..=(job.number, u32::MAX)).next().is_some() {
+            tracing::warn!(job = %job.id, attempt = job.attempts, "the lease was lost before the attempt began, and a later attempt runs");
+            return None;
+        }
+        all.insert(attempt, job.clone());
+        drop(all);
+        Some(Holding { held: held.clone(), attempt })
     }
 
     fn end(self) {
-        lock(&self.held).remove(&self.job);
+        lock(&self.held).remove(&self.attempt);
     }
 }
 
@@ -78,10 +86,10 @@ impl Drop for Holding {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!(
-                job = self.job,
+                job = self.attempt.0,
                 "an attempt panicked outside of its hook: this is a bug; the job comes back when its lease ends"
             );
-            lock(&self.held).remove(&self.job);
+            lock(&self.held).remove(&self.attempt);
         }
     }
 }
@@ -139,6 +147,7 @@ impl Dispatch {
         let mut look_at = Instant::now() + self.options.poll;
         loop {
             if look && self.store.places().available_permits() > 0 && self.room.available_permits() > 0 {
+                self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
             }
             tokio::select! {
@@ -162,6 +171,18 @@ impl Dispatch {
         let _place = self.store.places().acquire().await.ok()?;
         let _room = self.room.acquire().await.ok()?;
         Some(())
+    }
+
+    /// Starts what is on its way here, so that its lease counts as held when jobs are taken.
+    fn start_handed(
+        &self,
+        ready: &mut mpsc::UnboundedReceiver<Ready>,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        while let Ok(Ready { taken, place }) = ready.try_recv() {
+            self.spawn(*taken, place, running, stop);
+        }
     }
 
     /// Takes as many due jobs as there are places. Returns whether to look again, and when.
@@ -201,7 +222,7 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        let holding = Holding::begin(&self.held, &taken.job);
+        let Some(holding) = Holding::begin(&self.held, &taken.job) else { return };
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
@@ -233,7 +254,7 @@ impl Dispatch {
 
     /// The attempts that run now.
     fn held(&self) -> Vec<(i64, u32)> {
-        lock(&self.held).values().map(|job| (job.number, job.attempts)).collect()
+        lock(&self.held).keys().copied().collect()
     }
 
     async fn renew(&self) {
@@ -286,7 +307,7 @@ impl Dispatch {
     }
 }
 
-fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<i64, JobRow>> {
+fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<(i64, u32), JobRow>> {
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -568,11 +568,14 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     }
 }
 
-/// Whether a create found, by its name, the instance of another order: one whose hook chose that name
-/// as its id. Nothing was made for this order, so nothing of that instance may be told to it.
-fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
-    let asked = callback.subject.order_biz_id.as_deref().filter(|name| !name.is_empty() && *name != "0");
-    callback.action == Action::Create
+/// Whether the callback found, by its orderBizId, the instance of another order: one whose hook chose
+/// that name as its id. Nothing was made for this order, so nothing of that instance may be told to it,
+/// and nothing that is said of it may be done to that instance. Who names the id itself means the id.
+pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
+    let says = |name: &&str| !name.is_empty() && *name != "0";
+    let asked = callback.subject.order_biz_id.as_deref().filter(says);
+    let named_by_id = callback.subject.instance_id.as_deref().filter(says).is_some();
+    (callback.action == Action::Create || !named_by_id)
         && asked.is_some()
         && instance.order_biz_id.is_some()
         && asked != instance.order_biz_id.as_deref()
@@ -697,7 +700,8 @@ impl Known<'_> {
             }
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
-            State::Active if self.told => Decision::Repeat.into(),
+            State::Active if self.told && self.instance.state == State::Active => Decision::Repeat.into(),
+            State::Active if self.told => self.coming(Action::Renew).into(),
             State::Pending | State::Active | State::Frozen => {
                 Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
             }
@@ -708,8 +712,9 @@ impl Known<'_> {
         match self.future.state {
             State::Released => self.released(),
             _ if !self.told => Decision::Run,
-            _ if self.wants.expires_on == self.future.expires_on => Decision::Repeat,
-            _ => Decision::Hold(Reason::LeftExpiry),
+            _ if self.wants.expires_on != self.future.expires_on => Decision::Hold(Reason::LeftExpiry),
+            _ if self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
+            _ => self.coming(Action::RefundRenew),
         }
     }
 
@@ -719,8 +724,9 @@ impl Known<'_> {
                 Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Upgrade))).alerting()
             }
             _ if !self.told && !self.refused_since() => Decision::Run.into(),
-            _ if self.future.has(&self.wants) => Decision::Repeat.into(),
-            _ => Decision::Hold(Reason::LeftSku).into(),
+            _ if !self.future.has(&self.wants) => Decision::Hold(Reason::LeftSku).into(),
+            _ if self.instance.has(&self.wants) => Decision::Repeat.into(),
+            _ => self.coming(Action::Upgrade).into(),
         }
     }
 
@@ -729,7 +735,7 @@ impl Known<'_> {
         let paid_until = self.future.expires_on.filter(|expiry| *expiry > believed_until);
         match (self.future.state, paid_until) {
             (State::Released, _) => self.released().into(),
-            (State::Frozen, _) => self.frozen().into(),
+            (State::Frozen, _) => self.coming(Action::Expire).into(),
             (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
@@ -777,10 +783,10 @@ impl Known<'_> {
         self.releasing.map_or(Decision::Repeat, Decision::Join)
     }
 
-    /// Frozen already, or about to be: then it is true when that expire is done.
-    fn frozen(&self) -> Decision {
-        let expiring = self.view.lane.iter().rev().find(|job| job.action == Action::Expire);
-        expiring.map_or(Decision::Repeat, |job| Decision::Join(job.job))
+    /// True already, or about to be: then it is true when the last job of that action is done.
+    fn coming(&self, action: Action) -> Decision {
+        let job = self.view.lane.iter().rev().find(|job| job.action == action);
+        job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
     }
 
     /// The dead jobs that this action makes unnecessary.

@@ -163,7 +163,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
         Some(row) => rows.lane(row.number)?,
         None => Vec::new(),
     };
-    let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref().map(|row| row.number)))?;
+    let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref()))?;
     let latest = occurrences.last().cloned();
     let occurrence = match &latest {
         Some(row) => Some(Occurrence {
@@ -204,8 +204,11 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     }
 }
 
-fn key_of(acceptance: &Acceptance, instance: Option<i64>) -> [u8; 16] {
+fn key_of(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> [u8; 16] {
     let callback = &acceptance.callback;
+    // What is said of another order must never count as said of this instance.
+    let instance =
+        instance.filter(|row| !instance::is_anothers(&row.instance, callback)).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
     instance::occurrence_key(&acceptance.account, subject, callback)
@@ -383,7 +386,7 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
         account: acceptance.account.clone(),
         endpoint: acceptance.endpoint.clone(),
         key_label: acceptance.key_label.clone(),
-        occurrence: key_of(acceptance, number),
+        occurrence: key_of(acceptance, instance),
         instance: number,
         job: None,
         action: acceptance.callback.action,

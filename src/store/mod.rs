@@ -563,7 +563,8 @@ impl Store {
         self.inner.shared.signals.work.notified()
     }
 
-    /// Takes up to `limit` due jobs under a lease.
+    /// Takes up to `limit` due jobs under a lease. The (job, attempt) that the caller has `held` till now
+    /// are prolonged first: a clock that jumps, or a store that was away, must not make it lose its own.
     ///
     /// # Errors
     /// When the store cannot be written; nothing was taken.

@@ -59,6 +59,8 @@ pub enum Fault {
     Error,
     /// With an error, and the whole transaction is gone.
     Aborts,
+    /// With an error, though the commit went through: nobody heard it. Elsewhere a mere error.
+    Unheard,
 }
 
 /// Says whether the disk fails now.
@@ -149,6 +151,10 @@ fn unfence(rows: &dyn Read, command: &mut Command) {
     }
 }
 
+fn failed(point: Point) -> StoreError {
+    StoreError::Io(format!("the simulated disk failed: {point:?}"))
+}
+
 /// The model, on a disk that fails on cue.
 struct Failing {
     rows: Memory,
@@ -163,7 +169,7 @@ impl Failing {
         if fault == Fault::Aborts {
             self.rows.rollback()?;
         }
-        Err(StoreError::Io(format!("the simulated disk failed: {point:?}")))
+        Err(failed(point))
     }
 
     /// What a decision is made on.
@@ -278,8 +284,14 @@ impl Backend for Failing {
         self.rows.begin()
     }
     fn commit(&mut self) -> Result<()> {
-        self.at(Point::Commit)?;
-        self.rows.commit()
+        let fault = (self.cue)(Point::Commit);
+        if fault == Some(Fault::Aborts) {
+            self.rows.rollback()?;
+        }
+        if fault.is_none_or(|fault| fault == Fault::Unheard) {
+            self.rows.commit()?;
+        }
+        fault.map_or(Ok(()), |_| Err(failed(Point::Commit)))
     }
     fn rollback(&mut self) -> Result<()> {
         self.rows.rollback()

@@ -1,0 +1,357 @@
+//! What must hold: at every commit, at every answer, and in the end. It reads the disk and what the
+//! marketplace and the machines remember; of the daemon's own rules it knows nothing.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use spid::callback::{Action, Callback};
+use spid::instance::{Instance, State};
+use spid::job;
+use spid::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow};
+
+use crate::market::{ACCOUNTS, Event, Order};
+use crate::world::Sim;
+
+/// Every row.
+pub(crate) fn everything() -> Filter {
+    Filter { limit: usize::MAX, ..Filter::default() }
+}
+
+/// The rows of the last commit.
+#[derive(Default)]
+pub(crate) struct Seen {
+    instances: BTreeMap<i64, InstanceRow>,
+    jobs: BTreeMap<i64, JobRow>,
+    callbacks: BTreeMap<i64, CallbackRow>,
+}
+
+impl Seen {
+    fn read(sim: &Sim) -> Seen {
+        let reader = sim.disk.reader();
+        let by_number = |row: InstanceRow| (row.number, row);
+        Seen {
+            instances: reader.instances(&everything()).unwrap().into_iter().map(by_number).collect(),
+            jobs: reader.jobs(&everything()).unwrap().into_iter().map(|row| (row.number, row)).collect(),
+            callbacks: reader
+                .callbacks(&everything())
+                .unwrap()
+                .into_iter()
+                .map(|row| (row.number, row))
+                .collect(),
+        }
+    }
+}
+
+/// Compares what was committed with what was committed before.
+pub(crate) fn commit(sim: &Sim) {
+    let now = Seen::read(sim);
+    let before = std::mem::take(&mut sim.world().seen);
+    for (number, old) in &before.instances {
+        match now.instances.get(number) {
+            Some(new) => instance(sim, old, new, &before, &now),
+            None => sim.violate(format_args!("the instance {number} vanished")),
+        }
+    }
+    for (number, old) in &before.jobs {
+        match now.jobs.get(number) {
+            Some(new) => job_moved(sim, old, new),
+            None => sim.violate(format_args!("the job {number} vanished")),
+        }
+    }
+    for (number, old) in &before.callbacks {
+        let told = now.callbacks.get(number).map(|new| (new.told_at, new.deliveries >= old.deliveries));
+        let holds = told.is_some_and(|(at, counted)| counted && (old.told_at.is_none() || at == old.told_at));
+        sim.demand(holds, || format!("the callback {old:?} became {:?}", now.callbacks.get(number)));
+    }
+    one_each(sim, &now);
+    let world = &mut *sim.world();
+    if world.rival || std::mem::take(&mut world.unheard) {
+        now.jobs.values().for_each(|job| world.machines.steal(job));
+    }
+    world.seen = now;
+}
+
+fn instance(sim: &Sim, old: &InstanceRow, new: &InstanceRow, before: &Seen, now: &Seen) {
+    let (was, is) = (&old.instance, &new.instance);
+    sim.demand(was.id.is_none() || was.id == is.id, || format!("the id {:?} became {:?}", was.id, is.id));
+    sim.demand(was.state != State::Released || is.state == State::Released, || {
+        format!("a released instance became {is:?}")
+    });
+    sim.demand(is.state != State::Pending || was.state == State::Pending, || {
+        format!("{was:?} went back to {is:?}")
+    });
+    let refunded = now.jobs.values().any(|job| {
+        job.action == Action::RefundRenew
+            && job.instance == Some(new.number)
+            && job.state == job::State::Done
+            && before.jobs.get(&job.number).is_none_or(|job| job.state != job::State::Done)
+    });
+    sim.demand(is.expires_on >= was.expires_on || refunded || was.state == State::Pending, || {
+        format!("without a refund the expiry {:?} became {:?}", was.expires_on, is.expires_on)
+    });
+}
+
+fn job_moved(sim: &Sim, old: &JobRow, new: &JobRow) {
+    let same = old.id == new.id
+        && old.callback == new.callback
+        && old.instance == new.instance
+        && old.action == new.action
+        && old.attempts <= new.attempts
+        && (old.state.is_live() || old == new);
+    sim.demand(same, || format!("the job {old:?} became {new:?}"));
+}
+
+/// One instance for a name, one attempt for a lane, a lease for what runs and for nothing else.
+fn one_each(sim: &Sim, now: &Seen) {
+    let mut names = BTreeMap::new();
+    for row in now.instances.values() {
+        let name = (&row.instance.account, &row.instance.order_biz_id);
+        if let Some(other) = names.insert(name, row.number) {
+            sim.violate(format_args!("{name:?} is two instances: {other} and {}", row.number));
+        }
+    }
+    let mut lanes = BTreeMap::new();
+    for job in now.jobs.values() {
+        let runs = job.state == job::State::Running;
+        sim.demand(runs == job.lease_until.is_some(), || format!("lease and state disagree: {job:?}"));
+        if runs
+            && job.in_lane
+            && let Some(other) = lanes.insert(job.instance, job.number)
+        {
+            sim.violate(format_args!("two leases in one lane: the jobs {other} and {}", job.number));
+        }
+    }
+}
+
+/// The rows of callbacks that say what `event` says, the oldest first.
+fn rows_of(sim: &Sim, order: &Order, event: &Event) -> Vec<CallbackRow> {
+    let said: BTreeMap<_, _> = event.parameters(&order.biz).into_iter().collect();
+    let account = Some(ACCOUNTS[order.account].to_owned());
+    let reader = sim.disk.reader();
+    let rows = reader.callbacks(&Filter { account, ..everything() }).unwrap();
+    let mut rows: Vec<_> = rows
+        .into_iter()
+        .filter(|row| row.action == event.action)
+        .filter(|row| {
+            let callback = reader.callback(row.number).unwrap().unwrap().1;
+            callback.parameters.iter().eq(said.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        })
+        .collect();
+    rows.sort_by_key(|row| row.number);
+    rows
+}
+
+fn instance_of(sim: &Sim, order: &Order) -> Option<InstanceRow> {
+    let rows = sim.disk.reader().instances(&everything()).unwrap();
+    rows.into_iter().find(|row| {
+        row.instance.account == ACCOUNTS[order.account]
+            && row.instance.order_biz_id.as_deref() == Some(&order.biz)
+    })
+}
+
+/// An answer left the daemon: what it claims is stored, and true.
+pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Option<&str>) {
+    let order = sim.world().orders[order].clone();
+    let event = order.events[event].clone();
+    if matches!(status, "unavailable" | "rejected") {
+        return;
+    }
+    let rows = rows_of(sim, &order, &event);
+    let Some(row) = rows.last() else {
+        return sim.violate(format_args!("answered {status} to {event:?}, and nothing is stored of it"));
+    };
+    if status != "applied" {
+        return;
+    }
+    // In one commit an older occurrence may be told and a newer one begun.
+    let Some(row) = rows.iter().rev().find(|row| row.told_at.is_some() || conflicts(row)) else {
+        return sim.violate(format_args!("told a success, and the store does not know: {row:?}"));
+    };
+    if event.action == Action::Create {
+        created(sim, &order, id);
+    } else {
+        applied(sim, &order, &event, row);
+    }
+}
+
+/// A create with other words gets the id and an operator gets the rest.
+fn conflicts(row: &CallbackRow) -> bool {
+    row.action == Action::Create && row.disposition == Disposition::Held
+}
+
+fn created(sim: &Sim, order: &Order, id: Option<&str>) {
+    let Some(row) = instance_of(sim, order) else {
+        return sim.violate(format_args!("told {id:?}, and there is no instance of {}", order.biz));
+    };
+    let holds = id.is_some_and(|id| !id.is_empty() && id != "0") && row.instance.id.as_deref() == id;
+    sim.demand(holds, || format!("told {id:?} of {row:?}"));
+    sim.demand(row.instance.state != State::Pending, || format!("told {id:?} before it was true: {row:?}"));
+    let same = order.told_id.is_none() || order.told_id.as_deref() == id;
+    sim.demand(same, || format!("told {id:?} after {:?}", order.told_id));
+    let job = row.created_by.and_then(|number| find_job(sim, number));
+    let world = sim.world();
+    let key = job.and_then(|job| world.machines.keys.get(&job.id.to_string()));
+    let made = key.is_some_and(|key| key.done && id.is_some_and(|id| key.ids.contains(id)));
+    drop(world);
+    sim.demand(made, || format!("told {id:?}, which no machine made"));
+}
+
+fn find_job(sim: &Sim, number: i64) -> Option<JobRow> {
+    sim.disk.reader().jobs(&everything()).unwrap().into_iter().find(|job| job.number == number)
+}
+
+fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
+    if row.action == Action::Payment {
+        return;
+    }
+    let job = row.job.and_then(|number| find_job(sim, number));
+    if let Some(job) = job.as_ref().filter(|job| job.state == job::State::Done) {
+        let done = sim.world().machines.keys.get(&job.id.to_string()).is_some_and(|key| key.done);
+        return sim.demand(done, || format!("told the success of {job:?}, which no machine did"));
+    }
+    let instance = instance_of(sim, order).map(|row| row.instance);
+    let state = instance.as_ref().map(|instance| instance.state);
+    let holds = match row.action {
+        Action::Expire => matches!(state, Some(State::Frozen | State::Released)),
+        Action::Release | Action::RefundRenew => state == Some(State::Released),
+        Action::Renew => {
+            let until = event.expires_ms.map(spid::clock::from_millis);
+            instance.is_some_and(|instance| instance.state == State::Active && instance.expires_on >= until)
+        }
+        Action::Upgrade => instance.is_some_and(|instance| instance.sku == event.sku),
+        _ => false,
+    };
+    sim.demand(holds, || format!("told the success of {row:?}: its job is {job:?}, and it is {state:?}"));
+}
+
+/// In the end: nothing is lost, nothing is invented, and the state is what was done.
+pub(crate) fn end(sim: &Sim) {
+    let now = Seen::read(sim);
+    for job in now.jobs.values() {
+        ended(sim, job, &now);
+    }
+    for row in now.callbacks.values() {
+        sent(sim, row);
+    }
+    for row in now.instances.values() {
+        folded(sim, row, &now);
+    }
+    let orders = sim.world().orders.clone();
+    for order in orders {
+        order.events.iter().for_each(|event| settled(sim, &order, event, &now));
+    }
+}
+
+/// A job has ended, or somebody must look, and it says why; or it waits behind such a one.
+fn ended(sim: &Sim, job: &JobRow, now: &Seen) {
+    let waits = job.state == job::State::Queued && is_blocked(job, now);
+    let ended = !matches!(job.state, job::State::Queued | job::State::Running);
+    sim.demand(waits || ended, || format!("lost: {job:?}"));
+    let reasoned = waits || job.state == job::State::Done || job.note.is_some();
+    sim.demand(reasoned, || format!("ended without a reason: {job:?}"));
+}
+
+fn is_blocked(job: &JobRow, now: &Seen) -> bool {
+    let stuck = [job::State::Pending, job::State::Held, job::State::Dead];
+    now.jobs.values().any(|other| {
+        other.in_lane
+            && other.instance == job.instance
+            && other.number < job.number
+            && stuck.contains(&other.state)
+    })
+}
+
+/// What is stored was sent, word for word, under that account.
+fn sent(sim: &Sim, row: &CallbackRow) {
+    let callback = callback(sim, row.number);
+    let world = sim.world();
+    let sent = world.orders.iter().filter(|order| ACCOUNTS[order.account] == row.account).any(|order| {
+        order.events.iter().filter(|event| event.sent).any(|event| {
+            let said: BTreeMap<_, _> = event.parameters(&order.biz).into_iter().collect();
+            callback.parameters.iter().eq(said.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+        })
+    });
+    drop(world);
+    sim.demand(sent, || format!("nobody sent {callback:?}"));
+}
+
+fn callback(sim: &Sim, number: i64) -> Callback {
+    sim.disk.reader().callback(number).unwrap().unwrap().1
+}
+
+/// The state is the fold of what was done, written here once more and from the parameters alone.
+fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
+    let lane = now.jobs.values().filter(|job| job.instance == Some(row.number) && job.in_lane);
+    let described = lane.clone().rfind(|job| job.action == Action::Create);
+    let mut fold = Fold { state: State::Pending, expires: None, sku: None };
+    if let Some(job) = described {
+        fold.describe(&callback(sim, job.callback));
+    }
+    for job in lane.filter(|job| job.state == job::State::Done) {
+        fold.apply(&callback(sim, job.callback));
+    }
+    let never_made = now.callbacks.values().any(|callback| {
+        callback.instance == Some(row.number) && callback.action == Action::Release && callback.job.is_none()
+    });
+    if never_made {
+        fold.state = State::Released;
+    }
+    sim.demand(fold.is(&row.instance, described.is_some()), || {
+        format!("{fold:?} was folded, and it is {row:?}")
+    });
+}
+
+#[derive(Debug)]
+struct Fold {
+    state: State,
+    expires: Option<Timestamp>,
+    sku: Option<String>,
+}
+
+fn expires(callback: &Callback) -> Option<Timestamp> {
+    callback.parameters.get("expires_on").map(|text| text.parse().unwrap())
+}
+
+impl Fold {
+    fn describe(&mut self, callback: &Callback) {
+        self.expires = expires(callback);
+        self.sku = callback.parameters.get("sku").map(str::to_owned);
+    }
+
+    fn apply(&mut self, callback: &Callback) {
+        match callback.action {
+            Action::Create => self.state = State::Active,
+            Action::Renew => {
+                self.state = State::Active;
+                self.expires = self.expires.max(expires(callback));
+            }
+            Action::RefundRenew => self.expires = expires(callback),
+            Action::Upgrade => self.sku = callback.parameters.get("sku").map(str::to_owned),
+            Action::Expire => self.state = State::Frozen,
+            Action::Release => self.state = State::Released,
+            other => unreachable!("{other} has no lane"),
+        }
+    }
+
+    fn is(&self, instance: &Instance, described: bool) -> bool {
+        let values = self.expires == instance.expires_on && self.sku == instance.sku;
+        self.state == instance.state && (values || !described)
+    }
+}
+
+/// What was sent was told in the end, or somebody knows why not.
+fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
+    if !event.sent || event.told || matches!(event.heard.as_str(), "held" | "refused") {
+        return;
+    }
+    let rows = rows_of(sim, order, event);
+    let job = rows.last().and_then(|row| row.job).and_then(|number| now.jobs.get(&number));
+    let waits = job.is_some_and(|job| job.state == job::State::Pending || is_blocked(job, now));
+    sim.demand(waits, || format!("never settled: {event:?} of {}: {rows:?}, {job:?}", order.biz));
+}
+
+/// Nobody is left waiting, and nothing of what was not verified is left.
+pub(crate) fn quiet(sim: &Sim) {
+    let in_flight = sim.world().in_flight;
+    sim.demand(in_flight == 0, || format!("{in_flight} requests were never answered"));
+}
