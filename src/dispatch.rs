@@ -8,13 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, plus_millis};
-use crate::hook::runner::{Attempted, Runner};
+use crate::hook::runner::{Attempted, Runner, Slot};
 use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
@@ -26,6 +26,8 @@ use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
 pub struct DispatchOptions {
     /// Jobs that run at once, over all hooks.
     pub places: usize,
+    /// Jobs that are taken and wait for a busy hook.
+    pub waiting: usize,
     /// How often it looks for due jobs though nothing woke it.
     pub poll: Duration,
     /// How often leases are renewed.
@@ -38,6 +40,7 @@ impl Default for DispatchOptions {
     fn default() -> DispatchOptions {
         DispatchOptions {
             places: limits::JOBS_RUNNING_MAX_COUNT,
+            waiting: limits::JOBS_WAITING_MAX_COUNT,
             poll: Duration::from_millis(limits::DISPATCH_POLL_MS),
             renew: Duration::from_millis(limits::LEASE_RENEW_MS),
             stop_within: Duration::from_millis(limits::STOP_HOOKS_MS),
@@ -91,6 +94,8 @@ pub struct Dispatch {
     runner: Runner,
     options: DispatchOptions,
     held: Held,
+    /// Room for jobs whose hook is busy.
+    room: Arc<Semaphore>,
 }
 
 impl Dispatch {
@@ -102,7 +107,8 @@ impl Dispatch {
         runner: Runner,
         options: DispatchOptions,
     ) -> Dispatch {
-        Dispatch { store, clock, metrics, runner, options, held: Held::default() }
+        let room = Arc::new(Semaphore::new(options.waiting));
+        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room }
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -132,7 +138,7 @@ impl Dispatch {
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
         loop {
-            if look && self.store.places().available_permits() > 0 {
+            if look && self.store.places().available_permits() > 0 && self.room.available_permits() > 0 {
                 (look, look_at) = self.take(running, &stop).await;
             }
             tokio::select! {
@@ -145,23 +151,26 @@ impl Dispatch {
                 () = self.store.work() => look = true,
                 () = sleep_until(look_at), if !look => look = true,
                 // There is something to take and no place for it: the first that is given back will do.
-                Ok(_) = self.store.places().acquire(), if look => {}
+                Some(()) = self.free(), if look => {}
                 Some(_) = running.join_next(), if !running.is_empty() => {}
             }
         }
     }
 
+    /// Waits until one more job could be taken. `None` once there never will be.
+    async fn free(&self) -> Option<()> {
+        let _place = self.store.places().acquire().await.ok()?;
+        let _room = self.room.acquire().await.ok()?;
+        Some(())
+    }
+
     /// Takes as many due jobs as there are places. Returns whether to look again, and when.
-    ///
-    /// What runs here is renewed first: after a jump of the clock (a machine that was suspended) our own
-    /// leases look lost, and the jobs would be taken a second time.
     async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
         let mut places = Vec::new();
         while let Ok(place) = self.store.places().clone().try_acquire_owned() {
             places.push(place);
         }
         let limit = places.len();
-        self.renew().await;
         let poll = Instant::now() + self.options.poll;
         match self.store.take_while_holding(limit, self.held()).await {
             Ok(taking) => {
@@ -199,11 +208,11 @@ impl Dispatch {
             metrics: self.metrics.clone(),
             runner: self.runner.clone(),
             stop: stop.clone(),
+            room: self.room.clone(),
         };
         running.spawn(async move {
-            attempt.run(taken).await;
+            attempt.run(taken, place).await;
             holding.end();
-            drop(place);
         });
     }
 
@@ -288,23 +297,39 @@ struct Attempt {
     metrics: Metrics,
     runner: Runner,
     stop: watch::Receiver<bool>,
+    room: Arc<Semaphore>,
 }
 
 impl Attempt {
-    async fn run(mut self, taken: Taken) {
-        let ending = self.call(&taken).await;
+    async fn run(mut self, taken: Taken, place: OwnedSemaphorePermit) {
+        let ending = self.call(&taken, place).await;
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
     }
 
-    async fn call(&mut self, taken: &Taken) -> Ending {
+    /// The right to run the hook. Whoever must wait for it gives the place back meanwhile: a hook that is
+    /// slow must not keep the jobs of the others from running.
+    async fn slot(
+        &mut self,
+        subject: &Subject<'_>,
+        place: OwnedSemaphorePermit,
+    ) -> Option<(Slot, Option<OwnedSemaphorePermit>)> {
+        if let Some(slot) = self.runner.try_reserve(subject) {
+            return Some((slot, Some(place)));
+        }
+        let _waiting = self.room.clone().try_acquire_owned().ok()?;
+        drop(place);
+        tokio::select! {
+            biased;
+            slot = self.runner.reserve(subject) => Some((slot, None)),
+            _ = self.stop.wait_for(|stop| *stop) => None,
+        }
+    }
+
+    async fn call(&mut self, taken: &Taken, place: OwnedSemaphorePermit) -> Ending {
         let Taken { job, callback, origin, instance } = taken;
         let subject = Subject::new(&origin.endpoint, callback, instance.as_ref());
-        let slot = tokio::select! {
-            biased;
-            slot = self.runner.reserve(&subject) => slot,
-            _ = self.stop.wait_for(|stop| *stop) => return Ending::GivenBack,
-        };
+        let Some((slot, _place)) = self.slot(&subject, place).await else { return Ending::GivenBack };
         let timeout = i64::try_from(slot.timeout().as_millis()).unwrap_or(i64::MAX);
         let call = Call::new(CallFacts {
             callback,

@@ -53,6 +53,10 @@ pub const WRITER_BATCH_MAX_COUNT: usize = 256;
 pub const STORE_BUSY_MS: u64 = 2_000;
 /// How long a start waits for the lock of a daemon that was just killed, in milliseconds.
 pub const STORE_LOCK_MS: u64 = 1_000;
+/// How long a reader waits for a lock another process holds, in milliseconds.
+pub const STORE_READ_BUSY_MS: u64 = 100;
+/// What the write-ahead log is cut back to after a checkpoint, in bytes.
+pub const STORE_JOURNAL_MAX_BYTES: i64 = 16 * 1024 * 1024;
 /// How often the counts of repeated deliveries are written, in milliseconds.
 pub const COUNTS_FLUSH_MS: u64 = 1_000;
 /// Most distinct callbacks whose counts wait to be written; past it they are written at once.
@@ -69,6 +73,9 @@ pub const LEASE_MS: i64 = 30_000;
 pub const LEASE_RENEW_MS: u64 = 10_000;
 /// Jobs that run at once, over all hooks.
 pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
+/// Jobs that are taken and wait for a busy hook. They hold no place among those that run, so a slow hook
+/// keeps nobody but its own jobs waiting.
+pub const JOBS_WAITING_MAX_COUNT: usize = 4_096;
 /// How often the dispatcher looks for due jobs though nothing woke it, in milliseconds.
 pub const DISPATCH_POLL_MS: u64 = 5_000;
 /// Shortest time between two attempts that redeliveries bring about, in milliseconds.

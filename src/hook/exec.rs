@@ -351,11 +351,11 @@ fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, Ho
     }
 }
 
+/// The reason of a refusal. The marketplace reads it, so it is what the hook meant for others, and never
+/// a line of its log.
 fn refusal(heard: &Heard) -> String {
     let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
-    given
-        .or_else(|| heard.log.last.clone())
-        .unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
+    given.unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
 }
 
 fn failure(status: ExitStatus, heard: &Heard) -> HookError {

@@ -123,7 +123,8 @@ impl ClientResponse {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
-        let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).ok()?;
+        // HTTP's dates end a day later than ours; none lies before 1970.
+        let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).unwrap_or(Timestamp::MAX);
         Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct Birth {
     pub(crate) id: Id,
     /// Whether it may be leased at once, until then.
     pub(crate) lease_until: Option<Timestamp>,
+    /// Whether whoever asks is still there to hear the answer: only then can it count as told.
+    pub(crate) heard: bool,
 }
 
 /// What is to be answered, as far as the store knows it.
@@ -286,7 +288,7 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
         accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
     // An operator who approves is told; the marketplace is not, before it calls again.
-    if matches!(accepted.told, Told::Applied(_)) && !acceptance.approved {
+    if matches!(accepted.told, Told::Applied(_)) && birth.heard {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     rows.put_callback(&accepted.row)?;

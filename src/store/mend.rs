@@ -483,7 +483,7 @@ fn another(rows: &dyn Read, row: &CallbackRow, mut callback: Callback, action: A
 
 fn accept(rows: &mut dyn Write, acceptance: Acceptance, now: Timestamp) -> Mended<Approved> {
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
-    let accepted = ledger::accept(rows, &acceptance, Birth { id, lease_until: None })?;
+    let accepted = ledger::accept(rows, &acceptance, Birth { id, lease_until: None, heard: false })?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
             "it cannot be done as things stand: {}; reject it, or do by hand what it asks for",

@@ -457,7 +457,12 @@ impl Store {
     /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
-        if let Some(repeat) = self.inner.reader.with(|rows| ledger::peek(rows, &acceptance))? {
+        // A reader that finds the database locked leaves it to the writer, which may wait.
+        let repeat = match self.inner.reader.with(|rows| ledger::peek(rows, &acceptance)) {
+            Err(StoreError::Busy) => None,
+            peeked => peeked?,
+        };
+        if let Some(repeat) = repeat {
             if !self.count(repeat.row.number, now) {
                 // Too many wait to be written: these are, now. What cannot be written waits on.
                 let _ = self.flush_counts().await;

@@ -74,6 +74,7 @@ impl Sqlite {
         insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
         migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
     }
@@ -82,6 +83,8 @@ impl Sqlite {
     pub(crate) fn open_readonly(path: &Path) -> Result<Sqlite> {
         let reader = Sqlite::open_beside(path)?;
         reader.connection.pragma_update(None, "query_only", true)?;
+        // Readers stand on the threads that serve: they must not wait for long.
+        reader.connection.busy_timeout(Duration::from_millis(limits::STORE_READ_BUSY_MS))?;
         Ok(reader)
     }
 

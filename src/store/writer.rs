@@ -232,8 +232,9 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
 fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()>, shared: &Shared) -> After {
     let AcceptCommand { acceptance, id, place, reply } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
-    let accepted =
-        guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, Birth { id, lease_until }));
+    // Whoever gave up waiting for the store has answered "call again" by now.
+    let birth = Birth { id, lease_until, heard: !reply.is_closed() };
+    let accepted = guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, birth));
     let done = accepted.map(|accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {

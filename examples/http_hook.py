@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""A provisioning hook as an HTTP endpoint, standard library only: a file per instance.
+
+    export SPID_HOOK_SECRET="whsec_$(openssl rand -base64 32)"
+    ./http_hook.py 8090 /var/lib/my-app
+
+    [[hook]]
+    name = "provision"
+    http = { url = "http://127.0.0.1:8090/provision", secret = { env = "SPID_HOOK_SECRET" } }
+
+The call comes as JSON in the body of a POST, signed as Standard Webhooks says. 200: done, with the
+answer. 422 with {"refuse": "why"}: refused, do not try again. Anything else: try again later.
+"""
+
+import base64
+import hashlib
+import hmac
+import http.server
+import json
+import os
+import pathlib
+import secrets
+import sys
+import threading
+import time
+
+TOLERANCE_S = 5 * 60
+
+
+def create(call, state):
+    name = call["instance"]["order_biz_id"]
+    state.update(state="active", sku=call["sku"], items=call["items"], expires_on=call["expires_on"])
+    url = f"https://{name}.app.example"
+    return {
+        "instance_id": name,
+        "app": {
+            "front_end_url": url,
+            "admin_url": f"{url}/admin",
+            "username": "admin",
+            "password": secrets.token_urlsafe(16),
+        },
+    }
+
+
+def renew(call, state):
+    state.update(state="active", expires_on=call["expires_on"])
+    return {}
+
+
+def refund_renew(call, state):
+    state.update(expires_on=call["expires_on"])
+    return {}
+
+
+def upgrade(call, state):
+    state.update(sku=call["sku"], items=call["items"])
+    return {}
+
+
+def expire(call, state):
+    state.update(state="frozen")
+    return {}
+
+
+def release(call, state):
+    state.clear()
+    state.update(state="released")
+    return {}
+
+
+ACTIONS = {
+    "create": create,
+    "renew": renew,
+    "refund-renew": refund_renew,
+    "upgrade": upgrade,
+    "expire": expire,
+    "release": release,
+}
+
+
+def is_genuine(key, headers, body):
+    """Whether the body comes from spid, and now: anybody can send a POST."""
+    message_id = headers.get("webhook-id", "")
+    timestamp = headers.get("webhook-timestamp", "")
+    if not timestamp.isascii() or not timestamp.isdigit() or abs(time.time() - int(timestamp)) > TOLERANCE_S:
+        return False
+    digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
+    expected = b"v1," + base64.b64encode(digest)
+    # While the secret is changed there are two signatures, and one of them has to be right.
+    presented = headers.get("webhook-signature", "").encode().split(b" ")
+    return any(hmac.compare_digest(one, expected) for one in presented)
+
+
+def save(file, state):
+    """Writes the state whole or not at all: the next attempt must not find half of it."""
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(state))
+    os.replace(new, file)
+
+
+def provision(root, call):
+    """Returns a status and an answer."""
+    act = ACTIONS.get(call["action"])
+    if act is None:
+        return 422, {"refuse": "this hook does not support that"}
+    name = call["instance"]["order_biz_id"] or ""
+    if not name or name.startswith(".") or "/" in name:
+        return 500, {}
+    file = root / f"{name}.json"
+    state = json.loads(file.read_text()) if file.exists() else {}
+    # Done before? Then the same answer again, the same password too: that is all of idempotency.
+    answers = state.pop("answers", {})
+    key = call["idempotency_key"]
+    if key not in answers:
+        answer = act(call, state)
+        answers = {} if call["action"] == "release" else answers
+        save(file, {**state, "answers": {**answers, key: answer}})
+        answers[key] = answer
+    return 200, answers[key]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # keeps the connection for the next call
+    disable_nagle_algorithm = True
+    lock = threading.Lock()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if is_genuine(self.server.key, self.headers, body):
+            with self.lock:
+                status, answer = provision(self.server.root, json.loads(body))
+        else:
+            status, answer = 401, {}
+        text = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+def main():
+    os.umask(0o077)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
+    server.root = pathlib.Path(sys.argv[2])
+    server.root.mkdir(parents=True, exist_ok=True)
+    prefix, _, secret = os.environ["SPID_HOOK_SECRET"].partition("_")
+    if prefix != "whsec":
+        sys.exit("SPID_HOOK_SECRET does not begin with whsec_")
+    server.key = base64.b64decode(secret, validate=True)
+    print(f"listening on http://127.0.0.1:{server.server_port}/", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
