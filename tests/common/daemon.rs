@@ -295,7 +295,7 @@ name = "provision"
         for entry in std::fs::read_dir(self.folder.path()).unwrap() {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-            if name.starts_with("spid.db") {
+            if name.starts_with("spid.db") && path.is_file() {
                 files.push((name, std::fs::read(path).unwrap()));
             }
         }
