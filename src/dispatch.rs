@@ -533,12 +533,15 @@ mod tests {
         cut.abort();
         assert!(cut.await.unwrap_err().is_cancelled());
         assert_eq!(lock(&held).len(), 1);
-        let holding = Holding::begin(&held, &job);
+        assert!(Holding::begin(&held, &job).is_none(), "this attempt runs already");
+        let later = JobRow { attempts: job.attempts + 1, ..job };
+        let holding = Holding::begin(&held, &later);
+        assert_eq!(lock(&held).len(), 2);
         let panics = tokio::spawn(async move {
             let _holding = holding;
             std::panic::resume_unwind(Box::new("on purpose"));
         });
         assert!(panics.await.unwrap_err().is_panic());
-        assert!(lock(&held).is_empty());
+        assert_eq!(lock(&held).keys().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [1]);
     }
 }
