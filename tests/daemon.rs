@@ -110,17 +110,14 @@ fn a_hook_that_outlasts_the_answer_runs_once() {
 
 #[test]
 fn a_refusal_of_the_hook_is_told_and_tried_no_more() {
-    let script = r#"echo "the licence pool is empty" >&2; exit 65"#;
+    let script = r#"echo "the licence pool is empty" >&2; echo '{"refuse": "no licence left"}'; exit 65"#;
     let home = Home::with_hook(script);
     let daemon = home.start();
     assert_eq!(daemon.deliver(&create("ob-no")).id(), "0");
     assert_eq!(daemon.deliver(&create("ob-no")).id(), "0");
     assert_eq!(home.begun("create").len(), 1);
     let jobs = home.list(&["jobs", "list"]);
-    assert_eq!(
-        (&jobs[0]["state"], &jobs[0]["note"]),
-        (&json!("refused"), &json!("the licence pool is empty"))
-    );
+    assert_eq!((&jobs[0]["state"], &jobs[0]["note"]), (&json!("refused"), &json!("no licence left")));
     assert!(daemon.log().contains("the licence pool is empty"));
 }
 

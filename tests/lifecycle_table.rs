@@ -250,7 +250,11 @@ fn read_renew(case: &Case, column: &Column, told: bool) -> Reading {
         Column::Frozen { .. } if asked <= TODAY => What::Hold("past-expiry").into(),
         Column::Frozen { .. } => run,
         Column::Active { until, .. } if told && Some(asked) > *until => What::Hold("refunded-renewal").into(),
-        Column::Active { .. } if told => What::Repeat.into(),
+        // In use, or about to be: then it is true once that renewal is done.
+        Column::Active { .. } if told && matches!(case.applied, Applied::Active { .. }) => {
+            What::Repeat.into()
+        }
+        Column::Active { .. } if told => coming(case, Action::Renew).map_or(What::Repeat, What::Join).into(),
         Column::Active { .. } => run,
     }
 }
@@ -269,7 +273,9 @@ fn read_refund(case: &Case, column: &Column, told: bool) -> Reading {
         Column::Active { until, .. } | Column::Frozen { until, .. }
             if *until == Some(day_of(&case.callback)) =>
         {
-            What::Repeat.into()
+            let so = matches!(case.applied, Applied::Active { until } | Applied::Frozen { until } if until == day_of(&case.callback));
+            let coming = coming(case, Action::RefundRenew).filter(|_| !so);
+            coming.map_or(What::Repeat, What::Join).into()
         }
         _ => What::Hold("left-expiry").into(),
     }
@@ -284,7 +290,9 @@ fn read_upgrade(case: &Case, column: &Column, told: bool) -> Reading {
         Column::Active { sku, .. } | Column::Frozen { sku, .. }
             if case.callback.sku.as_deref() == Some(*sku) =>
         {
-            What::Repeat.into()
+            // So already, or about to be: then it is true once that upgrade is done.
+            let coming = coming(case, Action::Upgrade).filter(|_| *sku != SKU);
+            coming.map_or(What::Repeat, What::Join).into()
         }
         _ => What::Hold("left-sku").into(),
     }

@@ -505,7 +505,7 @@ fn what_is_rejected_stays_refused_until_it_is_true() {
         assert_eq!(last_act(&home), ("reject".into(), format!("callback {number}")));
         let answer = daemon.deliver(&expire);
         assert!(!answer.success());
-        assert!(answer.body.contains("rejected by the seller"), "{}", answer.body);
+        assert!(answer.body.contains("the seller has declined this"), "{}", answer.body);
         assert!(!answer.body.contains("a test"), "why is the seller's own business: {}", answer.body);
         assert_eq!(held_callbacks(&home), [] as [Value; 0]);
         assert!(refused(&home, 65, &["held", "reject", &number]).contains("is not held"));
