@@ -108,7 +108,7 @@ impl Dispatch {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return ready,
                 handed = ready.recv() => match handed {
-                    Some(Ready { taken, place }) => self.spawn(*taken, place, running, &stop),
+                    Some(Ready { taken, place }) => self.start(*taken, place, running, &stop),
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
@@ -128,7 +128,24 @@ impl Dispatch {
         stop: &watch::Receiver<bool>,
     ) {
         while let Ok(Ready { taken, place }) = ready.try_recv() {
-            self.spawn(*taken, place, running, stop);
+            self.start(*taken, place, running, stop);
+        }
+    }
+
+    /// Starts a job that was handed over, unless its lease was lost on the way: the clock may have
+    /// jumped while it and a take of ours were both under way, and that take has ended its lease.
+    fn start(
+        &self,
+        taken: Taken,
+        place: OwnedSemaphorePermit,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        match self.store.holds(&taken.job) {
+            Ok(false) => {
+                tracing::warn!(job = %taken.job.id, "the lease was lost before the attempt began");
+            }
+            Ok(true) | Err(_) => self.spawn(taken, place, running, stop),
         }
     }
 
@@ -169,14 +186,7 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        let (number, attempt) = (taken.job.number, taken.job.attempts);
-        let mut held = lock(&self.held);
-        if held.range((number, attempt)..=(number, u32::MAX)).next().is_some() {
-            tracing::warn!(job = %taken.job.id, attempt, "the lease was lost before the attempt began, and a later attempt runs");
-            return;
-        }
-        held.insert((number, attempt), taken.job.clone());
-        drop(held);
+        lock(&self.held).insert((taken.job.number, taken.job.attempts), taken.job.clone());
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),

@@ -278,7 +278,7 @@ fn callback(sim: &Sim, number: i64) -> Callback {
 /// The state is the fold of what was done, written here once more and from the parameters alone.
 fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
     let lane = now.jobs.values().filter(|job| job.instance == Some(row.number) && job.in_lane);
-    let described = lane.clone().filter(|job| job.action == Action::Create).last();
+    let described = lane.clone().rfind(|job| job.action == Action::Create);
     let mut fold = Fold { state: State::Pending, expires: None, sku: None };
     if let Some(job) = described {
         fold.describe(&callback(sim, job.callback));
