@@ -64,7 +64,11 @@ pub(crate) fn commit(sim: &Sim) {
         sim.demand(holds, || format!("the callback {old:?} became {:?}", now.callbacks.get(number)));
     }
     one_each(sim, &now);
-    sim.world().seen = now;
+    let world = &mut *sim.world();
+    if world.rival {
+        now.jobs.values().for_each(|job| world.machines.steal(job));
+    }
+    world.seen = now;
 }
 
 fn instance(sim: &Sim, old: &InstanceRow, new: &InstanceRow, before: &Seen, now: &Seen) {

@@ -11,6 +11,7 @@ use spid::hook::{
 };
 use spid::instance::{Instance, State};
 use spid::job;
+use spid::store::JobRow;
 use tokio::time::sleep;
 
 use crate::check::everything;
@@ -54,11 +55,15 @@ pub(crate) struct Machines {
 }
 
 impl Machines {
-    /// Another daemon found the leases of these attempts run out: whatever they still do is a dead
-    /// man's, and the fence must keep it out.
-    pub(crate) fn steal(&mut self, attempts: impl Iterator<Item = (String, u32)>) {
-        self.running.clear();
-        self.stolen.extend(attempts);
+    /// While another daemon takes leases for lost, every attempt but one that runs now may have lost
+    /// its own: what it still does is a dead man's, and the fence must keep it out.
+    pub(crate) fn steal(&mut self, job: &JobRow) {
+        let lost = job.attempts - u32::from(job.state == job::State::Running);
+        self.stolen.insert(job.id.to_string(), lost);
+    }
+
+    fn is_stolen(&self, key: &str, attempt: u32) -> bool {
+        self.stolen.get(key).is_some_and(|stolen| attempt <= *stolen)
     }
 
     /// The machines lose sight of a daemon that died.
@@ -218,7 +223,7 @@ impl Machine {
         let named = || context.parameters.get("order_biz_id").unwrap_or_default().to_owned();
         let lane = (context.account.clone(), biz.unwrap_or_else(named));
         let key = context.idempotency_key.clone();
-        if sim.world().machines.stolen.get(&key).is_some_and(|stolen| context.attempt <= *stolen) {
+        if sim.world().machines.is_stolen(&key, context.attempt) {
             return Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: None };
         }
         self.judge_key(context, action, &lane);
@@ -227,6 +232,7 @@ impl Machine {
             self.judge_lane(context, action, &lane);
             let running = (key.clone(), context.attempt);
             let before = sim.world().machines.running.insert(lane.clone(), running);
+            let before = before.filter(|(key, attempt)| !sim.world().machines.is_stolen(key, *attempt));
             sim.demand(before.is_none(), || {
                 format!(
                     "two attempts at once in the lane {lane:?}: {before:?} and {key} #{}",

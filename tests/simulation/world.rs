@@ -88,6 +88,8 @@ pub(crate) struct World {
     pub(crate) machines: Machines,
     pub(crate) seen: Seen,
     pub(crate) in_flight: usize,
+    /// Whether another daemon is looking for lost leases.
+    pub(crate) rival: bool,
     /// How often each thing happened, to see that a simulation is not idle.
     pub(crate) counts: BTreeMap<&'static str, u64>,
     trace: Vec<String>,
@@ -122,6 +124,7 @@ impl Sim {
             machines: Machines::default(),
             seen: Seen::default(),
             in_flight: 0,
+            rival: false,
             counts: BTreeMap::new(),
             trace: Vec::new(),
             violation: None,
