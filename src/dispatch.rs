@@ -154,7 +154,7 @@ impl Dispatch {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return ready,
                 handed = ready.recv() => match handed {
-                    Some(Ready { taken, place }) => self.spawn(*taken, place, running, &stop),
+                    Some(Ready { taken, place }) => self.start(*taken, place, running, &stop),
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
@@ -181,7 +181,24 @@ impl Dispatch {
         stop: &watch::Receiver<bool>,
     ) {
         while let Ok(Ready { taken, place }) = ready.try_recv() {
-            self.spawn(*taken, place, running, stop);
+            self.start(*taken, place, running, stop);
+        }
+    }
+
+    /// Starts a job that was handed over, unless its lease was lost on the way: the clock may have
+    /// jumped while it and a take of ours were both under way, and that take has ended its lease.
+    fn start(
+        &self,
+        taken: Taken,
+        place: OwnedSemaphorePermit,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+    ) {
+        match self.store.holds(&taken.job) {
+            Ok(false) => {
+                tracing::warn!(job = %taken.job.id, "the lease was lost before the attempt began");
+            }
+            Ok(true) | Err(_) => self.spawn(taken, place, running, stop),
         }
     }
 

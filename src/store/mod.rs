@@ -586,6 +586,15 @@ impl Store {
         self.ask(|reply| Command::Take { limit, held, now, reply }).await
     }
 
+    /// Whether this attempt still has its lease, as far as is committed.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn holds(&self, job: &JobRow) -> Result<bool, StoreError> {
+        let row = self.inner.reader.job(job.id)?;
+        Ok(row.is_some_and(|row| row.state == crate::job::State::Running && row.attempts == job.attempts))
+    }
+
     /// Prolongs the leases of these (job, attempt).
     ///
     /// # Errors

@@ -65,7 +65,7 @@ pub(crate) fn commit(sim: &Sim) {
     }
     one_each(sim, &now);
     let world = &mut *sim.world();
-    if world.rival || std::mem::take(&mut world.unheard) {
+    if world.rival {
         now.jobs.values().for_each(|job| world.machines.steal(job));
     }
     world.seen = now;

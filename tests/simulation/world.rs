@@ -90,8 +90,6 @@ pub(crate) struct World {
     pub(crate) in_flight: usize,
     /// Whether another daemon is looking for lost leases.
     pub(crate) rival: bool,
-    /// Whether the commit under way goes through unheard: what it leased is nobody's.
-    pub(crate) unheard: bool,
     /// How often each thing happened, to see that a simulation is not idle.
     pub(crate) counts: BTreeMap<&'static str, u64>,
     trace: Vec<String>,
@@ -127,7 +125,6 @@ impl Sim {
             seen: Seen::default(),
             in_flight: 0,
             rival: false,
-            unheard: false,
             counts: BTreeMap::new(),
             trace: Vec::new(),
             violation: None,
@@ -202,7 +199,6 @@ impl Sim {
             }
             let fault =
                 sim.world().rng.weighted(&[(5, Fault::Error), (3, Fault::Aborts), (3, Fault::Unheard)]);
-            sim.world().unheard = point == Point::Commit && fault == Fault::Unheard;
             sim.note("disk fails", format_args!("{point:?} {fault:?}"));
             Some(fault)
         })
