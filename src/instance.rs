@@ -694,14 +694,15 @@ impl Known<'_> {
     fn renew(&self) -> Verdict {
         let past = self.wants.expires_on.is_some_and(|expiry| expiry <= self.view.now);
         let lowered = self.wants.expires_on > self.future.expires_on;
+        let so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         match self.future.state {
             State::Released => {
                 Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Renew))).alerting()
             }
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
-            State::Active if self.told && self.instance.state == State::Active => Decision::Repeat.into(),
-            State::Active if self.told => self.coming(Action::Renew).into(),
+            State::Active if self.told && !so => self.coming(Action::Renew).into(),
+            State::Active if self.told => Decision::Repeat.into(),
             State::Pending | State::Active | State::Frozen => {
                 Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
             }

@@ -250,8 +250,10 @@ fn read_renew(case: &Case, column: &Column, told: bool) -> Reading {
         Column::Frozen { .. } if asked <= TODAY => What::Hold("past-expiry").into(),
         Column::Frozen { .. } => run,
         Column::Active { until, .. } if told && Some(asked) > *until => What::Hold("refunded-renewal").into(),
-        // In use, or about to be: then it is true once that renewal is done.
-        Column::Active { .. } if told && matches!(case.applied, Applied::Active { .. }) => {
+        // In use as long as that, or about to be: then it is true once the renewal that is coming is done.
+        Column::Active { .. }
+            if told && matches!(case.applied, Applied::Active { until } if asked <= until) =>
+        {
             What::Repeat.into()
         }
         Column::Active { .. } if told => coming(case, Action::Renew).map_or(What::Repeat, What::Join).into(),
