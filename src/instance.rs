@@ -735,6 +735,10 @@ impl Known<'_> {
         let believed_until = plus_millis(self.view.now, limits::EXPIRE_EARLY_MS);
         let paid_until = self.future.expires_on.filter(|expiry| *expiry > believed_until);
         match (self.future.state, paid_until) {
+            // Frozen it is, whatever is coming.
+            (State::Released | State::Frozen, _) if self.instance.state == State::Frozen && self.told => {
+                Decision::Repeat.into()
+            }
             (State::Released, _) => self.released().into(),
             (State::Frozen, _) => self.coming(Action::Expire).into(),
             (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {

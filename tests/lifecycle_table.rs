@@ -304,6 +304,12 @@ fn read_expire(case: &Case, column: &Column, told: bool) -> Reading {
     let overtaken = matches!(case.seen, Seen::Superseded | Seen::RefusedBeforeAChange);
     match column {
         Column::Absent => policy(case).into(),
+        // Frozen it is, and was told to be, whatever is coming.
+        Column::Released | Column::Frozen { .. }
+            if told && matches!(case.applied, Applied::Frozen { .. }) =>
+        {
+            What::Repeat.into()
+        }
         Column::Released => with_the_release(case).into(),
         Column::Frozen { .. } => coming(case, Action::Expire).map_or(What::Repeat, What::Join).into(),
         // Told before, or overtaken by what came since: not believed more than a day ahead of the end.
