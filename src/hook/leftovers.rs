@@ -93,7 +93,7 @@ impl Marked {
         let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
         let text = fs::read_to_string(path).ok()?;
         let (in_boot, key) = text.strip_suffix('\n')?.split_once('\n')?;
-        let leader = Pid::from_raw(leader.parse().ok().filter(|number| *number > 1)?)?;
+        let leader = pid_of(leader).filter(|leader| leader.as_raw_nonzero().get() > 1)?;
         (in_boot == boot()).then_some(Marked { leader, began: began.parse().ok()?, key: key.to_owned() })
     }
 
@@ -134,8 +134,13 @@ impl Marked {
 /// The processes of a group that live.
 fn members(group: Pid) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let pids = entries.filter_map(|entry| Pid::from_raw(entry.ok()?.file_name().to_str()?.parse().ok()?));
+    let pids = entries.filter_map(|entry| pid_of(entry.ok()?.file_name().to_str()?));
     pids.filter_map(Process::read).filter(|process| process.lives && process.group == group).collect()
+}
+
+/// A process or a group by its number. A process that is just being buried says that its group is -1.
+fn pid_of(text: &str) -> Option<Pid> {
+    text.parse().ok().filter(|number| *number > 0).and_then(Pid::from_raw)
 }
 
 /// This boot of the machine; empty where nobody says.
@@ -167,7 +172,7 @@ impl Process {
         let fields: Vec<&str> = behind_the_name.split_ascii_whitespace().collect();
         Some(Process {
             pid,
-            group: Pid::from_raw(fields.get(2)?.parse().ok()?)?,
+            group: pid_of(fields.get(2)?)?,
             lives: !matches!(*fields.first()?, "Z" | "X"),
             began: fields.get(19)?.parse().ok()?,
         })
@@ -304,5 +309,8 @@ mod tests {
         assert_eq!(Process::parse(pid, stat), Some(Process { pid, group, lives: true, began: 4242 }));
         assert_eq!(Process::parse(pid, "7 (cut"), None);
         assert_eq!(Process::parse(pid, "7 (cut) S 1"), None);
+        // The kernel's word for a process that is just being buried.
+        let buried = stat.replace("S 1 9 7", "X 0 -1 -1");
+        assert_eq!(Process::parse(pid, &buried), None);
     }
 }
