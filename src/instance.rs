@@ -701,7 +701,7 @@ impl Known<'_> {
             }
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
-            State::Active if self.told && !so => self.coming(Action::Renew).into(),
+            State::Active if self.told && !so => self.coming(&[Action::Renew, Action::RefundRenew]).into(),
             State::Active if self.told => Decision::Repeat.into(),
             State::Pending | State::Active | State::Frozen => {
                 Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
@@ -715,7 +715,7 @@ impl Known<'_> {
             _ if !self.told => Decision::Run,
             _ if self.wants.expires_on != self.future.expires_on => Decision::Hold(Reason::LeftExpiry),
             _ if self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
-            _ => self.coming(Action::RefundRenew),
+            _ => self.coming(&[Action::Renew, Action::RefundRenew]),
         }
     }
 
@@ -727,7 +727,7 @@ impl Known<'_> {
             _ if !self.told && !self.refused_since() => Decision::Run.into(),
             _ if !self.future.has(&self.wants) => Decision::Hold(Reason::LeftSku).into(),
             _ if self.instance.has(&self.wants) => Decision::Repeat.into(),
-            _ => self.coming(Action::Upgrade).into(),
+            _ => self.coming(&[Action::Upgrade]).into(),
         }
     }
 
@@ -740,7 +740,7 @@ impl Known<'_> {
                 Decision::Repeat.into()
             }
             (State::Released, _) => self.released().into(),
-            (State::Frozen, _) => self.coming(Action::Expire).into(),
+            (State::Frozen, _) => self.coming(&[Action::Expire]).into(),
             (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
@@ -788,9 +788,9 @@ impl Known<'_> {
         self.releasing.map_or(Decision::Repeat, Decision::Join)
     }
 
-    /// True already, or about to be: then it is true when the last job of that action is done.
-    fn coming(&self, action: Action) -> Decision {
-        let job = self.view.lane.iter().rev().find(|job| job.action == action);
+    /// True already, or about to be: then it is true when the last job of these actions is done.
+    fn coming(&self, actions: &[Action]) -> Decision {
+        let job = self.view.lane.iter().rev().find(|job| actions.contains(&job.action));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
     }
 

@@ -127,6 +127,11 @@ fn coming(case: &Case, action: Action) -> Option<i64> {
     case.lane.iter().rposition(|job| job.action == action).map(number)
 }
 
+/// The last job in the lane that sets the expiry.
+fn coming_term(case: &Case) -> Option<i64> {
+    coming(case, Action::Renew).max(coming(case, Action::RefundRenew))
+}
+
 /// The column of the table a callback falls into, once what is coming has come.
 #[derive(Debug, Clone, PartialEq)]
 enum Column {
@@ -256,7 +261,7 @@ fn read_renew(case: &Case, column: &Column, told: bool) -> Reading {
         {
             What::Repeat.into()
         }
-        Column::Active { .. } if told => coming(case, Action::Renew).map_or(What::Repeat, What::Join).into(),
+        Column::Active { .. } if told => coming_term(case).map_or(What::Repeat, What::Join).into(),
         Column::Active { .. } => run,
     }
 }
@@ -276,7 +281,7 @@ fn read_refund(case: &Case, column: &Column, told: bool) -> Reading {
             if *until == Some(day_of(&case.callback)) =>
         {
             let so = matches!(case.applied, Applied::Active { until } | Applied::Frozen { until } if until == day_of(&case.callback));
-            let coming = coming(case, Action::RefundRenew).filter(|_| !so);
+            let coming = coming_term(case).filter(|_| !so);
             coming.map_or(What::Repeat, What::Join).into()
         }
         _ => What::Hold("left-expiry").into(),
