@@ -213,7 +213,12 @@ fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     let state = instance.as_ref().map(|instance| instance.state);
     let holds = match row.action {
         Action::Expire => matches!(state, Some(State::Frozen | State::Released)),
-        Action::Release | Action::RefundRenew => state == Some(State::Released),
+        Action::Release => state == Some(State::Released),
+        Action::RefundRenew => {
+            let until = event.expires_ms.map(spid::clock::from_millis);
+            let set = instance.is_some_and(|instance| instance.expires_on == until);
+            set || state == Some(State::Released)
+        }
         Action::Renew => {
             let until = event.expires_ms.map(spid::clock::from_millis);
             instance.is_some_and(|instance| instance.state == State::Active && instance.expires_on >= until)
