@@ -355,17 +355,15 @@ fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
     let rows = rows_of(sim, order, event);
     let job = rows.last().and_then(|row| row.job).and_then(|number| now.jobs.get(&number));
     let waits = job.is_some_and(|job| job.state == job::State::Pending || is_blocked(job, now))
-        || rows.last().is_some_and(|row| is_being_released(row, now));
+        || rows.last().is_some_and(|row| is_stuck(row, now));
     sim.demand(waits, || format!("never settled: {event:?} of {}: {rows:?}, {job:?}", order.biz));
 }
 
-/// Whether the instance is to be released, and a person must see to it first: then everything else about it
-/// is true only once that is done.
-fn is_being_released(row: &CallbackRow, now: &Seen) -> bool {
+/// Whether a person must see to something of the instance first: what is to be true once that is done is
+/// not true yet.
+fn is_stuck(row: &CallbackRow, now: &Seen) -> bool {
     let stuck = [job::State::Pending, job::State::Held, job::State::Dead];
-    now.jobs.values().any(|job| {
-        job.action == Action::Release && job.instance == row.instance && stuck.contains(&job.state)
-    })
+    now.jobs.values().any(|job| job.in_lane && job.instance == row.instance && stuck.contains(&job.state))
 }
 
 /// Nobody is left waiting, and nothing of what was not verified is left.
