@@ -10,7 +10,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::clock::{Id, from_millis, plus_millis};
+use crate::clock::{Id, plus_millis};
 use crate::limits;
 
 /// Where a job stands.
@@ -173,14 +173,10 @@ fn jittered(wait: i64, id: Id, step: u32) -> i64 {
     if spread == 0 { wait } else { wait + (tail % spread as u64) as i64 }
 }
 
-/// The latest instant there is: "not by itself".
-pub fn never() -> Timestamp {
-    from_millis(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::from_millis;
 
     fn id() -> Id {
         Id::from_parts(from_millis(1), [7; 16])
