@@ -38,6 +38,8 @@ pub const NAME_MAX_BYTES: usize = 256;
 /// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
 /// number; three seconds is below every common proxy and client timeout.
 pub const REPLY_WITHIN_MS: u64 = 3_000;
+/// How much longer it is kept waiting when what it waits for is being committed just then, in milliseconds.
+pub const REPLY_GRACE_MS: u64 = 2_000;
 /// How far the clock of a signed, dated request may be off, in milliseconds.
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
 /// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
@@ -133,5 +135,7 @@ const _: () = assert!(
     REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
     "what nobody has verified takes little memory"
 );
-const _: () =
-    assert!(REPLY_WITHIN_MS < HEADERS_READ_MS, "an answer is due sooner than a slow peer is dropped");
+const _: () = assert!(
+    REPLY_WITHIN_MS + REPLY_GRACE_MS < HEADERS_READ_MS,
+    "an answer is due sooner than a slow peer is dropped"
+);
