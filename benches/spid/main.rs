@@ -5,6 +5,7 @@
 //! cargo bench --bench spid -- --quick              # a look, in a minute
 //! cargo bench --bench spid -- --only paths,growth  # parts
 //! cargo bench --bench spid -- --json FILE --write docs/performance.md
+//! cargo bench --bench spid -- --drive repeat       # ten seconds of one load, for a profiler to look at
 //! ```
 //!
 //! Rounds are interleaved (bare hyper, a repeat, a new order, …, and again), so that a machine that slows
@@ -77,6 +78,10 @@ fn main() -> ExitCode {
         return code;
     }
     let plan = Plan::read(&arguments);
+    if let Some(at) = arguments.iter().position(|argument| argument == "--drive") {
+        parts::drive(&plan, arguments.get(at + 1).map_or("repeat", String::as_str));
+        return ExitCode::SUCCESS;
+    }
     let mut report = Report::new(machine::described(), machine::sync_ms(&plan.cache));
     for (name, part) in parts::ALL {
         if plan.wants(name) {

@@ -321,3 +321,21 @@ fn size(_plan: &Plan, report: &mut Report) {
     );
     report.sections.push(section);
 }
+
+/// Ten seconds of one load on a daemon whose process number is printed.
+pub(crate) fn drive(plan: &Plan, kind: &str) {
+    let home = folder(plan);
+    let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let length = Duration::from_secs(10);
+    let requests = match kind {
+        "new" => news("driven", length),
+        "wrong" => Requests::same(orders::forged("bought-already"), "403"),
+        _ => bought(&spid, "bought-already"),
+    };
+    println!("{}", spid.id());
+    let before = machine::processor_s(spid.id());
+    let sample = run(&spid, 64, &requests, length);
+    let spent = machine::processor_s(spid.id()) - before;
+    let answers = sample.took_us.len() as f64;
+    println!("{:.0} a second, {:.1} µs of processor time each", sample.rate, spent * 1e6 / answers);
+}
