@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{
     CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
@@ -210,6 +211,8 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_millis(limits::STORE_BUSY_MS))?;
     connection.set_prepared_statement_cache_capacity(64);
+    // Without it SQLite plans anew whenever a parameter changes: at each execution.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
