@@ -195,6 +195,9 @@ macro_rules! reads {
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
                 Ok(self.with(|tables| tables.callbacks.get(&number).cloned()))
             }
+            fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+                Ok(self.with(|tables| tables.callbacks.get(&number).map(|(row, _)| row.clone())))
+            }
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
             }

@@ -212,6 +212,8 @@ pub(crate) trait Read {
     /// The occurrences with this key, the oldest first.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
+    /// The same without what it said.
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.

@@ -200,6 +200,9 @@ impl Read for Failing {
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         self.rows.callback(number)
     }
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+        self.rows.callback_row(number)
+    }
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.rows.job(number)
     }
