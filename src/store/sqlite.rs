@@ -77,6 +77,8 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
+        // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
     }
