@@ -35,14 +35,14 @@ pub(super) enum After {
 }
 
 impl After {
-    /// The attempt, in a sentence.
+    /// The hook at that attempt, as a sentence begins.
     fn who(self) -> String {
         match self {
-            After::Nothing => "the attempt".to_owned(),
-            After::Answer => "the repeat, with the same idempotency key, of what had succeeded".to_owned(),
-            After::Cut(cut) => format!("the attempt that followed one cut short {cut}"),
-            After::AtOnce => "the attempt that followed several at once with one idempotency key".to_owned(),
-            After::Among => "one of several attempts at once with one idempotency key".to_owned(),
+            After::Nothing => "it".to_owned(),
+            After::Answer => "asked again with the same idempotency key, it".to_owned(),
+            After::Cut(cut) => format!("asked again after an attempt was cut short {cut}, it"),
+            After::AtOnce => "asked again after several attempts at once, it".to_owned(),
+            After::Among => "asked several times at once with one idempotency key, it".to_owned(),
         }
     }
 
@@ -279,7 +279,7 @@ impl<'a> Bench<'a> {
             let text = format!("it is pending ({note}), so what follows it could not be tested");
             self.remark(FindingKind::Pending, job, &text);
         } else if matches!(after, After::Answer) {
-            let text = format!("{} is pending ({note}); {}", after.who(), after.advice());
+            let text = format!("{} was pending ({note}) and had been done; {}", after.who(), after.advice());
             self.fault(FindingKind::PendingAgain, job, &text);
         }
         Outcome::Pending
@@ -296,7 +296,7 @@ impl<'a> Bench<'a> {
     fn refused(&mut self, job: &Job, after: After, reason: &str) {
         let action = job.callback.action;
         if after != After::Nothing {
-            let text = format!("{} was refused ({reason}); {}", after.who(), after.advice());
+            let text = format!("{} refused ({reason}); {}", after.who(), after.advice());
             self.fault(FindingKind::RefusesAgain, job, &text);
         } else if self.is_optional(action) {
             self.left_out.push(action);
@@ -321,21 +321,26 @@ impl<'a> Bench<'a> {
         }
     }
 
+    fn mend(&self, job: &Job) -> &'static str {
+        if self.is_optional(job.callback.action) {
+            "refuse it if it is never sold, as a retry is tried for a day"
+        } else {
+            "mend that first, or give the test what the hook needs"
+        }
+    }
+
     fn fails(&mut self, job: &Job, after: After, error: &str) {
         let tries = limits::HOOK_TEST_TRIES_COUNT;
         let (kind, text) = match after {
-            After::Nothing => (
-                FindingKind::Fails,
-                format!(
-                    "each of {tries} attempts failed: {error}; mend that first, or give the test what the hook needs"
-                ),
-            ),
+            After::Nothing => {
+                (FindingKind::Fails, format!("each of {tries} attempts failed: {error}; {}", self.mend(job)))
+            }
             After::Answer => {
                 (FindingKind::FailsAgain, format!("{} failed: {error}; {}", after.who(), after.advice()))
             }
             After::Cut(_) | After::AtOnce | After::Among => (
                 FindingKind::NotResumed,
-                format!("{}, and every one behind it, failed: {error}; {}", after.who(), after.advice()),
+                format!("{} fails and goes on failing: {error}; {}", after.who(), after.advice()),
             ),
         };
         self.fault(kind, job, &text);
@@ -383,12 +388,12 @@ impl<'a> Bench<'a> {
         let (before, now) = (id_of(order, first), id_of(order, again));
         let (who, advice) = (after.who(), after.advice());
         if job.callback.action == Action::Create && before != now {
-            let text = format!("{who} answered the `instance_id` `{now}`, another one `{before}`; {advice}");
+            let text = format!("{who} answered the `instance_id` `{now}`, and `{before}` before; {advice}");
             return self.fault(FindingKind::AnotherId, job, &text);
         }
         let differing = differing(job.callback.action, first, again);
         if !differing.is_empty() {
-            let text = format!("{who} answered another {} than before; {advice}", differing.join(", "));
+            let text = format!("{who} answered another {}; {advice}", differing.join(", "));
             self.fault(FindingKind::AnotherAnswer, job, &text);
         }
     }
@@ -418,6 +423,8 @@ impl<'a> Bench<'a> {
         };
         let text = format!("the test's own probe failed after it: {error}; mend the probe");
         self.fault(FindingKind::ProbeFails, job, &text);
+        // Once is enough to know.
+        self.probes = Probes::default();
         None
     }
 
@@ -427,14 +434,18 @@ impl<'a> Bench<'a> {
         let usual = made.or(self.usual);
         match (job.callback.action, usual) {
             (Action::Create, _) if count == 0 => {
-                self.fault(FindingKind::NothingMade, job, "nothing exists after it succeeded; make it before you answer, or correct the test's count");
+                self.fault(
+                    FindingKind::NothingMade,
+                    job,
+                    "it succeeded and nothing exists; make it before you answer, or mend the test's count",
+                );
             }
             (Action::Create, Some(usual)) if count > usual => self.doubled(job, usual, count, after),
             (Action::Create, _) => self.usual = self.usual.or(Some(count)),
             (Action::Release, _) if count > 0 => {
-                let exists = exist(count);
+                let left = things(count);
                 let text = format!(
-                    "{exists} after it succeeded; remove all of it, also what an attempt that was cut short has left"
+                    "it left {left}; remove everything, also what an attempt that was cut short has made"
                 );
                 self.fault(FindingKind::LeftBehind, job, &text);
             }
@@ -443,9 +454,9 @@ impl<'a> Bench<'a> {
             }
             (Action::Renew | Action::RefundRenew | Action::Expire, Some(usual)) if count < usual => {
                 let text = format!(
-                    "{}, and before it {}; only a release may remove anything",
-                    exist(count),
-                    exist(usual)
+                    "it left {} where {} had been; only a release may remove anything",
+                    things(count),
+                    things(usual)
                 );
                 self.fault(FindingKind::DataLost, job, &text);
             }
@@ -459,8 +470,8 @@ impl<'a> Bench<'a> {
             After::Nothing => "look for what is there before you make it",
             after => after.advice(),
         };
-        let (exist, who) = (exist(count), after.who());
-        let text = format!("{exist} for one order after {who}, and there should be {usual}; {advice}");
+        let (left, who) = (things(count), after.who());
+        let text = format!("{who} left {left} for one order, where {usual} should be; {advice}");
         self.fault(FindingKind::Doubled, job, &text);
     }
 
@@ -471,10 +482,10 @@ impl<'a> Bench<'a> {
             (Some(before), Some(now)) if now > before => return self.doubled(job, before, now, after),
             (Some(before), Some(now)) if now < before => {
                 let text = format!(
-                    "{} after {}, and before it {}; a repeat must change nothing",
-                    exist(now),
+                    "{} left {}, where {} had been; a repeat must change nothing",
                     after.who(),
-                    exist(before)
+                    things(now),
+                    things(before)
                 );
                 return self.fault(FindingKind::DataLost, job, &text);
             }
@@ -484,7 +495,7 @@ impl<'a> Bench<'a> {
             && before != now
         {
             let text = format!(
-                "after {} the instance is `{now}`, and was `{before}`; set values (\"9 seats\"), never add to them (\"4 more\")",
+                "{} left the instance `{now}`, which had been `{before}`; set values (\"9 seats\"), never add to them (\"4 more\")",
                 after.who()
             );
             self.fault(FindingKind::Changed, job, &text);
@@ -492,11 +503,11 @@ impl<'a> Bench<'a> {
     }
 }
 
-fn exist(count: usize) -> String {
+fn things(count: usize) -> String {
     match count {
-        0 => "nothing exists".to_owned(),
-        1 => "1 thing exists".to_owned(),
-        count => format!("{count} things exist"),
+        0 => "nothing".to_owned(),
+        1 => "1 thing".to_owned(),
+        count => format!("{count} things"),
     }
 }
 

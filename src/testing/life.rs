@@ -225,6 +225,9 @@ impl Bench<'_> {
                 answers.extend(self.ended(&job, ran.end, after).ok().and_then(Outcome::answer));
             }
         }
+        if after == After::Nothing && !answers.is_empty() {
+            after = After::Answer;
+        }
         let Some(last) = self.finish_and_settle(order, &mut job, after).await else { return };
         for answer in &answers {
             self.compare(order, &job, answer, &last, after);

@@ -74,7 +74,7 @@
 //!     })
 //!     .run()
 //!     .await;
-//! assert!(report.to_string().contains("nothing exists after it succeeded"));
+//! assert!(report.to_string().contains("it succeeded and nothing exists"));
 //! # }
 //! ```
 //!

@@ -95,7 +95,6 @@ impl Market {
         order.instance.describe(&create);
         // The marketplace knows it as begun from the first attempt on, whatever became of that.
         order.instance.began = true;
-        order.jobs = 0;
         order
     }
 
@@ -124,12 +123,14 @@ impl Market {
     }
 
     fn callback(&self, order: &mut Order, action: Action) -> Callback {
-        order.jobs += 1;
+        let of_the_first = matches!(action, Action::Create | Action::Payment);
+        order.jobs = if of_the_first { order.jobs.max(1) } else { order.jobs + 1 };
+        let number = if of_the_first { 1 } else { order.jobs };
         let wares = &self.wares;
         let mut callback = Callback::new(action, spelt(action));
         callback.subject.order_biz_id = Some(order.name.clone());
         callback.subject.instance_id = order.instance.id.clone();
-        callback.order_id = Some(format!("{}{:02}", order.name, order.jobs));
+        callback.order_id = Some(format!("{}{:02}", order.name, number));
         match action {
             Action::Create | Action::Payment => {
                 callback.buyer = Some(wares.buyer.clone());
