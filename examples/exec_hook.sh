@@ -38,8 +38,8 @@ fi
 
 set_state() {
     mkdir -p "$answers"
-    printf '%s\n' "$1" >"$home/state.new"
-    mv "$home/state.new" "$home/state"
+    printf '%s\n' "$1" >"$home/state.$$"
+    mv "$home/state.$$" "$home/state"
 }
 
 case $SPID_ACTION in
@@ -61,8 +61,9 @@ release)
     ;;
 esac
 
-# The answer is kept before it is given, and never half.
-printf '%s\n' "$answer" >"$answers/.new"
-mv "$answers/.new" "$answers/$SPID_IDEMPOTENCY_KEY"
+# The answer is kept before it is given, and never half: each attempt writes a file of its own, as what is
+# left of one may still run beside the next.
+printf '%s\n' "$answer" >"$answers/.$$"
+mv "$answers/.$$" "$answers/$SPID_IDEMPOTENCY_KEY"
 echo "$SPID_ACTION of $name done" >&2
 cat "$answers/$SPID_IDEMPOTENCY_KEY"

@@ -26,7 +26,7 @@ use crate::signature::{Secret, WebhookKey, WebhookKeys};
 use crate::testing::{Attempted, Check, Observer};
 
 /// Attempts at each action that are cut short at a moment drawn by chance: an executable is killed then.
-const KILLS_COUNT: u32 = 6;
+const KILLS_COUNT: u32 = 4;
 
 /// Which hook, and what to ask of it.
 #[derive(Args)]

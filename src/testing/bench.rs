@@ -224,8 +224,8 @@ impl<'a> Bench<'a> {
         for tries in 1..=limits::HOOK_TEST_TRIES_COUNT {
             let Some(ran) = self.attempt(job, None).await else { return Outcome::Not };
             if after == After::Nothing {
-                let known = self.measured.entry(job.callback.action).or_default();
-                *known = (known.0.max(ran.waits), known.1.max(ran.took));
+                let known = self.measured.entry(job.callback.action).or_insert((0, ran.took));
+                *known = (known.0.max(ran.waits), known.1.min(ran.took));
             }
             match self.ended(job, ran.end, after) {
                 Ok(outcome) => {

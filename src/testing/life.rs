@@ -153,14 +153,9 @@ impl Bench<'_> {
 
     /// What is left of an attempt may meet the next one.
     async fn crowds(&mut self) {
-        let weaves = [
-            Weave::InTurn,
-            Weave::Threads,
-            Weave::Seeded(self.draw()),
-            Weave::Seeded(self.draw()),
-            Weave::Threads,
-        ];
-        for (round, weave) in weaves.into_iter().enumerate() {
+        let chance = [self.draw(), self.draw()].map(Weave::Seeded);
+        let weaves = [Weave::InTurn, Weave::Threads].into_iter().chain(chance);
+        for (round, weave) in weaves.enumerate() {
             let mut order = self.order(false);
             self.crowded(&mut order, Action::Create, "create", weave).await;
             if round > 1 {
@@ -262,6 +257,7 @@ impl Bench<'_> {
         }
         let now = self.look(order, &job).await;
         self.judge_repeat(&job, &seen, &now);
+        order.made = now.count.or(order.made);
         outcome
     }
 

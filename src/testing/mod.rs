@@ -321,5 +321,6 @@ impl std::fmt::Debug for Check {
     }
 }
 
-/// What was learnt about an action from attempts that were left alone.
+/// What was learnt about an action from attempts that were left alone: how often it waits at most, and how
+/// long it takes at least.
 type Measured = BTreeMap<Action, (u32, Duration)>;
