@@ -17,7 +17,7 @@ use spid::hook::{
     Context, CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
     RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
-use spid::instance::Instance;
+use spid::instance::{Instance, State};
 use spid::testing::{self, Check, FindingKind, Report};
 use tokio::task::yield_now;
 
@@ -54,6 +54,8 @@ enum Wrong {
     Refuses,
     RelativeUrl,
     NeedsTwoAttempts,
+    NoUpgradeWhileFrozen,
+    Pending,
 }
 
 #[derive(Default)]
@@ -141,6 +143,7 @@ impl Hook {
             Wrong::RefusesAgain if again => return Err(HookError::refuse("this tenant is there already")),
             Wrong::PendingAgain if again => return Err(HookError::pending("somebody is at it")),
             Wrong::NeedsTwoAttempts if !again => return Err(HookError::retry("not yet")),
+            Wrong::Pending => return Err(HookError::pending("waits for sales")),
             Wrong::AlwaysFails => return Err(HookError::retry("the database is not there")),
             Wrong::Refuses => return Err(HookError::refuse("this product is not ours")),
             Wrong::ChecksThenInserts => {
@@ -197,6 +200,9 @@ impl ProvisioningHook for Hook {
     }
 
     async fn upgrade(&self, call: UpgradeCall) -> Result<Updated, HookError> {
+        if self.wrong == Wrong::NoUpgradeWhileFrozen && call.instance.state == State::Frozen {
+            return Err(HookError::refuse("thaw it first"));
+        }
         yield_now().await;
         self.tenant(&call.instance, |tenant| match self.wrong {
             Wrong::AddsSeats => tenant.seats += 4,
@@ -523,6 +529,40 @@ async fn a_probe_that_fails_is_not_the_hook_s_fault_and_is_told() {
         FindingKind::ProbeFails,
         first(&report).1,
         "`payment`: the test's own probe failed after it: invalid digit found in string; mend the probe.",
+    );
+}
+
+#[tokio::test]
+async fn a_test_may_be_a_task_of_its_own() {
+    tokio::spawn(testing::check(LogHook)).await.unwrap().assert_ok();
+}
+
+#[tokio::test]
+async fn what_is_refused_only_while_frozen_is_asked_again_elsewhere() {
+    let report = report_on(Wrong::NoUpgradeWhileFrozen).await;
+    assert!(
+        report.to_string().contains("· `upgrade (while frozen)`: it is refused (thaw it first)"),
+        "{report}"
+    );
+    let hook = Hook::new(Wrong::NoUpgradeWhileFrozen);
+    let report = check_of(&hook).requires(Action::Upgrade).run().await;
+    let (kind, action, _) = first(&report);
+    assert_eq!(
+        (kind, action, report.faults().count()),
+        (FindingKind::Refuses, Action::Upgrade, 1),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn a_create_that_is_pending_ends_the_test_with_a_remark() {
+    let report = report_on(Wrong::Pending).await;
+    assert!(report.passed && report.not_run.len() == 5, "{report}");
+    assert!(
+        report
+            .to_string()
+            .contains("it is pending (waits for sales), so what follows it could not be tested"),
+        "{report}"
     );
 }
 

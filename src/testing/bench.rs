@@ -1,7 +1,7 @@
 //! The bench a hook is tested on: makes attempts, and judges how they ended, what they answered, and
 //! what the author's probes saw afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -104,7 +104,9 @@ pub(super) struct Bench<'a> {
     usual: Option<usize>,
     pub(super) measured: Measured,
     /// Actions the hook does not do.
-    pub(super) left_out: Vec<Action>,
+    left_out: Vec<Action>,
+    /// Actions it has done.
+    done: BTreeSet<Action>,
     hung: u32,
 }
 
@@ -127,6 +129,7 @@ impl<'a> Bench<'a> {
             usual: None,
             measured: Measured::new(),
             left_out: options.without.clone(),
+            done: BTreeSet::new(),
             hung: 0,
             options,
         }
@@ -150,7 +153,7 @@ impl<'a> Bench<'a> {
         !self.left_out.contains(&action)
     }
 
-    /// An order, and what it is to be asked first.
+    /// An order nobody has heard of.
     pub(super) fn order(&mut self, trial: bool) -> Order {
         let order = self.market.order(trial);
         self.names.insert(order.name.clone(), order.name.clone());
@@ -170,7 +173,7 @@ impl<'a> Bench<'a> {
     // Attempts.
 
     fn call(&mut self, job: &mut Job) -> Option<Call> {
-        // Every job of the test has an instance.
+        // Every job that needs an instance has one.
         self.market.call(job, self.options.timeout).ok()
     }
 
@@ -247,7 +250,10 @@ impl<'a> Bench<'a> {
         let within = self.options.timeout;
         let (who, advice) = (after.who(), after.advice());
         match end {
-            End::Said(Attempted::Done(answer)) => return Ok(Outcome::Done(answer)),
+            End::Said(Attempted::Done(answer)) => {
+                self.done.insert(job.callback.action);
+                return Ok(Outcome::Done(answer));
+            }
             End::Said(Attempted::Retry { error, .. } | Attempted::Misconfigured { error, .. }) => {
                 return Err(error);
             }
@@ -299,7 +305,10 @@ impl<'a> Bench<'a> {
             let text = format!("{} refused ({reason}); {}", after.who(), after.advice());
             self.fault(FindingKind::RefusesAgain, job, &text);
         } else if self.is_optional(action) {
-            self.left_out.push(action);
+            // Something it has done before it refuses only here: while frozen, say.
+            if !self.done.contains(&action) {
+                self.left_out.push(action);
+            }
             let text = format!("it is refused ({reason}); that is fine if it is never sold");
             self.remark(FindingKind::Refuses, job, &text);
         } else {

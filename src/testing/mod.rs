@@ -42,14 +42,14 @@
 //!     }
 //! }
 //!
-//! # const IGNORED: &str = stringify!(
 //! #[tokio::test]
-//! # );
-//! # #[tokio::main(flavor = "current_thread")]
 //! async fn my_hook_can_be_run_twice() {
 //!     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
 //! }
-//! # my_hook_can_be_run_twice();
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! #     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
+//! # }
 //! ```
 //!
 //! Answers are all it sees by itself. Told how to look at what really exists, it finds more:

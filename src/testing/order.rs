@@ -198,7 +198,8 @@ impl Market {
         let within = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
         Call::new(CallFacts {
             callback: &job.callback,
-            instance: Some(&job.before),
+            // A payment comes before anything is known of what it pays for.
+            instance: (job.callback.action != Action::Payment).then_some(&job.before),
             idempotency_key: job.key.clone(),
             attempt: job.attempts,
             deadline: plus_millis(self.clock.now(), within),
