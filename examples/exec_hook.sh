@@ -15,6 +15,15 @@ umask 077
 root=${1:?usage: exec_hook.sh ROOT}
 call=$(cat)
 
+# Before the name is looked for: a payment comes before anything has one.
+case $SPID_ACTION in
+create | renew | refund-renew | upgrade | expire | release) ;;
+*)
+    echo '{"refuse":"this hook does not support that"}'
+    exit 65
+    ;;
+esac
+
 # `"instance":{"id":…,"order_biz_id":"…"` is always written like this, and nothing a buyer typed can
 # look like it: every quote inside a value is written as \". Only harmless characters are taken.
 name=$(printf '%s\n' "$call" |
@@ -54,10 +63,6 @@ release)
     rm -rf "$home" # nothing there is released already
     echo '{}'
     exit 0
-    ;;
-*)
-    echo '{"refuse":"this hook does not support that"}'
-    exit 65
     ;;
 esac
 

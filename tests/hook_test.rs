@@ -103,6 +103,8 @@ fn the_python_example_passes() {
     bench
         .test(&[
             "--kills",
+            "1",
+            "--at-once",
             "2",
             "--exec",
             &example("exec_hook.py"),

@@ -231,13 +231,6 @@ impl Runner {
         &self.entry(subject).named.name
     }
 
-    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
-    pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
-        let Inner { default, routes } = &*self.inner;
-        let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
-        all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
-    }
-
     /// Whether the subject was named by a route, and not left to the default hook.
     pub fn is_routed(&self, subject: &Subject<'_>) -> bool {
         self.inner.routes.iter().any(|(route, _)| route.matches(subject))
@@ -263,6 +256,13 @@ impl Runner {
         let entry = Arc::clone(self.entry(subject));
         let permit = Arc::clone(&entry.running).try_acquire_owned().ok()?;
         Some(Slot { entry, permit: Some(permit), leftovers: self.leftovers.clone() })
+    }
+
+    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
+    pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
+        let Inner { default, routes } = &*self.inner;
+        let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
+        all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
     }
 
     /// Reserves and runs. Dropping the returned future stops the hook.

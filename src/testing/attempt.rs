@@ -315,3 +315,95 @@ impl Future for Woven {
         Poll::Pending
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::order::{Market, Wares};
+    use super::*;
+    use crate::callback::Action;
+    use crate::clock::Clock;
+    use crate::hook::{
+        CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    };
+
+    const WITHIN: Duration = Duration::from_secs(20);
+
+    /// Writes down each step of each attempt, and when one is dropped.
+    #[derive(Clone, Default)]
+    struct Steps(Arc<Mutex<Vec<String>>>);
+
+    struct Attempt(Steps, u32);
+
+    impl Attempt {
+        fn note(&self, what: &str) {
+            self.0.0.lock().unwrap().push(format!("{} {what}", self.1));
+        }
+    }
+
+    impl Drop for Attempt {
+        fn drop(&mut self) {
+            self.note("gone");
+        }
+    }
+
+    impl ProvisioningHook for Steps {
+        async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
+            let attempt = Attempt(self.clone(), call.context.attempt);
+            for step in ["a", "b", "c"] {
+                attempt.note(step);
+                tokio::task::yield_now().await;
+            }
+            Ok(Provisioned::new())
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Err(HookError::refuse("not asked"))
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not asked"))
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not asked"))
+        }
+    }
+
+    fn calls(count: usize) -> Vec<Call> {
+        let mut market = Market::new(Wares::default(), Clock::System);
+        let mut order = market.order(false);
+        let mut job = market.job(&mut order, Action::Create, "create");
+        (0..count).map(|_| market.call(&mut job, WITHIN).unwrap()).collect()
+    }
+
+    async fn woven(weave: Weave) -> Vec<String> {
+        let steps = Steps::default();
+        let all = at_once(&AnyHook::new(steps.clone()), calls(2), WITHIN, weave).await;
+        assert!(all.iter().all(|ran| matches!(ran.end, End::Said(Attempted::Done(_))) && ran.waits == 3));
+        steps.0.lock().unwrap().clone()
+    }
+
+    #[tokio::test]
+    async fn attempts_in_turn_go_on_one_wait_at_a_time() {
+        let expected = ["1 a", "2 a", "1 b", "2 b", "1 c", "2 c", "1 gone", "2 gone"];
+        assert_eq!(woven(Weave::InTurn).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_seed_repeats_itself_and_seeds_differ() {
+        assert_eq!(woven(Weave::Seeded(7)).await, woven(Weave::Seeded(7)).await);
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            seen.insert(woven(Weave::Seeded(seed)).await);
+        }
+        assert!(seen.len() > 5, "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn a_cut_attempt_is_dropped_where_it_waits() {
+        let steps = Steps::default();
+        let call = calls(1).remove(0);
+        let ran = run(&AnyHook::new(steps.clone()), call.clone(), WITHIN, Some(Cut::AtWait(2))).await;
+        assert_eq!((ran.end, ran.waits), (End::Cut, 2));
+        assert_eq!(*steps.0.lock().unwrap(), ["1 a", "1 b", "1 gone"]);
+        let ran = run(&AnyHook::new(steps), call, WITHIN, Some(Cut::AtWait(9))).await;
+        assert!(matches!(ran.end, End::Said(Attempted::Done(_))), "it was over before it could be cut");
+    }
+}

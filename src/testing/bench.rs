@@ -309,7 +309,7 @@ impl<'a> Bench<'a> {
             if !self.done.contains(&action) {
                 self.left_out.push(action);
             }
-            let text = format!("it is refused ({reason}); that is fine if it is never sold");
+            let text = format!("it is refused ({reason}); that is fine if it is never asked");
             self.remark(FindingKind::Refuses, job, &text);
         } else {
             let text = format!(
@@ -323,7 +323,7 @@ impl<'a> Bench<'a> {
         let action = job.callback.action;
         self.left_out.push(action);
         if self.is_optional(action) {
-            let text = "it is not supported, and refused when it is asked; that is fine if it is never sold";
+            let text = "it is not supported, and refused when it is asked; that is fine if it is never asked";
             self.remark(FindingKind::Unsupported, job, text);
         } else {
             self.fault(FindingKind::Unsupported, job, "it is not supported and has to be; implement it");
@@ -332,7 +332,7 @@ impl<'a> Bench<'a> {
 
     fn mend(&self, job: &Job) -> &'static str {
         if self.is_optional(job.callback.action) {
-            "refuse it if it is never sold, as a retry is tried for a day"
+            "refuse it if you do not do it, as a retry goes on for most of a day"
         } else {
             "mend that first, or give the test what the hook needs"
         }
