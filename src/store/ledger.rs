@@ -869,7 +869,7 @@ fn name_instance(
 }
 
 /// What is wrong with an id that somebody chose for an instance.
-pub(super) fn fault_of_id(id: &str) -> Option<String> {
+pub(crate) fn fault_of_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
         return Some("it is empty".to_owned());
     }
