@@ -270,16 +270,19 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
-    let instance = settle_instance(rows, acceptance, &judged)?;
+    let birth = Birth { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
+    let instance = settle_instance(rows, acceptance, &judged, birth)?;
     let mut row = callback_row(acceptance, &judged, instance.as_ref());
     let mut made = None;
     if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
         made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
     }
     decide_row(&mut row, &judged, acceptance);
-    if row.number == 0 {
+    let is_new = row.number == 0;
+    if is_new {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
+    let added = is_new.then(|| row.clone());
     let mut accepted =
         Accepted { row, told: Told::NotYet, taken: None, wakes: false, alert: judged.verdict.alert };
     if let Some(job) = made {
@@ -291,8 +294,16 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     if matches!(accepted.told, Told::Applied(_)) && birth.heard {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
-    rows.put_callback(&accepted.row)?;
+    if added.as_ref() != Some(&accepted.row) {
+        rows.put_callback(&accepted.row)?;
+    }
     Ok(accepted)
+}
+
+/// Whether a job that is made now has nothing before it in its lane.
+fn is_first(judged: &Judged) -> bool {
+    let in_lane = judged.verdict.decision == Decision::Run;
+    !in_lane || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
 }
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
@@ -315,9 +326,11 @@ fn settle_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     judged: &Judged,
+    birth: Birth,
 ) -> Result<Option<InstanceRow>> {
     let callback = &acceptance.callback;
     let runs = judged.verdict.decision == Decision::Run;
+    let begins = runs && birth.lease_until.is_some() && callback.action == Action::Create;
     let now = acceptance.received_at;
     let row = match (&judged.instance, runs || judged.verdict.entombs) {
         (Some(row), true) => {
@@ -328,12 +341,13 @@ fn settle_instance(
                 row.instance.describe(callback);
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
+                row.instance.began |= begins;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
             Some(row)
         }
-        (None, true) => Some(new_instance(rows, acceptance, judged)?),
+        (None, true) => Some(new_instance(rows, acceptance, judged, begins)?),
         (known, false) => known.clone(),
     };
     if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {
@@ -342,7 +356,13 @@ fn settle_instance(
     Ok(row)
 }
 
-fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) -> Result<InstanceRow> {
+/// `begins`: its create is attempted at once.
+fn new_instance(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    judged: &Judged,
+    begins: bool,
+) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
     let begin = match callback.action {
         Action::Create | Action::Release => Instance::pending,
@@ -353,6 +373,7 @@ fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) 
         instance.state = State::Released;
         instance.tombstone = true;
     }
+    instance.began |= begins;
     let number = rows.add_instance(&instance)?;
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
@@ -428,8 +449,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
 
 fn new_job(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>, birth: Birth) -> JobRow {
     let in_lane = judged.verdict.decision == Decision::Run;
-    let alone = judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number));
-    let lease_until = birth.lease_until.filter(|_| alone || !in_lane);
+    let lease_until = birth.lease_until;
     let now = acceptance.received_at;
     JobRow {
         number: 0,
@@ -472,13 +492,11 @@ fn begin_job(
         accepted.wakes = true;
         return Ok(());
     }
-    let mut instance = instance.cloned();
-    note_began(rows, &job, instance.as_mut())?;
     accepted.taken = Some(Box::new(Taken {
         job,
         callback: acceptance.callback.clone(),
         origin: accepted.row.clone(),
-        instance: instance.map(|row| row.instance),
+        instance: instance.map(|row| row.instance.clone()),
     }));
     Ok(())
 }
@@ -805,13 +823,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
 }
 
 fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()> {
-    for number in told {
-        if let Some(mut row) = rows.callback_row(*number)? {
-            row.told_at = row.told_at.or(Some(now));
-            rows.put_callback(&row)?;
-        }
-    }
-    Ok(())
+    told.iter().try_for_each(|number| rows.put_told(*number, now))
 }
 
 /// Applies what the hook did; a create whose id will not do is held instead.

@@ -277,6 +277,12 @@ impl Write for Memory {
         }
         Ok(())
     }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
+            row.told_at = row.told_at.or(Some(at));
+        }
+        Ok(())
+    }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         let tables = self.tables()?;
         let number = next(&tables.jobs);

@@ -239,6 +239,8 @@ pub(crate) trait Write: Read {
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
+    /// The callback was told its success at `at`, unless it was before.
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;

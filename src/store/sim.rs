@@ -263,6 +263,10 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.put_callback(row)
     }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_told(callback, at)
+    }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.at(Point::Write)?;
         self.rows.add_job(row)

@@ -803,18 +803,15 @@ impl Write for Sqlite {
     }
 
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
-        let added = self.run(
-            "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            params![account, name, instance],
-        )?;
-        if added == 1 {
-            return Ok(true);
-        }
         let holder =
             self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
                 row.get::<_, i64>(0)
             })?;
-        Ok(holder == Some(instance))
+        if holder.is_none() {
+            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
+            self.run(sql, params![account, name, instance])?;
+        }
+        Ok(holder.is_none_or(|holder| holder == instance))
     }
 
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
@@ -867,6 +864,14 @@ impl Write for Sqlite {
                 row.deliveries.cast_signed(),
                 millis(row.told_at),
             ],
+        )?;
+        Ok(())
+    }
+
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.run(
+            "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
+            [callback, at.as_millisecond()],
         )?;
         Ok(())
     }
