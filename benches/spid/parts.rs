@@ -10,11 +10,12 @@ use crate::servers::{self, Hook, Server};
 use crate::{Plan, grow, machine, orders};
 
 /// The parts by name.
-pub(crate) const ALL: [(&str, fn(&Plan, &mut Report)); 6] = [
+pub(crate) const ALL: [(&str, fn(&Plan, &mut Report)); 7] = [
     ("paths", paths),
     ("exec", exec),
     ("growth", growth),
     ("latency", latency),
+    ("disk", disk),
     ("log", log),
     ("size", size),
 ];
@@ -266,6 +267,41 @@ fn latency(plan: &Plan, report: &mut Report) {
     }
     let commits = 2.0 * machine::sync_ms(home.path());
     section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    report.sections.push(section);
+}
+
+/// A disk whose every sync takes ten milliseconds: it must cost one a batch and not one an order.
+fn disk(plan: &Plan, report: &mut Report) {
+    let Some(library) = servers::faultfs() else {
+        eprintln!("skipped: install a C linker (build-essential)");
+        return;
+    };
+    let mut section = Section::new(
+        "On a slow disk",
+        "New orders on a disk that needs 10 ms for a sync (added by the preload library of the fault tests, which makes no \
+         real sync otherwise), beside one that needs none. An order takes two commits; if each order paid for its own \
+         there would be at most 50 a second.",
+    );
+    let (fast_home, slow_home) = (folder(plan), folder(plan));
+    let fast = servers::spid(fast_home.path(), Hook::Inside, &library.environment(fast_home.path(), 0));
+    let slow = servers::spid(slow_home.path(), Hook::Inside, &library.environment(slow_home.path(), 10));
+    for connections in [1, 64, 256] {
+        let mut rounds = Rounds::new(&["fast", "slow"]);
+        for round in 0..=plan.rounds.min(3) {
+            for (name, server) in [("fast", &fast), ("slow", &slow)] {
+                let new = news(&format!("disk-{connections}-{round}"), plan.round);
+                let sample = run(server, connections, &new, plan.round);
+                if round > 0 {
+                    rounds.add(name, &sample);
+                }
+            }
+        }
+        let (fast, slow) = (rounds.rate("fast"), rounds.rate("slow"));
+        section.line(
+            format!("orders a second, {connections} connections: a sync of 0 ms, of 10 ms"),
+            format!("{fast:.0}, {slow:.0}"),
+        );
+    }
     report.sections.push(section);
 }
 

@@ -109,6 +109,35 @@ fn configure(folder: &Path, address: SocketAddr, hook: Hook) -> PathBuf {
     path
 }
 
+/// The library that stands between a daemon and its disk.
+pub(crate) struct Faultfs(PathBuf);
+
+/// It, built now; `None` when nothing here can.
+pub(crate) fn faultfs() -> Option<Faultfs> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faultfs/Cargo.toml");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(&target);
+    build.status().is_ok_and(|status| status.success()).then(|| Faultfs(target.join("debug/libfaultfs.so")))
+}
+
+impl Faultfs {
+    /// What makes every sync of the database in `folder` take so much longer.
+    pub(crate) fn environment(&self, folder: &Path, slow_ms: u64) -> [(&'static str, String); 3] {
+        let path = folder.canonicalize().unwrap().join("spid.db");
+        [
+            ("LD_PRELOAD", self.0.display().to_string()),
+            ("FAULTFS_PATH", path.display().to_string()),
+            ("FAULTFS_RULES", format!("sync 1.. slow-{slow_ms}")),
+        ]
+    }
+}
+
 /// Debian's `webhook`, with the same command; `None` when it is not installed.
 pub(crate) fn webhook(folder: &Path) -> Option<Server> {
     let hooks = r#"[{"id":"nothing","execute-command":"/bin/echo","include-command-output-in-response":true,
