@@ -105,9 +105,14 @@ pub struct Instance {
     pub tombstone: bool,
     /// Whether it was not created through us but taken over (`adopt`, `import`).
     pub adopted: bool,
+    /// When its buyer came and took it, as the seller's system said; `None` as long as nobody has. It
+    /// decides nothing here: the hook gets to know it.
+    pub claimed_at: Option<Timestamp>,
+    /// Who took it, in the seller's words: the name of a tenant, say.
+    pub tenant: Option<String>,
     /// When its first callback came.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the marketplace last changed it. A claim is the buyer's doing, and does not count.
     pub updated_at: Timestamp,
 }
 
@@ -131,6 +136,8 @@ impl Instance {
             began: false,
             tombstone: false,
             adopted: false,
+            claimed_at: None,
+            tenant: None,
             created_at: now,
             updated_at: now,
         };
