@@ -15,13 +15,14 @@ use serde::Deserialize;
 
 use crate::dialect::{self, Options, SuccessAs};
 use crate::hook::AnyHook;
-use crate::hook::exec::ExecHook;
+use crate::hook::exec::{BadCommand, ExecHook};
 use crate::hook::http::{HttpHook, HttpHookOptions};
 use crate::hook::log::LogHook;
 use crate::hook::runner::{NamedHook, Route, Runner};
 use crate::http::{Tls, Url};
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
+use crate::job::Schedule;
 use crate::limits;
 use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
 use crate::store::StoreOptions;
@@ -157,8 +158,10 @@ struct HookTable {
 #[serde(deny_unknown_fields)]
 struct ExecTable {
     command: Vec<String>,
+    working_dir: Option<PathBuf>,
     timeout: Option<String>,
     concurrency: Option<usize>,
+    retry: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -168,6 +171,7 @@ struct HttpTable {
     secret: Option<OneOrMore>,
     timeout: Option<String>,
     concurrency: Option<usize>,
+    retry: Option<Vec<String>>,
     ca_file: Option<PathBuf>,
     #[serde(default)]
     insecure: bool,
@@ -618,15 +622,42 @@ impl Builder<'_> {
     }
 
     fn exec(&mut self, key: &str, name: String, table: ExecTable) -> Option<NamedHook> {
-        let hook = ExecHook::new(table.command);
-        if let Err(error) = hook.check() {
-            self.mistake(format!("{key}.exec.command"), error.to_string());
+        let mut hook = ExecHook::new(table.command);
+        if let Some(folder) = table.working_dir {
+            hook = hook.working_dir(folder);
+        }
+        match hook.check() {
+            Ok(()) => {}
+            Err(error @ BadCommand::NoFolder(_)) => {
+                self.mistake(format!("{key}.exec.working_dir"), error.to_string());
+            }
+            Err(error) => self.mistake(format!("{key}.exec.command"), error.to_string()),
         }
         let timeout = self.duration(&format!("{key}.exec.timeout"), table.timeout.as_deref());
         let hook = NamedHook::new(name, AnyHook::built_in(hook))
             .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
             .concurrency(table.concurrency.unwrap_or(limits::HOOK_CONCURRENCY_COUNT));
-        Some(hook)
+        Some(self.retrying(hook, &format!("{key}.exec.retry"), table.retry.as_deref()))
+    }
+
+    /// The hook with its own retry list, if it has one.
+    fn retrying(&mut self, hook: NamedHook, key: &str, waits: Option<&[String]>) -> NamedHook {
+        let Some(waits) = waits else { return hook };
+        let most = limits::RETRY_LIST_MAX_COUNT;
+        if waits.is_empty() || waits.len() > most {
+            self.mistake(key, format!("it has {} waits; there is room for 1 to {most}: one failure more than there are waits, and the job is dead", waits.len()));
+        }
+        let mut millis = Vec::new();
+        for (index, text) in waits.iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            let Some(wait) = self.duration(&key, Some(text)) else { continue };
+            let (least, most) = (limits::RETRY_LIST_WAIT_MIN_S, limits::RETRY_LIST_WAIT_MAX_S);
+            if wait < Duration::from_secs(least) || wait > Duration::from_secs(most) {
+                self.mistake(key, format!("`{text}` is not between {least} s and {} h", most / 3600));
+            }
+            millis.push(self::millis(wait));
+        }
+        hook.retry(Schedule::from_millis(millis))
     }
 
     fn http(&mut self, key: &str, name: String, table: HttpTable) -> Option<NamedHook> {
@@ -649,7 +680,7 @@ impl Builder<'_> {
         let hook = NamedHook::new(name, AnyHook::from(hook))
             .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
             .concurrency(concurrency);
-        Some(hook)
+        Some(self.retrying(hook, &format!("{key}.retry"), table.retry.as_deref()))
     }
 
     fn webhook_keys(&mut self, key: &str, secret: Option<OneOrMore>) -> Option<WebhookKeys> {

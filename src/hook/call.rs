@@ -36,6 +36,10 @@ pub struct Context {
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
+    /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`, ready to
+    /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
+    /// marketplaces, and where product or buyer are not known.
+    pub dashscope_euid: Option<String>,
 }
 
 /// Make what was bought.
@@ -245,6 +249,8 @@ pub struct CallFacts<'a> {
     pub account: &'a str,
     /// The endpoint the callback came through.
     pub endpoint: &'a str,
+    /// The value of `x-dashscope-euid`, where there is one.
+    pub dashscope_euid: Option<String>,
 }
 
 /// A call that needs an instance was built without one: a bug in whoever built it.
@@ -396,6 +402,7 @@ impl Context {
             action_name: facts.callback.action_name.clone(),
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
+            dashscope_euid: facts.dashscope_euid.clone(),
         }
     }
 }
@@ -554,6 +561,8 @@ pub(crate) mod tests {
             began: true,
             tombstone: false,
             adopted: false,
+            claimed_at: None,
+            tenant: None,
             created_at: at("2026-01-01T00:00:00Z"),
             updated_at: at("2026-01-01T00:00:05Z"),
         }
@@ -569,6 +578,7 @@ pub(crate) mod tests {
             received_at: at("2026-01-01T00:00:00Z"),
             account: "acme",
             endpoint: "alibaba-cn",
+            dashscope_euid: None,
         })
         .unwrap()
     }
@@ -609,12 +619,13 @@ pub(crate) mod tests {
             "deadline": "2026-01-01T00:10:00Z", "received_at": "2026-01-01T00:00:00Z",
             "account": "acme", "endpoint": "alibaba-cn",
             "action_name": "createInstance", "order_id": "order-1",
-            "parameters": {"aliUid": "10001"},
+            "parameters": {"aliUid": "10001"}, "dashscope_euid": null,
             "instance": {
                 "id": null, "order_biz_id": "biz-1", "state": "pending", "account": "acme",
                 "endpoint": "alibaba-cn", "buyer": "10001", "product": "cmgj000001", "sku": "basic",
                 "order_id": "order-1", "trial": false, "expires_on": null, "expires_on_raw": null,
                 "items": {}, "began": false, "tombstone": false, "adopted": false,
+                "claimed_at": null, "tenant": null,
                 "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:05Z"
             },
             "buyer": "10001", "product": "cmgj000001", "sku": "basic", "trial": null,
@@ -703,6 +714,7 @@ pub(crate) mod tests {
                 received_at: Timestamp::UNIX_EPOCH,
                 account: "acme",
                 endpoint: "e",
+                dashscope_euid: None,
             };
             let free = matches!(action, Action::Payment | Action::Query | Action::Other);
             assert_eq!(Call::new(facts).is_ok(), free, "{action}");

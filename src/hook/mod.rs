@@ -202,8 +202,11 @@ impl HookError {
     }
 }
 
-impl<E: Error + Send + Sync + 'static> From<E> for HookError {
+/// So that `?` works on whatever says what went wrong: every [`Error`], `Box<dyn Error + Send + Sync>`, the
+/// boxes of the error crates, and a mere text. It may work later, so it is a retry.
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HookError {
     fn from(error: E) -> HookError {
+        let error = error.into();
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
