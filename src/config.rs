@@ -401,6 +401,7 @@ impl Builder<'_> {
         if let Some(window) = self.duration("policy.secrets_window", file.policy.secrets_window.as_deref()) {
             store.secrets_window_ms = millis(window);
         }
+        self.check_routes(&file.route, &file.endpoint);
         let endpoints = self.endpoints(file.endpoint);
         let runner = self.runner(file.hook, file.route, hook);
         Some(Config {
@@ -607,6 +608,18 @@ impl Builder<'_> {
         }
         let runner = Runner::new(named, routes);
         runner.map_err(|wrong| wrong.iter().for_each(|wrong| self.mistake("route", wrong.to_string()))).ok()
+    }
+
+    /// A route whose endpoint is misspelt would match nothing, and nobody would hear of it.
+    fn check_routes(&mut self, routes: &[RouteTable], endpoints: &[EndpointTable]) {
+        let names: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+        for (index, route) in routes.iter().enumerate() {
+            let Some(wanted) = route.endpoint.as_deref().filter(|wanted| !names.contains(wanted)) else {
+                continue;
+            };
+            let text = format!("no endpoint is called `{wanted}`; there is {}", names.join(", "));
+            self.mistake(format!("route[{index}].endpoint"), text);
+        }
     }
 
     fn hook(&mut self, key: &str, table: HookTable) -> Option<NamedHook> {

@@ -24,6 +24,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -32,7 +33,7 @@ use crate::clock::plus_millis;
 use crate::limits;
 
 /// What has been applied to an instance so far. What is still coming is in its lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Bought, not yet provisioned.
@@ -71,7 +72,7 @@ impl std::fmt::Display for State {
 }
 
 /// One sold instance, as far as it has been applied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The id the marketplace knows it by; `None` until the create hook has finished.
     pub id: Option<String>,

@@ -5,10 +5,12 @@
 //! tell a wrong configuration from a disk that is full.
 
 mod demo;
+mod hook;
 mod keys;
 mod mend;
 mod output;
 mod replay;
+mod route;
 mod scenario;
 mod serve;
 mod show;
@@ -147,6 +149,11 @@ enum Command {
     Restore(mend::RestoreArguments),
     /// What people did by hand.
     Acts(show::ActsArguments),
+    /// Say which hook an order would go to, and why.
+    Route(route::RouteArguments),
+    /// Help for whoever writes a hook.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// What was sold.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
@@ -237,6 +244,8 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
+        Command::Route(arguments) => route::route(arguments, hook, output),
+        Command::Hook(command) => hook::hook(command, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::callback::{Action, Callback, Expiry, Parameters};
@@ -15,7 +16,7 @@ use crate::instance::{Instance, State};
 pub const SCHEMA: &str = "spid.hook/1";
 
 /// What every call carries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Context {
     /// The same for every attempt at this job, and for nothing else, ever.
@@ -43,7 +44,7 @@ pub struct Context {
 }
 
 /// Make what was bought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct CreateCall {
     /// What every call carries.
@@ -66,7 +67,7 @@ pub struct CreateCall {
 }
 
 /// Extend the term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RenewCall {
     /// What every call carries.
@@ -86,7 +87,7 @@ pub struct RenewCall {
 }
 
 /// Take a renewal back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RefundRenewCall {
     /// What every call carries.
@@ -103,7 +104,7 @@ pub struct RefundRenewCall {
 }
 
 /// One billed quantity before and after an upgrade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
     /// What it was; `None` when it is new.
     pub from: Option<String>,
@@ -112,7 +113,7 @@ pub struct Change {
 }
 
 /// Change the SKU or the billed quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct UpgradeCall {
     /// What every call carries.
@@ -133,7 +134,7 @@ pub struct UpgradeCall {
 }
 
 /// Take away the use, keep the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ExpireCall {
     /// What every call carries.
@@ -144,7 +145,7 @@ pub struct ExpireCall {
 }
 
 /// Give everything up for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ReleaseCall {
     /// What every call carries.
@@ -161,7 +162,7 @@ pub struct ReleaseCall {
 }
 
 /// A buyer's browser wants in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct SignOnCall {
     /// What every call carries.
@@ -172,7 +173,7 @@ pub struct SignOnCall {
 }
 
 /// An order was paid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct PaymentCall {
     /// What every call carries.
@@ -191,7 +192,7 @@ pub struct PaymentCall {
 }
 
 /// Anything the dialect passes on unread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct OtherCall {
     /// What every call carries.

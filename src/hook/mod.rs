@@ -51,6 +51,7 @@ pub mod http;
 pub mod leftovers;
 pub mod log;
 pub mod runner;
+pub mod schema;
 
 use self::leftovers::Leftovers;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
