@@ -33,13 +33,29 @@ pub fn call() -> Value {
         of::<PaymentCall>(Action::Payment, &mut generator),
         of::<OtherCall>(Action::Other, &mut generator),
     ];
-    json!({
+    let mut schema = json!({
         "$schema": DIALECT,
         "title": format!("{SCHEMA}: a call"),
         "description": "What a hook gets: on standard input, or as the body of a POST.",
         "oneOf": calls,
         "$defs": generator.take_definitions(true),
-    })
+    });
+    reword(&mut schema);
+    schema
+}
+
+/// The descriptions are those of the Rust types; JSON has another word for nothing.
+fn reword(schema: &mut Value) {
+    match schema {
+        Value::Object(members) => {
+            if let Some(Value::String(text)) = members.get_mut("description") {
+                *text = text.replace("`None`", "null").replace('\n', " ");
+            }
+            members.values_mut().for_each(reword);
+        }
+        Value::Array(items) => items.iter_mut().for_each(reword),
+        _ => {}
+    }
 }
 
 /// The call of one action: its own members, behind the version and the action's name.
@@ -135,6 +151,7 @@ mod tests {
             assert!(wrong.is_empty(), "{action}: {wrong:?}");
             sent["grown"] = json!(true);
             assert!(calls.is_valid(&sent), "{action}: contracts grow by members");
+            assert!(!call().to_string().contains("None"), "a word of Rust");
             sent["schema"] = json!("spid.hook/2");
             assert!(!calls.is_valid(&sent), "{action}: another version");
         }
