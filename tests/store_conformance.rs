@@ -13,16 +13,18 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::*;
 use spid::callback::{Action, Answer, Callback, Expiry, Field, InstanceRef, Outcome};
 use spid::clock::Clock;
 use spid::instance::{Policy, State};
-use spid::job;
+use spid::job::{self, Schedule};
 use spid::limits;
 use spid::signature::Secret;
 use spid::store::{
-    Acceptance, Act, Ending, Filter, Finished, Reader, Reply, Store, StoreError, StoreOptions,
+    Acceptance, Act, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
+    StoreOptions,
 };
 
 const CANARY: &str = "fake-password-canary";
@@ -612,4 +614,52 @@ async fn a_backup_of_version_1_is_restored_into_a_database_of_today() {
     let held = Reader::open(&path).unwrap().jobs(&all()).unwrap();
     assert_eq!(held.iter().filter(|job| job.state == job::State::Held).count(), 2);
     assert!(open(&path).await.is_ok());
+}
+
+/// The products whose hooks have a list of their own: one wait, and five.
+fn lists() -> Schedules {
+    let waits = |product: &str| match product {
+        "short" => Some(Schedule::from_millis(vec![50_000])),
+        "long" => Some(Schedule::from_millis(vec![10_000; 5])),
+        _ => None,
+    };
+    Schedules {
+        usual: steady_schedule(),
+        chosen: Some(Arc::new(move |job: &Retrying<'_>| {
+            job.instance.and_then(|instance| instance.product.as_deref()).and_then(waits)
+        })),
+    }
+}
+
+#[tokio::test]
+async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are_lost() {
+    let retry = || Ending::Retry { error: "no".into(), after: None };
+    for (product, failures) in [("short", 2), ("usual", 4), ("long", 6)] {
+        for lost in [false, true] {
+            let clock = Clock::manual(start());
+            let options = StoreOptions { schedules: lists(), ..StoreOptions::default() };
+            let (store, _closed) = Store::in_memory(options, clock.clone()).await.unwrap();
+            let acceptance = Acceptance {
+                account: ACCOUNT.into(),
+                endpoint: "test".into(),
+                key_label: "current".into(),
+                budget: None,
+                callback: Callback { product: Some(product.into()), ..create("b") },
+                received_at: clock.now(),
+                policy: Policy::default(),
+                approved: false,
+            };
+            drop(store.accept(acceptance).await.unwrap());
+            let mut tried = 0;
+            while let Some(taken) = store.take(1).await.unwrap().taken.pop() {
+                tried += 1;
+                if !lost {
+                    store.finish(&taken.job, retry()).await.unwrap();
+                }
+                clock.advance(jiff::SignedDuration::from_mins(10));
+            }
+            let job = store.reader().jobs(&all()).unwrap().remove(0);
+            assert_eq!((job.state, tried), (job::State::Dead, failures), "{product}, lost: {lost}");
+        }
+    }
 }

@@ -98,6 +98,7 @@ impl HostField {
 ///     .id("tenant-1")
 ///     .app("https://tenant-1.app.example")
 ///     .admin("https://tenant-1.app.example/admin", "root", "fake-password")
+///     .license("fake-licence-key", "P1Y", "https://docs.app.example/licence")
 ///     .info("note", "The first start takes a minute.");
 /// assert!(!format!("{made:?}").contains("fake-password"));
 /// ```
