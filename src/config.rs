@@ -819,4 +819,51 @@ mod tests {
             assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
         }
     }
+
+    fn hook(table: &str) -> Result<Config, Vec<String>> {
+        let text = format!(
+            "[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"FAKE\" }}]\n\
+             [[hook]]\nname = \"do\"\n{table}\n"
+        );
+        let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
+        let keys = |wrong: Mistakes| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect();
+        Config::parse(&text, "spid.toml", &environment, None).map_err(keys)
+    }
+
+    #[test]
+    fn a_hook_has_a_retry_list_of_its_own() {
+        let list = |waits: &str| hook(&format!("exec = {{ command = [\"sh\"], retry = {waits} }}"));
+        let config = list(r#"["5s", "1m 30s", "24h"]"#).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+        let retry = config.runner.hooks().next().and_then(|hook| hook.retry.clone());
+        assert_eq!(retry, Some(Schedule::from_millis(vec![5_000, 90_000, 86_400_000])));
+        let many = format!("[{}]", ["\"5s\""; limits::RETRY_LIST_MAX_COUNT + 1].join(", "));
+        for (waits, key) in [
+            ("[]", "hook[0].exec.retry"),
+            (many.as_str(), "hook[0].exec.retry"),
+            (r#"["5s", "soon"]"#, "hook[0].exec.retry[1]"),
+            (r#"["999ms"]"#, "hook[0].exec.retry[0]"),
+            (r#"["25h"]"#, "hook[0].exec.retry[0]"),
+            (r#"["-5s"]"#, "hook[0].exec.retry[0]"),
+        ] {
+            assert_eq!(list(waits).err(), Some(vec![key.to_owned()]), "{waits}");
+        }
+    }
+
+    #[test]
+    fn a_working_folder_must_be_there() {
+        let folder =
+            |path: &str| hook(&format!("exec = {{ command = [\"sh\"], working_dir = \"{path}\" }}")).err();
+        assert_eq!(folder("/"), None);
+        assert_eq!(folder("/no/such/folder"), Some(vec!["hook[0].exec.working_dir".to_owned()]));
+        assert_eq!(folder("/etc/passwd"), Some(vec!["hook[0].exec.working_dir".to_owned()]));
+    }
+
+    #[test]
+    fn a_route_leads_from_an_endpoint_that_is_there() {
+        let route = |endpoint: &str| {
+            hook(&format!("log = {{}}\n[[route]]\nendpoint = \"{endpoint}\"\nhook = \"do\"")).err()
+        };
+        assert_eq!(route("a"), None);
+        assert_eq!(route("b"), Some(vec!["route[0].endpoint".to_owned()]));
+    }
 }

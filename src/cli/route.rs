@@ -3,13 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use jiff::SignedDuration;
 use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure};
 use crate::config::{Config, ProcessEnvironment};
-use crate::hook::runner::{Route, Runner};
+use crate::hook::runner::{NamedHook, Route, Runner};
 use crate::hook::{AnyHook, Subject};
+use crate::job::Schedule;
 
 #[derive(Args)]
 pub(super) struct RouteArguments {
@@ -93,13 +95,30 @@ fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Fail
     }
 }
 
-/// The routes as they are tried, for `check-config`.
+/// The hooks, and the routes to them as they are tried, for `check-config`.
 pub(super) fn print_all(runner: &Runner, output: &mut Output) -> Done {
+    for hook in runner.hooks() {
+        output.line(&format!("  hook {}", described(hook)))?;
+        let leads = |name: &str| name == hook.name;
+        if !leads(runner.default_hook()) && !runner.routes().any(|route| leads(&route.hook)) {
+            output.complain(&format!("warning: no route leads to the hook `{}`", shown(&hook.name)));
+        }
+    }
     for (index, route) in runner.routes().enumerate() {
         output.line(&format!("  route[{index}]  {} -> {}", conditions(route), shown(&route.hook)))?;
     }
     let rest = if runner.routes().next().is_some() { "everything else" } else { "everything" };
     output.line(&format!("  {rest} -> {}", shown(runner.default_hook())))
+}
+
+fn described(hook: &NamedHook) -> String {
+    let span = |millis: i64| format!("{:#}", SignedDuration::from_millis(millis));
+    let usual = Schedule::default();
+    let waits: Vec<String> =
+        hook.retry.as_ref().unwrap_or(&usual).millis().iter().map(|wait| span(*wait)).collect();
+    let timeout = span(i64::try_from(hook.timeout.as_millis()).unwrap_or(i64::MAX));
+    let (name, concurrency) = (shown(&hook.name), hook.concurrency);
+    format!("{name}  timeout: {timeout}  concurrency: {concurrency}  retry: {}", waits.join(", "))
 }
 
 fn conditions(route: &Route) -> String {

@@ -226,6 +226,8 @@ pub struct Runner {
 
 #[derive(Debug)]
 struct Inner {
+    /// All of them, those that no route leads to as well.
+    hooks: Vec<Arc<Entry>>,
     default: Arc<Entry>,
     routes: Vec<(Route, Arc<Entry>)>,
 }
@@ -246,9 +248,10 @@ impl Runner {
                 None => mistakes.push(BadRouting::UnknownHook(route.hook)),
             }
         }
-        match entries.into_iter().next() {
+        match entries.first().cloned() {
             Some(default) if mistakes.is_empty() => {
-                Ok(Runner { inner: Arc::new(Inner { default, routes: resolved }), leftovers: None })
+                let inner = Inner { hooks: entries, default, routes: resolved };
+                Ok(Runner { inner: Arc::new(inner), leftovers: None })
             }
             _ => Err(mistakes),
         }
@@ -266,6 +269,11 @@ impl Runner {
             Some((index, (route, entry))) => Routed { hook: &entry.named.name, route: Some((index, route)) },
             None => Routed { hook: self.default_hook(), route: None },
         }
+    }
+
+    /// The hooks, in the order they were given.
+    pub fn hooks(&self) -> impl Iterator<Item = &NamedHook> {
+        self.inner.hooks.iter().map(|entry| &entry.named)
     }
 
     /// The routes, in the order in which they are tried.
