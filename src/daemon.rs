@@ -286,7 +286,8 @@ fn dialects(endpoints: &[(String, Endpoint)]) -> Dialects {
     endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect()
 }
 
-/// The store knows no hooks: it is told how to find the retry list of the one a job is for.
+/// The store knows no hooks: it is told how to find the retry list of the one a job is for. Whoever embeds
+/// a daemon may have chosen otherwise.
 fn with_retry_lists(mut options: StoreOptions, runner: &Runner) -> StoreOptions {
     let runner = runner.clone();
     options.schedules.chosen.get_or_insert_with(|| {

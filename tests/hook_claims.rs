@@ -26,7 +26,7 @@ use serde_json::Value;
 const DIES_ONCE: &str = r#"
 name=$SPID_ACTION-$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT
 cat > "call-$name.json"
-"$@" < "call-$name.json" > "answer-$name.json" || exit
+"$@" < "call-$name.json" > "answer-$name.json" || { code=$?; cat "answer-$name.json"; exit $code; }
 [ -e "died-$SPID_ACTION" ] || { : > "died-$SPID_ACTION"; kill -KILL $$; }
 cat "answer-$name.json"
 "#;
@@ -242,4 +242,13 @@ fn an_order_waits_for_approval_and_is_made_once() {
     );
     daemon.deliver_until_done(&about(RELEASE, "t-biz-1"));
     assert_eq!(home.state("t-biz-1"), "released");
+
+    let huge = create("biz-2").with("seats", "5000");
+    assert_eq!(daemon.deliver(&huge).id(), "0");
+    until("it waits for a person", || home.list(&["held", "list"]).pop());
+    let refused = run(app(&home, "approval.py", &["refuse", "biz-2", "we do not have that many"]));
+    assert_eq!(refused.code, 0, "{}", refused.stderr);
+    let job = until("it is refused", || home.list(&["jobs", "list", "--state", "refused"]).pop());
+    assert_eq!(job["note"], "we do not have that many");
+    assert_eq!(run(app(&home, "approval.py", &["approve", "biz-2", "after all"])).code, 1);
 }
