@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -16,8 +17,9 @@ use tokio::time::timeout;
 
 use crate::admin::Admin;
 use crate::clock::Clock;
-use crate::dispatch::{Dispatch, DispatchOptions};
+use crate::dispatch::{Dialects, Dispatch, DispatchOptions};
 use crate::front::Front;
+use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions};
@@ -25,7 +27,7 @@ use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
-use crate::store::{Closed, Store, StoreError, StoreOptions};
+use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
 
 /// What a daemon is made of.
 pub struct DaemonOptions {
@@ -136,9 +138,10 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         let metrics = Metrics::default();
+        let choices = with_retry_lists(options.store, &options.runner);
         let (store, closed) = match &options.store_path {
-            Some(path) => Store::open(path, options.store, options.clock.clone()).await?,
-            None => Store::in_memory(options.store, options.clock.clone()).await?,
+            Some(path) => Store::open(path, choices, options.clock.clone()).await?,
+            None => Store::in_memory(choices, options.clock.clone()).await?,
         };
         log_backlog(&store);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
@@ -155,7 +158,8 @@ impl Daemon {
         });
         let (stop_dispatch, stopping) = watch::channel(false);
         let dispatch =
-            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch)
+                .speaking(dialects(&options.endpoints));
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;
@@ -275,6 +279,24 @@ fn serve(
         };
         http::serve(listener, options, handler, stop).await
     })
+}
+
+/// How the marketplace behind each endpoint speaks.
+fn dialects(endpoints: &[(String, Endpoint)]) -> Dialects {
+    endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect()
+}
+
+/// The store knows no hooks: it is told how to find the retry list of the one a job is for. Whoever embeds
+/// a daemon may have chosen otherwise.
+fn with_retry_lists(mut options: StoreOptions, runner: &Runner) -> StoreOptions {
+    let runner = runner.clone();
+    options.schedules.chosen.get_or_insert_with(|| {
+        Arc::new(move |failed: &Retrying<'_>| {
+            let subject = Subject::new(failed.endpoint, failed.callback, failed.instance);
+            runner.retry(&subject).cloned()
+        })
+    });
+    options
 }
 
 /// Kills the hooks that a dead daemon of this database left running.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, plus_millis};
+use crate::dialect::Dialect;
 use crate::hook::runner::{Attempted, Runner, Slot};
 use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
@@ -104,7 +105,11 @@ pub struct Dispatch {
     held: Held,
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
+    dialects: Arc<Dialects>,
 }
+
+/// How the marketplace behind each endpoint speaks, by the endpoint's name.
+pub type Dialects = BTreeMap<String, &'static dyn Dialect>;
 
 impl Dispatch {
     /// A dispatcher for the jobs of `store`.
@@ -116,7 +121,13 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
-        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room }
+        let dialects = Arc::default();
+        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, dialects }
+    }
+
+    /// The same, with what a marketplace alone can say about its buyers.
+    pub fn speaking(self, dialects: Dialects) -> Dispatch {
+        Dispatch { dialects: Arc::new(dialects), ..self }
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -247,6 +258,7 @@ impl Dispatch {
             runner: self.runner.clone(),
             stop: stop.clone(),
             room: self.room.clone(),
+            dialects: self.dialects.clone(),
         };
         running.spawn(async move {
             attempt.run(taken, place).await;
@@ -336,6 +348,7 @@ struct Attempt {
     runner: Runner,
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
+    dialects: Arc<Dialects>,
 }
 
 impl Attempt {
@@ -378,6 +391,7 @@ impl Attempt {
             received_at: origin.received_at,
             account: &origin.account,
             endpoint: &origin.endpoint,
+            dashscope_euid: self.dashscope_euid(taken, &subject),
         });
         match call {
             Ok(call) => {
@@ -386,6 +400,12 @@ impl Attempt {
             }
             Err(error) => Ending::Retry { error: error.to_string(), after: None },
         }
+    }
+
+    /// The buyer and the product are the instance's, so the marketplace is the one it was bought at.
+    fn dashscope_euid(&self, taken: &Taken, subject: &Subject<'_>) -> Option<String> {
+        let bought_at = taken.instance.as_ref().map_or(&taken.origin.endpoint, |instance| &instance.endpoint);
+        self.dialects.get(bought_at)?.dashscope_euid(subject.product?, subject.buyer?)
     }
 
     fn ending(&self, job: &JobRow, attempted: Attempted) -> Ending {

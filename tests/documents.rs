@@ -158,8 +158,18 @@ fn every_command_the_documents_name_exists() {
                 .take(2)
                 .collect();
             let nested = ["instances", "jobs", "callbacks", "held", "hook"];
-            let plain =
-                ["serve", "check-config", "demo", "sign", "verify", "replay", "backup", "restore", "acts"];
+            let plain = [
+                "serve",
+                "check-config",
+                "demo",
+                "sign",
+                "verify",
+                "replay",
+                "backup",
+                "restore",
+                "acts",
+                "route",
+            ];
             if nested.contains(&words[0])
                 && words.len() == 2
                 && !words[1].is_empty()

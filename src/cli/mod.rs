@@ -11,6 +11,7 @@ mod keys;
 mod mend;
 mod output;
 mod replay;
+mod route;
 mod scenario;
 mod serve;
 mod show;
@@ -143,15 +144,17 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
-    /// What hook authors need.
-    #[command(subcommand)]
-    Hook(hook::HookCommand),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
     Restore(mend::RestoreArguments),
     /// What people did by hand.
     Acts(show::ActsArguments),
+    /// Say which hook an order would go to, and why.
+    Route(route::RouteArguments),
+    /// Help for whoever writes a hook.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// What was sold.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
@@ -243,6 +246,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
+        Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),

@@ -62,6 +62,8 @@ pub(super) enum InstancesCommand {
     },
     /// Finish what an instance waits for: what a hook left pending, or what you did by hand.
     Complete(mend::CompleteArguments),
+    /// Keep that the buyer has come and taken it: signed up, or chose a tenant.
+    Claim(mend::ClaimArguments),
     /// Release an instance as if the marketplace had asked for it.
     Release(mend::ReleaseArguments),
     /// Take over instances that lived before spid did.
@@ -173,6 +175,11 @@ struct Waiting {
     instance: Option<String>,
     action: &'static str,
     since: Timestamp,
+    /// The calls of the marketplace it has spent, and how many there are.
+    deliveries: u64,
+    budget: Option<u32>,
+    #[serde(skip)]
+    tries: String,
     reason: String,
 }
 
@@ -191,6 +198,7 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             if show.json { output.json(&life) } else { print_life(&life, output) }
         }
         InstancesCommand::Complete(arguments) => mend::complete(arguments, output),
+        InstancesCommand::Claim(arguments) => mend::claim(arguments, output),
         InstancesCommand::Release(arguments) => mend::release(arguments, output),
         InstancesCommand::Import(arguments) => mend::import(arguments, output),
     }
@@ -211,9 +219,10 @@ fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
             text(instance.product.as_deref()),
             text(instance.sku.as_deref()),
             time(instance.expires_on),
+            time(instance.claimed_at),
         ]
     };
-    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES"];
+    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES", "CLAIMED"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
@@ -271,6 +280,8 @@ fn print_life(life: &Life, output: &mut Output) -> Done {
         ("trial", instance.trial.map_or_else(|| "-".to_owned(), |trial| trial.to_string())),
         ("expires_on", time(instance.expires_on)),
         ("created_at", instance.created_at.to_string()),
+        ("claimed_at", time(instance.claimed_at)),
+        ("tenant", text(instance.tenant.as_deref())),
     ];
     for (name, value) in facts {
         output.line(&format!("{name:<13} {}", shown(&value)))?;
@@ -447,11 +458,12 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
             row.action.to_owned(),
             text(row.instance.as_deref()),
             row.since.to_string(),
+            row.tries.clone(),
             row.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
             row.reason.clone(),
         ]
     };
-    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "JOB", "REASON"];
+    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "TRIES", "JOB", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
@@ -488,9 +500,12 @@ fn waiting(reader: &Reader, limit: usize) -> Result<Vec<Waiting>, Failure> {
             callback: row.number,
             job: None,
             instance: instance_name(reader, row.instance)?,
+            tries: tries(&row),
             account: row.account,
             action: row.action.as_str(),
             since: row.received_at,
+            deliveries: row.deliveries,
+            budget: row.budget,
             reason: row.reason.unwrap_or_default(),
         });
     }
@@ -510,9 +525,12 @@ fn waiting(reader: &Reader, limit: usize) -> Result<Vec<Waiting>, Failure> {
             callback: row.number,
             job: Some(job.id),
             instance: instance_name(reader, job.instance)?,
+            tries: tries(&row),
             account: row.account,
             action: job.action.as_str(),
             since: job.attempted_at.unwrap_or(job.created_at),
+            deliveries: row.deliveries,
+            budget: row.budget,
             reason: job.note.unwrap_or_default(),
         });
     }

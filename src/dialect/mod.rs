@@ -87,6 +87,13 @@ pub trait Dialect: Send + Sync {
     /// the look of the answer: nothing in it has been verified.
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply;
 
+    /// The value of the header `x-dashscope-euid` with which a product that calls Model Studio (Bailian)
+    /// says for whose sake it calls: for the buyer of this product. `None` where the marketplace has no
+    /// such thing, or one of the two cannot stand in a header.
+    fn dashscope_euid(&self, _product: &str, _buyer: &str) -> Option<String> {
+        None
+    }
+
     /// The way out: a signed request as this marketplace would send it. `action` is the
     /// marketplace's word; parameters are its names and values in the order they are to be sent.
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest;

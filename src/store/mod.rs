@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::callback::{Answer, Callback, Outcome};
 use crate::clock::{Clock, Id, Ids};
+use crate::instance::Instance;
 use crate::job::Schedule;
 use crate::limits;
 use crate::seal::{SealError, Sealer};
@@ -39,7 +40,7 @@ use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
+pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
 pub use writer::Taking;
@@ -110,11 +111,56 @@ impl From<SealError> for StoreError {
     }
 }
 
+/// What a retry schedule is chosen by: a job, as the store sees it when the attempt has failed or was lost.
+#[derive(Debug, Clone, Copy)]
+pub struct Retrying<'a> {
+    /// The endpoint the callback came through.
+    pub endpoint: &'a str,
+    /// What was asked.
+    pub callback: &'a Callback,
+    /// The instance as applied now.
+    pub instance: Option<&'a Instance>,
+}
+
+/// The retry schedules: the usual one, and where somebody chose another.
+///
+/// It is asked inside the transaction that keeps the failure, also of the attempts that a dead daemon left
+/// behind: nobody else is there to say what their schedule was.
+#[derive(Clone, Default)]
+pub struct Schedules {
+    /// For every job that nothing else is chosen for.
+    pub usual: Schedule,
+    /// The choice; `None` for the usual one.
+    pub chosen: Option<Arc<ChooseSchedule>>,
+}
+
+/// Chooses a job's own schedule, if it has one.
+pub type ChooseSchedule = dyn Fn(&Retrying<'_>) -> Option<Schedule> + Send + Sync;
+
+impl Schedules {
+    fn of(&self, retrying: &Retrying<'_>) -> Schedule {
+        let chosen = self.chosen.as_ref().and_then(|chosen| chosen(retrying));
+        chosen.unwrap_or_else(|| self.usual.clone())
+    }
+}
+
+impl From<Schedule> for Schedules {
+    fn from(usual: Schedule) -> Schedules {
+        Schedules { usual, chosen: None }
+    }
+}
+
+impl std::fmt::Debug for Schedules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Schedules").field("usual", &self.usual).finish_non_exhaustive()
+    }
+}
+
 /// What can be chosen about a store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// The retry schedule of jobs.
-    pub schedule: Schedule,
+    /// The retry schedules of jobs.
+    pub schedules: Schedules,
     /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
     pub secrets_window_ms: i64,
     /// The file with the sealing key; beside the database when `None`.
@@ -137,7 +183,7 @@ impl StoreOptions {
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
-            schedule: Schedule::default(),
+            schedules: Schedules::default(),
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
             ids: Ids::default(),
@@ -208,7 +254,7 @@ pub enum Reply {
 /// What the writer thread and the handles share.
 pub(crate) struct Shared {
     pub(crate) signals: Signals,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedules: Schedules,
 }
 
 enum Backing {
@@ -428,7 +474,7 @@ impl Store {
         clock: Clock,
     ) -> (Store, Writer<B>) {
         let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        let shared = Arc::new(Shared { signals, schedules: options.schedules });
         let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
         let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
@@ -631,7 +677,7 @@ impl Store {
             job: job.number,
             attempt: job.attempts,
             ending,
-            schedule: self.inner.shared.schedule.clone(),
+            schedules: self.inner.shared.schedules.clone(),
             now: self.inner.clock.now(),
         };
         let finished =

@@ -207,7 +207,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
         Command::Take { limit, held, now, reply } => {
             let done = guarded(backend, usable, |rows| {
                 let until = plus_millis(now, limits::LEASE_MS);
-                let taken = ledger::take(rows, limit, &held, until, &shared.schedule, now)?;
+                let taken = ledger::take(rows, limit, &held, until, &shared.schedules, now)?;
                 Ok(Taking { taken, next_due: rows.next_due(now)? })
             });
             After::Take { done, reply }
@@ -218,7 +218,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             After::Unit { done, reply }
         }
         Command::Recover { now, reply } => {
-            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedule, now, |_| true);
+            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, now, |_| true);
             After::Recover { done: guarded(backend, usable, recover), reply }
         }
         Command::Count { counts, reply } => {
