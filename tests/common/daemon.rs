@@ -99,10 +99,25 @@ impl Home {
         home
     }
 
+    /// With a marketplace that is patient, and this hook: the rest of a `[[hook]]` table.
+    pub(crate) fn hooked(hook: &str) -> Home {
+        let home = Home::empty();
+        home.configure(&home.config("60s", hook));
+        home
+    }
+
     /// With the log hook.
     pub(crate) fn with_log_hook() -> Home {
         let home = Home::empty();
         home.configure(&home.config("5s", "log = {}"));
+        home
+    }
+
+    /// For a program that has its hook inside.
+    pub(crate) fn without_hook() -> Home {
+        let home = Home::hooked("");
+        let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+        home.configure(text.split("[[hook]]").next().unwrap());
         home
     }
 
@@ -186,6 +201,15 @@ name = "provision"
     pub(crate) fn start_with(&self, arguments: &[&str]) -> Daemon {
         let mut command = self.command(&["serve", "--config"]);
         command.arg(self.path("spid.toml")).args(arguments);
+        Daemon::spawn(command)
+    }
+
+    /// Starts a program that is spid with a hook inside.
+    pub(crate) fn start_program(&self, program: &Path, environment: &[(&str, String)]) -> Daemon {
+        let mut command = Command::new(program);
+        command.args(["serve", "--config"]).arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         Daemon::spawn(command)
     }
 
