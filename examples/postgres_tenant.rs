@@ -46,6 +46,11 @@ use spid::instance::Instance;
 use spid::signature::Secret;
 use tokio_postgres::{Client, Config, NoTls};
 
+/// A session whose other end vanished with its machine gives the lock up, too; and notices that a step was
+/// done before are no news.
+const SESSION: &str =
+    "SET idle_session_timeout = '1min'; SET lock_timeout = '1min'; SET client_min_messages = warning";
+
 struct Tenants {
     admin: Config,
     secret: Secret,
@@ -104,8 +109,7 @@ impl Tenants {
     async fn lock(&self, tenant: &Tenant) -> Result<Client, HookError> {
         let (client, connection) = self.admin.connect(NoTls).await?;
         tokio::spawn(connection);
-        // A session whose other end vanished with its machine gives the lock up, too.
-        client.batch_execute("SET idle_session_timeout = '1min'; SET lock_timeout = '1min'").await?;
+        client.batch_execute(SESSION).await?;
         client.execute("SELECT pg_advisory_lock(hashtextextended($1, 0))", &[&tenant.name]).await?;
         Ok(client)
     }

@@ -1,6 +1,11 @@
 //! `examples/postgres_tenant.rs` against a real PostgreSQL: a whole life, killed between the role and
 //! the database, and attempts that overlap.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
 
 #[path = "common/daemon.rs"]
 mod daemon;
@@ -14,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use daemon::{Daemon, Home, about, create, encode, renew, until, upgrade};
+use examples::Kept;
 
 /// Where the newest PostgreSQL is; `None`, having said so, without one.
 fn programs() -> Option<PathBuf> {
@@ -43,14 +49,11 @@ fn unprivileged() -> Option<(u32, u32)> {
     user("postgres").or_else(|| user("nobody"))
 }
 
-/// The server, and its end when the test's end of standard input closes, however the test dies.
-const KEEPER: &str = r#""$@" & read -r _; kill -QUIT $!; wait"#;
-
 /// A PostgreSQL of the test's own, behind a socket in a folder of its own.
 struct Cluster {
     programs: PathBuf,
     folder: tempfile::TempDir,
-    keeper: Child,
+    _server: Kept,
 }
 
 impl Cluster {
@@ -60,26 +63,18 @@ impl Cluster {
         if let Some((user, group)) = unprivileged() {
             chown(home, Some(user), Some(group)).unwrap();
         }
-        let mut initdb = own(home, &programs.join("initdb"));
+        let mut initdb = demoted(Command::new(programs.join("initdb")), home);
         initdb.args(["--no-sync", "--no-locale", "--encoding=UTF8", "--username=postgres", "--auth=trust"]);
         let made = initdb.arg("-D").arg(&data).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let rules = "local all postgres trust\nlocal all provisioner trust\nlocal all all scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
 
-        let mut keeper = own(home, Path::new("sh"));
-        keeper
-            .args(["-c", KEEPER, "sh"])
-            .arg(programs.join("postgres"))
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(home);
-        keeper.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "log_statement=all"]);
-        let log = std::fs::File::create(home.join("log")).unwrap();
-        keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
-        let keeper = keeper.spawn().unwrap();
-        let cluster = Cluster { programs, folder, keeper };
+        let mut server = demoted(Kept::command(&programs.join("postgres")), home);
+        server.arg("-D").arg(&data).arg("-k").arg(home);
+        server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "log_statement=all"]);
+        server.stderr(std::fs::File::create(home.join("log")).unwrap());
+        let cluster = Cluster { _server: Kept::start(server), programs, folder };
         until("the server is ready", || cluster.psql(&cluster.admin(), "SELECT 1").ok());
         cluster.ask("CREATE ROLE provisioner LOGIN CREATEROLE CREATEDB");
         cluster.ask("CREATE DATABASE provisioning OWNER provisioner");
@@ -160,21 +155,13 @@ impl Cluster {
     }
 }
 
-/// A program of the server, as a user it accepts.
-fn own(home: &Path, program: &Path) -> Command {
-    let mut command = Command::new(program);
+/// A program of the server, run as a user it accepts.
+fn demoted(mut command: Command, home: &Path) -> Command {
     if let Some((user, group)) = unprivileged() {
         command.uid(user).gid(group);
     }
     command.current_dir(home);
     command
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        drop(self.keeper.stdin.take());
-        let _ = self.keeper.wait();
-    }
 }
 
 /// A client that is connected. It goes when this does.

@@ -99,13 +99,6 @@ impl Home {
         home
     }
 
-    /// With a marketplace that is patient, and this hook: the rest of a `[[hook]]` table.
-    pub(crate) fn hooked(hook: &str) -> Home {
-        let home = Home::empty();
-        home.configure(&home.config("60s", hook));
-        home
-    }
-
     /// With the log hook.
     pub(crate) fn with_log_hook() -> Home {
         let home = Home::empty();
@@ -115,9 +108,8 @@ impl Home {
 
     /// For a program that has its hook inside.
     pub(crate) fn without_hook() -> Home {
-        let home = Home::hooked("");
-        let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
-        home.configure(text.split("[[hook]]").next().unwrap());
+        let home = Home::empty();
+        home.configure(home.config("60s", "").split("[[hook]]").next().unwrap());
         home
     }
 
@@ -128,7 +120,8 @@ impl Home {
         home
     }
 
-    fn config(&self, reply_within: &str, hook: &str) -> String {
+    /// The configuration of one endpoint and one hook, which is the rest of a `[[hook]]` table.
+    pub(crate) fn config(&self, reply_within: &str, hook: &str) -> String {
         let folder = self.folder.path().display();
         format!(
             r#"

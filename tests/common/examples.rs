@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -15,12 +15,22 @@ pub(crate) fn source(name: &str) -> PathBuf {
     root().join("examples").join(name)
 }
 
+/// What cargo tells a test, and a cargo inside of it must not take for its own: it would build anew what
+/// depends on it.
+const OF_THIS_PACKAGE: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
+
 /// An example in Rust. `cargo test` has built it beside this test; `cargo test --test …` has not.
 pub(crate) fn built(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(root());
     if !cfg!(debug_assertions) {
         build.arg("--release");
+    }
+    for (name, _) in std::env::vars_os() {
+        let known = name.to_str().unwrap_or_default();
+        if OF_THIS_PACKAGE.iter().any(|prefix| known.starts_with(prefix)) {
+            build.env_remove(name);
+        }
     }
     assert!(build.status().unwrap().success(), "the example does not build");
     let this = std::env::current_exe().unwrap();
@@ -41,4 +51,35 @@ pub(crate) fn skipped(missing: &[&str]) -> bool {
 pub(crate) fn folder_of(command: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).find(|folder| folder.join(command).is_file())
+}
+
+/// The server, and its end when the other end of standard input is closed.
+const KEEPER: &str =
+    r#"exec 3<&0; "$@" 3<&- & server=$!; { read -r _ <&3; kill -INT $server; } & wait $server"#;
+
+/// A server of the test's own. It ends with this, and also if the test is killed.
+pub(crate) struct Kept(Child);
+
+impl Kept {
+    /// A command that keeps this program, whose arguments may be added.
+    pub(crate) fn command(program: &Path) -> Command {
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(program);
+        keeper
+    }
+
+    pub(crate) fn start(mut keeper: Command) -> Kept {
+        Kept(keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+    }
+
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
 }
