@@ -84,7 +84,7 @@ impl Edge {
         std::fs::write(home.path("nginx"), CALLED).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(home.path("nginx"), mode).unwrap();
-        let mut nginx = Kept::command(&home.path("nginx"));
+        let mut nginx = Kept::command(&home.path("nginx"), "TERM");
         nginx.stderr(std::fs::File::create(home.path("nginx.log")).unwrap());
         let mut nginx = Kept::start(nginx);
         let ready = until("nginx is ready or gone", || match daemon::connect(version) {

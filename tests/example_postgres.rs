@@ -70,7 +70,7 @@ impl Cluster {
         let rules = "local all postgres trust\nlocal all provisioner trust\nlocal all all scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), rules).unwrap();
 
-        let mut server = demoted(Kept::command(&programs.join("postgres")), home);
+        let mut server = demoted(Kept::command(&programs.join("postgres"), "QUIT"), home);
         server.arg("-D").arg(&data).arg("-k").arg(home);
         server.args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "log_statement=all"]);
         server.stderr(std::fs::File::create(home.join("log")).unwrap());

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -53,23 +53,39 @@ pub(crate) fn folder_of(command: &str) -> Option<PathBuf> {
     std::env::split_paths(&path).find(|folder| folder.join(command).is_file())
 }
 
-/// The server, and its end when the other end of standard input is closed.
-const KEEPER: &str =
-    r#"exec 3<&0; "$@" 3<&- & server=$!; { read -r _ <&3; kill -INT $server; } & wait $server"#;
+/// Runs a server until it ends. It is sent the signal that is read from standard input, or the one for
+/// the end when the other end of that is closed.
+const KEEPER: &str = r#"
+end=$1; shift; exec 3<&0
+"$@" 3<&- & server=$!
+{ read -r signal <&3; kill -"${signal:-$end}" $server; } & wait $server"#;
 
 /// A server of the test's own. It ends with this, and also if the test is killed.
 pub(crate) struct Kept(Child);
 
 impl Kept {
-    /// A command that keeps this program, whose arguments may be added.
-    pub(crate) fn command(program: &Path) -> Command {
+    /// A command that keeps this program, whose arguments may be added, and ends it by this signal.
+    pub(crate) fn command(program: &Path, end: &str) -> Command {
         let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(program);
+        keeper.args(["-c", KEEPER, "sh", end]).arg(program).stdin(Stdio::piped()).stdout(Stdio::null());
         keeper
     }
 
     pub(crate) fn start(mut keeper: Command) -> Kept {
-        Kept(keeper.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap())
+        Kept(keeper.spawn().unwrap())
+    }
+
+    /// The next line it says, if its command has a pipe for that.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.0.stdin.take().unwrap().write_all(b"KILL\n").unwrap();
+        self.0.wait().unwrap();
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
