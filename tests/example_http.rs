@@ -135,14 +135,14 @@ fn deliver_and_kill(
     })
 }
 
-/// What the hook keeps of one instance.
-struct Kept1 {
+/// What the hook has kept of the one instance.
+struct Remembered {
     state: Value,
     answers: Vec<Value>,
 }
 
 /// A whole life; `kept` reads what the hook keeps, `torn` does to it what a power cut might.
-fn live(example: Example, kept: impl Fn() -> Kept1, torn: impl FnOnce()) {
+fn live(example: Example, kept: impl Fn() -> Remembered, torn: impl FnOnce()) {
     let (front, url) = Front::start(example);
     let home = Home::empty();
     std::fs::write(home.path("hook-secret"), format!("{SECRET}\n")).unwrap();
@@ -196,7 +196,7 @@ fn the_python_example_lives_a_whole_life_and_two_deaths() {
         let text = std::fs::read(root.join("ob-1.json")).unwrap();
         let mut state: Value = serde_json::from_slice(&text).unwrap();
         let answers = state.as_object_mut().unwrap().remove("answers").unwrap();
-        Kept1 { state, answers: answers.as_object().unwrap().values().cloned().collect() }
+        Remembered { state, answers: answers.as_object().unwrap().values().cloned().collect() }
     };
     let torn = || std::fs::write(root.join("ob-1.new"), r#"{"state": "act"#).unwrap();
     let program = examples::source("http_hook.py");
@@ -223,7 +223,7 @@ fn the_node_example_lives_a_whole_life_and_two_deaths() {
         let text = std::fs::read_to_string(&journal).unwrap();
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let state = lines.last().unwrap()["state"].clone();
-        Kept1 { state, answers: lines.iter().map(|line| line["answer"].clone()).collect() }
+        Remembered { state, answers: lines.iter().map(|line| line["answer"].clone()).collect() }
     };
     let torn = || {
         let mut file = std::fs::OpenOptions::new().append(true).open(&journal).unwrap();

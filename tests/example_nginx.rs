@@ -17,7 +17,7 @@ use examples::Kept;
 const CALLED: &str = r#"#!/bin/sh
 printf '%s %s\n' "$PPID" "$*" >> "${0%/*}/told"
 while [ -e "${0%/*}/hold" ]; do sleep 0.02; done
-exec nginx -e "${0%/*}/error.log" -c "${0%/*}/nginx.conf" "$@"
+exec "$(PATH=$PATH:/usr/sbin command -v nginx)" -e "${0%/*}/error.log" -c "${0%/*}/nginx.conf" "$@"
 "#;
 
 /// What stands around `examples/nginx_entitlements.conf`, and the application behind it.

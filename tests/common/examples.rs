@@ -47,10 +47,11 @@ pub(crate) fn skipped(missing: &[&str]) -> bool {
     true
 }
 
-/// The folder a command is in.
+/// The folder a command is in. Servers are where only root looks for them.
 pub(crate) fn folder_of(command: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).find(|folder| folder.join(command).is_file())
+    let mut folders = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    folders.find(|folder| folder.join(command).is_file())
 }
 
 /// Runs a server until it ends. It is sent the signal that is read from standard input, or the one for
