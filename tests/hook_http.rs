@@ -1,5 +1,5 @@
 //! The `http` hook against real servers: those that answer, those that fail in every way a server can,
-//! TLS, the signature as other people's libraries see it, and the example through a whole life.
+//! TLS, the signature as other people's libraries see it. (The examples have tests/example_http.rs.)
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
