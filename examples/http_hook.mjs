@@ -45,7 +45,7 @@ class Journal {
 
   constructor(path) {
     this.file = openSync(path, "a", 0o600);
-    fsyncSync(openSync(dirname(path)));
+    fsyncSync(openSync(dirname(path))); // the name of a new file is to last as well
     const bytes = readFileSync(path);
     // Half a line is of a process that was killed while it wrote; it had not answered yet.
     this.length = bytes.lastIndexOf("\n") + 1;
@@ -73,8 +73,8 @@ class Journal {
   }
 }
 
-// A status and an answer. Nothing in here waits, so that no two calls are in here at once; work that
-// waits is looked up by its key and joined.
+// A status and an answer. Nothing in here waits, so no two calls are in here at once; work that does wait
+// needs a lock for each instance.
 function provision(journal, call) {
   const act = actions[call.action];
   if (act === undefined) return [422, { refuse: "this hook does not support that" }];
@@ -99,9 +99,9 @@ async function bodyOf(request) {
 }
 
 async function respond(journal, webhook, request) {
-  const body = await bodyOf(request);
-  if (body === undefined) return [413, {}];
   try {
+    const body = await bodyOf(request);
+    if (body === undefined) return [413, {}];
     // Over the bytes as they came. It throws if they are not spid's, or not of these five minutes.
     return provision(journal, webhook.verify(body, request.headers));
   } catch (error) {

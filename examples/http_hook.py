@@ -136,6 +136,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def respond(self):
         length = int(self.headers.get("content-length", 0))
         if length > BODY_MAX_BYTES:
+            self.close_connection = True
             return 413, {}
         body = self.rfile.read(length)
         if not is_genuine(self.server.key, self.headers, body):

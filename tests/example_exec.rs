@@ -45,11 +45,6 @@ PATH=${PATH#*:} mv "$@"
 wait_for after "$2"
 "#;
 
-fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
 /// The hook that waits here, once it does.
 fn hook_in_the_middle(home: &Home, when: &str) -> i32 {
     until("a hook is in the middle", || {
@@ -80,7 +75,7 @@ fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
     let daemon = home.start();
     let (address, order) = (daemon.address, create("ob-1").signed());
     let delivery = std::thread::spawn(move || daemon::get(address, &order));
-    kill(hook_in_the_middle(home, "before"));
+    examples::kill(hook_in_the_middle(home, "before"));
     delivery.join().unwrap();
 
     // The daemon dies at the second attempt, after everything is kept.
@@ -89,8 +84,8 @@ fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
     hook_in_the_middle(home, "after");
     assert_eq!(state().as_deref(), Some("active"), "it is done and kept");
     daemon.kill();
+    let daemon = home.start(); // which ends what was left behind
     let_go(home, "after");
-    let daemon = home.start();
     let made = daemon.deliver_until_done(&create("ob-1"));
     assert_eq!(home.list(&["jobs", "list"])[0]["attempts"], 3);
     assert_eq!(made.json()["appInfo"]["frontEndUrl"], "https://ob-1.app.example");

@@ -149,11 +149,6 @@ fn host(answer: &Answer) -> String {
     told["appInfo"]["frontEndUrl"].as_str().unwrap().strip_prefix("https://").unwrap().to_owned()
 }
 
-fn kill(pid: i32) {
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-}
-
 #[test]
 fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
     let Some(edge) = Edge::start() else { return };
@@ -167,8 +162,8 @@ fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
     edge.hook_in_the_middle();
     daemon.kill();
     assert_eq!(delivery.join().unwrap(), None, "an answer came from a dead daemon");
+    let daemon = edge.home.start(); // which ends what was left behind
     edge.let_go();
-    let daemon = edge.home.start();
     let host = host(&daemon.deliver_until_done(&create("ob-1")));
     edge.wait_for(&host, 200);
     assert_eq!(edge.get(&host).body, format!("the application of {host}"));
@@ -182,7 +177,7 @@ fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
         let hook = edge.hook_in_the_middle();
         assert!(edge.hosts().contains("frozen"), "the file says it");
         assert_eq!(edge.get(&host).status, 200, "and nginx does not");
-        kill(hook);
+        examples::kill(hook);
         edge.let_go();
         delivery.join().unwrap();
     });

@@ -54,6 +54,12 @@ pub(crate) fn folder_of(command: &str) -> Option<PathBuf> {
     folders.find(|folder| folder.join(command).is_file())
 }
 
+/// `kill -9`.
+pub(crate) fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
 /// Runs a server until it ends. It is sent the signal that is read from standard input, or the one for
 /// the end when the other end of that is closed.
 const KEEPER: &str = r#"
