@@ -81,7 +81,7 @@ function provision(journal, call) {
   const key = call.idempotency_key;
   // Done before? Then the same answer again, the same password too: that is all of idempotency.
   if (!journal.answers.has(key)) {
-    const instance = `${call.account}/${call.instance.order_biz_id}`;
+    const instance = JSON.stringify([call.account, call.instance.order_biz_id]);
     journal.keep({ key, instance, ...act(call, journal.states.get(instance)) });
   }
   return [200, journal.answers.get(key)];

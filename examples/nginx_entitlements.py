@@ -110,7 +110,7 @@ def reload(path, address, nginx):
 
 
 def host_of(instance, domain):
-    sold = f"{instance['account']}/{instance['order_biz_id']}"
+    sold = f"{instance['account']}\0{instance['order_biz_id']}"  # no name holds a NUL
     return f"t{hashlib.sha256(sold.encode()).hexdigest()[:20]}.{domain}"
 
 

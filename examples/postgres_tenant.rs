@@ -60,19 +60,20 @@ struct Tenants {
 
 /// One instance as PostgreSQL knows it.
 struct Tenant {
-    /// The marketplace's own name of it.
-    sold: String,
-    /// Of its role and of its database.
+    /// What its role and its database are called.
     name: String,
+    /// What the marketplace calls it, to be read by people.
+    sold: String,
 }
 
 impl Tenant {
     fn of(instance: &Instance) -> Result<Tenant, HookError> {
         let order =
             instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
-        let sold = format!("{}/{order}", instance.account);
-        let digest = hex::encode(Sha256::digest(&sold));
-        Ok(Tenant { name: format!("tenant_{}", digest.get(..32).unwrap_or(&digest)), sold })
+        // No name holds a NUL, so that no two instances are one.
+        let digest = hex::encode(Sha256::digest(format!("{}\0{order}", instance.account)));
+        let name = format!("tenant_{}", digest.get(..32).unwrap_or(&digest));
+        Ok(Tenant { name, sold: format!("{}/{order}", instance.account) })
     }
 
     fn quoted(&self) -> String {
@@ -116,7 +117,7 @@ impl Tenants {
 
     fn password(&self, tenant: &Tenant) -> Result<String, HookError> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.secret.expose().as_bytes())?;
-        mac.update(tenant.sold.as_bytes());
+        mac.update(tenant.name.as_bytes());
         Ok(hex::encode(mac.finalize().into_bytes()))
     }
 }

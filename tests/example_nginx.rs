@@ -45,9 +45,9 @@ http {
 
 /// An nginx at the edge, and the folder of a daemon whose hook it obeys.
 struct Edge {
+    _nginx: Kept, // goes before its folder
     home: Home,
     address: SocketAddr,
-    _nginx: Kept,
 }
 
 impl Edge {
@@ -64,26 +64,8 @@ impl Edge {
 
     fn try_start() -> Option<Edge> {
         let [address, version] = free_addresses();
-        let hook = format!("{:?}", examples::source("nginx_entitlements.py"));
         let home = Home::empty();
-        let folder = home.path("").display().to_string();
-        home.configure(&home.config(
-            "60s",
-            &format!(
-                r#"exec = {{ command = [{hook}, "{folder}/hosts.map", "app.example", "{version}", "{folder}/nginx"], concurrency = 32 }}"#
-            ),
-        ));
-        let site = std::fs::read_to_string(examples::source("nginx_entitlements.conf")).unwrap();
-        let site = replaced(site, "/var/lib/entitlements/hosts.map", &format!("{folder}/hosts.map"));
-        let site = replaced(site, "listen 80;", &format!("listen {address};"));
-        let site = replaced(site, "listen 127.0.0.1:8089;", &format!("listen {version};"));
-        let site = replaced(site, "http://127.0.0.1:3000", &format!("http://unix:{folder}/app.sock"));
-        std::fs::write(home.path("entitlements.conf"), site).unwrap();
-        std::fs::write(home.path("nginx.conf"), AROUND.replace("FOLDER", &folder)).unwrap();
-        std::fs::write(home.path("hosts.map"), "").unwrap();
-        std::fs::write(home.path("nginx"), CALLED).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(home.path("nginx"), mode).unwrap();
+        write_configuration(&home, address, version);
         let mut nginx = Kept::command(&home.path("nginx"), "TERM");
         nginx.stderr(std::fs::File::create(home.path("nginx.log")).unwrap());
         let mut nginx = Kept::start(nginx);
@@ -133,14 +115,34 @@ impl Edge {
     }
 }
 
+/// The daemon's, nginx's, and the example's half of that with its places changed.
+fn write_configuration(home: &Home, address: SocketAddr, version: SocketAddr) {
+    let folder = home.path("").display().to_string();
+    let hook = examples::source("nginx_entitlements.py").display().to_string();
+    let map = format!("{folder}/hosts.map");
+    let command = [&hook, &map, "app.example", &version.to_string(), &format!("{folder}/nginx")];
+    home.configure(&home.config("60s", &format!("exec = {{ command = {command:?}, concurrency = 32 }}")));
+    let mut site = std::fs::read_to_string(examples::source("nginx_entitlements.conf")).unwrap();
+    for (from, to) in [
+        ("/var/lib/entitlements/hosts.map", &map),
+        ("listen 80;", &format!("listen {address};")),
+        ("listen 127.0.0.1:8089;", &format!("listen {version};")),
+        ("http://127.0.0.1:3000", &format!("http://unix:{folder}/app.sock")),
+    ] {
+        assert_eq!(site.matches(from).count(), 1, "{from}");
+        site = site.replace(from, to);
+    }
+    std::fs::write(home.path("entitlements.conf"), site).unwrap();
+    std::fs::write(home.path("nginx.conf"), AROUND.replace("FOLDER", &folder)).unwrap();
+    std::fs::write(home.path("hosts.map"), "").unwrap();
+    std::fs::write(home.path("nginx"), CALLED).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path("nginx"), mode).unwrap();
+}
+
 fn free_addresses() -> [SocketAddr; 2] {
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap())
-}
-
-fn replaced(text: String, from: &str, to: &str) -> String {
-    assert_eq!(text.matches(from).count(), 1, "{from}");
-    text.replace(from, to)
 }
 
 /// The host a create has told the buyer.

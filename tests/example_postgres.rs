@@ -51,9 +51,9 @@ fn unprivileged() -> Option<(u32, u32)> {
 
 /// A PostgreSQL of the test's own, behind a socket in a folder of its own.
 struct Cluster {
+    _server: Kept, // goes before its folder
     programs: PathBuf,
     folder: tempfile::TempDir,
-    _server: Kept,
 }
 
 impl Cluster {
