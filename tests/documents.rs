@@ -8,6 +8,9 @@
     reason = "a test that panics has said what it found"
 )]
 
+#[path = "common/examples.rs"]
+mod examples;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -94,20 +97,11 @@ impl Drop for Dev {
     }
 }
 
-/// Says what is missing and returns true, unless skipping is forbidden.
+/// Says which of these commands are missing.
 fn skipped(tools: &[&str]) -> bool {
-    let missing: Vec<&&str> = tools.iter().filter(|tool| !on_path(tool)).collect();
-    if missing.is_empty() {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: {missing:?}");
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: install {missing:?}\n"));
-    true
-}
-
-fn on_path(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
+    let missing: Vec<&str> =
+        tools.iter().copied().filter(|tool| examples::folder_of(tool).is_none()).collect();
+    examples::skipped(&missing)
 }
 
 #[test]
@@ -228,22 +222,10 @@ fn every_link_leads_somewhere() {
     }
 }
 
-/// The example. `cargo test` has built it beside this test; `cargo test --test documents` has not.
-fn example(name: &str) -> PathBuf {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", name]).current_dir(root());
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success(), "the example does not build");
-    let this = std::env::current_exe().unwrap();
-    this.parent().unwrap().parent().unwrap().join("examples").join(name)
-}
-
 #[test]
 fn the_example_hook_plays_the_demo_with_its_own_command_line() {
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(example("my_hook"))
+    let output = Command::new(examples::built("my_hook"))
         .args(["demo", "--json"])
         .current_dir(folder.path())
         .output()
