@@ -82,7 +82,32 @@ impl Intake {
         refusals: Refusals,
         options: IntakeOptions,
     ) -> Intake {
-        Intake { store, clock, metrics, refusals, options }
+        let intake = Intake { store, clock, metrics, refusals, options };
+        intake.announce_counts();
+        intake
+    }
+
+    /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+    fn announce_counts(&self) {
+        for action in Action::ALL.map(Action::as_str) {
+            for outcome in Outcome::WORDS {
+                self.metrics.announce(Metric::Callbacks, [action, outcome]);
+            }
+            self.metrics.announce(Metric::Repeats, [action, ""]);
+        }
+        for reason in ["late-create", "paid-for-nothing", "budget"] {
+            self.metrics.announce(Metric::Alerts, [reason, ""]);
+        }
+        for operation in ["accept", "accept-late"] {
+            self.metrics.announce(Metric::StoreFaults, [operation, ""]);
+        }
+    }
+
+    /// The same for the refusals of an endpoint.
+    pub fn announce(&self, endpoint: &Endpoint) {
+        for reason in Refusal::reasons() {
+            self.metrics.announce(Metric::Refusals, [&endpoint.name, reason]);
+        }
     }
 
     /// Answers one request to `endpoint`.

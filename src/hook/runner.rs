@@ -226,6 +226,12 @@ impl Runner {
         Runner { leftovers: Some(leftovers), ..self }
     }
 
+    /// The names of the hooks that may get a call, some of them more than once.
+    pub fn hook_names(&self) -> impl Iterator<Item = &str> {
+        let routed = self.inner.routes.iter().map(|(_, entry)| entry);
+        std::iter::once(&self.inner.default).chain(routed).map(|entry| entry.named.name.as_str())
+    }
+
     /// The name of the hook that gets calls about this subject.
     pub fn hook_name(&self, subject: &Subject<'_>) -> &str {
         &self.entry(subject).named.name

@@ -16,6 +16,7 @@ mod signals;
 #[doc(hidden)]
 pub mod sim;
 mod sqlite;
+mod views;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::callback::{Answer, Callback, Outcome};
 use crate::clock::{Clock, Id, Ids};
 use crate::job::Schedule;
 use crate::limits;
+use crate::metrics::{Metric, Metrics};
 use crate::seal::{SealError, Sealer};
 use ledger::{Finish, Stored, Told};
 use rows::Read;
@@ -41,6 +43,7 @@ pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
+pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.
@@ -120,6 +123,8 @@ pub struct StoreOptions {
     pub sealing_key: Option<PathBuf>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
+    /// Where commits are counted.
+    pub metrics: Metrics,
 }
 
 impl StoreOptions {
@@ -140,6 +145,7 @@ impl Default for StoreOptions {
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
             ids: Ids::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -208,6 +214,7 @@ pub enum Reply {
 pub(crate) struct Shared {
     pub(crate) signals: Signals,
     pub(crate) schedule: Schedule,
+    pub(crate) metrics: Metrics,
 }
 
 enum Backing {
@@ -307,6 +314,15 @@ impl Reader {
     /// As [`Reader::instances`].
     pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
         self.with(|rows| rows.list_acts(limit))
+    }
+
+    /// Days (counted from 1970, UTC) from `first` to before `end` on which the terms of instances end that
+    /// are not released, with how many.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.with(|rows| rows.expiries(first, end))
     }
 
     /// Totals.
@@ -427,7 +443,8 @@ impl Store {
         clock: Clock,
     ) -> (Store, Writer<B>) {
         let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        options.metrics.announce_distribution(Metric::CommitOperations, ["", ""]);
+        let shared = Arc::new(Shared { signals, schedule: options.schedule, metrics: options.metrics });
         let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
         let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
@@ -556,6 +573,11 @@ impl Store {
     /// The places for running jobs. Closing them ends the birth of leased jobs.
     pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
         &self.inner.shared.signals.places
+    }
+
+    /// Says that something may have become due: somebody has mended the database beside this store.
+    pub fn wake(&self) {
+        self.inner.shared.signals.work.notify_one();
     }
 
     /// Resolves when something may have become due. Lossless once enabled: enable it, look, then wait.
