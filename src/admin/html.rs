@@ -43,8 +43,8 @@ impl Html {
 
     /// An element with text in it.
     pub(super) fn leaf(&mut self, name: &'static str, class: &'static str, text: &str) {
-        let class = [("class", class)];
-        self.element(name, if class[0].1.is_empty() { &[] } else { &class }, |html| html.text(text));
+        let attributes: Attributes<'_> = if class.is_empty() { &[] } else { &[("class", class)] };
+        self.element(name, attributes, |html| html.text(text));
     }
 
     /// An element that never has anything in it.
@@ -54,7 +54,10 @@ impl Html {
 
     /// A way to another page.
     pub(super) fn link(&mut self, class: &'static str, link: &Link, text: &str) {
-        self.element("a", &[("class", class), ("href", &link.to_string())], |html| html.text(text));
+        let link = link.to_string();
+        let attributes = [("href", &*link), ("class", class)];
+        let count = if class.is_empty() { 1 } else { 2 };
+        self.element("a", attributes.get(..count).unwrap_or_default(), |html| html.text(text));
     }
 
     /// Appends a piece.

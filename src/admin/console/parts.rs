@@ -63,6 +63,11 @@ pub(super) fn bytes(count: u64) -> String {
     if amount < 10.0 && unit != "B" { format!("{amount:.1} {unit}") } else { format!("{amount:.0} {unit}") }
 }
 
+/// A number of things.
+pub(super) fn times(count: u64, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
 /// The way to an instance.
 pub(super) fn instance_link(name: &str, account: &str) -> Link {
     Link::to("/console/instances").segment(name).with("account", account)
@@ -146,7 +151,7 @@ pub(super) enum Field {
 
 pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
     html.element("details", &[("class", "act")], |html| {
-        html.element("summary", &[("class", "button"), ("data-act", form.act)], |html| html.text(form.label));
+        html.element("summary", &[("class", "button")], |html| html.text(form.label));
         html.element("form", &[("method", "post"), ("action", "/console/act")], |html| {
             html.leaf("p", "hint", form.hint);
             hidden(html, "token", desk.form_token.expose());

@@ -36,10 +36,8 @@ fn draw(html: &mut Html, desk: &Desk, refusal: &Shown) {
         time(html, refusal.at, desk.now);
     });
     html.leaf("p", "said", &refusal.message);
-    html.leaf("p", "hint", words::refusal(refusal.reason));
-    if let Some(explanation) = &refusal.explanation {
-        html.leaf("p", "", explanation);
-    }
+    let explanation = refusal.explanation.as_deref().filter(|text| *text != refusal.message);
+    html.leaf("p", "hint", explanation.unwrap_or(words::refusal(refusal.reason)));
     if let Some(base) = &refusal.base {
         html.element("details", &[("class", "more")], |html| {
             let cut = if refusal.base_cut { " (its beginning)" } else { "" };

@@ -250,13 +250,13 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
         html.leaf("p", "said", reason);
     }
     let tries = match row.budget.filter(|_| row.told_at.is_none()) {
-        Some(budget) => format!("came {} times of {budget}", row.deliveries),
-        None => format!("came {} times", row.deliveries),
+        Some(budget) => format!("came {} of {budget}", parts::times(row.deliveries, "time")),
+        None => format!("came {}", parts::times(row.deliveries, "time")),
     };
     let last = format!("{tries}, last {}", moment(row.last_received_at));
     html.leaf("p", "soft", if row.deliveries == 1 { "came once" } else { &last });
     html.element("details", &[("class", "more")], |html| {
-        html.leaf("summary", "", &format!("{} signed parameters", body.parameters.len()));
+        html.leaf("summary", "", &parts::times(body.parameters.len() as u64, "signed parameter"));
         let parameters: Vec<(&str, Option<String>)> =
             body.parameters.iter().map(|(name, value)| (name, Some(value.to_owned()))).collect();
         facts(html, &parameters);
@@ -277,7 +277,7 @@ fn stands(html: &mut Html, job: &JobRow) {
         html.leaf("strong", "", &format!("job: {}", job.action));
         html.text(" ");
         badge(html, job.state.as_str());
-        html.text(&format!(" after {} attempts", job.attempts));
+        html.text(&format!(" after {}", parts::times(u64::from(job.attempts), "attempt")));
         if job.state == job::State::Queued {
             html.text(&format!(", due {}", moment(job.due_at)));
         }

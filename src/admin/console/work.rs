@@ -3,7 +3,7 @@
 use super::super::Admin;
 use super::super::html::Html;
 use super::super::target::Target;
-use super::parts::{badge, facts, held_acts, instance_link, job_acts, nothing, time};
+use super::parts::{badge, facts, held_acts, instance_link, job_acts, nothing, time, times};
 use super::{Desk, Page, Paged, Place, words};
 use crate::callback::Callback;
 use crate::limits;
@@ -44,13 +44,14 @@ fn draw(html: &mut Html, desk: &Desk, errand: &Errand, callback: &Callback) {
         }
     });
     html.element("p", &[("class", "soft")], |html| {
-        html.text(&format!("callback {} · {} · since ", errand.callback, errand.account));
+        let Errand { callback: number, account, .. } = errand;
+        html.text(&format!("{} · callback {number} · {account} · since ", callback.action_name));
         time(html, errand.since, desk.now);
     });
     html.leaf("p", "said", &errand.reason);
     html.leaf("p", "hint", words::advice(errand.kind, errand.reason_code.as_deref()));
     html.element("details", &[("class", "more")], |html| {
-        html.leaf("summary", "", &format!("{} signed parameters", callback.parameters.len()));
+        html.leaf("summary", "", &times(callback.parameters.len() as u64, "signed parameter"));
         let parameters: Vec<(&str, Option<String>)> =
             callback.parameters.iter().map(|(name, value)| (name, Some(value.to_owned()))).collect();
         facts(html, &parameters);
