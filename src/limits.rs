@@ -64,6 +64,9 @@ pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
 /// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
 /// prober waits.
 pub const READY_WITHIN_MS: u64 = 3_000;
+/// How long strangers are told what was found at the last probe, in milliseconds: they must not choose how
+/// often the disk is written.
+pub const READY_REMEMBERED_MS: i64 = 1_000;
 /// With less room than this on its disk the daemon is not ready, in bytes: a full write-ahead log, twice.
 pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
 /// Shortest token that opens the admin listener, in bytes.

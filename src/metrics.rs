@@ -92,7 +92,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 const TABLE: [Family; 24] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
-    family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections that brought no whole request, by reason."),
+    family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
     family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Callbacks that repeated something finished."),
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
     family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Things somebody should look at, by reason."),

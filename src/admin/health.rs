@@ -1,6 +1,7 @@
 //! Alive, ready, and how much of everything.
 
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -82,6 +83,10 @@ fn seconds_since(then: Option<Timestamp>, now: Timestamp) -> f64 {
     millis.max(0) as f64 / 1000.0
 }
 
+fn is_fresh(at: Timestamp, now_ms: i64) -> bool {
+    (0..limits::READY_REMEMBERED_MS).contains(&(now_ms - at.as_millisecond()))
+}
+
 fn of_jobs(totals: &Totals, state: job::State) -> u64 {
     totals.jobs.get(state.as_str()).copied().unwrap_or(0)
 }
@@ -143,15 +148,30 @@ impl Admin {
 
     /// `/readyz`: a status code for everybody, and why for an operator.
     pub(super) async fn ready(&self, request: &Request) -> Response {
+        if !self.inner.access.may_see_detail(request) {
+            return match self.ready_for_strangers().await {
+                true => Response::text(200, "ready\n"),
+                false => Response::text(503, "not ready\n"),
+            };
+        }
         let (readiness, _) = self.examine().await;
         let status = if readiness.ready { 200 } else { 503 };
-        if !self.inner.access.may_see_detail(request) {
-            return Response::text(status, if readiness.ready { "ready\n" } else { "not ready\n" });
-        }
         match serde_json::to_string(&readiness) {
             Ok(text) => Response::json(status, text),
             Err(_) => Response::empty(500),
         }
+    }
+
+    async fn ready_for_strangers(&self) -> bool {
+        let remembered = || self.inner.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now().as_millisecond();
+        let last = *remembered();
+        if let Some((_, ready)) = last.filter(|(at, _)| is_fresh(*at, now)) {
+            return ready;
+        }
+        let (readiness, _) = self.examine().await;
+        *remembered() = Some((self.now(), readiness.ready));
+        readiness.ready
     }
 
     /// `/metrics`.

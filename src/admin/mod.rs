@@ -20,19 +20,22 @@ mod html;
 mod target;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 
 use crate::clock::{Clock, Id};
 use crate::http::{Handler, Method, Request, Response};
-use crate::metrics::Metrics;
+use crate::metrics::{Metric, Metrics};
 use crate::query::QueryError;
 use crate::refusals::Refusals;
 use crate::signature::Secret;
 use crate::store::{MendError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Operator};
 use target::Target;
+
+/// What a request is counted under that comes from nobody who may ask.
+const NO_OPERATOR: &str = "no-operator";
 
 /// What can be chosen about the admin listener.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +70,8 @@ struct Inner {
     /// Stands in every form of the console, and a page of another site cannot read it.
     form_token: Secret,
     started: Timestamp,
+    /// When it was last found out for a stranger whether the daemon is ready, and what was found.
+    remembered: Mutex<Option<(Timestamp, bool)>>,
 }
 
 /// Why something was not answered or not done, and the HTTP status for that.
@@ -130,12 +135,20 @@ impl Admin {
             Id::new(started).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
         };
         let form_token = Secret::new(format!("{}{}", random()?, random()?));
+        parts.metrics.announce(Metric::TurnedAway, [NO_OPERATOR, ""]);
         let access = Access::new(options.token);
-        Ok(Admin { inner: Arc::new(Inner { parts, access, form_token, started }) })
+        Ok(Admin {
+            inner: Arc::new(Inner { parts, access, form_token, started, remembered: Mutex::default() }),
+        })
     }
 
     fn now(&self) -> Timestamp {
         self.inner.parts.clock.now()
+    }
+
+    /// Lets in, or counts who was not.
+    fn guarded<T>(&self, checked: Result<T, Response>) -> Result<T, Response> {
+        checked.inspect_err(|_| self.inner.parts.metrics.count(Metric::TurnedAway, [NO_OPERATOR, ""]))
     }
 
     /// Reads what is committed, on a thread that may wait for the disk.
@@ -175,11 +188,11 @@ impl Handler for Admin {
             }
             "/livez" => Response::text(200, "alive\n"),
             "/readyz" => self.ready(&request).await,
-            "/metrics" => match self.inner.access.may_count(&request) {
+            "/metrics" => match self.guarded(self.inner.access.may_count(&request)) {
                 Ok(()) => self.metrics().await,
                 Err(denied) => denied,
             },
-            _ => match self.inner.access.check(&request) {
+            _ => match self.guarded(self.inner.access.check(&request)) {
                 Ok(operator) => self.operate(&operator, &request).await,
                 Err(denied) => denied,
             },

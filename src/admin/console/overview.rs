@@ -79,7 +79,8 @@ fn tiles(html: &mut Html, totals: &Totals) {
     tile(html, "", "Active instances", &of("active").to_string(), &detail, Some(link));
     let tone = if totals.untold > 0 { "alarm" } else { "" };
     let detail = format!("most tries spent: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
-    tile(html, tone, "Untold results", &totals.untold.to_string(), &detail, None);
+    let link = Link::to("/console/work");
+    tile(html, tone, "Untold results", &totals.untold.to_string(), &detail, Some(link));
 }
 
 fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, link: Option<Link>) {

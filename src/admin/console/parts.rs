@@ -170,7 +170,8 @@ pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
             label(html, "Why", |html| {
                 html.void("input", &[("name", "why"), ("required", ""), ("maxlength", &most)]);
             });
-            html.element("button", &[("class", "primary")], |html| html.text(form.label));
+            let label = format!("{} now", form.label);
+            html.element("button", &[("class", "primary")], |html| html.text(&label));
         });
     });
 }
