@@ -141,17 +141,12 @@ impl Daemon {
     ) -> Result<Daemon, StartError> {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
-        if let Some(open) = admin_address.filter(|at| !at.ip().is_loopback() && options.admin.token.is_none())
-        {
-            return Err(StartError::Unguarded(open));
-        }
+        check_guarded(admin_address, &options.admin)?;
         let metrics = Metrics::default();
         let store_options = StoreOptions { metrics: metrics.clone(), ..options.store };
         let database = options.store_path.clone().map(|path| (path, store_options.clone()));
-        let (store, closed) = match &options.store_path {
-            Some(path) => Store::open(path, store_options, options.clock.clone()).await?,
-            None => Store::in_memory(store_options, options.clock.clone()).await?,
-        };
+        let (store, closed) =
+            open_store(options.store_path.as_deref(), store_options, options.clock.clone()).await?;
         log_backlog(&store);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
         let runner = match &options.store_path {
@@ -259,6 +254,25 @@ impl Daemon {
             tracing::warn!("the database was not closed in time");
         }
         Stopped { answered, cut, closed }
+    }
+}
+
+/// Fails closed: what lets people look and mend is not for everybody who can reach it.
+fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<(), StartError> {
+    match admin.filter(|address| !address.ip().is_loopback()) {
+        Some(address) if options.token.is_none() => Err(StartError::Unguarded(address)),
+        _ => Ok(()),
+    }
+}
+
+async fn open_store(
+    path: Option<&Path>,
+    options: StoreOptions,
+    clock: Clock,
+) -> Result<(Store, Closed), StoreError> {
+    match path {
+        Some(path) => Store::open(path, options, clock).await,
+        None => Store::in_memory(options, clock).await,
     }
 }
 
