@@ -185,7 +185,7 @@ impl Intake {
 
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
         let row = &receipt.row;
-        if row.told_at.is_some() && row.deliveries > 1 {
+        if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
         if receipt.alert {
@@ -194,7 +194,7 @@ impl Intake {
             tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
         } else if let Some(reason) = row.reason.as_deref() {
             tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, "{reason}");
-        } else if row.deliveries == 1 {
+        } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
         }
         if callback.action == Action::Create

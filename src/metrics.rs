@@ -21,7 +21,7 @@ pub enum Metric {
     Refusals,
     /// Connections and requests that never became one.
     TurnedAway,
-    /// Callbacks that repeated something finished.
+    /// Callbacks that came before, finished or not, and came again.
     Repeats,
     /// Ended attempts.
     Attempts,
@@ -93,7 +93,7 @@ const TABLE: [Family; 24] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
     family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
-    family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Callbacks that repeated something finished."),
+    family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Callbacks that came before, finished or not, and came again."),
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
     family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Things somebody should look at, by reason."),
     family(Metric::StoreFaults, "spid_store_faults_total", Kind::Counter, &["operation"], "Store operations that failed, by operation."),

@@ -207,9 +207,14 @@ fn every_row_is_there_before_anything_happens() {
         assert!(page.contains(row), "{row}{page}");
     }
     in_trouble(&home, &daemon);
+    for _ in 0..3 {
+        assert_eq!(daemon.deliver(&create("biz-1")).id(), "biz-1");
+    }
     let page = ask(admin, "/metrics").body;
     for row in [
-        "spid_callbacks_total{action=\"create\",outcome=\"applied\"} 4\n",
+        "spid_repeats_total{action=\"create\"} 3\n",
+        "spid_repeats_total{action=\"upgrade\"} 0\n",
+        "spid_callbacks_total{action=\"create\",outcome=\"applied\"} 7\n",
         "spid_instances{state=\"active\"} 3\n",
         "spid_jobs{state=\"dead\"} 1\n",
         "spid_jobs{state=\"pending\"} 1\n",

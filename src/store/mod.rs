@@ -197,6 +197,8 @@ pub struct Receipt {
     pub reply: Reply,
     /// The occurrence it belongs to, as it stands now.
     pub row: CallbackRow,
+    /// Whether the same came before.
+    pub repeated: bool,
     /// Whether somebody should look.
     pub alert: bool,
 }
@@ -486,7 +488,7 @@ impl Store {
                 self.count(repeat.row.number, now);
             }
             let reply = Reply::Now(self.outcome(repeat.told, now));
-            return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
+            return Ok(Receipt { reply, row: repeat.row, repeated: true, alert: repeat.alert });
         }
         let id = self
             .inner
@@ -501,7 +503,8 @@ impl Store {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
         };
-        Ok(Receipt { reply, row: accepted.row, alert: accepted.alert })
+        let repeated = accepted.row.deliveries > 1;
+        Ok(Receipt { reply, row: accepted.row, repeated, alert: accepted.alert })
     }
 
     fn outcome(&self, told: Told, now: Timestamp) -> Outcome {
