@@ -414,6 +414,57 @@ fn an_act_that_is_not_meant_does_nothing() {
 }
 
 #[test]
+fn a_form_is_taken_from_a_page_of_ours_alone() {
+    let home = home();
+    let (daemon, admin) = started(&home);
+    in_trouble(&home, &daemon);
+    let page = ask(admin, "/console/work").body;
+    let field = |name: &str| -> String {
+        let (_, rest) = page.split_once(&format!("name=\"{name}\" value=\"")).unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    };
+    let job = home.list(&["jobs", "list", "--state", "dead"])[0]["id"].as_str().unwrap().to_owned();
+    let form = |token: &str, why: &str| {
+        format!("token={token}&act=drop&target={job}&back=//evil.example&who=ops&why={why}")
+    };
+    let send = |headers: &str, form: &str| {
+        post(admin, "/console/act", "application/x-www-form-urlencoded", headers, form).status
+    };
+    let token = field("token");
+    assert_eq!(send("", &form(&"0".repeat(token.len()), "test")), 403);
+    assert_eq!(send("origin: http://evil.example\r\n", &form(&token, "test")), 403);
+    assert_eq!(send("sec-fetch-site: same-site\r\n", &form(&token, "test")), 403);
+    assert_eq!(send("", &form(&token, "+")), 400, "no reason");
+    assert_eq!(send("", &format!("{}&act=retry", form(&token, "test"))), 400, "two acts");
+    assert_eq!(home.list(&["acts"]), Vec::<Value>::new());
+    let ours = format!("origin: http://{admin}\r\nsec-fetch-site: same-origin\r\n");
+    assert_eq!(send(&ours, &form(&token, "test")), 303);
+    assert_eq!(send(&ours, &form(&token, "test")), 409, "once");
+    assert_eq!(home.list(&["acts"])[0]["act"], "drop");
+}
+
+#[test]
+fn a_browser_shows_the_token_as_a_password_and_its_name_is_who_acts() {
+    let home = home();
+    std::fs::write(home.path("admin-token"), TOKEN).unwrap();
+    let token = home.path("admin-token").display().to_string();
+    with_admin(&home, &format!("admin_token = {{ file = \"{token}\" }}"));
+    let daemon = home.start();
+    in_trouble(&home, &daemon);
+    let admin = admin_of(&daemon);
+    let basic = |name: &str, token: &str| {
+        use base64::Engine as _;
+        let pair = base64::engine::general_purpose::STANDARD.encode(format!("{name}:{token}"));
+        ask_with(admin, "/console/work", &format!("authorization: Basic {pair}\r\n"))
+    };
+    assert_eq!(basic("mei", "fake").status, 401);
+    let page = basic("m\"><b>ei", TOKEN);
+    assert_eq!(page.status, 200);
+    assert!(page.body.contains("name=\"who\" value=\"m&quot;&gt;&lt;b&gt;ei\""), "{}", page.body);
+    assert_clean("the page", page.body.as_bytes(), &[TOKEN]);
+}
+
+#[test]
 fn no_secret_is_shown() {
     let home = home();
     let (daemon, admin) = started(&home);
