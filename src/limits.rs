@@ -38,6 +38,8 @@ pub const NAME_MAX_BYTES: usize = 256;
 /// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
 /// number; three seconds is below every common proxy and client timeout.
 pub const REPLY_WITHIN_MS: u64 = 3_000;
+/// How much longer it is kept waiting when what it waits for is being committed just then, in milliseconds.
+pub const REPLY_GRACE_MS: u64 = 2_000;
 /// How far the clock of a signed, dated request may be off, in milliseconds.
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
 /// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
@@ -110,6 +112,15 @@ pub const HOOK_IDLE_MS: u64 = 4_000;
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// How long an attempt may take in the hook author's test, in milliseconds, unless the test says otherwise:
+/// it provisions something small.
+pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
+/// Attempts the test makes until it believes that a call fails.
+pub const HOOK_TEST_TRIES_COUNT: u32 = 3;
+/// Attempts the test makes at once, with one key and with several.
+pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
+/// Most places at which the test cuts the attempts at one call short.
+pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
 /// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
 pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
@@ -142,5 +153,7 @@ const _: () = assert!(
     REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
     "what nobody has verified takes little memory"
 );
-const _: () =
-    assert!(REPLY_WITHIN_MS < HEADERS_READ_MS, "an answer is due sooner than a slow peer is dropped");
+const _: () = assert!(
+    REPLY_WITHIN_MS + REPLY_GRACE_MS < HEADERS_READ_MS,
+    "an answer is due sooner than a slow peer is dropped"
+);

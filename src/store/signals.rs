@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::ledger::Taken;
 use crate::callback::Outcome;
+use crate::limits;
 
 /// A leased job on its way to the dispatcher, with its place among those that run at once.
 #[derive(Debug)]
@@ -67,7 +68,9 @@ struct Waiter {
 ///
 /// A waiter either leaves before the job's end is written, or hears it: the commit that ends a job
 /// records "told" for exactly those who were still there. That is why [`Waiters::claim`] takes them
-/// out before the commit, and a waiter that wants to leave after that cannot.
+/// out before the commit, and a waiter that wants to leave after that stays a little longer. Only a
+/// commit that hangs lets one go that is recorded as told: to the marketplace that is an answer lost
+/// on the wire, it asks again and hears the repeat.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters(Mutex<State>);
 
@@ -157,15 +160,18 @@ pub struct Waiting {
 const RECHECK: Duration = Duration::from_millis(250);
 
 impl Waiting {
-    /// Waits until `deadline` for the attempt's end. [`Outcome::NotYet`] when it has not come.
+    /// Waits until `deadline` for the attempt's end, and [`limits::REPLY_GRACE_MS`] longer if it is being
+    /// written just then. [`Outcome::NotYet`] when it has not come.
     pub async fn until(mut self, mut deadline: Instant) -> Outcome {
+        let last = deadline + Duration::from_millis(limits::REPLY_GRACE_MS);
         loop {
             match tokio::time::timeout_at(deadline, &mut self.receiver).await {
                 Ok(Ok(outcome)) => return outcome,
                 // The operation that let us wait was not committed.
                 Ok(Err(_)) => return Outcome::Unavailable,
                 Err(_) if self.waiters.leave(self.job, self.ticket) => return Outcome::NotYet,
-                Err(_) => deadline = Instant::now() + RECHECK,
+                Err(_) if Instant::now() >= last => return Outcome::NotYet,
+                Err(_) => deadline = last.min(Instant::now() + RECHECK),
             }
         }
     }
@@ -191,15 +197,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_claimed_hears_it_however_late() {
+    async fn who_is_claimed_hears_it_a_little_late() {
         let waiters = Arc::new(Waiters::default());
         let waiting = waiters.join(1, 10);
         let claimed = waiters.claim(1);
         assert_eq!(claimed.callbacks(), [10]);
-        let waits = tokio::spawn(waiting.until(Instant::now() + Duration::from_secs(3)));
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let waits = tokio::spawn(waiting.until(deadline));
+        tokio::time::sleep_until(deadline + Duration::from_millis(limits::REPLY_GRACE_MS - 1)).await;
         claimed.tell(&Outcome::done(Some("i-1".into())));
         assert_eq!(waits.await.unwrap(), Outcome::done(Some("i-1".into())));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_for_a_commit_that_hangs() {
+        let waiters = Arc::new(Waiters::default());
+        let waiting = waiters.join(1, 10);
+        let claimed = waiters.claim(1);
+        let deadline = Instant::now() + Duration::from_secs(3);
+        assert_eq!(waiting.until(deadline).await, Outcome::NotYet);
+        assert_eq!(Instant::now(), deadline + Duration::from_millis(limits::REPLY_GRACE_MS));
+        claimed.tell(&Outcome::done(Some("i-1".into())));
     }
 
     #[tokio::test(start_paused = true)]

@@ -230,7 +230,7 @@ async fn ask(
     sim.world().in_flight += 1;
     let response = daemon.intake.receive(&market::endpoint(account), request).await;
     sim.world().in_flight -= 1;
-    let bound = Duration::from_millis(limits::REPLY_WITHIN_MS + COMMIT_MAX_MS + 1_000);
+    let bound = Duration::from_millis(limits::REPLY_WITHIN_MS + limits::REPLY_GRACE_MS + 500);
     sim.demand(asked.elapsed() <= bound, || format!("an answer took {:?}", asked.elapsed()));
     let body: serde_json::Value = serde_json::from_slice(&response.body).unwrap();
     let text = |name: &str| body.get(name).and_then(|value| value.as_str()).map(str::to_owned);

@@ -82,6 +82,7 @@ fn what_was_found_stays_mended() {
         (163, "a success was told on what was only coming"),
         (2726, "a job lost its lease on its way to the dispatcher, and was run all the same"),
         (51721, "the same, behind a busy hook"),
+        (89327, "an answer waited for as long as a commit hung"),
     ] {
         let run = simulate(seed, Planted::Nothing);
         assert!(run.violation.is_none(), "{found}\n{}", report(seed, &run));
