@@ -456,6 +456,9 @@ impl Outcome {
         matches!(self, Outcome::Applied { .. })
     }
 
+    /// Every word that [`Outcome::as_str`] may be.
+    pub const WORDS: [&'static str; 5] = ["applied", "not-yet", "refused", "held", "unavailable"];
+
     /// The word used in logs and `--json`.
     pub const fn as_str(&self) -> &'static str {
         match self {

@@ -13,6 +13,7 @@ use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
+use crate::admin::AdminOptions;
 use crate::dialect::{self, Options, SuccessAs};
 use crate::hook::AnyHook;
 use crate::hook::exec::{BadCommand, ExecHook};
@@ -111,6 +112,7 @@ struct File {
 struct ServerTable {
     listen: Option<String>,
     admin_listen: Option<String>,
+    admin_token: Option<KeyTable>,
     reply_within: Option<String>,
 }
 
@@ -233,6 +235,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the operator looks; `None` for nowhere.
     pub admin_listen: Option<SocketAddr>,
+    /// What is chosen about the admin listener.
+    pub admin: AdminOptions,
     /// The database.
     pub store_path: PathBuf,
     /// What is chosen about the store.
@@ -388,7 +392,11 @@ impl Builder<'_> {
 
     fn build(&mut self, file: File, hook: Option<AnyHook>) -> Option<Config> {
         let listen = self.address("server.listen", file.server.listen.as_deref().unwrap_or(DEFAULT_LISTEN));
-        let admin_listen = file.server.admin_listen.as_deref().and_then(|text| self.admin_address(text));
+        let admin =
+            AdminOptions { token: file.server.admin_token.as_ref().and_then(|key| self.admin_token(key)) };
+        let has_token = file.server.admin_token.is_some();
+        let admin_listen = file.server.admin_listen.as_deref();
+        let admin_listen = admin_listen.and_then(|text| self.admin_address(text, has_token));
         let mut intake = IntakeOptions::default();
         if let Some(within) = self.duration("server.reply_within", file.server.reply_within.as_deref()) {
             intake.reply_within = within;
@@ -407,6 +415,7 @@ impl Builder<'_> {
         Some(Config {
             listen: listen?,
             admin_listen,
+            admin,
             store_path: file.store.path.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)),
             store,
             endpoints,
@@ -426,13 +435,28 @@ impl Builder<'_> {
         address.ok()
     }
 
-    /// The admin listener asks nobody who they are, so it stays on this machine.
-    fn admin_address(&mut self, text: &str) -> Option<SocketAddr> {
+    /// Without a token the admin listener asks nobody who they are, so it stays on this machine.
+    fn admin_address(&mut self, text: &str, has_token: bool) -> Option<SocketAddr> {
         let address = self.address("server.admin_listen", text)?;
-        if address.ip().is_loopback() {
+        if address.ip().is_loopback() || has_token {
             return Some(address);
         }
-        self.mistake("server.admin_listen", format!("`{text}` is not a loopback address, and whoever reaches it sees totals; use 127.0.0.1 and a proxy that asks for a password"));
+        self.mistake("server.admin_listen", format!("`{text}` is not a loopback address: whoever reaches it could look and mend; give it a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"));
+        None
+    }
+
+    /// What opens the admin listener. It is guessed at from outside, so it is not a short one.
+    fn admin_token(&mut self, table: &KeyTable) -> Option<Secret> {
+        let (place, secret) = self.secret("server.admin_token", table)?;
+        let least = limits::ADMIN_TOKEN_MIN_BYTES;
+        let mistake = match Key::new("admin", secret.clone()) {
+            Err(_) => "it is empty, or has white space or a control character in it".to_owned(),
+            Ok(_) if secret.expose().len() < least => {
+                format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
+            }
+            Ok(_) => return Some(secret),
+        };
+        self.mistake(place, mistake);
         None
     }
 

@@ -121,6 +121,7 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
+        announce_counts(&metrics, &runner);
         let dialects = Arc::default();
         Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, dialects }
     }
@@ -396,7 +397,10 @@ impl Attempt {
         match call {
             Ok(call) => {
                 tracing::debug!(job = %job.id, action = %job.action, attempt = job.attempts, hook = slot.hook_name(), "running the hook");
-                self.ending(job, slot.run(call).await)
+                let (hook, began) = (slot.hook_name().to_owned(), Instant::now());
+                let attempted = slot.run(call).await;
+                self.metrics.observe(Metric::HookDuration, [&hook, ""], began.elapsed().as_secs_f64());
+                self.ending(job, attempted)
             }
             Err(error) => Ending::Retry { error: error.to_string(), after: None },
         }
@@ -477,6 +481,24 @@ impl Attempt {
                 tracing::warn!(job = %job.id, action = %job.action, instance = id, attempt = job.attempts, state = other.as_str(), "not done: {note}");
             }
         }
+    }
+}
+
+/// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+fn announce_counts(metrics: &Metrics, runner: &Runner) {
+    for action in Action::ALL.map(Action::as_str) {
+        for ending in ["done", "retry", "refused", "pending", "given-back"] {
+            metrics.announce(Metric::Attempts, [action, ending]);
+        }
+    }
+    for reason in ["misconfigured", "unsupported", "lease-lost", "dead", "held"] {
+        metrics.announce(Metric::Alerts, [reason, ""]);
+    }
+    for operation in ["take", "extend", "count", "finish"] {
+        metrics.announce(Metric::StoreFaults, [operation, ""]);
+    }
+    for hook in runner.hooks().map(|hook| hook.name.as_str()) {
+        metrics.announce_distribution(Metric::HookDuration, [hook, ""]);
     }
 }
 

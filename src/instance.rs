@@ -47,6 +47,9 @@ pub enum State {
 }
 
 impl State {
+    /// Every state, in the order of a life.
+    pub const ALL: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
+
     /// The word used in files, logs and `--json`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -59,9 +62,7 @@ impl State {
 
     /// The state with this word.
     pub fn from_word(word: &str) -> Option<State> {
-        [State::Pending, State::Active, State::Frozen, State::Released]
-            .into_iter()
-            .find(|state| state.as_str() == word)
+        State::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
 
@@ -204,6 +205,16 @@ impl Instance {
             Action::Release => self.state = State::Released,
             Action::SignOn | Action::Payment | Action::Query | Action::Other => {}
         }
+    }
+
+    /// Whether somebody who looks for this text may mean it: a name, the buyer, the order, the product or
+    /// the SKU contains it.
+    pub fn is_found_by(&self, text: &str) -> bool {
+        let wanted = text.to_ascii_lowercase();
+        [&self.id, &self.order_biz_id, &self.buyer, &self.order_id, &self.product, &self.sku]
+            .into_iter()
+            .flatten()
+            .any(|word| word.to_ascii_lowercase().contains(&wanted))
     }
 
     /// What it will be once everything in its lane is done.

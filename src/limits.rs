@@ -66,8 +66,17 @@ pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
 /// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
 /// prober waits.
 pub const READY_WITHIN_MS: u64 = 3_000;
+/// How long strangers are told what was found at the last probe, in milliseconds: they must not choose how
+/// often the disk is written.
+pub const READY_REMEMBERED_MS: i64 = 1_000;
+/// With less room than this on its disk the daemon is not ready, in bytes: a full write-ahead log, twice.
+pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
+/// Shortest token that opens the admin listener, in bytes.
+pub const ADMIN_TOKEN_MIN_BYTES: usize = 16;
 /// Rows a list shows unless asked for more.
 pub const LIST_DEFAULT_COUNT: usize = 100;
+/// Most rows a list of the admin listener shows at once.
+pub const LIST_MAX_COUNT: usize = 1_000;
 
 /// How long a job belongs to the dispatcher that took it, in milliseconds.
 pub const LEASE_MS: i64 = 30_000;

@@ -340,6 +340,50 @@ async fn totals_and_filters_agree(bench: &Bench) {
     assert!(reader.instances(&Filter { account: Some("other".into()), ..all() }).unwrap().is_empty());
 }
 
+async fn what_is_looked_for_is_found(bench: &Bench) {
+    bench.done(&create("a_1")).await;
+    bench.done(&create("B%2")).await;
+    let reader = bench.store.reader();
+    let found = |filter: Filter| -> Vec<String> {
+        reader.instances(&filter).unwrap().into_iter().filter_map(|row| row.instance.id).collect()
+    };
+    let search = |text: &str| found(Filter { search: Some(text.into()), ..all() });
+    assert_eq!((search("A_"), search("%"), search("\\")), (vec!["a_1".into()], vec!["B%2".into()], vec![]));
+    assert_eq!(search("PRODUCT-"), ["B%2", "a_1"]);
+    let end = day(365);
+    let expires = |from, to| found(Filter { expires: Some((from, to)), ..all() });
+    assert_eq!(expires(end, day(366)), ["B%2", "a_1"]);
+    assert!(expires(day(364), end).is_empty() && expires(day(366), day(999)).is_empty());
+    let number = end.as_second().div_euclid(24 * 60 * 60);
+    assert_eq!(reader.expiries(number, number + 1).unwrap(), [(number, 2)]);
+    bench.done(&release("a_1")).await;
+    assert_eq!(reader.expiries(number - 9, number + 9).unwrap(), [(number, 1)], "what is released has no term");
+    assert_eq!(expires(end, day(366)), ["B%2"]);
+    assert!(reader.expiries(number + 1, number + 9).unwrap().is_empty());
+}
+
+async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Bench) {
+    let totals = || bench.store.reader().totals().unwrap();
+    assert_eq!(totals(), spid::store::Totals::default());
+    let began = bench.clock.now();
+    for _ in 0..30 {
+        bench.deliver(&create("a")).await;
+    }
+    bench.advance(60);
+    bench.deliver(&create("b")).await;
+    assert_eq!((totals().oldest_job, totals().next_due), (Some(began), Some(began)));
+    assert_eq!((totals().tries, totals().tries_ratio), (30, 0.25));
+    // What is refused has its answer, however often it is asked for.
+    let taken = bench.take(9).await;
+    assert_eq!((taken.len(), totals().oldest_job, totals().next_due), (2, Some(began), None), "they run");
+    bench.finish(&taken[0], refused()).await;
+    assert_eq!((totals().tries, totals().oldest_job), (1, Some(bench.clock.now())));
+    bench.finish_done(&taken[1]).await;
+    assert_eq!((totals().oldest_job, totals().next_due), (None, None));
+    bench.deliver(&create("b")).await;
+    assert_eq!((totals().tries, totals().untold), (0, 0), "told");
+}
+
 }
 
 fn path(bench: &Bench) -> std::path::PathBuf {

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::sign::dialect_named;
-use super::{Done, Exit, Failure, StoreArguments, not_there, runtime, show};
+use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, Id};
 use crate::config::{Environment, ProcessEnvironment};
@@ -161,7 +161,7 @@ pub(super) struct CompleteArguments {
 }
 
 pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
-    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let answer = match &arguments.answer {
         Some(path) => answer(path)?,
         None => Answer::default(),
@@ -208,7 +208,7 @@ pub(super) struct ClaimArguments {
 }
 
 pub(super) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
-    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let (mut mender, act) = arguments.act.begin()?;
     let claim = Claim { tenant: arguments.tenant, replace: arguments.replace };
     let id = shown(&arguments.id);
@@ -230,7 +230,7 @@ pub(super) struct ReleaseArguments {
 }
 
 pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
-    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let (mut mender, act) = arguments.act.begin()?;
     let approved = mender.release(row.number, &act)?;
     say_approved(&approved, output)

@@ -108,6 +108,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Unguarded(_) => Failure::new(Exit::Config, error.to_string()),
             StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {
                 Failure::new(Exit::Io, format!("the listener cannot be used: {error}"))

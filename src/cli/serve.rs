@@ -109,6 +109,7 @@ async fn run(config: Config) -> Done {
     let options = DaemonOptions {
         store: config.store,
         intake: config.intake,
+        admin: config.admin,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;

@@ -32,7 +32,7 @@ use crate::callback::{
 };
 use crate::clock::from_millis;
 use crate::limits::NAME_MAX_BYTES;
-use crate::query::{Pair, QueryError};
+use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Verified};
 
 mod alibaba;
@@ -206,6 +206,21 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every word that [`Refusal::reason`] may be.
+    pub fn reasons() -> impl Iterator<Item = &'static str> {
+        let own = [
+            Refusal::Signature(Mismatch::Missing),
+            Refusal::Signature(Mismatch::Malformed),
+            Refusal::Signature(Mismatch::Wrong),
+            Refusal::Method { method: String::new(), allowed: "" },
+            Refusal::ContentType { expected: "" },
+            Refusal::Malformed { detail: String::new() },
+            Refusal::Undated,
+            Refusal::Stale { off_by_s: 0 },
+        ];
+        own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
+    }
+
     /// The short, stable word refusals are counted under.
     pub const fn reason(&self) -> &'static str {
         match self {

@@ -16,6 +16,7 @@ mod signals;
 #[doc(hidden)]
 pub mod sim;
 mod sqlite;
+mod views;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use crate::clock::{Clock, Id, Ids};
 use crate::instance::Instance;
 use crate::job::Schedule;
 use crate::limits;
+use crate::metrics::{Metric, Metrics};
 use crate::seal::{SealError, Sealer};
 use ledger::{Finish, Stored, Told};
 use rows::Read;
@@ -43,6 +45,7 @@ pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
+pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.
@@ -167,6 +170,8 @@ pub struct StoreOptions {
     pub sealing_key: Option<PathBuf>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
+    /// Where commits are counted.
+    pub metrics: Metrics,
 }
 
 impl StoreOptions {
@@ -187,6 +192,7 @@ impl Default for StoreOptions {
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
             ids: Ids::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -238,6 +244,8 @@ pub struct Receipt {
     pub reply: Reply,
     /// The occurrence it belongs to, as it stands now.
     pub row: CallbackRow,
+    /// Whether the same came before.
+    pub repeated: bool,
     /// Whether somebody should look.
     pub alert: bool,
 }
@@ -255,6 +263,7 @@ pub enum Reply {
 pub(crate) struct Shared {
     pub(crate) signals: Signals,
     pub(crate) schedules: Schedules,
+    pub(crate) metrics: Metrics,
 }
 
 enum Backing {
@@ -354,6 +363,15 @@ impl Reader {
     /// As [`Reader::instances`].
     pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
         self.with(|rows| rows.list_acts(limit))
+    }
+
+    /// Days (counted from 1970, UTC) from `first` to before `end` on which the terms of instances end that
+    /// are not released, with how many.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.with(|rows| rows.expiries(first, end))
     }
 
     /// Totals.
@@ -474,7 +492,9 @@ impl Store {
         clock: Clock,
     ) -> (Store, Writer<B>) {
         let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedules: options.schedules });
+        options.metrics.announce_distribution(Metric::CommitOperations, ["", ""]);
+        let (schedules, metrics) = (options.schedules, options.metrics);
+        let shared = Arc::new(Shared { signals, schedules, metrics });
         let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
         let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
@@ -516,7 +536,7 @@ impl Store {
                 self.count(repeat.row.number, now);
             }
             let reply = Reply::Now(self.outcome(repeat.told, now));
-            return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
+            return Ok(Receipt { reply, row: repeat.row, repeated: true, alert: repeat.alert });
         }
         let id = self
             .inner
@@ -531,7 +551,8 @@ impl Store {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
         };
-        Ok(Receipt { reply, row: accepted.row, alert: accepted.alert })
+        let repeated = accepted.row.deliveries > 1;
+        Ok(Receipt { reply, row: accepted.row, repeated, alert: accepted.alert })
     }
 
     fn outcome(&self, told: Told, now: Timestamp) -> Outcome {
@@ -603,6 +624,11 @@ impl Store {
     /// The places for running jobs. Closing them ends the birth of leased jobs.
     pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
         &self.inner.shared.signals.places
+    }
+
+    /// Says that something may have become due: somebody has mended the database beside this store.
+    pub fn wake(&self) {
+        self.inner.shared.signals.work.notify_one();
     }
 
     /// Resolves when something may have become due. Lossless once enabled: enable it, look, then wait.

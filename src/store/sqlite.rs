@@ -20,8 +20,8 @@ use rusqlite::{
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
+    Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -568,6 +568,12 @@ const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS befo
 const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
     OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
+/// The most tries spent on a callback that still wants its answer: what was refused, dropped or
+/// cancelled has had one, and is called for in vain.
+const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+    WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
+    AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
+
 /// A list's conditions, as they are added one by one.
 struct Conditions {
     sql: String,
@@ -587,6 +593,14 @@ impl Conditions {
             self.sql.push_str(sql);
             self.values.push(value.into());
         }
+    }
+
+    fn search(&mut self, text: &str) {
+        let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
+        let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
+        self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
     }
 
     fn query(mut self, columns: &str, table: &str, limit: usize) -> (String, Vec<Value>) {
@@ -708,6 +722,14 @@ impl Read for Sqlite {
         let mut conditions = Conditions::new(filter);
         conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
         conditions.add("account = ?", filter.account.clone());
+        if let Some(text) = &filter.search {
+            conditions.search(text);
+        }
+        if let Some((from, to)) = filter.expires {
+            conditions.sql.push_str(" AND state <> 3");
+            conditions.add("expires_on >= ?", Some(from.as_millisecond()));
+            conditions.add("expires_on < ?", Some(to.as_millisecond()));
+        }
         let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
         self.many(&sql, params_from_iter(values), read_instance)
     }
@@ -761,6 +783,15 @@ impl Read for Sqlite {
         })
     }
 
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.many(
+            "SELECT expires_on / ?1, count(*) FROM instance
+             WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
+            [DAY_MS, first, end],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
+        )
+    }
+
     fn totals(&self) -> Result<Totals> {
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
@@ -777,6 +808,19 @@ impl Read for Sqlite {
         };
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
         totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        let first = |sql: &str| -> Result<Option<Timestamp>> {
+            Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
+        };
+        let (queued, running) = (
+            first("SELECT min(created_at) FROM job WHERE state = 0")?,
+            first("SELECT min(created_at) FROM job WHERE state = 1")?,
+        );
+        totals.oldest_job = queued.into_iter().chain(running).min();
+        totals.next_due = first(&format!("SELECT min(due_at) FROM job WHERE state = 0 AND {IS_HEAD}"))?;
+        let tries =
+            self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
+        let (tries, ratio) = tries.unwrap_or_default();
+        (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)
     }
 }

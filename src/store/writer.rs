@@ -20,6 +20,7 @@ use super::{Shared, StoreError};
 use crate::callback::{Action, Answer, Outcome};
 use crate::clock::{Id, plus_millis};
 use crate::limits;
+use crate::metrics::Metric;
 
 /// What a caller waits for.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -155,6 +156,7 @@ impl<B: Backend> Writer<B> {
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
             Err(error) => Err(error),
         };
+        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], results.len() as f64);
         if let Err(error) = &committed {
             tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
             if let Err(error) = self.backend.rollback() {
