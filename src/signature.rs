@@ -79,7 +79,7 @@ impl<'de> serde::Deserialize<'de> for Secret {
 }
 
 /// A key with the name it has in logs, metrics and `callbacks show`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     label: Arc<str>,
     secret: Secret,
@@ -119,7 +119,7 @@ impl Key {
 }
 
 /// The keys of one endpoint: the current one first, then previous ones. Never empty.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys(Arc<[Key]>);
 
 impl Keys {

@@ -640,7 +640,7 @@ fn mistakes(http: &str) -> Vec<(String, String)> {
         "[[endpoint]]\nname = \"e\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"KEY\" }}]\n\
          [[hook]]\nname = \"h\"\nhttp = {{ {http} }}\n"
     );
-    let Err(mistakes) = Config::parse(&text, "test", &environment, None) else { return Vec::new() };
+    let Err(mistakes) = Config::parse(&text, "test", &environment, &[], None) else { return Vec::new() };
     mistakes.mistakes.into_iter().map(|it| (it.key, it.text)).collect()
 }
 
@@ -666,7 +666,7 @@ fn the_document_s_configuration_is_one() {
     let environment = HashMap::from([("KEY", "fake-key"), ("SPID_HOOK_SECRET", EXAMPLE)]);
     let environment: HashMap<String, String> =
         environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    assert_eq!(Config::parse(&format!("{endpoint}{hook}"), "hooks.md", &environment, None).err(), None);
+    assert_eq!(Config::parse(&format!("{endpoint}{hook}"), "hooks.md", &environment, &[], None).err(), None);
 }
 
 #[test]

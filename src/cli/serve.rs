@@ -47,7 +47,7 @@ pub(super) struct CheckArguments {
 }
 
 pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let config = Config::load(&arguments.config, &ProcessEnvironment, hook)?;
+    let config = Config::load(&arguments.config, &ProcessEnvironment, &[], hook)?;
     output.line(&format!("{}: ok", arguments.config.display()))?;
     for (path, endpoint) in &config.endpoints {
         let labels: Vec<String> = endpoint.keys.labels().map(ToString::to_string).collect();
@@ -63,8 +63,8 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
     let mut config = match &arguments.mode.config {
-        Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, hook)?,
-        _ => Config::dev(hook)?,
+        Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, &[], hook)?,
+        _ => Config::dev(&[], hook)?,
     };
     if let Some(listen) = arguments.listen {
         if arguments.mode.dev && !listen.ip().is_loopback() {
