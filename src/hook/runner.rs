@@ -4,7 +4,7 @@
 //! longer wanted: all of that is decided here, and the author writes none of it. What comes out is
 //! an [`Attempted`]; when to try again is the dispatcher's business.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,6 +42,10 @@ impl NamedHook {
             timeout: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
             concurrency: limits::HOOK_CONCURRENCY_COUNT,
         }
+    }
+
+    fn permits(&self) -> usize {
+        self.concurrency.min(Semaphore::MAX_PERMITS)
     }
 
     /// The same with another timeout.
@@ -226,6 +230,33 @@ impl Runner {
         Runner { leftovers: Some(leftovers), ..self }
     }
 
+    /// The same hooks in the place of those of `before`: what still runs under a name counts for the hook
+    /// that has the name now. Call it inside of a runtime.
+    pub fn succeeding(self, before: &Runner) -> Runner {
+        let old = before.entries();
+        let mut made: BTreeMap<&str, Arc<Entry>> = BTreeMap::new();
+        for (name, entry) in self.entries() {
+            let entry = match old.get(name) {
+                Some(old) => Arc::new(entry.succeeding(old)),
+                None => Arc::clone(entry),
+            };
+            made.insert(name, entry);
+        }
+        let now = |entry: &Arc<Entry>| {
+            Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry))
+        };
+        let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
+        let inner = Arc::new(Inner { default: now(&self.inner.default), routes });
+        drop(made);
+        Runner { inner, leftovers: before.leftovers.clone() }
+    }
+
+    /// The hooks that may be called, by name.
+    fn entries(&self) -> BTreeMap<&str, &Arc<Entry>> {
+        let routed = self.inner.routes.iter().map(|(_, entry)| entry);
+        routed.chain([&self.inner.default]).map(|entry| (entry.named.name.as_str(), entry)).collect()
+    }
+
     /// The name of the hook that gets calls about this subject.
     pub fn hook_name(&self, subject: &Subject<'_>) -> &str {
         &self.entry(subject).named.name
@@ -289,8 +320,26 @@ fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
 
 impl Entry {
     fn new(named: NamedHook) -> Arc<Entry> {
-        let running = Arc::new(Semaphore::new(named.concurrency.min(Semaphore::MAX_PERMITS)));
+        let running = Arc::new(Semaphore::new(named.permits()));
         Arc::new(Entry { named, running })
+    }
+
+    /// This hook with the places of `old`. Where there are to be fewer, those in use go as they come free.
+    fn succeeding(&self, old: &Entry) -> Entry {
+        let running = Arc::clone(&old.running);
+        let (wanted, there) = (self.named.permits(), old.named.permits());
+        running.add_permits(wanted.saturating_sub(there));
+        let missing = there.saturating_sub(wanted);
+        let missing = missing - running.forget_permits(missing);
+        for _ in 0..missing {
+            let running = Arc::clone(&running);
+            tokio::spawn(async move {
+                if let Ok(place) = running.acquire_owned().await {
+                    place.forget();
+                }
+            });
+        }
+        Entry { named: self.named.clone(), running }
     }
 }
 

@@ -18,8 +18,8 @@ use rusqlite::{
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read, Result,
+    Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -30,7 +30,7 @@ use crate::{job, limits};
 const APPLICATION_ID: i64 = 0x7370_6964;
 
 /// The migrations: entry n takes the schema from version n to n + 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
 
 const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
@@ -620,6 +620,18 @@ impl Read for Sqlite {
         })
     }
 
+    fn key_uses(&self) -> Result<Vec<KeyUse>> {
+        self.many("SELECT * FROM key_use ORDER BY endpoint, label", [], |row| {
+            Ok(KeyUse {
+                endpoint: row.get("endpoint")?,
+                label: row.get("label")?,
+                mark: row.get("mark")?,
+                since: instant(row, "since")?,
+                used_at: instant_or_none(row, "used_at")?,
+            })
+        })
+    }
+
     fn totals(&self) -> Result<Totals> {
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
@@ -821,6 +833,19 @@ impl Write for Sqlite {
             "INSERT INTO act (at, who, act, target, why) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
         )?;
+        Ok(())
+    }
+
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.run(
+            "INSERT OR REPLACE INTO key_use (endpoint, label, mark, since, used_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
+        )?;
+        Ok(())
+    }
+
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::keys::{self, ConfiguredKey};
 use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
@@ -31,7 +32,8 @@ pub(crate) enum Command {
     Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<Taking> },
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
-    Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, reply: Reply<()> },
+    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, reply: Reply<()> },
     Probe { reply: Reply<()> },
 }
 
@@ -221,8 +223,12 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let recover = |rows: &mut B| ledger::recover(rows, &shared.schedule, now, |_| true);
             After::Recover { done: guarded(backend, usable, recover), reply }
         }
-        Command::Count { counts, reply } => {
-            let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
+        Command::Count { counts, keys, reply } => {
+            let count = |rows: &mut B| ledger::count(rows, &counts).and_then(|()| keys::used(rows, &keys));
+            After::Unit { done: guarded(backend, usable, count), reply }
+        }
+        Command::ConfigureKeys { keys, now, reply } => {
+            let done = guarded(backend, usable, |rows| keys::configure(rows, &keys, now));
             After::Unit { done, reply }
         }
         Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
