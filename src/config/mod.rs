@@ -10,6 +10,7 @@
 //! test compares with what is asked for. If the daemon cannot change it while it runs, it stands in
 //! [`NEEDS_RESTART`], too.
 
+mod check;
 mod endpoints;
 mod hooks;
 mod keys;
@@ -32,6 +33,7 @@ use crate::store::StoreOptions;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
 
+pub use check::{Checked, check};
 pub use keys::read_key;
 
 /// The commented default file: every key there is. Its defaults are the defaults; a test compares them.
@@ -376,24 +378,4 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn mistakes(endpoint: &str) -> Vec<String> {
-        let text = format!(
-            "[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"FAKE\" }}]\n{endpoint}\n\
-             [[hook]]\nname = \"try\"\nlog = {{}}\n"
-        );
-        let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
-        let wrong = Config::parse(&text, "spid.toml", &environment, &[], None).err();
-        wrong.map_or_else(Vec::new, |wrong| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect())
-    }
-
-    #[test]
-    fn the_public_url_is_one_a_browser_can_open() {
-        assert!(mistakes("public_url = \"https://spi.example/spi\"").is_empty());
-        for wrong in ["spi.example", "/spi", "ftp://spi.example", "https://"] {
-            assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
-        }
-    }
-}
+mod tests;

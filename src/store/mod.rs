@@ -330,6 +330,29 @@ impl Reader {
     }
 }
 
+/// Looks whether a daemon could open the database at `path`, without making, locking or changing anything.
+/// Says whether anything in it is sealed.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check_database(path: &Path) -> Result<bool, StoreError> {
+    let found = sqlite::Sqlite::check(path)?;
+    found.map_or(Ok(false), |found| found.has_sealed())
+}
+
+/// Looks at the sealing key of the database at `path`. `false`: there is none, and a start makes one.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check_sealing_key(path: &Path, options: &StoreOptions) -> Result<bool, StoreError> {
+    let key_path = options.key_path(path);
+    match Sealer::from_existing(&key_path) {
+        Ok(_) => Ok(true),
+        Err(SealError::Missing { .. }) => sqlite::may_make_files_beside(&key_path).map(|()| false),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// How long to wait before a lock that somebody holds is tried again.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 

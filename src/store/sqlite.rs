@@ -15,6 +15,7 @@ use rusqlite::types::Value;
 use rusqlite::{
     CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
 };
+use rustix::fs::Access;
 
 use super::StoreError;
 use super::rows::{
@@ -77,6 +78,18 @@ impl Sqlite {
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
         migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
+    }
+
+    /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
+    pub(crate) fn check(path: &Path) -> Result<Option<Sqlite>> {
+        may_make_files_beside(path)?;
+        if !path.exists() {
+            return Ok(None);
+        }
+        may(path, Access::READ_OK | Access::WRITE_OK)?;
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let is_empty = recognise(&connection, path)? == 0;
+        Ok((!is_empty).then_some(Sqlite { connection, _lock: None }))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
@@ -289,6 +302,16 @@ fn lock(path: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(file_error(error)),
     }
+}
+
+/// Whether files can be made beside this one.
+pub(crate) fn may_make_files_beside(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    may(folder, Access::WRITE_OK | Access::EXEC_OK)
+}
+
+fn may(path: &Path, access: Access) -> Result<()> {
+    rustix::fs::access(path, access).map_err(|error| StoreError::of_file(path, &error.into()))
 }
 
 /// Makes an empty file with mode 0600, so that SQLite opens it (and its WAL) as private as that.
