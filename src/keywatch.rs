@@ -60,11 +60,13 @@ impl Watched {
             // Where nothing is signed with the current key, nobody knows that the marketplace has changed.
             let current = current(key).filter(|current| *current != key).and_then(used)?.used_at?;
             let silent = now.duration_since(last);
-            (current > last && silent.unsigned_abs() >= self.unused_after && silent.is_positive()).then(|| Idle {
-                endpoint: own.endpoint.clone(),
-                label: own.label.clone(),
-                days: silent.as_hours() / 24,
-            })
+            (current > last && silent.unsigned_abs() >= self.unused_after && silent.is_positive()).then(
+                || Idle {
+                    endpoint: own.endpoint.clone(),
+                    label: own.label.clone(),
+                    days: silent.as_hours() / 24,
+                },
+            )
         };
         self.keys.iter().filter_map(idle).collect()
     }
@@ -80,12 +82,7 @@ pub struct KeyWatch {
 
 impl KeyWatch {
     /// A watch over the keys that are sent, beginning with those that are there.
-    pub fn new(
-        store: Store,
-        clock: Clock,
-        metrics: Metrics,
-        watched: watch::Receiver<Watched>,
-    ) -> KeyWatch {
+    pub fn new(store: Store, clock: Clock, metrics: Metrics, watched: watch::Receiver<Watched>) -> KeyWatch {
         KeyWatch { store, clock, metrics, watched }
     }
 

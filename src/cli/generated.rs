@@ -35,7 +35,8 @@ pub(super) fn completions(arguments: CompletionsArguments, output: &mut Output) 
 }
 
 pub(super) fn man(arguments: ManArguments, output: &mut Output) -> Done {
-    let failed = |error: std::io::Error| Failure::new(Exit::Io, format!("the pages cannot be written: {error}"));
+    let failed =
+        |error: std::io::Error| Failure::new(Exit::Io, format!("the pages cannot be written: {error}"));
     match arguments.dir {
         Some(folder) => {
             std::fs::create_dir_all(&folder).map_err(failed)?;

@@ -81,8 +81,12 @@ impl Reloader {
         // A file may lie on a disk that hangs: nobody else waits for it.
         let config = match tokio::task::spawn_blocking(|| source.read()).await {
             Ok(Ok(config)) => config,
-            Ok(Err(mistakes)) => return Outcome::Kept { why: mistakes.lines().collect::<Vec<_>>().join("; ") },
-            Err(error) => return Outcome::Kept { why: format!("reading it failed, which is a bug: {error}") },
+            Ok(Err(mistakes)) => {
+                return Outcome::Kept { why: mistakes.lines().collect::<Vec<_>>().join("; ") };
+            }
+            Err(error) => {
+                return Outcome::Kept { why: format!("reading it failed, which is a bug: {error}") };
+            }
         };
         let changed = self.current.changes(&config);
         let keys: Vec<String> =

@@ -19,11 +19,7 @@ pub struct Checked {
 ///
 /// # Errors
 /// Every mistake at once.
-pub fn check(
-    path: &Path,
-    environment: &dyn Environment,
-    hook: Option<AnyHook>,
-) -> Result<Checked, Mistakes> {
+pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) -> Result<Checked, Mistakes> {
     let config = Config::load(path, environment, &[], hook);
     let (wrong, warnings) = look_at_store(path, environment);
     match config {

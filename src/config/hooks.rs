@@ -26,7 +26,8 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
         );
     }
     let mut names: Vec<String> = in_process.iter().map(|_| IN_PROCESS.to_owned()).collect();
-    let mut hooks: Vec<NamedHook> = in_process.map(|hook| NamedHook::new(IN_PROCESS, hook)).into_iter().collect();
+    let mut hooks: Vec<NamedHook> =
+        in_process.map(|hook| NamedHook::new(IN_PROCESS, hook)).into_iter().collect();
     for table in tables {
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {

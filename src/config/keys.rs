@@ -12,8 +12,7 @@ use super::reader::Table;
 use crate::limits;
 use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
 
-const NO_KEY: &str =
-    "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
+const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
 /// The keys of an endpoint, the current one first.
 pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
@@ -95,9 +94,9 @@ fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String>
 
 /// A systemd credential: a file in the folder the unit was given.
 fn credential(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
-    let folder = environment
-        .get("CREDENTIALS_DIRECTORY")
-        .ok_or("there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?")?;
+    let folder = environment.get("CREDENTIALS_DIRECTORY").ok_or(
+        "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
+    )?;
     if name.contains('/') || name.is_empty() {
         return Err(format!("`{name}` is not the name of a credential"));
     }

@@ -176,8 +176,7 @@ pub struct Config {
 
 /// The database when none is named.
 pub const DEFAULT_STORE: &str = "spid.db";
-const DEFAULT_LISTEN: SocketAddr =
-    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 impl Config {
     /// Reads a configuration file, and every file it names. `hook` is an in-process hook, which then is
@@ -255,7 +254,8 @@ impl Config {
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let keys = self.settings.keys().chain(other.settings.keys());
         let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();
-        let secrets = |config: &Config, index: usize| config.endpoints.get(index).map(|(_, it)| it.keys.clone());
+        let secrets =
+            |config: &Config, index: usize| config.endpoints.get(index).map(|(_, it)| it.keys.clone());
         let rekeyed = (0..self.endpoints.len().max(other.endpoints.len()))
             .filter(|index| secrets(self, *index) != secrets(other, *index))
             .map(|index| format!("endpoint[{index}].keys"));
@@ -281,7 +281,9 @@ fn on_this_machine(address: SocketAddr) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() {
         return Ok(address);
     }
-    Err(format!("`{address}` is not a loopback address, and whoever reaches it sees totals; use 127.0.0.1 and a proxy that asks for a password"))
+    Err(format!(
+        "`{address}` is not a loopback address, and whoever reaches it sees totals; use 127.0.0.1 and a proxy that asks for a password"
+    ))
 }
 
 fn store(table: &Table<'_>) -> (PathBuf, Option<PathBuf>) {

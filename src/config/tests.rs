@@ -55,7 +55,9 @@ fn read_default_file(text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     let secret = "whsec_ZmFrZWZha2VmYWtlZmFrZWZha2VmYWtl";
-    for (name, content) in [("isv-key", "fake-key-of-a-test"), ("old", "fake-old-key"), ("hook-secret", secret)] {
+    for (name, content) in
+        [("isv-key", "fake-key-of-a-test"), ("old", "fake-old-key"), ("hook-secret", secret)]
+    {
         std::fs::write(at(name), content).unwrap();
     }
     let authority = rcgen::generate_simple_self_signed(["authority.example".to_owned()]).unwrap();
@@ -88,8 +90,12 @@ fn every_key_there_is_stands_in_the_default_file_once() {
     for key in known {
         let leaf = key.rsplit('.').next().unwrap();
         // What an array of inline tables holds stands inside a line.
-        let written = |line: &&str| line.starts_with(&format!("{leaf} = ")) || line.contains(&format!("{{ {leaf} = "));
-        assert!(text.lines().any(|line| written(&line)) || leaf == "label", "{key} is not in the default file");
+        let written =
+            |line: &&str| line.starts_with(&format!("{leaf} = ")) || line.contains(&format!("{{ {leaf} = "));
+        assert!(
+            text.lines().any(|line| written(&line)) || leaf == "label",
+            "{key} is not in the default file"
+        );
     }
     let mut table = String::new();
     let mut seen: Vec<String> = Vec::new();
@@ -176,7 +182,8 @@ fn a_mistake_is_told_of_the_place_that_counts() {
 
 #[test]
 fn a_variable_that_overrides_nothing_is_a_mistake() {
-    let wrong = lines_with(&complete(""), &[("SPID_SERVER__LISTE", "x"), ("SPID_LOG", "x"), ("SPID_HOOK_KEY", "x")]);
+    let wrong =
+        lines_with(&complete(""), &[("SPID_SERVER__LISTE", "x"), ("SPID_LOG", "x"), ("SPID_HOOK_KEY", "x")]);
     assert_eq!(
         wrong,
         ["SPID_SERVER__LISTE: this variable overrides nothing; did you mean `SPID_SERVER__LISTEN`?"]
@@ -271,7 +278,8 @@ fn what_may_be_a_key_is_not_repeated() {
         "keys = [{ file = fake-canary }]",
         "key = \"fake-canary\"",
     ] {
-        let text = format!("[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\n{text}\n{HOOK}");
+        let text =
+            format!("[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\n{text}\n{HOOK}");
         let told = lines(&text);
         assert!(!told.is_empty() && told.iter().all(|line| !line.contains("canary")), "{told:?}");
     }

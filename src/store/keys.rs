@@ -48,7 +48,9 @@ impl KeysUsed {
     /// What is to be written.
     pub(super) fn due(&self) -> Vec<Used> {
         let is_due = |at: Timestamp, written: Option<Timestamp>| {
-            written.is_none_or(|written| at.duration_since(written).as_millis() >= limits::KEY_USE_STEP_MS.into())
+            written.is_none_or(|written| {
+                at.duration_since(written).as_millis() >= limits::KEY_USE_STEP_MS.into()
+            })
         };
         let used = self.lock();
         let due = used.iter().filter(|(_, (at, written))| is_due(*at, *written));

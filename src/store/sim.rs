@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Read, Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Read, Result, Totals,
+    Write,
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
