@@ -1,5 +1,12 @@
 //! What a SIGHUP changes, while orders come in: above all the keys, and never half of a configuration.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
 #[path = "common/daemon.rs"]
 mod common;
 

@@ -290,7 +290,7 @@ impl Runner {
     }
 
     /// The same hooks in the place of those of `before`: what still runs under a name counts for the hook
-    /// that has the name now. `before` must not be used to reserve any more.
+    /// that has the name now. A runner has one successor at most.
     pub fn succeeding(self, before: &Runner) -> Runner {
         let old = before.entries();
         let mut made: BTreeMap<&str, Arc<Entry>> = BTreeMap::new();

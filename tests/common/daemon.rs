@@ -189,6 +189,13 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts the daemon with these variables.
+    pub(crate) fn start_in(&self, variables: &[(&str, &str)]) -> Daemon {
+        let mut command = self.command(&["serve", "--config"]);
+        command.arg(self.path("spid.toml")).envs(variables.iter().copied());
+        Daemon::spawn(command)
+    }
+
     /// Starts it without a configuration.
     pub(crate) fn start_dev(&self) -> Daemon {
         Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
