@@ -136,8 +136,8 @@ hook = "provisoin"
         ("spid.toml:12: `hook[0].exec.command`", "is not an executable file"),
         ("spid.toml:15: `hook[1].http.secret.env`", "FAKE_UNSET"),
         ("spid.toml:17: `route[0].hook`", "did you mean `provision`?"),
-        ("spid.toml: `store.path`", "database"),
-        ("spid.toml: `store.sealing_key`", "64 hex digits"),
+        ("spid.toml:3: `store.path`", "database"),
+        ("spid.toml:4: `store.sealing_key`", "64 hex digits"),
     ] {
         let line = ran.stderr.lines().find(|line| line.contains(place));
         assert!(line.is_some_and(|line| line.contains(text)), "{place} … {text}\n{}", ran.stderr);

@@ -190,9 +190,7 @@ impl Config {
         flags: &[Flag],
         hook: Option<AnyHook>,
     ) -> Result<Config, Mistakes> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))?;
-        Config::parse(&text, &path.display().to_string(), environment, flags, hook)
+        Config::parse(&text_of(path)?, &path.display().to_string(), environment, flags, hook)
     }
 
     /// As [`Config::load`], from text.
@@ -206,9 +204,21 @@ impl Config {
         flags: &[Flag],
         hook: Option<AnyHook>,
     ) -> Result<Config, Mistakes> {
+        Config::parse_and(text, source, environment, flags, hook, |_, _, _| {})
+    }
+
+    /// As [`Config::parse`], with a `look` at the store that may find mistakes of its own.
+    fn parse_and(
+        text: &str,
+        source: &str,
+        environment: &dyn Environment,
+        flags: &[Flag],
+        hook: Option<AnyHook>,
+        look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
+    ) -> Result<Config, Mistakes> {
         let document = reader::document(text, source)?;
         let reader = Reader::new(text, environment, flags);
-        let config = Config::read(&reader.root(&document), hook);
+        let config = Config::read(&reader.root(&document), hook, look);
         let (settings, mistakes) = reader.finish();
         match config {
             Some(config) if mistakes.is_empty() => Ok(Config { settings, ..config }),
@@ -227,20 +237,27 @@ impl Config {
     }
 
     /// `None` where something is missing for which there is no stand-in; then there is a mistake, too.
-    fn read(root: &Table<'_>, hook: Option<AnyHook>) -> Option<Config> {
+    fn read(
+        root: &Table<'_>,
+        hook: Option<AnyHook>,
+        look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
+    ) -> Option<Config> {
         let (listen, admin_listen, reply_within) = server(&root.table("server"));
-        let (store_path, sealing_key) = store(&root.table("store"));
         let policy = policy(&root.table("policy"));
+        let store_table = root.table("store");
+        let (store_path, sealing_key) = store(&store_table);
+        let secrets_window_ms = millis(policy.secrets_window);
+        let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
+        look(&store_table, &store_path, &store);
         let log_level = log(&root.table("log"));
         let Endpoints { sound: endpoints, names } = endpoints::endpoints(root);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
-        let secrets_window_ms = millis(policy.secrets_window);
         Some(Config {
             listen,
             admin_listen,
             store_path,
-            store: StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() },
+            store,
             endpoints,
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
@@ -264,6 +281,11 @@ impl Config {
         all.dedup();
         all
     }
+}
+
+fn text_of(path: &Path) -> Result<String, Mistakes> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))
 }
 
 fn server(table: &Table<'_>) -> (SocketAddr, Option<SocketAddr>, Duration) {
@@ -365,8 +387,7 @@ keys = [{ env = "DEV_KEY", label = "dev" }]
 /// # Errors
 /// When the file cannot be read, is not a configuration, or says something wrong about the store.
 pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))?;
+    let text = text_of(path)?;
     let source = path.display().to_string();
     let document = reader::document(&text, &source)?;
     let reader = Reader::new(&text, environment, &[]);

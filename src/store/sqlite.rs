@@ -101,6 +101,25 @@ impl Sqlite {
         Ok(reader)
     }
 
+    /// Opens a backup, of this version or an older one, to copy it.
+    pub(crate) fn open_backup(path: &Path) -> Result<Sqlite> {
+        match Sqlite::open_readonly(path) {
+            Err(StoreError::Older(..)) => {
+                let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+                connection.pragma_update(None, "query_only", true)?;
+                Ok(Sqlite { connection, _lock: None })
+            }
+            opened => opened,
+        }
+    }
+
+    /// Brings the schema of a copy up to date.
+    pub(crate) fn bring_up_to_date(path: &Path) -> Result<()> {
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let version = recognise(&connection, path)?;
+        migrate(&connection, version)
+    }
+
     /// Opens the store to mend it: without the daemon's lock, so beside a daemon or without one. SQLite's
     /// own lock puts the two in order.
     pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
