@@ -31,9 +31,12 @@ pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) 
 }
 
 fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Option<String> {
-    let is_sealed = store::check_database(database);
-    let is_sealed = is_sealed.map_err(|wrong| table.mistake("path", wrong.to_string())).unwrap_or(false);
+    let is_sealed = store::check_database(database).map_err(|wrong| table.mistake("path", wrong.to_string()));
+    // Beside a database that cannot be, no key can be: that is said already.
+    if is_sealed.is_err() && options.sealing_key.is_none() {
+        return None;
+    }
     let has_key = store::check_sealing_key(database, options);
-    let has_key = has_key.map_err(|wrong| table.mistake("sealing_key", wrong.to_string())).unwrap_or(true);
-    (is_sealed && !has_key).then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned())
+    let has_key = has_key.map_err(|wrong| table.mistake("sealing_key", wrong.to_string()));
+    (is_sealed == Ok(true) && has_key == Ok(false)).then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned())
 }
