@@ -709,8 +709,12 @@ fn a_mistake_names_its_field_and_no_secret() {
             "hook[0].http.ca_file",
             "https",
         ),
-        (r#"url = "http://10.0.0.7/", secret = "fake-secret""#, "", "line 8, `http`"),
-        (r#"url = "http://10.0.0.7/", secret = { env = "NEW" }, retries = 3"#, "", "retries"),
+        (r#"url = "http://10.0.0.7/", secret = "fake-secret""#, "hook[0].http.secret", "a list of tables"),
+        (
+            r#"url = "http://10.0.0.7/", secret = { env = "NEW" }, retries = 3"#,
+            "hook[0].http.retries",
+            "no such key",
+        ),
     ] {
         let found = mistakes(http);
         let named = found.iter().any(|(at, text)| at == key && text.contains(part));

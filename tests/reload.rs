@@ -204,7 +204,7 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
 fn a_reload_that_changes_nothing_says_so() {
     let home = home_with_keys();
     let daemon = home.start();
-    assert!(daemon.reload().contains("applied, and nothing has changed"));
+    assert!(daemon.reload().contains("reload: applied; no key has changed"));
     assert_eq!(daemon.deliver(&create("ob-hup")).id(), "ob-hup");
 }
 
@@ -266,7 +266,7 @@ fn a_flag_comes_before_the_file_at_a_reload_too() {
 fn dev_mode_reloads_to_the_same() {
     let home = Home::empty();
     let daemon = home.start_dev();
-    assert!(daemon.reload().contains("nothing has changed"));
+    assert!(daemon.reload().contains("no key has changed"));
 }
 
 // What runs ends as it began.

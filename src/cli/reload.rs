@@ -62,7 +62,7 @@ impl Reloader {
         };
         match outcome {
             Outcome::Applied { changed } if changed.is_empty() => {
-                tracing::info!("reload: applied, and nothing has changed");
+                tracing::info!("reload: applied; no key has changed, and the files it names were read again");
             }
             Outcome::Applied { changed } => tracing::info!(changed = changed.join(", "), "reload: applied"),
             Outcome::RestartRequired { keys } => {

@@ -18,7 +18,7 @@ pub(super) struct Endpoints {
 
 pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
     let tables = root.tables("endpoint", false);
-    if tables.is_empty() {
+    if root.lacks("endpoint") {
         root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
     }
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());

@@ -19,7 +19,7 @@ const IN_PROCESS: &str = "in-process";
 /// The hooks and the routes to them. `in_process` is an author's own hook, which then is the default one.
 pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &[&str]) -> Option<Runner> {
     let tables = root.tables("hook", false);
-    if in_process.is_none() && tables.is_empty() {
+    if in_process.is_none() && root.lacks("hook") {
         root.mistake(
             "hook",
             "there is none: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",

@@ -17,7 +17,7 @@ const NO_KEY: &str = "there is none: give one as { file = \"â€¦\" }, { env = \"â
 /// The keys of an endpoint, the current one first.
 pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
     let tables = endpoint.tables("keys", false);
-    if tables.is_empty() {
+    if endpoint.lacks("keys") {
         endpoint.mistake("keys", NO_KEY);
     }
     let mut labels = HashSet::new();
@@ -51,7 +51,7 @@ fn usual_label(index: usize) -> String {
 /// The secrets of a hook: one, or a list of them while it is changed.
 pub(super) fn webhook_keys(hook: &Table<'_>) -> Option<WebhookKeys> {
     let tables = hook.tables("secret", true);
-    if tables.is_empty() {
+    if hook.lacks("secret") {
         let text = format!("{NO_KEY}; make one with `echo whsec_$(openssl rand -base64 32)`");
         hook.mistake("secret", text);
     }

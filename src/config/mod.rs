@@ -267,7 +267,8 @@ impl Config {
         })
     }
 
-    /// The keys that are not as they are in `other`, and those of the endpoints whose secrets are not.
+    /// The keys that are not as they are in `other`, in text or, for those of endpoints, in secret. Of the
+    /// other files that are named only the names are compared.
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let keys = self.settings.keys().chain(other.settings.keys());
         let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();

@@ -190,6 +190,12 @@ impl<'a> Table<'a> {
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
+    /// Whether nothing is written there, or a list of nothing.
+    pub(super) fn lacks(&self, key: &'static str) -> bool {
+        let value = self.entries.and_then(|entries| entries.get(key));
+        value.is_none_or(|value| value.as_ref().as_array().is_some_and(|list| list.is_empty()))
+    }
+
     /// A mistake under one of its keys; under the table itself when the key is empty.
     pub(super) fn mistake(&self, key: &str, text: impl Into<String>) {
         let written = self.entries.and_then(|entries| entries.get(key));

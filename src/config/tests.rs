@@ -265,6 +265,7 @@ fn a_table_that_is_none_and_a_list_that_is_none_are_told() {
     for place in ["1: `server`: ", "2: `endpoint`: ", "3: `route[0]`: ", "4: `hook`: "] {
         assert!(told.iter().any(|line| line.starts_with(&format!("spid.toml:{place}"))), "{place}\n{told:?}");
     }
+    assert!(!told.iter().any(|line| line.contains("there is none")), "one mistake is told once: {told:?}");
 }
 
 #[test]
