@@ -2,7 +2,8 @@
 //!
 //! It must survive restarts, and redeliveries count as much as first ones: a marketplace that signs with
 //! the old key in any request would be turned away without it. So it is a table of its own and not read
-//! off the callbacks. A use is remembered at once and written, with the counts, at most once an hour.
+//! off the callbacks. A use is remembered at once and written, in a commit that is made anyway or with the
+//! counts of repeats, at most once an hour.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -91,6 +92,9 @@ pub(super) fn configure(rows: &mut dyn Write, keys: &[ConfiguredKey], now: Times
 
 /// Keeps that keys were used. One that is no longer configured is passed over.
 pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
+    if uses.is_empty() {
+        return Ok(());
+    }
     for mut row in rows.key_uses()? {
         let of_row = |used: &&Used| *used.0 == row.endpoint && *used.1 == row.label;
         if let Some((_, _, at)) = uses.iter().find(of_row) {

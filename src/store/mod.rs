@@ -514,9 +514,12 @@ impl Store {
             .next(now)
             .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
+        let uses = self.inner.keys_used.due();
+        let keys = uses.clone();
         let (accepted, waiting) = self
-            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))
+            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, reply })))
             .await?;
+        self.inner.keys_used.written(uses);
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
@@ -577,7 +580,7 @@ impl Store {
         self.ask(|reply| Command::ConfigureKeys { keys, now, reply }).await
     }
 
-    /// Remembers that this key has signed something. It is written with the next counts.
+    /// Remembers that this key has signed something. It is written with what is written next.
     pub fn note_key_use(&self, endpoint: &Arc<str>, label: &Arc<str>) {
         self.inner.keys_used.note(endpoint, label, self.inner.clock.now());
     }

@@ -42,6 +42,8 @@ pub(crate) struct AcceptCommand {
     pub(crate) id: Id,
     /// A place among the running jobs: with it the new job may be born leased.
     pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// Keys whose use is to be written by now.
+    pub(crate) keys: Vec<keys::Used>,
     pub(crate) reply: Reply<(Accepted, Option<Waiting>)>,
 }
 
@@ -236,11 +238,14 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
 }
 
 fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()>, shared: &Shared) -> After {
-    let AcceptCommand { acceptance, id, place, reply } = command;
+    let AcceptCommand { acceptance, id, place, keys, reply } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // Whoever gave up waiting for the store has answered "call again" by now.
     let birth = Birth { id, lease_until, heard: !reply.is_closed() };
-    let accepted = guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, birth));
+    let accepted = guarded(backend, usable, |rows| {
+        keys::used(rows, &keys)?;
+        ledger::accept(rows, &acceptance, birth)
+    });
     let done = accepted.map(|accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
