@@ -11,7 +11,7 @@
 mod common;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread::Scope;
 use std::time::{Duration, Instant};
 
@@ -80,11 +80,20 @@ impl Reload {
 
     /// Sends orders signed with `key`, one after the other, until it has seen enough of what holds
     /// afterwards. Returns how many were taken and how many refused.
-    fn probe(&self, address: SocketAddr, name: &str, key: &str, before: u16, after: u16) -> (usize, usize) {
+    fn probe(
+        &self,
+        over: &AtomicBool,
+        address: SocketAddr,
+        (name, key): (&str, &str),
+        (before, after): (u16, u16),
+    ) -> (usize, usize) {
         let mut line = Line::open(address).unwrap();
         let (mut changed, mut seen_after) = (false, 0);
         let mut counts = (0, 0);
         for number in 0.. {
+            if over.load(Ordering::SeqCst) {
+                break;
+            }
             let sent_at = self.stage();
             let answer = line.exchange(&get_text("/spi", &signed(&format!("{name}-{number}"), key))).unwrap();
             let answered_at = self.stage();
@@ -107,10 +116,19 @@ impl Reload {
     }
 }
 
-/// Marketplaces that never stop calling, each signing with the key it is told.
+/// Ends all calling when the test ends, well or not.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Marketplaces that do not stop calling, each signing with the key it is told.
 #[derive(Default)]
 struct Markets {
-    /// 0: the old key; 1: the new one; 2: stop.
+    /// 0: the old key; 1: the new one.
     mode: AtomicU8,
     passed: [AtomicUsize; 2],
 }
@@ -118,11 +136,14 @@ struct Markets {
 impl Markets {
     const COUNT: usize = 4;
 
-    fn call(&self, address: SocketAddr, number: usize) {
+    fn call(&self, over: &AtomicBool, address: SocketAddr, number: usize) {
         let mut line = Line::open(address).unwrap();
         for order in 0.. {
+            if over.load(Ordering::SeqCst) {
+                return;
+            }
             let mode = usize::from(self.mode.load(Ordering::SeqCst));
-            let Some(key) = [KEY, NEW].get(mode) else { return };
+            let key = [KEY, NEW][mode];
             // Each is asked twice: new orders are written, repeats are only read.
             let name = format!("order-{number}-{}", order / 2);
             let answer = line.exchange(&get_text("/spi", &signed(&name, key))).unwrap();
@@ -131,9 +152,9 @@ impl Markets {
         }
     }
 
-    fn spawn<'s>(&'s self, scope: &'s Scope<'s, '_>, address: SocketAddr) {
+    fn spawn<'s>(&'s self, scope: &'s Scope<'s, '_>, over: &'s AtomicBool, address: SocketAddr) {
         for number in 0..Markets::COUNT {
-            scope.spawn(move || self.call(address, number));
+            scope.spawn(move || self.call(over, address, number));
         }
     }
 
@@ -155,16 +176,18 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
     let daemon = home.start();
     let (address, markets) = (daemon.address, Markets::default());
     let (arrival, withdrawal) = (Reload::default(), Reload::default());
+    let (over, stranger) = (AtomicBool::new(false), ("stranger", "fake-other-key"));
     let (arrived, withdrawn) = std::thread::scope(|scope| {
-        markets.spawn(scope, address);
+        let _end = End(&over);
+        markets.spawn(scope, &over, address);
         markets.run_on(0);
 
         // The new key comes. Those who sign with the old one notice nothing.
-        let probe = scope.spawn(|| arrival.probe(address, "new", NEW, 403, 200));
-        let stranger = scope.spawn(|| arrival.probe(address, "stranger", "fake-other-key", 403, 403));
+        let probe = scope.spawn(|| arrival.probe(&over, address, ("new", NEW), (403, 200)));
+        let strange = scope.spawn(|| arrival.probe(&over, address, stranger, (403, 403)));
         home.configure(&config("/spi", BOTH, LOG_HOOK));
         arrival.run(&daemon);
-        let arrived = [probe.join().unwrap(), stranger.join().unwrap()];
+        let arrived = [probe.join().unwrap(), strange.join().unwrap()];
         markets.run_on(0);
 
         // The marketplaces change, at a time of their own.
@@ -172,13 +195,12 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
         until("each has changed", || (markets.passed(1) >= ENOUGH * Markets::COUNT).then_some(()));
 
         // The old key goes. Those who sign with the new one notice nothing.
-        let probe = scope.spawn(|| withdrawal.probe(address, "old", KEY, 200, 403));
-        let stranger = scope.spawn(|| withdrawal.probe(address, "stranger", "fake-other-key", 403, 403));
+        let probe = scope.spawn(|| withdrawal.probe(&over, address, ("old", KEY), (200, 403)));
+        let strange = scope.spawn(|| withdrawal.probe(&over, address, stranger, (403, 403)));
         home.configure(&config("/spi", NEW_ALONE, LOG_HOOK));
         withdrawal.run(&daemon);
-        let withdrawn = [probe.join().unwrap(), stranger.join().unwrap()];
+        let withdrawn = [probe.join().unwrap(), strange.join().unwrap()];
         markets.run_on(1);
-        markets.mode.store(2, Ordering::SeqCst);
         (arrived, withdrawn)
     });
 
