@@ -121,12 +121,16 @@ pub const REFUSALS_SHOWN_COUNT: usize = 50;
 
 /// How long a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
+/// How long a stop leaves connections open that have brought no request yet, in milliseconds: a request that
+/// is on its way is answered. Longer than any way is, shorter than anybody minds.
+pub const STOP_UNASKED_MS: u64 = 500;
 /// How long a stop waits for running hooks before it leaves them to the next start, in milliseconds.
 pub const STOP_HOOKS_MS: u64 = 20_000;
 /// How long a stop waits for the last commit, in milliseconds.
 pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
+const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "what comes late has to be answered, too");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");
