@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+mod liveness;
+
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, DispatchOptions};
@@ -26,6 +28,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::store::{Closed, Store, StoreError, StoreOptions};
+use liveness::Liveness;
 
 /// What a daemon is made of.
 pub struct DaemonOptions {
@@ -86,6 +89,7 @@ pub struct Daemon {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
     store: Store,
+    liveness: Liveness,
     metrics: Metrics,
     closed: Closed,
     stop_front: watch::Sender<bool>,
@@ -156,6 +160,7 @@ impl Daemon {
         let (stop_dispatch, stopping) = watch::channel(false);
         let dispatch =
             Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
+        let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;
@@ -176,6 +181,7 @@ impl Daemon {
             address,
             admin_address,
             store,
+            liveness,
             metrics,
             closed,
             stop_front,
@@ -194,6 +200,15 @@ impl Daemon {
         let mut ended = self.ended.clone();
         let part = ended.wait_for(Option::is_some).await.ok().and_then(|part| *part);
         part.unwrap_or("daemon")
+    }
+
+    /// Whether the writer answers and the dispatcher goes round, within [`limits::ALIVE_WITHIN_MS`]: what a
+    /// watchdog is to be fed for.
+    ///
+    /// # Errors
+    /// The name of the part that does not.
+    pub async fn alive(&self) -> Result<(), &'static str> {
+        self.liveness.check().await
     }
 
     /// Where the marketplace calls.
@@ -230,6 +245,7 @@ impl Daemon {
         }
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
+        drop(self.liveness);
         drop(self.store);
         let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
         if !closed {
@@ -335,6 +351,28 @@ mod tests {
         let daemon = a_daemon().await;
         daemon.front.abort();
         assert_eq!(daemon.ended().await, "listener");
+        daemon.stop().await;
+    }
+
+    /// The loop goes round though its one place is taken by a hook that does not end.
+    #[tokio::test]
+    async fn a_dispatcher_is_alive_as_long_as_it_turns() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
+        let mut options = DaemonOptions::new(None, Vec::new(), runner);
+        options.dispatch.poll = Duration::from_millis(5);
+        let mut daemon = Daemon::start(listener, None, options).await.unwrap();
+        let _taken = daemon.store.places().clone().acquire_many_owned(64).await.unwrap();
+        daemon.liveness.within = Duration::from_secs(30);
+        let before = *daemon.liveness.turned.borrow();
+        daemon.liveness.turned.wait_for(|turned| *turned > before).await.unwrap();
+        assert_eq!(daemon.alive().await, Ok(()));
+        daemon.dispatch.abort();
+        daemon.ended().await;
+        daemon.liveness.within = Duration::from_secs(1);
+        while daemon.alive().await != Err("dispatcher") {
+            tokio::task::yield_now().await;
+        }
         daemon.stop().await;
     }
 

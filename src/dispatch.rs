@@ -104,6 +104,8 @@ pub struct Dispatch {
     held: Held,
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
+    /// When the loop last went round.
+    turned: watch::Sender<Instant>,
 }
 
 impl Dispatch {
@@ -116,7 +118,14 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
-        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room }
+        let (turned, _) = watch::channel(Instant::now());
+        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, turned }
+    }
+
+    /// When the loop last went round. It does so at least once in each [poll](DispatchOptions::poll), as long
+    /// as the store answers: whoever watches this knows that it is not stuck.
+    pub fn turned(&self) -> watch::Receiver<Instant> {
+        self.turned.subscribe()
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -146,6 +155,7 @@ impl Dispatch {
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
         loop {
+            self.turned.send_replace(Instant::now());
             if look && self.store.places().available_permits() > 0 && self.room.available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
@@ -162,6 +172,8 @@ impl Dispatch {
                 // There is something to take and no place for it: the first that is given back will do.
                 Some(()) = self.free(), if look => {}
                 Some(_) = running.join_next(), if !running.is_empty() => {}
+                // To be seen turning, though all places are taken for long.
+                () = sleep(self.options.poll) => {}
             }
         }
     }

@@ -119,6 +119,12 @@ pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
 /// Refusals the admin listener shows unless asked for more.
 pub const REFUSALS_SHOWN_COUNT: usize = 50;
 
+/// How long a supervisor that does not listen keeps us, in milliseconds.
+pub const NOTIFY_MS: u64 = 1_000;
+/// How long the writer and the dispatcher have to show that they are alive, in milliseconds. Longer than a disk
+/// that is merely slow: who misses this is ended and started again.
+pub const ALIVE_WITHIN_MS: u64 = 20_000;
+
 /// How long a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
 /// How long a stop leaves connections open that have brought no request yet, in milliseconds: a request that
@@ -130,6 +136,7 @@ pub const STOP_HOOKS_MS: u64 = 20_000;
 pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
+const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
 const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "what comes late has to be answered, too");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
