@@ -4,6 +4,8 @@
 //! with the key it stands under; a daemon with a mistake in its configuration does not start. A key
 //! that is missing, empty or unreadable is such a mistake: there is no way to run unsigned.
 
+mod front;
+
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -14,12 +16,13 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use crate::dialect::{self, Options, SuccessAs};
+use crate::front::{Guard, ProxyHeader};
 use crate::hook::AnyHook;
 use crate::hook::exec::ExecHook;
 use crate::hook::http::{HttpHook, HttpHookOptions};
 use crate::hook::log::LogHook;
 use crate::hook::runner::{NamedHook, Route, Runner};
-use crate::http::{Tls, Url};
+use crate::http::{ServerTls, Tls, Url};
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
@@ -103,6 +106,7 @@ struct File {
     hook: Vec<HookTable>,
     route: Vec<RouteTable>,
     policy: PolicyTable,
+    rate: front::RateTable,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -111,6 +115,9 @@ struct ServerTable {
     listen: Option<String>,
     admin_listen: Option<String>,
     reply_within: Option<String>,
+    tls: Option<front::TlsTable>,
+    trusted_proxies: Vec<String>,
+    proxy_header: ProxyHeader,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -133,6 +140,7 @@ struct EndpointTable {
     #[serde(default)]
     success_as: SuccessAs,
     public_url: Option<String>,
+    allow: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -239,6 +247,10 @@ pub struct Config {
     pub runner: Runner,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
+    /// The certificate the marketplace is shown; without one, plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// Who may call.
+    pub guard: Guard,
 }
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:8080";
@@ -397,6 +409,12 @@ impl Builder<'_> {
         if let Some(window) = self.duration("policy.secrets_window", file.policy.secrets_window.as_deref()) {
             store.secrets_window_ms = millis(window);
         }
+        let tls = self.server_tls(file.server.tls);
+        let guard = Guard {
+            proxies: self.proxies(&file.server.trusted_proxies, file.server.proxy_header),
+            allow: self.allowed(&file.endpoint),
+            rate: self.rate(&file.rate),
+        };
         let endpoints = self.endpoints(file.endpoint);
         let runner = self.runner(file.hook, file.route, hook);
         Some(Config {
@@ -407,6 +425,8 @@ impl Builder<'_> {
             endpoints,
             runner: runner?,
             intake,
+            tls,
+            guard,
         })
     }
 
@@ -570,13 +590,7 @@ impl Builder<'_> {
 
     /// A systemd credential: a file in the folder the unit was given.
     fn credential(&self, name: &str) -> Result<Secret, String> {
-        let folder = self.environment.get("CREDENTIALS_DIRECTORY").ok_or(
-            "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
-        )?;
-        if name.contains('/') || name.is_empty() {
-            return Err(format!("`{name}` is not the name of a credential"));
-        }
-        read_key(&Path::new(&folder).join(name))
+        read_key(&self.credential_file(name)?)
     }
 
     fn runner(
@@ -752,6 +766,34 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     let sealing_key = chosen("SPID_STORE__SEALING_KEY", file.store.sealing_key);
     let options = StoreOptions { sealing_key, ..StoreOptions::default() };
     Ok((database.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)), options))
+}
+
+/// Where a configuration has the admin listener, without looking at anything else in it: whoever asks the
+/// daemon how it is need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read, is not a configuration, or has no such listener.
+pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
+    let mistakes = |key: &str, text: String| Mistakes {
+        source: path.display().to_string(),
+        mistakes: vec![Mistake { key: key.to_owned(), text }],
+    };
+    let text =
+        std::fs::read_to_string(path).map_err(|error| mistakes("", format!("it cannot be read: {error}")))?;
+    let file: File = toml::from_str(&text).map_err(|error| mistakes("", unreadable(&text, &error)))?;
+    let listen = environment.get("SPID_SERVER__ADMIN_LISTEN").or(file.server.admin_listen);
+    let listen = listen.ok_or_else(|| {
+        mistakes(
+            "server.admin_listen",
+            "there is no admin listener to ask: add one, as 127.0.0.1:8081".to_owned(),
+        )
+    })?;
+    listen.parse().map_err(|_| {
+        mistakes(
+            "server.admin_listen",
+            format!("`{listen}` is not an address and a port, like 127.0.0.1:8081"),
+        )
+    })
 }
 
 #[cfg(test)]

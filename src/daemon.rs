@@ -19,10 +19,10 @@ mod liveness;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, DispatchOptions};
-use crate::front::Front;
+use crate::front::{Front, Guard};
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
-use crate::http::{self, Drained, Handler, ServerOptions};
+use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::limits;
 use crate::metrics::Metrics;
@@ -44,8 +44,12 @@ pub struct DaemonOptions {
     pub intake: IntakeOptions,
     /// What is chosen about the dispatcher.
     pub dispatch: DispatchOptions,
-    /// How much a peer may.
+    /// How much a peer may, at either listener.
     pub server: ServerOptions,
+    /// The certificate the marketplace is shown; without one, plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// Who may call.
+    pub guard: Guard,
     /// The time.
     pub clock: Clock,
 }
@@ -65,6 +69,8 @@ impl DaemonOptions {
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             server: ServerOptions::default(),
+            tls: None,
+            guard: Guard::default(),
             clock: Clock::System,
         }
     }
@@ -171,8 +177,9 @@ impl Daemon {
             Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
         let (stop_front, _) = watch::channel(false);
-        let front = Front::new(endpoints, intake, metrics.clone());
-        let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
+        let front = Front::new(endpoints, intake, metrics.clone(), options.guard);
+        let spi = ServerOptions { tls: options.tls, ..options.server.clone() };
+        let front = serve(listener, spi, front, &stop_front, part("listener"));
         let admin = admin.map(|listener| {
             let admin = Admin::new(store.clone(), metrics.clone(), refusals);
             serve(listener, options.server, admin, &stop_front, part("admin listener"))

@@ -5,6 +5,7 @@
 //! tell a wrong configuration from a disk that is full.
 
 mod demo;
+mod healthcheck;
 mod keys;
 mod mend;
 mod output;
@@ -13,6 +14,7 @@ mod scenario;
 mod serve;
 mod show;
 mod sign;
+mod supervised;
 mod verify;
 
 use std::ffi::OsString;
@@ -133,6 +135,8 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Check a configuration, and everything it points at, without binding anything.
     CheckConfig(serve::CheckArguments),
+    /// Ask the daemon how it is; for containers and scripts.
+    Healthcheck(healthcheck::HealthcheckArguments),
     /// Watch one instance being bought, upgraded, renewed, frozen, thawed and released.
     Demo(demo::DemoArguments),
     /// Print a signed request, as a marketplace would send it.
@@ -230,6 +234,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
     match command {
         Command::Serve(arguments) => serve::serve(arguments, hook),
         Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::Healthcheck(arguments) => healthcheck::healthcheck(arguments, output),
         Command::Demo(arguments) => demo::demo(arguments, hook, output),
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),

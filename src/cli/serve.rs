@@ -9,11 +9,14 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::Output;
+use super::supervised;
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{Config, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
+use crate::http::ServerTls;
 use crate::limits;
+use crate::supervisor::{Sockets, Supervisor};
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = false)]
@@ -62,6 +65,7 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
 }
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
+    let sockets = supervised::sockets()?;
     let mut config = match &arguments.mode.config {
         Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, hook)?,
         _ => Config::dev(hook)?,
@@ -79,7 +83,7 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
     if let Some(db) = arguments.db {
         config.store_path = db;
     }
-    run_and_leave(run(config))
+    run_and_leave(run(config, sockets, arguments.mode.dev))
 }
 
 /// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
@@ -91,15 +95,11 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     done
 }
 
-async fn run(config: Config) -> Done {
+async fn run(config: Config, sockets: Sockets, dev: bool) -> Done {
     raise_descriptors();
-    let listener = bind(config.listen).await?;
-    let admin = match config.admin_listen {
-        Some(address) => Some(bind(address).await?),
-        None => None,
-    };
+    let (listener, admin) = listen(&config, sockets, dev).await?;
     // Installed before anything is started: a signal that comes early must not be lost.
-    let signals = Signals::install()?;
+    let signals = Signals::install(supervised::supervisor(), config.tls.clone())?;
     let paths: Vec<String> = config
         .endpoints
         .iter()
@@ -109,11 +109,39 @@ async fn run(config: Config) -> Done {
     let options = DaemonOptions {
         store: config.store,
         intake: config.intake,
+        tls: config.tls,
+        guard: config.guard,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
+    signals.supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
     signals.until_stop(daemon).await
+}
+
+/// The listeners: sockets that were handed over, or else those that are configured.
+async fn listen(
+    config: &Config,
+    sockets: Sockets,
+    dev: bool,
+) -> Result<(TcpListener, Option<TcpListener>), Failure> {
+    let listener = match supervised::handed(sockets.spi, Some(config.listen))? {
+        Some(listener) if dev => {
+            supervised::only_on_this_machine(&listener, "--dev has a key everybody knows")?;
+            listener
+        }
+        Some(listener) => listener,
+        None => bind(config.listen).await?,
+    };
+    let admin = match (supervised::handed(sockets.admin, config.admin_listen)?, config.admin_listen) {
+        (Some(listener), _) => {
+            supervised::only_on_this_machine(&listener, "whoever reaches the admin listener sees totals")?;
+            Some(listener)
+        }
+        (None, Some(address)) => Some(bind(address).await?),
+        (None, None) => None,
+    };
+    Ok((listener, admin))
 }
 
 /// Peers that only hold connections open must not take the descriptors that hooks and the database need.
@@ -156,10 +184,12 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
+    supervisor: Supervisor,
+    tls: Option<ServerTls>,
 }
 
 impl Signals {
-    fn install() -> Result<Signals, Failure> {
+    fn install(supervisor: Supervisor, tls: Option<ServerTls>) -> Result<Signals, Failure> {
         let install = |kind| {
             signal(kind)
                 .map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
@@ -168,6 +198,8 @@ impl Signals {
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,
             hang_up: install(SignalKind::hangup())?,
+            supervisor,
+            tls,
         })
     }
 
@@ -176,20 +208,37 @@ impl Signals {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: this version reads its configuration at start only; restart to apply a change");
+                _ = self.hang_up.recv() => self.reload(),
+            }
+        }
+    }
+
+    fn reload(&self) {
+        self.supervisor.reloading();
+        if let Some(tls) = &self.tls {
+            match tls.reload() {
+                Ok(()) => tracing::info!("SIGHUP: the certificate was read again, and is shown from now on"),
+                Err(error) => {
+                    tracing::error!(%error, "SIGHUP: the certificate cannot be shown; the one that was is shown further on")
                 }
             }
         }
+        tracing::warn!(
+            "SIGHUP: this version reads its configuration at start only; restart to apply a change"
+        );
+        self.supervisor.ready("taking callbacks");
     }
 
     /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
     /// its work: it stops, too, and says so, and whoever supervises it starts another.
     async fn until_stop(mut self, daemon: Daemon) -> Done {
+        let supervisor = self.supervisor.clone();
         let broken = tokio::select! {
             () = self.stop() => None,
             part = daemon.ended() => Some(part),
+            () = supervised::feed_watchdog(&supervisor, &daemon) => None,
         };
+        supervisor.stopping("answering what is in flight, letting hooks end");
         match broken {
             None => tracing::info!("stopping"),
             Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
@@ -200,6 +249,7 @@ impl Signals {
                 tracing::info!(answered, cut, closed, "stopped");
                 broken.map_or(Ok(()), |part| Err(ended(part)))
             }
+            () = supervised::feed_watchdog_while_stopping(&supervisor) => Ok(()),
             () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
     }

@@ -136,6 +136,13 @@ impl ServerTls {
         Ok(())
     }
 
+    /// Shows from the next handshake on what `other` shows, for whoever has read everything anew and now
+    /// changes all of it at once.
+    pub fn show(&self, other: &ServerTls) {
+        let acceptor = other.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+    }
+
     /// Agrees with a peer. An error of the kind `InvalidData` is the peer's fault; it has had its alert.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
         let acceptor = self.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
