@@ -346,7 +346,8 @@ fn nginx(home: &Home, spid: SocketAddr) -> (Nginx, SocketAddr) {
          http {{ access_log {folder}/access.log;\n{temps}{block}}}\n"
     );
     std::fs::write(home.path("nginx.conf"), config).unwrap();
-    let path = format!("{}:/usr/sbin", std::env::var("PATH").unwrap_or_default());
+    let mut path = std::env::var_os("PATH").unwrap_or_default();
+    path.push(":/usr/sbin");
     let child = Command::new("nginx")
         .args(["-e", &format!("{folder}/nginx.log"), "-c"])
         .arg(home.path("nginx.conf"))
