@@ -54,8 +54,8 @@ impl Front {
         metrics: Metrics,
         guard: Guard,
     ) -> Front {
-        let rates = Rates::new(guard.rate);
-        Front { endpoints: Arc::new(endpoints), intake, metrics, guard: Arc::new(guard), rates }
+        let (endpoints, guard) = (Arc::new(endpoints), Arc::new(guard));
+        Front { endpoints, intake, metrics, guard, rates: Rates::default() }
     }
 
     async fn receive(&self, endpoint: &Endpoint, mut request: Request) -> Response {
@@ -64,12 +64,12 @@ impl Front {
         if !welcome && !self.intake.is_for_a_browser(endpoint, &request) {
             return self.intake.refuse(endpoint, &request, &Refusal::Source);
         }
-        if let Err(too_many) = self.rates.check(&endpoint.name, request.client) {
+        if let Err(too_many) = self.rates.check(self.guard.rate, &endpoint.name, request.client) {
             return self.put_off(endpoint, &request, too_many);
         }
         match self.intake.verify(endpoint, &request) {
             Err(response) => {
-                self.rates.refused(&endpoint.name, request.client);
+                self.rates.refused(self.guard.rate, &endpoint.name, request.client);
                 response
             }
             // It only looked like a sign-on.

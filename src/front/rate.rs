@@ -138,12 +138,10 @@ impl<T: Copy> Latest<T> {
     }
 }
 
-/// The refused requests of all endpoints and addresses. Clones share them.
-#[derive(Debug, Clone)]
-pub(super) struct Rates {
-    options: RateOptions,
-    counts: Arc<Mutex<Counts>>,
-}
+/// The refused requests of all endpoints and addresses. Clones share them. What is borne is said at each
+/// question, so that it may change while they are remembered.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Rates(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -164,18 +162,19 @@ pub(super) enum TooMany {
 }
 
 impl Rates {
-    pub(super) fn new(options: RateOptions) -> Rates {
-        Rates { options, counts: Arc::default() }
-    }
-
     /// Before the signature is looked at: whether too many of this kind did not hold.
-    pub(super) fn check(&self, endpoint: &Arc<str>, client: IpAddr) -> Result<(), TooMany> {
+    pub(super) fn check(
+        &self,
+        borne: RateOptions,
+        endpoint: &Arc<str>,
+        client: IpAddr,
+    ) -> Result<(), TooMany> {
         let Some(client) = counted(client) else { return Ok(()) };
         let now = Instant::now();
         let counts = self.lock();
         let full = |bucket: Option<Bucket>, rate: Option<Rate>| bucket?.full_for(rate?, now);
-        let address = full(counts.refused.get(client), self.options.per_address);
-        let endpoint = full(counts.endpoints.get(endpoint).copied(), self.options.per_endpoint);
+        let address = full(counts.refused.get(client), borne.per_address);
+        let endpoint = full(counts.endpoints.get(endpoint).copied(), borne.per_endpoint);
         let too_many = match (address, endpoint) {
             (None, None) => return Ok(()),
             (Some(wait), _) => TooMany::FromAddress(wait),
@@ -185,15 +184,15 @@ impl Rates {
     }
 
     /// A request was refused after it was looked at.
-    pub(super) fn refused(&self, endpoint: &Arc<str>, client: IpAddr) {
+    pub(super) fn refused(&self, borne: RateOptions, endpoint: &Arc<str>, client: IpAddr) {
         let Some(client) = counted(client) else { return };
         let now = Instant::now();
         let mut counts = self.lock();
-        if let Some(rate) = self.options.per_address {
+        if let Some(rate) = borne.per_address {
             let bucket = counts.refused.get(client).unwrap_or(Bucket::empty(now));
             counts.refused.put(client, bucket.add(rate, now));
         }
-        if let Some(rate) = self.options.per_endpoint {
+        if let Some(rate) = borne.per_endpoint {
             let bucket = counts.endpoints.entry(endpoint.clone()).or_insert(Bucket::empty(now));
             *bucket = bucket.add(rate, now);
         }
@@ -207,7 +206,7 @@ impl Rates {
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -235,20 +234,21 @@ mod tests {
     }
 
     struct Bench {
+        borne: RateOptions,
         rates: Rates,
         endpoint: Arc<str>,
     }
 
     /// Two a second of an address, ten a second of an endpoint.
     fn bench() -> Bench {
-        let options =
+        let borne =
             RateOptions { per_address: Some(Rate::per_second(2)), per_endpoint: Some(Rate::per_second(10)) };
-        Bench { rates: Rates::new(options), endpoint: "shop".into() }
+        Bench { borne, rates: Rates::default(), endpoint: "shop".into() }
     }
 
     impl Bench {
         fn check(&self, client: &str) -> Result<(), TooMany> {
-            self.rates.check(&self.endpoint, address(client))
+            self.rates.check(self.borne, &self.endpoint, address(client))
         }
 
         /// Sends forgeries; returns how many of them were looked at.
@@ -256,7 +256,7 @@ mod tests {
             let looked_at = |_: &usize| {
                 let passed = self.check(client).is_ok();
                 if passed {
-                    self.rates.refused(&self.endpoint, address(client));
+                    self.rates.refused(self.borne, &self.endpoint, address(client));
                 }
                 passed
             };
@@ -301,7 +301,7 @@ mod tests {
         assert!(matches!(bench.check("192.0.2.1"), Err(TooMany::AtEndpoint(_))));
         assert_eq!(bench.check("203.0.113.1"), Ok(()), "the marketplace");
         let other: Arc<str> = "other".into();
-        assert_eq!(bench.rates.check(&other, address("192.0.2.1")), Ok(()));
+        assert_eq!(bench.rates.check(bench.borne, &other, address("192.0.2.1")), Ok(()));
     }
 
     #[tokio::test(start_paused = true)]
@@ -315,12 +315,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_has_many_addresses_fills_no_memory_and_pushes_nobody_out() {
-        let options = RateOptions { per_endpoint: None, ..RateOptions::default() };
-        let bench = Bench { rates: Rates::new(options), endpoint: "shop".into() };
+        let borne = RateOptions { per_endpoint: None, ..RateOptions::default() };
+        let bench = Bench { borne, rates: Rates::default(), endpoint: "shop".into() };
         bench.rates.held(address("203.0.113.1"));
         for n in 0..3 * limits::CLIENTS_KNOWN_MAX_COUNT {
             let client = IpAddr::V4(u32::try_from(0x0a00_0000 + n).unwrap().into());
-            bench.rates.refused(&bench.endpoint, client);
+            bench.rates.refused(borne, &bench.endpoint, client);
         }
         let counts = bench.rates.lock();
         let known = counts.refused.young.len() + counts.refused.old.len();
