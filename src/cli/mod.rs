@@ -6,6 +6,8 @@
 
 mod demo;
 mod healthcheck;
+mod hook;
+mod hook_test;
 mod keys;
 mod mend;
 mod output;
@@ -145,6 +147,9 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
+    /// What hook authors need.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
@@ -239,6 +244,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Hook(command) => hook::hook(command, hook, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
