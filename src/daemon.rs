@@ -4,9 +4,9 @@
 //! free port and an embedder runs one in a larger program. Two daemons in one process do not know of
 //! each other.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -19,11 +19,12 @@ mod liveness;
 use crate::admin::Admin;
 use crate::clock::Clock;
 use crate::dispatch::{Dispatch, DispatchOptions};
-use crate::front::{Front, Guard};
+use crate::front::{Doors, Front, Guard};
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
+use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
@@ -44,6 +45,8 @@ pub struct DaemonOptions {
     pub intake: IntakeOptions,
     /// What is chosen about the dispatcher.
     pub dispatch: DispatchOptions,
+    /// After how long without a signature a previous key is named as one that can go.
+    pub key_unused_after: Duration,
     /// How much a peer may, at either listener.
     pub server: ServerOptions,
     /// The certificate the marketplace is shown; without one, plain HTTP.
@@ -52,6 +55,24 @@ pub struct DaemonOptions {
     pub guard: Guard,
     /// The time.
     pub clock: Clock,
+}
+
+/// What a daemon that runs can change. The rest it is bound to.
+pub struct Changes {
+    /// The endpoints, each with its path.
+    pub endpoints: Vec<(String, Endpoint)>,
+    /// The hooks.
+    pub runner: Runner,
+    /// What is chosen about the intake.
+    pub intake: IntakeOptions,
+    /// Who may call.
+    pub guard: Guard,
+    /// The certificate the marketplace is shown from the next handshake on, if the daemon shows one.
+    pub tls: Option<ServerTls>,
+    /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
+    pub secrets_window_ms: i64,
+    /// After how long without a signature a previous key is named as one that can go.
+    pub key_unused_after: Duration,
 }
 
 impl DaemonOptions {
@@ -68,6 +89,7 @@ impl DaemonOptions {
             runner,
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
+            key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
             server: ServerOptions::default(),
             tls: None,
             guard: Guard::default(),
@@ -100,6 +122,10 @@ pub struct Daemon {
     closed: Closed,
     stop_front: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
+    doors: watch::Sender<Arc<Doors>>,
+    runner: watch::Sender<Runner>,
+    watched: watch::Sender<Watched>,
+    tls: Option<ServerTls>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     dispatch: JoinHandle<usize>,
@@ -163,9 +189,12 @@ impl Daemon {
             let _writing = writing;
             writer_closed.wait().await;
         });
+        let watched = watched(&options.endpoints, options.key_unused_after);
+        let watched = watch_keys(&store, &options.clock, &metrics, watched).await;
         let (stop_dispatch, stopping) = watch::channel(false);
+        let (runner, runners) = watch::channel(runner);
         let dispatch =
-            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runners, options.dispatch);
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
@@ -175,10 +204,11 @@ impl Daemon {
         let refusals = Refusals::new(options.clock.clone(), metrics.clone());
         let intake =
             Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
-        let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
+        let endpoints = options.endpoints.into_iter().collect();
+        let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake, guard: options.guard }));
         let (stop_front, _) = watch::channel(false);
-        let front = Front::new(endpoints, intake, metrics.clone(), options.guard);
-        let spi = ServerOptions { tls: options.tls, ..options.server.clone() };
+        let front = Front::new(behind, metrics.clone());
+        let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
         let admin = admin.map(|listener| {
             let admin = Admin::new(store.clone(), metrics.clone(), refusals);
@@ -193,11 +223,32 @@ impl Daemon {
             closed,
             stop_front,
             stop_dispatch,
+            doors,
+            runner,
+            watched,
+            tls: options.tls,
             front,
             admin,
             dispatch,
             ended,
         })
+    }
+
+    /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
+    /// that runs, end with what they began with.
+    pub fn change(&self, changes: Changes) {
+        let Changes { endpoints, runner, intake, guard, tls, secrets_window_ms, key_unused_after } = changes;
+        self.watched.send_replace(watched(&endpoints, key_unused_after));
+        self.store.repeat_secrets_for(secrets_window_ms);
+        // The hooks first: nothing may come through a new endpoint and go to an old hook.
+        let runner = runner.succeeding(&self.runner.borrow());
+        self.runner.send_replace(runner);
+        let intake = self.doors.borrow().intake.with_options(intake);
+        let endpoints = endpoints.into_iter().collect();
+        self.doors.send_replace(Arc::new(Doors { endpoints, intake, guard }));
+        if let (Some(shown), Some(new)) = (&self.tls, &tls) {
+            shown.show(new);
+        }
     }
 
     /// Waits until a part of the daemon has ended that was to run until the stop, and says which. It means
@@ -252,8 +303,8 @@ impl Daemon {
         }
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
-        drop(self.liveness);
-        drop(self.store);
+        // The writer ends with the last handle on the store: the doors have one, and the key watch.
+        drop((self.store, self.liveness, self.doors, self.watched));
         let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
         if !closed {
             tracing::warn!("the database was not closed in time");
@@ -298,6 +349,24 @@ fn serve(
         };
         http::serve(listener, options, handler, stop).await
     })
+}
+
+fn watched(endpoints: &[(String, Endpoint)], unused_after: Duration) -> Watched {
+    Watched::new(endpoints.iter().map(|(_, endpoint)| (&endpoint.name, &endpoint.keys)), unused_after)
+}
+
+/// Watches these keys, and those that are sent, until the sender is dropped.
+async fn watch_keys(
+    store: &Store,
+    clock: &Clock,
+    metrics: &Metrics,
+    watched: Watched,
+) -> watch::Sender<Watched> {
+    let (sender, receiver) = watch::channel(watched);
+    let mut watch = KeyWatch::new(store.clone(), clock.clone(), metrics.clone(), receiver);
+    watch.look().await;
+    tokio::spawn(watch.run());
+    sender
 }
 
 /// Kills the hooks that a dead daemon of this database left running.

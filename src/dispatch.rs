@@ -99,7 +99,7 @@ pub struct Dispatch {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    runner: Runner,
+    runner: watch::Receiver<Runner>,
     options: DispatchOptions,
     held: Held,
     /// Room for jobs whose hook is busy.
@@ -109,12 +109,13 @@ pub struct Dispatch {
 }
 
 impl Dispatch {
-    /// A dispatcher for the jobs of `store`.
+    /// A dispatcher for the jobs of `store`. Each attempt begins with the runner that is there then, and
+    /// ends with it.
     pub fn new(
         store: Store,
         clock: Clock,
         metrics: Metrics,
-        runner: Runner,
+        runner: watch::Receiver<Runner>,
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
@@ -345,7 +346,7 @@ struct Attempt {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    runner: Runner,
+    runner: watch::Receiver<Runner>,
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
 }
@@ -364,15 +365,21 @@ impl Attempt {
         subject: &Subject<'_>,
         place: OwnedSemaphorePermit,
     ) -> Option<(Slot, Option<OwnedSemaphorePermit>)> {
-        if let Some(slot) = self.runner.try_reserve(subject) {
+        let slot = self.runner.borrow_and_update().try_reserve(subject);
+        if let Some(slot) = slot {
             return Some((slot, Some(place)));
         }
         let _waiting = self.room.clone().try_acquire_owned().ok()?;
         drop(place);
-        tokio::select! {
-            biased;
-            slot = self.runner.reserve(subject) => Some((slot, None)),
-            _ = self.stop.wait_for(|stop| *stop) => None,
+        loop {
+            let runner = self.runner.borrow_and_update().clone();
+            tokio::select! {
+                biased;
+                // What waits has not begun: it takes the hook that is configured by then.
+                Ok(()) = self.runner.changed() => {}
+                slot = runner.reserve(subject) => return Some((slot, None)),
+                _ = self.stop.wait_for(|stop| *stop) => return None,
+            }
         }
     }
 
@@ -536,6 +543,7 @@ mod tests {
         let begun = Arc::new(Notify::new());
         let runner =
             Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
+        let (_runners, runner) = watch::channel(runner);
         let options = DispatchOptions { places: 1, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), runner, options);
         let (_stop, stopping) = watch::channel(false);

@@ -1,5 +1,8 @@
 //! The listener the marketplace calls: a path leads to an endpoint, and everything else to nothing.
 //!
+//! What is behind the paths may change while requests are answered: the whole of it at once, between one
+//! request and the next. A request ends with what it began with.
+//!
 //! Before the signature is looked at there are two cheap questions: does the endpoint take calls from this
 //! [source], and were there too many forgeries lately ([rate]). Neither answer depends on anything but
 //! addresses, and a request that neither turns away is checked as ever: an address is no proof.
@@ -14,6 +17,8 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use crate::callback::Action;
 use crate::dialect::Refusal;
@@ -36,66 +41,71 @@ pub struct Guard {
     pub rate: RateOptions,
 }
 
-/// The endpoints by path, and the intake behind them. Clones share it.
+/// What is behind the paths: everything a request is judged by.
+pub struct Doors {
+    /// The endpoints by path.
+    pub endpoints: HashMap<String, Endpoint>,
+    /// The intake behind them.
+    pub intake: Intake,
+    /// Who may call.
+    pub guard: Guard,
+}
+
+/// The listener's handler. Clones share the doors.
 #[derive(Clone)]
 pub struct Front {
-    endpoints: Arc<HashMap<String, Endpoint>>,
-    intake: Intake,
+    doors: watch::Receiver<Arc<Doors>>,
     metrics: Metrics,
-    guard: Arc<Guard>,
     rates: Rates,
 }
 
 impl Front {
-    /// A front for these endpoints, each with the path it answers on.
-    pub fn new(
-        endpoints: HashMap<String, Endpoint>,
-        intake: Intake,
-        metrics: Metrics,
-        guard: Guard,
-    ) -> Front {
-        let (endpoints, guard) = (Arc::new(endpoints), Arc::new(guard));
-        Front { endpoints, intake, metrics, guard, rates: Rates::default() }
+    /// A front for these doors, and for those that are sent after them.
+    pub fn new(doors: watch::Receiver<Arc<Doors>>, metrics: Metrics) -> Front {
+        Front { doors, metrics, rates: Rates::default() }
     }
 
-    async fn receive(&self, endpoint: &Endpoint, mut request: Request) -> Response {
-        request.client = self.guard.proxies.client(&request);
-        let welcome = self.is_welcome(endpoint, &request);
-        if !welcome && !self.intake.is_for_a_browser(endpoint, &request) {
-            return self.intake.refuse(endpoint, &request, &Refusal::Source);
+    async fn receive(&self, doors: &Doors, endpoint: &Endpoint, mut request: Request) -> Response {
+        let Doors { intake, guard, .. } = doors;
+        request.client = guard.proxies.client(&request);
+        let welcome = guard.lets_in(endpoint, &request);
+        if !welcome && !intake.is_for_a_browser(endpoint, &request) {
+            return intake.refuse(endpoint, &request, &Refusal::Source);
         }
-        if let Err(too_many) = self.rates.check(self.guard.rate, &endpoint.name, request.client) {
-            return self.put_off(endpoint, &request, too_many);
+        if let Err(too_many) = self.rates.check(guard.rate, &endpoint.name, request.client) {
+            return put_off(intake, endpoint, &request, too_many);
         }
-        match self.intake.verify(endpoint, &request) {
+        match intake.verify(endpoint, &request) {
             Err(response) => {
-                self.rates.refused(self.guard.rate, &endpoint.name, request.client);
+                self.rates.refused(guard.rate, &endpoint.name, request.client);
                 response
             }
             // It only looked like a sign-on.
             Ok(received) if !welcome && received.action() != Action::SignOn => {
-                self.intake.refuse(endpoint, &request, &Refusal::Source)
+                intake.refuse(endpoint, &request, &Refusal::Source)
             }
             Ok(received) => {
                 self.rates.held(request.client);
-                self.intake.answer(endpoint, received).await
+                intake.answer(endpoint, received).await
             }
         }
     }
+}
 
-    fn is_welcome(&self, endpoint: &Endpoint, request: &Request) -> bool {
-        let allowed = self.guard.allow.get(&endpoint.name);
+impl Guard {
+    fn lets_in(&self, endpoint: &Endpoint, request: &Request) -> bool {
+        let allowed = self.allow.get(&endpoint.name);
         allowed.is_none_or(|networks| networks.iter().any(|network| network.contains(request.client)))
     }
+}
 
-    fn put_off(&self, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Response {
-        let (refusal, wait) = match too_many {
-            TooMany::FromAddress(wait) => (Refusal::TooManyFromAddress, wait),
-            TooMany::AtEndpoint(wait) => (Refusal::TooManyAtEndpoint, wait),
-        };
-        let response = self.intake.refuse(endpoint, request, &refusal);
-        response.with_header("retry-after", whole_seconds(wait).to_string())
-    }
+fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Response {
+    let (refusal, wait) = match too_many {
+        TooMany::FromAddress(wait) => (Refusal::TooManyFromAddress, wait),
+        TooMany::AtEndpoint(wait) => (Refusal::TooManyAtEndpoint, wait),
+    };
+    let response = intake.refuse(endpoint, request, &refusal);
+    response.with_header("retry-after", whole_seconds(wait).to_string())
 }
 
 /// Rounded up: who comes back then is not too early.
@@ -105,8 +115,9 @@ fn whole_seconds(wait: Duration) -> u64 {
 
 impl Handler for Front {
     async fn handle(&self, request: Request) -> Response {
-        match self.endpoints.get(request.path()) {
-            Some(endpoint) => self.receive(endpoint, request).await,
+        let doors = self.doors.borrow().clone();
+        match doors.endpoints.get(request.path()) {
+            Some(endpoint) => self.receive(&doors, endpoint, request).await,
             None => {
                 self.metrics.count(Metric::TurnedAway, ["unknown-path", ""]);
                 Response::text(404, "there is no endpoint on this path\n")

@@ -92,6 +92,11 @@ impl Intake {
         Intake { store, clock, metrics, refusals, options }
     }
 
+    /// The same intake with other choices.
+    pub fn with_options(&self, options: IntakeOptions) -> Intake {
+        Intake { options, ..self.clone() }
+    }
+
     /// Answers one request to `endpoint`.
     pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
         match self.verify(endpoint, &request) {
@@ -104,6 +109,8 @@ impl Intake {
     pub async fn answer(&self, endpoint: &Endpoint, received: Received) -> Response {
         let deadline = Instant::now() + self.options.reply_within;
         let Received { callback, key_label } = received;
+        self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
+        self.store.note_key_use(&endpoint.name, &key_label);
         let outcome = self.keep(endpoint, &callback, &key_label, deadline).await;
         self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
         response(endpoint.dialect.reply(&callback, &outcome, &endpoint.options))

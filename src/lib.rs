@@ -12,7 +12,8 @@
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`]: the seller's code; what is kept; what was turned away
-//! * [`intake`], [`dispatch`], [`testing`]: the path of a callback; the path of a job; the hook author's test
+//! * [`intake`], [`dispatch`], [`keywatch`], [`testing`]: the path of a callback; the path of a job; old keys;
+//!   the hook author's test
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
 //! * [`daemon`]: start and stop, in order
@@ -31,6 +32,7 @@ pub mod http;
 pub mod instance;
 pub mod intake;
 pub mod job;
+pub mod keywatch;
 pub mod limits;
 pub mod metrics;
 pub mod query;

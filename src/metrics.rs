@@ -26,11 +26,15 @@ pub enum Metric {
     Alerts,
     /// Store operations that failed.
     StoreFaults,
+    /// Signatures that held.
+    Signatures,
+    /// Times the configuration was to be read again.
+    Reloads,
 }
 
 impl Metric {
     /// Name, label and help text of every metric, in the order they are shown.
-    const TABLE: [(Metric, &'static str, &'static [&'static str], &'static str); 7] = [
+    const TABLE: [(Metric, &'static str, &'static [&'static str], &'static str); 9] = [
         (
             Metric::Callbacks,
             "spid_callbacks_total",
@@ -62,6 +66,18 @@ impl Metric {
             "spid_store_faults_total",
             &["operation"],
             "Store operations that failed, by operation.",
+        ),
+        (
+            Metric::Signatures,
+            "spid_signatures_total",
+            &["endpoint", "key"],
+            "Signatures that held, by the label of the key.",
+        ),
+        (
+            Metric::Reloads,
+            "spid_reloads_total",
+            &["outcome"],
+            "Times the configuration was to be read again, by outcome.",
         ),
     ];
 }

@@ -192,7 +192,7 @@ fn asked_of_the_system(home: &Home) -> BTreeSet<String> {
     let pid = first.split(' ').next().unwrap().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
-    until("it has reloaded", || log().contains("SIGHUP").then_some(()));
+    until("it has reloaded", || log().contains("reload: ").then_some(()));
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert!(child.wait().unwrap().success(), "{}", log());
     let calls = std::fs::read_to_string(&trace).unwrap();

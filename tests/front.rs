@@ -177,6 +177,22 @@ fn a_crowd_is_put_off_and_the_marketplace_sells_on() {
     assert_eq!(home.list(&["callbacks", "list"]).len(), 2);
 }
 
+#[test]
+fn a_reload_changes_who_may_call_and_forgets_no_forgery() {
+    let rate = "[rate]\nper_address = \"6/m\"\nper_endpoint = \"off\"";
+    let (home, daemon, _) = bench(TRUSTED, ALLOW, rate);
+    let statuses: Vec<u16> = (0..30).map(|_| forge(&daemon, "203.0.113.9").status).collect();
+    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    assert_eq!(sell(&daemon, "203.0.113.7", "ob-1").id(), "ob-1");
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace(ALLOW, "allow = [\"203.0.113.9\", \"198.51.100.0/24\"]"));
+    daemon.signal(rustix::process::Signal::HUP);
+    daemon.wait_for_log("reload: applied");
+    assert_eq!(sell(&daemon, "203.0.113.7", "ob-2").status, 403);
+    assert_eq!(sell(&daemon, "198.51.100.1", "ob-3").id(), "ob-3");
+    assert_eq!(sell(&daemon, "203.0.113.9", "ob-4").status, 429);
+}
+
 /// An undeclared proxy on this machine: all the world has one address, and nobody is put off for another.
 #[test]
 fn this_machine_s_own_address_is_nobody_s() {
@@ -204,7 +220,7 @@ fn mistakes(server: &str, endpoint: &str, rest: &str) -> Vec<(String, String)> {
          keys = [{{ env = \"KEY\" }}]\n{endpoint}\n[[hook]]\nname = \"h\"\nlog = {{}}\n"
     );
     let environment = HashMap::from([("KEY".to_owned(), "fake-key".to_owned())]);
-    let Err(mistakes) = Config::parse(&text, "test", &environment, None) else { return Vec::new() };
+    let Err(mistakes) = Config::parse(&text, "test", &environment, &[], None) else { return Vec::new() };
     mistakes.mistakes.into_iter().map(|it| (it.key, it.text)).collect()
 }
 
@@ -216,22 +232,22 @@ fn a_mistake_about_callers_names_its_key() {
             "trusted_proxies = [\"10.0.0.0/8\", \"10.0.0.1/8\"]",
             "",
             "",
-            "server.trusted_proxies[1]",
+            "server.trusted_proxies",
             "`10.0.0.0/8`",
         ),
         ("trusted_proxies = [\"0.0.0.0/0\"]", "", "", "server.trusted_proxies", "everybody"),
         ("trusted_proxies = [\"::/0\"]", "", "", "server.trusted_proxies", "everybody"),
         ("", "allow = []", "", "endpoint[0].allow", "nobody"),
-        ("", "allow = [\"marketplace.example\"]", "", "endpoint[0].allow[0]", "not a network"),
+        ("", "allow = [\"marketplace.example\"]", "", "endpoint[0].allow", "not a network"),
         ("", "", "[rate]\nper_address = \"fast\"", "rate.per_address", "20/s"),
         ("", "", "[rate]\nper_endpoint = \"0/s\"", "rate.per_endpoint", "\"off\""),
         ("tls = { certificate = { file = \"/no\" }, key = { file = \"/no\" } }", "", "", "server.tls", "/no"),
-        ("tls = { certificate = { file = \"/no\" }, key = {} }", "", "", "server.tls.key", "exactly one"),
+        ("tls = { certificate = { file = \"/no\" }, key = {} }", "", "", "server.tls", "lacks its key"),
         (
             "tls = { certificate = { credential = \"c\" }, key = { file = \"/no\" } }",
             "",
             "",
-            "server.tls.certificate",
+            "server.tls.certificate.credential",
             "LoadCredential=",
         ),
     ] {

@@ -19,7 +19,7 @@ use spid::callback::{Action, Answer, Field, Outcome};
 use spid::job;
 use spid::limits;
 use spid::signature::Secret;
-use spid::store::{Ending, Filter, Finished, Reader, Reply, Store, StoreError, StoreOptions};
+use spid::store::{Act, Ending, Filter, Finished, Reader, Reply, Store, StoreError, StoreOptions, restore};
 
 const CANARY: &str = "fake-password-canary";
 
@@ -460,6 +460,40 @@ async fn a_newer_schema_is_refused_and_left_alone() {
     assert_eq!(open(&path).await.err(), Some(StoreError::Newer(path.clone(), 99)));
     assert_eq!(Reader::open(&path).err(), Some(StoreError::Newer(path.clone(), 99)));
     assert_eq!(std::fs::read(&path).unwrap(), before);
+}
+
+/// A database as the first version made it.
+fn of_version_1(path: &Path) {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    connection.execute_batch(include_str!("../src/store/schema.sql")).unwrap();
+    connection.pragma_update(None, "application_id", 0x7370_6964).unwrap();
+    connection.pragma_update(None, "user_version", 1).unwrap();
+    let act = "INSERT INTO act (at, who, act, target, why) VALUES (1, 'ops', 'drop', 'job', 'because')";
+    connection.execute_batch(act).unwrap();
+}
+
+#[tokio::test]
+async fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spid.db");
+    of_version_1(&path);
+    assert_eq!(Reader::open(&path).err(), Some(StoreError::Older(path.clone(), 1)));
+    let store = open(&path).await.unwrap();
+    assert_eq!(store.reader().acts(10).unwrap()[0].who, "ops");
+    assert_eq!(store.reader().key_uses().unwrap(), []);
+    assert!(Reader::open(&path).is_ok());
+}
+
+#[tokio::test]
+async fn a_backup_of_the_first_version_can_be_restored() {
+    let folder = tempfile::tempdir().unwrap();
+    let (backup, path) = (folder.path().join("old.db"), folder.path().join("spid.db"));
+    of_version_1(&backup);
+    let before = std::fs::read(&backup).unwrap();
+    let act = Act { who: "ops".to_owned(), why: "the disk died".to_owned() };
+    restore(&backup, &path, &StoreOptions::default(), spid::clock::Clock::System, &act).unwrap();
+    assert_eq!(Reader::open(&path).unwrap().acts(10).unwrap().len(), 2);
+    assert_eq!(std::fs::read(&backup).unwrap(), before, "a backup is left as it is");
 }
 
 #[tokio::test]

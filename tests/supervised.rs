@@ -370,14 +370,19 @@ fn a_hang_up_shows_the_new_certificate_or_keeps_the_old_one() {
 
     std::fs::write(home.path("tls-key"), "").unwrap();
     daemon.signal(Signal::HUP);
-    daemon.wait_for_log("the one that was is shown further on");
+    daemon.wait_for_log("reload: kept the old configuration");
     assert_eq!(sell(daemon.address, &old, "ob-2").as_deref(), Some("ob-2"));
 
     let new = issue(&home);
     assert_eq!(sell(daemon.address, &new, "ob-3"), None);
     daemon.signal(Signal::HUP);
-    daemon.wait_for_log("the certificate was read again");
+    daemon.wait_for_log("reload: applied");
     assert_eq!(sell(daemon.address, &new, "ob-3").as_deref(), Some("ob-3"));
     assert_eq!(sell(daemon.address, &old, "ob-4"), None);
+    home.configure(&text);
+    daemon.signal(Signal::HUP);
+    let said = daemon.wait_for_log("reload: restart required");
+    assert!(said.contains("server.tls"), "{said}");
+    assert_eq!(sell(daemon.address, &new, "ob-5").as_deref(), Some("ob-5"));
     assert!(daemon.is_running());
 }

@@ -8,13 +8,14 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::logging::Logging;
 use super::output::Output;
+use super::reload::{Reloader, Source};
 use super::supervised;
 use super::{Done, Exit, Failure, runtime};
-use crate::config::{Config, ProcessEnvironment};
+use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
-use crate::http::ServerTls;
 use crate::limits;
 use crate::supervisor::{Sockets, Supervisor};
 
@@ -50,7 +51,10 @@ pub(super) struct CheckArguments {
 }
 
 pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let config = Config::load(&arguments.config, &ProcessEnvironment, hook)?;
+    let Checked { config, warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
+    for warning in warnings {
+        output.complain(&format!("warning: {warning}"));
+    }
     output.line(&format!("{}: ok", arguments.config.display()))?;
     for (path, endpoint) in &config.endpoints {
         let labels: Vec<String> = endpoint.keys.labels().map(ToString::to_string).collect();
@@ -64,26 +68,34 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
     Ok(())
 }
 
-pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
+pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
     let sockets = supervised::sockets()?;
-    let mut config = match &arguments.mode.config {
-        Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, hook)?,
-        _ => Config::dev(hook)?,
-    };
-    if let Some(listen) = arguments.listen {
-        if arguments.mode.dev && !listen.ip().is_loopback() {
+    let dev = arguments.mode.dev;
+    let source = arguments.source(hook)?;
+    let config = source.clone().read()?;
+    logging.configure(config.log_level);
+    run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
+}
+
+impl ServeArguments {
+    /// Where the configuration comes from, at the start and at every reload.
+    fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
+        let dev = self.mode.dev;
+        if let Some(listen) = self.listen.filter(|listen| dev && !listen.ip().is_loopback()) {
             return Err(Failure::new(
                 Exit::Usage,
                 format!("--dev has a key everybody knows, so it listens on loopback only, not on {listen}"),
             )
             .hint("write a configuration with a key of your own"));
         }
-        config.listen = listen;
+        let listen = self.listen.map(|listen| listen.to_string());
+        let db = self.db.map(|db| db.into_os_string().into_string());
+        let db = db.transpose().map_err(|_| Failure::new(Exit::Usage, "`--db` is not text"))?;
+        let flag = |name, key, value: Option<String>| value.map(|value| Flag { name, key, value });
+        let flags = [flag("--listen", "server.listen", listen), flag("--db", "store.path", db)];
+        let path = self.mode.config.filter(|_| !dev);
+        Ok(Source { path, flags: flags.into_iter().flatten().collect(), hook })
     }
-    if let Some(db) = arguments.db {
-        config.store_path = db;
-    }
-    run_and_leave(run(config, sockets, arguments.mode.dev))
 }
 
 /// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
@@ -95,11 +107,11 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     done
 }
 
-async fn run(config: Config, sockets: Sockets, dev: bool) -> Done {
+async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) -> Done {
     raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
     // Installed before anything is started: a signal that comes early must not be lost.
-    let signals = Signals::install(supervised::supervisor(), config.tls.clone())?;
+    let signals = Signals::install()?;
     let paths: Vec<String> = config
         .endpoints
         .iter()
@@ -111,12 +123,14 @@ async fn run(config: Config, sockets: Sockets, dev: bool) -> Done {
         intake: config.intake,
         tls: config.tls,
         guard: config.guard,
+        key_unused_after: config.key_unused_after,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
-    signals.supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
-    signals.until_stop(daemon).await
+    let supervisor = supervised::supervisor();
+    supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
+    signals.until_stop(daemon, reloader, &supervisor).await
 }
 
 /// The listeners: sockets that were handed over, or else those that are configured.
@@ -184,12 +198,10 @@ struct Signals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
     hang_up: tokio::signal::unix::Signal,
-    supervisor: Supervisor,
-    tls: Option<ServerTls>,
 }
 
 impl Signals {
-    fn install(supervisor: Supervisor, tls: Option<ServerTls>) -> Result<Signals, Failure> {
+    fn install() -> Result<Signals, Failure> {
         let install = |kind| {
             signal(kind)
                 .map_err(|error| Failure::new(Exit::Io, format!("signals cannot be handled: {error}")))
@@ -198,45 +210,32 @@ impl Signals {
             terminate: install(SignalKind::terminate())?,
             interrupt: install(SignalKind::interrupt())?,
             hang_up: install(SignalKind::hangup())?,
-            supervisor,
-            tls,
         })
-    }
-
-    async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => self.reload(),
-            }
-        }
-    }
-
-    fn reload(&self) {
-        self.supervisor.reloading();
-        if let Some(tls) = &self.tls {
-            match tls.reload() {
-                Ok(()) => tracing::info!("SIGHUP: the certificate was read again, and is shown from now on"),
-                Err(error) => {
-                    tracing::error!(%error, "SIGHUP: the certificate cannot be shown; the one that was is shown further on")
-                }
-            }
-        }
-        tracing::warn!(
-            "SIGHUP: this version reads its configuration at start only; restart to apply a change"
-        );
-        self.supervisor.ready("taking callbacks");
     }
 
     /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
     /// its work: it stops, too, and says so, and whoever supervises it starts another.
-    async fn until_stop(mut self, daemon: Daemon) -> Done {
-        let supervisor = self.supervisor.clone();
+    async fn until_stop(self, daemon: Daemon, mut reloader: Reloader, supervisor: &Supervisor) -> Done {
+        let Signals { mut terminate, mut interrupt, mut hang_up } = self;
+        let mut stop = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let reloads = async {
+            while hang_up.recv().await.is_some() {
+                supervisor.reloading();
+                reloader.reload(&daemon).await;
+                supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
+            }
+            std::future::pending().await
+        };
         let broken = tokio::select! {
-            () = self.stop() => None,
+            () = stop() => None,
             part = daemon.ended() => Some(part),
-            () = supervised::feed_watchdog(&supervisor, &daemon) => None,
+            () = reloads => None,
+            () = supervised::feed_watchdog(supervisor, &daemon) => None,
         };
         supervisor.stopping("answering what is in flight, letting hooks end");
         match broken {
@@ -249,8 +248,8 @@ impl Signals {
                 tracing::info!(answered, cut, closed, "stopped");
                 broken.map_or(Ok(()), |part| Err(ended(part)))
             }
-            () = supervised::feed_watchdog_while_stopping(&supervisor) => Ok(()),
-            () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
+            () = supervised::feed_watchdog_while_stopping(supervisor) => Ok(()),
+            () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
     }
 }

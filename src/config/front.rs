@@ -1,121 +1,98 @@
 //! What stands before the endpoints: TLS, the proxies before us, who may call, and how often in vain.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use serde::Deserialize;
-
-use super::{Builder, EndpointTable};
+use super::keys::credential_file;
+use super::reader::Table;
 use crate::front::{Network, Proxies, ProxyHeader, Rate, RateOptions};
 use crate::http::ServerTls;
 
-/// `server.tls`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct TlsTable {
-    certificate: FileTable,
-    key: FileTable,
+/// `server.tls`: the certificate and its key, read now, so that what is wrong with them is a mistake now.
+pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
+    let tls = server.table("tls");
+    let places = (place(&tls.table("certificate")), place(&tls.table("key")));
+    let lacks = |member: &str| {
+        let text =
+            format!("it lacks its {member}: give it as {{ file = \"…\" }} or {{ credential = \"…\" }}");
+        server.mistake("tls", text);
+        None
+    };
+    match places {
+        (Place::At(certificate), Place::At(key)) => {
+            let loaded = ServerTls::load(&certificate, &key);
+            loaded.map_err(|error| server.mistake("tls", error.to_string())).ok()
+        }
+        (Place::Nowhere, Place::At(_)) => lacks("certificate"),
+        (Place::At(_), Place::Nowhere) => lacks("key"),
+        (Place::Nowhere, Place::Nowhere) if server.has("tls") => lacks("certificate and its key"),
+        _ => None,
+    }
 }
 
 /// Where a file is.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileTable {
-    file: Option<PathBuf>,
-    credential: Option<String>,
+enum Place {
+    Nowhere,
+    /// It was said, and is a mistake.
+    Wrong,
+    At(PathBuf),
+}
+
+fn place(table: &Table<'_>) -> Place {
+    let (member, found) = match (table.text("file"), table.text("credential")) {
+        (None, None) => return Place::Nowhere,
+        (Some(path), None) if path.is_empty() => ("file", Err("it is empty".to_owned())),
+        (Some(path), None) => ("file", Ok(PathBuf::from(path))),
+        (None, Some(name)) => ("credential", credential_file(table.reader().environment(), &name)),
+        (Some(_), Some(_)) => ("", Err("it has both `file` and `credential`".to_owned())),
+    };
+    match found {
+        Ok(path) => Place::At(path),
+        Err(wrong) => {
+            table.mistake(member, wrong);
+            Place::Wrong
+        }
+    }
+}
+
+/// `server.trusted_proxies` and `server.proxy_header`.
+pub(super) fn proxies(server: &Table<'_>) -> Proxies {
+    let trusted = networks(server, "trusted_proxies").unwrap_or_default();
+    if trusted.iter().any(Network::is_everything) {
+        server.mistake(
+            "trusted_proxies",
+            "this trusts everybody to say who they are; name the networks your proxies call from",
+        );
+    }
+    let words = [("x-forwarded-for", ProxyHeader::XForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
+    Proxies { trusted, header: server.choice("proxy_header", ProxyHeader::default(), &words) }
+}
+
+/// `allow` of an endpoint; `None` for everybody.
+pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
+    let networks = networks(endpoint, "allow");
+    if endpoint.has("allow") && endpoint.lacks("allow") {
+        endpoint.mistake("allow", "this lets nobody in; leave it out to let everybody in");
+    }
+    networks
+}
+
+fn networks(table: &Table<'_>, key: &'static str) -> Option<Vec<Network>> {
+    let parse = |text: &String| {
+        let network = text.parse::<Network>();
+        network.map_err(|wrong| table.mistake(key, wrong.to_string())).ok()
+    };
+    Some(table.texts(key)?.iter().filter_map(parse).collect())
 }
 
 /// `rate`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct RateTable {
-    per_address: Option<String>,
-    per_endpoint: Option<String>,
-}
-
-impl Builder<'_> {
-    pub(super) fn server_tls(&mut self, table: Option<TlsTable>) -> Option<ServerTls> {
-        let table = table?;
-        let certificate = self.file("server.tls.certificate", &table.certificate);
-        let key = self.file("server.tls.key", &table.key);
-        let loaded = ServerTls::load(&certificate?, &key?);
-        loaded.map_err(|error| self.mistake("server.tls", error.to_string())).ok()
-    }
-
-    fn file(&mut self, key: &str, table: &FileTable) -> Option<PathBuf> {
-        let found = match (&table.file, &table.credential) {
-            (Some(path), None) => Ok(path.clone()),
-            (None, Some(name)) => self.credential_file(name),
-            _ => Err("it has exactly one of `file` and `credential`".to_owned()),
-        };
-        found.map_err(|text| self.mistake(key, text)).ok()
-    }
-
-    /// The file of a systemd credential: it lies in the folder the unit was given.
-    pub(super) fn credential_file(&self, name: &str) -> Result<PathBuf, String> {
-        let folder = self.environment.get("CREDENTIALS_DIRECTORY").ok_or(
-            "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
-        )?;
-        if name.contains('/') || name.is_empty() {
-            return Err(format!("`{name}` is not the name of a credential"));
-        }
-        Ok(Path::new(&folder).join(name))
-    }
-
-    pub(super) fn proxies(&mut self, trusted: &[String], header: ProxyHeader) -> Proxies {
-        let trusted: Vec<Network> = self.networks("server.trusted_proxies", trusted);
-        if trusted.iter().any(|network| network.is_everything()) {
-            self.mistake(
-                "server.trusted_proxies",
-                "this trusts everybody to say who they are; name the networks your proxies call from",
-            );
-        }
-        Proxies { trusted, header }
-    }
-
-    /// Who may call at each endpoint that does not take calls from anywhere.
-    pub(super) fn allowed(&mut self, tables: &[EndpointTable]) -> HashMap<Arc<str>, Vec<Network>> {
-        let mut allowed = HashMap::new();
-        for (index, table) in tables.iter().enumerate() {
-            let Some(networks) = &table.allow else { continue };
-            let key = format!("endpoint[{index}].allow");
-            if networks.is_empty() {
-                self.mistake(key.as_str(), "this lets nobody in; leave it out to let everybody in");
-            }
-            allowed.insert(Arc::from(table.name.as_str()), self.networks(&key, networks));
-        }
-        allowed
-    }
-
-    fn networks(&mut self, key: &str, texts: &[String]) -> Vec<Network> {
-        let mut networks = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
-            match text.parse() {
-                Ok(network) => networks.push(network),
-                Err(error) => self.mistake(format!("{key}[{index}]"), format!("{error}")),
-            }
-        }
-        networks
-    }
-
-    pub(super) fn rate(&mut self, table: &RateTable) -> RateOptions {
-        let default = RateOptions::default();
-        RateOptions {
-            per_address: self.one_rate("rate.per_address", table.per_address.as_deref(), default.per_address),
-            per_endpoint: self.one_rate(
-                "rate.per_endpoint",
-                table.per_endpoint.as_deref(),
-                default.per_endpoint,
-            ),
-        }
-    }
-
-    fn one_rate(&mut self, key: &str, text: Option<&str>, default: Option<Rate>) -> Option<Rate> {
-        let Some(text) = text.filter(|text| *text != "off") else {
-            return default.filter(|_| text.is_none());
-        };
-        Rate::from_str(text).map_err(|error| self.mistake(key, format!("{error}, or \"off\""))).ok()
+pub(super) fn rate(table: &Table<'_>) -> RateOptions {
+    let default = RateOptions::default();
+    let parse = |text: &str| match text {
+        "off" => Ok(None),
+        text => text.parse::<Rate>().map(Some).map_err(|wrong| format!("{wrong}, or \"off\"")),
+    };
+    RateOptions {
+        per_address: table.value("per_address", default.per_address, parse),
+        per_endpoint: table.value("per_endpoint", default.per_endpoint, parse),
     }
 }

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read, Result,
+    Totals, Write,
 };
 use crate::callback::Callback;
 use crate::clock::Id;
@@ -26,6 +26,7 @@ pub(crate) struct Tables {
     jobs: BTreeMap<i64, JobRow>,
     attempts: Vec<AttemptRow>,
     acts: Vec<ActRow>,
+    key_uses: BTreeMap<(String, String), KeyUse>,
 }
 
 /// The writer's side of a store in memory.
@@ -231,6 +232,9 @@ macro_rules! reads {
             fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
                 Ok(self.with(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
             }
+            fn key_uses(&self) -> Result<Vec<KeyUse>> {
+                Ok(self.with(|tables| tables.key_uses.values().cloned().collect()))
+            }
             fn totals(&self) -> Result<Totals> {
                 Ok(self.with(Tables::totals))
             }
@@ -299,6 +303,14 @@ impl Write for Memory {
     }
     fn add_act(&mut self, row: &ActRow) -> Result<()> {
         self.tables()?.acts.push(row.clone());
+        Ok(())
+    }
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.tables()?.key_uses.insert((row.endpoint.clone(), row.label.clone()), row.clone());
+        Ok(())
+    }
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.tables()?.key_uses.remove(&(endpoint.to_owned(), label.to_owned()));
         Ok(())
     }
 }

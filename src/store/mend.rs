@@ -557,7 +557,7 @@ pub fn restore(
     clock: Clock,
     act: &Act,
 ) -> Mended<Restored> {
-    let backup = Sqlite::open_readonly(from).map_err(|error| match error {
+    let backup = Sqlite::open_backup(from).map_err(|error| match error {
         StoreError::NotThere(from) => MendError::NotFound(format!("there is no `{}`", from.display())),
         error => error.into(),
     })?;
@@ -568,6 +568,7 @@ pub fn restore(
         ))
     })?;
     backup.copy_to(vacancy.partial())?;
+    Sqlite::bring_up_to_date(vacancy.partial())?;
     let mut mender = Mender::open(vacancy.partial(), options, clock)?;
     let held = mender.hold_unfinished(from, act)?;
     let sealed = mender.backend.has_sealed()?;
