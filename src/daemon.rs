@@ -27,7 +27,7 @@ use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
-use crate::metrics::Metrics;
+use crate::metrics::{Metric, Metrics};
 use crate::refusals::Refusals;
 use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
 use liveness::Liveness;
@@ -180,14 +180,14 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
-        let metrics = Metrics::default();
+        let (metrics, clock) = (Metrics::default(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let choices = with_retry_lists(options.store, runners.clone());
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
-        let (store, closed) =
-            open_store(options.store_path.as_deref(), choices, options.clock.clone()).await?;
+        let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
         log_backlog(&store);
+        announce(&metrics);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
         if let Some(path) = &options.store_path {
             let leftovers = clear_leftovers(path).await?;
@@ -195,45 +195,26 @@ impl Daemon {
         }
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
-        let (writing, writer_closed) = (part("writer"), closed.clone());
-        tokio::spawn(async move {
-            let _writing = writing;
-            writer_closed.wait().await;
-        });
+        drop(run(part("writer"), closed.clone().wait()));
         let watched = watched(&options.endpoints, options.key_unused_after);
-        let watched = watch_keys(&store, &options.clock, &metrics, watched).await;
+        let watched = watch_keys(&store, &clock, &metrics, watched).await;
         let (stop_dispatch, stopping) = watch::channel(false);
         let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
         let dispatch =
-            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runners, options.dispatch)
+            Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
                 .speaking(spoken);
         let liveness = Liveness::of(store.clone(), dispatch.turned());
-        let dispatching = part("dispatcher");
-        let dispatch = tokio::spawn(async move {
-            let _dispatching = dispatching;
-            dispatch.run(stopping).await
-        });
-        let refusals = Refusals::new(options.clock.clone(), metrics.clone());
-        let intake = Intake::new(
-            store.clone(),
-            options.clock.clone(),
-            metrics.clone(),
-            refusals.clone(),
-            options.intake,
-        );
+        let dispatch = run(part("dispatcher"), dispatch.run(stopping));
+        let refusals = Refusals::new(clock.clone(), metrics.clone());
+        let intake =
+            Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals.clone(), options.intake);
         let endpoints = options.endpoints.into_iter().collect();
         let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake, guard: options.guard }));
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(behind, metrics.clone());
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
-        let parts = AdminParts {
-            store: store.clone(),
-            database,
-            metrics: metrics.clone(),
-            refusals,
-            clock: options.clock,
-        };
+        let parts = AdminParts { store: store.clone(), database, metrics: metrics.clone(), refusals, clock };
         let handler = Admin::new(parts, options.admin)?;
         let admin = admin
             .map(|listener| serve(listener, options.server, handler, &stop_front, part("admin listener")));
@@ -387,13 +368,25 @@ fn serve(
     part: Part,
 ) -> JoinHandle<Drained> {
     let mut stopping = stop.subscribe();
+    let stop = async move {
+        // An error means that the daemon itself is gone: that is a stop, too.
+        let _ = stopping.wait_for(|stop| *stop).await;
+    };
+    run(part, http::serve(listener, options, handler, stop))
+}
+
+/// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+fn announce(metrics: &Metrics) {
+    for outcome in ["applied", "restart-required", "kept"] {
+        metrics.announce(Metric::Reloads, [outcome, ""]);
+    }
+}
+
+/// Runs a part of the daemon.
+fn run<T: Send + 'static>(part: Part, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(async move {
         let _part = part;
-        let stop = async move {
-            // An error means that the daemon itself is gone: that is a stop, too.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        };
-        http::serve(listener, options, handler, stop).await
+        work.await
     })
 }
 
