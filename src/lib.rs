@@ -10,10 +10,12 @@
 //! * [`signature`], [`seal`], [`http`]: the only place that touches a key; secrets at rest; hyper
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`], [`refusals`]: the seller's code; what is kept; what was turned away
+//! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
+//!   away; requests to other people's endpoints
 //! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
 //! * [`front`], [`admin`]: the two listeners
-//! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
+//! * [`config`], [`scenario`], [`conformance`]: from a file to everything above; fixtures, sent and
+//!   compared; any receiver, judged
 //! * [`daemon`]: start and stop, in order
 
 pub mod admin;
@@ -21,6 +23,7 @@ pub mod callback;
 mod cli;
 pub mod clock;
 pub mod config;
+pub mod conformance;
 pub mod daemon;
 pub mod dialect;
 pub mod dispatch;
@@ -32,6 +35,7 @@ pub mod intake;
 pub mod job;
 pub mod limits;
 pub mod metrics;
+pub mod outbound;
 pub mod query;
 pub mod refusals;
 pub mod scenario;

@@ -8,10 +8,10 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::shown;
 use super::value::{Known, Template, read_instant};
 use crate::http::ClientResponse;
 use crate::instance::State;
+use crate::outbound as shown;
 
 /// Longest text of an answer that is repeated in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;

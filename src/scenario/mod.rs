@@ -13,7 +13,6 @@
 mod expect;
 mod file;
 mod run;
-mod shown;
 mod value;
 
 use std::collections::{BTreeSet, HashSet};

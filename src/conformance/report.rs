@@ -1,0 +1,1 @@
+//! A judgement as a document.
