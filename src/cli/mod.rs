@@ -4,7 +4,9 @@
 //! `hint:` where there is something to do. Exit codes are those of `sysexits.h`, so that a script can
 //! tell a wrong configuration from a disk that is full.
 
+mod conformance;
 mod demo;
+mod junit;
 mod keys;
 mod mend;
 mod output;
@@ -141,6 +143,8 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
+    /// Judge any receiver of the Alibaba dialect: buy, renew, forge, repeat, and report.
+    Conformance(Box<conformance::ConformanceArguments>),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
@@ -234,6 +238,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Conformance(arguments) => conformance::conformance(*arguments, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),

@@ -59,7 +59,7 @@ pub fn cases() -> &'static [Case] {
 #[rustfmt::skip] // a table: a line of facts, a line of words
 static CASES: [Case; 59] = [
     // Buying.
-    case!("create", Must, Purchase, CREATE, [], create,
+    case!("create", Must, Activation, CREATE, [], create,
         "A purchase is answered with an id that is not 0, at once or when the marketplace calls again."),
     case!("create-distinct", Must, Purchase, CREATE, ["create"], create_distinct,
         "Two purchases are two instances."),
@@ -107,6 +107,9 @@ static CASES: [Case; 59] = [
         "A link with a wrong token leads nowhere."),
     case!("sign-on-stale", Must, SignOn, VERIFY, ["sign-on"], sign_on_stale,
         "A link a day old leads nowhere: timeStamp is checked."),
+    // What the buyer's console shows.
+    case!("app-info", Must, Information, SELF_TEST, ["create"], app_info,
+        "The answer to a purchase tells the front end, the back end, a user name and a password."),
     // Renewing and the rest of a life.
     case!("renew", Must, Renewal, RENEW, ["create-distinct"], renew,
         "A renewal is answered with success."),
@@ -127,8 +130,6 @@ static CASES: [Case; 59] = [
     case!("release-repeat", Must, Life, SPI, ["release"], release_repeat,
         "The same release again is answered with success again."),
     // What follows from the pages, and what one of the two sites does.
-    case!("app-info", Should, Information, SELF_TEST, ["create"], app_info,
-        "The answer to a purchase tells the front end, the back end, a user name and a password."),
     case!("id-is-text", Should, Purchase, CREATE, ["create"], id_is_text,
         "instanceId is a text, not a number."),
     case!("id-is-order", Should, Purchase, CREATE, ["create-repeat", "create-distinct", "id-is-text"], id_is_order,
@@ -675,5 +676,5 @@ async fn unknown_action(t: &mut Trial) -> Said {
 }
 
 async fn post_form(t: &mut Trial) -> Said {
-    honest(t, |ask| ask.as_form().what("a purchase as a POST form")).await
+    honest(t, |ask| ask.posted().what("a purchase as a POST form")).await
 }

@@ -255,7 +255,7 @@ impl Judgement {
 #[derive(Debug, thiserror::Error)]
 pub enum Unjudged {
     /// There is no case of this name.
-    #[error("there is no case `{0}`; `--list` shows those there are")]
+    #[error("there is no case `{0}`; there are: {known}", known = known())]
     NoSuchCase(String),
     /// The first request got no answer at all.
     #[error("{receiver} does not answer: {cause}")]
@@ -268,6 +268,10 @@ pub enum Unjudged {
     /// No order number can be made that nobody has.
     #[error("the system's random generator failed: {0}")]
     NoRandomness(#[from] getrandom::Error),
+}
+
+fn known() -> String {
+    cases().iter().map(|case| case.id).collect::<Vec<_>>().join(", ")
 }
 
 /// Watches a run.
@@ -474,7 +478,7 @@ mod tests {
             }
             assert!(seen.insert(case.id), "{} is there twice", case.id);
             assert!(case.rule.ends_with('.') && case.source.contains('.'), "{}", case.id);
-            assert!(case.id.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-'), "{}", case.id);
+            assert!(case.id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'), "{}", case.id);
         }
     }
 

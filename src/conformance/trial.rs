@@ -142,7 +142,7 @@ impl Ask {
         self
     }
 
-    pub(super) fn as_form(mut self) -> Ask {
+    pub(super) fn posted(mut self) -> Ask {
         self.form = SendForm::Form;
         self
     }

@@ -11,6 +11,7 @@
 mod receiver;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use spid::conformance::{Judgement, Level, Suite, Unjudged, Verdict, cases};
@@ -258,4 +259,55 @@ async fn nobody_there_is_no_judgement() {
     drop(listener);
     let error = suite(&url).judge(&mut ()).await.unwrap_err();
     assert!(matches!(&error, Unjudged::Nobody { .. }), "{error}");
+}
+
+/// Runs the command to its end against `url`; the code, stdout and stderr.
+async fn command(url: &str, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    std::fs::write(folder.join("key"), KEY).unwrap();
+    let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+    spid.args(["conformance", "--to", url, "--key-file", "key"]).args(arguments).current_dir(folder);
+    let output = tokio::task::spawn_blocking(move || spid.output().unwrap()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_tells_reports_and_exits() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = receiver(Fault::ComparesPrefix).await;
+    let files = ["--report", "r.md", "--report", "r.html", "--junit", "r.xml"];
+    let (code, told, complaint) = command(&url, folder.path(), &files).await;
+    assert_eq!(code, 1, "{told}{complaint}");
+    assert!(complaint.ends_with("error: 1 case failed\n"), "{complaint}");
+    assert!(told.contains("failed  must       token-short"), "{told}");
+    assert!(told.contains("-> GET /spi?action=createInstance&") && told.contains("token=<token>"), "{told}");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    for text in [&told, &complaint, &read("r.md"), &read("r.html"), &read("r.xml")] {
+        assert!(!text.contains(KEY) && !text.contains("fake-password"), "{text}");
+    }
+    assert!(read("r.md").contains("## Failed: `token-short`"));
+    assert!(read("r.html").starts_with("<!doctype html>"));
+    assert!(read("r.xml").contains("tests=\"59\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
+    let (code, told, _) =
+        command(&url, folder.path(), &["--level", "must", "--only", "renew", "--json"]).await;
+    let judgement: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, judgement["passed"].as_bool()), (0, Some(true)));
+    assert_eq!(judgement["cases"][0]["exchanges"][0]["method"], "GET");
+}
+
+#[tokio::test]
+async fn the_command_refuses_what_it_cannot_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = "http://127.0.0.1:9/spi";
+    for (url, arguments, code, says) in [
+        ("http://192.0.2.1/spi", &[][..], 64, "add --yes"),
+        (nobody, &["--only", "nonsense"], 64, "there is no case `nonsense`"),
+        (nobody, &["--report", "r.pdf"], 64, ".md or a .html"),
+        (nobody, &["--timezone", "Mars/Olympus"], 64, "no time zone"),
+        (nobody, &[], 69, "does not answer"),
+    ] {
+        let (exit, _, complaint) = command(url, folder.path(), arguments).await;
+        assert_eq!(exit, code, "{complaint}");
+        assert!(complaint.contains(says), "{complaint}");
+    }
 }
