@@ -6,6 +6,7 @@
 
 mod conformance;
 mod demo;
+mod export;
 mod junit;
 mod keys;
 mod mend;

@@ -7,7 +7,7 @@
 
 mod shown;
 
-pub use shown::{body, header, json};
+pub use shown::{body, header, is_secret, json};
 
 use crate::dialect::OutRequest;
 use crate::http::{ClientRequest, Method, NotAUrl, Url};

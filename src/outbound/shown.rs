@@ -49,7 +49,8 @@ fn hide(value: &mut Json, is_hidden: bool) {
     }
 }
 
-fn is_secret(name: &str) -> bool {
+/// Whether a value of this name is nobody's business.
+pub fn is_secret(name: &str) -> bool {
     let plain = name.to_ascii_lowercase();
     plain == REMARKS || SECRET_WORDS.iter().any(|word| plain.contains(word))
 }

@@ -11,6 +11,7 @@
 //!   watch is an [`Observer`]; whoever can look into the store is [`States`].
 
 mod expect;
+pub mod export;
 mod file;
 mod run;
 mod value;
