@@ -14,8 +14,8 @@
 //!   away; requests to other people's endpoints
 //! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
 //! * [`front`], [`admin`]: the two listeners
-//! * [`config`], [`scenario`], [`conformance`]: from a file to everything above; fixtures, sent and
-//!   compared; any receiver, judged
+//! * [`config`], [`scenario`], [`conformance`], [`market`]: from a file to everything above; fixtures, sent
+//!   and compared; any receiver, judged; a marketplace, pretended
 //! * [`daemon`]: start and stop, in order
 
 pub mod admin;
@@ -34,6 +34,7 @@ pub mod instance;
 pub mod intake;
 pub mod job;
 pub mod limits;
+pub mod market;
 pub mod metrics;
 pub mod outbound;
 pub mod query;

@@ -120,6 +120,15 @@ pub const CONFORMANCE_CONCURRENT_COUNT: usize = 32;
 /// Exchanges of one case that are kept for the report.
 pub const CONFORMANCE_SHOWN_COUNT: usize = 8;
 
+/// How long a day of the pretended market takes, in milliseconds.
+pub const MARKET_DAY_MS: u64 = 1_000;
+/// How soon the pretended market calls again, in milliseconds. The vendor does not say.
+pub const MARKET_RETRY_MS: u64 = 200;
+/// How long a minute of its ladder for payments takes, in milliseconds.
+pub const MARKET_MINUTE_MS: u64 = 20;
+/// Requests it has on the way at once.
+pub const MARKET_AT_ONCE_COUNT: usize = 64;
+
 /// Refused requests that are kept to be looked at, in memory alone.
 pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
 /// Refusals of one endpoint and reason that are kept in a second; the rest are counted.

@@ -16,6 +16,7 @@ mod scenario;
 mod serve;
 mod show;
 mod sign;
+mod simulate;
 mod verify;
 
 use std::ffi::OsString;
@@ -146,6 +147,8 @@ enum Command {
     Replay(replay::ReplayArguments),
     /// Judge any receiver of the Alibaba dialect: buy, renew, forge, repeat, and report.
     Conformance(Box<conformance::ConformanceArguments>),
+    /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
+    Simulate(Box<simulate::SimulateArguments>),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
@@ -240,6 +243,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
         Command::Conformance(arguments) => conformance::conformance(*arguments, output),
+        Command::Simulate(arguments) => simulate::simulate(*arguments, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
