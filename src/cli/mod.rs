@@ -7,6 +7,7 @@
 mod conformance;
 mod demo;
 mod export;
+mod fixtures;
 mod junit;
 mod keys;
 mod mend;
@@ -145,6 +146,9 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
+    /// Check fixtures without sending them.
+    #[command(subcommand)]
+    Fixtures(fixtures::FixturesCommand),
     /// Judge any receiver of the Alibaba dialect: buy, renew, forge, repeat, and report.
     Conformance(Box<conformance::ConformanceArguments>),
     /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
@@ -242,6 +246,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Fixtures(command) => fixtures::fixtures(command, output),
         Command::Conformance(arguments) => conformance::conformance(*arguments, output),
         Command::Simulate(arguments) => simulate::simulate(*arguments, output),
         Command::Backup(arguments) => mend::backup(arguments, output),

@@ -2,6 +2,7 @@
 //! expected and what was there instead.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -79,6 +80,8 @@ pub(super) struct Expectation {
     pub(super) sku: Option<Template>,
     pub(super) items: Vec<(String, Template)>,
     pub(super) held: Option<bool>,
+    /// How long the instance, and what is held, may take to be as expected.
+    pub(super) within: Duration,
 }
 
 impl Default for Expectation {
@@ -94,6 +97,7 @@ impl Default for Expectation {
             sku: None,
             items: Vec::new(),
             held: None,
+            within: Duration::ZERO,
         }
     }
 }
