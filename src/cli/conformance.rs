@@ -18,6 +18,9 @@ use crate::conformance::{
 use crate::http::Url;
 use crate::limits;
 
+/// How often the bar is drawn.
+const TICK_MS: u64 = 200;
+
 #[derive(Args)]
 pub(super) struct ConformanceArguments {
     /// The receiver's endpoint, as the marketplace would be given it.
@@ -240,6 +243,8 @@ impl Progress {
         );
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message("the first purchase");
+        bar.enable_steady_tick(Duration::from_millis(TICK_MS));
         Progress(bar)
     }
 }

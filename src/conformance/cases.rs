@@ -57,7 +57,7 @@ pub fn cases() -> &'static [Case] {
 }
 
 #[rustfmt::skip] // a table: a line of facts, a line of words
-static CASES: [Case; 59] = [
+static CASES: [Case; 61] = [
     // Buying.
     case!("create", Must, Activation, CREATE, [], create,
         "A purchase is answered with an id that is not 0, at once or when the marketplace calls again."),
@@ -74,6 +74,10 @@ static CASES: [Case; 59] = [
         "The token is made of the parameters sorted by their names."),
     case!("token-decoded", Must, Signature, TOKEN, ["create"], token_decoded,
         "The token is made of decoded values."),
+    case!("token-key", Must, Signature, TOKEN, ["create"], token_key,
+        "The key is appended as &key=, not alone."),
+    case!("token-lower", Must, Signature, TOKEN, ["create"], token_lower,
+        "A token in small letters is taken: the marketplace sends no other."),
     case!("wrong-token", Must, Signature, TOKEN, ["create"], wrong_token,
         "A request with a wrong token is not acted upon."),
     case!("missing-token", Must, Signature, TOKEN, ["wrong-token"], missing_token,
@@ -214,6 +218,14 @@ async fn token_decoded(t: &mut Trial) -> Said {
     learnt(t, |recipe| recipe == Recipe::Encoded)
 }
 
+async fn token_key(t: &mut Trial) -> Said {
+    learnt(t, |recipe| recipe == Recipe::BareKey)
+}
+
+async fn token_lower(t: &mut Trial) -> Said {
+    learnt(t, |recipe| recipe == Recipe::Capitals)
+}
+
 /// A purchase with this done to it is not to be acted upon.
 async fn forged(t: &mut Trial, forge: impl FnOnce(Ask) -> Ask) -> Result<Heard, String> {
     let order = t.order(MONTH);
@@ -343,18 +355,11 @@ async fn extra_items(t: &mut Trial) -> Said {
 
 async fn sign_on(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let heard = go_in(t, &bought).await?;
+    let heard = t.go_in(&bought).await?;
     Ok(match heard.door() {
         Some(door) => format!("it leads to {door}; whether that is the application, a person must see"),
         None => "it shows a page; whether that is the application, a person must see".to_owned(),
     })
-}
-
-/// The good link, which must work before a bad one says anything.
-async fn go_in(t: &mut Trial, bought: &Bought) -> Result<Heard, String> {
-    let (door, ask) = (t.door_of(bought), t.sign_on(&bought.id, 0));
-    let heard = t.send_to(&door, &ask).await?;
-    if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
 }
 
 /// A link that must not lead where the good one leads.
@@ -369,14 +374,14 @@ async fn stays_out(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> S
 
 async fn sign_on_forged(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let good = go_in(t, &bought).await?;
+    let good = t.go_in(&bought).await?;
     let ask = t.sign_on(&bought.id, 0).token(Token::Wrong).what("a link with a wrong token");
     stays_out(t, &bought, &good, &ask).await
 }
 
 async fn sign_on_stale(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let good = go_in(t, &bought).await?;
+    let good = t.go_in(&bought).await?;
     let ask = t.sign_on(&bought.id, -24).what("a link a day old");
     stays_out(t, &bought, &good, &ask).await
 }

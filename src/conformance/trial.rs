@@ -16,13 +16,12 @@ use crate::http::{Client, ClientError, ClientRequest, ClientResponse, Url};
 use crate::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};
 use crate::outbound;
 use crate::query::Pair;
-use crate::signature::Parts;
 
 const HOUR_MS: i64 = 3_600_000;
 /// How often a receiver is asked under a token it is only tried with.
 const TRIES_OF_A_GUESS: u32 = 3;
 /// How often it is asked to take an instance back.
-const TRIES_TO_GIVE_BACK: u32 = 5;
+const TRIES_TO_GIVE_BACK: usize = 5;
 /// Longest answer that is shown, in characters.
 const SHOWN_MAX_CHARS: usize = 600;
 
@@ -193,7 +192,7 @@ impl Ask {
     fn request(&self, suite: &Suite, recipe: Recipe) -> OutRequest {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
-        let right = Parts::Pairs(self.recipe.unwrap_or(recipe).pairs(&pairs, self.plus)).sign(&suite.keys);
+        let right = self.recipe.unwrap_or(recipe).token(&pairs, self.plus, &suite.keys);
         let sending = Sending {
             form: self.form,
             signature: self.token.signature(&right),
@@ -524,6 +523,20 @@ impl Trial {
         Ask::new("a sign-on", "verify", &[("instanceId", id), ("timeStamp", &at)])
     }
 
+    /// A good link, followed as a browser does: what is not ready yet is asked again.
+    pub(super) async fn go_in(&mut self, bought: &Bought) -> Result<Heard, String> {
+        let (door, ask) = (self.door_of(bought), self.sign_on(&bought.id, 0));
+        let mut heard = self.send_to(&door, &ask).await?;
+        for _ in 1..TRIES_OF_A_GUESS {
+            if heard.status != 503 {
+                break;
+            }
+            sleep(self.run.suite.every).await;
+            heard = self.send_to(&door, &ask).await?;
+        }
+        if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
+    }
+
     /// Where the buyer of this is sent to sign on. An address on another host is not followed: that is not
     /// whom we were asked to judge.
     pub(super) fn door_of(&self, bought: &Bought) -> Url {
@@ -607,7 +620,10 @@ pub(super) async fn give_back(
     let mut left = Vec::new();
     while let Some(id) = made.pop_first() {
         let ask = Trial::release(&id).what("giving it back");
-        let heard = trial.until(&ask, TRIES_TO_GIVE_BACK, |heard| heard.success() == Some(true)).await;
+        // Who takes nothing back is not asked for an hour.
+        let tries = if left.len() < TRIES_TO_GIVE_BACK { TRIES_TO_GIVE_BACK } else { 1 };
+        let tries = u32::try_from(tries).unwrap_or(1);
+        let heard = trial.until(&ask, tries, |heard| heard.success() == Some(true)).await;
         if !heard.is_ok_and(|heard| heard.success() == Some(true)) {
             left.push(id);
         }

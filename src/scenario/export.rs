@@ -135,6 +135,10 @@ const PERSONAL: [&str; 20] = [
 fn is_personal(name: &str, value: &str) -> bool {
     let plain: String =
         name.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    // A quantity is nobody's: `users = "5"`.
+    if value.len() < 6 && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return false;
+    }
     // A mobile number in China, under whatever name.
     let phone =
         value.len() == 11 && value.starts_with('1') && value.bytes().all(|byte| byte.is_ascii_digit());
@@ -492,6 +496,20 @@ mod tests {
         assert!(
             text.contains("date1 = { time = \"now + 60m\" }") && text.contains("expires_on = \"${date2}\"")
         );
+    }
+
+    #[test]
+    fn a_quantity_is_nobodys() {
+        for (name, value, personal) in [
+            ("userCount", "5", false),
+            ("seats", "20000", false),
+            ("userName", "Li", true),
+            ("anything", "13912345678", true),
+            ("anything", "a@b.cn", true),
+            ("Region", "华东 2", false),
+        ] {
+            assert_eq!(is_personal(name, value), personal, "{name}={value}");
+        }
     }
 
     #[test]

@@ -130,11 +130,13 @@ async fn a_receiver_without_a_fault_passes_everything() {
 }
 
 /// A fault, and the one case that was made for it.
-const CAUGHT: [(Fault, &str); 58] = [
+const CAUGHT: [(Fault, &str); 60] = [
     (Fault::AlwaysZero, "create"),
     (Fault::SortsByValue, "token-order"),
     (Fault::DoesNotSort, "token-order"),
     (Fault::SignsEncoded, "token-decoded"),
+    (Fault::AppendsBareKey, "token-key"),
+    (Fault::WantsCapitals, "token-lower"),
     (Fault::ChecksNothing, "wrong-token"),
     (Fault::ForgivesMissing, "missing-token"),
     (Fault::ForgivesEmpty, "empty-token"),
@@ -287,7 +289,7 @@ async fn the_command_tells_reports_and_exits() {
     }
     assert!(read("r.md").contains("## Failed: `token-short`"));
     assert!(read("r.html").starts_with("<!doctype html>"));
-    assert!(read("r.xml").contains("tests=\"59\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
+    assert!(read("r.xml").contains("tests=\"61\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
     let (code, told, _) =
         command(&url, folder.path(), &["--level", "must", "--only", "renew", "--json"]).await;
     let judgement: serde_json::Value = serde_json::from_str(&told).unwrap();

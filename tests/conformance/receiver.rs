@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     DoesNotSort,
     SortsWithoutCase,
     SignsEncoded,
+    AppendsBareKey,
+    WantsCapitals,
     DropsEmpty,
     SignsKnownNamesOnly,
     KeepsPlus,
@@ -255,12 +257,16 @@ impl Receiver {
             _ => signed.sort(),
         }
         let joined: String = signed.iter().map(|(name, value)| format!("{name}={value}&")).collect();
-        let base = format!("{joined}key={KEY}");
+        let base = match self.fault {
+            Fault::AppendsBareKey => format!("{}{KEY}", joined.trim_end_matches('&')),
+            _ => format!("{joined}key={KEY}"),
+        };
         let bytes: Vec<u8> = match self.fault {
             Fault::ReadsLatin1 => base.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect(),
             _ => base.into_bytes(),
         };
-        hex::encode(Md5::digest(bytes))
+        let token = hex::encode(Md5::digest(bytes));
+        if self.is(Fault::WantsCapitals) { token.to_uppercase() } else { token }
     }
 
     fn check(&self, raw: &Pairs, pairs: &Pairs) -> Option<Response> {
