@@ -77,6 +77,11 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
             "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand"
         ));
     }
+    if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
+        output.complain(
+            "warning: there is no purchase among what was kept, so an empty receiver has nothing to go on with",
+        );
+    }
     let kept: Vec<Kept> = kept.into_iter().filter(|one| one.became != Became::Open).collect();
     let name = if arguments.export.keep_personal { arguments.id.as_str() } else { "an instance" };
     write(&arguments.export, format!("The life of {name}, as it was recorded"), Some(row), &kept, output)

@@ -36,7 +36,10 @@ pub fn masked(text: &str) -> String {
         let end = piece.trim_end_matches(['?', '&']).len();
         let (pair, separator) = piece.split_at(end);
         match pair.split_once('=') {
-            Some(("token", _)) => shown.push_str("token=<token>"),
+            Some((name @ ("token" | "signature" | "authToken"), _)) => {
+                shown.push_str(name);
+                shown.push_str("=<token>");
+            }
             _ => shown.push_str(pair),
         }
         shown.push_str(separator);
@@ -53,6 +56,7 @@ mod tests {
         for (text, shown) in [
             ("/spi?a=1&token=abc", "/spi?a=1&token=<token>"),
             ("token=abc&a=1", "token=<token>&a=1"),
+            ("authToken=abc&signature=x", "authToken=<token>&signature=<token>"),
             ("/spi?token=abc&b=2&token=abc%z", "/spi?token=<token>&b=2&token=<token>"),
             ("/spi?mytoken=abc", "/spi?mytoken=abc"),
             ("{\"a\":1}", "{\"a\":1}"),

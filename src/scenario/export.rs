@@ -202,7 +202,11 @@ struct Words {
 fn words(dialect: &str) -> Words {
     match dialect {
         "generic" => Words { id: "instance_id", done: "status = \"applied\"", not_done: "" },
-        _ => Words { id: "instanceId", done: "success = true", not_done: "success = false" },
+        "alibaba" | "jdcloud" => {
+            Words { id: "instanceId", done: "success = true", not_done: "success = false" }
+        }
+        // How others say it is theirs to write down.
+        _ => Words { id: "instanceId", done: "", not_done: "" },
     }
 }
 

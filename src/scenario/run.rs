@@ -528,10 +528,10 @@ impl Delivery {
         let sending = Sending {
             form: self.step.form,
             signature: self.step.signature.clone(),
-            now: plus_millis(self.clock.now(), self.step.dated_ms),
             altered: fill(&self.step.altered),
             appended: fill(&self.step.duplicated),
             raw: self.step.raw.clone(),
+            ..Sending::at(plus_millis(self.clock.now(), self.step.dated_ms))
         };
         self.dialect.request(&self.step.action, &self.parameters, &self.target.keys, &sending)
     }
