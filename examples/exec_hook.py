@@ -9,6 +9,7 @@ The call comes as JSON on standard input, the answer goes to standard output as 
 standard error. Exit 0: done. Exit 65: refused, do not try again. Anything else: try again later.
 """
 
+import fcntl
 import json
 import os
 import pathlib
@@ -91,6 +92,9 @@ def main():
         return RETRY
     root = pathlib.Path(sys.argv[1])
     root.mkdir(parents=True, exist_ok=True)
+    # One at a time: what is left of an attempt may still run beside the next. The lock goes with the process.
+    lock = open(root / "lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     file = root / f"{name}.json"
     state = json.loads(file.read_text()) if file.exists() else {}
     # Done before? Then the same answer again, the same password too: that is all of idempotency.

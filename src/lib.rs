@@ -12,7 +12,7 @@
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
 //!   away; requests to other people's endpoints
-//! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
+//! * [`intake`], [`dispatch`], [`testing`]: the path of a callback; the path of a job; the hook author's test
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`], [`conformance`], [`market`]: from a file to everything above; fixtures, sent
 //!   and compared; any receiver, judged; a marketplace, pretended
@@ -43,6 +43,7 @@ pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
+pub mod testing;
 
 use std::process::ExitCode;
 

@@ -103,6 +103,15 @@ pub const HOOK_IDLE_MS: u64 = 4_000;
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// How long an attempt may take in the hook author's test, in milliseconds, unless the test says otherwise:
+/// it provisions something small.
+pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
+/// Attempts the test makes until it believes that a call fails.
+pub const HOOK_TEST_TRIES_COUNT: u32 = 3;
+/// Attempts the test makes at once, with one key and with several.
+pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
+/// Most places at which the test cuts the attempts at one call short.
+pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
 /// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
 pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.

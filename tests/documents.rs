@@ -157,7 +157,7 @@ fn every_command_the_documents_name_exists() {
                 .split(' ')
                 .take(2)
                 .collect();
-            let nested = ["instances", "jobs", "callbacks", "held", "fixtures"];
+            let nested = ["instances", "jobs", "callbacks", "held", "fixtures", "hook"];
             let plain = [
                 "serve",
                 "check-config",
@@ -221,6 +221,31 @@ fn every_case_stands_in_its_page() {
     assert!(page.ends_with(&table), "the table of docs/conformance.md should be:\n{table}");
     let count = format!("in {} cases", spid::conformance::cases().len());
     assert!(read("CHANGELOG.md").contains(&count), "{count}");
+}
+
+#[test]
+fn the_hook_test_runs_as_the_document_says() {
+    let block = block(&read("docs/hooks.md"), "sh", "spid hook test");
+    let line = block.lines().find(|line| line.contains("--exec")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("my-app");
+    let line = line.replace("/tmp/my-app", made.to_str().unwrap());
+    let path = format!("{}:{}", Path::new(SPID).parent().unwrap().display(), env!("PATH"));
+    let output =
+        Command::new("sh").args(["-c", &line]).current_dir(root()).env("PATH", path).output().unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && report.contains("ok: no fault in "), "{line}\n{report}");
+    // What it costs to call a section by its name is that it must still be there.
+    for title in block_titles() {
+        assert!(report.contains(&title), "the report has no `{title}`\n{report}");
+    }
+}
+
+/// The parts of the test, as the document shows them.
+fn block_titles() -> Vec<String> {
+    let text = block(&read("docs/hooks.md"), "text", "a whole life");
+    let titles = text.lines().filter_map(|line| line.strip_prefix(['✓', '✗']));
+    titles.map(|line| line.split('(').next().unwrap().trim().to_owned()).collect()
 }
 
 #[test]

@@ -8,6 +8,8 @@ mod conformance;
 mod demo;
 mod export;
 mod fixtures;
+mod hook;
+mod hook_test;
 mod junit;
 mod keys;
 mod mend;
@@ -153,6 +155,9 @@ enum Command {
     Conformance(Box<conformance::ConformanceArguments>),
     /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
     Simulate(Box<simulate::SimulateArguments>),
+    /// What hook authors need.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
@@ -249,6 +254,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Fixtures(command) => fixtures::fixtures(command, output),
         Command::Conformance(arguments) => conformance::conformance(*arguments, output),
         Command::Simulate(arguments) => simulate::simulate(*arguments, output),
+        Command::Hook(command) => hook::hook(command, hook, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),

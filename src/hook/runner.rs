@@ -258,6 +258,13 @@ impl Runner {
         Some(Slot { entry, permit: Some(permit), leftovers: self.leftovers.clone() })
     }
 
+    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
+    pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
+        let Inner { default, routes } = &*self.inner;
+        let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
+        all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
+    }
+
     /// Reserves and runs. Dropping the returned future stops the hook.
     pub async fn run(&self, call: Call) -> Attempted {
         let slot = self.reserve(&call.subject()).await;

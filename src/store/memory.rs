@@ -195,6 +195,9 @@ macro_rules! reads {
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
                 Ok(self.with(|tables| tables.callbacks.get(&number).cloned()))
             }
+            fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+                Ok(self.with(|tables| tables.callbacks.get(&number).map(|(row, _)| row.clone())))
+            }
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
             }
@@ -271,6 +274,12 @@ impl Write for Memory {
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
         if let Some(stored) = self.tables()?.callbacks.get_mut(&row.number) {
             stored.0 = row.clone();
+        }
+        Ok(())
+    }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
+            row.told_at = row.told_at.or(Some(at));
         }
         Ok(())
     }

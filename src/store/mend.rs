@@ -391,7 +391,7 @@ fn one_more(job: &JobRow) -> Extra {
 /// A refused job has left its lane. It comes back only to a lane and an instance that are as it left
 /// them: behind its back the marketplace may have asked again, and a second create would be a second instance.
 fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
-    let latest = rows.callback(job.callback)?.and_then(|(row, _)| row.job);
+    let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
     if latest != Some(job.number) {
         return impossible("the marketplace has asked for it again, and a later job has taken its place");
     }
@@ -454,7 +454,7 @@ fn settle_held(
     act: &Act,
     now: Timestamp,
 ) -> Mended<()> {
-    if let Some((mut row, _)) = rows.callback(approved.callback)?.filter(|_| moved) {
+    if let Some(mut row) = rows.callback_row(approved.callback)?.filter(|_| moved) {
         row.deliveries += held.deliveries;
         row.last_received_at = row.last_received_at.max(held.last_received_at);
         rows.put_callback(&row)?;

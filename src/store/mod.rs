@@ -37,6 +37,7 @@ use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
+pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};

@@ -212,6 +212,8 @@ pub(crate) trait Read {
     /// The occurrences with this key, the oldest first.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
+    /// The same without what it said.
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.
@@ -237,6 +239,8 @@ pub(crate) trait Write: Read {
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
+    /// The callback was told its success at `at`, unless it was before.
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;

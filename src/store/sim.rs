@@ -200,6 +200,9 @@ impl Read for Failing {
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         self.rows.callback(number)
     }
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+        self.rows.callback_row(number)
+    }
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.rows.job(number)
     }
@@ -259,6 +262,10 @@ impl Write for Failing {
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.put_callback(row)
+    }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_told(callback, at)
     }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.at(Point::Write)?;
