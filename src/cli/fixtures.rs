@@ -18,7 +18,7 @@ pub(super) enum FixturesCommand {
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
-    /// Fixtures, or folders of them.
+    /// Fixtures, or folders of them; in folders, files like `_common.toml` are parts of others and are checked with them.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Print nothing of files without a mistake.
@@ -74,6 +74,9 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Done {
         inside.push(entry.map_err(failed)?.path());
     }
     inside.sort();
-    let is_ours = |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|it| it == "toml");
+    let is_part =
+        |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"));
+    let is_ours =
+        |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|it| it == "toml") && !is_part(path);
     inside.iter().filter(|path| is_ours(path)).try_for_each(|path| collect(path, files))
 }

@@ -62,8 +62,12 @@ pub(super) struct SimulateArguments {
 pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Done {
     let market = market(&arguments)?;
     let bar = bar(arguments.orders);
-    let (ledger, summary) = runtime()?.block_on(market.play(|_| bar.inc(1)));
+    let (ledger, summary) = runtime()?.block_on(market.play(interrupted(), |_| bar.inc(1)));
     bar.finish_and_clear();
+    let all = usize::try_from(arguments.orders).unwrap_or(usize::MAX);
+    if summary.orders < all {
+        output.complain(&format!("warning: stopped; {} of {all} orders were through", summary.orders));
+    }
     if let Some(path) = &arguments.ledger {
         write(path, &lines(&ledger)?)?;
     }
@@ -79,6 +83,13 @@ pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
     let times = if count == 1 { "time" } else { "times" };
     Err(Failure::new(Exit::NotMet, format!("something went wrong {count} {times}"))
         .hint(format!("the same market again: --seed {}", summary.seed)))
+}
+
+/// Ctrl-C: what is known by then is told.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {

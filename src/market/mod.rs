@@ -13,6 +13,7 @@
 pub mod ledger;
 pub mod plan;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,8 +89,13 @@ impl Market {
         }
     }
 
-    /// Plays it to its end. `ended` is called for every order that is through.
-    pub async fn play(&self, mut ended: impl FnMut(&Entry)) -> (Ledger, Summary) {
+    /// Plays it to its end, or until `stop`; then only the orders that are through are accounted for. `ended` is
+    /// called for each of them.
+    pub async fn play(
+        &self,
+        stop: impl Future<Output = ()>,
+        mut ended: impl FnMut(&Entry),
+    ) -> (Ledger, Summary) {
         let begin = Instant::now();
         let (notes, mut inbox) = mpsc::channel(EVENTS_MAX_COUNT);
         let seller = Arc::new(Seller::new(self));
@@ -103,7 +109,13 @@ impl Market {
         }
         drop(notes);
         let mut ledger = Ledger::default();
-        while let Some(entry) = inbox.recv().await {
+        let mut stop = pin!(stop);
+        loop {
+            let entry = tokio::select! {
+                () = &mut stop => break,
+                entry = inbox.recv() => entry,
+            };
+            let Some(entry) = entry else { break };
             ended(&entry);
             ledger.add(entry);
         }

@@ -363,9 +363,18 @@ impl Writer<'_> {
     }
 }
 
-/// A text in quotes, as TOML has it.
+/// A text in quotes, on one line, as TOML has it: of a value and of a name alike.
 fn quoted(text: &str) -> String {
-    toml::Value::String(text.to_owned()).to_string()
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
 }
 
 /// A text in quotes that means itself.
@@ -382,6 +391,9 @@ fn key(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::value::{Known, Value};
     use super::*;
     use crate::callback::{Expiry, InstanceRef};
     use crate::instance::State;
@@ -500,6 +512,32 @@ mod tests {
         assert!(
             text.contains("date1 = { time = \"now + 60m\" }") && text.contains("expires_on = \"${date2}\"")
         );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_was_sent_is_sent_again(
+            parameters in prop::collection::btree_map("[^\0]{1,12}", "[^\0]{0,30}", 0..6)
+        ) {
+            let mut callback = Callback::new(Action::Other, "x");
+            callback.parameters = parameters.clone().into_iter().filter(|(name, _)| name != "action").collect();
+            let export = Export {
+                title: "t".to_owned(), dialect: "alibaba", keeps_personal: true, keeps_dates: true, end: None,
+            };
+            let text = export.scenario(&[Kept { callback: callback.clone(), became: Became::Done }]);
+            let scenario = Scenario::parse(&text, "t.toml").map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
+            let sent: BTreeMap<String, String> = scenario.steps[0]
+                .params
+                .iter()
+                .map(|(name, value)| match value {
+                    Value::Text(template) => (name.clone(), template.fill(&Known::new())),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            let kept: BTreeMap<String, String> =
+                callback.parameters.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            prop_assert_eq!(sent, kept);
+        }
     }
 
     #[test]

@@ -130,7 +130,7 @@ async fn a_receiver_without_a_fault_passes_everything() {
 }
 
 /// A fault, and the one case that was made for it.
-const CAUGHT: [(Fault, &str); 60] = [
+const CAUGHT: [(Fault, &str); 61] = [
     (Fault::AlwaysZero, "create"),
     (Fault::SortsByValue, "token-order"),
     (Fault::DoesNotSort, "token-order"),
@@ -177,6 +177,7 @@ const CAUGHT: [(Fault, &str); 60] = [
     (Fault::NoRefundRenew, "refund-renew"),
     (Fault::RefundsNot, "refund-release"),
     (Fault::PaysAsText, "order-pay"),
+    (Fault::PaysNot, "order-pay"),
     (Fault::NeedsOrderToUpgrade, "intl-upgrade"),
     (Fault::NeedsIsRefund, "intl-release"),
     (Fault::RenewsUnknown, "renew-unknown"),

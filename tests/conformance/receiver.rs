@@ -74,6 +74,7 @@ pub(crate) enum Fault {
     NoRefundRenew,
     RefundsNot,
     PaysAsText,
+    PaysNot,
     NeedsOrderToUpgrade,
     NeedsIsRefund,
     AnythingGoes,
@@ -399,7 +400,10 @@ impl Receiver {
         let id = get(pairs, "instanceId").to_owned();
         let action = get(pairs, "action");
         if action == "orderPay" {
-            let success = if self.is(Fault::PaysAsText) { json!("true") } else { json!(true) };
+            let success = match self.fault {
+                Fault::PaysAsText => json!("true"),
+                fault => json!(fault != Fault::PaysNot),
+            };
             return Response::json(200, json!({"success": success}).to_string());
         }
         let mut books = self.books.lock().unwrap();

@@ -50,7 +50,7 @@ fn market(url: &str, orders: u32, rate: f64) -> Market {
 
 async fn played(fault: Fault) -> Summary {
     let url = receiver(fault).await;
-    market(&url, 60, 1_000_000.0).play(|_| {}).await.1
+    market(&url, 60, 1_000_000.0).play(std::future::pending(), |_| {}).await.1
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,9 +85,43 @@ async fn an_order_answered_with_0_is_asked_for_120_times_more() {
     let mut market = market(&url, 1, 1.0);
     market.plan.lives[0].events.truncate(1);
     market.plan.lives[0].events[0].twins = false;
-    let (_, summary) = market.play(|_| {}).await;
+    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
     assert_eq!(summary.asked["create"].requests, 121);
     assert_eq!(summary.losses[&Kind::Lost].worth, 99);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_that_nobody_takes_note_of_climbs_its_ladder_and_is_left_to_the_seller() {
+    let url = receiver(Fault::PaysNot).await;
+    let mut market = market(&url, 60, 1_000_000.0);
+    for life in &mut market.plan.lives {
+        life.events.iter_mut().for_each(|event| event.twins = false);
+    }
+    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
+    let payments = summary.asked["payment"];
+    assert_eq!((payments.requests, payments.done), (12 * payments.happened, 0));
+    assert_eq!(summary.losses.keys().collect::<Vec<_>>(), [&Kind::Unheard]);
+    assert_eq!(summary.count(Kind::Unheard), payments.happened);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_market_that_is_stopped_tells_what_it_knows() {
+    let url = receiver(Fault::None).await;
+    let mut market = market(&url, 40, 1_000_000.0);
+    // The last ones come in a year.
+    market.plan.lives.iter_mut().skip(10).for_each(|life| life.arrives_ms = 365 * 86_400_000);
+    let (through, all_through) = tokio::sync::oneshot::channel();
+    let (mut through, mut count) = (Some(through), 0);
+    let stop = async move { all_through.await.unwrap() };
+    let (_, summary) = market
+        .play(stop, |_| {
+            count += 1;
+            if count == 10 {
+                through.take().unwrap().send(()).unwrap();
+            }
+        })
+        .await;
+    assert_eq!((summary.orders, summary.is_clean()), (10, true), "{summary:#?}");
 }
 
 /// Everything a daemon needs, in a folder.
@@ -184,7 +218,7 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
     market.day = Duration::from_millis(15);
     market.every = Duration::from_millis(300);
     market.minute = Duration::from_millis(100);
-    let (ledger, summary) = market.play(|_| {}).await;
+    let (ledger, summary) = market.play(std::future::pending(), |_| {}).await;
     over.store(true, Ordering::Relaxed);
     let kills = killer.await.unwrap();
     eprintln!(
