@@ -268,7 +268,7 @@ impl Writer<'_> {
         step.push_str("\n[step.expect]\n");
         step.push_str(&self.expect(callback, *became));
         if is_last {
-            step.push_str(&self.end());
+            step.push_str(&self.end(callback.action));
         }
         step
     }
@@ -332,9 +332,13 @@ impl Writer<'_> {
         expect
     }
 
-    fn end(&self) -> String {
+    fn end(&self, last: Action) -> String {
         let Some(end) = self.export.end.as_ref().filter(|_| self.captures) else { return String::new() };
-        let mut expect = format!("instance = \"${{id}}\"\nstate = \"{}\"\n", end.state);
+        let mut expect = format!("state = \"{}\"\n", end.state);
+        // The purchase itself is about the order; its answer is known to the steps behind it.
+        if last != Action::Create {
+            expect.push_str("instance = \"${id}\"\n");
+        }
         if let Some(at) = end.expires_on {
             let moved = self.dates.name(at).filter(|_| !self.export.keeps_dates);
             let written = match moved {

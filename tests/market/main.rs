@@ -236,6 +236,65 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
     compare(&folder.path().join("spid.db"), &ledger, &summary);
 }
 
+/// Runs `spid` to its end, which must be a good one.
+fn spid(folder: &Path, arguments: &[&str]) -> String {
+    let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+    let output = spid.args(arguments).current_dir(folder).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{arguments:?}\n{told}{}", String::from_utf8_lossy(&output.stderr));
+    told
+}
+
+/// The instances of a daemon, without what another daemon must have otherwise.
+fn instances(folder: &Path) -> BTreeMap<String, serde_json::Value> {
+    let listed = spid(folder, &["instances", "list", "--json", "--limit", "1000", "--db", "spid.db"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
+    let row = |mut row: serde_json::Value| {
+        let id = row["id"].as_str().unwrap().to_owned();
+        for own in ["created_at", "updated_at"] {
+            row.as_object_mut().unwrap().remove(own);
+        }
+        (id, row)
+    };
+    rows.into_iter().map(row).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lives_of_a_market_are_exported_and_replayed_to_the_same_end() {
+    let (lived, again) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |folder: &Path| {
+        prepare(folder);
+        let mut daemon = Serving::start(folder, &[]);
+        let url = format!("http://{}/spi", daemon.address().unwrap());
+        (daemon, url)
+    };
+    let (_one, url) = start(lived.path());
+    let (_other, to) = start(again.path());
+    let mut market = market(&url, 25, 1_000_000.0);
+    market.every = Duration::from_millis(50);
+    market.minute = Duration::from_millis(50);
+    let (_, summary) = market.play(std::future::pending(), |_| {}).await;
+    assert!(summary.is_clean(), "{summary:#?}");
+    let before = instances(lived.path());
+    for id in before.keys() {
+        let kept = ["instances", "export", id, "--keep-personal", "--keep-dates", "--db", "spid.db"];
+        for (name, arguments) in
+            [("kept.toml", &kept[..]), ("replaced.toml", &["instances", "export", id, "--db", "spid.db"])]
+        {
+            std::fs::write(again.path().join(name), spid(lived.path(), arguments)).unwrap();
+        }
+        // The second of them says in its last step what the end must be.
+        let files = ["kept.toml", "replaced.toml"];
+        spid(
+            again.path(),
+            &[&["replay", "-q", "--to", &to, "--key-file", "key", "--db", "spid.db"], &files[..]].concat(),
+        );
+    }
+    let mut after = instances(again.path());
+    after.retain(|id, _| before.contains_key(id));
+    assert_eq!(after, before);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_command_says_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
