@@ -207,7 +207,7 @@ fn the_commands_that_judge_do_what_their_page_says() {
     for report in ["report.html", "report.md"] {
         assert!(dev.folder.path().join(report).is_file(), "{report}");
     }
-    let played = key(block(&page, "sh", "spid simulate")).replace("--orders 1000", "--orders 20 --day 1");
+    let played = key(block(&page, "sh", "spid simulate")).replace("--orders 1000", "--orders 20 --day 1ms");
     assert!(dev.shell(&played).contains("20 orders, "));
 }
 

@@ -11,6 +11,7 @@ use jiff::tz::TimeZone;
 use super::junit::{self, Came};
 use super::keys::KeyArguments;
 use super::output::{Output, shown};
+use super::span::Span;
 use super::{Done, Exit, Failure, runtime};
 use crate::conformance::{
     Case, Exchange, Goods, Judged, Judgement, Level, Suite, Unjudged, Verdict, Watcher, report,
@@ -67,9 +68,9 @@ pub(super) struct ConformanceArguments {
     /// The zone of dates without one.
     #[arg(long, value_name = "ZONE", default_value = "Asia/Shanghai")]
     timezone: String,
-    /// How long an answer may take, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = limits::CONFORMANCE_ANSWER_MS)]
-    within: u64,
+    /// How long an answer may take.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::CONFORMANCE_ANSWER_MS))]
+    within: Span,
 }
 
 pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) -> Done {
@@ -122,7 +123,7 @@ fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
             buyer: arguments.buyer.clone(),
         },
         zone,
-        within: Duration::from_millis(arguments.within),
+        within: arguments.within.0,
         ..Suite::new(arguments.to.clone(), arguments.key.keys()?)
     })
 }

@@ -20,6 +20,7 @@ mod serve;
 mod show;
 mod sign;
 mod simulate;
+mod span;
 mod verify;
 
 use std::ffi::OsString;

@@ -1,7 +1,6 @@
 //! `simulate`: play the marketplace towards any URL, and say what a seller would have lost.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,6 +8,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::conformance::write;
 use super::keys::KeyArguments;
 use super::output::{Output, shown};
+use super::span::Span;
 use super::{Done, Exit, Failure, runtime};
 use crate::clock::{Clock, Id};
 use crate::http::Url;
@@ -18,7 +18,7 @@ use crate::market::ledger::{Kind, Ledger, Summary};
 use crate::market::plan::Plan;
 
 /// A day longer than this would let dates on the wire run away from any clock.
-const DAY_MAX_MS: u64 = 5 * 60_000;
+const DAY_MAX: Span = Span::from_millis(5 * 60_000);
 
 #[derive(Args)]
 pub(super) struct SimulateArguments {
@@ -39,15 +39,15 @@ pub(super) struct SimulateArguments {
     /// What all order numbers begin with, if not with something nobody had before.
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// How long a market day takes, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = limits::MARKET_DAY_MS)]
-    day: u64,
-    /// How soon the market calls again, in milliseconds; it does so 120 times.
-    #[arg(long, value_name = "MS", default_value_t = limits::MARKET_RETRY_MS)]
-    retry: u64,
-    /// How long a minute of the ladder for payments takes, in milliseconds.
-    #[arg(long, value_name = "MS", default_value_t = limits::MARKET_MINUTE_MS)]
-    minute: u64,
+    /// How long a market day takes.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_DAY_MS))]
+    day: Span,
+    /// How soon the market calls again; it does so 120 times.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_RETRY_MS))]
+    retry: Span,
+    /// How long a minute of the ladder for payments takes.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_MINUTE_MS))]
+    minute: Span,
     /// Write what was told of every order, a line of JSON each.
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
@@ -98,8 +98,8 @@ fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
         return Err(Failure::new(Exit::Usage, message)
             .hint("add --yes if that is meant; nothing is given back but what the market itself releases"));
     }
-    if arguments.day > DAY_MAX_MS {
-        return Err(Failure::new(Exit::Usage, format!("`--day` can be at most {DAY_MAX_MS}")));
+    if arguments.day.0 > DAY_MAX.0 {
+        return Err(Failure::new(Exit::Usage, format!("`--day` can be at most {DAY_MAX}")));
     }
     if !arguments.rate.is_finite() || arguments.rate <= 0.0 {
         return Err(Failure::new(Exit::Usage, "`--rate` must be more than 0"));
@@ -111,9 +111,9 @@ fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
     let plan = Plan::new(arguments.seed.unwrap_or(seed), arguments.orders, arguments.rate);
     let run = arguments.run.clone().unwrap_or_else(|| format!("sim-{id}"));
     Ok(Market {
-        day: Duration::from_millis(arguments.day),
-        every: Duration::from_millis(arguments.retry),
-        minute: Duration::from_millis(arguments.minute),
+        day: arguments.day.0,
+        every: arguments.retry.0,
+        minute: arguments.minute.0,
         ..Market::new(arguments.to.clone(), arguments.key.keys()?, plan, &run)
     })
 }

@@ -158,6 +158,11 @@ fn nearest(name: &str, known: &[String]) -> String {
     file::did_you_mean(name, known.iter().map(String::as_str))
 }
 
+/// Reads `200ms`, `5s`, `10m`, `2h`, `30d`, as scenarios write times.
+pub fn span(text: &str) -> Option<Duration> {
+    value::read_span(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
+}
+
 impl Scenario {
     /// Reads a scenario. `file_name` stands before the line of every mistake; what it includes is looked for
     /// beside it.

@@ -216,7 +216,7 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
     let mut market = market(&url, orders, 60.0);
     // A day of 15 ms and 4 s of orders: the daemon is killed some times while all of it goes on.
     market.day = Duration::from_millis(15);
-    market.every = Duration::from_millis(300);
+    market.every = Duration::from_millis(500);
     market.minute = Duration::from_millis(100);
     let (ledger, summary) = market.play(std::future::pending(), |_| {}).await;
     over.store(true, Ordering::Relaxed);
@@ -305,7 +305,9 @@ async fn the_command_says_what_was_lost() {
         let url = receiver(fault).await;
         let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
         spid.args(["simulate", "--to", &url, "--key-file", "key", "--orders", "40", "--seed", "7"])
-            .args(["--rate", "1000", "--day", "1", "--retry", "1", "--minute", "0", "--ledger", "ledger"])
+            .args([
+                "--rate", "1000", "--day", "1ms", "--retry", "1ms", "--minute", "0ms", "--ledger", "ledger",
+            ])
             .current_dir(folder.path());
         let output = tokio::task::spawn_blocking(move || spid.output().unwrap()).await.unwrap();
         let told = String::from_utf8(output.stdout).unwrap();
