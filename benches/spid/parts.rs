@@ -9,8 +9,10 @@ use crate::report::{Figure, Report, Section};
 use crate::servers::{self, Hook, Server};
 use crate::{Plan, grow, machine, orders};
 
+type Part = fn(&Plan, &mut Report);
+
 /// The parts by name.
-pub(crate) const ALL: [(&str, fn(&Plan, &mut Report)); 7] = [
+pub(crate) const ALL: [(&str, Part); 7] = [
     ("paths", paths),
     ("exec", exec),
     ("growth", growth),

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::output::Output;
 use super::sign::dialect_named;
-use super::{Done, Exit, Failure, StoreArguments, show};
+use super::{Done, Exit, Failure, StoreArguments};
 use crate::callback::Action;
 use crate::job;
 use crate::scenario::Seen;
 use crate::scenario::export::{Became, Export, Kept};
-use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
+use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader};
 
 #[derive(Args)]
 pub(super) struct ExportArguments {
@@ -69,8 +69,9 @@ pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
 
 pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) -> Done {
     let reader = arguments.export.store.reader()?;
-    let row = show::find(&reader, &arguments.id, arguments.account.as_deref())?;
-    let kept = life(&reader, &row)?;
+    let life = reader.life(&arguments.id, arguments.account.as_deref())?;
+    let row = life.instance.clone();
+    let kept = lived(&reader, life)?;
     let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
     if left_out > 0 {
         output.complain(&format!(
@@ -120,10 +121,9 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
 
 /// What happened to an instance, in the order in which it was taken up: a callback that was held first and
 /// done later stands where it was done.
-fn life(reader: &Reader, instance: &InstanceRow) -> Result<Vec<Kept>, Failure> {
-    let jobs = jobs_of(reader, instance.number)?;
-    let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
-    let mut rows = reader.callbacks(&filter)?;
+fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
+    let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
+    let mut rows = life.callbacks;
     rows.retain(|row| !matches!(row.action, Action::SignOn | Action::Query));
     rows.sort_by_key(|row| {
         let job = row.job.and_then(|number| jobs.get(&number));

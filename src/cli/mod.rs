@@ -15,6 +15,7 @@ mod keys;
 mod mend;
 mod output;
 mod replay;
+mod route;
 mod scenario;
 mod serve;
 mod show;
@@ -113,6 +114,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Unguarded(_) => Failure::new(Exit::Config, error.to_string()),
             StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {
                 Failure::new(Exit::Io, format!("the listener cannot be used: {error}"))
@@ -156,15 +158,17 @@ enum Command {
     Conformance(Box<conformance::ConformanceArguments>),
     /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
     Simulate(Box<simulate::SimulateArguments>),
-    /// What hook authors need.
-    #[command(subcommand)]
-    Hook(hook::HookCommand),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
     Restore(mend::RestoreArguments),
     /// What people did by hand.
     Acts(show::ActsArguments),
+    /// Say which hook an order would go to, and why.
+    Route(route::RouteArguments),
+    /// Help for whoever writes a hook.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// What was sold.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
@@ -259,6 +263,7 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
+        Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::callback::{Action, Callback, Expiry, Parameters};
@@ -15,7 +16,7 @@ use crate::instance::{Instance, State};
 pub const SCHEMA: &str = "spid.hook/1";
 
 /// What every call carries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Context {
     /// The same for every attempt at this job, and for nothing else, ever.
@@ -36,10 +37,14 @@ pub struct Context {
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
+    /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`, ready to
+    /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
+    /// marketplaces, and where product or buyer are not known.
+    pub dashscope_euid: Option<String>,
 }
 
 /// Make what was bought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct CreateCall {
     /// What every call carries.
@@ -62,7 +67,7 @@ pub struct CreateCall {
 }
 
 /// Extend the term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RenewCall {
     /// What every call carries.
@@ -82,7 +87,7 @@ pub struct RenewCall {
 }
 
 /// Take a renewal back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RefundRenewCall {
     /// What every call carries.
@@ -99,7 +104,7 @@ pub struct RefundRenewCall {
 }
 
 /// One billed quantity before and after an upgrade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
     /// What it was; `None` when it is new.
     pub from: Option<String>,
@@ -108,7 +113,7 @@ pub struct Change {
 }
 
 /// Change the SKU or the billed quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct UpgradeCall {
     /// What every call carries.
@@ -129,7 +134,7 @@ pub struct UpgradeCall {
 }
 
 /// Take away the use, keep the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ExpireCall {
     /// What every call carries.
@@ -140,7 +145,7 @@ pub struct ExpireCall {
 }
 
 /// Give everything up for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ReleaseCall {
     /// What every call carries.
@@ -157,7 +162,7 @@ pub struct ReleaseCall {
 }
 
 /// A buyer's browser wants in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct SignOnCall {
     /// What every call carries.
@@ -168,7 +173,7 @@ pub struct SignOnCall {
 }
 
 /// An order was paid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct PaymentCall {
     /// What every call carries.
@@ -187,7 +192,7 @@ pub struct PaymentCall {
 }
 
 /// Anything the dialect passes on unread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct OtherCall {
     /// What every call carries.
@@ -245,6 +250,8 @@ pub struct CallFacts<'a> {
     pub account: &'a str,
     /// The endpoint the callback came through.
     pub endpoint: &'a str,
+    /// The value of `x-dashscope-euid`, where there is one.
+    pub dashscope_euid: Option<String>,
 }
 
 /// A call that needs an instance was built without one: a bug in whoever built it.
@@ -396,6 +403,7 @@ impl Context {
             action_name: facts.callback.action_name.clone(),
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
+            dashscope_euid: facts.dashscope_euid.clone(),
         }
     }
 }
@@ -554,6 +562,8 @@ pub(crate) mod tests {
             began: true,
             tombstone: false,
             adopted: false,
+            claimed_at: None,
+            tenant: None,
             created_at: at("2026-01-01T00:00:00Z"),
             updated_at: at("2026-01-01T00:00:05Z"),
         }
@@ -569,6 +579,7 @@ pub(crate) mod tests {
             received_at: at("2026-01-01T00:00:00Z"),
             account: "acme",
             endpoint: "alibaba-cn",
+            dashscope_euid: None,
         })
         .unwrap()
     }
@@ -609,12 +620,13 @@ pub(crate) mod tests {
             "deadline": "2026-01-01T00:10:00Z", "received_at": "2026-01-01T00:00:00Z",
             "account": "acme", "endpoint": "alibaba-cn",
             "action_name": "createInstance", "order_id": "order-1",
-            "parameters": {"aliUid": "10001"},
+            "parameters": {"aliUid": "10001"}, "dashscope_euid": null,
             "instance": {
                 "id": null, "order_biz_id": "biz-1", "state": "pending", "account": "acme",
                 "endpoint": "alibaba-cn", "buyer": "10001", "product": "cmgj000001", "sku": "basic",
                 "order_id": "order-1", "trial": false, "expires_on": null, "expires_on_raw": null,
                 "items": {}, "began": false, "tombstone": false, "adopted": false,
+                "claimed_at": null, "tenant": null,
                 "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:05Z"
             },
             "buyer": "10001", "product": "cmgj000001", "sku": "basic", "trial": null,
@@ -703,6 +715,7 @@ pub(crate) mod tests {
                 received_at: Timestamp::UNIX_EPOCH,
                 account: "acme",
                 endpoint: "e",
+                dashscope_euid: None,
             };
             let free = matches!(action, Action::Payment | Action::Query | Action::Other);
             assert_eq!(Call::new(facts).is_ok(), free, "{action}");

@@ -5,8 +5,8 @@
 
 use jiff::Timestamp;
 
-use super::StoreError;
 use super::rows::{AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, Read, Result, Write};
+use super::{Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback};
 use crate::clock::Id;
 use crate::instance::{
@@ -129,7 +129,7 @@ pub(crate) struct Finish {
     /// The attempt that ended: an older one than the job's last is fenced off.
     pub(crate) attempt: u32,
     pub(crate) ending: Ending,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
 }
 
@@ -654,10 +654,10 @@ pub(crate) fn take(
     limit: usize,
     held: &[(i64, u32)],
     lease_until: Timestamp,
-    schedule: &Schedule,
+    schedules: &Schedules,
     now: Timestamp,
 ) -> Result<Vec<Taken>> {
-    recover(rows, schedule, now, |job| {
+    recover(rows, schedules, now, |job| {
         job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
     })?;
     let mut taken = Vec::new();
@@ -678,7 +678,7 @@ pub(crate) fn take(
 /// Gives back the running jobs that `lost` says nobody works on any more. Returns how many.
 pub(crate) fn recover(
     rows: &mut dyn Write,
-    schedule: &Schedule,
+    schedules: &Schedules,
     now: Timestamp,
     lost: impl Fn(&JobRow) -> bool,
 ) -> Result<usize> {
@@ -693,7 +693,7 @@ pub(crate) fn recover(
             end(&mut job, job::State::Dropped, now);
         } else {
             let progress = Progress { step: job.step, extra: job.extra };
-            let next = schedule.lost(progress, now);
+            let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
             let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
             follow(&mut job, next, note.to_owned(), now);
         }
@@ -702,6 +702,21 @@ pub(crate) fn recover(
         count += 1;
     }
     Ok(count)
+}
+
+/// The schedule this job has, as things stand now.
+fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) -> Result<Schedule> {
+    if schedules.chosen.is_none() {
+        return Ok(schedules.usual.clone());
+    }
+    let (origin, callback) =
+        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    Ok(schedules.of(&Retrying {
+        endpoint: &origin.endpoint,
+        callback: &callback,
+        instance: instance.as_ref().map(|row| &row.instance),
+    }))
 }
 
 fn note_attempt(rows: &mut dyn Write, job: &JobRow, ending: &str, note: &str, now: Timestamp) -> Result<()> {
@@ -770,7 +785,8 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
         Ending::Retry { error, after_ms } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;
             let progress = Progress { step: job.step, extra: job.extra };
-            let next = finish.schedule.failed(job.id, progress, *after_ms, finish.now);
+            let schedule = schedule_of(rows, &job, &finish.schedules)?;
+            let next = schedule.failed(job.id, progress, *after_ms, finish.now);
             follow(&mut job, next, error.clone(), finish.now);
             Told::NotYet
         }

@@ -172,6 +172,12 @@ pub struct Filter {
     pub state: Option<State>,
     /// Instances of this account.
     pub account: Option<String>,
+    /// Instances of which a name, the buyer, the order, the product or the SKU contains this text, in
+    /// whatever case its ASCII letters are. Every instance may have to be looked at.
+    pub search: Option<String>,
+    /// Instances in use, or frozen, or about to be made, whose term ends from the first instant on and
+    /// before the second.
+    pub expires: Option<(Timestamp, Timestamp)>,
     /// Rows of this instance.
     pub instance: Option<i64>,
     /// Jobs in one of these states.
@@ -186,8 +192,11 @@ pub struct Filter {
     pub limit: usize,
 }
 
+/// Milliseconds of a day.
+pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// Totals for a health page and the log.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
     /// Instances by state.
     pub instances: BTreeMap<&'static str, u64>,
@@ -197,6 +206,14 @@ pub struct Totals {
     pub held: u64,
     /// Results the marketplace was not told.
     pub untold: u64,
+    /// When the oldest job was made that is queued or running.
+    pub oldest_job: Option<Timestamp>,
+    /// Since when the job is due that could run and has been due the longest; it may lie ahead.
+    pub next_due: Option<Timestamp>,
+    /// Most tries a marketplace has spent on one callback that still wants its answer.
+    pub tries: u64,
+    /// The same, as a part of the tries it has.
+    pub tries_ratio: f64,
 }
 
 /// Finding rows.
@@ -227,6 +244,8 @@ pub(crate) trait Read {
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
     /// What was done by hand, the newest first.
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
+    /// Days (counted from 1970, UTC) from `first` to before `end` on which terms end, with how many.
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
     fn totals(&self) -> Result<Totals>;
 }
 

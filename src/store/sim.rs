@@ -233,6 +233,9 @@ impl Read for Failing {
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
         self.rows.list_acts(limit)
     }
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.rows.expiries(first, end)
+    }
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
     }

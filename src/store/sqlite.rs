@@ -20,8 +20,8 @@ use rusqlite::{
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
+    Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -32,7 +32,10 @@ use crate::{job, limits};
 const APPLICATION_ID: i64 = 0x7370_6964;
 
 /// The migrations: entry n takes the schema from version n to n + 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+///
+/// One that was ever released is history: databases of that version are out there. What changes the schema
+/// comes behind it.
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
 
 const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
@@ -134,7 +137,29 @@ impl Sqlite {
         Ok(found.is_some())
     }
 
+    /// Opens a backup to copy it. It may be one that an older spid made.
+    pub(crate) fn open_backup(path: &Path) -> Result<Sqlite> {
+        let (backup, _) = Sqlite::open_of_any_version(path)?;
+        backup.connection.pragma_update(None, "query_only", true)?;
+        Ok(backup)
+    }
+
+    /// Brings the schema of a database up to date that nobody else uses.
+    pub(crate) fn modernise(path: &Path) -> Result<()> {
+        let (old, version) = Sqlite::open_of_any_version(path)?;
+        old.connection.pragma_update(None, "synchronous", "FULL")?;
+        migrate(&old.connection, version)
+    }
+
     fn open_beside(path: &Path) -> Result<Sqlite> {
+        match Sqlite::open_of_any_version(path)? {
+            (_, older) if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
+            (opened, _) => Ok(opened),
+        }
+    }
+
+    /// A database that is there and ours, and its version.
+    fn open_of_any_version(path: &Path) -> Result<(Sqlite, usize)> {
         if !path.exists() {
             return Err(StoreError::NotThere(path.to_owned()));
         }
@@ -142,8 +167,7 @@ impl Sqlite {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
-            older if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
-            _ => Ok(Sqlite { connection, _lock: None }),
+            version => Ok((Sqlite { connection, _lock: None }, version)),
         }
     }
 
@@ -336,12 +360,20 @@ fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     }
 }
 
+/// Brings the schema from `version` to the newest, all steps in one commit.
 fn migrate(connection: &Connection, version: usize) -> Result<()> {
-    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}; COMMIT;",
-            step + 1
-        ))?;
+    let newest = MIGRATIONS.len();
+    let Some(pending @ [_, ..]) = MIGRATIONS.get(version..) else { return Ok(()) };
+    let steps = pending.concat();
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {newest}; COMMIT;"
+    ))?;
+    if version > 0 {
+        tracing::info!(
+            from = version,
+            to = newest,
+            "the database's schema is brought up to date; an older spid does not open it any more"
+        );
     }
     Ok(())
 }
@@ -400,7 +432,8 @@ macro_rules! instance_columns {
         "instance.number, instance.created_by, instance.id, instance.order_biz_id, instance.state,
          instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
          instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
-         instance.began, instance.tombstone, instance.adopted, instance.created_at, instance.updated_at"
+         instance.began, instance.tombstone, instance.adopted, instance.claimed_at, instance.tenant,
+         instance.created_at, instance.updated_at"
     };
 }
 
@@ -424,6 +457,8 @@ fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         began: columns.next()?,
         tombstone: columns.next()?,
         adopted: columns.next()?,
+        claimed_at: columns.instant_or_none()?,
+        tenant: columns.next()?,
         created_at: columns.instant()?,
         updated_at: columns.instant()?,
     };
@@ -533,6 +568,12 @@ const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS befo
 const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
     OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
+/// The most tries spent on a callback that still wants its answer: what was refused, dropped or
+/// cancelled has had one, and is called for in vain.
+const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+    WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
+    AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
+
 /// A list's conditions, as they are added one by one.
 struct Conditions {
     sql: String,
@@ -552,6 +593,14 @@ impl Conditions {
             self.sql.push_str(sql);
             self.values.push(value.into());
         }
+    }
+
+    fn search(&mut self, text: &str) {
+        let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
+        let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
+        self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
     }
 
     fn query(mut self, columns: &str, table: &str, limit: usize) -> (String, Vec<Value>) {
@@ -673,6 +722,14 @@ impl Read for Sqlite {
         let mut conditions = Conditions::new(filter);
         conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
         conditions.add("account = ?", filter.account.clone());
+        if let Some(text) = &filter.search {
+            conditions.search(text);
+        }
+        if let Some((from, to)) = filter.expires {
+            conditions.sql.push_str(" AND state <> 3");
+            conditions.add("expires_on >= ?", Some(from.as_millisecond()));
+            conditions.add("expires_on < ?", Some(to.as_millisecond()));
+        }
         let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
         self.many(&sql, params_from_iter(values), read_instance)
     }
@@ -726,6 +783,15 @@ impl Read for Sqlite {
         })
     }
 
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.many(
+            "SELECT expires_on / ?1, count(*) FROM instance
+             WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
+            [DAY_MS, first, end],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
+        )
+    }
+
     fn totals(&self) -> Result<Totals> {
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
@@ -742,6 +808,19 @@ impl Read for Sqlite {
         };
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
         totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        let first = |sql: &str| -> Result<Option<Timestamp>> {
+            Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
+        };
+        let (queued, running) = (
+            first("SELECT min(created_at) FROM job WHERE state = 0")?,
+            first("SELECT min(created_at) FROM job WHERE state = 1")?,
+        );
+        totals.oldest_job = queued.into_iter().chain(running).min();
+        totals.next_due = first(&format!("SELECT min(due_at) FROM job WHERE state = 0 AND {IS_HEAD}"))?;
+        let tries =
+            self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
+        let (tries, ratio) = tries.unwrap_or_default();
+        (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)
     }
 }
@@ -750,8 +829,9 @@ impl Write for Sqlite {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         self.insert(
             "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
-               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, created_at, updated_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
+               created_at, updated_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
             params![
                 instance.id,
                 instance.order_biz_id,
@@ -769,6 +849,8 @@ impl Write for Sqlite {
                 instance.began,
                 instance.tombstone,
                 instance.adopted,
+                millis(instance.claimed_at),
+                instance.tenant,
                 instance.created_at.as_millisecond(),
                 instance.updated_at.as_millisecond(),
             ],
@@ -780,7 +862,7 @@ impl Write for Sqlite {
         self.run(
             "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
                trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
-               created_by = ?14, updated_at = ?15 WHERE number = ?1",
+               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17 WHERE number = ?1",
             params![
                 row.number,
                 instance.id,
@@ -796,6 +878,8 @@ impl Write for Sqlite {
                 instance.began,
                 instance.tombstone,
                 row.created_by,
+                millis(instance.claimed_at),
+                instance.tenant,
                 instance.updated_at.as_millisecond(),
             ],
         )?;

@@ -206,6 +206,7 @@ impl Market {
             received_at: job.received_at,
             account: &self.wares.account,
             endpoint: &self.wares.endpoint,
+            dashscope_euid: None,
         })
     }
 
