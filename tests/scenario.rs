@@ -638,3 +638,43 @@ async fn a_replay_is_told_to_a_build_server() {
     assert!(xml.contains("<testsuite name=\"t\" tests=\"2\" failures=\"1\" skipped=\"1\""), "{xml}");
     assert!(xml.contains("delivery 1: json.instanceId&#10;"), "{xml}");
 }
+
+/// What an editor says of a file, by somebody else's reading of the schema.
+fn editors_complaints(text: &str) -> Vec<String> {
+    let schema: Value = serde_json::from_str(spid::scenario::SCHEMA).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let file: toml::Value = toml::from_str(text).unwrap();
+    let file = serde_json::to_value(file).unwrap();
+    validator.iter_errors(&file).map(|error| error.to_string()).collect()
+}
+
+#[test]
+fn an_editor_takes_every_fixture_and_no_mistake() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
+    for folder in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let complaints = editors_complaints(&std::fs::read_to_string(&path).unwrap());
+            assert!(complaints.is_empty(), "{}: {complaints:?}", path.display());
+        }
+    }
+    for wrong in [
+        "repat = 2",
+        "repeat = 0",
+        "send = \"GET\"",
+        "wait = \"5\"",
+        "token = \"wrnog\"",
+        "dated = \"10m\"",
+        "concurrent = 2000",
+        "retry = { every = \"1s\" }",
+        "params.a = { unique = \"x\" }",
+        "params.a = { time = \"soon\" }",
+        "expect = { state = \"activ\" }",
+        "expect = { status = 1000 }",
+        "request = \"GET / HTTP/1.1\"",
+    ] {
+        let text = format!("{HEAD}{}", step("a", wrong));
+        assert!(!editors_complaints(&text).is_empty(), "{wrong}");
+        assert!(Scenario::parse(&text, "t.toml").is_err(), "{wrong}");
+    }
+}
