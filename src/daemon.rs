@@ -4,7 +4,6 @@
 //! free port and an embedder runs one in a larger program. Two daemons in one process do not know of
 //! each other.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,13 +16,14 @@ use tokio::time::timeout;
 
 use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::clock::Clock;
-use crate::dispatch::{Dialects, Dispatch, DispatchOptions};
-use crate::front::Front;
+use crate::dispatch::{self, Dialects, Dispatch, DispatchOptions};
+use crate::front::{Doors, Front};
 use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
+use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
@@ -43,12 +43,28 @@ pub struct DaemonOptions {
     pub intake: IntakeOptions,
     /// What is chosen about the dispatcher.
     pub dispatch: DispatchOptions,
+    /// After how long without a signature a previous key is named as one that can go.
+    pub key_unused_after: Duration,
     /// How much a peer may.
     pub server: ServerOptions,
     /// What is chosen about the admin listener.
     pub admin: AdminOptions,
     /// The time.
     pub clock: Clock,
+}
+
+/// What a daemon that runs can change. The rest it is bound to.
+pub struct Changes {
+    /// The endpoints, each with its path.
+    pub endpoints: Vec<(String, Endpoint)>,
+    /// The hooks.
+    pub runner: Runner,
+    /// What is chosen about the intake.
+    pub intake: IntakeOptions,
+    /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
+    pub secrets_window_ms: i64,
+    /// After how long without a signature a previous key is named as one that can go.
+    pub key_unused_after: Duration,
 }
 
 impl DaemonOptions {
@@ -65,6 +81,7 @@ impl DaemonOptions {
             runner,
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
+            key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
             server: ServerOptions::default(),
             admin: AdminOptions::default(),
             clock: Clock::System,
@@ -98,6 +115,10 @@ pub struct Daemon {
     closed: Closed,
     stop_front: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
+    doors: watch::Sender<Arc<Doors>>,
+    dialects: watch::Sender<Arc<Dialects>>,
+    runner: watch::Sender<Runner>,
+    watched: watch::Sender<Watched>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     dispatch: JoinHandle<usize>,
@@ -145,17 +166,18 @@ impl Daemon {
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
         let metrics = Metrics::default();
-        let choices = with_retry_lists(options.store, &options.runner);
+        let (runner, runners) = watch::channel(options.runner);
+        let choices = with_retry_lists(options.store, runners.clone());
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) =
             open_store(options.store_path.as_deref(), choices, options.clock.clone()).await?;
         log_backlog(&store);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
-        let runner = match &options.store_path {
-            Some(path) => options.runner.marking(clear_leftovers(path).await?),
-            None => options.runner,
-        };
+        if let Some(path) = &options.store_path {
+            let leftovers = clear_leftovers(path).await?;
+            runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
+        }
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         let (writing, writer_closed) = (part("writer"), closed.clone());
@@ -163,10 +185,13 @@ impl Daemon {
             let _writing = writing;
             writer_closed.wait().await;
         });
+        let watched = watched(&options.endpoints, options.key_unused_after);
+        let watched = watch_keys(&store, &options.clock, &metrics, watched).await;
         let (stop_dispatch, stopping) = watch::channel(false);
+        let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
         let dispatch =
-            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch)
-                .speaking(dialects(&options.endpoints));
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runners, options.dispatch)
+                .speaking(spoken);
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;
@@ -180,9 +205,10 @@ impl Daemon {
             refusals.clone(),
             options.intake,
         );
-        let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
+        let endpoints = options.endpoints.into_iter().collect();
+        let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake }));
         let (stop_front, _) = watch::channel(false);
-        let front = Front::new(endpoints, intake, metrics.clone());
+        let front = Front::new(behind, metrics.clone());
         let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
         let parts = AdminParts {
             store: store.clone(),
@@ -202,11 +228,31 @@ impl Daemon {
             closed,
             stop_front,
             stop_dispatch,
+            doors,
+            dialects,
+            runner,
+            watched,
             front,
             admin,
             dispatch,
             ended,
         })
+    }
+
+    /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
+    /// that runs, end with what they began with.
+    pub fn change(&self, changes: Changes) {
+        let Changes { endpoints, runner, intake, secrets_window_ms, key_unused_after } = changes;
+        self.watched.send_replace(watched(&endpoints, key_unused_after));
+        self.store.repeat_secrets_for(secrets_window_ms);
+        // The hooks first: nothing may come through a new endpoint and go to an old hook.
+        let runner = runner.succeeding(&self.runner.borrow());
+        dispatch::announce(&self.metrics, &runner);
+        self.runner.send_replace(runner);
+        self.dialects.send_replace(dialects(&endpoints));
+        let intake = self.doors.borrow().intake.with_options(intake);
+        endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
+        self.doors.send_replace(Arc::new(Doors { endpoints: endpoints.into_iter().collect(), intake }));
     }
 
     /// Waits until a part of the daemon has ended that was to run until the stop, and says which. It means
@@ -252,7 +298,8 @@ impl Daemon {
         }
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
-        drop(self.store);
+        // The writer ends with the last handle on the store: the doors have one, and the key watch.
+        drop((self.store, self.doors, self.watched));
         let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
         if !closed {
             tracing::warn!("the database was not closed in time");
@@ -319,21 +366,38 @@ fn serve(
 }
 
 /// How the marketplace behind each endpoint speaks.
-fn dialects(endpoints: &[(String, Endpoint)]) -> Dialects {
-    endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect()
+fn dialects(endpoints: &[(String, Endpoint)]) -> Arc<Dialects> {
+    Arc::new(endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect())
 }
 
-/// The store knows no hooks: it is told how to find the retry list of the one a job is for. Whoever embeds
-/// a daemon may have chosen otherwise.
-fn with_retry_lists(mut options: StoreOptions, runner: &Runner) -> StoreOptions {
-    let runner = runner.clone();
+/// The store knows no hooks: it is told how to find the retry list of the one a job is for now. Whoever
+/// embeds a daemon may have chosen otherwise.
+fn with_retry_lists(mut options: StoreOptions, runners: watch::Receiver<Runner>) -> StoreOptions {
     options.schedules.chosen.get_or_insert_with(|| {
         Arc::new(move |failed: &Retrying<'_>| {
             let subject = Subject::new(failed.endpoint, failed.callback, failed.instance);
-            runner.retry(&subject).cloned()
+            runners.borrow().retry(&subject).cloned()
         })
     });
     options
+}
+
+fn watched(endpoints: &[(String, Endpoint)], unused_after: Duration) -> Watched {
+    Watched::new(endpoints.iter().map(|(_, endpoint)| (&endpoint.name, &endpoint.keys)), unused_after)
+}
+
+/// Watches these keys, and those that are sent, until the sender is dropped.
+async fn watch_keys(
+    store: &Store,
+    clock: &Clock,
+    metrics: &Metrics,
+    watched: Watched,
+) -> watch::Sender<Watched> {
+    let (sender, receiver) = watch::channel(watched);
+    let mut watch = KeyWatch::new(store.clone(), clock.clone(), metrics.clone(), receiver);
+    watch.look().await;
+    tokio::spawn(watch.run());
+    sender
 }
 
 /// Kills the hooks that a dead daemon of this database left running.

@@ -100,35 +100,36 @@ pub struct Dispatch {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    runner: Runner,
+    runner: watch::Receiver<Runner>,
     options: DispatchOptions,
     held: Held,
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
-    dialects: Arc<Dialects>,
+    dialects: watch::Receiver<Arc<Dialects>>,
 }
 
 /// How the marketplace behind each endpoint speaks, by the endpoint's name.
 pub type Dialects = BTreeMap<String, &'static dyn Dialect>;
 
 impl Dispatch {
-    /// A dispatcher for the jobs of `store`.
+    /// A dispatcher for the jobs of `store`. Each attempt begins with the runner that is there then, and
+    /// ends with it.
     pub fn new(
         store: Store,
         clock: Clock,
         metrics: Metrics,
-        runner: Runner,
+        runner: watch::Receiver<Runner>,
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
-        announce_counts(&metrics, &runner);
-        let dialects = Arc::default();
+        announce(&metrics, &runner.borrow());
+        let (_, dialects) = watch::channel(Arc::default());
         Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, dialects }
     }
 
     /// The same, with what a marketplace alone can say about its buyers.
-    pub fn speaking(self, dialects: Dialects) -> Dispatch {
-        Dispatch { dialects: Arc::new(dialects), ..self }
+    pub fn speaking(self, dialects: watch::Receiver<Arc<Dialects>>) -> Dispatch {
+        Dispatch { dialects, ..self }
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -259,7 +260,7 @@ impl Dispatch {
             runner: self.runner.clone(),
             stop: stop.clone(),
             room: self.room.clone(),
-            dialects: self.dialects.clone(),
+            dialects: self.dialects.borrow().clone(),
         };
         running.spawn(async move {
             attempt.run(taken, place).await;
@@ -346,7 +347,7 @@ struct Attempt {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    runner: Runner,
+    runner: watch::Receiver<Runner>,
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
     dialects: Arc<Dialects>,
@@ -366,15 +367,21 @@ impl Attempt {
         subject: &Subject<'_>,
         place: OwnedSemaphorePermit,
     ) -> Option<(Slot, Option<OwnedSemaphorePermit>)> {
-        if let Some(slot) = self.runner.try_reserve(subject) {
+        let slot = self.runner.borrow_and_update().try_reserve(subject);
+        if let Some(slot) = slot {
             return Some((slot, Some(place)));
         }
         let _waiting = self.room.clone().try_acquire_owned().ok()?;
         drop(place);
-        tokio::select! {
-            biased;
-            slot = self.runner.reserve(subject) => Some((slot, None)),
-            _ = self.stop.wait_for(|stop| *stop) => None,
+        loop {
+            let runner = self.runner.borrow_and_update().clone();
+            tokio::select! {
+                biased;
+                // What waits has not begun: it takes the hook that is configured by then.
+                Ok(()) = self.runner.changed() => {}
+                slot = runner.reserve(subject) => return Some((slot, None)),
+                _ = self.stop.wait_for(|stop| *stop) => return None,
+            }
         }
     }
 
@@ -485,7 +492,7 @@ impl Attempt {
 }
 
 /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
-fn announce_counts(metrics: &Metrics, runner: &Runner) {
+pub(crate) fn announce(metrics: &Metrics, runner: &Runner) {
     for action in Action::ALL.map(Action::as_str) {
         for ending in ["done", "retry", "refused", "pending", "given-back"] {
             metrics.announce(Metric::Attempts, [action, ending]);
@@ -566,6 +573,7 @@ mod tests {
         let begun = Arc::new(Notify::new());
         let runner =
             Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
+        let (_runners, runner) = watch::channel(runner);
         let options = DispatchOptions { places: 1, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), runner, options);
         let (_stop, stopping) = watch::channel(false);

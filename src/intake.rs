@@ -110,6 +110,11 @@ impl Intake {
         }
     }
 
+    /// The same intake with other choices.
+    pub fn with_options(&self, options: IntakeOptions) -> Intake {
+        Intake { options, ..self.clone() }
+    }
+
     /// Answers one request to `endpoint`.
     pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
         let deadline = Instant::now() + self.options.reply_within;
@@ -118,6 +123,8 @@ impl Intake {
             Err(reply) => return response(reply),
         };
         let Received { callback, key_label } = received;
+        self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
+        self.store.note_key_use(&endpoint.name, &key_label);
         let outcome = self.keep(endpoint, &callback, &key_label, deadline).await;
         self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
         response(endpoint.dialect.reply(&callback, &outcome, &endpoint.options))

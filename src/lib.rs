@@ -12,7 +12,8 @@
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
 //!   away; requests to other people's endpoints
-//! * [`intake`], [`dispatch`], [`testing`]: the path of a callback; the path of a job; the hook author's test
+//! * [`intake`], [`dispatch`], [`keywatch`], [`testing`]: the path of a callback; the path of a job; old keys;
+//!   the hook author's test
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`], [`conformance`], [`market`]: from a file to everything above; fixtures, sent
 //!   and compared; any receiver, judged; a marketplace, pretended
@@ -33,6 +34,7 @@ pub mod http;
 pub mod instance;
 pub mod intake;
 pub mod job;
+pub mod keywatch;
 pub mod limits;
 pub mod market;
 pub mod metrics;

@@ -44,6 +44,15 @@ pub const REPLY_GRACE_MS: u64 = 2_000;
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
 /// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
+/// Longest file with a key, in bytes.
+pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+/// After how long without a signature a previous key is named as one that can go, in milliseconds.
+pub const KEY_UNUSED_AFTER_MS: u64 = 30 * 24 * 60 * 60 * 1000;
+/// How often keys that can go are looked for, in milliseconds.
+pub const KEYS_CHECK_MS: u64 = 24 * 60 * 60 * 1000;
+/// How exactly is kept when a key signed last, in milliseconds: a write an hour costs nothing, one a callback
+/// would.
+pub const KEY_USE_STEP_MS: i64 = 60 * 60 * 1000;
 /// A repeated expire is believed when the known expiry lies no further ahead than this, in milliseconds.
 pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 
@@ -173,6 +182,8 @@ pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the usual list could be written down");
+const _: () =
+    assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "an hour more or less is no matter");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");

@@ -29,6 +29,10 @@ pub enum Metric {
     Alerts,
     /// Store operations that failed.
     StoreFaults,
+    /// Signatures that held.
+    Signatures,
+    /// Times the configuration was to be read again.
+    Reloads,
     /// How long hooks ran.
     HookDuration,
     /// How many operations a commit held.
@@ -89,7 +93,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 
 /// Every metric, in the order in which they are shown.
 #[rustfmt::skip]
-const TABLE: [Family; 24] = [
+const TABLE: [Family; 26] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
     family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
@@ -97,6 +101,8 @@ const TABLE: [Family; 24] = [
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
     family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Things somebody should look at, by reason."),
     family(Metric::StoreFaults, "spid_store_faults_total", Kind::Counter, &["operation"], "Store operations that failed, by operation."),
+    family(Metric::Signatures, "spid_signatures_total", Kind::Counter, &["endpoint", "key"], "Signatures that held, by the label of the key."),
+    family(Metric::Reloads, "spid_reloads_total", Kind::Counter, &["outcome"], "Times the configuration was to be read again, by outcome."),
     family(Metric::HookDuration, "spid_hook_duration_seconds", HOOK_SECONDS, &["hook"], "How long hooks ran, by hook."),
     family(Metric::CommitOperations, "spid_commit_operations", OPERATIONS, &[], "Operations of the store in one commit."),
     family(Metric::Instances, "spid_instances", Kind::Gauge, &["state"], "Instances by state."),

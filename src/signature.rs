@@ -106,7 +106,7 @@ impl Presented {
 }
 
 /// A key with the name it has in logs, metrics and `callbacks show`.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     label: Arc<str>,
     secret: Secret,
@@ -143,10 +143,20 @@ impl Key {
     pub fn label(&self) -> &Arc<str> {
         &self.label
     }
+
+    /// Tells, most of the time, whether a label still stands for the same key after a restart. It has
+    /// [`KEY_MARK_BYTES`], so few that it says nothing about a key that is worth the name.
+    pub fn mark(&self, endpoint: &str) -> [u8; KEY_MARK_BYTES] {
+        let digest = hmac_sha256(self.secret.expose().as_bytes(), &[b"spid key mark ", endpoint.as_bytes()]);
+        digest.first_chunk().copied().unwrap_or_default()
+    }
 }
 
+/// How long a [mark](Key::mark) is.
+pub const KEY_MARK_BYTES: usize = 2;
+
 /// The keys of one endpoint: the current one first, then previous ones. Never empty.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys(Arc<[Key]>);
 
 impl Keys {
@@ -169,7 +179,8 @@ impl Keys {
         self.0.iter().map(Key::label)
     }
 
-    fn iter(&self) -> std::slice::Iter<'_, Key> {
+    /// The keys, the current one first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Key> {
         self.0.iter()
     }
 

@@ -210,16 +210,6 @@ fn a_second_signal_stops_at_once_and_loses_nothing() {
 }
 
 #[test]
-fn a_hang_up_changes_nothing_and_says_so() {
-    let home = Home::with_log_hook();
-    let daemon = home.start();
-    daemon.signal(Signal::HUP);
-    daemon.wait_for_log("SIGHUP");
-    assert_eq!(daemon.deliver(&create("ob-hup")).id(), "ob-hup");
-    daemon.stop();
-}
-
-#[test]
 fn a_repeat_s_count_is_written_at_the_latest_when_it_stops() {
     let home = Home::with_log_hook();
     let daemon = home.start();

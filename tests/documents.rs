@@ -135,11 +135,44 @@ fn the_readme_s_configuration_is_one() {
     std::fs::set_permissions(at("provision"), mode).unwrap();
     let config = block(&read("README.md"), "toml", "[[endpoint]]")
         .replace("/etc/spid/isv-key", &at("isv-key"))
+        .replace("/var/lib/spid/", &at(""))
         .replace("/opt/app/provision", &at("provision"));
     std::fs::write(at("spid.toml"), config).unwrap();
     let output = Command::new(SPID).args(["check-config", "--config", &at("spid.toml")]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).contains("keys: current"));
+}
+
+/// The two keys of the document's rotation, in a configuration.
+#[test]
+fn the_keys_of_a_rotation_are_a_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["key-2025", "key-2026"] {
+        std::fs::write(at(name), format!("fake-{name}\n")).unwrap();
+    }
+    let text = read("docs/operating.md");
+    let keys =
+        text.split('`').find(|piece| piece.starts_with("keys = [{") && piece.contains("2026")).unwrap();
+    let config = format!(
+        "[store]\npath = \"{}\"\n[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\n{}\n[[hook]]\nname = \"h\"\nlog = {{}}\n",
+        at("spid.db"),
+        keys.replace("/etc/spid/", &at(""))
+    );
+    std::fs::write(at("spid.toml"), config).unwrap();
+    let output = Command::new(SPID).args(["check-config", "--config", &at("spid.toml")]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("keys: 2026, 2025"));
+}
+
+/// The document's list of what a reload cannot change.
+#[test]
+fn the_keys_that_need_a_restart_are_documented() {
+    let text = read("docs/operating.md");
+    let row = text.lines().find(|line| line.contains("| `restart-required` |")).unwrap();
+    for key in spid::config::NEEDS_RESTART {
+        assert!(row.contains(&format!("`{key}`")), "{key}");
+    }
 }
 
 #[test]
@@ -155,7 +188,7 @@ fn every_command_the_documents_name_exists() {
                 .split(' ')
                 .take(2)
                 .collect();
-            let nested = ["instances", "jobs", "callbacks", "held", "fixtures", "hook"];
+            let nested = ["instances", "jobs", "callbacks", "held", "fixtures", "hook", "config"];
             let plain = [
                 "serve",
                 "check-config",
@@ -169,6 +202,8 @@ fn every_command_the_documents_name_exists() {
                 "restore",
                 "acts",
                 "route",
+                "completions",
+                "man",
             ];
             if nested.contains(&words[0])
                 && words.len() == 2

@@ -640,7 +640,7 @@ fn mistakes(http: &str) -> Vec<(String, String)> {
         "[[endpoint]]\nname = \"e\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"KEY\" }}]\n\
          [[hook]]\nname = \"h\"\nhttp = {{ {http} }}\n"
     );
-    let Err(mistakes) = Config::parse(&text, "test", &environment, None) else { return Vec::new() };
+    let Err(mistakes) = Config::parse(&text, "test", &environment, &[], None) else { return Vec::new() };
     mistakes.mistakes.into_iter().map(|it| (it.key, it.text)).collect()
 }
 
@@ -666,7 +666,7 @@ fn the_document_s_configuration_is_one() {
     let environment = HashMap::from([("KEY", "fake-key"), ("SPID_HOOK_SECRET", EXAMPLE)]);
     let environment: HashMap<String, String> =
         environment.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-    assert_eq!(Config::parse(&format!("{endpoint}{hook}"), "hooks.md", &environment, None).err(), None);
+    assert_eq!(Config::parse(&format!("{endpoint}{hook}"), "hooks.md", &environment, &[], None).err(), None);
 }
 
 #[test]
@@ -709,8 +709,12 @@ fn a_mistake_names_its_field_and_no_secret() {
             "hook[0].http.ca_file",
             "https",
         ),
-        (r#"url = "http://10.0.0.7/", secret = "fake-secret""#, "", "line 8, `http`"),
-        (r#"url = "http://10.0.0.7/", secret = { env = "NEW" }, retries = 3"#, "", "retries"),
+        (r#"url = "http://10.0.0.7/", secret = "fake-secret""#, "hook[0].http.secret", "a list of tables"),
+        (
+            r#"url = "http://10.0.0.7/", secret = { env = "NEW" }, retries = 3"#,
+            "hook[0].http.retries",
+            "no such key",
+        ),
     ] {
         let found = mistakes(http);
         let named = found.iter().any(|(at, text)| at == key && text.contains(part));

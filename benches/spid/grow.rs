@@ -61,7 +61,8 @@ async fn fill_with(path: PathBuf, count: usize) {
     let hook = NamedHook::new("nothing", AnyHook::new(servers::Nothing)).concurrency(AT_ONCE);
     let runner = Runner::new(vec![hook], Vec::new()).unwrap();
     let options = DispatchOptions { places: AT_ONCE, ..DispatchOptions::default() };
-    let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
+    let (_hooks, runners) = watch::channel(runner);
+    let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options);
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
     let refusals = Refusals::new(clock.clone(), metrics.clone());

@@ -33,7 +33,7 @@ pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut
         .prefix("spid-demo-")
         .tempdir()
         .map_err(|error| Failure::new(Exit::Io, format!("no temporary folder could be made: {error}")))?;
-    let config = Config::dev(hook)?;
+    let config = Config::dev(&[], hook)?;
     let options = DaemonOptions::new(Some(folder.path().join("spid.db")), config.endpoints, config.runner);
     runtime()?.block_on(run(&arguments, &scenario, options, output))
 }

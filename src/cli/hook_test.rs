@@ -177,7 +177,7 @@ impl TestArguments {
             return Ok((hook.into(), None));
         }
         if let Some(path) = &self.which.config {
-            let config = Config::load(path, &ProcessEnvironment, in_process)?;
+            let config = Config::load(path, &ProcessEnvironment, &[], in_process)?;
             let name = self.hook.as_deref();
             let named = config.runner.hook(name).ok_or_else(|| {
                 let text = format!("no order reaches a hook called `{}`", name.unwrap_or_default());

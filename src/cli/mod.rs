@@ -8,12 +8,15 @@ mod conformance;
 mod demo;
 mod export;
 mod fixtures;
+mod generated;
 mod hook;
 mod hook_test;
 mod junit;
 mod keys;
+mod logging;
 mod mend;
 mod output;
+mod reload;
 mod replay;
 mod route;
 mod scenario;
@@ -29,12 +32,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::config::{self, Mistakes, ProcessEnvironment};
 use crate::daemon::StartError;
 use crate::hook::AnyHook;
 use crate::store::{Reader, StoreError, StoreOptions};
+use logging::Logging;
 use output::Output;
 
 /// How a command ends.
@@ -130,7 +133,8 @@ type Done = Result<(), Failure>;
 #[derive(Parser)]
 #[command(name = "spid", version, arg_required_else_help = true, subcommand_required = true)]
 struct Arguments {
-    /// What is logged to stderr: error, warn, info, debug, or a filter like `spid=debug`.
+    /// What is logged to stderr: error, warn, info, debug, or a filter like `spid=debug`. It comes before
+    /// what a configuration says.
     #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER")]
     log: Option<String>,
     #[command(subcommand)]
@@ -143,6 +147,9 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Check a configuration, and everything it points at, without binding anything.
     CheckConfig(serve::CheckArguments),
+    /// What a configuration can say.
+    #[command(subcommand)]
+    Config(generated::ConfigCommand),
     /// Watch one instance being bought, upgraded, renewed, frozen, thawed and released.
     Demo(demo::DemoArguments),
     /// Print a signed request, as a marketplace would send it.
@@ -181,6 +188,10 @@ enum Command {
     /// What waits for an operator.
     #[command(subcommand)]
     Held(show::HeldCommand),
+    /// Print the completions of a shell.
+    Completions(generated::CompletionsArguments),
+    /// Print the manual page, or write all of them.
+    Man(generated::ManArguments),
 }
 
 /// Where the store is.
@@ -231,8 +242,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    let log = arguments.log.as_deref().unwrap_or(usual_log(&arguments.command));
-    match log_to_stderr(log).and_then(|()| execute(arguments.command, hook, &mut output)) {
+    let logging = Logging::start(arguments.log.as_deref(), usual_log(&arguments.command));
+    match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.complain(&format!("error: {}", failure.message));
@@ -248,10 +259,11 @@ fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done {
+fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &mut Output) -> Done {
     match command {
-        Command::Serve(arguments) => serve::serve(arguments, hook),
+        Command::Serve(arguments) => serve::serve(arguments, hook, logging),
         Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::Config(command) => generated::config(command, output),
         Command::Demo(arguments) => demo::demo(arguments, hook, output),
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
@@ -268,6 +280,8 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),
         Command::Held(command) => show::held(command, output),
+        Command::Completions(arguments) => generated::completions(arguments, output),
+        Command::Man(arguments) => generated::man(arguments, output),
     }
 }
 
@@ -278,16 +292,6 @@ fn usual_log(command: &Command) -> &'static str {
         Command::Demo(_) => "off",
         _ => "warn",
     }
-}
-
-fn log_to_stderr(filter: &str) -> Done {
-    let filter = EnvFilter::try_new(filter).map_err(|error| {
-        Failure::new(Exit::Usage, format!("`--log {filter}` is not a filter: {error}"))
-            .hint("it is error, warn, info or debug, or by module: spid::hook=debug,info")
-    })?;
-    let logger = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = logger.with_ansi(false).try_init();
-    Ok(())
 }
 
 /// A runtime for a command that talks to sockets.

@@ -28,6 +28,11 @@ impl Output {
         }
     }
 
+    /// Writes a text that has its line endings.
+    pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
+        self.line(text.strip_suffix('\n').unwrap_or(text))
+    }
+
     /// Writes a value as JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)

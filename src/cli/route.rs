@@ -52,7 +52,7 @@ struct Passed {
 }
 
 pub(super) fn route(arguments: RouteArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let config = Config::load(&arguments.config, &ProcessEnvironment, hook)?;
+    let config = Config::load(&arguments.config, &ProcessEnvironment, &[], hook)?;
     let subject = Subject {
         endpoint: endpoint(&config, arguments.endpoint.as_deref())?,
         product: arguments.product.as_deref(),

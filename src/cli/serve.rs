@@ -8,9 +8,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::logging::Logging;
 use super::output::Output;
+use super::reload::{Reloader, Source};
 use super::{Done, Exit, Failure, route, runtime};
-use crate::config::{Config, ProcessEnvironment};
+use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
 use crate::limits;
@@ -47,7 +49,10 @@ pub(super) struct CheckArguments {
 }
 
 pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let config = Config::load(&arguments.config, &ProcessEnvironment, hook)?;
+    let Checked { config, warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
+    for warning in warnings {
+        output.complain(&format!("warning: {warning}"));
+    }
     output.line(&format!("{}: ok", arguments.config.display()))?;
     for (path, endpoint) in &config.endpoints {
         let labels: Vec<String> = endpoint.keys.labels().map(ToString::to_string).collect();
@@ -61,25 +66,32 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
     route::print_all(&config.runner, output)
 }
 
-pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
-    let mut config = match &arguments.mode.config {
-        Some(path) if !arguments.mode.dev => Config::load(path, &ProcessEnvironment, hook)?,
-        _ => Config::dev(hook)?,
-    };
-    if let Some(listen) = arguments.listen {
-        if arguments.mode.dev && !listen.ip().is_loopback() {
+pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
+    let source = arguments.source(hook)?;
+    let config = source.clone().read()?;
+    logging.configure(config.log_level);
+    run_and_leave(run(config.clone(), Reloader::new(source, config, logging)))
+}
+
+impl ServeArguments {
+    /// Where the configuration comes from, at the start and at every reload.
+    fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
+        let dev = self.mode.dev;
+        if let Some(listen) = self.listen.filter(|listen| dev && !listen.ip().is_loopback()) {
             return Err(Failure::new(
                 Exit::Usage,
                 format!("--dev has a key everybody knows, so it listens on loopback only, not on {listen}"),
             )
             .hint("write a configuration with a key of your own"));
         }
-        config.listen = listen;
+        let listen = self.listen.map(|listen| listen.to_string());
+        let db = self.db.map(|db| db.into_os_string().into_string());
+        let db = db.transpose().map_err(|_| Failure::new(Exit::Usage, "`--db` is not text"))?;
+        let flag = |name, key, value: Option<String>| value.map(|value| Flag { name, key, value });
+        let flags = [flag("--listen", "server.listen", listen), flag("--db", "store.path", db)];
+        let path = self.mode.config.filter(|_| !dev);
+        Ok(Source { path, flags: flags.into_iter().flatten().collect(), hook })
     }
-    if let Some(db) = arguments.db {
-        config.store_path = db;
-    }
-    run_and_leave(run(config))
 }
 
 /// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
@@ -91,7 +103,7 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     done
 }
 
-async fn run(config: Config) -> Done {
+async fn run(config: Config, reloader: Reloader) -> Done {
     raise_descriptors();
     let listener = bind(config.listen).await?;
     let admin = match config.admin_listen {
@@ -110,11 +122,12 @@ async fn run(config: Config) -> Done {
         store: config.store,
         intake: config.intake,
         admin: config.admin,
+        key_unused_after: config.key_unused_after,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
-    signals.until_stop(daemon).await
+    signals.until_stop(daemon, reloader).await
 }
 
 /// Peers that only hold connections open must not take the descriptors that hooks and the database need.
@@ -172,24 +185,26 @@ impl Signals {
         })
     }
 
-    async fn stop(&mut self) {
-        loop {
-            tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
-                _ = self.hang_up.recv() => {
-                    tracing::warn!("SIGHUP: this version reads its configuration at start only; restart to apply a change");
-                }
-            }
-        }
-    }
-
     /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
     /// its work: it stops, too, and says so, and whoever supervises it starts another.
-    async fn until_stop(mut self, daemon: Daemon) -> Done {
+    async fn until_stop(self, daemon: Daemon, mut reloader: Reloader) -> Done {
+        let Signals { mut terminate, mut interrupt, mut hang_up } = self;
+        let mut stop = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let reloads = async {
+            while hang_up.recv().await.is_some() {
+                reloader.reload(&daemon).await;
+            }
+            std::future::pending().await
+        };
         let broken = tokio::select! {
-            () = self.stop() => None,
+            () = stop() => None,
             part = daemon.ended() => Some(part),
+            () = reloads => None,
         };
         match broken {
             None => tracing::info!("stopping"),
@@ -201,7 +216,7 @@ impl Signals {
                 tracing::info!(answered, cut, closed, "stopped");
                 broken.map_or(Ok(()), |part| Err(ended(part)))
             }
-            () = self.stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
+            () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
     }
 }

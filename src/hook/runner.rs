@@ -4,8 +4,9 @@
 //! longer wanted: all of that is decided here, and the author writes none of it. What comes out is
 //! an [`Attempted`]; when to try again is the dispatcher's business.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -46,6 +47,10 @@ impl NamedHook {
             concurrency: limits::HOOK_CONCURRENCY_COUNT,
             retry: None,
         }
+    }
+
+    fn places(&self) -> usize {
+        self.concurrency.min(Semaphore::MAX_PERMITS)
     }
 
     /// The same with another timeout.
@@ -214,7 +219,65 @@ fn bounded(text: &str) -> String {
 #[derive(Debug)]
 struct Entry {
     named: NamedHook,
-    running: Arc<Semaphore>,
+    places: Places,
+}
+
+/// The bound of a hook. Whoever has the hook's name after a reload has it, too.
+#[derive(Debug, Clone)]
+struct Places {
+    free: Arc<Semaphore>,
+    /// Places in use that are not given back: there are to be fewer.
+    surplus: Arc<AtomicUsize>,
+}
+
+impl Places {
+    fn new(count: usize) -> Places {
+        Places { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
+    }
+
+    fn more(&self, count: usize) {
+        let kept = (0..count).filter(|_| self.take_surplus()).count();
+        self.free.add_permits(count - kept);
+    }
+
+    fn fewer(&self, count: usize) {
+        self.surplus.fetch_add(count, Ordering::AcqRel);
+        while self.surplus.load(Ordering::Acquire) > 0 {
+            let Some(place) = self.try_take() else { return };
+            drop(place);
+        }
+    }
+
+    fn take_surplus(&self) -> bool {
+        let less = |surplus: usize| surplus.checked_sub(1);
+        self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+    }
+
+    fn try_take(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Place { permit: Some(permit), places: self.clone() })
+    }
+
+    async fn take(&self) -> Place {
+        // The semaphore is never closed; if it were, running unbounded beats not running.
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
+        Place { permit, places: self.clone() }
+    }
+}
+
+/// One place among a hook's.
+#[derive(Debug)]
+struct Place {
+    permit: Option<OwnedSemaphorePermit>,
+    places: Places,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take_if(|_| self.places.take_surplus()) {
+            permit.forget();
+        }
+    }
 }
 
 /// All hooks of the daemon, and the way to the right one. Clones share the bounds.
@@ -271,6 +334,29 @@ impl Runner {
         }
     }
 
+    /// The same hooks in the place of those of `before`: what still runs under a name counts for the hook
+    /// that has the name now. A runner has one successor at most.
+    pub fn succeeding(self, before: &Runner) -> Runner {
+        let old = before.entries();
+        let mut made: BTreeMap<&str, Arc<Entry>> = BTreeMap::new();
+        for (name, entry) in self.entries() {
+            let entry = match old.get(name) {
+                Some(old) => Arc::new(entry.succeeding(old)),
+                None => Arc::clone(entry),
+            };
+            made.insert(name, entry);
+        }
+        let now = |entry: &Arc<Entry>| Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry));
+        let hooks = self.inner.hooks.iter().map(now).collect();
+        let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
+        let inner = Arc::new(Inner { hooks, default: now(&self.inner.default), routes });
+        Runner { inner, leftovers: before.leftovers.clone() }
+    }
+
+    fn entries(&self) -> BTreeMap<&str, &Arc<Entry>> {
+        self.inner.hooks.iter().map(|entry| (entry.named.name.as_str(), entry)).collect()
+    }
+
     /// The hooks, in the order they were given.
     pub fn hooks(&self) -> impl Iterator<Item = &NamedHook> {
         self.inner.hooks.iter().map(|entry| &entry.named)
@@ -301,16 +387,15 @@ impl Runner {
     /// Build the call afterwards: time spent in the queue is not time the hook had.
     pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
         let entry = Arc::clone(self.entry(subject));
-        // The semaphore is never closed; if it were, running unbounded beats not running.
-        let permit = Arc::clone(&entry.running).acquire_owned().await.ok();
-        Slot { entry, permit, leftovers: self.leftovers.clone() }
+        let place = entry.places.take().await;
+        Slot { entry, place, leftovers: self.leftovers.clone() }
     }
 
     /// As [`Runner::reserve`], but `None` when the hook is busy.
     pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
         let entry = Arc::clone(self.entry(subject));
-        let permit = Arc::clone(&entry.running).try_acquire_owned().ok()?;
-        Some(Slot { entry, permit: Some(permit), leftovers: self.leftovers.clone() })
+        let place = entry.places.try_take()?;
+        Some(Slot { entry, place, leftovers: self.leftovers.clone() })
     }
 
     /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
@@ -351,8 +436,17 @@ fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
 
 impl Entry {
     fn new(named: NamedHook) -> Arc<Entry> {
-        let running = Arc::new(Semaphore::new(named.concurrency.min(Semaphore::MAX_PERMITS)));
-        Arc::new(Entry { named, running })
+        let places = Places::new(named.places());
+        Arc::new(Entry { named, places })
+    }
+
+    /// This hook with the places of `old`. Where there are to be fewer, those in use go as they come free.
+    fn succeeding(&self, old: &Entry) -> Entry {
+        let (named, places) = (self.named.clone(), old.places.clone());
+        let (wanted, there) = (named.places(), old.named.places());
+        places.more(wanted.saturating_sub(there));
+        places.fewer(there.saturating_sub(wanted));
+        Entry { named, places }
     }
 }
 
@@ -360,7 +454,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Slot {
     entry: Arc<Entry>,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Place,
     leftovers: Option<Leftovers>,
 }
 
@@ -378,11 +472,11 @@ impl Slot {
     /// Runs the hook: at most [`Slot::timeout`], behind a panic wall. Dropping the returned future
     /// stops the hook.
     pub async fn run(self, call: Call) -> Attempted {
-        let Slot { entry, permit, leftovers } = self;
+        let Slot { entry, place, leftovers } = self;
         let hook = entry.named.hook.clone();
-        // The permit travels with the work, so that a hook which cannot be stopped still counts.
+        // The place travels with the work, so that a hook which cannot be stopped still counts.
         let work = tokio::spawn(async move {
-            let _permit = permit;
+            let _place = place;
             hook.answer(call, leftovers).await
         });
         let mut work = AbortOnDrop(work);
@@ -429,8 +523,6 @@ impl Drop for AbortOnDrop {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use tokio::sync::{Notify, mpsc};
 
     use super::super::call::tests::{a_call, an_instance};
@@ -466,6 +558,46 @@ mod tests {
 
     fn only(hook: NamedHook) -> Runner {
         Runner::new(vec![hook], Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn places_grow_at_once_and_shrink_as_they_come_free() {
+        let places = Places::new(2);
+        let taken = [places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        places.fewer(1);
+        let [first, second] = taken;
+        drop(first);
+        assert!(places.try_take().is_none(), "the second still runs");
+        drop(second);
+        assert!(places.try_take().is_some());
+        places.more(2);
+        let taken = [places.try_take(), places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        places.fewer(2);
+        places.more(1);
+        drop(taken);
+        let taken = [places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        drop(taken);
+        places.fewer(1);
+        let _one = places.try_take().unwrap();
+        assert!(places.try_take().is_none(), "a free place goes at once");
+    }
+
+    #[tokio::test]
+    async fn a_successor_s_hooks_stand_in_the_places_of_their_names() {
+        let named = |name: &str, concurrency: usize| NamedHook::new(name, LogHook).concurrency(concurrency);
+        let call = create();
+        let before = Runner::new(vec![named("a", 1)], Vec::new()).unwrap();
+        let slot = before.try_reserve(&call.subject()).unwrap();
+        let other = Runner::new(vec![named("b", 1), named("a", 1)], Vec::new()).unwrap().succeeding(&before);
+        assert_eq!(other.route(&call.subject()).hook, "b");
+        assert!(other.try_reserve(&call.subject()).is_some());
+        let same = Runner::new(vec![named("a", 1)], Vec::new()).unwrap().succeeding(&before);
+        assert!(same.try_reserve(&call.subject()).is_none());
+        drop(slot);
+        assert!(same.try_reserve(&call.subject()).is_some());
     }
 
     struct Signal(Arc<Notify>);

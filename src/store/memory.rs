@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
-    Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read,
+    Result, Totals, Write,
 };
 use crate::callback::Callback;
 use crate::clock::Id;
@@ -26,6 +26,7 @@ pub(crate) struct Tables {
     jobs: BTreeMap<i64, JobRow>,
     attempts: Vec<AttemptRow>,
     acts: Vec<ActRow>,
+    key_uses: BTreeMap<(String, String), KeyUse>,
 }
 
 /// The writer's side of a store in memory.
@@ -274,6 +275,9 @@ macro_rules! reads {
             fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
                 Ok(self.with(|tables| tables.expiries(first, end)))
             }
+            fn key_uses(&self) -> Result<Vec<KeyUse>> {
+                Ok(self.with(|tables| tables.key_uses.values().cloned().collect()))
+            }
             fn totals(&self) -> Result<Totals> {
                 Ok(self.with(Tables::totals))
             }
@@ -342,6 +346,14 @@ impl Write for Memory {
     }
     fn add_act(&mut self, row: &ActRow) -> Result<()> {
         self.tables()?.acts.push(row.clone());
+        Ok(())
+    }
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.tables()?.key_uses.insert((row.endpoint.clone(), row.label.clone()), row.clone());
+        Ok(())
+    }
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.tables()?.key_uses.remove(&(endpoint.to_owned(), label.to_owned()));
         Ok(())
     }
 }

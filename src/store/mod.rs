@@ -8,6 +8,7 @@
 //! Two orders matter and are kept here: an answer leaves after the commit, never before; and "the
 //! marketplace was told" is written in the very commit that makes it true.
 
+mod keys;
 mod ledger;
 mod memory;
 mod mend;
@@ -21,6 +22,7 @@ mod writer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,15 +37,17 @@ use crate::job::Schedule;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::seal::{SealError, Sealer};
+use keys::KeysUsed;
 use ledger::{Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
+pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
-pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
+pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
 pub use signals::{Ready, Waiting};
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
@@ -374,12 +378,43 @@ impl Reader {
         self.with(|rows| rows.expiries(first, end))
     }
 
+    /// The configured keys, and when each signed last.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn key_uses(&self) -> Result<Vec<KeyUse>, StoreError> {
+        self.with(|rows| rows.key_uses())
+    }
+
     /// Totals.
     ///
     /// # Errors
     /// As [`Reader::instances`].
     pub fn totals(&self) -> Result<Totals, StoreError> {
         self.with(|rows| rows.totals())
+    }
+}
+
+/// Looks whether a daemon could open the database at `path`, without making, locking or changing anything.
+/// Says whether anything in it is sealed.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check_database(path: &Path) -> Result<bool, StoreError> {
+    let found = sqlite::Sqlite::check(path)?;
+    found.map_or(Ok(false), |found| found.has_sealed())
+}
+
+/// Looks at the sealing key of the database at `path`. `false`: there is none, and a start makes one.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn check_sealing_key(path: &Path, options: &StoreOptions) -> Result<bool, StoreError> {
+    let key_path = options.key_path(path);
+    match Sealer::from_existing(&key_path) {
+        Ok(_) => Ok(true),
+        Err(SealError::Missing { .. }) => sqlite::may_make_files_beside(&key_path).map(|()| false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -407,8 +442,9 @@ struct Inner {
     clock: Clock,
     ids: Ids,
     sealer: Sealer,
-    secrets_window_ms: i64,
+    secrets_window_ms: AtomicI64,
     counts: Mutex<Counts>,
+    keys_used: KeysUsed,
     ready: Mutex<Option<mpsc::UnboundedReceiver<Ready>>>,
 }
 
@@ -504,8 +540,9 @@ impl Store {
             clock,
             ids: options.ids,
             sealer,
-            secrets_window_ms: options.secrets_window_ms,
+            secrets_window_ms: AtomicI64::new(options.secrets_window_ms),
             counts: Mutex::default(),
+            keys_used: KeysUsed::default(),
             ready: Mutex::new(Some(ready)),
         };
         (Store { inner: Arc::new(inner) }, writer)
@@ -544,9 +581,12 @@ impl Store {
             .next(now)
             .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
+        let uses = self.inner.keys_used.due();
+        let keys = uses.clone();
         let (accepted, waiting) = self
-            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, reply })))
+            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, reply })))
             .await?;
+        self.inner.keys_used.written(uses);
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
@@ -568,7 +608,7 @@ impl Store {
     fn applied(&self, stored: Stored, now: Timestamp) -> Outcome {
         let age = stored.told_at.map_or(0, |told| now.as_millisecond() - told.as_millisecond());
         let secret = match (&stored.sealed, stored.sealed_for) {
-            (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms => {
+            (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms.load(Ordering::Relaxed) => {
                 let opened = self.inner.sealer.open(id.as_bytes(), sealed);
                 opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
             }
@@ -592,25 +632,53 @@ impl Store {
         true
     }
 
-    /// Writes the counts of repeats that were answered without a write.
+    /// How long passwords and licence keys are repeated from now on, in milliseconds.
+    pub fn repeat_secrets_for(&self, window_ms: i64) {
+        self.inner.secrets_window_ms.store(window_ms, Ordering::Relaxed);
+    }
+
+    /// Makes these the keys of which it is kept when they signed last. A label that has come, or stands for
+    /// another key than before, begins anew.
+    ///
+    /// # Errors
+    /// When it could not be written; then those of before are watched.
+    pub async fn configure_keys(&self, keys: Vec<ConfiguredKey>) -> Result<(), StoreError> {
+        self.inner.keys_used.forget();
+        let now = self.inner.clock.now();
+        self.ask(|reply| Command::ConfigureKeys { keys, now, reply }).await
+    }
+
+    /// Remembers that this key has signed something. It is written with what is written next.
+    pub fn note_key_use(&self, endpoint: &Arc<str>, label: &Arc<str>) {
+        self.inner.keys_used.note(endpoint, label, self.inner.clock.now());
+    }
+
+    /// Writes the counts of repeats that were answered without a write, and which keys were used.
     ///
     /// # Errors
     /// When they could not be written; they are kept for the next time.
     pub async fn flush_counts(&self) -> Result<(), StoreError> {
         let counts = std::mem::take(&mut *self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner));
-        if counts.is_empty() {
+        let keys = self.inner.keys_used.due();
+        if counts.is_empty() && keys.is_empty() {
             return Ok(());
         }
         let list: Vec<_> = counts.iter().map(|(number, (count, last))| (*number, *count, *last)).collect();
-        let written = self.ask(|reply| Command::Count { counts: list, reply }).await;
-        if written.is_err() {
-            let mut pending = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
-            for (number, (count, last)) in counts {
-                let entry = pending.entry(number).or_insert((0, last));
-                *entry = (entry.0 + count, entry.1.max(last));
-            }
+        let uses = keys.clone();
+        let written = self.ask(|reply| Command::Count { counts: list, keys: uses, reply }).await;
+        match &written {
+            Ok(()) => self.inner.keys_used.written(keys),
+            Err(_) => self.count_again(counts),
         }
         written
+    }
+
+    fn count_again(&self, counts: Counts) {
+        let mut pending = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        for (number, (count, last)) in counts {
+            let entry = pending.entry(number).or_insert((0, last));
+            *entry = (entry.0 + count, entry.1.max(last));
+        }
     }
 
     /// Makes this the place where jobs are run, `places` of them at once. The receiver yields jobs that

@@ -13,6 +13,7 @@ use crate::callback::{Action, Callback};
 use crate::clock::Id;
 use crate::instance::{Instance, State};
 use crate::job;
+use crate::signature::KEY_MARK_BYTES;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
@@ -150,6 +151,22 @@ pub struct AttemptRow {
     pub note: String,
 }
 
+/// A configured key, and when it signed last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyUse {
+    /// The endpoint.
+    pub endpoint: String,
+    /// The label of the key.
+    pub label: String,
+    /// Tells whether the label still stands for the same key: see [`crate::signature::Key::mark`].
+    #[serde(skip)]
+    pub mark: [u8; KEY_MARK_BYTES],
+    /// Since when it has been configured under this label.
+    pub since: Timestamp,
+    /// When it signed last since then, give or take [`crate::limits::KEY_USE_STEP_MS`].
+    pub used_at: Option<Timestamp>,
+}
+
 /// Something a person did by hand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActRow {
@@ -246,6 +263,8 @@ pub(crate) trait Read {
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
     /// Days (counted from 1970, UTC) from `first` to before `end` on which terms end, with how many.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
+    /// The configured keys, by endpoint and label.
+    fn key_uses(&self) -> Result<Vec<KeyUse>>;
     fn totals(&self) -> Result<Totals>;
 }
 
@@ -264,6 +283,8 @@ pub(crate) trait Write: Read {
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
     fn add_act(&mut self, row: &ActRow) -> Result<()>;
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()>;
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()>;
 }
 
 /// A store that can be written in transactions.

@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Read, Result, Totals,
+    Write,
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
@@ -236,6 +237,9 @@ impl Read for Failing {
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
         self.rows.expiries(first, end)
     }
+    fn key_uses(&self) -> Result<Vec<KeyUse>> {
+        self.rows.key_uses()
+    }
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
     }
@@ -281,6 +285,14 @@ impl Write for Failing {
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.add_attempt(row)
+    }
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_key_use(row)
+    }
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.drop_key_use(endpoint, label)
     }
     fn add_act(&mut self, row: &ActRow) -> Result<()> {
         self.at(Point::Write)?;

@@ -17,11 +17,12 @@ use rusqlite::types::{FromSql, Value};
 use rusqlite::{
     CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
 };
+use rustix::fs::Access;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
-    Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read,
+    Result, Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -84,6 +85,18 @@ impl Sqlite {
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
+    }
+
+    /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
+    pub(crate) fn check(path: &Path) -> Result<Option<Sqlite>> {
+        may_make_files_beside(path)?;
+        if !path.exists() {
+            return Ok(None);
+        }
+        may(path, Access::READ_OK | Access::WRITE_OK)?;
+        let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let is_empty = recognise(&connection, path)? == 0;
+        Ok((!is_empty).then_some(Sqlite { connection, _lock: None }))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
@@ -319,6 +332,16 @@ fn lock(path: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(file_error(error)),
     }
+}
+
+/// Whether files can be made beside this one.
+pub(crate) fn may_make_files_beside(path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    may(folder, Access::WRITE_OK | Access::EXEC_OK)
+}
+
+fn may(path: &Path, access: Access) -> Result<()> {
+    rustix::fs::access(path, access).map_err(|error| StoreError::of_file(path, &error.into()))
 }
 
 /// Makes an empty file with mode 0600, so that SQLite opens it (and its WAL) as private as that.
@@ -792,6 +815,20 @@ impl Read for Sqlite {
         )
     }
 
+    fn key_uses(&self) -> Result<Vec<KeyUse>> {
+        let sql = "SELECT endpoint, label, mark, since, used_at FROM key_use ORDER BY endpoint, label";
+        self.many(sql, [], |row| {
+            let mut columns = Columns::of(row);
+            Ok(KeyUse {
+                endpoint: columns.next()?,
+                label: columns.next()?,
+                mark: columns.next()?,
+                since: columns.instant()?,
+                used_at: columns.instant_or_none()?,
+            })
+        })
+    }
+
     fn totals(&self) -> Result<Totals> {
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
@@ -1019,6 +1056,19 @@ impl Write for Sqlite {
             "INSERT INTO act (at, who, act, target, why) VALUES (?1, ?2, ?3, ?4, ?5)",
             params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
         )?;
+        Ok(())
+    }
+
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.run(
+            "INSERT OR REPLACE INTO key_use (endpoint, label, mark, since, used_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
+        )?;
+        Ok(())
+    }
+
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use super::keys::{self, ConfiguredKey};
 use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
@@ -32,7 +33,8 @@ pub(crate) enum Command {
     Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<Taking> },
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
-    Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, reply: Reply<()> },
+    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, reply: Reply<()> },
     Probe { reply: Reply<()> },
 }
 
@@ -41,6 +43,8 @@ pub(crate) struct AcceptCommand {
     pub(crate) id: Id,
     /// A place among the running jobs: with it the new job may be born leased.
     pub(crate) place: Option<OwnedSemaphorePermit>,
+    /// Keys whose use is to be written by now.
+    pub(crate) keys: Vec<keys::Used>,
     pub(crate) reply: Reply<(Accepted, Option<Waiting>)>,
 }
 
@@ -223,8 +227,12 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, now, |_| true);
             After::Recover { done: guarded(backend, usable, recover), reply }
         }
-        Command::Count { counts, reply } => {
-            let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
+        Command::Count { counts, keys, reply } => {
+            let count = |rows: &mut B| ledger::count(rows, &counts).and_then(|()| keys::used(rows, &keys));
+            After::Unit { done: guarded(backend, usable, count), reply }
+        }
+        Command::ConfigureKeys { keys, now, reply } => {
+            let done = guarded(backend, usable, |rows| keys::configure(rows, &keys, now));
             After::Unit { done, reply }
         }
         Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
@@ -232,11 +240,14 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
 }
 
 fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()>, shared: &Shared) -> After {
-    let AcceptCommand { acceptance, id, place, reply } = command;
+    let AcceptCommand { acceptance, id, place, keys, reply } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // Whoever gave up waiting for the store has answered "call again" by now.
     let birth = Birth { id, lease_until, heard: !reply.is_closed() };
-    let accepted = guarded(backend, usable, |rows| ledger::accept(rows, &acceptance, birth));
+    let accepted = guarded(backend, usable, |rows| {
+        keys::used(rows, &keys)?;
+        ledger::accept(rows, &acceptance, birth)
+    });
     let done = accepted.map(|accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {

@@ -206,6 +206,13 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts the daemon with these variables.
+    pub(crate) fn start_in(&self, variables: &[(&str, &str)]) -> Daemon {
+        let mut command = self.command(&["serve", "--config"]);
+        command.arg(self.path("spid.toml")).envs(variables.iter().copied());
+        Daemon::spawn(command)
+    }
+
     /// Starts it without a configuration.
     pub(crate) fn start_dev(&self) -> Daemon {
         Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
@@ -360,12 +367,12 @@ impl Log {
         }
     }
 
-    /// The first line with these words.
-    fn line_with(&self, words: &str) -> String {
+    /// The line with these words that has `before` others like it before it.
+    fn line_with(&self, words: &str, before: usize) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut text = self.text.lock().unwrap();
         loop {
-            if let Some(line) = text.0.lines().find(|line| line.contains(words)) {
+            if let Some(line) = text.0.lines().filter(|line| line.contains(words)).nth(before) {
                 return line.to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -390,7 +397,7 @@ impl Daemon {
         let (stderr, followed) = (child.stderr.take().unwrap(), log.clone());
         let follower = std::thread::spawn(move || followed.follow(stderr));
         let mut daemon = Daemon { child, address: ([127, 0, 0, 1], 0).into(), log, follower: Some(follower) };
-        let ready = daemon.log.line_with("ready address=");
+        let ready = daemon.log.line_with("ready address=", 0);
         let (_, rest) = ready.split_once("ready address=").unwrap();
         daemon.address = rest.split(' ').next().unwrap().parse().unwrap();
         daemon
@@ -407,7 +414,31 @@ impl Daemon {
 
     /// Waits for these words on stderr.
     pub(crate) fn wait_for_log(&self, words: &str) -> String {
-        self.log.line_with(words)
+        self.log.line_with(words, 0)
+    }
+
+    /// Has it read its configuration again, and waits for the line that says what became of it. There is
+    /// one line for each reload.
+    pub(crate) fn reload(&self) -> String {
+        let before = self.log().lines().filter(|line| line.contains("reload: ")).count();
+        self.signal(rustix::process::Signal::HUP);
+        self.log.line_with("reload: ", before)
+    }
+
+    /// A page of the admin listener.
+    pub(crate) fn admin(&self, path: &str) -> String {
+        let ready = self.wait_for_log("ready address=");
+        let (_, rest) = ready.split_once("admin=").unwrap();
+        let address = rest.split(' ').next().unwrap().parse().unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        exchange(address, &request).unwrap().body
+    }
+
+    /// What is counted under this name with these labels, as they stand on the page; 0 when nothing is.
+    pub(crate) fn counted(&self, name_and_labels: &str) -> u64 {
+        let page = self.admin("/metrics");
+        let line = page.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
+        line.map_or(0, |number| number.parse().unwrap())
     }
 
     /// Asks it to stop.

@@ -1,0 +1,165 @@
+//! `[[hook]]` and `[[route]]`: what provisions, and which calls go where.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::keys::webhook_keys;
+use super::reader::{Table, unknown};
+use crate::hook::AnyHook;
+use crate::hook::exec::{BadCommand, ExecHook};
+use crate::hook::http::{HttpHook, HttpHookOptions};
+use crate::hook::log::LogHook;
+use crate::hook::runner::{NamedHook, Route, Runner};
+use crate::http::{Tls, Url};
+use crate::job::Schedule;
+use crate::limits;
+
+/// The name of the hook of a program that has one inside.
+const IN_PROCESS: &str = "in-process";
+
+/// The hooks and the routes to them. `in_process` is an author's own hook, which then is the default one.
+pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &[&str]) -> Option<Runner> {
+    let tables = root.tables("hook", false);
+    if in_process.is_none() && root.lacks("hook") {
+        root.mistake(
+            "hook",
+            "there is none: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",
+        );
+    }
+    let mut names: Vec<String> = in_process.iter().map(|_| IN_PROCESS.to_owned()).collect();
+    let mut hooks: Vec<NamedHook> =
+        in_process.map(|hook| NamedHook::new(IN_PROCESS, hook)).into_iter().collect();
+    for table in tables {
+        let name = table.required("name").unwrap_or_default();
+        if !name.is_empty() && names.contains(&name) {
+            table.mistake("name", format!("`{name}` is the name of an earlier hook"));
+        }
+        hooks.extend(hook(&table, &name));
+        names.push(name);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let routes: Vec<Option<Route>> =
+        root.tables("route", false).iter().map(|table| route(table, &names, endpoints)).collect();
+    let complete = hooks.len() == names.len();
+    let routes = routes.into_iter().collect::<Option<Vec<Route>>>()?;
+    if !complete || hooks.is_empty() {
+        return None;
+    }
+    let wrong = |wrong: Vec<_>| wrong.iter().for_each(|wrong| root.mistake("hook", format!("{wrong}")));
+    Runner::new(hooks, routes).map_err(wrong).ok()
+}
+
+fn route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Option<Route> {
+    let hook = table.required("hook").unwrap_or_default();
+    if !hook.is_empty() && !hooks.contains(&hook.as_str()) {
+        table.mistake("hook", format!("there is no hook `{hook}`; {}", unknown(&hook, hooks)));
+    }
+    let endpoint = table.text("endpoint");
+    if let Some(name) = endpoint.as_deref().filter(|name| !endpoints.contains(name)) {
+        table.mistake("endpoint", format!("there is no endpoint `{name}`; {}", unknown(name, endpoints)));
+    }
+    let (product, sku, buyer) = (table.text("product"), table.text("sku"), table.text("buyer"));
+    hooks.contains(&hook.as_str()).then_some(Route { endpoint, product, sku, buyer, hook })
+}
+
+fn hook(table: &Table<'_>, name: &str) -> Option<NamedHook> {
+    match (table.has("exec"), table.has("http"), table.has("log")) {
+        (true, false, false) => Some(exec(&table.table("exec"), name)),
+        (false, true, false) => http(&table.table("http"), name),
+        (false, false, true) => {
+            drop(table.table("log"));
+            Some(NamedHook::new(name, AnyHook::from(LogHook)))
+        }
+        _ => {
+            table.mistake("", "a hook has exactly one of `exec`, `http` and `log`");
+            None
+        }
+    }
+}
+
+/// What both kinds of hooks have: how long, how many at once, and how often again.
+struct Bounds {
+    timeout: Duration,
+    concurrency: usize,
+    /// Only if it has a list of its own.
+    retry: Option<Schedule>,
+}
+
+impl Bounds {
+    fn of(table: &Table<'_>) -> Bounds {
+        Bounds {
+            timeout: table.duration("timeout", Duration::from_millis(limits::HOOK_TIMEOUT_MS)),
+            concurrency: table.count("concurrency", limits::HOOK_CONCURRENCY_COUNT),
+            retry: retry(table),
+        }
+    }
+
+    fn around(self, hook: NamedHook) -> NamedHook {
+        let hook = hook.timeout(self.timeout).concurrency(self.concurrency);
+        match self.retry {
+            Some(schedule) => hook.retry(schedule),
+            None => hook,
+        }
+    }
+}
+
+fn retry(table: &Table<'_>) -> Option<Schedule> {
+    let most = limits::RETRY_LIST_MAX_COUNT;
+    let (shortest, longest) = (limits::RETRY_LIST_WAIT_MIN_S, limits::RETRY_LIST_WAIT_MAX_S);
+    let fault = |wait: Duration| {
+        let fits = wait >= Duration::from_secs(shortest) && wait <= Duration::from_secs(longest);
+        (!fits).then(|| format!("is not between {shortest} s and {} h", longest / 3600))
+    };
+    let waits = table.durations("retry", &limits::RETRY_SCHEDULE_S.map(Duration::from_secs), fault);
+    if !table.has("retry") {
+        return None;
+    }
+    if waits.len() > most || table.lacks("retry") {
+        table.mistake("retry", format!("there is room for 1 to {most} waits: one failure more than there are waits, and the job is dead"));
+    }
+    let millis = |wait: &Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
+    Some(Schedule::from_millis(waits.iter().map(millis).collect()))
+}
+
+fn exec(table: &Table<'_>, name: &str) -> NamedHook {
+    let command = table.texts("command");
+    let is_given = command.is_some() || !table.has("command");
+    let mut hook = ExecHook::new(command.unwrap_or_default());
+    if let Some(folder) = table.text("working_dir") {
+        hook = hook.working_dir(folder);
+    }
+    match hook.check() {
+        Ok(()) => {}
+        Err(wrong @ BadCommand::NoFolder(_)) => table.mistake("working_dir", wrong.to_string()),
+        Err(wrong) if is_given => table.mistake("command", wrong.to_string()),
+        Err(_) => {}
+    }
+    Bounds::of(table).around(NamedHook::new(name, AnyHook::built_in(hook)))
+}
+
+fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
+    let keys = webhook_keys(table);
+    let bounds = Bounds::of(table);
+    let insecure = table.flag("insecure");
+    let more = table.text("ca_file");
+    let url = table.required("url").filter(|url| !url.is_empty())?;
+    let url = url.parse::<Url>().map_err(|wrong| table.mistake("url", wrong.to_string())).ok()?;
+    let tls = tls(table, &url, more.as_deref().map(Path::new));
+    let options = HttpHookOptions { tls, insecure, keep: bounds.concurrency, ..HttpHookOptions::default() };
+    let hook = HttpHook::new(url, keys?, options);
+    if let Err(wrong) = hook.check() {
+        table.mistake("url", wrong.to_string());
+    }
+    Some(bounds.around(NamedHook::new(name, AnyHook::from(hook))))
+}
+
+/// Whom the hook trusts: read now, so that a missing file is a mistake now.
+fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
+    if !url.is_secure() {
+        if more.is_some() {
+            table.mistake("ca_file", "it is for https, and the URL is http");
+        }
+        return None;
+    }
+    Tls::new(more).map_err(|wrong| table.mistake("ca_file", wrong.to_string())).ok()
+}

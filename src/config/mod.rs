@@ -1,0 +1,446 @@
+//! From a file, the environment and the command line to everything the daemon is made of.
+//!
+//! Defaults < file < environment < flags. Every mistake is reported at once, each with the line and the
+//! key it stands under; a daemon with a mistake in its configuration does not start, and one that runs
+//! keeps the configuration it has. A key that is missing, empty or unreadable is such a mistake: there is
+//! no way to run unsigned.
+//!
+//! A new key of the configuration is asked for in one place: in `Config::read` or the file of its table
+//! (`endpoints`, `hooks`, `keys`), with its default from [`limits`], and a line in `default.toml`, which a
+//! test compares with what is asked for. If the daemon cannot change it while it runs, it stands in
+//! [`NEEDS_RESTART`], too.
+
+mod check;
+mod endpoints;
+mod hooks;
+mod keys;
+mod reader;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use crate::admin::AdminOptions;
+use crate::hook::AnyHook;
+use crate::hook::log::LogHook;
+use crate::hook::runner::Runner;
+use crate::instance::UnknownInstance;
+use crate::intake::{Endpoint, IntakeOptions};
+use crate::limits;
+use crate::signature::{Key, Secret};
+use crate::store::StoreOptions;
+use endpoints::Endpoints;
+use reader::{Reader, Settings, Table};
+
+pub use check::{Checked, check};
+pub use keys::read_key;
+
+/// The commented default file: every key there is. Its defaults are the defaults; a test compares them.
+pub const DEFAULT_FILE: &str = include_str!("default.toml");
+
+/// The keys a daemon that runs cannot change: it is bound to them.
+pub const NEEDS_RESTART: [&str; 7] = [
+    "server.listen",
+    "server.admin_listen",
+    "server.admin_token.file",
+    "server.admin_token.env",
+    "server.admin_token.credential",
+    "store.path",
+    "store.sealing_key",
+];
+
+/// The environment, as far as the configuration may see it.
+pub trait Environment {
+    /// The value of a variable.
+    fn get(&self, name: &str) -> Option<String>;
+    /// The names of all variables.
+    fn names(&self) -> Vec<String>;
+}
+
+/// The process's environment.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place the environment is read")]
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn names(&self) -> Vec<String> {
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect()
+    }
+}
+
+impl Environment for HashMap<String, String> {
+    fn get(&self, name: &str) -> Option<String> {
+        HashMap::get(self, name).cloned()
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.keys().cloned().collect()
+    }
+}
+
+/// A key that was given on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flag {
+    /// The flag, as `--listen`.
+    pub name: &'static str,
+    /// The key it stands for, as `server.listen`.
+    pub key: &'static str,
+    /// What was given.
+    pub value: String,
+}
+
+/// Where a mistake was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Origin {
+    /// In the file.
+    File {
+        /// The line, from 1; `None` where something is missing from the file as a whole.
+        line: Option<usize>,
+    },
+    /// In this environment variable.
+    Variable(String),
+    /// In this flag.
+    Flag(&'static str),
+}
+
+/// One mistake, and the key it stands under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The key, as `server.listen` or `endpoint[0].keys[1].file`; empty for the file as a whole.
+    pub key: String,
+    /// Where it was made.
+    pub origin: Origin,
+    /// What is wrong, and what to do. Never a key.
+    pub text: String,
+}
+
+/// All mistakes of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistakes {
+    /// Where the configuration came from.
+    pub source: String,
+    /// Never empty.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl Mistakes {
+    /// The file as a whole.
+    fn whole(path: &Path, text: String) -> Mistakes {
+        let mistake = Mistake { key: String::new(), origin: Origin::File { line: None }, text };
+        Mistakes { source: path.display().to_string(), mistakes: vec![mistake] }
+    }
+
+    /// The mistakes one by one, each a line: `spid.toml:3: `server.listen`: …`.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        self.mistakes.iter().map(|Mistake { key, origin, text }| {
+            let place = match origin {
+                Origin::File { line: Some(line) } => format!("{}:{line}", self.source),
+                Origin::File { line: None } => self.source.clone(),
+                Origin::Variable(name) => name.clone(),
+                Origin::Flag(name) => (*name).to_owned(),
+            };
+            if key.is_empty() { format!("{place}: {text}") } else { format!("{place}: `{key}`: {text}") }
+        })
+    }
+}
+
+impl std::fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.lines().collect::<Vec<_>>().join("\n"))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+/// Everything a daemon is made of.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the marketplace calls.
+    pub listen: SocketAddr,
+    /// Where the operator looks; `None` for nowhere.
+    pub admin_listen: Option<SocketAddr>,
+    /// What is chosen about the admin listener.
+    pub admin: AdminOptions,
+    /// The database.
+    pub store_path: PathBuf,
+    /// What is chosen about the store.
+    pub store: StoreOptions,
+    /// The endpoints, each with its path.
+    pub endpoints: Vec<(String, Endpoint)>,
+    /// The hooks, and the way to the right one.
+    pub runner: Runner,
+    /// What is chosen about the intake.
+    pub intake: IntakeOptions,
+    /// After how long without a signature a previous key is named as one that can go.
+    pub key_unused_after: Duration,
+    /// What is logged, where the command line does not say.
+    pub log_level: LevelFilter,
+    settings: Settings,
+}
+
+/// The database when none is named.
+pub const DEFAULT_STORE: &str = "spid.db";
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
+
+impl Config {
+    /// Reads a configuration file, and every file it names. `hook` is an in-process hook, which then is
+    /// the default one.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn load(
+        path: &Path,
+        environment: &dyn Environment,
+        flags: &[Flag],
+        hook: Option<AnyHook>,
+    ) -> Result<Config, Mistakes> {
+        Config::parse(&text_of(path)?, &path.display().to_string(), environment, flags, hook)
+    }
+
+    /// As [`Config::load`], from text.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn parse(
+        text: &str,
+        source: &str,
+        environment: &dyn Environment,
+        flags: &[Flag],
+        hook: Option<AnyHook>,
+    ) -> Result<Config, Mistakes> {
+        Config::parse_and(text, source, environment, flags, hook, |_, _, _| {})
+    }
+
+    /// As [`Config::parse`], with a `look` at the store that may find mistakes of its own.
+    fn parse_and(
+        text: &str,
+        source: &str,
+        environment: &dyn Environment,
+        flags: &[Flag],
+        hook: Option<AnyHook>,
+        look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
+    ) -> Result<Config, Mistakes> {
+        let document = reader::document(text, source)?;
+        let reader = Reader::new(text, environment, flags);
+        let config = Config::read(&reader.root(&document), hook, look);
+        let (settings, mistakes) = reader.finish();
+        match config {
+            Some(config) if mistakes.is_empty() => Ok(Config { settings, ..config }),
+            _ => Err(Mistakes { source: source.to_owned(), mistakes }),
+        }
+    }
+
+    /// The fixed configuration of `serve --dev`: loopback, path `/spi`, dialect `alibaba`, key `isvkey`.
+    ///
+    /// # Errors
+    /// Never, unless this program is broken or a flag is wrong.
+    pub fn dev(flags: &[Flag], hook: Option<AnyHook>) -> Result<Config, Mistakes> {
+        let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
+        let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
+        Config::parse(DEV_CONFIG, "--dev", &environment, flags, Some(hook))
+    }
+
+    /// `None` where something is missing for which there is no stand-in; then there is a mistake, too.
+    fn read(
+        root: &Table<'_>,
+        hook: Option<AnyHook>,
+        look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
+    ) -> Option<Config> {
+        let Server { listen, admin_listen, admin, reply_within } = server(&root.table("server"));
+        let policy = policy(&root.table("policy"));
+        let store_table = root.table("store");
+        let (store_path, sealing_key) = store(&store_table);
+        let secrets_window_ms = millis(policy.secrets_window);
+        let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
+        look(&store_table, &store_path, &store);
+        let log_level = log(&root.table("log"));
+        let Endpoints { sound: endpoints, names } = endpoints::endpoints(root);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let runner = hooks::runner(root, hook, &names)?;
+        Some(Config {
+            listen,
+            admin_listen,
+            admin,
+            store_path,
+            store,
+            endpoints,
+            runner,
+            intake: IntakeOptions { reply_within, policy: policy.of_instances },
+            key_unused_after: policy.key_unused_after,
+            log_level,
+            settings: Settings::new(),
+        })
+    }
+
+    /// The keys that are not as they are in `other`, in text or, for those of endpoints, in secret. Of the
+    /// other files that are named only the names are compared.
+    pub fn changes(&self, other: &Config) -> Vec<String> {
+        let keys = self.settings.keys().chain(other.settings.keys());
+        let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();
+        let secrets =
+            |config: &Config, index: usize| config.endpoints.get(index).map(|(_, it)| it.keys.clone());
+        let rekeyed = (0..self.endpoints.len().max(other.endpoints.len()))
+            .filter(|index| secrets(self, *index) != secrets(other, *index))
+            .map(|index| format!("endpoint[{index}].keys"));
+        let mut all: Vec<String> = changed.chain(rekeyed).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+}
+
+fn text_of(path: &Path) -> Result<String, Mistakes> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))
+}
+
+struct Server {
+    listen: SocketAddr,
+    admin_listen: Option<SocketAddr>,
+    admin: AdminOptions,
+    reply_within: Duration,
+}
+
+fn server(table: &Table<'_>) -> Server {
+    let listen = table.value("listen", DEFAULT_LISTEN, address);
+    let token = table.table("admin_token");
+    let named = ["file", "env", "credential"].map(|member| token.text(member).is_some());
+    let guarded = token.is_there() || named.contains(&true);
+    let admin = AdminOptions { token: guarded.then(|| admin_token(&token)).flatten() };
+    drop(token);
+    let admin_listen =
+        table.optional("admin_listen", |text| address(text).and_then(|address| for_admins(address, guarded)));
+    let reply_within = table.duration("reply_within", Duration::from_millis(limits::REPLY_WITHIN_MS));
+    Server { listen, admin_listen, admin, reply_within }
+}
+
+/// What opens the admin listener. It is guessed at from outside, so it is not a short one.
+fn admin_token(table: &Table<'_>) -> Option<Secret> {
+    let (member, secret) = keys::secret(table)?;
+    let least = limits::ADMIN_TOKEN_MIN_BYTES;
+    let wrong = match Key::new("admin", secret.clone()) {
+        Err(_) => "it is empty, or has white space or a control character in it".to_owned(),
+        Ok(_) if secret.expose().len() < least => {
+            format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
+        }
+        Ok(_) => return Some(secret),
+    };
+    table.mistake(member, wrong);
+    None
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| format!("`{text}` is not an address and a port, like 0.0.0.0:8080 or [::]:8080"))
+}
+
+/// Without a token the admin listener asks nobody who they are, so it stays on this machine.
+fn for_admins(address: SocketAddr, guarded: bool) -> Result<SocketAddr, String> {
+    if address.ip().is_loopback() || guarded {
+        return Ok(address);
+    }
+    Err(format!(
+        "`{address}` is not a loopback address: whoever reaches it could look and mend; give it a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"
+    ))
+}
+
+fn store(table: &Table<'_>) -> (PathBuf, Option<PathBuf>) {
+    let path = |text: &str| match text {
+        "" => Err("it is empty".to_owned()),
+        text => Ok(PathBuf::from(text)),
+    };
+    (table.value("path", PathBuf::from(DEFAULT_STORE), path), table.optional("sealing_key", path))
+}
+
+struct PolicyTable {
+    of_instances: crate::instance::Policy,
+    secrets_window: Duration,
+    key_unused_after: Duration,
+}
+
+fn policy(table: &Table<'_>) -> PolicyTable {
+    let default = crate::instance::Policy::default();
+    let words = [
+        ("refuse", UnknownInstance::Refuse),
+        ("succeed", UnknownInstance::Succeed),
+        ("adopt", UnknownInstance::Adopt),
+    ];
+    let of_millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
+    let window = table.duration("sign_on_window", of_millis(default.sign_on_window_ms));
+    PolicyTable {
+        of_instances: crate::instance::Policy {
+            unknown_instance: table.choice("unknown_instance", default.unknown_instance, &words),
+            sign_on_window_ms: millis(window),
+        },
+        secrets_window: table.duration("secrets_window", of_millis(limits::SECRETS_WINDOW_MS)),
+        key_unused_after: table
+            .duration("key_unused_after", Duration::from_millis(limits::KEY_UNUSED_AFTER_MS)),
+    }
+}
+
+fn log(table: &Table<'_>) -> LevelFilter {
+    let words = [
+        ("off", LevelFilter::OFF),
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    table.choice("level", LevelFilter::INFO, &words)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The key of `--dev`: the one of the vendor's documentation, which nobody may use for anything else.
+pub const DEV_KEY: &str = "isvkey";
+const DEV_KEY_VARIABLE: &str = "DEV_KEY";
+const DEV_CONFIG: &str = r#"
+[[endpoint]]
+name = "dev"
+path = "/spi"
+dialect = "alibaba"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-jdcloud"
+path = "/jdcloud"
+dialect = "jdcloud"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-generic"
+path = "/generic"
+dialect = "generic"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+"#;
+
+/// The database a configuration names, without looking at anything else in it: whoever reads the store
+/// need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read, is not a configuration, or says something wrong about the store.
+pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
+    let text = text_of(path)?;
+    let source = path.display().to_string();
+    let document = reader::document(&text, &source)?;
+    let reader = Reader::new(&text, environment, &[]);
+    let (database, sealing_key) = store(&reader.root(&document).table("store"));
+    let (_, mut mistakes) = reader.finish();
+    mistakes.retain(|mistake| mistake.key.starts_with("store"));
+    if mistakes.is_empty() {
+        return Ok((database, StoreOptions { sealing_key, ..StoreOptions::default() }));
+    }
+    Err(Mistakes { source, mistakes })
+}
+
+#[cfg(test)]
+mod tests;

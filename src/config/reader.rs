@@ -1,0 +1,515 @@
+//! Reads the file key by key, and remembers every mistake.
+//!
+//! Whoever needs a key asks for it here, once, with its default; nothing else has to be told. From what
+//! is asked follows the rest: which variable and which flag come before the file, which keys are unknown
+//! (those nobody asked for), and what the whole configuration is, defaults included.
+//!
+//! The file is walked as a document and not deserialised, because a deserialiser ends at the first
+//! mistake, and an operator at night wants all of them, each with its line.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::Range;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Environment, Flag, Mistake, Mistakes, Origin};
+
+/// Variables that begin like overrides and are something else.
+const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
+
+/// Every key that was asked for, and the value it has, whether given or by default. Secrets are not among
+/// them; where they are read from is.
+pub(super) type Settings = BTreeMap<String, String>;
+
+#[derive(Default)]
+struct Notes {
+    mistakes: Vec<Mistake>,
+    settings: Settings,
+    variables: Vec<String>,
+}
+
+/// One reading of a configuration.
+pub(super) struct Reader<'a> {
+    text: &'a str,
+    environment: &'a dyn Environment,
+    flags: &'a [Flag],
+    notes: RefCell<Notes>,
+}
+
+/// What is given for a key.
+enum Given<'a> {
+    File(&'a Spanned<DeValue<'a>>),
+    /// By a variable or a flag, which have no types.
+    Text(String),
+}
+
+/// Parses a document.
+///
+/// # Errors
+/// Every mistake of syntax. What else is wrong is not looked for: of a file that is not TOML nobody knows
+/// what it means.
+pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, Mistakes> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok(document.into_inner());
+    }
+    let mistakes = errors.iter().map(|error| syntax(text, error)).collect();
+    Err(Mistakes { source: source.to_owned(), mistakes })
+}
+
+/// Where the parser stopped, and why. Its reasons may quote the value: a key somebody wrote there by
+/// mistake must not go on into a log.
+fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
+    let line = error.span().map(|span| line_of(text, &span));
+    let written = line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
+    let name = written.map(|(name, _)| name.trim()).filter(|name| is_plain(name));
+    Mistake {
+        key: name.unwrap_or_default().to_owned(),
+        origin: Origin::File { line },
+        text: format!("this is not TOML: {}", without_values(error.message())),
+    }
+}
+
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+}
+
+/// A reason without what stands in double quotes in it; names stand in backticks.
+fn without_values(reason: &str) -> String {
+    match (reason.find('"'), reason.rfind('"')) {
+        (Some(from), Some(to)) if from < to => {
+            let (head, tail) = (reason.get(..from), reason.get(to + 1..));
+            format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
+        }
+        _ => reason.to_owned(),
+    }
+}
+
+fn line_of(text: &str, span: &Range<usize>) -> usize {
+    text.get(..span.start).unwrap_or(text).matches('\n').count() + 1
+}
+
+/// The name that was probably meant.
+pub(super) fn meant<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    let near = |known: &&str| strsim::osa_distance(name, known);
+    let nearest = known.into_iter().min_by_key(near)?;
+    (near(&nearest) <= 1 + name.chars().count() / 4).then_some(nearest)
+}
+
+/// What to say of a name that is not among the known ones.
+pub(super) fn unknown(what: &str, known: &[&str]) -> String {
+    match meant(what, known.iter().copied()) {
+        Some(meant) => format!("did you mean `{meant}`?"),
+        None => format!("there is {}", known.join(", ")),
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(text: &'a str, environment: &'a dyn Environment, flags: &'a [Flag]) -> Reader<'a> {
+        Reader { text, environment, flags, notes: RefCell::default() }
+    }
+
+    pub(super) fn root(&'a self, document: &'a DeTable<'a>) -> Table<'a> {
+        Table {
+            reader: self,
+            path: String::new(),
+            entries: Some(document),
+            line: None,
+            single: true,
+            asked: RefCell::default(),
+        }
+    }
+
+    pub(super) fn environment(&self) -> &dyn Environment {
+        self.environment
+    }
+
+    fn mistake(&self, key: String, origin: Origin, text: String) {
+        self.notes.borrow_mut().mistakes.push(Mistake { key, origin, text });
+    }
+
+    /// Ends the reading: what was read, and all that was wrong with it, in the order of the file.
+    pub(super) fn finish(self) -> (Settings, Vec<Mistake>) {
+        self.note_unknown_variables();
+        let Notes { mut mistakes, settings, .. } = self.notes.into_inner();
+        mistakes.sort_by_key(|mistake| match mistake.origin {
+            Origin::File { line: Some(line) } => line,
+            _ => usize::MAX,
+        });
+        (settings, mistakes)
+    }
+
+    fn note_unknown_variables(&self) {
+        let known = self.notes.borrow().variables.clone();
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        let mut names = self.environment.names();
+        names.retain(|name| name.starts_with("SPID_") && name.contains("__"));
+        names.retain(|name| !known.contains(&name.as_str()) && !NOT_OVERRIDES.contains(&name.as_str()));
+        names.sort();
+        for name in names {
+            let text = format!("this variable overrides nothing; {}", unknown(&name, &known));
+            self.mistake(String::new(), Origin::Variable(name), text);
+        }
+    }
+}
+
+/// One table of the file, or one that is not there. What nobody asked it for by the time it is dropped is
+/// a mistake.
+pub(super) struct Table<'a> {
+    reader: &'a Reader<'a>,
+    path: String,
+    entries: Option<&'a DeTable<'a>>,
+    line: Option<usize>,
+    /// Whether there can be only one of it: then variables and flags can name its keys.
+    single: bool,
+    asked: RefCell<Vec<&'static str>>,
+}
+
+impl<'a> Table<'a> {
+    /// The whole name of one of its keys.
+    pub(super) fn path(&self, key: &str) -> String {
+        match (self.path.as_str(), key) {
+            (path, "") => path.to_owned(),
+            ("", key) => key.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
+    }
+
+    pub(super) fn reader(&self) -> &'a Reader<'a> {
+        self.reader
+    }
+
+    /// Whether it is written at all.
+    pub(super) fn is_there(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    /// Whether something is written there.
+    pub(super) fn has(&self, key: &'static str) -> bool {
+        self.asked.borrow_mut().push(key);
+        self.entries.is_some_and(|entries| entries.contains_key(key))
+    }
+
+    /// Whether nothing is written there, or a list of nothing.
+    pub(super) fn lacks(&self, key: &'static str) -> bool {
+        let value = self.entries.and_then(|entries| entries.get(key));
+        value.is_none_or(|value| value.as_ref().as_array().is_some_and(|list| list.is_empty()))
+    }
+
+    /// A mistake under one of its keys; under the table itself when the key is empty.
+    pub(super) fn mistake(&self, key: &str, text: impl Into<String>) {
+        let written = self.entries.and_then(|entries| entries.get(key));
+        let line = written.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
+        let mut origin = Origin::File { line };
+        if self.single {
+            origin = self.overridden(key).map_or(origin, |(origin, _)| origin);
+        }
+        self.reader.mistake(self.path(key), origin, text.into());
+    }
+
+    fn note(&self, key: &str, value: &impl Debug) {
+        self.reader.notes.borrow_mut().settings.insert(self.path(key), format!("{value:?}"));
+    }
+
+    fn variable(&self, key: &str) -> String {
+        format!("SPID_{}", self.path(key).replace('.', "__").to_uppercase())
+    }
+
+    /// What comes before the file: a flag, or else a variable.
+    fn overridden(&self, key: &str) -> Option<(Origin, String)> {
+        let path = self.path(key);
+        if let Some(flag) = self.reader.flags.iter().find(|flag| flag.key == path) {
+            return Some((Origin::Flag(flag.name), flag.value.clone()));
+        }
+        let variable = self.variable(key);
+        let value = self.reader.environment.get(&variable)?;
+        Some((Origin::Variable(variable), value))
+    }
+
+    fn given(&self, key: &'static str) -> Option<Given<'a>> {
+        self.asked.borrow_mut().push(key);
+        if self.single && !self.path.is_empty() {
+            self.reader.notes.borrow_mut().variables.push(self.variable(key));
+            if let Some((_, text)) = self.overridden(key) {
+                return Some(Given::Text(text));
+            }
+        }
+        self.entries.and_then(|entries| entries.get(key)).map(Given::File)
+    }
+
+    /// A value of the wrong type is named by its type alone: it may be a key.
+    fn wrong_type(&self, key: &str, value: &DeValue<'_>, wanted: &str) {
+        self.mistake(key, format!("it wants {wanted}, and this is {}", type_of(value)));
+    }
+
+    fn written(&self, key: &'static str) -> Option<String> {
+        match self.given(key)? {
+            Given::Text(text) => Some(text),
+            Given::File(value) => {
+                let text = value.as_ref().as_str().map(str::to_owned);
+                if text.is_none() {
+                    self.wrong_type(key, value.as_ref(), "text in quotes");
+                }
+                text
+            }
+        }
+    }
+
+    /// A text, if there is one.
+    pub(super) fn text(&self, key: &'static str) -> Option<String> {
+        let text = self.written(key);
+        self.note(key, &text);
+        text
+    }
+
+    /// A text that must be there.
+    pub(super) fn required(&self, key: &'static str) -> Option<String> {
+        let text = self.text(key);
+        match &text {
+            None if !self.has(key) => self.mistake(key, "it is missing"),
+            Some(text) if text.is_empty() => self.mistake(key, "it is empty"),
+            _ => {}
+        }
+        text
+    }
+
+    /// A value written as text, if there is one.
+    pub(super) fn optional<T: Debug>(
+        &self,
+        key: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let parsed = self.written(key).map(|text| parse(&text));
+        let value = parsed.and_then(|parsed| parsed.map_err(|wrong| self.mistake(key, wrong)).ok());
+        self.note(key, &value);
+        value
+    }
+
+    /// A value written as text.
+    pub(super) fn value<T: Debug>(
+        &self,
+        key: &'static str,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> T {
+        let value = self.optional(key, parse).unwrap_or(default);
+        self.note(key, &value);
+        value
+    }
+
+    /// One of these words.
+    pub(super) fn choice<T: Debug + Copy>(
+        &self,
+        key: &'static str,
+        default: T,
+        words: &[(&'static str, T)],
+    ) -> T {
+        self.value(key, default, |text| {
+            let found = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+            found.ok_or_else(|| {
+                let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                format!("`{text}` is not one of {}", known.join(", "))
+            })
+        })
+    }
+
+    /// A time span that is not zero.
+    pub(super) fn duration(&self, key: &'static str, default: Duration) -> Duration {
+        self.value(key, default, |text| {
+            span(text).ok_or_else(|| format!("`{text}` is not a time span, like 500ms, 3s, 10m, 24h or 30d"))
+        })
+    }
+
+    /// A list of time spans that are not zero. `fault` says what is wrong with one of them.
+    pub(super) fn durations(
+        &self,
+        key: &'static str,
+        default: &[Duration],
+        fault: impl Fn(Duration) -> Option<String>,
+    ) -> Vec<Duration> {
+        let texts = self.texts(key);
+        let mut spans = Vec::new();
+        for (index, text) in texts.iter().flatten().enumerate() {
+            let wrong = match span(text) {
+                None => Some("is not a time span, like 500ms, 3s, 10m, 24h or 30d".to_owned()),
+                Some(wait) => fault(wait),
+            };
+            match wrong {
+                Some(wrong) => self.mistake(key, format!("number {}, `{text}`, {wrong}", index + 1)),
+                None => spans.extend(span(text)),
+            }
+        }
+        let spans = if texts.is_some() { spans } else { default.to_vec() };
+        self.note(key, &spans);
+        spans
+    }
+
+    /// A number that is not zero.
+    pub(super) fn count(&self, key: &'static str, default: usize) -> usize {
+        let wanted = "a whole number above zero";
+        let number = match self.given(key) {
+            None => Some(default),
+            Some(Given::Text(text)) => text.parse().ok(),
+            Some(Given::File(value)) => whole(value.as_ref()),
+        };
+        let number = number.filter(|number| *number > 0);
+        if number.is_none() {
+            self.mistake(key, format!("it wants {wanted}"));
+        }
+        let number = number.unwrap_or(default);
+        self.note(key, &number);
+        number
+    }
+
+    /// Yes or no; no unless it is said.
+    pub(super) fn flag(&self, key: &'static str) -> bool {
+        let said = match self.given(key) {
+            None => Some(false),
+            Some(Given::Text(text)) => text.parse().ok(),
+            Some(Given::File(value)) => value.as_ref().as_bool(),
+        };
+        if said.is_none() {
+            self.mistake(key, "it wants true or false, without quotes");
+        }
+        self.note(key, &said.unwrap_or(false));
+        said.unwrap_or(false)
+    }
+
+    /// A list of texts; none when there is no list.
+    pub(super) fn texts(&self, key: &'static str) -> Option<Vec<String>> {
+        let wanted = "a list of texts";
+        let texts = match self.given(key) {
+            Some(Given::File(value)) => {
+                let list = value.as_ref().as_array();
+                let text = |value: &Spanned<DeValue<'_>>| value.as_ref().as_str().map(str::to_owned);
+                let texts = list.and_then(|list| list.iter().map(text).collect::<Option<Vec<String>>>());
+                if texts.is_none() {
+                    self.wrong_type(key, value.as_ref(), wanted);
+                }
+                texts
+            }
+            _ => None,
+        };
+        self.note(key, &texts);
+        texts
+    }
+
+    /// A table in this one. One that is not there is empty.
+    pub(super) fn table(&self, key: &'static str) -> Table<'a> {
+        self.asked.borrow_mut().push(key);
+        let value = self.entries.and_then(|entries| entries.get(key));
+        let entries = value.and_then(|value| value.as_ref().as_table());
+        if let (Some(value), None) = (value, entries) {
+            self.wrong_type(key, value.as_ref(), "a table");
+        }
+        let line = value.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
+        let single = self.single;
+        Table { reader: self.reader, path: self.path(key), entries, line, single, asked: RefCell::default() }
+    }
+
+    /// The tables of a list. A table that stands alone is a list of one, where `alone` allows it.
+    pub(super) fn tables(&self, key: &'static str, alone: bool) -> Vec<Table<'a>> {
+        self.asked.borrow_mut().push(key);
+        let Some(value) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
+        let numbered = |index: usize| format!("{}[{index}]", self.path(key));
+        match value.as_ref() {
+            DeValue::Array(list) => {
+                let one = |(index, value)| self.member(numbered(index), value);
+                list.iter().enumerate().filter_map(one).collect()
+            }
+            DeValue::Table(_) if alone => self.member(self.path(key), value).into_iter().collect(),
+            other => {
+                let wanted = if alone { "a table, or a list of tables" } else { "a list of tables" };
+                self.wrong_type(key, other, wanted);
+                Vec::new()
+            }
+        }
+    }
+
+    fn member(&self, path: String, value: &'a Spanned<DeValue<'a>>) -> Option<Table<'a>> {
+        let line = Some(line_of(self.reader.text, &value.span()));
+        let entries = value.as_ref().as_table();
+        if entries.is_none() {
+            let text = format!("it wants a table, and this is {}", type_of(value.as_ref()));
+            self.reader.mistake(path.clone(), Origin::File { line }, text);
+        }
+        let (reader, asked) = (self.reader, RefCell::default());
+        Some(Table { reader, path, entries: Some(entries?), line, single: false, asked })
+    }
+}
+
+impl Drop for Table<'_> {
+    fn drop(&mut self) {
+        let asked = self.asked.borrow();
+        for (name, _) in self.entries.into_iter().flat_map(|entries| entries.iter()) {
+            let (name, span): (&str, _) = (name.as_ref(), name.span());
+            if asked.contains(&name) {
+                continue;
+            }
+            let line = Some(line_of(self.reader.text, &span));
+            let text = format!("there is no such key; {}", unknown(name, &asked));
+            self.reader.mistake(self.path(name), Origin::File { line }, text);
+        }
+    }
+}
+
+fn whole(value: &DeValue<'_>) -> Option<usize> {
+    let number = value.as_integer()?;
+    usize::from_str_radix(&number.as_str().replace('_', ""), number.radix()).ok()
+}
+
+fn type_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "text",
+        DeValue::Integer(_) | DeValue::Float(_) => "a number",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date",
+        DeValue::Array(_) => "a list",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+/// A time span in words; a day has 24 hours.
+fn span(text: &str) -> Option<Duration> {
+    let of_days = |text: &str| {
+        let span = text.parse::<Span>().ok()?;
+        span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
+    };
+    let signed = text.parse::<SignedDuration>().ok().or_else(|| of_days(text))?;
+    Duration::try_from(signed).ok().filter(|span| !span.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_may_be_counted_in_days() {
+        let seconds = |text: &str| span(text).map(|span| span.as_secs());
+        assert_eq!(seconds("3s"), Some(3));
+        assert_eq!(seconds("30d"), Some(30 * 86_400));
+        assert_eq!(seconds("1d 12h"), Some(36 * 3_600));
+        for wrong in ["", "3", "0s", "-3s", "three", "1month"] {
+            assert_eq!(seconds(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_near_miss_is_recognised_and_a_far_one_is_not() {
+        let known = ["listen", "admin_listen", "reply_within"];
+        assert_eq!(meant("lisen", known), Some("listen"));
+        assert_eq!(meant("replywithin", known), Some("reply_within"));
+        assert_eq!(meant("hook", known), None);
+    }
+
+    #[test]
+    fn a_reason_is_told_without_the_value_in_it() {
+        assert_eq!(without_values("expected `]`, found \"a \" b\" there"), "expected `]`, found … there");
+        assert_eq!(without_values("expected `]`"), "expected `]`");
+    }
+}

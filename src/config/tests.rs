@@ -1,0 +1,365 @@
+//! The default file against the defaults, who comes before whom, and how mistakes are told.
+
+use super::*;
+
+const ENDPOINT: &str = r#"
+[[endpoint]]
+name = "a"
+path = "/spi"
+dialect = "alibaba"
+keys = [{ env = "FAKE" }]
+"#;
+const HOOK: &str = "[[hook]]\nname = \"try\"\nlog = {}\n";
+
+fn environment(variables: &[(&str, &str)]) -> HashMap<String, String> {
+    let fake = [("FAKE", "fake-key")];
+    fake.iter().chain(variables).map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn read(text: &str, variables: &[(&str, &str)], flags: &[Flag]) -> Result<Config, Mistakes> {
+    Config::parse(text, "spid.toml", &environment(variables), flags, None)
+}
+
+fn lines(text: &str) -> Vec<String> {
+    lines_with(text, &[])
+}
+
+fn lines_with(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    read(text, variables, &[]).err().map_or_else(Vec::new, |wrong| wrong.lines().collect())
+}
+
+fn complete(text: &str) -> String {
+    format!("{text}{ENDPOINT}{HOOK}")
+}
+
+// The default file.
+
+/// A line without its mark, if it holds a key or the head of a table.
+fn uncommented<'l>(line: &'l str, mark: &str) -> Option<&'l str> {
+    let rest = line.strip_prefix(mark)?;
+    rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[').then_some(rest)
+}
+
+/// The default file: its examples, and its defaults, too, if wanted.
+fn default_file(with_defaults: bool) -> String {
+    let line = |line: &'static str| match (uncommented(line, "##"), uncommented(line, "#")) {
+        (Some(example), _) => example,
+        (None, Some(default)) if with_defaults => default,
+        _ => line,
+    };
+    DEFAULT_FILE.lines().map(|it| line(it).to_owned() + "\n").collect()
+}
+
+/// Reads it where the files it names are.
+fn read_default_file(text: &str) -> Config {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let secret = "whsec_ZmFrZWZha2VmYWtlZmFrZWZha2VmYWtl";
+    for (name, content) in [
+        ("isv-key", "fake-key-of-a-test"),
+        ("old", "fake-old-key"),
+        ("hook-secret", secret),
+        ("admin-token", "fake-admin-token-of-a-test"),
+    ] {
+        std::fs::write(at(name), content).unwrap();
+    }
+    let authority = rcgen::generate_simple_self_signed(["authority.example".to_owned()]).unwrap();
+    std::fs::write(at("ca.pem"), authority.cert.pem()).unwrap();
+    let text = text
+        .replace("/etc/spid/", &format!("{}/", folder.path().display()))
+        .replace("/opt/app/provision", "/bin/sh")
+        .replace("\"/opt/app\"", "\"/\"");
+    let credentials = folder.path().display().to_string();
+    let variables = [("ISV_KEY", "fake-other-key"), ("CREDENTIALS_DIRECTORY", credentials.as_str())];
+    let mut config = read(&text, &variables, &[]).unwrap_or_else(|wrong| panic!("{wrong}"));
+    for value in config.settings.values_mut() {
+        *value = value.replace(&credentials, "");
+    }
+    config
+}
+
+#[test]
+fn taking_away_the_marks_of_the_defaults_changes_nothing() {
+    let examples = read_default_file(&default_file(false));
+    let all = read_default_file(&default_file(true));
+    assert_ne!(default_file(false), default_file(true));
+    assert_eq!(examples.settings, all.settings);
+    assert_eq!(read(&complete(""), &[], &[]).unwrap().listen, all.listen);
+}
+
+#[test]
+fn every_key_there_is_stands_in_the_default_file_once() {
+    let known: Vec<String> = read_default_file(&default_file(true)).settings.into_keys().collect();
+    let text = default_file(true);
+    for key in known {
+        let leaf = key.rsplit('.').next().unwrap();
+        // What an array of inline tables holds stands inside a line.
+        let written =
+            |line: &&str| line.starts_with(&format!("{leaf} = ")) || line.contains(&format!("{{ {leaf} = "));
+        assert!(
+            text.lines().any(|line| written(&line)) || leaf == "label",
+            "{key} is not in the default file"
+        );
+    }
+    let mut table = String::new();
+    let mut seen: Vec<String> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
+        if line.starts_with('[') {
+            table = line.to_owned();
+        } else if line.split(" = ").next() != Some("name") {
+            seen.push(format!("{table} {}", line.split(" = ").next().unwrap()));
+        }
+    }
+    let count = seen.len();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), count, "a key stands there twice");
+}
+
+#[test]
+fn the_default_file_states_the_limits() {
+    let all = read_default_file(&default_file(true));
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    assert_eq!(millis(all.intake.reply_within), limits::REPLY_WITHIN_MS);
+    assert_eq!(all.intake.policy.sign_on_window_ms, limits::DATED_WINDOW_MS);
+    assert_eq!(all.store.secrets_window_ms, limits::SECRETS_WINDOW_MS);
+    assert_eq!(millis(all.key_unused_after), limits::KEY_UNUSED_AFTER_MS);
+    for hook in ["hook[0].exec", "hook[1].http"] {
+        let timeout = format!("{:?}", Duration::from_millis(limits::HOOK_TIMEOUT_MS));
+        assert_eq!(all.settings[&format!("{hook}.timeout")], timeout);
+        let retry = format!("{:?}", limits::RETRY_SCHEDULE_S.map(Duration::from_secs));
+        assert_eq!(all.settings[&format!("{hook}.retry")], retry);
+        let concurrency = limits::HOOK_CONCURRENCY_COUNT.to_string();
+        assert_eq!(all.settings[&format!("{hook}.concurrency")], concurrency);
+    }
+}
+
+#[test]
+fn a_key_that_needs_a_restart_is_a_key() {
+    let all = read_default_file(&default_file(true));
+    for key in NEEDS_RESTART {
+        assert!(all.settings.contains_key(key), "{key}");
+    }
+}
+
+// Who comes before whom.
+
+#[test]
+fn a_flag_comes_before_a_variable_before_the_file_before_the_default() {
+    let port = |text: &str, variable: Option<&str>, flag: Option<&str>| {
+        let variables: Vec<(&str, &str)> =
+            variable.iter().map(|value| ("SPID_SERVER__LISTEN", *value)).collect();
+        let flag = flag.map(|value| Flag { name: "--listen", key: "server.listen", value: value.to_owned() });
+        let flags: Vec<Flag> = flag.into_iter().collect();
+        read(&complete(text), &variables, &flags).unwrap().listen.port()
+    };
+    let file = "[server]\nlisten = \"127.0.0.1:1\"\n";
+    let (variable, flag) = (Some("127.0.0.1:2"), Some("127.0.0.1:3"));
+    assert_eq!(port("", None, None), 8080);
+    assert_eq!(port(file, None, None), 1);
+    assert_eq!(port(file, variable, None), 2);
+    assert_eq!(port("", variable, None), 2);
+    assert_eq!(port(file, variable, flag), 3);
+    assert_eq!(port(file, None, flag), 3);
+}
+
+#[test]
+fn every_key_of_the_plain_tables_has_its_variable() {
+    let all = read_default_file(&default_file(true));
+    for key in all.settings.keys().filter(|key| !key.contains('[')) {
+        let variable = format!("SPID_{}", key.replace('.', "__").to_uppercase());
+        let wrong = read(&complete(""), &[(&variable, "")], &[]).err();
+        let wrong = wrong.unwrap_or_else(|| panic!("{variable} was not read"));
+        assert_eq!(wrong.mistakes.len(), 1, "{wrong}");
+        assert_eq!((&wrong.mistakes[0].key, &wrong.mistakes[0].origin), (key, &Origin::Variable(variable)));
+    }
+}
+
+#[test]
+fn a_mistake_is_told_of_the_place_that_counts() {
+    let file = complete("[server]\nlisten = \"x\"\n");
+    let variables = [("SPID_SERVER__LISTEN", "y")];
+    let flags = [Flag { name: "--listen", key: "server.listen", value: "z".to_owned() }];
+    assert!(lines(&file)[0].starts_with("spid.toml:2: `server.listen`: `x` is not"));
+    assert!(lines_with(&file, &variables)[0].starts_with("SPID_SERVER__LISTEN: `server.listen`: `y` is not"));
+    let by_flag = read(&file, &variables, &flags).err().unwrap();
+    assert!(by_flag.to_string().starts_with("--listen: `server.listen`: `z` is not"));
+}
+
+#[test]
+fn a_variable_that_overrides_nothing_is_a_mistake() {
+    let wrong =
+        lines_with(&complete(""), &[("SPID_SERVER__LISTE", "x"), ("SPID_LOG", "x"), ("SPID_HOOK_KEY", "x")]);
+    assert_eq!(
+        wrong,
+        ["SPID_SERVER__LISTE: this variable overrides nothing; did you mean `SPID_SERVER__LISTEN`?"]
+    );
+}
+
+// Mistakes.
+
+#[test]
+fn every_mistake_is_told_at_once_with_its_line_and_key() {
+    let text = r#"[server]
+listen = 8080
+lisen = "127.0.0.1:8080"
+reply_within = "soon"
+[polcy]
+[policy]
+unknown_instance = "adpot"
+key_unused_after = true
+[[endpoint]]
+name = "a"
+path = "spi"
+dialect = "alibab"
+keys = [{ file = "no-such-file" }, 7]
+timezone = "Asia/Shanghi"
+[[endpoint]]
+name = "a"
+path = "/spi"
+dialect = "generic"
+keys = [{ env = "FAKE", label = "x" }, { env = "FAKE", label = "x" }]
+[[hook]]
+name = "h"
+exec = { command = "true", timeout = "10 parsecs", concurrency = 0 }
+[[route]]
+hook = "g"
+endpoint = "b"
+"#;
+    let told = lines(text);
+    let expected = [
+        ("spid.toml:2: `server.listen`: ", "text in quotes"),
+        ("spid.toml:3: `server.lisen`: ", "did you mean `listen`?"),
+        ("spid.toml:4: `server.reply_within`: ", "is not a time span"),
+        ("spid.toml:5: `polcy`: ", "did you mean `policy`?"),
+        ("spid.toml:7: `policy.unknown_instance`: ", "refuse, succeed, adopt"),
+        ("spid.toml:8: `policy.key_unused_after`: ", "text in quotes, and this is true or false"),
+        ("spid.toml:11: `endpoint[0].path`: ", "begins with `/`"),
+        ("spid.toml:12: `endpoint[0].dialect`: ", "did you mean `alibaba`?"),
+        ("spid.toml:13: `endpoint[0].keys[0].file`: ", "cannot be read"),
+        ("spid.toml:13: `endpoint[0].keys[1]`: ", "a table, and this is a number"),
+        ("spid.toml:14: `endpoint[0].timezone`: ", "is not a time zone"),
+        ("spid.toml:16: `endpoint[1].name`: ", "an earlier endpoint"),
+        ("spid.toml:19: `endpoint[1].keys[1].label`: ", "an earlier key"),
+        ("spid.toml:22: `hook[0].exec.command`: ", "a list of texts"),
+        ("spid.toml:22: `hook[0].exec.timeout`: ", "is not a time span"),
+        ("spid.toml:22: `hook[0].exec.concurrency`: ", "above zero"),
+        ("spid.toml:24: `route[0].hook`: ", "there is no hook `g`"),
+        ("spid.toml:25: `route[0].endpoint`: ", "there is no endpoint `b`"),
+    ];
+    for (place, text) in expected {
+        let found = told.iter().find(|line| line.starts_with(place));
+        assert!(found.is_some_and(|line| line.contains(text)), "{place} … {text}\n{}", told.join("\n"));
+    }
+    assert_eq!(told.len(), expected.len(), "{}", told.join("\n"));
+    let numbers = told.iter().map(|line| line.split(':').nth(1).unwrap().parse::<usize>().unwrap());
+    assert!(numbers.is_sorted(), "in the order of the file\n{}", told.join("\n"));
+}
+
+#[test]
+fn every_mistake_of_syntax_is_told_at_once() {
+    let told = lines("[server\n[store]\npath = spid.db\npath = \"b\"\n[policy]\nwindow = \n");
+    for number in [1, 3, 4, 6] {
+        let place = format!("spid.toml:{number}: ");
+        assert!(told.iter().any(|line| line.starts_with(&place)), "{place}\n{}", told.join("\n"));
+    }
+}
+
+#[test]
+fn a_table_that_is_none_and_a_list_that_is_none_are_told() {
+    let told = lines("server = 1\nendpoint = 2\nroute = [3]\n[hook]\nname = \"x\"\n");
+    for place in ["1: `server`: ", "2: `endpoint`: ", "3: `route[0]`: ", "4: `hook`: "] {
+        assert!(told.iter().any(|line| line.starts_with(&format!("spid.toml:{place}"))), "{place}\n{told:?}");
+    }
+    assert!(!told.iter().any(|line| line.contains("there is none")), "one mistake is told once: {told:?}");
+}
+
+#[test]
+fn what_may_be_a_key_is_not_repeated() {
+    for text in [
+        "keys = [\"fake-canary\"]",
+        "keys = \"fake-canary\"",
+        "keys = [{ file = [\"fake-canary\"] }]",
+        "keys = [{ value = \"fake-canary\" }]",
+        "keys = [{ file = \"fake-canary }]",
+        "keys = [{ file = fake-canary }]",
+        "key = \"fake-canary\"",
+    ] {
+        let text =
+            format!("[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\n{text}\n{HOOK}");
+        let told = lines(&text);
+        assert!(!told.is_empty() && told.iter().all(|line| !line.contains("canary")), "{told:?}");
+    }
+}
+
+#[test]
+fn the_public_url_is_one_a_browser_can_open() {
+    let keys = |url: &str| {
+        let text = format!("{ENDPOINT}public_url = \"{url}\"\n{HOOK}");
+        let wrong = read(&text, &[], &[]).err();
+        wrong.map_or_else(Vec::new, |wrong| wrong.mistakes.into_iter().map(|it| it.key).collect())
+    };
+    assert!(keys("https://spi.example/spi").is_empty());
+    for wrong in ["spi.example", "/spi", "ftp://spi.example", "https://"] {
+        assert_eq!(keys(wrong), ["endpoint[0].public_url"], "{wrong}");
+    }
+}
+
+// Changes.
+
+#[test]
+fn what_has_changed_is_named_and_a_key_s_content_counts() {
+    let read = |text: &str, key: &str| read(&complete(text), &[("FAKE", key)], &[]);
+    let before = read("", "fake-key").unwrap();
+    assert!(before.changes(&read("# a remark\n", "fake-key").unwrap()).is_empty());
+    assert!(before.changes(&read("[server]\nreply_within = \"3000ms\"\n", "fake-key").unwrap()).is_empty());
+    let after = read("[store]\npath = \"b.db\"\n[log]\nlevel = \"debug\"\n", "fake-other-key").unwrap();
+    assert_eq!(before.changes(&after), ["endpoint[0].keys", "log.level", "store.path"]);
+}
+
+// Hooks.
+
+fn hook(table: &str) -> Vec<String> {
+    lines(&format!("{ENDPOINT}[[hook]]\nname = \"do\"\n{table}\n"))
+}
+
+#[test]
+fn a_hook_has_a_retry_list_of_its_own() {
+    let text = |waits: &str| {
+        format!("{ENDPOINT}[[hook]]\nname = \"do\"\nexec = {{ command = [\"sh\"], retry = {waits} }}\n")
+    };
+    let config = read(&text(r#"["5s", "1m 30s", "24h"]"#), &[], &[]).unwrap();
+    let retry = config.runner.hooks().next().unwrap().retry.clone();
+    assert_eq!(retry, Some(crate::job::Schedule::from_millis(vec![5_000, 90_000, 86_400_000])));
+    let many = format!("[{}]", ["\"5s\""; limits::RETRY_LIST_MAX_COUNT + 1].join(", "));
+    for waits in
+        ["[]", many.as_str(), r#"["5s", "soon"]"#, r#"["999ms"]"#, r#"["25h"]"#, r#"["-5s"]"#, r#""5s""#]
+    {
+        let wrong = lines(&text(waits));
+        assert_eq!(wrong.len(), 1, "{waits}: {wrong:?}");
+        assert!(wrong[0].starts_with("spid.toml:9: `hook[0].exec.retry`: "), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_working_folder_must_be_there() {
+    let folder = |path: &str| hook(&format!("exec = {{ command = [\"sh\"], working_dir = \"{path}\" }}"));
+    assert!(folder("/").is_empty());
+    for wrong in ["/no/such/folder", "/etc/passwd"] {
+        assert!(folder(wrong)[0].starts_with("spid.toml:9: `hook[0].exec.working_dir`: "), "{wrong}");
+    }
+}
+
+// The admin listener.
+
+#[test]
+fn the_admin_listener_leaves_this_machine_only_with_a_token() {
+    let server = |lines: &str| {
+        lines_with(&complete(&format!("[server]\n{lines}\n")), &[("TOKEN", "fake-admin-token")])
+    };
+    assert!(server("admin_listen = \"127.0.0.1:8081\"").is_empty());
+    assert!(server("admin_listen = \"0.0.0.0:8081\"")[0].contains("is not a loopback address"));
+    assert!(server("admin_listen = \"0.0.0.0:8081\"\nadmin_token = { env = \"TOKEN\" }").is_empty());
+    let short = server("admin_token = { env = \"FAKE\" }");
+    assert!(short[0].contains("`server.admin_token.env`: it is shorter than 16 bytes"), "{short:?}");
+}

@@ -1,0 +1,245 @@
+//! The configuration as an operator meets it: several endpoints, `check-config`, and what is printed of
+//! the definitions.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
+#[path = "common/daemon.rs"]
+mod common;
+
+use std::net::TcpListener;
+
+use common::{Daemon, Home, KEY, create, exchange, get_text};
+use serde_json::json;
+
+const LOG_HOOK: &str = "[[hook]]\nname = \"try\"\nlog = {}\n";
+
+fn endpoint(name: &str, path: &str, dialect: &str, more: &str) -> String {
+    format!(
+        "[[endpoint]]\nname = \"{name}\"\npath = \"{path}\"\ndialect = \"{dialect}\"\nkeys = [{{ file = \"{name}.key\" }}]\n{more}\n"
+    )
+}
+
+/// A home with these endpoints, each with a key of its own.
+fn home_with(endpoints: &[(&str, &str, &str, &str)], more: &str) -> Home {
+    let home = Home::empty();
+    let mut text = "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"5s\"\n".to_owned();
+    for (name, path, dialect, account) in endpoints {
+        std::fs::write(home.path(&format!("{name}.key")), format!("fake-key-of-{name}\n")).unwrap();
+        text.push_str(&endpoint(name, path, dialect, account));
+    }
+    home.configure(&format!("{text}{LOG_HOOK}{more}"));
+    home
+}
+
+/// Sends an order for `order` to `path`, signed with the key of `endpoint`.
+fn order(daemon: &Daemon, path: &str, endpoint: &str, order: &str) -> common::Answer {
+    let request = create(order);
+    let token = request.token_with(&format!("fake-key-of-{endpoint}"));
+    let query = format!("{}&token={token}", request.encoded());
+    exchange(daemon.address, &get_text(path, &query)).unwrap()
+}
+
+// Several endpoints.
+
+#[test]
+fn every_endpoint_has_its_path_its_key_and_its_account() {
+    let shared = "account = \"cn\"";
+    let home = home_with(
+        &[
+            ("cn", "/cn", "alibaba", ""),
+            ("intl", "/intl", "alibaba", ""),
+            ("cn-b", "/cn/b", "alibaba", shared),
+        ],
+        "",
+    );
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "/cn", "cn", "ob-1").id(), "ob-1");
+    assert_eq!(order(&daemon, "/intl", "intl", "ob-1").id(), "ob-1", "the same number of another seller");
+    for (path, key) in [("/cn", "intl"), ("/intl", "cn"), ("/cn/b", "cn"), ("/cn", "cn-b")] {
+        assert_eq!(order(&daemon, path, key, "ob-2").status, 403, "{path} with the key of {key}");
+    }
+    assert_eq!(order(&daemon, "/cn/b", "cn-b", "ob-1").id(), "ob-1", "the same order through another door");
+    let mut instances: Vec<_> = home
+        .list(&["instances", "list"])
+        .into_iter()
+        .map(|row| json!([row["account"], row["endpoint"], row["id"]]).to_string())
+        .collect();
+    instances.sort();
+    assert_eq!(instances, [r#"["cn","cn","ob-1"]"#, r#"["intl","intl","ob-1"]"#]);
+}
+
+#[test]
+fn two_dialects_are_spoken_side_by_side() {
+    let home = home_with(&[("ali", "/ali", "alibaba", ""), ("jd", "/jd", "jdcloud", "")], "");
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "/ali", "ali", "ob-1").id(), "ob-1");
+    let url = format!("http://{}/jd", daemon.address);
+    let expiry = "expiredOn=2030-01-01 00:00:00";
+    let parameters =
+        ["jdPin=buyer", "orderBizId=ob-2", "orderId=o-2", "serviceCode=s", "skuId=basic", expiry];
+    let sign = ["sign", "--dialect", "jdcloud", "--key-file", "jd.key", "--url", &url, "createInstance"];
+    let signed = home.run(&[&sign[..], &parameters].concat());
+    assert_eq!(signed.code, 0, "{}", signed.stderr);
+    let query = signed.stdout.trim_end().split_once('?').unwrap().1;
+    assert_eq!(exchange(daemon.address, &get_text("/jd", query)).unwrap().id(), "ob-2");
+    assert_ne!(exchange(daemon.address, &get_text("/ali", query)).unwrap().status, 200);
+    let row = home.json(&["instances", "show", "ob-2"]);
+    assert_eq!((&row["account"], &row["endpoint"]), (&json!("jd"), &json!("jd")));
+}
+
+#[test]
+fn a_route_leads_an_endpoint_to_a_hook_of_its_own() {
+    let refusing = "[[hook]]\nname = \"no\"\nexec = { command = [\"sh\", \"-c\", \"echo '{\\\"refuse\\\": \\\"not here\\\"}'; exit 65\"] }\n[[route]]\nendpoint = \"b\"\nhook = \"no\"\n";
+    let home = home_with(&[("a", "/a", "alibaba", ""), ("b", "/b", "alibaba", "")], refusing);
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "/a", "a", "ob-1").id(), "ob-1");
+    assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "0");
+}
+
+// check-config.
+
+#[test]
+fn check_config_looks_at_everything_and_tells_everything() {
+    let home = Home::empty();
+    std::fs::write(home.path("text.db"), "this is no database, whatever it is called").unwrap();
+    std::fs::write(home.path("short.key"), "0123").unwrap();
+    std::fs::write(home.path("not-executable"), "").unwrap();
+    home.configure(
+        r#"
+[store]
+path = "text.db"
+sealing_key = "short.key"
+[[endpoint]]
+name = "a"
+path = "/spi"
+dialect = "alibaba"
+keys = [{ credential = "isv-key" }]
+[[hook]]
+name = "provision"
+exec = { command = ["./not-executable"] }
+[[hook]]
+name = "call"
+http = { url = "http://203.0.113.1/", secret = { env = "FAKE_UNSET" } }
+[[route]]
+hook = "provisoin"
+"#,
+    );
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!((ran.code, ran.stdout.as_str()), (78, ""), "{}", ran.stderr);
+    for (place, text) in [
+        ("spid.toml:9: `endpoint[0].keys[0].credential`", "CREDENTIALS_DIRECTORY"),
+        ("spid.toml:12: `hook[0].exec.command`", "is not an executable file"),
+        ("spid.toml:15: `hook[1].http.secret.env`", "FAKE_UNSET"),
+        ("spid.toml:17: `route[0].hook`", "did you mean `provision`?"),
+        ("spid.toml:3: `store.path`", "database"),
+        ("spid.toml:4: `store.sealing_key`", "64 hex digits"),
+    ] {
+        let line = ran.stderr.lines().find(|line| line.contains(place));
+        assert!(line.is_some_and(|line| line.contains(text)), "{place} … {text}\n{}", ran.stderr);
+    }
+    assert!(ran.stderr.contains("the configuration has 6 mistakes"), "{}", ran.stderr);
+}
+
+#[test]
+fn check_config_binds_and_makes_nothing() {
+    let home = Home::with_log_hook();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("127.0.0.1:0", &taken.local_addr().unwrap().to_string()));
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stderr);
+    assert!(ran.stdout.contains("spid.toml: ok") && ran.stdout.contains("keys: current"), "{}", ran.stdout);
+    assert_eq!(home.database_files(), []);
+    home.configure(&text.replace("spid.db", "no-such-folder/spid.db"));
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!(ran.code, 78);
+    assert!(ran.stderr.contains("`store.path`") && ran.stderr.contains("no-such-folder"), "{}", ran.stderr);
+}
+
+#[test]
+fn check_config_is_content_beside_a_daemon_and_says_when_the_sealing_key_is_gone() {
+    let home = Home::with_hook(
+        r#"printf '{"instance_id":"i-1","app":{"front_end_url":"https://a.example","admin_url":"https://a.example","username":"u","password":"fake"}}'"#,
+    );
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "i-1");
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stderr);
+    daemon.stop();
+    std::fs::remove_file(home.path("spid.db.key")).unwrap();
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.stderr.starts_with("warning: the sealing key"), "{}", ran.stderr);
+}
+
+#[test]
+fn whoever_reads_the_store_need_not_be_able_to_read_the_keys() {
+    let home = Home::with_log_hook();
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    std::fs::remove_file(home.path("isv-key")).unwrap();
+    let ran = home.run(&["instances", "list", "--config", "spid.toml"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(ran.stdout.contains("ob-1"));
+}
+
+#[test]
+fn a_key_is_read_from_a_variable_and_from_a_credential() {
+    let home = Home::with_log_hook();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let folder = home.path("").display().to_string();
+    let file = format!("{{ file = \"{folder}/isv-key\" }}");
+    for (key, variable, value) in [
+        ("{ env = \"FAKE_KEY\" }", "FAKE_KEY", KEY),
+        ("{ credential = \"isv-key\", label = \"systemd\" }", "CREDENTIALS_DIRECTORY", folder.as_str()),
+    ] {
+        home.configure(&text.replace(&file, key));
+        let daemon = home.start_in(&[(variable, value)]);
+        assert_eq!(daemon.deliver(&create(variable)).id(), variable);
+        daemon.stop();
+    }
+    assert!(home.look(&["callbacks", "show", "2"]).contains("signed with key `systemd`"));
+}
+
+#[test]
+fn a_variable_comes_before_the_file() {
+    let home = Home::with_log_hook();
+    let daemon = home.start_in(&[("SPID_STORE__PATH", "elsewhere.db")]);
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    assert!(home.path("elsewhere.db").exists() && !home.path("spid.db").exists());
+}
+
+// What is made of the definitions.
+
+#[test]
+fn the_default_configuration_is_printed_as_it_is() {
+    let home = Home::empty();
+    let ran = home.run(&["config", "default"]);
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/config/default.toml");
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    assert_eq!(ran.stdout, std::fs::read_to_string(file).unwrap());
+}
+
+#[test]
+fn completions_and_manual_pages_know_every_command() {
+    let home = Home::empty();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let ran = home.run(&["completions", shell]);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{shell}");
+        assert!(ran.stdout.contains("check-config"), "{shell}");
+    }
+    assert_eq!(home.run(&["completions", "csh"]).code, 64);
+    let page = home.run(&["man"]);
+    assert_eq!(page.code, 0);
+    assert!(page.stdout.contains(".TH spid 1") && page.stdout.contains("check\\-config"), "{}", page.stdout);
+    assert_eq!(home.run(&["man", "--dir", "man"]).code, 0);
+    for name in ["spid.1", "spid-serve.1", "spid-jobs-retry.1", "spid-config-default.1"] {
+        assert!(home.path("man").join(name).exists(), "{name}");
+    }
+}
