@@ -67,6 +67,14 @@ impl Clock {
     }
 }
 
+/// Microseconds on the clock that never jumps, which systemd tells one reload from the next by. It says nothing
+/// of the time of day.
+pub fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
+    u64::try_from(micros).unwrap_or(0)
+}
+
 /// The instant `millis` after the epoch, clamped to what can be represented.
 pub fn from_millis(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })

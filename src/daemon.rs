@@ -14,20 +14,23 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+mod liveness;
+
 use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::clock::Clock;
 use crate::dispatch::{self, Dialects, Dispatch, DispatchOptions};
-use crate::front::{Doors, Front};
+use crate::front::{Doors, Front, Guard};
 use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
-use crate::http::{self, Drained, Handler, ServerOptions};
+use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::refusals::Refusals;
 use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
+use liveness::Liveness;
 
 /// What a daemon is made of.
 pub struct DaemonOptions {
@@ -45,10 +48,14 @@ pub struct DaemonOptions {
     pub dispatch: DispatchOptions,
     /// After how long without a signature a previous key is named as one that can go.
     pub key_unused_after: Duration,
-    /// How much a peer may.
+    /// How much a peer may, at either listener.
     pub server: ServerOptions,
     /// What is chosen about the admin listener.
     pub admin: AdminOptions,
+    /// The certificate the marketplace is shown; without one, plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// Who may call.
+    pub guard: Guard,
     /// The time.
     pub clock: Clock,
 }
@@ -61,6 +68,10 @@ pub struct Changes {
     pub runner: Runner,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
+    /// Who may call.
+    pub guard: Guard,
+    /// The certificate the marketplace is shown from the next handshake on, if the daemon shows one.
+    pub tls: Option<ServerTls>,
     /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
     pub secrets_window_ms: i64,
     /// After how long without a signature a previous key is named as one that can go.
@@ -84,6 +95,8 @@ impl DaemonOptions {
             key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
             server: ServerOptions::default(),
             admin: AdminOptions::default(),
+            tls: None,
+            guard: Guard::default(),
             clock: Clock::System,
         }
     }
@@ -111,6 +124,7 @@ pub struct Daemon {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
     store: Store,
+    liveness: Liveness,
     metrics: Metrics,
     closed: Closed,
     stop_front: watch::Sender<bool>,
@@ -119,6 +133,7 @@ pub struct Daemon {
     dialects: watch::Sender<Arc<Dialects>>,
     runner: watch::Sender<Runner>,
     watched: watch::Sender<Watched>,
+    tls: Option<ServerTls>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     dispatch: JoinHandle<usize>,
@@ -192,6 +207,7 @@ impl Daemon {
         let dispatch =
             Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runners, options.dispatch)
                 .speaking(spoken);
+        let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;
@@ -206,10 +222,11 @@ impl Daemon {
             options.intake,
         );
         let endpoints = options.endpoints.into_iter().collect();
-        let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake }));
+        let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake, guard: options.guard }));
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(behind, metrics.clone());
-        let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
+        let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
+        let front = serve(listener, spi, front, &stop_front, part("listener"));
         let parts = AdminParts {
             store: store.clone(),
             database,
@@ -224,6 +241,7 @@ impl Daemon {
             address,
             admin_address,
             store,
+            liveness,
             metrics,
             closed,
             stop_front,
@@ -232,6 +250,7 @@ impl Daemon {
             dialects,
             runner,
             watched,
+            tls: options.tls,
             front,
             admin,
             dispatch,
@@ -242,7 +261,7 @@ impl Daemon {
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
     /// that runs, end with what they began with.
     pub fn change(&self, changes: Changes) {
-        let Changes { endpoints, runner, intake, secrets_window_ms, key_unused_after } = changes;
+        let Changes { endpoints, runner, intake, guard, tls, secrets_window_ms, key_unused_after } = changes;
         self.watched.send_replace(watched(&endpoints, key_unused_after));
         self.store.repeat_secrets_for(secrets_window_ms);
         // The hooks first: nothing may come through a new endpoint and go to an old hook.
@@ -252,7 +271,11 @@ impl Daemon {
         self.dialects.send_replace(dialects(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
-        self.doors.send_replace(Arc::new(Doors { endpoints: endpoints.into_iter().collect(), intake }));
+        let endpoints = endpoints.into_iter().collect();
+        self.doors.send_replace(Arc::new(Doors { endpoints, intake, guard }));
+        if let (Some(shown), Some(new)) = (&self.tls, &tls) {
+            shown.show(new);
+        }
     }
 
     /// Waits until a part of the daemon has ended that was to run until the stop, and says which. It means
@@ -262,6 +285,15 @@ impl Daemon {
         let mut ended = self.ended.clone();
         let part = ended.wait_for(Option::is_some).await.ok().and_then(|part| *part);
         part.unwrap_or("daemon")
+    }
+
+    /// Whether the writer answers and the dispatcher goes round, within [`limits::ALIVE_WITHIN_MS`]: what a
+    /// watchdog is to be fed for.
+    ///
+    /// # Errors
+    /// The name of the part that does not.
+    pub async fn alive(&self) -> Result<(), &'static str> {
+        self.liveness.check().await
     }
 
     /// Where the marketplace calls.
@@ -299,7 +331,7 @@ impl Daemon {
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
         // The writer ends with the last handle on the store: the doors have one, and the key watch.
-        drop((self.store, self.doors, self.watched));
+        drop((self.store, self.liveness, self.doors, self.watched));
         let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
         if !closed {
             tracing::warn!("the database was not closed in time");
@@ -471,6 +503,28 @@ mod tests {
         let daemon = a_daemon().await;
         daemon.front.abort();
         assert_eq!(daemon.ended().await, "listener");
+        daemon.stop().await;
+    }
+
+    /// The loop goes round though its one place is taken by a hook that does not end.
+    #[tokio::test]
+    async fn a_dispatcher_is_alive_as_long_as_it_turns() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
+        let mut options = DaemonOptions::new(None, Vec::new(), runner);
+        options.dispatch.poll = Duration::from_millis(5);
+        let mut daemon = Daemon::start(listener, None, options).await.unwrap();
+        let _taken = daemon.store.places().clone().acquire_many_owned(64).await.unwrap();
+        daemon.liveness.within = Duration::from_secs(30);
+        let before = *daemon.liveness.turned.borrow();
+        daemon.liveness.turned.wait_for(|turned| *turned > before).await.unwrap();
+        assert_eq!(daemon.alive().await, Ok(()));
+        daemon.dispatch.abort();
+        daemon.ended().await;
+        daemon.liveness.within = Duration::from_secs(1);
+        while daemon.alive().await != Err("dispatcher") {
+            tokio::task::yield_now().await;
+        }
         daemon.stop().await;
     }
 

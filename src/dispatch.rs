@@ -106,6 +106,8 @@ pub struct Dispatch {
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
     dialects: watch::Receiver<Arc<Dialects>>,
+    /// When the loop last went round.
+    turned: watch::Sender<Instant>,
 }
 
 /// How the marketplace behind each endpoint speaks, by the endpoint's name.
@@ -124,12 +126,20 @@ impl Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
         announce(&metrics, &runner.borrow());
         let (_, dialects) = watch::channel(Arc::default());
-        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, dialects }
+        let (turned, _) = watch::channel(Instant::now());
+        let held = Held::default();
+        Dispatch { store, clock, metrics, runner, options, held, room, dialects, turned }
     }
 
     /// The same, with what a marketplace alone can say about its buyers.
     pub fn speaking(self, dialects: watch::Receiver<Arc<Dialects>>) -> Dispatch {
         Dispatch { dialects, ..self }
+    }
+
+    /// When the loop last went round. It does so at least once in each [poll](DispatchOptions::poll), as long
+    /// as the store answers: whoever watches this knows that it is not stuck.
+    pub fn turned(&self) -> watch::Receiver<Instant> {
+        self.turned.subscribe()
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -159,6 +169,7 @@ impl Dispatch {
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
         loop {
+            self.turned.send_replace(Instant::now());
             if look && self.store.places().available_permits() > 0 && self.room.available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
@@ -175,6 +186,8 @@ impl Dispatch {
                 // There is something to take and no place for it: the first that is given back will do.
                 Some(()) = self.free(), if look => {}
                 Some(_) = running.join_next(), if !running.is_empty() => {}
+                // To be seen turning, though all places are taken for long.
+                () = sleep(self.options.poll) => {}
             }
         }
     }

@@ -2,16 +2,44 @@
 //!
 //! What is behind the paths may change while requests are answered: the whole of it at once, between one
 //! request and the next. A request ends with what it began with.
+//!
+//! Before the signature is looked at there are two cheap questions: does the endpoint take calls from this
+//! [source], and were there too many forgeries lately ([rate]). Neither answer depends on anything but
+//! addresses, and a request that neither turns away is checked as ever: an address is no proof.
+//!
+//! [source]: Network
+//! [rate]: RateOptions
+
+mod rate;
+mod source;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::callback::Action;
+use crate::dialect::Refusal;
 use crate::http::{Handler, Request, Response, TurnedAway};
 use crate::intake::{Endpoint, Intake};
 use crate::metrics::{Metric, Metrics};
+pub use rate::{NotARate, Rate, RateOptions};
+use rate::{Rates, TooMany};
+pub use source::{Network, NotANetwork, Proxies, ProxyHeader};
+
+/// Who may call. Without a word: everybody, and the peer is the client.
+#[derive(Debug, Clone, Default)]
+pub struct Guard {
+    /// The proxies before us.
+    pub proxies: Proxies,
+    /// The networks an endpoint takes calls from, by its name; without an entry, from anywhere. A sign-on comes
+    /// from the browser of a buyer, who may be anywhere: it is never asked for its source.
+    pub allow: HashMap<Arc<str>, Vec<Network>>,
+    /// How many forgeries are looked at.
+    pub rate: RateOptions,
+}
 
 /// What a request that led nowhere is counted under.
 const UNKNOWN_PATH: &str = "unknown-path";
@@ -22,6 +50,8 @@ pub struct Doors {
     pub endpoints: HashMap<String, Endpoint>,
     /// The intake behind them.
     pub intake: Intake,
+    /// Who may call.
+    pub guard: Guard,
 }
 
 /// The listener's handler. Clones share the doors.
@@ -29,6 +59,7 @@ pub struct Doors {
 pub struct Front {
     doors: watch::Receiver<Arc<Doors>>,
     metrics: Metrics,
+    rates: Rates,
 }
 
 impl Front {
@@ -39,15 +70,62 @@ impl Front {
         }
         let behind = doors.borrow().clone();
         behind.endpoints.values().for_each(|endpoint| behind.intake.announce(endpoint));
-        Front { doors, metrics }
+        Front { doors, metrics, rates: Rates::default() }
     }
+
+    async fn receive(&self, doors: &Doors, endpoint: &Endpoint, mut request: Request) -> Response {
+        let Doors { intake, guard, .. } = doors;
+        request.client = guard.proxies.client(&request);
+        let welcome = guard.lets_in(endpoint, &request);
+        if !welcome && !intake.is_for_a_browser(endpoint, &request) {
+            return intake.refuse(endpoint, &request, &Refusal::Source);
+        }
+        if let Err(too_many) = self.rates.check(guard.rate, &endpoint.name, request.client) {
+            return put_off(intake, endpoint, &request, too_many);
+        }
+        match intake.verify(endpoint, &request) {
+            Err(response) => {
+                self.rates.refused(guard.rate, &endpoint.name, request.client);
+                response
+            }
+            // It only looked like a sign-on.
+            Ok(received) if !welcome && received.action() != Action::SignOn => {
+                intake.refuse(endpoint, &request, &Refusal::Source)
+            }
+            Ok(received) => {
+                self.rates.held(request.client);
+                intake.answer(endpoint, received).await
+            }
+        }
+    }
+}
+
+impl Guard {
+    fn lets_in(&self, endpoint: &Endpoint, request: &Request) -> bool {
+        let allowed = self.allow.get(&endpoint.name);
+        allowed.is_none_or(|networks| networks.iter().any(|network| network.contains(request.client)))
+    }
+}
+
+fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Response {
+    let (refusal, wait) = match too_many {
+        TooMany::FromAddress(wait) => (Refusal::TooManyFromAddress, wait),
+        TooMany::AtEndpoint(wait) => (Refusal::TooManyAtEndpoint, wait),
+    };
+    let response = intake.refuse(endpoint, request, &refusal);
+    response.with_header("retry-after", whole_seconds(wait).to_string())
+}
+
+/// Rounded up: who comes back then is not too early.
+fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl Handler for Front {
     async fn handle(&self, request: Request) -> Response {
         let doors = self.doors.borrow().clone();
         match doors.endpoints.get(request.path()) {
-            Some(endpoint) => doors.intake.receive(endpoint, request).await,
+            Some(endpoint) => self.receive(&doors, endpoint, request).await,
             None => {
                 self.metrics.count(Metric::TurnedAway, [UNKNOWN_PATH, ""]);
                 Response::text(404, "there is no endpoint on this path\n")

@@ -21,7 +21,7 @@ pub use client::{Client, ClientError, ClientOptions, ClientRequest, ClientRespon
 pub use message::{Headers, Method, Request, Response};
 pub use reach::Reach;
 pub use server::{Drained, Handler, ServerOptions, TurnedAway, serve};
-pub use tls::{NoTls, Tls};
+pub use tls::{NoTls, ServerTls, Tls};
 pub use url::{NotAUrl, Url};
 
 use bytes::{Bytes, BytesMut};

@@ -68,9 +68,16 @@ pub struct Intake {
 }
 
 /// A callback whose signature held.
-struct Received {
+pub struct Received {
     callback: Callback,
     key_label: Arc<str>,
+}
+
+impl Received {
+    /// What it asks.
+    pub fn action(&self) -> Action {
+        self.callback.action
+    }
 }
 
 impl Intake {
@@ -117,11 +124,15 @@ impl Intake {
 
     /// Answers one request to `endpoint`.
     pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
+        match self.verify(endpoint, &request) {
+            Ok(received) => self.answer(endpoint, received).await,
+            Err(refused) => refused,
+        }
+    }
+
+    /// Answers a callback whose signature held. The marketplace is kept waiting from now on.
+    pub async fn answer(&self, endpoint: &Endpoint, received: Received) -> Response {
         let deadline = Instant::now() + self.options.reply_within;
-        let received = match self.verify(endpoint, &request) {
-            Ok(received) => received,
-            Err(reply) => return response(reply),
-        };
         let Received { callback, key_label } = received;
         self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
         self.store.note_key_use(&endpoint.name, &key_label);
@@ -130,22 +141,36 @@ impl Intake {
         response(endpoint.dialect.reply(&callback, &outcome, &endpoint.options))
     }
 
-    /// Before the signature: cheap, strict, and without a trace on disk.
-    fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, WireReply> {
+    /// Whether the request says of itself, unverified, that the browser of a buyer sent it.
+    pub fn is_for_a_browser(&self, endpoint: &Endpoint, request: &Request) -> bool {
         let header = |name: &str| request.headers.only(name);
-        let raw = RawRequest {
-            method: request.method.as_str(),
-            query: request.query(),
-            header: &header,
-            body: &request.body,
+        endpoint.dialect.is_for_a_browser(&raw(request, &header))
+    }
+
+    /// Turns a request away: counted, kept in memory if there are few, this dialect's "no".
+    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Response {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
+        let facts = Facts {
+            endpoint: &endpoint.name,
+            peer: request.peer,
+            client: request.client,
+            method: raw.method,
+            refusal,
         };
+        self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
+        response(endpoint.dialect.refuse(&raw, refusal))
+    }
+
+    /// Before the signature: cheap, strict, and without a trace on disk.
+    ///
+    /// # Errors
+    /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
+    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Response> {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
         let now = self.clock.now();
-        let refuse = |refusal: Refusal| {
-            let facts =
-                Facts { endpoint: &endpoint.name, peer: request.peer, method: raw.method, refusal: &refusal };
-            self.refusals.note(facts, || evidence(endpoint, &raw, now, &refusal));
-            endpoint.dialect.refuse(&raw, &refusal)
-        };
+        let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
         let signed = endpoint.dialect.parts(&raw, now).map_err(refuse)?;
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
         let key_label = verified.key_label().clone();
@@ -224,6 +249,10 @@ impl Intake {
             tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
         }
     }
+}
+
+fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {
+    RawRequest { method: request.method.as_str(), query: request.query(), header, body: &request.body }
 }
 
 /// What a signature that did not hold is explained from. The request is taken apart once more, for the

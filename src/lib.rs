@@ -7,7 +7,8 @@
 //! The modules, from the bottom up; each may use only those above it in this list:
 //!
 //! * [`limits`], [`clock`], [`metrics`]: every bound; time and ids; what is counted
-//! * [`signature`], [`seal`], [`http`]: the only place that touches a key; secrets at rest; hyper
+//! * [`signature`], [`seal`], [`http`], [`supervisor`]: the only place that touches a key; secrets at rest;
+//!   hyper; systemd
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
@@ -45,6 +46,7 @@ pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
+pub mod supervisor;
 pub mod testing;
 
 use std::process::ExitCode;

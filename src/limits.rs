@@ -26,6 +26,19 @@ pub const DESCRIPTORS_WANTED_COUNT: u64 =
 /// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 
+/// Most proxies a request is followed back through.
+pub const PROXY_HOPS_MAX_COUNT: usize = 16;
+/// Refused requests of one address in a second that are borne in the long run; ten seconds' worth at once.
+pub const REFUSED_PER_ADDRESS_PER_S: u32 = 20;
+/// Refused requests at one endpoint in a second that are borne in the long run; ten seconds' worth at once.
+pub const REFUSED_PER_ENDPOINT_PER_S: u32 = 500;
+/// How many seconds' worth of a rate may come at once.
+pub const RATE_BURST_S: u32 = 10;
+/// Addresses of which something is remembered: that their requests were refused, or that one held.
+pub const CLIENTS_KNOWN_MAX_COUNT: usize = 8 * 1024;
+/// How long an address is remembered for a request that held, in seconds: some marketplaces call once a day.
+pub const CLIENT_GOOD_S: u64 = 48 * 60 * 60;
+
 /// Most parameters in one request, query and form together.
 pub const PARAMETERS_MAX_COUNT: usize = 128;
 /// Longest parameter name, in bytes after decoding.
@@ -173,8 +186,19 @@ pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
 /// Refusals the admin listener shows unless asked for more.
 pub const REFUSALS_SHOWN_COUNT: usize = 50;
 
+/// How long `healthcheck` waits for an answer, in milliseconds: longer than a readiness probe may take.
+pub const HEALTHCHECK_MS: u64 = 5_000;
+/// How long a supervisor that does not listen keeps us, in milliseconds.
+pub const NOTIFY_MS: u64 = 1_000;
+/// How long the writer and the dispatcher have to show that they are alive, in milliseconds. Longer than a disk
+/// that is merely slow: who misses this is ended and started again.
+pub const ALIVE_WITHIN_MS: u64 = 20_000;
+
 /// How long a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
+/// How long a stop leaves connections open that have brought no request yet, in milliseconds: a request that
+/// is on its way is answered. Longer than any way is, shorter than anybody minds.
+pub const STOP_UNASKED_MS: u64 = 500;
 /// How long a stop waits for running hooks before it leaves them to the next start, in milliseconds.
 pub const STOP_HOOKS_MS: u64 = 20_000;
 /// How long a stop waits for the last commit, in milliseconds.
@@ -182,6 +206,9 @@ pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the usual list could be written down");
+const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
+const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "who asks hears why it is not ready");
+const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "what comes late has to be answered, too");
 const _: () =
     assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "an hour more or less is no matter");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");

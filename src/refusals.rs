@@ -11,7 +11,7 @@
 //! earlier ones are not pushed out by a thousand of the same kind.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
@@ -38,6 +38,8 @@ pub struct Facts<'a> {
     pub endpoint: &'a Arc<str>,
     /// The other end of the connection.
     pub peer: SocketAddr,
+    /// Whose request it was, by what a trusted proxy says.
+    pub client: IpAddr,
     /// The method, as it was sent.
     pub method: &'a str,
     /// Why it was turned away.
@@ -65,6 +67,8 @@ pub struct Shown {
     pub endpoint: String,
     /// The other end of the connection, which may be a proxy.
     pub peer: SocketAddr,
+    /// Whose request it was: the peer's, or whose a trusted proxy says it is.
+    pub client: IpAddr,
     /// The method, shortened.
     pub method: String,
     /// The word it was counted under.
@@ -126,6 +130,7 @@ struct Entry {
     at: Timestamp,
     endpoint: Arc<str>,
     peer: SocketAddr,
+    client: IpAddr,
     method: String,
     reason: &'static str,
     message: String,
@@ -148,14 +153,15 @@ impl Refusals {
     /// Counts a refusal, and logs and keeps it unless there were many alike just now. `evidence` is
     /// called for one that is kept.
     pub fn note(&self, facts: Facts<'_>, evidence: impl FnOnce() -> Option<Evidence>) {
-        let Facts { endpoint, peer, refusal, .. } = facts;
+        let Facts { endpoint, peer, client, refusal, .. } = facts;
         let reason = refusal.reason();
         self.metrics.count(Metric::Refusals, [endpoint, reason]);
         let now = self.clock.now();
         let turn = self.lock().lanes.entry((endpoint.clone(), reason)).or_default().next(now);
         if let Some(unlogged) = turn.log {
             let suppressed = (unlogged > 0).then_some(unlogged);
-            tracing::warn!(%endpoint, %peer, reason, suppressed, "refused: {refusal}");
+            let client = (client != peer.ip().to_canonical()).then(|| tracing::field::display(client));
+            tracing::warn!(%endpoint, %peer, client, reason, suppressed, "refused: {refusal}");
         }
         if let Some(not_kept_before) = turn.keep {
             let base = evidence().map(Base::of);
@@ -188,6 +194,7 @@ impl Entry {
             at,
             endpoint: facts.endpoint.clone(),
             peer: facts.peer,
+            client: facts.client,
             method: facts.method.chars().take(16).collect(),
             reason: facts.refusal.reason(),
             message: cut(facts.refusal.to_string(), limits::REASON_MAX_BYTES),
@@ -206,6 +213,7 @@ impl Entry {
             at: self.at,
             endpoint: self.endpoint.to_string(),
             peer: self.peer,
+            client: self.client,
             method: self.method.clone(),
             reason: self.reason,
             message: self.message.clone(),
@@ -273,8 +281,8 @@ mod tests {
         }
 
         fn note(&self, refusal: &Refusal, evidence: impl FnOnce() -> Option<Evidence>) {
-            let peer = ([127, 0, 0, 1], 9).into();
-            let facts = Facts { endpoint: &self.endpoint, peer, method: "GET", refusal };
+            let peer = SocketAddr::from(([127, 0, 0, 1], 9));
+            let facts = Facts { endpoint: &self.endpoint, peer, client: peer.ip(), method: "GET", refusal };
             self.refusals.note(facts, evidence);
         }
 

@@ -192,6 +192,7 @@ fn every_command_the_documents_name_exists() {
             let plain = [
                 "serve",
                 "check-config",
+                "healthcheck",
                 "demo",
                 "sign",
                 "verify",

@@ -442,6 +442,38 @@ async fn a_stop_waits_for_what_is_in_flight_and_for_nothing_else() {
     assert_eq!(soon(&mut server.task).await.unwrap(), Drained { finished: true, left: 0 });
 }
 
+/// A peer cannot know of the stop before it has sent; closing on it would leave it in doubt of the fate of
+/// a request that was never read.
+#[tokio::test]
+async fn a_request_on_its_way_at_the_stop_is_answered_and_is_the_last() {
+    let mut server = start(ServerOptions { stop_unasked: Duration::from_secs(600), ..patient() }).await;
+    let mut kept = server.connect().await;
+    kept.write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let answer = until(&mut kept, "GET /one [] ").await;
+    assert!(!answer.contains("connection: close"), "{answer}");
+    let mut halfway = server.connect().await;
+    halfway.write_all(b"GET /two HTTP/1.1\r\nHo").await.unwrap();
+    let mut busy = server.connect().await;
+    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    server.sees("began").await;
+    let mut refused = server.connect().await;
+    refused.write_all(b"GET /three HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n").await.unwrap();
+    assert_eq!(rest(&mut refused).await.matches("connection: close").count(), 1);
+    drop(refused);
+    server.stop.take().unwrap().send(()).unwrap();
+    while TcpStream::connect(server.address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    kept.write_all(b"GET /four HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    halfway.write_all(b"st: a\r\n\r\n").await.unwrap();
+    server.gate.add_permits(1);
+    for (mut peer, said) in [(kept, "GET /four [] "), (halfway, "GET /two [] "), (busy, "slow but sure")] {
+        let answer = rest(&mut peer).await;
+        assert!(answer.contains("connection: close\r\n") && answer.ends_with(said), "{answer}");
+    }
+    assert_eq!(soon(&mut server.task).await.unwrap(), Drained { finished: true, left: 0 });
+}
+
 #[tokio::test]
 async fn a_stop_waits_for_the_handlers_of_those_who_hung_up() {
     let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;

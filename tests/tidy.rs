@@ -206,6 +206,7 @@ fn a_crate_is_named_where_it_belongs() {
         ("tokio_rustls", "src/http"),
         ("rustls_native_certs", "src/http"),
         ("httpdate", "src/http"),
+        ("listenfd", "src/supervisor.rs"),
         ("chacha20poly1305", "src/seal.rs"),
         ("hmac", "src/signature.rs"),
         ("md5", "src/signature.rs"),

@@ -9,6 +9,7 @@ mod demo;
 mod export;
 mod fixtures;
 mod generated;
+mod healthcheck;
 mod hook;
 mod hook_test;
 mod junit;
@@ -25,6 +26,7 @@ mod show;
 mod sign;
 mod simulate;
 mod span;
+mod supervised;
 mod verify;
 
 use std::ffi::OsString;
@@ -147,6 +149,8 @@ enum Command {
     Serve(serve::ServeArguments),
     /// Check a configuration, and everything it points at, without binding anything.
     CheckConfig(serve::CheckArguments),
+    /// Ask the daemon how it is; for containers and scripts.
+    Healthcheck(healthcheck::HealthcheckArguments),
     /// What a configuration can say.
     #[command(subcommand)]
     Config(generated::ConfigCommand),
@@ -263,6 +267,7 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
     match command {
         Command::Serve(arguments) => serve::serve(arguments, hook, logging),
         Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::Healthcheck(arguments) => healthcheck::healthcheck(arguments, output),
         Command::Config(command) => generated::config(command, output),
         Command::Demo(arguments) => demo::demo(arguments, hook, output),
         Command::Sign(arguments) => sign::sign(arguments, output),

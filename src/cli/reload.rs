@@ -89,8 +89,11 @@ impl Reloader {
             }
         };
         let changed = self.current.changes(&config);
-        let keys: Vec<String> =
+        let mut keys: Vec<String> =
             changed.iter().filter(|key| NEEDS_RESTART.contains(&key.as_str())).cloned().collect();
+        if self.current.tls.is_some() != config.tls.is_some() {
+            keys.push("server.tls".to_owned());
+        }
         if !keys.is_empty() {
             return Outcome::RestartRequired { keys };
         }
@@ -98,6 +101,8 @@ impl Reloader {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),
             intake: config.intake.clone(),
+            guard: config.guard.clone(),
+            tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
             key_unused_after: config.key_unused_after,
         });

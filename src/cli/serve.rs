@@ -11,11 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::logging::Logging;
 use super::output::Output;
 use super::reload::{Reloader, Source};
-use super::{Done, Exit, Failure, route, runtime};
+use super::{Done, Exit, Failure, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
 use crate::limits;
+use crate::supervisor::{Sockets, Supervisor};
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = false)]
@@ -67,10 +68,12 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
 }
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
+    let sockets = supervised::sockets()?;
+    let dev = arguments.mode.dev;
     let source = arguments.source(hook)?;
     let config = source.clone().read()?;
     logging.configure(config.log_level);
-    run_and_leave(run(config.clone(), Reloader::new(source, config, logging)))
+    run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
 }
 
 impl ServeArguments {
@@ -103,13 +106,9 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     done
 }
 
-async fn run(config: Config, reloader: Reloader) -> Done {
+async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) -> Done {
     raise_descriptors();
-    let listener = bind(config.listen).await?;
-    let admin = match config.admin_listen {
-        Some(address) => Some(bind(address).await?),
-        None => None,
-    };
+    let (listener, admin) = listen(&config, sockets, dev).await?;
     // Installed before anything is started: a signal that comes early must not be lost.
     let signals = Signals::install()?;
     let paths: Vec<String> = config
@@ -122,12 +121,41 @@ async fn run(config: Config, reloader: Reloader) -> Done {
         store: config.store,
         intake: config.intake,
         admin: config.admin,
+        tls: config.tls,
+        guard: config.guard,
         key_unused_after: config.key_unused_after,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
-    signals.until_stop(daemon, reloader).await
+    let supervisor = supervised::supervisor();
+    supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
+    signals.until_stop(daemon, reloader, &supervisor).await
+}
+
+/// The listeners: sockets that were handed over, or else those that are configured.
+async fn listen(
+    config: &Config,
+    sockets: Sockets,
+    dev: bool,
+) -> Result<(TcpListener, Option<TcpListener>), Failure> {
+    let listener = match supervised::handed(sockets.spi, Some(config.listen))? {
+        Some(listener) if dev => {
+            supervised::only_on_this_machine(&listener, "--dev has a key everybody knows")?;
+            listener
+        }
+        Some(listener) => listener,
+        None => bind(config.listen).await?,
+    };
+    let admin = match (supervised::handed(sockets.admin, config.admin_listen)?, config.admin_listen) {
+        (Some(listener), _) => {
+            supervised::only_on_this_machine(&listener, "whoever reaches the admin listener sees totals")?;
+            Some(listener)
+        }
+        (None, Some(address)) => Some(bind(address).await?),
+        (None, None) => None,
+    };
+    Ok((listener, admin))
 }
 
 /// Peers that only hold connections open must not take the descriptors that hooks and the database need.
@@ -187,7 +215,7 @@ impl Signals {
 
     /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
     /// its work: it stops, too, and says so, and whoever supervises it starts another.
-    async fn until_stop(self, daemon: Daemon, mut reloader: Reloader) -> Done {
+    async fn until_stop(self, daemon: Daemon, mut reloader: Reloader, supervisor: &Supervisor) -> Done {
         let Signals { mut terminate, mut interrupt, mut hang_up } = self;
         let mut stop = async || {
             tokio::select! {
@@ -197,7 +225,9 @@ impl Signals {
         };
         let reloads = async {
             while hang_up.recv().await.is_some() {
+                supervisor.reloading();
                 reloader.reload(&daemon).await;
+                supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
             }
             std::future::pending().await
         };
@@ -205,7 +235,9 @@ impl Signals {
             () = stop() => None,
             part = daemon.ended() => Some(part),
             () = reloads => None,
+            () = supervised::feed_watchdog(supervisor, &daemon) => None,
         };
+        supervisor.stopping("answering what is in flight, letting hooks end");
         match broken {
             None => tracing::info!("stopping"),
             Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
@@ -216,6 +248,7 @@ impl Signals {
                 tracing::info!(answered, cut, closed, "stopped");
                 broken.map_or(Ok(()), |part| Err(ended(part)))
             }
+            () = supervised::feed_watchdog_while_stopping(supervisor) => Ok(()),
             () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }
     }

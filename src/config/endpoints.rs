@@ -1,10 +1,15 @@
 //! `[[endpoint]]`: a path, one seller account, its keys.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use jiff::tz::TimeZone;
 
+use super::front;
 use super::keys::endpoint_keys;
 use super::reader::{Table, unknown};
 use crate::dialect::{self, Dialect, Options, SuccessAs};
+use crate::front::Network;
 use crate::http::Url;
 use crate::intake::Endpoint;
 
@@ -14,6 +19,8 @@ pub(super) struct Endpoints {
     pub(super) sound: Vec<(String, Endpoint)>,
     /// The names of all.
     pub(super) names: Vec<String>,
+    /// The networks that may call those which do not take calls from everywhere, by their names.
+    pub(super) allow: HashMap<Arc<str>, Vec<Network>>,
 }
 
 pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
@@ -22,6 +29,7 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
         root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
     }
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());
+    let mut allow = HashMap::new();
     for table in tables {
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {
@@ -32,10 +40,11 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
             table.mistake("path", format!("`{path}` is the path of an earlier endpoint"));
         }
         sound.extend(endpoint(&table, &name).map(|endpoint| (path.clone(), endpoint)));
+        allow.extend(front::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
         names.push(name);
         paths.push(path);
     }
-    Endpoints { sound, names }
+    Endpoints { sound, names, allow }
 }
 
 fn endpoint(table: &Table<'_>, name: &str) -> Option<Endpoint> {

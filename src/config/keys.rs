@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
@@ -92,15 +92,19 @@ fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String>
     value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text"))
 }
 
-/// A systemd credential: a file in the folder the unit was given.
 fn credential(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
+    read_key(&credential_file(environment, name)?)
+}
+
+/// The file of a systemd credential: it lies in the folder the unit was given.
+pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Result<PathBuf, String> {
     let folder = environment.get("CREDENTIALS_DIRECTORY").ok_or(
         "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
     )?;
     if name.contains('/') || name.is_empty() {
         return Err(format!("`{name}` is not the name of a credential"));
     }
-    read_key(&Path::new(&folder).join(name))
+    Ok(Path::new(&folder).join(name))
 }
 
 /// Reads a key file. One line ending at its end is not part of the key.

@@ -12,6 +12,7 @@
 
 mod check;
 mod endpoints;
+mod front;
 mod hooks;
 mod keys;
 mod reader;
@@ -24,9 +25,11 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::AdminOptions;
+use crate::front::Guard;
 use crate::hook::AnyHook;
 use crate::hook::log::LogHook;
 use crate::hook::runner::Runner;
+use crate::http::ServerTls;
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
@@ -178,6 +181,10 @@ pub struct Config {
     pub runner: Runner,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
+    /// The certificate the marketplace is shown; without one, plain HTTP.
+    pub tls: Option<ServerTls>,
+    /// Who may call.
+    pub guard: Guard,
     /// After how long without a signature a previous key is named as one that can go.
     pub key_unused_after: Duration,
     /// What is logged, where the command line does not say.
@@ -253,7 +260,11 @@ impl Config {
         hook: Option<AnyHook>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Option<Config> {
-        let Server { listen, admin_listen, admin, reply_within } = server(&root.table("server"));
+        let server_table = root.table("server");
+        let Server { listen, admin_listen, admin, reply_within } = server(&server_table);
+        let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
+        drop(server_table);
+        let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
         let (store_path, sealing_key) = store(&store_table);
@@ -261,7 +272,7 @@ impl Config {
         let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
         let log_level = log(&root.table("log"));
-        let Endpoints { sound: endpoints, names } = endpoints::endpoints(root);
+        let Endpoints { sound: endpoints, names, allow } = endpoints::endpoints(root);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
@@ -273,6 +284,8 @@ impl Config {
             endpoints,
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
+            tls,
+            guard: Guard { proxies, allow, rate },
             key_unused_after: policy.key_unused_after,
             log_level,
             settings: Settings::new(),
@@ -440,6 +453,27 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
         return Ok((database, StoreOptions { sealing_key, ..StoreOptions::default() }));
     }
     Err(Mistakes { source, mistakes })
+}
+
+/// Where a configuration has the admin listener, without looking at anything else in it: whoever asks the
+/// daemon how it is need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read, is not a configuration, or has no such listener.
+pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
+    let text = text_of(path)?;
+    let source = path.display().to_string();
+    let document = reader::document(&text, &source)?;
+    let reader = Reader::new(&text, environment, &[]);
+    let table = reader.root(&document).table("server");
+    let listen = table.optional("admin_listen", address);
+    if listen.is_none() && !table.has("admin_listen") {
+        table.mistake("admin_listen", "there is no admin listener to ask: add one, as \"127.0.0.1:8081\"");
+    }
+    drop(table);
+    let (_, mut mistakes) = reader.finish();
+    mistakes.retain(|mistake| mistake.key == "server.admin_listen");
+    listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
 }
 
 #[cfg(test)]

@@ -393,7 +393,11 @@ impl<'a> Table<'a> {
                 }
                 texts
             }
-            _ => None,
+            Some(Given::Text(_)) => {
+                self.mistake(key, "a list stands in the file alone");
+                None
+            }
+            None => None,
         };
         self.note(key, &texts);
         texts

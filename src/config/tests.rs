@@ -65,6 +65,8 @@ fn read_default_file(text: &str) -> Config {
     }
     let authority = rcgen::generate_simple_self_signed(["authority.example".to_owned()]).unwrap();
     std::fs::write(at("ca.pem"), authority.cert.pem()).unwrap();
+    std::fs::write(at("fullchain.pem"), authority.cert.pem()).unwrap();
+    std::fs::write(at("privkey.pem"), authority.signing_key.serialize_pem()).unwrap();
     let text = text
         .replace("/etc/spid/", &format!("{}/", folder.path().display()))
         .replace("/opt/app/provision", "/bin/sh")

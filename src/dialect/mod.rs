@@ -99,6 +99,13 @@ pub trait Dialect: Send + Sync {
         None
     }
 
+    /// Whether the request says of itself that the browser of a buyer sent it, as single sign-on does. Nothing
+    /// in it has been verified.
+    fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
+        let _ = request;
+        false
+    }
+
     /// The way out: a signed request as this marketplace would send it. `action` is the
     /// marketplace's word; parameters are its names and values in the order they are to be sent.
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest;
@@ -199,6 +206,15 @@ pub enum Refusal {
         /// What is wrong, never a value.
         detail: String,
     },
+    /// The endpoint does not take calls from where it came from.
+    #[error("the endpoint's `allow` has no network with this client's address")]
+    Source,
+    /// Too many requests of this address were refused lately, so it was not looked at.
+    #[error("too many requests of this client were refused lately; it was not looked at")]
+    TooManyFromAddress,
+    /// Too many requests at this endpoint were refused lately, and nothing good is known of the address.
+    #[error("too many requests at this endpoint were refused lately; it was not looked at")]
+    TooManyAtEndpoint,
     /// A dated request came without a readable date.
     #[error("the timestamp is missing, or not a number of seconds")]
     Undated,
@@ -236,6 +252,9 @@ impl Refusal {
             Refusal::Method { .. } => "method",
             Refusal::ContentType { .. } => "content-type",
             Refusal::Malformed { .. } => "malformed",
+            Refusal::Source => "source",
+            Refusal::TooManyFromAddress => "address-rate",
+            Refusal::TooManyAtEndpoint => "endpoint-rate",
             Refusal::Undated => "undated",
             Refusal::Stale { .. } => "stale",
         }
@@ -245,9 +264,11 @@ impl Refusal {
     pub const fn status(&self) -> u16 {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => 400,
-            Refusal::Signature(_) | Refusal::Undated | Refusal::Stale { .. } => 403,
+            Refusal::Signature(_) | Refusal::Source | Refusal::Undated | Refusal::Stale { .. } => 403,
             Refusal::Method { .. } => 405,
             Refusal::ContentType { .. } => 415,
+            Refusal::TooManyFromAddress => 429,
+            Refusal::TooManyAtEndpoint => 503,
         }
     }
 
@@ -255,7 +276,9 @@ impl Refusal {
     pub const fn public(&self) -> &'static str {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => "bad request",
-            Refusal::Signature(_) => "forbidden",
+            Refusal::Signature(_) | Refusal::Source => "forbidden",
+            Refusal::TooManyFromAddress => "too many requests",
+            Refusal::TooManyAtEndpoint => "busy",
             Refusal::Undated => "forbidden: no timestamp",
             Refusal::Stale { .. } => "forbidden: the timestamp is too far from this clock",
             Refusal::Method { .. } => "method not allowed",

@@ -136,13 +136,19 @@ impl Dialect for TokenDialect {
         }
     }
 
+    /// Whether the sender seems to be a buyer's browser: decides the look of a refusal, no more.
+    fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
+        let pages = || self.verbs.iter().filter(|verb| verb.shape == Shape::Page);
+        request.query.split(|byte| *byte == b'&').any(|pair| {
+            let word = pair.strip_prefix(b"action=");
+            word.is_some_and(|word| pages().any(|verb| verb.word.as_bytes() == word))
+        })
+    }
+
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
         let status = refusal.status();
         let reply = if self.is_for_a_browser(request) {
-            Reply::page(
-                status,
-                "This link is not valid. Please open the application from the marketplace again.",
-            )
+            Reply::page(status, words_for_a_buyer(refusal))
         } else {
             // Which HTTP statuses count as a failure is stated nowhere, so the body says it too, in
             // both ways the family has of saying it.
@@ -191,14 +197,15 @@ impl TokenDialect {
         let items = parameters.iter().filter(|(name, _)| is_item(name));
         items.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
     }
+}
 
-    /// Whether the sender seems to be a buyer's browser: decides the look of a refusal, no more.
-    fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
-        let pages = || self.verbs.iter().filter(|verb| verb.shape == Shape::Page);
-        request.query.split(|byte| *byte == b'&').any(|pair| {
-            let word = pair.strip_prefix(b"action=");
-            word.is_some_and(|word| pages().any(|verb| verb.word.as_bytes() == word))
-        })
+/// What a buyer reads whose sign-on was turned away.
+fn words_for_a_buyer(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::TooManyFromAddress | Refusal::TooManyAtEndpoint => {
+            "There is too much going on just now. Please open the application from the marketplace again in a moment."
+        }
+        _ => "This link is not valid. Please open the application from the marketplace again.",
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -135,6 +135,8 @@ pub struct Request {
     pub body: Bytes,
     /// The other end of the connection, which may be a proxy.
     pub peer: SocketAddr,
+    /// Whose request it is: the peer's, unless the peer is a proxy that whoever handles the request trusts.
+    pub client: IpAddr,
 }
 
 impl Request {
@@ -142,7 +144,8 @@ impl Request {
     pub fn new(method: Method, target: impl Into<String>) -> Request {
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let target = Target::Given(target.into());
-        Request { method, target, headers: Headers::default(), body: Bytes::new(), peer }
+        let (headers, client) = (Headers::default(), peer.ip());
+        Request { method, target, headers, body: Bytes::new(), peer, client }
     }
 
     /// A GET that came over no wire.
@@ -171,6 +174,7 @@ impl Request {
     /// The request as if it had come from `peer`.
     pub fn with_peer(mut self, peer: SocketAddr) -> Request {
         self.peer = peer;
+        self.client = peer.ip().to_canonical();
         self
     }
 
@@ -179,7 +183,8 @@ impl Request {
         let (head, body) = request.into_parts();
         let method = Method::from(head.method.as_str());
         let (target, headers) = (Target::Wire(head.uri), Headers(head.headers));
-        (Request { method, target, headers, body: Bytes::new(), peer }, body)
+        let client = peer.ip().to_canonical();
+        (Request { method, target, headers, body: Bytes::new(), peer, client }, body)
     }
 
     /// The path as it was sent, still percent-encoded.
@@ -209,6 +214,7 @@ impl fmt::Debug for Request {
             .field("headers", &self.headers)
             .field("body_bytes", &self.body.len())
             .field("peer", &self.peer)
+            .field("client", &self.client)
             .finish()
     }
 }

@@ -23,7 +23,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{
+    CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING,
+};
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper::{Method as WireMethod, StatusCode};
@@ -35,9 +37,10 @@ use tokio::select;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
 use tracing::{debug, error, warn};
 
-use super::{Method, Request, Response, Unread, collect};
+use super::{Method, Request, Response, ServerTls, Unread, collect};
 use crate::limits;
 
 /// What answers requests.
@@ -93,6 +96,10 @@ pub enum TurnedAway {
     AnswerNotTaken,
     /// All connections were taken, and this one had been without a request the longest: closed.
     Displaced,
+    /// What it sent is not TLS, or none we speak: closed with an alert.
+    TlsFailed,
+    /// It did not finish the TLS handshake in time: closed.
+    TlsLate,
 }
 
 impl TurnedAway {
@@ -125,6 +132,8 @@ impl TurnedAway {
             TurnedAway::HeadersLate => "headers_late",
             TurnedAway::AnswerNotTaken => "answer_not_taken",
             TurnedAway::Displaced => "displaced",
+            TurnedAway::TlsFailed => "tls_failed",
+            TurnedAway::TlsLate => "tls_late",
         }
     }
 
@@ -151,7 +160,8 @@ pub struct ServerOptions {
     pub uri_max_bytes: usize,
     /// Longest body, in bytes.
     pub body_max_bytes: usize,
-    /// Time to send the headers, from the first byte; for the first request, from the connection.
+    /// Time to send the headers, from the first byte; for the first request, from the connection, a TLS
+    /// handshake included.
     pub headers_read: Duration,
     /// Time to send the body. Taking an answer, and closing after one, get as much.
     pub body_read: Duration,
@@ -162,6 +172,11 @@ pub struct ServerOptions {
     pub connections_max: usize,
     /// How long a stop waits for requests in flight.
     pub stop_within: Duration,
+    /// How much of that a connection without a complete request gets: what its peer has sent already is
+    /// on its way, and is answered.
+    pub stop_unasked: Duration,
+    /// The certificate to show; without one, plain HTTP.
+    pub tls: Option<ServerTls>,
 }
 
 impl Default for ServerOptions {
@@ -176,6 +191,8 @@ impl Default for ServerOptions {
             idle: Duration::from_millis(limits::IDLE_MS),
             connections_max: limits::CONNECTIONS_MAX_COUNT,
             stop_within: Duration::from_millis(limits::STOP_REQUESTS_MS),
+            stop_unasked: Duration::from_millis(limits::STOP_UNASKED_MS),
+            tls: None,
         }
     }
 }
@@ -191,9 +208,11 @@ pub struct Drained {
 
 /// Serves `listener` with `handler` until `stop` is ready, then drains.
 ///
-/// Nothing a peer or the system does ends the accept loop. On a stop the listener is closed,
-/// connections without a complete request are closed, and the others, together with the handlers
-/// whose peer hung up, have `stop_within` to end.
+/// Nothing a peer or the system does ends the accept loop. On a stop the listener is closed, and what
+/// waits in its queue stays there for whoever else holds the socket. A request that comes within
+/// `stop_unasked` over a connection that is open is answered, with `connection: close`; connections that
+/// bring none are closed then. What is in flight, together with the handlers whose peer hung up, has
+/// `stop_within` to end.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     options: ServerOptions,
@@ -223,11 +242,18 @@ async fn serve_on<H: Handler>(
     let server = Arc::new(Server::new(options, handler));
     let mut connections = JoinSet::new();
     let mut stop = pin!(stop);
-    loop {
-        let (stream, peer, permit) = select! {
+    let mut stopping = false;
+    while !stopping {
+        let (stream, peer) = select! {
             biased;
             () = stop.as_mut() => break,
-            admitted = server.admit(&listener) => admitted,
+            accepted = accept(&listener) => accepted,
+        };
+        // Who has been let in is served, even beyond the bound: the request may be on its way.
+        let permit = select! {
+            biased;
+            permit = server.make_room() => permit,
+            () = stop.as_mut() => { stopping = true; None }
         };
         let seat = Seat::take(server.clone(), peer, permit);
         connections.spawn(attend(stream, seat));
@@ -270,16 +296,7 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// The next connection, and the permit to keep it.
-    async fn admit(&self, listener: &impl Accept) -> (TcpStream, SocketAddr, Option<OwnedSemaphorePermit>) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, peer)) => return (stream, peer, self.make_room().await),
-                Err(error) => survive(&error).await,
-            }
-        }
-    }
-
+    /// Waits until there is room for one more connection, and takes it.
     async fn make_room(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = self.room.clone().try_acquire_owned() {
             return Some(permit);
@@ -308,11 +325,13 @@ impl<H: Handler> Server<H> {
 
     /// Ends the server: see [`serve`].
     async fn drain(&self, mut connections: JoinSet<()>) -> Drained {
-        for line in lock(&self.lines).values() {
-            line.tell_to_end();
-        }
+        lock(&self.lines).values().for_each(|line| line.next_is_last());
         let emptied = async {
-            while connections.join_next().await.is_some() {}
+            let mut all_ended = pin!(async { while connections.join_next().await.is_some() {} });
+            if timeout(self.options.stop_unasked, all_ended.as_mut()).await.is_err() {
+                lock(&self.lines).values().for_each(|line| line.tell_to_end());
+                all_ended.await;
+            }
             self.handlers_end().await;
         };
         let finished = timeout(self.options.stop_within, emptied).await.is_ok();
@@ -377,6 +396,16 @@ fn builder(options: &ServerOptions) -> Builder {
     builder
 }
 
+/// The next connection.
+async fn accept(listener: &impl Accept) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => survive(&error).await,
+        }
+    }
+}
+
 /// An accept failed. A peer that went away again costs nothing; a system that has no descriptors or
 /// no memory left needs a moment, or the loop would spin.
 async fn survive(error: &io::Error) {
@@ -432,6 +461,7 @@ struct Line {
     peer: SocketAddr,
     progress: Mutex<(Phase, Instant)>,
     told_to_end: AtomicBool,
+    last: AtomicBool,
     poke: Notify,
 }
 
@@ -439,7 +469,8 @@ impl Line {
     fn new(peer: SocketAddr) -> Line {
         // A new peer has connected in order to send: it gets the time for a head, not for idling.
         let progress = Mutex::new((Phase::Head, Instant::now()));
-        Line { peer, progress, told_to_end: AtomicBool::new(false), poke: Notify::new() }
+        let (told_to_end, last) = (AtomicBool::new(false), AtomicBool::new(false));
+        Line { peer, progress, told_to_end, last, poke: Notify::new() }
     }
 
     fn progress(&self) -> (Phase, Instant) {
@@ -456,7 +487,18 @@ impl Line {
         }
     }
 
+    /// The next answer says `connection: close`, and nobody sends another request then. A connection
+    /// that was closed instead could cross with a request on its way, and nobody would know its fate.
+    fn next_is_last(&self) {
+        self.last.store(true, Ordering::Release);
+    }
+
+    fn is_last(&self) -> bool {
+        self.last.load(Ordering::Acquire)
+    }
+
     fn tell_to_end(&self) {
+        self.next_is_last();
         self.told_to_end.store(true, Ordering::Release);
         self.poke.notify_one();
     }
@@ -526,6 +568,43 @@ impl<H: Handler> Drop for Seat<H> {
 async fn attend<H: Handler>(stream: TcpStream, seat: Seat<H>) {
     // Answers are small and whole: waiting to fill a segment only costs the peer time.
     let _ = stream.set_nodelay(true);
+    match &seat.server.options.tls {
+        None => converse(stream, &seat).await,
+        Some(tls) => {
+            if let Some(stream) = shake_hands(tls, stream, &seat).await {
+                converse(stream, &seat).await;
+            }
+        }
+    }
+}
+
+/// Agrees on TLS, in the time a peer has for its first head.
+async fn shake_hands<H: Handler>(
+    tls: &ServerTls,
+    stream: TcpStream,
+    seat: &Seat<H>,
+) -> Option<Box<TlsStream<TcpStream>>> {
+    let due = seat.line.progress().1 + seat.server.options.headers_read;
+    let failed = select! {
+        biased;
+        shaken = tls.accept(stream) => match shaken {
+            Ok(stream) => return Some(Box::new(stream)),
+            // Who merely went away did nothing wrong.
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
+            Err(error) => {
+                debug!(peer = %seat.line.peer, %error, "no TLS");
+                Some(TurnedAway::TlsFailed)
+            }
+        },
+        () = sleep_until(due) => Some(TurnedAway::TlsLate),
+        () = seat.line.poke.notified() => None,
+    };
+    seat.count(failed);
+    None
+}
+
+/// Speaks HTTP over one connection until it ends, is told to end, or is overdue.
+async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat: &Seat<H>) {
     let (server, line) = (&seat.server, &seat.line);
     let wire = TokioIo::new(Wire::new(stream, line.clone(), server.options.body_max_bytes));
     let service = service_fn(|request| answer(server, line, request));
@@ -577,7 +656,10 @@ fn answer<H: Handler>(
 ) -> impl Future<Output = Result<hyper::Response<Full<Bytes>>, Infallible>> + use<H> {
     let (attached, line) = (server.begin(line.clone(), request), line.clone());
     async move {
-        let response = to_wire(attached.await);
+        let mut response = to_wire(attached.await);
+        if line.is_last() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
         line.enter(Phase::Answer);
         Ok(response)
     }
@@ -704,8 +786,8 @@ impl<H: Handler> Drop for Running<H> {
 }
 
 /// The socket, as hyper sees it: it tells the line what passes, and it closes politely.
-struct Wire {
-    stream: TcpStream,
+struct Wire<S> {
+    stream: S,
     line: Arc<Line>,
     /// The peer has closed its side.
     ended: bool,
@@ -714,8 +796,8 @@ struct Wire {
     discard: usize,
 }
 
-impl Wire {
-    fn new(stream: TcpStream, line: Arc<Line>, discard: usize) -> Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    fn new(stream: S, line: Arc<Line>, discard: usize) -> Wire<S> {
         Wire { stream, line, ended: false, shut: false, discard }
     }
 
@@ -733,7 +815,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -750,7 +832,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

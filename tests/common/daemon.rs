@@ -228,6 +228,34 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts the daemon as systemd does: with sockets that stay open here, called `names` (two at most), and
+    /// these variables.
+    pub(crate) fn start_supervised(
+        &self,
+        names: &str,
+        sockets: &[&std::net::TcpListener],
+        variables: &[(&str, &str)],
+    ) -> Daemon {
+        let mut command = Command::new("sh");
+        let count = sockets.len();
+        let script = format!(
+            "exec 3<&0 4<&1 0</dev/null 1>/dev/null; [ {count} -gt 1 ] || exec 4<&-; [ {count} -gt 0 ] || exec 3<&-; \
+             export LISTEN_PID=$$ LISTEN_FDS={count} LISTEN_FDNAMES={names}; exec \"$@\""
+        );
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
+        command.arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        command.stdout(Stdio::null()).envs(variables.iter().copied());
+        let owned = |socket: &std::net::TcpListener| std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        if let [first, rest @ ..] = sockets {
+            command.stdin(owned(first));
+            rest.iter().for_each(|second| {
+                command.stdout(owned(second));
+            });
+        }
+        Daemon::follow(command)
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_spid"));
         command.args(arguments);
@@ -392,7 +420,12 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     fn spawn(mut command: Command) -> Daemon {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        command.stdout(Stdio::null());
+        Daemon::follow(command)
+    }
+
+    fn follow(mut command: Command) -> Daemon {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Log::default());
         let (stderr, followed) = (child.stderr.take().unwrap(), log.clone());
         let follower = std::thread::spawn(move || followed.follow(stderr));

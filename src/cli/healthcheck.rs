@@ -1,0 +1,82 @@
+//! `healthcheck`: asks the admin listener of a daemon how it is, for a container's runtime and for scripts.
+//!
+//! It is a command of ours because a small image has no `curl`. It reads no key and no database: it may run as
+//! anybody who can read the configuration.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::output::Output;
+use super::{Done, Exit, Failure, runtime};
+use crate::config::{self, ProcessEnvironment};
+use crate::http::{Client, ClientOptions, ClientRequest, Url};
+use crate::limits;
+
+#[derive(Args)]
+pub(super) struct HealthcheckArguments {
+    /// The configuration, which has the address of the admin listener.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG", required_unless_present = "url")]
+    config: Option<PathBuf>,
+    /// Ask here instead.
+    #[arg(long, value_name = "URL", conflicts_with = "live")]
+    url: Option<String>,
+    /// Ask whether it lives, and not whether it is ready: a daemon whose disk is full lives.
+    #[arg(long)]
+    live: bool,
+}
+
+pub(super) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) -> Done {
+    let url = arguments.url()?;
+    let within = Duration::from_millis(limits::HEALTHCHECK_MS);
+    let client = Client::new(ClientOptions { connect: within, total: within, ..ClientOptions::default() });
+    let answer = runtime()?.block_on(client.send(ClientRequest::get(url.clone())));
+    let answer = answer.map_err(|error| Failure::new(Exit::Unavailable, format!("{url}: {error}")))?;
+    let said = String::from_utf8_lossy(&answer.body).trim().to_owned();
+    match answer.status {
+        200 => output.line(&said),
+        status => Err(Failure::new(Exit::NotMet, format!("{url}: {status} {said}"))),
+    }
+}
+
+impl HealthcheckArguments {
+    fn url(&self) -> Result<Url, Failure> {
+        let text = match (&self.url, &self.config) {
+            (Some(url), _) => url.clone(),
+            (None, Some(file)) => {
+                let admin = here(config::admin_of(file, &ProcessEnvironment)?);
+                format!("http://{admin}/{}", if self.live { "livez" } else { "readyz" })
+            }
+            (None, None) => return Err(Failure::new(Exit::Usage, "there is neither --config nor --url")),
+        };
+        text.parse().map_err(|error| Failure::new(Exit::Usage, format!("--url: {error}")))
+    }
+}
+
+/// A listener at every address of this machine is at its loopback address, too.
+fn here(listens: SocketAddr) -> SocketAddr {
+    let ip = match listens.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listens.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everywhere_is_here_too() {
+        for (listens, asks) in [
+            ("0.0.0.0:8081", "127.0.0.1:8081"),
+            ("[::]:8081", "[::1]:8081"),
+            ("10.0.0.1:8081", "10.0.0.1:8081"),
+        ] {
+            assert_eq!(here(listens.parse().unwrap()).to_string(), asks);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What stands before the endpoints: TLS, the proxies before us, who may call, and how often in vain.
+
+use std::path::PathBuf;
+
+use super::keys::credential_file;
+use super::reader::Table;
+use crate::front::{Network, Proxies, ProxyHeader, Rate, RateOptions};
+use crate::http::ServerTls;
+
+/// `server.tls`: the certificate and its key, read now, so that what is wrong with them is a mistake now.
+pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
+    let tls = server.table("tls");
+    let places = (place(&tls.table("certificate")), place(&tls.table("key")));
+    let lacks = |member: &str| {
+        let text =
+            format!("it lacks its {member}: give it as {{ file = \"…\" }} or {{ credential = \"…\" }}");
+        server.mistake("tls", text);
+        None
+    };
+    match places {
+        (Place::At(certificate), Place::At(key)) => {
+            let loaded = ServerTls::load(&certificate, &key);
+            loaded.map_err(|error| server.mistake("tls", error.to_string())).ok()
+        }
+        (Place::Nowhere, Place::At(_)) => lacks("certificate"),
+        (Place::At(_), Place::Nowhere) => lacks("key"),
+        (Place::Nowhere, Place::Nowhere) if server.has("tls") => lacks("certificate and its key"),
+        _ => None,
+    }
+}
+
+/// Where a file is.
+enum Place {
+    Nowhere,
+    /// It was said, and is a mistake.
+    Wrong,
+    At(PathBuf),
+}
+
+fn place(table: &Table<'_>) -> Place {
+    let (member, found) = match (table.text("file"), table.text("credential")) {
+        (None, None) => return Place::Nowhere,
+        (Some(path), None) if path.is_empty() => ("file", Err("it is empty".to_owned())),
+        (Some(path), None) => ("file", Ok(PathBuf::from(path))),
+        (None, Some(name)) => ("credential", credential_file(table.reader().environment(), &name)),
+        (Some(_), Some(_)) => ("", Err("it has both `file` and `credential`".to_owned())),
+    };
+    match found {
+        Ok(path) => Place::At(path),
+        Err(wrong) => {
+            table.mistake(member, wrong);
+            Place::Wrong
+        }
+    }
+}
+
+/// `server.trusted_proxies` and `server.proxy_header`.
+pub(super) fn proxies(server: &Table<'_>) -> Proxies {
+    let trusted = networks(server, "trusted_proxies").unwrap_or_default();
+    if trusted.iter().any(Network::is_everything) {
+        server.mistake(
+            "trusted_proxies",
+            "this trusts everybody to say who they are; name the networks your proxies call from",
+        );
+    }
+    let words = [("x-forwarded-for", ProxyHeader::XForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
+    Proxies { trusted, header: server.choice("proxy_header", ProxyHeader::default(), &words) }
+}
+
+/// `allow` of an endpoint; `None` for everybody.
+pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
+    let networks = networks(endpoint, "allow");
+    if endpoint.has("allow") && endpoint.lacks("allow") {
+        endpoint.mistake("allow", "this lets nobody in; leave it out to let everybody in");
+    }
+    networks
+}
+
+fn networks(table: &Table<'_>, key: &'static str) -> Option<Vec<Network>> {
+    let parse = |text: &String| {
+        let network = text.parse::<Network>();
+        network.map_err(|wrong| table.mistake(key, wrong.to_string())).ok()
+    };
+    Some(table.texts(key)?.iter().filter_map(parse).collect())
+}
+
+/// `rate`.
+pub(super) fn rate(table: &Table<'_>) -> RateOptions {
+    let default = RateOptions::default();
+    let parse = |text: &str| match text {
+        "off" => Ok(None),
+        text => text.parse::<Rate>().map(Some).map_err(|wrong| format!("{wrong}, or \"off\"")),
+    };
+    RateOptions {
+        per_address: table.value("per_address", default.per_address, parse),
+        per_endpoint: table.value("per_endpoint", default.per_endpoint, parse),
+    }
+}
