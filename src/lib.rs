@@ -11,11 +11,13 @@
 //!   hyper; systemd
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`], [`refusals`]: the seller's code; what is kept; what was turned away
+//! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
+//!   away; requests to other people's endpoints
 //! * [`intake`], [`dispatch`], [`keywatch`], [`testing`]: the path of a callback; the path of a job; old keys;
 //!   the hook author's test
 //! * [`front`], [`admin`]: the two listeners
-//! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
+//! * [`config`], [`scenario`], [`conformance`], [`market`]: from a file to everything above; fixtures, sent
+//!   and compared; any receiver, judged; a marketplace, pretended
 //! * [`daemon`]: start and stop, in order
 
 pub mod admin;
@@ -23,6 +25,7 @@ pub mod callback;
 mod cli;
 pub mod clock;
 pub mod config;
+pub mod conformance;
 pub mod daemon;
 pub mod dialect;
 pub mod dispatch;
@@ -34,7 +37,9 @@ pub mod intake;
 pub mod job;
 pub mod keywatch;
 pub mod limits;
+pub mod market;
 pub mod metrics;
+pub mod outbound;
 pub mod query;
 pub mod refusals;
 pub mod scenario;

@@ -154,6 +154,27 @@ pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
 pub const REASON_MAX_BYTES: usize = 1024;
 
+/// How long any answer of a receiver that is judged may take, in milliseconds. The vendor says "do not
+/// block" and no number; five seconds is where common clients give up.
+pub const CONFORMANCE_ANSWER_MS: u64 = 5_000;
+/// How soon a receiver that is judged is asked again when it says "call again", in milliseconds.
+pub const CONFORMANCE_RETRY_MS: u64 = 1_000;
+/// How often it is asked at most: the marketplace asks once and repeats 120 times.
+pub const CONFORMANCE_RETRIES_COUNT: u32 = 121;
+/// How many requests for one order come at once.
+pub const CONFORMANCE_CONCURRENT_COUNT: usize = 32;
+/// Exchanges of one case that are kept for the report.
+pub const CONFORMANCE_SHOWN_COUNT: usize = 8;
+
+/// How long a day of the pretended market takes, in milliseconds.
+pub const MARKET_DAY_MS: u64 = 1_000;
+/// How soon the pretended market calls again, in milliseconds. The vendor does not say.
+pub const MARKET_RETRY_MS: u64 = 200;
+/// How long a minute of its ladder for payments takes, in milliseconds.
+pub const MARKET_MINUTE_MS: u64 = 20;
+/// Requests it has on the way at once.
+pub const MARKET_AT_ONCE_COUNT: usize = 64;
+
 /// Refused requests that are kept to be looked at, in memory alone.
 pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
 /// Refusals of one endpoint and reason that are kept in a second; the rest are counted.

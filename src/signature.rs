@@ -318,6 +318,21 @@ impl Parts {
         keys.current().map(|key| hex::encode(self.digest(&key.secret))).unwrap_or_default()
     }
 
+    /// As [`Parts::sign`], by a reader of the international page who appends the key itself where `&key=` and
+    /// the key belong: to find out whether a receiver does that. Nothing verifies such a signature here.
+    pub fn sign_without_key_name(&self, keys: &Keys) -> String {
+        let Parts::Pairs(pairs) = self else { return String::new() };
+        let text = canonical(pairs);
+        let joined = text.trim_end_matches("&key=");
+        let digest = |key: &Key| {
+            let mut md5 = Md5::new();
+            md5.update(joined.as_bytes());
+            md5.update(key.secret.expose().as_bytes());
+            hex::encode(md5.finalize())
+        };
+        keys.current().map(digest).unwrap_or_default()
+    }
+
     /// The text the digest is made from, with `<key>` in the key's place. A body that is not text
     /// is shown with replacement characters.
     pub fn base(&self) -> String {

@@ -188,7 +188,7 @@ fn every_command_the_documents_name_exists() {
                 .split(' ')
                 .take(2)
                 .collect();
-            let nested = ["instances", "jobs", "callbacks", "held", "hook", "config"];
+            let nested = ["instances", "jobs", "callbacks", "held", "fixtures", "hook", "config"];
             let plain = [
                 "serve",
                 "check-config",
@@ -197,6 +197,8 @@ fn every_command_the_documents_name_exists() {
                 "sign",
                 "verify",
                 "replay",
+                "conformance",
+                "simulate",
                 "backup",
                 "restore",
                 "acts",
@@ -220,6 +222,40 @@ fn every_command_the_documents_name_exists() {
         let output = Command::new(SPID).args(command.split(' ')).arg("--help").output().unwrap();
         assert!(output.status.success(), "the documents name `spid {command}`, which does not exist");
     }
+}
+
+#[test]
+fn the_commands_that_judge_do_what_their_page_says() {
+    let page = read("docs/conformance.md");
+    let dev = Dev::start();
+    let key = |script: String| script.replace("--key-file /etc/spid/isv-key", "--dev");
+    // The hook of `--dev` has no application: two cases fail, and the page says which.
+    let judged = key(block(&page, "sh", "spid conformance")).trim_end().to_owned();
+    let told = dev.shell(&format!("{judged} || test $? = 1"));
+    assert!(page.contains("passes all but `sign-on` and `app-info`"));
+    let failed: Vec<&str> = told
+        .lines()
+        .filter(|line| line.starts_with("failed  "))
+        .map(|line| line.split_whitespace().nth(2).unwrap())
+        .collect();
+    assert_eq!(failed, ["sign-on", "app-info"], "{told}");
+    for report in ["report.html", "report.md"] {
+        assert!(dev.folder.path().join(report).is_file(), "{report}");
+    }
+    let played = key(block(&page, "sh", "spid simulate")).replace("--orders 1000", "--orders 20 --day 1ms");
+    assert!(dev.shell(&played).contains("20 orders, "));
+}
+
+#[test]
+fn every_case_stands_in_its_page() {
+    let page = read("docs/conformance.md");
+    let rows = spid::conformance::cases()
+        .iter()
+        .map(|case| format!("| `{}` | {} | {} | {} |\n", case.id, case.level, case.rule, case.source));
+    let table: String = rows.collect();
+    assert!(page.ends_with(&table), "the table of docs/conformance.md should be:\n{table}");
+    let count = format!("in {} cases", spid::conformance::cases().len());
+    assert!(read("CHANGELOG.md").contains(&count), "{count}");
 }
 
 #[test]

@@ -532,3 +532,149 @@ fn the_example_in_the_documentation_is_a_scenario() {
     let scenario = Scenario::parse(example, "docs/fixtures.md").unwrap_or_else(|error| panic!("{error}"));
     assert!(scenario.steps().len() > 1);
 }
+
+#[tokio::test]
+async fn a_recorded_request_goes_out_byte_for_byte_and_is_shown_without_its_token() {
+    let receiver = Receiver::saying([json!({"instanceId": "i"})]).await;
+    let text = "[[step]]\nname = \"a\"\nrequest = \"GET /spi?b=%zz&token=0123 HTTP/1.1\\r\\nhost: x\\r\\n\\r\\n\"\n\
+                expect = { json = { instanceId = \"i\" } }\n";
+    let mut notes = Notes::default();
+    let report = scenario(text).run(&receiver.target, None, &clock(), &mut notes).await;
+    assert!(report.passed, "{report:?}");
+    assert_eq!(receiver.queries(), ["b=%zz&token=0123"]);
+    assert_eq!(notes.0[1], "sent 1 GET /spi?b=%zz&token=<token> ");
+}
+
+#[tokio::test]
+async fn steps_go_to_their_own_endpoint_under_their_own_key() {
+    let (one, other) = (Receiver::saying([json!({})]).await, Receiver::saying([json!({})]).await);
+    let text = step("a", "") + &step("b", "endpoint = \"intl\"\nkey = \"old\"");
+    let scenario = scenario(&text);
+    let report = one.run(&scenario).await;
+    let error = report.error.unwrap();
+    assert!(error.contains("--endpoint intl=URL") && error.contains("--other-key old=FILE"), "{error}");
+    assert!(one.queries().is_empty(), "nothing is sent by halves");
+    let mut target = one.target.clone();
+    target.endpoints.insert("intl".to_owned(), other.target.url.clone());
+    target.other_keys.insert("old".to_owned(), keys("another-fake-key"));
+    assert!(scenario.run(&target, None, &clock(), &mut ()).await.passed);
+    let (first, second) = (one.queries(), other.queries());
+    assert_eq!((first.len(), second.len()), (1, 1));
+    assert_ne!(token(&first[0]), token(&second[0]));
+}
+
+/// A store in which the instance is thawed when it has been looked at some times.
+struct Thawing(Mutex<u32>);
+
+impl States for Thawing {
+    fn state(&self, _: &str) -> Option<Seen> {
+        let mut looks = self.0.lock().unwrap();
+        *looks += 1;
+        let state = if *looks > 3 { State::Active } else { State::Frozen };
+        Some(Seen { id: None, state, expires_on: None, sku: None, items: BTreeMap::new() })
+    }
+
+    fn held(&self) -> u64 {
+        0
+    }
+}
+
+#[tokio::test]
+async fn a_state_may_take_its_time_where_the_step_gives_it() {
+    let receiver = Receiver::saying([json!({})]).await;
+    for (within, passes) in [("within = \"1m\", ", true), ("", false)] {
+        let rest = format!("params = {{ orderBizId = \"o-1\" }}\nexpect = {{ {within}state = \"active\" }}");
+        let states = Thawing(Mutex::new(0));
+        let report =
+            scenario(&step("a", &rest)).run(&receiver.target, Some(&states), &clock(), &mut ()).await;
+        assert_eq!(report.passed, passes, "{report:?}");
+    }
+}
+
+fn spid(folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+    let output = spid.args(arguments).current_dir(folder).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn fixtures_are_checked_without_being_sent_and_the_wrong_line_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
+    let (code, told, complaint) = spid(folder.path(), &["fixtures", "check", root.to_str().unwrap()]);
+    assert_eq!(code, 0, "{told}{complaint}");
+    assert!(told.contains("alibaba/life.toml: 13 steps: A whole life"), "{told}");
+    let broken = format!("{HEAD}{}", step("a", "repat = 2"));
+    std::fs::write(folder.path().join("broken.toml"), broken).unwrap();
+    let (code, told, complaint) = spid(folder.path(), &["fixtures", "check", "broken.toml"]);
+    assert_eq!((code, complaint.as_str()), (65, "error: 1 of 1 files have mistakes\n"));
+    assert_eq!(told, "broken.toml:8: `repat` is unknown in step `a`; did you mean `repeat`?\n");
+    assert_eq!(spid(folder.path(), &["fixtures", "check", "none.toml"]).0, 66);
+    std::fs::remove_file(folder.path().join("broken.toml")).unwrap();
+    let part = "version = 1\ndialect = \"alibaba\"\nvars = { order = \"o\" }\n";
+    std::fs::write(folder.path().join("_part.toml"), part).unwrap();
+    let whole = format!("{HEAD}include = [\"_part.toml\"]\n{}", step("a", "params = { a = \"${order}\" }"));
+    std::fs::write(folder.path().join("whole.toml"), whole).unwrap();
+    let (code, told, complaint) = spid(folder.path(), &["fixtures", "check", "."]);
+    assert_eq!((code, told.as_str()), (0, "./whole.toml: 1 steps: t\n"), "{complaint}");
+    let (code, schema, _) = spid(folder.path(), &["fixtures", "schema"]);
+    assert_eq!(code, 0);
+    assert!(serde_json::from_str::<Value>(&schema).unwrap()["properties"]["step"].is_object());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replay_is_told_to_a_build_server() {
+    let receiver = Receiver::saying([json!({"instanceId": "0"})]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let text = step("buy", "expect = { json.instanceId = { not = \"0\" } }") + &step("rest", "");
+    std::fs::write(folder.path().join("f.toml"), format!("{HEAD}{text}")).unwrap();
+    let url = receiver.target.url.to_string();
+    let path = folder.path().to_owned();
+    let replay = move || spid(&path, &["replay", "f.toml", "--to", &url, "--dev", "-q", "--junit", "r.xml"]);
+    let (code, told, complaint) = tokio::task::spawn_blocking(replay).await.unwrap();
+    assert_eq!(code, 1, "{told}{complaint}");
+    let xml = std::fs::read_to_string(folder.path().join("r.xml")).unwrap();
+    assert!(xml.contains("<testsuite name=\"t\" tests=\"2\" failures=\"1\" skipped=\"1\""), "{xml}");
+    assert!(xml.contains("delivery 1: json.instanceId&#10;"), "{xml}");
+}
+
+/// What an editor says of a file, by somebody else's reading of the schema.
+fn editors_complaints(text: &str) -> Vec<String> {
+    let schema: Value = serde_json::from_str(spid::scenario::SCHEMA).unwrap();
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let file: toml::Value = toml::from_str(text).unwrap();
+    let file = serde_json::to_value(file).unwrap();
+    validator.iter_errors(&file).map(|error| error.to_string()).collect()
+}
+
+#[test]
+fn an_editor_takes_every_fixture_and_no_mistake() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
+    for folder in std::fs::read_dir(root).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let complaints = editors_complaints(&std::fs::read_to_string(&path).unwrap());
+            assert!(complaints.is_empty(), "{}: {complaints:?}", path.display());
+        }
+    }
+    for wrong in [
+        "repat = 2",
+        "repeat = 0",
+        "send = \"GET\"",
+        "wait = \"5\"",
+        "token = \"wrnog\"",
+        "dated = \"10m\"",
+        "concurrent = 2000",
+        "retry = { every = \"1s\" }",
+        "params.a = { unique = \"x\" }",
+        "params.a = { time = \"soon\" }",
+        "expect = { state = \"activ\" }",
+        "expect = { status = 1000 }",
+        "request = \"GET / HTTP/1.1\"",
+    ] {
+        let text = format!("{HEAD}{}", step("a", wrong));
+        assert!(!editors_complaints(&text).is_empty(), "{wrong}");
+        assert!(Scenario::parse(&text, "t.toml").is_err(), "{wrong}");
+    }
+}

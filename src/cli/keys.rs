@@ -1,6 +1,6 @@
 //! Where a command takes its key from: never from its arguments, which everybody on the machine sees.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -41,4 +41,11 @@ impl KeyArguments {
         let key = key.map_err(|text| Failure::new(Exit::Config, format!("`{from}`: {text}")))?;
         Keys::new(vec![key]).ok_or_else(|| Failure::new(Exit::Bug, "a key is no key"))
     }
+}
+
+/// The key in a file.
+pub(super) fn keys_in(path: &Path) -> Result<Keys, Failure> {
+    let read =
+        config::read_key(path).and_then(|secret| Keys::single(secret).map_err(|error| error.to_string()));
+    read.map_err(|text| Failure::new(Exit::Config, format!("{}: {text}", path.display())))
 }

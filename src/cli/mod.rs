@@ -4,11 +4,15 @@
 //! `hint:` where there is something to do. Exit codes are those of `sysexits.h`, so that a script can
 //! tell a wrong configuration from a disk that is full.
 
+mod conformance;
 mod demo;
+mod export;
+mod fixtures;
 mod generated;
 mod healthcheck;
 mod hook;
 mod hook_test;
+mod junit;
 mod keys;
 mod logging;
 mod mend;
@@ -20,6 +24,8 @@ mod scenario;
 mod serve;
 mod show;
 mod sign;
+mod simulate;
+mod span;
 mod supervised;
 mod verify;
 
@@ -156,6 +162,13 @@ enum Command {
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
+    /// Check fixtures without sending them.
+    #[command(subcommand)]
+    Fixtures(fixtures::FixturesCommand),
+    /// Judge any receiver of the Alibaba dialect: buy, renew, forge, repeat, and report.
+    Conformance(Box<conformance::ConformanceArguments>),
+    /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
+    Simulate(Box<simulate::SimulateArguments>),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
@@ -260,6 +273,9 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Fixtures(command) => fixtures::fixtures(command, output),
+        Command::Conformance(arguments) => conformance::conformance(*arguments, output),
+        Command::Simulate(arguments) => simulate::simulate(*arguments, output),
         Command::Hook(command) => hook::hook(command, hook, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),

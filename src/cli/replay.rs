@@ -1,17 +1,19 @@
 //! `replay`: send fixtures to an endpoint, compare the answers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::keys::KeyArguments;
+use super::conformance::write;
+use super::junit::{self, Came};
+use super::keys::{KeyArguments, keys_in};
 use super::output::Output;
 use super::scenario::{Kept, Narrator, Progress, summary};
 use super::{Done, Exit, Failure, runtime};
 use crate::clock::Clock;
 use crate::config::{self, ProcessEnvironment};
 use crate::http::Url;
-use crate::scenario::{Report, Scenario, ScenarioError, States, Target};
+use crate::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
 use crate::store::Reader;
 
 #[derive(Args)]
@@ -33,6 +35,12 @@ pub(super) struct ReplayArguments {
     /// The daemon's configuration, which names the database.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Another endpoint, by the name steps have for it.
+    #[arg(long = "endpoint", value_name = "NAME=URL")]
+    endpoints: Vec<String>,
+    /// Another key, by the name steps have for it.
+    #[arg(long = "other-key", value_name = "NAME=FILE")]
+    other_keys: Vec<String>,
     /// Go on behind a step that failed.
     #[arg(long)]
     keep_going: bool,
@@ -45,26 +53,24 @@ pub(super) struct ReplayArguments {
     /// Print the reports as JSON.
     #[arg(long)]
     json: bool,
+    /// Write JUnit's XML for a build server.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
 }
 
 pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
-    if !arguments.to.is_loopback() && !arguments.yes {
-        let message = format!(
-            "{} is not this machine, and a replay looks like real customers there",
-            arguments.to.authority()
-        );
-        return Err(Failure::new(Exit::Usage, message).hint("add --yes if that is meant"));
-    }
+    let target = target(&arguments)?;
     let scenarios = load(&arguments)?;
     let reader = reader(&arguments)?;
     let states = reader.as_ref().map(Kept);
-    let mut target = Target::new(arguments.to.clone(), arguments.key.keys()?);
-    target.keep_going = arguments.keep_going;
     let runtime = runtime()?;
     let mut reports = Vec::new();
     for scenario in &scenarios {
         let states = states.as_ref().map(|kept| kept as &dyn States);
         reports.push(runtime.block_on(run(&arguments, scenario, &target, states, output)));
+    }
+    if let Some(path) = &arguments.junit {
+        write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
     }
     if arguments.json {
         output.json(&reports)?;
@@ -74,6 +80,53 @@ pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
         }
     }
     verdict(&reports)
+}
+
+fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
+    let mut target = Target::new(arguments.to.clone(), arguments.key.keys()?);
+    target.keep_going = arguments.keep_going;
+    for text in &arguments.endpoints {
+        let (name, url) = pair(text, "an endpoint: expected NAME=URL")?;
+        let url = url.parse::<Url>();
+        let url = url.map_err(|error| Failure::new(Exit::Usage, format!("--endpoint {name}: {error}")))?;
+        target.endpoints.insert(name.to_owned(), url);
+    }
+    for text in &arguments.other_keys {
+        let (name, file) = pair(text, "a key: expected NAME=FILE")?;
+        target.other_keys.insert(name.to_owned(), keys_in(Path::new(file))?);
+    }
+    for url in std::iter::once(&target.url).chain(target.endpoints.values()) {
+        if !url.is_loopback() && !arguments.yes {
+            let authority = url.authority();
+            let message =
+                format!("{authority} is not this machine, and a replay looks like real customers there");
+            return Err(Failure::new(Exit::Usage, message).hint("add --yes if that is meant"));
+        }
+    }
+    Ok(target)
+}
+
+fn pair<'a>(text: &'a str, what: &str) -> Result<(&'a str, &'a str), Failure> {
+    text.split_once('=').ok_or_else(|| Failure::new(Exit::Usage, format!("`{text}` is not {what}")))
+}
+
+fn junit_of(report: &Report) -> junit::Suite {
+    let test = |step: &StepReport| {
+        let failures: Vec<String> = step.failures.iter().map(ToString::to_string).collect();
+        let shortly = failures.first().and_then(|text| text.lines().next()).unwrap_or("no answer").to_owned();
+        junit::Test {
+            name: step.name.clone(),
+            duration_ms: u64::try_from(step.duration_ms).unwrap_or_default(),
+            came: if step.passed { Came::Passed } else { Came::Failed(shortly, failures.join("\n")) },
+        }
+    };
+    let unrun = |name: &String| junit::Test {
+        name: name.clone(),
+        duration_ms: 0,
+        came: Came::Skipped("a step before it failed".to_owned()),
+    };
+    let tests = report.steps.iter().map(test).chain(report.not_run.iter().map(unrun)).collect();
+    junit::Suite { name: report.title.clone(), tests }
 }
 
 async fn run(
@@ -123,15 +176,9 @@ fn verdict(reports: &[Report]) -> Done {
 fn load(arguments: &ReplayArguments) -> Result<Vec<Scenario>, Failure> {
     let mut scenarios = Vec::new();
     for path in &arguments.files {
-        let mut scenario = Scenario::load(path).map_err(|error| {
-            let exit =
-                if matches!(error, ScenarioError::Unreadable { .. }) { Exit::NoInput } else { Exit::Data };
-            Failure::new(exit, error.to_string())
-        })?;
+        let mut scenario = Scenario::load(path)?;
         for text in &arguments.set {
-            let (name, value) = text.split_once('=').ok_or_else(|| {
-                Failure::new(Exit::Usage, format!("`{text}` is not an override: expected NAME=VALUE"))
-            })?;
+            let (name, value) = pair(text, "an override: expected NAME=VALUE")?;
             scenario
                 .set(name, value)
                 .map_err(|error| Failure::new(Exit::Usage, format!("{}: {error}", path.display())))?;
@@ -148,4 +195,11 @@ fn reader(arguments: &ReplayArguments) -> Result<Option<Reader>, Failure> {
         (None, None) => return Ok(None),
     };
     Ok(Some(Reader::open(&path)?))
+}
+
+impl From<ScenarioError> for Failure {
+    fn from(error: ScenarioError) -> Failure {
+        let exit = if matches!(error, ScenarioError::Unreadable { .. }) { Exit::NoInput } else { Exit::Data };
+        Failure::new(exit, error.to_string())
+    }
 }

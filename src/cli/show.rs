@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::output::{Output, shown};
-use super::{Done, Exit, Failure, StoreArguments, mend};
+use super::{Done, Exit, Failure, StoreArguments, export, mend};
 use crate::clock::Id;
 use crate::instance::State;
 use crate::job;
@@ -61,6 +61,8 @@ pub(super) enum InstancesCommand {
         #[arg(long)]
         account: Option<String>,
     },
+    /// Print an instance's life as a scenario that can be replayed, without what is somebody's own.
+    Export(export::ExportInstanceArguments),
     /// Finish what an instance waits for: what a hook left pending, or what you did by hand.
     Complete(mend::CompleteArguments),
     /// Keep that the buyer has come and taken it: signed up, or chose a tenant.
@@ -111,6 +113,8 @@ pub(super) enum CallbacksCommand {
         /// Its number.
         number: i64,
     },
+    /// Print callbacks as a scenario that can be replayed, without what is somebody's own.
+    Export(export::ExportCallbacksArguments),
     /// Send a callback again, signed anew, to a URL. To a daemon it is a delivery like any other, so a
     /// result that comes back here counts as told.
     Resend(Box<mend::ResendArguments>),
@@ -173,6 +177,7 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let life = show.store.reader()?.life(&id, account.as_deref())?;
             if show.json { output.json(&life) } else { print_life(&life, output) }
         }
+        InstancesCommand::Export(arguments) => export::instance(arguments, output),
         InstancesCommand::Complete(arguments) => mend::complete(arguments, output),
         InstancesCommand::Claim(arguments) => mend::claim(arguments, output),
         InstancesCommand::Release(arguments) => mend::release(arguments, output),
@@ -308,6 +313,7 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
             Ok(())
         }
         CallbacksCommand::Show { show, number } => show_callback(&show, number, output),
+        CallbacksCommand::Export(arguments) => export::callbacks(arguments, output),
         CallbacksCommand::Resend(arguments) => mend::resend(*arguments, output),
     }
 }

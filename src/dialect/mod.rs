@@ -56,6 +56,11 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)
 }
 
+/// Alibaba Cloud Marketplace's dialect: the one that receivers are judged by.
+pub fn alibaba() -> &'static dyn Dialect {
+    &alibaba::ALIBABA
+}
+
 /// The names [`by_name`] knows, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     DIALECTS.into_iter().map(Dialect::name)

@@ -2,16 +2,17 @@
 //! expected and what was there instead.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use super::shown;
 use super::value::{Known, Template, read_instant};
 use crate::http::ClientResponse;
 use crate::instance::State;
+use crate::outbound as shown;
 
 /// Longest text of an answer that is repeated in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;
@@ -79,6 +80,8 @@ pub(super) struct Expectation {
     pub(super) sku: Option<Template>,
     pub(super) items: Vec<(String, Template)>,
     pub(super) held: Option<bool>,
+    /// How long the instance, and what is held, may take to be as expected.
+    pub(super) within: Duration,
 }
 
 impl Default for Expectation {
@@ -94,6 +97,7 @@ impl Default for Expectation {
             sku: None,
             items: Vec::new(),
             held: None,
+            within: Duration::ZERO,
         }
     }
 }

@@ -5,7 +5,8 @@
 //! heart of it: it hands out the members it is asked for, and whatever was never asked for is a
 //! mistake.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,10 +28,27 @@ const VERSION: u64 = 1;
 /// What `matches` may ask for.
 const MATCHES: [&str; 2] = ["nonempty", "absent"];
 
-/// Reads a scenario, or says everything that is wrong with it.
-pub(super) fn read(text: &str) -> Result<Scenario, Vec<Mistake>> {
+/// How deep files may include each other. Deeper they go in a circle.
+const INCLUDES_MAX_DEPTH: usize = 8;
+/// The defaults of every action.
+const ANY_ACTION: &str = "any";
+
+/// Reads a scenario, or says everything that is wrong with it. What it includes is looked for in `folder`.
+pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
+    read_as(text, folder, 0).map(|(scenario, _)| scenario)
+}
+
+fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario, Defaults), Vec<Mistake>> {
     let (root, errors) = DeTable::parse_recoverable(text);
-    let mut reader = Reader { text, mistakes: Vec::new(), known: BTreeSet::new(), used: BTreeSet::new() };
+    let mut reader = Reader {
+        text,
+        folder: folder.map(Path::to_owned),
+        depth,
+        mistakes: Vec::new(),
+        known: BTreeSet::new(),
+        used: BTreeSet::new(),
+        defaults: Defaults::new(),
+    };
     for error in &errors {
         reader.note(error.span().map_or(0, |span| span.start), error.message());
     }
@@ -39,9 +57,22 @@ pub(super) fn read(text: &str) -> Result<Scenario, Vec<Mistake>> {
     let mut mistakes = reader.mistakes;
     mistakes.sort_by_key(|mistake| mistake.line);
     match scenario {
-        Some(scenario) if mistakes.is_empty() => Ok(scenario),
+        Some(scenario) if mistakes.is_empty() => Ok((scenario, reader.defaults)),
         _ => Err(mistakes),
     }
+}
+
+/// What steps of an action have unless they say something else, by the marketplace's word.
+type Defaults = BTreeMap<String, ActionDefaults>;
+
+#[derive(Clone)]
+struct ActionDefaults {
+    params: Vec<(String, Value)>,
+    /// The names the params need.
+    needs: BTreeSet<String>,
+    form: Option<SendForm>,
+    retry: Option<Retry>,
+    wait: Option<Duration>,
 }
 
 /// `; did you mean …?`, if one of `candidates` is close to `name`.
@@ -122,11 +153,16 @@ fn in_order<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, usize, Item<'t>)> {
 /// What is being read, and what was wrong so far.
 struct Reader<'f> {
     text: &'f str,
+    /// Where the file stands.
+    folder: Option<PathBuf>,
+    /// How many files include this one, one another.
+    depth: usize,
     mistakes: Vec<Mistake>,
     /// The names that have a value by now: variables above, and what earlier steps captured.
     known: BTreeSet<String>,
     /// The names used since somebody last looked.
     used: BTreeSet<String>,
+    defaults: Defaults,
 }
 
 impl Reader<'_> {
@@ -141,22 +177,99 @@ impl Reader<'_> {
         if let Some(version) = table.need("version", self) {
             self.version(version);
         }
-        let title = table.need("title", self).and_then(|item| self.filled(item, "title"));
+        let title = self.whole(&mut table, "title").and_then(|item| self.filled(item, "title"));
         let dialect = table.need("dialect", self).and_then(|item| self.dialect(item));
-        let source = table.need("source", self).and_then(|item| self.filled(item, "source"));
+        let source = self.whole(&mut table, "source").and_then(|item| self.filled(item, "source"));
         let timezone = table.take("timezone").and_then(|item| self.timezone(item));
-        let vars = table.take("vars").map(|item| self.vars(item)).unwrap_or_default();
+        let mut vars = Vec::new();
+        let mut steps: Vec<Arc<Step>> = Vec::new();
+        for included in table.take("include").map(|item| self.include(item, dialect)).unwrap_or_default() {
+            vars.extend(included.vars);
+            steps.extend(included.steps);
+        }
+        vars.extend(table.take("vars").map(|item| self.vars(item)).unwrap_or_default());
         self.used.clear();
-        let steps = table.need("step", self).map(|item| self.steps(item)).unwrap_or_default();
+        if let Some(item) = table.take("defaults") {
+            self.read_defaults(item);
+        }
+        let own = self.whole(&mut table, "step").map(|item| self.steps(item, &steps)).unwrap_or_default();
+        steps.extend(own);
         table.finish(self);
+        let is_part = self.depth > 0;
         Some(Scenario {
-            title: title?,
-            source: source?,
+            title: title.or_else(|| is_part.then(String::new))?,
+            source: source.or_else(|| is_part.then(String::new))?,
             dialect: dialect?,
             timezone: timezone.unwrap_or_else(|| Options::default().timezone),
             vars,
             steps,
         })
+    }
+
+    /// A member a scenario needs and a part of one may leave out.
+    fn whole<'t>(&mut self, table: &mut Table<'t>, name: &'static str) -> Option<Item<'t>> {
+        if self.depth > 0 { table.take(name) } else { table.need(name, self) }
+    }
+
+    /// The files it begins with.
+    fn include(&mut self, item: Item<'_>, dialect: Option<&'static dyn Dialect>) -> Vec<Scenario> {
+        let DeValue::Array(names) = item.get_ref() else {
+            self.note(item.span().start, "`include` must be a list of files");
+            return Vec::new();
+        };
+        let mut included = Vec::new();
+        for item in names.iter() {
+            let Some(name) = self.filled(item, "include") else { continue };
+            let at = item.span().start;
+            match self.part(&name) {
+                Ok((part, _)) if dialect.is_some_and(|dialect| dialect.name() != part.dialect.name()) => {
+                    self.note(at, format!("{name} speaks another dialect, {}", part.dialect.name()));
+                }
+                Ok((part, defaults)) => {
+                    self.known.extend(part.vars.iter().map(|(name, _)| name.clone()));
+                    let captured = part.steps.iter().flat_map(|step| &step.capture);
+                    self.known.extend(captured.map(|(name, _)| name.clone()));
+                    self.defaults.extend(defaults);
+                    included.push(part);
+                }
+                Err(messages) => messages.into_iter().for_each(|message| self.note(at, message)),
+            }
+        }
+        included
+    }
+
+    fn part(&self, name: &str) -> Result<(Scenario, Defaults), Vec<String>> {
+        if self.depth >= INCLUDES_MAX_DEPTH {
+            return Err(vec![format!("{name}: the files include one another in a circle")]);
+        }
+        let path = self.beside(name);
+        let text = std::fs::read_to_string(&path).map_err(|error| vec![format!("{name}: {error}")])?;
+        let told = |mistakes: Vec<Mistake>| {
+            mistakes.into_iter().map(|it| format!("{name}:{}: {}", it.line, it.message)).collect()
+        };
+        read_as(&text, path.parent(), self.depth + 1).map_err(told)
+    }
+
+    /// A file that is named in this one.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.folder.as_deref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+    }
+
+    fn read_defaults(&mut self, item: Item<'_>) {
+        for (action, _, item) in self.members(item, "defaults") {
+            let Some(mut table) = self.table(item, action) else { continue };
+            table.what = format!("the defaults of `{action}`");
+            self.used.clear();
+            let default = ActionDefaults {
+                params: table.take("params").map(|item| self.params(item)).unwrap_or_default(),
+                form: table.take("send").and_then(|item| self.form(item)),
+                retry: table.take("retry").and_then(|item| self.retry(item)),
+                wait: table.take("wait").and_then(|item| self.duration(item, "wait")),
+                needs: std::mem::take(&mut self.used),
+            };
+            table.finish(self);
+            self.defaults.insert(action.to_owned(), default);
+        }
     }
 
     fn version(&mut self, item: Item<'_>) {
@@ -196,7 +309,7 @@ impl Reader<'_> {
         vars
     }
 
-    fn steps(&mut self, item: Item<'_>) -> Vec<Arc<Step>> {
+    fn steps(&mut self, item: Item<'_>, included: &[Arc<Step>]) -> Vec<Arc<Step>> {
         let DeValue::Array(array) = item.get_ref() else {
             self.note(item.span().start, "`step` must be a list of tables: write `[[step]]`");
             return Vec::new();
@@ -204,7 +317,7 @@ impl Reader<'_> {
         if array.is_empty() {
             self.note(item.span().start, "there must be at least one step");
         }
-        let mut names = BTreeSet::new();
+        let mut names: BTreeSet<String> = included.iter().map(|step| step.name.clone()).collect();
         let mut steps = Vec::new();
         for item in array.iter() {
             let Some(step) = self.step(item) else { continue };
@@ -226,31 +339,89 @@ impl Reader<'_> {
         if let Some(name) = &name {
             table.what = format!("step `{name}`");
         }
-        let action = table.need("action", self).and_then(|item| self.filled(item, "action"));
+        let request = self.recorded(&mut table);
+        let action = match &request {
+            Some(_) => Some(self.unasked(&mut table)),
+            None => table.need("action", self).and_then(|item| self.filled(item, "action")),
+        };
         let params = table.take("params").map(|item| self.params(item)).unwrap_or_default();
         let altered = table.take("alter").map(|item| self.altered(item, &params)).unwrap_or_default();
         let duplicated = table.take("duplicate").map(|item| self.templates(item, "duplicate"));
+        let form = table.take("send").and_then(|item| self.form(item));
+        let retry = table.take("retry").and_then(|item| self.retry(item));
+        let wait = table.take("wait").and_then(|item| self.duration(item, "wait"));
         let mut step = Step {
             name: name.unwrap_or_default(),
             action: action.clone().unwrap_or_default(),
             params,
-            form: table.take("send").and_then(|item| self.form(item)).unwrap_or_default(),
+            request,
+            endpoint: table.take("endpoint").and_then(|item| self.filled(item, "endpoint")),
+            key: table.take("key").and_then(|item| self.filled(item, "key")),
+            form: form.unwrap_or_default(),
             signature: table.take("token").and_then(|item| self.signature(item)).unwrap_or_default(),
             dated_ms: table.take("dated").and_then(|item| self.offset(item, "dated")).unwrap_or_default(),
             altered,
             duplicated: duplicated.unwrap_or_default(),
             raw: table.take("raw").and_then(|item| self.filled(item, "raw")).unwrap_or_default(),
-            wait: table.take("wait").and_then(|item| self.duration(item, "wait")).unwrap_or_default(),
+            wait: wait.unwrap_or_default(),
             repeat: table.take("repeat").and_then(|item| self.count(item, "repeat")).unwrap_or(1),
             concurrent: table.take("concurrent").and_then(|item| self.concurrent(item)).unwrap_or(1),
-            retry: table.take("retry").and_then(|item| self.retry(item)).unwrap_or(Retry::ONCE),
+            retry: retry.unwrap_or(Retry::ONCE),
             expect: table.take("expect").and_then(|item| self.expect(item)).unwrap_or_default(),
             capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
             needs: BTreeSet::new(),
         };
         step.needs = std::mem::take(&mut self.used);
+        self.fill_in(&mut step, [form.is_some(), retry.is_some(), wait.is_some()]);
         table.finish(self);
         action.map(|_| step)
+    }
+
+    /// What the step does not say itself, from the defaults of its action and of any.
+    fn fill_in(&self, step: &mut Step, [has_form, has_retry, has_wait]: [bool; 3]) {
+        if step.request.is_some() {
+            return;
+        }
+        let defaults =
+            || [step.action.as_str(), ANY_ACTION].into_iter().filter_map(|it| self.defaults.get(it));
+        let form = defaults().find_map(|default| default.form).filter(|_| !has_form);
+        let retry = defaults().find_map(|default| default.retry).filter(|_| !has_retry);
+        let wait = defaults().find_map(|default| default.wait).filter(|_| !has_wait);
+        let mut params = step.params.clone();
+        let mut needs = BTreeSet::new();
+        for default in defaults() {
+            let is_new = |(name, _): &&(String, Value)| !params.iter().any(|(known, _)| known == name);
+            let new: Vec<(String, Value)> = default.params.iter().filter(is_new).cloned().collect();
+            params.extend(new);
+            needs.extend(default.needs.iter().cloned());
+        }
+        step.form = form.unwrap_or(step.form);
+        step.retry = retry.unwrap_or(step.retry);
+        step.wait = wait.unwrap_or(step.wait);
+        step.params = params;
+        step.needs.append(&mut needs);
+    }
+
+    /// A request that is sent byte for byte: as text, or from a file beside this one.
+    fn recorded(&mut self, table: &mut Table<'_>) -> Option<Vec<u8>> {
+        if let Some(item) = table.take("request") {
+            return self.filled(item, "request").map(String::into_bytes);
+        }
+        let item = table.take("request_file")?;
+        let name = self.filled(item, "request_file").unwrap_or_default();
+        let bytes = std::fs::read(self.beside(&name));
+        let noted = bytes.inspect_err(|error| self.note(item.span().start, format!("{name}: {error}")));
+        Some(noted.unwrap_or_default())
+    }
+
+    /// A recorded request has everything in it already.
+    fn unasked(&mut self, table: &mut Table<'_>) -> String {
+        for name in ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"] {
+            if let Some(item) = table.take(name) {
+                self.note(item.span().start, format!("`{name}` says nothing of a recorded request"));
+            }
+        }
+        "recorded".to_owned()
     }
 
     fn params(&mut self, item: Item<'_>) -> Vec<(String, Value)> {
@@ -344,6 +515,7 @@ impl Reader<'_> {
             sku: template(self, &mut table, "sku"),
             items: table.take("items").map(|item| self.templates(item, "items")).unwrap_or_default(),
             held: table.take("held").and_then(|item| self.boolean(item, "held")),
+            within: table.take("within").and_then(|item| self.duration(item, "within")).unwrap_or_default(),
         };
         table.finish(self);
         Some(expect)
@@ -550,7 +722,7 @@ mod tests {
 
     /// The mistakes in a file that begins with the head, as `line: message`; the fifth line is the first of `text`.
     fn mistakes(text: &str) -> Vec<String> {
-        let Err(mistakes) = read(&format!("{HEAD}{text}")) else { panic!("no mistake in {text}") };
+        let Err(mistakes) = read(&format!("{HEAD}{text}"), None) else { panic!("no mistake in {text}") };
         mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.line, mistake.message)).collect()
     }
 
@@ -565,7 +737,7 @@ mod tests {
     fn all_mistakes_are_reported_together_in_order() {
         let text = "version = 2\ntitel = \"t\"\ndialect = \"alibab\"\nsource = \"\"\n\n[[step]]\nname = \"a\"\n\n\
                     [[step]]\naction = \"x\"\nname = 5\nrepat = 2\n";
-        let mistakes = read(text).unwrap_err();
+        let mistakes = read(text, None).unwrap_err();
         let found: Vec<_> = mistakes.iter().map(|it| (it.line, it.message.as_str())).collect();
         assert_eq!(
             found,
@@ -632,7 +804,7 @@ mod tests {
         let step = |name: &str, rest: &str| format!("[[step]]\nname = \"{name}\"\naction = \"x\"\n{rest}\n");
         let capture = "capture = { id = \"instanceId\" }";
         let uses = "params = { instanceId = \"${id}\" }";
-        assert!(read(&format!("{HEAD}{}{}", step("a", capture), step("b", uses))).is_ok());
+        assert!(read(&format!("{HEAD}{}{}", step("a", capture), step("b", uses)), None).is_ok());
         let found = mistakes(&format!("{}{}", step("b", uses), step("a", capture)));
         assert!(found[0].starts_with("8: nothing gives `${id}` a value"), "{found:?}");
         let vars = "[vars]\nb = \"${a}\"\na = \"1\"\n";
@@ -647,9 +819,114 @@ mod tests {
         let text = format!(
             "{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nparams = {{ z = \"1\", a = \"2\", M = \"3\" }}\n"
         );
-        let scenario = read(&text).unwrap();
+        let scenario = read(&text, None).unwrap();
         let names: Vec<&str> = scenario.steps[0].params.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["z", "a", "M"]);
+    }
+
+    #[test]
+    fn a_recorded_request_has_everything_in_it() {
+        let step = |rest: &str| format!("[[step]]\nname = \"a\"\n{rest}\n");
+        let scenario =
+            read(&format!("{HEAD}{}", step("request = \"GET / HTTP/1.1\\r\\n\\r\\n\"")), None).unwrap();
+        assert_eq!(scenario.steps[0].request.as_deref(), Some(&b"GET / HTTP/1.1\r\n\r\n"[..]));
+        let found = mistakes(&step("request = \"GET /\"\ntoken = \"wrong\""));
+        assert_eq!(found, ["8: `token` says nothing of a recorded request"]);
+        let found = mistakes(&step("request_file = \"nowhere.http\""));
+        assert!(found[0].starts_with("7: nowhere.http: "), "{found:?}");
+        assert!(mistakes(&step(""))[0].contains("step `a` has no `action`"));
+    }
+
+    #[test]
+    fn steps_have_what_the_defaults_of_their_action_have() {
+        let text = "[vars]\norder = \"o\"\n[defaults.any]\nretry = { every = \"1s\", limit = 9 }\n\
+                    [defaults.x]\nparams = { a = \"${order}\", b = \"2\" }\nsend = \"form\"\n\
+                    [[step]]\nname = \"one\"\naction = \"x\"\nparams = { b = \"own\" }\n\
+                    [[step]]\nname = \"two\"\naction = \"y\"\nretry = { every = \"1s\", limit = 2 }\n";
+        let scenario = read(&format!("{HEAD}{text}"), None).unwrap();
+        let names = |step: usize| -> Vec<&str> {
+            scenario.steps[step].params.iter().map(|(name, _)| name.as_str()).collect()
+        };
+        assert_eq!((names(0), names(1)), (vec!["b", "a"], vec![]));
+        assert_eq!([scenario.steps[0].retry.limit, scenario.steps[1].retry.limit], [9, 2]);
+        assert_eq!([scenario.steps[0].form, scenario.steps[1].form], [SendForm::Form, SendForm::Usual]);
+        assert!(scenario.steps[0].needs.contains("order"));
+        let found = mistakes("[defaults.x]\nexpect = {}\n[[step]]\nname = \"a\"\naction = \"x\"\n");
+        assert_eq!(found, ["6: `expect` is unknown in the defaults of `x`"]);
+    }
+
+    #[test]
+    fn files_begin_with_what_they_include() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let part = "version = 1\ndialect = \"alibaba\"\n";
+        put(
+            "vars.toml",
+            &format!(
+                "{part}vars = {{ order = \"o\" }}\ndefaults = {{ x = {{ params = {{ z = \"1\" }} }} }}\n"
+            ),
+        );
+        put(
+            "buy.toml",
+            &format!(
+                "{part}include = [\"vars.toml\"]\n[[step]]\nname = \"buy\"\naction = \"x\"\ncapture = {{ id = \"i\" }}\n"
+            ),
+        );
+        put("circle.toml", &format!("{part}include = [\"circle.toml\"]\n"));
+        put("broken.toml", &format!("{part}\nvarz = {{}}\n"));
+        let whole = |includes: &str, step: &str| {
+            let text = format!(
+                "{HEAD}include = [{includes}]\n[[step]]\nname = \"{step}\"\naction = \"x\"\nparams = {{ a = \"${{order}} ${{id}}\" }}\n"
+            );
+            read(&text, Some(folder.path()))
+        };
+        let scenario = whole("\"buy.toml\"", "use").unwrap();
+        let names: Vec<&str> = scenario.steps().collect();
+        assert_eq!(names, ["buy", "use"]);
+        assert_eq!(scenario.steps[1].params.len(), 2, "the defaults of what is included hold here, too");
+        let said = |includes: &str, step: &str| whole(includes, step).unwrap_err()[0].message.clone();
+        assert!(said("\"buy.toml\"", "buy").contains("two steps called `buy`"));
+        assert!(said("\"circle.toml\"", "use").contains("in a circle"));
+        assert_eq!(
+            said("\"broken.toml\"", "use"),
+            "broken.toml:4: `varz` is unknown in the scenario; did you mean `vars`?"
+        );
+        assert!(said("\"none.toml\"", "use").starts_with("none.toml: "));
+    }
+
+    /// What an editor accepts and what is read here are the same names.
+    #[test]
+    fn the_schema_knows_the_members_that_are_read() {
+        let schema: Json = serde_json::from_str(crate::scenario::SCHEMA).unwrap();
+        let names = |path: &str| -> Vec<String> {
+            schema.pointer(path).unwrap().as_object().unwrap().keys().cloned().collect()
+        };
+        let unknown = |text: &str, name: &str| {
+            let mistakes = read(text, None).err().unwrap_or_default();
+            mistakes.iter().any(|it| it.message.starts_with(&format!("`{name}` is unknown")))
+        };
+        for name in names("/properties") {
+            assert!(!unknown(&format!("{name} = 1\n"), &name), "{name}");
+        }
+        for name in names("/$defs/step/properties") {
+            assert!(!unknown(&format!("{HEAD}[[step]]\n{name} = 1\n"), &name), "{name}");
+        }
+        for name in names("/$defs/expect/properties") {
+            let text = format!("{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nexpect.{name} = 1\n");
+            assert!(!unknown(&text, &name), "{name}");
+        }
+        let page = include_str!("../../docs/fixtures.md");
+        let rows =
+            page.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
+        let all: BTreeSet<String> = ["/properties", "/$defs/step/properties", "/$defs/expect/properties"]
+            .into_iter()
+            .flat_map(names)
+            .collect();
+        let told: BTreeSet<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+        for name in &all {
+            let shown = told.iter().any(|word| word.trim_matches(['[', ']']) == name);
+            assert!(shown, "docs/fixtures.md does not tell of `{name}`");
+        }
     }
 
     #[test]

@@ -11,9 +11,9 @@
 //!   watch is an [`Observer`]; whoever can look into the store is [`States`].
 
 mod expect;
+pub mod export;
 mod file;
 mod run;
-mod shown;
 mod value;
 
 use std::collections::{BTreeSet, HashSet};
@@ -31,6 +31,9 @@ pub use run::{Answered, Observer, Report, Sent, States, StepReport, Target};
 
 use expect::Expectation;
 use value::{Template, Value};
+
+/// The JSON Schema of the format, for editors.
+pub const SCHEMA: &str = include_str!("../../docs/scenario.schema.json");
 
 /// A sequence of callbacks and what must come of each.
 ///
@@ -71,6 +74,12 @@ struct Step {
     /// The marketplace's word.
     action: String,
     params: Vec<(String, Value)>,
+    /// Sent byte for byte in the place of all that.
+    request: Option<Vec<u8>>,
+    /// The endpoint it goes to, if not the usual one.
+    endpoint: Option<String>,
+    /// The key it is signed with, if not the usual one.
+    key: Option<String>,
     form: SendForm,
     signature: SendSignature,
     /// How far from now a dated request is dated, in milliseconds.
@@ -149,13 +158,21 @@ fn nearest(name: &str, known: &[String]) -> String {
     file::did_you_mean(name, known.iter().map(String::as_str))
 }
 
+/// Reads `200ms`, `5s`, `10m`, `2h`, `30d`, as scenarios write times.
+pub fn span(text: &str) -> Option<Duration> {
+    value::read_span(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
+}
+
 impl Scenario {
-    /// Reads a scenario. `file_name` stands before the line of every mistake.
+    /// Reads a scenario. `file_name` stands before the line of every mistake; what it includes is looked for
+    /// beside it.
     ///
     /// # Errors
     /// [`ScenarioError::Mistakes`], all of them together.
     pub fn parse(text: &str, file_name: &str) -> Result<Scenario, ScenarioError> {
-        file::read(text).map_err(|mistakes| ScenarioError::Mistakes { file: file_name.to_owned(), mistakes })
+        let folder = Path::new(file_name).parent();
+        file::read(text, folder)
+            .map_err(|mistakes| ScenarioError::Mistakes { file: file_name.to_owned(), mistakes })
     }
 
     /// Reads a scenario from a file.
@@ -191,6 +208,16 @@ impl Scenario {
     /// How many deliveries it makes when everything is answered as expected at once.
     pub fn deliveries(&self) -> u64 {
         self.steps.iter().map(|step| u64::from(step.repeat)).sum()
+    }
+
+    /// The endpoints its steps name, beside the usual one.
+    pub fn endpoints(&self) -> BTreeSet<&str> {
+        self.steps.iter().filter_map(|step| step.endpoint.as_deref()).collect()
+    }
+
+    /// The keys its steps name, beside the usual one.
+    pub fn keys(&self) -> BTreeSet<&str> {
+        self.steps.iter().filter_map(|step| step.key.as_deref()).collect()
     }
 
     /// Overrides a value: `vars.NAME`, `params.NAME` (in every step that has it) or

@@ -15,7 +15,7 @@ const SECRET_WORDS: [&str; 8] =
 const REMARKS: &str = "info";
 
 /// A body: JSON with its secrets hidden, anything else as it is.
-pub(super) fn body(bytes: &[u8]) -> String {
+pub fn body(bytes: &[u8]) -> String {
     match serde_json::from_slice(bytes) {
         Ok(value) => json("", &value),
         Err(_) => String::from_utf8_lossy(bytes).into_owned(),
@@ -23,14 +23,14 @@ pub(super) fn body(bytes: &[u8]) -> String {
 }
 
 /// A JSON value that stands at this path of names with dots between them.
-pub(super) fn json(path: &str, value: &Json) -> String {
+pub fn json(path: &str, value: &Json) -> String {
     let mut shown = value.clone();
     hide(&mut shown, path.split('.').any(is_secret));
     shown.to_string()
 }
 
 /// The value of a header. A link loses its query: the ticket stands there.
-pub(super) fn header(value: &str) -> String {
+pub fn header(value: &str) -> String {
     match value.find(['?', '#']) {
         Some(end) => format!("{}{HIDDEN}", value.get(..=end).unwrap_or_default()),
         None => value.to_owned(),
@@ -49,7 +49,8 @@ fn hide(value: &mut Json, is_hidden: bool) {
     }
 }
 
-fn is_secret(name: &str) -> bool {
+/// Whether a value of this name is nobody's business.
+pub fn is_secret(name: &str) -> bool {
     let plain = name.to_ascii_lowercase();
     plain == REMARKS || SECRET_WORDS.iter().any(|word| plain.contains(word))
 }

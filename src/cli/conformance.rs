@@ -1,0 +1,267 @@
+//! `conformance`: judge any receiver that speaks the Alibaba dialect.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use jiff::tz::TimeZone;
+
+use super::junit::{self, Came};
+use super::keys::KeyArguments;
+use super::output::{Output, shown};
+use super::span::Span;
+use super::{Done, Exit, Failure, runtime};
+use crate::conformance::{
+    Case, Exchange, Goods, Judged, Judgement, Level, Suite, Unjudged, Verdict, Watcher, report,
+};
+use crate::http::Url;
+use crate::limits;
+
+/// How often the bar is drawn.
+const TICK_MS: u64 = 200;
+
+#[derive(Args)]
+pub(super) struct ConformanceArguments {
+    /// The receiver's endpoint, as the marketplace would be given it.
+    #[arg(long, value_name = "URL")]
+    to: Url,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// How far to go: must, should (and must), or hardening (everything).
+    #[arg(long, value_name = "LEVEL", default_value = "hardening", value_parser = PossibleValuesParser::new(["must", "should", "hardening"]))]
+    level: String,
+    /// Judge only this case and what it needs; may be given several times. docs/conformance.md lists them.
+    #[arg(long, value_name = "CASE")]
+    only: Vec<String>,
+    /// Write a report: Markdown to FILE.md, a page to FILE.html; may be given several times.
+    #[arg(long, value_name = "FILE")]
+    report: Vec<PathBuf>,
+    /// Write JUnit's XML for a build server.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    /// Print the judgement as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Show every request and answer, not only those of failed cases.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Really buy at an address that is not this machine.
+    #[arg(long)]
+    yes: bool,
+    /// The product that is bought.
+    #[arg(long, value_name = "CODE", default_value_t = Goods::default().product)]
+    product: String,
+    /// The SKU that is bought.
+    #[arg(long, value_name = "SKU", default_value_t = Goods::default().sku)]
+    sku: String,
+    /// The SKU an upgrade leads to.
+    #[arg(long, value_name = "SKU", default_value_t = Goods::default().upgrade)]
+    upgrade_sku: String,
+    /// The buyer's account.
+    #[arg(long, value_name = "UID", default_value_t = Goods::default().buyer)]
+    buyer: String,
+    /// Where sign-on links lead, if not where the receiver says (appInfo.authUrl) and not to the endpoint.
+    #[arg(long, value_name = "URL")]
+    sign_on_url: Option<Url>,
+    /// The zone of dates without one.
+    #[arg(long, value_name = "ZONE", default_value = "Asia/Shanghai")]
+    timezone: String,
+    /// How long an answer may take.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::CONFORMANCE_ANSWER_MS))]
+    within: Span,
+}
+
+pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) -> Done {
+    let suite = suite(&arguments)?;
+    for path in &arguments.report {
+        kind_of(path)?;
+    }
+    let mut progress = Progress::new(suite.selected()?.len());
+    let judgement = runtime()?.block_on(suite.judge(&mut progress))?;
+    drop(progress);
+    for path in &arguments.report {
+        let text = match kind_of(path)? {
+            Kind::Markdown => report::markdown(&judgement),
+            Kind::Html => report::html(&judgement),
+        };
+        write(path, &text)?;
+    }
+    if let Some(path) = &arguments.junit {
+        write(path, &junit::xml(&[junit_of(&judgement)]))?;
+    }
+    if arguments.json {
+        output.json(&judgement)?;
+    } else {
+        tell(&judgement, arguments.verbose, output)?;
+    }
+    verdict(&judgement, output)
+}
+
+fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
+    for url in std::iter::once(&arguments.to).chain(&arguments.sign_on_url) {
+        if !url.is_loopback() && !arguments.yes {
+            let message = format!("{} is not this machine, and this buys there", url.authority());
+            return Err(Failure::new(Exit::Usage, message).hint(
+                "add --yes if that is meant; what is bought is given back afterwards, but a receiver may have \
+                 made something for it meanwhile",
+            ));
+        }
+    }
+    let zone = TimeZone::get(&arguments.timezone).map_err(|_| {
+        Failure::new(Exit::Usage, format!("`{}` is no time zone; one is Asia/Shanghai", arguments.timezone))
+    })?;
+    Ok(Suite {
+        sign_on: arguments.sign_on_url.clone(),
+        level: Level::from_word(&arguments.level).unwrap_or(Level::Hardening),
+        only: arguments.only.iter().cloned().collect(),
+        goods: Goods {
+            product: arguments.product.clone(),
+            sku: arguments.sku.clone(),
+            upgrade: arguments.upgrade_sku.clone(),
+            buyer: arguments.buyer.clone(),
+        },
+        zone,
+        within: arguments.within.0,
+        ..Suite::new(arguments.to.clone(), arguments.key.keys()?)
+    })
+}
+
+impl From<Unjudged> for Failure {
+    fn from(error: Unjudged) -> Failure {
+        let exit = match &error {
+            Unjudged::NoSuchCase(_) => Exit::Usage,
+            Unjudged::Nobody { .. } => Exit::Unavailable,
+            Unjudged::NoRandomness(_) => Exit::Io,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Markdown,
+    Html,
+}
+
+fn kind_of(path: &Path) -> Result<Kind, Failure> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("md") => Ok(Kind::Markdown),
+        Some("html") => Ok(Kind::Html),
+        _ => Err(Failure::new(
+            Exit::Usage,
+            format!("`--report {}`: a report is a .md or a .html file", path.display()),
+        )),
+    }
+}
+
+/// Writes a file that was asked for.
+pub(super) fn write(path: &Path, text: &str) -> Done {
+    std::fs::write(path, text)
+        .map_err(|error| Failure::new(Exit::Io, format!("{} cannot be written: {error}", path.display())))
+}
+
+fn junit_of(judgement: &Judgement) -> junit::Suite {
+    let test = |case: &Judged| junit::Test {
+        name: case.id.to_owned(),
+        duration_ms: case.duration_ms,
+        came: match case.verdict {
+            Verdict::Passed => Came::Passed,
+            Verdict::Failed => Came::Failed(case.said.clone(), details(case).join("\n")),
+            Verdict::NotJudged => Came::Skipped(case.said.clone()),
+        },
+    };
+    let name = format!("conformance of {}", judgement.receiver);
+    junit::Suite { name, tests: judgement.cases.iter().map(test).collect() }
+}
+
+/// What stood against the rule, line by line.
+fn details(case: &Judged) -> Vec<String> {
+    let mut lines = vec![case.rule.to_owned(), format!("source: {}", case.source)];
+    lines.extend(case.exchanges.iter().flat_map(told));
+    if case.left_out > 0 {
+        lines.push(format!("… and {} more alike", case.left_out));
+    }
+    lines
+}
+
+fn told(exchange: &Exchange) -> Vec<String> {
+    let Exchange { what, method, target, body, status, answer, duration_ms } = exchange;
+    let status = status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let mut lines = vec![format!("{what}:"), format!("  -> {method} {target}")];
+    lines.extend((!body.is_empty()).then(|| format!("     {body}")));
+    lines.push(format!("  <- {status} {answer} ({duration_ms} ms)"));
+    lines
+}
+
+fn tell(judgement: &Judgement, verbose: bool, output: &mut Output) -> Done {
+    let cells = |case: &Judged| {
+        let mark = case.verdict.as_str();
+        vec![mark.to_owned(), case.level.to_string(), case.id.to_owned(), case.said.clone()]
+    };
+    let rows: Vec<Vec<String>> = judgement.cases.iter().map(cells).collect();
+    output.table(&["RESULT", "LEVEL", "CASE", "FOUND"], &rows)?;
+    for case in judgement.cases.iter().filter(|case| verbose || case.verdict == Verdict::Failed) {
+        output.line("")?;
+        output.line(&format!("{} {}: {}", case.verdict.as_str(), case.id, shown(&case.said)))?;
+        for line in details(case) {
+            output.line(&format!("  {}", shown(&line)))?;
+        }
+    }
+    output.line("")?;
+    let count = |verdict| judgement.count(verdict);
+    output.line(&format!(
+        "{}: {} passed, {} failed, {} not judged",
+        judgement.receiver,
+        count(Verdict::Passed),
+        count(Verdict::Failed),
+        count(Verdict::NotJudged)
+    ))
+}
+
+fn verdict(judgement: &Judgement, output: &mut Output) -> Done {
+    if !judgement.left_behind.is_empty() {
+        let ids = judgement.left_behind.join(", ");
+        output.complain(&format!("warning: bought and not taken back: {}", shown(&ids)));
+    }
+    if judgement.passed {
+        return Ok(());
+    }
+    let failed = judgement.count(Verdict::Failed);
+    let cases = if failed == 1 { "case" } else { "cases" };
+    Err(Failure::new(Exit::NotMet, format!("{failed} {cases} failed")))
+}
+
+/// How far it is, on stderr, when somebody is there to see it.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new(cases: usize) -> Progress {
+        let bar = ProgressBar::with_draw_target(
+            Some(u64::try_from(cases).unwrap_or_default()),
+            ProgressDrawTarget::stderr(),
+        );
+        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_message("the first purchase");
+        bar.enable_steady_tick(Duration::from_millis(TICK_MS));
+        Progress(bar)
+    }
+}
+
+impl Watcher for Progress {
+    fn begins(&mut self, case: &Case) {
+        self.0.set_message(case.id);
+    }
+
+    fn judged(&mut self, _: &Judged) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}

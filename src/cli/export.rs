@@ -1,0 +1,152 @@
+//! `callbacks export`, `instances export`: what happened, as a scenario on stdout.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+
+use super::output::Output;
+use super::sign::dialect_named;
+use super::{Done, Exit, Failure, StoreArguments};
+use crate::callback::Action;
+use crate::job;
+use crate::scenario::Seen;
+use crate::scenario::export::{Became, Export, Kept};
+use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader};
+
+#[derive(Args)]
+pub(super) struct ExportArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    #[arg(long, default_value = "alibaba")]
+    dialect: String,
+    /// Leave in buyers, order numbers, addresses and secrets.
+    #[arg(long)]
+    keep_personal: bool,
+    /// Leave dates as they were sent. A receiver may be right not to believe them any more.
+    #[arg(long)]
+    keep_dates: bool,
+}
+
+#[derive(Args)]
+pub(super) struct ExportCallbacksArguments {
+    #[command(flatten)]
+    export: ExportArguments,
+    /// The callbacks' numbers, in the order in which they are to be sent.
+    #[arg(required = true, value_name = "NUMBER")]
+    numbers: Vec<i64>,
+}
+
+#[derive(Args)]
+pub(super) struct ExportInstanceArguments {
+    #[command(flatten)]
+    export: ExportArguments,
+    /// Its id, or its orderBizId.
+    id: String,
+    /// Its account, if another one has an instance of that name.
+    #[arg(long)]
+    account: Option<String>,
+}
+
+pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output) -> Done {
+    let reader = arguments.export.store.reader()?;
+    let jobs = BTreeMap::new();
+    let mut kept = Vec::new();
+    for number in &arguments.numbers {
+        let (row, callback) = reader
+            .callback(*number)?
+            .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
+        let own = row.instance.map(|instance| jobs_of(&reader, instance)).transpose()?;
+        let became = became(&row, own.as_ref().unwrap_or(&jobs));
+        kept.push(Kept { callback, became });
+    }
+    let title = match arguments.numbers.as_slice() {
+        [one] => format!("Callback {one}, as it was recorded"),
+        several => format!("{} callbacks, as they were recorded", several.len()),
+    };
+    write(&arguments.export, title, None, &kept, output)
+}
+
+pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) -> Done {
+    let reader = arguments.export.store.reader()?;
+    let life = reader.life(&arguments.id, arguments.account.as_deref())?;
+    let row = life.instance.clone();
+    let kept = lived(&reader, life)?;
+    let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
+    if left_out > 0 {
+        output.complain(&format!(
+            "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand"
+        ));
+    }
+    if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
+        output.complain(
+            "warning: there is no purchase among what was kept, so an empty receiver has nothing to go on with",
+        );
+    }
+    let kept: Vec<Kept> = kept.into_iter().filter(|one| one.became != Became::Open).collect();
+    let name = if arguments.export.keep_personal { arguments.id.as_str() } else { "an instance" };
+    write(&arguments.export, format!("The life of {name}, as it was recorded"), Some(row), &kept, output)
+}
+
+fn write(
+    arguments: &ExportArguments,
+    title: String,
+    end: Option<InstanceRow>,
+    kept: &[Kept],
+    output: &mut Output,
+) -> Done {
+    let end = end.map(|InstanceRow { instance, .. }| Seen {
+        id: instance.id,
+        state: instance.state,
+        expires_on: instance.expires_on,
+        sku: instance.sku,
+        items: instance.items,
+    });
+    let export = Export {
+        title,
+        dialect: dialect_named(&arguments.dialect)?.name(),
+        keeps_personal: arguments.keep_personal,
+        keeps_dates: arguments.keep_dates,
+        end,
+    };
+    output.line(export.scenario(kept).trim_end())
+}
+
+type Jobs = BTreeMap<i64, JobRow>;
+
+fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
+    let filter = Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() };
+    Ok(reader.jobs(&filter)?.into_iter().map(|job| (job.number, job)).collect())
+}
+
+/// What happened to an instance, in the order in which it was taken up: a callback that was held first and
+/// done later stands where it was done.
+fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
+    let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
+    let mut rows = life.callbacks;
+    rows.retain(|row| !matches!(row.action, Action::SignOn | Action::Query));
+    rows.sort_by_key(|row| {
+        let job = row.job.and_then(|number| jobs.get(&number));
+        (job.map_or(row.last_received_at, |job| job.created_at), row.number)
+    });
+    let mut kept = Vec::new();
+    for row in rows {
+        let Some((row, callback)) = reader.callback(row.number)? else { continue };
+        kept.push(Kept { became: became(&row, &jobs), callback });
+    }
+    Ok(kept)
+}
+
+fn became(row: &CallbackRow, jobs: &Jobs) -> Became {
+    match row.disposition {
+        Disposition::Recorded => Became::Done,
+        Disposition::Held => Became::Held,
+        Disposition::Refused => Became::Refused,
+        // A payment is answered when it is recorded, whatever its hook says later.
+        Disposition::Job if row.action == Action::Payment => Became::Done,
+        Disposition::Job => match row.job.and_then(|number| jobs.get(&number)).map(|job| job.state) {
+            Some(job::State::Done) => Became::Done,
+            _ => Became::Open,
+        },
+    }
+}

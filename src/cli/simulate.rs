@@ -1,0 +1,168 @@
+//! `simulate`: play the marketplace towards any URL, and say what a seller would have lost.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::conformance::write;
+use super::keys::KeyArguments;
+use super::output::{Output, shown};
+use super::span::Span;
+use super::{Done, Exit, Failure, runtime};
+use crate::clock::{Clock, Id};
+use crate::http::Url;
+use crate::limits;
+use crate::market::Market;
+use crate::market::ledger::{Kind, Ledger, Summary};
+use crate::market::plan::Plan;
+
+/// A day longer than this would let dates on the wire run away from any clock.
+const DAY_MAX: Span = Span::from_millis(5 * 60_000);
+
+#[derive(Args)]
+pub(super) struct SimulateArguments {
+    /// The receiver's endpoint.
+    #[arg(long, value_name = "URL")]
+    to: Url,
+    #[command(flatten)]
+    key: KeyArguments,
+    /// How many orders.
+    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    orders: u32,
+    /// How many of them arrive in a second.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
+    rate: f64,
+    /// What the market is planned from; the same seed is the same market. Without it, another one each time.
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// What all order numbers begin with, if not with something nobody had before.
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    /// How long a market day takes.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_DAY_MS))]
+    day: Span,
+    /// How soon the market calls again; it does so 120 times.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_RETRY_MS))]
+    retry: Span,
+    /// How long a minute of the ladder for payments takes.
+    #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_MINUTE_MS))]
+    minute: Span,
+    /// Write what was told of every order, a line of JSON each.
+    #[arg(long, value_name = "FILE")]
+    ledger: Option<PathBuf>,
+    /// Print the summary as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Really play with an address that is not this machine.
+    #[arg(long)]
+    yes: bool,
+}
+
+pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Done {
+    let market = market(&arguments)?;
+    let bar = bar(arguments.orders);
+    let (ledger, summary) = runtime()?.block_on(market.play(interrupted(), |_| bar.inc(1)));
+    bar.finish_and_clear();
+    let all = usize::try_from(arguments.orders).unwrap_or(usize::MAX);
+    if summary.orders < all {
+        output.complain(&format!("warning: stopped; {} of {all} orders were through", summary.orders));
+    }
+    if let Some(path) = &arguments.ledger {
+        write(path, &lines(&ledger)?)?;
+    }
+    if arguments.json {
+        output.json(&summary)?;
+    } else {
+        tell(&summary, output)?;
+    }
+    if summary.is_clean() {
+        return Ok(());
+    }
+    let count: u64 = summary.losses.values().map(|sum| sum.count).sum();
+    let times = if count == 1 { "time" } else { "times" };
+    Err(Failure::new(Exit::NotMet, format!("something went wrong {count} {times}"))
+        .hint(format!("the same market again: --seed {}", summary.seed)))
+}
+
+/// Ctrl-C: what is known by then is told.
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
+    if !arguments.to.is_loopback() && !arguments.yes {
+        let message = format!("{} is not this machine, and this buys there", arguments.to.authority());
+        return Err(Failure::new(Exit::Usage, message)
+            .hint("add --yes if that is meant; nothing is given back but what the market itself releases"));
+    }
+    if arguments.day.0 > DAY_MAX.0 {
+        return Err(Failure::new(Exit::Usage, format!("`--day` can be at most {DAY_MAX}")));
+    }
+    if !arguments.rate.is_finite() || arguments.rate <= 0.0 {
+        return Err(Failure::new(Exit::Usage, "`--rate` must be more than 0"));
+    }
+    let id = Id::new(Clock::System.now())
+        .map_err(|error| Failure::new(Exit::Io, format!("the system's random generator failed: {error}")))?;
+    let (_, random) = id.as_bytes().split_at(8);
+    let seed = random.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)) % 1_000_000_000;
+    let plan = Plan::new(arguments.seed.unwrap_or(seed), arguments.orders, arguments.rate);
+    let run = arguments.run.clone().unwrap_or_else(|| format!("sim-{id}"));
+    Ok(Market {
+        day: arguments.day.0,
+        every: arguments.retry.0,
+        minute: arguments.minute.0,
+        ..Market::new(arguments.to.clone(), arguments.key.keys()?, plan, &run)
+    })
+}
+
+fn bar(orders: u32) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(u64::from(orders)), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders through");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn lines(ledger: &Ledger) -> Result<String, Failure> {
+    let mut text = String::new();
+    for entry in ledger.entries() {
+        let line = serde_json::to_string(entry)
+            .map_err(|error| Failure::new(Exit::Bug, format!("an account is not JSON: {error}")))?;
+        text.push_str(&line);
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn tell(summary: &Summary, output: &mut Output) -> Done {
+    let rows: Vec<Vec<String>> = summary
+        .asked
+        .iter()
+        .map(|(name, asked)| {
+            let numbers = [asked.happened, asked.done, asked.requests].map(|number| number.to_string());
+            std::iter::once((*name).to_owned()).chain(numbers).collect()
+        })
+        .collect();
+    output.table(&["ASKED", "HAPPENED", "DONE", "REQUESTS"], &rows)?;
+    output.line("")?;
+    for entry in &summary.examples {
+        let losses: Vec<String> =
+            entry.losses.iter().map(|loss| format!("{} {}", loss.what, loss.kind.words())).collect();
+        output.line(&format!("order {} ({}): {}", entry.number, shown(&entry.biz), losses.join("; ")))?;
+    }
+    for kind in Kind::ALL {
+        let sum = summary.losses.get(&kind).copied().unwrap_or_default();
+        output.line(&format!("{:<36} {:>7}   worth {}.00", kind.words(), sum.count, sum.worth))?;
+    }
+    output.line("")?;
+    output.line(&format!(
+        "{} orders, {} requests, {} without an answer, {} s, seed {}",
+        summary.orders,
+        summary.requests,
+        summary.unanswered,
+        summary.took_ms / 1_000,
+        summary.seed
+    ))
+}
