@@ -34,10 +34,25 @@ pub(super) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) 
     let client = Client::new(ClientOptions { connect: within, total: within, ..ClientOptions::default() });
     let answer = runtime()?.block_on(client.send(ClientRequest::get(url.clone())));
     let answer = answer.map_err(|error| Failure::new(Exit::Unavailable, format!("{url}: {error}")))?;
-    let said = String::from_utf8_lossy(&answer.body).trim().to_owned();
+    let said = in_words(&answer.body);
     match answer.status {
         200 => output.line(&said),
         status => Err(Failure::new(Exit::NotMet, format!("{url}: {status} {said}"))),
+    }
+}
+
+/// What `/readyz` says in detail, as far as it is the answer; other bodies as they are.
+fn in_words(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Readiness {
+        ready: bool,
+        #[serde(default)]
+        reasons: Vec<String>,
+    }
+    match serde_json::from_slice(body) {
+        Ok(Readiness { ready: true, .. }) => "ready".to_owned(),
+        Ok(Readiness { reasons, .. }) => format!("not ready: {}", reasons.join("; ")),
+        Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
     }
 }
 
@@ -68,6 +83,13 @@ fn here(listens: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_it_is_not_ready_is_said() {
+        assert_eq!(in_words(br#"{"ready":true,"store":{"writable":true}}"#), "ready");
+        assert_eq!(in_words(br#"{"ready":false,"reasons":["a","b"]}"#), "not ready: a; b");
+        assert_eq!(in_words(b"alive\n"), "alive");
+    }
 
     #[test]
     fn everywhere_is_here_too() {
