@@ -402,6 +402,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The code of what a hook refused.
+    pub const HOOK: &'static str = "hook";
+
     /// What the marketplace may read of it. An operator's words, and what another buyer bought, are not for
     /// everybody who can send a callback.
     pub fn told(&self) -> String {
@@ -433,7 +436,7 @@ impl Reason {
             Reason::PastExpiry => "past-expiry",
             Reason::UnknownRelease => "unknown-release",
             Reason::UnknownProduct => "unknown-product",
-            Reason::Hook(_) => "hook",
+            Reason::Hook(_) => Reason::HOOK,
             Reason::Rejected(_) => "rejected",
         }
     }

@@ -42,6 +42,14 @@ pub const REPLY_WITHIN_MS: u64 = 3_000;
 pub const REPLY_GRACE_MS: u64 = 2_000;
 /// How far the clock of a signed, dated request may be off, in milliseconds.
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
+/// How far the clock of a request with a nonce may be off, in milliseconds: KooGallery's minute
+/// (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html).
+pub const NONCED_WINDOW_MS: i64 = 60 * 1000;
+/// How much longer than its window a nonce is remembered, in milliseconds: a clock that is set back must not
+/// make a copy pass for new.
+pub const NONCE_GRACE_MS: i64 = 15 * 60 * 1000;
+/// Most instances one query may name (KooGallery's hundred).
+pub const QUERY_MAX_COUNT: usize = 100;
 /// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// A repeated expire is believed when the known expiry lies no further ahead than this, in milliseconds.

@@ -19,7 +19,8 @@
 //! sold something, so it becomes a [`Doubt`] and waits for an operator, never an error.
 //!
 //! `alibaba` and `jdcloud` are of one family, the *query token*; what they share stands in `token`, and
-//! each of them is a table.
+//! each of them is a table. `koogallery` shares nothing with them: JSON bodies with a nonce, answers that are
+//! signed, and orders that have to be asked for.
 
 use std::fmt;
 
@@ -28,23 +29,25 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use crate::callback::{
-    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Outcome, Parameters,
+    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
 };
-use crate::clock::from_millis;
+use crate::clock::{Id, from_millis};
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError};
-use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Verified};
+use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
 
 mod alibaba;
 mod explain;
 mod generic;
 mod jdcloud;
+mod koogallery;
 mod token;
 
 pub use explain::explain;
 
 /// Every dialect, by name.
-static DIALECTS: [&dyn Dialect; 3] = [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD];
+static DIALECTS: [&dyn Dialect; 4] =
+    [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD, &koogallery::KooGallery];
 
 /// The dialect with this name, as the configuration has it.
 ///
@@ -80,8 +83,38 @@ pub trait Dialect: Send + Sync {
     /// What the request asks. Total: what cannot be understood becomes a [`Doubt`].
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback;
 
+    /// The callbacks a request stands for, where it asks several things at once: they are kept one after the
+    /// other. Never empty.
+    fn apart(&self, callback: Callback) -> Vec<Callback> {
+        vec![callback]
+    }
+
     /// What this marketplace expects to read when `outcome` is what is true of `callback`.
     fn reply(&self, callback: &Callback, outcome: &Outcome, options: &Options) -> Reply;
+
+    /// The one reply to a request that was taken apart. Unless the dialect says otherwise it is done once all
+    /// of it is done: the first part that is not decides.
+    fn reply_to_all(&self, answered: &[(Callback, Outcome)], options: &Options) -> Reply {
+        let undone = answered.iter().find(|(_, outcome)| !outcome.is_success());
+        match undone.or(answered.first()) {
+            Some((callback, outcome)) => self.reply(callback, outcome, options),
+            None => Reply::json(503, &Value::Null),
+        }
+    }
+
+    /// What must be asked of the marketplace before a hook can do this: `None` where the callback says it
+    /// all, or the answer has been [learned](Dialect::learn).
+    fn enquiry(&self, _callback: &Callback) -> Option<Enquiry> {
+        None
+    }
+
+    /// Takes over what the marketplace answered to the [`Enquiry`].
+    ///
+    /// # Errors
+    /// When it says no, or nothing that could be used; then the callback is as it was.
+    fn learn(&self, _callback: &mut Callback, _status: u16, _body: &[u8]) -> Result<(), Unlearned> {
+        Ok(())
+    }
 
     /// What a request gets that was turned away before it counted. The request decides no more than
     /// the look of the answer: nothing in it has been verified.
@@ -118,12 +151,33 @@ impl<'a> RawRequest<'a> {
     }
 }
 
+/// A question to the marketplace about what was ordered: a GET that whoever sends it signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enquiry {
+    /// The path, behind the marketplace's own address.
+    pub path: &'static str,
+    /// Names and values of the query, in order.
+    pub query: Vec<Pair>,
+}
+
+/// Why nothing was learned from an answer. It quotes no more of the answer than its codes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unlearned {
+    /// It may be otherwise later.
+    #[error("{0}")]
+    Later(String),
+    /// The way to the answer is set up wrongly: somebody has to look.
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
 /// What a request said, decoded, before and while its signature is checked. It opens only inside
 /// [`Dialect::callback`], which takes it verified.
 #[derive(Debug, Clone)]
 pub struct Unchecked {
     parameters: Parameters,
     sent_at: Option<Timestamp>,
+    once: Option<Once>,
 }
 
 /// What an endpoint may decide about its dialect.
@@ -135,6 +189,8 @@ pub struct Options {
     pub success_as: SuccessAs,
     /// The public URL of this endpoint, told as the single sign-on URL where the hook tells none.
     pub public_url: Option<String>,
+    /// The address of the application that a marketplace is told which only tries whether it works.
+    pub test_url: Option<String>,
 }
 
 impl Default for Options {
@@ -142,7 +198,7 @@ impl Default for Options {
         // The fixed offset is what Asia/Shanghai has been since 1991.
         let timezone =
             TimeZone::get("Asia/Shanghai").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(8)));
-        Options { timezone, success_as: SuccessAs::default(), public_url: None }
+        Options { timezone, success_as: SuccessAs::default(), public_url: None, test_url: None }
     }
 }
 
@@ -188,7 +244,7 @@ pub enum Refusal {
         detail: String,
     },
     /// A dated request came without a readable date.
-    #[error("the timestamp is missing, or not a number of seconds")]
+    #[error("the timestamp is missing, or cannot be read")]
     Undated,
     /// A dated request is too old, or from the future.
     #[error("the timestamp is {off_by_s} s away from this clock")]
@@ -196,6 +252,9 @@ pub enum Refusal {
         /// Seconds between the request's clock and ours; positive when it is old.
         off_by_s: i64,
     },
+    /// Its signature holds, and it is a copy of a request that was accepted before.
+    #[error("the request was accepted before: its nonce is known")]
+    Replayed,
 }
 
 impl Refusal {
@@ -211,6 +270,7 @@ impl Refusal {
             Refusal::Malformed { .. } => "malformed",
             Refusal::Undated => "undated",
             Refusal::Stale { .. } => "stale",
+            Refusal::Replayed => "replayed",
         }
     }
 
@@ -218,7 +278,7 @@ impl Refusal {
     pub const fn status(&self) -> u16 {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => 400,
-            Refusal::Signature(_) | Refusal::Undated | Refusal::Stale { .. } => 403,
+            Refusal::Signature(_) | Refusal::Undated | Refusal::Stale { .. } | Refusal::Replayed => 403,
             Refusal::Method { .. } => 405,
             Refusal::ContentType { .. } => 415,
         }
@@ -231,6 +291,7 @@ impl Refusal {
             Refusal::Signature(_) => "forbidden",
             Refusal::Undated => "forbidden: no timestamp",
             Refusal::Stale { .. } => "forbidden: the timestamp is too far from this clock",
+            Refusal::Replayed => "forbidden: this was sent before",
             Refusal::Method { .. } => "method not allowed",
             Refusal::ContentType { .. } => "unsupported content type",
         }
@@ -249,6 +310,8 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// Whether the marketplace wants it signed: see [`Reply::signed`].
+    pub wants_signature: bool,
 }
 
 impl Reply {
@@ -259,6 +322,7 @@ impl Reply {
             content_type: "application/json",
             headers: vec![("cache-control", "no-store".to_owned())],
             body: body.to_string().into_bytes(),
+            wants_signature: false,
         }
     }
 
@@ -276,7 +340,18 @@ impl Reply {
                 ("content-security-policy", "default-src 'none'".to_owned()),
             ],
             body: body.into_bytes(),
+            wants_signature: false,
         }
+    }
+
+    /// The reply as it is sent: signed, if the marketplace wants that, by the key that `signer` holds. No
+    /// dialect sees a key, so this is done last.
+    pub fn signed(self, signer: &Signer) -> Reply {
+        if !self.wants_signature {
+            return self;
+        }
+        let signature = signer.sign(&self.body);
+        self.with("body-sign", format!("sign_type=\"HMAC-SHA256\", signature=\"{signature}\""))
     }
 
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Reply {
@@ -306,6 +381,8 @@ pub struct Sending {
     pub signature: SendSignature,
     /// The time it is dated, where the dialect dates its requests.
     pub now: Timestamp,
+    /// What marks it as no copy of another, where the dialect marks its requests.
+    pub nonce: String,
     /// Values changed after signing, by name: what a forger does.
     pub altered: Vec<Pair>,
     /// Parameters added after signing, as they are: a duplicate, say.
@@ -321,6 +398,9 @@ impl Sending {
             form: SendForm::Usual,
             signature: SendSignature::Computed,
             now,
+            // Without randomness the time must do: then two requests of one instant are copies.
+            nonce: Id::new(now)
+                .map_or_else(|_| now.as_millisecond().to_string(), |id| hex::encode(id.as_bytes())),
             altered: Vec::new(),
             appended: Vec::new(),
             raw: String::new(),
@@ -415,6 +495,13 @@ struct Names {
 impl Names {
     /// The callback, but for its billing items and what only its dialect can doubt.
     fn read(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
+        let mut callback = self.fill(action, word, parameters, options);
+        self.doubt(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
+        callback
+    }
+
+    /// The callback as its parameters say it, undoubted.
+    fn fill(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
         let text = |name: &str| parameters.filled(name).map(str::to_owned);
         let expiry = |raw: String| {
             let at = (self.read_date)(&raw, &options.timezone);
@@ -437,12 +524,12 @@ impl Names {
             ..Callback::new(action, word)
         };
         callback.parameters = parameters;
-        self.doubt(&mut callback);
         callback
     }
 
-    /// Doubts only what nothing can be decided without; the lifecycle judges the rest.
-    fn doubt(&self, callback: &mut Callback) {
+    /// Doubts only what nothing can be decided without, a date among it if it must be `dated`; the
+    /// lifecycle judges the rest.
+    fn doubt(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();
         let missing = match callback.action {
             Action::Create => unnamed.then_some(self.order_biz_id),
@@ -455,8 +542,7 @@ impl Names {
             }
             Action::Query | Action::Other => None,
         };
-        let undated = matches!(callback.action, Action::Renew | Action::RefundRenew)
-            && callback.expires_on.as_ref().is_none_or(|expiry| expiry.at.is_none());
+        let undated = dated && callback.expires_on.as_ref().is_none_or(|expiry| expiry.at.is_none());
         let too_long = |name: &Option<String>| name.as_ref().is_some_and(|name| name.len() > NAME_MAX_BYTES);
         let subject = &callback.subject;
         let found = [
@@ -510,7 +596,7 @@ fn message(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Applied { .. } => "done".to_owned(),
         Outcome::NotYet => "not finished yet, please call again".to_owned(),
-        Outcome::Refused { reason } => reason.clone(),
+        Outcome::Refused { reason, .. } => reason.clone(),
         Outcome::Held { reason } => format!("waiting for the seller: {reason}"),
         Outcome::Unavailable => "temporarily unavailable, please call again".to_owned(),
     }
@@ -571,7 +657,7 @@ mod tests {
     #[test]
     fn every_name_leads_to_its_dialect() {
         let all: Vec<&str> = names().collect();
-        assert_eq!(all, ["alibaba", "generic", "jdcloud"]);
+        assert_eq!(all, ["alibaba", "generic", "jdcloud", "koogallery"]);
         for name in all {
             assert_eq!(by_name(name).unwrap().name(), name);
         }

@@ -466,10 +466,10 @@ impl Delivery {
         let sending = Sending {
             form: self.step.form,
             signature: self.step.signature.clone(),
-            now: plus_millis(self.clock.now(), self.step.dated_ms),
             altered: fill(&self.step.altered),
             appended: fill(&self.step.duplicated),
             raw: self.step.raw.clone(),
+            ..Sending::at(plus_millis(self.clock.now(), self.step.dated_ms))
         };
         self.dialect.request(&self.step.action, &self.parameters, &self.target.keys, &sending)
     }
@@ -523,7 +523,10 @@ fn masked(text: &str) -> String {
         let end = piece.trim_end_matches(['?', '&']).len();
         let (pair, separator) = piece.split_at(end);
         match pair.split_once('=') {
-            Some(("token", _)) => shown.push_str("token=<token>"),
+            Some((name @ ("token" | "signature" | "authToken"), _)) => {
+                shown.push_str(name);
+                shown.push_str("=<token>");
+            }
             _ => shown.push_str(pair),
         }
         shown.push_str(separator);

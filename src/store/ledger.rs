@@ -61,8 +61,8 @@ pub(crate) enum Told {
     Applied(Box<Stored>),
     /// It is not done.
     NotYet,
-    /// It was refused.
-    Refused(String),
+    /// It was refused: the stable word, and the sentence.
+    Refused(&'static str, String),
     /// It waits for an operator.
     Held(String),
     /// It will be known when this job's attempt ends.
@@ -513,7 +513,7 @@ fn tell(
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
             Told::Applied(Box::new(create_answer(rows, instance)?))
         }
-        Decision::Refuse(reason) => Told::Refused(reason.told()),
+        Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
         Decision::Hold(reason) => Told::Held(reason.told()),
         Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
     })
@@ -536,7 +536,7 @@ fn join(
             Told::Wait(number)
         }
         job::State::Held => Told::Held(HELD.to_owned()),
-        job::State::Refused => Told::Refused(job.note.unwrap_or_default()),
+        job::State::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
     })
 }
@@ -748,7 +748,7 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
         Ending::Refused { reason } => {
             job.note = Some(reason.clone());
             end(&mut job, job::State::Refused, finish.now);
-            Told::Refused(reason.clone())
+            Told::Refused(Reason::HOOK, reason.clone())
         }
         Ending::Pending { note } => {
             job.note = Some(note.clone());

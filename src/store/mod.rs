@@ -491,7 +491,7 @@ impl Store {
         match told {
             Told::Applied(stored) => self.applied(*stored, now),
             Told::NotYet | Told::Wait(_) => Outcome::NotYet,
-            Told::Refused(reason) => Outcome::Refused { reason },
+            Told::Refused(code, reason) => Outcome::Refused { code, reason },
             Told::Held(reason) => Outcome::Held { reason },
         }
     }

@@ -322,7 +322,7 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
         Told::Applied(stored) => {
             Outcome::Applied { instance_id: stored.instance_id.clone(), answer: Box::new(answer) }
         }
-        Told::Refused(reason) => Outcome::Refused { reason: reason.clone() },
+        Told::Refused(code, reason) => Outcome::Refused { code, reason: reason.clone() },
         Told::Held(reason) => Outcome::Held { reason: reason.clone() },
         Told::NotYet | Told::Wait(_) => Outcome::NotYet,
     }
