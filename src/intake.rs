@@ -17,12 +17,12 @@ use crate::callback::{Action, Callback, Outcome};
 use crate::clock::Clock;
 use crate::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
 use crate::http::{Request, Response};
-use crate::instance::Policy;
+use crate::instance::{Policy, Reason, State};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::refusals::{Evidence, Facts, Refusals};
-use crate::signature::Keys;
-use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store};
+use crate::signature::{Keys, Signer};
+use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
 
 /// A configured URL path: one dialect, one seller account, its keys.
 #[derive(Clone)]
@@ -67,11 +67,23 @@ pub struct Intake {
     options: IntakeOptions,
 }
 
-/// A callback whose signature held.
+/// A request whose signature held.
 struct Received {
     callback: Callback,
     key_label: Arc<str>,
+    signer: Signer,
 }
+
+/// Who asks, and until when an answer is due.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    endpoint: &'a Endpoint,
+    key_label: &'a str,
+    deadline: Instant,
+}
+
+/// Nothing was kept: the request is a copy of one that was.
+struct Copied;
 
 impl Intake {
     /// An intake that keeps what it receives in `store`, and what it turns away in `refusals`.
@@ -90,49 +102,106 @@ impl Intake {
         let deadline = Instant::now() + self.options.reply_within;
         let received = match self.verify(endpoint, &request) {
             Ok(received) => received,
-            Err(reply) => return response(reply),
+            Err(refusal) => return self.refuse(endpoint, &request, &refusal, endpoint.keys.signer()),
         };
-        let Received { callback, key_label } = received;
-        let outcome = self.keep(endpoint, &callback, &key_label, deadline).await;
-        self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
-        response(endpoint.dialect.reply(&callback, &outcome, &endpoint.options))
+        let Received { callback, key_label, signer } = received;
+        let asking = Asking { endpoint, key_label: &key_label, deadline };
+        match self.keep_all(asking, callback).await {
+            Ok(answered) => {
+                response(endpoint.dialect.reply_to_all(&answered, &endpoint.options).signed(&signer))
+            }
+            Err(Copied) => self.refuse(endpoint, &request, &Refusal::Replayed, Some(signer)),
+        }
     }
 
     /// Before the signature: cheap, strict, and without a trace on disk.
-    fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, WireReply> {
+    fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Refusal> {
         let header = |name: &str| request.headers.only(name);
-        let raw = RawRequest {
-            method: request.method.as_str(),
-            query: request.query(),
-            header: &header,
-            body: &request.body,
-        };
-        let now = self.clock.now();
-        let refuse = |refusal: Refusal| {
-            let facts =
-                Facts { endpoint: &endpoint.name, peer: request.peer, method: raw.method, refusal: &refusal };
-            self.refusals.note(facts, || evidence(endpoint, &raw, now, &refusal));
-            endpoint.dialect.refuse(&raw, &refusal)
-        };
-        let signed = endpoint.dialect.parts(&raw, now).map_err(refuse)?;
-        let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
-        let key_label = verified.key_label().clone();
-        Ok(Received { callback: endpoint.dialect.callback(verified, &endpoint.options), key_label })
+        let signed = endpoint.dialect.parts(&raw(request, &header), self.clock.now())?;
+        let verified = signed.verify(&endpoint.keys)?;
+        let (key_label, signer) = (verified.key_label().clone(), verified.signer());
+        Ok(Received { callback: endpoint.dialect.callback(verified, &endpoint.options), key_label, signer })
     }
 
-    /// After the signature: what is true of the callback by `deadline`.
-    async fn keep(
+    /// Turns a request away: it is noted in memory, and answered with this dialect's "no".
+    fn refuse(
         &self,
         endpoint: &Endpoint,
-        callback: &Callback,
-        key_label: &Arc<str>,
-        deadline: Instant,
-    ) -> Outcome {
+        request: &Request,
+        refusal: &Refusal,
+        signer: Option<Signer>,
+    ) -> Response {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
+        let facts = Facts { endpoint: &endpoint.name, peer: request.peer, method: raw.method, refusal };
+        self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
+        let reply = endpoint.dialect.refuse(&raw, refusal);
+        response(match signer {
+            Some(signer) => reply.signed(&signer),
+            None => reply,
+        })
+    }
+
+    /// After the signature: what is true by the deadline of everything that the request asks.
+    async fn keep_all(
+        &self,
+        asking: Asking<'_>,
+        callback: Callback,
+    ) -> Result<Vec<(Callback, Outcome)>, Copied> {
+        let mut answered = Vec::new();
+        for mut callback in asking.endpoint.dialect.apart(callback) {
+            let outcome = if callback.test {
+                self.try_out(asking, &callback).await?
+            } else {
+                self.keep(asking, &mut callback).await?
+            };
+            self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
+            answered.push((callback, outcome));
+        }
+        Ok(answered)
+    }
+
+    /// What would be true if the marketplace meant it. It only tries, so no hook runs and nothing comes of it
+    /// in the store but its mark; that this can be written is a part of what it tries.
+    async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
+        let Asking { endpoint, deadline, .. } = asking;
+        if let Some(once) = callback.once.clone() {
+            match timeout_at(deadline, self.store.spend(&endpoint.account, once)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(StoreError::Replayed)) => return Err(Copied),
+                Ok(Err(_)) | Err(_) => {
+                    self.metrics.count(Metric::StoreFaults, ["spend", ""]);
+                    return Ok(Outcome::Unavailable);
+                }
+            }
+        }
+        tracing::info!(endpoint = %endpoint.name, action = %callback.action, "the marketplace tries whether this works");
+        Ok(match (callback.doubts.first(), &callback.public_id) {
+            (Some(doubt), _) => refused(&Reason::Doubt(doubt.clone())),
+            (None, Some(id)) => Outcome::done(Some(id.clone())),
+            // One of its own test orders it is not; then it has to be an instance that lives.
+            (None, None) if self.is_alive(&endpoint.account, callback) => Outcome::done(None),
+            (None, None) => refused(&Reason::UnknownInstance),
+        })
+    }
+
+    /// Whether what the callback names is there, and not released. Who names nothing means nothing in
+    /// particular.
+    fn is_alive(&self, account: &str, callback: &Callback) -> bool {
+        let Some(name) = callback.subject.names().next() else { return true };
+        let rows = self.store.reader().instances_named(name).unwrap_or_default();
+        rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
+    }
+
+    /// After the signature: what is true of the callback by the deadline.
+    async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Outcome, Copied> {
+        let Asking { endpoint, key_label, deadline } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            budget: endpoint.dialect.budget(),
+            // What is polled is polled as often as the marketplace likes.
+            budget: endpoint.dialect.budget().filter(|_| callback.action != Action::Query),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
@@ -140,22 +209,25 @@ impl Intake {
         };
         let receipt = match timeout_at(deadline, self.store.accept(acceptance)).await {
             Ok(Ok(receipt)) => receipt,
+            Ok(Err(StoreError::Replayed)) => return Err(Copied),
             Ok(Err(error)) => {
                 self.metrics.count(Metric::StoreFaults, ["accept", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, "the callback could not be kept; the marketplace is told to call again");
-                return Outcome::Unavailable;
+                return Ok(Outcome::Unavailable);
             }
             Err(_) => {
                 self.metrics.count(Metric::StoreFaults, ["accept-late", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
-                return Outcome::Unavailable;
+                return Ok(Outcome::Unavailable);
             }
         };
         self.note(endpoint, callback, &receipt);
-        match receipt.reply {
+        // What it is called was decided by whoever came first.
+        callback.public_id.clone_from(&receipt.public_id);
+        Ok(match receipt.reply {
             Reply::Now(outcome) => outcome,
             Reply::Wait(waiting) => waiting.until(deadline).await,
-        }
+        })
     }
 
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
@@ -182,7 +254,7 @@ impl Intake {
 
     /// Marketplaces stop calling after so many tries: say it in time.
     fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
-        let Some(budget) = endpoint.dialect.budget().map(u64::from).filter(|_| row.told_at.is_none()) else {
+        let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
             return;
         };
         if row.deliveries == budget.div_ceil(2) {
@@ -205,6 +277,14 @@ fn evidence(
     let Refusal::Signature(mismatch) = *refusal else { return None };
     let signed = endpoint.dialect.parts(raw, now).ok()?;
     Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
+}
+
+fn refused(reason: &Reason) -> Outcome {
+    Outcome::Refused { code: reason.code(), reason: reason.told() }
+}
+
+fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {
+    RawRequest { method: request.method.as_str(), query: request.query(), header, body: &request.body }
 }
 
 fn response(reply: WireReply) -> Response {

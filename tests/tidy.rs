@@ -178,7 +178,7 @@ fn a_module_imports_only_modules_with_a_lower_number() {
 #[test]
 fn siblings_of_one_kind_are_strangers() {
     for (folder, siblings) in [
-        ("src/dialect", vec!["alibaba", "generic", "jdcloud"]),
+        ("src/dialect", vec!["alibaba", "generic", "jdcloud", "koogallery"]),
         ("src/store", vec!["memory", "sqlite"]),
         ("src/hook", vec!["exec", "http", "log"]),
     ] {

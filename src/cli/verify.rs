@@ -18,7 +18,7 @@ use crate::dialect::{Options, RawRequest, Refusal, explain};
 pub(super) struct VerifyArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
     /// The request's body; makes it a POST.

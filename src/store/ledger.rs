@@ -4,11 +4,12 @@
 //! knows a hook; what should happen after the commit is in what is returned.
 
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
 use super::StoreError;
 use super::rows::{AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, Read, Result, Write};
-use crate::callback::{Action, Callback};
-use crate::clock::Id;
+use crate::callback::{Action, Callback, Once};
+use crate::clock::{Id, plus_millis};
 use crate::instance::{
     self, Decision, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
     Wants,
@@ -86,6 +87,8 @@ pub(crate) struct Stored {
 pub(crate) struct Accepted {
     pub(crate) row: CallbackRow,
     pub(crate) told: Told,
+    /// The id by which the marketplace calls the instance, where it chose that itself.
+    pub(crate) public_id: Option<String>,
     /// A job born leased.
     pub(crate) taken: Option<Box<Taken>>,
     /// Whether a job was made that somebody else must take, or one was brought forward.
@@ -261,6 +264,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     Ok(Some(Accepted {
         row: row.clone(),
         told: Told::Applied(Box::new(stored)),
+        public_id: judged.instance.and_then(|row| row.public_id),
         taken: None,
         wakes: false,
         alert: false,
@@ -268,7 +272,12 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 }
 
 /// Keeps a callback: reads, decides, and writes callback, instance and job together.
+///
+/// A copy of a request that was accepted before is none: nothing is kept of it.
 pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
+    if let Some(once) = &acceptance.callback.once {
+        spend(rows, &acceptance.account, once, acceptance.received_at)?;
+    }
     let judged = judge(rows, acceptance)?;
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
@@ -283,8 +292,14 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     if row.number == 0 {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
-    let mut accepted =
-        Accepted { row, told: Told::NotYet, taken: None, wakes: false, alert: judged.verdict.alert };
+    let mut accepted = Accepted {
+        row,
+        told: Told::NotYet,
+        public_id: instance.as_ref().and_then(|row| row.public_id.clone()),
+        taken: None,
+        wakes: false,
+        alert: judged.verdict.alert,
+    };
     if let Some(job) = made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     } else {
@@ -296,6 +311,17 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     }
     rows.put_callback(&accepted.row)?;
     Ok(accepted)
+}
+
+/// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
+/// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
+pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<()> {
+    rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
+    let mut mark = [0; 16];
+    for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
+        *slot = byte;
+    }
+    if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
 }
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
@@ -331,6 +357,7 @@ fn settle_instance(
                 row.instance.describe(callback);
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
+                name_publicly(rows, &mut row, callback)?;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
@@ -348,7 +375,7 @@ fn settle_instance(
 fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
     let begin = match callback.action {
-        Action::Create | Action::Release => Instance::pending,
+        Action::Create | Action::Release if !callback.made_elsewhere => Instance::pending,
         _ => Instance::adopted,
     };
     let mut instance = begin(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
@@ -360,7 +387,23 @@ fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) 
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
     }
-    Ok(InstanceRow { number, created_by: None, instance })
+    let mut row = InstanceRow { number, created_by: None, public_id: None, instance };
+    name_publicly(rows, &mut row, callback)?;
+    if row.public_id.is_some() {
+        rows.put_instance(&row)?;
+    }
+    Ok(row)
+}
+
+/// Gives an instance the id its marketplace wants to call it by: the first one, for good. One that another
+/// instance has already is no name; then the instance's own id is told.
+fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callback) -> Result<()> {
+    if let (Action::Create, Some(id), None) = (callback.action, &callback.public_id, &row.public_id)
+        && rows.add_name(&row.instance.account, id, row.number)?
+    {
+        row.public_id = Some(id.clone());
+    }
+    Ok(())
 }
 
 /// The row this delivery counts on: the open occurrence's, the repeated one's, or a new one.
@@ -505,7 +548,7 @@ fn tell(
     instance: Option<&InstanceRow>,
     now: Timestamp,
 ) -> Result<Told> {
-    let id = instance.and_then(|row| row.instance.id.clone());
+    let id = instance.and_then(InstanceRow::told_id);
     Ok(match &judged.verdict.decision {
         Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
         Decision::Repeat => Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance)?)),
@@ -558,7 +601,7 @@ fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
 }
 
 fn stored_answer(rows: &dyn Read, row: &CallbackRow, instance: Option<&InstanceRow>) -> Result<Stored> {
-    if row.action == Action::Create {
+    if matches!(row.action, Action::Create | Action::Query) {
         return create_answer(rows, instance);
     }
     match row.job {
@@ -566,9 +609,7 @@ fn stored_answer(rows: &dyn Read, row: &CallbackRow, instance: Option<&InstanceR
             let job = rows.job(number)?.filter(|job| job.state == job::State::Done);
             Ok(job.map(|job| answer_of(&job, instance, row.told_at)).unwrap_or_default())
         }
-        None => {
-            Ok(Stored { instance_id: instance.and_then(|row| row.instance.id.clone()), ..Stored::default() })
-        }
+        None => Ok(Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() }),
     }
 }
 
@@ -580,7 +621,7 @@ fn create_answer(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Stor
         None => None,
     };
     let Some(job) = created else {
-        return Ok(Stored { instance_id: row.instance.id.clone(), ..Stored::default() });
+        return Ok(Stored { instance_id: row.told_id(), ..Stored::default() });
     };
     let told_at = rows.callback(job.callback)?.and_then(|(row, _)| row.told_at);
     Ok(answer_of(&job, instance, told_at))
@@ -588,7 +629,7 @@ fn create_answer(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Stor
 
 fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Timestamp>) -> Stored {
     Stored {
-        instance_id: instance.and_then(|row| row.instance.id.clone()),
+        instance_id: instance.and_then(InstanceRow::told_id),
         open: job.answer.clone(),
         sealed: job.sealed.clone(),
         sealed_for: Some(job.id),
@@ -596,7 +637,8 @@ fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Times
     }
 }
 
-/// Records that success is told now; a conflicting create that is told the id tells the create, too.
+/// Records that success is told now. A conflicting create that is told the id tells the create, too, and so
+/// does a query, which is told the create's answer.
 fn mark_told(
     rows: &mut dyn Write,
     row: &mut CallbackRow,
@@ -606,7 +648,9 @@ fn mark_told(
     let now = acceptance.received_at;
     if row.disposition != Disposition::Held {
         row.told_at = row.told_at.or(Some(now));
-        return Ok(());
+        if row.action != Action::Query {
+            return Ok(());
+        }
     }
     let created_by = instance.and_then(|row| row.created_by);
     let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
@@ -703,6 +747,26 @@ fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
     }
 }
 
+/// Keeps what was learned of a job's callback while an attempt at it ran, and with a create what it says of
+/// the instance. `None`: the attempt has lost its lease, and nothing was changed.
+pub(crate) fn learn(
+    rows: &mut dyn Write,
+    (number, attempt): (i64, u32),
+    callback: &Callback,
+    now: Timestamp,
+) -> Result<Option<Instance>> {
+    let Some(job) = running_attempt(rows, number, attempt)? else { return Ok(None) };
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let mut row = instance.ok_or(StoreError::Inconsistent("an order without its instance"))?;
+    rows.put_body(job.callback, callback)?;
+    if job.action == Action::Create {
+        row.instance.describe(callback);
+        row.instance.updated_at = now;
+        rows.put_instance(&row)?;
+    }
+    Ok(Some(row.instance))
+}
+
 /// Prolongs the leases of these attempts. Those that are no longer the job's are passed over.
 pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
     for (number, attempt) in held {
@@ -785,7 +849,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
             let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-            let default = instance.and_then(|row| row.instance.order_biz_id);
+            let default = instance.and_then(|row| row.public_id.or(row.instance.order_biz_id));
             job.proposed_id = instance_id.clone().or(default);
             rows.put_job(&job)
         }
@@ -833,14 +897,15 @@ pub(super) fn complete(
     Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
 }
 
-/// Gives the instance the id the hook chose, or its orderBizId. Says what is wrong with it otherwise.
+/// Gives the instance the id the hook chose, or the marketplace, or its orderBizId. Says what is wrong with it otherwise.
 fn name_instance(
     rows: &mut dyn Write,
     job: &mut JobRow,
     row: &mut InstanceRow,
     id: Option<&str>,
 ) -> Result<Option<String>> {
-    let Some(id) = id.or(row.instance.order_biz_id.as_deref()).map(str::to_owned) else {
+    let given = row.public_id.as_deref().or(row.instance.order_biz_id.as_deref());
+    let Some(id) = id.or(given).map(str::to_owned) else {
         return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
     if let Some(fault) = fault_of_id(&id) {

@@ -27,12 +27,13 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::callback::{Answer, Callback, Outcome};
+use crate::callback::{Answer, Callback, Once, Outcome};
 use crate::clock::{Clock, Id, Ids};
+use crate::instance::Instance;
 use crate::job::Schedule;
 use crate::limits;
 use crate::seal::{SealError, Sealer};
-use ledger::{Finish, Stored, Told};
+use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
@@ -88,6 +89,9 @@ pub enum StoreError {
     /// The store has been stopped.
     #[error("the store has been stopped")]
     Stopped,
+    /// It is a copy of a request that was accepted before.
+    #[error("a request with this nonce was accepted before")]
+    Replayed,
     /// The sealing key.
     #[error("{0}")]
     Seal(String),
@@ -191,6 +195,9 @@ pub struct Receipt {
     pub reply: Reply,
     /// The occurrence it belongs to, as it stands now.
     pub row: CallbackRow,
+    /// The id by which the marketplace calls the instance, where it chose that itself: true from now on,
+    /// whether there is something behind it yet or not.
+    pub public_id: Option<String>,
     /// Whether somebody should look.
     pub alert: bool,
 }
@@ -451,16 +458,17 @@ impl Store {
 
     /// Keeps a callback and says what may be answered.
     ///
-    /// A repeat of something finished is answered from committed rows, and only counted.
+    /// A repeat of something finished is answered from committed rows, and only counted; but one that may
+    /// come only once has its mark to be kept.
     ///
     /// # Errors
     /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
+    /// [`StoreError::Replayed`] for a copy.
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
-        // A reader that finds the database locked leaves it to the writer, which may wait.
-        let repeat = match self.inner.reader.with(|rows| ledger::peek(rows, &acceptance)) {
-            Err(StoreError::Busy) => None,
-            peeked => peeked?,
+        let repeat = match acceptance.callback.once {
+            Some(_) => None,
+            None => self.peek(&acceptance)?,
         };
         if let Some(repeat) = repeat {
             if !self.count(repeat.row.number, now) {
@@ -469,7 +477,8 @@ impl Store {
                 self.count(repeat.row.number, now);
             }
             let reply = Reply::Now(self.outcome(repeat.told, now));
-            return Ok(Receipt { reply, row: repeat.row, alert: repeat.alert });
+            let Accepted { row, public_id, alert, .. } = repeat;
+            return Ok(Receipt { reply, row, public_id, alert });
         }
         let id = self
             .inner
@@ -484,7 +493,36 @@ impl Store {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
         };
-        Ok(Receipt { reply, row: accepted.row, alert: accepted.alert })
+        let Accepted { row, public_id, alert, .. } = accepted;
+        Ok(Receipt { reply, row, public_id, alert })
+    }
+
+    /// Keeps the mark of a request of which nothing else is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
+    pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
+        let (account, now) = (account.to_owned(), self.inner.clock.now());
+        self.ask(|reply| Command::Spend { account, once, now, reply }).await
+    }
+
+    /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
+    /// known now; `None` when the attempt has lost its lease.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing was kept.
+    pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
+        let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
+        let callback = Box::new(callback);
+        self.ask(|reply| Command::Learn { attempt, callback, now, reply }).await
+    }
+
+    /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
+    fn peek(&self, acceptance: &Acceptance) -> Result<Option<Accepted>, StoreError> {
+        match self.inner.reader.with(|rows| ledger::peek(rows, acceptance)) {
+            Err(StoreError::Busy) => Ok(None),
+            peeked => peeked,
+        }
     }
 
     fn outcome(&self, told: Told, now: Timestamp) -> Outcome {

@@ -30,7 +30,7 @@ use crate::{job, limits};
 const APPLICATION_ID: i64 = 0x7370_6964;
 
 /// The migrations: entry n takes the schema from version n to n + 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2-koogallery.sql")];
 
 const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
@@ -389,7 +389,12 @@ fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         created_at: instant(row, "created_at")?,
         updated_at: instant(row, "updated_at")?,
     };
-    Ok(InstanceRow { number: row.get("number")?, created_by: row.get("created_by")?, instance })
+    Ok(InstanceRow {
+        number: row.get("number")?,
+        created_by: row.get("created_by")?,
+        public_id: row.get("public_id")?,
+        instance,
+    })
 }
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
@@ -674,7 +679,7 @@ impl Write for Sqlite {
         self.run(
             "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
                trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
-               created_by = ?14, updated_at = ?15 WHERE number = ?1",
+               created_by = ?14, updated_at = ?15, public_id = ?16 WHERE number = ?1",
             params![
                 row.number,
                 instance.id,
@@ -691,6 +696,7 @@ impl Write for Sqlite {
                 instance.tombstone,
                 row.created_by,
                 instance.updated_at.as_millisecond(),
+                row.public_id,
             ],
         )?;
         Ok(())
@@ -717,8 +723,7 @@ impl Write for Sqlite {
     }
 
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
-        let body = serde_json::to_string(callback)
-            .map_err(|_| StoreError::Inconsistent("a callback is not JSON"))?;
+        let body = body_text(callback)?;
         self.insert(
             "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
                disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
@@ -759,6 +764,24 @@ impl Write for Sqlite {
                 millis(row.told_at),
             ],
         )?;
+        Ok(())
+    }
+
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
+        self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])?;
+        Ok(())
+    }
+
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        let added = self.run(
+            "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, mark, until.as_millisecond()],
+        )?;
+        Ok(added == 1)
+    }
+
+    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+        self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
         Ok(())
     }
 
@@ -825,6 +848,10 @@ impl Write for Sqlite {
     }
 }
 
+fn body_text(callback: &Callback) -> Result<String> {
+    serde_json::to_string(callback).map_err(|_| StoreError::Inconsistent("a callback is not JSON"))
+}
+
 fn items_text(instance: &Instance) -> Result<Option<String>> {
     if instance.items.is_empty() {
         return Ok(None);
@@ -865,6 +892,37 @@ impl Backend for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A database as the first version left it, with an instance in it.
+    fn of_version_1(path: &Path) {
+        let old = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        let [first, ..] = MIGRATIONS else { unreachable!() };
+        old.execute_batch(&format!(
+            "{first} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;
+             INSERT INTO instance (id, state, account, endpoint, began, tombstone, adopted, created_at, updated_at)
+             VALUES ('i-1', 1, 'acme', 'e', 1, 0, 0, 5, 5);
+             INSERT INTO name (account, name, instance) VALUES ('acme', 'i-1', 1);"
+        ))
+        .unwrap();
+    }
+
+    #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        of_version_1(&path);
+        assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
+        let mut store = Sqlite::open(&path).unwrap();
+        let mut row = store.instance_by_name("acme", "i-1").unwrap().unwrap();
+        assert_eq!((row.public_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
+        row.public_id = Some("b-1".to_owned());
+        store.put_instance(&row).unwrap();
+        assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+        drop(store);
+        let mut store = Sqlite::open(&path).unwrap();
+        assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
+        assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+    }
 
     /// What no killed process can show: only a power cut would tell the difference.
     #[test]

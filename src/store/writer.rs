@@ -17,8 +17,9 @@ use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, 
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
 use super::{Shared, StoreError};
-use crate::callback::{Action, Answer, Outcome};
+use crate::callback::{Action, Answer, Callback, Once, Outcome};
 use crate::clock::{Id, plus_millis};
+use crate::instance::Instance;
 use crate::limits;
 
 /// What a caller waits for.
@@ -32,6 +33,8 @@ pub(crate) enum Command {
     Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
     Recover { now: Timestamp, reply: Reply<usize> },
     Count { counts: Vec<(i64, u64, Timestamp)>, reply: Reply<()> },
+    Spend { account: String, once: Once, now: Timestamp, reply: Reply<()> },
+    Learn { attempt: (i64, u32), callback: Box<Callback>, now: Timestamp, reply: Reply<Option<Instance>> },
     Probe { reply: Reply<()> },
 }
 
@@ -83,6 +86,10 @@ pub(super) enum After {
     Recover {
         done: Result<usize>,
         reply: Reply<usize>,
+    },
+    Learn {
+        done: Result<Option<Instance>>,
+        reply: Reply<Option<Instance>>,
     },
 }
 
@@ -225,6 +232,14 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let done = guarded(backend, usable, |rows| ledger::count(rows, &counts));
             After::Unit { done, reply }
         }
+        Command::Spend { account, once, now, reply } => {
+            let done = guarded(backend, usable, |rows| ledger::spend(rows, &account, &once, now));
+            After::Unit { done, reply }
+        }
+        Command::Learn { attempt, callback, now, reply } => {
+            let done = guarded(backend, usable, |rows| ledger::learn(rows, attempt, &callback, now));
+            After::Learn { done, reply }
+        }
         Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
     }
 }
@@ -277,6 +292,7 @@ impl After {
             After::Take { done, reply } => drop(reply.send(kept(done, committed))),
             After::Unit { done, reply } => drop(reply.send(kept(done, committed))),
             After::Recover { done, reply } => drop(reply.send(kept(done, committed))),
+            After::Learn { done, reply } => drop(reply.send(kept(done, committed))),
         }
     }
 }
