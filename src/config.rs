@@ -13,7 +13,7 @@ use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
-use crate::dialect::{self, Options, SuccessAs};
+use crate::dialect::{self, Dialect, Options, SuccessAs};
 use crate::hook::AnyHook;
 use crate::hook::exec::ExecHook;
 use crate::hook::http::{HttpHook, HttpHookOptions};
@@ -23,7 +23,8 @@ use crate::http::{Tls, Url};
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
-use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
+use crate::orders::{Desk, Orders};
+use crate::signature::{AccessKey, Key, Keys, Secret, WebhookKey, WebhookKeys};
 use crate::store::StoreOptions;
 
 /// The environment, as far as the configuration may see it.
@@ -133,6 +134,22 @@ struct EndpointTable {
     #[serde(default)]
     success_as: SuccessAs,
     public_url: Option<String>,
+    test_url: Option<String>,
+    orders: Option<OrdersTable>,
+}
+
+/// Where a marketplace is asked what was ordered.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrdersTable {
+    url: Option<String>,
+    access_key: Option<String>,
+    secret_key: Option<KeyTable>,
+    region: Option<String>,
+    service: Option<String>,
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    none: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -235,6 +252,8 @@ pub struct Config {
     pub store: StoreOptions,
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
+    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    pub orders: Orders,
     /// The hooks, and the way to the right one.
     pub runner: Runner,
     /// What is chosen about the intake.
@@ -294,7 +313,7 @@ impl Config {
             source: source.to_owned(),
             mistakes: vec![Mistake { key: String::new(), text: unreadable(text, &error) }],
         })?;
-        let mut builder = Builder { mistakes: Vec::new(), environment };
+        let mut builder = Builder { mistakes: Vec::new(), desks: Vec::new(), environment };
         builder.override_from_environment(&mut file);
         let config = builder.build(file, hook);
         match config {
@@ -335,10 +354,18 @@ name = "dev-generic"
 path = "/generic"
 dialect = "generic"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-koogallery"
+path = "/koogallery"
+dialect = "koogallery"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+orders = { none = true }
 "#;
 
 struct Builder<'a> {
     mistakes: Vec<Mistake>,
+    desks: Vec<(String, Desk)>,
     environment: &'a dyn Environment,
 }
 
@@ -405,6 +432,7 @@ impl Builder<'_> {
             store_path: file.store.path.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)),
             store,
             endpoints,
+            orders: Orders::new(std::mem::take(&mut self.desks)),
             runner: runner?,
             intake,
         })
@@ -485,8 +513,16 @@ impl Builder<'_> {
             let text = format!("`{}` is not a dialect; there is {}", table.dialect, known.join(", "));
             self.mistake(format!("{key}.dialect"), text);
         }
-        let mut options =
-            Options { success_as: table.success_as, public_url: table.public_url, ..Options::default() };
+        if let Some(dialect) = dialect {
+            let desk = self.desk(&format!("{key}.orders"), dialect, table.orders);
+            self.desks.extend(desk.map(|desk| (table.name.clone(), desk)));
+        }
+        let mut options = Options {
+            success_as: table.success_as,
+            public_url: table.public_url,
+            test_url: table.test_url,
+            ..Options::default()
+        };
         if let Some(name) = &table.timezone {
             match TimeZone::get(name) {
                 Ok(zone) => options.timezone = zone,
@@ -509,6 +545,48 @@ impl Builder<'_> {
             keys: keys?,
             options,
         })
+    }
+
+    /// Where an endpoint asks what was ordered. A marketplace that has to be asked must not be forgotten: a
+    /// hook would make something without knowing what was bought.
+    fn desk(&mut self, key: &str, dialect: &'static dyn Dialect, table: Option<OrdersTable>) -> Option<Desk> {
+        let table = match (dialect.asked_at(), table) {
+            (None, None) | (Some(_), Some(OrdersTable { none: true, .. })) => return None,
+            (None, Some(_)) => {
+                self.mistake(key, format!("{} says in its callbacks what was ordered", dialect.name()));
+                return None;
+            }
+            (Some(_), None) => {
+                self.mistake(key, format!("{} does not say in its callbacks what was ordered: give `{{ access_key = \"…\", secret_key = {{ file = \"…\" }} }}`, or `{{ none = true }}` where the hook finds out by itself", dialect.name()));
+                return None;
+            }
+            (Some(_), Some(table)) => table,
+        };
+        let url = table.url.as_deref().or(dialect.asked_at()).unwrap_or_default().parse::<Url>();
+        let url = url.map_err(|error| self.mistake(format!("{key}.url"), error.to_string())).ok()?;
+        let access_key = self.access_key(key, &table)?;
+        let tls = self.tls(&format!("{key}.ca_file"), &url, table.ca_file.as_deref());
+        Some(Desk::new(dialect, url, access_key, tls))
+    }
+
+    fn access_key(&mut self, key: &str, table: &OrdersTable) -> Option<AccessKey> {
+        let (Some(id), Some(secret)) = (&table.access_key, &table.secret_key) else {
+            self.mistake(key, "it has an `access_key`, which is a name, and a `secret_key`, which is `{ file = \"…\" }`, `{ env = \"…\" }` or `{ credential = \"…\" }`");
+            return None;
+        };
+        let (place, secret) = self.secret(&format!("{key}.secret_key"), secret)?;
+        let made = AccessKey::new(id, secret).map_err(|error| self.mistake(place, error.to_string())).ok()?;
+        match (&table.region, &table.service) {
+            (None, None) => Some(made),
+            (Some(region), Some(service)) => Some(made.scoped(region, service)),
+            _ => {
+                self.mistake(
+                    key,
+                    "`region` and `service` belong together: with them requests are signed in the older form",
+                );
+                None
+            }
+        }
     }
 
     fn keys(&mut self, key: &str, tables: &[KeyTable]) -> Option<Keys> {
@@ -766,6 +844,41 @@ mod tests {
         let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
         let wrong = Config::parse(&text, "spid.toml", &environment, None).err();
         wrong.map_or_else(Vec::new, |wrong| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect())
+    }
+
+    #[test]
+    fn a_marketplace_that_has_to_be_asked_is_not_forgotten() {
+        let koogallery = |orders: &str| {
+            let text = format!(
+                "[[endpoint]]\nname = \"k\"\npath = \"/k\"\ndialect = \"koogallery\"\nkeys = [{{ env = \"FAKE\" }}]\n{orders}\n\
+                 [[hook]]\nname = \"try\"\nlog = {{}}\n"
+            );
+            let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
+            let wrong = Config::parse(&text, "spid.toml", &environment, None).err();
+            wrong.map_or_else(Vec::new, |wrong| {
+                wrong.mistakes.into_iter().map(|mistake| mistake.key).collect()
+            })
+        };
+        let good = "access_key = \"FAKEACCESS\", secret_key = { env = \"FAKE\" }";
+        let url = "url = \"http://127.0.0.1:9\"";
+        assert!(koogallery(&format!("orders = {{ {good}, {url} }}")).is_empty());
+        assert!(
+            koogallery(&format!("orders = {{ {good}, {url}, region = \"r\", service = \"s\" }}")).is_empty()
+        );
+        assert!(koogallery("orders = { none = true }").is_empty());
+        for (orders, key) in [
+            (String::new(), "endpoint[0].orders"),
+            ("orders = {}".to_owned(), "endpoint[0].orders"),
+            (format!("orders = {{ {good}, {url}, region = \"r\" }}"), "endpoint[0].orders"),
+            (format!("orders = {{ {good}, url = \"mkt\" }}"), "endpoint[0].orders.url"),
+            (
+                format!("orders = {{ access_key = \"\", secret_key = {{ env = \"FAKE\" }}, {url} }}"),
+                "endpoint[0].orders.secret_key.env",
+            ),
+        ] {
+            assert_eq!(koogallery(&orders), [key], "{orders}");
+        }
+        assert_eq!(mistakes(&format!("orders = {{ {good} }}")), ["endpoint[0].orders"]);
     }
 
     #[test]

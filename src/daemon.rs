@@ -24,6 +24,7 @@ use crate::http::{self, Drained, Handler, ServerOptions};
 use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::orders::Orders;
 use crate::refusals::Refusals;
 use crate::store::{Closed, Store, StoreError, StoreOptions};
 
@@ -37,6 +38,8 @@ pub struct DaemonOptions {
     pub endpoints: Vec<(String, Endpoint)>,
     /// The hooks.
     pub runner: Runner,
+    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    pub orders: Orders,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
     /// What is chosen about the dispatcher.
@@ -59,6 +62,7 @@ impl DaemonOptions {
             store: StoreOptions::default(),
             endpoints,
             runner,
+            orders: Orders::default(),
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             server: ServerOptions::default(),
@@ -155,7 +159,8 @@ impl Daemon {
         });
         let (stop_dispatch, stopping) = watch::channel(false);
         let dispatch =
-            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch);
+            Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch)
+                .asking(options.orders);
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;

@@ -19,6 +19,7 @@ use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
+use crate::orders::{Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
 
 /// What can be chosen about the dispatcher.
@@ -104,6 +105,7 @@ pub struct Dispatch {
     held: Held,
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
+    orders: Orders,
 }
 
 impl Dispatch {
@@ -116,7 +118,13 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
-        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room }
+        let orders = Orders::default();
+        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, orders }
+    }
+
+    /// The same, asking there what was ordered where a callback does not say.
+    pub fn asking(self, orders: Orders) -> Dispatch {
+        Dispatch { orders, ..self }
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -247,6 +255,7 @@ impl Dispatch {
             runner: self.runner.clone(),
             stop: stop.clone(),
             room: self.room.clone(),
+            orders: self.orders.clone(),
         };
         running.spawn(async move {
             attempt.run(taken, place).await;
@@ -336,11 +345,15 @@ struct Attempt {
     runner: Runner,
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
+    orders: Orders,
 }
 
 impl Attempt {
-    async fn run(mut self, taken: Taken, place: OwnedSemaphorePermit) {
-        let ending = self.call(&taken, place).await;
+    async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
+        let ending = match self.complete(&mut taken).await {
+            Ok(()) => self.call(&taken, place).await,
+            Err(ending) => ending,
+        };
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
     }
@@ -362,6 +375,39 @@ impl Attempt {
             slot = self.runner.reserve(subject) => Some((slot, None)),
             _ = self.stop.wait_for(|stop| *stop) => None,
         }
+    }
+
+    /// Makes sure that the callback says what was ordered: what it does not say is asked for, and kept.
+    async fn complete(&mut self, taken: &mut Taken) -> Result<(), Ending> {
+        let endpoint = &taken.origin.endpoint;
+        let asked = tokio::select! {
+            biased;
+            _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
+            asked = self.orders.ask(endpoint, &taken.callback, self.clock.now()) => asked,
+        };
+        let again = |error: String| Err(Ending::Retry { error, after: None });
+        let known = match asked {
+            Ok(None) => return Ok(()),
+            Ok(Some(known)) => known,
+            Err(Unasked::Later(error)) => return again(error),
+            Err(Unasked::Misconfigured(error)) => {
+                return Err(self.misconfigured(&taken.job, "the way to the marketplace", error, None));
+            }
+        };
+        match self.store.learn(&taken.job, known.clone()).await {
+            Ok(Some(instance)) => taken.instance = Some(instance),
+            // The lease is lost: the end of this attempt will be fenced off.
+            Ok(None) => return Err(Ending::GivenBack),
+            Err(error) => return again(format!("what was ordered could not be kept: {error}")),
+        }
+        taken.callback = known;
+        Ok(())
+    }
+
+    fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> Ending {
+        self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
+        tracing::error!(job = %job.id, action = %job.action, "{what} looks wrongly configured: {error}");
+        Ending::Retry { error, after }
     }
 
     async fn call(&mut self, taken: &Taken, place: OwnedSemaphorePermit) -> Ending {
@@ -392,11 +438,7 @@ impl Attempt {
         match attempted {
             Attempted::Done(answer) => Ending::Done(answer),
             Attempted::Retry { error, after } => Ending::Retry { error, after },
-            Attempted::Misconfigured { error, after } => {
-                self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
-                tracing::error!(job = %job.id, action = %job.action, "the hook looks wrongly configured: {error}");
-                Ending::Retry { error, after }
-            }
+            Attempted::Misconfigured { error, after } => self.misconfigured(job, "the hook", error, after),
             Attempted::Refused { reason } => Ending::Refused { reason },
             // A payment is a message: that nobody listens to it is no reason to refuse it.
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),

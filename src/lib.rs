@@ -10,7 +10,8 @@
 //! * [`signature`], [`seal`], [`http`]: the only place that touches a key; secrets at rest; hyper
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`], [`refusals`]: the seller's code; what is kept; what was turned away
+//! * [`hook`], [`store`], [`refusals`], [`orders`]: the seller's code; what is kept; what was turned away;
+//!   what has to be asked
 //! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
@@ -32,6 +33,7 @@ pub mod intake;
 pub mod job;
 pub mod limits;
 pub mod metrics;
+pub mod orders;
 pub mod query;
 pub mod refusals;
 pub mod scenario;

@@ -98,6 +98,9 @@ pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
 /// together do not come back together.
 pub const RETRY_JITTER_PERCENT: u64 = 10;
 
+/// How long a marketplace may take to say what was ordered, in milliseconds.
+pub const ENQUIRY_MS: u64 = 20_000;
+
 /// How long a hook may run unless it is configured otherwise, in milliseconds.
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 /// Invocations of one hook at once unless it is configured otherwise.

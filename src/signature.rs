@@ -493,6 +493,87 @@ impl WebhookKeys {
     }
 }
 
+/// A seller's own key at a marketplace's gateway: what *we* ask there is signed with it.
+///
+/// The scheme is `SDK-HMAC-SHA256` of Huawei's API gateway ("Signing algorithm",
+/// support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-algorithm.html), which has two forms: the present one,
+/// and the older one whose key is derived for a day, a region and a service.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    id: String,
+    secret: Secret,
+    scope: Option<(String, String)>,
+}
+
+/// A request without a body, in the form its signature needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The `Host` header.
+    pub host: &'a str,
+    /// The path, encoded, without a query.
+    pub path: &'a str,
+    /// The query: names and values encoded, sorted by name.
+    pub query: &'a str,
+    /// The `Content-Type` header.
+    pub content_type: &'a str,
+    /// The `X-Sdk-Date` header: `yyyyMMddTHHmmssZ`, in UTC.
+    pub date: &'a str,
+}
+
+impl AccessKey {
+    const ALGORITHM: &'static str = "SDK-HMAC-SHA256";
+    const SIGNED_HEADERS: &'static str = "content-type;host;x-sdk-date";
+
+    /// The key with this public id.
+    ///
+    /// # Errors
+    /// As [`Key::new`], of either half.
+    pub fn new(id: impl Into<String>, secret: Secret) -> Result<AccessKey, BadKey> {
+        let id = id.into();
+        Key::new("id", Secret::new(id.clone()))?;
+        Key::new("secret", secret.clone())?;
+        Ok(AccessKey { id, secret, scope: None })
+    }
+
+    /// The same key, signing in the older form, for this region and service.
+    pub fn scoped(self, region: impl Into<String>, service: impl Into<String>) -> AccessKey {
+        AccessKey { scope: Some((region.into(), service.into())), ..self }
+    }
+
+    /// The value of the `Authorization` header.
+    pub fn authorization(&self, asked: &Asked<'_>) -> String {
+        let secret = self.secret.expose().as_bytes();
+        let hash = hex::encode(Sha256::digest(canonical_request(asked)));
+        let (claim, key, scope) = match &self.scope {
+            None => (format!("Access={}", self.id), Zeroizing::new(secret.to_vec()), String::new()),
+            Some((region, service)) => {
+                let day = asked.date.get(..8).unwrap_or_default();
+                let scope = format!("{day}/{region}/{service}/sdk_request");
+                let first = Zeroizing::new([b"SDK", secret].concat());
+                let key = [day, region.as_str(), service.as_str(), "sdk_request"]
+                    .iter()
+                    .fold(first, |key, piece| Zeroizing::new(hmac_sha256(&key, &[piece.as_bytes()])));
+                (format!("Credential={}/{scope}", self.id), key, format!("{scope}\n"))
+            }
+        };
+        let text = format!("{}\n{}\n{scope}{hash}", Self::ALGORITHM, asked.date);
+        let signature = hex::encode(hmac_sha256(&key, &[text.as_bytes()]));
+        format!("{} {claim}, SignedHeaders={}, Signature={signature}", Self::ALGORITHM, Self::SIGNED_HEADERS)
+    }
+}
+
+fn canonical_request(asked: &Asked<'_>) -> String {
+    let Asked { method, host, path, query, content_type, date } = asked;
+    let slash = if path.ends_with('/') { "" } else { "/" };
+    let nothing = hex::encode(Sha256::digest(b""));
+    format!(
+        "{method}\n{path}{slash}\n{query}\ncontent-type:{content_type}\nhost:{host}\nx-sdk-date:{date}\n\n{}\n{nothing}",
+        AccessKey::SIGNED_HEADERS
+    )
+}
+
 /// HMAC-SHA256 over the pieces, one after the other (RFC 2104).
 fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
     // HMAC takes a key of any length; the error type has no case that can happen.
@@ -654,6 +735,42 @@ mod tests {
         assert_eq!(signed(None).base(), "a=1&b=2&key=<key>");
         let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
         assert_eq!(dated.base(), "17.{}");
+    }
+
+    /// The vendor's example, of which it publishes the digest of the canonical request; its secret is masked.
+    const ASKED: Asked<'static> = Asked {
+        method: "GET",
+        host: "service.region.example.com",
+        path: "/v1/77b6a44cba5143ab91d13ab9a8ff44fd/vpcs",
+        query: "limit=2&marker=13551d6b-755d-4757-b956-536f674975c0",
+        content_type: "application/json",
+        date: "20191115T033655Z",
+    };
+
+    #[test]
+    fn the_gateway_s_published_canonical_request_holds() {
+        let hash = hex::encode(Sha256::digest(canonical_request(&ASKED)));
+        assert_eq!(hash, "b25362e603ee30f4f25e7858e8a7160fd36e803bb2dfe206278659d71a9bcd7a");
+    }
+
+    #[test]
+    fn both_forms_name_the_key_and_show_nothing_of_the_secret() {
+        let key = AccessKey::new("FAKEACCESS", Secret::new("fake-secret")).unwrap();
+        let present = key.authorization(&ASKED);
+        let older = key.clone().scoped("cn-north-4", "mkt").authorization(&ASKED);
+        assert!(present.starts_with(
+            "SDK-HMAC-SHA256 Access=FAKEACCESS, SignedHeaders=content-type;host;x-sdk-date, Signature="
+        ));
+        assert!(older.starts_with(
+            "SDK-HMAC-SHA256 Credential=FAKEACCESS/20191115/cn-north-4/mkt/sdk_request, SignedHeaders="
+        ));
+        let digest = |text: &str| text.rsplit('=').next().unwrap().to_owned();
+        assert_ne!(digest(&present), digest(&older));
+        let other = AccessKey::new("FAKEACCESS", Secret::new("fake-other")).unwrap().authorization(&ASKED);
+        assert_ne!(digest(&present), digest(&other));
+        assert!(!format!("{key:?}{present}{older}").contains("fake-secret"));
+        assert_eq!(AccessKey::new("", Secret::new("s")).unwrap_err(), BadKey::Empty);
+        assert_eq!(AccessKey::new("FAKE", Secret::new(" s")).unwrap_err(), BadKey::Unclean);
     }
 
     /// The example key of the specification's own libraries.

@@ -108,6 +108,7 @@ async fn run(config: Config) -> Done {
     let store_path = config.store_path.display().to_string();
     let options = DaemonOptions {
         store: config.store,
+        orders: config.orders,
         intake: config.intake,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };

@@ -102,6 +102,11 @@ pub trait Dialect: Send + Sync {
         }
     }
 
+    /// Where this marketplace is asked what was ordered, if it has to be asked.
+    fn asked_at(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What must be asked of the marketplace before a hook can do this: `None` where the callback says it
     /// all, or the answer has been [learned](Dialect::learn).
     fn enquiry(&self, _callback: &Callback) -> Option<Enquiry> {

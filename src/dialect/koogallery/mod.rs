@@ -120,6 +120,10 @@ impl Dialect for KooGallery {
         reply::refuse(refusal)
     }
 
+    fn asked_at(&self) -> Option<&'static str> {
+        Some(order::HOST)
+    }
+
     fn enquiry(&self, callback: &Callback) -> Option<Enquiry> {
         order::enquiry(callback)
     }

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 use super::super::{Action, Callback, Enquiry, Expiry, Parameters, Unlearned};
 use super::{legacy, read_compact};
 
+/// The site for China; the others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
+pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
 const PATH: &str = "/api/mkp-openapi-public/global/v1/order/query";
 
 pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
