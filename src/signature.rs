@@ -17,6 +17,8 @@
 //! An answer that has to be signed, too, is signed by the [`Signer`] that comes out of a verification: it
 //! holds the key that matched and shows nothing of it.
 
+mod field;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ use md5::{Digest, Md5};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
+
+pub use field::Cipher;
 
 /// What stands for the key wherever a base string is shown.
 pub const KEY_PLACEHOLDER: &str = "<key>";
