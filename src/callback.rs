@@ -272,7 +272,8 @@ pub struct Callback {
     /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
     #[serde(skip)]
     pub once: Option<Once>,
-    /// What the marketplace said of the order when it was asked; `None` when it was not (yet).
+    /// What is known of the order beside the parameters: what the marketplace said when it was asked, or what
+    /// it had encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Parameters>,
     /// Every signed parameter.

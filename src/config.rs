@@ -24,7 +24,7 @@ use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
 use crate::orders::{Desk, Orders};
-use crate::signature::{AccessKey, Key, Keys, Secret, WebhookKey, WebhookKeys};
+use crate::signature::{AccessKey, Cipher, Key, Keys, Secret, WebhookKey, WebhookKeys};
 use crate::store::StoreOptions;
 
 /// The environment, as far as the configuration may see it.
@@ -135,6 +135,8 @@ struct EndpointTable {
     success_as: SuccessAs,
     public_url: Option<String>,
     test_url: Option<String>,
+    #[serde(default)]
+    field_cipher: Cipher,
     orders: Option<OrdersTable>,
 }
 
@@ -521,6 +523,7 @@ impl Builder<'_> {
             success_as: table.success_as,
             public_url: table.public_url,
             test_url: table.test_url,
+            field_cipher: table.field_cipher,
             ..Options::default()
         };
         if let Some(name) = &table.timezone {

@@ -108,7 +108,7 @@ impl Intake {
         let asking = Asking { endpoint, key_label: &key_label, deadline };
         match self.keep_all(asking, callback).await {
             Ok(answered) => {
-                response(endpoint.dialect.reply_to_all(&answered, &endpoint.options).signed(&signer))
+                response(endpoint.dialect.reply_to_all(&answered, &endpoint.options).sealed(&signer))
             }
             Err(Copied) => self.refuse(endpoint, &request, &Refusal::Replayed, Some(signer)),
         }
@@ -137,7 +137,7 @@ impl Intake {
         self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
         let reply = endpoint.dialect.refuse(&raw, refusal);
         response(match signer {
-            Some(signer) => reply.signed(&signer),
+            Some(signer) => reply.sealed(&signer),
             None => reply,
         })
     }

@@ -34,7 +34,7 @@ use crate::callback::{
 use crate::clock::{Id, from_millis};
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError};
-use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
+use crate::signature::{Cipher, Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
 
 mod alibaba;
 mod explain;
@@ -194,6 +194,8 @@ pub struct Options {
     pub success_as: SuccessAs,
     /// The public URL of this endpoint, told as the single sign-on URL where the hook tells none.
     pub public_url: Option<String>,
+    /// With which key size fields are encrypted, for marketplaces that want that.
+    pub field_cipher: Cipher,
     /// The address of the application that a marketplace is told which only tries whether it works.
     pub test_url: Option<String>,
 }
@@ -203,7 +205,13 @@ impl Default for Options {
         // The fixed offset is what Asia/Shanghai has been since 1991.
         let timezone =
             TimeZone::get("Asia/Shanghai").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(8)));
-        Options { timezone, success_as: SuccessAs::default(), public_url: None, test_url: None }
+        Options {
+            timezone,
+            success_as: SuccessAs::default(),
+            public_url: None,
+            field_cipher: Cipher::default(),
+            test_url: None,
+        }
     }
 }
 
@@ -315,8 +323,20 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether the marketplace wants it signed: see [`Reply::signed`].
-    pub wants_signature: bool,
+    /// What the seller's key has still to do: see [`Reply::sealed`].
+    pub seal: Seal,
+}
+
+/// What the seller's key has to do to an answer before it is sent. No dialect sees a key, so it says here
+/// what is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// The texts of the JSON body that are to be encrypted, as JSON pointers.
+    pub encrypts: Vec<String>,
+    /// How.
+    pub cipher: Cipher,
+    /// Whether the whole is to be signed.
+    pub signs: bool,
 }
 
 impl Reply {
@@ -327,7 +347,7 @@ impl Reply {
             content_type: "application/json",
             headers: vec![("cache-control", "no-store".to_owned())],
             body: body.to_string().into_bytes(),
-            wants_signature: false,
+            seal: Seal::default(),
         }
     }
 
@@ -345,14 +365,22 @@ impl Reply {
                 ("content-security-policy", "default-src 'none'".to_owned()),
             ],
             body: body.into_bytes(),
-            wants_signature: false,
+            seal: Seal::default(),
         }
     }
 
-    /// The reply as it is sent: signed, if the marketplace wants that, by the key that `signer` holds. No
-    /// dialect sees a key, so this is done last.
-    pub fn signed(self, signer: &Signer) -> Reply {
-        if !self.wants_signature {
+    /// The reply as it is sent: what is to be encrypted is, and then it is signed, by the key that `signer`
+    /// holds. What cannot be encrypted is left out.
+    pub fn sealed(mut self, signer: &Signer) -> Reply {
+        let Seal { encrypts, cipher, signs } = std::mem::take(&mut self.seal);
+        if !encrypts.is_empty() {
+            let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+            for pointer in encrypts {
+                encrypt(&mut body, &pointer, |text| signer.encrypt(cipher, text));
+            }
+            self.body = ascii(&body.to_string()).into_bytes();
+        }
+        if !signs {
             return self;
         }
         let signature = signer.sign(&self.body);
@@ -363,6 +391,28 @@ impl Reply {
         self.headers.push((name, value.into()));
         self
     }
+}
+
+/// Puts what `encrypt` makes of a text in its place; nothing where it makes nothing.
+fn encrypt<E>(body: &mut Value, pointer: &str, encrypt: impl FnOnce(&str) -> Result<String, E>) {
+    let Some(text) = body.pointer_mut(pointer) else { return };
+    let sealed = text.as_str().and_then(|text| encrypt(text).ok());
+    *text = sealed.map_or(Value::Null, Value::from);
+}
+
+/// JSON in which everything but ASCII is escaped.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
 }
 
 impl fmt::Debug for Reply {
@@ -667,6 +717,24 @@ mod tests {
             assert_eq!(by_name(name).unwrap().name(), name);
         }
         assert!(by_name("").is_none());
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_escaped() {
+        assert_eq!(ascii("{\"memo\":\"会员 😀 ok\"}"), "{\"memo\":\"\\u4f1a\\u5458 \\ud83d\\ude00 ok\"}");
+        let read: Value = serde_json::from_str(&ascii("\"会员 😀\"")).unwrap();
+        assert_eq!(read, Value::from("会员 😀"));
+    }
+
+    #[test]
+    fn what_cannot_be_encrypted_is_left_out() {
+        let mut body = json!({"app": {"password": "fake-password", "port": 7}});
+        for (pointer, result) in
+            [("/app/password", Err(())), ("/app/port", Ok(String::new())), ("/app/none", Ok(String::new()))]
+        {
+            encrypt(&mut body, pointer, |_| result.clone());
+        }
+        assert_eq!(body, json!({"app": {"password": null, "port": null}}));
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub struct Context {
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
+    /// What the marketplace says of the order beside the parameters, in its own words: what it was asked for,
+    /// or had encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Parameters>,
 }
 
 /// Make what was bought.
@@ -396,6 +400,7 @@ impl Context {
             action_name: facts.callback.action_name.clone(),
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
+            order: facts.callback.learned.clone(),
         }
     }
 }

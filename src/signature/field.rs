@@ -156,12 +156,22 @@ mod tests {
     fn what_was_encrypted_is_opened_by_its_own_key_alone() {
         for cipher in Cipher::ALL {
             let text = signer("fake-key").encrypt(cipher, "管理员 admin").unwrap();
-            assert!(text.is_ascii() && text[..IV_BYTES].bytes().all(|byte| byte.is_ascii_alphanumeric()), "{text}");
+            assert!(
+                text.is_ascii() && text[..IV_BYTES].bytes().all(|byte| byte.is_ascii_alphanumeric()),
+                "{text}"
+            );
             assert_eq!(signer("fake-key").decrypt(cipher, &text).unwrap().expose(), "管理员 admin");
             let other = signer("fake-other").decrypt(cipher, &text);
             assert!(other.is_none_or(|opened| opened.expose() != "管理员 admin"));
             assert_ne!(signer("fake-key").encrypt(cipher, "管理员 admin").unwrap(), text, "an IV of its own");
-            for odd in ["", "short", "0123456789abcdef", "0123456789abcdef*", "0123456789abcdefAAAA", "会会会会会会x"] {
+            for odd in [
+                "",
+                "short",
+                "0123456789abcdef",
+                "0123456789abcdef*",
+                "0123456789abcdefAAAA",
+                "会会会会会会x",
+            ] {
                 assert_eq!(signer("fake-key").decrypt(cipher, odd), None, "{odd}");
             }
         }

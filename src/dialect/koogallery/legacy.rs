@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde_json::{Map, Value};
 
 use super::super::{
-    Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed, Unchecked,
+    Callback, Cipher, Doubt, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed,
+    Signer, Unchecked,
 };
 use super::read_compact;
 use crate::query;
@@ -19,6 +21,9 @@ use crate::query;
 pub(super) const TIME_STAMP: &str = "timeStamp";
 pub(super) const TRIAL_FLAG: &str = "trialFlag";
 const AUTH_TOKEN: &str = "authToken";
+
+/// What the marketplace encrypts.
+const CONTACT: [&str; 2] = ["mobilePhone", "email"];
 
 /// The quantities a buyer pays for beside the SKU.
 const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
@@ -40,6 +45,47 @@ pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Refus
 pub(super) fn items(parameters: &Parameters) -> BTreeMap<String, String> {
     let item = |name: &str| Some((name.to_owned(), parameters.filled(name)?.to_owned()));
     ITEMS.into_iter().filter_map(item).collect()
+}
+
+/// Whether a callback came as version 1.0.
+pub(super) fn is_of(callback: &Callback) -> bool {
+    callback.parameters.get(TIME_STAMP).is_some()
+}
+
+/// Its token marks the end of a value no better than that of the query-token family.
+pub(super) fn ambiguous(parameters: &Parameters) -> Option<Doubt> {
+    let name = query::ambiguous(parameters.iter())?.to_owned();
+    Some(Doubt::AmbiguousValue { name })
+}
+
+/// Where the account of an administrator stands in an answer, as JSON pointers.
+pub(super) fn accounts(body: &Map<String, Value>) -> Vec<String> {
+    let infos = body.get("info").and_then(Value::as_array).map_or(0, Vec::len);
+    let sections = (0..infos).map(|index| format!("/info/{index}/appInfo")).chain(["/appInfo".to_owned()]);
+    let all = sections.flat_map(|section| ["userName", "password"].map(|name| format!("{section}/{name}")));
+    let body = Value::Object(body.clone());
+    all.filter(|pointer| body.pointer(pointer).is_some()).collect()
+}
+
+/// The vendor's number of a cipher.
+pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
+    match cipher {
+        Cipher::Aes256 => "1",
+        Cipher::Aes128 => "2",
+    }
+}
+
+/// The buyer's contact, opened. Which size it was encrypted with is stated nowhere: the endpoint's is tried
+/// first, then the other. What cannot be opened is nowhere but among the parameters.
+pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -> Option<Parameters> {
+    let ciphers = || std::iter::once(first).chain(Cipher::ALL);
+    let open = |name: &str| {
+        let text = parameters.filled(name)?;
+        let opened = ciphers().find_map(|cipher| signer.decrypt(cipher, text))?;
+        Some((name.to_owned(), opened.expose().to_owned()))
+    };
+    let opened: Parameters = CONTACT.into_iter().filter_map(open).collect();
+    (!opened.is_empty()).then_some(opened)
 }
 
 /// Whether an outgoing request is one of version 1.0: only those carry their time among the fields.

@@ -76,6 +76,7 @@ impl Dialect for KooGallery {
     }
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
+        let signer = verified.signer();
         let Unchecked { parameters, sent_at, once } = verified.into_payload();
         let word = read_word(&parameters, ACTIVITY).to_owned();
         let Meaning { action, dated, doubt } = Meaning::of(&word, &parameters);
@@ -85,6 +86,10 @@ impl Dialect for KooGallery {
         callback.once = once;
         callback.test = callback.parameters.get(TEST_FLAG) == Some("1");
         describe(&mut callback);
+        if legacy::is_of(&callback) {
+            callback.learned = legacy::contact(&callback.parameters, &signer, options.field_cipher);
+            callback.doubts.extend(legacy::ambiguous(&callback.parameters));
+        }
         NAMES.doubt(&mut callback, dated);
         callback.doubts.extend(doubt);
         callback

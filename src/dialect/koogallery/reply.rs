@@ -6,7 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{Action, Answer, Callback, Options, Outcome, Refusal, Reply, message, object};
+use super::super::{
+    Action, Answer, Callback, Options, Outcome, Refusal, Reply, Seal, ascii, message, object,
+};
+use super::legacy;
 
 const SUCCESS: &str = "000000";
 const FORBIDDEN: &str = "000001";
@@ -34,13 +37,30 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
                 Outcome::Refused { .. } | Outcome::Unavailable => None,
             };
             body.extend(told.map(|id| ("instanceId".to_owned(), Value::from(id.as_str()))));
+            if let Outcome::Applied { answer, .. } = outcome
+                && legacy::is_of(callback)
+            {
+                body.extend(app_info(callback, answer, options).map(|app| ("appInfo".to_owned(), app)));
+            }
         }
         Action::Query => {
             body.extend(info(callback, outcome, options).map(|info| ("info".to_owned(), json!([info]))));
         }
         _ => {}
     }
-    reply(200, &Value::Object(body))
+    finished(callback, body, options)
+}
+
+/// The answer as its version wants it: version 1.0 has the account encrypted.
+fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options) -> Reply {
+    let account = if legacy::is_of(callback) { legacy::accounts(&body) } else { Vec::new() };
+    if !account.is_empty() {
+        body.insert("encryptType".to_owned(), Value::from(legacy::encrypt_type(options.field_cipher)));
+    }
+    let mut reply = reply(200, &Value::Object(body));
+    reply.seal.encrypts = account;
+    reply.seal.cipher = options.field_cipher;
+    reply
 }
 
 /// The answer to a query of several instances: those that are ready. The others it asks for again.
@@ -53,7 +73,7 @@ pub(super) fn to_all(answered: &[(Callback, Outcome)], options: &Options) -> Rep
             let told = if outcome.is_success() { outcome } else { &Outcome::done(None) };
             let mut body = verdict(callback, told);
             body.insert("info".to_owned(), Value::from(ready));
-            reply(200, &Value::Object(body))
+            finished(callback, body, options)
         }
         (Some((callback, outcome)), _) | (None, Some((callback, outcome))) => to(callback, outcome, options),
         (None, None) => reply(503, &json!({"resultCode": INTERNAL, "resultMsg": "nothing was asked"})),
@@ -76,23 +96,8 @@ pub(super) fn refuse(refusal: &Refusal) -> Reply {
 }
 
 fn reply(status: u16, body: &Value) -> Reply {
-    Reply { body: ascii(&body.to_string()).into_bytes(), wants_signature: true, ..Reply::json(status, body) }
-}
-
-/// JSON in which everything but ASCII is escaped, as the vendor asks for Chinese text.
-fn ascii(json: &str) -> String {
-    let mut text = String::with_capacity(json.len());
-    for character in json.chars() {
-        if character.is_ascii() {
-            text.push(character);
-        } else {
-            let mut units = [0; 2];
-            for unit in character.encode_utf16(&mut units) {
-                text.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    text
+    let seal = Seal { signs: true, ..Seal::default() };
+    Reply { body: ascii(&body.to_string()).into_bytes(), seal, ..Reply::json(status, body) }
 }
 
 fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
@@ -179,13 +184,6 @@ fn spell(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_is_not_ascii_is_escaped() {
-        assert_eq!(ascii("{\"memo\":\"会员 😀 ok\"}"), "{\"memo\":\"\\u4f1a\\u5458 \\ud83d\\ude00 ok\"}");
-        let read: Value = serde_json::from_str(&ascii("\"会员 😀\"")).unwrap();
-        assert_eq!(read, Value::from("会员 😀"));
-    }
 
     #[test]
     fn a_hook_may_choose_among_the_documented_codes() {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::super::{Answer, by_name};
 use super::*;
 use crate::callback::Field;
-use crate::signature::Secret;
+use crate::signature::{Cipher, Secret};
 
 const KEY: &str = "xxxxxxx";
 
@@ -246,7 +246,7 @@ fn app(url: &str) -> Outcome {
 
 fn told(callback: &Callback, outcome: &Outcome) -> Value {
     let reply = KooGallery.reply(callback, outcome, &Options::default());
-    assert!(reply.wants_signature && reply.status == 200);
+    assert!(reply.seal.signs && reply.status == 200);
     body(&reply)
 }
 
@@ -332,12 +332,12 @@ fn every_answer_is_signed_over_its_own_bytes() {
         KooGallery.refuse(&RawRequest::get(b""), &refusal),
     ] {
         let expected = format!("sign_type=\"HMAC-SHA256\", signature=\"{}\"", signer.sign(&reply.body));
-        let signed = reply.signed(&signer);
+        let signed = reply.sealed(&signer);
         assert!(signed.headers.contains(&("body-sign", expected)), "{signed:?}");
     }
     let alibaba = by_name("alibaba").unwrap();
     let plain = alibaba.reply(&create, &Outcome::NotYet, &Options::default());
-    assert_eq!(plain.clone().signed(&signer), plain, "nobody else's is");
+    assert_eq!(plain.clone().sealed(&signer), plain, "nobody else's is");
 }
 
 // ---- Guards -------------------------------------------------------------------------------------
@@ -415,4 +415,139 @@ fn every_guard_refuses() {
     let mut more = honest();
     more.query.push_str("&contentType=application%2Fjson");
     assert!(receive(&more, now()).is_ok(), "License pages name it among the query's parameters");
+}
+
+// ---- Version 1.0 --------------------------------------------------------------------------------
+
+fn legacy(action: &str, parameters: &[(&str, &str)]) -> Callback {
+    understood(action, &[parameters, &[("timeStamp", "")]].concat())
+}
+
+#[test]
+fn the_published_example_of_version_1_is_made_and_taken() {
+    let parameters = pairs(&[
+        ("businessId", "61e834ba-7b97-4418-b8f7-e5345137278c"),
+        ("customerId", "68cbc86abc2018ab880d92f36422fa0e"),
+        ("expireTime", "20200727153156"),
+        ("orderId", "CS1906666666ABCDE"),
+        ("productId", "00301-666666-0--0"),
+        ("testFlag", "1"),
+        ("timeStamp", "20200727073711903"),
+    ]);
+    let out = KooGallery.request("newInstance", &parameters, &keys(), &Sending::at(now()));
+    assert!(
+        out.query.ends_with("authToken=Gzbfjf9LHRBcI3bFVi%2B%2BsLinCNOBF6qa7is1fvjEgYQ%3D"),
+        "{}",
+        out.query
+    );
+    let callback = receive(&out, now()).unwrap();
+    assert_eq!(callback.subject.order_biz_id.as_deref(), Some("CS1906666666ABCDE/00301-666666-0--0"));
+    assert_eq!(callback.buyer.as_deref(), Some("68cbc86abc2018ab880d92f36422fa0e"));
+    assert_eq!(callback.expires_on.unwrap().at.unwrap().to_string(), "2020-07-27T15:31:56Z");
+    assert_eq!(callback.sent_at.unwrap().to_string(), "2020-07-27T07:37:11.903Z");
+    assert!(callback.test && callback.once.is_none());
+    for changed in ["businessId", "timeStamp", "activity"] {
+        let mut other = out.clone();
+        other.query = out.query.replace(&format!("{changed}="), &format!("{changed}=x"));
+        assert_eq!(receive(&other, now()).unwrap_err().reason(), "wrong-signature", "{changed}");
+    }
+}
+
+#[test]
+fn every_activity_of_version_1() {
+    let id = (INSTANCE_ID, "b-1");
+    let date = ("expireTime", "20270101000000");
+    let order = ("orderId", "CS2");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Action);
+    let cases: [Case<'_>; 9] = [
+        ("newInstance", &[order, ("productId", "P"), ("businessId", "b")], Action::Create),
+        ("refreshInstance", &[id, order, date], Action::Renew),
+        ("refreshInstance", &[id, order, date, ("orderAmount", "-12.5")], Action::RefundRenew),
+        ("expireInstance", &[id, order], Action::Expire),
+        ("releaseInstance", &[id, order], Action::Release),
+        ("upgrade", &[id, order, ("skuCode", "s"), ("amount", "5")], Action::Upgrade),
+        ("instanceStatus", &[id, ("instanceStatus", "FREEZE")], Action::Expire),
+        ("instanceStatus", &[id, ("instanceStatus", "NORMAL")], Action::Renew),
+        ("queryInstance", &[id], Action::Query),
+    ];
+    for (word, parameters, action) in cases {
+        let callback = legacy(word, parameters);
+        assert_eq!((callback.action, callback.doubts.as_slice()), (action, &[][..]), "{word}");
+        assert!(KooGallery.enquiry(&callback).is_none(), "{word} says it all");
+    }
+    let upgrade = legacy("upgrade", cases[5].1);
+    assert_eq!(
+        (upgrade.sku.as_deref(), upgrade.items.get("amount").map(String::as_str)),
+        (Some("s"), Some("5"))
+    );
+    assert_eq!(legacy("newInstance", &[order, ("trialFlag", "1")]).trial, Some(true));
+}
+
+#[test]
+fn version_1_tells_the_account_encrypted() {
+    let mut answer = Answer::default();
+    for (name, value) in [("front_end_url", "https://a.example"), ("username", "admin")] {
+        answer.app.insert(name.into(), Field::Plain(value.into()));
+    }
+    answer.app.insert("password".into(), Field::Secret(Secret::new("fake-password")));
+    answer.info.insert("memo".into(), Field::Plain("会员".into()));
+    let outcome = Outcome::Applied { instance_id: Some("b-1".into()), answer: Box::new(answer) };
+    let create = legacy("newInstance", &[("orderId", "CS1"), ("productId", "P"), ("businessId", "b-1")]);
+    let query = legacy("queryInstance", &[(INSTANCE_ID, "b-1")]);
+    let signer = keys().signer().unwrap();
+    for (cipher, number) in [(Cipher::Aes256, "1"), (Cipher::Aes128, "2")] {
+        let options = Options { field_cipher: cipher, ..Options::default() };
+        for (callback, section) in [(&create, "/appInfo"), (&query, "/info/0/appInfo")] {
+            let reply =
+                KooGallery.reply_to_all(&[(callback.clone(), outcome.clone())], &options).sealed(&signer);
+            assert!(reply.body.is_ascii() && reply.headers.iter().any(|(name, _)| *name == "body-sign"));
+            let told = body(&reply);
+            assert_eq!((&told["resultCode"], &told["encryptType"]), (&json!("000000"), &json!(number)));
+            let app = told.pointer(section).unwrap();
+            assert_eq!((&app["frontEndUrl"], &app["memo"]), (&json!("https://a.example"), &json!("会员")));
+            let opened =
+                |name: &str| signer.decrypt(cipher, app[name].as_str().unwrap()).unwrap().expose().to_owned();
+            assert_eq!(
+                (opened("userName"), opened("password")),
+                ("admin".to_owned(), "fake-password".to_owned())
+            );
+        }
+    }
+}
+
+#[test]
+fn version_1_hands_on_what_it_had_encrypted() {
+    for phone in ["AbCdEf0123456789012c+Ev6N0AXZ9pmOVyqyA==", "AbCdEf0123456789yKbCVGWSOHv5O6BFfCmbAw=="] {
+        let create = legacy("newInstance", &[("orderId", "CS1"), ("productId", "P"), ("mobilePhone", phone)]);
+        assert_eq!(create.learned.unwrap().get("mobilePhone"), Some("15905222222"));
+        assert_eq!(create.parameters.get("mobilePhone"), Some(phone), "what was signed stays as it was");
+    }
+    assert_eq!(legacy("newInstance", &[("orderId", "CS1"), ("email", "a@a.example")]).learned, None);
+}
+
+#[test]
+fn a_value_of_version_1_that_may_hide_another_is_doubted() {
+    let hidden = legacy("releaseInstance", &[(INSTANCE_ID, "i&orderId=o")]);
+    assert_eq!(hidden.doubts, [Doubt::AmbiguousValue { name: INSTANCE_ID.into() }]);
+    assert_eq!(legacy("releaseInstance", &[(INSTANCE_ID, "R&D")]).doubts, []);
+}
+
+#[test]
+fn the_guards_of_version_1() {
+    let out = KooGallery.request(
+        "queryInstance",
+        &pairs(&[(INSTANCE_ID, "i"), ("timeStamp", "")]),
+        &keys(),
+        &Sending::at(now()),
+    );
+    let reason = |change: &dyn Fn(&mut OutRequest)| {
+        let mut out = out.clone();
+        change(&mut out);
+        receive(&out, now()).unwrap_err().reason()
+    };
+    assert_eq!(reason(&|out| out.body = b"{}".to_vec()), "malformed");
+    assert_eq!(reason(&|out| out.query = out.query.replace("authToken", "token")), "missing-signature");
+    assert_eq!(reason(&|out| out.query = out.query.replace("timeStamp=", "time=")), "undated");
+    assert_eq!(reason(&|out| out.query.push_str("&instanceId=j")), "duplicate-parameter");
+    assert_eq!(reason(&|out| out.query.push_str("&more=1")), "wrong-signature");
 }
