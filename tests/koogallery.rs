@@ -478,7 +478,8 @@ async fn a_whole_life() {
     assert_eq!(world.daemon.store().reader().totals().unwrap().untold, 0, "what was polled was told");
 }
 
-/// What a hook can tell the two marketplaces by is the endpoint's name and the raw parameters.
+/// What a hook can tell the two marketplaces by is the endpoint's name, and what is handed on in the
+/// marketplace's own words.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_hook_serves_two_marketplaces() {
     let world = World::new().await;
@@ -520,6 +521,7 @@ async fn one_hook_serves_two_marketplaces() {
                 "account",
                 "endpoint",
                 "action_name",
+                "order",
                 "order_id",
                 "parameters",
                 "instance",
