@@ -76,6 +76,9 @@ impl Recorder {
 impl ProvisioningHook for Recorder {
     async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
         let noted = self.note("create", &call);
+        if noted["sku"] == "forbidden" {
+            return Err(HookError::refuse("000103: not to this buyer"));
+        }
         self.gate.clone().wait_for(|open| *open).await?;
         let key = noted["idempotency_key"].as_str().unwrap_or_default();
         Ok(Provisioned::new().id(format!("tenant-{key}")).app("https://app.example"))
@@ -671,6 +674,30 @@ async fn a_copy_is_refused_also_after_a_restart() {
         "000000",
         "sent anew it is welcome"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_copies_at_once_one_is_taken() {
+    let world = World::new().await;
+    let letter = world.letter("newInstance", purchase("b-1", "CS1"));
+    let world = Arc::new(world);
+    let mut copies = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let (world, letter) = (world.clone(), letter.clone());
+        copies.spawn(async move { world.send(&letter).await.status });
+    }
+    let statuses = copies.join_all().await;
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{statuses:?}");
+    assert_eq!(world.kept()["callbacks"][0]["deliveries"], 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_polls_what_was_refused_hears_it() {
+    let world = World::new().await;
+    world.sells("CS1", "forbidden", 5, "20270101000000");
+    let told = world.until("000103", "newInstance", purchase("b-1", "CS1")).await;
+    assert_eq!(told.body["resultMsg"], "not to this buyer");
+    assert_eq!(world.ask("queryInstance", about("b-1")).await.code(), "000103");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

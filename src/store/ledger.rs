@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::StoreError;
-use super::rows::{AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, Read, Result, Write};
+use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Write};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
 use crate::instance::{
@@ -556,9 +556,25 @@ fn tell(
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
             Told::Applied(Box::new(create_answer(rows, instance)?))
         }
+        Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
         Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
         Decision::Hold(reason) => Told::Held(reason.told()),
         Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
+    })
+}
+
+/// What is told of an instance that is not there yet; that nobody makes it, if its hook has refused.
+fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Told> {
+    let not_ready = Told::Refused(Reason::NotReady.code(), Reason::NotReady.told());
+    let Some(row) = instance else { return Ok(not_ready) };
+    let filter =
+        Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
+    let mut jobs = rows.list_jobs(&filter)?.into_iter();
+    let create = jobs.find(|job| job.action == Action::Create && job.state == job::State::Refused);
+    let waits = !rows.lane(row.number)?.is_empty();
+    Ok(match create.filter(|_| !waits) {
+        Some(job) => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        None => not_ready,
     })
 }
 
