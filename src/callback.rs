@@ -276,6 +276,9 @@ pub struct Callback {
     /// it had encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Parameters>,
+    /// What the request says as a structure, where its parameters hold lists in texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
     /// Every signed parameter.
     #[serde(default)]
     pub parameters: Parameters,
@@ -306,6 +309,7 @@ impl Callback {
             made_elsewhere: false,
             once: None,
             learned: None,
+            body: None,
             parameters: Parameters::default(),
             doubts: Vec::new(),
         }

@@ -535,6 +535,9 @@ impl Builder<'_> {
                 ),
             }
         }
+        if let Some(Err(wrong)) = options.test_url.as_ref().map(|url| url.parse::<Url>()) {
+            self.mistake(format!("{key}.test_url"), format!("it is not the URL of an application: {wrong}"));
+        }
         if let Some(Err(wrong)) = options.public_url.as_ref().map(|url| url.parse::<Url>()) {
             let text = format!("it is not the URL of this endpoint as a browser reaches it: {wrong}");
             self.mistake(format!("{key}.public_url"), text);
@@ -889,6 +892,7 @@ mod tests {
         assert!(mistakes("public_url = \"https://spi.example/spi\"").is_empty());
         for wrong in ["spi.example", "/spi", "ftp://spi.example", "https://"] {
             assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
+            assert_eq!(mistakes(&format!("test_url = \"{wrong}\"")), ["endpoint[0].test_url"], "{wrong}");
         }
     }
 }

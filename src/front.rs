@@ -17,8 +17,15 @@ pub struct Front {
 }
 
 impl Front {
-    /// A front for these endpoints, each with the path it answers on.
-    pub fn new(endpoints: HashMap<String, Endpoint>, intake: Intake, metrics: Metrics) -> Front {
+    /// A front for these endpoints, each with the path it answers on. What its marketplace calls behind that
+    /// path is its own, unless it is another endpoint's path.
+    pub fn new(mut endpoints: HashMap<String, Endpoint>, intake: Intake, metrics: Metrics) -> Front {
+        for (path, endpoint) in endpoints.clone() {
+            for tail in endpoint.dialect.tails() {
+                let behind = format!("{}{tail}", path.trim_end_matches('/'));
+                endpoints.entry(behind).or_insert_with(|| endpoint.clone());
+            }
+        }
         Front { endpoints: Arc::new(endpoints), intake, metrics }
     }
 }

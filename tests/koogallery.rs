@@ -613,6 +613,34 @@ async fn license_codes_are_made_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_linked_kit_is_called_behind_the_production_address() {
+    let world = World::new().await;
+    let send = async |path: &str, nonce: &str, members: &Value| {
+        let (body, timestamp) = (members.to_string(), world.clock.now().as_millisecond().to_string());
+        let sign = hex::encode(hmac(KEY.as_bytes(), format!("{KEY}{nonce}{timestamp}{body}").as_bytes()));
+        let url = format!("http://{}/koogallery{path}", world.daemon.address());
+        let request = ClientRequest::post(url.parse().unwrap(), "application/json", body)
+            .with_header("x-sign", sign)
+            .with_header("x-timestamp", timestamp)
+            .with_header("x-nonce", nonce);
+        world.client.send(request).await.unwrap()
+    };
+    let org = json!({"instanceId": "b-1", "tenantId": "t-1", "orgCode": "1", "orgName": "Sales", "flag": 1, "testFlag": 0, "timeStamp": "1"});
+    let path = "/produceAPI/v2/singleOrgSync";
+    assert_eq!(told(&send(path, "n-1", &org).await).code(), "000000");
+    assert_eq!(told(&send(path, "n-1", &org).await).status, 403, "a copy");
+    assert_eq!(told(&send(path, "n-2", &org).await).code(), "000000", "added again it is there already");
+    let mut trial = org.clone();
+    trial["testFlag"] = json!(1);
+    assert_eq!(told(&send(path, "n-4", &trial).await).code(), "000000", "before there is an instance");
+    assert_eq!(send("/produceAPI/v2/makeCoffee", "n-3", &org).await.status, 404);
+    let calls = world.calls();
+    assert_eq!(calls.len(), 1);
+    let body = json!({"kind": "department", "change": "add", "tenant_id": "t-1", "org": {"code": "1", "name": "Sales"}});
+    assert_eq!((&calls[0]["action_name"], &calls[0]["body"]), (&json!("singleOrgSync"), &body));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_notice_of_an_order_is_recorded() {
     let world = World::new().await;
     let notice = json!({"orderId": "CS1", "orderLineId": "CS1-1"});
@@ -817,4 +845,131 @@ fn one_changed_byte_of_body_nonce_or_timestamp_is_refused() {
         }
     }
     assert!(tried > 1_500, "{tried}");
+}
+
+// ---- Whatever is signed ---------------------------------------------------------------------------
+
+mod anything {
+    use proptest::prelude::*;
+    use spid::callback::Outcome;
+    use spid::dialect::{RawRequest, Refusal};
+
+    use super::*;
+
+    fn words() -> impl Strategy<Value = String> {
+        let known = [
+            "newInstance",
+            "queryInstance",
+            "refreshInstance",
+            "updateInstanceStatus",
+            "releaseInstance",
+            "upgradeInstance",
+            "changeInstanceCheck",
+            "orderNotify",
+            "getLicenseAsync",
+            "releaseLicenseCode",
+            "RENEWAL",
+            "RENEWAL_CHANGE",
+            "FREEZE",
+            "UNFREEZE",
+            "1",
+            "",
+            "a,b,,c",
+            "20270101000000",
+            "[{a:1}]",
+            "会员",
+        ];
+        prop_oneof![proptest::sample::select(known.to_vec()).prop_map(str::to_owned), ".{0,12}"]
+    }
+
+    fn values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            words().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<bool>().prop_map(Value::from),
+            Just(Value::Null)
+        ];
+        leaf.prop_recursive(2, 8, 4, |inner| {
+            prop_oneof![
+                proptest::collection::vec(inner.clone(), 0..3).prop_map(Value::from),
+                proptest::collection::btree_map("[a-z]{1,4}", inner, 0..3).prop_map(|map| json!(map))
+            ]
+        })
+    }
+
+    fn members() -> impl Strategy<Value = Value> {
+        let names = [
+            "activity",
+            "instanceId",
+            "orderId",
+            "orderLineId",
+            "businessId",
+            "productId",
+            "scene",
+            "status",
+            "testFlag",
+            "expireTime",
+            "productInfo",
+            "license",
+            "userList",
+            "orgInfoList",
+            "orgCode",
+            "domainName",
+            "flag",
+            "timeStamp",
+        ];
+        let name =
+            prop_oneof![4 => proptest::sample::select(names.to_vec()).prop_map(str::to_owned), 1 => ".{0,8}"];
+        proptest::collection::btree_map(name, values(), 0..8).prop_map(|map| json!(map))
+    }
+
+    fn now() -> Timestamp {
+        START.parse().unwrap()
+    }
+
+    /// The answer to a body that is honestly signed.
+    fn answered(body: &[u8], outcome: &Outcome) -> Result<(), Refusal> {
+        let koogallery = dialect::by_name("koogallery").unwrap();
+        let keys = Keys::single(Secret::new(KEY)).unwrap();
+        let timestamp = now().as_millisecond().to_string();
+        let inner = hex::encode(hmac(KEY.as_bytes(), body));
+        let signature = hex::encode(hmac(KEY.as_bytes(), format!("{KEY}n{timestamp}{inner}").as_bytes()));
+        let query = format!("signature={signature}&timestamp={timestamp}&nonce=n");
+        let header = |name: &str| (name == "content-type").then_some("application/json");
+        let raw = RawRequest { method: "POST", query: query.as_bytes(), header: &header, body };
+        let verified = koogallery.parts(&raw, now())?.verify(&keys).unwrap();
+        let callback = koogallery.callback(verified, &Options::default());
+        assert_eq!(callback.once.as_ref().unwrap().nonce, "n");
+        let parts = koogallery.apart(callback);
+        assert!(!parts.is_empty() && parts.iter().filter(|part| part.once.is_some()).count() == 1);
+        for part in &parts {
+            let _ = koogallery.enquiry(part);
+        }
+        let all: Vec<_> = parts.into_iter().map(|part| (part, outcome.clone())).collect();
+        let reply = koogallery.reply_to_all(&all, &Options::default()).sealed(&keys.signer().unwrap());
+        assert!(reply.status == 200 && reply.body.is_ascii());
+        let told: Value = serde_json::from_slice(&reply.body).unwrap();
+        assert_eq!(told["resultCode"].as_str().unwrap().len(), 6);
+        assert!(told["resultMsg"].as_str().unwrap().chars().count() <= 255);
+        assert_eq!(told["resultCode"] == "000000", outcome.is_success());
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn every_signed_object_is_understood_and_answered(members in members(), done in any::<bool>()) {
+            let outcome = if done { Outcome::done(Some("i".into())) } else { Outcome::NotYet };
+            let read = answered(members.to_string().as_bytes(), &outcome);
+            let nul = |text: &str| text.contains('\0');
+            let has_nul = members.as_object().unwrap().iter().any(|(name, value)| nul(name) || value.as_str().is_some_and(nul));
+            prop_assert_eq!(read.is_err(), has_nul, "{:?}", read);
+        }
+
+        #[test]
+        fn every_signed_text_is_an_object_or_refused(body in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Err(refusal) = answered(&body, &Outcome::NotYet) {
+                prop_assert_eq!(refusal.reason(), "malformed");
+            }
+        }
+    }
 }

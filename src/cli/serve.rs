@@ -21,7 +21,7 @@ pub(super) struct ModeArguments {
     /// The configuration.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud` and `/generic`, key `isvkey`,
+    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud`, `/koogallery` and `/generic`, key `isvkey`,
     /// `./spid.db`, the log hook.
     #[arg(long)]
     dev: bool,

@@ -73,6 +73,11 @@ pub trait Dialect: Send + Sync {
     /// give up.
     fn budget(&self) -> Option<u32>;
 
+    /// What may stand behind an endpoint's path: this marketplace calls there, too.
+    fn tails(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Takes a request apart: what was signed, the signature it came with, and what becomes usable
     /// once that holds. `now` judges requests that are dated.
     ///

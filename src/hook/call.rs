@@ -205,6 +205,9 @@ pub struct OtherCall {
     pub product: Option<String>,
     /// The SKU it is about.
     pub sku: Option<String>,
+    /// What the request says as a structure, for those whose parameters hold lists in texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
 }
 
 /// One invocation of a hook.
@@ -498,6 +501,7 @@ impl OtherCall {
             buyer: callback.buyer.clone(),
             product: callback.product.clone(),
             sku: callback.sku.clone(),
+            body: callback.body.clone(),
         }
     }
 }

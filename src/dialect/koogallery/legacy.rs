@@ -49,7 +49,8 @@ pub(super) fn items(parameters: &Parameters) -> BTreeMap<String, String> {
 
 /// Whether a callback came as version 1.0.
 pub(super) fn is_of(callback: &Callback) -> bool {
-    callback.parameters.get(TIME_STAMP).is_some()
+    let is_said = |name: &str| callback.parameters.get(name).is_some();
+    is_said(TIME_STAMP) && is_said(super::ACTIVITY)
 }
 
 /// Its token marks the end of a value no better than that of the query-token family.

@@ -4,13 +4,14 @@
 //! It is as different from the query-token family as a marketplace can be, and the differences that
 //! reach beyond this folder have neutral names in [`crate::callback`]: the marketplace chooses the public id
 //! (`public_id`), proves that a request is no copy (`once`), tries the interface twice a day (`test`), makes
-//! some instances itself (`made_elsewhere`), and does not say what was ordered until it is asked
+//! some instances itself (`made_elsewhere`), sends structures (`body`), and does not say what was ordered until it is asked
 //! ([`Dialect::enquiry`]).
 //!
 //! Version 2.0 of the vendor's guide posts JSON; version 1.0, still probed for products on sale, is a GET:
-//! see `legacy`. License products speak version 2.0 with words of their own. What is accepted, answered, and
+//! see `legacy`. License products speak version 2.0 with words of their own; the linked kit is `kit`. What is accepted, answered, and
 //! unknown: `docs/dialects/koogallery.md`.
 
+mod kit;
 mod legacy;
 mod order;
 mod reply;
@@ -63,12 +64,20 @@ impl Dialect for KooGallery {
         "koogallery"
     }
 
+    fn tails(&self) -> &'static [&'static str] {
+        &kit::TAILS
+    }
+
     fn budget(&self) -> Option<u32> {
         Some(BUDGET)
     }
 
     fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
         match request.method {
+            "POST" if request.media_type().as_deref() != Some(JSON_TYPE) => {
+                Err(Refusal::ContentType { expected: JSON_TYPE })
+            }
+            "POST" if kit::is_kit(request) => kit::parts(request, now),
             "POST" => parts(request, now),
             "GET" => legacy::parts(request),
             other => Err(Refusal::Method { method: other.chars().take(16).collect(), allowed: "POST, GET" }),
@@ -78,7 +87,10 @@ impl Dialect for KooGallery {
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let signer = verified.signer();
         let Unchecked { parameters, sent_at, once } = verified.into_payload();
-        let word = read_word(&parameters, ACTIVITY).to_owned();
+        let word = match (read_word(&parameters, ACTIVITY), kit::kind(&parameters)) {
+            ("", Some(kind)) => kind.to_owned(),
+            (activity, _) => activity.to_owned(),
+        };
         let Meaning { action, dated, doubt } = Meaning::of(&word, &parameters);
         let mut callback = NAMES.fill(action, &word, parameters, options);
         callback.subject.order_biz_id = None;
@@ -88,7 +100,17 @@ impl Dialect for KooGallery {
         describe(&mut callback);
         if legacy::is_of(&callback) {
             callback.learned = legacy::contact(&callback.parameters, &signer, options.field_cipher);
+        }
+        if callback.once.is_none() {
             callback.doubts.extend(legacy::ambiguous(&callback.parameters));
+        }
+        if kit::is_kind(&word) {
+            match kit::typed(&word, &callback.parameters) {
+                Ok(body) => callback.body = Some(body),
+                Err(doubt) => callback.doubts.push(doubt),
+            }
+            // It may be told before there is an instance, and then names none that could be tried.
+            callback.subject.instance_id = callback.subject.instance_id.filter(|_| !callback.test);
         }
         NAMES.doubt(&mut callback, dated);
         callback.doubts.extend(doubt);
@@ -141,6 +163,9 @@ impl Dialect for KooGallery {
         let named = parameters.iter().any(|(name, _)| name == ACTIVITY);
         let word = (!named && !action.is_empty()).then(|| (ACTIVITY.to_owned(), action.to_owned()));
         let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        if kit::is_kind(action) {
+            return kit::request(parameters, keys, send);
+        }
         if legacy::is_legacy(&pairs) {
             legacy::request(pairs, keys, send)
         } else {
@@ -152,9 +177,6 @@ impl Dialect for KooGallery {
 /// The signed parts of a request of version 2.0. What stands in the query beside the three is not signed,
 /// and goes no further.
 fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
-    if request.media_type().as_deref() != Some(JSON_TYPE) {
-        return Err(Refusal::ContentType { expected: JSON_TYPE });
-    }
     let mut query = query::parse(request.query, None)?;
     let mut take = |name: &str| {
         let at = query.iter().position(|(known, _)| known == name)?;
@@ -278,6 +300,7 @@ impl Meaning {
             "queryInstance" => Meaning::of_query(parameters),
             // …0000002411753620.html; online Licenses: …0070649255.html
             "changeInstanceCheck" | "getLicenseAsync" => Meaning::plain(Action::Other),
+            kind if kit::is_kind(kind) => Meaning::plain(Action::Other),
             // …0000002091799149.html: it says that an order was made, and asks for nothing
             "orderNotify" => Meaning::plain(Action::Payment),
             _ => Meaning::doubted(Doubt::UnknownAction),

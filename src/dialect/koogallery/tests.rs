@@ -551,3 +551,106 @@ fn the_guards_of_version_1() {
     assert_eq!(reason(&|out| out.query.push_str("&instanceId=j")), "duplicate-parameter");
     assert_eq!(reason(&|out| out.query.push_str("&more=1")), "wrong-signature");
 }
+
+// ---- The linked kit -----------------------------------------------------------------------------
+
+const TENANT: [(&str, &str); 8] = [
+    ("instanceId", "b-1"),
+    ("orderId", "CS1"),
+    ("tenantId", "t-1"),
+    ("tenantCode", "acme"),
+    ("name", "Acme & Sons"),
+    ("domainName", "https://acme.login.example"),
+    ("flag", "1"),
+    ("timeStamp", "20220420114117642"),
+];
+
+#[test]
+fn the_kit_is_told_by_its_members_and_handed_on_typed() {
+    let tenant = understood("tenantSync", &TENANT);
+    assert_eq!((tenant.action, tenant.action_name.as_str()), (Action::Other, "tenantSync"));
+    assert_eq!(tenant.subject.instance_id.as_deref(), Some("b-1"));
+    assert!(tenant.doubts.is_empty() && tenant.once.is_some(), "{:?}", tenant.doubts);
+    assert_eq!(
+        tenant.body.unwrap(),
+        json!({"kind": "tenant", "change": "add", "tenant_id": "t-1", "tenant_code": "acme",
+            "name": "Acme & Sons", "domain_name": "https://acme.login.example"})
+    );
+    let of = |kind: &str, more: &[(&str, &str)]| {
+        let common = [("instanceId", "b-1"), ("tenantId", "t-1"), ("testFlag", "0"), ("timeStamp", "1")];
+        let callback = understood(kind, &[&common, more].concat());
+        assert_eq!((callback.action_name.as_str(), callback.doubts.as_slice()), (kind, &[][..]));
+        callback.body.unwrap()
+    };
+    let app =
+        of("applicationSync", &[("appId", "a"), ("clientId", "c"), ("clientSecret", "RSA"), ("flag", "2")]);
+    assert_eq!((&app["change"], &app["client_secret"]), (&json!("modify"), &json!("RSA")));
+    let users = "[{\"userName\":\"u\",\"name\":\"U\",\"orgCode\":\"1\",\"role\":\"admin\",\"enable\":\"false\",\"employeeType\":1}]";
+    for sent in [users.to_owned(), Value::from(users).to_string()] {
+        let auth =
+            of("authSync", &[("appId", "a"), ("userList", &sent), ("currentSyncTime", "x"), ("flag", "3")]);
+        assert_eq!(auth["change"], "revoke");
+        let user = json!([{"user_name": "u", "name": "U", "org_code": "1", "role": "admin", "enabled": false, "more": {"employeeType": "1"}}]);
+        assert_eq!(auth["users"], user);
+    }
+    let one = of("singleOrgSync", &[("orgCode", "1"), ("orgName", "Sales"), ("flag", "0")]);
+    assert_eq!(one["org"], json!({"code": "1", "name": "Sales"}));
+    let all = of("allOrgSync", &[("orgInfoList", "[{orgCode:\"2\",OrgName:\"Sales\",parentCode:\"1\"}]")]);
+    assert_eq!(all["orgs"], json!([{"code": "2", "name": "Sales", "parent": "1"}]));
+}
+
+#[test]
+fn what_the_kit_leaves_out_is_doubted() {
+    let mut without = TENANT.to_vec();
+    without.retain(|(name, _)| *name != "tenantCode");
+    assert_eq!(understood("tenantSync", &without).doubts, [missing("tenantCode")]);
+    let users = understood(
+        "authSync",
+        &[("tenantId", "t"), ("appId", "a"), ("flag", "1"), ("userList", "everybody")],
+    );
+    assert_eq!(users.doubts, [Doubt::UnknownValue { name: "userList".into() }]);
+}
+
+#[test]
+fn the_guards_of_the_kit() {
+    let out = KooGallery.request("tenantSync", &pairs(&TENANT), &keys(), &Sending::at(now()));
+    let reason = |change: &dyn Fn(&mut OutRequest)| {
+        let mut out = out.clone();
+        change(&mut out);
+        receive(&out, now()).unwrap_err().reason()
+    };
+    let set = |out: &mut OutRequest, name: &str, value: &str| {
+        out.headers
+            .iter_mut()
+            .filter(|(known, _)| *known == name)
+            .for_each(|(_, old)| *old = value.to_owned());
+    };
+    assert_eq!(reason(&|out| out.body.push(b' ')), "wrong-signature");
+    assert_eq!(reason(&|out| set(out, "x-nonce", "other")), "wrong-signature");
+    assert_eq!(reason(&|out| set(out, "x-nonce", "")), "malformed");
+    assert_eq!(reason(&|out| set(out, "x-timestamp", "")), "undated");
+    assert_eq!(reason(&|out| set(out, "x-timestamp", "1680508000000")), "stale");
+    assert_eq!(reason(&|out| set(out, "x-sign", "")), "missing-signature");
+}
+
+/// The members joined by hand, as the vendor's sample does it.
+#[test]
+fn the_kit_of_version_1_signs_its_members() {
+    let body = json!({"instanceId": "b-1", "tenantId": "t-1", "orgCode": "1", "orgName": "Sales", "parentCode": "", "flag": 1, "testFlag": 0, "timeStamp": "20220420114117642"});
+    let joined =
+        "flag=1&instanceId=b-1&orgCode=1&orgName=Sales&tenantId=t-1&testFlag=0&timeStamp=20220420114117642";
+    let pairs = joined
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(n, v)| (n.to_owned(), v.to_owned()));
+    let token =
+        Parts::Stamped { timestamp: "20220420114117642".into(), pairs: pairs.collect() }.sign(&keys());
+    let headers = vec![("content-type", "application/json".to_owned()), ("authtoken", token)];
+    let out =
+        OutRequest { method: "POST", query: String::new(), headers, body: body.to_string().into_bytes() };
+    let callback = receive(&out, now()).unwrap();
+    assert_eq!((callback.action_name.as_str(), callback.doubts.as_slice()), ("singleOrgSync", &[][..]));
+    let mut other = out;
+    other.body = body.to_string().replace("Sales", "Staff").into_bytes();
+    assert_eq!(receive(&other, now()).unwrap_err().reason(), "wrong-signature");
+}
