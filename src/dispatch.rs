@@ -382,8 +382,8 @@ impl Attempt {
         let endpoint = &taken.origin.endpoint;
         let asked = tokio::select! {
             biased;
-            _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
             asked = self.orders.ask(endpoint, &taken.callback, self.clock.now()) => asked,
+            _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
         };
         let again = |error: String| Err(Ending::Retry { error, after: None });
         let known = match asked {

@@ -200,8 +200,7 @@ impl Intake {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            // What is polled is polled as often as the marketplace likes.
-            budget: endpoint.dialect.budget().filter(|_| callback.action != Action::Query),
+            budget: endpoint.dialect.budget_of(callback),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,

@@ -73,6 +73,11 @@ pub trait Dialect: Send + Sync {
     /// give up.
     fn budget(&self) -> Option<u32>;
 
+    /// The same for this callback, where that differs.
+    fn budget_of(&self, _callback: &Callback) -> Option<u32> {
+        self.budget()
+    }
+
     /// What may stand behind an endpoint's path: this marketplace calls there, too.
     fn tails(&self) -> &'static [&'static str] {
         &[]

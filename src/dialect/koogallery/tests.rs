@@ -117,6 +117,15 @@ fn what_the_guide_does_not_say_is_doubted() {
 }
 
 #[test]
+fn a_poll_spends_no_budget() {
+    let budget =
+        |word: &str, parameters: &[(&str, &str)]| KooGallery.budget_of(&understood(word, parameters));
+    assert_eq!(budget("newInstance", &CREATE), Some(BUDGET));
+    assert_eq!(budget("queryInstance", &[(INSTANCE_ID, "i")]), None);
+    assert_eq!(budget("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
+}
+
+#[test]
 fn dates_are_utc_with_or_without_milliseconds() {
     let at = |text: &str| read_compact(text, &TimeZone::UTC).map(|at| at.to_string());
     assert_eq!(at("20221124023618").as_deref(), Some("2022-11-24T02:36:18Z"));
@@ -191,10 +200,7 @@ fn a_query_names_up_to_a_hundred() {
 
 #[test]
 fn product_info_may_be_an_object_or_a_text() {
-    for sent in [
-        "{\"productId\":\"P\",\"skuCode\":\"S\"}",
-        "\"{\\\"productId\\\":\\\"P\\\",\\\"skuCode\\\":\\\"S\\\"}\"",
-    ] {
+    for sent in ["{\"productId\":\"P\",\"skuCode\":\"S\"}", "{\"productId\": \"P\", \"skuCode\": \"S\"}"] {
         let check = understood("changeInstanceCheck", &[(INSTANCE_ID, "i"), ("productInfo", sent)]);
         assert_eq!((check.product.as_deref(), check.sku.as_deref()), (Some("P"), Some("S")), "{sent}");
         assert!(check.request_id.is_some(), "asked again it is another question");
@@ -586,7 +592,8 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
         of("applicationSync", &[("appId", "a"), ("clientId", "c"), ("clientSecret", "RSA"), ("flag", "2")]);
     assert_eq!((&app["change"], &app["client_secret"]), (&json!("modify"), &json!("RSA")));
     let users = "[{\"userName\":\"u\",\"name\":\"U\",\"orgCode\":\"1\",\"role\":\"admin\",\"enable\":\"false\",\"employeeType\":1}]";
-    for sent in [users.to_owned(), Value::from(users).to_string()] {
+    let list: Value = serde_json::from_str(users).unwrap();
+    for sent in [users.to_owned(), list.to_string()] {
         let auth =
             of("authSync", &[("appId", "a"), ("userList", &sent), ("currentSyncTime", "x"), ("flag", "3")]);
         assert_eq!(auth["change"], "revoke");
