@@ -148,12 +148,21 @@ impl Intake {
         asking: Asking<'_>,
         callback: Callback,
     ) -> Result<Vec<(Callback, Outcome)>, Copied> {
-        let mut answered = Vec::new();
+        // All of it is kept before anything is waited for.
+        let mut kept = Vec::new();
         for mut callback in asking.endpoint.dialect.apart(callback) {
-            let outcome = if callback.test {
-                self.try_out(asking, &callback).await?
+            let reply = if callback.test {
+                Reply::Now(self.try_out(asking, &callback).await?)
             } else {
                 self.keep(asking, &mut callback).await?
+            };
+            kept.push((callback, reply));
+        }
+        let mut answered = Vec::new();
+        for (callback, reply) in kept {
+            let outcome = match reply {
+                Reply::Now(outcome) => outcome,
+                Reply::Wait(waiting) => waiting.until(asking.deadline).await,
             };
             self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
             answered.push((callback, outcome));
@@ -186,15 +195,16 @@ impl Intake {
     }
 
     /// Whether what the callback names is there, and not released. Who names nothing means nothing in
-    /// particular.
+    /// particular, and of what is made elsewhere there may be more than was ever heard of here.
     fn is_alive(&self, account: &str, callback: &Callback) -> bool {
-        let Some(name) = callback.subject.names().next() else { return true };
+        let named = callback.subject.names().next().filter(|_| !callback.made_elsewhere);
+        let Some(name) = named else { return true };
         let rows = self.store.reader().instances_named(name).unwrap_or_default();
         rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
     }
 
-    /// After the signature: what is true of the callback by the deadline.
-    async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Outcome, Copied> {
+    /// After the signature: keeps the callback. What may be answered, or the wait for it.
+    async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Reply, Copied> {
         let Asking { endpoint, key_label, deadline } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
@@ -212,21 +222,18 @@ impl Intake {
             Ok(Err(error)) => {
                 self.metrics.count(Metric::StoreFaults, ["accept", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, "the callback could not be kept; the marketplace is told to call again");
-                return Ok(Outcome::Unavailable);
+                return Ok(Reply::Now(Outcome::Unavailable));
             }
             Err(_) => {
                 self.metrics.count(Metric::StoreFaults, ["accept-late", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
-                return Ok(Outcome::Unavailable);
+                return Ok(Reply::Now(Outcome::Unavailable));
             }
         };
         self.note(endpoint, callback, &receipt);
         // What it is called was decided by whoever came first.
         callback.public_id.clone_from(&receipt.public_id);
-        Ok(match receipt.reply {
-            Reply::Now(outcome) => outcome,
-            Reply::Wait(waiting) => waiting.until(deadline).await,
-        })
+        Ok(receipt.reply)
     }
 
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {

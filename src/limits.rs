@@ -138,6 +138,8 @@ pub const STOP_HOOKS_MS: u64 = 20_000;
 pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
+const _: () =
+    assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a mark outlives what may be dated in the future");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");

@@ -33,6 +33,7 @@ use spid::hook::{
 use spid::http::{Client, ClientOptions, ClientRequest, ClientResponse, Method};
 use spid::intake::Endpoint;
 use spid::job::Schedule;
+use spid::metrics::Metric;
 use spid::orders::{Desk, Orders};
 use spid::signature::{AccessKey, Keys, Secret};
 use spid::store::Filter;
@@ -116,6 +117,8 @@ impl ProvisioningHook for Recorder {
 struct Office {
     /// Answers with a fault so many times first.
     faults: u32,
+    /// Lets nobody in.
+    locked: bool,
     asked: Vec<String>,
     /// SKU, quantity and expiry by order, beside the documented MOCK orders.
     orders: BTreeMap<String, (&'static str, u32, &'static str)>,
@@ -154,7 +157,7 @@ impl Office {
         let expected = format!(
             "SDK-HMAC-SHA256 Access={ACCESS}, SignedHeaders=content-type;host;x-sdk-date, Signature={signature}"
         );
-        if header("authorization") != expected {
+        if self.locked || header("authorization") != expected {
             return (401, json!({"resultCode": "MKT.0150", "resultMsg": "verify aksk signature fail"}));
         }
         let asked = |name: &str| {
@@ -610,6 +613,13 @@ async fn license_codes_are_made_elsewhere() {
     assert_eq!(world.instance(license)["state"], "released");
     world.done("releaseLicenseCode", json!({"license": "LC-2"})).await;
     assert_eq!(world.actions(), ["renew", "expire", "release", "release"]);
+    let trial = json!({"license": "LC-of-a-saved-case", "status": "FREEZE", "testFlag": "1"});
+    assert_eq!(
+        world.ask("updateLicenseCodeStatus", trial).await.code(),
+        "000000",
+        "nobody here can know the codes"
+    );
+    assert_eq!(world.actions().len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -663,6 +673,33 @@ async fn nothing_is_made_before_it_is_known_what() {
     world.done("newInstance", purchase("b-2", "CS1")).await;
     assert_eq!(world.actions(), ["create"]);
     assert_eq!(world.instance("b-1")["sku"], "basic");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_ask_alerts_and_goes_on_asking() {
+    let world = World::new().await;
+    world.sells("CS1", "basic", 5, "20270101000000");
+    world.office.lock().unwrap().locked = true;
+    assert_eq!(world.ask("newInstance", purchase("b-1", "CS1")).await.code(), "000004");
+    let alerts = || world.daemon.metrics().value(Metric::Alerts, ["misconfigured", ""]);
+    while alerts() == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert!(world.calls().is_empty());
+    world.office.lock().unwrap().locked = false;
+    world.done("newInstance", purchase("b-1", "CS1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_instances_are_asked_for_at_once() {
+    let world = World::new().await;
+    world.done("newInstance", purchase("b-live", "MOCKONETIMENEW")).await;
+    let ids: Vec<String> = (0..99).map(|n| format!("b-{n}")).chain(["b-live".to_owned()]).collect();
+    let told = world.done("queryInstance", about(&ids.join(","))).await;
+    let app = json!({"frontEndUrl": "https://app.example"});
+    assert_eq!(told.body["info"], json!([{"instanceId": "b-live", "appInfo": app}]));
+    let more = [ids, vec!["b-more".to_owned()]].concat();
+    assert_eq!(world.ask("queryInstance", about(&more.join(","))).await.code(), "000002");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -522,6 +522,19 @@ fn version_1_tells_the_account_encrypted() {
 }
 
 #[test]
+fn a_test_purchase_of_version_1_is_told_an_address() {
+    let test = legacy(
+        "newInstance",
+        &[("orderId", "CS1"), ("productId", "P"), ("businessId", "b"), (TEST_FLAG, "1")],
+    );
+    let options = Options { test_url: Some("https://try.example".into()), ..Options::default() };
+    let outcome = Outcome::done(test.public_id.clone());
+    let told = body(&KooGallery.reply_to_all(&[(test.clone(), outcome)], &options));
+    assert_eq!(told["appInfo"], json!({"frontEndUrl": "https://try.example"}));
+    assert_eq!(told["instanceId"].as_str(), test.public_id.as_deref());
+}
+
+#[test]
 fn version_1_hands_on_what_it_had_encrypted() {
     for phone in ["AbCdEf0123456789012c+Ev6N0AXZ9pmOVyqyA==", "AbCdEf0123456789yKbCVGWSOHv5O6BFfCmbAw=="] {
         let create = legacy("newInstance", &[("orderId", "CS1"), ("productId", "P"), ("mobilePhone", phone)]);
