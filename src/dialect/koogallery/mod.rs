@@ -482,7 +482,7 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
 fn write_body(pairs: &[Pair]) -> String {
     let nested = |value: &str| {
         value.starts_with(['{', '['])
-            && serde_json::from_str::<Value>(value).is_ok_and(|read| read.to_string() == value)
+            && serde_json::from_str(value).map(|read: Value| read.to_string()).is_ok_and(|text| text == value)
     };
     let member = |(name, value): &Pair| {
         let value = if nested(value) { value.clone() } else { Value::from(value.as_str()).to_string() };
