@@ -9,13 +9,16 @@ The call comes as JSON on standard input, the answer goes to standard output as 
 standard error. Exit 0: done. Exit 65: refused, do not try again. Anything else: try again later.
 """
 
+import fcntl
 import json
 import os
 import pathlib
+import re
 import secrets
 import sys
 
 REFUSE, RETRY = 65, 75
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file and a host
 
 
 def create(call, state):
@@ -72,10 +75,16 @@ ACTIONS = {
 
 
 def save(file, state):
-    """Writes the state whole or not at all: the next attempt must not find half of it."""
+    """Writes the state whole or not at all, and does not return before it is on the disk."""
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(state))
+    with open(new, "w") as out:
+        json.dump(state, out)
+        out.flush()
+        os.fsync(out.fileno())
     os.replace(new, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def main():
@@ -86,11 +95,14 @@ def main():
         print(json.dumps({"refuse": "this hook does not support that"}))
         return REFUSE
     name = call["instance"]["order_biz_id"] or ""
-    if not name or name.startswith(".") or "/" in name:
+    if not NAME.fullmatch(name):
         print("the instance has no name that could be a file", file=sys.stderr)
         return RETRY
     root = pathlib.Path(sys.argv[1])
     root.mkdir(parents=True, exist_ok=True)
+    # One at a time: what is left of an attempt may still run beside the next. The lock goes with the process.
+    lock = open(root / "lock", "w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
     file = root / f"{name}.json"
     state = json.loads(file.read_text()) if file.exists() else {}
     # Done before? Then the same answer again, the same password too: that is all of idempotency.

@@ -15,6 +15,15 @@ umask 077
 root=${1:?usage: exec_hook.sh ROOT}
 call=$(cat)
 
+# Before the name is looked for: a payment comes before anything has one.
+case $SPID_ACTION in
+create | renew | refund-renew | upgrade | expire | release) ;;
+*)
+    echo '{"refuse":"this hook does not support that"}'
+    exit 65
+    ;;
+esac
+
 # `"instance":{"id":…,"order_biz_id":"…"` is always written like this, and nothing a buyer typed can
 # look like it: every quote inside a value is written as \". Only harmless characters are taken.
 name=$(printf '%s\n' "$call" |
@@ -38,8 +47,8 @@ fi
 
 set_state() {
     mkdir -p "$answers"
-    printf '%s\n' "$1" >"$home/state.new"
-    mv "$home/state.new" "$home/state"
+    printf '%s\n' "$1" >"$home/state.$$"
+    mv "$home/state.$$" "$home/state"
 }
 
 case $SPID_ACTION in
@@ -55,14 +64,11 @@ release)
     echo '{}'
     exit 0
     ;;
-*)
-    echo '{"refuse":"this hook does not support that"}'
-    exit 65
-    ;;
 esac
 
-# The answer is kept before it is given, and never half.
-printf '%s\n' "$answer" >"$answers/.new"
-mv "$answers/.new" "$answers/$SPID_IDEMPOTENCY_KEY"
+# The answer is kept before it is given, and never half: each attempt writes a file of its own, as what is
+# left of one may still run beside the next.
+printf '%s\n' "$answer" >"$answers/.$$"
+mv "$answers/.$$" "$answers/$SPID_IDEMPOTENCY_KEY"
 echo "$SPID_ACTION of $name done" >&2
 cat "$answers/$SPID_IDEMPOTENCY_KEY"

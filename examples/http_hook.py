@@ -8,8 +8,8 @@
     name = "provision"
     http = { url = "http://127.0.0.1:8090/provision", secret = { env = "SPID_HOOK_SECRET" } }
 
-The call comes as JSON in the body of a POST, signed as Standard Webhooks says. 200: done, with the
-answer. 422 with {"refuse": "why"}: refused, do not try again. Anything else: try again later.
+The call comes as JSON in the body of a POST, signed as Standard Webhooks says; is_genuine() is what a
+library for it does (http_hook.mjs uses one). 200: done, with the answer. 422 with {"refuse": "why"}: refused, do not try again. Anything else: try again later.
 """
 
 import base64
@@ -19,12 +19,15 @@ import http.server
 import json
 import os
 import pathlib
+import re
 import secrets
 import sys
 import threading
 import time
 
 TOLERANCE_S = 5 * 60
+BODY_MAX_BYTES = 1024 * 1024
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file and a host
 
 
 def create(call, state):
@@ -92,10 +95,16 @@ def is_genuine(key, headers, body):
 
 
 def save(file, state):
-    """Writes the state whole or not at all: the next attempt must not find half of it."""
+    """Writes the state whole or not at all, and does not return before it is on the disk."""
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(state))
+    with open(new, "w") as out:
+        json.dump(state, out)
+        out.flush()
+        os.fsync(out.fileno())
     os.replace(new, file)
+    folder = os.open(file.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
 
 
 def provision(root, call):
@@ -104,7 +113,7 @@ def provision(root, call):
     if act is None:
         return 422, {"refuse": "this hook does not support that"}
     name = call["instance"]["order_biz_id"] or ""
-    if not name or name.startswith(".") or "/" in name:
+    if not NAME.fullmatch(name):
         return 500, {}
     file = root / f"{name}.json"
     state = json.loads(file.read_text()) if file.exists() else {}
@@ -124,13 +133,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     lock = threading.Lock()
 
+    def respond(self):
+        length = int(self.headers.get("content-length", 0))
+        if length > BODY_MAX_BYTES:
+            self.close_connection = True
+            return 413, {}
+        body = self.rfile.read(length)
+        if not is_genuine(self.server.key, self.headers, body):
+            return 401, {}
+        with self.lock:
+            return provision(self.server.root, json.loads(body))
+
     def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        if is_genuine(self.server.key, self.headers, body):
-            with self.lock:
-                status, answer = provision(self.server.root, json.loads(body))
-        else:
-            status, answer = 401, {}
+        status, answer = self.respond()
         text = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::signature::Secret;
@@ -95,7 +96,7 @@ impl fmt::Display for Action {
 }
 
 /// The signed parameters of one request, decoded, sorted by name, each name once.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Parameters(BTreeMap<String, String>);
 
@@ -154,7 +155,7 @@ impl InstanceRef {
 }
 
 /// An expiry as it was sent, and as we read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Expiry {
     /// The text as it was sent.
     pub raw: String,
@@ -492,6 +493,9 @@ impl Outcome {
     pub const fn is_success(&self) -> bool {
         matches!(self, Outcome::Applied { .. })
     }
+
+    /// Every word that [`Outcome::as_str`] may be.
+    pub const WORDS: [&'static str; 5] = ["applied", "not-yet", "refused", "held", "unavailable"];
 
     /// The word used in logs and `--json`.
     pub const fn as_str(&self) -> &'static str {

@@ -13,15 +13,17 @@ use jiff::SignedDuration;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
+use crate::admin::AdminOptions;
 use crate::dialect::{self, Dialect, Options, SuccessAs};
 use crate::hook::AnyHook;
-use crate::hook::exec::ExecHook;
+use crate::hook::exec::{BadCommand, ExecHook};
 use crate::hook::http::{HttpHook, HttpHookOptions};
 use crate::hook::log::LogHook;
 use crate::hook::runner::{NamedHook, Route, Runner};
 use crate::http::{Tls, Url};
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
+use crate::job::Schedule;
 use crate::limits;
 use crate::orders::{Desk, Orders};
 use crate::signature::{AccessKey, Cipher, Key, Keys, Secret, WebhookKey, WebhookKeys};
@@ -111,6 +113,7 @@ struct File {
 struct ServerTable {
     listen: Option<String>,
     admin_listen: Option<String>,
+    admin_token: Option<KeyTable>,
     reply_within: Option<String>,
 }
 
@@ -176,8 +179,10 @@ struct HookTable {
 #[serde(deny_unknown_fields)]
 struct ExecTable {
     command: Vec<String>,
+    working_dir: Option<PathBuf>,
     timeout: Option<String>,
     concurrency: Option<usize>,
+    retry: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -187,6 +192,7 @@ struct HttpTable {
     secret: Option<OneOrMore>,
     timeout: Option<String>,
     concurrency: Option<usize>,
+    retry: Option<Vec<String>>,
     ca_file: Option<PathBuf>,
     #[serde(default)]
     insecure: bool,
@@ -248,6 +254,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where the operator looks; `None` for nowhere.
     pub admin_listen: Option<SocketAddr>,
+    /// What is chosen about the admin listener.
+    pub admin: AdminOptions,
     /// The database.
     pub store_path: PathBuf,
     /// What is chosen about the store.
@@ -413,7 +421,11 @@ impl Builder<'_> {
 
     fn build(&mut self, file: File, hook: Option<AnyHook>) -> Option<Config> {
         let listen = self.address("server.listen", file.server.listen.as_deref().unwrap_or(DEFAULT_LISTEN));
-        let admin_listen = file.server.admin_listen.as_deref().and_then(|text| self.admin_address(text));
+        let admin =
+            AdminOptions { token: file.server.admin_token.as_ref().and_then(|key| self.admin_token(key)) };
+        let has_token = file.server.admin_token.is_some();
+        let admin_listen = file.server.admin_listen.as_deref();
+        let admin_listen = admin_listen.and_then(|text| self.admin_address(text, has_token));
         let mut intake = IntakeOptions::default();
         if let Some(within) = self.duration("server.reply_within", file.server.reply_within.as_deref()) {
             intake.reply_within = within;
@@ -426,11 +438,13 @@ impl Builder<'_> {
         if let Some(window) = self.duration("policy.secrets_window", file.policy.secrets_window.as_deref()) {
             store.secrets_window_ms = millis(window);
         }
+        self.check_routes(&file.route, &file.endpoint);
         let endpoints = self.endpoints(file.endpoint);
         let runner = self.runner(file.hook, file.route, hook);
         Some(Config {
             listen: listen?,
             admin_listen,
+            admin,
             store_path: file.store.path.unwrap_or_else(|| PathBuf::from(DEFAULT_STORE)),
             store,
             endpoints,
@@ -451,13 +465,28 @@ impl Builder<'_> {
         address.ok()
     }
 
-    /// The admin listener asks nobody who they are, so it stays on this machine.
-    fn admin_address(&mut self, text: &str) -> Option<SocketAddr> {
+    /// Without a token the admin listener asks nobody who they are, so it stays on this machine.
+    fn admin_address(&mut self, text: &str, has_token: bool) -> Option<SocketAddr> {
         let address = self.address("server.admin_listen", text)?;
-        if address.ip().is_loopback() {
+        if address.ip().is_loopback() || has_token {
             return Some(address);
         }
-        self.mistake("server.admin_listen", format!("`{text}` is not a loopback address, and whoever reaches it sees totals; use 127.0.0.1 and a proxy that asks for a password"));
+        self.mistake("server.admin_listen", format!("`{text}` is not a loopback address: whoever reaches it could look and mend; give it a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"));
+        None
+    }
+
+    /// What opens the admin listener. It is guessed at from outside, so it is not a short one.
+    fn admin_token(&mut self, table: &KeyTable) -> Option<Secret> {
+        let (place, secret) = self.secret("server.admin_token", table)?;
+        let least = limits::ADMIN_TOKEN_MIN_BYTES;
+        let mistake = match Key::new("admin", secret.clone()) {
+            Err(_) => "it is empty, or has white space or a control character in it".to_owned(),
+            Ok(_) if secret.expose().len() < least => {
+                format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
+            }
+            Ok(_) => return Some(secret),
+        };
+        self.mistake(place, mistake);
         None
     }
 
@@ -689,6 +718,18 @@ impl Builder<'_> {
         runner.map_err(|wrong| wrong.iter().for_each(|wrong| self.mistake("route", wrong.to_string()))).ok()
     }
 
+    /// A route whose endpoint is misspelt would match nothing, and nobody would hear of it.
+    fn check_routes(&mut self, routes: &[RouteTable], endpoints: &[EndpointTable]) {
+        let names: Vec<&str> = endpoints.iter().map(|endpoint| endpoint.name.as_str()).collect();
+        for (index, route) in routes.iter().enumerate() {
+            let Some(wanted) = route.endpoint.as_deref().filter(|wanted| !names.contains(wanted)) else {
+                continue;
+            };
+            let text = format!("no endpoint is called `{wanted}`; there is {}", names.join(", "));
+            self.mistake(format!("route[{index}].endpoint"), text);
+        }
+    }
+
     fn hook(&mut self, key: &str, table: HookTable) -> Option<NamedHook> {
         match (table.exec, table.http, table.log) {
             (Some(exec), None, None) => self.exec(key, table.name, exec),
@@ -702,15 +743,42 @@ impl Builder<'_> {
     }
 
     fn exec(&mut self, key: &str, name: String, table: ExecTable) -> Option<NamedHook> {
-        let hook = ExecHook::new(table.command);
-        if let Err(error) = hook.check() {
-            self.mistake(format!("{key}.exec.command"), error.to_string());
+        let mut hook = ExecHook::new(table.command);
+        if let Some(folder) = table.working_dir {
+            hook = hook.working_dir(folder);
+        }
+        match hook.check() {
+            Ok(()) => {}
+            Err(error @ BadCommand::NoFolder(_)) => {
+                self.mistake(format!("{key}.exec.working_dir"), error.to_string());
+            }
+            Err(error) => self.mistake(format!("{key}.exec.command"), error.to_string()),
         }
         let timeout = self.duration(&format!("{key}.exec.timeout"), table.timeout.as_deref());
         let hook = NamedHook::new(name, AnyHook::built_in(hook))
             .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
             .concurrency(table.concurrency.unwrap_or(limits::HOOK_CONCURRENCY_COUNT));
-        Some(hook)
+        Some(self.retrying(hook, &format!("{key}.exec.retry"), table.retry.as_deref()))
+    }
+
+    /// The hook with its own retry list, if it has one.
+    fn retrying(&mut self, hook: NamedHook, key: &str, waits: Option<&[String]>) -> NamedHook {
+        let Some(waits) = waits else { return hook };
+        let most = limits::RETRY_LIST_MAX_COUNT;
+        if waits.is_empty() || waits.len() > most {
+            self.mistake(key, format!("it has {} waits; there is room for 1 to {most}: one failure more than there are waits, and the job is dead", waits.len()));
+        }
+        let mut millis = Vec::new();
+        for (index, text) in waits.iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            let Some(wait) = self.duration(&key, Some(text)) else { continue };
+            let (least, most) = (limits::RETRY_LIST_WAIT_MIN_S, limits::RETRY_LIST_WAIT_MAX_S);
+            if wait < Duration::from_secs(least) || wait > Duration::from_secs(most) {
+                self.mistake(key, format!("`{text}` is not between {least} s and {} h", most / 3600));
+            }
+            millis.push(self::millis(wait));
+        }
+        hook.retry(Schedule::from_millis(millis))
     }
 
     fn http(&mut self, key: &str, name: String, table: HttpTable) -> Option<NamedHook> {
@@ -733,7 +801,7 @@ impl Builder<'_> {
         let hook = NamedHook::new(name, AnyHook::from(hook))
             .timeout(timeout.unwrap_or(Duration::from_millis(limits::HOOK_TIMEOUT_MS)))
             .concurrency(concurrency);
-        Some(hook)
+        Some(self.retrying(hook, &format!("{key}.retry"), table.retry.as_deref()))
     }
 
     fn webhook_keys(&mut self, key: &str, secret: Option<OneOrMore>) -> Option<WebhookKeys> {
@@ -894,5 +962,52 @@ mod tests {
             assert_eq!(mistakes(&format!("public_url = \"{wrong}\"")), ["endpoint[0].public_url"], "{wrong}");
             assert_eq!(mistakes(&format!("test_url = \"{wrong}\"")), ["endpoint[0].test_url"], "{wrong}");
         }
+    }
+
+    fn hook(table: &str) -> Result<Config, Vec<String>> {
+        let text = format!(
+            "[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ env = \"FAKE\" }}]\n\
+             [[hook]]\nname = \"do\"\n{table}\n"
+        );
+        let environment = HashMap::from([("FAKE".to_owned(), "fake-key".to_owned())]);
+        let keys = |wrong: Mistakes| wrong.mistakes.into_iter().map(|mistake| mistake.key).collect();
+        Config::parse(&text, "spid.toml", &environment, None).map_err(keys)
+    }
+
+    #[test]
+    fn a_hook_has_a_retry_list_of_its_own() {
+        let list = |waits: &str| hook(&format!("exec = {{ command = [\"sh\"], retry = {waits} }}"));
+        let config = list(r#"["5s", "1m 30s", "24h"]"#).unwrap_or_else(|wrong| panic!("{wrong:?}"));
+        let retry = config.runner.hooks().next().and_then(|hook| hook.retry.clone());
+        assert_eq!(retry, Some(Schedule::from_millis(vec![5_000, 90_000, 86_400_000])));
+        let many = format!("[{}]", ["\"5s\""; limits::RETRY_LIST_MAX_COUNT + 1].join(", "));
+        for (waits, key) in [
+            ("[]", "hook[0].exec.retry"),
+            (many.as_str(), "hook[0].exec.retry"),
+            (r#"["5s", "soon"]"#, "hook[0].exec.retry[1]"),
+            (r#"["999ms"]"#, "hook[0].exec.retry[0]"),
+            (r#"["25h"]"#, "hook[0].exec.retry[0]"),
+            (r#"["-5s"]"#, "hook[0].exec.retry[0]"),
+        ] {
+            assert_eq!(list(waits).err(), Some(vec![key.to_owned()]), "{waits}");
+        }
+    }
+
+    #[test]
+    fn a_working_folder_must_be_there() {
+        let folder =
+            |path: &str| hook(&format!("exec = {{ command = [\"sh\"], working_dir = \"{path}\" }}")).err();
+        assert_eq!(folder("/"), None);
+        assert_eq!(folder("/no/such/folder"), Some(vec!["hook[0].exec.working_dir".to_owned()]));
+        assert_eq!(folder("/etc/passwd"), Some(vec!["hook[0].exec.working_dir".to_owned()]));
+    }
+
+    #[test]
+    fn a_route_leads_from_an_endpoint_that_is_there() {
+        let route = |endpoint: &str| {
+            hook(&format!("log = {{}}\n[[route]]\nendpoint = \"{endpoint}\"\nhook = \"do\"")).err()
+        };
+        assert_eq!(route("a"), None);
+        assert_eq!(route("b"), Some(vec!["route[0].endpoint".to_owned()]));
     }
 }

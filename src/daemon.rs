@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
@@ -14,10 +15,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::clock::Clock;
-use crate::dispatch::{Dispatch, DispatchOptions};
+use crate::dispatch::{Dialects, Dispatch, DispatchOptions};
 use crate::front::Front;
+use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions};
@@ -26,7 +28,7 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::orders::Orders;
 use crate::refusals::Refusals;
-use crate::store::{Closed, Store, StoreError, StoreOptions};
+use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
 
 /// What a daemon is made of.
 pub struct DaemonOptions {
@@ -46,6 +48,8 @@ pub struct DaemonOptions {
     pub dispatch: DispatchOptions,
     /// How much a peer may.
     pub server: ServerOptions,
+    /// What is chosen about the admin listener.
+    pub admin: AdminOptions,
     /// The time.
     pub clock: Clock,
 }
@@ -66,6 +70,7 @@ impl DaemonOptions {
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             server: ServerOptions::default(),
+            admin: AdminOptions::default(),
             clock: Clock::System,
         }
     }
@@ -80,6 +85,9 @@ pub enum StartError {
     /// The folder in which running hooks are marked, beside the database.
     #[error("the folder that marks running hooks cannot be used: {0}")]
     Leftovers(#[source] std::io::Error),
+    /// Others than this machine could reach the admin listener, and nothing asks them who they are.
+    #[error("the admin listener at {0} is not on loopback and has no token")]
+    Unguarded(SocketAddr),
     /// A listener.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
@@ -139,11 +147,13 @@ impl Daemon {
     ) -> Result<Daemon, StartError> {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
+        check_guarded(admin_address, &options.admin)?;
         let metrics = Metrics::default();
-        let (store, closed) = match &options.store_path {
-            Some(path) => Store::open(path, options.store, options.clock.clone()).await?,
-            None => Store::in_memory(options.store, options.clock.clone()).await?,
-        };
+        let choices = with_retry_lists(options.store, &options.runner);
+        let choices = StoreOptions { metrics: metrics.clone(), ..choices };
+        let database = options.store_path.clone().map(|path| (path, choices.clone()));
+        let (store, closed) =
+            open_store(options.store_path.as_deref(), choices, options.clock.clone()).await?;
         log_backlog(&store);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
         let runner = match &options.store_path {
@@ -160,23 +170,35 @@ impl Daemon {
         let (stop_dispatch, stopping) = watch::channel(false);
         let dispatch =
             Dispatch::new(store.clone(), options.clock.clone(), metrics.clone(), runner, options.dispatch)
-                .asking(options.orders);
+                .asking(options.orders)
+                .speaking(dialects(&options.endpoints));
         let dispatching = part("dispatcher");
         let dispatch = tokio::spawn(async move {
             let _dispatching = dispatching;
             dispatch.run(stopping).await
         });
         let refusals = Refusals::new(options.clock.clone(), metrics.clone());
-        let intake =
-            Intake::new(store.clone(), options.clock, metrics.clone(), refusals.clone(), options.intake);
+        let intake = Intake::new(
+            store.clone(),
+            options.clock.clone(),
+            metrics.clone(),
+            refusals.clone(),
+            options.intake,
+        );
         let endpoints: HashMap<String, Endpoint> = options.endpoints.into_iter().collect();
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(endpoints, intake, metrics.clone());
         let front = serve(listener, options.server.clone(), front, &stop_front, part("listener"));
-        let admin = admin.map(|listener| {
-            let admin = Admin::new(store.clone(), metrics.clone(), refusals);
-            serve(listener, options.server, admin, &stop_front, part("admin listener"))
-        });
+        let parts = AdminParts {
+            store: store.clone(),
+            database,
+            metrics: metrics.clone(),
+            refusals,
+            clock: options.clock,
+        };
+        let handler = Admin::new(parts, options.admin)?;
+        let admin = admin
+            .map(|listener| serve(listener, options.server, handler, &stop_front, part("admin listener")));
         Ok(Daemon {
             address,
             admin_address,
@@ -244,6 +266,25 @@ impl Daemon {
     }
 }
 
+/// Fails closed: what lets people look and mend is not for everybody who can reach it.
+fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<(), StartError> {
+    match admin.filter(|address| !address.ip().is_loopback()) {
+        Some(address) if options.token.is_none() => Err(StartError::Unguarded(address)),
+        _ => Ok(()),
+    }
+}
+
+async fn open_store(
+    path: Option<&Path>,
+    options: StoreOptions,
+    clock: Clock,
+) -> Result<(Store, Closed), StoreError> {
+    match path {
+        Some(path) => Store::open(path, options, clock).await,
+        None => Store::in_memory(options, clock).await,
+    }
+}
+
 /// The end of the dispatcher: how many hooks it cut short. It bounds its own wait for hooks; a store that
 /// hangs must not keep it beyond that.
 async fn stopped(mut dispatch: JoinHandle<usize>) -> usize {
@@ -280,6 +321,24 @@ fn serve(
         };
         http::serve(listener, options, handler, stop).await
     })
+}
+
+/// How the marketplace behind each endpoint speaks.
+fn dialects(endpoints: &[(String, Endpoint)]) -> Dialects {
+    endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect()
+}
+
+/// The store knows no hooks: it is told how to find the retry list of the one a job is for. Whoever embeds
+/// a daemon may have chosen otherwise.
+fn with_retry_lists(mut options: StoreOptions, runner: &Runner) -> StoreOptions {
+    let runner = runner.clone();
+    options.schedules.chosen.get_or_insert_with(|| {
+        Arc::new(move |failed: &Retrying<'_>| {
+            let subject = Subject::new(failed.endpoint, failed.callback, failed.instance);
+            runner.retry(&subject).cloned()
+        })
+    });
+    options
 }
 
 /// Kills the hooks that a dead daemon of this database left running.
@@ -325,6 +384,19 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
         Daemon::start(listener, None, DaemonOptions::new(None, Vec::new(), runner)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_admin_listener_for_everybody_needs_a_token() {
+        let listener = || async { TcpListener::bind("0.0.0.0:0").await.unwrap() };
+        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
+        let mut options = DaemonOptions::new(None, Vec::new(), runner.clone());
+        let refused = Daemon::start(listener().await, Some(listener().await), options).await;
+        assert!(matches!(refused, Err(StartError::Unguarded(_))));
+        options = DaemonOptions::new(None, Vec::new(), runner);
+        options.admin.token = Some(crate::signature::Secret::new("fake-token-of-a-test"));
+        let daemon = Daemon::start(listener().await, Some(listener().await), options).await.unwrap();
+        assert!(daemon.stop().await.closed);
     }
 
     #[tokio::test]

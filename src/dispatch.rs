@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, plus_millis};
+use crate::dialect::Dialect;
 use crate::hook::runner::{Attempted, Runner, Slot};
 use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
@@ -106,7 +107,11 @@ pub struct Dispatch {
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
     orders: Orders,
+    dialects: Arc<Dialects>,
 }
+
+/// How the marketplace behind each endpoint speaks, by the endpoint's name.
+pub type Dialects = BTreeMap<String, &'static dyn Dialect>;
 
 impl Dispatch {
     /// A dispatcher for the jobs of `store`.
@@ -118,13 +123,19 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
-        let orders = Orders::default();
-        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, orders }
+        announce_counts(&metrics, &runner);
+        let (orders, dialects) = (Orders::default(), Arc::default());
+        Dispatch { store, clock, metrics, runner, options, held: Held::default(), room, orders, dialects }
     }
 
     /// The same, asking there what was ordered where a callback does not say.
     pub fn asking(self, orders: Orders) -> Dispatch {
         Dispatch { orders, ..self }
+    }
+
+    /// The same, with what a marketplace alone can say about its buyers.
+    pub fn speaking(self, dialects: Dialects) -> Dispatch {
+        Dispatch { dialects: Arc::new(dialects), ..self }
     }
 
     /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
@@ -256,6 +267,7 @@ impl Dispatch {
             stop: stop.clone(),
             room: self.room.clone(),
             orders: self.orders.clone(),
+            dialects: self.dialects.clone(),
         };
         running.spawn(async move {
             attempt.run(taken, place).await;
@@ -346,6 +358,7 @@ struct Attempt {
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
     orders: Orders,
+    dialects: Arc<Dialects>,
 }
 
 impl Attempt {
@@ -424,14 +437,24 @@ impl Attempt {
             received_at: origin.received_at,
             account: &origin.account,
             endpoint: &origin.endpoint,
+            dashscope_euid: self.dashscope_euid(taken, &subject),
         });
         match call {
             Ok(call) => {
                 tracing::debug!(job = %job.id, action = %job.action, attempt = job.attempts, hook = slot.hook_name(), "running the hook");
-                self.ending(job, slot.run(call).await)
+                let (hook, began) = (slot.hook_name().to_owned(), Instant::now());
+                let attempted = slot.run(call).await;
+                self.metrics.observe(Metric::HookDuration, [&hook, ""], began.elapsed().as_secs_f64());
+                self.ending(job, attempted)
             }
             Err(error) => Ending::Retry { error: error.to_string(), after: None },
         }
+    }
+
+    /// The buyer and the product are the instance's, so the marketplace is the one it was bought at.
+    fn dashscope_euid(&self, taken: &Taken, subject: &Subject<'_>) -> Option<String> {
+        let bought_at = taken.instance.as_ref().map_or(&taken.origin.endpoint, |instance| &instance.endpoint);
+        self.dialects.get(bought_at)?.dashscope_euid(subject.product?, subject.buyer?)
     }
 
     fn ending(&self, job: &JobRow, attempted: Attempted) -> Ending {
@@ -499,6 +522,24 @@ impl Attempt {
                 tracing::warn!(job = %job.id, action = %job.action, instance = id, attempt = job.attempts, state = other.as_str(), "not done: {note}");
             }
         }
+    }
+}
+
+/// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+fn announce_counts(metrics: &Metrics, runner: &Runner) {
+    for action in Action::ALL.map(Action::as_str) {
+        for ending in ["done", "retry", "refused", "pending", "given-back"] {
+            metrics.announce(Metric::Attempts, [action, ending]);
+        }
+    }
+    for reason in ["misconfigured", "unsupported", "lease-lost", "dead", "held"] {
+        metrics.announce(Metric::Alerts, [reason, ""]);
+    }
+    for operation in ["take", "extend", "count", "finish"] {
+        metrics.announce(Metric::StoreFaults, [operation, ""]);
+    }
+    for hook in runner.hooks().map(|hook| hook.name.as_str()) {
+        metrics.announce_distribution(Metric::HookDuration, [hook, ""]);
     }
 }
 

@@ -8,6 +8,9 @@ use crate::http::{Handler, Request, Response, TurnedAway};
 use crate::intake::{Endpoint, Intake};
 use crate::metrics::{Metric, Metrics};
 
+/// What a request that led nowhere is counted under.
+const UNKNOWN_PATH: &str = "unknown-path";
+
 /// The endpoints by path, and the intake behind them. Clones share it.
 #[derive(Clone)]
 pub struct Front {
@@ -20,6 +23,10 @@ impl Front {
     /// A front for these endpoints, each with the path it answers on. What its marketplace calls behind that
     /// path is its own, unless it is another endpoint's path.
     pub fn new(mut endpoints: HashMap<String, Endpoint>, intake: Intake, metrics: Metrics) -> Front {
+        for reason in TurnedAway::ALL.map(TurnedAway::as_str).into_iter().chain([UNKNOWN_PATH]) {
+            metrics.announce(Metric::TurnedAway, [reason, ""]);
+        }
+        endpoints.values().for_each(|endpoint| intake.announce(endpoint));
         for (path, endpoint) in endpoints.clone() {
             for tail in endpoint.dialect.tails() {
                 let behind = format!("{}{tail}", path.trim_end_matches('/'));
@@ -35,7 +42,7 @@ impl Handler for Front {
         match self.endpoints.get(request.path()) {
             Some(endpoint) => self.intake.receive(endpoint, request).await,
             None => {
-                self.metrics.count(Metric::TurnedAway, ["unknown-path", ""]);
+                self.metrics.count(Metric::TurnedAway, [UNKNOWN_PATH, ""]);
                 Response::text(404, "there is no endpoint on this path\n")
             }
         }

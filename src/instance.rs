@@ -24,6 +24,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -32,7 +33,7 @@ use crate::clock::plus_millis;
 use crate::limits;
 
 /// What has been applied to an instance so far. What is still coming is in its lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Bought, not yet provisioned.
@@ -46,6 +47,9 @@ pub enum State {
 }
 
 impl State {
+    /// Every state, in the order of a life.
+    pub const ALL: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
+
     /// The word used in files, logs and `--json`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -58,9 +62,7 @@ impl State {
 
     /// The state with this word.
     pub fn from_word(word: &str) -> Option<State> {
-        [State::Pending, State::Active, State::Frozen, State::Released]
-            .into_iter()
-            .find(|state| state.as_str() == word)
+        State::ALL.into_iter().find(|state| state.as_str() == word)
     }
 }
 
@@ -71,7 +73,7 @@ impl std::fmt::Display for State {
 }
 
 /// One sold instance, as far as it has been applied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The id the marketplace knows it by; `None` until the create hook has finished.
     pub id: Option<String>,
@@ -105,9 +107,14 @@ pub struct Instance {
     pub tombstone: bool,
     /// Whether it was not created through us but taken over (`adopt`, `import`).
     pub adopted: bool,
+    /// When its buyer came and took it, as the seller's system said; `None` as long as nobody has. It
+    /// decides nothing here: the hook gets to know it.
+    pub claimed_at: Option<Timestamp>,
+    /// Who took it, in the seller's words: the name of a tenant, say.
+    pub tenant: Option<String>,
     /// When its first callback came.
     pub created_at: Timestamp,
-    /// When it last changed.
+    /// When the marketplace last changed it. A claim is the buyer's doing, and does not count.
     pub updated_at: Timestamp,
 }
 
@@ -131,6 +138,8 @@ impl Instance {
             began: false,
             tombstone: false,
             adopted: false,
+            claimed_at: None,
+            tenant: None,
             created_at: now,
             updated_at: now,
         };
@@ -200,6 +209,16 @@ impl Instance {
             Action::Release => self.state = State::Released,
             Action::SignOn | Action::Payment | Action::Query | Action::Other => {}
         }
+    }
+
+    /// Whether somebody who looks for this text may mean it: a name, the buyer, the order, the product or
+    /// the SKU contains it.
+    pub fn is_found_by(&self, text: &str) -> bool {
+        let wanted = text.to_ascii_lowercase();
+        [&self.id, &self.order_biz_id, &self.buyer, &self.order_id, &self.product, &self.sku]
+            .into_iter()
+            .flatten()
+            .any(|word| word.to_ascii_lowercase().contains(&wanted))
     }
 
     /// What it will be once everything in its lane is done.

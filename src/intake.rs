@@ -94,7 +94,32 @@ impl Intake {
         refusals: Refusals,
         options: IntakeOptions,
     ) -> Intake {
-        Intake { store, clock, metrics, refusals, options }
+        let intake = Intake { store, clock, metrics, refusals, options };
+        intake.announce_counts();
+        intake
+    }
+
+    /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+    fn announce_counts(&self) {
+        for action in Action::ALL.map(Action::as_str) {
+            for outcome in Outcome::WORDS {
+                self.metrics.announce(Metric::Callbacks, [action, outcome]);
+            }
+            self.metrics.announce(Metric::Repeats, [action, ""]);
+        }
+        for reason in ["late-create", "paid-for-nothing", "budget"] {
+            self.metrics.announce(Metric::Alerts, [reason, ""]);
+        }
+        for operation in ["accept", "accept-late", "spend"] {
+            self.metrics.announce(Metric::StoreFaults, [operation, ""]);
+        }
+    }
+
+    /// The same for the refusals of an endpoint.
+    pub fn announce(&self, endpoint: &Endpoint) {
+        for reason in Refusal::reasons() {
+            self.metrics.announce(Metric::Refusals, [&endpoint.name, reason]);
+        }
     }
 
     /// Answers one request to `endpoint`.
@@ -238,7 +263,7 @@ impl Intake {
 
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
         let row = &receipt.row;
-        if row.told_at.is_some() && row.deliveries > 1 {
+        if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
         if receipt.alert {
@@ -247,7 +272,7 @@ impl Intake {
             tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
         } else if let Some(reason) = row.reason.as_deref() {
             tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, "{reason}");
-        } else if row.deliveries == 1 {
+        } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
         }
         if callback.action == Action::Create

@@ -124,6 +124,21 @@ pub enum Next {
 }
 
 impl Schedule {
+    /// How many waits there are: one attempt more can fail before the job is dead.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether the first failure is the last.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The waits, in milliseconds.
+    pub fn millis(&self) -> &[i64] {
+        &self.0
+    }
+
     /// A schedule of these waits, in milliseconds.
     pub fn from_millis(waits: Vec<i64>) -> Schedule {
         Schedule(waits)

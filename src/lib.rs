@@ -12,7 +12,7 @@
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`orders`]: the seller's code; what is kept; what was turned away;
 //!   what has to be asked
-//! * [`intake`], [`dispatch`]: the path of a callback; the path of a job
+//! * [`intake`], [`dispatch`], [`testing`]: the path of a callback; the path of a job; the hook author's test
 //! * [`front`], [`admin`]: the two listeners
 //! * [`config`], [`scenario`]: from a file to everything above; fixtures, sent and compared
 //! * [`daemon`]: start and stop, in order
@@ -40,6 +40,7 @@ pub mod scenario;
 pub mod seal;
 pub mod signature;
 pub mod store;
+pub mod testing;
 
 use std::process::ExitCode;
 

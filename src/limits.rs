@@ -74,8 +74,17 @@ pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
 /// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
 /// prober waits.
 pub const READY_WITHIN_MS: u64 = 3_000;
+/// How long strangers are told what was found at the last probe, in milliseconds: they must not choose how
+/// often the disk is written.
+pub const READY_REMEMBERED_MS: i64 = 1_000;
+/// With less room than this on its disk the daemon is not ready, in bytes: a full write-ahead log, twice.
+pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
+/// Shortest token that opens the admin listener, in bytes.
+pub const ADMIN_TOKEN_MIN_BYTES: usize = 16;
 /// Rows a list shows unless asked for more.
 pub const LIST_DEFAULT_COUNT: usize = 100;
+/// Most rows a list of the admin listener shows at once.
+pub const LIST_MAX_COUNT: usize = 1_000;
 
 /// How long a job belongs to the dispatcher that took it, in milliseconds.
 pub const LEASE_MS: i64 = 30_000;
@@ -92,6 +101,12 @@ pub const DISPATCH_POLL_MS: u64 = 5_000;
 pub const FORWARD_GAP_MS: i64 = 30_000;
 /// The retry schedule: seconds to wait after the first failure, the second, and so on; then dead.
 pub const RETRY_SCHEDULE_S: [u64; 9] = [5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, 28_800];
+/// Most waits a hook's own retry list may have.
+pub const RETRY_LIST_MAX_COUNT: usize = 32;
+/// Shortest wait in a hook's own retry list, in seconds.
+pub const RETRY_LIST_WAIT_MIN_S: u64 = 1;
+/// Longest wait in a hook's own retry list, in seconds.
+pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
 /// Longest wait a hook may ask for (`Retry-After`), in seconds.
 pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
 /// How much a retry is moved at random, in percent of the wait, so that a thousand jobs that failed
@@ -114,6 +129,15 @@ pub const HOOK_IDLE_MS: u64 = 4_000;
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes of a hook's standard error that are logged for one attempt.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// How long an attempt may take in the hook author's test, in milliseconds, unless the test says otherwise:
+/// it provisions something small.
+pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
+/// Attempts the test makes until it believes that a call fails.
+pub const HOOK_TEST_TRIES_COUNT: u32 = 3;
+/// Attempts the test makes at once, with one key and with several.
+pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
+/// Most places at which the test cuts the attempts at one call short.
+pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
 /// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
 pub const LEFTOVERS_END_MS: u64 = 5_000;
 /// Longest error or reason text that is kept, in bytes.
@@ -140,6 +164,7 @@ pub const STOP_STORE_MS: u64 = 5_000;
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () =
     assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a mark outlives what may be dated in the future");
+const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the usual list could be written down");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");

@@ -1,15 +1,18 @@
-//! One table of metric names, and the handle that counts.
+//! One table of metrics, and the handle that counts.
 //!
 //! There is no global registry: a [`Metrics`] is made per daemon and passed down, so that two
-//! daemons in one process do not count into each other. Labels hold words from our own code, never
-//! an instance's id or anything a peer sent.
+//! daemons in one process do not count into each other. Labels hold words from our own code or from the
+//! configuration, never an instance's id or anything a peer sent.
+//!
+//! A row that has not happened yet is shown as 0 once somebody has [announced](Metrics::announce) it:
+//! an alert on the first dead job must not depend on there having been one before.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What is counted.
+/// What is counted or measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// Verified callbacks.
@@ -18,7 +21,7 @@ pub enum Metric {
     Refusals,
     /// Connections and requests that never became one.
     TurnedAway,
-    /// Callbacks that repeated something finished.
+    /// Callbacks that came before, finished or not, and came again.
     Repeats,
     /// Ended attempts.
     Attempts,
@@ -26,98 +29,296 @@ pub enum Metric {
     Alerts,
     /// Store operations that failed.
     StoreFaults,
+    /// How long hooks ran.
+    HookDuration,
+    /// How many operations a commit held.
+    CommitOperations,
+    /// Instances there are.
+    Instances,
+    /// Jobs that have not ended.
+    Jobs,
+    /// The age of the oldest job that waits for its hook.
+    OldestJobAge,
+    /// How long the job that is due the longest has been due.
+    JobsOverdue,
+    /// Callbacks that wait for an operator.
+    HeldCallbacks,
+    /// Results the marketplace was not told.
+    UntoldResults,
+    /// Most tries a marketplace has spent on something it was not told.
+    TriesSpent,
+    /// The same, as a part of all the tries it has.
+    TriesSpentRatio,
+    /// Whether a write goes through.
+    Ready,
+    /// The size of the database.
+    DatabaseSize,
+    /// The size of its write-ahead log.
+    WalSize,
+    /// The room left on its disk.
+    DiskFree,
+    /// The size of its disk.
+    DiskSize,
+    /// When the process started.
+    ProcessStart,
+    /// What runs.
+    BuildInfo,
 }
 
-impl Metric {
-    /// Name, label and help text of every metric, in the order they are shown.
-    const TABLE: [(Metric, &'static str, &'static [&'static str], &'static str); 7] = [
-        (
-            Metric::Callbacks,
-            "spid_callbacks_total",
-            &["action", "outcome"],
-            "Verified callbacks by action and by what was answered.",
-        ),
-        (
-            Metric::Refusals,
-            "spid_refusals_total",
-            &["endpoint", "reason"],
-            "Requests refused before they counted, by reason.",
-        ),
-        (
-            Metric::TurnedAway,
-            "spid_turned_away_total",
-            &["reason"],
-            "Connections that brought no whole request, by reason.",
-        ),
-        (Metric::Repeats, "spid_repeats_total", &["action"], "Callbacks that repeated something finished."),
-        (
-            Metric::Attempts,
-            "spid_attempts_total",
-            &["action", "ending"],
-            "Ended hook attempts by action and ending.",
-        ),
-        (Metric::Alerts, "spid_alerts_total", &["reason"], "Things somebody should look at, by reason."),
-        (
-            Metric::StoreFaults,
-            "spid_store_faults_total",
-            &["operation"],
-            "Store operations that failed, by operation.",
-        ),
-    ];
+/// What kind of metric it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Kind {
+    Counter,
+    /// The upper bounds of its buckets, without the last one, which has none.
+    Histogram(&'static [f64]),
+    Gauge,
 }
 
-type Cells = BTreeMap<(Metric, [String; 2]), AtomicU64>;
+/// A row of the table.
+struct Family {
+    metric: Metric,
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+}
+
+const HOOK_SECONDS: Kind =
+    Kind::Histogram(&[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0]);
+const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]);
+
+/// Every metric, in the order in which they are shown.
+#[rustfmt::skip]
+const TABLE: [Family; 24] = [
+    family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
+    family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
+    family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
+    family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Callbacks that came before, finished or not, and came again."),
+    family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
+    family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Things somebody should look at, by reason."),
+    family(Metric::StoreFaults, "spid_store_faults_total", Kind::Counter, &["operation"], "Store operations that failed, by operation."),
+    family(Metric::HookDuration, "spid_hook_duration_seconds", HOOK_SECONDS, &["hook"], "How long hooks ran, by hook."),
+    family(Metric::CommitOperations, "spid_commit_operations", OPERATIONS, &[], "Operations of the store in one commit."),
+    family(Metric::Instances, "spid_instances", Kind::Gauge, &["state"], "Instances by state."),
+    family(Metric::Jobs, "spid_jobs", Kind::Gauge, &["state"], "Jobs that have not ended, by state."),
+    family(Metric::OldestJobAge, "spid_oldest_job_age_seconds", Kind::Gauge, &[], "Age of the oldest job that is queued or running; 0 without one."),
+    family(Metric::JobsOverdue, "spid_jobs_overdue_seconds", Kind::Gauge, &[], "How long the job that is due and could run has been due, at most; 0 without one."),
+    family(Metric::HeldCallbacks, "spid_held_callbacks", Kind::Gauge, &[], "Callbacks that wait for an operator."),
+    family(Metric::UntoldResults, "spid_untold_results", Kind::Gauge, &[], "Results the marketplace was not told."),
+    family(Metric::TriesSpent, "spid_tries_spent_max", Kind::Gauge, &[], "Most tries a marketplace has spent on something that it was not told yet."),
+    family(Metric::TriesSpentRatio, "spid_tries_spent_ratio_max", Kind::Gauge, &[], "The same as a part of the tries it has, at most: at 1 it gives up."),
+    family(Metric::Ready, "spid_ready", Kind::Gauge, &[], "1 when a write goes through in time, as /readyz says."),
+    family(Metric::DatabaseSize, "spid_database_bytes", Kind::Gauge, &[], "Size of the database."),
+    family(Metric::WalSize, "spid_database_wal_bytes", Kind::Gauge, &[], "Size of the database's write-ahead log."),
+    family(Metric::DiskFree, "spid_disk_free_bytes", Kind::Gauge, &[], "Room left for the daemon's user on the disk of the database."),
+    family(Metric::DiskSize, "spid_disk_bytes", Kind::Gauge, &[], "Size of the disk of the database."),
+    family(Metric::ProcessStart, "process_start_time_seconds", Kind::Gauge, &[], "When the daemon started, in seconds since 1970."),
+    family(Metric::BuildInfo, "spid_build_info", Kind::Gauge, &["version"], "The version that runs."),
+];
+
+const fn family(
+    metric: Metric,
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+) -> Family {
+    Family { metric, name, kind, labels, help }
+}
+
+/// The names of all metrics as a scrape shows them; a histogram has three.
+pub fn names() -> impl Iterator<Item = String> {
+    TABLE.iter().flat_map(|family| {
+        let suffixes: &[&str] = match family.kind {
+            Kind::Histogram(_) => &["_bucket", "_sum", "_count"],
+            Kind::Counter | Kind::Gauge => &[""],
+        };
+        suffixes.iter().map(|suffix| format!("{}{suffix}", family.name))
+    })
+}
+
+type Key = (Metric, [String; 2]);
+
+/// What was observed, in buckets that do not overlap yet.
+#[derive(Debug, Default)]
+struct Distribution {
+    buckets: Vec<AtomicU64>,
+    /// In millionths, so that it can be added to without a lock.
+    sum_micros: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Cells {
+    counts: BTreeMap<Key, AtomicU64>,
+    distributions: BTreeMap<Key, Distribution>,
+}
 
 /// Counts, and shows what was counted. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<RwLock<Cells>>);
 
+/// What is measured at the moment somebody looks.
+#[derive(Debug, Default)]
+pub struct Gauges(Vec<(Metric, String, f64)>);
+
+impl Gauges {
+    /// Sets a gauge. A metric without a label has an empty one.
+    pub fn set(&mut self, metric: Metric, label: &str, value: f64) {
+        self.0.push((metric, label.to_owned(), value));
+    }
+}
+
 impl Metrics {
     /// Adds one. Missing labels are empty.
     pub fn count(&self, metric: Metric, labels: [&str; 2]) {
+        self.add(metric, labels, 1);
+    }
+
+    /// Shows a count as 0 until it happens.
+    pub fn announce(&self, metric: Metric, labels: [&str; 2]) {
+        self.add(metric, labels, 0);
+    }
+
+    fn add(&self, metric: Metric, labels: [&str; 2], more: u64) {
         let key = (metric, labels.map(str::to_owned));
-        if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            cell.fetch_add(1, Ordering::Relaxed);
+        if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).counts.get(&key) {
+            cell.fetch_add(more, Ordering::Relaxed);
             return;
         }
         let mut cells = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        cells.entry(key).or_default().fetch_add(1, Ordering::Relaxed);
+        cells.counts.entry(key).or_default().fetch_add(more, Ordering::Relaxed);
+    }
+
+    /// Puts a measurement into its bucket. Missing labels are empty.
+    pub fn observe(&self, metric: Metric, labels: [&str; 2], value: f64) {
+        let key = (metric, labels.map(str::to_owned));
+        if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).distributions.get(&key) {
+            cell.observe(bounds(metric), value);
+            return;
+        }
+        self.distribution(key, |cell| cell.observe(bounds(metric), value));
+    }
+
+    /// Shows a histogram as empty until something is observed.
+    pub fn announce_distribution(&self, metric: Metric, labels: [&str; 2]) {
+        self.distribution((metric, labels.map(str::to_owned)), |_| {});
+    }
+
+    fn distribution(&self, key: Key, work: impl FnOnce(&Distribution)) {
+        let bounds = bounds(key.0).len();
+        let mut cells = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let cell = cells.distributions.entry(key).or_insert_with(|| Distribution::of(bounds));
+        work(cell);
     }
 
     /// What was counted under these labels.
     pub fn value(&self, metric: Metric, labels: [&str; 2]) -> u64 {
         let key = (metric, labels.map(str::to_owned));
         let cells = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        cells.get(&key).map_or(0, |cell| cell.load(Ordering::Relaxed))
+        cells.counts.get(&key).map_or(0, |cell| cell.load(Ordering::Relaxed))
     }
 
-    /// Everything in Prometheus' text format.
-    pub fn render(&self) -> String {
+    /// Everything, and what was measured just now, in Prometheus' text format. A metric of which there is
+    /// nothing is left out.
+    pub fn render(&self, gauges: &Gauges) -> String {
         let cells = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut page = String::new();
-        for (metric, name, labels, help) in Metric::TABLE {
-            let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} counter");
-            for ((_, values), cell) in cells.iter().filter(|((of, _), _)| *of == metric) {
-                let pairs: Vec<String> = labels
-                    .iter()
-                    .zip(values)
-                    .map(|(label, value)| format!("{label}=\"{}\"", escape(value)))
-                    .collect();
-                let _ = writeln!(page, "{name}{{{}}} {}", pairs.join(","), cell.load(Ordering::Relaxed));
+        for family in &TABLE {
+            let rows = match family.kind {
+                Kind::Counter => cells.count_rows(family),
+                Kind::Histogram(bounds) => cells.distribution_rows(family, bounds),
+                Kind::Gauge => gauges.rows(family),
+            };
+            if !rows.is_empty() {
+                let Family { name, help, .. } = family;
+                let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {}\n{rows}", family.kind.word());
             }
         }
         page
     }
 }
 
-/// One gauge in Prometheus' text format.
-pub fn gauge(page: &mut String, name: &str, help: &str, values: &[(&str, &str, u64)]) {
-    let _ = writeln!(page, "# HELP {name} {help}\n# TYPE {name} gauge");
-    for (label, value, number) in values {
-        let labels =
-            if label.is_empty() { String::new() } else { format!("{{{label}=\"{}\"}}", escape(value)) };
-        let _ = writeln!(page, "{name}{labels} {number}");
+fn bounds(metric: Metric) -> &'static [f64] {
+    let family = TABLE.iter().find(|family| family.metric == metric);
+    match family.map(|family| family.kind) {
+        Some(Kind::Histogram(bounds)) => bounds,
+        _ => &[],
     }
+}
+
+impl Distribution {
+    fn of(bounds: usize) -> Distribution {
+        Distribution {
+            buckets: (0..=bounds).map(|_| AtomicU64::new(0)).collect(),
+            sum_micros: AtomicU64::new(0),
+        }
+    }
+
+    fn observe(&self, bounds: &[f64], value: f64) {
+        let position = bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len());
+        if let Some(bucket) = self.buckets.get(position) {
+            bucket.fetch_add(1, Ordering::Relaxed);
+        }
+        self.sum_micros.fetch_add((value.max(0.0) * 1e6) as u64, Ordering::Relaxed);
+    }
+}
+
+impl Cells {
+    fn count_rows(&self, family: &Family) -> String {
+        let mut rows = String::new();
+        for ((_, values), cell) in self.counts.iter().filter(|((of, _), _)| *of == family.metric) {
+            let labels = braced(&pairs(family.labels, values));
+            let _ = writeln!(rows, "{}{labels} {}", family.name, cell.load(Ordering::Relaxed));
+        }
+        rows
+    }
+
+    fn distribution_rows(&self, family: &Family, bounds: &[f64]) -> String {
+        let (mut rows, name) = (String::new(), family.name);
+        for ((_, values), cell) in self.distributions.iter().filter(|((of, _), _)| *of == family.metric) {
+            let labels = pairs(family.labels, values);
+            let mut below = 0;
+            let uppers = bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
+            for (bucket, upper) in cell.buckets.iter().zip(uppers) {
+                below += bucket.load(Ordering::Relaxed);
+                let labels = braced(&[labels.clone(), vec![format!("le=\"{upper}\"")]].concat());
+                let _ = writeln!(rows, "{name}_bucket{labels} {below}");
+            }
+            let sum = cell.sum_micros.load(Ordering::Relaxed) as f64 / 1e6;
+            let labels = braced(&labels);
+            let _ = writeln!(rows, "{name}_sum{labels} {sum}\n{name}_count{labels} {below}");
+        }
+        rows
+    }
+}
+
+impl Gauges {
+    fn rows(&self, family: &Family) -> String {
+        let mut rows = String::new();
+        for (_, value, number) in self.0.iter().filter(|(of, ..)| *of == family.metric) {
+            let labels = braced(&pairs(family.labels, std::slice::from_ref(value)));
+            let _ = writeln!(rows, "{}{labels} {number}", family.name);
+        }
+        rows
+    }
+}
+
+impl Kind {
+    const fn word(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Histogram(_) => "histogram",
+            Kind::Gauge => "gauge",
+        }
+    }
+}
+
+fn pairs(labels: &[&str], values: &[String]) -> Vec<String> {
+    labels.iter().zip(values).map(|(label, value)| format!("{label}=\"{}\"", escape(value))).collect()
+}
+
+fn braced(pairs: &[String]) -> String {
+    if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) }
 }
 
 fn escape(text: &str) -> String {
@@ -128,29 +329,73 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn page(metrics: &Metrics) -> String {
+        metrics.render(&Gauges::default())
+    }
+
     #[test]
     fn what_is_counted_is_shown() {
         let metrics = Metrics::default();
         metrics.count(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
         metrics.clone().count(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
+        metrics.announce(Metric::Refusals, ["alibaba-cn", "stale"]);
+        metrics.announce(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
         assert_eq!(metrics.value(Metric::Refusals, ["alibaba-cn", "wrong-signature"]), 2);
-        let page = metrics.render();
+        let page = page(&metrics);
         assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 2\n"));
-        assert!(page.contains("# TYPE spid_callbacks_total counter\n"));
+        assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"stale\"} 0\n"));
+        assert!(page.contains("# TYPE spid_refusals_total counter\n") && !page.contains("spid_callbacks"));
+    }
+
+    #[test]
+    fn buckets_hold_all_that_is_not_more() {
+        let metrics = Metrics::default();
+        metrics.announce_distribution(Metric::HookDuration, ["provision", ""]);
+        for seconds in [0.01, 0.02, 3.0, 4_000.0] {
+            metrics.observe(Metric::HookDuration, ["provision", ""], seconds);
+        }
+        let page = page(&metrics);
+        for row in [
+            "spid_hook_duration_seconds_bucket{hook=\"provision\",le=\"0.01\"} 1\n",
+            "spid_hook_duration_seconds_bucket{hook=\"provision\",le=\"1\"} 2\n",
+            "spid_hook_duration_seconds_bucket{hook=\"provision\",le=\"600\"} 3\n",
+            "spid_hook_duration_seconds_bucket{hook=\"provision\",le=\"+Inf\"} 4\n",
+            "spid_hook_duration_seconds_sum{hook=\"provision\"} 4003.03\n",
+            "spid_hook_duration_seconds_count{hook=\"provision\"} 4\n",
+        ] {
+            assert!(page.contains(row), "{row}{page}");
+        }
+        metrics.observe(Metric::CommitOperations, ["", ""], 2.0);
+        assert!(self::page(&metrics).contains("spid_commit_operations_bucket{le=\"2\"} 1\n"));
+    }
+
+    #[test]
+    fn a_gauge_is_what_it_is_set_to() {
+        let mut gauges = Gauges::default();
+        gauges.set(Metric::Jobs, "dead", 3.0);
+        gauges.set(Metric::TriesSpentRatio, "", 0.25);
+        let page = Metrics::default().render(&gauges);
+        assert!(page.contains("# TYPE spid_jobs gauge\nspid_jobs{state=\"dead\"} 3\n"), "{page}");
+        assert!(page.contains("\nspid_tries_spent_ratio_max 0.25\n"), "{page}");
     }
 
     #[test]
     fn a_label_cannot_break_out() {
         let metrics = Metrics::default();
         metrics.count(Metric::TurnedAway, ["a\"b\n\\", ""]);
-        assert!(metrics.render().contains("{reason=\"a\\\"b\\n\\\\\"} 1\n"));
+        assert!(page(&metrics).contains("{reason=\"a\\\"b\\n\\\\\"} 1\n"));
     }
 
     #[test]
     fn every_name_follows_the_conventions() {
-        for (_, name, labels, help) in Metric::TABLE {
-            assert!(name.starts_with("spid_") && name.ends_with("_total"), "{name}");
+        for (position, family) in TABLE.iter().enumerate() {
+            let Family { metric, name, kind, labels, help } = family;
+            assert_eq!(*metric as usize, position, "{name}: the table has the order of the enum");
+            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            assert!(name.starts_with("spid_") || *metric == Metric::ProcessStart, "{name}");
             assert!(labels.len() <= 2 && help.ends_with('.'), "{name}");
         }
+        let names: std::collections::BTreeSet<String> = names().collect();
+        assert_eq!(names.len(), TABLE.len() + 4, "each once, and two histograms");
     }
 }

@@ -41,6 +41,18 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// Every rule.
+    pub const ALL: [Rule; 8] = [
+        Rule::BadEncoding,
+        Rule::NotUtf8,
+        Rule::Nul,
+        Rule::BadName,
+        Rule::DuplicateParameter,
+        Rule::TooManyParameters,
+        Rule::NameTooLong,
+        Rule::ValueTooLong,
+    ];
+
     /// The word refusals are counted under.
     pub const fn as_str(self) -> &'static str {
         match self {

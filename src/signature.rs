@@ -86,6 +86,33 @@ impl<'de> serde::Deserialize<'de> for Secret {
     }
 }
 
+/// What somebody shows to be let in: an `Authorization` header, taken apart. Programs send
+/// `Bearer TOKEN`, browsers `Basic`, with a name of their choice and the token as the password.
+#[derive(Debug, Clone)]
+pub struct Presented {
+    /// The name a browser's user gave; nobody has checked it.
+    pub name: Option<String>,
+    /// The token. Compare it with `==`, which takes the same time for every wrong one.
+    pub token: Secret,
+}
+
+impl Presented {
+    /// Reads the header's value. `None` when it is of another kind, or broken.
+    pub fn of(authorization: &str) -> Option<Presented> {
+        let (scheme, rest) = authorization.split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some(Presented { name: None, token: Secret::new(rest.trim()) });
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let plain = Zeroizing::new(BASE64.decode(rest.trim()).ok()?);
+        let (name, token) = std::str::from_utf8(&plain).ok()?.split_once(':')?;
+        let name = Some(name.to_owned()).filter(|name| !name.is_empty());
+        Some(Presented { name, token: Secret::new(token) })
+    }
+}
+
 /// A key with the name it has in logs, metrics and `callbacks show`.
 #[derive(Debug, Clone)]
 pub struct Key {

@@ -8,6 +8,9 @@
     reason = "a test that panics has said what it found"
 )]
 
+#[path = "common/examples.rs"]
+mod examples;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -28,7 +31,11 @@ fn documents() -> Vec<PathBuf> {
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(root().join(&folder)).unwrap() {
             let path = folder.join(entry.unwrap().file_name());
-            if root().join(&path).is_dir() { folders.push(path) } else { found.push(path) }
+            if root().join(&path).is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
         }
     }
     found
@@ -94,20 +101,11 @@ impl Drop for Dev {
     }
 }
 
-/// Says what is missing and returns true, unless skipping is forbidden.
+/// Says which of these commands are missing.
 fn skipped(tools: &[&str]) -> bool {
-    let missing: Vec<&&str> = tools.iter().filter(|tool| !on_path(tool)).collect();
-    if missing.is_empty() {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: {missing:?}");
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: install {missing:?}\n"));
-    true
-}
-
-fn on_path(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|folder| folder.join(tool).is_file())
+    let missing: Vec<&str> =
+        tools.iter().copied().filter(|tool| examples::folder_of(tool).is_none()).collect();
+    examples::skipped(&missing)
 }
 
 #[test]
@@ -157,9 +155,19 @@ fn every_command_the_documents_name_exists() {
                 .split(' ')
                 .take(2)
                 .collect();
-            let nested = ["instances", "jobs", "callbacks", "held"];
-            let plain =
-                ["serve", "check-config", "demo", "sign", "verify", "replay", "backup", "restore", "acts"];
+            let nested = ["instances", "jobs", "callbacks", "held", "hook"];
+            let plain = [
+                "serve",
+                "check-config",
+                "demo",
+                "sign",
+                "verify",
+                "replay",
+                "backup",
+                "restore",
+                "acts",
+                "route",
+            ];
             if nested.contains(&words[0])
                 && words.len() == 2
                 && !words[1].is_empty()
@@ -179,6 +187,31 @@ fn every_command_the_documents_name_exists() {
 }
 
 #[test]
+fn the_hook_test_runs_as_the_document_says() {
+    let block = block(&read("docs/hooks.md"), "sh", "spid hook test");
+    let line = block.lines().find(|line| line.contains("--exec")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let made = folder.path().join("my-app");
+    let line = line.replace("/tmp/my-app", made.to_str().unwrap());
+    let path = format!("{}:{}", Path::new(SPID).parent().unwrap().display(), env!("PATH"));
+    let output =
+        Command::new("sh").args(["-c", &line]).current_dir(root()).env("PATH", path).output().unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && report.contains("ok: no fault in "), "{line}\n{report}");
+    // What it costs to call a section by its name is that it must still be there.
+    for title in block_titles() {
+        assert!(report.contains(&title), "the report has no `{title}`\n{report}");
+    }
+}
+
+/// The parts of the test, as the document shows them.
+fn block_titles() -> Vec<String> {
+    let text = block(&read("docs/hooks.md"), "text", "a whole life");
+    let titles = text.lines().filter_map(|line| line.strip_prefix(['✓', '✗']));
+    titles.map(|line| line.split('(').next().unwrap().trim().to_owned()).collect()
+}
+
+#[test]
 fn every_link_leads_somewhere() {
     for path in documents() {
         let text = read(path.to_str().unwrap());
@@ -193,22 +226,10 @@ fn every_link_leads_somewhere() {
     }
 }
 
-/// The example. `cargo test` has built it beside this test; `cargo test --test documents` has not.
-fn example(name: &str) -> PathBuf {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", name]).current_dir(root());
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success(), "the example does not build");
-    let this = std::env::current_exe().unwrap();
-    this.parent().unwrap().parent().unwrap().join("examples").join(name)
-}
-
 #[test]
 fn the_example_hook_plays_the_demo_with_its_own_command_line() {
     let folder = tempfile::tempdir().unwrap();
-    let output = Command::new(example("my_hook"))
+    let output = Command::new(examples::built("my_hook"))
         .args(["demo", "--json"])
         .current_dir(folder.path())
         .output()

@@ -141,12 +141,39 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
 }
 
 #[tokio::test]
-async fn a_command_that_is_not_there_is_a_retry() {
+async fn a_command_that_is_not_there_is_a_retry_and_somebody_hears_of_it() {
     let missing = NamedHook::new("exec", ExecHook::new(["/no/such/hook"]));
-    let Attempted::Retry { error, .. } = run_hook(missing, call(Action::Create)).await else {
-        panic!("not a retry")
+    let Attempted::Misconfigured { error, .. } = run_hook(missing, call(Action::Create)).await else {
+        panic!("nobody is alerted")
     };
     assert!(error.starts_with("cannot start `/no/such/hook`"), "{error}");
+    assert!(error.contains("is not there"), "{error}");
+}
+
+#[tokio::test]
+async fn a_hook_runs_in_its_working_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("hook"),
+        "#!/bin/sh\nprintf '{\"instance_id\":\"%s\"}' \"$(pwd -P)\"\n",
+    )
+    .unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(folder.path().join("hook"), executable).unwrap();
+    for command in [vec!["./hook"], vec!["sh", "./hook"]] {
+        let hook = ExecHook::new(command).working_dir(folder.path());
+        assert_eq!(hook.check(), Ok(()));
+        let Attempted::Done(answer) = run_hook(NamedHook::new("exec", hook), call(Action::Create)).await
+        else {
+            panic!("not done")
+        };
+        assert_eq!(answer.instance_id.as_deref(), folder.path().canonicalize().unwrap().to_str());
+    }
+    let gone = ExecHook::new(["sh", "-c", "exit 0"]).working_dir(folder.path());
+    drop(folder);
+    let end = run_hook(NamedHook::new("exec", gone), call(Action::Expire)).await;
+    let Attempted::Misconfigured { error, .. } = end else { panic!("{end:?}") };
+    assert!(error.contains("working folder"), "{error}");
 }
 
 #[tokio::test]

@@ -269,7 +269,7 @@ async fn start(folder: &Path, clock: &Clock, office_url: &str, recorder: Recorde
     options.orders = Orders::new([("koogallery".to_owned(), desk)]);
     options.clock = clock.clone();
     options.intake.reply_within = Duration::from_millis(300);
-    options.store.schedule = Schedule::from_millis(vec![0; 20]);
+    options.store.schedules = Schedule::from_millis(vec![0; 20]).into();
     options.dispatch.poll = Duration::from_millis(50);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Daemon::start(listener, None, options).await.unwrap()

@@ -318,6 +318,61 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
 }
 
 #[test]
+fn a_claim_is_kept_and_told_to_the_hook() {
+    both_ways(|beside| {
+        let home = home();
+        tell_hook(&home, "pend-create");
+        let daemon = home.start();
+        assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+        until("it is pending", || jobs(&home, "pending").pop());
+        let said = refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "Acme"]);
+        assert!(said.contains("not created yet"), "{said}");
+        done(&home, &["instances", "complete", "biz-1"]);
+        let before = home.json(&["instances", "show", "biz-1"]);
+        assert!(refused(&home, 66, &["instances", "claim", "biz-9"]).contains("no instance is called"));
+        for tenant in ["", " ", "a\u{1b}[2J", &"x".repeat(300)] {
+            assert!(
+                refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", tenant]).contains("tenant")
+            );
+        }
+        let daemon = mending(&home, daemon, beside, || {
+            let said = done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme"]).stdout;
+            assert_eq!(said, "biz-1 is claimed\n");
+        });
+        assert_eq!(last_act(&home), ("claim".into(), "instance biz-1 of alibaba-cn".into()));
+        let mut claimed = home.json(&["instances", "show", "biz-1"]);
+        assert_eq!(claimed["tenant"], "Acme");
+        let at = word(&claimed, "claimed_at").to_owned();
+        let shown = home.look(&["instances", "show", "biz-1"]);
+        assert!(
+            shown.contains(&format!("claimed_at    {at}")) && shown.contains("tenant        Acme"),
+            "{shown}"
+        );
+        assert!(home.look(&["instances", "list"]).contains(&at));
+
+        // Nothing of it is the marketplace's: what came before is as it was.
+        for name in ["claimed_at", "tenant"] {
+            claimed[name] = Value::Null;
+        }
+        assert_eq!(claimed, before);
+
+        // Once more is no harm; somebody else is.
+        let said = done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme"]).stdout;
+        assert_eq!(said, format!("biz-1 was claimed at {at}; nothing was changed\n"));
+        let said = refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "Mallory"]);
+        assert!(said.contains("`Acme` has claimed it"), "{said}");
+        done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme 2", "--replace"]);
+
+        untell_hook(&home, "pend-create");
+        daemon.deliver_until_done(&upgrade("biz-1", "gold"));
+        assert_eq!(home.call_of("upgrade")["instance"]["tenant"], "Acme 2");
+        daemon.deliver_until_done(&about(RELEASE, "biz-1"));
+        assert_eq!(home.json(&["instances", "show", "biz-1"])["tenant"], "Acme 2", "who had it is history");
+        assert!(refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "x"]).contains("released"));
+    });
+}
+
+#[test]
 fn an_answer_for_a_create_does_not_complete_the_release_that_came_instead() {
     let home = home();
     tell_hook(&home, "pend-create");

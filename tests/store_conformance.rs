@@ -13,13 +13,19 @@ mod common;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use common::*;
-use spid::callback::{Action, Answer, Field, Outcome};
-use spid::job;
+use spid::callback::{Action, Answer, Callback, Expiry, Field, InstanceRef, Outcome};
+use spid::clock::Clock;
+use spid::instance::{Policy, State};
+use spid::job::{self, Schedule};
 use spid::limits;
 use spid::signature::Secret;
-use spid::store::{Ending, Filter, Finished, Reader, Reply, Store, StoreError, StoreOptions};
+use spid::store::{
+    Acceptance, Act, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
+    StoreOptions,
+};
 
 const CANARY: &str = "fake-password-canary";
 
@@ -334,6 +340,50 @@ async fn totals_and_filters_agree(bench: &Bench) {
     assert!(reader.instances(&Filter { account: Some("other".into()), ..all() }).unwrap().is_empty());
 }
 
+async fn what_is_looked_for_is_found(bench: &Bench) {
+    bench.done(&create("a_1")).await;
+    bench.done(&create("B%2")).await;
+    let reader = bench.store.reader();
+    let found = |filter: Filter| -> Vec<String> {
+        reader.instances(&filter).unwrap().into_iter().filter_map(|row| row.instance.id).collect()
+    };
+    let search = |text: &str| found(Filter { search: Some(text.into()), ..all() });
+    assert_eq!((search("A_"), search("%"), search("\\")), (vec!["a_1".into()], vec!["B%2".into()], vec![]));
+    assert_eq!(search("PRODUCT-"), ["B%2", "a_1"]);
+    let end = day(365);
+    let expires = |from, to| found(Filter { expires: Some((from, to)), ..all() });
+    assert_eq!(expires(end, day(366)), ["B%2", "a_1"]);
+    assert!(expires(day(364), end).is_empty() && expires(day(366), day(999)).is_empty());
+    let number = end.as_second().div_euclid(24 * 60 * 60);
+    assert_eq!(reader.expiries(number, number + 1).unwrap(), [(number, 2)]);
+    bench.done(&release("a_1")).await;
+    assert_eq!(reader.expiries(number - 9, number + 9).unwrap(), [(number, 1)], "what is released has no term");
+    assert_eq!(expires(end, day(366)), ["B%2"]);
+    assert!(reader.expiries(number + 1, number + 9).unwrap().is_empty());
+}
+
+async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Bench) {
+    let totals = || bench.store.reader().totals().unwrap();
+    assert_eq!(totals(), spid::store::Totals::default());
+    let began = bench.clock.now();
+    for _ in 0..30 {
+        bench.deliver(&create("a")).await;
+    }
+    bench.advance(60);
+    bench.deliver(&create("b")).await;
+    assert_eq!((totals().oldest_job, totals().next_due), (Some(began), Some(began)));
+    assert_eq!((totals().tries, totals().tries_ratio), (30, 0.25));
+    // What is refused has its answer, however often it is asked for.
+    let taken = bench.take(9).await;
+    assert_eq!((taken.len(), totals().oldest_job, totals().next_due), (2, Some(began), None), "they run");
+    bench.finish(&taken[0], refused()).await;
+    assert_eq!((totals().tries, totals().oldest_job), (1, Some(bench.clock.now())));
+    bench.finish_done(&taken[1]).await;
+    assert_eq!((totals().oldest_job, totals().next_due), (None, None));
+    bench.deliver(&create("b")).await;
+    assert_eq!((totals().tries, totals().untold), (0, 0), "told");
+}
+
 }
 
 fn path(bench: &Bench) -> std::path::PathBuf {
@@ -499,4 +549,161 @@ async fn a_reader_sees_what_is_committed_while_the_daemon_runs() {
     bench.done(&create("b")).await;
     assert_eq!(reader.instances(&all()).unwrap(), bench.instances());
     assert_eq!(reader.jobs(&all()).unwrap(), bench.jobs());
+}
+
+/// A database as the version 1 of the schema left it: SQL and rows as they were then.
+fn of_version_1() -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("spid.db");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    connection.execute_batch(include_str!("store_versions/1.sql")).unwrap();
+    (folder, path)
+}
+
+/// Every column of every table, in order.
+fn columns(path: &std::path::Path) -> Vec<(String, String)> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let mut columns = connection
+        .prepare(
+            "SELECT tables.name, columns.name FROM sqlite_schema AS tables
+             JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table' ORDER BY 1, columns.cid",
+        )
+        .unwrap();
+    let found = columns.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    found.map(Result::unwrap).collect()
+}
+
+/// What stands in these columns, table by table.
+fn values(path: &std::path::Path, columns: &[(String, String)]) -> Vec<Vec<rusqlite::types::Value>> {
+    let connection = rusqlite::Connection::open(path).unwrap();
+    let read = |(table, column): &(String, String)| {
+        let mut statement = connection.prepare(&format!("SELECT {column} FROM {table} ORDER BY 1")).unwrap();
+        let cells = statement.query_map([], |row| row.get(0)).unwrap();
+        cells.map(Result::unwrap).collect::<Vec<rusqlite::types::Value>>()
+    };
+    columns.iter().map(read).collect()
+}
+
+#[test]
+fn the_first_version_of_the_schema_is_history() {
+    assert!(include_str!("store_versions/1.sql").starts_with(include_str!("../src/store/schema.sql")));
+}
+
+#[tokio::test]
+async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
+    let (_folder, path) = of_version_1();
+    let old = columns(&path);
+    let before = values(&path, &old);
+    assert!(before.iter().map(Vec::len).sum::<usize>() > 100, "there is something to keep");
+    assert_eq!(
+        Reader::open(&path).err(),
+        Some(StoreError::Older(path.clone(), 1)),
+        "looking changes nothing"
+    );
+    assert_eq!(columns(&path), old);
+
+    let (store, closed) = Store::open(&path, StoreOptions::default(), Clock::manual(start())).await.unwrap();
+    let shown = store.reader().instances_named("biz-1").unwrap().remove(0).instance;
+    assert_eq!(
+        (shown.id.as_deref(), shown.state, shown.sku.as_deref()),
+        (Some("tenant-1"), State::Active, Some("pro"))
+    );
+    assert_eq!((shown.claimed_at, shown.tenant), (None, None));
+    let repeat = Callback {
+        subject: InstanceRef { instance_id: None, order_biz_id: Some("biz-1".into()) },
+        order_id: Some("order-1".into()),
+        sku: Some("basic".into()),
+        trial: Some(false),
+        expires_on: Some(Expiry {
+            raw: "2030-01-01 00:00:00".into(),
+            at: Some("2029-12-31T16:00:00Z".parse().unwrap()),
+        }),
+        ..Callback::new(Action::Create, "createInstance")
+    };
+    let acceptance = Acceptance {
+        account: "alibaba-cn".into(),
+        endpoint: "alibaba-cn".into(),
+        key_label: "current".into(),
+        budget: Some(120),
+        callback: repeat,
+        received_at: start(),
+        policy: Policy::default(),
+        approved: false,
+    };
+    let Reply::Now(Outcome::Applied { instance_id, .. }) = store.accept(acceptance).await.unwrap().reply
+    else {
+        panic!("what was told is not known any more")
+    };
+    assert_eq!(instance_id.as_deref(), Some("tenant-1"));
+    drop(store);
+    closed.wait().await;
+
+    assert_eq!(values(&path, &old), before, "every row is as it was");
+    let (folder, _) = Bench::sqlite().await.stop().await;
+    assert_eq!(columns(&path), columns(&folder.unwrap().path().join("spid.db")), "as a new one");
+    assert!(Reader::open(&path).is_ok());
+}
+
+#[tokio::test]
+async fn a_backup_of_version_1_is_restored_into_a_database_of_today() {
+    let (_folder, backup) = of_version_1();
+    let before = std::fs::read(&backup).unwrap();
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("spid.db");
+    let act = Act { who: "a test".into(), why: "the disk died".into() };
+    let restored =
+        spid::store::restore(&backup, &path, &StoreOptions::default(), Clock::manual(start()), &act);
+    assert_eq!(restored.unwrap().held, 2);
+    assert_eq!(std::fs::read(&backup).unwrap(), before, "the backup stays as it was made");
+    let held = Reader::open(&path).unwrap().jobs(&all()).unwrap();
+    assert_eq!(held.iter().filter(|job| job.state == job::State::Held).count(), 2);
+    assert!(open(&path).await.is_ok());
+}
+
+/// The products whose hooks have a list of their own: one wait, and five.
+fn lists() -> Schedules {
+    let waits = |product: &str| match product {
+        "short" => Some(Schedule::from_millis(vec![50_000])),
+        "long" => Some(Schedule::from_millis(vec![10_000; 5])),
+        _ => None,
+    };
+    Schedules {
+        usual: steady_schedule(),
+        chosen: Some(Arc::new(move |job: &Retrying<'_>| {
+            job.instance.and_then(|instance| instance.product.as_deref()).and_then(waits)
+        })),
+    }
+}
+
+#[tokio::test]
+async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are_lost() {
+    let retry = || Ending::Retry { error: "no".into(), after: None };
+    for (product, failures) in [("short", 2), ("usual", 4), ("long", 6)] {
+        for lost in [false, true] {
+            let clock = Clock::manual(start());
+            let options = StoreOptions { schedules: lists(), ..StoreOptions::default() };
+            let (store, _closed) = Store::in_memory(options, clock.clone()).await.unwrap();
+            let acceptance = Acceptance {
+                account: ACCOUNT.into(),
+                endpoint: "test".into(),
+                key_label: "current".into(),
+                budget: None,
+                callback: Callback { product: Some(product.into()), ..create("b") },
+                received_at: clock.now(),
+                policy: Policy::default(),
+                approved: false,
+            };
+            drop(store.accept(acceptance).await.unwrap());
+            let mut tried = 0;
+            while let Some(taken) = store.take(1).await.unwrap().taken.pop() {
+                tried += 1;
+                if !lost {
+                    store.finish(&taken.job, retry()).await.unwrap();
+                }
+                clock.advance(jiff::SignedDuration::from_mins(10));
+            }
+            let job = store.reader().jobs(&all()).unwrap().remove(0);
+            assert_eq!((job.state, tried), (job::State::Dead, failures), "{product}, lost: {lost}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::sign::dialect_named;
-use super::{Done, Exit, Failure, StoreArguments, not_there, runtime, show};
+use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, Id};
 use crate::config::{Environment, ProcessEnvironment};
@@ -22,7 +22,7 @@ use crate::dialect::Sending;
 use crate::hook;
 use crate::http::{Client, ClientOptions, ClientRequest, Method, Url};
 use crate::instance::{Instance, State};
-use crate::store::{Act, Approved, Import, MendError, Mender, Restored};
+use crate::store::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored};
 
 /// What every act needs.
 #[derive(Args)]
@@ -161,7 +161,7 @@ pub(super) struct CompleteArguments {
 }
 
 pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
-    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let answer = match &arguments.answer {
         Some(path) => answer(path)?,
         None => Answer::default(),
@@ -191,6 +191,34 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 #[derive(Args)]
+pub(super) struct ClaimArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// Its account, if another one has an instance of that name.
+    #[arg(long)]
+    account: Option<String>,
+    /// Who has it now, in your words: the name of a tenant. It is shown, and handed to the hook.
+    #[arg(long, value_name = "NAME")]
+    tenant: Option<String>,
+    /// It may take the place of a claim by somebody else.
+    #[arg(long)]
+    replace: bool,
+    /// The instance's id, or its orderBizId.
+    id: String,
+}
+
+pub(super) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
+    let (mut mender, act) = arguments.act.begin()?;
+    let claim = Claim { tenant: arguments.tenant, replace: arguments.replace };
+    let id = shown(&arguments.id);
+    match mender.claim(row.number, &claim, &act)? {
+        Claimed::Now => output.line(&format!("{id} is claimed")),
+        Claimed::Before(at) => output.line(&format!("{id} was claimed at {at}; nothing was changed")),
+    }
+}
+
+#[derive(Args)]
 pub(super) struct ReleaseArguments {
     #[command(flatten)]
     act: ActArguments,
@@ -202,7 +230,7 @@ pub(super) struct ReleaseArguments {
 }
 
 pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
-    let row = show::find(&arguments.act.store.reader()?, &arguments.id, arguments.account.as_deref())?;
+    let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let (mut mender, act) = arguments.act.begin()?;
     let approved = mender.release(row.number, &act)?;
     say_approved(&approved, output)
@@ -213,7 +241,7 @@ pub(super) struct ImportArguments {
     #[command(flatten)]
     act: ActArguments,
     /// A file with one JSON object a line: account and id, and what is known of endpoint, order_biz_id, state,
-    /// buyer, product, sku, order_id, trial, expires_on, items; `-` for standard input.
+    /// buyer, product, sku, order_id, trial, expires_on, items, claimed_at, tenant; `-` for standard input.
     file: PathBuf,
 }
 
@@ -234,6 +262,8 @@ struct ImportLine {
     expires_on: Option<Timestamp>,
     #[serde(default)]
     items: BTreeMap<String, String>,
+    claimed_at: Option<Timestamp>,
+    tenant: Option<String>,
 }
 
 pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
@@ -284,6 +314,8 @@ fn imported(line: ImportLine) -> Instance {
         began: true,
         tombstone: false,
         adopted: true,
+        claimed_at: line.claimed_at,
+        tenant: line.tenant,
         created_at: Timestamp::UNIX_EPOCH,
         updated_at: Timestamp::UNIX_EPOCH,
     }

@@ -5,10 +5,13 @@
 //! tell a wrong configuration from a disk that is full.
 
 mod demo;
+mod hook;
+mod hook_test;
 mod keys;
 mod mend;
 mod output;
 mod replay;
+mod route;
 mod scenario;
 mod serve;
 mod show;
@@ -105,6 +108,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Unguarded(_) => Failure::new(Exit::Config, error.to_string()),
             StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {
                 Failure::new(Exit::Io, format!("the listener cannot be used: {error}"))
@@ -147,6 +151,11 @@ enum Command {
     Restore(mend::RestoreArguments),
     /// What people did by hand.
     Acts(show::ActsArguments),
+    /// Say which hook an order would go to, and why.
+    Route(route::RouteArguments),
+    /// Help for whoever writes a hook.
+    #[command(subcommand)]
+    Hook(hook::HookCommand),
     /// What was sold.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
@@ -234,9 +243,11 @@ fn execute(command: Command, hook: Option<AnyHook>, output: &mut Output) -> Done
         Command::Sign(arguments) => sign::sign(arguments, output),
         Command::Verify(arguments) => verify::verify(arguments, output),
         Command::Replay(arguments) => replay::replay(arguments, output),
+        Command::Hook(command) => hook::hook(command, hook, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Acts(arguments) => show::acts(arguments, output),
+        Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::output::Output;
-use super::{Done, Exit, Failure, runtime};
+use super::{Done, Exit, Failure, route, runtime};
 use crate::config::{Config, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
@@ -58,7 +58,7 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
             labels.join(", ")
         ))?;
     }
-    Ok(())
+    route::print_all(&config.runner, output)
 }
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>) -> Done {
@@ -110,6 +110,7 @@ async fn run(config: Config) -> Done {
         store: config.store,
         orders: config.orders,
         intake: config.intake,
+        admin: config.admin,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;

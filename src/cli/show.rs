@@ -2,16 +2,17 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure, StoreArguments, mend};
-use crate::callback::Callback;
 use crate::clock::Id;
 use crate::instance::State;
 use crate::job;
 use crate::limits;
-use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Reader};
+use crate::store::{
+    ActRow, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail, JobRow, Life,
+    ViewError,
+};
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
 const RESET_HINT: &str = "hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page";
@@ -62,6 +63,8 @@ pub(super) enum InstancesCommand {
     },
     /// Finish what an instance waits for: what a hook left pending, or what you did by hand.
     Complete(mend::CompleteArguments),
+    /// Keep that the buyer has come and taken it: signed up, or chose a tenant.
+    Claim(mend::ClaimArguments),
     /// Release an instance as if the marketplace had asked for it.
     Release(mend::ReleaseArguments),
     /// Take over instances that lived before spid did.
@@ -139,41 +142,21 @@ pub(super) struct ActsArguments {
     list: ListArguments,
 }
 
-/// One instance and everything that happened to it.
-#[derive(Serialize)]
-struct Life {
-    #[serde(flatten)]
-    instance: InstanceRow,
-    callbacks: Vec<CallbackRow>,
-    jobs: Vec<JobRow>,
-}
-
-#[derive(Serialize)]
-struct JobDetail {
-    #[serde(flatten)]
-    job: JobRow,
-    failed_attempts: Vec<AttemptRow>,
-}
-
-#[derive(Serialize)]
-struct CallbackDetail {
-    #[serde(flatten)]
-    row: CallbackRow,
-    callback: Callback,
-}
-
-/// Something that waits for an operator.
-#[derive(Serialize)]
-struct Waiting {
-    kind: &'static str,
-    callback: i64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    job: Option<Id>,
-    account: String,
-    instance: Option<String>,
-    action: &'static str,
-    since: Timestamp,
-    reason: String,
+impl From<ViewError> for Failure {
+    fn from(error: ViewError) -> Failure {
+        let text = error.to_string();
+        match error {
+            ViewError::Store(error) => error.into(),
+            ViewError::NotFound(_) => Failure::new(Exit::NoInput, text),
+            ViewError::NoInstance(_) => {
+                Failure::new(Exit::NoInput, text).hint("spid instances list shows those that are known")
+            }
+            ViewError::Several { name, accounts } => {
+                Failure::new(Exit::Usage, format!("several accounts have an instance called `{name}`"))
+                    .hint(format!("choose one with --account: {}", accounts.join(", ")))
+            }
+        }
+    }
 }
 
 pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done {
@@ -187,10 +170,11 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             if list.json { output.json(&rows) } else { instances_table(&rows, output) }
         }
         InstancesCommand::Show { show, id, account } => {
-            let life = life(&show.store.reader()?, &id, account.as_deref())?;
+            let life = show.store.reader()?.life(&id, account.as_deref())?;
             if show.json { output.json(&life) } else { print_life(&life, output) }
         }
         InstancesCommand::Complete(arguments) => mend::complete(arguments, output),
+        InstancesCommand::Claim(arguments) => mend::claim(arguments, output),
         InstancesCommand::Release(arguments) => mend::release(arguments, output),
         InstancesCommand::Import(arguments) => mend::import(arguments, output),
     }
@@ -204,22 +188,18 @@ fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
     let cells = |row: &InstanceRow| {
         let instance = &row.instance;
         vec![
-            name_of(row),
+            text(row.name()),
             instance.state.to_string(),
             instance.account.clone(),
             text(instance.buyer.as_deref()),
             text(instance.product.as_deref()),
             text(instance.sku.as_deref()),
             time(instance.expires_on),
+            time(instance.claimed_at),
         ]
     };
-    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES"];
+    let header = ["ID", "STATE", "ACCOUNT", "BUYER", "PRODUCT", "SKU", "EXPIRES", "CLAIMED"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
-}
-
-fn name_of(row: &InstanceRow) -> String {
-    let instance = &row.instance;
-    text(instance.id.as_deref().or(instance.order_biz_id.as_deref()))
 }
 
 fn text(text: Option<&str>) -> String {
@@ -228,31 +208,6 @@ fn text(text: Option<&str>) -> String {
 
 fn time(at: Option<Timestamp>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.to_string())
-}
-
-/// The one instance of this name.
-pub(super) fn find(reader: &Reader, name: &str, account: Option<&str>) -> Result<InstanceRow, Failure> {
-    let mut rows = reader.instances_named(name)?;
-    rows.retain(|row| account.is_none_or(|account| row.instance.account == account));
-    match rows.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => Err(Failure::new(Exit::NoInput, format!("no instance is called `{name}`"))
-            .hint("spid instances list shows those that are known")),
-        several => {
-            let accounts: Vec<&str> = several.iter().map(|row| row.instance.account.as_str()).collect();
-            Err(Failure::new(Exit::Usage, format!("several accounts have an instance called `{name}`"))
-                .hint(format!("choose one with --account: {}", accounts.join(", "))))
-        }
-    }
-}
-
-fn life(reader: &Reader, name: &str, account: Option<&str>) -> Result<Life, Failure> {
-    let instance = find(reader, name, account)?;
-    let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
-    let (mut callbacks, mut jobs) = (reader.callbacks(&filter)?, reader.jobs(&filter)?);
-    callbacks.reverse();
-    jobs.reverse();
-    Ok(Life { instance, callbacks, jobs })
 }
 
 fn print_life(life: &Life, output: &mut Output) -> Done {
@@ -272,6 +227,8 @@ fn print_life(life: &Life, output: &mut Output) -> Done {
         ("trial", instance.trial.map_or_else(|| "-".to_owned(), |trial| trial.to_string())),
         ("expires_on", time(instance.expires_on)),
         ("created_at", instance.created_at.to_string()),
+        ("claimed_at", time(instance.claimed_at)),
+        ("tenant", text(instance.tenant.as_deref())),
     ];
     for (name, value) in facts {
         output.line(&format!("{name:<13} {}", shown(&value)))?;
@@ -301,12 +258,7 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
         }
         JobsCommand::Show { show, id } => {
             let id: Id = id.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
-            let reader = show.store.reader()?;
-            let job = reader
-                .job(id)?
-                .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no job {id}")))?;
-            let failed_attempts = reader.attempts(job.number)?;
-            let detail = JobDetail { job, failed_attempts };
+            let detail = show.store.reader()?.job_detail(id)?;
             if show.json { output.json(&detail) } else { print_job(&detail, output) }
         }
         JobsCommand::Retry(arguments) => mend::retry(arguments, output),
@@ -362,21 +314,11 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
 }
 
 fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done {
-    let found = show.store.reader()?.callback(number)?;
-    let (row, callback) =
-        found.ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
-    let detail = CallbackDetail { row, callback };
+    let detail = show.store.reader()?.callback_detail(number)?;
     if show.json { output.json(&detail) } else { print_callback(&detail, output) }
 }
 
 /// How often it came, out of how often the marketplace tries. Once told it does not try any more.
-fn tries(row: &CallbackRow) -> String {
-    match row.budget.filter(|_| row.told_at.is_none() && row.deliveries > 0) {
-        Some(budget) => format!("{}/{budget}", row.deliveries),
-        None => row.deliveries.to_string(),
-    }
-}
-
 /// Says which callbacks a marketplace is about to give up on.
 fn warn_of_budget(rows: &[CallbackRow], output: &mut Output) {
     for row in rows.iter().filter(|row| row.told_at.is_none()) {
@@ -397,7 +339,7 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
             row.action.to_string(),
             row.endpoint.clone(),
             disposition(row.disposition).to_owned(),
-            tries(row),
+            row.tries(),
             row.received_at.to_string(),
             time(row.told_at),
             text(row.reason.as_deref()),
@@ -437,22 +379,23 @@ pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
 }
 
 fn list_held(list: &ListArguments, output: &mut Output) -> Done {
-    let rows = waiting(&list.store.reader()?, list.limit)?;
+    let rows = list.store.reader()?.errands(list.limit)?;
     if list.json {
         return output.json(&rows);
     }
-    let cells = |row: &Waiting| {
+    let cells = |row: &Errand| {
         vec![
             row.callback.to_string(),
             row.kind.to_owned(),
             row.action.to_owned(),
             text(row.instance.as_deref()),
             row.since.to_string(),
+            row.tries.clone(),
             row.job.map_or_else(|| "-".to_owned(), |id| id.to_string()),
             row.reason.clone(),
         ]
     };
-    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "JOB", "REASON"];
+    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "TRIES", "JOB", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
@@ -478,51 +421,4 @@ pub(super) fn acts(arguments: ActsArguments, output: &mut Output) -> Done {
         vec![row.at.to_string(), row.who.clone(), row.act.clone(), row.target.clone(), row.why.clone()]
     };
     output.table(&["AT", "WHO", "ACT", "TARGET", "WHY"], &rows.iter().map(cells).collect::<Vec<_>>())
-}
-
-fn waiting(reader: &Reader, limit: usize) -> Result<Vec<Waiting>, Failure> {
-    let filter = Filter { disposition: Some(Disposition::Held), limit, ..Filter::default() };
-    let mut rows = Vec::new();
-    for row in reader.callbacks(&filter)? {
-        rows.push(Waiting {
-            kind: "held-callback",
-            callback: row.number,
-            job: None,
-            instance: instance_name(reader, row.instance)?,
-            account: row.account,
-            action: row.action.as_str(),
-            since: row.received_at,
-            reason: row.reason.unwrap_or_default(),
-        });
-    }
-    let filter = Filter {
-        jobs: vec![job::State::Held, job::State::Dead, job::State::Pending],
-        limit,
-        ..Filter::default()
-    };
-    for job in reader.jobs(&filter)? {
-        let Some((row, _)) = reader.callback(job.callback)? else { continue };
-        rows.push(Waiting {
-            kind: match job.state {
-                job::State::Held => "held-job",
-                job::State::Dead => "dead-job",
-                _ => "pending-job",
-            },
-            callback: row.number,
-            job: Some(job.id),
-            instance: instance_name(reader, job.instance)?,
-            account: row.account,
-            action: job.action.as_str(),
-            since: job.attempted_at.unwrap_or(job.created_at),
-            reason: job.note.unwrap_or_default(),
-        });
-    }
-    rows.sort_by_key(|row| std::cmp::Reverse(row.since));
-    rows.truncate(limit);
-    Ok(rows)
-}
-
-fn instance_name(reader: &Reader, number: Option<i64>) -> Result<Option<String>, Failure> {
-    let row = number.map(|number| reader.instance(number)).transpose()?.flatten();
-    Ok(row.map(|row| name_of(&row)))
 }

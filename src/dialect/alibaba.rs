@@ -7,6 +7,8 @@
 //!
 //! What is accepted, answered, and unknown: `docs/dialects/alibaba.md`.
 
+use serde_json::json;
+
 use super::token::{Shape, TokenDialect, Verb};
 use super::{Action, Names, read_civil};
 
@@ -71,4 +73,42 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         "template",
         "timeStamp",
     ],
+    euid: Some(euid),
 };
+
+/// help.aliyun.com/zh/marketplace/partner-driven-large-model-tokens-consumption-buried-point-proposal: five
+/// texts, all required; the product and the buyer are those of the create.
+fn euid(product: &str, buyer: &str) -> String {
+    json!({
+        "bizType": "B2B",
+        "moduleType": "Third-partyproducts",
+        "moduleCode": format!("market_{product}"),
+        "accountType": "Aliyun",
+        "accountId": buyer,
+    })
+    .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::super::by_name;
+    use super::*;
+
+    #[test]
+    fn the_five_texts_of_an_euid() {
+        let alibaba = by_name("alibaba").unwrap();
+        let text = alibaba.dashscope_euid("cmgj000001", "10001").unwrap();
+        let value: Value = serde_json::from_str(&text).unwrap();
+        let expected = json!({
+            "bizType": "B2B", "moduleType": "Third-partyproducts", "moduleCode": "market_cmgj000001",
+            "accountType": "Aliyun", "accountId": "10001"
+        });
+        assert_eq!(value, expected);
+        for (product, buyer) in [("", "10001"), ("cmgj000001", ""), ("p", "1\r\nx: y"), ("品", "1")] {
+            assert_eq!(alibaba.dashscope_euid(product, buyer), None, "{product} {buyer}");
+        }
+        assert_eq!(by_name("jdcloud").unwrap().dashscope_euid("p", "1"), None);
+    }
+}

@@ -55,4 +55,5 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         "template",
         "timeStamp",
     ],
+    euid: None,
 };

@@ -33,7 +33,7 @@ use crate::callback::{
 };
 use crate::clock::{Id, from_millis};
 use crate::limits::NAME_MAX_BYTES;
-use crate::query::{Pair, QueryError};
+use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Cipher, Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
 
 mod alibaba;
@@ -134,6 +134,13 @@ pub trait Dialect: Send + Sync {
     /// What a request gets that was turned away before it counted. The request decides no more than
     /// the look of the answer: nothing in it has been verified.
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply;
+
+    /// The value of the header `x-dashscope-euid` with which a product that calls Model Studio (Bailian)
+    /// says for whose sake it calls: for the buyer of this product. `None` where the marketplace has no
+    /// such thing, or one of the two cannot stand in a header.
+    fn dashscope_euid(&self, _product: &str, _buyer: &str) -> Option<String> {
+        None
+    }
 
     /// The way out: a signed request as this marketplace would send it. `action` is the
     /// marketplace's word; parameters are its names and values in the order they are to be sent.
@@ -281,6 +288,22 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Every word that [`Refusal::reason`] may be.
+    pub fn reasons() -> impl Iterator<Item = &'static str> {
+        let own = [
+            Refusal::Signature(Mismatch::Missing),
+            Refusal::Signature(Mismatch::Malformed),
+            Refusal::Signature(Mismatch::Wrong),
+            Refusal::Method { method: String::new(), allowed: "" },
+            Refusal::ContentType { expected: "" },
+            Refusal::Malformed { detail: String::new() },
+            Refusal::Undated,
+            Refusal::Stale { off_by_s: 0 },
+            Refusal::Replayed,
+        ];
+        own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
+    }
+
     /// The short, stable word refusals are counted under.
     pub const fn reason(&self) -> &'static str {
         match self {

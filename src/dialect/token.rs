@@ -23,6 +23,8 @@ pub(super) struct TokenDialect {
     pub(super) verbs: &'static [Verb],
     /// Names the marketplace itself may send with any action: never billing items.
     pub(super) system: &'static [&'static str],
+    /// Makes the `x-dashscope-euid` of (product, buyer), where there is such a thing.
+    pub(super) euid: Option<fn(&str, &str) -> String>,
 }
 
 /// One action of a query-token marketplace.
@@ -96,6 +98,11 @@ impl Dialect for TokenDialect {
         let presented = token.map(|at| pairs.swap_remove(at).1);
         let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, once: None };
         Ok(Signed { parts: Parts::Pairs(pairs), presented, payload })
+    }
+
+    fn dashscope_euid(&self, product: &str, buyer: &str) -> Option<String> {
+        let fit = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+        self.euid.filter(|_| fit(product) && fit(buyer)).map(|made| made(product, buyer))
     }
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {

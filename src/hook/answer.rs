@@ -11,7 +11,7 @@ use super::HookError;
 use crate::callback::{Action, Answer, Field, Fields, SECRET_FIELDS};
 use crate::signature::Secret;
 
-const APP_FIELDS: [&str; 8] = [
+pub(super) const APP_FIELDS: [&str; 8] = [
     "front_end_url",
     "admin_url",
     "username",
@@ -22,7 +22,7 @@ const APP_FIELDS: [&str; 8] = [
     "license_for_user_guide",
 ];
 
-const HOST_FIELDS: [&str; 12] = [
+pub(super) const HOST_FIELDS: [&str; 12] = [
     "name",
     "ip",
     "inner_ip",
@@ -98,6 +98,7 @@ impl HostField {
 ///     .id("tenant-1")
 ///     .app("https://tenant-1.app.example")
 ///     .admin("https://tenant-1.app.example/admin", "root", "fake-password")
+///     .license("fake-licence-key", "P1Y", "https://docs.app.example/licence")
 ///     .info("note", "The first start takes a minute.");
 /// assert!(!format!("{made:?}").contains("fake-password"));
 /// ```

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use crate::callback::{Action, Callback, Expiry, Parameters};
@@ -15,7 +16,7 @@ use crate::instance::{Instance, State};
 pub const SCHEMA: &str = "spid.hook/1";
 
 /// What every call carries.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Context {
     /// The same for every attempt at this job, and for nothing else, ever.
@@ -40,10 +41,14 @@ pub struct Context {
     /// or had encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<Parameters>,
+    /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`, ready to
+    /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
+    /// marketplaces, and where product or buyer are not known.
+    pub dashscope_euid: Option<String>,
 }
 
 /// Make what was bought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct CreateCall {
     /// What every call carries.
@@ -66,7 +71,7 @@ pub struct CreateCall {
 }
 
 /// Extend the term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RenewCall {
     /// What every call carries.
@@ -86,7 +91,7 @@ pub struct RenewCall {
 }
 
 /// Take a renewal back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RefundRenewCall {
     /// What every call carries.
@@ -103,7 +108,7 @@ pub struct RefundRenewCall {
 }
 
 /// One billed quantity before and after an upgrade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
     /// What it was; `None` when it is new.
     pub from: Option<String>,
@@ -112,7 +117,7 @@ pub struct Change {
 }
 
 /// Change the SKU or the billed quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct UpgradeCall {
     /// What every call carries.
@@ -133,7 +138,7 @@ pub struct UpgradeCall {
 }
 
 /// Take away the use, keep the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ExpireCall {
     /// What every call carries.
@@ -144,7 +149,7 @@ pub struct ExpireCall {
 }
 
 /// Give everything up for good.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ReleaseCall {
     /// What every call carries.
@@ -161,7 +166,7 @@ pub struct ReleaseCall {
 }
 
 /// A buyer's browser wants in.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct SignOnCall {
     /// What every call carries.
@@ -172,7 +177,7 @@ pub struct SignOnCall {
 }
 
 /// An order was paid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct PaymentCall {
     /// What every call carries.
@@ -191,7 +196,7 @@ pub struct PaymentCall {
 }
 
 /// Anything the dialect passes on unread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct OtherCall {
     /// What every call carries.
@@ -252,6 +257,8 @@ pub struct CallFacts<'a> {
     pub account: &'a str,
     /// The endpoint the callback came through.
     pub endpoint: &'a str,
+    /// The value of `x-dashscope-euid`, where there is one.
+    pub dashscope_euid: Option<String>,
 }
 
 /// A call that needs an instance was built without one: a bug in whoever built it.
@@ -404,6 +411,7 @@ impl Context {
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
             order: facts.callback.learned.clone(),
+            dashscope_euid: facts.dashscope_euid.clone(),
         }
     }
 }
@@ -563,6 +571,8 @@ pub(crate) mod tests {
             began: true,
             tombstone: false,
             adopted: false,
+            claimed_at: None,
+            tenant: None,
             created_at: at("2026-01-01T00:00:00Z"),
             updated_at: at("2026-01-01T00:00:05Z"),
         }
@@ -578,6 +588,7 @@ pub(crate) mod tests {
             received_at: at("2026-01-01T00:00:00Z"),
             account: "acme",
             endpoint: "alibaba-cn",
+            dashscope_euid: None,
         })
         .unwrap()
     }
@@ -618,12 +629,13 @@ pub(crate) mod tests {
             "deadline": "2026-01-01T00:10:00Z", "received_at": "2026-01-01T00:00:00Z",
             "account": "acme", "endpoint": "alibaba-cn",
             "action_name": "createInstance", "order_id": "order-1",
-            "parameters": {"aliUid": "10001"},
+            "parameters": {"aliUid": "10001"}, "dashscope_euid": null,
             "instance": {
                 "id": null, "order_biz_id": "biz-1", "state": "pending", "account": "acme",
                 "endpoint": "alibaba-cn", "buyer": "10001", "product": "cmgj000001", "sku": "basic",
                 "order_id": "order-1", "trial": false, "expires_on": null, "expires_on_raw": null,
                 "items": {}, "began": false, "tombstone": false, "adopted": false,
+                "claimed_at": null, "tenant": null,
                 "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:05Z"
             },
             "buyer": "10001", "product": "cmgj000001", "sku": "basic", "trial": null,
@@ -712,6 +724,7 @@ pub(crate) mod tests {
                 received_at: Timestamp::UNIX_EPOCH,
                 account: "acme",
                 endpoint: "e",
+                dashscope_euid: None,
             };
             let free = matches!(action, Action::Payment | Action::Query | Action::Other);
             assert_eq!(Call::new(facts).is_ok(), free, "{action}");

@@ -41,6 +41,8 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub struct ExecHook {
     command: Vec<String>,
     environment: Vec<(OsString, OsString)>,
+    /// Absolute, so that it means the same before and after the child has gone there.
+    folder: Option<PathBuf>,
 }
 
 /// A command that cannot work.
@@ -55,6 +57,9 @@ pub enum BadCommand {
     /// The file is there and cannot be run.
     #[error("the hook's command `{0}` is not an executable file (is its executable bit set?)")]
     NotExecutable(String),
+    /// The working folder is not there, or is something else.
+    #[error("the hook's working folder `{}` is not a folder that is there", .0.display())]
+    NoFolder(PathBuf),
 }
 
 impl ExecHook {
@@ -65,7 +70,16 @@ impl ExecHook {
         ExecHook {
             command: command.into_iter().map(Into::into).collect(),
             environment: KEPT_VARIABLES.into_iter().filter_map(kept).collect(),
+            folder: None,
         }
+    }
+
+    /// Runs it in this folder instead of this process's own. A command that is a relative path is looked
+    /// for there.
+    pub fn working_dir(self, folder: impl AsRef<Path>) -> ExecHook {
+        let folder = folder.as_ref();
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        ExecHook { folder: Some(folder), ..self }
     }
 
     /// Looks whether the command could be started: for `check-config` and for the start.
@@ -74,6 +88,9 @@ impl ExecHook {
     /// [`BadCommand`] says what is wrong.
     pub fn check(&self) -> Result<(), BadCommand> {
         let program = self.command.first().filter(|program| !program.is_empty()).ok_or(BadCommand::Empty)?;
+        if let Some(folder) = self.folder.as_ref().filter(|folder| !folder.is_dir()) {
+            return Err(BadCommand::NoFolder(folder.clone()));
+        }
         let found: Vec<PathBuf> = self.candidates(program).into_iter().filter(|path| path.exists()).collect();
         if found.is_empty() {
             Err(BadCommand::Missing(program.clone()))
@@ -86,17 +103,25 @@ impl ExecHook {
 
     fn candidates(&self, program: &str) -> Vec<PathBuf> {
         if program.contains('/') {
-            return vec![PathBuf::from(program)];
+            return vec![self.in_folder(program)];
         }
         let path = self.environment.iter().find(|(name, _)| name == "PATH");
         let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
         std::env::split_paths(path).map(|folder| folder.join(program)).collect()
     }
 
+    /// A path of the command line, as the child finds it in its working folder.
+    fn in_folder(&self, path: &str) -> PathBuf {
+        self.folder.as_ref().map_or_else(|| PathBuf::from(path), |folder| folder.join(path))
+    }
+
     fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
         let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
         let context = call.context();
-        let child = Command::new(program)
+        // Whether a relative path is looked for before or after the change of folder is up to the system.
+        let path = if program.contains('/') { self.in_folder(program) } else { PathBuf::from(program) };
+        let mut command = Command::new(path);
+        command
             .args(arguments)
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
@@ -107,12 +132,22 @@ impl ExecHook {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0)
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| HookError::retry(format!("cannot start `{program}`: {error}")))?;
+            .kill_on_drop(true);
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
         let mut group = Group::led_by(&child);
         group.mark(leftovers, &context.idempotency_key);
         Ok((child, group))
+    }
+
+    /// The system's error does not say what is missing: the command, its interpreter or the folder.
+    fn not_started(&self, program: &str, error: &std::io::Error) -> HookError {
+        match self.check() {
+            Err(wrong) => HookError::misconfigured(format!("cannot start `{program}`: {error}: {wrong}")),
+            Ok(()) => HookError::retry(format!("cannot start `{program}`: {error}")),
+        }
     }
 
     async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
@@ -446,6 +481,18 @@ mod tests {
         let plain = tempfile::NamedTempFile::new().unwrap();
         let path = plain.path().to_str().unwrap();
         assert_eq!(check(&[path]), Err(BadCommand::NotExecutable(path.into())));
+    }
+
+    #[test]
+    fn a_working_folder_is_checked_and_is_where_relative_commands_are() {
+        let check = |folder: &Path, command: &str| ExecHook::new([command]).working_dir(folder).check();
+        assert_eq!(check(Path::new("/bin"), "./sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "bin/sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "./sh"), Err(BadCommand::Missing("./sh".into())));
+        for nowhere in ["/no/such/folder", "/bin/sh"] {
+            assert_eq!(check(Path::new(nowhere), "/bin/sh"), Err(BadCommand::NoFolder(nowhere.into())));
+        }
     }
 
     #[test]

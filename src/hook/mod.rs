@@ -35,6 +35,28 @@
 //!     }
 //! }
 //! ```
+//!
+//! What a call carries is typed: previous and next values, the differences of the billed quantities, and for a
+//! product that calls Alibaba's Model Studio the header that says for whom.
+//!
+//! ```
+//! use spid::hook::{HookError, UpgradeCall, Updated};
+//!
+//! async fn upgrade(call: UpgradeCall) -> Result<Updated, HookError> {
+//!     if call.sku != call.previous_sku {
+//!         // another edition
+//!     }
+//!     for (name, change) in &call.changes {
+//!         let (from, to) = (change.from.as_deref(), change.to.as_deref()); // "seats": from "5" to "9"
+//!         println!("{name}: {from:?} -> {to:?}; from now on {:?}", call.items);
+//!     }
+//!     if let Some(euid) = &call.context.dashscope_euid {
+//!         // keep it with the tenant, and send it as `x-dashscope-euid` with every call of a model
+//!         println!("{euid}");
+//!     }
+//!     Ok(Updated::new())
+//! }
+//! ```
 
 use std::error::Error;
 use std::fmt;
@@ -51,6 +73,7 @@ pub mod http;
 pub mod leftovers;
 pub mod log;
 pub mod runner;
+pub mod schema;
 
 use self::leftovers::Leftovers;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
@@ -131,6 +154,30 @@ fn unsupported<T: Send>(what: &str) -> std::future::Ready<Result<T, HookError>> 
 /// It is deliberately no [`std::error::Error`], so that `?` turns every ordinary error into a
 /// retry. The text is kept, logged and shown to operators; a refusal's is shown to the marketplace
 /// too. Put no secret in it.
+///
+/// ```
+/// use std::error::Error;
+/// use spid::hook::{CreateCall, HookError, HookErrorKind, Provisioned};
+///
+/// fn make_tenant(name: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
+///     Ok(format!("https://{name}.app.example"))
+/// }
+///
+/// async fn create(call: CreateCall) -> Result<Provisioned, HookError> {
+///     let seats: u32 = call.items.get("seats").map_or("1", String::as_str).parse()?; // any error: try again
+///     if seats > 500 {
+///         return Err(HookError::refuse("more than 500 seats are not sold here")); // never
+///     }
+///     if seats > 100 {
+///         return Err(HookError::pending("sales approves more than 100 seats")); // a person finishes it
+///     }
+///     let name = call.instance.order_biz_id.ok_or("an order without a name")?; // a text will do, too
+///     Ok(Provisioned::new().app(make_tenant(&name)?)) // so will a box
+/// }
+///
+/// let retry = HookError::from("the database is away");
+/// assert_eq!(retry.kind(), HookErrorKind::Retry { after: None });
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HookError {
     kind: HookErrorKind,
@@ -202,8 +249,11 @@ impl HookError {
     }
 }
 
-impl<E: Error + Send + Sync + 'static> From<E> for HookError {
+/// So that `?` works on whatever says what went wrong: every [`Error`], `Box<dyn Error + Send + Sync>`, the
+/// boxes of the error crates, and a mere text. It may work later, so it is a retry.
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HookError {
     fn from(error: E) -> HookError {
+        let error = error.into();
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -297,6 +347,30 @@ mod tests {
         let error = parse("seven").unwrap_err();
         assert_eq!(error.kind(), HookErrorKind::Retry { after: None });
         assert_eq!(error.message(), "invalid digit found in string");
+    }
+
+    #[test]
+    fn a_box_of_an_error_and_a_text_are_a_retry_and_what_the_hook_says_itself_stays() {
+        fn boxed() -> Result<(), Box<dyn Error + Send + Sync>> {
+            Err(Box::new("x".parse::<u8>().unwrap_err()))
+        }
+        /// What the boxes of the error crates have in common: they turn into the standard one.
+        struct Report(Box<dyn Error + Send + Sync>);
+        impl From<Report> for Box<dyn Error + Send + Sync> {
+            fn from(report: Report) -> Self {
+                report.0
+            }
+        }
+        let from = |work: &dyn Fn() -> Result<(), HookError>| work().unwrap_err();
+        let retry = HookError::retry("invalid digit found in string");
+        assert_eq!(from(&|| Ok(boxed()?)), retry);
+        assert_eq!(from(&|| Ok(boxed().map_err(Report)?)), retry);
+        assert_eq!(from(&|| Err("no room")?), HookError::retry("no room"));
+        assert_eq!(
+            from(&|| Ok(None.ok_or_else(|| format!("no {}", "tenant"))?)),
+            HookError::retry("no tenant")
+        );
+        assert_eq!(from(&|| Err(HookError::refuse("no stock"))?), HookError::refuse("no stock"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::leftovers::Leftovers;
 use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
 use crate::callback::Answer;
+use crate::job::Schedule;
 use crate::limits;
 
 /// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
@@ -31,6 +32,8 @@ pub struct NamedHook {
     pub timeout: Duration,
     /// How many attempts may run at once, over all instances; at least one.
     pub concurrency: usize,
+    /// The waits between failed attempts; `None` for the usual ones.
+    pub retry: Option<Schedule>,
 }
 
 impl NamedHook {
@@ -41,6 +44,7 @@ impl NamedHook {
             hook: hook.into(),
             timeout: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
             concurrency: limits::HOOK_CONCURRENCY_COUNT,
+            retry: None,
         }
     }
 
@@ -52,6 +56,11 @@ impl NamedHook {
     /// The same with another concurrency.
     pub fn concurrency(self, concurrency: usize) -> NamedHook {
         NamedHook { concurrency, ..self }
+    }
+
+    /// The same with another retry schedule.
+    pub fn retry(self, schedule: Schedule) -> NamedHook {
+        NamedHook { retry: Some(schedule), ..self }
     }
 }
 
@@ -72,14 +81,38 @@ pub struct Route {
 
 impl Route {
     fn matches(&self, subject: &Subject<'_>) -> bool {
-        let fits = |wanted: &Option<String>, given: Option<&str>| {
-            wanted.as_deref().is_none_or(|wanted| given == Some(wanted))
-        };
-        fits(&self.endpoint, Some(subject.endpoint))
-            && fits(&self.product, subject.product)
-            && fits(&self.sku, subject.sku)
-            && fits(&self.buyer, subject.buyer)
+        self.unmet(subject).next().is_none()
     }
+
+    fn wanted(&self) -> [(&'static str, Option<&str>); 4] {
+        [
+            ("endpoint", self.endpoint.as_deref()),
+            ("product", self.product.as_deref()),
+            ("sku", self.sku.as_deref()),
+            ("buyer", self.buyer.as_deref()),
+        ]
+    }
+
+    /// Its conditions: the name of each value, and what it has to be.
+    pub fn conditions(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.wanted().into_iter().filter_map(|(name, wanted)| Some((name, wanted?)))
+    }
+
+    /// The conditions that this subject does not meet, by name.
+    pub fn unmet(&self, subject: &Subject<'_>) -> impl Iterator<Item = &'static str> {
+        let given = [Some(subject.endpoint), subject.product, subject.sku, subject.buyer];
+        let both = self.wanted().into_iter().zip(given);
+        both.filter(|((_, wanted), given)| wanted.is_some() && wanted != given).map(|((name, _), _)| name)
+    }
+}
+
+/// Where a subject leads, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed<'a> {
+    /// The hook.
+    pub hook: &'a str,
+    /// The first route that matches, by its place in the list; `None` when the default hook gets it.
+    pub route: Option<(usize, &'a Route)>,
 }
 
 /// Something that is wrong with a set of hooks and routes.
@@ -193,6 +226,8 @@ pub struct Runner {
 
 #[derive(Debug)]
 struct Inner {
+    /// All of them, those that no route leads to as well.
+    hooks: Vec<Arc<Entry>>,
     default: Arc<Entry>,
     routes: Vec<(Route, Arc<Entry>)>,
 }
@@ -213,9 +248,10 @@ impl Runner {
                 None => mistakes.push(BadRouting::UnknownHook(route.hook)),
             }
         }
-        match entries.into_iter().next() {
+        match entries.first().cloned() {
             Some(default) if mistakes.is_empty() => {
-                Ok(Runner { inner: Arc::new(Inner { default, routes: resolved }), leftovers: None })
+                let inner = Inner { hooks: entries, default, routes: resolved };
+                Ok(Runner { inner: Arc::new(inner), leftovers: None })
             }
             _ => Err(mistakes),
         }
@@ -226,14 +262,33 @@ impl Runner {
         Runner { leftovers: Some(leftovers), ..self }
     }
 
-    /// The name of the hook that gets calls about this subject.
-    pub fn hook_name(&self, subject: &Subject<'_>) -> &str {
-        &self.entry(subject).named.name
+    /// Which hook gets calls about this subject, and by which route.
+    pub fn route(&self, subject: &Subject<'_>) -> Routed<'_> {
+        let mut routes = self.inner.routes.iter().enumerate();
+        match routes.find(|(_, (route, _))| route.matches(subject)) {
+            Some((index, (route, entry))) => Routed { hook: &entry.named.name, route: Some((index, route)) },
+            None => Routed { hook: self.default_hook(), route: None },
+        }
     }
 
-    /// Whether the subject was named by a route, and not left to the default hook.
-    pub fn is_routed(&self, subject: &Subject<'_>) -> bool {
-        self.inner.routes.iter().any(|(route, _)| route.matches(subject))
+    /// The hooks, in the order they were given.
+    pub fn hooks(&self) -> impl Iterator<Item = &NamedHook> {
+        self.inner.hooks.iter().map(|entry| &entry.named)
+    }
+
+    /// The routes, in the order in which they are tried.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.inner.routes.iter().map(|(route, _)| route)
+    }
+
+    /// The name of the hook that gets what no route matches.
+    pub fn default_hook(&self) -> &str {
+        &self.inner.default.named.name
+    }
+
+    /// The retry schedule of the hook that gets calls about this subject, if it has one of its own.
+    pub fn retry(&self, subject: &Subject<'_>) -> Option<&Schedule> {
+        self.entry(subject).named.retry.as_ref()
     }
 
     /// How long an attempt at a call about this subject may take.
@@ -256,6 +311,13 @@ impl Runner {
         let entry = Arc::clone(self.entry(subject));
         let permit = Arc::clone(&entry.running).try_acquire_owned().ok()?;
         Some(Slot { entry, permit: Some(permit), leftovers: self.leftovers.clone() })
+    }
+
+    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
+    pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
+        let Inner { default, routes, .. } = &*self.inner;
+        let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
+        all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
     }
 
     /// Reserves and runs. Dropping the returned future stops the hook.
@@ -543,13 +605,15 @@ mod tests {
         ];
         let runner = Runner::new(hooks, routes).unwrap();
         let name = |endpoint, product, sku, buyer| {
-            runner.hook_name(&Subject { endpoint, product, sku, buyer }).to_owned()
+            let routed = runner.route(&Subject { endpoint, product, sku, buyer });
+            (routed.hook.to_owned(), routed.route.map(|(index, _)| index))
         };
-        assert_eq!(name("x", Some("p"), Some("s"), Some("10001")), "test");
-        assert_eq!(name("e", Some("p"), Some("s"), Some("2")), "special");
-        assert_eq!(name("x", Some("p"), None, None), "default");
-        assert_eq!(name("e", Some("p"), None, None), "test");
-        assert!(!runner.is_routed(&Subject { endpoint: "x", ..Subject::default() }));
+        assert_eq!(name("x", Some("p"), Some("s"), Some("10001")), ("test".into(), Some(0)));
+        assert_eq!(name("e", Some("p"), Some("s"), Some("2")), ("special".into(), Some(1)));
+        assert_eq!(name("x", Some("p"), None, None), ("default".into(), None));
+        assert_eq!(name("e", Some("p"), None, None), ("test".into(), Some(2)));
+        let conditions: Vec<_> = runner.routes().nth(1).unwrap().conditions().collect();
+        assert_eq!(conditions, [("product", "p"), ("sku", "s")]);
     }
 
     #[test]

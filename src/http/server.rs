@@ -96,6 +96,21 @@ pub enum TurnedAway {
 }
 
 impl TurnedAway {
+    /// Every reason.
+    pub const ALL: [TurnedAway; 11] = [
+        TurnedAway::Malformed,
+        TurnedAway::HeadersTooLarge,
+        TurnedAway::UriTooLong,
+        TurnedAway::NoProxy,
+        TurnedAway::BodyUnexpected,
+        TurnedAway::BodyTooLarge,
+        TurnedAway::BodyLate,
+        TurnedAway::BodyBroken,
+        TurnedAway::HeadersLate,
+        TurnedAway::AnswerNotTaken,
+        TurnedAway::Displaced,
+    ];
+
     /// The reason in one word, for metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -6,8 +6,8 @@
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::StoreError;
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Write};
+use super::{Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
 use crate::instance::{
@@ -132,7 +132,7 @@ pub(crate) struct Finish {
     /// The attempt that ended: an older one than the job's last is fenced off.
     pub(crate) attempt: u32,
     pub(crate) ending: Ending,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
 }
 
@@ -157,6 +157,8 @@ struct Judged {
     lane: Vec<(JobRow, Callback)>,
     /// The latest occurrence like it.
     latest: Option<CallbackRow>,
+    /// That occurrence's job.
+    job: Option<JobRow>,
     verdict: Verdict,
 }
 
@@ -167,15 +169,14 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
         None => Vec::new(),
     };
     let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref()))?;
-    let latest = occurrences.last().cloned();
-    let occurrence = match &latest {
-        Some(row) => Some(Occurrence {
-            told: row.told_at.is_some(),
-            ever_told: occurrences.iter().any(|row| row.told_at.is_some()),
-            standing: standing(rows, row)?,
-        }),
-        None => None,
-    };
+    let ever_told = occurrences.iter().any(|row| row.told_at.is_some());
+    let latest = occurrences.into_iter().next_back();
+    let job = latest.as_ref().and_then(|row| row.job).map(|number| rows.job(number)).transpose()?.flatten();
+    let occurrence = latest.as_ref().map(|row| Occurrence {
+        told: row.told_at.is_some(),
+        ever_told,
+        standing: standing(row, job.as_ref()),
+    });
     let lane_view: Vec<LaneJob> = lane.iter().map(lane_job).collect();
     let view = View {
         instance: instance.as_ref().map(|row| &row.instance),
@@ -186,7 +187,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
         now: acceptance.received_at,
     };
     let verdict = instance::decide(view, &acceptance.callback);
-    Ok(Judged { instance, lane, latest, verdict })
+    Ok(Judged { instance, lane, latest, job, verdict })
 }
 
 fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<InstanceRow>> {
@@ -217,10 +218,10 @@ fn key_of(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> [u8; 16] {
     instance::occurrence_key(&acceptance.account, subject, callback)
 }
 
-pub(super) fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
-    let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
+/// Where an occurrence stands, and its job.
+fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
     // What was held or refused since still has the job it had.
-    Ok(match (row.disposition, job) {
+    match (row.disposition, job) {
         (Disposition::Recorded, _) => Standing::Recorded,
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
             Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
@@ -231,12 +232,12 @@ pub(super) fn standing(rows: &dyn Read, row: &CallbackRow) -> Result<Standing> {
             job::State::Cancelled => Standing::Superseded,
             job::State::Refused => Standing::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
-                reason: job.note.unwrap_or_default(),
+                reason: job.note.clone().unwrap_or_default(),
             },
             live if live.is_live() => Standing::Open(job.number),
             _ => Standing::Void,
         },
-    })
+    }
 }
 
 fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
@@ -252,15 +253,11 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
 /// The answer to a repeat of something told, if that is what this is: read only, nothing changes.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
     let judged = judge(rows, acceptance)?;
-    let (Decision::Repeat, Some(row), false) =
-        (&judged.verdict.decision, &judged.latest, judged.verdict.alert)
-    else {
-        return Ok(None);
-    };
-    if row.told_at.is_none() {
+    if judged.verdict.decision != Decision::Repeat || judged.verdict.alert {
         return Ok(None);
     }
-    let stored = stored_answer(rows, row, judged.instance.as_ref())?;
+    let Some(row) = judged.latest.as_ref().filter(|row| row.told_at.is_some()) else { return Ok(None) };
+    let stored = stored_answer(rows, row, judged.instance.as_ref(), judged.job.as_ref())?;
     Ok(Some(Accepted {
         row: row.clone(),
         told: Told::Applied(Box::new(stored)),
@@ -282,16 +279,19 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
-    let instance = settle_instance(rows, acceptance, &judged)?;
+    let birth = Birth { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
+    let instance = settle_instance(rows, acceptance, &judged, birth)?;
     let mut row = callback_row(acceptance, &judged, instance.as_ref());
     let mut made = None;
     if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
         made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
     }
     decide_row(&mut row, &judged, acceptance);
-    if row.number == 0 {
+    let is_new = row.number == 0;
+    if is_new {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
+    let added = is_new.then(|| row.clone());
     let mut accepted = Accepted {
         row,
         told: Told::NotYet,
@@ -309,7 +309,9 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
     if matches!(accepted.told, Told::Applied(_)) && birth.heard {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
-    rows.put_callback(&accepted.row)?;
+    if added.as_ref() != Some(&accepted.row) {
+        rows.put_callback(&accepted.row)?;
+    }
     Ok(accepted)
 }
 
@@ -322,6 +324,12 @@ pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Times
         *slot = byte;
     }
     if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
+}
+
+/// Whether a job that is made now has nothing before it in its lane.
+fn is_first(judged: &Judged) -> bool {
+    let in_lane = judged.verdict.decision == Decision::Run;
+    !in_lane || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
 }
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
@@ -344,9 +352,11 @@ fn settle_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     judged: &Judged,
+    birth: Birth,
 ) -> Result<Option<InstanceRow>> {
     let callback = &acceptance.callback;
     let runs = judged.verdict.decision == Decision::Run;
+    let begins = runs && birth.lease_until.is_some() && callback.action == Action::Create;
     let now = acceptance.received_at;
     let row = match (&judged.instance, runs || judged.verdict.entombs) {
         (Some(row), true) => {
@@ -357,13 +367,14 @@ fn settle_instance(
                 row.instance.describe(callback);
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
+                row.instance.began |= begins;
                 name_publicly(rows, &mut row, callback)?;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
             Some(row)
         }
-        (None, true) => Some(new_instance(rows, acceptance, judged)?),
+        (None, true) => Some(new_instance(rows, acceptance, judged, begins)?),
         (known, false) => known.clone(),
     };
     if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {
@@ -372,7 +383,13 @@ fn settle_instance(
     Ok(row)
 }
 
-fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) -> Result<InstanceRow> {
+/// `begins`: its create is attempted at once.
+fn new_instance(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    judged: &Judged,
+    begins: bool,
+) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
     let begin = match callback.action {
         Action::Create | Action::Release if !callback.made_elsewhere => Instance::pending,
@@ -383,6 +400,7 @@ fn new_instance(rows: &mut dyn Write, acceptance: &Acceptance, judged: &Judged) 
         instance.state = State::Released;
         instance.tombstone = true;
     }
+    instance.began |= begins;
     let number = rows.add_instance(&instance)?;
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
@@ -474,8 +492,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
 
 fn new_job(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>, birth: Birth) -> JobRow {
     let in_lane = judged.verdict.decision == Decision::Run;
-    let alone = judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number));
-    let lease_until = birth.lease_until.filter(|_| alone || !in_lane);
+    let lease_until = birth.lease_until;
     let now = acceptance.received_at;
     JobRow {
         number: 0,
@@ -518,13 +535,11 @@ fn begin_job(
         accepted.wakes = true;
         return Ok(());
     }
-    let mut instance = instance.cloned();
-    note_began(rows, &job, instance.as_mut())?;
     accepted.taken = Some(Box::new(Taken {
         job,
         callback: acceptance.callback.clone(),
         origin: accepted.row.clone(),
-        instance: instance.map(|row| row.instance),
+        instance: instance.map(|row| row.instance.clone()),
     }));
     Ok(())
 }
@@ -551,10 +566,12 @@ fn tell(
     let id = instance.and_then(InstanceRow::told_id);
     Ok(match &judged.verdict.decision {
         Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
-        Decision::Repeat => Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance)?)),
+        Decision::Repeat => {
+            Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
+        }
         Decision::Record => Told::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
-            Told::Applied(Box::new(create_answer(rows, instance)?))
+            Told::Applied(Box::new(create_answer(rows, instance, None)?))
         }
         Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
         Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
@@ -616,30 +633,44 @@ fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
     Ok(true)
 }
 
-fn stored_answer(rows: &dyn Read, row: &CallbackRow, instance: Option<&InstanceRow>) -> Result<Stored> {
+/// The answer to be repeated. `job` is the occurrence's own, which has been read already.
+fn stored_answer(
+    rows: &dyn Read,
+    row: &CallbackRow,
+    instance: Option<&InstanceRow>,
+    job: Option<&JobRow>,
+) -> Result<Stored> {
     if matches!(row.action, Action::Create | Action::Query) {
-        return create_answer(rows, instance);
+        return create_answer(rows, instance, job.map(|job| (job, row)));
     }
-    match row.job {
-        Some(number) => {
-            let job = rows.job(number)?.filter(|job| job.state == job::State::Done);
-            Ok(job.map(|job| answer_of(&job, instance, row.told_at)).unwrap_or_default())
+    Ok(match row.job {
+        Some(_) => {
+            let done = job.filter(|job| job.state == job::State::Done);
+            done.map(|job| answer_of(job, instance, row.told_at)).unwrap_or_default()
         }
-        None => Ok(Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() }),
-    }
+        None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
+    })
 }
 
-/// The answer of the job that created the instance.
-fn create_answer(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Stored> {
+/// The answer of the job that created the instance; `known` is a job that may be it, with its callback.
+fn create_answer(
+    rows: &dyn Read,
+    instance: Option<&InstanceRow>,
+    known: Option<(&JobRow, &CallbackRow)>,
+) -> Result<Stored> {
     let Some(row) = instance else { return Ok(Stored::default()) };
-    let created = match row.created_by {
-        Some(number) => rows.job(number)?,
-        None => None,
-    };
-    let Some(job) = created else {
+    let Some(creator) = row.created_by else {
         return Ok(Stored { instance_id: row.told_id(), ..Stored::default() });
     };
-    let told_at = rows.callback(job.callback)?.and_then(|(row, _)| row.told_at);
+    if let Some((job, callback)) =
+        known.filter(|(job, callback)| job.number == creator && job.callback == callback.number)
+    {
+        return Ok(answer_of(job, instance, callback.told_at));
+    }
+    let Some(job) = rows.job(creator)? else {
+        return Ok(Stored { instance_id: row.instance.id.clone(), ..Stored::default() });
+    };
+    let told_at = rows.callback_row(job.callback)?.and_then(|row| row.told_at);
     Ok(answer_of(&job, instance, told_at))
 }
 
@@ -670,7 +701,7 @@ fn mark_told(
     }
     let created_by = instance.and_then(|row| row.created_by);
     let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
-    if let Some((mut create, _)) = rows.callback(job.callback)? {
+    if let Some(mut create) = rows.callback_row(job.callback)? {
         create.told_at = create.told_at.or(Some(now));
         rows.put_callback(&create)?;
     }
@@ -685,10 +716,10 @@ pub(crate) fn take(
     limit: usize,
     held: &[(i64, u32)],
     lease_until: Timestamp,
-    schedule: &Schedule,
+    schedules: &Schedules,
     now: Timestamp,
 ) -> Result<Vec<Taken>> {
-    recover(rows, schedule, now, |job| {
+    recover(rows, schedules, now, |job| {
         job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
     })?;
     let mut taken = Vec::new();
@@ -709,7 +740,7 @@ pub(crate) fn take(
 /// Gives back the running jobs that `lost` says nobody works on any more. Returns how many.
 pub(crate) fn recover(
     rows: &mut dyn Write,
-    schedule: &Schedule,
+    schedules: &Schedules,
     now: Timestamp,
     lost: impl Fn(&JobRow) -> bool,
 ) -> Result<usize> {
@@ -724,7 +755,7 @@ pub(crate) fn recover(
             end(&mut job, job::State::Dropped, now);
         } else {
             let progress = Progress { step: job.step, extra: job.extra };
-            let next = schedule.lost(progress, now);
+            let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
             let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
             follow(&mut job, next, note.to_owned(), now);
         }
@@ -733,6 +764,21 @@ pub(crate) fn recover(
         count += 1;
     }
     Ok(count)
+}
+
+/// The schedule this job has, as things stand now.
+fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) -> Result<Schedule> {
+    if schedules.chosen.is_none() {
+        return Ok(schedules.usual.clone());
+    }
+    let (origin, callback) =
+        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    Ok(schedules.of(&Retrying {
+        endpoint: &origin.endpoint,
+        callback: &callback,
+        instance: instance.as_ref().map(|row| &row.instance),
+    }))
 }
 
 fn note_attempt(rows: &mut dyn Write, job: &JobRow, ending: &str, note: &str, now: Timestamp) -> Result<()> {
@@ -821,7 +867,8 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
         Ending::Retry { error, after_ms } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;
             let progress = Progress { step: job.step, extra: job.extra };
-            let next = finish.schedule.failed(job.id, progress, *after_ms, finish.now);
+            let schedule = schedule_of(rows, &job, &finish.schedules)?;
+            let next = schedule.failed(job.id, progress, *after_ms, finish.now);
             follow(&mut job, next, error.clone(), finish.now);
             Told::NotYet
         }
@@ -874,13 +921,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
 }
 
 fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()> {
-    for number in told {
-        if let Some((mut row, _)) = rows.callback(*number)? {
-            row.told_at = row.told_at.or(Some(now));
-            rows.put_callback(&row)?;
-        }
-    }
-    Ok(())
+    told.iter().try_for_each(|number| rows.put_told(*number, now))
 }
 
 /// Applies what the hook did; a create whose id will not do is held instead.
@@ -939,7 +980,7 @@ fn name_instance(
 }
 
 /// What is wrong with an id that somebody chose for an instance.
-pub(super) fn fault_of_id(id: &str) -> Option<String> {
+pub(crate) fn fault_of_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
         return Some("it is empty".to_owned());
     }
@@ -988,7 +1029,7 @@ fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
 /// Adds deliveries that were answered without a write.
 pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> Result<()> {
     for (number, deliveries, last) in counts {
-        if let Some((mut row, _)) = rows.callback(*number)? {
+        if let Some(mut row) = rows.callback_row(*number)? {
             row.deliveries += deliveries;
             row.last_received_at = row.last_received_at.max(*last);
             rows.put_callback(&row)?;

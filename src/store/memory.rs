@@ -9,12 +9,12 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
+    Totals, Write,
 };
 use crate::callback::Callback;
 use crate::clock::Id;
-use crate::instance::Instance;
+use crate::instance::{Instance, State};
 use crate::job;
 
 #[derive(Debug, Clone, Default)]
@@ -129,10 +129,36 @@ impl Tables {
         let rows = self.instances.values().rev();
         rows.filter(|row| filter.state.is_none_or(|state| row.instance.state == state))
             .filter(|row| filter.account.as_ref().is_none_or(|account| row.instance.account == *account))
+            .filter(|row| filter.search.as_ref().is_none_or(|text| row.instance.is_found_by(text)))
+            .filter(|row| filter.expires.is_none_or(|(from, to)| ends(row, from, to)))
             .filter(|row| filter.before.is_none_or(|before| row.number < before))
             .take(filter.limit)
             .cloned()
             .collect()
+    }
+
+    fn expiries(&self, first: i64, end: i64) -> Vec<(i64, u64)> {
+        let mut days = BTreeMap::new();
+        for row in self.instances.values().filter(|row| row.instance.state != State::Released) {
+            let day = row.instance.expires_on.map(|at| at.as_millisecond().div_euclid(DAY_MS));
+            if let Some(day) = day.filter(|day| (first..end).contains(day)) {
+                *days.entry(day).or_default() += 1;
+            }
+        }
+        days.into_iter().collect()
+    }
+
+    /// Whether a marketplace still calls for it because it wants its answer.
+    fn is_wanted(&self, row: &CallbackRow) -> bool {
+        let lives = |number: i64| {
+            self.jobs.get(&number).is_some_and(|job| job.state.is_live() || job.state == job::State::Done)
+        };
+        row.told_at.is_none()
+            && match row.disposition {
+                Disposition::Job => row.job.is_some_and(lives),
+                Disposition::Held | Disposition::Recorded => true,
+                Disposition::Refused => false,
+            }
     }
 
     fn totals(&self) -> Totals {
@@ -146,9 +172,23 @@ impl Tables {
         for (row, _) in self.callbacks.values() {
             totals.held += u64::from(row.disposition == Disposition::Held);
             totals.untold += u64::from(self.untold(row));
+            if let Some(budget) = row.budget.filter(|_| self.is_wanted(row)) {
+                totals.tries = totals.tries.max(row.deliveries);
+                totals.tries_ratio = totals.tries_ratio.max(row.deliveries as f64 / f64::from(budget));
+            }
         }
+        let begun =
+            self.jobs.values().filter(|job| matches!(job.state, job::State::Queued | job::State::Running));
+        totals.oldest_job = begun.map(|job| job.created_at).min();
+        totals.next_due = self.queued().filter(|job| self.is_head(job)).map(|job| job.due_at).min();
         totals
     }
+}
+
+/// Whether its term ends in between, and it is not released.
+fn ends(row: &InstanceRow, from: Timestamp, to: Timestamp) -> bool {
+    let instance = &row.instance;
+    instance.state != State::Released && instance.expires_on.is_some_and(|at| from <= at && at < to)
 }
 
 macro_rules! reads {
@@ -196,6 +236,9 @@ macro_rules! reads {
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
                 Ok(self.with(|tables| tables.callbacks.get(&number).cloned()))
             }
+            fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+                Ok(self.with(|tables| tables.callbacks.get(&number).map(|(row, _)| row.clone())))
+            }
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
             }
@@ -228,6 +271,9 @@ macro_rules! reads {
             }
             fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
                 Ok(self.with(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
+            }
+            fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+                Ok(self.with(|tables| tables.expiries(first, end)))
             }
             fn totals(&self) -> Result<Totals> {
                 Ok(self.with(Tables::totals))
@@ -290,6 +336,12 @@ impl Write for Memory {
     }
     fn forget_once(&mut self, before: Timestamp) -> Result<()> {
         self.tables()?.once.retain(|_, until| *until >= before);
+        Ok(())
+    }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
+            row.told_at = row.told_at.or(Some(at));
+        }
         Ok(())
     }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {

@@ -17,6 +17,7 @@ use crate::callback::{Action, Answer, Callback, InstanceRef};
 use crate::clock::{Clock, Id};
 use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
 use crate::job::{self, Extra};
+use crate::limits;
 use crate::seal::Sealer;
 use crate::signature::Secret;
 
@@ -56,6 +57,24 @@ pub struct Approved {
     pub callback: i64,
     /// Its job, if it has one now.
     pub job: Option<Id>,
+}
+
+/// That the buyer has come and taken an instance.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// Who took it, in the seller's words: the name of a tenant, say.
+    pub tenant: Option<String>,
+    /// Whether it may take the place of a claim by somebody else.
+    pub replace: bool,
+}
+
+/// What a claim led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claimed {
+    /// It is claimed now.
+    Now,
+    /// It was claimed then, and by the same: nothing was changed.
+    Before(Timestamp),
 }
 
 /// An instance that lived before spid did.
@@ -240,6 +259,16 @@ impl Mender {
         })
     }
 
+    /// Keeps that the buyer has come and taken the instance. Saying it again changes nothing, so whoever
+    /// cannot know whether it was heard says it again.
+    ///
+    /// # Errors
+    /// When there is no such instance, nobody can have it yet or any more, or another tenant has it.
+    pub fn claim(&mut self, instance: i64, claim: &Claim, act: &Act) -> Mended<Claimed> {
+        let target = self.target(instance)?;
+        self.act(act, "claim", &target, |rows, now| take_possession(rows, instance, claim, now))
+    }
+
     /// Takes over instances that lived before spid did. All or none.
     ///
     /// # Errors
@@ -391,7 +420,7 @@ fn one_more(job: &JobRow) -> Extra {
 /// A refused job has left its lane. It comes back only to a lane and an instance that are as it left
 /// them: behind its back the marketplace may have asked again, and a second create would be a second instance.
 fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
-    let latest = rows.callback(job.callback)?.and_then(|(row, _)| row.job);
+    let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
     if latest != Some(job.number) {
         return impossible("the marketplace has asked for it again, and a later job has taken its place");
     }
@@ -454,7 +483,7 @@ fn settle_held(
     act: &Act,
     now: Timestamp,
 ) -> Mended<()> {
-    if let Some((mut row, _)) = rows.callback(approved.callback)?.filter(|_| moved) {
+    if let Some(mut row) = rows.callback_row(approved.callback)?.filter(|_| moved) {
         row.deliveries += held.deliveries;
         row.last_received_at = row.last_received_at.max(held.last_received_at);
         rows.put_callback(&row)?;
@@ -518,6 +547,42 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
     })
 }
 
+fn take_possession(rows: &mut dyn Write, number: i64, claim: &Claim, now: Timestamp) -> Mended<Claimed> {
+    let mut row = rows.instance(number)?.ok_or_else(|| MendError::NotFound("no such instance".to_owned()))?;
+    if let Some(fault) = claim.tenant.as_deref().and_then(fault_of_tenant) {
+        return impossible(format!("the tenant's name cannot be kept: {fault}"));
+    }
+    match row.instance.state {
+        State::Pending => return impossible("it is not created yet, so nobody can have it"),
+        State::Released => return impossible("it is released, and stays so"),
+        State::Active | State::Frozen => {}
+    }
+    let same = claim.tenant.is_none() || claim.tenant == row.instance.tenant;
+    match row.instance.claimed_at {
+        Some(before) if same => return Ok(Claimed::Before(before)),
+        Some(before) if !claim.replace => {
+            let by = row.instance.tenant.as_deref().unwrap_or("somebody");
+            return impossible(format!("`{by}` has claimed it at {before}"));
+        }
+        Some(_) | None => {}
+    }
+    // `updated_at` stays: what the marketplace asked before the claim is not overtaken by it.
+    row.instance.claimed_at = Some(now);
+    row.instance.tenant = claim.tenant.clone();
+    rows.put_instance(&row)?;
+    Ok(Claimed::Now)
+}
+
+fn fault_of_tenant(tenant: &str) -> Option<String> {
+    let most = limits::NAME_MAX_BYTES;
+    match tenant {
+        empty if empty.trim().is_empty() => Some("it is empty".to_owned()),
+        long if long.len() > most => Some(format!("it is longer than {most} bytes")),
+        odd if odd.contains(char::is_control) => Some("it holds a control character".to_owned()),
+        _ => None,
+    }
+}
+
 fn take_over(rows: &mut dyn Write, instance: &Instance, now: Timestamp) -> Mended<()> {
     let instance = Instance { adopted: true, created_at: now, updated_at: now, ..instance.clone() };
     let names = InstanceRef { instance_id: instance.id.clone(), order_biz_id: instance.order_biz_id.clone() };
@@ -557,7 +622,7 @@ pub fn restore(
     clock: Clock,
     act: &Act,
 ) -> Mended<Restored> {
-    let backup = Sqlite::open_readonly(from).map_err(|error| match error {
+    let backup = Sqlite::open_backup(from).map_err(|error| match error {
         StoreError::NotThere(from) => MendError::NotFound(format!("there is no `{}`", from.display())),
         error => error.into(),
     })?;
@@ -568,6 +633,7 @@ pub fn restore(
         ))
     })?;
     backup.copy_to(vacancy.partial())?;
+    Sqlite::modernise(vacancy.partial())?;
     let mut mender = Mender::open(vacancy.partial(), options, clock)?;
     let held = mender.hold_unfinished(from, act)?;
     let sealed = mender.backend.has_sealed()?;

@@ -16,6 +16,7 @@ mod signals;
 #[doc(hidden)]
 pub mod sim;
 mod sqlite;
+mod views;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -32,16 +33,19 @@ use crate::clock::{Clock, Id, Ids};
 use crate::instance::Instance;
 use crate::job::Schedule;
 use crate::limits;
+use crate::metrics::{Metric, Metrics};
 use crate::seal::{SealError, Sealer};
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
 
+pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Import, MendError, Mender, Restored, restore};
+pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Totals};
 pub use signals::{Ready, Waiting};
+pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.
@@ -113,17 +117,64 @@ impl From<SealError> for StoreError {
     }
 }
 
+/// What a retry schedule is chosen by: a job, as the store sees it when the attempt has failed or was lost.
+#[derive(Debug, Clone, Copy)]
+pub struct Retrying<'a> {
+    /// The endpoint the callback came through.
+    pub endpoint: &'a str,
+    /// What was asked.
+    pub callback: &'a Callback,
+    /// The instance as applied now.
+    pub instance: Option<&'a Instance>,
+}
+
+/// The retry schedules: the usual one, and where somebody chose another.
+///
+/// It is asked inside the transaction that keeps the failure, also of the attempts that a dead daemon left
+/// behind: nobody else is there to say what their schedule was.
+#[derive(Clone, Default)]
+pub struct Schedules {
+    /// For every job that nothing else is chosen for.
+    pub usual: Schedule,
+    /// The choice; `None` for the usual one.
+    pub chosen: Option<Arc<ChooseSchedule>>,
+}
+
+/// Chooses a job's own schedule, if it has one.
+pub type ChooseSchedule = dyn Fn(&Retrying<'_>) -> Option<Schedule> + Send + Sync;
+
+impl Schedules {
+    fn of(&self, retrying: &Retrying<'_>) -> Schedule {
+        let chosen = self.chosen.as_ref().and_then(|chosen| chosen(retrying));
+        chosen.unwrap_or_else(|| self.usual.clone())
+    }
+}
+
+impl From<Schedule> for Schedules {
+    fn from(usual: Schedule) -> Schedules {
+        Schedules { usual, chosen: None }
+    }
+}
+
+impl std::fmt::Debug for Schedules {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Schedules").field("usual", &self.usual).finish_non_exhaustive()
+    }
+}
+
 /// What can be chosen about a store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// The retry schedule of jobs.
-    pub schedule: Schedule,
+    /// The retry schedules of jobs.
+    pub schedules: Schedules,
     /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
     pub secrets_window_ms: i64,
     /// The file with the sealing key; beside the database when `None`.
     pub sealing_key: Option<PathBuf>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
+    /// Where commits are counted.
+    pub metrics: Metrics,
 }
 
 impl StoreOptions {
@@ -140,10 +191,11 @@ impl StoreOptions {
 impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
-            schedule: Schedule::default(),
+            schedules: Schedules::default(),
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
             sealing_key: None,
             ids: Ids::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -198,6 +250,8 @@ pub struct Receipt {
     /// The id by which the marketplace calls the instance, where it chose that itself: true from now on,
     /// whether there is something behind it yet or not.
     pub public_id: Option<String>,
+    /// Whether the same came before.
+    pub repeated: bool,
     /// Whether somebody should look.
     pub alert: bool,
 }
@@ -214,7 +268,8 @@ pub enum Reply {
 /// What the writer thread and the handles share.
 pub(crate) struct Shared {
     pub(crate) signals: Signals,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedules: Schedules,
+    pub(crate) metrics: Metrics,
 }
 
 enum Backing {
@@ -314,6 +369,15 @@ impl Reader {
     /// As [`Reader::instances`].
     pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
         self.with(|rows| rows.list_acts(limit))
+    }
+
+    /// Days (counted from 1970, UTC) from `first` to before `end` on which the terms of instances end that
+    /// are not released, with how many.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>, StoreError> {
+        self.with(|rows| rows.expiries(first, end))
     }
 
     /// Totals.
@@ -434,7 +498,9 @@ impl Store {
         clock: Clock,
     ) -> (Store, Writer<B>) {
         let (signals, ready) = Signals::new();
-        let shared = Arc::new(Shared { signals, schedule: options.schedule });
+        options.metrics.announce_distribution(Metric::CommitOperations, ["", ""]);
+        let (schedules, metrics) = (options.schedules, options.metrics);
+        let shared = Arc::new(Shared { signals, schedules, metrics });
         let (queue, commands) = mpsc::channel(limits::WRITER_QUEUE_MAX_COUNT);
         let writer = Writer::new(backend, commands, shared.clone());
         let inner = Inner {
@@ -478,7 +544,7 @@ impl Store {
             }
             let reply = Reply::Now(self.outcome(repeat.told, now));
             let Accepted { row, public_id, alert, .. } = repeat;
-            return Ok(Receipt { reply, row, public_id, alert });
+            return Ok(Receipt { reply, row, public_id, repeated: true, alert });
         }
         let id = self
             .inner
@@ -494,7 +560,8 @@ impl Store {
             None => Reply::Now(self.outcome(accepted.told, now)),
         };
         let Accepted { row, public_id, alert, .. } = accepted;
-        Ok(Receipt { reply, row, public_id, alert })
+        let repeated = row.deliveries > 1;
+        Ok(Receipt { reply, row, public_id, repeated, alert })
     }
 
     /// Keeps the mark of a request of which nothing else is kept.
@@ -596,6 +663,11 @@ impl Store {
         &self.inner.shared.signals.places
     }
 
+    /// Says that something may have become due: somebody has mended the database beside this store.
+    pub fn wake(&self) {
+        self.inner.shared.signals.work.notify_one();
+    }
+
     /// Resolves when something may have become due. Lossless once enabled: enable it, look, then wait.
     pub fn work(&self) -> tokio::sync::futures::Notified<'_> {
         self.inner.shared.signals.work.notified()
@@ -668,7 +740,7 @@ impl Store {
             job: job.number,
             attempt: job.attempts,
             ending,
-            schedule: self.inner.shared.schedule.clone(),
+            schedules: self.inner.shared.schedules.clone(),
             now: self.inner.clock.now(),
         };
         let finished =

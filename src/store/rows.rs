@@ -184,6 +184,12 @@ pub struct Filter {
     pub state: Option<State>,
     /// Instances of this account.
     pub account: Option<String>,
+    /// Instances of which a name, the buyer, the order, the product or the SKU contains this text, in
+    /// whatever case its ASCII letters are. Every instance may have to be looked at.
+    pub search: Option<String>,
+    /// Instances in use, or frozen, or about to be made, whose term ends from the first instant on and
+    /// before the second.
+    pub expires: Option<(Timestamp, Timestamp)>,
     /// Rows of this instance.
     pub instance: Option<i64>,
     /// Jobs in one of these states.
@@ -198,8 +204,11 @@ pub struct Filter {
     pub limit: usize,
 }
 
+/// Milliseconds of a day.
+pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// Totals for a health page and the log.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
     /// Instances by state.
     pub instances: BTreeMap<&'static str, u64>,
@@ -209,6 +218,14 @@ pub struct Totals {
     pub held: u64,
     /// Results the marketplace was not told.
     pub untold: u64,
+    /// When the oldest job was made that is queued or running.
+    pub oldest_job: Option<Timestamp>,
+    /// Since when the job is due that could run and has been due the longest; it may lie ahead.
+    pub next_due: Option<Timestamp>,
+    /// Most tries a marketplace has spent on one callback that still wants its answer.
+    pub tries: u64,
+    /// The same, as a part of the tries it has.
+    pub tries_ratio: f64,
 }
 
 /// Finding rows.
@@ -224,6 +241,8 @@ pub(crate) trait Read {
     /// The occurrences with this key, the oldest first.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
+    /// The same without what it said.
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.
@@ -237,6 +256,8 @@ pub(crate) trait Read {
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
     /// What was done by hand, the newest first.
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
+    /// Days (counted from 1970, UTC) from `first` to before `end` on which terms end, with how many.
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
     fn totals(&self) -> Result<Totals>;
 }
 
@@ -255,6 +276,8 @@ pub(crate) trait Write: Read {
     fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
     /// Forgets the marks that were kept until before this instant.
     fn forget_once(&mut self, before: Timestamp) -> Result<()>;
+    /// The callback was told its success at `at`, unless it was before.
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;

@@ -200,6 +200,9 @@ impl Read for Failing {
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         self.rows.callback(number)
     }
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+        self.rows.callback_row(number)
+    }
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.rows.job(number)
     }
@@ -229,6 +232,9 @@ impl Read for Failing {
     }
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
         self.rows.list_acts(limit)
+    }
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.rows.expiries(first, end)
     }
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
@@ -271,6 +277,10 @@ impl Write for Failing {
     fn forget_once(&mut self, before: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.forget_once(before)
+    }
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_told(callback, at)
     }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.at(Point::Write)?;

@@ -4,6 +4,7 @@
 //! The file is made readable by its owner alone. A lock beside it keeps a second daemon out: SQLite
 //! would let both in, and each would take the other's running jobs for lost.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -11,15 +12,16 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use rusqlite::types::Value;
+use rusqlite::config::DbConfig;
+use rusqlite::types::{FromSql, Value};
 use rusqlite::{
     CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
 };
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, Read, Result,
+    Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -30,7 +32,11 @@ use crate::{job, limits};
 const APPLICATION_ID: i64 = 0x7370_6964;
 
 /// The migrations: entry n takes the schema from version n to n + 1.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2-koogallery.sql")];
+///
+/// One that was ever released is history: databases of that version are out there. What changes the schema
+/// comes behind it.
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
@@ -75,6 +81,8 @@ impl Sqlite {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
+        // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
+        connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
         Ok(Sqlite { connection, _lock: Some(lock) })
     }
@@ -130,7 +138,29 @@ impl Sqlite {
         Ok(found.is_some())
     }
 
+    /// Opens a backup to copy it. It may be one that an older spid made.
+    pub(crate) fn open_backup(path: &Path) -> Result<Sqlite> {
+        let (backup, _) = Sqlite::open_of_any_version(path)?;
+        backup.connection.pragma_update(None, "query_only", true)?;
+        Ok(backup)
+    }
+
+    /// Brings the schema of a database up to date that nobody else uses.
+    pub(crate) fn modernise(path: &Path) -> Result<()> {
+        let (old, version) = Sqlite::open_of_any_version(path)?;
+        old.connection.pragma_update(None, "synchronous", "FULL")?;
+        migrate(&old.connection, version)
+    }
+
     fn open_beside(path: &Path) -> Result<Sqlite> {
+        match Sqlite::open_of_any_version(path)? {
+            (_, older) if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
+            (opened, _) => Ok(opened),
+        }
+    }
+
+    /// A database that is there and ours, and its version.
+    fn open_of_any_version(path: &Path) -> Result<(Sqlite, usize)> {
         if !path.exists() {
             return Err(StoreError::NotThere(path.to_owned()));
         }
@@ -138,8 +168,7 @@ impl Sqlite {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
-            older if older < MIGRATIONS.len() => Err(StoreError::Older(path.to_owned(), older as i64)),
-            _ => Ok(Sqlite { connection, _lock: None }),
+            version => Ok((Sqlite { connection, _lock: None }, version)),
         }
     }
 
@@ -210,6 +239,8 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_millis(limits::STORE_BUSY_MS))?;
     connection.set_prepared_statement_cache_capacity(64);
+    // Without it SQLite plans anew whenever a parameter changes: at each execution.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
@@ -330,12 +361,20 @@ fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     }
 }
 
+/// Brings the schema from `version` to the newest, all steps in one commit.
 fn migrate(connection: &Connection, version: usize) -> Result<()> {
-    for (step, sql) in MIGRATIONS.iter().enumerate().skip(version) {
-        connection.execute_batch(&format!(
-            "BEGIN IMMEDIATE; {sql} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {}; COMMIT;",
-            step + 1
-        ))?;
+    let newest = MIGRATIONS.len();
+    let Some(pending @ [_, ..]) = MIGRATIONS.get(version..) else { return Ok(()) };
+    let steps = pending.concat();
+    connection.execute_batch(&format!(
+        "BEGIN IMMEDIATE; {steps} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {newest}; COMMIT;"
+    ))?;
+    if version > 0 {
+        tracing::info!(
+            from = version,
+            to = newest,
+            "the database's schema is brought up to date; an older spid does not open it any more"
+        );
     }
     Ok(())
 }
@@ -354,106 +393,170 @@ fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
     all.iter().position(|other| other == value).map_or(-1, |position| position as i64)
 }
 
-fn instant(row: &Row<'_>, column: &str) -> rusqlite::Result<Timestamp> {
-    Ok(from_millis(row.get(column)?))
+/// The columns of a row, taken one after the other. By name each would be searched for among all of them,
+/// for every row of every callback.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    next: usize,
 }
 
-fn instant_or_none(row: &Row<'_>, column: &str) -> rusqlite::Result<Option<Timestamp>> {
-    Ok(row.get::<_, Option<i64>>(column)?.map(from_millis))
+impl<'a> Columns<'a> {
+    fn of(row: &'a Row<'a>) -> Columns<'a> {
+        Columns { row, next: 0 }
+    }
+
+    fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        self.next += 1;
+        self.row.get(self.next - 1)
+    }
+
+    fn instant(&mut self) -> rusqlite::Result<Timestamp> {
+        Ok(from_millis(self.next()?))
+    }
+
+    fn instant_or_none(&mut self) -> rusqlite::Result<Option<Timestamp>> {
+        Ok(self.next::<Option<i64>>()?.map(from_millis))
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
+        at_position(all, self.next()?)
+    }
 }
 
 fn millis(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
 }
 
-fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
-    let items: Option<String> = row.get("items")?;
-    let items = items.map(|text| serde_json::from_str(&text)).transpose();
-    let instance = Instance {
-        id: row.get("id")?,
-        order_biz_id: row.get("order_biz_id")?,
-        state: at_position(&STATES, row.get("state")?)?,
-        account: row.get("account")?,
-        endpoint: row.get("endpoint")?,
-        buyer: row.get("buyer")?,
-        product: row.get("product")?,
-        sku: row.get("sku")?,
-        order_id: row.get("order_id")?,
-        trial: row.get("trial")?,
-        expires_on: instant_or_none(row, "expires_on")?,
-        expires_on_raw: row.get("expires_on_raw")?,
-        items: items.map_err(|_| unreadable("items that are not JSON"))?.unwrap_or_default(),
-        began: row.get("began")?,
-        tombstone: row.get("tombstone")?,
-        adopted: row.get("adopted")?,
-        created_at: instant(row, "created_at")?,
-        updated_at: instant(row, "updated_at")?,
+/// The columns of an instance, in the order they are read.
+macro_rules! instance_columns {
+    () => {
+        "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
+         instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
+         instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
+         instance.began, instance.tombstone, instance.adopted, instance.claimed_at, instance.tenant,
+         instance.created_at, instance.updated_at"
     };
-    Ok(InstanceRow {
-        number: row.get("number")?,
-        created_by: row.get("created_by")?,
-        public_id: row.get("public_id")?,
-        instance,
-    })
 }
+
+fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
+    let mut columns = Columns::of(row);
+    let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
+    let instance = Instance {
+        id: columns.next()?,
+        order_biz_id: columns.next()?,
+        state: columns.one_of(&STATES)?,
+        account: columns.next()?,
+        endpoint: columns.next()?,
+        buyer: columns.next()?,
+        product: columns.next()?,
+        sku: columns.next()?,
+        order_id: columns.next()?,
+        trial: columns.next()?,
+        expires_on: columns.instant_or_none()?,
+        expires_on_raw: columns.next()?,
+        items: read_items(columns.next()?)?,
+        began: columns.next()?,
+        tombstone: columns.next()?,
+        adopted: columns.next()?,
+        claimed_at: columns.instant_or_none()?,
+        tenant: columns.next()?,
+        created_at: columns.instant()?,
+        updated_at: columns.instant()?,
+    };
+    Ok(InstanceRow { number, created_by, public_id, instance })
+}
+
+fn read_items(text: Option<String>) -> rusqlite::Result<BTreeMap<String, String>> {
+    let items = text.map(|text| serde_json::from_str(&text)).transpose();
+    Ok(items.map_err(|_| unreadable("items that are not JSON"))?.unwrap_or_default())
+}
+
+/// The columns of a callback, in the order they are read. Its body follows where it is wanted.
+macro_rules! callback_columns {
+    () => {
+        "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
+         callback.instance, callback.job, callback.action, callback.disposition, callback.reason_code,
+         callback.reason, callback.received_at, callback.last_received_at, callback.deliveries,
+         callback.budget, callback.told_at"
+    };
+}
+
+/// How many they are.
+const CALLBACK_COLUMNS_COUNT: usize = 16;
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
+    let mut columns = Columns::of(row);
     Ok(CallbackRow {
-        number: row.get("number")?,
-        account: row.get("account")?,
-        endpoint: row.get("endpoint")?,
-        key_label: row.get("key_label")?,
-        occurrence: row.get("occurrence")?,
-        instance: row.get("instance")?,
-        job: row.get("job")?,
-        action: at_position(&Action::ALL, row.get("action")?)?,
-        disposition: at_position(&Disposition::ALL, row.get("disposition")?)?,
-        reason_code: row.get("reason_code")?,
-        reason: row.get("reason")?,
-        received_at: instant(row, "received_at")?,
-        last_received_at: instant(row, "last_received_at")?,
-        deliveries: row.get::<_, i64>("deliveries")?.unsigned_abs(),
-        budget: row.get("budget")?,
-        told_at: instant_or_none(row, "told_at")?,
+        number: columns.next()?,
+        account: columns.next()?,
+        endpoint: columns.next()?,
+        key_label: columns.next()?,
+        occurrence: columns.next()?,
+        instance: columns.next()?,
+        job: columns.next()?,
+        action: columns.one_of(&Action::ALL)?,
+        disposition: columns.one_of(&Disposition::ALL)?,
+        reason_code: columns.next()?,
+        reason: columns.next()?,
+        received_at: columns.instant()?,
+        last_received_at: columns.instant()?,
+        deliveries: columns.next::<i64>()?.unsigned_abs(),
+        budget: columns.next()?,
+        told_at: columns.instant_or_none()?,
     })
 }
 
-fn read_body(row: &Row<'_>) -> rusqlite::Result<Callback> {
-    let body: String = row.get("body")?;
-    serde_json::from_str(&body).map_err(|_| unreadable("a callback that is not JSON"))
+/// A callback's body, which stands behind so many other columns.
+fn read_body(row: &Row<'_>, behind: usize) -> rusqlite::Result<Callback> {
+    let body = row.get_ref(behind)?;
+    serde_json::from_slice(body.as_bytes()?).map_err(|_| unreadable("a callback that is not JSON"))
 }
 
+/// The columns of a job, in the order they are read.
+macro_rules! job_columns {
+    () => {
+        "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
+         job.step, job.extra, job.due_at, job.lease_until, job.attempted_at, job.note, job.answer,
+         job.sealed, job.proposed_id, job.created_at, job.ended_at"
+    };
+}
+
+/// How many they are.
+const JOB_COLUMNS_COUNT: usize = 19;
+
 fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    let mut columns = Columns::of(row);
     Ok(JobRow {
-        number: row.get("number")?,
-        id: Id::from_bytes(row.get("id")?),
-        callback: row.get("callback")?,
-        instance: row.get("instance")?,
-        in_lane: row.get("in_lane")?,
-        action: at_position(&Action::ALL, row.get("action")?)?,
-        state: at_position(&job::State::ALL, row.get("state")?)?,
-        attempts: row.get("attempts")?,
-        step: row.get("step")?,
-        extra: at_position(&job::Extra::ALL, row.get("extra")?)?,
-        due_at: instant(row, "due_at")?,
-        lease_until: instant_or_none(row, "lease_until")?,
-        attempted_at: instant_or_none(row, "attempted_at")?,
-        note: row.get("note")?,
-        answer: row.get("answer")?,
-        sealed: row.get("sealed")?,
-        proposed_id: row.get("proposed_id")?,
-        created_at: instant(row, "created_at")?,
-        ended_at: instant_or_none(row, "ended_at")?,
+        number: columns.next()?,
+        id: Id::from_bytes(columns.next()?),
+        callback: columns.next()?,
+        instance: columns.next()?,
+        in_lane: columns.next()?,
+        action: columns.one_of(&Action::ALL)?,
+        state: columns.one_of(&job::State::ALL)?,
+        attempts: columns.next()?,
+        step: columns.next()?,
+        extra: columns.one_of(&job::Extra::ALL)?,
+        due_at: columns.instant()?,
+        lease_until: columns.instant_or_none()?,
+        attempted_at: columns.instant_or_none()?,
+        note: columns.next()?,
+        answer: columns.next()?,
+        sealed: columns.next()?,
+        proposed_id: columns.next()?,
+        created_at: columns.instant()?,
+        ended_at: columns.instant_or_none()?,
     })
 }
 
 fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    let mut columns = Columns::of(row);
     Ok(AttemptRow {
-        job: row.get("job")?,
-        attempt: row.get("attempt")?,
-        ended_at: instant(row, "ended_at")?,
-        ending: row.get("ending")?,
-        note: row.get("note")?,
+        job: columns.next()?,
+        attempt: columns.next()?,
+        ended_at: columns.instant()?,
+        ending: columns.next()?,
+        note: columns.next()?,
     })
 }
 
@@ -465,6 +568,12 @@ const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS befo
 /// it done already. Everything else that needs no job is told in the commit that records it.
 const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
     OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
+
+/// The most tries spent on a callback that still wants its answer: what was refused, dropped or
+/// cancelled has had one, and is called for in vain.
+const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+    WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
+    AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
 
 /// A list's conditions, as they are added one by one.
 struct Conditions {
@@ -487,21 +596,40 @@ impl Conditions {
         }
     }
 
-    fn query(mut self, table: &str, limit: usize) -> (String, Vec<Value>) {
+    fn search(&mut self, text: &str) {
+        let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
+        let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
+        self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
+    }
+
+    fn query(mut self, columns: &str, table: &str, limit: usize) -> (String, Vec<Value>) {
         self.values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
-        (format!("SELECT * FROM {table} WHERE {} ORDER BY number DESC LIMIT ?", self.sql), self.values)
+        (
+            format!("SELECT {columns} FROM {table} WHERE {} ORDER BY number DESC LIMIT ?", self.sql),
+            self.values,
+        )
     }
 }
 
 impl Read for Sqlite {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
-        self.one("SELECT * FROM instance WHERE number = ?1", [number], read_instance)
+        self.one(
+            concat!("SELECT ", instance_columns!(), " FROM instance WHERE number = ?1"),
+            [number],
+            read_instance,
+        )
     }
 
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
         self.many(
-            "SELECT instance.* FROM name JOIN instance ON instance.number = name.instance
-             WHERE name.name = ?1 ORDER BY instance.number",
+            concat!(
+                "SELECT ",
+                instance_columns!(),
+                " FROM name JOIN instance ON instance.number = name.instance
+                 WHERE name.name = ?1 ORDER BY instance.number"
+            ),
             [name],
             read_instance,
         )
@@ -509,8 +637,12 @@ impl Read for Sqlite {
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
         self.one(
-            "SELECT instance.* FROM name JOIN instance ON instance.number = name.instance
-             WHERE name.account = ?1 AND name.name = ?2",
+            concat!(
+                "SELECT ",
+                instance_columns!(),
+                " FROM name JOIN instance ON instance.number = name.instance
+                 WHERE name.account = ?1 AND name.name = ?2"
+            ),
             [account, name],
             read_instance,
         )
@@ -526,34 +658,45 @@ impl Read for Sqlite {
 
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.many(
-            "SELECT job.*, callback.body FROM job JOIN callback ON callback.number = job.callback
-             WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number",
+            concat!(
+                "SELECT ",
+                job_columns!(),
+                ", callback.body FROM job JOIN callback ON callback.number = job.callback
+                 WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number"
+            ),
             [instance],
-            |row| Ok((read_job(row)?, read_body(row)?)),
+            |row| Ok((read_job(row)?, read_body(row, JOB_COLUMNS_COUNT)?)),
         )
     }
 
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
-        self.many("SELECT * FROM callback WHERE occurrence = ?1 ORDER BY number", [key], read_callback)
+        let sql =
+            concat!("SELECT ", callback_columns!(), " FROM callback WHERE occurrence = ?1 ORDER BY number");
+        self.many(sql, [key], read_callback)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
-        self.one("SELECT * FROM callback WHERE number = ?1", [number], |row| {
-            Ok((read_callback(row)?, read_body(row)?))
-        })
+        let sql = concat!("SELECT ", callback_columns!(), ", body FROM callback WHERE number = ?1");
+        self.one(sql, [number], |row| Ok((read_callback(row)?, read_body(row, CALLBACK_COLUMNS_COUNT)?)))
+    }
+
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+        let sql = concat!("SELECT ", callback_columns!(), " FROM callback WHERE number = ?1");
+        self.one(sql, [number], read_callback)
     }
 
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
-        self.one("SELECT * FROM job WHERE number = ?1", [number], read_job)
+        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE number = ?1"), [number], read_job)
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
-        self.one("SELECT * FROM job WHERE id = ?1", [id.as_bytes()], read_job)
+        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
         let sql = format!(
-            "SELECT * FROM job WHERE state = 0 AND due_at <= ?1 AND {IS_HEAD} ORDER BY due_at, number LIMIT ?2"
+            "SELECT {} FROM job WHERE state = 0 AND due_at <= ?1 AND {IS_HEAD} ORDER BY due_at, number LIMIT ?2",
+            job_columns!()
         );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         self.many(&sql, [now.as_millisecond(), limit], read_job)
@@ -569,14 +712,26 @@ impl Read for Sqlite {
     }
 
     fn running(&self) -> Result<Vec<JobRow>> {
-        self.many("SELECT * FROM job WHERE state = 1 ORDER BY number", [], read_job)
+        self.many(
+            concat!("SELECT ", job_columns!(), " FROM job WHERE state = 1 ORDER BY number"),
+            [],
+            read_job,
+        )
     }
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
         let mut conditions = Conditions::new(filter);
         conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
         conditions.add("account = ?", filter.account.clone());
-        let (sql, values) = conditions.query("instance", filter.limit);
+        if let Some(text) = &filter.search {
+            conditions.search(text);
+        }
+        if let Some((from, to)) = filter.expires {
+            conditions.sql.push_str(" AND state <> 3");
+            conditions.add("expires_on >= ?", Some(from.as_millisecond()));
+            conditions.add("expires_on < ?", Some(to.as_millisecond()));
+        }
+        let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
         self.many(&sql, params_from_iter(values), read_instance)
     }
 
@@ -588,7 +743,7 @@ impl Read for Sqlite {
                 filter.jobs.iter().map(|state| position(&job::State::ALL, state).to_string()).collect();
             conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
         }
-        let (sql, values) = conditions.query("job", filter.limit);
+        let (sql, values) = conditions.query(job_columns!(), "job", filter.limit);
         self.many(&sql, params_from_iter(values), read_job)
     }
 
@@ -604,25 +759,38 @@ impl Read for Sqlite {
         if filter.untold {
             conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
         }
-        let (sql, values) = conditions.query("callback", filter.limit);
+        let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
         self.many(&sql, params_from_iter(values), read_callback)
     }
 
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
-        self.many("SELECT * FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at", [job], read_attempt)
+        self.many("SELECT job, attempt, ended_at, ending, note FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at",
+            [job],
+            read_attempt,
+        )
     }
 
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.many("SELECT * FROM act ORDER BY number DESC LIMIT ?1", [limit], |row| {
+        self.many("SELECT at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1", [limit], |row| {
+            let mut columns = Columns::of(row);
             Ok(ActRow {
-                at: instant(row, "at")?,
-                who: row.get("who")?,
-                act: row.get("act")?,
-                target: row.get("target")?,
-                why: row.get("why")?,
+                at: columns.instant()?,
+                who: columns.next()?,
+                act: columns.next()?,
+                target: columns.next()?,
+                why: columns.next()?,
             })
         })
+    }
+
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.many(
+            "SELECT expires_on / ?1, count(*) FROM instance
+             WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
+            [DAY_MS, first, end],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
+        )
     }
 
     fn totals(&self) -> Result<Totals> {
@@ -641,6 +809,19 @@ impl Read for Sqlite {
         };
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
         totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        let first = |sql: &str| -> Result<Option<Timestamp>> {
+            Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
+        };
+        let (queued, running) = (
+            first("SELECT min(created_at) FROM job WHERE state = 0")?,
+            first("SELECT min(created_at) FROM job WHERE state = 1")?,
+        );
+        totals.oldest_job = queued.into_iter().chain(running).min();
+        totals.next_due = first(&format!("SELECT min(due_at) FROM job WHERE state = 0 AND {IS_HEAD}"))?;
+        let tries =
+            self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
+        let (tries, ratio) = tries.unwrap_or_default();
+        (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)
     }
 }
@@ -649,8 +830,9 @@ impl Write for Sqlite {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         self.insert(
             "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
-               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, created_at, updated_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)",
+               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
+               created_at, updated_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
             params![
                 instance.id,
                 instance.order_biz_id,
@@ -668,6 +850,8 @@ impl Write for Sqlite {
                 instance.began,
                 instance.tombstone,
                 instance.adopted,
+                millis(instance.claimed_at),
+                instance.tenant,
                 instance.created_at.as_millisecond(),
                 instance.updated_at.as_millisecond(),
             ],
@@ -679,7 +863,7 @@ impl Write for Sqlite {
         self.run(
             "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
                trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
-               created_by = ?14, updated_at = ?15, public_id = ?16 WHERE number = ?1",
+               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17, public_id = ?18 WHERE number = ?1",
             params![
                 row.number,
                 instance.id,
@@ -695,6 +879,8 @@ impl Write for Sqlite {
                 instance.began,
                 instance.tombstone,
                 row.created_by,
+                millis(instance.claimed_at),
+                instance.tenant,
                 instance.updated_at.as_millisecond(),
                 row.public_id,
             ],
@@ -703,15 +889,15 @@ impl Write for Sqlite {
     }
 
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
-        self.run(
-            "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            params![account, name, instance],
-        )?;
         let holder =
             self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
                 row.get::<_, i64>(0)
             })?;
-        Ok(holder == Some(instance))
+        if holder.is_none() {
+            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
+            self.run(sql, params![account, name, instance])?;
+        }
+        Ok(holder.is_none_or(|holder| holder == instance))
     }
 
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
@@ -763,6 +949,14 @@ impl Write for Sqlite {
                 row.deliveries.cast_signed(),
                 millis(row.told_at),
             ],
+        )?;
+        Ok(())
+    }
+
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.run(
+            "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
+            [callback, at.as_millisecond()],
         )?;
         Ok(())
     }

@@ -21,6 +21,7 @@ use crate::callback::{Action, Answer, Callback, Once, Outcome};
 use crate::clock::{Id, plus_millis};
 use crate::instance::Instance;
 use crate::limits;
+use crate::metrics::Metric;
 
 /// What a caller waits for.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
@@ -162,6 +163,7 @@ impl<B: Backend> Writer<B> {
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
             Err(error) => Err(error),
         };
+        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], results.len() as f64);
         if let Err(error) = &committed {
             tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
             if let Err(error) = self.backend.rollback() {
@@ -214,7 +216,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
         Command::Take { limit, held, now, reply } => {
             let done = guarded(backend, usable, |rows| {
                 let until = plus_millis(now, limits::LEASE_MS);
-                let taken = ledger::take(rows, limit, &held, until, &shared.schedule, now)?;
+                let taken = ledger::take(rows, limit, &held, until, &shared.schedules, now)?;
                 Ok(Taking { taken, next_due: rows.next_due(now)? })
             });
             After::Take { done, reply }
@@ -225,7 +227,7 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             After::Unit { done, reply }
         }
         Command::Recover { now, reply } => {
-            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedule, now, |_| true);
+            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, now, |_| true);
             After::Recover { done: guarded(backend, usable, recover), reply }
         }
         Command::Count { counts, reply } => {

@@ -106,6 +106,13 @@ impl Home {
         home
     }
 
+    /// For a program that has its hook inside.
+    pub(crate) fn without_hook() -> Home {
+        let home = Home::empty();
+        home.configure(home.config("60s", "").split("[[hook]]").next().unwrap());
+        home
+    }
+
     /// A key file and nothing else.
     pub(crate) fn empty() -> Home {
         let home = Home { folder: tempfile::tempdir().unwrap() };
@@ -113,7 +120,8 @@ impl Home {
         home
     }
 
-    fn config(&self, reply_within: &str, hook: &str) -> String {
+    /// The configuration of one endpoint and one hook, which is the rest of a `[[hook]]` table.
+    pub(crate) fn config(&self, reply_within: &str, hook: &str) -> String {
         let folder = self.folder.path().display();
         format!(
             r#"
@@ -186,6 +194,15 @@ name = "provision"
     pub(crate) fn start_with(&self, arguments: &[&str]) -> Daemon {
         let mut command = self.command(&["serve", "--config"]);
         command.arg(self.path("spid.toml")).args(arguments);
+        Daemon::spawn(command)
+    }
+
+    /// Starts a program that is spid with a hook inside.
+    pub(crate) fn start_program(&self, program: &Path, environment: &[(&str, String)]) -> Daemon {
+        let mut command = Command::new(program);
+        command.args(["serve", "--config"]).arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         Daemon::spawn(command)
     }
 

@@ -31,6 +31,8 @@ pub(crate) fn instance() -> Instance {
         began: false,
         tombstone: false,
         adopted: false,
+        claimed_at: None,
+        tenant: None,
         created_at: Timestamp::UNIX_EPOCH,
         updated_at: Timestamp::UNIX_EPOCH,
     }
@@ -46,6 +48,7 @@ pub(crate) fn call_for(callback: &Callback, instance: &Instance, key: &str) -> C
         received_at: Timestamp::UNIX_EPOCH,
         account: "acme",
         endpoint: "alibaba-cn",
+        dashscope_euid: None,
     })
     .unwrap()
 }

@@ -68,7 +68,7 @@ pub(crate) fn steady_schedule() -> Schedule {
 }
 
 fn options() -> StoreOptions {
-    StoreOptions { schedule: steady_schedule(), ..StoreOptions::default() }
+    StoreOptions { schedules: steady_schedule().into(), ..StoreOptions::default() }
 }
 
 impl Bench {

@@ -113,7 +113,7 @@ impl Sim {
         let orders = (0..rng.between(1, 3) as usize).map(|number| Order::new(&mut rng, number)).collect();
         let waits = (0..rng.between(1, 4)).map(|_| 1000 * rng.between(1, 60) as i64).collect();
         let store = StoreOptions {
-            schedule: Schedule::from_millis(waits),
+            schedules: Schedule::from_millis(waits).into(),
             ids: Ids::seeded(rng.next()),
             ..StoreOptions::default()
         };

@@ -33,6 +33,8 @@ const KINDS: [(&str, Kind); 8] = [
 const KILL_BEFORE: u64 = 10_000;
 const KILL_AFTER: u64 = 10_001;
 const LIE: u64 = 10_002;
+/// So many milliseconds are added to this.
+const SLOW: u64 = 20_000;
 
 /// What becomes of one call.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,6 +111,7 @@ fn set(words: &[AtomicU64], rule: &str) -> Option<()> {
         "kill-before" => KILL_BEFORE,
         "kill-after" => KILL_AFTER,
         "lie" => LIE,
+        slow if slow.starts_with("slow-") => SLOW + slow.trim_start_matches("slow-").parse::<u64>().ok()?,
         number => number.parse().ok()?,
     };
     let base = base(kind);
@@ -136,6 +139,10 @@ pub(crate) fn judge(kind: Kind) -> Verdict {
         KILL_BEFORE => die(),
         KILL_AFTER => Verdict::KillAfter,
         LIE => Verdict::Lie,
+        slow if slow >= SLOW => {
+            std::thread::sleep(std::time::Duration::from_millis(slow - SLOW));
+            Verdict::Pass
+        }
         error => Verdict::Fail(error as i32),
     }
 }

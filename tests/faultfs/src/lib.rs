@@ -24,7 +24,7 @@
 //! * EFFECT: `ENOSPC`, `EIO`, `EROFS`, `EDQUOT` or a number: the call fails with that error and does
 //!   nothing. `kill-before` and `kill-after`: the process gets SIGKILL before or after the call, so
 //!   `reply 1 kill-before` is "after the commit, before the reply". `lie`: a `sync` succeeds and has
-//!   synced nothing.
+//!   synced nothing. `slow-10`: it takes ten milliseconds longer.
 //!
 //! One rule a kind; a later one takes the place of an earlier.
 //!
@@ -33,7 +33,7 @@
 //! Words of 64 bits in the machine's order. Word 0: what is added to the wall clock, in milliseconds,
 //! signed. For kind number k (in the order above), from word 8 + 8k: calls so far, first number that
 //! fails (0: none), last number that fails, effect (an error number, 10000 kill-before, 10001
-//! kill-after, 10002 lie), how often it has failed.
+//! kill-after, 10002 lie, 20000 and more slow by the rest in milliseconds), how often it has failed.
 //!
 //! # What a power cut leaves
 //!

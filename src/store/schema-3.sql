@@ -1,4 +1,4 @@
--- Version 2, what a marketplace needs that names its instances itself and marks its requests.
+-- Version 3: what a marketplace needs that names its instances itself and marks its requests.
 -- The id by which the marketplace calls the instance, where that is not the hook's.
 ALTER TABLE instance ADD COLUMN public_id TEXT;
 

@@ -1,0 +1,101 @@
+//! Stores of a size: so many orders, each bought and answered, made the way a daemon makes them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use spid::clock::Clock;
+use spid::dialect;
+use spid::dispatch::{Dispatch, DispatchOptions};
+use spid::hook::AnyHook;
+use spid::hook::runner::{NamedHook, Runner};
+use spid::http::Request;
+use spid::intake::{Endpoint, Intake, IntakeOptions};
+use spid::metrics::Metrics;
+use spid::refusals::Refusals;
+use spid::store::{Store, StoreOptions};
+use tokio::sync::watch;
+
+use crate::{orders, servers};
+
+/// Callbacks that are on their way at once.
+const AT_ONCE: usize = 512;
+
+/// A folder with a database of `count` finished orders named `full-0000000` and so on. It is made once and
+/// copied from then on, for a million take minutes.
+pub(crate) fn store(cache: &Path, count: usize) -> tempfile::TempDir {
+    let kept = cache.join(format!("orders-{count}-schema-{}", schema_version(cache)));
+    if !kept.join("whole").exists() {
+        let _ = std::fs::remove_dir_all(&kept);
+        std::fs::create_dir_all(&kept).unwrap();
+        eprintln!("making a store of {count} orders …");
+        fill(&kept.join("spid.db"), count);
+        std::fs::write(kept.join("whole"), "").unwrap();
+    }
+    let folder = tempfile::tempdir_in(cache).unwrap();
+    for file in ["spid.db", "spid.db.key"] {
+        std::fs::copy(kept.join(file), folder.path().join(file)).unwrap();
+    }
+    folder
+}
+
+/// A store of another schema is another store.
+fn schema_version(cache: &Path) -> i64 {
+    let probe = tempfile::tempdir_in(cache).unwrap();
+    let path = probe.path().join("spid.db");
+    fill(&path, 0);
+    // "user_version" stands at offset 60 of the file, big-endian: sqlite.org/fileformat.html
+    let head = std::fs::read(&path).unwrap();
+    i64::from(u32::from_be_bytes([head[60], head[61], head[62], head[63]]))
+}
+
+fn fill(path: &Path, count: usize) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(fill_with(path.to_owned(), count));
+}
+
+async fn fill_with(path: PathBuf, count: usize) {
+    let clock = Clock::System;
+    let (store, closed) = Store::open(&path, StoreOptions::default(), clock.clone()).await.unwrap();
+    let metrics = Metrics::default();
+    let hook = NamedHook::new("nothing", AnyHook::new(servers::Nothing)).concurrency(AT_ONCE);
+    let runner = Runner::new(vec![hook], Vec::new()).unwrap();
+    let options = DispatchOptions { places: AT_ONCE, ..DispatchOptions::default() };
+    let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
+    let (stop, stopping) = watch::channel(false);
+    let dispatching = tokio::spawn(dispatch.run(stopping));
+    let refusals = Refusals::new(clock.clone(), metrics.clone());
+    let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
+    let next = Arc::new(AtomicUsize::new(0));
+    let tasks = (0..AT_ONCE).map(|_| tokio::spawn(buy(intake.clone(), next.clone(), count)));
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    stop.send_replace(true);
+    dispatching.await.unwrap();
+    drop((intake, store));
+    closed.wait().await;
+}
+
+async fn buy(intake: Intake, next: Arc<AtomicUsize>, count: usize) {
+    let endpoint = Endpoint {
+        name: "bench".into(),
+        account: "bench".into(),
+        dialect: dialect::by_name("alibaba").unwrap(),
+        keys: orders::keys(),
+        options: dialect::Options::default(),
+    };
+    loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number >= count {
+            return;
+        }
+        let request = Request::get(format!("/spi?{}", orders::query(&format!("full-{number:07}"))));
+        while !is_done(&intake.receive(&endpoint, request.clone()).await.body) {}
+    }
+}
+
+/// Whether the answer is an id, and not "call again".
+fn is_done(body: &[u8]) -> bool {
+    !String::from_utf8_lossy(body).contains(r#""0""#)
+}

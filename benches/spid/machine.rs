@@ -1,0 +1,51 @@
+//! What this machine is, and what a process on it takes.
+
+use std::fs::read_to_string;
+
+/// Clock ticks in a second, as Linux counts them for everybody.
+const TICKS_PER_S: f64 = 100.0;
+
+/// The processor time a process has taken, in seconds.
+pub(crate) fn processor_s(process: u32) -> f64 {
+    let stat = read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The name stands in brackets and may hold blanks.
+    let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
+    let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
+    (ticks(11) + ticks(12)) / TICKS_PER_S
+}
+
+/// The memory a process has at the moment, in megabytes.
+pub(crate) fn memory_mb(process: u32) -> f64 {
+    let status = read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+}
+
+/// The machine in a line.
+pub(crate) fn described() -> String {
+    let info = read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("an unknown processor");
+    let model = model.trim_start_matches(['\t', ' ', ':']);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let memory = read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = memory.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or(0.0);
+    format!("{model}, {cores} cores, {:.0} GB, Linux {}", total / 1024.0 / 1024.0, kernel.trim())
+}
+
+/// How long the disk takes for one durable write of a page, in milliseconds: the median of some.
+pub(crate) fn sync_ms(folder: &std::path::Path) -> f64 {
+    use std::io::Write;
+    let mut file = std::fs::File::create(folder.join("sync-probe")).unwrap();
+    let mut took: Vec<f64> = (0..200)
+        .map(|_| {
+            let begun = std::time::Instant::now();
+            file.write_all(&[7; 4096]).unwrap();
+            file.sync_data().unwrap();
+            begun.elapsed().as_secs_f64() * 1000.0
+        })
+        .collect();
+    took.sort_by(f64::total_cmp);
+    took[took.len() / 2]
+}

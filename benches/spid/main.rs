@@ -1,0 +1,100 @@
+//! How fast and how small spid is, always beside something else in the same run.
+//!
+//! ```text
+//! cargo bench --bench spid                         # everything; a table
+//! cargo bench --bench spid -- --quick              # a look, in a minute
+//! cargo bench --bench spid -- --only paths,growth  # parts
+//! cargo bench --bench spid -- --json FILE --write docs/performance.md
+//! cargo bench --bench spid -- --drive repeat       # ten seconds of one load, for a profiler to look at
+//! ```
+//!
+//! Rounds are interleaved (bare hyper, a repeat, a new order, …, and again), so that a machine that slows
+//! down slows everything down; a figure is the median of its rounds, and its spread stands beside it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    missing_docs,
+    reason = "a bench that cannot run says so and ends"
+)]
+
+mod grow;
+mod load;
+mod machine;
+mod orders;
+mod parts;
+mod report;
+mod servers;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use report::Report;
+
+/// What is to be done, and how thoroughly.
+pub(crate) struct Plan {
+    rounds: usize,
+    round: Duration,
+    largest: usize,
+    cache: PathBuf,
+    only: Option<Vec<String>>,
+    json: Option<PathBuf>,
+    write: Option<PathBuf>,
+}
+
+impl Plan {
+    fn read(arguments: &[String]) -> Plan {
+        let value = |name: &str| {
+            let at = arguments.iter().position(|argument| argument == name)?;
+            arguments.get(at + 1).cloned()
+        };
+        let quick = arguments.iter().any(|argument| argument == "--quick");
+        let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench");
+        std::fs::create_dir_all(&cache).unwrap();
+        Plan {
+            rounds: if quick { 1 } else { 7 },
+            round: Duration::from_millis(if quick { 500 } else { 1_500 }),
+            largest: if quick { 10_000 } else { 1_000_000 },
+            cache,
+            only: value("--only").map(|parts| parts.split(',').map(str::to_owned).collect()),
+            json: value("--json").map(PathBuf::from),
+            write: value("--write").map(PathBuf::from),
+        }
+    }
+
+    fn wants(&self, part: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| only.iter().any(|wanted| wanted == part))
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(code) = servers::as_server(&arguments) {
+        return code;
+    }
+    let plan = Plan::read(&arguments);
+    if let Some(at) = arguments.iter().position(|argument| argument == "--drive") {
+        parts::drive(&plan, arguments.get(at + 1).map_or("repeat", String::as_str));
+        return ExitCode::SUCCESS;
+    }
+    let mut report = Report::new(machine::described(), machine::sync_ms(&plan.cache));
+    for (name, part) in parts::ALL {
+        if plan.wants(name) {
+            eprintln!("measuring {name} …");
+            part(&plan, &mut report);
+        }
+    }
+    println!("{}", report.table());
+    if let Some(path) = &plan.json {
+        std::fs::write(path, report.json()).unwrap();
+    }
+    if let Some(path) = &plan.write {
+        std::fs::write(path, report.document()).unwrap();
+    }
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,379 @@
+//! What is measured, part by part.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::load::{self, Requests, Sample};
+use crate::report::{Figure, Report, Section};
+use crate::servers::{self, Hook, Server};
+use crate::{Plan, grow, machine, orders};
+
+type Part = fn(&Plan, &mut Report);
+
+/// The parts by name.
+pub(crate) const ALL: [(&str, Part); 7] = [
+    ("paths", paths),
+    ("exec", exec),
+    ("growth", growth),
+    ("latency", latency),
+    ("disk", disk),
+    ("log", log),
+    ("size", size),
+];
+
+const CONNECTIONS: [usize; 4] = [1, 8, 64, 256];
+
+fn folder(plan: &Plan) -> tempfile::TempDir {
+    tempfile::tempdir_in(&plan.cache).unwrap()
+}
+
+/// New orders, enough for a round at a rate nobody reaches.
+fn news(prefix: &str, round: Duration) -> Arc<Requests> {
+    Requests::each(orders::creates(prefix, (round.as_secs_f64() * 25_000.0) as usize), r#""instanceId""#)
+}
+
+fn run(server: &Server, connections: usize, requests: &Arc<Requests>, length: Duration) -> Sample {
+    let sample = load::closed(server.address, connections, requests, length);
+    assert_eq!(sample.wrong, 0, "answers that say something else than they should");
+    sample
+}
+
+/// An order that was bought, for its repeats.
+fn bought(server: &Server, name: &str) -> Arc<Requests> {
+    let once = Requests::each(vec![orders::create(name)], name);
+    assert_eq!(load::closed(server.address, 1, &once, Duration::from_secs(30)).wrong, 0);
+    Requests::same(orders::create(name), name)
+}
+
+/// Rounds of what is compared, one after the other, by name.
+struct Rounds<'a> {
+    names: Vec<&'a str>,
+    rates: Vec<Vec<f64>>,
+    shares: Vec<f64>,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(names: &[&'a str]) -> Rounds<'a> {
+        let rates = names.iter().map(|_| Vec::new()).collect();
+        Rounds { names: names.to_vec(), rates, shares: vec![0.0; names.len()] }
+    }
+
+    fn add(&mut self, name: &str, sample: &Sample) {
+        let index = self.names.iter().position(|known| *known == name).unwrap();
+        self.rates[index].push(sample.rate);
+        self.shares[index] = self.shares[index].max(sample.load_share);
+    }
+
+    fn rates(&self, name: &str) -> &[f64] {
+        &self.rates[self.names.iter().position(|known| *known == name).unwrap()]
+    }
+
+    fn share(&self, name: &str) -> f64 {
+        self.shares[self.names.iter().position(|known| *known == name).unwrap()]
+    }
+
+    /// How many times `base` a thing reaches, round by round.
+    fn ratio(&self, name: &str, base: &str) -> Figure {
+        Figure::of(self.rates(name).iter().zip(self.rates(base)).map(|(one, other)| one / other).collect())
+    }
+
+    fn rate(&self, name: &str) -> f64 {
+        Figure::of(self.rates(name).to_vec()).median
+    }
+}
+
+/// a, b, c and e: bare hyper, a repeat, a new order, a wrong token.
+fn paths(plan: &Plan, report: &mut Report) {
+    let (bare, null) = (servers::constant("hyper"), servers::constant("null"));
+    let home = folder(plan);
+    let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let repeat = bought(&spid, "bought-already");
+    let constant = Requests::same(orders::create("constant"), "instanceId");
+    let forged = Requests::same(orders::forged("bought-already"), "403");
+    let mut section = Section::new(
+        "Against bare hyper",
+        "Bare hyper answers a constant as long as ours; spid verifies, records and answers. A *repeat* is a callback whose \
+         work is done. A *new order* is verified, committed, run through a hook in the process that does nothing, committed \
+         again, and answered with its final answer. Goals are for 64 and 256 connections; the load runs on the same cores.",
+    );
+    for connections in CONNECTIONS {
+        let mut rounds = Rounds::new(&["null", "hyper", "repeat", "new", "wrong"]);
+        for round in 0..=plan.rounds {
+            let new = news(&format!("new-{connections}-{round}"), plan.round);
+            for (name, server, requests) in [
+                ("null", &null, &constant),
+                ("hyper", &bare, &constant),
+                ("repeat", &spid, &repeat),
+                ("new", &spid, &new),
+                ("wrong", &spid, &forged),
+            ] {
+                let sample = run(server, connections, requests, plan.round);
+                // The first round warms up.
+                if round > 0 {
+                    rounds.add(name, &sample);
+                }
+            }
+        }
+        paths_rows(&mut section, connections, &rounds);
+    }
+    section.line("memory after this", format!("{:.1} MB", machine::memory_mb(spid.id())));
+    report.sections.push(section);
+}
+
+fn paths_rows(section: &mut Section, connections: usize, rounds: &Rounds<'_>) {
+    let at = format!("{connections} connections");
+    let (repeat, new) = (rounds.ratio("repeat", "hyper"), rounds.ratio("new", "hyper"));
+    if connections >= 64 {
+        section.at_least(format!("repeat, {at}"), repeat, 0.6);
+        section.at_least(format!("new order, {at}"), new, 0.35);
+    } else {
+        section.line(format!("repeat, {at}"), repeat.shown(2));
+        section.line(format!("new order, {at}"), new.shown(2));
+    }
+    section.line(format!("wrong token, {at}"), rounds.ratio("wrong", "hyper").shown(2));
+    let rates = ["null", "hyper", "repeat", "new", "wrong"].map(|name| format!("{:.0}", rounds.rate(name)));
+    section.line(
+        format!("answers a second, {at}: a socket that only answers, hyper, repeat, new, wrong"),
+        rates.join(", "),
+    );
+    section.line(
+        format!("the load itself takes at most, of one core, {at}: hyper, repeat, new"),
+        ["hyper", "repeat", "new"].map(|name| format!("{:.0} %", 100.0 * rounds.share(name))).join(", "),
+    );
+}
+
+/// d: a command as the hook, beside a runner of commands that keeps nothing.
+fn exec(plan: &Plan, report: &mut Report) {
+    let home = folder(plan);
+    let Some(webhook) = servers::webhook(home.path()) else {
+        eprintln!("skipped: install webhook");
+        return;
+    };
+    let spid = servers::spid(home.path(), Hook::Command, &[]);
+    let called = Requests::same(orders::webhook(), "{}");
+    let mut section = Section::new(
+        "A command as the hook",
+        "`/bin/echo {}` for every new order, against Debian's `webhook` (adnanh/webhook) running the same and keeping nothing.",
+    );
+    for connections in [8, 64] {
+        let mut rounds = Rounds::new(&["webhook", "exec"]);
+        for round in 0..=plan.rounds {
+            let new = news(&format!("exec-{connections}-{round}"), plan.round);
+            for (name, server, requests) in [("webhook", &webhook, &called), ("exec", &spid, &new)] {
+                let sample = run(server, connections, requests, plan.round);
+                if round > 0 {
+                    rounds.add(name, &sample);
+                }
+            }
+        }
+        section.at_least(
+            format!("new orders, {connections} connections"),
+            rounds.ratio("exec", "webhook"),
+            1.5,
+        );
+        section.line(
+            format!("a second, {connections} connections: webhook, spid"),
+            format!("{:.0}, {:.0}", rounds.rate("webhook"), rounds.rate("exec")),
+        );
+    }
+    report.sections.push(section);
+}
+
+/// What grows with the number of instances, and what does not.
+fn growth(plan: &Plan, report: &mut Report) {
+    let sizes: Vec<usize> =
+        [100, 10_000, 1_000_000].into_iter().filter(|size| *size <= plan.largest).collect();
+    let mut section = Section::new(
+        "With more instances",
+        "The same daemon on stores with so many finished orders; ratios are against the smallest.",
+    );
+    let homes: Vec<_> = sizes.iter().map(|size| grow::store(&plan.cache, *size)).collect();
+    for (size, home) in sizes.iter().zip(&homes) {
+        let begun = Instant::now();
+        let server = servers::spid(home.path(), Hook::Inside, &[]);
+        let ready_ms = begun.elapsed().as_secs_f64() * 1000.0;
+        section.at_most(format!("start to ready, {size} orders"), ready_ms, 100.0, "ms");
+        let goal = if *size >= 1_000_000 { 40.0 } else { 12.0 };
+        section.at_most(format!("memory idle, {size} orders"), machine::memory_mb(server.id()), goal, "MB");
+        let bytes = std::fs::metadata(home.path().join("spid.db")).unwrap().len() as f64;
+        if *size >= 10_000 {
+            section.at_most(
+                format!("on disk for an order, {size} orders"),
+                bytes / *size as f64 / 1000.0,
+                1.5,
+                "KB",
+            );
+        }
+    }
+    growth_rates(plan, &sizes, &homes, &mut section);
+    report.sections.push(section);
+}
+
+fn growth_rates(plan: &Plan, sizes: &[usize], homes: &[tempfile::TempDir], section: &mut Section) {
+    let daemons: Vec<Server> =
+        homes.iter().map(|home| servers::spid(home.path(), Hook::Inside, &[])).collect();
+    let names: Vec<String> = sizes.iter().map(usize::to_string).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (mut repeats, mut news_made) = (Rounds::new(&names), Rounds::new(&names));
+    for round in 0..=plan.rounds {
+        for ((size, name), daemon) in sizes.iter().zip(&names).zip(&daemons) {
+            // Repeats of orders from everywhere in the store, not of one that stays in every cache.
+            let texts = (0..5_000_usize).map(|n| orders::create(&format!("full-{:07}", n * 7_919 % size)));
+            let old = Requests::cycle(texts.collect(), "full-");
+            let new = news(&format!("grown-{round}"), plan.round);
+            let (repeat, fresh) = (run(daemon, 64, &old, plan.round), run(daemon, 64, &new, plan.round));
+            if round > 0 {
+                repeats.add(name, &repeat);
+                news_made.add(name, &fresh);
+            }
+        }
+    }
+    for name in &names[1..] {
+        section.at_least(
+            format!("repeats, {name} orders against {}", names[0]),
+            repeats.ratio(name, names[0]),
+            0.8,
+        );
+        section.at_least(
+            format!("new orders, {name} orders against {}", names[0]),
+            news_made.ratio(name, names[0]),
+            0.8,
+        );
+    }
+    for (name, daemon) in names.iter().zip(&daemons) {
+        section.line(
+            format!("memory after load, {name} orders"),
+            format!("{:.1} MB", machine::memory_mb(daemon.id())),
+        );
+    }
+}
+
+/// Open loop: orders come at a rate, whether the answers do or not. With a disk as it is, and a slow one.
+fn latency(plan: &Plan, report: &mut Report) {
+    let mut section = Section::new(
+        "Latency",
+        "1,000 new orders a second arrive at their times whether earlier ones are answered or not; a time counts from the \
+         moment the order was due.",
+    );
+    let count = if plan.rounds > 1 { 20_000 } else { 2_000 };
+    let home = folder(plan);
+    let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let warm = Requests::each(orders::creates("warm", 500), "instanceId");
+    load::open(spid.address, 64, &warm, 500.0);
+    let requests = Requests::each(orders::creates("open", count), "instanceId");
+    let sample = load::open(spid.address, 64, &requests, 1_000.0);
+    for percent in [50.0, 99.0, 99.9] {
+        let found = f64::from(sample.percentile_us(percent)) / 1000.0;
+        section.line(format!("p{percent} of {count} orders"), format!("{found:.2} ms"));
+    }
+    let commits = 2.0 * machine::sync_ms(home.path());
+    section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    report.sections.push(section);
+}
+
+/// A disk whose every sync takes ten milliseconds: it must cost one a batch and not one an order.
+fn disk(plan: &Plan, report: &mut Report) {
+    let Some(library) = servers::faultfs() else {
+        eprintln!("skipped: install a C linker (build-essential)");
+        return;
+    };
+    let mut section = Section::new(
+        "On a slow disk",
+        "New orders on a disk that needs 10 ms for a sync (added by the preload library of the fault tests, which makes no \
+         real sync otherwise), beside one that needs none. An order takes two commits; if each order paid for its own \
+         there would be at most 50 a second.",
+    );
+    let (fast_home, slow_home) = (folder(plan), folder(plan));
+    let fast = servers::spid(fast_home.path(), Hook::Inside, &library.environment(fast_home.path(), 0));
+    let slow = servers::spid(slow_home.path(), Hook::Inside, &library.environment(slow_home.path(), 10));
+    for connections in [1, 64, 256] {
+        let mut rounds = Rounds::new(&["fast", "slow"]);
+        for round in 0..=plan.rounds.min(3) {
+            for (name, server) in [("fast", &fast), ("slow", &slow)] {
+                let new = news(&format!("disk-{connections}-{round}"), plan.round);
+                let sample = run(server, connections, &new, plan.round);
+                if round > 0 {
+                    rounds.add(name, &sample);
+                }
+            }
+        }
+        let (fast, slow) = (rounds.rate("fast"), rounds.rate("slow"));
+        section.line(
+            format!("orders a second, {connections} connections: a sync of 0 ms, of 10 ms"),
+            format!("{fast:.0}, {slow:.0}"),
+        );
+    }
+    report.sections.push(section);
+}
+
+/// The write-ahead log under sustained load, and whether a checkpoint stalls answers.
+fn log(plan: &Plan, report: &mut Report) {
+    let mut section = Section::new(
+        "Under sustained load",
+        "New orders over 64 connections without a pause; the write-ahead log is cut back by checkpoints meanwhile.",
+    );
+    let home = folder(plan);
+    let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let length = if plan.rounds > 1 { Duration::from_secs(20) } else { Duration::from_secs(2) };
+    let requests = news("sustained", length.min(Duration::from_secs(20)));
+    let largest = watch_log(home.path(), || run(&spid, 64, &requests, length));
+    let (sample, largest) = largest;
+    section.line("orders a second", format!("{:.0}", sample.rate));
+    for percent in [50.0, 99.0, 99.9, 100.0] {
+        let found = f64::from(sample.percentile_us(percent)) / 1000.0;
+        section.line(format!("p{percent}"), format!("{found:.1} ms"));
+    }
+    section.line("largest write-ahead log seen", format!("{:.1} MB", largest as f64 / 1e6));
+    report.sections.push(section);
+}
+
+fn watch_log(home: &Path, measured: impl FnOnce() -> Sample) -> (Sample, u64) {
+    let path = home.join("spid.db-wal");
+    let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let watcher = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            let mut largest = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                largest = largest.max(std::fs::metadata(&path).map_or(0, |file| file.len()));
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            largest
+        }
+    });
+    let sample = measured();
+    done.store(true, std::sync::atomic::Ordering::Relaxed);
+    (sample, watcher.join().unwrap())
+}
+
+/// How large the binary is.
+fn size(_plan: &Plan, report: &mut Report) {
+    let mut section = Section::new("Size", "The release binary as `cargo build --release` leaves it.");
+    let bytes = std::fs::metadata(env!("CARGO_BIN_EXE_spid")).unwrap().len();
+    section.line("binary", format!("{:.1} MB", bytes as f64 / 1e6));
+    let lock = include_str!("../../Cargo.lock");
+    section.line(
+        "packages in the lock file, those for tests included",
+        lock.matches("[[package]]").count().to_string(),
+    );
+    report.sections.push(section);
+}
+
+/// Ten seconds of one load on a daemon whose process number is printed.
+pub(crate) fn drive(plan: &Plan, kind: &str) {
+    let home = folder(plan);
+    let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let length = Duration::from_secs(10);
+    let requests = match kind {
+        "new" => news("driven", length),
+        "wrong" => Requests::same(orders::forged("bought-already"), "403"),
+        _ => bought(&spid, "bought-already"),
+    };
+    println!("{}", spid.id());
+    let before = machine::processor_s(spid.id());
+    let sample = run(&spid, 64, &requests, length);
+    let spent = machine::processor_s(spid.id()) - before;
+    let answers = sample.took_us.len() as f64;
+    println!("{:.0} a second, {:.1} µs of processor time each", sample.rate, spent * 1e6 / answers);
+}

@@ -1,0 +1,130 @@
+//! The figures: a table to read, JSON to keep, a page for the documents.
+
+use std::fmt::Write as _;
+
+/// The median of some rounds, and how far they lay apart.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub(crate) struct Figure {
+    pub(crate) median: f64,
+    pub(crate) lowest: f64,
+    pub(crate) highest: f64,
+}
+
+impl Figure {
+    pub(crate) fn of(mut rounds: Vec<f64>) -> Figure {
+        rounds.sort_by(f64::total_cmp);
+        let last = rounds.len() - 1;
+        Figure { median: rounds[rounds.len() / 2], lowest: rounds[0], highest: rounds[last] }
+    }
+
+    pub(crate) fn shown(&self, digits: usize) -> String {
+        if self.lowest == self.highest {
+            return format!("{:.digits$}", self.median);
+        }
+        format!("{:.digits$} ({:.digits$} to {:.digits$})", self.median, self.lowest, self.highest)
+    }
+}
+
+/// One line: what was measured, what came out, what was wanted.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Row {
+    pub(crate) what: String,
+    pub(crate) found: String,
+    pub(crate) goal: Option<String>,
+    /// Whether the goal was reached; `None` without one.
+    pub(crate) reached: Option<bool>,
+}
+
+/// Lines that belong together.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Section {
+    pub(crate) title: String,
+    pub(crate) note: String,
+    pub(crate) rows: Vec<Row>,
+}
+
+impl Section {
+    pub(crate) fn new(title: &str, note: &str) -> Section {
+        Section { title: title.to_owned(), note: note.to_owned(), rows: Vec::new() }
+    }
+
+    pub(crate) fn line(&mut self, what: impl Into<String>, found: impl Into<String>) {
+        self.rows.push(Row { what: what.into(), found: found.into(), goal: None, reached: None });
+    }
+
+    /// A figure that is to be at least so large.
+    pub(crate) fn at_least(&mut self, what: impl Into<String>, figure: Figure, goal: f64) {
+        self.goal(what, figure.shown(2), format!("≥ {goal}"), figure.median >= goal);
+    }
+
+    /// A figure that is to be at most so large.
+    pub(crate) fn at_most(&mut self, what: impl Into<String>, found: f64, goal: f64, unit: &str) {
+        self.goal(what, format!("{found:.1} {unit}"), format!("≤ {goal} {unit}"), found <= goal);
+    }
+
+    pub(crate) fn goal(&mut self, what: impl Into<String>, found: String, goal: String, reached: bool) {
+        self.rows.push(Row { what: what.into(), found, goal: Some(goal), reached: Some(reached) });
+    }
+}
+
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Report {
+    machine: String,
+    sync_ms: f64,
+    version: &'static str,
+    pub(crate) sections: Vec<Section>,
+}
+
+impl Report {
+    pub(crate) fn new(machine: String, sync_ms: f64) -> Report {
+        Report { machine, sync_ms, version: env!("CARGO_PKG_VERSION"), sections: Vec::new() }
+    }
+
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string_pretty(self).unwrap()
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let mut text = format!("{}; one durable write takes {:.2} ms\n", self.machine, self.sync_ms);
+        for section in &self.sections {
+            let _ = writeln!(text, "\n{}", section.title);
+            for row in &section.rows {
+                let mark = match row.reached {
+                    Some(true) => "✓",
+                    Some(false) => "✗",
+                    None => " ",
+                };
+                let goal = row.goal.as_deref().map(|goal| format!("   (goal {goal})")).unwrap_or_default();
+                let _ = writeln!(text, "  {mark} {:<58} {}{goal}", row.what, row.found);
+            }
+        }
+        text
+    }
+
+    pub(crate) fn document(&self) -> String {
+        let mut text = format!(
+            "# Performance\n\nWritten by `cargo bench --bench spid -- --write docs/performance.md`, not by hand: spid {}, {}; \
+             one durable write of a page takes {:.2} ms there. Ratios hold within this run; what your machine does, \
+             the same command says.\n\nA figure is the median of its rounds, with the lowest and the highest in brackets; rounds of \
+             what is compared are interleaved.\n",
+            self.version, self.machine, self.sync_ms
+        );
+        for section in &self.sections {
+            let _ = write!(
+                text,
+                "\n## {}\n\n{}\n\n| | found | goal | |\n|---|---|---|---|\n",
+                section.title, section.note
+            );
+            for row in &section.rows {
+                let mark = match row.reached {
+                    Some(true) => "reached",
+                    Some(false) => "**missed**",
+                    None => "",
+                };
+                let goal = row.goal.as_deref().unwrap_or_default();
+                let _ = writeln!(text, "| {} | {} | {goal} | {mark} |", row.what, row.found);
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,231 @@
+//! What is measured: real processes behind real sockets.
+//!
+//! The bench starts itself again for the servers that are not the `spid` command: bare hyper with a
+//! constant answer, a socket that answers without reading, and spid with a hook inside.
+
+use std::convert::Infallible;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper_util::rt::TokioIo;
+use spid::hook::{
+    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::orders;
+
+/// As long as a create's answer of spid, so that both send as much.
+const CONSTANT: &str = r#"{"instanceId":"bench-order-0000000"}"#;
+
+/// A server in its own process; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn itself() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+fn that_says_where(mut command: Command) -> Server {
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    Server { child, address: line.trim().parse().unwrap() }
+}
+
+/// Bare hyper that answers a constant, or a socket that answers whatever is said.
+pub(crate) fn constant(kind: &str) -> Server {
+    let mut command = itself();
+    command.arg(format!("server-{kind}"));
+    that_says_where(command)
+}
+
+/// A port nobody has at the moment.
+pub(crate) fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Which hook a spid runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// One inside the process, that does nothing.
+    Inside,
+    /// A command that does nothing.
+    Command,
+}
+
+/// A daemon on the database in `folder`; `environment` for what stands between it and the disk.
+pub(crate) fn spid(folder: &Path, hook: Hook, environment: &[(&str, String)]) -> Server {
+    let address = free_address();
+    let config = configure(folder, address, hook);
+    let mut command = itself();
+    command.args(["serve", "--config"]).arg(config);
+    command.envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    let server = Server { child, address };
+    wait_until_open(server.address);
+    server
+}
+
+fn configure(folder: &Path, address: SocketAddr, hook: Hook) -> PathBuf {
+    std::fs::write(folder.join("key"), orders::KEY).unwrap();
+    let hook = match hook {
+        Hook::Inside => String::new(),
+        Hook::Command => {
+            "[[hook]]\nname = \"nothing\"\nexec = { command = [\"/bin/echo\", \"{}\"], concurrency = 64 }\n"
+                .to_owned()
+        }
+    };
+    let folder_name = folder.display();
+    let text = format!(
+        "[server]\nlisten = \"{address}\"\nreply_within = \"30s\"\n\n[store]\npath = \"{folder_name}/spid.db\"\n\n\
+         [[endpoint]]\nname = \"bench\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ file = \"{folder_name}/key\" }}]\n\n{hook}"
+    );
+    let path = folder.join("spid.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+/// The library that stands between a daemon and its disk.
+pub(crate) struct Faultfs(PathBuf);
+
+/// It, built now; `None` when nothing here can.
+pub(crate) fn faultfs() -> Option<Faultfs> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faultfs/Cargo.toml");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build
+        .args(["build", "--quiet", "--locked", "--manifest-path"])
+        .arg(manifest)
+        .arg("--target-dir")
+        .arg(&target);
+    build.status().is_ok_and(|status| status.success()).then(|| Faultfs(target.join("debug/libfaultfs.so")))
+}
+
+impl Faultfs {
+    /// What makes every sync of the database in `folder` take so much longer.
+    pub(crate) fn environment(&self, folder: &Path, slow_ms: u64) -> [(&'static str, String); 3] {
+        let path = folder.canonicalize().unwrap().join("spid.db");
+        [
+            ("LD_PRELOAD", self.0.display().to_string()),
+            ("FAULTFS_PATH", path.display().to_string()),
+            ("FAULTFS_RULES", format!("sync 1.. slow-{slow_ms}")),
+        ]
+    }
+}
+
+/// Debian's `webhook`, with the same command; `None` when it is not installed.
+pub(crate) fn webhook(folder: &Path) -> Option<Server> {
+    let hooks = r#"[{"id":"nothing","execute-command":"/bin/echo","include-command-output-in-response":true,
+        "pass-arguments-to-command":[{"source":"string","name":"{}"}]}]"#;
+    let path = folder.join("hooks.json");
+    std::fs::write(&path, hooks).unwrap();
+    let address = free_address();
+    let child = Command::new("webhook")
+        .args(["-ip", "127.0.0.1", "-port", &address.port().to_string(), "-hooks"])
+        .arg(path)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    let server = Server { child, address };
+    wait_until_open(address);
+    Some(server)
+}
+
+fn wait_until_open(address: SocketAddr) {
+    let begun = Instant::now();
+    while std::net::TcpStream::connect(address).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come up");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The part of this program that is started again, if this is it.
+pub(crate) fn as_server(arguments: &[String]) -> Option<ExitCode> {
+    match arguments.get(1).map(String::as_str) {
+        Some("server-hyper") => Some(serve(hyper_connection)),
+        Some("server-null") => Some(serve(null_connection)),
+        Some("serve") => Some(spid::run_with(Nothing)),
+        _ => None,
+    }
+}
+
+fn serve<F>(connection: fn(tokio::net::TcpStream) -> F) -> ExitCode
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        println!("{}", listener.local_addr().unwrap());
+        loop {
+            if let Ok((socket, _)) = listener.accept().await {
+                let _ = socket.set_nodelay(true);
+                tokio::spawn(connection(socket));
+            }
+        }
+    })
+}
+
+async fn hyper_connection(socket: tokio::net::TcpStream) {
+    let service = hyper::service::service_fn(|_| async {
+        let mut response = hyper::Response::new(Full::new(Bytes::from_static(CONSTANT.as_bytes())));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        Ok::<_, Infallible>(response)
+    });
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+}
+
+async fn null_connection(mut socket: tokio::net::TcpStream) {
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{CONSTANT}", CONSTANT.len());
+    let mut buffer = [0_u8; 4096];
+    while socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {
+        if socket.write_all(answer.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The hook that does nothing.
+pub(crate) struct Nothing;
+
+impl ProvisioningHook for Nothing {
+    async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+        Ok(Provisioned::new())
+    }
+    async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+        Ok(Updated::new())
+    }
+    async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+        Ok(())
+    }
+    async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+        Ok(())
+    }
+}

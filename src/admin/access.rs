@@ -1,0 +1,155 @@
+//! Who may ask, and whether a browser asks by itself.
+//!
+//! Two things protect what is behind here. Reading: a token, or without one the name of this machine in
+//! `Host`, which a page from elsewhere cannot have. Doing: whoever may read may act, but a browser on the
+//! operator's machine sends along what it was told once, so an act must also come from our own page.
+
+use crate::http::{Request, Response};
+use crate::signature::{Presented, Secret};
+
+/// The rule for who may ask.
+pub(super) struct Access {
+    token: Option<Secret>,
+}
+
+/// Somebody who may ask.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Operator {
+    /// The name they gave; nobody has checked it.
+    pub(super) name: Option<String>,
+}
+
+impl Access {
+    pub(super) fn new(token: Option<Secret>) -> Access {
+        Access { token }
+    }
+
+    /// Whether this is an operator; if not, what they are told.
+    pub(super) fn check(&self, request: &Request) -> Result<Operator, Response> {
+        match &self.token {
+            Some(token) => shown(request, token).ok_or_else(ask_for_token),
+            None if request.headers.only("host").is_some_and(is_this_machine) => Ok(Operator { name: None }),
+            None => Err(Response::text(403, "ask for it as localhost, 127.0.0.1 or [::1]\n")),
+        }
+    }
+
+    /// Whether they may see totals. On loopback everybody may: there is nothing personal in them.
+    pub(super) fn may_count(&self, request: &Request) -> Result<(), Response> {
+        if self.token.is_none() { Ok(()) } else { self.check(request).map(drop) }
+    }
+
+    /// Whether they may see why it is not ready.
+    pub(super) fn may_see_detail(&self, request: &Request) -> bool {
+        self.check(request).is_ok()
+    }
+}
+
+fn shown(request: &Request, token: &Secret) -> Option<Operator> {
+    let presented = Presented::of(request.headers.only("authorization")?)?;
+    (presented.token == *token).then_some(Operator { name: presented.name })
+}
+
+fn ask_for_token() -> Response {
+    Response::text(401, "the admin token, please: as `Authorization: Bearer …`, or as the password\n")
+        .with_header("www-authenticate", "Basic realm=\"spid\", charset=\"UTF-8\"")
+}
+
+/// Whether a `Host` header names this machine by a name nobody else can have.
+fn is_this_machine(host: &str) -> bool {
+    let without_port = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
+    matches!(without_port.map_or(host, |(name, _)| name), "localhost" | "127.0.0.1" | "[::1]")
+}
+
+/// Whether a request comes from a page of ours, or from no browser. Every browser says where a POST comes
+/// from: in `Sec-Fetch-Site`, which no page can set, or in `Origin`.
+pub(super) fn is_from_our_page(request: &Request) -> bool {
+    let headers = &request.headers;
+    if headers.get("sec-fetch-site").is_some() {
+        return headers.only("sec-fetch-site") == Some("same-origin");
+    }
+    match (headers.get("origin"), headers.only("origin"), headers.only("host")) {
+        (None, ..) => true,
+        (Some(_), Some(origin), Some(host)) => {
+            origin.split_once("://").is_some_and(|(_, from)| from.eq_ignore_ascii_case(host))
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "fake-admin-token-of-a-test";
+
+    fn asked(name: &str, value: &str) -> Request {
+        Request::get("/v1/jobs").with_header(name, value)
+    }
+
+    #[test]
+    fn only_names_nobody_else_can_have_are_this_machine() {
+        for host in ["localhost", "localhost:8081", "127.0.0.1:1", "[::1]", "[::1]:8081"] {
+            assert!(is_this_machine(host), "{host}");
+        }
+        for host in
+            ["", "evil.example", "evil.example:8081", "localhost.evil.example", "localhost:x", "[::1", ":80"]
+        {
+            assert!(!is_this_machine(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn with_a_token_nothing_else_counts() {
+        let access = Access::new(Some(Secret::new(TOKEN)));
+        let bearer = asked("authorization", &format!("Bearer {TOKEN}"));
+        assert_eq!(access.check(&bearer).unwrap(), Operator { name: None });
+        // `ops:fake-admin-token-of-a-test`
+        let basic = asked("authorization", "Basic b3BzOmZha2UtYWRtaW4tdG9rZW4tb2YtYS10ZXN0");
+        assert_eq!(access.check(&basic).unwrap(), Operator { name: Some("ops".into()) });
+        for wrong in ["Bearer", "Bearer ", "Bearer fake", "Basic !", "Digest x", TOKEN, "Basic b3Bz"] {
+            assert_eq!(access.check(&asked("authorization", wrong)).unwrap_err().status, 401, "{wrong}");
+            assert!(access.may_count(&asked("authorization", wrong)).is_err());
+        }
+        let twice = bearer.with_header("authorization", "Bearer fake");
+        assert!(access.check(&twice).is_err() && access.check(&asked("host", "localhost")).is_err());
+    }
+
+    #[test]
+    fn without_one_it_is_asked_for_by_a_name_of_this_machine() {
+        let access = Access::new(None);
+        assert!(access.check(&asked("host", "localhost:8081")).is_ok());
+        let rebound = asked("host", "evil.example");
+        assert_eq!(access.check(&rebound).unwrap_err().status, 403);
+        assert!(!access.may_see_detail(&rebound) && access.may_count(&rebound).is_ok());
+        assert!(access.check(&Request::get("/v1/jobs")).is_err());
+    }
+
+    #[test]
+    fn an_act_of_another_site_is_known_by_what_the_browser_says() {
+        let from = |headers: &[(&str, &str)]| {
+            let request = asked("host", "localhost:8081");
+            headers.iter().fold(request, |request, (name, value)| request.with_header(name, value))
+        };
+        for ours in [
+            &[][..],
+            &[("origin", "http://localhost:8081")],
+            &[("sec-fetch-site", "same-origin")],
+            // A proxy before us that asks for us by another name.
+            &[("sec-fetch-site", "same-origin"), ("origin", "https://ops.example")],
+        ] {
+            assert!(is_from_our_page(&from(ours)), "{ours:?}");
+        }
+        for theirs in [
+            &[("origin", "http://evil.example")][..],
+            &[("origin", "null")],
+            &[("origin", "http://localhost:9999")],
+            &[("origin", "http://localhost:8081"), ("origin", "http://evil.example")],
+            &[("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "same-site"), ("origin", "http://localhost:8081")],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+        ] {
+            assert!(!is_from_our_page(&from(theirs)), "{theirs:?}");
+        }
+    }
+}

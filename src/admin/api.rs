@@ -1,0 +1,274 @@
+//! The JSON under `/v1`: the objects that the command line prints with `--json`, and its acts.
+//!
+//! A list is an object with its rows and, where there are more, `next`: give it back as `before`. An act is
+//! a POST of JSON with `who` and `why`; a browser sends that to a strange site only after asking, and is
+//! never allowed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::acts::{Deed, Named, Report, signed};
+use super::target::Target;
+use super::{Admin, Fault, access, is_read};
+use crate::callback::{Action, Answer};
+use crate::clock::Id;
+use crate::http::{Method, Request, Response};
+use crate::instance::State;
+use crate::refusals::Shown;
+use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, JobRow};
+use crate::{hook, job, limits};
+
+/// What an act is asked with.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ActBody {
+    who: String,
+    why: String,
+    /// Which instance is meant, where several accounts have one of that name.
+    account: Option<String>,
+    /// What a conflicting create is really.
+    r#as: Option<String>,
+    /// What completes the work: the JSON of docs/hooks.md.
+    answer: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct Instances {
+    instances: Vec<InstanceRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Jobs {
+    jobs: Vec<JobRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Callbacks {
+    callbacks: Vec<CallbackRow>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<i64>,
+}
+
+#[derive(Serialize)]
+struct Held {
+    held: Vec<Errand>,
+}
+
+#[derive(Serialize)]
+struct Acts {
+    acts: Vec<crate::store::ActRow>,
+}
+
+/// The newest first.
+#[derive(Serialize)]
+struct RefusalsPage {
+    refusals: Vec<Shown>,
+}
+
+#[derive(Serialize)]
+struct Wrong<'a> {
+    error: &'a str,
+}
+
+type Answered = Result<Response, Fault>;
+
+/// Answers what stands under `/v1`.
+pub(super) async fn answer(admin: &Admin, request: &Request, target: &Target) -> Response {
+    let segments = target.segments();
+    let answered = match &request.method {
+        Method::Post => act(admin, request, target, segments.get(1..).unwrap_or_default()).await,
+        _ if is_read(request) => read(admin, target, segments.get(1..).unwrap_or_default()).await,
+        _ => {
+            let fault = Fault::new(405, "there is GET, and POST for acts");
+            return refuse(&fault).with_header("allow", "GET, HEAD, POST");
+        }
+    };
+    answered.unwrap_or_else(|fault| refuse(&fault))
+}
+
+pub(super) fn refuse(fault: &Fault) -> Response {
+    json(fault.status, &Wrong { error: &fault.text }).unwrap_or_else(|_| Response::empty(500))
+}
+
+fn json(status: u16, value: &impl Serialize) -> Answered {
+    let text = serde_json::to_string(value);
+    text.map(|text| Response::json(status, text))
+        .map_err(|_| Fault::new(500, "the answer is not JSON: this is a bug"))
+}
+
+async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
+    match path {
+        ["instances"] => instances(admin, target).await,
+        ["instances", name] => {
+            target.only(&["account"])?;
+            let (name, account) = ((*name).to_owned(), target.get("account").map(str::to_owned));
+            json(200, &admin.read(move |reader| Ok(reader.life(&name, account.as_deref())?)).await?)
+        }
+        ["jobs"] => jobs(admin, target).await,
+        ["jobs", id] => {
+            target.only(&[])?;
+            let id = job_id(id)?;
+            json(200, &admin.read(move |reader| Ok(reader.job_detail(id)?)).await?)
+        }
+        ["callbacks"] => callbacks(admin, target).await,
+        ["callbacks", number] | ["held", number] => {
+            target.only(&[])?;
+            let number = callback_number(number)?;
+            json(200, &admin.read(move |reader| Ok(reader.callback_detail(number)?)).await?)
+        }
+        ["held"] => {
+            target.only(&["limit"])?;
+            let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
+            json(200, &Held { held: admin.read(move |reader| Ok(reader.errands(limit)?)).await? })
+        }
+        ["acts"] => {
+            target.only(&["limit"])?;
+            let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
+            json(200, &Acts { acts: admin.read(move |reader| Ok(reader.acts(limit)?)).await? })
+        }
+        ["refusals"] => {
+            target.only(&["limit"])?;
+            let limit = target.limit(limits::REFUSALS_SHOWN_COUNT)?;
+            json(200, &RefusalsPage { refusals: admin.inner.parts.refusals.latest(limit) })
+        }
+        _ => Err(Fault::new(404, "under /v1 there is instances, jobs, callbacks, held, refusals and acts")),
+    }
+}
+
+pub(super) fn job_id(text: &str) -> Result<Id, Fault> {
+    text.parse().map_err(|_| Fault::new(404, "that is not the id of a job"))
+}
+
+pub(super) fn callback_number(text: &str) -> Result<i64, Fault> {
+    text.parse().map_err(|_| Fault::new(404, "that is not the number of a callback"))
+}
+
+/// The number to go on from, if the page is full.
+pub(super) fn next<T>(rows: &[T], limit: usize, number: impl Fn(&T) -> i64) -> Option<i64> {
+    rows.last().filter(|_| rows.len() >= limit).map(number)
+}
+
+/// The filter for instances that a target asks for.
+pub(super) fn instances_filter(target: &Target, limit: usize) -> Result<Filter, Fault> {
+    let state = target.get("state").map(|word| {
+        State::from_word(word).ok_or_else(|| {
+            Fault::new(400, format!("`{word}` is not a state; there is pending, active, frozen, released"))
+        })
+    });
+    Ok(Filter {
+        state: state.transpose()?,
+        account: target.get("account").map(str::to_owned),
+        search: target.get("search").map(str::to_owned),
+        before: target.before()?,
+        limit: target.limit(limit)?,
+        ..Filter::default()
+    })
+}
+
+async fn instances(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["state", "account", "search", "before", "limit"])?;
+    let filter = instances_filter(target, limits::LIST_DEFAULT_COUNT)?;
+    let limit = filter.limit;
+    let instances = admin.read(move |reader| Ok(reader.instances(&filter)?)).await?;
+    let next = next(&instances, limit, |row| row.number);
+    json(200, &Instances { instances, next })
+}
+
+async fn jobs(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["state", "before", "limit"])?;
+    let state = target.get("state").map(|word| {
+        let known = job::State::ALL.into_iter().find(|state| state.as_str() == word);
+        known.ok_or_else(|| Fault::new(400, format!("`{word}` is not a state of a job")))
+    });
+    let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
+    let jobs = state.transpose()?.into_iter().collect();
+    let filter = Filter { jobs, before: target.before()?, limit, ..Filter::default() };
+    let jobs = admin.read(move |reader| Ok(reader.jobs(&filter)?)).await?;
+    let next = next(&jobs, limit, |row| row.number);
+    json(200, &Jobs { jobs, next })
+}
+
+async fn callbacks(admin: &Admin, target: &Target) -> Answered {
+    target.only(&["untold", "held", "account", "before", "limit"])?;
+    let is_set = |name: &str| match target.get(name) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Fault::new(400, format!("`{name}` is true or false"))),
+    };
+    let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
+    let filter = Filter {
+        untold: is_set("untold")?,
+        disposition: is_set("held")?.then_some(Disposition::Held),
+        account: target.get("account").map(str::to_owned),
+        before: target.before()?,
+        limit,
+        ..Filter::default()
+    };
+    let callbacks = admin.read(move |reader| Ok(reader.callbacks(&filter)?)).await?;
+    let next = next(&callbacks, limit, |row| row.number);
+    json(200, &Callbacks { callbacks, next })
+}
+
+async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -> Answered {
+    target.only(&[])?;
+    if !access::is_from_our_page(request) {
+        return Err(Fault::new(403, "an act is not taken from a page of another site"));
+    }
+    let kind = request.headers.only("content-type").unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        return Err(Fault::new(415, "an act is JSON: send it as application/json"));
+    }
+    let body: ActBody = serde_json::from_slice(&request.body)
+        .map_err(|error| Fault::new(400, format!("the body is not an act: {error}")))?;
+    let act = signed(&body.who, &body.why)?;
+    let report: Report = admin.act(deed(path, body)?, act).await?;
+    json(200, &report)
+}
+
+fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
+    let ActBody { account, r#as: instead, answer, .. } = body;
+    let named = |name: &str| Named { name: name.to_owned(), account: account.clone() };
+    let extra = |of_account: bool, of_instead: bool, of_answer: bool| {
+        let given = of_account && account.is_some()
+            || of_instead && instead.is_some()
+            || of_answer && answer.is_some();
+        if given { Err(Fault::new(400, "the act does not take all that was given")) } else { Ok(()) }
+    };
+    match path {
+        ["jobs", id, "retry"] => extra(true, true, true).and_then(|()| Ok(Deed::Retry(job_id(id)?))),
+        ["jobs", id, "drop"] => extra(true, true, true).and_then(|()| Ok(Deed::Drop(job_id(id)?))),
+        ["held", number, "approve"] => {
+            extra(true, false, true)?;
+            Ok(Deed::Approve { callback: callback_number(number)?, instead: really(instead.as_deref())? })
+        }
+        ["held", number, "reject"] => {
+            extra(true, true, true).and_then(|()| Ok(Deed::Reject(callback_number(number)?)))
+        }
+        ["instances", name, "complete"] => {
+            extra(false, true, false)?;
+            let answer =
+                answer.as_ref().map(|value| read_answer(value.to_string().as_bytes())).transpose()?;
+            Ok(Deed::Complete { instance: named(name), answer: Box::new(answer.unwrap_or_default()) })
+        }
+        ["instances", name, "release"] => extra(false, true, true).map(|()| Deed::Release(named(name))),
+        _ => Err(Fault::new(404, "there is no such act")),
+    }
+}
+
+/// What a conflicting create is really.
+pub(super) fn really(word: Option<&str>) -> Result<Option<Action>, Fault> {
+    match word {
+        None | Some("") => Ok(None),
+        Some("renew") => Ok(Some(Action::Renew)),
+        Some("upgrade") => Ok(Some(Action::Upgrade)),
+        Some(_) => Err(Fault::new(400, "what it is instead is renew or upgrade")),
+    }
+}
+
+pub(super) fn read_answer(text: &[u8]) -> Result<Answer, Fault> {
+    hook::read_answer(text).map_err(|error| Fault::new(400, format!("the answer: {error}")))
+}

@@ -1,0 +1,273 @@
+//! The console: what the API shows, for people, and the same acts behind buttons.
+//!
+//! The pages are made here and need no script; there is none, and the browser is told so. A form carries a
+//! token that a page of another site cannot read, who acts, and why. What an act led to is shown on the page
+//! it was done on, after a redirect, so that reloading does nothing twice.
+
+mod calendar;
+mod instances;
+mod overview;
+mod parts;
+mod refusals;
+mod timeline;
+mod words;
+mod work;
+
+use super::access::{self, Operator};
+use super::acts::{Deed, Named, signed};
+use super::html::Html;
+use super::target::{Link, Target};
+use super::{Admin, Fault, api, is_read};
+use crate::http::{Method, Request, Response};
+use crate::query;
+use crate::signature::Secret;
+use crate::store::Act;
+use jiff::Timestamp;
+use std::collections::BTreeMap;
+
+const STYLE: &str = include_str!("style.css");
+const ICON: &str = include_str!("icon.svg");
+
+/// No script, no frame, nothing from elsewhere.
+const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+
+/// What every page is made with.
+struct Desk {
+    now: Timestamp,
+    form_token: Secret,
+    /// Who acts, as far as they have said so.
+    who: String,
+    /// This page, to come back to.
+    here: String,
+    /// The act that led here.
+    done: Option<String>,
+}
+
+/// A page without its frame.
+struct Page {
+    title: String,
+    /// The place in the navigation it belongs to.
+    place: Place,
+    body: Html,
+}
+
+/// The places of the navigation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Now,
+    Instances,
+    Work,
+    Refusals,
+    Expiry,
+    Nowhere,
+}
+
+const NAVIGATION: [(Place, &str, &str); 5] = [
+    (Place::Now, "Now", "/console/"),
+    (Place::Instances, "Instances", "/console/instances"),
+    (Place::Work, "Work", "/console/work"),
+    (Place::Refusals, "Refusals", "/console/refusals"),
+    (Place::Expiry, "Expiry", "/console/expiry"),
+];
+
+type Paged = Result<Page, Fault>;
+
+/// Answers what stands under `/console`.
+pub(super) async fn answer(
+    admin: &Admin,
+    operator: &Operator,
+    request: &Request,
+    target: &Target,
+) -> Response {
+    let desk = Desk::of(admin, operator, request, target);
+    let path = target.segments();
+    let path = path.get(1..).unwrap_or_default();
+    match (&request.method, path) {
+        (Method::Post, ["act"]) => match act(admin, &desk, request).await {
+            Ok(response) => framed(response),
+            Err(fault) => sent(fault.status, &desk, fault_page(&fault, back_of(request))),
+        },
+        _ if !is_read(request) => Response::text(405, "only GET\n").with_header("allow", "GET, HEAD"),
+        (_, ["style.css"]) => asset("text/css; charset=utf-8", STYLE),
+        (_, ["icon.svg"]) => asset("image/svg+xml", ICON),
+        (_, path) => match read(admin, &desk, target, path).await {
+            Ok(page) => sent(200, &desk, page),
+            Err(fault) => sent(fault.status, &desk, fault_page(&fault, None)),
+        },
+    }
+}
+
+async fn read(admin: &Admin, desk: &Desk, target: &Target, path: &[&str]) -> Paged {
+    match path {
+        [] => overview::page(admin, desk, target).await,
+        ["instances"] => instances::page(admin, desk, target).await,
+        ["instances", name] => timeline::page(admin, desk, target, name).await,
+        ["work"] => work::page(admin, desk, target).await,
+        ["refusals"] => refusals::page(admin, desk, target),
+        ["expiry"] => calendar::page(admin, desk, target).await,
+        _ => Err(Fault::nothing_here()),
+    }
+}
+
+impl Desk {
+    fn of(admin: &Admin, operator: &Operator, request: &Request, target: &Target) -> Desk {
+        // What was done is said once: it does not come back with the page.
+        let mut here = request.path().to_owned();
+        let pairs = query::parse(request.query(), None).unwrap_or_default();
+        let kept: Vec<query::Pair> = pairs.into_iter().filter(|(name, _)| name != "done").collect();
+        if !kept.is_empty() {
+            here = format!("{here}?{}", query::encode(&kept));
+        }
+        Desk {
+            now: admin.now(),
+            form_token: admin.inner.form_token.clone(),
+            who: operator.name.clone().unwrap_or_default(),
+            here,
+            done: target.get("done").map(str::to_owned),
+        }
+    }
+}
+
+fn asset(kind: &'static str, text: &'static str) -> Response {
+    framed(Response::new(200, kind, text)).with_header("cache-control", "private, max-age=3600")
+}
+
+/// The answer with what a browser must know of it.
+fn framed(response: Response) -> Response {
+    response
+        .with_header("content-security-policy", CONTENT_POLICY)
+        // `no-referrer` would take the `Origin` from our own forms.
+        .with_header("referrer-policy", "same-origin")
+        .with_header("cross-origin-opener-policy", "same-origin")
+        .with_header("cross-origin-resource-policy", "same-origin")
+}
+
+fn sent(status: u16, desk: &Desk, page: Page) -> Response {
+    let mut html = Html::default();
+    html.element("html", &[("lang", "en")], |html| {
+        html.element("head", &[], |html| head(html, &page.title));
+        html.element("body", &[], |html| {
+            html.element("a", &[("class", "skip"), ("href", "#content")], |html| {
+                html.text("Skip to content")
+            });
+            html.element("header", &[("class", "bar")], |html| navigation(html, page.place));
+            html.element("main", &[("id", "content")], |html| {
+                html.leaf("h1", "", &page.title);
+                if let Some(sentence) = desk.done.as_deref().and_then(words::done) {
+                    html.element("p", &[("class", "notice good"), ("role", "status")], |html| {
+                        html.text(sentence)
+                    });
+                }
+                html.push(page.body);
+            });
+            html.element("footer", &[], |html| {
+                let version = env!("CARGO_PKG_VERSION");
+                html.text(&format!("spid {version} · {} · all times UTC", parts::moment(desk.now)));
+            });
+        });
+    });
+    framed(Response::new(status, "text/html; charset=utf-8", html.into_page()))
+}
+
+fn head(html: &mut Html, title: &str) {
+    html.void("meta", &[("charset", "utf-8")]);
+    html.void("meta", &[("name", "viewport"), ("content", "width=device-width, initial-scale=1")]);
+    html.void("meta", &[("name", "color-scheme"), ("content", "light dark")]);
+    html.leaf("title", "", &format!("{title} · spid"));
+    let version = concat!("/console/style.css?v=", env!("CARGO_PKG_VERSION"));
+    html.void("link", &[("rel", "stylesheet"), ("href", version)]);
+    html.void("link", &[("rel", "icon"), ("type", "image/svg+xml"), ("href", "/console/icon.svg")]);
+}
+
+fn navigation(html: &mut Html, here: Place) {
+    html.element("a", &[("class", "brand"), ("href", "/console/")], |html| {
+        html.void("img", &[("src", "/console/icon.svg"), ("alt", ""), ("width", "22"), ("height", "22")]);
+        html.text("spid");
+    });
+    html.element("nav", &[("aria-label", "Pages")], |html| {
+        for (place, word, path) in NAVIGATION {
+            if place == here {
+                let current = [("href", path), ("aria-current", "page")];
+                html.element("a", &current, |html| html.text(word));
+            } else {
+                html.link("", &Link::to(path), word);
+            }
+        }
+    });
+}
+
+fn fault_page(fault: &Fault, back: Option<String>) -> Page {
+    let mut body = Html::default();
+    body.element("p", &[("class", "notice bad"), ("role", "alert")], |html| html.text(&fault.text));
+    body.element("p", &[], |html| match back {
+        Some(back) => {
+            html.element("a", &[("class", "button"), ("href", &back)], |html| html.text("Back"));
+        }
+        None => html.link("button", &Link::to("/console/"), "Now"),
+    });
+    let title = if fault.status == 404 { "Not found" } else { "Not done" };
+    Page { title: title.to_owned(), place: Place::Nowhere, body }
+}
+
+/// A form as it was sent.
+struct Form(BTreeMap<String, String>);
+
+impl Form {
+    fn of(request: &Request) -> Result<Form, Fault> {
+        Ok(Form(query::parse(&[], Some(&request.body))?.into_iter().collect()))
+    }
+
+    fn get(&self, name: &str) -> &str {
+        self.0.get(name).map_or("", String::as_str)
+    }
+
+    fn filled(&self, name: &str) -> Option<String> {
+        self.0.get(name).filter(|value| !value.trim().is_empty()).cloned()
+    }
+}
+
+/// The page a form stood on, if it is one of ours.
+fn back_of(request: &Request) -> Option<String> {
+    let back = Form::of(request).ok()?.filled("back")?;
+    let plain = back.bytes().all(|byte| byte.is_ascii_graphic());
+    (plain && back.starts_with("/console/")).then_some(back)
+}
+
+async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, Fault> {
+    if !access::is_from_our_page(request) {
+        return Err(Fault::new(403, "an act is not taken from a page of another site"));
+    }
+    let form = Form::of(request)?;
+    if Secret::new(form.get("token")) != desk.form_token {
+        return Err(Fault::new(
+            403,
+            "this form is from before the daemon was last started; go back, reload the page and look again",
+        ));
+    }
+    let act: Act = signed(form.get("who"), form.get("why"))?;
+    let report = admin.act(deed(&form)?, act).await?;
+    let back = back_of(request).unwrap_or_else(|| "/console/work".to_owned());
+    let join = if back.contains('?') { '&' } else { '?' };
+    let there = format!("{back}{join}done={}", report.act);
+    Ok(Response::empty(303).with_header("location", there))
+}
+
+fn deed(form: &Form) -> Result<Deed, Fault> {
+    let target = form.get("target");
+    let named = || Named { name: target.to_owned(), account: form.filled("account") };
+    Ok(match form.get("act") {
+        "retry" => Deed::Retry(api::job_id(target)?),
+        "drop" => Deed::Drop(api::job_id(target)?),
+        "approve" => Deed::Approve {
+            callback: api::callback_number(target)?,
+            instead: api::really(form.filled("as").as_deref())?,
+        },
+        "reject" => Deed::Reject(api::callback_number(target)?),
+        "complete" => {
+            let answer = form.filled("answer").map(|text| api::read_answer(text.as_bytes())).transpose()?;
+            Deed::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }
+        }
+        "release" => Deed::Release(named()),
+        _ => return Err(Fault::new(400, "there is no such act")),
+    })
+}

@@ -1,0 +1,171 @@
+//! What is happening now.
+
+use super::super::html::Html;
+use super::super::target::{Link, Target};
+use super::super::{Admin, Fault};
+use super::parts::{self, badge, instance_link, nothing, section, table, time};
+use super::{Desk, Page, Paged, Place, words};
+use crate::job;
+use crate::store::{ActRow, CallbackRow, Errand, Filter, JobRow, Reader, Totals};
+
+/// Rows of each list on this page.
+const ROWS: usize = 10;
+
+struct Shown {
+    errands: Vec<Errand>,
+    /// With the name and the account of its instance.
+    jobs: Vec<(JobRow, Option<(String, String)>)>,
+    callbacks: Vec<(CallbackRow, Option<String>)>,
+    acts: Vec<ActRow>,
+}
+
+pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+    target.only(&["done"])?;
+    let (readiness, totals) = admin.examine().await;
+    let (totals, shown) = (totals?, admin.read(read).await?);
+    let mut body = Html::default();
+    if !readiness.ready {
+        body.element("p", &[("class", "notice bad"), ("role", "alert")], |html| {
+            html.text(&format!("Not ready: {}", readiness.reasons.join("; ")));
+        });
+    }
+    body.element("div", &[("class", "tiles")], |html| {
+        tiles(html, &totals);
+        if let Some(disk) = readiness.disk {
+            let used = format!("{} free on its disk", parts::bytes(disk.free_bytes));
+            tile(html, "", "Database", &parts::bytes(disk.database_bytes + disk.wal_bytes), &used, None);
+        }
+    });
+    section(&mut body, "Waits for a person", |html| errands(html, desk, &shown.errands));
+    section(&mut body, "Under way", |html| jobs(html, desk, &shown.jobs));
+    section(&mut body, "Latest callbacks", |html| callbacks(html, desk, &shown.callbacks));
+    section(&mut body, "Done by hand", |html| acts(html, desk, &shown.acts));
+    Ok(Page { title: "Now".to_owned(), place: Place::Now, body })
+}
+
+fn read(reader: &Reader) -> Result<Shown, Fault> {
+    let states = vec![job::State::Running, job::State::Queued];
+    let mut jobs = Vec::new();
+    for job in reader.jobs(&Filter { jobs: states, limit: ROWS, ..Filter::default() })? {
+        let row = job.instance.map(|number| reader.instance(number)).transpose()?.flatten();
+        let named = row.and_then(|row| Some((row.name()?.to_owned(), row.instance.account.clone())));
+        jobs.push((job, named));
+    }
+    let mut callbacks = Vec::new();
+    for row in reader.callbacks(&Filter { limit: ROWS, ..Filter::default() })? {
+        let name = reader.instance_name(row.instance)?;
+        callbacks.push((row, name));
+    }
+    Ok(Shown { errands: reader.errands(ROWS)?, jobs, callbacks, acts: reader.acts(5)? })
+}
+
+fn tiles(html: &mut Html, totals: &Totals) {
+    let jobs = |state: job::State| totals.jobs.get(state.as_str()).copied().unwrap_or(0);
+    let waiting = totals.held + jobs(job::State::Dead) + jobs(job::State::Held) + jobs(job::State::Pending);
+    let tone = if waiting > 0 { "alarm" } else { "calm" };
+    let detail = format!(
+        "{} dead · {} held · {} pending",
+        jobs(job::State::Dead),
+        totals.held + jobs(job::State::Held),
+        jobs(job::State::Pending)
+    );
+    tile(html, tone, "Waits for a person", &waiting.to_string(), &detail, Some(Link::to("/console/work")));
+    let under_way = jobs(job::State::Running) + jobs(job::State::Queued);
+    let detail = format!("{} running · {} queued", jobs(job::State::Running), jobs(job::State::Queued));
+    tile(html, "", "Under way", &under_way.to_string(), &detail, None);
+    let of = |state: &str| totals.instances.get(state).copied().unwrap_or(0);
+    let detail = format!("{} pending · {} frozen · {} released", of("pending"), of("frozen"), of("released"));
+    let link = Link::to("/console/instances");
+    tile(html, "", "Active instances", &of("active").to_string(), &detail, Some(link));
+    let tone = if totals.untold > 0 { "alarm" } else { "" };
+    let detail = format!("most tries spent: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
+    let link = Link::to("/console/work");
+    tile(html, tone, "Untold results", &totals.untold.to_string(), &detail, Some(link));
+}
+
+fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, link: Option<Link>) {
+    html.element("div", &[("class", "tile"), ("data-tone", tone)], |html| {
+        match link {
+            Some(link) => html.link("tile-title", &link, title),
+            None => html.leaf("span", "tile-title", title),
+        }
+        html.leaf("strong", "", number);
+        html.leaf("span", "tile-detail", detail);
+    });
+}
+
+fn errands(html: &mut Html, desk: &Desk, errands: &[Errand]) {
+    if errands.is_empty() {
+        return nothing(html, "Nothing. No dead, held or pending work.");
+    }
+    table(
+        html,
+        "Waits for a person",
+        &["State", "Action", "Instance", "Since", "Why"],
+        errands,
+        |html, row, column| match column {
+            0 => badge(html, words::kind(row.kind)),
+            1 => html.text(row.action),
+            2 => match &row.instance {
+                Some(name) => html.link("name", &instance_link(name, &row.account), name),
+                None => html.text("–"),
+            },
+            3 => time(html, row.since, desk.now),
+            _ => html.text(&row.reason),
+        },
+    );
+    html.element("p", &[], |html| html.link("button", &Link::to("/console/work"), "Look at it and mend it"));
+}
+
+fn jobs(html: &mut Html, desk: &Desk, jobs: &[(JobRow, Option<(String, String)>)]) {
+    if jobs.is_empty() {
+        return nothing(html, "Nothing is running or queued.");
+    }
+    let headings = ["State", "Action", "Instance", "Attempts", "Due", "Note"];
+    table(html, "Jobs under way", &headings, jobs, |html, (job, named), column| match column {
+        0 => badge(html, job.state.as_str()),
+        1 => html.text(job.action.as_str()),
+        2 => match named {
+            Some((name, account)) => html.link("name", &instance_link(name, account), name),
+            None => html.text("–"),
+        },
+        3 => html.text(&job.attempts.to_string()),
+        4 => time(html, job.due_at, desk.now),
+        _ => html.text(job.note.as_deref().unwrap_or("–")),
+    });
+}
+
+fn callbacks(html: &mut Html, desk: &Desk, callbacks: &[(CallbackRow, Option<String>)]) {
+    if callbacks.is_empty() {
+        return nothing(html, "No marketplace has called yet.");
+    }
+    let headings = ["Last", "Action", "Instance", "Endpoint", "Tries", "Told"];
+    table(html, "Latest callbacks", &headings, callbacks, |html, (row, name), column| match column {
+        0 => time(html, row.last_received_at, desk.now),
+        1 => html.text(row.action.as_str()),
+        2 => match name {
+            Some(name) => html.link("name", &instance_link(name, &row.account), name),
+            None => html.text("–"),
+        },
+        3 => html.text(&row.endpoint),
+        4 => html.text(&row.deliveries.to_string()),
+        _ => match row.told_at {
+            Some(at) => time(html, at, desk.now),
+            None => html.text("not yet"),
+        },
+    });
+}
+
+fn acts(html: &mut Html, desk: &Desk, acts: &[ActRow]) {
+    if acts.is_empty() {
+        return nothing(html, "Nothing yet.");
+    }
+    let headings = ["When", "Who", "Act", "To what", "Why"];
+    table(html, "Done by hand", &headings, acts, |html, row, column| match column {
+        0 => time(html, row.at, desk.now),
+        1 => html.text(&row.who),
+        2 => html.text(&row.act),
+        3 => html.text(&row.target),
+        _ => html.text(&row.why),
+    });
+}

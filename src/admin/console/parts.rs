@@ -1,0 +1,284 @@
+//! The pieces pages are made of: badges, times, tables, facts, and the forms of acts.
+
+use jiff::Timestamp;
+
+use super::super::html::Html;
+use super::super::target::Link;
+use super::Desk;
+use crate::clock::Id;
+use crate::limits;
+
+/// A state, as a word with a colour. The words are ours.
+pub(super) fn badge(html: &mut Html, word: &str) {
+    let tone = match word {
+        "active" | "done" | "applied" | "ready" => "badge good",
+        "dead" | "not ready" => "badge bad",
+        "held" | "pending" | "retry" | "lost" | "untold" => "badge warn",
+        "running" | "frozen" => "badge cool",
+        "refused" => "badge rose",
+        _ => "badge",
+    };
+    html.leaf("span", tone, word);
+}
+
+/// An instant to the second.
+pub(super) fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S").to_string()
+}
+
+/// An instant, with how far away it is.
+pub(super) fn time(html: &mut Html, at: Timestamp, now: Timestamp) {
+    let attributes = [("datetime", &*at.to_string()), ("title", &*moment(at))];
+    html.element("time", &attributes, |html| {
+        html.text(&moment(at));
+        html.text(" ");
+        html.leaf("small", "", &distance(at, now));
+    });
+}
+
+/// How far away an instant is, in the largest unit that fits.
+pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
+    let seconds = (at.as_millisecond() - now.as_millisecond()) / 1000;
+    let (amount, unit) = match seconds.abs() {
+        few @ 0..=89 => (few, "s"),
+        few @ 90..=5_399 => (few / 60, "min"),
+        few @ 5_400..=172_799 => (few / 3_600, "h"),
+        many => (many / 86_400, "d"),
+    };
+    match seconds {
+        1.. => format!("in {amount} {unit}"),
+        _ => format!("{amount} {unit} ago"),
+    }
+}
+
+pub(super) fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut amount = count as f64;
+    let mut unit = 0;
+    while amount >= 1024.0 && unit + 1 < units.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let unit = units.get(unit).copied().unwrap_or_default();
+    if amount < 10.0 && unit != "B" { format!("{amount:.1} {unit}") } else { format!("{amount:.0} {unit}") }
+}
+
+/// A number of things.
+pub(super) fn times(count: u64, word: &str) -> String {
+    if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
+}
+
+/// The way to an instance.
+pub(super) fn instance_link(name: &str, account: &str) -> Link {
+    Link::to("/console/instances").segment(name).with("account", account)
+}
+
+/// A table: each cell is drawn under its heading; on a narrow screen the heading stands beside it.
+pub(super) fn table<T>(
+    html: &mut Html,
+    caption: &str,
+    headings: &[&'static str],
+    rows: &[T],
+    cell: impl Fn(&mut Html, &T, usize),
+) {
+    html.element("table", &[], |html| {
+        html.leaf("caption", "hidden", caption);
+        html.element("thead", &[], |html| {
+            html.element("tr", &[], |html| {
+                for heading in headings {
+                    html.element("th", &[("scope", "col")], |html| html.text(heading));
+                }
+            });
+        });
+        html.element("tbody", &[], |html| {
+            for row in rows {
+                html.element("tr", &[], |html| {
+                    for (column, heading) in headings.iter().enumerate() {
+                        html.element("td", &[("data-label", heading)], |html| cell(html, row, column));
+                    }
+                });
+            }
+        });
+    });
+}
+
+/// A list of facts; what is not known is left out.
+pub(super) fn facts(html: &mut Html, facts: &[(&str, Option<String>)]) {
+    html.element("dl", &[("class", "facts")], |html| {
+        for (name, value) in facts {
+            let Some(value) = value else { continue };
+            html.element("div", &[], |html| {
+                html.leaf("dt", "", name);
+                html.leaf("dd", "", value);
+            });
+        }
+    });
+}
+
+/// A section with a heading.
+pub(super) fn section(html: &mut Html, title: &str, inside: impl FnOnce(&mut Html)) {
+    html.element("section", &[("class", "card")], |html| {
+        html.leaf("h2", "", title);
+        inside(html);
+    });
+}
+
+/// That there is nothing.
+pub(super) fn nothing(html: &mut Html, sentence: &str) {
+    html.leaf("p", "nothing", sentence);
+}
+
+/// An act as a button that asks for a reason.
+pub(super) struct ActForm<'a> {
+    pub(super) act: &'static str,
+    pub(super) label: &'static str,
+    pub(super) target: &'a str,
+    pub(super) account: Option<&'a str>,
+    /// What the act does, said before it is done.
+    pub(super) hint: &'static str,
+    pub(super) field: Field,
+}
+
+/// What an act asks for beside who and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Field {
+    Nothing,
+    /// What a conflicting create is really.
+    Instead,
+    /// The answer that completes the work.
+    Answer,
+}
+
+pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
+    html.element("details", &[("class", "act")], |html| {
+        html.element("summary", &[("class", "button")], |html| html.text(form.label));
+        html.element("form", &[("method", "post"), ("action", "/console/act")], |html| {
+            html.leaf("p", "hint", form.hint);
+            hidden(html, "token", desk.form_token.expose());
+            hidden(html, "act", form.act);
+            hidden(html, "target", form.target);
+            hidden(html, "back", &desk.here);
+            if let Some(account) = form.account {
+                hidden(html, "account", account);
+            }
+            field(html, form.field);
+            let most = limits::REASON_MAX_BYTES.to_string();
+            label(html, "Who", |html| {
+                let known = [("name", "who"), ("value", &*desk.who), ("required", ""), ("maxlength", "100")];
+                html.void("input", &known);
+            });
+            label(html, "Why", |html| {
+                html.void("input", &[("name", "why"), ("required", ""), ("maxlength", &most)]);
+            });
+            let label = format!("{} now", form.label);
+            html.element("button", &[("class", "primary")], |html| html.text(&label));
+        });
+    });
+}
+
+fn field(html: &mut Html, field: Field) {
+    match field {
+        Field::Nothing => {}
+        Field::Instead => label(html, "It is really a", |html| {
+            html.element("select", &[("name", "as"), ("required", "")], |html| {
+                for (value, word) in [("", "…"), ("renew", "renewal"), ("upgrade", "upgrade")] {
+                    html.element("option", &[("value", value)], |html| html.text(word));
+                }
+            });
+        }),
+        Field::Answer => label(html, "Answer, as JSON; empty for none", |html| {
+            let attributes = [("name", "answer"), ("rows", "3"), ("spellcheck", "false")];
+            html.element("textarea", &attributes, |_| {});
+        }),
+    }
+}
+
+pub(super) fn label(html: &mut Html, word: &str, inside: impl FnOnce(&mut Html)) {
+    html.element("label", &[], |html| {
+        html.leaf("span", "", word);
+        inside(html);
+    });
+}
+
+pub(super) fn hidden(html: &mut Html, name: &'static str, value: &str) {
+    html.void("input", &[("type", "hidden"), ("name", name), ("value", value)]);
+}
+
+/// The acts on a job that waits for somebody.
+pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(&str, &str)>) {
+    let id = job.to_string();
+    let plain = ActForm {
+        act: "retry",
+        label: "Retry",
+        target: &id,
+        account: None,
+        hint: "Runs the hook once more, now. The schedule is neither spent nor doubled.",
+        field: Field::Nothing,
+    };
+    act(html, desk, &plain);
+    if let Some((name, account)) = instance {
+        act(
+            html,
+            desk,
+            &ActForm {
+                act: "complete",
+                label: "Complete",
+                target: name,
+                account: Some(account),
+                hint: "Ends the work this instance waits for, with this answer: somebody did it by hand.",
+                field: Field::Answer,
+            },
+        );
+    }
+    act(
+        html,
+        desk,
+        &ActForm {
+            act: "drop",
+            label: "Drop",
+            hint: "Ends the job unrun. Those behind it go on, except behind a create: without it they end, too.",
+            ..plain
+        },
+    );
+}
+
+/// The acts on a held callback.
+pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code: Option<&str>) {
+    let number = callback.to_string();
+    let conflicting = reason_code == Some("conflicting-create");
+    let approve = ActForm {
+        act: "approve",
+        label: "Approve",
+        target: &number,
+        account: None,
+        hint: "Has it done after all, as if nothing spoke against it.",
+        field: if conflicting { Field::Instead } else { Field::Nothing },
+    };
+    act(html, desk, &approve);
+    act(
+        html,
+        desk,
+        &ActForm {
+            act: "reject",
+            label: "Reject",
+            hint: "Refuses it, and its redeliveries. The marketplace is told that you declined, not why.",
+            field: Field::Nothing,
+            ..approve
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{from_millis, plus_millis};
+
+    #[test]
+    fn distances_and_sizes_are_said_shortly() {
+        let now = from_millis(1_000_000_000_000);
+        let far = |seconds: i64| distance(plus_millis(now, seconds * 1000), now);
+        assert_eq!([far(0), far(-89), far(-90)], ["0 s ago", "89 s ago", "1 min ago"]);
+        assert_eq!([far(7_200), far(-200_000)], ["in 2 h", "2 d ago"]);
+        assert_eq!([bytes(0), bytes(1_536), bytes(20 << 30)], ["0 B", "1.5 KiB", "20 GiB"]);
+    }
+}

@@ -1,0 +1,51 @@
+//! The last requests that were turned away, each with why.
+
+use super::super::Admin;
+use super::super::html::Html;
+use super::super::target::Target;
+use super::parts::{badge, nothing, time};
+use super::{Desk, Page, Paged, Place, words};
+use crate::limits;
+use crate::refusals::Shown;
+
+pub(super) fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+    target.only(&["done"])?;
+    let refusals = admin.inner.parts.refusals.latest(limits::REFUSALS_SHOWN_COUNT);
+    let mut body = Html::default();
+    body.leaf(
+        "p",
+        "hint",
+        "The last requests that were refused before they counted. They are kept in memory alone; nobody has verified what stands in them.",
+    );
+    if refusals.is_empty() {
+        nothing(&mut body, "Nothing was refused since the start.");
+    }
+    for refusal in &refusals {
+        body.element("article", &[("class", "card")], |html| draw(html, desk, refusal));
+    }
+    Ok(Page { title: "Refusals".to_owned(), place: Place::Refusals, body })
+}
+
+fn draw(html: &mut Html, desk: &Desk, refusal: &Shown) {
+    html.element("h2", &[], |html| {
+        badge(html, "refused");
+        html.text(&format!(" {}", refusal.reason));
+    });
+    html.element("p", &[("class", "soft")], |html| {
+        html.text(&format!("{} at {} from {} · ", refusal.method, refusal.endpoint, refusal.peer));
+        time(html, refusal.at, desk.now);
+    });
+    html.leaf("p", "said", &refusal.message);
+    let explanation = refusal.explanation.as_deref().filter(|text| *text != refusal.message);
+    html.leaf("p", "hint", explanation.unwrap_or(words::refusal(refusal.reason)));
+    if let Some(base) = &refusal.base {
+        html.element("details", &[("class", "more")], |html| {
+            let cut = if refusal.base_cut { " (its beginning)" } else { "" };
+            html.leaf("summary", "", &format!("the text that should have been signed{cut}"));
+            html.leaf("pre", "", base);
+        });
+    }
+    if refusal.not_kept_before > 0 {
+        html.leaf("p", "soft", &format!("{} like it just before were counted only", refusal.not_kept_before));
+    }
+}

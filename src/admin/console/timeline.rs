@@ -1,0 +1,298 @@
+//! One instance: what it is, what can be done about it, and its life, the latest first.
+
+use jiff::Timestamp;
+
+use super::super::html::Html;
+use super::super::target::Target;
+use super::super::{Admin, Fault};
+use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
+use super::{Desk, Page, Paged, Place, words};
+use crate::callback::Callback;
+use crate::instance::{Instance, State};
+use crate::job;
+use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
+
+/// Events on one page, and acts that are looked through for those about this instance.
+const EVENTS: usize = 300;
+const ACTS: usize = 1_000;
+
+struct Shown {
+    life: Life,
+    /// What each callback said, in the order of `life.callbacks`.
+    bodies: Vec<Callback>,
+    attempts: Vec<AttemptRow>,
+    acts: Vec<ActRow>,
+}
+
+/// Something that happened.
+struct Event<'a> {
+    at: Timestamp,
+    what: What<'a>,
+}
+
+enum What<'a> {
+    Asked(&'a CallbackRow, &'a Callback),
+    Told(&'a CallbackRow),
+    Failed(&'a JobRow, &'a AttemptRow),
+    Stands(&'a JobRow),
+    Act(&'a ActRow),
+}
+
+pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target, name: &str) -> Paged {
+    target.only(&["account", "done"])?;
+    let (wanted, account) = (name.to_owned(), target.get("account").map(str::to_owned));
+    let shown = admin.read(move |reader| read(reader, &wanted, account.as_deref())).await?;
+    let instance = &shown.life.instance.instance;
+    let mut body = Html::default();
+    body.element("section", &[("class", "card")], |html| summary(html, desk, instance));
+    section(&mut body, "What can be done", |html| acts(html, desk, &shown));
+    section(&mut body, "Life, the latest first", |html| events(html, desk, &shown));
+    Ok(Page { title: name.to_owned(), place: Place::Instances, body })
+}
+
+fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fault> {
+    let life = reader.life(name, account)?;
+    let (mut bodies, mut attempts) = (Vec::new(), Vec::new());
+    for row in &life.callbacks {
+        bodies.push(reader.callback_detail(row.number)?.callback);
+    }
+    for job in &life.jobs {
+        attempts.extend(reader.attempts(job.number)?);
+    }
+    let acts = reader.acts(ACTS)?.into_iter().filter(|act| is_about(act, &life)).collect();
+    Ok(Shown { life, bodies, attempts, acts })
+}
+
+/// Whether an act was done to this instance, to one of its jobs or to one of its callbacks.
+fn is_about(act: &ActRow, life: &Life) -> bool {
+    let row = &life.instance;
+    let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
+    act.target == itself
+        || life.jobs.iter().any(|job| act.target == format!("job {}", job.id))
+        || life.callbacks.iter().any(|row| act.target == format!("callback {}", row.number))
+}
+
+fn summary(html: &mut Html, desk: &Desk, instance: &Instance) {
+    html.element("p", &[("class", "state")], |html| {
+        badge(html, instance.state.as_str());
+        if let Some(at) = instance.expires_on {
+            html.leaf("span", "soft", "expires");
+            time(html, at, desk.now);
+        }
+    });
+    let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name} = {value}")).collect();
+    let said = |flag: bool, word: &str| flag.then(|| word.to_owned());
+    facts(
+        html,
+        &[
+            ("id", instance.id.clone()),
+            ("orderBizId", instance.order_biz_id.clone()),
+            ("order", instance.order_id.clone()),
+            ("account", Some(instance.account.clone())),
+            ("endpoint", Some(instance.endpoint.clone())),
+            ("buyer", instance.buyer.clone()),
+            ("product", instance.product.clone()),
+            ("SKU", instance.sku.clone()),
+            ("items", (!items.is_empty()).then(|| items.join(", "))),
+            ("trial", instance.trial.map(|trial| if trial { "yes" } else { "no" }.to_owned())),
+            ("expiry as sent", instance.expires_on_raw.clone()),
+            ("taken over", said(instance.adopted, "yes: it was not made here")),
+            ("tombstone", said(instance.tombstone, "yes: its release came first")),
+            ("first seen", Some(moment(instance.created_at))),
+            ("last changed", Some(moment(instance.updated_at))),
+        ],
+    );
+}
+
+fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
+    let row = &shown.life.instance;
+    let named = row.name().map(|name| (name, row.instance.account.as_str()));
+    let mut any = false;
+    let waits =
+        |job: &&JobRow| matches!(job.state, job::State::Dead | job::State::Held | job::State::Pending);
+    for job in shown.life.jobs.iter().filter(waits) {
+        any = true;
+        html.element("div", &[("class", "errand")], |html| {
+            html.element("p", &[], |html| {
+                badge(html, job.state.as_str());
+                html.text(&format!(" {} · {}", job.action, job.note.as_deref().unwrap_or_default()));
+            });
+            html.element("div", &[("class", "acts")], |html| job_acts(html, desk, job.id, named));
+        });
+    }
+    for held in shown.life.callbacks.iter().filter(|row| row.disposition == Disposition::Held) {
+        any = true;
+        html.element("div", &[("class", "errand")], |html| {
+            html.element("p", &[], |html| {
+                badge(html, "held");
+                html.text(&format!(" {} · {}", held.action, held.reason.as_deref().unwrap_or_default()));
+            });
+            let code = held.reason_code.as_deref();
+            html.leaf("p", "hint", words::advice("held-callback", code));
+            html.element("div", &[("class", "acts")], |html| held_acts(html, desk, held.number, code));
+        });
+    }
+    if let Some((name, account)) = named.filter(|_| row.instance.state != State::Released) {
+        html.element("div", &[("class", "acts")], |html| {
+            parts::act(html, desk, &ActForm {
+                act: "release",
+                label: "Release",
+                target: name,
+                account: Some(account),
+                hint: "Gives the instance up for good, as if the marketplace had asked for it. The hook runs; there is no way back.",
+                field: Field::Nothing,
+            });
+        });
+    } else if !any {
+        nothing(html, "Nothing: it is released, and stays so.");
+    }
+}
+
+fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
+    let mut events = happened(shown);
+    events.sort_by_key(|event| std::cmp::Reverse(event.at));
+    let left_out = events.len().saturating_sub(EVENTS);
+    events.truncate(EVENTS);
+    html.element("ol", &[("class", "timeline")], |html| {
+        for event in &events {
+            html.element("li", &[("data-tone", tone(&event.what))], |html| {
+                time(html, event.at, desk.now);
+                html.element("div", &[], |html| draw(html, &event.what));
+            });
+        }
+    });
+    if left_out > 0 {
+        nothing(
+            html,
+            &format!("{left_out} earlier events are left out; `spid instances show` has them all."),
+        );
+    }
+}
+
+/// Every event. Of two at one instant the later cause comes last.
+fn happened(shown: &Shown) -> Vec<Event<'_>> {
+    let life = &shown.life;
+    let mut events = Vec::new();
+    for row in life.callbacks.iter().rev() {
+        events.extend(row.told_at.map(|at| Event { at, what: What::Told(row) }));
+    }
+    for job in life.jobs.iter().rev() {
+        let at = job.ended_at.or(job.attempted_at).unwrap_or(job.created_at);
+        events.push(Event { at, what: What::Stands(job) });
+        let failed = shown.attempts.iter().rev().filter(|attempt| attempt.job == job.number);
+        events.extend(failed.map(|attempt| Event { at: attempt.ended_at, what: What::Failed(job, attempt) }));
+    }
+    events.extend(shown.acts.iter().map(|act| Event { at: act.at, what: What::Act(act) }));
+    for (row, body) in life.callbacks.iter().zip(&shown.bodies).rev() {
+        events.push(Event { at: row.received_at, what: What::Asked(row, body) });
+    }
+    events
+}
+
+fn tone(what: &What<'_>) -> &'static str {
+    match what {
+        What::Asked(row, _) if row.disposition == Disposition::Held => "warn",
+        What::Asked(..) => "cool",
+        What::Told(_) => "good",
+        What::Failed(..) => "warn",
+        What::Stands(job) => match job.state {
+            job::State::Done => "good",
+            job::State::Dead => "bad",
+            job::State::Refused | job::State::Held | job::State::Pending => "warn",
+            _ => "",
+        },
+        What::Act(_) => "hand",
+    }
+}
+
+fn draw(html: &mut Html, what: &What<'_>) {
+    match what {
+        What::Asked(row, body) => asked(html, row, body),
+        What::Told(row) => {
+            html.leaf("strong", "", "told");
+            html.text(&format!(
+                " The marketplace has the success of callback {} ({}).",
+                row.number, row.action
+            ));
+        }
+        What::Failed(job, attempt) => {
+            html.element("p", &[], |html| {
+                html.leaf("strong", "", &format!("attempt {} of {}", attempt.attempt, job.action));
+                html.text(" ");
+                badge(html, &attempt.ending);
+            });
+            html.leaf("p", "said", &attempt.note);
+        }
+        What::Stands(job) => stands(html, job),
+        What::Act(act) => {
+            html.element("p", &[], |html| {
+                html.leaf("strong", "", &format!("{} by hand", act.act));
+                html.text(&format!(" {} · {}", act.target, act.who));
+            });
+            html.leaf("p", "said", &act.why);
+        }
+    }
+}
+
+fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
+    html.element("p", &[], |html| {
+        html.leaf("strong", "", row.action.as_str());
+        html.text(&format!(
+            " asked through {} · callback {} · key {}",
+            row.endpoint, row.number, row.key_label
+        ));
+        if row.disposition != Disposition::Job {
+            html.text(" ");
+            badge(html, word(row.disposition));
+        }
+    });
+    if let Some(reason) = &row.reason {
+        html.leaf("p", "said", reason);
+    }
+    let tries = match row.budget.filter(|_| row.told_at.is_none()) {
+        Some(budget) => format!("came {} of {budget}", parts::times(row.deliveries, "time")),
+        None => format!("came {}", parts::times(row.deliveries, "time")),
+    };
+    let last = format!("{tries}, last {}", moment(row.last_received_at));
+    html.leaf("p", "soft", if row.deliveries == 1 { "came once" } else { &last });
+    html.element("details", &[("class", "more")], |html| {
+        html.leaf("summary", "", &parts::times(body.parameters.len() as u64, "signed parameter"));
+        let parameters: Vec<(&str, Option<String>)> =
+            body.parameters.iter().map(|(name, value)| (name, Some(value.to_owned()))).collect();
+        facts(html, &parameters);
+    });
+}
+
+fn word(disposition: Disposition) -> &'static str {
+    match disposition {
+        Disposition::Job => "job",
+        Disposition::Held => "held",
+        Disposition::Refused => "refused",
+        Disposition::Recorded => "recorded",
+    }
+}
+
+fn stands(html: &mut Html, job: &JobRow) {
+    html.element("p", &[], |html| {
+        html.leaf("strong", "", &format!("job: {}", job.action));
+        html.text(" ");
+        badge(html, job.state.as_str());
+        html.text(&format!(" after {}", parts::times(u64::from(job.attempts), "attempt")));
+        if job.state == job::State::Queued {
+            html.text(&format!(", due {}", moment(job.due_at)));
+        }
+    });
+    if let Some(note) = &job.note {
+        html.leaf("p", "said", note);
+    }
+    html.element("p", &[("class", "soft")], |html| {
+        html.text("key ");
+        html.leaf("code", "", &job.id.to_string());
+    });
+    if let Some(answer) = &job.answer {
+        html.element("details", &[("class", "more")], |html| {
+            html.leaf("summary", "", "answer, less its secrets");
+            html.leaf("pre", "", answer);
+        });
+    }
+}

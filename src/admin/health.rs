@@ -1,0 +1,220 @@
+//! Alive, ready, and how much of everything.
+
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::time::timeout;
+
+use super::{Admin, Fault};
+use crate::http::{Request, Response};
+use crate::instance::State;
+use crate::metrics::{Gauges, Metric};
+use crate::store::Totals;
+use crate::{job, limits};
+
+/// Whether the daemon can do its work, and what that was judged by.
+#[derive(Serialize)]
+pub(super) struct Readiness {
+    pub(super) ready: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) reasons: Vec<String>,
+    store: StoreHealth,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backlog: Option<Backlog>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) disk: Option<Disk>,
+    version: &'static str,
+    started_at: Timestamp,
+}
+
+#[derive(Serialize)]
+struct StoreHealth {
+    writable: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// What is owed. It makes nobody unready: callbacks can be taken however much there is.
+#[derive(Serialize)]
+struct Backlog {
+    queued: u64,
+    running: u64,
+    dead: u64,
+    held: u64,
+    pending: u64,
+    untold: u64,
+    oldest_job_age_seconds: f64,
+    overdue_seconds: f64,
+}
+
+/// The disk of the database, and what the database takes of it, in bytes.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Disk {
+    pub(super) free_bytes: u64,
+    pub(super) size_bytes: u64,
+    pub(super) database_bytes: u64,
+    pub(super) wal_bytes: u64,
+}
+
+impl Disk {
+    /// Measures it. `None` where that cannot be.
+    fn of(database: &Path) -> Option<Disk> {
+        let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let volume = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))).ok()?;
+        let mut wal = database.as_os_str().to_owned();
+        wal.push("-wal");
+        let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+        Some(Disk {
+            free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
+            size_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
+            database_bytes: size(database),
+            wal_bytes: size(&PathBuf::from(wal)),
+        })
+    }
+}
+
+/// Seconds from then to now; 0 when it lies ahead or was never.
+fn seconds_since(then: Option<Timestamp>, now: Timestamp) -> f64 {
+    let millis = then.map_or(0, |then| now.as_millisecond() - then.as_millisecond());
+    millis.max(0) as f64 / 1000.0
+}
+
+fn is_fresh(at: Timestamp, now_ms: i64) -> bool {
+    (0..limits::READY_REMEMBERED_MS).contains(&(now_ms - at.as_millisecond()))
+}
+
+fn of_jobs(totals: &Totals, state: job::State) -> u64 {
+    totals.jobs.get(state.as_str()).copied().unwrap_or(0)
+}
+
+impl Backlog {
+    fn of(totals: &Totals, now: Timestamp) -> Backlog {
+        Backlog {
+            queued: of_jobs(totals, job::State::Queued),
+            running: of_jobs(totals, job::State::Running),
+            dead: of_jobs(totals, job::State::Dead),
+            held: of_jobs(totals, job::State::Held) + totals.held,
+            pending: of_jobs(totals, job::State::Pending),
+            untold: totals.untold,
+            oldest_job_age_seconds: seconds_since(totals.oldest_job, now),
+            overdue_seconds: seconds_since(totals.next_due, now),
+        }
+    }
+}
+
+impl Admin {
+    /// Whether a write goes through now, and in time.
+    async fn fault_of_store(&self) -> Option<String> {
+        let within = Duration::from_millis(limits::READY_WITHIN_MS);
+        match timeout(within, self.inner.parts.store.probe()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the disk does not take a write in time".to_owned()),
+        }
+    }
+
+    async fn disk(&self) -> Option<Disk> {
+        let (database, _) = self.inner.parts.database.clone()?;
+        tokio::task::spawn_blocking(move || Disk::of(&database)).await.ok().flatten()
+    }
+
+    /// Whether the daemon can do its work, and what there is.
+    pub(super) async fn examine(&self) -> (Readiness, Result<Totals, Fault>) {
+        let error = self.fault_of_store().await;
+        let totals = self.read(|reader| Ok(reader.totals()?)).await;
+        let disk = self.disk().await;
+        let mut reasons: Vec<String> = error.clone().into_iter().collect();
+        if let Some(disk) = disk.filter(|disk| disk.free_bytes < limits::READY_DISK_MIN_BYTES) {
+            reasons.push(format!("the disk has {} bytes left", disk.free_bytes));
+        }
+        if let Err(fault) = &totals {
+            reasons.push(format!("the store cannot be read: {}", fault.text));
+        }
+        let readiness = Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+            store: StoreHealth { writable: error.is_none(), error },
+            backlog: totals.as_ref().ok().map(|totals| Backlog::of(totals, self.now())),
+            disk,
+            version: env!("CARGO_PKG_VERSION"),
+            started_at: self.inner.started,
+        };
+        (readiness, totals)
+    }
+
+    /// `/readyz`: a status code for everybody, and why for an operator.
+    pub(super) async fn ready(&self, request: &Request) -> Response {
+        if !self.inner.access.may_see_detail(request) {
+            return match self.ready_for_strangers().await {
+                true => Response::text(200, "ready\n"),
+                false => Response::text(503, "not ready\n"),
+            };
+        }
+        let (readiness, _) = self.examine().await;
+        let status = if readiness.ready { 200 } else { 503 };
+        match serde_json::to_string(&readiness) {
+            Ok(text) => Response::json(status, text),
+            Err(_) => Response::empty(500),
+        }
+    }
+
+    async fn ready_for_strangers(&self) -> bool {
+        let remembered = || self.inner.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.now().as_millisecond();
+        let last = *remembered();
+        if let Some((_, ready)) = last.filter(|(at, _)| is_fresh(*at, now)) {
+            return ready;
+        }
+        let (readiness, _) = self.examine().await;
+        *remembered() = Some((self.now(), readiness.ready));
+        readiness.ready
+    }
+
+    /// `/metrics`.
+    pub(super) async fn metrics(&self) -> Response {
+        match self.gauges().await {
+            Ok(gauges) => {
+                let page = self.inner.parts.metrics.render(&gauges);
+                Response::new(200, "text/plain; version=0.0.4; charset=utf-8", page)
+            }
+            Err(fault) => Response::text(503, format!("the store cannot be read: {}\n", fault.text)),
+        }
+    }
+
+    async fn gauges(&self) -> Result<Gauges, Fault> {
+        let (readiness, totals) = self.examine().await;
+        let mut gauges = Gauges::default();
+        of_totals(&mut gauges, &totals?, self.now());
+        if let Some(disk) = readiness.disk {
+            gauges.set(Metric::DatabaseSize, "", disk.database_bytes as f64);
+            gauges.set(Metric::WalSize, "", disk.wal_bytes as f64);
+            gauges.set(Metric::DiskFree, "", disk.free_bytes as f64);
+            gauges.set(Metric::DiskSize, "", disk.size_bytes as f64);
+        }
+        gauges.set(Metric::Ready, "", f64::from(u8::from(readiness.ready)));
+        gauges.set(Metric::ProcessStart, "", self.inner.started.as_millisecond() as f64 / 1000.0);
+        gauges.set(Metric::BuildInfo, env!("CARGO_PKG_VERSION"), 1.0);
+        Ok(gauges)
+    }
+}
+
+/// Every state has a row, also where there is nothing in it.
+fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
+    for state in State::ALL {
+        let count = totals.instances.get(state.as_str()).copied().unwrap_or(0);
+        gauges.set(Metric::Instances, state.as_str(), count as f64);
+    }
+    for state in job::State::ALL.into_iter().filter(|state| state.is_live()) {
+        gauges.set(Metric::Jobs, state.as_str(), of_jobs(totals, state) as f64);
+    }
+    gauges.set(Metric::OldestJobAge, "", seconds_since(totals.oldest_job, now));
+    gauges.set(Metric::JobsOverdue, "", seconds_since(totals.next_due, now));
+    gauges.set(Metric::HeldCallbacks, "", totals.held as f64);
+    gauges.set(Metric::UntoldResults, "", totals.untold as f64);
+    gauges.set(Metric::TriesSpent, "", totals.tries as f64);
+    gauges.set(Metric::TriesSpentRatio, "", totals.tries_ratio);
+}

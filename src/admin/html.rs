@@ -1,0 +1,137 @@
+//! Markup that is right by its type: text gets in escaped, and there is no other way in.
+//!
+//! Everything a marketplace sends is hostile text here. Names of elements and of attributes are words of
+//! our own (`&'static str`), values and texts are escaped, and whatever leads somewhere is a [`Link`].
+
+use super::target::Link;
+
+/// A piece of a page.
+#[derive(Debug, Default)]
+pub(super) struct Html(String);
+
+/// Attributes: our own names, anybody's values.
+pub(super) type Attributes<'a> = &'a [(&'static str, &'a str)];
+
+impl Html {
+    /// Text, whoever wrote it.
+    pub(super) fn text(&mut self, text: &str) {
+        for character in text.chars() {
+            match character {
+                '&' => self.0.push_str("&amp;"),
+                '<' => self.0.push_str("&lt;"),
+                '>' => self.0.push_str("&gt;"),
+                '"' => self.0.push_str("&quot;"),
+                '\'' => self.0.push_str("&#39;"),
+                // What could turn the text around it, or hide it, is shown instead of done.
+                c if is_invisible(c) => self.0.push_str(&c.escape_unicode().to_string()),
+                c => self.0.push(c),
+            }
+        }
+    }
+
+    /// An element with something in it.
+    pub(super) fn element(
+        &mut self,
+        name: &'static str,
+        attributes: Attributes<'_>,
+        inside: impl FnOnce(&mut Html),
+    ) {
+        self.open(name, attributes);
+        inside(self);
+        self.close(name);
+    }
+
+    /// An element with text in it.
+    pub(super) fn leaf(&mut self, name: &'static str, class: &'static str, text: &str) {
+        let attributes: Attributes<'_> = if class.is_empty() { &[] } else { &[("class", class)] };
+        self.element(name, attributes, |html| html.text(text));
+    }
+
+    /// An element that never has anything in it.
+    pub(super) fn void(&mut self, name: &'static str, attributes: Attributes<'_>) {
+        self.open(name, attributes);
+    }
+
+    /// A way to another page.
+    pub(super) fn link(&mut self, class: &'static str, link: &Link, text: &str) {
+        let link = link.to_string();
+        let attributes = [("href", &*link), ("class", class)];
+        let count = if class.is_empty() { 1 } else { 2 };
+        self.element("a", attributes.get(..count).unwrap_or_default(), |html| html.text(text));
+    }
+
+    /// Appends a piece.
+    pub(super) fn push(&mut self, piece: Html) {
+        self.0.push_str(&piece.0);
+    }
+
+    /// The page as it is sent.
+    pub(super) fn into_page(self) -> String {
+        format!("<!doctype html>\n{}\n", self.0)
+    }
+
+    fn open(&mut self, name: &'static str, attributes: Attributes<'_>) {
+        self.0.push('<');
+        self.0.push_str(name);
+        for (name, value) in attributes {
+            self.0.push(' ');
+            self.0.push_str(name);
+            self.0.push_str("=\"");
+            self.text(value);
+            self.0.push('"');
+        }
+        self.0.push('>');
+    }
+
+    fn close(&mut self, name: &'static str) {
+        self.0.push_str("</");
+        self.0.push_str(name);
+        self.0.push('>');
+    }
+}
+
+fn is_invisible(c: char) -> bool {
+    let is_break = matches!(c, '\n' | '\t');
+    let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}');
+    c.is_control() && !is_break || turns || c == '\u{feff}'
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn page(text: &str) -> String {
+        let mut html = Html::default();
+        html.element("p", &[("title", text)], |html| html.text(text));
+        html.0
+    }
+
+    /// What a browser makes of it.
+    fn unescaped(markup: &str) -> String {
+        let marks = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")];
+        marks.iter().fold(markup.to_owned(), |text, (from, to)| text.replace(from, to))
+    }
+
+    #[test]
+    fn what_turns_text_around_is_shown() {
+        assert_eq!(page("a\u{202e}b\0"), "<p title=\"a\\u{202e}b\\u{0}\">a\\u{202e}b\\u{0}</p>");
+    }
+
+    proptest! {
+        #[test]
+        fn text_stays_text(text in "[<>\"'&a-z/=\\s\\PC]{0,60}") {
+            let page = page(&text);
+            let inner = page.strip_prefix("<p title=\"").unwrap().strip_suffix("</p>").unwrap();
+            let (value, body) = inner.split_once("\">").unwrap();
+            for part in [value, body] {
+                prop_assert!(!part.contains(['<', '>', '"', '\'']), "{}", part);
+            }
+            prop_assert_eq!(value, body);
+            if !text.chars().any(is_invisible) {
+                prop_assert_eq!(unescaped(body), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! `hook test`: the hook author's test, from the shell, for hooks of every kind.
+//!
+//! The report is on stdout; what is being done meanwhile is on stderr, with every call and its end if
+//! that is asked for. The calls hold nothing but what the test made up.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use clap::Args;
+use jiff::SignedDuration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::output::{Output, shown};
+use super::{Done, Exit, Failure, runtime};
+use crate::callback::Action;
+use crate::config::{self, Config, Environment, ProcessEnvironment};
+use crate::hook::exec::ExecHook;
+use crate::hook::http::{HttpHook, HttpHookOptions};
+use crate::hook::{AnyHook, HookError};
+use crate::http::Url;
+use crate::instance::Instance;
+use crate::limits;
+use crate::signature::{Secret, WebhookKey, WebhookKeys};
+use crate::testing::{Attempted, Check, Observer};
+
+/// Attempts at each action that are cut short at a moment drawn by chance: an executable is killed then.
+const KILLS_COUNT: u32 = 4;
+
+/// Which hook, and what to ask of it.
+#[derive(Args)]
+pub(super) struct TestArguments {
+    #[command(flatten)]
+    which: Which,
+    /// The secret calls are signed with: a file with `whsec_…`. Twice while it is changed.
+    #[arg(long, value_name = "FILE", requires = "http")]
+    secret_file: Vec<PathBuf>,
+    /// The same in an environment variable of this name.
+    #[arg(long, value_name = "NAME", requires = "http", conflicts_with = "secret_file")]
+    secret_env: Option<String>,
+    /// The hook of the configuration with this name; without it the first one.
+    #[arg(long, value_name = "NAME", requires = "config")]
+    hook: Option<String>,
+    #[command(flatten)]
+    wares: WaresArguments,
+    /// How long one attempt may take, like 30s or 2m.
+    #[arg(long, value_name = "SPAN", value_parser = span)]
+    timeout: Option<Duration>,
+    /// How many attempts are made at once.
+    #[arg(long, value_name = "COUNT", default_value_t = limits::HOOK_TEST_AT_ONCE_COUNT)]
+    at_once: usize,
+    /// How many attempts at each action are cut short at a moment drawn by chance; an executable is killed
+    /// with all it started.
+    #[arg(long, value_name = "COUNT", default_value_t = KILLS_COUNT)]
+    kills: u32,
+    /// Draw from this seed, to repeat a run.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1)]
+    seed: u64,
+    /// Leave an action out, like `upgrade`.
+    #[arg(long, value_name = "ACTION", value_parser = action)]
+    without: Vec<Action>,
+    /// Make it a fault if an action is not supported.
+    #[arg(long, value_name = "ACTION", value_parser = action)]
+    require: Vec<Action>,
+    /// A command that prints how many things exist for an instance: it gets the instance as JSON on its
+    /// standard input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.
+    #[arg(long, value_name = "CMD", num_args = 1..)]
+    probe: Vec<String>,
+    /// Show every call and how it ended, on stderr.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(multiple = false)]
+struct Which {
+    /// An executable and its arguments. One that begins with `-` is written `--exec=-x`.
+    #[arg(long, value_name = "CMD", num_args = 1..)]
+    exec: Vec<String>,
+    /// An endpoint.
+    #[arg(long, value_name = "URL")]
+    http: Option<Url>,
+    /// A hook of this configuration.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// What is bought.
+#[derive(Args)]
+struct WaresArguments {
+    /// Buy this product.
+    #[arg(long, value_name = "CODE")]
+    product: Option<String>,
+    /// Buy this SKU.
+    #[arg(long, value_name = "SKU")]
+    sku: Option<String>,
+    /// Upgrade to this SKU.
+    #[arg(long, value_name = "SKU")]
+    upgrade_to: Option<String>,
+    /// Buy as this account.
+    #[arg(long, value_name = "ACCOUNT")]
+    buyer: Option<String>,
+    /// Buy this much of something beside the SKU.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    item: Vec<(String, String)>,
+    /// Ask for this much of it in the upgrade.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    upgraded_item: Vec<(String, String)>,
+    /// Send this parameter with every call.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    parameter: Vec<(String, String)>,
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    parsed.filter(|span| !span.is_zero()).ok_or_else(|| "not a time span, like 500ms, 30s or 2m".to_owned())
+}
+
+fn action(text: &str) -> Result<Action, String> {
+    Action::from_word(text).ok_or_else(|| {
+        let words: Vec<&str> = Action::ALL.into_iter().map(Action::as_str).collect();
+        format!("there is {}", words.join(", "))
+    })
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
+    let (hook, timeout) = arguments.hook(hook)?;
+    let mut check = arguments.wares.onto(Check::new(hook));
+    if let Some(timeout) = arguments.timeout.or(timeout) {
+        check = check.timeout(timeout);
+    }
+    check = check.at_once(arguments.at_once).kills(arguments.kills).seed(arguments.seed);
+    check = arguments.without.iter().fold(check, |check, action| check.without(*action));
+    check = arguments.require.iter().fold(check, |check, action| check.requires(*action));
+    if !arguments.probe.is_empty() {
+        let command = arguments.probe.clone();
+        check = check.count(move |instance| counted(command.clone(), instance));
+    }
+    let mut teller = Teller { output: Output::default(), verbose: arguments.verbose };
+    let runtime = runtime()?;
+    let report = runtime.block_on(check.run_watched(&mut teller));
+    // A hook that blocks a thread is not waited for.
+    runtime.shutdown_background();
+    if arguments.json {
+        output.json(&report)?;
+    } else {
+        report.to_string().lines().try_for_each(|line| output.line(&shown(line)))?;
+    }
+    match report.passed {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::NotMet, "the hook is not safe to run twice")
+            .hint("-v shows every call and how it ended")),
+    }
+}
+
+impl TestArguments {
+    /// The hook that is meant, and its own timeout where it has one.
+    fn hook(&self, in_process: Option<AnyHook>) -> Result<(AnyHook, Option<Duration>), Failure> {
+        let wrong = |from: &str, text: String| Failure::new(Exit::Config, format!("`{from}`: {text}"));
+        if !self.which.exec.is_empty() {
+            let hook = ExecHook::new(self.which.exec.clone());
+            hook.check().map_err(|error| wrong("--exec", error.to_string()))?;
+            return Ok((hook.into(), None));
+        }
+        if let Some(url) = &self.which.http {
+            let hook = HttpHook::new(url.clone(), self.keys()?, HttpHookOptions::default());
+            hook.check().map_err(|error| wrong("--http", error.to_string()))?;
+            return Ok((hook.into(), None));
+        }
+        if let Some(path) = &self.which.config {
+            let config = Config::load(path, &ProcessEnvironment, in_process)?;
+            let name = self.hook.as_deref();
+            let named = config.runner.hook(name).ok_or_else(|| {
+                let text = format!("no order reaches a hook called `{}`", name.unwrap_or_default());
+                wrong("--hook", text).hint("it is neither the first hook nor named by a route")
+            })?;
+            return Ok((named.hook.clone(), Some(named.timeout)));
+        }
+        let hook = in_process.ok_or_else(|| {
+            Failure::new(Exit::Usage, "which hook?").hint("--exec CMD…, --http URL or --config FILE")
+        })?;
+        Ok((hook, None))
+    }
+
+    fn keys(&self) -> Result<WebhookKeys, Failure> {
+        let missing = || "a call is signed: name the secret with --secret-file or --secret-env".to_owned();
+        let mut secrets: Vec<Result<Secret, String>> =
+            self.secret_file.iter().map(|path| config::read_key(path)).collect();
+        secrets.extend(self.secret_env.as_ref().map(|name| {
+            let value = ProcessEnvironment.get(name).map(Secret::new);
+            value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text"))
+        }));
+        let key = |secret: Result<Secret, String>| {
+            secret.and_then(|secret| WebhookKey::new(&secret).map_err(|error| error.to_string()))
+        };
+        let keys: Result<Vec<WebhookKey>, String> = secrets.into_iter().map(key).collect();
+        let keys = keys.and_then(|keys| WebhookKeys::new(keys).ok_or_else(missing));
+        keys.map_err(|text| Failure::new(Exit::Config, text))
+    }
+}
+
+impl WaresArguments {
+    fn onto(&self, mut check: Check) -> Check {
+        for (value, set) in [
+            (&self.product, Check::product as fn(Check, String) -> Check),
+            (&self.sku, Check::sku),
+            (&self.upgrade_to, Check::upgrade_to),
+            (&self.buyer, Check::buyer),
+        ] {
+            if let Some(value) = value {
+                check = set(check, value.clone());
+            }
+        }
+        for (name, value) in &self.item {
+            check = check.item(name, value);
+        }
+        for (name, value) in &self.upgraded_item {
+            check = check.upgraded_item(name, value);
+        }
+        for (name, value) in &self.parameter {
+            check = check.parameter(name, value);
+        }
+        check
+    }
+}
+
+/// Says on stderr what is being done.
+struct Teller {
+    output: Output,
+    verbose: bool,
+}
+
+impl Observer for Teller {
+    fn section(&mut self, title: &str) {
+        self.output.complain(&format!("* {title}"));
+    }
+
+    fn attempted(&mut self, attempted: &Attempted<'_>) {
+        if !self.verbose {
+            return;
+        }
+        let call = serde_json::to_string(attempted.call).unwrap_or_default();
+        let number = attempted.call.context().attempt;
+        self.output.complain(&format!("  -> {}, attempt {number}: {}", attempted.step, shown(&call)));
+        self.output.complain(&format!("  <- {}", shown(&attempted.end)));
+    }
+}
+
+/// What the probe says exists. It is the author's own, and gets the author's environment.
+async fn counted(command: Vec<String>, instance: Instance) -> Result<usize, HookError> {
+    let (program, arguments) = command.split_first().ok_or_else(|| HookError::retry("it is empty"))?;
+    let mut child = Command::new(program)
+        .args(arguments)
+        .env("SPID_ORDER_BIZ_ID", instance.order_biz_id.as_deref().unwrap_or_default())
+        .env("SPID_INSTANCE_ID", instance.id.as_deref().unwrap_or_default())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // A probe that reads only its environment closes its input early.
+        let _ = stdin.write_all(&serde_json::to_vec(&instance)?).await;
+    }
+    let ended = child.wait_with_output().await?;
+    if !ended.status.success() {
+        return Err(HookError::retry(format!("`{program}` ended with {}", ended.status)));
+    }
+    let said = String::from_utf8_lossy(&ended.stdout);
+    said.trim().parse().map_err(|_| HookError::retry(format!("`{program}` did not print a number")))
+}

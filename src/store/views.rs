@@ -1,0 +1,234 @@
+//! What is kept, put together for whoever looks. The command line, the JSON API and the console show the
+//! same objects, made here and nowhere else.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
+use super::{Reader, StoreError};
+use crate::callback::Callback;
+use crate::clock::Id;
+use crate::job;
+
+/// Why something cannot be shown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ViewError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// It is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// No instance has this name.
+    #[error("no instance is called `{0}`")]
+    NoInstance(String),
+    /// The name is not enough: these accounts each have an instance of it.
+    #[error("several accounts have an instance called `{name}`: {}", .accounts.join(", "))]
+    Several {
+        /// The name.
+        name: String,
+        /// The accounts.
+        accounts: Vec<String>,
+    },
+}
+
+/// One instance and everything that happened to it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Life {
+    /// The instance.
+    #[serde(flatten)]
+    pub instance: InstanceRow,
+    /// What was asked about it, the oldest first.
+    pub callbacks: Vec<CallbackRow>,
+    /// What was owed for it, the oldest first.
+    pub jobs: Vec<JobRow>,
+}
+
+/// One job and its attempts.
+#[derive(Debug, Clone, Serialize)]
+pub struct JobDetail {
+    /// The job.
+    #[serde(flatten)]
+    pub job: JobRow,
+    /// The attempts that did not succeed.
+    pub failed_attempts: Vec<AttemptRow>,
+}
+
+/// One callback, with all it said.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallbackDetail {
+    /// What became of it.
+    #[serde(flatten)]
+    pub row: CallbackRow,
+    /// What it said.
+    pub callback: Callback,
+}
+
+/// Something that waits for a person.
+#[derive(Debug, Clone, Serialize)]
+pub struct Errand {
+    /// `held-callback`, `held-job`, `dead-job` or `pending-job`.
+    pub kind: &'static str,
+    /// The callback.
+    pub callback: i64,
+    /// Its job, if that is what waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<Id>,
+    /// The account.
+    pub account: String,
+    /// A name of its instance, if it has one.
+    pub instance: Option<String>,
+    /// What was asked.
+    pub action: &'static str,
+    /// Since when it waits.
+    pub since: Timestamp,
+    /// How often the marketplace has called for it.
+    pub deliveries: u64,
+    /// How often it calls before it gives up.
+    pub budget: Option<u32>,
+    /// Both in a word, as far as they still matter.
+    #[serde(skip)]
+    pub tries: String,
+    /// Why.
+    pub reason: String,
+    /// The stable word for why, of a held callback.
+    #[serde(skip)]
+    pub reason_code: Option<String>,
+}
+
+impl InstanceRow {
+    /// A name it is known by: its id, or until it has one its orderBizId.
+    pub fn name(&self) -> Option<&str> {
+        self.instance.id.as_deref().or(self.instance.order_biz_id.as_deref())
+    }
+}
+
+impl CallbackRow {
+    /// How often it was delivered, and out of how many times while that still matters.
+    pub fn tries(&self) -> String {
+        match self.budget.filter(|_| self.told_at.is_none() && self.deliveries > 0) {
+            Some(budget) => format!("{}/{budget}", self.deliveries),
+            None => self.deliveries.to_string(),
+        }
+    }
+}
+
+impl Reader {
+    /// The one instance of this name; `account` is needed where several have one.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn find(&self, name: &str, account: Option<&str>) -> Result<InstanceRow, ViewError> {
+        let mut rows = self.instances_named(name)?;
+        rows.retain(|row| account.is_none_or(|account| row.instance.account == account));
+        match rows.as_slice() {
+            [only] => Ok(only.clone()),
+            [] => Err(ViewError::NoInstance(name.to_owned())),
+            several => Err(ViewError::Several {
+                name: name.to_owned(),
+                accounts: several.iter().map(|row| row.instance.account.clone()).collect(),
+            }),
+        }
+    }
+
+    /// Everything that happened to the instance of this name.
+    ///
+    /// # Errors
+    /// As [`Reader::find`].
+    pub fn life(&self, name: &str, account: Option<&str>) -> Result<Life, ViewError> {
+        let instance = self.find(name, account)?;
+        let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
+        let (mut callbacks, mut jobs) = (self.callbacks(&filter)?, self.jobs(&filter)?);
+        callbacks.reverse();
+        jobs.reverse();
+        Ok(Life { instance, callbacks, jobs })
+    }
+
+    /// The job with this id, and its attempts.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn job_detail(&self, id: Id) -> Result<JobDetail, ViewError> {
+        let job = self.job(id)?.ok_or_else(|| ViewError::NotFound(format!("there is no job {id}")))?;
+        let failed_attempts = self.attempts(job.number)?;
+        Ok(JobDetail { job, failed_attempts })
+    }
+
+    /// The callback with this number, with all it said.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn callback_detail(&self, number: i64) -> Result<CallbackDetail, ViewError> {
+        let found = self.callback(number)?;
+        let missing = || ViewError::NotFound(format!("there is no callback {number}"));
+        let (row, callback) = found.ok_or_else(missing)?;
+        Ok(CallbackDetail { row, callback })
+    }
+
+    /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn errands(&self, limit: usize) -> Result<Vec<Errand>, StoreError> {
+        let filter = Filter { disposition: Some(Disposition::Held), limit, ..Filter::default() };
+        let mut errands = Vec::new();
+        for row in self.callbacks(&filter)? {
+            errands.push(self.held_callback(row)?);
+        }
+        let jobs = vec![job::State::Held, job::State::Dead, job::State::Pending];
+        for job in self.jobs(&Filter { jobs, limit, ..Filter::default() })? {
+            errands.extend(self.stopped_job(job)?);
+        }
+        errands.sort_by_key(|errand| std::cmp::Reverse(errand.since));
+        errands.truncate(limit);
+        Ok(errands)
+    }
+
+    fn held_callback(&self, row: CallbackRow) -> Result<Errand, StoreError> {
+        Ok(Errand {
+            kind: "held-callback",
+            callback: row.number,
+            job: None,
+            instance: self.instance_name(row.instance)?,
+            tries: row.tries(),
+            account: row.account,
+            action: row.action.as_str(),
+            since: row.received_at,
+            deliveries: row.deliveries,
+            budget: row.budget,
+            reason: row.reason.unwrap_or_default(),
+            reason_code: row.reason_code,
+        })
+    }
+
+    fn stopped_job(&self, job: JobRow) -> Result<Option<Errand>, StoreError> {
+        let Some(row) = self.with(|rows| rows.callback_row(job.callback))? else { return Ok(None) };
+        Ok(Some(Errand {
+            kind: match job.state {
+                job::State::Held => "held-job",
+                job::State::Dead => "dead-job",
+                _ => "pending-job",
+            },
+            callback: row.number,
+            job: Some(job.id),
+            instance: self.instance_name(job.instance)?,
+            tries: row.tries(),
+            account: row.account,
+            action: job.action.as_str(),
+            since: job.attempted_at.unwrap_or(job.created_at),
+            deliveries: row.deliveries,
+            budget: row.budget,
+            reason: job.note.unwrap_or_default(),
+            reason_code: None,
+        }))
+    }
+
+    /// A name of the instance with this number.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn instance_name(&self, number: Option<i64>) -> Result<Option<String>, StoreError> {
+        let row = number.map(|number| self.instance(number)).transpose()?.flatten();
+        Ok(row.and_then(|row| row.name().map(str::to_owned)))
+    }
+}
