@@ -528,6 +528,7 @@ async fn one_hook_serves_two_marketplaces() {
                 "endpoint",
                 "action_name",
                 "order",
+                "dashscope_euid",
                 "order_id",
                 "parameters",
                 "instance",
