@@ -210,6 +210,16 @@ impl fmt::Display for Doubt {
     }
 }
 
+/// What makes a request one of its kind: a marketplace sends it anew with another one, so whoever sends
+/// the same again sends a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Once {
+    /// The mark, as it was sent.
+    pub nonce: String,
+    /// Until when a copy would still pass for dated now.
+    pub until: Timestamp,
+}
+
 /// One verified request from a marketplace, in no marketplace's dialect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
@@ -250,6 +260,26 @@ pub struct Callback {
     /// When the marketplace says it sent this, for requests that are dated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
+    /// The id by which this marketplace calls what a create makes, where it chooses that itself. An id of the
+    /// hook's is then the seller's own business.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_id: Option<String>,
+    /// Whether the marketplace only tries whether it would work: nothing may come of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub test: bool,
+    /// Whether the marketplace makes such instances itself: an unknown one is no mistake.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub made_elsewhere: bool,
+    /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
+    #[serde(skip)]
+    pub once: Option<Once>,
+    /// What is known of the order beside the parameters: what the marketplace said when it was asked, or what
+    /// it had encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub learned: Option<Parameters>,
+    /// What the request says as a structure, where its parameters hold lists in texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
     /// Every signed parameter.
     #[serde(default)]
     pub parameters: Parameters,
@@ -275,6 +305,12 @@ impl Callback {
             refund: None,
             items: BTreeMap::new(),
             sent_at: None,
+            public_id: None,
+            test: false,
+            made_elsewhere: false,
+            once: None,
+            learned: None,
+            body: None,
             parameters: Parameters::default(),
             doubts: Vec::new(),
         }
@@ -433,6 +469,8 @@ pub enum Outcome {
     NotYet,
     /// It will not be done as things stand: the hook refused it, or the lifecycle forbids it.
     Refused {
+        /// Why: the stable word, as in [`crate::instance::Reason::code`].
+        code: &'static str,
         /// Why, in words the marketplace's staff may read.
         reason: String,
     },

@@ -28,6 +28,7 @@ use crate::intake::{Endpoint, Intake, IntakeOptions};
 use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
+use crate::orders::Orders;
 use crate::refusals::Refusals;
 use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
 use liveness::Liveness;
@@ -42,6 +43,8 @@ pub struct DaemonOptions {
     pub endpoints: Vec<(String, Endpoint)>,
     /// The hooks.
     pub runner: Runner,
+    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    pub orders: Orders,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
     /// What is chosen about the dispatcher.
@@ -66,6 +69,8 @@ pub struct Changes {
     pub endpoints: Vec<(String, Endpoint)>,
     /// The hooks.
     pub runner: Runner,
+    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    pub orders: Orders,
     /// What is chosen about the intake.
     pub intake: IntakeOptions,
     /// Who may call.
@@ -90,6 +95,7 @@ impl DaemonOptions {
             store: StoreOptions::default(),
             endpoints,
             runner,
+            orders: Orders::default(),
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
@@ -131,6 +137,7 @@ pub struct Daemon {
     stop_dispatch: watch::Sender<bool>,
     doors: watch::Sender<Arc<Doors>>,
     dialects: watch::Sender<Arc<Dialects>>,
+    orders: watch::Sender<Orders>,
     runner: watch::Sender<Runner>,
     watched: watch::Sender<Watched>,
     tls: Option<ServerTls>,
@@ -200,16 +207,18 @@ impl Daemon {
         let watched = watch_keys(&store, &clock, &metrics, watched).await;
         let (stop_dispatch, stopping) = watch::channel(false);
         let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
+        let (orders, desks) = watch::channel(options.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
+                .asking(desks)
                 .speaking(spoken);
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let refusals = Refusals::new(clock.clone(), metrics.clone());
         let intake =
             Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals.clone(), options.intake);
-        let endpoints = options.endpoints.into_iter().collect();
-        let (doors, behind) = watch::channel(Arc::new(Doors { endpoints, intake, guard: options.guard }));
+        let doors = Doors::new(options.endpoints, intake, options.guard);
+        let (doors, behind) = watch::channel(Arc::new(doors));
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(behind, metrics.clone());
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
@@ -229,6 +238,7 @@ impl Daemon {
             stop_dispatch,
             doors,
             dialects,
+            orders,
             runner,
             watched,
             tls: options.tls,
@@ -242,18 +252,19 @@ impl Daemon {
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
     /// that runs, end with what they began with.
     pub fn change(&self, changes: Changes) {
-        let Changes { endpoints, runner, intake, guard, tls, secrets_window_ms, key_unused_after } = changes;
+        let Changes { endpoints, runner, orders, intake, guard, tls, secrets_window_ms, key_unused_after } =
+            changes;
         self.watched.send_replace(watched(&endpoints, key_unused_after));
         self.store.repeat_secrets_for(secrets_window_ms);
         // The hooks first: nothing may come through a new endpoint and go to an old hook.
         let runner = runner.succeeding(&self.runner.borrow());
         dispatch::announce(&self.metrics, &runner);
         self.runner.send_replace(runner);
+        self.orders.send_replace(orders);
         self.dialects.send_replace(dialects(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
-        let endpoints = endpoints.into_iter().collect();
-        self.doors.send_replace(Arc::new(Doors { endpoints, intake, guard }));
+        self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
         if let (Some(shown), Some(new)) = (&self.tls, &tls) {
             shown.show(new);
         }

@@ -20,6 +20,7 @@ use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
+use crate::orders::{Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
 
 /// What can be chosen about the dispatcher.
@@ -105,6 +106,7 @@ pub struct Dispatch {
     held: Held,
     /// Room for jobs whose hook is busy.
     room: Arc<Semaphore>,
+    orders: watch::Receiver<Orders>,
     dialects: watch::Receiver<Arc<Dialects>>,
     /// When the loop last went round.
     turned: watch::Sender<Instant>,
@@ -125,10 +127,16 @@ impl Dispatch {
     ) -> Dispatch {
         let room = Arc::new(Semaphore::new(options.waiting));
         announce(&metrics, &runner.borrow());
+        let (_, orders) = watch::channel(Orders::default());
         let (_, dialects) = watch::channel(Arc::default());
         let (turned, _) = watch::channel(Instant::now());
         let held = Held::default();
-        Dispatch { store, clock, metrics, runner, options, held, room, dialects, turned }
+        Dispatch { store, clock, metrics, runner, options, held, room, orders, dialects, turned }
+    }
+
+    /// The same, asking there what was ordered where a callback does not say.
+    pub fn asking(self, orders: watch::Receiver<Orders>) -> Dispatch {
+        Dispatch { orders, ..self }
     }
 
     /// The same, with what a marketplace alone can say about its buyers.
@@ -273,6 +281,7 @@ impl Dispatch {
             runner: self.runner.clone(),
             stop: stop.clone(),
             room: self.room.clone(),
+            orders: self.orders.borrow().clone(),
             dialects: self.dialects.borrow().clone(),
         };
         running.spawn(async move {
@@ -363,12 +372,16 @@ struct Attempt {
     runner: watch::Receiver<Runner>,
     stop: watch::Receiver<bool>,
     room: Arc<Semaphore>,
+    orders: Orders,
     dialects: Arc<Dialects>,
 }
 
 impl Attempt {
-    async fn run(mut self, taken: Taken, place: OwnedSemaphorePermit) {
-        let ending = self.call(&taken, place).await;
+    async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
+        let ending = match self.complete(&mut taken).await {
+            Ok(()) => self.call(&taken, place).await,
+            Err(ending) => ending,
+        };
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
     }
@@ -396,6 +409,39 @@ impl Attempt {
                 _ = self.stop.wait_for(|stop| *stop) => return None,
             }
         }
+    }
+
+    /// Makes sure that the callback says what was ordered: what it does not say is asked for, and kept.
+    async fn complete(&mut self, taken: &mut Taken) -> Result<(), Ending> {
+        let endpoint = &taken.origin.endpoint;
+        let asked = tokio::select! {
+            biased;
+            asked = self.orders.ask(endpoint, &taken.callback, self.clock.now()) => asked,
+            _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
+        };
+        let again = |error: String| Err(Ending::Retry { error, after: None });
+        let known = match asked {
+            Ok(None) => return Ok(()),
+            Ok(Some(known)) => known,
+            Err(Unasked::Later(error)) => return again(error),
+            Err(Unasked::Misconfigured(error)) => {
+                return Err(self.misconfigured(&taken.job, "the way to the marketplace", error, None));
+            }
+        };
+        match self.store.learn(&taken.job, known.clone()).await {
+            Ok(Some(instance)) => taken.instance = Some(instance),
+            // The lease is lost: the end of this attempt will be fenced off.
+            Ok(None) => return Err(Ending::GivenBack),
+            Err(error) => return again(format!("what was ordered could not be kept: {error}")),
+        }
+        taken.callback = known;
+        Ok(())
+    }
+
+    fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> Ending {
+        self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
+        tracing::error!(job = %job.id, action = %job.action, "{what} looks wrongly configured: {error}");
+        Ending::Retry { error, after }
     }
 
     async fn call(&mut self, taken: &Taken, place: OwnedSemaphorePermit) -> Ending {
@@ -436,11 +482,7 @@ impl Attempt {
         match attempted {
             Attempted::Done(answer) => Ending::Done(answer),
             Attempted::Retry { error, after } => Ending::Retry { error, after },
-            Attempted::Misconfigured { error, after } => {
-                self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
-                tracing::error!(job = %job.id, action = %job.action, "the hook looks wrongly configured: {error}");
-                Ending::Retry { error, after }
-            }
+            Attempted::Misconfigured { error, after } => self.misconfigured(job, "the hook", error, after),
             Attempted::Refused { reason } => Ending::Refused { reason },
             // A payment is a message: that nobody listens to it is no reason to refuse it.
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),

@@ -54,6 +54,21 @@ pub struct Doors {
     pub guard: Guard,
 }
 
+impl Doors {
+    /// These endpoints, each with the path it answers on. What its marketplace calls behind that path is its
+    /// own, unless it is another endpoint's path.
+    pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, guard: Guard) -> Doors {
+        let mut behind: HashMap<String, Endpoint> = HashMap::new();
+        for (path, endpoint) in &endpoints {
+            for tail in endpoint.dialect.tails() {
+                behind.insert(format!("{}{tail}", path.trim_end_matches('/')), endpoint.clone());
+            }
+        }
+        behind.extend(endpoints);
+        Doors { endpoints: behind, intake, guard }
+    }
+}
+
 /// The listener's handler. Clones share the doors.
 #[derive(Clone)]
 pub struct Front {
@@ -94,7 +109,7 @@ impl Front {
             }
             Ok(received) => {
                 self.rates.held(request.client);
-                intake.answer(endpoint, received).await
+                intake.answer(endpoint, &request, received).await
             }
         }
     }

@@ -183,6 +183,10 @@ impl Instance {
         if self.expires_on != before {
             self.expires_on_raw = callback.expires_on.as_ref().map(|expiry| expiry.raw.clone());
         }
+        // A trial that is paid for is none any more.
+        if callback.action == Action::Renew {
+            self.trial = callback.trial.or(self.trial);
+        }
         self.updated_at = now;
     }
 
@@ -421,6 +425,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The code of what a hook refused.
+    pub const HOOK: &'static str = "hook";
+
     /// What the marketplace may read of it. An operator's words, and what another buyer bought, are not for
     /// everybody who can send a callback.
     pub fn told(&self) -> String {
@@ -452,7 +459,7 @@ impl Reason {
             Reason::PastExpiry => "past-expiry",
             Reason::UnknownRelease => "unknown-release",
             Reason::UnknownProduct => "unknown-product",
-            Reason::Hook(_) => "hook",
+            Reason::Hook(_) => Reason::HOOK,
             Reason::Rejected(_) => "rejected",
         }
     }
@@ -559,7 +566,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     if let Some(taken) = view.instance.filter(|instance| is_anothers(instance, callback)) {
         return Decision::Hold(Reason::NameTaken(taken.order_biz_id.clone().unwrap_or_default())).into();
     }
-    if let Some(decision) = open_occurrence(view, callback.action) {
+    if let Some(decision) = open_occurrence(view, callback) {
         let released = view.instance.is_some_and(|instance| instance.state == State::Released);
         return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
     }
@@ -574,6 +581,8 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         told: !view.approved && view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
         overtaken: !view.approved
             && view.occurrence.is_some_and(|occurrence| is_overtaken(instance, occurrence)),
+        no_copy: callback.once.is_some(),
+        thaws: callback.once.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
         view,
         wants: Wants::of(callback),
     };
@@ -601,10 +610,11 @@ pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
 }
 
 /// A repeat of what the marketplace has not been told yet joins it, whatever was queued since.
-fn open_occurrence(view: View<'_>, action: Action) -> Option<Decision> {
+fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
     let occurrence = view.occurrence.filter(|occurrence| !occurrence.told)?;
     match &occurrence.standing {
-        Standing::Done(_) if is_next_term(view, action) => None,
+        Standing::Done(_) if is_next_term(view, callback.action) => None,
+        Standing::Open(_) | Standing::Done(_) if is_another(view, callback) => None,
         Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
         // A refusal that lies ahead is one of before the clock was set back: its gap has no end.
         Standing::RefusedByHook { at, reason }
@@ -629,6 +639,20 @@ fn is_next_term(view: View<'_>, action: Action) -> bool {
     future.state == State::Active && future.expires_on.is_some_and(|expiry| expiry <= over)
 }
 
+/// Whether a freeze or a thaw is another one than the open one it looks like: it is no copy, no order tells
+/// it from the next, and what it asks is neither so nor coming. (That somebody sent it anew after its contrary
+/// is possible, and less likely than that it is meant.)
+fn is_another(view: View<'_>, callback: &Callback) -> bool {
+    let is_unordered = callback.once.is_some() && callback.order_id.is_none();
+    let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
+    let future = instance.projected(view.lane).state;
+    match callback.action {
+        Action::Expire => future == State::Active,
+        Action::Renew => future == State::Frozen,
+        _ => false,
+    }
+}
+
 /// A record whose create ended without effect is as if it had never been asked for; but while its
 /// release is coming, nothing may be queued that would run behind it.
 fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
@@ -648,6 +672,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
         Action::Release if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
         }
+        Action::Release if callback.made_elsewhere && view.instance.is_none() => Decision::Run.into(),
         Action::Release => unknown_release(view.policy),
         _ => unknown(view, callback).into(),
     }
@@ -665,6 +690,10 @@ fn unknown_release(policy: Policy) -> Verdict {
 fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     if callback.subject.names().next().is_none() {
         return Decision::Hold(Reason::NamesNothing);
+    }
+    // There is no create of it: its first callback is the first that is heard of it.
+    if callback.made_elsewhere && view.instance.is_none() {
+        return Decision::Run;
     }
     match view.policy.unknown_instance {
         UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
@@ -694,6 +723,10 @@ struct Known<'a> {
     releasing: Option<i64>,
     told: bool,
     overtaken: bool,
+    /// It is certain that nobody replays it.
+    no_copy: bool,
+    /// It leaves the term as it is.
+    thaws: bool,
     view: View<'a>,
     wants: Wants,
 }
@@ -717,6 +750,9 @@ impl Known<'_> {
         match self.future.state {
             State::Released => {
                 Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Renew))).alerting()
+            }
+            State::Active if self.thaws && self.instance.state != State::Pending => {
+                self.coming(&[Action::Renew]).into()
             }
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
             State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
@@ -760,7 +796,9 @@ impl Known<'_> {
             }
             (State::Released, _) => self.released().into(),
             (State::Frozen, _) => self.coming(&[Action::Expire]).into(),
-            (State::Pending | State::Active, Some(expiry)) if self.told || self.overtaken => {
+            (State::Pending | State::Active, Some(expiry))
+                if (self.told || self.overtaken) && !self.no_copy =>
+            {
                 Decision::Hold(Reason::EarlyExpire(expiry)).into()
             }
             (State::Pending | State::Active, _) => {
@@ -840,7 +878,7 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     if view.occurrence.is_some_and(|occurrence| occurrence.told) {
         return Decision::Refuse(Reason::SignOnUsed);
     }
-    if let Some(decision) = open_occurrence(view, callback.action) {
+    if let Some(decision) = open_occurrence(view, callback) {
         return decision;
     }
     match instance.state {
@@ -870,7 +908,7 @@ fn payment(view: View<'_>) -> Decision {
 }
 
 fn other(view: View<'_>, callback: &Callback) -> Decision {
-    if let Some(decision) = open_occurrence(view, callback.action) {
+    if let Some(decision) = open_occurrence(view, callback) {
         return decision;
     }
     match view.occurrence.map(|occurrence| &occurrence.standing) {
@@ -937,7 +975,15 @@ fn values(digest: &mut KeyDigest, callback: &Callback) {
             Some(request) => digest.text(request),
             None => everything(digest, callback),
         },
-        Action::SignOn | Action::Query | Action::Other => everything(digest, callback),
+        Action::Other => {
+            // A question has a name of its own each time it is asked, which stands in no parameter.
+            let said = |id: &&String| callback.parameters.iter().any(|(_, value)| value == id.as_str());
+            if let Some(id) = callback.request_id.as_ref().filter(|id| !said(id)) {
+                digest.text(id);
+            }
+            everything(digest, callback);
+        }
+        Action::SignOn | Action::Query => everything(digest, callback),
     }
 }
 

@@ -17,12 +17,12 @@ use crate::callback::{Action, Callback, Outcome};
 use crate::clock::Clock;
 use crate::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
 use crate::http::{Request, Response};
-use crate::instance::Policy;
+use crate::instance::{Policy, Reason, State};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::refusals::{Evidence, Facts, Refusals};
-use crate::signature::Keys;
-use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store};
+use crate::signature::{Keys, Signer};
+use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
 
 /// A configured URL path: one dialect, one seller account, its keys.
 #[derive(Clone)]
@@ -67,10 +67,11 @@ pub struct Intake {
     options: IntakeOptions,
 }
 
-/// A callback whose signature held.
+/// A request whose signature held.
 pub struct Received {
     callback: Callback,
     key_label: Arc<str>,
+    signer: Signer,
 }
 
 impl Received {
@@ -79,6 +80,17 @@ impl Received {
         self.callback.action
     }
 }
+
+/// Who asks, and until when an answer is due.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    endpoint: &'a Endpoint,
+    key_label: &'a str,
+    deadline: Instant,
+}
+
+/// Nothing was kept: the request is a copy of one that was.
+struct Copied;
 
 impl Intake {
     /// An intake that keeps what it receives in `store`, and what it turns away in `refusals`.
@@ -105,7 +117,7 @@ impl Intake {
         for reason in ["late-create", "paid-for-nothing", "budget"] {
             self.metrics.announce(Metric::Alerts, [reason, ""]);
         }
-        for operation in ["accept", "accept-late"] {
+        for operation in ["accept", "accept-late", "spend"] {
             self.metrics.announce(Metric::StoreFaults, [operation, ""]);
         }
     }
@@ -125,20 +137,24 @@ impl Intake {
     /// Answers one request to `endpoint`.
     pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
         match self.verify(endpoint, &request) {
-            Ok(received) => self.answer(endpoint, received).await,
+            Ok(received) => self.answer(endpoint, &request, received).await,
             Err(refused) => refused,
         }
     }
 
     /// Answers a callback whose signature held. The marketplace is kept waiting from now on.
-    pub async fn answer(&self, endpoint: &Endpoint, received: Received) -> Response {
+    pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Response {
         let deadline = Instant::now() + self.options.reply_within;
-        let Received { callback, key_label } = received;
+        let Received { callback, key_label, signer } = received;
         self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
         self.store.note_key_use(&endpoint.name, &key_label);
-        let outcome = self.keep(endpoint, &callback, &key_label, deadline).await;
-        self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
-        response(endpoint.dialect.reply(&callback, &outcome, &endpoint.options))
+        let asking = Asking { endpoint, key_label: &key_label, deadline };
+        match self.keep_all(asking, callback).await {
+            Ok(answered) => {
+                response(endpoint.dialect.reply_to_all(&answered, &endpoint.options).sealed(&signer))
+            }
+            Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
+        }
     }
 
     /// Whether the request says of itself, unverified, that the browser of a buyer sent it.
@@ -149,6 +165,31 @@ impl Intake {
 
     /// Turns a request away: counted, kept in memory if there are few, this dialect's "no".
     pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Response {
+        self.refuse_as(endpoint, request, refusal, endpoint.keys.signer())
+    }
+
+    /// Before the signature: cheap, strict, and without a trace on disk.
+    ///
+    /// # Errors
+    /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
+    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Response> {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
+        let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
+        let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
+        let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
+        let (key_label, signer) = (verified.key_label().clone(), verified.signer());
+        let callback = endpoint.dialect.callback(verified, &endpoint.options);
+        Ok(Received { callback, key_label, signer })
+    }
+
+    fn refuse_as(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+        refusal: &Refusal,
+        signer: Option<Signer>,
+    ) -> Response {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
         let facts = Facts {
@@ -159,37 +200,82 @@ impl Intake {
             refusal,
         };
         self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
-        response(endpoint.dialect.refuse(&raw, refusal))
+        let reply = endpoint.dialect.refuse(&raw, refusal);
+        response(match signer {
+            Some(signer) => reply.sealed(&signer),
+            None => reply,
+        })
     }
 
-    /// Before the signature: cheap, strict, and without a trace on disk.
-    ///
-    /// # Errors
-    /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
-    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Response> {
-        let header = |name: &str| request.headers.only(name);
-        let raw = raw(request, &header);
-        let now = self.clock.now();
-        let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
-        let signed = endpoint.dialect.parts(&raw, now).map_err(refuse)?;
-        let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
-        let key_label = verified.key_label().clone();
-        Ok(Received { callback: endpoint.dialect.callback(verified, &endpoint.options), key_label })
-    }
-
-    /// After the signature: what is true of the callback by `deadline`.
-    async fn keep(
+    /// After the signature: what is true by the deadline of everything that the request asks.
+    async fn keep_all(
         &self,
-        endpoint: &Endpoint,
-        callback: &Callback,
-        key_label: &Arc<str>,
-        deadline: Instant,
-    ) -> Outcome {
+        asking: Asking<'_>,
+        callback: Callback,
+    ) -> Result<Vec<(Callback, Outcome)>, Copied> {
+        // All of it is kept before anything is waited for.
+        let mut kept = Vec::new();
+        for mut callback in asking.endpoint.dialect.apart(callback) {
+            let reply = if callback.test {
+                Reply::Now(self.try_out(asking, &callback).await?)
+            } else {
+                self.keep(asking, &mut callback).await?
+            };
+            kept.push((callback, reply));
+        }
+        let mut answered = Vec::new();
+        for (callback, reply) in kept {
+            let outcome = match reply {
+                Reply::Now(outcome) => outcome,
+                Reply::Wait(waiting) => waiting.until(asking.deadline).await,
+            };
+            self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
+            answered.push((callback, outcome));
+        }
+        Ok(answered)
+    }
+
+    /// What would be true if the marketplace meant it. It only tries, so no hook runs and nothing comes of it
+    /// in the store but its mark; that this can be written is a part of what it tries.
+    async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
+        let Asking { endpoint, deadline, .. } = asking;
+        if let Some(once) = callback.once.clone() {
+            match timeout_at(deadline, self.store.spend(&endpoint.account, once)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(StoreError::Replayed)) => return Err(Copied),
+                Ok(Err(_)) | Err(_) => {
+                    self.metrics.count(Metric::StoreFaults, ["spend", ""]);
+                    return Ok(Outcome::Unavailable);
+                }
+            }
+        }
+        tracing::info!(endpoint = %endpoint.name, action = %callback.action, "the marketplace tries whether this works");
+        Ok(match (callback.doubts.first(), &callback.public_id) {
+            (Some(doubt), _) => refused(&Reason::Doubt(doubt.clone())),
+            (None, Some(id)) => Outcome::done(Some(id.clone())),
+            // One of its own test orders it is not; then it has to be an instance that lives.
+            (None, None) if self.is_alive(&endpoint.account, callback) => Outcome::done(None),
+            (None, None) => refused(&Reason::UnknownInstance),
+        })
+    }
+
+    /// Whether what the callback names is there, and not released. Who names nothing means nothing in
+    /// particular, and of what is made elsewhere there may be more than was ever heard of here.
+    fn is_alive(&self, account: &str, callback: &Callback) -> bool {
+        let named = callback.subject.names().next().filter(|_| !callback.made_elsewhere);
+        let Some(name) = named else { return true };
+        let rows = self.store.reader().instances_named(name).unwrap_or_default();
+        rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
+    }
+
+    /// After the signature: keeps the callback. What may be answered, or the wait for it.
+    async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Reply, Copied> {
+        let Asking { endpoint, key_label, deadline } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            budget: endpoint.dialect.budget(),
+            budget: endpoint.dialect.budget_of(callback),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
@@ -197,22 +283,22 @@ impl Intake {
         };
         let receipt = match timeout_at(deadline, self.store.accept(acceptance)).await {
             Ok(Ok(receipt)) => receipt,
+            Ok(Err(StoreError::Replayed)) => return Err(Copied),
             Ok(Err(error)) => {
                 self.metrics.count(Metric::StoreFaults, ["accept", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, "the callback could not be kept; the marketplace is told to call again");
-                return Outcome::Unavailable;
+                return Ok(Reply::Now(Outcome::Unavailable));
             }
             Err(_) => {
                 self.metrics.count(Metric::StoreFaults, ["accept-late", ""]);
                 tracing::error!(endpoint = %endpoint.name, action = %callback.action, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
-                return Outcome::Unavailable;
+                return Ok(Reply::Now(Outcome::Unavailable));
             }
         };
         self.note(endpoint, callback, &receipt);
-        match receipt.reply {
-            Reply::Now(outcome) => outcome,
-            Reply::Wait(waiting) => waiting.until(deadline).await,
-        }
+        // What it is called was decided by whoever came first.
+        callback.public_id.clone_from(&receipt.public_id);
+        Ok(receipt.reply)
     }
 
     fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
@@ -239,7 +325,7 @@ impl Intake {
 
     /// Marketplaces stop calling after so many tries: say it in time.
     fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
-        let Some(budget) = endpoint.dialect.budget().map(u64::from).filter(|_| row.told_at.is_none()) else {
+        let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
             return;
         };
         if row.deliveries == budget.div_ceil(2) {
@@ -249,10 +335,6 @@ impl Intake {
             tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
         }
     }
-}
-
-fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {
-    RawRequest { method: request.method.as_str(), query: request.query(), header, body: &request.body }
 }
 
 /// What a signature that did not hold is explained from. The request is taken apart once more, for the
@@ -266,6 +348,14 @@ fn evidence(
     let Refusal::Signature(mismatch) = *refusal else { return None };
     let signed = endpoint.dialect.parts(raw, now).ok()?;
     Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
+}
+
+fn refused(reason: &Reason) -> Outcome {
+    Outcome::Refused { code: reason.code(), reason: reason.told() }
+}
+
+fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {
+    RawRequest { method: request.method.as_str(), query: request.query(), header, body: &request.body }
 }
 
 fn response(reply: WireReply) -> Response {

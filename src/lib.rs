@@ -11,8 +11,8 @@
 //!   hyper; systemd
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`], [`refusals`], [`outbound`]: the seller's code; what is kept; what was turned
-//!   away; requests to other people's endpoints
+//! * [`hook`], [`store`], [`refusals`], [`orders`], [`outbound`]: the seller's code; what is kept; what was
+//!   turned away; what has to be asked; requests to other people's endpoints
 //! * [`intake`], [`dispatch`], [`keywatch`], [`testing`]: the path of a callback; the path of a job; old keys;
 //!   the hook author's test
 //! * [`front`], [`admin`]: the two listeners
@@ -39,6 +39,7 @@ pub mod keywatch;
 pub mod limits;
 pub mod market;
 pub mod metrics;
+pub mod orders;
 pub mod outbound;
 pub mod query;
 pub mod refusals;

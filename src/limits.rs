@@ -55,6 +55,14 @@ pub const REPLY_WITHIN_MS: u64 = 3_000;
 pub const REPLY_GRACE_MS: u64 = 2_000;
 /// How far the clock of a signed, dated request may be off, in milliseconds.
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
+/// How far the clock of a request with a nonce may be off, in milliseconds: KooGallery's minute
+/// (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html).
+pub const NONCED_WINDOW_MS: i64 = 60 * 1000;
+/// How much longer than its window a nonce is remembered, in milliseconds: a clock that is set back must not
+/// make a copy pass for new.
+pub const NONCE_GRACE_MS: i64 = 15 * 60 * 1000;
+/// Most instances one query may name (KooGallery's hundred).
+pub const QUERY_MAX_COUNT: usize = 100;
 /// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Longest file with a key, in bytes.
@@ -126,6 +134,9 @@ pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
 /// How much a retry is moved at random, in percent of the wait, so that a thousand jobs that failed
 /// together do not come back together.
 pub const RETRY_JITTER_PERCENT: u64 = 10;
+
+/// How long a marketplace may take to say what was ordered, in milliseconds.
+pub const ENQUIRY_MS: u64 = 20_000;
 
 /// How long a hook may run unless it is configured otherwise, in milliseconds.
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
@@ -205,6 +216,8 @@ pub const STOP_HOOKS_MS: u64 = 20_000;
 pub const STOP_STORE_MS: u64 = 5_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
+const _: () =
+    assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a mark outlives what may be dated in the future");
 const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the usual list could be written down");
 const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
 const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "who asks hears why it is not ready");

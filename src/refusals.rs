@@ -232,11 +232,7 @@ impl Evidence {
 
     fn bytes(&self) -> usize {
         let presented = self.presented.as_ref().map_or(0, String::len);
-        presented
-            + match &self.parts {
-                Parts::Pairs(pairs) => pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum(),
-                Parts::Dated { timestamp, body } => timestamp.len() + body.len(),
-            }
+        presented + self.parts.bytes()
     }
 }
 

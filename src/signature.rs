@@ -9,9 +9,15 @@
 //!
 //! Rules: Alibaba Cloud Marketplace, "SPI security scheme" (help.aliyun.com/document_detail/147280.html);
 //! JD Cloud, "Notify-Interface-Standard" (github.com/jdcloudcom/en), whose worked example is the
-//! first test vector below; the HMAC scheme is our own, see `docs/dialects/generic.md`. What *we*
-//! send is signed as Standard Webhooks says (github.com/standard-webhooks/standard-webhooks,
-//! `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//! first test vector below; Huawei KooGallery, "Request signature" and "Body-Sign"
+//! (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html and …0070649157.html); the HMAC
+//! scheme is our own, see `docs/dialects/generic.md`. What *we* send is signed as Standard Webhooks says
+//! (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//!
+//! An answer that has to be signed, too, is signed by the [`Signer`] that comes out of a verification: it
+//! holds the key that matched and shows nothing of it.
+
+mod field;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +29,8 @@ use md5::{Digest, Md5};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
+
+pub use field::Cipher;
 
 /// What stands for the key wherever a base string is shown.
 pub const KEY_PLACEHOLDER: &str = "<key>";
@@ -184,6 +192,11 @@ impl Keys {
         self.0.iter()
     }
 
+    /// What signs the answer to somebody who has not shown that they know a key: the current one.
+    pub fn signer(&self) -> Option<Signer> {
+        self.current().cloned().map(Signer)
+    }
+
     /// The key requests are signed with: the first.
     fn current(&self) -> Option<&Key> {
         self.0.first()
@@ -197,14 +210,41 @@ pub enum Scheme {
     QueryToken,
     /// `HMAC-SHA256(key, timestamp.body)`, 32 bytes.
     HmacSha256,
+    /// `HMAC-SHA256(key, key nonce timestamp hex(HMAC-SHA256(key, body)))`, 32 bytes.
+    NoncedDigest,
+    /// `HMAC-SHA256(key, key nonce timestamp body)`, 32 bytes.
+    NoncedBody,
+    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded parameters, names in byte order, 32
+    /// bytes, written in base64.
+    StampedQuery,
 }
 
 impl Scheme {
-    /// Hex digits of a whole digest.
-    pub const fn hex_digits(self) -> usize {
+    /// Characters of a whole digest, as it is sent.
+    pub const fn characters(self) -> usize {
         match self {
             Scheme::QueryToken => 32,
-            Scheme::HmacSha256 => 64,
+            Scheme::HmacSha256 | Scheme::NoncedDigest | Scheme::NoncedBody => 64,
+            Scheme::StampedQuery => 44,
+        }
+    }
+
+    /// The digest as it is sent.
+    fn write(self, digest: &[u8]) -> String {
+        match self {
+            Scheme::StampedQuery => BASE64.encode(digest),
+            _ => hex::encode(digest),
+        }
+    }
+
+    /// The bytes of a digest that was sent; hex in either case.
+    fn read(self, presented: &str) -> Result<Vec<u8>, Mismatch> {
+        if presented.len() != self.characters() {
+            return Err(Mismatch::Malformed);
+        }
+        match self {
+            Scheme::StampedQuery => BASE64.decode(presented).map_err(|_| Mismatch::Malformed),
+            _ => hex::decode(presented).map_err(|_| Mismatch::Malformed),
         }
     }
 }
@@ -220,6 +260,24 @@ pub enum Parts {
         timestamp: String,
         /// The body as it was sent.
         body: Vec<u8>,
+    },
+    /// A nonce, a timestamp and the raw body.
+    Nonced {
+        /// The nonce as it was sent.
+        nonce: String,
+        /// The timestamp as it was sent.
+        timestamp: String,
+        /// The body as it was sent.
+        body: Vec<u8>,
+        /// Whether a digest of the body stands in its place.
+        digested: bool,
+    },
+    /// Names and values, decoded, in any order, under a key that the timestamp is a part of.
+    Stamped {
+        /// The timestamp as it was sent; it is among the pairs, too.
+        timestamp: String,
+        /// The pairs.
+        pairs: Vec<(String, String)>,
     },
 }
 
@@ -238,7 +296,7 @@ pub struct Signed<T> {
 #[derive(Debug, Clone)]
 pub struct Verified<T> {
     payload: T,
-    key_label: Arc<str>,
+    key: Key,
 }
 
 impl<T> Verified<T> {
@@ -249,7 +307,12 @@ impl<T> Verified<T> {
 
     /// The label of the key that matched.
     pub fn key_label(&self) -> &Arc<str> {
-        &self.key_label
+        self.key.label()
+    }
+
+    /// What signs the answer: the key that matched.
+    pub fn signer(&self) -> Signer {
+        Signer(self.key.clone())
     }
 
     /// Takes the payload out.
@@ -265,7 +328,7 @@ pub enum Mismatch {
     #[error("the request carries no signature")]
     Missing,
     /// What was sent cannot be a digest.
-    #[error("the signature is not the right number of hex digits")]
+    #[error("the signature is not the right number of the right characters")]
     Malformed,
     /// No configured key gives this digest.
     #[error("the signature matches none of the configured keys")]
@@ -281,21 +344,17 @@ impl<T> Signed<T> {
     /// [`Mismatch`], which says as little as a stranger may know.
     pub fn verify(self, keys: &Keys) -> Result<Verified<T>, Mismatch> {
         let presented = self.presented.as_deref().ok_or(Mismatch::Missing)?;
-        let scheme = self.parts.scheme();
-        if presented.len() != scheme.hex_digits() {
-            return Err(Mismatch::Malformed);
-        }
-        let presented = hex::decode(presented).map_err(|_| Mismatch::Malformed)?;
-        let mut matched: Option<Arc<str>> = None;
+        let presented = self.parts.scheme().read(presented)?;
+        let mut matched: Option<&Key> = None;
         for key in keys.iter() {
             let expected = self.parts.digest(&key.secret);
             let equal: bool = expected.ct_eq(presented.as_slice()).into();
             if equal && matched.is_none() {
-                matched = Some(key.label.clone());
+                matched = Some(key);
             }
         }
-        let key_label = matched.ok_or(Mismatch::Wrong)?;
-        Ok(Verified { payload: self.payload, key_label })
+        let key = matched.ok_or(Mismatch::Wrong)?.clone();
+        Ok(Verified { payload: self.payload, key })
     }
 
     /// The text the digest was made from, with `<key>` in the key's place.
@@ -310,12 +369,27 @@ impl Parts {
         match self {
             Parts::Pairs(_) => Scheme::QueryToken,
             Parts::Dated { .. } => Scheme::HmacSha256,
+            Parts::Nonced { digested: true, .. } => Scheme::NoncedDigest,
+            Parts::Nonced { digested: false, .. } => Scheme::NoncedBody,
+            Parts::Stamped { .. } => Scheme::StampedQuery,
         }
     }
 
-    /// Signs with the current key: lower-case hex.
+    /// Signs with the current key, as the scheme writes it.
     pub fn sign(&self, keys: &Keys) -> String {
-        keys.current().map(|key| hex::encode(self.digest(&key.secret))).unwrap_or_default()
+        keys.current().map(|key| self.scheme().write(&self.digest(&key.secret))).unwrap_or_default()
+    }
+
+    /// How many bytes they hold.
+    pub fn bytes(&self) -> usize {
+        let of =
+            |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        match self {
+            Parts::Pairs(pairs) => of(pairs),
+            Parts::Dated { timestamp, body } => timestamp.len() + body.len(),
+            Parts::Nonced { nonce, timestamp, body, .. } => nonce.len() + timestamp.len() + body.len(),
+            Parts::Stamped { timestamp, pairs } => timestamp.len() + of(pairs),
+        }
     }
 
     /// As [`Parts::sign`], by a reader of the international page who appends the key itself where `&key=` and
@@ -337,39 +411,75 @@ impl Parts {
     /// is shown with replacement characters.
     pub fn base(&self) -> String {
         match self {
-            Parts::Pairs(pairs) => format!("{}{KEY_PLACEHOLDER}", canonical(pairs)),
+            Parts::Pairs(pairs) => format!("{}{KEY_PLACEHOLDER}", before_key(pairs)),
             Parts::Dated { timestamp, body } => format!("{timestamp}.{}", String::from_utf8_lossy(body)),
+            Parts::Nonced { nonce, timestamp, body, digested } => {
+                let body = String::from_utf8_lossy(body);
+                let (before, behind) = if *digested { ("<digest of ", ">") } else { ("", "") };
+                format!("{KEY_PLACEHOLDER}{nonce}{timestamp}{before}{body}{behind}")
+            }
+            Parts::Stamped { pairs, .. } => canonical(pairs),
         }
     }
 
     fn digest(&self, key: &Secret) -> Vec<u8> {
+        let key = key.expose().as_bytes();
         match self {
             Parts::Pairs(pairs) => {
                 let mut md5 = Md5::new();
-                md5.update(canonical(pairs).as_bytes());
-                md5.update(key.expose().as_bytes());
+                md5.update(before_key(pairs).as_bytes());
+                md5.update(key);
                 md5.finalize().to_vec()
             }
-            Parts::Dated { timestamp, body } => {
-                hmac_sha256(key.expose().as_bytes(), &[timestamp.as_bytes(), b".", body])
+            Parts::Dated { timestamp, body } => hmac_sha256(key, &[timestamp.as_bytes(), b".", body]),
+            Parts::Nonced { nonce, timestamp, body, digested } => {
+                let inner = if *digested {
+                    hex::encode(hmac_sha256(key, &[body])).into_bytes()
+                } else {
+                    body.clone()
+                };
+                hmac_sha256(key, &[key, nonce.as_bytes(), timestamp.as_bytes(), &inner])
+            }
+            Parts::Stamped { timestamp, pairs } => {
+                let key = Zeroizing::new([key, timestamp.as_bytes()].concat());
+                hmac_sha256(&key, &[canonical(pairs).as_bytes()])
             }
         }
     }
 }
 
-/// `name=value&…&key=`, names in byte order, as the marketplaces' page has it.
+/// `name=value&…`, names in byte order, as the marketplaces' pages have it.
 fn canonical(pairs: &[(String, String)]) -> String {
     let mut sorted: Vec<&(String, String)> = pairs.iter().collect();
     sorted.sort();
-    let mut text = String::with_capacity(pairs.iter().map(|(n, v)| n.len() + v.len() + 2).sum::<usize>() + 4);
+    let mut text = String::with_capacity(pairs.iter().map(|(n, v)| n.len() + v.len() + 2).sum::<usize>());
     for (name, value) in sorted {
+        if !text.is_empty() {
+            text.push('&');
+        }
         text.push_str(name);
         text.push('=');
         text.push_str(value);
-        text.push('&');
     }
-    text.push_str("key=");
     text
+}
+
+/// `name=value&…&key=`: what the key is put behind.
+fn before_key(pairs: &[(String, String)]) -> String {
+    let mut text = canonical(pairs);
+    text.push_str(if pairs.is_empty() { "key=" } else { "&key=" });
+    text
+}
+
+/// Signs what is answered with one of the seller's keys, and shows nothing of it.
+#[derive(Debug, Clone)]
+pub struct Signer(Key);
+
+impl Signer {
+    /// The base64 of `HMAC-SHA256(key, body)`.
+    pub fn sign(&self, body: &[u8]) -> String {
+        BASE64.encode(hmac_sha256(self.0.secret.expose().as_bytes(), &[body]))
+    }
 }
 
 /// What a key of Standard Webhooks begins with.
@@ -438,6 +548,87 @@ impl WebhookKeys {
         let one = |key: &WebhookKey| format!("v1,{}", BASE64.encode(hmac_sha256(&key.0, &pieces)));
         self.0.iter().map(one).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// A seller's own key at a marketplace's gateway: what *we* ask there is signed with it.
+///
+/// The scheme is `SDK-HMAC-SHA256` of Huawei's API gateway ("Signing algorithm",
+/// support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-algorithm.html), which has two forms: the present one,
+/// and the older one whose key is derived for a day, a region and a service.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    id: String,
+    secret: Secret,
+    scope: Option<(String, String)>,
+}
+
+/// A request without a body, in the form its signature needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The `Host` header.
+    pub host: &'a str,
+    /// The path, encoded, without a query.
+    pub path: &'a str,
+    /// The query: names and values encoded, sorted by name.
+    pub query: &'a str,
+    /// The `Content-Type` header.
+    pub content_type: &'a str,
+    /// The `X-Sdk-Date` header: `yyyyMMddTHHmmssZ`, in UTC.
+    pub date: &'a str,
+}
+
+impl AccessKey {
+    const ALGORITHM: &'static str = "SDK-HMAC-SHA256";
+    const SIGNED_HEADERS: &'static str = "content-type;host;x-sdk-date";
+
+    /// The key with this public id.
+    ///
+    /// # Errors
+    /// As [`Key::new`], of either half.
+    pub fn new(id: impl Into<String>, secret: Secret) -> Result<AccessKey, BadKey> {
+        let id = id.into();
+        Key::new("id", Secret::new(id.clone()))?;
+        Key::new("secret", secret.clone())?;
+        Ok(AccessKey { id, secret, scope: None })
+    }
+
+    /// The same key, signing in the older form, for this region and service.
+    pub fn scoped(self, region: impl Into<String>, service: impl Into<String>) -> AccessKey {
+        AccessKey { scope: Some((region.into(), service.into())), ..self }
+    }
+
+    /// The value of the `Authorization` header.
+    pub fn authorization(&self, asked: &Asked<'_>) -> String {
+        let secret = self.secret.expose().as_bytes();
+        let hash = hex::encode(Sha256::digest(canonical_request(asked)));
+        let (claim, key, scope) = match &self.scope {
+            None => (format!("Access={}", self.id), Zeroizing::new(secret.to_vec()), String::new()),
+            Some((region, service)) => {
+                let day = asked.date.get(..8).unwrap_or_default();
+                let scope = format!("{day}/{region}/{service}/sdk_request");
+                let first = Zeroizing::new([b"SDK", secret].concat());
+                let key = [day, region.as_str(), service.as_str(), "sdk_request"]
+                    .iter()
+                    .fold(first, |key, piece| Zeroizing::new(hmac_sha256(&key, &[piece.as_bytes()])));
+                (format!("Credential={}/{scope}", self.id), key, format!("{scope}\n"))
+            }
+        };
+        let text = format!("{}\n{}\n{scope}{hash}", Self::ALGORITHM, asked.date);
+        let signature = hex::encode(hmac_sha256(&key, &[text.as_bytes()]));
+        format!("{} {claim}, SignedHeaders={}, Signature={signature}", Self::ALGORITHM, Self::SIGNED_HEADERS)
+    }
+}
+
+fn canonical_request(asked: &Asked<'_>) -> String {
+    let Asked { method, host, path, query, content_type, date } = asked;
+    let slash = if path.ends_with('/') { "" } else { "/" };
+    let nothing = hex::encode(Sha256::digest(b""));
+    format!(
+        "{method}\n{path}{slash}\n{query}\ncontent-type:{content_type}\nhost:{host}\nx-sdk-date:{date}\n\n{}\n{nothing}",
+        AccessKey::SIGNED_HEADERS
+    )
 }
 
 /// HMAC-SHA256 over the pieces, one after the other (RFC 2104).
@@ -520,7 +711,7 @@ mod tests {
         let dated =
             |timestamp: &str, body: &[u8]| Parts::Dated { timestamp: timestamp.into(), body: body.into() };
         let digest = dated("17", b"{}").sign(&two_keys());
-        assert_eq!(digest.len(), Scheme::HmacSha256.hex_digits());
+        assert_eq!(digest.len(), Scheme::HmacSha256.characters());
         let verify =
             |parts: Parts| Signed { parts, presented: Some(digest.clone()), payload: () }.verify(&two_keys());
         assert!(verify(dated("17", b"{}")).is_ok());
@@ -529,11 +720,114 @@ mod tests {
         }
     }
 
+    fn nonced(nonce: &str, timestamp: &str, body: &[u8], digested: bool) -> Parts {
+        Parts::Nonced { nonce: nonce.into(), timestamp: timestamp.into(), body: body.into(), digested }
+    }
+
+    #[test]
+    fn koogallery_s_request_and_answer_signatures() {
+        // Made by the documented rule with another implementation; the vendor publishes none that can be checked.
+        let keys = Keys::single(Secret::new("xxxxxxx")).unwrap();
+        let nonce = "50D83FDECAED6CCD8EF597F2A577950527928BA287D04E6036E92B2806FD17DA";
+        let body = br#"{"activity":"newInstance","businessId":"87b94795-0603-4e24-8ae5-69420d60e3c8","orderId":"CS2211181819B4LVS","orderLineId":"CS2211181819B4LVS-000001","testFlag":"1"}"#;
+        let base = nonced(nonce, "1680508066618", body, true);
+        assert_eq!(base.sign(&keys), "5cba99cdfd4be412ef7ee87accf419acfc21297ae13a457e8776a5d0693ae907");
+        let kit = nonced(nonce, "1680508066618", body, false);
+        assert_eq!(kit.sign(&keys), "e1eda2571c0bdeb8d035c88282430dcfd63670c5011fbe0c15b78de37aa7ba1c");
+        let signed = Signed { parts: base, presented: Some(kit.sign(&keys)), payload: () };
+        assert_eq!(signed.verify(&keys).unwrap_err(), Mismatch::Wrong);
+        let answer = br#"{"resultCode":"000000","resultMsg":"success."}"#;
+        let signed =
+            Signed { parts: kit.clone(), presented: Some(kit.sign(&keys).to_uppercase()), payload: () };
+        let signer = signed.verify(&keys).unwrap().signer();
+        assert_eq!(signer.sign(answer), "YB9MRaDz8ENM8JzoKzW8YT4yUrcMdby3kM31MTz8tO4=");
+        assert_eq!(keys.signer().unwrap().sign(answer), signer.sign(answer));
+        assert!(!format!("{signer:?}").contains("xxxxxxx"));
+    }
+
+    #[test]
+    fn an_answer_is_signed_with_the_key_that_matched() {
+        let parts = nonced("n", "17", b"{}", true);
+        let old = Keys::single(Secret::new("fake-old")).unwrap();
+        let signed = Signed { presented: Some(parts.sign(&old)), parts, payload: () };
+        let signer = signed.verify(&two_keys()).unwrap().signer();
+        assert_eq!(signer.sign(b"{}"), old.signer().unwrap().sign(b"{}"));
+        assert_ne!(signer.sign(b"{}"), two_keys().signer().unwrap().sign(b"{}"));
+    }
+
+    #[test]
+    fn koogallery_s_published_example_of_the_older_token() {
+        // support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0272346898.html
+        let pairs = [
+            ("activity", "newInstance"),
+            ("businessId", "61e834ba-7b97-4418-b8f7-e5345137278c"),
+            ("customerId", "68cbc86abc2018ab880d92f36422fa0e"),
+            ("expireTime", "20200727153156"),
+            ("orderId", "CS1906666666ABCDE"),
+            ("productId", "00301-666666-0--0"),
+            ("testFlag", "1"),
+            ("timeStamp", "20200727073711903"),
+        ];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let parts = Parts::Stamped { timestamp: "20200727073711903".into(), pairs };
+        let keys = Keys::single(Secret::new("xxxxxxx")).unwrap();
+        assert_eq!(parts.sign(&keys), "Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ=");
+        let verify = |token: &str| {
+            Signed { parts: parts.clone(), presented: Some(token.into()), payload: () }.verify(&keys).err()
+        };
+        assert_eq!(verify("Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ="), None);
+        assert_eq!(
+            verify("gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ="),
+            Some(Mismatch::Wrong),
+            "case counts"
+        );
+        assert_eq!(verify("Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ"), Some(Mismatch::Malformed));
+        assert_eq!(verify(&"*".repeat(44)), Some(Mismatch::Malformed));
+    }
+
     #[test]
     fn the_base_string_shows_everything_but_the_key() {
+        assert_eq!(nonced("n", "17", b"{}", true).base(), "<key>n17<digest of {}>");
+        assert_eq!(nonced("n", "17", b"{}", false).base(), "<key>n17{}");
         assert_eq!(signed(None).base(), "a=1&b=2&key=<key>");
         let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
         assert_eq!(dated.base(), "17.{}");
+    }
+
+    /// The vendor's example, of which it publishes the digest of the canonical request; its secret is masked.
+    const ASKED: Asked<'static> = Asked {
+        method: "GET",
+        host: "service.region.example.com",
+        path: "/v1/77b6a44cba5143ab91d13ab9a8ff44fd/vpcs",
+        query: "limit=2&marker=13551d6b-755d-4757-b956-536f674975c0",
+        content_type: "application/json",
+        date: "20191115T033655Z",
+    };
+
+    #[test]
+    fn the_gateway_s_published_canonical_request_holds() {
+        let hash = hex::encode(Sha256::digest(canonical_request(&ASKED)));
+        assert_eq!(hash, "b25362e603ee30f4f25e7858e8a7160fd36e803bb2dfe206278659d71a9bcd7a");
+    }
+
+    #[test]
+    fn both_forms_name_the_key_and_show_nothing_of_the_secret() {
+        let key = AccessKey::new("FAKEACCESS", Secret::new("fake-secret")).unwrap();
+        let present = key.authorization(&ASKED);
+        let older = key.clone().scoped("cn-north-4", "mkt").authorization(&ASKED);
+        assert!(present.starts_with(
+            "SDK-HMAC-SHA256 Access=FAKEACCESS, SignedHeaders=content-type;host;x-sdk-date, Signature="
+        ));
+        assert!(older.starts_with(
+            "SDK-HMAC-SHA256 Credential=FAKEACCESS/20191115/cn-north-4/mkt/sdk_request, SignedHeaders="
+        ));
+        let digest = |text: &str| text.rsplit('=').next().unwrap().to_owned();
+        assert_ne!(digest(&present), digest(&older));
+        let other = AccessKey::new("FAKEACCESS", Secret::new("fake-other")).unwrap().authorization(&ASKED);
+        assert_ne!(digest(&present), digest(&other));
+        assert!(!format!("{key:?}{present}{older}").contains("fake-secret"));
+        assert_eq!(AccessKey::new("", Secret::new("s")).unwrap_err(), BadKey::Empty);
+        assert_eq!(AccessKey::new("FAKE", Secret::new(" s")).unwrap_err(), BadKey::Unclean);
     }
 
     /// The example key of the specification's own libraries.

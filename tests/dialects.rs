@@ -515,7 +515,7 @@ fn applied(answer: Answer) -> Outcome {
 fn not_applied() -> [Outcome; 4] {
     [
         Outcome::NotYet,
-        Outcome::Refused { reason: "no".into() },
+        Outcome::Refused { code: "hook", reason: "no".into() },
         Outcome::Held { reason: "look".into() },
         Outcome::Unavailable,
     ]

@@ -111,3 +111,9 @@ async fn jdcloud() {
 async fn generic() {
     all("generic", None).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn koogallery() {
+    let folder = tempfile::tempdir().unwrap();
+    all("koogallery", Some(folder.path().join("spid.db"))).await;
+}

@@ -283,7 +283,7 @@ async fn what_the_hook_refused_is_asked_again_after_the_gap(bench: &Bench) {
     let buyer = waiter(bench.accept(&create("b")).await);
     let taken = bench.take_one().await;
     bench.finish(&taken, refused()).await;
-    let no = Outcome::Refused { reason: "not to this buyer".into() };
+    let no = Outcome::Refused { code: "hook", reason: "not to this buyer".into() };
     assert_eq!(heard(buyer).await, no);
     bench.advance(29);
     assert_eq!(bench.deliver(&create("b")).await, no);

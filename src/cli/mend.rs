@@ -327,7 +327,7 @@ pub(super) struct ResendArguments {
     act: ActArguments,
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
     /// The endpoint.

@@ -108,7 +108,7 @@ impl From<StoreError> for Failure {
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,
             StoreError::Denied(_) => Exit::Permission,
-            StoreError::Inconsistent(_) | StoreError::Stopped => Exit::Bug,
+            StoreError::Inconsistent(_) | StoreError::Stopped | StoreError::Replayed => Exit::Bug,
             StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
         };
         Failure::new(exit, error.to_string())

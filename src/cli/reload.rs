@@ -100,6 +100,7 @@ impl Reloader {
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),
+            orders: config.orders.clone(),
             intake: config.intake.clone(),
             guard: config.guard.clone(),
             tls: config.tls.clone(),

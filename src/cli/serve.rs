@@ -24,7 +24,7 @@ pub(super) struct ModeArguments {
     /// The configuration.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud` and `/generic`, key `isvkey`,
+    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud`, `/koogallery` and `/generic`, key `isvkey`,
     /// `./spid.db`, the log hook.
     #[arg(long)]
     dev: bool,
@@ -119,6 +119,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
     let store_path = config.store_path.display().to_string();
     let options = DaemonOptions {
         store: config.store,
+        orders: config.orders,
         intake: config.intake,
         admin: config.admin,
         tls: config.tls,

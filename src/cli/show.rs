@@ -220,6 +220,7 @@ fn print_life(life: &Life, output: &mut Output) -> Done {
     let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let facts = [
         ("id", text(instance.id.as_deref())),
+        ("public_id", text(life.instance.public_id.as_deref())),
         ("state", instance.state.to_string()),
         ("account", instance.account.clone()),
         ("order_biz_id", text(instance.order_biz_id.as_deref())),

@@ -13,7 +13,7 @@ use crate::dialect::{self, Dialect, OutRequest, SendForm, Sending};
 pub(super) struct SignArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
     /// The endpoint the request is for.

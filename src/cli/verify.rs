@@ -18,10 +18,10 @@ use crate::dialect::{Options, RawRequest, Refusal, explain};
 pub(super) struct VerifyArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// The request's body; makes it a POST.
+    /// The request's body; makes it a POST, of JSON if it looks like that, else of a form.
     #[arg(long, value_name = "TEXT")]
     body: Option<String>,
     /// A header of the request.
@@ -109,8 +109,12 @@ fn refused(refusal: &Refusal) -> Verdict {
 
 fn headers(arguments: &VerifyArguments) -> Result<Vec<(String, String)>, Failure> {
     let mut headers = Vec::new();
-    if arguments.body.is_some() {
-        headers.push(("content-type".to_owned(), "application/x-www-form-urlencoded".to_owned()));
+    if let Some(body) = &arguments.body {
+        let kind = match body.trim_start().starts_with('{') {
+            true => "application/json",
+            false => "application/x-www-form-urlencoded",
+        };
+        headers.push(("content-type".to_owned(), kind.to_owned()));
     }
     for text in &arguments.headers {
         let (name, value) = text.split_once(':').ok_or_else(|| {

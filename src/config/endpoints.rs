@@ -1,22 +1,28 @@
 //! `[[endpoint]]`: a path, one seller account, its keys.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
 use super::front;
-use super::keys::endpoint_keys;
+use super::hooks::tls;
+use super::keys::{endpoint_keys, secret};
 use super::reader::{Table, unknown};
 use crate::dialect::{self, Dialect, Options, SuccessAs};
 use crate::front::Network;
 use crate::http::Url;
 use crate::intake::Endpoint;
+use crate::orders::Desk;
+use crate::signature::{AccessKey, BadKey, Cipher};
 
 /// The endpoints as they stand in the file.
 pub(super) struct Endpoints {
     /// Those without a mistake, each with its path.
     pub(super) sound: Vec<(String, Endpoint)>,
+    /// Where it is asked what was ordered, by the names of those that have to ask.
+    pub(super) desks: Vec<(String, Desk)>,
     /// The names of all.
     pub(super) names: Vec<String>,
     /// The networks that may call those which do not take calls from everywhere, by their names.
@@ -29,7 +35,7 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
         root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
     }
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());
-    let mut allow = HashMap::new();
+    let (mut allow, mut desks) = (HashMap::new(), Vec::new());
     for table in tables {
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {
@@ -39,16 +45,22 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
         if !path.is_empty() && paths.contains(&path) {
             table.mistake("path", format!("`{path}` is the path of an earlier endpoint"));
         }
-        sound.extend(endpoint(&table, &name).map(|endpoint| (path.clone(), endpoint)));
+        let dialect = dialect(&table);
+        if let Some(dialect) = dialect {
+            desks.extend(desk(&table, dialect).map(|desk| (name.clone(), desk)));
+        } else {
+            // Whatever is wrong with it can be said once it is known for whom it is.
+            table.has("orders");
+        }
+        sound.extend(endpoint(&table, &name, dialect).map(|endpoint| (path.clone(), endpoint)));
         allow.extend(front::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
         names.push(name);
         paths.push(path);
     }
-    Endpoints { sound, names, allow }
+    Endpoints { sound, desks, names, allow }
 }
 
-fn endpoint(table: &Table<'_>, name: &str) -> Option<Endpoint> {
-    let dialect = dialect(table);
+fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>) -> Option<Endpoint> {
     let account = table.text("account").unwrap_or_else(|| name.to_owned());
     let options = options(table);
     let keys = endpoint_keys(table)?;
@@ -79,9 +91,11 @@ fn options(table: &Table<'_>) -> Options {
     let zone = |name: &str| {
         TimeZone::get(name).map_err(|_| format!("`{name}` is not a time zone, like Asia/Shanghai or UTC"))
     };
-    let url = |text: &str| match text.parse::<Url>() {
-        Ok(_) => Ok(text.to_owned()),
-        Err(wrong) => Err(format!("it is not the URL of this endpoint as a browser reaches it: {wrong}")),
+    let url = |what: &'static str| {
+        move |text: &str| match text.parse::<Url>() {
+            Ok(_) => Ok(text.to_owned()),
+            Err(wrong) => Err(format!("it is not the URL of {what}: {wrong}")),
+        }
     };
     Options {
         timezone: table.value("timezone", default.timezone, zone),
@@ -90,6 +104,67 @@ fn options(table: &Table<'_>) -> Options {
             default.success_as,
             &[("boolean", SuccessAs::Boolean), ("string", SuccessAs::String)],
         ),
-        public_url: table.optional("public_url", url),
+        public_url: table.optional("public_url", url("this endpoint as a browser reaches it")),
+        test_url: table.optional("test_url", url("an application")),
+        field_cipher: table.choice(
+            "field_cipher",
+            default.field_cipher,
+            &[("aes128", Cipher::Aes128), ("aes256", Cipher::Aes256)],
+        ),
+    }
+}
+
+/// Where an endpoint asks what was ordered. A marketplace that has to be asked must not be forgotten: a hook
+/// would make something without knowing what was bought.
+fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
+    let asks = endpoint.has("orders");
+    let table = endpoint.table("orders");
+    let none = table.flag("none");
+    let url = table.optional("url", |text| text.parse::<Url>().map_err(|wrong| wrong.to_string()));
+    let more = table.text("ca_file");
+    let key = access_key(&table, asks && !none && dialect.asked_at().is_some());
+    match dialect.asked_at() {
+        None if asks => {
+            endpoint.mistake("orders", format!("{} says in its callbacks what was ordered", dialect.name()));
+            None
+        }
+        Some(_) if !asks => {
+            endpoint.mistake("orders", format!("{} does not say in its callbacks what was ordered: give `{{ access_key = \"…\", secret_key = {{ file = \"…\" }} }}`, or `{{ none = true }}` where the hook finds out by itself", dialect.name()));
+            None
+        }
+        Some(usual) if !none => {
+            // A URL that is wrong has been told; the usual one is not meant then.
+            let url = if table.has("url") { url } else { usual.parse().ok() }?;
+            let key = key?;
+            let tls = tls(&table, &url, more.as_deref().map(Path::new));
+            Some(Desk::new(dialect, url, key, tls))
+        }
+        _ => None,
+    }
+}
+
+fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
+    let (id, scope) = (table.text("access_key"), (table.text("region"), table.text("service")));
+    let is_there = table.has("secret_key");
+    let secret_table = table.table("secret_key");
+    let secret = is_there.then(|| secret(&secret_table));
+    let (Some(id), Some(secret)) = (id, secret) else {
+        if wanted {
+            table.mistake("", "it has an `access_key`, which is a name, and a `secret_key`, which is `{ file = \"…\" }`, `{ env = \"…\" }` or `{ credential = \"…\" }`");
+        }
+        return None;
+    };
+    let (member, secret) = secret?;
+    let wrong = |wrong: BadKey| secret_table.mistake(member, wrong.to_string());
+    let key = AccessKey::new(id, secret).map_err(wrong).ok()?;
+    match scope {
+        (None, None) => Some(key),
+        (Some(region), Some(service)) => Some(key.scoped(region, service)),
+        _ => {
+            let text =
+                "`region` and `service` belong together: with them requests are signed in the older form";
+            table.mistake("", text);
+            None
+        }
     }
 }

@@ -154,7 +154,7 @@ fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
 }
 
 /// Whom the hook trusts: read now, so that a missing file is a mistake now.
-fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
+pub(super) fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
     if !url.is_secure() {
         if more.is_some() {
             table.mistake("ca_file", "it is for https, and the URL is http");

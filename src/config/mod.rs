@@ -33,6 +33,7 @@ use crate::http::ServerTls;
 use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
+use crate::orders::Orders;
 use crate::signature::{Key, Secret};
 use crate::store::StoreOptions;
 use endpoints::Endpoints;
@@ -177,6 +178,8 @@ pub struct Config {
     pub store: StoreOptions,
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
+    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    pub orders: Orders,
     /// The hooks, and the way to the right one.
     pub runner: Runner,
     /// What is chosen about the intake.
@@ -272,7 +275,7 @@ impl Config {
         let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
         let log_level = log(&root.table("log"));
-        let Endpoints { sound: endpoints, names, allow } = endpoints::endpoints(root);
+        let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
@@ -282,6 +285,7 @@ impl Config {
             store_path,
             store,
             endpoints,
+            orders: Orders::new(desks),
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
@@ -434,6 +438,13 @@ name = "dev-generic"
 path = "/generic"
 dialect = "generic"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+
+[[endpoint]]
+name = "dev-koogallery"
+path = "/koogallery"
+dialect = "koogallery"
+keys = [{ env = "DEV_KEY", label = "dev" }]
+orders = { none = true }
 "#;
 
 /// The database a configuration names, without looking at anything else in it: whoever reads the store

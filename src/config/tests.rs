@@ -60,6 +60,8 @@ fn read_default_file(text: &str) -> Config {
         ("old", "fake-old-key"),
         ("hook-secret", secret),
         ("admin-token", "fake-admin-token-of-a-test"),
+        ("koogallery-key", "fake-key-of-another-market"),
+        ("koogallery-secret", "fake-secret-of-another-market"),
     ] {
         std::fs::write(at(name), content).unwrap();
     }
@@ -107,7 +109,8 @@ fn every_key_there_is_stands_in_the_default_file_once() {
     let mut seen: Vec<String> = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         if line.starts_with('[') {
-            table = line.to_owned();
+            // One of a list has its keys for itself.
+            table = format!("{line} {}", seen.len());
         } else if line.split(" = ").next() != Some("name") {
             seen.push(format!("{table} {}", line.split(" = ").next().unwrap()));
         }
@@ -364,4 +367,36 @@ fn the_admin_listener_leaves_this_machine_only_with_a_token() {
     assert!(server("admin_listen = \"0.0.0.0:8081\"\nadmin_token = { env = \"TOKEN\" }").is_empty());
     let short = server("admin_token = { env = \"FAKE\" }");
     assert!(short[0].contains("`server.admin_token.env`: it is shorter than 16 bytes"), "{short:?}");
+}
+
+// Asking what was ordered.
+
+#[test]
+fn a_marketplace_that_has_to_be_asked_is_not_forgotten() {
+    let koogallery = |orders: &str| {
+        let endpoint = ENDPOINT.replace("alibaba", "koogallery");
+        lines(&format!("{endpoint}{orders}\n{HOOK}"))
+    };
+    let good = "access_key = \"FAKEACCESS\", secret_key = { env = \"FAKE\" }";
+    let url = "url = \"http://127.0.0.1:9\"";
+    assert_eq!(koogallery(&format!("orders = {{ {good}, {url} }}")), [""; 0]);
+    let scoped = format!("orders = {{ {good}, {url}, region = \"r\", service = \"s\" }}");
+    assert_eq!(koogallery(&scoped), [""; 0]);
+    assert_eq!(koogallery("orders = { none = true }"), [""; 0]);
+    for (orders, key) in [
+        (String::new(), "endpoint[0].orders"),
+        ("orders = {}".to_owned(), "endpoint[0].orders"),
+        (format!("orders = {{ {good}, {url}, region = \"r\" }}"), "endpoint[0].orders"),
+        (format!("orders = {{ {good}, url = \"mkt\" }}"), "endpoint[0].orders.url"),
+        (
+            format!("orders = {{ access_key = \"\", secret_key = {{ env = \"FAKE\" }}, {url} }}"),
+            "endpoint[0].orders.secret_key.env",
+        ),
+    ] {
+        let wrong = koogallery(&orders);
+        assert_eq!(wrong.len(), 1, "{orders}: {wrong:?}");
+        assert!(wrong[0].contains(&format!("`{key}`: ")), "{orders}: {wrong:?}");
+    }
+    let alibaba = lines(&format!("{ENDPOINT}orders = {{ {good} }}\n{HOOK}"));
+    assert!(alibaba[0].contains("`endpoint[0].orders`: alibaba says in its callbacks"), "{alibaba:?}");
 }

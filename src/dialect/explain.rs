@@ -25,9 +25,9 @@ use crate::signature::{Keys, Mismatch, Parts, Signed};
 /// assert!(text.contains("as they are encoded in the URL"), "{text}");
 /// ```
 pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
-    let found = match (mismatch, parts, presented) {
-        (Mismatch::Wrong, Parts::Pairs(pairs), Some(presented)) => {
-            suspects(pairs).into_iter().find(|(_, pairs)| holds(pairs.clone(), presented, keys))
+    let found = match (mismatch, presented) {
+        (Mismatch::Wrong, Some(presented)) => {
+            suspects(parts).into_iter().find(|(_, parts)| holds(parts.clone(), presented, keys))
         }
         _ => None,
     };
@@ -40,15 +40,61 @@ pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys:
     }
 }
 
-fn holds(pairs: Vec<(String, String)>, presented: &str, keys: &Keys) -> bool {
-    let parts = Parts::Pairs(pairs);
+fn holds(parts: Parts, presented: &str, keys: &Keys) -> bool {
     Signed { parts, presented: Some(presented.to_owned()), payload: () }.verify(keys).is_ok()
 }
 
-type Suspect = (String, Vec<(String, String)>);
+type Suspect<T> = (String, T);
 
 /// What senders get wrong, and what they would have signed.
-fn suspects(pairs: &[(String, String)]) -> Vec<Suspect> {
+fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
+    match parts {
+        Parts::Pairs(pairs) => {
+            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, Parts::Pairs(pairs))).collect()
+        }
+        Parts::Stamped { timestamp, pairs } => {
+            let stamped = |pairs| Parts::Stamped { timestamp: timestamp.clone(), pairs };
+            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, stamped(pairs))).collect()
+        }
+        Parts::Nonced { nonce, timestamp, body, digested } => {
+            let with = |body: Vec<u8>, digested| Parts::Nonced {
+                nonce: nonce.clone(),
+                timestamp: timestamp.clone(),
+                body,
+                digested,
+            };
+            let mut suspects: Vec<_> = suspect_bodies(body)
+                .into_iter()
+                .map(|(mistake, body)| (mistake, with(body, *digested)))
+                .collect();
+            let other =
+                if *digested { "the body itself had stood" } else { "a digest of the body had stood" };
+            suspects.push((format!("{other} in what was signed"), with(body.clone(), !digested)));
+            suspects
+        }
+        Parts::Dated { timestamp, body } => {
+            let dated = |body| Parts::Dated { timestamp: timestamp.clone(), body };
+            suspect_bodies(body).into_iter().map(|(mistake, body)| (mistake, dated(body))).collect()
+        }
+    }
+}
+
+/// A body is signed as it is sent, byte for byte; what a program makes of it again is another one.
+fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
+    let mut suspects = vec![(
+        "the body had been signed without the white space around it".to_owned(),
+        body.trim_ascii().to_vec(),
+    )];
+    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) {
+        let mistake = "the body had been signed with its members sorted and without white space between them";
+        suspects.push((mistake.to_owned(), value.to_string().into_bytes()));
+    }
+    suspects.push(("no body had been signed".to_owned(), Vec::new()));
+    suspects
+}
+
+/// The same for names and values.
+fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)>>> {
     let encoded =
         |value: &str| query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned();
     let map = |change: &dyn Fn(&str) -> String| -> Vec<(String, String)> {
@@ -120,6 +166,37 @@ mod tests {
             let text = told(&received, &signed);
             assert!(text.contains(mistake), "{signed:?}: {text}");
         }
+    }
+
+    #[test]
+    fn mistakes_about_a_body_are_recognised() {
+        let body = |text: &str| text.as_bytes().to_vec();
+        let nonced = |text: &str, digested| Parts::Nonced {
+            nonce: "n".into(),
+            timestamp: "17".into(),
+            body: body(text),
+            digested,
+        };
+        let dated = |text: &str| Parts::Dated { timestamp: "17".into(), body: body(text) };
+        let received = "{\"b\": 1, \"a\": 2}\n";
+        for (signed, mistake) in [
+            ("{\"b\": 1, \"a\": 2}", "white space around it"),
+            ("{\"a\":2,\"b\":1}", "members sorted"),
+            ("", "no body"),
+        ] {
+            for (received, signed) in
+                [(nonced(received, true), nonced(signed, true)), (dated(received), dated(signed))]
+            {
+                let text = explain(Mismatch::Wrong, &received, Some(&signed.sign(&keys())), &keys());
+                assert!(text.contains(mistake), "{signed:?}: {text}");
+            }
+        }
+        let other = nonced(received, false).sign(&keys());
+        let text = explain(Mismatch::Wrong, &nonced(received, true), Some(&other), &keys());
+        assert!(text.contains("the body itself"), "{text}");
+        let pairs = |value: &str| Parts::Stamped { timestamp: "17".into(), pairs: pairs(&[("a", value)]) };
+        let text = explain(Mismatch::Wrong, &pairs("x y"), Some(&pairs("x%20y").sign(&keys())), &keys());
+        assert!(text.contains("%20 for a space"), "{text}");
     }
 
     #[test]

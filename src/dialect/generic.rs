@@ -69,12 +69,16 @@ impl Dialect for Generic {
         Ok(Signed {
             parts: Parts::Dated { timestamp: timestamp.to_owned(), body: request.body.to_vec() },
             presented: (request.header)(SIGNATURE).map(str::to_owned),
-            payload: Unchecked { parameters: pairs.into_iter().collect(), sent_at: Some(sent_at) },
+            payload: Unchecked {
+                parameters: pairs.into_iter().collect(),
+                sent_at: Some(sent_at),
+                once: None,
+            },
         })
     }
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
-        let Unchecked { parameters, sent_at } = verified.into_payload();
+        let Unchecked { parameters, sent_at, .. } = verified.into_payload();
         let word = read_word(&parameters, ACTION).to_owned();
         let action = Action::from_word(&word);
         let mut callback = NAMES.read(action.unwrap_or(Action::Other), &word, parameters, options);

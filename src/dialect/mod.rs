@@ -19,7 +19,8 @@
 //! sold something, so it becomes a [`Doubt`] and waits for an operator, never an error.
 //!
 //! `alibaba` and `jdcloud` are of one family, the *query token*; what they share stands in `token`, and
-//! each of them is a table.
+//! each of them is a table. `koogallery` shares nothing with them: JSON bodies with a nonce, answers that are
+//! signed, and orders that have to be asked for.
 
 use std::fmt;
 
@@ -28,23 +29,25 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use crate::callback::{
-    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Outcome, Parameters,
+    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
 };
-use crate::clock::from_millis;
+use crate::clock::{Id, from_millis};
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError, Rule};
-use crate::signature::{Keys, Mismatch, Parts, Secret, Signed, Verified};
+use crate::signature::{Cipher, Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
 
 mod alibaba;
 mod explain;
 mod generic;
 mod jdcloud;
+mod koogallery;
 mod token;
 
 pub use explain::explain;
 
 /// Every dialect, by name.
-static DIALECTS: [&dyn Dialect; 3] = [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD];
+static DIALECTS: [&dyn Dialect; 4] =
+    [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD, &koogallery::KooGallery];
 
 /// The dialect with this name, as the configuration has it.
 ///
@@ -75,6 +78,16 @@ pub trait Dialect: Send + Sync {
     /// give up.
     fn budget(&self) -> Option<u32>;
 
+    /// The same for this callback, where that differs.
+    fn budget_of(&self, _callback: &Callback) -> Option<u32> {
+        self.budget()
+    }
+
+    /// What may stand behind an endpoint's path: this marketplace calls there, too.
+    fn tails(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Takes a request apart: what was signed, the signature it came with, and what becomes usable
     /// once that holds. `now` judges requests that are dated.
     ///
@@ -85,8 +98,43 @@ pub trait Dialect: Send + Sync {
     /// What the request asks. Total: what cannot be understood becomes a [`Doubt`].
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback;
 
+    /// The callbacks a request stands for, where it asks several things at once: they are kept one after the
+    /// other. Never empty.
+    fn apart(&self, callback: Callback) -> Vec<Callback> {
+        vec![callback]
+    }
+
     /// What this marketplace expects to read when `outcome` is what is true of `callback`.
     fn reply(&self, callback: &Callback, outcome: &Outcome, options: &Options) -> Reply;
+
+    /// The one reply to a request that was taken apart. Unless the dialect says otherwise it is done once all
+    /// of it is done: the first part that is not decides.
+    fn reply_to_all(&self, answered: &[(Callback, Outcome)], options: &Options) -> Reply {
+        let undone = answered.iter().find(|(_, outcome)| !outcome.is_success());
+        match undone.or(answered.first()) {
+            Some((callback, outcome)) => self.reply(callback, outcome, options),
+            None => Reply::json(503, &Value::Null),
+        }
+    }
+
+    /// Where this marketplace is asked what was ordered, if it has to be asked.
+    fn asked_at(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// What must be asked of the marketplace before a hook can do this: `None` where the callback says it
+    /// all, or the answer has been [learned](Dialect::learn).
+    fn enquiry(&self, _callback: &Callback) -> Option<Enquiry> {
+        None
+    }
+
+    /// Takes over what the marketplace answered to the [`Enquiry`].
+    ///
+    /// # Errors
+    /// When it says no, or nothing that could be used; then the callback is as it was.
+    fn learn(&self, _callback: &mut Callback, _status: u16, _body: &[u8]) -> Result<(), Unlearned> {
+        Ok(())
+    }
 
     /// What a request gets that was turned away before it counted. The request decides no more than
     /// the look of the answer: nothing in it has been verified.
@@ -137,12 +185,33 @@ impl<'a> RawRequest<'a> {
     }
 }
 
+/// A question to the marketplace about what was ordered: a GET that whoever sends it signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enquiry {
+    /// The path, behind the marketplace's own address.
+    pub path: &'static str,
+    /// Names and values of the query, in order.
+    pub query: Vec<Pair>,
+}
+
+/// Why nothing was learned from an answer. It quotes no more of the answer than its codes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unlearned {
+    /// It may be otherwise later.
+    #[error("{0}")]
+    Later(String),
+    /// The way to the answer is set up wrongly: somebody has to look.
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
 /// What a request said, decoded, before and while its signature is checked. It opens only inside
 /// [`Dialect::callback`], which takes it verified.
 #[derive(Debug, Clone)]
 pub struct Unchecked {
     parameters: Parameters,
     sent_at: Option<Timestamp>,
+    once: Option<Once>,
 }
 
 /// What an endpoint may decide about its dialect.
@@ -154,6 +223,10 @@ pub struct Options {
     pub success_as: SuccessAs,
     /// The public URL of this endpoint, told as the single sign-on URL where the hook tells none.
     pub public_url: Option<String>,
+    /// With which key size fields are encrypted, for marketplaces that want that.
+    pub field_cipher: Cipher,
+    /// The address of the application that a marketplace is told which only tries whether it works.
+    pub test_url: Option<String>,
 }
 
 impl Default for Options {
@@ -161,7 +234,13 @@ impl Default for Options {
         // The fixed offset is what Asia/Shanghai has been since 1991.
         let timezone =
             TimeZone::get("Asia/Shanghai").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(8)));
-        Options { timezone, success_as: SuccessAs::default(), public_url: None }
+        Options {
+            timezone,
+            success_as: SuccessAs::default(),
+            public_url: None,
+            field_cipher: Cipher::default(),
+            test_url: None,
+        }
     }
 }
 
@@ -216,7 +295,7 @@ pub enum Refusal {
     #[error("too many requests at this endpoint were refused lately; it was not looked at")]
     TooManyAtEndpoint,
     /// A dated request came without a readable date.
-    #[error("the timestamp is missing, or not a number of seconds")]
+    #[error("the timestamp is missing, or cannot be read")]
     Undated,
     /// A dated request is too old, or from the future.
     #[error("the timestamp is {off_by_s} s away from this clock")]
@@ -224,6 +303,9 @@ pub enum Refusal {
         /// Seconds between the request's clock and ours; positive when it is old.
         off_by_s: i64,
     },
+    /// Its signature holds, and it is a copy of a request that was accepted before.
+    #[error("the request was accepted before: its nonce is known")]
+    Replayed,
 }
 
 impl Refusal {
@@ -238,6 +320,7 @@ impl Refusal {
             Refusal::Malformed { detail: String::new() },
             Refusal::Undated,
             Refusal::Stale { off_by_s: 0 },
+            Refusal::Replayed,
         ];
         own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
     }
@@ -257,6 +340,7 @@ impl Refusal {
             Refusal::TooManyAtEndpoint => "endpoint-rate",
             Refusal::Undated => "undated",
             Refusal::Stale { .. } => "stale",
+            Refusal::Replayed => "replayed",
         }
     }
 
@@ -264,7 +348,11 @@ impl Refusal {
     pub const fn status(&self) -> u16 {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => 400,
-            Refusal::Signature(_) | Refusal::Source | Refusal::Undated | Refusal::Stale { .. } => 403,
+            Refusal::Signature(_)
+            | Refusal::Source
+            | Refusal::Undated
+            | Refusal::Stale { .. }
+            | Refusal::Replayed => 403,
             Refusal::Method { .. } => 405,
             Refusal::ContentType { .. } => 415,
             Refusal::TooManyFromAddress => 429,
@@ -281,6 +369,7 @@ impl Refusal {
             Refusal::TooManyAtEndpoint => "busy",
             Refusal::Undated => "forbidden: no timestamp",
             Refusal::Stale { .. } => "forbidden: the timestamp is too far from this clock",
+            Refusal::Replayed => "forbidden: this was sent before",
             Refusal::Method { .. } => "method not allowed",
             Refusal::ContentType { .. } => "unsupported content type",
         }
@@ -299,6 +388,20 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// The body.
     pub body: Vec<u8>,
+    /// What the seller's key has still to do: see [`Reply::sealed`].
+    pub seal: Seal,
+}
+
+/// What the seller's key has to do to an answer before it is sent. No dialect sees a key, so it says here
+/// what is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// The texts of the JSON body that are to be encrypted, as JSON pointers.
+    pub encrypts: Vec<String>,
+    /// How.
+    pub cipher: Cipher,
+    /// Whether the whole is to be signed.
+    pub signs: bool,
 }
 
 impl Reply {
@@ -309,6 +412,7 @@ impl Reply {
             content_type: "application/json",
             headers: vec![("cache-control", "no-store".to_owned())],
             body: body.to_string().into_bytes(),
+            seal: Seal::default(),
         }
     }
 
@@ -326,13 +430,54 @@ impl Reply {
                 ("content-security-policy", "default-src 'none'".to_owned()),
             ],
             body: body.into_bytes(),
+            seal: Seal::default(),
         }
+    }
+
+    /// The reply as it is sent: what is to be encrypted is, and then it is signed, by the key that `signer`
+    /// holds. What cannot be encrypted is left out.
+    pub fn sealed(mut self, signer: &Signer) -> Reply {
+        let Seal { encrypts, cipher, signs } = std::mem::take(&mut self.seal);
+        if !encrypts.is_empty() {
+            let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+            for pointer in encrypts {
+                encrypt(&mut body, &pointer, |text| signer.encrypt(cipher, text));
+            }
+            self.body = ascii(&body.to_string()).into_bytes();
+        }
+        if !signs {
+            return self;
+        }
+        let signature = signer.sign(&self.body);
+        self.with("body-sign", format!("sign_type=\"HMAC-SHA256\", signature=\"{signature}\""))
     }
 
     fn with(mut self, name: &'static str, value: impl Into<String>) -> Reply {
         self.headers.push((name, value.into()));
         self
     }
+}
+
+/// Puts what `encrypt` makes of a text in its place; nothing where it makes nothing.
+fn encrypt<E>(body: &mut Value, pointer: &str, encrypt: impl FnOnce(&str) -> Result<String, E>) {
+    let Some(text) = body.pointer_mut(pointer) else { return };
+    let sealed = text.as_str().and_then(|text| encrypt(text).ok());
+    *text = sealed.map_or(Value::Null, Value::from);
+}
+
+/// JSON in which everything but ASCII is escaped.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                text.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    text
 }
 
 impl fmt::Debug for Reply {
@@ -356,6 +501,8 @@ pub struct Sending {
     pub signature: SendSignature,
     /// The time it is dated, where the dialect dates its requests.
     pub now: Timestamp,
+    /// What marks it as no copy of another, where the dialect marks its requests.
+    pub nonce: String,
     /// Values changed after signing, by name: what a forger does.
     pub altered: Vec<Pair>,
     /// Parameters added after signing, as they are: a duplicate, say.
@@ -371,6 +518,9 @@ impl Sending {
             form: SendForm::Usual,
             signature: SendSignature::Computed,
             now,
+            // Without randomness the time must do: then two requests of one instant are copies.
+            nonce: Id::new(now)
+                .map_or_else(|_| now.as_millisecond().to_string(), |id| hex::encode(id.as_bytes())),
             altered: Vec::new(),
             appended: Vec::new(),
             raw: String::new(),
@@ -465,6 +615,13 @@ struct Names {
 impl Names {
     /// The callback, but for its billing items and what only its dialect can doubt.
     fn read(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
+        let mut callback = self.fill(action, word, parameters, options);
+        self.doubt(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
+        callback
+    }
+
+    /// The callback as its parameters say it, undoubted.
+    fn fill(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
         let text = |name: &str| parameters.filled(name).map(str::to_owned);
         let expiry = |raw: String| {
             let at = (self.read_date)(&raw, &options.timezone);
@@ -487,12 +644,12 @@ impl Names {
             ..Callback::new(action, word)
         };
         callback.parameters = parameters;
-        self.doubt(&mut callback);
         callback
     }
 
-    /// Doubts only what nothing can be decided without; the lifecycle judges the rest.
-    fn doubt(&self, callback: &mut Callback) {
+    /// Doubts only what nothing can be decided without, a date among it if it must be `dated`; the
+    /// lifecycle judges the rest.
+    fn doubt(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();
         let missing = match callback.action {
             Action::Create => unnamed.then_some(self.order_biz_id),
@@ -505,8 +662,7 @@ impl Names {
             }
             Action::Query | Action::Other => None,
         };
-        let undated = matches!(callback.action, Action::Renew | Action::RefundRenew)
-            && callback.expires_on.as_ref().is_none_or(|expiry| expiry.at.is_none());
+        let undated = dated && callback.expires_on.as_ref().is_none_or(|expiry| expiry.at.is_none());
         let too_long = |name: &Option<String>| name.as_ref().is_some_and(|name| name.len() > NAME_MAX_BYTES);
         let subject = &callback.subject;
         let found = [
@@ -560,7 +716,7 @@ fn message(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Applied { .. } => "done".to_owned(),
         Outcome::NotYet => "not finished yet, please call again".to_owned(),
-        Outcome::Refused { reason } => reason.clone(),
+        Outcome::Refused { reason, .. } => reason.clone(),
         Outcome::Held { reason } => format!("waiting for the seller: {reason}"),
         Outcome::Unavailable => "temporarily unavailable, please call again".to_owned(),
     }
@@ -621,11 +777,29 @@ mod tests {
     #[test]
     fn every_name_leads_to_its_dialect() {
         let all: Vec<&str> = names().collect();
-        assert_eq!(all, ["alibaba", "generic", "jdcloud"]);
+        assert_eq!(all, ["alibaba", "generic", "jdcloud", "koogallery"]);
         for name in all {
             assert_eq!(by_name(name).unwrap().name(), name);
         }
         assert!(by_name("").is_none());
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_escaped() {
+        assert_eq!(ascii("{\"memo\":\"会员 😀 ok\"}"), "{\"memo\":\"\\u4f1a\\u5458 \\ud83d\\ude00 ok\"}");
+        let read: Value = serde_json::from_str(&ascii("\"会员 😀\"")).unwrap();
+        assert_eq!(read, Value::from("会员 😀"));
+    }
+
+    #[test]
+    fn what_cannot_be_encrypted_is_left_out() {
+        let mut body = json!({"app": {"password": "fake-password", "port": 7}});
+        for (pointer, result) in
+            [("/app/password", Err(())), ("/app/port", Ok(String::new())), ("/app/none", Ok(String::new()))]
+        {
+            encrypt(&mut body, pointer, |_| result.clone());
+        }
+        assert_eq!(body, json!({"app": {"password": null, "port": null}}));
     }
 
     #[test]

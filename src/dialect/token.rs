@@ -96,7 +96,7 @@ impl Dialect for TokenDialect {
         let mut pairs = query::parse(request.query, form_of(request)?)?;
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
         let presented = token.map(|at| pairs.swap_remove(at).1);
-        let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None };
+        let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, once: None };
         Ok(Signed { parts: Parts::Pairs(pairs), presented, payload })
     }
 

@@ -37,6 +37,10 @@ pub struct Context {
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
+    /// What the marketplace says of the order beside the parameters, in its own words: what it was asked for,
+    /// or had encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order: Option<Parameters>,
     /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`, ready to
     /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
     /// marketplaces, and where product or buyer are not known.
@@ -206,6 +210,9 @@ pub struct OtherCall {
     pub product: Option<String>,
     /// The SKU it is about.
     pub sku: Option<String>,
+    /// What the request says as a structure, for those whose parameters hold lists in texts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body: Option<serde_json::Value>,
 }
 
 /// One invocation of a hook.
@@ -403,6 +410,7 @@ impl Context {
             action_name: facts.callback.action_name.clone(),
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
+            order: facts.callback.learned.clone(),
             dashscope_euid: facts.dashscope_euid.clone(),
         }
     }
@@ -501,6 +509,7 @@ impl OtherCall {
             buyer: callback.buyer.clone(),
             product: callback.product.clone(),
             sku: callback.sku.clone(),
+            body: callback.body.clone(),
         }
     }
 }

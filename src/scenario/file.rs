@@ -745,7 +745,10 @@ mod tests {
                 (1, "this spid reads version 1 of the format only"),
                 (1, "the scenario has no `title`"),
                 (2, "`titel` is unknown in the scenario; did you mean `title`?"),
-                (3, "`alibab` is no dialect (alibaba, generic, jdcloud); did you mean `alibaba`?"),
+                (
+                    3,
+                    "`alibab` is no dialect (alibaba, generic, jdcloud, koogallery); did you mean `alibaba`?"
+                ),
                 (4, "`source` is empty"),
                 (6, "step `a` has no `action`"),
                 (11, "`name` must be a text, in quotes"),

@@ -4,11 +4,12 @@
 //! knows a hook; what should happen after the commit is in what is returned.
 
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 
-use super::rows::{AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, Read, Result, Write};
+use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Write};
 use super::{Retrying, Schedules, StoreError};
-use crate::callback::{Action, Callback};
-use crate::clock::Id;
+use crate::callback::{Action, Callback, Once};
+use crate::clock::{Id, plus_millis};
 use crate::instance::{
     self, Decision, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
     Wants,
@@ -61,8 +62,8 @@ pub(crate) enum Told {
     Applied(Box<Stored>),
     /// It is not done.
     NotYet,
-    /// It was refused.
-    Refused(String),
+    /// It was refused: the stable word, and the sentence.
+    Refused(&'static str, String),
     /// It waits for an operator.
     Held(String),
     /// It will be known when this job's attempt ends.
@@ -86,6 +87,8 @@ pub(crate) struct Stored {
 pub(crate) struct Accepted {
     pub(crate) row: CallbackRow,
     pub(crate) told: Told,
+    /// The id by which the marketplace calls the instance, where it chose that itself.
+    pub(crate) public_id: Option<String>,
     /// A job born leased.
     pub(crate) taken: Option<Box<Taken>>,
     /// Whether a job was made that somebody else must take, or one was brought forward.
@@ -258,6 +261,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     Ok(Some(Accepted {
         row: row.clone(),
         told: Told::Applied(Box::new(stored)),
+        public_id: judged.instance.and_then(|row| row.public_id),
         taken: None,
         wakes: false,
         alert: false,
@@ -265,7 +269,12 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 }
 
 /// Keeps a callback: reads, decides, and writes callback, instance and job together.
+///
+/// A copy of a request that was accepted before is none: nothing is kept of it.
 pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
+    if let Some(once) = &acceptance.callback.once {
+        spend(rows, &acceptance.account, once, acceptance.received_at)?;
+    }
     let judged = judge(rows, acceptance)?;
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
@@ -283,8 +292,14 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
         row.number = rows.add_callback(&row, &acceptance.callback)?;
     }
     let added = is_new.then(|| row.clone());
-    let mut accepted =
-        Accepted { row, told: Told::NotYet, taken: None, wakes: false, alert: judged.verdict.alert };
+    let mut accepted = Accepted {
+        row,
+        told: Told::NotYet,
+        public_id: instance.as_ref().and_then(|row| row.public_id.clone()),
+        taken: None,
+        wakes: false,
+        alert: judged.verdict.alert,
+    };
     if let Some(job) = made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     } else {
@@ -298,6 +313,17 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
         rows.put_callback(&accepted.row)?;
     }
     Ok(accepted)
+}
+
+/// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
+/// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
+pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<()> {
+    rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
+    let mut mark = [0; 16];
+    for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
+        *slot = byte;
+    }
+    if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
 }
 
 /// Whether a job that is made now has nothing before it in its lane.
@@ -342,6 +368,7 @@ fn settle_instance(
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
                 row.instance.began |= begins;
+                name_publicly(rows, &mut row, callback)?;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
@@ -365,7 +392,7 @@ fn new_instance(
 ) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
     let begin = match callback.action {
-        Action::Create | Action::Release => Instance::pending,
+        Action::Create | Action::Release if !callback.made_elsewhere => Instance::pending,
         _ => Instance::adopted,
     };
     let mut instance = begin(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
@@ -378,7 +405,23 @@ fn new_instance(
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
     }
-    Ok(InstanceRow { number, created_by: None, instance })
+    let mut row = InstanceRow { number, created_by: None, public_id: None, instance };
+    name_publicly(rows, &mut row, callback)?;
+    if row.public_id.is_some() {
+        rows.put_instance(&row)?;
+    }
+    Ok(row)
+}
+
+/// Gives an instance the id its marketplace wants to call it by: the first one, for good. One that another
+/// instance has already is no name; then the instance's own id is told.
+fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callback) -> Result<()> {
+    if let (Action::Create, Some(id), None) = (callback.action, &callback.public_id, &row.public_id)
+        && rows.add_name(&row.instance.account, id, row.number)?
+    {
+        row.public_id = Some(id.clone());
+    }
+    Ok(())
 }
 
 /// The row this delivery counts on: the open occurrence's, the repeated one's, or a new one.
@@ -520,7 +563,7 @@ fn tell(
     instance: Option<&InstanceRow>,
     now: Timestamp,
 ) -> Result<Told> {
-    let id = instance.and_then(|row| row.instance.id.clone());
+    let id = instance.and_then(InstanceRow::told_id);
     Ok(match &judged.verdict.decision {
         Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
         Decision::Repeat => {
@@ -530,9 +573,25 @@ fn tell(
         Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
             Told::Applied(Box::new(create_answer(rows, instance, None)?))
         }
-        Decision::Refuse(reason) => Told::Refused(reason.told()),
+        Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
+        Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
         Decision::Hold(reason) => Told::Held(reason.told()),
         Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
+    })
+}
+
+/// What is told of an instance that is not there yet; that nobody makes it, if its hook has refused.
+fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Told> {
+    let not_ready = Told::Refused(Reason::NotReady.code(), Reason::NotReady.told());
+    let Some(row) = instance else { return Ok(not_ready) };
+    let filter =
+        Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
+    let mut jobs = rows.list_jobs(&filter)?.into_iter();
+    let create = jobs.find(|job| job.action == Action::Create && job.state == job::State::Refused);
+    let waits = !rows.lane(row.number)?.is_empty();
+    Ok(match create.filter(|_| !waits) {
+        Some(job) => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        None => not_ready,
     })
 }
 
@@ -553,7 +612,7 @@ fn join(
             Told::Wait(number)
         }
         job::State::Held => Told::Held(HELD.to_owned()),
-        job::State::Refused => Told::Refused(job.note.unwrap_or_default()),
+        job::State::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
     })
 }
@@ -581,7 +640,7 @@ fn stored_answer(
     instance: Option<&InstanceRow>,
     job: Option<&JobRow>,
 ) -> Result<Stored> {
-    if row.action == Action::Create {
+    if matches!(row.action, Action::Create | Action::Query) {
         return create_answer(rows, instance, job.map(|job| (job, row)));
     }
     Ok(match row.job {
@@ -589,7 +648,7 @@ fn stored_answer(
             let done = job.filter(|job| job.state == job::State::Done);
             done.map(|job| answer_of(job, instance, row.told_at)).unwrap_or_default()
         }
-        None => Stored { instance_id: instance.and_then(|row| row.instance.id.clone()), ..Stored::default() },
+        None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
     })
 }
 
@@ -601,7 +660,7 @@ fn create_answer(
 ) -> Result<Stored> {
     let Some(row) = instance else { return Ok(Stored::default()) };
     let Some(creator) = row.created_by else {
-        return Ok(Stored { instance_id: row.instance.id.clone(), ..Stored::default() });
+        return Ok(Stored { instance_id: row.told_id(), ..Stored::default() });
     };
     if let Some((job, callback)) =
         known.filter(|(job, callback)| job.number == creator && job.callback == callback.number)
@@ -617,7 +676,7 @@ fn create_answer(
 
 fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Timestamp>) -> Stored {
     Stored {
-        instance_id: instance.and_then(|row| row.instance.id.clone()),
+        instance_id: instance.and_then(InstanceRow::told_id),
         open: job.answer.clone(),
         sealed: job.sealed.clone(),
         sealed_for: Some(job.id),
@@ -625,7 +684,8 @@ fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Times
     }
 }
 
-/// Records that success is told now; a conflicting create that is told the id tells the create, too.
+/// Records that success is told now. A conflicting create that is told the id tells the create, too, and so
+/// does a query, which is told the create's answer.
 fn mark_told(
     rows: &mut dyn Write,
     row: &mut CallbackRow,
@@ -635,7 +695,9 @@ fn mark_told(
     let now = acceptance.received_at;
     if row.disposition != Disposition::Held {
         row.told_at = row.told_at.or(Some(now));
-        return Ok(());
+        if row.action != Action::Query {
+            return Ok(());
+        }
     }
     let created_by = instance.and_then(|row| row.created_by);
     let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
@@ -747,6 +809,26 @@ fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
     }
 }
 
+/// Keeps what was learned of a job's callback while an attempt at it ran, and with a create what it says of
+/// the instance. `None`: the attempt has lost its lease, and nothing was changed.
+pub(crate) fn learn(
+    rows: &mut dyn Write,
+    (number, attempt): (i64, u32),
+    callback: &Callback,
+    now: Timestamp,
+) -> Result<Option<Instance>> {
+    let Some(job) = running_attempt(rows, number, attempt)? else { return Ok(None) };
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let mut row = instance.ok_or(StoreError::Inconsistent("an order without its instance"))?;
+    rows.put_body(job.callback, callback)?;
+    if job.action == Action::Create {
+        row.instance.describe(callback);
+        row.instance.updated_at = now;
+        rows.put_instance(&row)?;
+    }
+    Ok(Some(row.instance))
+}
+
 /// Prolongs the leases of these attempts. Those that are no longer the job's are passed over.
 pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
     for (number, attempt) in held {
@@ -793,7 +875,7 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
         Ending::Refused { reason } => {
             job.note = Some(reason.clone());
             end(&mut job, job::State::Refused, finish.now);
-            Told::Refused(reason.clone())
+            Told::Refused(Reason::HOOK, reason.clone())
         }
         Ending::Pending { note } => {
             job.note = Some(note.clone());
@@ -830,7 +912,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
             let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-            let default = instance.and_then(|row| row.instance.order_biz_id);
+            let default = instance.and_then(|row| row.public_id.or(row.instance.order_biz_id));
             job.proposed_id = instance_id.clone().or(default);
             rows.put_job(&job)
         }
@@ -872,14 +954,15 @@ pub(super) fn complete(
     Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
 }
 
-/// Gives the instance the id the hook chose, or its orderBizId. Says what is wrong with it otherwise.
+/// Gives the instance the id the hook chose, or the marketplace, or its orderBizId. Says what is wrong with it otherwise.
 fn name_instance(
     rows: &mut dyn Write,
     job: &mut JobRow,
     row: &mut InstanceRow,
     id: Option<&str>,
 ) -> Result<Option<String>> {
-    let Some(id) = id.or(row.instance.order_biz_id.as_deref()).map(str::to_owned) else {
+    let given = row.public_id.as_deref().or(row.instance.order_biz_id.as_deref());
+    let Some(id) = id.or(given).map(str::to_owned) else {
         return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
     if let Some(fault) = fault_of_id(&id) {

@@ -27,6 +27,7 @@ pub(crate) struct Tables {
     attempts: Vec<AttemptRow>,
     acts: Vec<ActRow>,
     key_uses: BTreeMap<(String, String), KeyUse>,
+    once: BTreeMap<(String, [u8; 16]), Timestamp>,
 }
 
 /// The writer's side of a store in memory.
@@ -296,7 +297,7 @@ impl Write for Memory {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         let tables = self.tables()?;
         let number = next(&tables.instances);
-        let row = InstanceRow { number, created_by: None, instance: instance.clone() };
+        let row = InstanceRow { number, created_by: None, public_id: None, instance: instance.clone() };
         tables.instances.insert(number, row);
         Ok(number)
     }
@@ -322,6 +323,23 @@ impl Write for Memory {
         if let Some(stored) = self.tables()?.callbacks.get_mut(&row.number) {
             stored.0 = row.clone();
         }
+        Ok(())
+    }
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
+        if let Some(stored) = self.tables()?.callbacks.get_mut(&number) {
+            stored.1 = callback.clone();
+        }
+        Ok(())
+    }
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        let key = (account.to_owned(), *mark);
+        let once = &mut self.tables()?.once;
+        let is_new = !once.contains_key(&key);
+        once.entry(key).or_insert(until);
+        Ok(is_new)
+    }
+    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+        self.tables()?.once.retain(|_, until| *until >= before);
         Ok(())
     }
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {

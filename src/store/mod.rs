@@ -30,7 +30,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::callback::{Answer, Callback, Outcome};
+use crate::callback::{Answer, Callback, Once, Outcome};
 use crate::clock::{Clock, Id, Ids};
 use crate::instance::Instance;
 use crate::job::Schedule;
@@ -38,7 +38,7 @@ use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::seal::{SealError, Sealer};
 use keys::KeysUsed;
-use ledger::{Finish, Stored, Told};
+use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Command, FinishCommand, Writer};
@@ -97,6 +97,9 @@ pub enum StoreError {
     /// The store has been stopped.
     #[error("the store has been stopped")]
     Stopped,
+    /// It is a copy of a request that was accepted before.
+    #[error("a request with this nonce was accepted before")]
+    Replayed,
     /// The sealing key.
     #[error("{0}")]
     Seal(String),
@@ -248,6 +251,9 @@ pub struct Receipt {
     pub reply: Reply,
     /// The occurrence it belongs to, as it stands now.
     pub row: CallbackRow,
+    /// The id by which the marketplace calls the instance, where it chose that itself: true from now on,
+    /// whether there is something behind it yet or not.
+    pub public_id: Option<String>,
     /// Whether the same came before.
     pub repeated: bool,
     /// Whether somebody should look.
@@ -555,16 +561,17 @@ impl Store {
 
     /// Keeps a callback and says what may be answered.
     ///
-    /// A repeat of something finished is answered from committed rows, and only counted.
+    /// A repeat of something finished is answered from committed rows, and only counted; but one that may
+    /// come only once has its mark to be kept.
     ///
     /// # Errors
     /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
+    /// [`StoreError::Replayed`] for a copy.
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
-        // A reader that finds the database locked leaves it to the writer, which may wait.
-        let repeat = match self.inner.reader.with(|rows| ledger::peek(rows, &acceptance)) {
-            Err(StoreError::Busy) => None,
-            peeked => peeked?,
+        let repeat = match acceptance.callback.once {
+            Some(_) => None,
+            None => self.peek(&acceptance)?,
         };
         if let Some(repeat) = repeat {
             if !self.count(repeat.row.number, now) {
@@ -573,7 +580,8 @@ impl Store {
                 self.count(repeat.row.number, now);
             }
             let reply = Reply::Now(self.outcome(repeat.told, now));
-            return Ok(Receipt { reply, row: repeat.row, repeated: true, alert: repeat.alert });
+            let Accepted { row, public_id, alert, .. } = repeat;
+            return Ok(Receipt { reply, row, public_id, repeated: true, alert });
         }
         let id = self
             .inner
@@ -591,15 +599,44 @@ impl Store {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
         };
-        let repeated = accepted.row.deliveries > 1;
-        Ok(Receipt { reply, row: accepted.row, repeated, alert: accepted.alert })
+        let Accepted { row, public_id, alert, .. } = accepted;
+        let repeated = row.deliveries > 1;
+        Ok(Receipt { reply, row, public_id, repeated, alert })
+    }
+
+    /// Keeps the mark of a request of which nothing else is kept.
+    ///
+    /// # Errors
+    /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
+    pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
+        let (account, now) = (account.to_owned(), self.inner.clock.now());
+        self.ask(|reply| Command::Spend { account, once, now, reply }).await
+    }
+
+    /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
+    /// known now; `None` when the attempt has lost its lease.
+    ///
+    /// # Errors
+    /// When the store cannot be written; nothing was kept.
+    pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
+        let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
+        let callback = Box::new(callback);
+        self.ask(|reply| Command::Learn { attempt, callback, now, reply }).await
+    }
+
+    /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
+    fn peek(&self, acceptance: &Acceptance) -> Result<Option<Accepted>, StoreError> {
+        match self.inner.reader.with(|rows| ledger::peek(rows, acceptance)) {
+            Err(StoreError::Busy) => Ok(None),
+            peeked => peeked,
+        }
     }
 
     fn outcome(&self, told: Told, now: Timestamp) -> Outcome {
         match told {
             Told::Applied(stored) => self.applied(*stored, now),
             Told::NotYet | Told::Wait(_) => Outcome::NotYet,
-            Told::Refused(reason) => Outcome::Refused { reason },
+            Told::Refused(code, reason) => Outcome::Refused { code, reason },
             Told::Held(reason) => Outcome::Held { reason },
         }
     }

@@ -26,9 +26,21 @@ pub struct InstanceRow {
     /// The number of the job that created it.
     #[serde(skip)]
     pub created_by: Option<i64>,
+    /// The id by which the marketplace calls it, where it chose that itself; else it is told the
+    /// instance's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public_id: Option<String>,
     /// The record.
     #[serde(flatten)]
     pub instance: Instance,
+}
+
+impl InstanceRow {
+    /// The id the marketplace is told, once there is something behind it.
+    pub(crate) fn told_id(&self) -> Option<String> {
+        let own = self.instance.id.as_ref()?;
+        Some(self.public_id.as_ref().unwrap_or(own).clone())
+    }
 }
 
 /// What became of a callback.
@@ -277,6 +289,12 @@ pub(crate) trait Write: Read {
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
+    /// Replaces what a callback says: with what was learned of it since.
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()>;
+    /// Keeps the mark of a request. `false`: it is kept already.
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
+    /// Forgets the marks that were kept until before this instant.
+    fn forget_once(&mut self, before: Timestamp) -> Result<()>;
     /// The callback was told its success at `at`, unless it was before.
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;

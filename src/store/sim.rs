@@ -270,6 +270,18 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.put_callback(row)
     }
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_body(number, callback)
+    }
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        self.at(Point::Write)?;
+        self.rows.add_once(account, mark, until)
+    }
+    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.forget_once(before)
+    }
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.put_told(callback, at)

@@ -36,7 +36,8 @@ const APPLICATION_ID: i64 = 0x7370_6964;
 ///
 /// One that was ever released is history: databases of that version are out there. What changes the schema
 /// comes behind it.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
@@ -452,7 +453,7 @@ fn millis(at: Option<Timestamp>) -> Option<i64> {
 /// The columns of an instance, in the order they are read.
 macro_rules! instance_columns {
     () => {
-        "instance.number, instance.created_by, instance.id, instance.order_biz_id, instance.state,
+        "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
          instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
          instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
          instance.began, instance.tombstone, instance.adopted, instance.claimed_at, instance.tenant,
@@ -462,7 +463,7 @@ macro_rules! instance_columns {
 
 fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let mut columns = Columns::of(row);
-    let (number, created_by) = (columns.next()?, columns.next()?);
+    let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
     let instance = Instance {
         id: columns.next()?,
         order_biz_id: columns.next()?,
@@ -485,7 +486,7 @@ fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         created_at: columns.instant()?,
         updated_at: columns.instant()?,
     };
-    Ok(InstanceRow { number, created_by, instance })
+    Ok(InstanceRow { number, created_by, public_id, instance })
 }
 
 fn read_items(text: Option<String>) -> rusqlite::Result<BTreeMap<String, String>> {
@@ -899,7 +900,7 @@ impl Write for Sqlite {
         self.run(
             "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
                trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
-               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17 WHERE number = ?1",
+               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17, public_id = ?18 WHERE number = ?1",
             params![
                 row.number,
                 instance.id,
@@ -918,6 +919,7 @@ impl Write for Sqlite {
                 millis(instance.claimed_at),
                 instance.tenant,
                 instance.updated_at.as_millisecond(),
+                row.public_id,
             ],
         )?;
         Ok(())
@@ -944,8 +946,7 @@ impl Write for Sqlite {
     }
 
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
-        let body = serde_json::to_string(callback)
-            .map_err(|_| StoreError::Inconsistent("a callback is not JSON"))?;
+        let body = body_text(callback)?;
         self.insert(
             "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
                disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
@@ -994,6 +995,24 @@ impl Write for Sqlite {
             "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
             [callback, at.as_millisecond()],
         )?;
+        Ok(())
+    }
+
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
+        self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])?;
+        Ok(())
+    }
+
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        let added = self.run(
+            "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, mark, until.as_millisecond()],
+        )?;
+        Ok(added == 1)
+    }
+
+    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+        self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
         Ok(())
     }
 
@@ -1073,6 +1092,10 @@ impl Write for Sqlite {
     }
 }
 
+fn body_text(callback: &Callback) -> Result<String> {
+    serde_json::to_string(callback).map_err(|_| StoreError::Inconsistent("a callback is not JSON"))
+}
+
 fn items_text(instance: &Instance) -> Result<Option<String>> {
     if instance.items.is_empty() {
         return Ok(None);
@@ -1113,6 +1136,37 @@ impl Backend for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A database as the first version left it, with an instance in it.
+    fn of_version_1(path: &Path) {
+        let old = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        let [first, ..] = MIGRATIONS else { unreachable!() };
+        old.execute_batch(&format!(
+            "{first} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;
+             INSERT INTO instance (id, state, account, endpoint, began, tombstone, adopted, created_at, updated_at)
+             VALUES ('i-1', 1, 'acme', 'e', 1, 0, 0, 5, 5);
+             INSERT INTO name (account, name, instance) VALUES ('acme', 'i-1', 1);"
+        ))
+        .unwrap();
+    }
+
+    #[test]
+    fn a_database_of_version_1_is_brought_up_to_date() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        of_version_1(&path);
+        assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
+        let mut store = Sqlite::open(&path).unwrap();
+        let mut row = store.instance_by_name("acme", "i-1").unwrap().unwrap();
+        assert_eq!((row.public_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
+        row.public_id = Some("b-1".to_owned());
+        store.put_instance(&row).unwrap();
+        assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+        drop(store);
+        let mut store = Sqlite::open(&path).unwrap();
+        assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
+        assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+    }
 
     /// What no killed process can show: only a power cut would tell the difference.
     #[test]

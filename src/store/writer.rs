@@ -18,8 +18,9 @@ use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, 
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
 use super::{Shared, StoreError};
-use crate::callback::{Action, Answer, Outcome};
+use crate::callback::{Action, Answer, Callback, Once, Outcome};
 use crate::clock::{Id, plus_millis};
+use crate::instance::Instance;
 use crate::limits;
 use crate::metrics::Metric;
 
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Recover { now: Timestamp, reply: Reply<usize> },
     Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, reply: Reply<()> },
     ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, reply: Reply<()> },
+    Spend { account: String, once: Once, now: Timestamp, reply: Reply<()> },
+    Learn { attempt: (i64, u32), callback: Box<Callback>, now: Timestamp, reply: Reply<Option<Instance>> },
     Probe { reply: Reply<()> },
 }
 
@@ -88,6 +91,10 @@ pub(super) enum After {
     Recover {
         done: Result<usize>,
         reply: Reply<usize>,
+    },
+    Learn {
+        done: Result<Option<Instance>>,
+        reply: Reply<Option<Instance>>,
     },
 }
 
@@ -235,6 +242,14 @@ fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, sh
             let done = guarded(backend, usable, |rows| keys::configure(rows, &keys, now));
             After::Unit { done, reply }
         }
+        Command::Spend { account, once, now, reply } => {
+            let done = guarded(backend, usable, |rows| ledger::spend(rows, &account, &once, now));
+            After::Unit { done, reply }
+        }
+        Command::Learn { attempt, callback, now, reply } => {
+            let done = guarded(backend, usable, |rows| ledger::learn(rows, attempt, &callback, now));
+            After::Learn { done, reply }
+        }
         Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
     }
 }
@@ -290,6 +305,7 @@ impl After {
             After::Take { done, reply } => drop(reply.send(kept(done, committed))),
             After::Unit { done, reply } => drop(reply.send(kept(done, committed))),
             After::Recover { done, reply } => drop(reply.send(kept(done, committed))),
+            After::Learn { done, reply } => drop(reply.send(kept(done, committed))),
         }
     }
 }
@@ -335,7 +351,7 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
         Told::Applied(stored) => {
             Outcome::Applied { instance_id: stored.instance_id.clone(), answer: Box::new(answer) }
         }
-        Told::Refused(reason) => Outcome::Refused { reason: reason.clone() },
+        Told::Refused(code, reason) => Outcome::Refused { code, reason: reason.clone() },
         Told::Held(reason) => Outcome::Held { reason: reason.clone() },
         Told::NotYet | Told::Wait(_) => Outcome::NotYet,
     }
