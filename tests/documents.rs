@@ -333,3 +333,11 @@ fn the_demo_tells_the_whole_life() {
     }
     assert!(!text.contains("isvkey"));
 }
+
+#[test]
+fn the_number_of_cases_is_the_one_that_is_told() {
+    let count = format!("{} cases", spid::conformance::cases().len());
+    for document in ["README.md", "CHANGELOG.md"] {
+        assert!(read(document).contains(&count), "{document} does not say {count}");
+    }
+}

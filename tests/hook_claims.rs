@@ -42,26 +42,10 @@ fn home(hook: &str, arguments: &[&str]) -> Home {
     std::fs::write(home.path("app/dies-once.sh"), DIES_ONCE).unwrap();
     let mut command = vec!["sh".to_owned(), "./dies-once.sh".to_owned(), example(hook).display().to_string()];
     command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
-    home.configure(&format!(
-        r#"
-[server]
-listen = "127.0.0.1:0"
-reply_within = "5s"
-
-[store]
-path = "{folder}/spid.db"
-
-[[endpoint]]
-name = "alibaba-cn"
-path = "/spi"
-dialect = "alibaba"
-keys = [{{ file = "{folder}/isv-key" }}]
-
-[[hook]]
-name = "provision"
-exec = {{ command = {command:?}, working_dir = "{folder}/app", retry = ["1s", "1s", "2s"] }}
-"#
-    ));
+    let hook = format!(
+        r#"exec = {{ command = {command:?}, working_dir = "{folder}/app", retry = ["1s", "1s", "2s"] }}"#
+    );
+    home.configure(&home.config("5s", &hook));
     home
 }
 

@@ -72,6 +72,11 @@ impl Plan {
     }
 }
 
+/// The arguments without the program, and without what cargo puts behind them.
+fn said(arguments: &[String]) -> String {
+    arguments.iter().skip(1).filter(|argument| *argument != "--bench").cloned().collect::<Vec<_>>().join(" ")
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
     if let Some(code) = servers::as_server(&arguments) {
@@ -82,7 +87,7 @@ fn main() -> ExitCode {
         parts::drive(&plan, arguments.get(at + 1).map_or("repeat", String::as_str));
         return ExitCode::SUCCESS;
     }
-    let mut report = Report::new(machine::described(), machine::sync_ms(&plan.cache));
+    let mut report = Report::new(machine::described(), machine::sync_ms(&plan.cache), said(&arguments));
     for (name, part) in parts::ALL {
         if plan.wants(name) {
             eprintln!("measuring {name} …");

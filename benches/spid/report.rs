@@ -72,12 +72,15 @@ pub(crate) struct Report {
     machine: String,
     sync_ms: f64,
     version: &'static str,
+    /// What it was called with.
+    arguments: String,
     pub(crate) sections: Vec<Section>,
 }
 
 impl Report {
-    pub(crate) fn new(machine: String, sync_ms: f64) -> Report {
-        Report { machine, sync_ms, version: env!("CARGO_PKG_VERSION"), sections: Vec::new() }
+    pub(crate) fn new(machine: String, sync_ms: f64, arguments: String) -> Report {
+        let version = env!("CARGO_PKG_VERSION");
+        Report { machine, sync_ms, version, arguments, sections: Vec::new() }
     }
 
     pub(crate) fn json(&self) -> String {
@@ -103,11 +106,11 @@ impl Report {
 
     pub(crate) fn document(&self) -> String {
         let mut text = format!(
-            "# Performance\n\nWritten by `cargo bench --bench spid -- --write docs/performance.md`, not by hand: spid {}, {}; \
+            "# Performance\n\nWritten by `cargo bench --bench spid -- {}`, not by hand: spid {}, {}; \
              one durable write of a page takes {:.2} ms there. Ratios hold within this run; what your machine does, \
              the same command says.\n\nA figure is the median of its rounds, with the lowest and the highest in brackets; rounds of \
              what is compared are interleaved.\n",
-            self.version, self.machine, self.sync_ms
+            self.arguments, self.version, self.machine, self.sync_ms
         );
         for section in &self.sections {
             let _ = write!(
