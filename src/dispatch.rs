@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tracing::Instrument as _;
 
 use crate::callback::{Action, Answer};
 use crate::clock::{Clock, plus_millis};
@@ -22,6 +23,7 @@ use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::{Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
+use crate::trace::TraceContext;
 
 /// What can be chosen about the dispatcher.
 #[derive(Debug, Clone)]
@@ -284,10 +286,13 @@ impl Dispatch {
             orders: self.orders.borrow().clone(),
             dialects: self.dialects.borrow().clone(),
         };
-        running.spawn(async move {
+        let TraceContext { trace, span } = TraceContext::of_attempt(taken.job.id, taken.job.attempts);
+        let span = tracing::error_span!("attempt", trace_id = %trace, span_id = %span, callback = taken.job.callback);
+        let work = async move {
             attempt.run(taken, place).await;
             holding.end();
-        });
+        };
+        running.spawn(work.instrument(span));
     }
 
     /// Renews leases and writes counts, as long as it is polled.

@@ -19,12 +19,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use crate::callback::Action;
+use crate::clock::Id;
 use crate::dialect::Refusal;
 use crate::http::{Handler, Request, Response, TurnedAway};
-use crate::intake::{Endpoint, Intake};
+use crate::intake::{Answered, Endpoint, Intake};
 use crate::metrics::{Metric, Metrics};
+use crate::trace::TraceContext;
 pub use rate::{NotARate, Rate, RateOptions};
 use rate::{Rates, TooMany};
 pub use source::{Network, NotANetwork, Proxies, ProxyHeader};
@@ -88,7 +91,29 @@ impl Front {
         Front { doors, metrics, rates: Rates::default() }
     }
 
-    async fn receive(&self, doors: &Doors, endpoint: &Endpoint, mut request: Request) -> Response {
+    /// Receives a request under an id of its own, which stands in every line of the log about it.
+    async fn follow(&self, doors: &Doors, endpoint: &Endpoint, request: Request) -> Response {
+        let Some(id) = doors.intake.new_id() else {
+            return self.receive(doors, endpoint, request, None).await.response;
+        };
+        let context = TraceContext::of_request(id);
+        let brought = doors.guard.proxies.brought(&request);
+        let parent = brought.then(|| request.headers.only("traceparent")).flatten();
+        let parent = parent.and_then(TraceContext::read);
+        let span = tracing::error_span!(
+            "request",
+            trace_id = %context.trace,
+            span_id = %context.span,
+            parent_trace_id = parent.map(|parent| tracing::field::display(parent.trace)),
+            parent_span_id = parent.map(|parent| tracing::field::display(parent.span)),
+        );
+        let Answered { response, .. } =
+            self.receive(doors, endpoint, request, Some(id)).instrument(span).await;
+        // For the log of the proxy; a marketplace has no use for it.
+        if brought { response.with_header("x-request-id", context.trace.to_string()) } else { response }
+    }
+
+    async fn receive(&self, doors: &Doors, endpoint: &Endpoint, mut request: Request, id: Option<Id>) -> Answered {
         let Doors { intake, guard, .. } = doors;
         request.client = guard.proxies.client(&request);
         let welcome = guard.lets_in(endpoint, &request);
@@ -99,9 +124,9 @@ impl Front {
             return put_off(intake, endpoint, &request, too_many);
         }
         match intake.verify(endpoint, &request) {
-            Err(response) => {
+            Err(refused) => {
                 self.rates.refused(guard.rate, &endpoint.name, request.client);
-                response
+                refused
             }
             // It only looked like a sign-on.
             Ok(received) if !welcome && received.action() != Action::SignOn => {
@@ -109,7 +134,7 @@ impl Front {
             }
             Ok(received) => {
                 self.rates.held(request.client);
-                intake.answer(endpoint, &request, received).await
+                intake.answer(endpoint, &request, received.as_request(id)).await
             }
         }
     }
@@ -122,13 +147,14 @@ impl Guard {
     }
 }
 
-fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Response {
+fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Answered {
     let (refusal, wait) = match too_many {
         TooMany::FromAddress(wait) => (Refusal::TooManyFromAddress, wait),
         TooMany::AtEndpoint(wait) => (Refusal::TooManyAtEndpoint, wait),
     };
-    let response = intake.refuse(endpoint, request, &refusal);
-    response.with_header("retry-after", whole_seconds(wait).to_string())
+    let Answered { response, action, outcome } = intake.refuse(endpoint, request, &refusal);
+    let response = response.with_header("retry-after", whole_seconds(wait).to_string());
+    Answered { response, action, outcome }
 }
 
 /// Rounded up: who comes back then is not too early.
@@ -140,7 +166,7 @@ impl Handler for Front {
     async fn handle(&self, request: Request) -> Response {
         let doors = self.doors.borrow().clone();
         match doors.endpoints.get(request.path()) {
-            Some(endpoint) => self.receive(&doors, endpoint, request).await,
+            Some(endpoint) => self.follow(&doors, endpoint, request).await,
             None => {
                 self.metrics.count(Metric::TurnedAway, [UNKNOWN_PATH, ""]);
                 Response::text(404, "there is no endpoint on this path\n")

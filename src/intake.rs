@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use crate::callback::{Action, Callback, Outcome};
-use crate::clock::Clock;
+use crate::clock::{Clock, Id};
 use crate::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
 use crate::http::{Request, Response};
 use crate::instance::{Policy, Reason, State};
@@ -72,13 +72,29 @@ pub struct Received {
     callback: Callback,
     key_label: Arc<str>,
     signer: Signer,
+    id: Option<Id>,
 }
 
 impl Received {
+    /// The same, as the request with this id: the first job it makes has it, too.
+    pub fn as_request(self, id: Option<Id>) -> Received {
+        Received { id, ..self }
+    }
+
     /// What it asks.
     pub fn action(&self) -> Action {
         self.callback.action
     }
+}
+
+/// An answer, and what it is called in one word.
+pub struct Answered {
+    /// What is sent.
+    pub response: Response,
+    /// What was asked; `None` for what nobody has verified.
+    pub action: Option<Action>,
+    /// What became of the first that was asked, or why the request was refused.
+    pub outcome: &'static str,
 }
 
 /// Who asks, and until when an answer is due.
@@ -86,6 +102,8 @@ impl Received {
 struct Asking<'a> {
     endpoint: &'a Endpoint,
     key_label: &'a str,
+    /// Of the request.
+    id: Option<Id>,
     deadline: Instant,
 }
 
@@ -137,21 +155,28 @@ impl Intake {
     /// Answers one request to `endpoint`.
     pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
         match self.verify(endpoint, &request) {
-            Ok(received) => self.answer(endpoint, &request, received).await,
-            Err(refused) => refused,
+            Ok(received) => self.answer(endpoint, &request, received).await.response,
+            Err(refused) => refused.response,
         }
     }
 
+    /// An id for a request; `None` when the system has no randomness to give, and then the store says so.
+    pub fn new_id(&self) -> Option<Id> {
+        self.store.new_id(self.clock.now()).ok()
+    }
+
     /// Answers a callback whose signature held. The marketplace is kept waiting from now on.
-    pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Response {
+    pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Answered {
         let deadline = Instant::now() + self.options.reply_within;
-        let Received { callback, key_label, signer } = received;
+        let Received { callback, key_label, signer, id } = received;
         self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
         self.store.note_key_use(&endpoint.name, &key_label);
-        let asking = Asking { endpoint, key_label: &key_label, deadline };
+        let asking = Asking { endpoint, key_label: &key_label, id, deadline };
         match self.keep_all(asking, callback).await {
             Ok(answered) => {
-                response(endpoint.dialect.reply_to_all(&answered, &endpoint.options).sealed(&signer))
+                let (action, outcome) = first(&answered);
+                let reply = endpoint.dialect.reply_to_all(&answered, &endpoint.options);
+                Answered { response: response(reply.sealed(&signer)), action, outcome }
             }
             Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
         }
@@ -164,7 +189,7 @@ impl Intake {
     }
 
     /// Turns a request away: counted, kept in memory if there are few, this dialect's "no".
-    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Response {
+    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Answered {
         self.refuse_as(endpoint, request, refusal, endpoint.keys.signer())
     }
 
@@ -172,7 +197,7 @@ impl Intake {
     ///
     /// # Errors
     /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
-    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Response> {
+    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Answered> {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
         let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
@@ -180,7 +205,7 @@ impl Intake {
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
         let (key_label, signer) = (verified.key_label().clone(), verified.signer());
         let callback = endpoint.dialect.callback(verified, &endpoint.options);
-        Ok(Received { callback, key_label, signer })
+        Ok(Received { callback, key_label, signer, id: None })
     }
 
     fn refuse_as(
@@ -189,7 +214,7 @@ impl Intake {
         request: &Request,
         refusal: &Refusal,
         signer: Option<Signer>,
-    ) -> Response {
+    ) -> Answered {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
         let facts = Facts {
@@ -201,16 +226,17 @@ impl Intake {
         };
         self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
         let reply = endpoint.dialect.refuse(&raw, refusal);
-        response(match signer {
+        let reply = match signer {
             Some(signer) => reply.sealed(&signer),
             None => reply,
-        })
+        };
+        Answered { response: response(reply), action: None, outcome: refusal.reason() }
     }
 
     /// After the signature: what is true by the deadline of everything that the request asks.
     async fn keep_all(
         &self,
-        asking: Asking<'_>,
+        mut asking: Asking<'_>,
         callback: Callback,
     ) -> Result<Vec<(Callback, Outcome)>, Copied> {
         // All of it is kept before anything is waited for.
@@ -221,6 +247,8 @@ impl Intake {
             } else {
                 self.keep(asking, &mut callback).await?
             };
+            // Of several jobs one can have it.
+            asking.id = None;
             kept.push((callback, reply));
         }
         let mut answered = Vec::new();
@@ -270,7 +298,7 @@ impl Intake {
 
     /// After the signature: keeps the callback. What may be answered, or the wait for it.
     async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Reply, Copied> {
-        let Asking { endpoint, key_label, deadline } = asking;
+        let Asking { endpoint, key_label, id, deadline } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
@@ -281,7 +309,7 @@ impl Intake {
             policy: self.options.policy,
             approved: false,
         };
-        let receipt = match timeout_at(deadline, self.store.accept(acceptance)).await {
+        let receipt = match timeout_at(deadline, self.store.accept_as(id, acceptance)).await {
             Ok(Ok(receipt)) => receipt,
             Ok(Err(StoreError::Replayed)) => return Err(Copied),
             Ok(Err(error)) => {
@@ -314,6 +342,8 @@ impl Intake {
             tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, "{reason}");
         } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
+        } else {
+            tracing::debug!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, deliveries = row.deliveries, "received again");
         }
         if callback.action == Action::Create
             && callback.expires_on.as_ref().is_some_and(|expiry| expiry.at.is_none())
@@ -348,6 +378,12 @@ fn evidence(
     let Refusal::Signature(mismatch) = *refusal else { return None };
     let signed = endpoint.dialect.parts(raw, now).ok()?;
     Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
+}
+
+/// What stands for a request that asks several things: the first of them.
+fn first(answered: &[(Callback, Outcome)]) -> (Option<Action>, &'static str) {
+    let first = answered.first();
+    first.map_or((None, "nothing"), |(callback, outcome)| (Some(callback.action), outcome.as_str()))
 }
 
 fn refused(reason: &Reason) -> Outcome {

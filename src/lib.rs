@@ -7,8 +7,8 @@
 //! The modules, from the bottom up; each may use only those above it in this list:
 //!
 //! * [`limits`], [`clock`], [`metrics`]: every bound; time and ids; what is counted
-//! * [`signature`], [`seal`], [`http`], [`supervisor`]: the only place that touches a key; secrets at rest;
-//!   hyper; systemd
+//! * [`signature`], [`seal`], [`http`], [`supervisor`], [`trace`]: the only place that touches a key; secrets at
+//!   rest; hyper; systemd; what a callback is followed by
 //! * [`callback`], [`query`]: the words everything else speaks; strict query strings
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`orders`], [`outbound`]: the seller's code; what is kept; what was
@@ -49,6 +49,7 @@ pub mod signature;
 pub mod store;
 pub mod supervisor;
 pub mod testing;
+pub mod trace;
 
 use std::process::ExitCode;
 

@@ -300,6 +300,23 @@ async fn the_call_is_the_body_of_a_signed_post() {
     assert_eq!(verdicts.collect::<Vec<_>>(), [true, false, false, false, false]);
 }
 
+/// Where a library of the receiver looks for it, and nowhere if the key is no id.
+#[tokio::test]
+async fn the_trace_is_in_the_header_too() {
+    let server = Server::answering(Response::json(200, "{}")).await;
+    let job = "01890a5d-ac96-774b-bcce-b302099a8057";
+    for key in [job, "key-1"] {
+        let call = call_for(&Callback::new(Action::Create, "x"), &instance(), key);
+        assert_eq!(run_hook(NamedHook::new("http", hook_at(&server)), call).await, done());
+    }
+    let asked = server.asked();
+    let third_attempt = "00-01890a5dac96774bbcceb302099a8057-bcceb302099a8054-01";
+    assert_eq!(asked[0].headers.text("traceparent"), Some(third_attempt));
+    let body: Value = serde_json::from_slice(&asked[0].body).unwrap();
+    assert_eq!(body["traceparent"], third_attempt);
+    assert_eq!(asked[1].headers.text("traceparent"), None);
+}
+
 #[tokio::test]
 async fn while_the_secret_is_changed_both_receivers_are_content() {
     let request = sent_with(&[EXAMPLE, PREVIOUS], Clock::System).await;

@@ -529,6 +529,7 @@ async fn one_hook_serves_two_marketplaces() {
                 "action_name",
                 "order",
                 "dashscope_euid",
+                "traceparent",
                 "order_id",
                 "parameters",
                 "instance",

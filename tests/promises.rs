@@ -673,8 +673,17 @@ fn every_view(home: &Home) -> Vec<Vec<String>> {
 
 #[test]
 fn p09_no_secret_leaves_but_in_the_answer_it_is_meant_for() {
+    no_secret_leaves("text");
+}
+
+#[test]
+fn p09_no_secret_leaves_though_the_log_is_json() {
+    no_secret_leaves("json");
+}
+
+fn no_secret_leaves(log_format: &str) {
     let home = Home::configured(&telltale(), "2s", 16);
-    let daemon = home.start_with(&["--log", "trace"]);
+    let daemon = home.start_with(&["--log", "trace", "--log-format", log_format]);
     let bought = create("ob-9");
     let answer = daemon.deliver(&bought);
     let id = answer.id();

@@ -1,43 +1,169 @@
-//! The log on stderr, and what is said in it.
+//! The log on stderr: what is said in it, and whether a line is text or JSON. docs/logging.md describes both.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::ser::{SerializeMap as _, Serializer as _};
+use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_serde::{AsSerde as _, SerdeMapVisitor};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::RecordFields;
+use tracing_subscriber::fmt::format::{DefaultFields, Format, JsonFields, Writer};
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use super::{Exit, Failure};
+use crate::config::LogFormat;
 
 /// Says what is logged from now on.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;
 
-/// What is logged, as far as a configuration may still decide it.
+/// What is logged and how, as far as a configuration may still decide it.
 pub(super) struct Logging {
     /// `None` where the command line has decided.
     change: Option<Change>,
+    /// `None` likewise.
+    shape: Option<Shape>,
 }
 
 impl Logging {
-    /// Begins to log to stderr: what `filter` says, or else `usual` until a configuration is read.
-    pub(super) fn start(filter: Option<&str>, usual: &str) -> Result<Logging, Failure> {
+    /// Begins to log to stderr: what `filter` says, or else `usual` until a configuration is read; and so for
+    /// the format.
+    pub(super) fn start(
+        filter: Option<&str>,
+        usual: &str,
+        format: Option<LogFormat>,
+    ) -> Result<Logging, Failure> {
         let text = filter.unwrap_or(usual);
         let read = EnvFilter::try_new(text).map_err(|error| {
             Failure::new(Exit::Usage, format!("`--log {text}` is not a filter: {error}"))
                 .hint("it is error, warn, info or debug, or by module: spid::hook=debug,info")
         })?;
+        let shape = Shape::default();
+        shape.set(format.unwrap_or_default());
         let logger = tracing_subscriber::fmt()
             .with_env_filter(read)
             .with_writer(std::io::stderr)
             .with_ansi(false)
+            .fmt_fields(shape.clone())
+            .event_format(shape.clone())
             .with_filter_reloading();
         let handle = logger.reload_handle();
         // In a program that logs already, that program decides.
-        let ours = logger.try_init().is_ok() && filter.is_none();
+        let ours = logger.try_init().is_ok();
         let change: Change = Box::new(move |filter| drop(handle.reload(filter)));
-        Ok(Logging { change: ours.then_some(change) })
+        Ok(Logging {
+            change: (ours && filter.is_none()).then_some(change),
+            shape: (ours && format.is_none()).then_some(shape),
+        })
     }
 
     /// What the configuration says.
-    pub(super) fn configure(&self, level: LevelFilter) {
+    pub(super) fn configure(&self, level: LevelFilter, format: LogFormat) {
+        if let Some(shape) = &self.shape {
+            shape.set(format);
+        }
         if let Some(change) = &self.change {
             change(EnvFilter::default().add_directive(level.into()));
         }
     }
+}
+
+/// How a line looks. Clones share it, and it changes while lines are written.
+#[derive(Clone, Default)]
+struct Shape {
+    json: Arc<AtomicBool>,
+}
+
+impl Shape {
+    fn set(&self, format: LogFormat) {
+        self.json.store(format == LogFormat::Json, Ordering::Relaxed);
+    }
+
+    fn is_json(&self) -> bool {
+        self.json.load(Ordering::Relaxed)
+    }
+}
+
+impl<'w> FormatFields<'w> for Shape {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        if self.is_json() {
+            JsonFields::new().format_fields(writer, fields)
+        } else {
+            DefaultFields::new().format_fields(writer, fields)
+        }
+    }
+}
+
+impl<S, N> FormatEvent<S, N> for Shape
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if self.is_json() {
+            let line = object(context, event).map_err(|_| fmt::Error)?;
+            return writeln!(writer, "{line}");
+        }
+        let mut line = String::new();
+        Format::default().format_event(context, Writer::new(&mut line), event)?;
+        writeln!(writer, "{}", one_line(&line))
+    }
+}
+
+/// What a hook or a marketplace says must not look like a line of ours.
+fn one_line(text: &str) -> Cow<'_, str> {
+    let text = text.trim_end_matches('\n');
+    if !text.contains(|c: char| c.is_control() && c != '\t') {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| match c.is_control() && c != '\t' {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    Cow::Owned(text.chars().map(escaped).collect())
+}
+
+/// One flat object: what an event says, and what the spans it is in say. That of tracing-subscriber nests the
+/// latter, and a collector finds the ids of a trace at the top alone
+/// (opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context).
+fn object<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> Result<String, serde_json::Error>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    let mut line = Vec::new();
+    let mut serializer = serde_json::Serializer::new(&mut line);
+    let mut map = serializer.serialize_map(None)?;
+    map.serialize_entry("timestamp", &now())?;
+    map.serialize_entry("level", &event.metadata().level().as_serde())?;
+    map.serialize_entry("target", event.metadata().target())?;
+    for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
+        let extensions = span.extensions();
+        let fields = extensions.get::<FormattedFields<N>>().map_or("", |fields| fields.fields.as_str());
+        // A span that began when lines were text has no JSON to add.
+        for (name, value) in serde_json::from_str::<Map<String, Value>>(fields).unwrap_or_default() {
+            map.serialize_entry(&name, &value)?;
+        }
+    }
+    let mut visitor = SerdeMapVisitor::new(map);
+    event.record(&mut visitor);
+    visitor.take_serializer()?.end()?;
+    Ok(String::from_utf8_lossy(&line).into_owned())
+}
+
+fn now() -> String {
+    let mut text = String::new();
+    let _ = SystemTime.format_time(&mut Writer::new(&mut text));
+    text
 }

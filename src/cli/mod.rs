@@ -35,7 +35,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Mistakes, ProcessEnvironment};
+use crate::config::{self, LogFormat, Mistakes, ProcessEnvironment};
 use crate::daemon::StartError;
 use crate::hook::AnyHook;
 use crate::store::{Reader, StoreError, StoreOptions};
@@ -139,6 +139,9 @@ struct Arguments {
     /// what a configuration says.
     #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER")]
     log: Option<String>,
+    /// How: text, or json. It comes before what a configuration says.
+    #[arg(long, global = true, env = "SPID_LOG_FORMAT", value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
 }
@@ -246,7 +249,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    let logging = Logging::start(arguments.log.as_deref(), usual_log(&arguments.command));
+    let logging = Logging::start(arguments.log.as_deref(), usual_log(&arguments.command), arguments.log_format);
     match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

@@ -107,7 +107,7 @@ impl Reloader {
             secrets_window_ms: config.store.secrets_window_ms,
             key_unused_after: config.key_unused_after,
         });
-        self.logging.configure(config.log_level);
+        self.logging.configure(config.log_level, config.log_format);
         self.current = config;
         Outcome::Applied { changed }
     }

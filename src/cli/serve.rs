@@ -72,7 +72,7 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     let dev = arguments.mode.dev;
     let source = arguments.source(hook)?;
     let config = source.clone().read()?;
-    logging.configure(config.log_level);
+    logging.configure(config.log_level, config.log_format);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
 }
 

@@ -289,6 +289,7 @@ fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
 
 fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
     jobs_table(std::slice::from_ref(&detail.job), output)?;
+    output.line(&format!("trace {}", detail.trace_id))?;
     for attempt in &detail.failed_attempts {
         let line = format!(
             "attempt {} ended {} ({}): {}",
@@ -369,6 +370,9 @@ fn disposition(disposition: Disposition) -> &'static str {
 fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
     callbacks_table(std::slice::from_ref(&detail.row), output)?;
     output.line(&format!("signed with key `{}`", shown(&detail.row.key_label)))?;
+    if let (Some(job), Some(trace)) = (detail.job_id, detail.trace_id) {
+        output.line(&format!("job {job}, trace {trace}"))?;
+    }
     for (name, value) in detail.callback.parameters.iter() {
         output.line(&format!("  {} = {}", shown(name), shown(value)))?;
     }

@@ -192,7 +192,41 @@ pub struct Config {
     pub key_unused_after: Duration,
     /// What is logged, where the command line does not say.
     pub log_level: LevelFilter,
+    /// And how.
+    pub log_format: LogFormat,
     settings: Settings,
+}
+
+/// How a line of the log looks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line, for programs.
+    Json,
+}
+
+impl LogFormat {
+    /// All there are.
+    pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogFormat::Text => "text",
+            LogFormat::Json => "json",
+        }
+    }
+}
+
+impl std::str::FromStr for LogFormat {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<LogFormat, String> {
+        let found = LogFormat::ALL.into_iter().find(|format| format.as_str() == word);
+        found.ok_or_else(|| "there is text, and json".to_owned())
+    }
 }
 
 /// The database when none is named.
@@ -274,7 +308,7 @@ impl Config {
         let secrets_window_ms = millis(policy.secrets_window);
         let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
-        let log_level = log(&root.table("log"));
+        let (log_level, log_format) = log(&root.table("log"));
         let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
@@ -292,6 +326,7 @@ impl Config {
             guard: Guard { proxies, allow, rate },
             key_unused_after: policy.key_unused_after,
             log_level,
+            log_format,
             settings: Settings::new(),
         })
     }
@@ -401,7 +436,7 @@ fn policy(table: &Table<'_>) -> PolicyTable {
     }
 }
 
-fn log(table: &Table<'_>) -> LevelFilter {
+fn log(table: &Table<'_>) -> (LevelFilter, LogFormat) {
     let words = [
         ("off", LevelFilter::OFF),
         ("error", LevelFilter::ERROR),
@@ -410,7 +445,11 @@ fn log(table: &Table<'_>) -> LevelFilter {
         ("debug", LevelFilter::DEBUG),
         ("trace", LevelFilter::TRACE),
     ];
-    table.choice("level", LevelFilter::INFO, &words)
+    let formats = LogFormat::ALL.map(|format| (format.as_str(), format));
+    (
+        table.choice("level", LevelFilter::INFO, &words),
+        table.choice("format", LogFormat::default(), &formats),
+    )
 }
 
 fn millis(duration: Duration) -> i64 {

@@ -137,6 +137,11 @@ impl Proxies {
         client
     }
 
+    /// Whether the request came through one of them.
+    pub fn brought(&self, request: &Request) -> bool {
+        !self.trusted.is_empty() && self.trusts(request.peer.ip().to_canonical())
+    }
+
     fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|network| network.contains(address))
     }

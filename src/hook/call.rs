@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 
 use crate::callback::{Action, Callback, Expiry, Parameters};
 use crate::instance::{Instance, State};
+use crate::trace::TraceContext;
 
 /// The version of the JSON contract, its first member.
 pub const SCHEMA: &str = "spid.hook/1";
@@ -45,6 +46,9 @@ pub struct Context {
     /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
     /// marketplaces, and where product or buyer are not known.
     pub dashscope_euid: Option<String>,
+    /// This attempt's place in the trace of its job, as W3C Trace Context writes it: pass it on with whatever you
+    /// call, and your logs and traces can be told to belong to it. `None` where the key is no id of a job.
+    pub traceparent: Option<String>,
 }
 
 /// Make what was bought.
@@ -412,8 +416,14 @@ impl Context {
             parameters: facts.callback.parameters.clone(),
             order: facts.callback.learned.clone(),
             dashscope_euid: facts.dashscope_euid.clone(),
+            traceparent: traceparent(facts),
         }
     }
+}
+
+fn traceparent(facts: &CallFacts<'_>) -> Option<String> {
+    let job = facts.idempotency_key.parse().ok()?;
+    Some(TraceContext::of_attempt(job, facts.attempt).to_string())
 }
 
 impl CreateCall {

@@ -133,6 +133,9 @@ impl ExecHook {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
+        if let Some(traceparent) = &context.traceparent {
+            command.env("TRACEPARENT", traceparent);
+        }
         if let Some(folder) = &self.folder {
             command.current_dir(folder);
         }

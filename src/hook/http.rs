@@ -100,12 +100,16 @@ impl HttpHook {
         let id = call.context().idempotency_key.as_str();
         let timestamp = self.clock.now().as_second();
         let signature = self.keys.sign(id, timestamp, &body);
-        Ok(ClientRequest::post(self.url.clone(), "application/json", body)
+        let request = ClientRequest::post(self.url.clone(), "application/json", body)
             .with_header("accept", "application/json")
             .with_header("user-agent", USER_AGENT)
             .with_header("webhook-id", id)
             .with_header("webhook-timestamp", timestamp.to_string())
-            .with_header("webhook-signature", signature))
+            .with_header("webhook-signature", signature);
+        Ok(match &call.context().traceparent {
+            Some(traceparent) => request.with_header("traceparent", traceparent),
+            None => request,
+        })
     }
 
     async fn run(&self, call: Call) -> Result<Answer, HookError> {

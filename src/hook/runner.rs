@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument as _;
 
 use super::leftovers::Leftovers;
 use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
@@ -475,11 +476,12 @@ impl Slot {
         let Slot { entry, place, leftovers } = self;
         let hook = entry.named.hook.clone();
         // The place travels with the work, so that a hook which cannot be stopped still counts.
-        let work = tokio::spawn(async move {
+        let work = async move {
             let _place = place;
             hook.answer(call, leftovers).await
-        });
-        let mut work = AbortOnDrop(work);
+        };
+        // What a hook says while it works stands in the attempt's span, too.
+        let mut work = AbortOnDrop(tokio::spawn(work.in_current_span()));
         match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
             Ok(Ok(result)) => Attempted::from(result),
             Ok(Err(error)) => fell(&entry.named.name, &error),

@@ -568,6 +568,14 @@ impl Store {
     /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
     /// [`StoreError::Replayed`] for a copy.
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
+        self.accept_as(None, acceptance).await
+    }
+
+    /// As [`Store::accept`]; the job, if it makes one, has this id. It is one of [`Store::new_id`], and used once.
+    ///
+    /// # Errors
+    /// As [`Store::accept`].
+    pub async fn accept_as(&self, id: Option<Id>, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
         let repeat = match acceptance.callback.once {
             Some(_) => None,
@@ -583,11 +591,10 @@ impl Store {
             let Accepted { row, public_id, alert, .. } = repeat;
             return Ok(Receipt { reply, row, public_id, repeated: true, alert });
         }
-        let id = self
-            .inner
-            .ids
-            .next(now)
-            .map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+        let id = match id {
+            Some(id) => id,
+            None => self.new_id(now)?,
+        };
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
@@ -602,6 +609,15 @@ impl Store {
         let Accepted { row, public_id, alert, .. } = accepted;
         let repeated = row.deliveries > 1;
         Ok(Receipt { reply, row, public_id, repeated, alert })
+    }
+
+    /// An id that no job has.
+    ///
+    /// # Errors
+    /// When the system's random generator gives nothing.
+    pub fn new_id(&self, now: Timestamp) -> Result<Id, StoreError> {
+        let id = self.inner.ids.next(now);
+        id.map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
     }
 
     /// Keeps the mark of a request of which nothing else is kept.

@@ -9,6 +9,7 @@ use super::{Reader, StoreError};
 use crate::callback::Callback;
 use crate::clock::Id;
 use crate::job;
+use crate::trace::TraceId;
 
 /// Why something cannot be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +53,8 @@ pub struct JobDetail {
     pub job: JobRow,
     /// The attempts that did not succeed.
     pub failed_attempts: Vec<AttemptRow>,
+    /// The trace that the lines of the log about it bear.
+    pub trace_id: TraceId,
 }
 
 /// One callback, with all it said.
@@ -62,6 +65,10 @@ pub struct CallbackDetail {
     pub row: CallbackRow,
     /// What it said.
     pub callback: Callback,
+    /// The id of its job, if it has one.
+    pub job_id: Option<Id>,
+    /// The trace of that job: what the lines of the log about both bear.
+    pub trace_id: Option<TraceId>,
 }
 
 /// Something that waits for a person.
@@ -151,7 +158,8 @@ impl Reader {
     pub fn job_detail(&self, id: Id) -> Result<JobDetail, ViewError> {
         let job = self.job(id)?.ok_or_else(|| ViewError::NotFound(format!("there is no job {id}")))?;
         let failed_attempts = self.attempts(job.number)?;
-        Ok(JobDetail { job, failed_attempts })
+        let trace_id = TraceId::of(job.id);
+        Ok(JobDetail { job, failed_attempts, trace_id })
     }
 
     /// The callback with this number, with all it said.
@@ -162,7 +170,9 @@ impl Reader {
         let found = self.callback(number)?;
         let missing = || ViewError::NotFound(format!("there is no callback {number}"));
         let (row, callback) = found.ok_or_else(missing)?;
-        Ok(CallbackDetail { row, callback })
+        let job = row.job.map(|job| self.with(|rows| rows.job(job))).transpose()?.flatten();
+        let job_id = job.map(|job| job.id);
+        Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
     }
 
     /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first.

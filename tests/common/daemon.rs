@@ -397,18 +397,25 @@ impl Log {
 
     /// The line with these words that has `before` others like it before it.
     fn line_with(&self, words: &str, before: usize) -> String {
+        self.line_with_one_of(&[words], before)
+    }
+
+    fn line_with_one_of(&self, words: &[&str], before: usize) -> String {
         let deadline = Instant::now() + PATIENCE;
         let mut text = self.text.lock().unwrap();
         loop {
-            if let Some(line) = text.0.lines().filter(|line| line.contains(words)).nth(before) {
+            if let Some(line) = text.0.lines().filter(|line| words.iter().any(|words| line.contains(words))).nth(before) {
                 return line.to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!text.1 && !left.is_zero(), "the daemon never said `{words}`:\n{}", text.0);
+            assert!(!text.1 && !left.is_zero(), "the daemon never said {words:?}:\n{}", text.0);
             text = self.grown.wait_timeout(text, left).unwrap().0;
         }
     }
 }
+
+/// How the line begins that says where it listens.
+const READY_IN_JSON: &str = "\"message\":\"ready\",\"address\":\"";
 
 /// A daemon that runs.
 pub(crate) struct Daemon {
@@ -430,9 +437,10 @@ impl Daemon {
         let (stderr, followed) = (child.stderr.take().unwrap(), log.clone());
         let follower = std::thread::spawn(move || followed.follow(stderr));
         let mut daemon = Daemon { child, address: ([127, 0, 0, 1], 0).into(), log, follower: Some(follower) };
-        let ready = daemon.log.line_with("ready address=", 0);
-        let (_, rest) = ready.split_once("ready address=").unwrap();
-        daemon.address = rest.split(' ').next().unwrap().parse().unwrap();
+        // As text or as JSON.
+        let ready = daemon.log.line_with_one_of(&["ready address=", READY_IN_JSON], 0);
+        let rest = ready.split_once("ready address=").or_else(|| ready.split_once(READY_IN_JSON)).unwrap().1;
+        daemon.address = rest.split([' ', '"']).next().unwrap().parse().unwrap();
         daemon
     }
 

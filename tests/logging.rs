@@ -1,0 +1,292 @@
+//! The log: what a line looks like, what it is found by from the order to the hook and back, and what never
+//! stands in it. docs/logging.md says so to operators, and is read here.
+
+#[path = "common/daemon.rs"]
+mod common;
+
+use std::collections::BTreeSet;
+
+use common::{
+    Answer, Daemon, Home, PASSWORD, Params, about, assert_clean, connect, create, get_text, renew, until, upgrade,
+};
+use serde_json::{Map, Value};
+
+/// What a peer sends and nobody may read in a log.
+const CANARY: &str = "fake-canary-parameter-5T";
+const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+
+const TALKATIVE: &str = r#"
+echo "the hook says hello" >&2
+printf '%s' "$TRACEPARENT" > "traceparent-$SPID_ATTEMPT"
+case "$SPID_ACTION" in
+  create) [ -e gate-go ] || exit 1; printf '{"instance_id":"%s","app":{"password":"PASSWORD"}}' "$(fake_id)" ;;
+  other) printf '{"body":{}}' ;;
+  *) printf '{}' ;;
+esac
+"#;
+
+fn talkative(more: &str) -> Home {
+    let home = Home::impatient(&TALKATIVE.replace("PASSWORD", PASSWORD));
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("[server]\n", &format!("[server]\n{more}\n")));
+    home
+}
+
+/// The lines of a log that is JSON, every one.
+fn objects(log: &str) -> Vec<Map<String, Value>> {
+    let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    log.lines().map(read).collect()
+}
+
+fn word<'a>(line: &'a Map<String, Value>, name: &str) -> &'a str {
+    line.get(name).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn said<'a>(lines: &'a [Map<String, Value>], message: &str) -> &'a Map<String, Value> {
+    let found = lines.iter().find(|line| word(line, "message").starts_with(message));
+    found.unwrap_or_else(|| panic!("nobody said `{message}`: {lines:#?}"))
+}
+
+/// A request with these header lines, and the head of its answer.
+fn with_headers(daemon: &Daemon, query: &str, headers: &str) -> String {
+    use std::io::{Read as _, Write as _};
+    let text = get_text("/spi", query).replace("\r\n\r\n", &format!("\r\n{headers}connection: close\r\n\r\n"));
+    let mut stream = connect(daemon.address).unwrap();
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split("\r\n\r\n").next().unwrap().to_ascii_lowercase()
+}
+
+#[test]
+fn a_trace_leads_from_the_request_through_restarts_to_the_hook_and_back_to_the_order() {
+    let home = talkative("");
+    let daemon = home.start_with(&["--log-format", "json"]);
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "0", "the hook fails at first");
+    until("the attempt has ended", || daemon.log().contains("not done").then_some(()));
+    let first = daemon.log();
+    daemon.kill();
+    home.open_gate("go");
+    let job = home.list(&["jobs", "list"])[0]["id"].as_str().unwrap().to_owned();
+    let db = home.path("spid.db").display().to_string();
+    assert_eq!(home.run(&["jobs", "retry", &job, "--why", "a test", "--db", &db]).code, 0);
+    let daemon = home.start_with(&["--log-format", "json"]);
+    daemon.deliver_until_done(&create("ob-1"));
+    let second = daemon.stop();
+
+    let trace = job.replace('-', "");
+    let detail = home.json(&["jobs", "show", &trace]);
+    assert_eq!((&detail["id"], &detail["trace_id"]), (&Value::from(job.as_str()), &Value::from(trace.as_str())));
+    let detail = home.json(&["callbacks", "show", "1"]);
+    assert_eq!((&detail["job_id"], &detail["trace_id"]), (&Value::from(job.as_str()), &Value::from(trace.as_str())));
+    assert!(home.look(&["callbacks", "show", "1"]).contains(&format!("job {job}, trace {trace}")));
+    assert!(home.look(&["jobs", "show", &job]).contains(&format!("trace {trace}")));
+
+    let (before, after) = (objects(&first), objects(&second));
+    let mut spans = BTreeSet::new();
+    for (lines, message) in [
+        (&before, "received"),
+        (&before, "the hook says hello"),
+        (&before, "not done"),
+        (&after, "the hook says hello"),
+        (&after, "done"),
+    ] {
+        let line = said(lines, message);
+        assert_eq!(word(line, "trace_id"), trace, "{line:?}");
+        assert_eq!(word(line, "span_id").len(), 16, "{line:?}");
+        spans.insert(word(line, "span_id").to_owned());
+    }
+    assert_eq!(spans.len(), 3, "the request's, and one for each attempt");
+    for (lines, attempt) in [(&before, 1), (&after, 2)] {
+        let span = word(said(lines, "the hook says hello"), "span_id");
+        let told = format!("00-{trace}-{span}-01");
+        let variable = std::fs::read_to_string(home.path(&format!("traceparent-{attempt}"))).unwrap();
+        assert_eq!(variable, told, "attempt {attempt}");
+        let call = std::fs::read(home.path(&format!("call-create-{job}-{attempt}.json"))).unwrap();
+        assert_eq!(serde_json::from_slice::<Value>(&call).unwrap()["traceparent"], told);
+    }
+    assert_eq!(said(&after, "done")["callback"], 1, "and the callback, from every line of an attempt");
+}
+
+#[test]
+fn text_has_the_same_ids() {
+    let home = Home::with_log_hook();
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    let received = daemon.wait_for_log("received endpoint=alibaba-cn");
+    let trace = home.list(&["jobs", "list"])[0]["id"].as_str().unwrap().replace('-', "");
+    assert!(received.contains(&format!("request{{trace_id={trace} span_id=")), "{received}");
+    assert!(daemon.wait_for_log(": done job=").contains(&format!("attempt{{trace_id={trace} span_id=")));
+}
+
+#[test]
+fn a_trace_from_outside_is_written_down_if_a_proxy_of_ours_brings_it_and_is_never_ours() {
+    let home = talkative("trusted_proxies = [\"127.0.0.1\"]");
+    home.open_gate("go");
+    let daemon = home.start_with(&["--log-format", "json"]);
+    let head = with_headers(&daemon, &create("ob-1").signed(), &format!("traceparent: {PARENT}\r\n"));
+    for (order, headers) in [
+        ("ob-2", format!("traceparent: {CANARY}\r\n")),
+        ("ob-3", format!("traceparent: {PARENT}\r\ntraceparent: {PARENT}\r\n")),
+        ("ob-4", String::new()),
+    ] {
+        with_headers(&daemon, &create(order).signed(), &headers);
+    }
+    home.wait_until_idle();
+    let log = daemon.stop();
+    let lines = objects(&log);
+    let received: Vec<_> = lines.iter().filter(|line| word(line, "message") == "received").collect();
+    assert_eq!(received.len(), 4);
+    let [first, others @ ..] = &received[..] else { unreachable!() };
+    assert_eq!(word(first, "parent_trace_id"), "0af7651916cd43dd8448eb211c80319c");
+    assert_eq!(word(first, "parent_span_id"), "b7ad6b7169203331");
+    assert!(others.iter().all(|line| !line.contains_key("parent_trace_id")), "{others:?}");
+    let jobs = home.list(&["jobs", "list"]);
+    let own = jobs.last().unwrap()["id"].as_str().unwrap().replace('-', "");
+    assert_eq!(word(first, "trace_id"), own, "what comes from outside is no id of a job");
+    assert!(head.contains(&format!("\r\nx-request-id: {own}")), "{head}");
+    assert_clean("the log", log.as_bytes(), &[CANARY]);
+}
+
+#[test]
+fn a_stranger_says_nothing_about_traces_and_hears_nothing() {
+    let home = Home::with_log_hook();
+    let daemon = home.start_with(&["--log", "trace", "--log-format", "json"]);
+    let head = with_headers(&daemon, &create("ob-1").signed(), &format!("traceparent: {PARENT}\r\n"));
+    assert!(head.starts_with("http/1.1 200") && !head.contains("x-request-id"), "{head}");
+    let log = daemon.stop();
+    assert!(!log.contains("0af7651916cd43dd8448eb211c80319c"), "{log}");
+}
+
+#[test]
+fn the_format_is_the_flag_s_or_the_variable_s_or_the_file_s_and_a_reload_changes_it() {
+    let home = Home::with_log_hook();
+    let plain = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let daemon = home.start();
+    home.configure(&format!("{plain}\n[log]\nformat = \"json\"\n"));
+    let line = daemon.reload();
+    assert!(objects(&line)[0].contains_key("changed") || line.contains("log.format"), "{line}");
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    let line = daemon.wait_for_log("\"received\"");
+    assert_eq!(word(&objects(&line)[0], "endpoint"), "alibaba-cn");
+    home.configure(&plain);
+    daemon.reload();
+    assert_eq!(daemon.deliver(&create("ob-2")).id(), "ob-2");
+    daemon.wait_for_log("received endpoint=alibaba-cn");
+    daemon.stop();
+    objects(&home.start_in(&[("SPID_LOG__FORMAT", "json")]).stop());
+    objects(&home.start_in(&[("SPID_LOG_FORMAT", "json"), ("SPID_LOG__FORMAT", "text")]).stop());
+    let wrong = home.run(&["serve", "--dev", "--log-format", "xml"]);
+    assert_eq!(wrong.code, 64, "{}", wrong.stderr);
+}
+
+/// What a hook says with a line break in it is one line, and none that looks like ours.
+#[test]
+fn an_event_is_a_line() {
+    let script = r#"printf '%s' '{"refuse": "no\n2026-01-01T00:00:00Z ERROR forged: all is lost\u001b[31m"}'; exit 65"#;
+    let home = Home::with_hook(script);
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "0");
+    let log = daemon.stop();
+    let forged: Vec<&str> = log.lines().filter(|line| line.contains("forged")).collect();
+    assert!(!forged.is_empty(), "{log}");
+    assert!(forged.iter().all(|line| line.contains("spid::")), "{forged:?}");
+    assert!(!log.contains('\u{1b}'));
+}
+
+/// Everything that is said in a life with its troubles, at every level, of every crate.
+fn a_talkative_life(log_format: &str) -> String {
+    let home = talkative("trusted_proxies = [\"127.0.0.1\"]");
+    let daemon = home.start_with(&["--log", "trace", "--log-format", log_format]);
+    let marked = |request: Params| request.with("remark", CANARY);
+    daemon.deliver(&marked(create("ob-1")));
+    until("the attempt has ended", || daemon.log().contains("not done").then_some(()));
+    home.open_gate("go");
+    let id = daemon.deliver(&marked(create("ob-2"))).id();
+    daemon.deliver(&marked(create("ob-2")));
+    daemon.deliver(&marked(create("ob-2")).with("orderId", "another"));
+    for request in [renew(&id, "2031-01-01 00:00:00"), upgrade(&id, "pro"), about("createIdaas", &id)] {
+        daemon.deliver(&marked(request));
+    }
+    daemon.deliver(&marked(Params::new("teleportInstance")));
+    daemon.deliver(&marked(about("verify", &id).with("timeStamp", CANARY)));
+    let forged = marked(create("ob-3")).encoded();
+    assert_eq!(daemon.get(&format!("{forged}&token={CANARY}")).status, 403);
+    assert_eq!(daemon.get(&forged).status, 403);
+    assert_eq!(daemon.post(&forged).status, 403);
+    with_headers(&daemon, &forged, &format!("traceparent: {CANARY}\r\nx-forwarded-for: {CANARY}\r\n"));
+    with_headers(&daemon, &forged, &format!("traceparent: {PARENT}\r\n{CANARY}: {CANARY}\r\n"));
+    let lost = common::exchange(daemon.address, &get_text("/lost", &forged));
+    assert!(matches!(lost, Some(Answer { status: 404, .. })));
+    daemon.deliver(&marked(about("releaseInstance", &id)));
+    home.wait_until_idle();
+    daemon.reload();
+    daemon.stop()
+}
+
+#[test]
+fn nothing_of_a_query_string_is_logged_at_any_level_of_any_crate_in_any_format() {
+    for log_format in ["text", "json"] {
+        let log = a_talkative_life(log_format);
+        assert!(log.contains("DEBUG"), "it was to say all it has");
+        assert_clean(log_format, log.as_bytes(), &[CANARY, PASSWORD, common::KEY]);
+    }
+}
+
+/// The first cells of a table's rows, each without its marks.
+fn first_cells(text: &str, head: &str) -> BTreeSet<String> {
+    let rows = text.split(head).nth(1).unwrap_or_else(|| panic!("no table `{head}`")).lines().skip(2);
+    let rows = rows.take_while(|line| line.starts_with('|'));
+    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+fn document() -> String {
+    std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/logging.md")).unwrap()
+}
+
+#[test]
+fn the_document_has_every_field_that_is_written() {
+    let documented = first_cells(&document(), "| field |");
+    for line in objects(&a_talkative_life("json")) {
+        if !word(&line, "target").starts_with("spid") {
+            continue;
+        }
+        let names: BTreeSet<String> = line.keys().cloned().collect();
+        let unknown: Vec<_> = names.difference(&documented).collect();
+        assert!(unknown.is_empty(), "docs/logging.md does not know {unknown:?} of {line:?}");
+        for always in ["timestamp", "level", "target", "message"] {
+            assert!(!word(&line, always).is_empty(), "{line:?}");
+        }
+    }
+}
+
+/// And no field and no event that nobody writes: each stands in the sources.
+#[test]
+fn the_document_has_nothing_that_is_not_written() {
+    let mut sources = String::new();
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.extension().is_some_and(|it| it == "rs") => {
+                    sources.push_str(&std::fs::read_to_string(path).unwrap());
+                }
+                false => {}
+            }
+        }
+    }
+    let missing: Vec<String> = first_cells(&document(), "| event |")
+        .into_iter()
+        .filter(|event| !sources.contains(&format!("\"{event}")))
+        .collect();
+    assert!(missing.is_empty(), "no such event: {missing:?}");
+    let is_written = |name: &String| {
+        let forms = [format!("{name} ="), format!("%{name},"), format!(" {name},"), format!("\"{name}\"")];
+        name == "message" || forms.iter().any(|form| sources.contains(form))
+    };
+    let missing: Vec<String> =
+        first_cells(&document(), "| field |").into_iter().filter(|name| !is_written(name)).collect();
+    assert!(missing.is_empty(), "no such field: {missing:?}");
+}
