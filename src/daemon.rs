@@ -31,6 +31,7 @@ use crate::metrics::{Metric, Metrics};
 use crate::orders::Orders;
 use crate::refusals::Refusals;
 use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
+use crate::telemetry::{Telemetry, TelemetryOptions};
 use liveness::Liveness;
 
 /// What a daemon is made of.
@@ -59,6 +60,8 @@ pub struct DaemonOptions {
     pub tls: Option<ServerTls>,
     /// Who may call.
     pub guard: Guard,
+    /// Where spans are sent; nowhere, unless it is said.
+    pub telemetry: Option<TelemetryOptions>,
     /// The time.
     pub clock: Clock,
 }
@@ -103,6 +106,7 @@ impl DaemonOptions {
             admin: AdminOptions::default(),
             tls: None,
             guard: Guard::default(),
+            telemetry: None,
             clock: Clock::System,
         }
     }
@@ -144,6 +148,7 @@ pub struct Daemon {
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
     dispatch: JoinHandle<usize>,
+    telemetry: Option<Telemetry>,
     ended: watch::Receiver<Option<&'static str>>,
 }
 
@@ -205,13 +210,16 @@ impl Daemon {
         drop(run(part("writer"), closed.clone().wait()));
         let watched = watched(&options.endpoints, options.key_unused_after);
         let watched = watch_keys(&store, &clock, &metrics, watched).await;
+        let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
+        let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
         let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
         let (orders, desks) = watch::channel(options.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
                 .asking(desks)
-                .speaking(spoken);
+                .speaking(spoken)
+                .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let refusals = Refusals::new(clock.clone(), metrics.clone());
@@ -220,7 +228,7 @@ impl Daemon {
         let doors = Doors::new(options.endpoints, intake, options.guard);
         let (doors, behind) = watch::channel(Arc::new(doors));
         let (stop_front, _) = watch::channel(false);
-        let front = Front::new(behind, metrics.clone());
+        let front = Front::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
         let parts = AdminParts { store: store.clone(), database, metrics: metrics.clone(), refusals, clock };
@@ -245,6 +253,7 @@ impl Daemon {
             front,
             admin,
             dispatch,
+            telemetry,
             ended,
         })
     }
@@ -322,9 +331,16 @@ impl Daemon {
         }
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
+        let telling = async {
+            if let Some(telemetry) = self.telemetry {
+                telemetry.stop().await;
+            }
+        };
         // The writer ends with the last handle on the store: the doors have one, and the key watch.
         drop((self.store, self.liveness, self.doors, self.watched));
-        let closed = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait()).await.is_ok();
+        let closing = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait());
+        let (closed, ()) = tokio::join!(closing, telling);
+        let closed = closed.is_ok();
         if !closed {
             tracing::warn!("the database was not closed in time");
         }

@@ -23,6 +23,7 @@ use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::{Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
+use crate::telemetry::{Begun, Kind, Span, Spans, Value};
 use crate::trace::TraceContext;
 
 /// What can be chosen about the dispatcher.
@@ -110,6 +111,7 @@ pub struct Dispatch {
     room: Arc<Semaphore>,
     orders: watch::Receiver<Orders>,
     dialects: watch::Receiver<Arc<Dialects>>,
+    spans: Spans,
     /// When the loop last went round.
     turned: watch::Sender<Instant>,
 }
@@ -132,8 +134,8 @@ impl Dispatch {
         let (_, orders) = watch::channel(Orders::default());
         let (_, dialects) = watch::channel(Arc::default());
         let (turned, _) = watch::channel(Instant::now());
-        let held = Held::default();
-        Dispatch { store, clock, metrics, runner, options, held, room, orders, dialects, turned }
+        let (held, spans) = (Held::default(), Spans::default());
+        Dispatch { store, clock, metrics, runner, options, held, room, orders, dialects, spans, turned }
     }
 
     /// The same, asking there what was ordered where a callback does not say.
@@ -144,6 +146,11 @@ impl Dispatch {
     /// The same, with what a marketplace alone can say about its buyers.
     pub fn speaking(self, dialects: watch::Receiver<Arc<Dialects>>) -> Dispatch {
         Dispatch { dialects, ..self }
+    }
+
+    /// The same, telling a collector of each attempt.
+    pub fn telling(self, spans: Spans) -> Dispatch {
+        Dispatch { spans, ..self }
     }
 
     /// When the loop last went round. It does so at least once in each [poll](DispatchOptions::poll), as long
@@ -285,6 +292,8 @@ impl Dispatch {
             room: self.room.clone(),
             orders: self.orders.borrow().clone(),
             dialects: self.dialects.borrow().clone(),
+            spans: self.spans.clone(),
+            hook: None,
         };
         let TraceContext { trace, span } = TraceContext::of_attempt(taken.job.id, taken.job.attempts);
         let span = tracing::error_span!("attempt", trace_id = %trace, span_id = %span, callback = taken.job.callback);
@@ -379,16 +388,47 @@ struct Attempt {
     room: Arc<Semaphore>,
     orders: Orders,
     dialects: Arc<Dialects>,
+    spans: Spans,
+    /// The hook that was run, once it was.
+    hook: Option<String>,
 }
 
 impl Attempt {
     async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
+        let begun = self.spans.begin();
         let ending = match self.complete(&mut taken).await {
             Ok(()) => self.call(&taken, place).await,
             Err(ending) => ending,
         };
+        if let Some(begun) = begun {
+            self.spans.end(self.span(&taken, begun, &ending));
+        }
         self.metrics.count(Metric::Attempts, [taken.job.action.as_str(), word(&ending)]);
         self.finish(&taken, ending).await;
+    }
+
+    /// What a collector is told of it. It belongs to the request that made the job.
+    fn span(&self, taken: &Taken, begun: Begun, ending: &Ending) -> Span {
+        let Taken { job, instance, origin, .. } = taken;
+        let name = instance.as_ref().and_then(|it| it.id.as_ref().or(it.order_biz_id.as_ref()));
+        let mut attributes = vec![
+            ("spid.endpoint", Value::Text(origin.endpoint.clone())),
+            ("spid.job", Value::Text(job.id.to_string())),
+            ("spid.attempt", Value::Number(job.attempts.into())),
+            ("spid.outcome", Value::Word(word(ending))),
+        ];
+        attributes.extend(name.map(|name| ("spid.instance", Value::Text(name.clone()))));
+        attributes.extend(self.hook.clone().map(|hook| ("spid.hook", Value::Text(hook))));
+        Span {
+            kind: Kind::Attempt,
+            context: TraceContext::of_attempt(job.id, job.attempts),
+            parent: Some(TraceContext::of_request(job.id).span),
+            link: None,
+            begun,
+            action: Some(job.action.as_str()),
+            failed: matches!(ending, Ending::Retry { .. }),
+            attributes,
+        }
     }
 
     /// The right to run the hook. Whoever must wait for it gives the place back meanwhile: a hook that is
@@ -471,6 +511,7 @@ impl Attempt {
                 let (hook, began) = (slot.hook_name().to_owned(), Instant::now());
                 let attempted = slot.run(call).await;
                 self.metrics.observe(Metric::HookDuration, [&hook, ""], began.elapsed().as_secs_f64());
+                self.hook = Some(hook);
                 self.ending(job, attempted)
             }
             Err(error) => Ending::Retry { error: error.to_string(), after: None },

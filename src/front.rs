@@ -27,6 +27,7 @@ use crate::dialect::Refusal;
 use crate::http::{Handler, Request, Response, TurnedAway};
 use crate::intake::{Answered, Endpoint, Intake};
 use crate::metrics::{Metric, Metrics};
+use crate::telemetry::{self, Kind, Span, Spans, Value};
 use crate::trace::TraceContext;
 pub use rate::{NotARate, Rate, RateOptions};
 use rate::{Rates, TooMany};
@@ -78,6 +79,7 @@ pub struct Front {
     doors: watch::Receiver<Arc<Doors>>,
     metrics: Metrics,
     rates: Rates,
+    spans: Spans,
 }
 
 impl Front {
@@ -88,7 +90,12 @@ impl Front {
         }
         let behind = doors.borrow().clone();
         behind.endpoints.values().for_each(|endpoint| behind.intake.announce(endpoint));
-        Front { doors, metrics, rates: Rates::default() }
+        Front { doors, metrics, rates: Rates::default(), spans: Spans::default() }
+    }
+
+    /// The same, telling a collector of each request.
+    pub fn telling(self, spans: Spans) -> Front {
+        Front { spans, ..self }
     }
 
     /// Receives a request under an id of its own, which stands in every line of the log about it.
@@ -107,8 +114,16 @@ impl Front {
             parent_trace_id = parent.map(|parent| tracing::field::display(parent.trace)),
             parent_span_id = parent.map(|parent| tracing::field::display(parent.span)),
         );
-        let Answered { response, .. } =
-            self.receive(doors, endpoint, request, Some(id)).instrument(span).await;
+        let begun = self.spans.begin().map(|begun| (begun, telemetry::method(&request.method)));
+        let answered = self.receive(doors, endpoint, request, Some(id)).instrument(span).await;
+        if let Some((begun, method)) = begun {
+            let attributes = attributes(endpoint, method, &answered);
+            let action = answered.action.map(Action::as_str);
+            let failed = answered.response.status >= 500;
+            let (kind, link) = (Kind::Request, parent);
+            self.spans.end(Span { kind, context, parent: None, link, begun, action, failed, attributes });
+        }
+        let response = answered.response;
         // For the log of the proxy; a marketplace has no use for it.
         if brought { response.with_header("x-request-id", context.trace.to_string()) } else { response }
     }
@@ -145,6 +160,22 @@ impl Guard {
         let allowed = self.allow.get(&endpoint.name);
         allowed.is_none_or(|networks| networks.iter().any(|network| network.contains(request.client)))
     }
+}
+
+/// What a collector is told of a request.
+fn attributes(
+    endpoint: &Endpoint,
+    method: &'static str,
+    answered: &Answered,
+) -> Vec<(&'static str, Value)> {
+    let status = i64::from(answered.response.status);
+    vec![
+        ("http.request.method", Value::Word(method)),
+        ("http.response.status_code", Value::Number(status)),
+        ("spid.endpoint", Value::Text(endpoint.name.to_string())),
+        ("spid.dialect", Value::Word(endpoint.dialect.name())),
+        ("spid.outcome", Value::Word(answered.outcome)),
+    ]
 }
 
 fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Answered {

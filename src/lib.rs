@@ -9,7 +9,8 @@
 //! * [`limits`], [`clock`], [`metrics`]: every bound; time and ids; what is counted
 //! * [`signature`], [`seal`], [`http`], [`supervisor`], [`trace`]: the only place that touches a key; secrets at
 //!   rest; hyper; systemd; what a callback is followed by
-//! * [`callback`], [`query`]: the words everything else speaks; strict query strings
+//! * [`callback`], [`query`], [`telemetry`]: the words everything else speaks; strict query strings; spans for a
+//!   collector
 //! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
 //! * [`hook`], [`store`], [`refusals`], [`orders`], [`outbound`]: the seller's code; what is kept; what was
 //!   turned away; what has to be asked; requests to other people's endpoints
@@ -48,6 +49,7 @@ pub mod seal;
 pub mod signature;
 pub mod store;
 pub mod supervisor;
+pub mod telemetry;
 pub mod testing;
 pub mod trace;
 

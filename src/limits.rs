@@ -197,6 +197,21 @@ pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
 /// Refusals the admin listener shows unless asked for more.
 pub const REFUSALS_SHOWN_COUNT: usize = 50;
 
+/// Spans that wait to be sent to a collector; what finds no room is dropped.
+pub const SPANS_QUEUED_MAX_COUNT: usize = 2_048;
+/// Spans in one request to the collector.
+pub const SPANS_BATCH_MAX_COUNT: usize = 256;
+/// How long the first span of a batch waits for others, in milliseconds.
+pub const SPANS_BATCH_MS: u64 = 1_000;
+/// How long the collector may take for a batch, in milliseconds.
+pub const SPANS_SEND_MS: u64 = 10_000;
+/// How often a batch is sent before it is dropped.
+pub const SPANS_TRIES_COUNT: usize = 4;
+/// The pause after the first of these, in milliseconds; after each further one it is doubled.
+pub const SPANS_PAUSE_MS: u64 = 1_000;
+/// The longest pause a collector may ask for (`Retry-After`), in milliseconds.
+pub const SPANS_PAUSE_MAX_MS: u64 = 30_000;
+
 /// How long `healthcheck` waits for an answer, in milliseconds: longer than a readiness probe may take.
 pub const HEALTHCHECK_MS: u64 = 5_000;
 /// How long a supervisor that does not listen keeps us, in milliseconds.
@@ -214,6 +229,8 @@ pub const STOP_UNASKED_MS: u64 = 500;
 pub const STOP_HOOKS_MS: u64 = 20_000;
 /// How long a stop waits for the last commit, in milliseconds.
 pub const STOP_STORE_MS: u64 = 5_000;
+/// How long a stop waits for a collector to take the last spans, in milliseconds.
+pub const STOP_SPANS_MS: u64 = 2_000;
 
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () =

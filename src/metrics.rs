@@ -33,6 +33,10 @@ pub enum Metric {
     Signatures,
     /// Times the configuration was to be read again.
     Reloads,
+    /// Spans a collector has taken.
+    SpansSent,
+    /// Spans that were dropped on the way to it.
+    SpansDropped,
     /// How long hooks ran.
     HookDuration,
     /// How many operations a commit held.
@@ -93,7 +97,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 
 /// Every metric, in the order in which they are shown.
 #[rustfmt::skip]
-const TABLE: [Family; 26] = [
+const TABLE: [Family; 28] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
     family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
@@ -103,6 +107,8 @@ const TABLE: [Family; 26] = [
     family(Metric::StoreFaults, "spid_store_faults_total", Kind::Counter, &["operation"], "Store operations that failed, by operation."),
     family(Metric::Signatures, "spid_signatures_total", Kind::Counter, &["endpoint", "key"], "Signatures that held, by the label of the key."),
     family(Metric::Reloads, "spid_reloads_total", Kind::Counter, &["outcome"], "Times the configuration was to be read again, by outcome."),
+    family(Metric::SpansSent, "spid_spans_sent_total", Kind::Counter, &[], "Spans a collector has taken."),
+    family(Metric::SpansDropped, "spid_spans_dropped_total", Kind::Counter, &["reason"], "Spans that were dropped on the way to it, by reason."),
     family(Metric::HookDuration, "spid_hook_duration_seconds", HOOK_SECONDS, &["hook"], "How long hooks ran, by hook."),
     family(Metric::CommitOperations, "spid_commit_operations", OPERATIONS, &[], "Operations of the store in one commit."),
     family(Metric::Instances, "spid_instances", Kind::Gauge, &["state"], "Instances by state."),
@@ -185,7 +191,8 @@ impl Metrics {
         self.add(metric, labels, 0);
     }
 
-    fn add(&self, metric: Metric, labels: [&str; 2], more: u64) {
+    /// Adds so many.
+    pub fn add(&self, metric: Metric, labels: [&str; 2], more: u64) {
         let key = (metric, labels.map(str::to_owned));
         if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).counts.get(&key) {
             cell.fetch_add(more, Ordering::Relaxed);

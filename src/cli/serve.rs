@@ -124,6 +124,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         admin: config.admin,
         tls: config.tls,
         guard: config.guard,
+        telemetry: config.telemetry,
         key_unused_after: config.key_unused_after,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };

@@ -16,6 +16,7 @@ mod front;
 mod hooks;
 mod keys;
 mod reader;
+mod telemetry;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -36,6 +37,7 @@ use crate::limits;
 use crate::orders::Orders;
 use crate::signature::{Key, Secret};
 use crate::store::StoreOptions;
+use crate::telemetry::TelemetryOptions;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
 
@@ -46,7 +48,7 @@ pub use keys::read_key;
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
 /// The keys a daemon that runs cannot change: it is bound to them.
-pub const NEEDS_RESTART: [&str; 7] = [
+pub const NEEDS_RESTART: [&str; 13] = [
     "server.listen",
     "server.admin_listen",
     "server.admin_token.file",
@@ -54,6 +56,12 @@ pub const NEEDS_RESTART: [&str; 7] = [
     "server.admin_token.credential",
     "store.path",
     "store.sealing_key",
+    "telemetry.otlp",
+    "telemetry.ca_file",
+    "telemetry.headers.file",
+    "telemetry.headers.env",
+    "telemetry.headers.credential",
+    "telemetry.service_name",
 ];
 
 /// The environment, as far as the configuration may see it.
@@ -190,6 +198,8 @@ pub struct Config {
     pub guard: Guard,
     /// After how long without a signature a previous key is named as one that can go.
     pub key_unused_after: Duration,
+    /// Where spans are sent.
+    pub telemetry: Option<TelemetryOptions>,
     /// What is logged, where the command line does not say.
     pub log_level: LevelFilter,
     /// And how.
@@ -309,6 +319,7 @@ impl Config {
         let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
         let (log_level, log_format) = log(&root.table("log"));
+        let telemetry = telemetry::telemetry(&root.table("telemetry"));
         let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
@@ -325,6 +336,7 @@ impl Config {
             tls,
             guard: Guard { proxies, allow, rate },
             key_unused_after: policy.key_unused_after,
+            telemetry,
             log_level,
             log_format,
             settings: Settings::new(),

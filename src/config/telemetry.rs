@@ -1,0 +1,36 @@
+//! `telemetry`: the collector that gets spans.
+
+use std::path::Path;
+
+use super::hooks::tls;
+use super::keys::secret;
+use super::reader::Table;
+use crate::http::Url;
+use crate::signature::Secret;
+use crate::telemetry::{TelemetryHeaders, TelemetryOptions};
+
+/// `None` where nobody is told.
+pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
+    let parse = |text: &str| text.parse::<Url>().map_err(|wrong| wrong.to_string());
+    let url = table.optional("otlp", parse);
+    let more = table.text("ca_file");
+    let service_name = table.value("service_name", "spid".to_owned(), |text| match text {
+        "" => Err("it is empty".to_owned()),
+        text => Ok(text.to_owned()),
+    });
+    let headers = headers(&table.table("headers"));
+    let url = url?;
+    let tls = tls(table, &url, more.as_deref().map(Path::new));
+    let options = TelemetryOptions { url, tls, headers: headers.unwrap_or_default(), service_name };
+    options.check().map_err(|wrong| table.mistake("otlp", wrong)).ok()?;
+    Some(options)
+}
+
+fn headers(table: &Table<'_>) -> Option<TelemetryHeaders> {
+    let given = ["file", "env", "credential"].map(|member| table.text(member).is_some());
+    if !given.contains(&true) && !table.is_there() {
+        return None;
+    }
+    let (member, text): (_, Secret) = secret(table)?;
+    TelemetryHeaders::read(&text).map_err(|wrong| table.mistake(member, wrong.to_string())).ok()
+}
