@@ -128,7 +128,13 @@ impl Front {
         if brought { response.with_header("x-request-id", context.trace.to_string()) } else { response }
     }
 
-    async fn receive(&self, doors: &Doors, endpoint: &Endpoint, mut request: Request, id: Option<Id>) -> Answered {
+    async fn receive(
+        &self,
+        doors: &Doors,
+        endpoint: &Endpoint,
+        mut request: Request,
+        id: Option<Id>,
+    ) -> Answered {
         let Doors { intake, guard, .. } = doors;
         request.client = guard.proxies.client(&request);
         let welcome = guard.lets_in(endpoint, &request);
@@ -163,11 +169,7 @@ impl Guard {
 }
 
 /// What a collector is told of a request.
-fn attributes(
-    endpoint: &Endpoint,
-    method: &'static str,
-    answered: &Answered,
-) -> Vec<(&'static str, Value)> {
+fn attributes(endpoint: &Endpoint, method: &'static str, answered: &Answered) -> Vec<(&'static str, Value)> {
     let status = i64::from(answered.response.status);
     vec![
         ("http.request.method", Value::Word(method)),

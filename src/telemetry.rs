@@ -1,8 +1,9 @@
 //! Spans for an OpenTelemetry collector: one for each request of a marketplace, one for each attempt of a hook.
 //!
-//! They are sent as OTLP over HTTP, in its JSON encoding, by our own client. The official crates were weighed
-//! and left out: they bring some three dozen crates and a third as much binary again for what is a document of
-//! one kind, read variables of their own that `check-config` knows nothing of, and do not tell what they drop.
+//! They are sent as OTLP over HTTP, in its JSON encoding, by our own client. The official crates (0.33) were
+//! weighed and left out: 36 more crates on 170 and 0.6 MB more of program for one kind of document, a thread and
+//! an executor of their own that our client cannot run in, settings from variables that `check-config` knows
+//! nothing of, and no number of what was dropped. Their types read in the tests what is sent here.
 //!
 //! Nothing waits for a collector. What is to be sent goes into a bounded queue, and what finds it full is
 //! dropped and counted. An attribute is one of the few this crate names; there is no way for a parameter, a
@@ -38,7 +39,7 @@ pub struct TelemetryOptions {
 }
 
 /// Header fields whose values are secret.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TelemetryHeaders(Vec<(String, Secret)>);
 
 /// A text that is no list of header fields.
@@ -326,7 +327,8 @@ impl Courier {
         let url = self.options.target().map_err(|wrong| never(wrong.to_string()))?;
         let request = ClientRequest::post(url, "application/json", body);
         let headers = self.options.headers.0.iter();
-        let request = headers.fold(request, |request, (name, value)| request.with_header(name, value.expose()));
+        let request =
+            headers.fold(request, |request, (name, value)| request.with_header(name, value.expose()));
         let response = self.client.send(request).await.map_err(|error| Undelivered {
             again: may_work_later(&error).then_some(None),
             why: error.to_string(),
@@ -335,9 +337,7 @@ impl Courier {
             200..=299 => Ok(rejected(&response.body)),
             status => Err(Undelivered {
                 why: format!("the collector answered {status}"),
-                again: [429, 502, 503, 504]
-                    .contains(&status)
-                    .then(|| response.retry_after(self.clock.now())),
+                again: [429, 502, 503, 504].contains(&status).then(|| response.retry_after(self.clock.now())),
             }),
         }
     }
@@ -395,8 +395,7 @@ fn encode_span(Ended { span, took }: &Ended) -> Json {
         Kind::Request => ("callback", 2),
         Kind::Attempt => ("hook", 3),
     };
-    let attributes: Vec<Json> =
-        span.attributes.iter().map(|(name, value)| attribute(name, value)).collect();
+    let attributes: Vec<Json> = span.attributes.iter().map(|(name, value)| attribute(name, value)).collect();
     let links: Vec<Json> = span
         .link
         .iter()
@@ -474,7 +473,10 @@ mod tests {
             assert_eq!(options(url).target().unwrap().target(), target);
         }
         assert!(options("http://127.0.0.1:4318/x?key=1").check().is_err());
-        assert!(options("http://203.0.113.7").check().is_err(), "what lets us in would be readable on the way");
+        assert!(
+            options("http://203.0.113.7").check().is_err(),
+            "what lets us in would be readable on the way"
+        );
         assert!(options("https://203.0.113.7").check().is_ok());
     }
 

@@ -153,7 +153,10 @@ mod tests {
         assert_eq!(read.span.to_string(), "b7ad6b7169203331");
         assert_eq!(read.to_string(), GOOD);
         assert_eq!(TraceContext::read(&GOOD.replace("00-0af", "cc-0af")), Some(read), "a later version");
-        assert_eq!(TraceContext::read(&format!("{}-what-else", GOOD.replace("00-0af", "cc-0af"))), Some(read));
+        assert_eq!(
+            TraceContext::read(&format!("{}-what-else", GOOD.replace("00-0af", "cc-0af"))),
+            Some(read)
+        );
         for (bad, why) in [
             (String::new(), "nothing"),
             (GOOD.replace("0af7", "0AF7"), "upper case"),

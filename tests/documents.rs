@@ -55,18 +55,24 @@ fn block(text: &str, language: &str, mark: &str) -> String {
         .unwrap_or_else(|| panic!("no block with {mark}"))
 }
 
-/// `spid serve --dev` on a free port, in a folder of its own.
+/// A daemon on a free port, in a folder of its own.
 struct Dev {
     child: Child,
     address: String,
+    /// Of the second listener; empty without one.
+    admin: String,
     folder: tempfile::TempDir,
 }
 
 impl Dev {
     fn start() -> Dev {
-        let folder = tempfile::tempdir().unwrap();
+        Dev::start_in(tempfile::tempdir().unwrap(), &["--dev", "--listen", "127.0.0.1:0"])
+    }
+
+    fn start_in(folder: tempfile::TempDir, arguments: &[&str]) -> Dev {
         let mut child = Command::new(SPID)
-            .args(["serve", "--dev", "--listen", "127.0.0.1:0"])
+            .arg("serve")
+            .args(arguments)
             .current_dir(folder.path())
             .stderr(Stdio::piped())
             .spawn()
@@ -74,10 +80,12 @@ impl Dev {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let ready = lines.find_map(|line| {
             let line = line.unwrap();
-            line.split("address=").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned())
+            let word = |name: &str| Some(line.split(name).nth(1)?.split(' ').next().unwrap().to_owned());
+            word("ready address=").map(|address| (address, word("admin=").unwrap_or_default()))
         });
         std::thread::spawn(move || lines.for_each(drop));
-        Dev { child, address: ready.unwrap(), folder }
+        let (address, admin) = ready.unwrap();
+        Dev { child, address, admin, folder }
     }
 
     fn shell(&self, script: &str) -> String {
@@ -141,6 +149,39 @@ fn the_readme_s_configuration_is_one() {
     let output = Command::new(SPID).args(["check-config", "--config", &at("spid.toml")]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(String::from_utf8_lossy(&output.stdout).contains("keys: current"));
+}
+
+/// What an operator does before a buyer does, with the log hook as the hook.
+#[test]
+fn the_first_order_is_taken_and_released() {
+    if skipped(&["curl"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(at("isv-key"), "fake-key-of-a-test\n").unwrap();
+    let config = format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n[store]\npath = \"{}\"\n[[endpoint]]\nname = \"a\"\n\
+         path = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ file = \"{}\" }}]\n[[hook]]\nname = \"h\"\nlog = {{}}\n",
+        at("spid.db"),
+        at("isv-key"),
+    );
+    std::fs::write(at("spid.toml"), config).unwrap();
+    let (file, key) = (at("spid.toml"), at("isv-key"));
+    let daemon = Dev::start_in(folder, &["--config", &file]);
+    let order = block(&read("docs/operating.md"), "sh", "first-order")
+        .replace(
+            "healthcheck --config /etc/spid/spid.toml",
+            &format!("healthcheck --url http://{}/readyz", daemon.admin),
+        )
+        .replace("https://spi.example", &format!("http://{}", daemon.address))
+        .replace("/etc/spid/spid.toml", &file)
+        .replace("/etc/spid/isv-key", &key);
+    let told = daemon.shell(&order);
+    assert!(told.contains(r#"{"instanceId":"first-order""#), "{told}");
+    assert!(told.contains("active"), "{told}");
+    let shown = daemon.shell(&format!("spid instances show first-order --config {file}"));
+    assert!(shown.contains("release"), "{shown}");
 }
 
 /// The two keys of the document's rotation, in a configuration.

@@ -21,12 +21,12 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use common::{CANARY, call, done, refused, retry, run_hook};
+use common::{CANARY, call, call_for, done, instance, refused, retry, run_hook};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use sha2::Sha256;
-use spid::callback::Action;
+use spid::callback::{Action, Callback};
 use spid::clock::Clock;
 use spid::config::Config;
 use spid::hook::http::{HttpHook, HttpHookOptions};
@@ -307,7 +307,7 @@ async fn the_trace_is_in_the_header_too() {
     let job = "01890a5d-ac96-774b-bcce-b302099a8057";
     for key in [job, "key-1"] {
         let call = call_for(&Callback::new(Action::Create, "x"), &instance(), key);
-        assert_eq!(run_hook(NamedHook::new("http", hook_at(&server)), call).await, done());
+        assert_eq!(run_hook(hook(&server.url), call).await, done());
     }
     let asked = server.asked();
     let third_attempt = "00-01890a5dac96774bbcceb302099a8057-bcceb302099a8054-01";

@@ -1,5 +1,11 @@
 //! The log: what a line looks like, what it is found by from the order to the hook and back, and what never
 //! stands in it. docs/logging.md says so to operators, and is read here.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
 
 #[path = "common/daemon.rs"]
 mod common;
@@ -7,7 +13,8 @@ mod common;
 use std::collections::BTreeSet;
 
 use common::{
-    Answer, Daemon, Home, PASSWORD, Params, about, assert_clean, connect, create, get_text, renew, until, upgrade,
+    Answer, Daemon, Home, PASSWORD, Params, about, assert_clean, connect, create, get_text, renew, until,
+    upgrade,
 };
 use serde_json::{Map, Value};
 
@@ -50,7 +57,8 @@ fn said<'a>(lines: &'a [Map<String, Value>], message: &str) -> &'a Map<String, V
 /// A request with these header lines, and the head of its answer.
 fn with_headers(daemon: &Daemon, query: &str, headers: &str) -> String {
     use std::io::{Read as _, Write as _};
-    let text = get_text("/spi", query).replace("\r\n\r\n", &format!("\r\n{headers}connection: close\r\n\r\n"));
+    let text =
+        get_text("/spi", query).replace("\r\n\r\n", &format!("\r\n{headers}connection: close\r\n\r\n"));
     let mut stream = connect(daemon.address).unwrap();
     stream.write_all(text.as_bytes()).unwrap();
     let mut answer = String::new();
@@ -76,9 +84,15 @@ fn a_trace_leads_from_the_request_through_restarts_to_the_hook_and_back_to_the_o
 
     let trace = job.replace('-', "");
     let detail = home.json(&["jobs", "show", &trace]);
-    assert_eq!((&detail["id"], &detail["trace_id"]), (&Value::from(job.as_str()), &Value::from(trace.as_str())));
+    assert_eq!(
+        (&detail["id"], &detail["trace_id"]),
+        (&Value::from(job.as_str()), &Value::from(trace.as_str()))
+    );
     let detail = home.json(&["callbacks", "show", "1"]);
-    assert_eq!((&detail["job_id"], &detail["trace_id"]), (&Value::from(job.as_str()), &Value::from(trace.as_str())));
+    assert_eq!(
+        (&detail["job_id"], &detail["trace_id"]),
+        (&Value::from(job.as_str()), &Value::from(trace.as_str()))
+    );
     assert!(home.look(&["callbacks", "show", "1"]).contains(&format!("job {job}, trace {trace}")));
     assert!(home.look(&["jobs", "show", &job]).contains(&format!("trace {trace}")));
 
@@ -237,7 +251,9 @@ fn nothing_of_a_query_string_is_logged_at_any_level_of_any_crate_in_any_format()
 fn first_cells(text: &str, head: &str) -> BTreeSet<String> {
     let rows = text.split(head).nth(1).unwrap_or_else(|| panic!("no table `{head}`")).lines().skip(2);
     let rows = rows.take_while(|line| line.starts_with('|'));
-    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 fn document() -> String {

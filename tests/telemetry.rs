@@ -1,5 +1,11 @@
 //! Spans, from the real daemon to a collector over a real socket, decoded by the types of OpenTelemetry's own
 //! crate; and a collector that is not there, hangs or does not want them, which nobody may notice.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
 
 #[path = "common/daemon.rs"]
 mod common;
@@ -9,10 +15,12 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 
-use common::{Daemon, Home, KEY, Line, PASSWORD, about, assert_clean, connect, create, get_text, memory_peak, until};
+use common::{
+    Daemon, Home, KEY, Line, PASSWORD, about, assert_clean, connect, create, get_text, memory_peak, until,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::Value;
 
@@ -145,8 +153,11 @@ fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
 /// What the document says may be told.
 fn documented() -> BTreeSet<String> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/logging.md")).unwrap();
-    let rows = text.split("| attribute |").nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));
-    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+    let rows =
+        text.split("| attribute |").nth(1).unwrap().lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -278,6 +289,19 @@ fn what_a_collector_does_not_take_is_dropped_and_counted_until_it_does() {
 }
 
 #[test]
+fn a_token_of_the_collector_changes_at_a_restart_and_a_reload_says_so() {
+    let collector = Collector::start(Mood::Takes);
+    let home = home(collector.address);
+    let daemon = home.start();
+    assert!(daemon.reload().contains("applied"));
+    std::fs::write(home.path("otlp-headers"), "authorization: Bearer fake-canary-4F\n").unwrap();
+    let said = daemon.reload();
+    assert!(said.contains("restart required") && said.contains("telemetry.headers"), "{said}");
+    assert!(!said.contains("canary"), "{said}");
+    daemon.stop();
+}
+
+#[test]
 fn a_collector_that_is_not_there_is_no_reason_not_to_start_or_to_stop() {
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let home = home(nobody);
@@ -304,7 +328,10 @@ fn without_a_collector_nothing_is_counted_and_mistakes_are_told_beforehand() {
         ("otlp = \"collector:4318\"", "telemetry.otlp"),
         ("otlp = \"http://203.0.113.7:4318\"", "use https"),
         ("otlp = \"http://127.0.0.1:4318?key=fake-canary-3V\"", "it has a query"),
-        ("otlp = \"http://127.0.0.1:4318\"\nheaders = { file = \"headers\" }", "line 1 is not a header field"),
+        (
+            "otlp = \"http://127.0.0.1:4318\"\nheaders = { file = \"headers\" }",
+            "line 1 is not a header field",
+        ),
         ("otlp = \"http://127.0.0.1:4318\"\nca_file = \"x\"", "it is for https"),
         ("otpl = \"http://127.0.0.1:4318\"", "did you mean `otlp`"),
         ("service_name = \"\"", "it is empty"),

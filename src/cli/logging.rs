@@ -167,3 +167,72 @@ fn now() -> String {
     let _ = SystemTime.format_time(&mut Writer::new(&mut text));
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Mutex, PoisonError};
+
+    use tracing_subscriber::fmt::MakeWriter;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MakeWriter<'_> for Paper {
+        type Writer = Paper;
+
+        fn make_writer(&self) -> Paper {
+            self.clone()
+        }
+    }
+
+    /// What is written of an event in a span that began in one format, said in another.
+    fn written(began: LogFormat, said: LogFormat, say: impl FnOnce()) -> String {
+        let (paper, shape) = (Paper::default(), Shape::default());
+        let logger = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(paper.clone())
+            .fmt_fields(shape.clone())
+            .event_format(shape.clone());
+        shape.set(began);
+        tracing::subscriber::with_default(logger.finish(), || {
+            let span = tracing::error_span!("request", trace_id = "abc");
+            shape.set(said);
+            span.in_scope(say);
+        });
+        let written = paper.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(written).unwrap()
+    }
+
+    #[test]
+    fn a_line_break_in_what_is_said_does_not_begin_a_line() {
+        let say = || tracing::info!(who = "a\nb", "no\n2026 ERROR forged\r\x1b[31m");
+        for format in LogFormat::ALL {
+            let text = written(format, format, say);
+            assert_eq!(text.matches('\n').count(), 1, "{text:?}");
+            assert!(text.ends_with('\n') && !text.contains(['\r', '\x1b']), "{text:?}");
+            assert!(text.contains("abc") && text.contains("forged"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_span_that_began_in_the_other_format_spoils_no_line() {
+        let say = || tracing::info!(callback = 17, "received");
+        let text = written(LogFormat::Text, LogFormat::Json, say);
+        let line: Map<String, Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!((&line["message"], &line["callback"]), (&Value::from("received"), &Value::from(17)));
+        assert!(written(LogFormat::Json, LogFormat::Text, say).contains("received callback=17"));
+    }
+}

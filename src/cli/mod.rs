@@ -249,7 +249,8 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    let logging = Logging::start(arguments.log.as_deref(), usual_log(&arguments.command), arguments.log_format);
+    let logging =
+        Logging::start(arguments.log.as_deref(), usual_log(&arguments.command), arguments.log_format);
     match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {

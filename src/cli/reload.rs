@@ -94,6 +94,11 @@ impl Reloader {
         if self.current.tls.is_some() != config.tls.is_some() {
             keys.push("server.tls".to_owned());
         }
+        // Whichever file they are in: a name that has changed is among the keys already.
+        let headers = |config: &Config| config.telemetry.as_ref().map(|telemetry| telemetry.headers.clone());
+        if keys.is_empty() && headers(&self.current) != headers(&config) {
+            keys.push("telemetry.headers".to_owned());
+        }
         if !keys.is_empty() {
             return Outcome::RestartRequired { keys };
         }

@@ -458,10 +458,7 @@ fn log(table: &Table<'_>) -> (LevelFilter, LogFormat) {
         ("trace", LevelFilter::TRACE),
     ];
     let formats = LogFormat::ALL.map(|format| (format.as_str(), format));
-    (
-        table.choice("level", LevelFilter::INFO, &words),
-        table.choice("format", LogFormat::default(), &formats),
-    )
+    (table.choice("level", LevelFilter::INFO, &words), table.choice("format", LogFormat::default(), &formats))
 }
 
 fn millis(duration: Duration) -> i64 {

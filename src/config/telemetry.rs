@@ -13,17 +13,18 @@ use crate::telemetry::{TelemetryHeaders, TelemetryOptions};
 pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
     let parse = |text: &str| text.parse::<Url>().map_err(|wrong| wrong.to_string());
     let url = table.optional("otlp", parse);
-    let more = table.text("ca_file");
-    let service_name = table.value("service_name", "spid".to_owned(), |text| match text {
-        "" => Err("it is empty".to_owned()),
-        text => Ok(text.to_owned()),
-    });
+    let more = table.optional("ca_file", said);
+    let service_name = table.value("service_name", "spid".to_owned(), said);
     let headers = headers(&table.table("headers"));
     let url = url?;
     let tls = tls(table, &url, more.as_deref().map(Path::new));
     let options = TelemetryOptions { url, tls, headers: headers.unwrap_or_default(), service_name };
     options.check().map_err(|wrong| table.mistake("otlp", wrong)).ok()?;
     Some(options)
+}
+
+fn said(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 fn headers(table: &Table<'_>) -> Option<TelemetryHeaders> {

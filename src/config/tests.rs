@@ -60,6 +60,7 @@ fn read_default_file(text: &str) -> Config {
         ("old", "fake-old-key"),
         ("hook-secret", secret),
         ("admin-token", "fake-admin-token-of-a-test"),
+        ("otlp-headers", "authorization: Bearer fake-token-of-a-collector"),
         ("koogallery-key", "fake-key-of-another-market"),
         ("koogallery-secret", "fake-secret-of-another-market"),
     ] {

@@ -639,7 +639,7 @@ pub(crate) mod tests {
             "deadline": "2026-01-01T00:10:00Z", "received_at": "2026-01-01T00:00:00Z",
             "account": "acme", "endpoint": "alibaba-cn",
             "action_name": "createInstance", "order_id": "order-1",
-            "parameters": {"aliUid": "10001"}, "dashscope_euid": null,
+            "parameters": {"aliUid": "10001"}, "dashscope_euid": null, "traceparent": null,
             "instance": {
                 "id": null, "order_biz_id": "biz-1", "state": "pending", "account": "acme",
                 "endpoint": "alibaba-cn", "buyer": "10001", "product": "cmgj000001", "sku": "basic",

@@ -404,7 +404,9 @@ impl Log {
         let deadline = Instant::now() + PATIENCE;
         let mut text = self.text.lock().unwrap();
         loop {
-            if let Some(line) = text.0.lines().filter(|line| words.iter().any(|words| line.contains(words))).nth(before) {
+            if let Some(line) =
+                text.0.lines().filter(|line| words.iter().any(|words| line.contains(words))).nth(before)
+            {
                 return line.to_owned();
             }
             let left = deadline.saturating_duration_since(Instant::now());
