@@ -139,7 +139,7 @@ pub struct Span {
     pub link: Option<TraceContext>,
     /// When it began. It ends when it is handed over.
     pub begun: Begun,
-    /// What was asked, if that is known.
+    /// What was asked; `None` for what nobody has verified.
     pub action: Option<&'static str>,
     /// Whether it failed.
     pub failed: bool,
@@ -174,7 +174,9 @@ impl Spans {
     pub fn end(&self, span: Span) {
         let Some(taking) = &self.0 else { return };
         let took = span.begun.since.elapsed();
-        if taking.queue.try_send(Ended { span, took }).is_err() {
+        // What nobody has verified has half of the queue: a flood of it must not crowd out the orders.
+        let crowded = taking.queue.capacity() <= limits::SPANS_QUEUED_MAX_COUNT / 2;
+        if (crowded && span.action.is_none()) || taking.queue.try_send(Ended { span, took }).is_err() {
             taking.metrics.count(Metric::SpansDropped, [QUEUE_FULL, ""]);
         }
     }
