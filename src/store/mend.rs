@@ -6,6 +6,7 @@
 //! refused with the reason; nothing is half done.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -209,7 +210,7 @@ impl Mender {
             job.sealed = split.secret.map(|secret| seal(&key_path, &job, &secret)).transpose()?;
             job.answer = split.open;
             job.proposed_id = None;
-            ledger::complete(rows, &mut job, answer.instance_id.as_deref(), now)?;
+            ledger::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
             if job.state != job::State::Done {
                 return impossible(job.note.unwrap_or_default());
             }
@@ -460,7 +461,7 @@ fn approve(
         endpoint: row.endpoint.clone(),
         key_label: row.key_label.clone(),
         budget: row.budget,
-        callback,
+        callback: Arc::new(callback),
         received_at: now,
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
         approved: true,
@@ -539,7 +540,7 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
         endpoint: instance.endpoint.clone(),
         key_label: format!("by hand: {}", act.who),
         budget: None,
-        callback,
+        callback: Arc::new(callback),
         received_at: now,
         // Of what was never begun there is nothing to release, and that is a success.
         policy: Policy { unknown_instance: UnknownInstance::Succeed, ..Policy::default() },
