@@ -12,6 +12,7 @@ use super::recipe::Recipe;
 use super::trial::{Ask, Bought, Heard, Token, Trial};
 use super::{Aspect, Case, Level};
 use crate::limits::CONFORMANCE_CONCURRENT_COUNT;
+use crate::outbound;
 
 /// What is said of a case: of one that passed, or of one that did not.
 type Said = Result<String, String>;
@@ -98,8 +99,8 @@ static CASES: [Case; 61] = [
         "A parameter with an empty value is part of the token."),
     case!("capital-names", Must, Signature, TOKEN, ["unknown-parameter"], capital_names,
         "Names are sorted by their bytes: capitals come before small letters."),
-    case!("space-percent", Must, Signature, TOKEN, ["create"], space_percent,
-        "A space encoded as %20 is a space."),
+    case!("space-percent", Must, Signature, TOKEN, ["unknown-parameter"], space_percent,
+        "A space encoded as %20 is a space, in whichever value it stands."),
     case!("space-plus", Must, Signature, TOKEN, ["create"], space_plus,
         "A space encoded as + is a space."),
     case!("utf8", Must, Signature, TOKEN, ["unknown-parameter"], utf8,
@@ -290,7 +291,8 @@ async fn capital_names(t: &mut Trial) -> Said {
 }
 
 async fn space_percent(t: &mut Trial) -> Said {
-    honest(t, |ask| ask.what("a purchase with %20 in expiredOn")).await
+    honest(t, |ask| ask.with("label", "two words").what("a purchase with %20 in expiredOn and in label"))
+        .await
 }
 
 async fn space_plus(t: &mut Trial) -> Said {
@@ -357,7 +359,10 @@ async fn sign_on(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let heard = t.go_in(&bought).await?;
     Ok(match heard.door() {
-        Some(door) => format!("it leads to {door}; whether that is the application, a person must see"),
+        Some(door) => {
+            let door = outbound::header(door);
+            format!("it leads to {door}; whether that is the application, a person must see")
+        }
         None => "it shows a page; whether that is the application, a person must see".to_owned(),
     })
 }

@@ -22,6 +22,8 @@ const HOUR_MS: i64 = 3_600_000;
 const TRIES_OF_A_GUESS: u32 = 3;
 /// How often it is asked to take an instance back.
 const TRIES_TO_GIVE_BACK: usize = 5;
+/// Digits of a token.
+const TOKEN_DIGITS: usize = 32;
 /// Longest answer that is shown, in characters.
 const SHOWN_MAX_CHARS: usize = 600;
 
@@ -189,7 +191,8 @@ impl Ask {
         self
     }
 
-    fn request(&self, suite: &Suite, recipe: Recipe) -> OutRequest {
+    /// The request, and the token that holds for it, whichever one is sent.
+    fn request(&self, suite: &Suite, recipe: Recipe) -> (OutRequest, String) {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
         let right = self.recipe.unwrap_or(recipe).token(&pairs, self.plus, &suite.keys);
@@ -206,7 +209,12 @@ impl Ask {
             out.body = String::from_utf8_lossy(&out.body).replace('+', "%20").into_bytes();
         }
         out.query.insert_str(0, &self.before);
-        out
+        (out, right)
+    }
+
+    /// Whether it is answered to a browser of the buyer's, which is in then.
+    fn is_sign_on(&self) -> bool {
+        self.action == "verify"
     }
 }
 
@@ -370,8 +378,8 @@ impl Trial {
     }
 
     pub(super) async fn send_to(&mut self, url: &Url, ask: &Ask) -> Result<Heard, String> {
-        let (request, exchange) = self.prepared(url, ask)?;
-        let told = delivered(&self.run.client, request, exchange).await;
+        let prepared = self.prepared(url, ask)?;
+        let told = prepared.delivered(&self.run.client).await;
         self.note(told)
     }
 
@@ -381,9 +389,9 @@ impl Trial {
         let mut tasks = tokio::task::JoinSet::new();
         for ask in asks {
             match self.prepared(&url, ask) {
-                Ok((request, exchange)) => {
+                Ok(prepared) => {
                     let client = self.run.client.clone();
-                    tasks.spawn(async move { delivered(&client, request, exchange).await });
+                    tasks.spawn(async move { prepared.delivered(&client).await });
                 }
                 Err(error) => return vec![Err(error)],
             }
@@ -392,8 +400,8 @@ impl Trial {
         all.into_iter().map(|told| self.note(told)).collect()
     }
 
-    fn prepared(&self, url: &Url, ask: &Ask) -> Result<(ClientRequest, Exchange), String> {
-        let out = ask.request(&self.run.suite, self.recipe);
+    fn prepared(&self, url: &Url, ask: &Ask) -> Result<Prepared, String> {
+        let (out, token) = ask.request(&self.run.suite, self.recipe);
         let request =
             outbound::addressed(&out, url).map_err(|error| format!("it cannot be sent: {error}"))?;
         let exchange = Exchange {
@@ -405,7 +413,7 @@ impl Trial {
             answer: String::new(),
             duration_ms: 0,
         };
-        Ok((request, exchange))
+        Ok(Prepared { request, exchange, token, is_sign_on: ask.is_sign_on() })
     }
 
     fn note(&mut self, (exchange, heard): Told) -> Result<Heard, String> {
@@ -421,7 +429,8 @@ impl Trial {
         }
         self.exchanges.push(exchange);
         let heard = heard.map_err(|error| format!("{what} got no answer: {error}"))?;
-        self.made.extend(heard.id());
+        // What is told beside a refusal was made for somebody else.
+        self.made.extend(heard.id().filter(|_| heard.status < 300));
         Ok(heard)
     }
 
@@ -549,32 +558,65 @@ impl Trial {
 
 type Told = (Exchange, Result<Heard, String>);
 
-async fn delivered(client: &Client, request: ClientRequest, mut exchange: Exchange) -> Told {
-    let begin = Instant::now();
-    let answer = client.send(request).await;
-    exchange.duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match answer {
-        Ok(answer) => {
-            exchange.status = Some(answer.status);
-            exchange.answer = shown(&answer);
-            (exchange, Ok(Heard::of(&answer)))
-        }
-        Err(error) => {
-            exchange.answer = error.to_string();
-            (exchange, Err(error.to_string()))
+/// A request before it is sent.
+struct Prepared {
+    request: ClientRequest,
+    exchange: Exchange,
+    /// The token that holds for it.
+    token: String,
+    is_sign_on: bool,
+}
+
+impl Prepared {
+    async fn delivered(self, client: &Client) -> Told {
+        let Prepared { request, mut exchange, token, is_sign_on } = self;
+        let begin = Instant::now();
+        let answer = client.send(request).await;
+        exchange.duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match answer {
+            Ok(answer) => {
+                exchange.status = Some(answer.status);
+                exchange.answer = shown(&answer, &token, is_sign_on);
+                (exchange, Ok(Heard::of(&answer)))
+            }
+            Err(error) => {
+                exchange.answer = error.to_string();
+                (exchange, Err(error.to_string()))
+            }
         }
     }
 }
 
-fn shown(answer: &ClientResponse) -> String {
-    let mut text = outbound::body(&answer.body);
+/// An answer, fit to be shown. Receivers tell which token they had expected, and that one is as good as a key for
+/// this request; and whoever has signed on is shown what is for the buyer alone.
+fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
+    let mut text = match is_sign_on && answer.status < 300 {
+        true => format!("a page of {} bytes", answer.body.len()),
+        false => outbound::body(&answer.body),
+    };
     if let Some(location) = answer.headers.text("location") {
         text = format!("location: {} {text}", outbound::header(location));
     }
+    let is_answer = answer.status < 300 && text.starts_with('{');
+    text = without_tokens(&text, |word| !is_answer || word.eq_ignore_ascii_case(token));
     match text.char_indices().nth(SHOWN_MAX_CHARS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text,
     }
+}
+
+/// The text with `<token>` for each word of a token's length that `is_one`. What is no answer to a marketplace
+/// tells of tokens that were made in ways we do not know; an answer may have ids that look so.
+fn without_tokens(text: &str, is_one: impl Fn(&str) -> bool) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for piece in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
+        let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
+        let looks_so = word.len() == TOKEN_DIGITS && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let hidden = looks_so && is_one(word);
+        shown.push_str(if hidden { "<token>" } else { word });
+        shown.push_str(piece.get(word.len()..).unwrap_or_default());
+    }
+    shown
 }
 
 /// Buys the first instance, and finds out how the receiver makes its token if the documented way does not
