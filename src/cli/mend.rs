@@ -380,9 +380,8 @@ pub(super) struct BackupArguments {
 }
 
 pub(super) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
-    let (path, options) = arguments.store.place()?;
-    let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
-    mender.backup(&arguments.file)?;
+    let (path, _) = arguments.store.place()?;
+    crate::store::backup(&path, &arguments.file).map_err(not_there)?;
     output.line(&format!(
         "{} is a copy of {}; keep the sealing key beside the original somewhere else",
         arguments.file.display(),
