@@ -82,7 +82,7 @@ fn two_dialects_are_spoken_side_by_side() {
     let expiry = "expiredOn=2030-01-01 00:00:00";
     let parameters =
         ["jdPin=buyer", "orderBizId=ob-2", "orderId=o-2", "serviceCode=s", "skuId=basic", expiry];
-    let sign = ["sign", "--dialect", "jdcloud", "--key-file", "jd.key", "--url", &url, "createInstance"];
+    let sign = ["sign", "--dialect", "jdcloud", "--key-file", "jd.key", "--to", &url, "createInstance"];
     let signed = home.run(&[&sign[..], &parameters].concat());
     assert_eq!(signed.code, 0, "{}", signed.stderr);
     let query = signed.stdout.trim_end().split_once('?').unwrap().1;
