@@ -393,8 +393,8 @@ async fn sign_on_stale(t: &mut Trial) -> Said {
 
 async fn sign_on_once(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let (door, ask) = (t.door_of(&bought), t.sign_on(&bought.id, 0));
-    let good = t.send_to(&door, &ask).await?;
+    let ask = t.sign_on(&bought.id, 0);
+    let good = t.follow(&bought, &ask).await?;
     stays_out(t, &bought, &good, &ask.what("the same link again")).await
 }
 
@@ -623,7 +623,7 @@ async fn late_create(t: &mut Trial) -> Said {
     let ask = t.purchase(&order);
     let (id, _) = t.until_id(&ask).await?;
     t.until_success(&Trial::release(&id)).await?;
-    let late = t.send(&ask.what("the purchase once more, after the release")).await?;
+    let late = t.patiently(&ask.what("the purchase once more, after the release")).await?;
     if let Some(other) = late.id().filter(|other| *other != id) {
         return Err(format!("the order had the id {id}, and after its release it has {other}"));
     }

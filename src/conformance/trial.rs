@@ -320,6 +320,8 @@ pub(super) struct Learnt {
     pub(super) recipe: Recipe,
     /// The first purchase, if it was answered with an id.
     pub(super) first: Result<Bought, String>,
+    /// How often it was asked for until then.
+    pub(super) tries: u32,
     pub(super) exchanges: Vec<Exchange>,
 }
 
@@ -332,12 +334,14 @@ pub(super) struct Trial {
     /// Ids that were told and not given back.
     pub(super) made: BTreeSet<String>,
     recipe: Recipe,
+    /// Requests that were answered, and those that were not.
+    sent: u32,
 }
 
 impl Trial {
     pub(super) fn new(run: Arc<Run>, learnt: Arc<Learnt>) -> Trial {
         let recipe = learnt.recipe;
-        Trial { run, learnt, exchanges: Vec::new(), left_out: 0, made: BTreeSet::new(), recipe }
+        Trial { run, learnt, exchanges: Vec::new(), left_out: 0, made: BTreeSet::new(), recipe, sent: 0 }
     }
 
     fn now(&self) -> Timestamp {
@@ -422,6 +426,7 @@ impl Trial {
             *slowest = (exchange.duration_ms, exchange.what.clone());
         }
         drop(slowest);
+        self.sent += 1;
         let what = exchange.what.clone();
         if self.exchanges.len() >= CONFORMANCE_SHOWN_COUNT {
             self.exchanges.pop();
@@ -473,9 +478,15 @@ impl Trial {
         Ok(heard)
     }
 
+    /// Asks as often as what was right had to be asked for: a receiver that first says "call again" to whatever
+    /// comes has refused nothing by that.
+    pub(super) async fn patiently(&mut self, ask: &Ask) -> Result<Heard, String> {
+        self.until(ask, self.learnt.tries, Heard::claims).await
+    }
+
     /// Asks, and a marketplace must not take the answer for "done".
     pub(super) async fn refused(&mut self, ask: &Ask) -> Result<Heard, String> {
-        let heard = self.send(ask).await?;
+        let heard = self.patiently(ask).await?;
         if heard.claims() {
             return Err(format!("{} was answered {}", ask.what, heard.shortly()));
         }
@@ -534,14 +545,20 @@ impl Trial {
 
     /// A good link, followed as a browser does: what is not ready yet is asked again.
     pub(super) async fn go_in(&mut self, bought: &Bought) -> Result<Heard, String> {
-        let (door, ask) = (self.door_of(bought), self.sign_on(&bought.id, 0));
-        let mut heard = self.send_to(&door, &ask).await?;
+        let ask = self.sign_on(&bought.id, 0);
+        self.follow(bought, &ask).await
+    }
+
+    /// The same with this link.
+    pub(super) async fn follow(&mut self, bought: &Bought, ask: &Ask) -> Result<Heard, String> {
+        let door = self.door_of(bought);
+        let mut heard = self.send_to(&door, ask).await?;
         for _ in 1..TRIES_OF_A_GUESS {
             if heard.status != 503 {
                 break;
             }
             sleep(self.run.suite.every).await;
-            heard = self.send_to(&door, &ask).await?;
+            heard = self.send_to(&door, ask).await?;
         }
         if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
     }
@@ -623,22 +640,24 @@ fn without_tokens(text: &str, is_one: impl Fn(&str) -> bool) -> String {
 /// lead to an id.
 pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), Unjudged> {
     is_there(run).await?;
-    let nothing = |recipe| Learnt { recipe, first: Err(String::new()), exchanges: Vec::new() };
-    let mut trial = Trial::new(run.clone(), Arc::new(nothing(Recipe::Documented)));
+    let nothing =
+        Learnt { recipe: Recipe::Documented, first: Err(String::new()), tries: 1, exchanges: Vec::new() };
+    let mut trial = Trial::new(run.clone(), Arc::new(nothing));
     let mut first = trial.buy().await;
-    let mut found = Recipe::Documented;
+    let (mut found, mut tries) = (Recipe::Documented, trial.sent);
     for recipe in Recipe::WRONG.into_iter().filter(|_| first.is_err()).collect::<Vec<_>>() {
         let order = trial.order(30 * 24);
         let mut ask = trial.purchase(&order).what("a purchase with a token made in another way");
         ask.recipe = Some(recipe);
+        let before = trial.sent;
         if let Ok((id, answer)) = trial.until_id_within(&ask, TRIES_OF_A_GUESS).await {
             first = Ok(Bought { id, order, answer });
-            found = recipe;
+            (found, tries) = (recipe, trial.sent - before);
             break;
         }
     }
     let Trial { exchanges, made, .. } = trial;
-    Ok((Learnt { recipe: found, first, exchanges }, made))
+    Ok((Learnt { recipe: found, first, tries, exchanges }, made))
 }
 
 /// Whether anybody answers at all, whatever it is.

@@ -129,8 +129,14 @@ async fn a_receiver_without_a_fault_passes_everything() {
     assert!(judgement.passed, "{}", complaints(&judgement));
 }
 
+#[tokio::test]
+async fn a_receiver_that_takes_its_time_passes_everything() {
+    let judgement = judge(&suite(&receiver(Fault::TakesItsTime).await)).await;
+    assert!(judgement.passed, "{}", complaints(&judgement));
+}
+
 /// A fault, and the one case that was made for it.
-const CAUGHT: [(Fault, &str); 63] = [
+const CAUGHT: [(Fault, &str); 64] = [
     (Fault::AlwaysZero, "create"),
     (Fault::SortsByValue, "token-order"),
     (Fault::DoesNotSort, "token-order"),
@@ -138,6 +144,7 @@ const CAUGHT: [(Fault, &str); 63] = [
     (Fault::AppendsBareKey, "token-key"),
     (Fault::WantsCapitals, "token-lower"),
     (Fault::ChecksNothing, "wrong-token"),
+    (Fault::TakesItsTimeAndChecksNothing, "wrong-token"),
     (Fault::ForgivesMissing, "missing-token"),
     (Fault::ForgivesEmpty, "empty-token"),
     (Fault::ComparesHead, "token-end"),

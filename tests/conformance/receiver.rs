@@ -82,6 +82,8 @@ pub(crate) enum Fault {
     AnythingGoes,
     AlwaysZero,
     Chatters,
+    TakesItsTime,
+    TakesItsTimeAndChecksNothing,
 }
 
 #[derive(Debug, Default)]
@@ -303,7 +305,7 @@ impl Receiver {
         }
         let is_sign_on = get(pairs, "action") == "verify";
         let holds = match (self.fault, token) {
-            (Fault::ChecksNothing, _) => true,
+            (Fault::ChecksNothing | Fault::TakesItsTimeAndChecksNothing, _) => true,
             (Fault::TrustsLongTerms, Some(_)) if ends_far_ahead(pairs) => true,
             (Fault::ForgedSignOn, _) if is_sign_on => true,
             (Fault::ForgivesMissing, None) | (Fault::ForgivesEmpty, Some("")) => true,
@@ -345,6 +347,11 @@ impl Receiver {
         }
         if self.is(Fault::RacesOnCreate) {
             self.race(&biz).await;
+        }
+        let takes_time = self.is(Fault::TakesItsTime) || self.is(Fault::TakesItsTimeAndChecksNothing);
+        // Begun at the first call, done by the second.
+        if takes_time && self.books.lock().unwrap().buying.insert(biz.clone()) {
+            return Response::json(200, json!({"instanceId": "0"}).to_string());
         }
         let mut books = self.books.lock().unwrap();
         let known = books.sold.get(&biz).map(|sold| (sold.id.clone(), sold.released));
