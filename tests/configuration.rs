@@ -101,6 +101,28 @@ fn a_route_leads_an_endpoint_to_a_hook_of_its_own() {
     assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "0");
 }
 
+/// The README has SPID_CONFIG in the environment for good: it must not stand against what is typed.
+#[test]
+fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
+    let home = home_with(&[("cn", "/cn", "alibaba", "")], "");
+    home.start().stop();
+    let run = |arguments: &[&str]| {
+        let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+        spid.args(arguments).env("SPID_CONFIG", "nowhere.toml").current_dir(home.path("."));
+        let output = spid.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(run(&["jobs", "list", "--db", "spid.db"]), (0, String::new()));
+    let (code, complaint) = run(&["jobs", "list"]);
+    assert!(code == 78 && complaint.contains("nowhere.toml"), "{complaint}");
+    let (code, complaint) = run(&["jobs", "list", "--db", "spid.db", "--config", "other.toml"]);
+    assert!(code == 64 && complaint.contains("give one"), "{complaint}");
+    let (code, complaint) = run(&["serve", "--dev", "--listen", "0.0.0.0:1"]);
+    assert!(code == 64 && complaint.contains("--dev has a key everybody knows"), "{complaint}");
+    let (code, complaint) = run(&["serve", "--dev", "--config", "other.toml"]);
+    assert!(code == 64 && complaint.contains("give `--config` or `--dev`"), "{complaint}");
+}
+
 // check-config.
 
 #[test]
