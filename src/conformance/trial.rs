@@ -22,8 +22,6 @@ const HOUR_MS: i64 = 3_600_000;
 const TRIES_OF_A_GUESS: u32 = 3;
 /// How often it is asked to take an instance back.
 const TRIES_TO_GIVE_BACK: usize = 5;
-/// Digits of a token.
-const TOKEN_DIGITS: usize = 32;
 /// Longest answer that is shown, in characters.
 const SHOWN_MAX_CHARS: usize = 600;
 
@@ -614,26 +612,13 @@ fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
     if let Some(location) = answer.headers.text("location") {
         text = format!("location: {} {text}", outbound::header(location));
     }
-    let is_answer = answer.status < 300 && text.starts_with('{');
-    text = without_tokens(&text, |word| !is_answer || word.eq_ignore_ascii_case(token));
+    for written in [token.to_owned(), token.to_ascii_uppercase()].into_iter().filter(|it| !it.is_empty()) {
+        text = text.replace(&written, "<token>");
+    }
     match text.char_indices().nth(SHOWN_MAX_CHARS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
         None => text,
     }
-}
-
-/// The text with `<token>` for each word of a token's length that `is_one`. What is no answer to a marketplace
-/// tells of tokens that were made in ways we do not know; an answer may have ids that look so.
-fn without_tokens(text: &str, is_one: impl Fn(&str) -> bool) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for piece in text.split_inclusive(|c: char| !c.is_ascii_alphanumeric()) {
-        let word = piece.trim_end_matches(|c: char| !c.is_ascii_alphanumeric());
-        let looks_so = word.len() == TOKEN_DIGITS && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let hidden = looks_so && is_one(word);
-        shown.push_str(if hidden { "<token>" } else { word });
-        shown.push_str(piece.get(word.len()..).unwrap_or_default());
-    }
-    shown
 }
 
 /// Buys the first instance, and finds out how the receiver makes its token if the documented way does not

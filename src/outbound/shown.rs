@@ -33,6 +33,23 @@ pub fn body(bytes: &[u8]) -> String {
     }
 }
 
+/// Digits of a token or a signature.
+const DIGEST_DIGITS: [usize; 2] = [32, 64];
+
+/// A sentence without the tokens in it: receivers tell which one they had expected.
+fn without_digests(text: &str) -> String {
+    let is_part = |c: char| c.is_ascii_alphanumeric();
+    let mut shown = String::with_capacity(text.len());
+    for piece in text.split_inclusive(|c| !is_part(c)) {
+        let word = piece.trim_end_matches(|c| !is_part(c));
+        let is_digest =
+            DIGEST_DIGITS.contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+        shown.push_str(if is_digest { HIDDEN } else { word });
+        shown.push_str(piece.get(word.len()..).unwrap_or_default());
+    }
+    shown
+}
+
 /// What is no JSON is often nearly so: a warning of PHP stands before it, a byte order mark, or half of it is
 /// missing. So a name that is nobody's business hides all that is behind it.
 fn text(text: &str) -> String {
@@ -44,10 +61,10 @@ fn text(text: &str) -> String {
         let tells = value.starts_with([':', '=', '>']) && text.get(name.clone()).is_some_and(is_secret);
         if tells {
             let end = text.len() - value.len() + 1;
-            return format!("{}{HIDDEN}", text.get(..end).unwrap_or_default());
+            return format!("{}{HIDDEN}", without_digests(text.get(..end).unwrap_or_default()));
         }
     }
-    text.to_owned()
+    without_digests(text)
 }
 
 /// What may stand between a name and the sign that says that its value follows.
@@ -105,6 +122,8 @@ fn hide(value: &mut Json, is_hidden: bool) {
         Json::Array(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
         Json::String(text) if text.is_empty() => {}
         Json::String(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
+        // One word alone may be an id.
+        Json::String(text) if text.contains(' ') => *text = without_digests(text),
         Json::Null | Json::Bool(_) | Json::String(_) | Json::Number(_) => {}
     }
 }
@@ -147,6 +166,18 @@ mod tests {
                 .into_iter()
                 .any(is_secret)
         );
+    }
+
+    #[test]
+    fn a_token_that_was_expected_is_not_told_and_an_id_is() {
+        let digest = "0123456789abcdef".repeat(2);
+        let expected = format!("no: it should have been {digest}.");
+        assert_eq!(body(expected.as_bytes()), "no: it should have been ***.");
+        let answer = json!({"instanceId": digest, "message": expected, "trace": [digest.to_uppercase()]});
+        let shown = body(answer.to_string().as_bytes());
+        assert_eq!(shown.to_lowercase().matches(&digest).count(), 2, "{shown}");
+        let long = format!("signature {0}{0}, not {0}{0}0", digest);
+        assert_eq!(body(long.as_bytes()), format!("signature ***, not {0}{0}0", digest));
     }
 
     #[test]
