@@ -46,7 +46,7 @@ use writer::{AcceptCommand, Asked, Command, FinishCommand, Writer};
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
+pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, backup, restore};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
 pub use signals::{Ready, Waiting};
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
