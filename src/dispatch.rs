@@ -195,7 +195,7 @@ impl Dispatch {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return ready,
                 handed = ready.recv() => match handed {
-                    Some(Ready { taken, place }) => self.start(*taken, place, running, &stop),
+                    Some(handed) => self.start(handed, running, &stop),
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
@@ -223,25 +223,19 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        while let Ok(Ready { taken, place }) = ready.try_recv() {
-            self.start(*taken, place, running, stop);
+        while let Ok(handed) = ready.try_recv() {
+            self.start(handed, running, stop);
         }
     }
 
     /// Starts a job that was handed over, unless its lease was lost on the way: the clock may have
     /// jumped while it and a take of ours were both under way, and that take has ended its lease.
-    fn start(
-        &self,
-        taken: Taken,
-        place: OwnedSemaphorePermit,
-        running: &mut JoinSet<()>,
-        stop: &watch::Receiver<bool>,
-    ) {
-        match self.store.holds(&taken.job) {
+    fn start(&self, handed: Ready, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) {
+        match self.store.holds(&handed) {
             Ok(false) => {
-                tracing::warn!(job = %taken.job.id, "the lease was lost before the attempt began");
+                tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
             }
-            Ok(true) | Err(_) => self.spawn(taken, place, running, stop),
+            Ok(true) | Err(_) => self.spawn(*handed.taken, handed.place, running, stop),
         }
     }
 
@@ -297,10 +291,11 @@ impl Dispatch {
         };
         let TraceContext { trace, span } = TraceContext::of_attempt(taken.job.id, taken.job.attempts);
         let span = tracing::error_span!("attempt", trace_id = %trace, span_id = %span, callback = taken.job.callback);
-        let work = async move {
+        // On the heap: it is large, and would be moved about with the task.
+        let work = Box::pin(async move {
             attempt.run(taken, place).await;
             holding.end();
-        };
+        });
         running.spawn(work.instrument(span));
     }
 
@@ -368,7 +363,7 @@ impl Dispatch {
     }
 
     async fn give_back(&self, job: &JobRow) {
-        if let Err(error) = self.store.finish(job, Ending::GivenBack).await {
+        if let Err(error) = self.store.give_back(job).await {
             tracing::warn!(job = %job.id, %error, "the job could not be given back; it comes back at the next start");
         }
     }
@@ -479,7 +474,7 @@ impl Attempt {
             Ok(None) => return Err(Ending::GivenBack),
             Err(error) => return again(format!("what was ordered could not be kept: {error}")),
         }
-        taken.callback = known;
+        taken.callback = Arc::new(known);
         Ok(())
     }
 
@@ -546,7 +541,7 @@ impl Attempt {
     async fn finish(&mut self, taken: &Taken, ending: Ending) {
         let mut pause = STORE_PAUSE;
         loop {
-            match self.store.finish(&taken.job, ending.clone()).await {
+            match self.store.finish(taken, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
                 Ok(Finished::Fenced) => {
                     self.metrics.count(Metric::Alerts, ["lease-lost", ""]);
@@ -658,7 +653,7 @@ mod tests {
             account: "acme".to_owned(),
             endpoint: "alibaba-cn".to_owned(),
             key_label: "current".to_owned(),
-            callback: Callback { subject, ..Callback::new(Action::Create, "createInstance") },
+            callback: Arc::new(Callback { subject, ..Callback::new(Action::Create, "createInstance") }),
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,
