@@ -404,7 +404,6 @@ mod tests {
     use super::super::rows::{ActRow, Read, Write};
     use super::*;
     use crate::clock::from_millis;
-    use crate::metrics::Metrics;
 
     fn act(text: &str) -> ActRow {
         let text = text.to_owned();
