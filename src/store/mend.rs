@@ -18,7 +18,7 @@ use crate::clock::{Clock, Id};
 use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
 use crate::job::{self, Extra};
 use crate::limits;
-use crate::seal::Sealer;
+use crate::seal::{KeySource, Sealer};
 use crate::signature::Secret;
 
 /// Why an act was not done. Nothing was changed.
@@ -35,9 +35,9 @@ pub enum MendError {
     Impossible(String),
 }
 
-type Mended<T> = Result<T, MendError>;
+pub(super) type Mended<T> = Result<T, MendError>;
 
-fn impossible<T>(text: impl Into<String>) -> Mended<T> {
+pub(super) fn impossible<T>(text: impl Into<String>) -> Mended<T> {
     Err(MendError::Impossible(text.into()))
 }
 
@@ -97,9 +97,10 @@ pub struct Restored {
 
 /// Opens a database to mend it.
 pub struct Mender {
-    backend: Sqlite,
-    key_path: PathBuf,
-    clock: Clock,
+    pub(super) backend: Sqlite,
+    pub(super) path: PathBuf,
+    pub(super) options: StoreOptions,
+    pub(super) clock: Clock,
 }
 
 impl Mender {
@@ -108,11 +109,25 @@ impl Mender {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
-        Ok(Mender { backend: Sqlite::open_to_mend(path)?, key_path: options.key_path(path), clock })
+        let (path, options) = (path.to_owned(), options.clone());
+        Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, clock })
+    }
+
+    /// What seals here. A daemon that runs must have its keys, too: it has to open what is sealed.
+    pub(super) fn sealer(&self) -> Mended<Sealer> {
+        let sealer = self.options.sealer(&self.path)?;
+        let Some(known) = super::sqlite::noted_keys(&self.path)? else { return Ok(sealer) };
+        match known.contains(&sealer.current().to_string()) {
+            true => Ok(sealer),
+            false => impossible(format!(
+                "the daemon that runs on this database does not have the current sealing key ({}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it",
+                sealer.current()
+            )),
+        }
     }
 
     /// Runs one act in a transaction of its own, and records it.
-    fn act<T>(
+    pub(super) fn act<T>(
         &mut self,
         act: &Act,
         word: &str,
@@ -199,15 +214,18 @@ impl Mender {
     /// # Errors
     /// When nothing waits, a hook runs for it now or has not been asked yet, or the answer will not do.
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
-        let (target, key_path) = (self.target(instance)?, self.key_path.clone());
+        let target = self.target(instance)?;
+        let secret = answer.split().secret;
+        let sealer = secret.is_some().then(|| self.sealer()).transpose()?;
         self.act(act, "complete", &target, |rows, now| {
             let Some((mut job, _)) = rows.lane(instance)?.into_iter().next() else {
                 return impossible("nothing is owed for this instance");
             };
             check_completable(&job, answer)?;
-            let split = answer.split();
-            job.sealed = split.secret.map(|secret| seal(&key_path, &job, &secret)).transpose()?;
-            job.answer = split.open;
+            let seal = |(sealer, secret): (&Sealer, &Secret)| sealer.seal(job.id.as_bytes(), secret);
+            let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
+            job.sealed = sealed.map_err(StoreError::from)?;
+            job.answer = answer.split().open;
             job.proposed_id = None;
             ledger::complete(rows, &mut job, answer.instance_id.as_deref(), now)?;
             if job.state != job::State::Done {
@@ -360,10 +378,6 @@ fn check_completable(job: &JobRow, answer: &Answer) -> Mended<()> {
         return impossible(format!("what it waits for is its {action}, and that answers nothing"));
     }
     Ok(())
-}
-
-fn seal(key_path: &Path, job: &JobRow, secret: &Secret) -> Result<Vec<u8>, StoreError> {
-    Ok(Sealer::from_existing(key_path)?.seal(job.id.as_bytes(), secret)?)
 }
 
 fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
@@ -639,6 +653,7 @@ pub fn restore(
     let sealed = mender.backend.has_sealed()?;
     drop(mender);
     vacancy.fill()?;
-    let key_path = options.key_path(path);
-    Ok(Restored { held, missing_key: (sealed && !key_path.exists()).then_some(key_path) })
+    let sources = options.key_sources(path);
+    let missing = sources.iter().filter_map(KeySource::path).find(|file| !file.exists());
+    Ok(Restored { held, missing_key: missing.filter(|_| sealed).map(Path::to_owned) })
 }
