@@ -82,8 +82,16 @@ pub enum Claimed {
 pub struct Import {
     /// Where it was read, for messages: a file and a line.
     pub origin: String,
-    /// What is known of it; `created_at` and `updated_at` are set by the import.
+    /// What is known of it. `created_at` and `updated_at` count only where [`Import::dated`] says so.
     pub instance: Instance,
+    /// Whether it is known when it was made and changed; else that is now.
+    pub dated: bool,
+    /// The id by which the marketplace calls it, where that is not its own.
+    pub public_id: Option<String>,
+    /// Further names it is found by.
+    pub names: Vec<String>,
+    /// Further orders that were done for it.
+    pub orders: Vec<String>,
 }
 
 /// What a restore led to.
@@ -296,7 +304,7 @@ impl Mender {
         self.act(act, "import", &target, |rows, now| {
             let mut wrong = Vec::new();
             for import in imports {
-                match take_over(rows, &import.instance, now) {
+                match take_over(rows, import, now) {
                     Ok(()) => {}
                     Err(MendError::Impossible(fault)) => wrong.push(format!("{}: {fault}", import.origin)),
                     Err(error) => return Err(error),
@@ -597,28 +605,41 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     }
 }
 
-fn take_over(rows: &mut dyn Write, instance: &Instance, now: Timestamp) -> Mended<()> {
-    let instance = Instance { adopted: true, created_at: now, updated_at: now, ..instance.clone() };
-    let names = InstanceRef { instance_id: instance.id.clone(), order_biz_id: instance.order_biz_id.clone() };
-    for name in [&instance.id, &instance.order_biz_id].into_iter().flatten() {
-        if let Some(fault) = ledger::fault_of_id(name) {
-            return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
-        }
+fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()> {
+    let mut instance = Instance { adopted: true, ..import.instance.clone() };
+    if !import.dated {
+        (instance.created_at, instance.updated_at) = (now, now);
     }
-    if instance.id.is_none() {
-        return impossible("an instance without an id cannot be imported");
-    }
+    check_nameable(&instance)?;
     let number = rows.add_instance(&instance)?;
-    for name in names.names() {
-        if !rows.add_name(&instance.account, name, number)? {
-            return impossible(format!(
-                "account `{}` has an instance called `{name}` already",
-                instance.account
-            ));
-        }
+    let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
+    for name in own.chain(&import.names) {
+        take_name(rows, &instance.account, name, number)?;
     }
-    if let Some(order) = &instance.order_id {
+    for order in instance.order_id.iter().chain(&import.orders) {
         rows.add_order(&instance.account, order, number)?;
+    }
+    if import.public_id.is_some() {
+        let public_id = import.public_id.clone();
+        rows.put_instance(&InstanceRow { number, created_by: None, public_id, instance })?;
+    }
+    Ok(())
+}
+
+/// What is in use has an id. What was released before anything was made of it has none.
+fn check_nameable(instance: &Instance) -> Mended<()> {
+    match (&instance.id, instance.state, &instance.order_biz_id) {
+        (Some(_), ..) | (None, State::Released, Some(_)) => Ok(()),
+        (None, ..) => impossible("an instance without an id cannot be imported"),
+    }
+}
+
+fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {
+    if let Some(fault) = ledger::fault_of_id(name) {
+        return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
+    }
+    if !rows.add_name(account, name, number)? {
+        return impossible(format!("account `{account}` has an instance called `{name}` already"));
     }
     Ok(())
 }

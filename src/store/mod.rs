@@ -50,9 +50,10 @@ pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
 pub use prune::{PruneOptions, Pruned};
-pub use reseal::Resealed;
+pub use reseal::{Resealed, Revealed};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
 pub use signals::{Ready, Waiting};
+pub use sqlite::Possession;
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
 
@@ -431,6 +432,17 @@ pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 pub fn check_database(path: &Path) -> Result<Sealed, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
     found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
+}
+
+/// Shows every instance of the database at `path`, the oldest first, as they are at one commit.
+///
+/// # Errors
+/// When the database cannot be read, or whoever looks does not want to see more.
+pub fn each_instance<E: From<StoreError>>(
+    path: &Path,
+    each: impl FnMut(Possession) -> Result<(), E>,
+) -> Result<(), E> {
+    sqlite::Sqlite::open_readonly(path)?.each_instance(each)
 }
 
 /// Looks at the sealing keys of the database at `path`, and says which they are. `None`: there is none, and

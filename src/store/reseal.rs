@@ -6,9 +6,12 @@
 
 use serde::Serialize;
 
-use super::mend::{Act, Mended, Mender};
+use super::mend::{Act, MendError, Mended, Mender};
+use super::rows::JobRow;
 use super::sqlite::Sqlite;
 use super::{Sealed, StoreError};
+use crate::callback::{Action, Answer};
+use crate::clock::Id;
 use crate::limits;
 use crate::seal::{KeyId, Sealer};
 
@@ -27,7 +30,32 @@ pub struct Resealed {
     pub traceless: bool,
 }
 
+/// The sealed part of a job's answer, opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revealed {
+    /// The job that answered.
+    pub job: Id,
+    /// What it did.
+    pub action: Action,
+    /// What it answered and nobody but the marketplace is shown.
+    pub answer: Answer,
+}
+
 impl Mender {
+    /// Opens the sealed parts of these jobs' answers. That somebody has looked is kept before anything is opened.
+    ///
+    /// # Errors
+    /// When the act cannot be kept, or something cannot be opened: then nothing is revealed.
+    pub fn reveal(&mut self, target: &str, jobs: &[JobRow], act: &Act) -> Mended<Vec<Revealed>> {
+        let sealer = self.options.sealer(&self.path)?;
+        let sealed: Vec<&JobRow> = jobs.iter().filter(|job| job.sealed.is_some()).collect();
+        if sealed.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.record("reveal", target, act)?;
+        sealed.into_iter().map(|job| open(&sealer, job)).collect()
+    }
+
     /// How many answers each key has sealed.
     ///
     /// # Errors
@@ -76,6 +104,13 @@ impl Mender {
             seen(count);
         }
     }
+}
+
+fn open(sealer: &Sealer, job: &JobRow) -> Mended<Revealed> {
+    let secret = sealer.open(job.id.as_bytes(), job.sealed.as_deref().unwrap_or_default());
+    let secret = secret.map_err(|error| MendError::Impossible(format!("job {}: {error}", job.id)))?;
+    let answer = Answer::join(None, Some(&secret)).map_err(|_| StoreError::Inconsistent("an answer is not JSON"))?;
+    Ok(Revealed { job: job.id, action: job.action, answer })
 }
 
 /// `false`: it has been sealed anew or removed meanwhile, or no key opens it.

@@ -1142,6 +1142,7 @@ impl Backend for Sqlite {
 
 mod upkeep;
 
+pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
 
 #[cfg(test)]

@@ -43,6 +43,19 @@ pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
     Ok(Some(text.lines().map(str::to_owned).collect()))
 }
 
+/// An instance, and what its row does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Possession {
+    /// The instance.
+    pub row: InstanceRow,
+    /// The names it has beside its id, its orderBizId and its public id.
+    pub names: Vec<String>,
+    /// The orders that were done for it beside the one it was created by.
+    pub orders: Vec<String>,
+    /// Whether anything is still owed for it.
+    pub owes: bool,
+}
+
 impl Sqlite {
     /// How many answers each key has sealed.
     pub(in crate::store) fn sealed_by(&self) -> Result<Sealed> {
@@ -156,22 +169,21 @@ impl Sqlite {
         Ok((number("PRAGMA page_count")? * page, number("PRAGMA freelist_count")? * page))
     }
 
-    /// Every instance, the oldest first, with the names and orders it has beside those in its row, and whether
-    /// something is still owed for it. All of one commit.
-    pub(in crate::store) fn each_instance(
+    /// Every instance, the oldest first, with what its row does not say. All of one commit.
+    pub(in crate::store) fn each_instance<E: From<StoreError>>(
         &self,
-        mut each: impl FnMut(InstanceRow, Vec<String>, Vec<String>, bool) -> Result<()>,
-    ) -> Result<()> {
+        each: impl FnMut(Possession) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         self.run("BEGIN", [])?;
-        let walked = self.walk(&mut each);
+        let walked = self.walk(each);
         self.run("COMMIT", [])?;
         walked
     }
 
-    fn walk(
+    fn walk<E: From<StoreError>>(
         &self,
-        each: &mut impl FnMut(InstanceRow, Vec<String>, Vec<String>, bool) -> Result<()>,
-    ) -> Result<()> {
+        mut each: impl FnMut(Possession) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
         let mut names = self.texts_of_instances(
             "SELECT instance.number, name.name FROM name JOIN instance ON instance.number = name.instance
              WHERE name.name IS NOT instance.id AND name.name IS NOT instance.order_biz_id
@@ -186,13 +198,13 @@ impl Sqlite {
         let owed: HashSet<i64> = self.many(owed, [], |row| row.get(0))?.into_iter().collect();
         let sql = concat!("SELECT ", instance_columns!(), " FROM instance ORDER BY number");
         let mut statement = self.statement(sql)?;
-        let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let row = read_instance(row)?;
+        let mut rows = statement.query([]).map_err(StoreError::from)?;
+        while let Some(row) = rows.next().map_err(StoreError::from)? {
+            let row = read_instance(row).map_err(StoreError::from)?;
             let number = row.number;
             let [names, orders] =
                 [&mut names, &mut orders].map(|texts| texts.remove(&number).unwrap_or_default());
-            each(row, names, orders, owed.contains(&number))?;
+            each(Possession { row, names, orders, owes: owed.contains(&number) })?;
         }
         Ok(())
     }
