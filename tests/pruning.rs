@@ -29,7 +29,7 @@ use spid::store::{
     StoreOptions, Taken, Waiting,
 };
 
-const SEEDS: Range<u64> = 0..30;
+const SEEDS: Range<u64> = 0..12;
 const STEPS: usize = 250;
 
 /// SplitMix64: small, good enough, and the same everywhere.
