@@ -610,10 +610,14 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
     }
-    check_nameable(&instance)?;
-    let number = rows.add_instance(&instance)?;
     let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
-    for name in own.chain(&import.names) {
+    let names: Vec<&String> = own.chain(&import.names).collect();
+    // What was released before anything was made of it has no id.
+    if names.is_empty() || instance.id.is_none() && instance.state != State::Released {
+        return impossible("an instance without an id cannot be imported");
+    }
+    let number = rows.add_instance(&instance)?;
+    for name in names {
         take_name(rows, &instance.account, name, number)?;
     }
     for order in instance.order_id.iter().chain(&import.orders) {
@@ -624,14 +628,6 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()
         rows.put_instance(&InstanceRow { number, created_by: None, public_id, instance })?;
     }
     Ok(())
-}
-
-/// What is in use has an id. What was released before anything was made of it has none.
-fn check_nameable(instance: &Instance) -> Mended<()> {
-    match (&instance.id, instance.state, &instance.order_biz_id) {
-        (Some(_), ..) | (None, State::Released, Some(_)) => Ok(()),
-        (None, ..) => impossible("an instance without an id cannot be imported"),
-    }
 }
 
 fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {
