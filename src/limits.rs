@@ -91,8 +91,8 @@ pub const UPKEEP_BATCH_COUNT: usize = 200;
 pub const UPKEEP_PAUSE_MS: u64 = 5;
 /// How long such work waits for a lock another process holds, in milliseconds: it is in nobody's way.
 pub const UPKEEP_BUSY_MS: u64 = 15_000;
-/// How long it waits for readers to let go of the write-ahead log, in milliseconds.
-pub const UPKEEP_JOURNAL_MS: u64 = 10_000;
+/// How often it waits so long for readers to let go of the write-ahead log.
+pub const UPKEEP_JOURNAL_TRIES_COUNT: usize = 3;
 /// Age below which nothing is pruned, in milliseconds: longer than any marketplace calls again.
 pub const PRUNE_AGE_MIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// Widest window in which the date of a sign-on may be, in milliseconds.

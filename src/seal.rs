@@ -61,7 +61,9 @@ pub enum SealError {
         why: String,
     },
     /// It holds something else.
-    #[error("the sealing key {name} is not 64 hex digits; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)")]
+    #[error(
+        "the sealing key {name} is not 64 hex digits; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)"
+    )]
     NotAKey {
         /// Where it came from.
         name: String,
@@ -170,7 +172,9 @@ struct SealingKey {
 impl SealingKey {
     fn new(key: &[u8; KEY_BYTES]) -> SealingKey {
         let mut id = [0; KEY_ID_BYTES];
-        for (slot, byte) in id.iter_mut().zip(Sha256::new().chain_update(ID_TEXT).chain_update(key).finalize()) {
+        for (slot, byte) in
+            id.iter_mut().zip(Sha256::new().chain_update(ID_TEXT).chain_update(key).finalize())
+        {
             *slot = byte;
         }
         SealingKey { id: KeyId(id), cipher: XChaCha20Poly1305::new(key.into()) }
@@ -227,8 +231,7 @@ impl Sealer {
         for source in sources {
             if let (KeySource::Own(path), Err(SealError::Missing { .. })) = (source, source.key()) {
                 let key = random_key()?;
-                write_key(path, &key)
-                    .map_err(|source| SealError::File { path: path.clone(), source })?;
+                write_key(path, &key).map_err(|source| SealError::File { path: path.clone(), source })?;
             }
         }
         Sealer::from_existing(sources)
@@ -249,7 +252,8 @@ impl Sealer {
             keys.push(key);
         }
         let mut keys = keys.into_iter();
-        let none = || SealError::Unavailable { name: "of this store".to_owned(), why: "none is named".to_owned() };
+        let none =
+            || SealError::Unavailable { name: "of this store".to_owned(), why: "none is named".to_owned() };
         Ok(Sealer { current: keys.next().ok_or_else(none)?, previous: keys.collect() })
     }
 

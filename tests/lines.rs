@@ -21,7 +21,8 @@ printf '{"instance_id":"%s"}' "$(fake_id)"
 
 fn export(home: &Home, more: &[&str]) -> daemon::Ran {
     let db = home.path("spid.db");
-    let ran = home.run(&[&["instances", "export", "--as", "lines", "--db", db.to_str().unwrap()], more].concat());
+    let ran =
+        home.run(&[&["instances", "export", "--as", "lines", "--db", db.to_str().unwrap()], more].concat());
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     ran
 }
@@ -41,7 +42,10 @@ fn tables(home: &Home) -> Vec<(String, String, String)> {
                UNION SELECT 'order', purchase.account || ' ' || purchase.order_id, coalesce(instance.order_biz_id, '-')
                  FROM purchase JOIN instance ON instance.number = purchase.instance ORDER BY 1, 2, 3";
     let mut rows = db.prepare(sql).unwrap();
-    rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?))).unwrap().map(Result::unwrap).collect()
+    rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect()
 }
 
 /// The instances, less what says how they came here.
@@ -82,7 +86,10 @@ fn what_is_exported_is_imported_as_it_was() {
     assert_eq!(again.stderr.matches("already").count(), 4, "{}", again.stderr);
 
     let daemon = other.start();
-    assert!(!daemon.deliver(&renew(&released, "2032-01-01 00:00:00")).is_success(), "released stays released");
+    assert!(
+        !daemon.deliver(&renew(&released, "2032-01-01 00:00:00")).is_success(),
+        "released stays released"
+    );
     assert!(daemon.deliver_until_done(&renew(&frozen, "2032-01-01 00:00:00")).is_success());
     assert_eq!(other.state(&frozen), "active");
     assert_eq!(daemon.deliver(&create("never-made")).id(), "0", "a tombstone is none");

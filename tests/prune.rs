@@ -129,7 +129,17 @@ fn what_was_pruned_says_so() {
     assert!(shown.contains("what it said was pruned at") && !shown.contains(BUYER), "{shown}");
     for command in [
         ["callbacks", "export", "1"].as_slice(),
-        &["callbacks", "resend", "1", "--to", "http://127.0.0.1:1/spi", "--key-file", "isv-key", "--why", "a test"],
+        &[
+            "callbacks",
+            "resend",
+            "1",
+            "--to",
+            "http://127.0.0.1:1/spi",
+            "--key-file",
+            "isv-key",
+            "--why",
+            "a test",
+        ],
     ] {
         let ran = home.run(&[command, &["--db", "spid.db"]].concat());
         assert!(ran.code == 65 && ran.stderr.contains("was pruned at"), "{}", ran.stderr);

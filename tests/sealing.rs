@@ -72,7 +72,10 @@ fn status(home: &Home) -> Vec<(String, u64)> {
     let ran = spid(home, &["seal", "status", "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     let lines: Vec<Value> = serde_json::from_str(&ran.stdout).unwrap();
-    lines.iter().map(|line| (line["which"].as_str().unwrap().to_owned(), line["sealed"].as_u64().unwrap())).collect()
+    lines
+        .iter()
+        .map(|line| (line["which"].as_str().unwrap().to_owned(), line["sealed"].as_u64().unwrap()))
+        .collect()
 }
 
 fn sealed(home: &Home) -> Vec<Vec<u8>> {
@@ -94,7 +97,9 @@ fn found(home: &Home, sealed: &[Vec<u8>]) -> usize {
 fn acts(home: &Home) -> Vec<String> {
     let rows = home.list(&["acts"]);
     let word = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
-    rows.iter().map(|row| format!("{} {} {}", word(row, "who"), word(row, "act"), word(row, "target"))).collect()
+    rows.iter()
+        .map(|row| format!("{} {} {}", word(row, "who"), word(row, "act"), word(row, "target")))
+        .collect()
 }
 
 #[test]
@@ -117,12 +122,16 @@ fn the_key_is_changed_while_orders_come_in_and_the_old_one_opens_nothing_any_mor
     assert!(tells_the_password(&daemon, "before-0") && tells_the_password(&daemon, "between"));
     assert_eq!(status(&home), [("current".to_owned(), 1), ("previous".to_owned(), 40)]);
     let done = std::thread::scope(|scope| {
-        let orders = scope.spawn(|| (0..20).all(|number| tells_the_password(&daemon, &format!("while-{number}"))));
+        let orders =
+            scope.spawn(|| (0..20).all(|number| tells_the_password(&daemon, &format!("while-{number}"))));
         let done = rotated(&home);
         assert!(orders.join().unwrap(), "an order was not answered while the key was changed");
         done
     });
-    assert_eq!((&done["resealed"], &done["remaining"], &done["traceless"]), (&40.into(), &0.into(), &true.into()));
+    assert_eq!(
+        (&done["resealed"], &done["remaining"], &done["traceless"]),
+        (&40.into(), &0.into(), &true.into())
+    );
     assert_eq!(status(&home), [("current".to_owned(), 61), ("previous".to_owned(), 0)]);
     assert_eq!(found(&home, &before), 0, "a leaked old key opens something");
     assert_eq!(found(&home, &sealed(&home)), 61, "where is it looked for?");
@@ -136,7 +145,11 @@ fn the_key_is_changed_while_orders_come_in_and_the_old_one_opens_nothing_any_mor
     daemon.stop();
     assert!(!home.path("spid.db.key").exists(), "no key is made that nobody asked for");
     let acts = acts(&home);
-    assert!(acts.iter().any(|act| act.starts_with("ops reseal everything") && act.ends_with("40 sealed anew, 0 remain")), "{acts:?}");
+    assert!(
+        acts.iter()
+            .any(|act| act.starts_with("ops reseal everything") && act.ends_with("40 sealed anew, 0 remain")),
+        "{acts:?}"
+    );
     for (name, bytes) in home.database_files() {
         assert_clean(&name, &bytes, &[PASSWORD, OLD, NEW]);
     }
@@ -182,7 +195,8 @@ fn full_home(count: usize) -> Home {
             0 => old.seal(&id, &Secret::new(secret)).unwrap(),
             _ => [nonce.as_slice(), &cipher.encrypt(&XNonce::from(nonce), payload).unwrap()].concat(),
         };
-        let sql = "INSERT INTO job (id, callback, in_lane, action, state, attempts, step, extra, due_at, sealed,
+        let sql =
+            "INSERT INTO job (id, callback, in_lane, action, state, attempts, step, extra, due_at, sealed,
                      created_at, ended_at) VALUES (?1, 1, 0, 9, 5, 1, 0, 0, 0, ?2, 0, 0)";
         together.execute(sql, params![id, sealed]).unwrap();
     }
@@ -272,7 +286,11 @@ fn the_key_may_come_from_a_variable_or_a_credential() {
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         let ran = spid(&home, &["check-config"]);
         assert_eq!(ran.code, 78);
-        assert!(ran.stderr.contains("`store.sealing_keys`") && ran.stderr.contains(variable), "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("`store.sealing_keys`") && ran.stderr.contains(variable),
+            "{}",
+            ran.stderr
+        );
         assert_clean("stderr", ran.stderr.as_bytes(), &[OLD]);
     }
 }

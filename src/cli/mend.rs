@@ -309,7 +309,8 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     if let Some(at) = callback.pruned_at {
-        let text = format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
+        let text =
+            format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
         return Err(Failure::new(Exit::Data, text));
     }
     let dialect = dialect_named(&arguments.dialect)?;

@@ -44,6 +44,7 @@ fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> 
         let lost = sealed.iter().any(|(_, count)| *count > 0);
         return lost.then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned()).into_iter().collect();
     };
-    let unknown = sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
+    let unknown =
+        sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
     unknown.map(|(id, count)| format!("{count} answers are sealed with the key {id}, which is not among `store.sealing_keys`: their passwords cannot be told")).collect()
 }

@@ -98,7 +98,10 @@ pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
     let own = store.optional("sealing_key", path).map(KeySource::Own);
     let tables = store.tables("sealing_keys", false);
     if own.is_some() && !tables.is_empty() {
-        store.mistake("sealing_keys", "there is a `sealing_key`, too: put its file into this list, as { file = \"…\" }");
+        store.mistake(
+            "sealing_keys",
+            "there is a `sealing_key`, too: put its file into this list, as { file = \"…\" }",
+        );
     }
     let listed: Vec<KeySource> = tables.iter().filter_map(sealing_key).collect();
     if listed.is_empty() { own.into_iter().collect() } else { listed }
@@ -108,9 +111,10 @@ fn sealing_key(table: &Table<'_>) -> Option<KeySource> {
     let environment = table.reader().environment();
     match (table.text("file"), table.text("env"), table.text("credential")) {
         (Some(path), None, None) => Some(KeySource::File(PathBuf::from(path))),
-        (None, Some(name), None) => {
-            Some(KeySource::Text { text: variable(environment, &name), name: format!("of the variable `{name}`") })
-        }
+        (None, Some(name), None) => Some(KeySource::Text {
+            text: variable(environment, &name),
+            name: format!("of the variable `{name}`"),
+        }),
         (None, None, Some(name)) => Some(match credential_file(environment, &name) {
             Ok(path) => KeySource::File(path),
             Err(why) => KeySource::Text { name: format!("of the credential `{name}`"), text: Err(why) },

@@ -148,7 +148,13 @@ impl Line {
         }
     }
 
-    fn prune_job(&self, rows: &mut Sqlite, number: i64, wanted: &HashSet<i64>, pruned: &mut Pruned) -> Mended<()> {
+    fn prune_job(
+        &self,
+        rows: &mut Sqlite,
+        number: i64,
+        wanted: &HashSet<i64>,
+        pruned: &mut Pruned,
+    ) -> Mended<()> {
         let Some(mut job) = rows.job(number)? else { return Ok(()) };
         let Some(row) = rows.callback_row(job.callback)? else { return Ok(()) };
         if self.options.secrets && self.may_lose_its_secrets(&job, &row) {
@@ -212,12 +218,7 @@ impl Mender {
     ///
     /// # Errors
     /// When the age is too small, or the database cannot be read or written. What was forgotten till then is.
-    pub fn prune(
-        &mut self,
-        options: PruneOptions,
-        act: &Act,
-        seen: &mut dyn FnMut(u64),
-    ) -> Mended<Pruned> {
+    pub fn prune(&mut self, options: PruneOptions, act: &Act, seen: &mut dyn FnMut(u64)) -> Mended<Pruned> {
         self.check_age(options)?;
         let now = self.clock.now();
         let line = Line { before: plus_millis(now, -options.older_than_ms), now, options };
@@ -248,9 +249,7 @@ impl Mender {
             ));
         }
         if options.secrets && options.older_than_ms <= self.options.secrets_window_ms {
-            return impossible(
-                "passwords are told again for longer than that: see `policy.secrets_window`",
-            );
+            return impossible("passwords are told again for longer than that: see `policy.secrets_window`");
         }
         Ok(())
     }
@@ -270,12 +269,7 @@ impl Mender {
         }
     }
 
-    fn prune_callbacks(
-        &mut self,
-        line: Line,
-        pruned: &mut Pruned,
-        seen: &mut dyn FnMut(u64),
-    ) -> Mended<()> {
+    fn prune_callbacks(&mut self, line: Line, pruned: &mut Pruned, seen: &mut dyn FnMut(u64)) -> Mended<()> {
         let (mut after, mut count) = (0, 0);
         loop {
             let numbers = self.backend.old_callbacks(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
@@ -300,22 +294,29 @@ impl Mender {
                 return Err(error);
             }
         }
-        std::thread::sleep(std::time::Duration::from_millis(limits::UPKEEP_PAUSE_MS));
+        stand_aside();
         Ok(())
     }
 
     /// Empties the write-ahead log, in which everything still stands that was written lately. `false`:
     /// somebody was reading out of it all the time.
     pub(super) fn leave_no_journal(&mut self) -> Mended<bool> {
-        let pause = limits::UPKEEP_PAUSE_MS.max(1);
-        for _ in 0..limits::UPKEEP_JOURNAL_MS / pause {
+        for _ in 0..limits::UPKEEP_JOURNAL_TRIES_COUNT {
             if self.backend.empty_journal()? {
                 return Ok(true);
             }
-            std::thread::sleep(std::time::Duration::from_millis(pause));
         }
         Ok(false)
     }
+}
+
+/// Leaves the database to others for a moment.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "SQLite's lock is not handed on: who holds it has to stay away"
+)]
+fn stand_aside() {
+    std::thread::sleep(std::time::Duration::from_millis(limits::UPKEEP_PAUSE_MS));
 }
 
 impl std::fmt::Display for Pruned {

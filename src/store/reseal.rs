@@ -109,7 +109,8 @@ impl Mender {
 fn open(sealer: &Sealer, job: &JobRow) -> Mended<Revealed> {
     let secret = sealer.open(job.id.as_bytes(), job.sealed.as_deref().unwrap_or_default());
     let secret = secret.map_err(|error| MendError::Impossible(format!("job {}: {error}", job.id)))?;
-    let answer = Answer::join(None, Some(&secret)).map_err(|_| StoreError::Inconsistent("an answer is not JSON"))?;
+    let answer =
+        Answer::join(None, Some(&secret)).map_err(|_| StoreError::Inconsistent("an answer is not JSON"))?;
     Ok(Revealed { job: job.id, action: job.action, answer })
 }
 
