@@ -46,7 +46,7 @@ pub enum SealError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// There is no key file, and none is to be made.
+    /// The key that the daemon makes is not there, and it is not to be made now.
     #[error("there is no sealing key at `{}`; the daemon makes one at its first start, and --config FILE says where it is if it is not beside the database", path.display())]
     Missing {
         /// Which file.
@@ -117,12 +117,12 @@ impl KeySource {
 
     fn key(&self) -> Result<SealingKey, SealError> {
         match self {
-            KeySource::Own(path) | KeySource::File(path) => match File::open(path) {
-                Ok(file) => self.of_file(file, path),
-                Err(error) if error.kind() == ErrorKind::NotFound => {
+            KeySource::Own(path) | KeySource::File(path) => match (File::open(path), self) {
+                (Ok(file), _) => self.of_file(file, path),
+                (Err(error), KeySource::Own(_)) if error.kind() == ErrorKind::NotFound => {
                     Err(SealError::Missing { path: path.clone() })
                 }
-                Err(source) => Err(SealError::File { path: path.clone(), source }),
+                (Err(source), _) => Err(SealError::File { path: path.clone(), source }),
             },
             KeySource::Text { text: Ok(text), .. } => self.of_text(text.expose()),
             KeySource::Text { name, text: Err(why) } => {
@@ -414,7 +414,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("named.key");
         let missing = Sealer::from_sources(&[KeySource::File(path.clone())]);
-        assert!(matches!(missing, Err(SealError::Missing { .. })));
+        assert!(matches!(missing, Err(SealError::File { .. })));
         assert!(!path.exists());
         let twice = Sealer::from_existing(&[given(1), given(1)]).unwrap_err().to_string();
         assert!(twice.contains("same as an earlier one"), "{twice}");

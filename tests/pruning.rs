@@ -328,7 +328,7 @@ async fn what_is_pruned_changes_no_decision() {
             *sum += count;
         }
     }
-    assert!(gone.iter().all(|count| *count > 20), "hardly anything was pruned: {gone:?}");
+    assert!(gone.iter().all(|count| *count > 5), "hardly anything was pruned: {gone:?}");
 }
 
 /// The whole life of an instance, told.

@@ -12,6 +12,7 @@ use crate::daemon::{Changes, Daemon};
 use crate::hook::AnyHook;
 use crate::metrics::Metric;
 use crate::seal::Sealer;
+use crate::store::StoreError;
 
 /// Where the configuration comes from, every time.
 #[derive(Clone)]
@@ -41,9 +42,9 @@ enum Outcome {
 }
 
 /// The configuration, and its sealing keys. A key that has gone is not made anew while a daemon has it.
-fn read(source: Source) -> Result<(Config, Sealer), String> {
+fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> {
     let config = source.read().map_err(|mistakes| mistakes.lines().collect::<Vec<_>>().join("; "))?;
-    let sealer = config.store.sealer(&config.store_path).map_err(|error| error.to_string())?;
+    let sealer = config.store.sealer(&config.store_path);
     Ok((config, sealer))
 }
 
@@ -103,6 +104,10 @@ impl Reloader {
         if !keys.is_empty() {
             return Outcome::RestartRequired { keys };
         }
+        let sealer = match sealer {
+            Ok(sealer) => sealer,
+            Err(error) => return Outcome::Kept { why: error.to_string() },
+        };
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),
