@@ -13,7 +13,7 @@ mod daemon;
 
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
-use daemon::{Daemon, Home, PASSWORD, Ran, assert_clean, create, until};
+use daemon::{Daemon, Home, PASSWORD, Ran, assert_clean, create, exchange, until};
 use rusqlite::{Connection, params};
 use serde_json::Value;
 use spid::seal::{KeySource, Sealer};
@@ -296,7 +296,7 @@ fn the_key_may_come_from_a_variable_or_a_credential() {
 }
 
 #[test]
-fn one_key_is_named_in_one_place() {
+fn a_key_that_the_daemon_makes_is_made_once_and_never_while_it_runs() {
     let home = home();
     let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
     let own = home.path("own.key").display().to_string();
@@ -312,10 +312,37 @@ fn one_key_is_named_in_one_place() {
     assert!(daemon.reload().contains("reload: applied"));
     assert!(tells_the_password(&daemon, "order"));
     daemon.stop();
-    let keys = format!("sealing_key = \"{own}\"\nsealing_keys = [{}]", file(&home, "moved.key"));
+    // Beside a list it is the last of it.
+    std::fs::rename(home.path("moved.key"), home.path("own.key")).unwrap();
+    std::fs::write(home.path("new.key"), NEW).unwrap();
+    let keys = format!("sealing_key = \"{own}\"\nsealing_keys = [{}]", file(&home, "new.key"));
     home.configure(&text.replace("[store]\n", &format!("[store]\n{keys}\n")));
-    let ran = spid(&home, &["check-config"]);
-    assert!(ran.code == 78 && ran.stderr.contains("there is a `sealing_key`, too"), "{}", ran.stderr);
+    assert_eq!(status(&home), [("current".to_owned(), 0), ("previous".to_owned(), 1)]);
+}
+
+#[test]
+fn what_is_completed_in_the_console_is_sealed_with_the_key_of_the_last_reload() {
+    let home = Home::with_hook(r#"printf '{"pending":"waits for sales"}'"#);
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("[server]\n", "[server]\nadmin_listen = \"127.0.0.1:0\"\n"));
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("order")).id(), "0");
+    std::fs::write(home.path("new.key"), NEW).unwrap();
+    seal_with(&home, &format!("[{}]", file(&home, "new.key")));
+    assert!(daemon.reload().contains("reload: applied"));
+    std::fs::remove_file(home.path("spid.db.key")).unwrap();
+    let answer = format!(r#"{{"who":"ops","why":"sold","answer":{{"app":{{"password":"{PASSWORD}"}}}}}}"#);
+    let ready = daemon.wait_for_log("ready address=");
+    let admin = ready.split("admin=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let request = format!(
+        "POST /v1/instances/order/complete HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+        answer.len()
+    );
+    let completed = exchange(admin, &request).unwrap();
+    assert_eq!(completed.status, 200, "{}", completed.body);
+    assert!(tells_the_password(&daemon, "order"));
+    assert_eq!(status(&home), [("current".to_owned(), 1)]);
+    daemon.stop();
 }
 
 #[test]

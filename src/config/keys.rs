@@ -89,22 +89,16 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
 }
 
 /// Where the sealing keys come from, the current one first; none when the one beside the database will do.
-/// They are not read here: whoever reads the store need not be able to.
+/// The file of `sealing_key` comes behind those that are listed, and is not made then. They are not read here: whoever reads the store need not be able to.
 pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
     let path = |text: &str| match text {
         "" => Err("it is empty".to_owned()),
         text => Ok(PathBuf::from(text)),
     };
-    let own = store.optional("sealing_key", path).map(KeySource::Own);
-    let tables = store.tables("sealing_keys", false);
-    if own.is_some() && !tables.is_empty() {
-        store.mistake(
-            "sealing_keys",
-            "there is a `sealing_key`, too: put its file into this list, as { file = \"…\" }",
-        );
-    }
-    let listed: Vec<KeySource> = tables.iter().filter_map(sealing_key).collect();
-    if listed.is_empty() { own.into_iter().collect() } else { listed }
+    let own = store.optional("sealing_key", path);
+    let listed: Vec<KeySource> = store.tables("sealing_keys", false).iter().filter_map(sealing_key).collect();
+    let own = own.map(|own| if listed.is_empty() { KeySource::Own(own) } else { KeySource::File(own) });
+    listed.into_iter().chain(own).collect()
 }
 
 fn sealing_key(table: &Table<'_>) -> Option<KeySource> {

@@ -6,13 +6,14 @@
 //! refused with the reason; nothing is half done.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::ledger::{self, Acceptance, Birth, REJECTED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
 use super::sqlite::{Sqlite, Vacancy};
-use super::{StoreError, StoreOptions};
+use super::{Store, StoreError, StoreOptions};
 use crate::callback::{Action, Answer, Callback, InstanceRef};
 use crate::clock::{Clock, Id};
 use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
@@ -108,6 +109,8 @@ pub struct Mender {
     pub(super) backend: Sqlite,
     pub(super) path: PathBuf,
     pub(super) options: StoreOptions,
+    /// What seals, where that is not to be looked up.
+    sealer: Option<Arc<Sealer>>,
     pub(super) clock: Clock,
 }
 
@@ -118,19 +121,27 @@ impl Mender {
     /// When it cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
         let (path, options) = (path.to_owned(), options.clone());
-        Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, clock })
+        Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, sealer: None, clock })
+    }
+
+    /// Seals with whatever this store seals with now, which may be other keys than those it was opened with.
+    #[must_use]
+    pub fn sealing_like(self, store: &Store) -> Mender {
+        Mender { sealer: Some(store.sealer()), ..self }
     }
 
     /// What seals here. A daemon that runs must have its keys, too: it has to open what is sealed.
-    pub(super) fn sealer(&self) -> Mended<Sealer> {
+    pub(super) fn sealer(&self) -> Mended<Arc<Sealer>> {
+        if let Some(sealer) = &self.sealer {
+            return Ok(sealer.clone());
+        }
         let sealer = self.options.sealer(&self.path)?;
-        let Some(known) = super::sqlite::noted_keys(&self.path)? else { return Ok(sealer) };
-        match known.contains(&sealer.current().to_string()) {
-            true => Ok(sealer),
-            false => impossible(format!(
-                "the daemon that runs on this database does not have the current sealing key ({}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it",
-                sealer.current()
+        let current = sealer.current();
+        match super::sqlite::noted_keys(&self.path)? {
+            Some(known) if !known.contains(&current.to_string()) => impossible(format!(
+                "the daemon that runs on this database does not have the current sealing key ({current}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it"
             )),
+            _ => Ok(Arc::new(sealer)),
         }
     }
 
@@ -230,7 +241,7 @@ impl Mender {
                 return impossible("nothing is owed for this instance");
             };
             check_completable(&job, answer)?;
-            let seal = |(sealer, secret): (&Sealer, &Secret)| sealer.seal(job.id.as_bytes(), secret);
+            let seal = |(sealer, secret): (&Arc<Sealer>, &Secret)| sealer.seal(job.id.as_bytes(), secret);
             let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
             job.sealed = sealed.map_err(StoreError::from)?;
             job.answer = answer.split().open;
