@@ -263,6 +263,16 @@ fn a_change_without_the_old_key_says_what_remains() {
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["remaining"], 11);
     let ran = spid(&home, &["check-config"]);
     assert!(ran.code == 0 && ran.stderr.contains("6 answers are sealed with the key"), "{}", ran.stderr);
+    assert_eq!(
+        status(&home),
+        [("current", 0), ("unnamed", 5), ("unknown", 6)].map(|(which, count)| (which.to_owned(), count))
+    );
+    std::fs::rename(home.path("new.key"), home.path("away.key")).unwrap();
+    assert_eq!(
+        status(&home),
+        [("unnamed", 5), ("unknown", 6)].map(|(which, count)| (which.to_owned(), count))
+    );
+    std::fs::rename(home.path("away.key"), home.path("new.key")).unwrap();
     seal_with(&home, &both(&home));
     assert_eq!(rotated(&home)["resealed"], 11);
 }

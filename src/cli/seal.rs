@@ -61,7 +61,10 @@ struct KeyLine {
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     let (path, options) = arguments.store.place()?;
     let sealed = mend::mender(&arguments.store)?.sealed()?;
-    let known = options.sealer(&path)?.ids();
+    let known = options.sealer(&path).map(|sealer| sealer.ids()).unwrap_or_else(|error| {
+        output.complain(&format!("warning: {error}"));
+        Vec::new()
+    });
     let lines = key_lines(&known, sealed);
     if arguments.json {
         return output.json(&lines);

@@ -627,6 +627,9 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()
     if names.is_empty() || instance.id.is_none() && instance.state != State::Released {
         return impossible("an instance without an id cannot be imported");
     }
+    if instance.tombstone && instance.state != State::Released {
+        return impossible("a tombstone is released");
+    }
     let number = rows.add_instance(&instance)?;
     for name in names {
         take_name(rows, &instance.account, name, number)?;
