@@ -58,6 +58,17 @@ def expire(call, state):
     return {}
 
 
+def sign_on(call, state):
+    if state.get("state") != "active":
+        return {"refuse": "it is frozen"}
+    # Your application lets in whoever brings this ticket, and removes it: once is enough.
+    key = call["idempotency_key"]
+    if state.get("ticket", {}).get("for") != key:
+        state["ticket"] = {"for": key, "value": secrets.token_urlsafe(32)}
+    name = call["instance"]["order_biz_id"]
+    return {"redirect": f"https://{name}.app.example/login?ticket={state['ticket']['value']}"}
+
+
 def release(call, state):
     state.clear()
     state.update(state="released")
@@ -71,6 +82,7 @@ ACTIONS = {
     "upgrade": upgrade,
     "expire": expire,
     "release": release,
+    "sign-on": sign_on,
 }
 
 
@@ -111,10 +123,11 @@ def main():
     if key not in answers:
         answer = act(call, state)
         answers = {} if call["action"] == "release" else answers
-        save(file, {**state, "answers": {**answers, key: answer}})
+        kept = {} if call["action"] == "sign-on" else {key: answer}  # of those there is no end
+        save(file, {**state, "answers": {**answers, **kept}})
         answers[key] = answer
     print(json.dumps(answers[key]))
-    return 0
+    return REFUSE if "refuse" in answers[key] else 0
 
 
 if __name__ == "__main__":

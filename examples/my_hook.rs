@@ -2,15 +2,16 @@
 //!
 //! It has the complete command line: try `cargo run --example my_hook -- serve --dev`, or `… -- demo`.
 
-use std::io::ErrorKind;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use spid::hook::{
     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
-    RenewCall, Updated, UpgradeCall,
+    RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
-use spid::instance::Instance;
+use spid::instance::{Instance, State};
 
 struct MyHook {
     root: PathBuf,
@@ -55,6 +56,21 @@ impl ProvisioningHook for MyHook {
         Ok(Updated::new()) // only the term changes, and spid keeps it
     }
 
+    async fn sign_on(&self, call: SignOnCall) -> Result<SignedOn, HookError> {
+        if call.instance.state != State::Active {
+            return Err(HookError::refuse("it is frozen"));
+        }
+        // Your application lets in whoever brings what stands in there, and removes it: once is enough.
+        let file = self.folder(&call.instance)?.join(format!("ticket-{}", call.context.idempotency_key));
+        let ticket = match std::fs::read_to_string(&file) {
+            Ok(ticket) => ticket, // asked again, it is answered the same
+            Err(_) => new_ticket()?,
+        };
+        std::fs::write(&file, &ticket)?;
+        let name = call.instance.order_biz_id.unwrap_or_default();
+        Ok(SignedOn::redirect(format!("https://{name}.app.example/login?ticket={ticket}")))
+    }
+
     async fn expire(&self, call: ExpireCall) -> Result<(), HookError> {
         self.set_state(&call.instance, "frozen")
     }
@@ -65,6 +81,12 @@ impl ProvisioningHook for MyHook {
             _ => Ok(()), // nothing there is released already
         }
     }
+}
+
+fn new_ticket() -> Result<String, HookError> {
+    let mut random = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn main() -> ExitCode {

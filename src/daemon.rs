@@ -203,6 +203,10 @@ impl Daemon {
             let leftovers = clear_leftovers(path).await?;
             runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
         }
+        let refusals = Refusals::new(clock.clone(), metrics.clone());
+        // While nothing runs yet: it is the last that may fail.
+        let shown = shown(&store, database, &metrics, &refusals, &clock);
+        let handler = Admin::new(shown, options.admin)?;
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
@@ -217,17 +221,13 @@ impl Daemon {
                 .speaking(spoken);
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
-        let refusals = Refusals::new(clock.clone(), metrics.clone());
-        let intake =
-            Intake::new(store.clone(), clock.clone(), metrics.clone(), refusals.clone(), options.intake);
+        let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, options.intake);
         let doors = Doors::new(options.endpoints, intake, options.guard);
         let (doors, behind) = watch::channel(Arc::new(doors));
         let (stop_front, _) = watch::channel(false);
         let front = Front::new(behind, metrics.clone());
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
-        let parts = AdminParts { store: store.clone(), database, metrics: metrics.clone(), refusals, clock };
-        let handler = Admin::new(parts, options.admin)?;
         let admin = admin
             .map(|listener| serve(listener, options.server, handler, &stop_front, part("admin listener")));
         Ok(Daemon {
@@ -399,6 +399,23 @@ fn serve(
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     run(part, http::serve(listener, options, handler, stop))
+}
+
+/// What the admin listener shows.
+fn shown(
+    store: &Store,
+    database: Option<(PathBuf, StoreOptions)>,
+    metrics: &Metrics,
+    refusals: &Refusals,
+    clock: &Clock,
+) -> AdminParts {
+    AdminParts {
+        store: store.clone(),
+        database,
+        metrics: metrics.clone(),
+        refusals: refusals.clone(),
+        clock: clock.clone(),
+    }
 }
 
 /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.

@@ -186,7 +186,7 @@ impl Dispatch {
                 biased;
                 _ = stopping.wait_for(|stop| *stop) => return ready,
                 handed = ready.recv() => match handed {
-                    Some(Ready { taken, place }) => self.start(*taken, place, running, &stop),
+                    Some(handed) => self.start(handed, running, &stop),
                     None => return ready,
                 },
                 () = self.store.work() => look = true,
@@ -214,25 +214,19 @@ impl Dispatch {
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        while let Ok(Ready { taken, place }) = ready.try_recv() {
-            self.start(*taken, place, running, stop);
+        while let Ok(handed) = ready.try_recv() {
+            self.start(handed, running, stop);
         }
     }
 
     /// Starts a job that was handed over, unless its lease was lost on the way: the clock may have
     /// jumped while it and a take of ours were both under way, and that take has ended its lease.
-    fn start(
-        &self,
-        taken: Taken,
-        place: OwnedSemaphorePermit,
-        running: &mut JoinSet<()>,
-        stop: &watch::Receiver<bool>,
-    ) {
-        match self.store.holds(&taken.job) {
+    fn start(&self, handed: Ready, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) {
+        match self.store.holds(&handed) {
             Ok(false) => {
-                tracing::warn!(job = %taken.job.id, "the lease was lost before the attempt began");
+                tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
             }
-            Ok(true) | Err(_) => self.spawn(taken, place, running, stop),
+            Ok(true) | Err(_) => self.spawn(*handed.taken, handed.place, running, stop),
         }
     }
 
@@ -284,10 +278,11 @@ impl Dispatch {
             orders: self.orders.borrow().clone(),
             dialects: self.dialects.borrow().clone(),
         };
-        running.spawn(async move {
+        // On the heap: it is large, and would be moved about with the task.
+        running.spawn(Box::pin(async move {
             attempt.run(taken, place).await;
             holding.end();
-        });
+        }));
     }
 
     /// Renews leases and writes counts, as long as it is polled.
@@ -354,7 +349,7 @@ impl Dispatch {
     }
 
     async fn give_back(&self, job: &JobRow) {
-        if let Err(error) = self.store.finish(job, Ending::GivenBack).await {
+        if let Err(error) = self.store.give_back(job).await {
             tracing::warn!(job = %job.id, %error, "the job could not be given back; it comes back at the next start");
         }
     }
@@ -434,7 +429,7 @@ impl Attempt {
             Ok(None) => return Err(Ending::GivenBack),
             Err(error) => return again(format!("what was ordered could not be kept: {error}")),
         }
-        taken.callback = known;
+        taken.callback = Arc::new(known);
         Ok(())
     }
 
@@ -500,7 +495,7 @@ impl Attempt {
     async fn finish(&mut self, taken: &Taken, ending: Ending) {
         let mut pause = STORE_PAUSE;
         loop {
-            match self.store.finish(&taken.job, ending.clone()).await {
+            match self.store.finish(taken, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
                 Ok(Finished::Fenced) => {
                     self.metrics.count(Metric::Alerts, ["lease-lost", ""]);
@@ -612,7 +607,7 @@ mod tests {
             account: "acme".to_owned(),
             endpoint: "alibaba-cn".to_owned(),
             key_label: "current".to_owned(),
-            callback: Callback { subject, ..Callback::new(Action::Create, "createInstance") },
+            callback: Arc::new(Callback { subject, ..Callback::new(Action::Create, "createInstance") }),
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,

@@ -215,7 +215,8 @@ impl Intake {
     ) -> Result<Vec<(Callback, Outcome)>, Copied> {
         // All of it is kept before anything is waited for.
         let mut kept = Vec::new();
-        for mut callback in asking.endpoint.dialect.apart(callback) {
+        for callback in asking.endpoint.dialect.apart(callback) {
+            let mut callback = Arc::new(callback);
             let reply = if callback.test {
                 Reply::Now(self.try_out(asking, &callback).await?)
             } else {
@@ -230,7 +231,7 @@ impl Intake {
                 Reply::Wait(waiting) => waiting.until(asking.deadline).await,
             };
             self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
-            answered.push((callback, outcome));
+            answered.push((Arc::unwrap_or_clone(callback), outcome));
         }
         Ok(answered)
     }
@@ -269,7 +270,7 @@ impl Intake {
     }
 
     /// After the signature: keeps the callback. What may be answered, or the wait for it.
-    async fn keep(&self, asking: Asking<'_>, callback: &mut Callback) -> Result<Reply, Copied> {
+    async fn keep(&self, asking: Asking<'_>, callback: &mut Arc<Callback>) -> Result<Reply, Copied> {
         let Asking { endpoint, key_label, deadline } = asking;
         let acceptance = Acceptance {
             account: endpoint.account.to_string(),
@@ -297,7 +298,9 @@ impl Intake {
         };
         self.note(endpoint, callback, &receipt);
         // What it is called was decided by whoever came first.
-        callback.public_id.clone_from(&receipt.public_id);
+        if callback.public_id != receipt.public_id {
+            Arc::make_mut(callback).public_id = receipt.public_id;
+        }
         Ok(receipt.reply)
     }
 

@@ -189,6 +189,10 @@ pub const CONFORMANCE_CONCURRENT_COUNT: usize = 32;
 /// Exchanges of one case that are kept for the report.
 pub const CONFORMANCE_SHOWN_COUNT: usize = 8;
 
+/// Longest span of time in a configuration, in seconds: a century. What is longer was mistyped, and no clock can
+/// be that far ahead.
+pub const SPAN_MAX_S: u64 = 100 * 365 * 86_400;
+
 /// How long a day of the pretended market takes, in milliseconds.
 pub const MARKET_DAY_MS: u64 = 1_000;
 /// How soon the pretended market calls again, in milliseconds. The vendor does not say.
@@ -197,6 +201,8 @@ pub const MARKET_RETRY_MS: u64 = 200;
 pub const MARKET_MINUTE_MS: u64 = 20;
 /// Requests it has on the way at once.
 pub const MARKET_AT_ONCE_COUNT: usize = 64;
+/// Most orders of a pretended market: each is planned and kept in memory.
+pub const MARKET_ORDERS_MAX_COUNT: i64 = 1_000_000;
 
 /// Refused requests that are kept to be looked at, in memory alone.
 pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;

@@ -11,7 +11,6 @@
 //!
 //! What strictness cannot settle is an `&` *inside* a value: see [`ambiguous`].
 
-use std::collections::HashSet;
 use std::fmt;
 
 use crate::limits::{PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES, PARAMETERS_MAX_COUNT};
@@ -178,9 +177,7 @@ pub fn parse(query: &[u8], form: Option<&[u8]>) -> Result<Vec<Pair>, QueryError>
         let place = raw.last().map(|pair| pair.place);
         return Err(QueryError::new(Rule::TooManyParameters, None, place));
     }
-    check_encoding(&raw)?;
-    let mut pairs = decode(query, Part::Query)?;
-    pairs.append(&mut decode(form, Part::Form)?);
+    let pairs = raw.iter().map(decode).collect::<Result<Vec<Pair>, _>>()?;
     check_decoded(pairs.iter().zip(raw.iter().map(|pair| Some(pair.place))))?;
     Ok(pairs)
 }
@@ -259,70 +256,59 @@ fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
         })
 }
 
-fn check_encoding(raw: &[RawPair<'_>]) -> Result<(), QueryError> {
-    let mut scratch = Vec::new();
-    for pair in raw {
-        let value_offset = pair.name.len() + 1;
-        for (text, start) in [(pair.name, 0), (pair.value, value_offset)] {
-            check_text(text, &mut scratch).map_err(|(rule, at)| {
-                let offset = pair.place.offset + start + at;
-                let name = String::from_utf8_lossy(pair.name);
-                QueryError::new(rule, Some(&name), Some(Place { part: pair.place.part, offset }))
-            })?;
-        }
-    }
-    Ok(())
+/// Decodes a name and its value: as `serde_urlencoded` would, which refuses nothing.
+fn decode(pair: &RawPair<'_>) -> Result<Pair, QueryError> {
+    let text = |text: &[u8], start: usize| {
+        decode_text(text).map_err(|(rule, at)| {
+            let offset = pair.place.offset + start + at;
+            let name = String::from_utf8_lossy(pair.name);
+            QueryError::new(rule, Some(&name), Some(Place { part: pair.place.part, offset }))
+        })
+    };
+    Ok((text(pair.name, 0)?, text(pair.value, pair.name.len() + 1)?))
 }
 
-/// Checks one name or value as it was sent. The number is the offset of what is wrong, or 0 where
-/// that is only known after decoding.
-fn check_text(text: &[u8], scratch: &mut Vec<u8>) -> Result<(), (Rule, usize)> {
-    let decoded: &[u8] = if text.contains(&b'%') {
-        unescape(text, scratch).map_err(|at| (Rule::BadEncoding, at))?;
-        scratch
-    } else {
-        text
-    };
+/// Decodes one name or value. The number is the offset of what is wrong, or 0 where that is only known
+/// after decoding.
+fn decode_text(text: &[u8]) -> Result<String, (Rule, usize)> {
+    let decoded = unescape(text).map_err(|at| (Rule::BadEncoding, at))?;
     if decoded.contains(&0) {
         return Err((Rule::Nul, 0));
     }
-    std::str::from_utf8(decoded).map(|_| ()).map_err(|_| (Rule::NotUtf8, 0))
+    String::from_utf8(decoded).map_err(|_| (Rule::NotUtf8, 0))
 }
 
-/// Undoes percent-encoding; the error is where a `%` stands without its two digits.
-fn unescape(text: &[u8], decoded: &mut Vec<u8>) -> Result<(), usize> {
-    decoded.clear();
+/// Undoes `+` and percent-encoding; the error is where a `%` stands without its two digits.
+fn unescape(text: &[u8]) -> Result<Vec<u8>, usize> {
+    let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.iter().enumerate();
     while let Some((at, byte)) = bytes.next() {
-        if *byte != b'%' {
-            decoded.push(*byte);
-            continue;
+        match *byte {
+            b'%' => {
+                let mut digit = || bytes.next().and_then(|(_, byte)| char::from(*byte).to_digit(16));
+                let (Some(high), Some(low)) = (digit(), digit()) else { return Err(at) };
+                decoded.push(u8::try_from(high * 16 + low).map_err(|_| at)?);
+            }
+            b'+' => decoded.push(b' '),
+            plain => decoded.push(plain),
         }
-        let mut digit = || bytes.next().and_then(|(_, byte)| char::from(*byte).to_digit(16));
-        let (Some(high), Some(low)) = (digit(), digit()) else { return Err(at) };
-        decoded.push(u8::try_from(high * 16 + low).map_err(|_| at)?);
     }
-    Ok(())
-}
-
-fn decode(text: &[u8], part: Part) -> Result<Vec<Pair>, QueryError> {
-    // After the checks above nothing is left that it could replace or refuse.
-    serde_urlencoded::from_bytes(text)
-        .map_err(|_| QueryError::new(Rule::BadEncoding, None, Some(Place { part, offset: 0 })))
+    Ok(decoded)
 }
 
 fn check_decoded<'a>(
     pairs: impl Iterator<Item = (&'a Pair, Option<Place>)> + Clone,
 ) -> Result<(), QueryError> {
-    let mut seen = HashSet::new();
-    for ((name, value), place) in pairs {
+    for (count, ((name, value), place)) in pairs.clone().enumerate() {
+        // They are few, so that looking at all of them is quicker than a table of them.
+        let is_given_before = || pairs.clone().take(count).any(|((before, _), _)| before == name);
         let broken = if name.is_empty() || name.contains(['&', '=']) {
             Some(Rule::BadName)
         } else if name.len() > PARAMETER_NAME_MAX_BYTES {
             Some(Rule::NameTooLong)
         } else if value.len() > PARAMETER_VALUE_MAX_BYTES {
             Some(Rule::ValueTooLong)
-        } else if !seen.insert(name.as_str()) {
+        } else if is_given_before() {
             Some(Rule::DuplicateParameter)
         } else {
             None
@@ -501,12 +487,19 @@ mod tests {
             query in prop::collection::vec(any::<u8>(), 0..200)
         ) {
             if let Ok(pairs) = parse(&query, None) {
-                let mut decoded = Vec::new();
-                unescape(&query, &mut decoded).unwrap();
-                let sent = String::from_utf8(decoded).unwrap().matches('\u{fffd}').count();
+                let sent = String::from_utf8(unescape(&query).unwrap()).unwrap().matches('\u{fffd}').count();
                 let read: usize = pairs.iter().map(|(n, v)| n.matches('\u{fffd}').count() + v.matches('\u{fffd}').count()).sum();
                 prop_assert_eq!(read, sent, "no replacement character that was not sent");
-                prop_assert_eq!(parse(encode(&pairs).as_bytes(), None).unwrap(), pairs);
+                prop_assert_eq!(&parse(encode(&pairs).as_bytes(), None).unwrap(), &pairs);
+                // What is not refused, a lenient decoder reads alike.
+                prop_assert_eq!(serde_urlencoded::from_bytes::<Vec<Pair>>(&query).unwrap(), pairs);
+            }
+        }
+
+        #[test]
+        fn what_is_read_is_what_a_lenient_decoder_reads(query in "([a-c%+&=]|%2[0-9b]|%4[1-9]){0,40}") {
+            if let Ok(pairs) = parse(query.as_bytes(), None) {
+                prop_assert_eq!(serde_urlencoded::from_str::<Vec<Pair>>(&query).unwrap(), pairs);
             }
         }
     }

@@ -395,16 +395,23 @@ impl Parts {
     /// As [`Parts::sign`], by a reader of the international page who appends the key itself where `&key=` and
     /// the key belong: to find out whether a receiver does that. Nothing verifies such a signature here.
     pub fn sign_without_key_name(&self, keys: &Keys) -> String {
-        let Parts::Pairs(pairs) = self else { return String::new() };
-        let text = canonical(pairs);
-        let joined = text.trim_end_matches("&key=");
-        let digest = |key: &Key| {
-            let mut md5 = Md5::new();
-            md5.update(joined.as_bytes());
-            md5.update(key.secret.expose().as_bytes());
-            hex::encode(md5.finalize())
-        };
-        keys.current().map(digest).unwrap_or_default()
+        let digest = keys.current().and_then(|key| self.digest_without_key_name(&key.secret));
+        digest.map(hex::encode).unwrap_or_default()
+    }
+
+    /// Whether a signature would hold if the key had been appended alone: to tell a sender of that mistake.
+    pub fn holds_without_key_name(&self, presented: &str, keys: &Keys) -> bool {
+        let Ok(presented) = self.scheme().read(presented) else { return false };
+        let holds = |digest: Vec<u8>| bool::from(digest.ct_eq(presented.as_slice()));
+        keys.iter().any(|key| self.digest_without_key_name(&key.secret).is_some_and(holds))
+    }
+
+    fn digest_without_key_name(&self, key: &Secret) -> Option<Vec<u8>> {
+        let Parts::Pairs(pairs) = self else { return None };
+        let mut md5 = Md5::new();
+        md5.update(canonical(pairs).as_bytes());
+        md5.update(key.expose().as_bytes());
+        Some(md5.finalize().to_vec())
     }
 
     /// The text the digest is made from, with `<key>` in the key's place. A body that is not text

@@ -82,7 +82,7 @@ fn two_dialects_are_spoken_side_by_side() {
     let expiry = "expiredOn=2030-01-01 00:00:00";
     let parameters =
         ["jdPin=buyer", "orderBizId=ob-2", "orderId=o-2", "serviceCode=s", "skuId=basic", expiry];
-    let sign = ["sign", "--dialect", "jdcloud", "--key-file", "jd.key", "--url", &url, "createInstance"];
+    let sign = ["sign", "--dialect", "jdcloud", "--key-file", "jd.key", "--to", &url, "createInstance"];
     let signed = home.run(&[&sign[..], &parameters].concat());
     assert_eq!(signed.code, 0, "{}", signed.stderr);
     let query = signed.stdout.trim_end().split_once('?').unwrap().1;
@@ -99,6 +99,28 @@ fn a_route_leads_an_endpoint_to_a_hook_of_its_own() {
     let daemon = home.start();
     assert_eq!(order(&daemon, "/a", "a", "ob-1").id(), "ob-1");
     assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "0");
+}
+
+/// The README has SPID_CONFIG in the environment for good: it must not stand against what is typed.
+#[test]
+fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
+    let home = home_with(&[("cn", "/cn", "alibaba", "")], "");
+    home.start().stop();
+    let run = |arguments: &[&str]| {
+        let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+        spid.args(arguments).env("SPID_CONFIG", "nowhere.toml").current_dir(home.path("."));
+        let output = spid.output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(run(&["jobs", "list", "--db", "spid.db"]), (0, String::new()));
+    let (code, complaint) = run(&["jobs", "list"]);
+    assert!(code == 78 && complaint.contains("nowhere.toml"), "{complaint}");
+    let (code, complaint) = run(&["jobs", "list", "--db", "spid.db", "--config", "other.toml"]);
+    assert!(code == 64 && complaint.contains("give one"), "{complaint}");
+    let (code, complaint) = run(&["serve", "--dev", "--listen", "0.0.0.0:1"]);
+    assert!(code == 64 && complaint.contains("--dev has a key everybody knows"), "{complaint}");
+    let (code, complaint) = run(&["serve", "--dev", "--config", "other.toml"]);
+    assert!(code == 64 && complaint.contains("give `--config` or `--dev`"), "{complaint}");
 }
 
 // check-config.

@@ -347,12 +347,17 @@ fn a_signed_request_of_the_command_line_is_taken_by_the_daemon() {
     let honest = create("ob-sign").with("label", "R&D + 中文");
     let pairs: Vec<String> = honest.0[1..].iter().map(|(name, value)| format!("{name}={value}")).collect();
     let url = format!("http://{}/spi", daemon.address);
-    let mut arguments = vec!["sign", "--key-file", "isv-key", "--url", &url, "createInstance"];
+    let mut arguments = vec!["sign", "--key-file", "isv-key", "--to", &url, "createInstance"];
     arguments.extend(pairs.iter().map(String::as_str));
     let signed = home.run(&arguments);
     assert_eq!(signed.code, 0, "{}", signed.stderr);
     let query = signed.stdout.trim_end().split_once('?').unwrap().1;
     assert!(query.contains(&honest.token()), "the token computed by hand is the same");
+    arguments[3] = "--url";
+    assert_eq!(home.run(&arguments).stdout, signed.stdout, "as it was called before");
+    let behind = ["sign", "--key-file", "isv-key", "--to", "http://a.example/spi?tenant=7", "x"];
+    let behind = home.run(&behind).stdout;
+    assert!(behind.starts_with("http://a.example/spi?tenant=7&action=x&"), "{behind}");
     assert_eq!(daemon.get(query).id(), "ob-sign");
     let verified = home.run(&["verify", "--key-file", "isv-key", "--json", signed.stdout.trim_end()]);
     assert_eq!(verified.code, 0, "{}", verified.stderr);

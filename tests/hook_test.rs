@@ -318,7 +318,10 @@ fn a_hook_of_the_configuration_is_tested_by_its_name() {
     bench.test(&["--config", "spid.toml", "--hook", "real"]).finds("`create`: asked again");
     let tested = bench.test(&["--config", "spid.toml", "--hook", "idle"]);
     assert_eq!(tested.code, Some(78));
-    assert!(tested.told.contains("`--hook`: no order reaches a hook called `idle`"), "{}", tested.told);
+    assert!(tested.told.contains("`--hook`: no order reaches `idle`: it is neither"), "{}", tested.told);
+    let tested = bench.test(&["--config", "spid.toml", "--hook", "reel"]);
+    assert_eq!(tested.code, Some(78));
+    assert!(tested.told.contains("there is no hook `reel`; did you mean `real`?"), "{}", tested.told);
 }
 
 #[test]

@@ -216,7 +216,7 @@ async fn what_was_learned_is_kept_with_callback_and_instance(bench: &Bench) {
     assert_eq!((instance.sku.as_deref(), instance.buyer.as_deref()), (Some("pro"), Some("7")));
     bench.finish(&taken, Ending::GivenBack).await;
     let again = bench.take_one().await;
-    assert_eq!((&again.callback, again.instance.as_ref()), (&known, Some(&instance)), "the next attempt knows it");
+    assert_eq!((&*again.callback, again.instance.as_ref()), (&known, Some(&instance)), "the next attempt knows it");
     assert_eq!(bench.store.learn(&taken.job, bare.clone()).await.unwrap(), None, "a lost lease teaches nothing");
     bench.finish_done(&again).await;
     assert!(bench.deliver(&bare).await.is_success(), "its redelivery says no more than before");

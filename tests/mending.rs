@@ -39,6 +39,21 @@ fn home() -> Home {
     home
 }
 
+/// A daemon, and its hook told beforehand what to do.
+fn started(told: &[&str]) -> (Home, Daemon) {
+    let home = home();
+    told.iter().for_each(|what| tell_hook(&home, what));
+    let daemon = home.start();
+    (home, daemon)
+}
+
+/// The same with `biz-1` bought, and its id.
+fn sold() -> (Home, Daemon, String) {
+    let (home, daemon) = started(&[]);
+    let id = buy(&daemon, "biz-1");
+    (home, daemon, id)
+}
+
 /// From now on the hook does this to that action: `fail-create`.
 fn tell_hook(home: &Home, what: &str) {
     std::fs::write(home.path(what), "").unwrap();
@@ -159,9 +174,7 @@ fn buy(daemon: &Daemon, order_biz_id: &str) -> String {
 #[test]
 fn a_dead_job_is_retried_once_with_its_key_and_its_schedule_is_not_doubled() {
     both_ways(|beside| {
-        let home = home();
-        tell_hook(&home, "fail-create");
-        let daemon = home.start();
+        let (home, daemon) = started(&["fail-create"]);
         assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
         make_dead(&home);
         let id = word(&only_job(&home, "dead"), "id").to_owned();
@@ -196,9 +209,7 @@ fn a_dead_job_is_retried_once_with_its_key_and_its_schedule_is_not_doubled() {
 
 #[test]
 fn a_refused_create_is_not_retried_behind_the_back_of_a_new_one() {
-    let home = home();
-    tell_hook(&home, "refuse-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["refuse-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     until("it is refused", || jobs(&home, "refused").pop());
     let old = word(&only_job(&home, "refused"), "id").to_owned();
@@ -218,9 +229,7 @@ fn a_refused_create_is_not_retried_behind_the_back_of_a_new_one() {
 
 #[test]
 fn a_refused_upgrade_is_not_retried_over_a_later_one() {
-    let home = home();
-    tell_hook(&home, "refuse-upgrade");
-    let daemon = home.start();
+    let (home, daemon) = started(&["refuse-upgrade"]);
     let id = buy(&daemon, "biz-1");
     assert!(!daemon.deliver(&upgrade(&id, "silver")).success());
     until("it is refused", || jobs(&home, "refused").pop());
@@ -234,9 +243,7 @@ fn a_refused_upgrade_is_not_retried_over_a_later_one() {
 #[test]
 fn dropping_lets_those_behind_go_on() {
     both_ways(|beside| {
-        let home = home();
-        tell_hook(&home, "fail-upgrade");
-        let daemon = home.start();
+        let (home, daemon) = started(&["fail-upgrade"]);
         let id = buy(&daemon, "biz-1");
         assert!(!daemon.deliver(&upgrade(&id, "gold")).success());
         make_dead(&home);
@@ -257,9 +264,7 @@ fn dropping_lets_those_behind_go_on() {
 
 #[test]
 fn dropping_a_create_ends_those_behind_it() {
-    let home = home();
-    tell_hook(&home, "fail-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["fail-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     make_dead(&home);
     assert!(!daemon.deliver(&renew("biz-1", "2031-01-01 00:00:00")).success());
@@ -273,8 +278,7 @@ fn dropping_a_create_ends_those_behind_it() {
 #[test]
 fn what_a_hook_left_pending_is_completed_by_hand() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
+        let (home, daemon) = started(&[]);
         let taken = buy(&daemon, "biz-0");
         tell_hook(&home, "pend-create");
         assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
@@ -320,9 +324,7 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
 #[test]
 fn a_claim_is_kept_and_told_to_the_hook() {
     both_ways(|beside| {
-        let home = home();
-        tell_hook(&home, "pend-create");
-        let daemon = home.start();
+        let (home, daemon) = started(&["pend-create"]);
         assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
         until("it is pending", || jobs(&home, "pending").pop());
         let said = refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "Acme"]);
@@ -374,10 +376,7 @@ fn a_claim_is_kept_and_told_to_the_hook() {
 
 #[test]
 fn an_answer_for_a_create_does_not_complete_the_release_that_came_instead() {
-    let home = home();
-    tell_hook(&home, "pend-create");
-    tell_hook(&home, "fail-release");
-    let daemon = home.start();
+    let (home, daemon) = started(&["pend-create", "fail-release"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     until("it is pending", || jobs(&home, "pending").pop());
     assert!(!daemon.deliver(&about(RELEASE, "biz-1")).success());
@@ -394,9 +393,7 @@ fn an_answer_for_a_create_does_not_complete_the_release_that_came_instead() {
 
 #[test]
 fn no_password_is_sealed_with_a_key_the_daemon_does_not_have() {
-    let home = home();
-    tell_hook(&home, "pend-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["pend-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     until("it is pending", || jobs(&home, "pending").pop());
     daemon.stop();
@@ -415,9 +412,7 @@ fn no_password_is_sealed_with_a_key_the_daemon_does_not_have() {
 #[test]
 fn an_early_expire_is_approved_and_runs() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let expire = about(EXPIRE, &id);
         daemon.deliver_until_done(&expire);
         daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
@@ -439,9 +434,7 @@ fn an_early_expire_is_approved_and_runs() {
 
 #[test]
 fn what_is_approved_when_it_is_so_already_runs_nothing_and_is_still_untold() {
-    let home = home();
-    let daemon = home.start();
-    let id = buy(&daemon, "biz-1");
+    let (home, daemon, id) = sold();
     let expire = about(EXPIRE, &id);
     daemon.deliver_until_done(&expire);
     daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
@@ -459,9 +452,7 @@ fn what_is_approved_when_it_is_so_already_runs_nothing_and_is_still_untold() {
 #[test]
 fn a_doubt_that_is_approved_runs_once_and_is_told() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let expire = about(EXPIRE, &id).with("aliUid", "1&b=2");
         assert!(!daemon.deliver(&expire).success());
         let number = held_number(&home);
@@ -485,8 +476,7 @@ fn a_doubt_that_is_approved_runs_once_and_is_told() {
 
 #[test]
 fn an_unknown_action_and_a_doubtful_payment_run_once_approved() {
-    let home = home();
-    let daemon = home.start();
+    let (home, daemon) = started(&[]);
     let unknown = Params::new("pleaseDance").with("aliUid", "1");
     daemon.deliver(&unknown);
     done(&home, &["held", "approve", &held_number(&home)]);
@@ -506,9 +496,7 @@ fn an_unknown_action_and_a_doubtful_payment_run_once_approved() {
 #[test]
 fn a_conflicting_create_is_approved_as_what_it_is() {
     for (action, shows) in [("renew", "expires_on"), ("upgrade", "sku")] {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let before = home.json(&["instances", "show", &id])[shows].clone();
         let other = create("biz-1")
             .with("orderId", "order-2")
@@ -533,8 +521,7 @@ fn a_conflicting_create_is_approved_as_what_it_is() {
 
 #[test]
 fn what_names_nothing_cannot_be_approved_only_rejected() {
-    let home = home();
-    let daemon = home.start();
+    let (home, daemon) = started(&[]);
     assert!(!daemon.deliver(&about(EXPIRE, "0")).success());
     let number = held_number(&home);
     let said = refused(&home, 65, &["held", "approve", &number]);
@@ -546,9 +533,7 @@ fn what_names_nothing_cannot_be_approved_only_rejected() {
 #[test]
 fn what_is_rejected_stays_refused_until_it_is_true() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let expire = about(EXPIRE, &id);
         daemon.deliver_until_done(&expire);
         daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
@@ -576,9 +561,7 @@ fn what_is_rejected_stays_refused_until_it_is_true() {
 #[test]
 fn an_instance_is_released_by_hand_and_the_marketplace_may_still_ask() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let daemon = mending(&home, daemon, beside, || {
             done(&home, &["instances", "release", "biz-1"]);
         });
@@ -597,9 +580,7 @@ fn an_instance_is_released_by_hand_and_the_marketplace_may_still_ask() {
 
 #[test]
 fn what_never_began_is_released_without_the_hook() {
-    let home = home();
-    tell_hook(&home, "fail-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["fail-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     make_dead(&home);
     assert!(!daemon.deliver(&create("biz-1")).is_success());
@@ -615,9 +596,7 @@ fn what_never_began_is_released_without_the_hook() {
 
 #[test]
 fn what_began_is_released_with_the_hook_told_so() {
-    let home = home();
-    tell_hook(&home, "pend-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["pend-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     until("it is pending", || jobs(&home, "pending").pop());
     done(&home, &["instances", "release", "biz-1"]);
@@ -629,8 +608,7 @@ fn what_began_is_released_with_the_hook_told_so() {
 #[test]
 fn instances_are_imported_all_or_none_and_live_on() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
+        let (home, daemon) = started(&[]);
         let taken = buy(&daemon, "biz-1");
         let file = home.path("customers.jsonl");
         let import = |lines: &[Value]| {
@@ -675,9 +653,7 @@ fn instances_are_imported_all_or_none_and_live_on() {
 
 #[test]
 fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
-    let home = home();
-    tell_hook(&home, "fail-upgrade");
-    let daemon = home.start();
+    let (home, daemon) = started(&["fail-upgrade"]);
     let id = buy(&daemon, "biz-1");
     assert!(!daemon.deliver(&upgrade(&id, "gold")).success());
     until("it has failed", || jobs(&home, "queued").pop().filter(|job| job["attempts"] == 1));
@@ -741,9 +717,7 @@ fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
 
 #[test]
 fn a_restored_key_tells_the_password() {
-    let home = home();
-    let daemon = home.start();
-    let id = buy(&daemon, "biz-1");
+    let (home, daemon, id) = sold();
     let db = home.path("spid.db");
     let copy = home.path("copy.db");
     let copy = copy.to_str().unwrap();
@@ -760,8 +734,7 @@ fn a_restored_key_tells_the_password() {
 #[test]
 fn what_is_not_there_and_what_cannot_be_done_is_said() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
+        let (home, daemon) = started(&[]);
         buy(&daemon, "biz-1");
         home.wait_until_idle();
         mending(&home, daemon, beside, || {
@@ -796,23 +769,39 @@ fn what_is_not_there_and_what_cannot_be_done_is_said() {
 
 #[test]
 fn what_runs_is_left_alone() {
-    let home = home();
-    tell_hook(&home, "hang-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["hang-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     let id = word(&only_job(&home, "running"), "id").to_owned();
     assert!(refused(&home, 65, &["jobs", "retry", &id]).contains("wait for its end"));
-    assert!(refused(&home, 65, &["jobs", "drop", &id]).contains("running"));
+    assert!(refused(&home, 65, &["jobs", "drop", &id]).contains("wait for its end"));
     assert!(refused(&home, 65, &["instances", "complete", "biz-1"]).contains("wait for its end"));
     home.open_gate("create");
     daemon.deliver_until_done(&create("biz-1"));
 }
 
+/// Nobody must wait for the end of what has no daemon any more.
+#[test]
+fn what_ran_when_the_daemon_was_killed_is_told_apart_from_what_runs() {
+    let (home, daemon) = started(&["hang-create"]);
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+    let id = word(&only_job(&home, "running"), "id").to_owned();
+    until("its hook has begun", || (!home.begun("create").is_empty()).then_some(()));
+    daemon.kill();
+    meddle(&home, "UPDATE job SET lease_until = 1");
+    for arguments in
+        [&["jobs", "retry", &id][..], &["jobs", "drop", &id], &["instances", "complete", "biz-1"]]
+    {
+        let told = refused(&home, 65, arguments);
+        assert!(told.contains("its create was running when the daemon went away"), "{told}");
+        assert!(told.contains("start the daemon") && !told.contains("wait for its end"), "{told}");
+    }
+    untell_hook(&home, "hang-create");
+    home.start().deliver_until_done(&create("biz-1"));
+}
+
 #[test]
 fn of_two_who_mend_the_same_one_does_it() {
-    let home = home();
-    let daemon = home.start();
-    let id = buy(&daemon, "biz-1");
+    let (home, daemon, id) = sold();
     let expire = about(EXPIRE, &id);
     daemon.deliver_until_done(&expire);
     daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
@@ -832,9 +821,7 @@ fn of_two_who_mend_the_same_one_does_it() {
 #[test]
 fn a_callback_is_sent_again_and_that_is_recorded() {
     both_ways(|beside| {
-        let home = home();
-        let daemon = home.start();
-        let id = buy(&daemon, "biz-1");
+        let (home, daemon, id) = sold();
         let url = format!("http://{}/spi", daemon.address);
         let resend =
             |url: &str| act(&home, &["callbacks", "resend", "1", "--to", url, "--key-file", "isv-key"]);
@@ -855,9 +842,7 @@ fn a_callback_is_sent_again_and_that_is_recorded() {
 
 #[test]
 fn the_tries_of_the_marketplace_are_shown_and_warned_about() {
-    let home = home();
-    tell_hook(&home, "fail-create");
-    let daemon = home.start();
+    let (home, daemon) = started(&["fail-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     let number = home.list(&["callbacks", "list"])[0]["number"].to_string();
     let ways = [&["callbacks", "list"][..], &["callbacks", "show", &number], &["instances", "show", "biz-1"]];
@@ -883,9 +868,7 @@ fn the_tries_of_the_marketplace_are_shown_and_warned_about() {
 
 #[test]
 fn lists_say_what_to_do_and_json_has_the_names_of_the_docs() {
-    let home = home();
-    let daemon = home.start();
-    let id = buy(&daemon, "biz-1");
+    let (home, daemon, id) = sold();
     tell_hook(&home, "fail-upgrade");
     assert!(!daemon.deliver(&upgrade(&id, "gold")).success());
     make_dead(&home);

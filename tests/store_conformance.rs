@@ -589,6 +589,23 @@ fn the_first_version_of_the_schema_is_history() {
     assert!(include_str!("store_versions/1.sql").starts_with(include_str!("../src/store/schema.sql")));
 }
 
+/// Before the new version is let at it, there is a copy, and the original is as it was.
+#[test]
+fn a_database_of_version_1_can_be_copied_before_it_is_brought_up_to_date() {
+    let (folder, path) = of_version_1();
+    let copy = folder.path().join("copy.db");
+    let (old, before) = (columns(&path), values(&path, &columns(&path)));
+    spid::store::backup(&path, &copy).unwrap();
+    for database in [&path, &copy] {
+        assert_eq!((columns(database), values(database, &old)), (old.clone(), before.clone()));
+    }
+    assert_eq!(Reader::open(&copy).err(), Some(StoreError::Older(copy.clone(), 1)));
+    let twice = spid::store::backup(&path, &copy).unwrap_err();
+    assert!(matches!(twice, StoreError::File(..)), "{twice}");
+    let nothing = folder.path().join("nothing.db");
+    assert_eq!(spid::store::backup(&nothing, &copy).err(), Some(StoreError::NotThere(nothing)));
+}
+
 #[tokio::test]
 async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
     let (_folder, path) = of_version_1();
@@ -625,7 +642,7 @@ async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
         endpoint: "alibaba-cn".into(),
         key_label: "current".into(),
         budget: Some(120),
-        callback: repeat,
+        callback: Arc::new(repeat),
         received_at: start(),
         policy: Policy::default(),
         approved: false,
@@ -688,7 +705,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
                 endpoint: "test".into(),
                 key_label: "current".into(),
                 budget: None,
-                callback: Callback { product: Some(product.into()), ..create("b") },
+                callback: Arc::new(Callback { product: Some(product.into()), ..create("b") }),
                 received_at: clock.now(),
                 policy: Policy::default(),
                 approved: false,

@@ -15,7 +15,7 @@ use crate::clock::Id;
 use crate::http::{Method, Request, Response};
 use crate::instance::State;
 use crate::refusals::Shown;
-use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, JobRow};
+use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, JobRow, Reader};
 use crate::{hook, job, limits};
 
 /// What an act is asked with.
@@ -106,7 +106,10 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
         ["instances", name] => {
             target.only(&["account"])?;
             let (name, account) = ((*name).to_owned(), target.get("account").map(str::to_owned));
-            json(200, &admin.read(move |reader| Ok(reader.life(&name, account.as_deref())?)).await?)
+            let life = move |reader: &Reader| {
+                Ok(reader.latest(&name, account.as_deref(), limits::LIST_MAX_COUNT)?)
+            };
+            json(200, &admin.read(life).await?)
         }
         ["jobs"] => jobs(admin, target).await,
         ["jobs", id] => {

@@ -79,24 +79,46 @@ pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) 
         kind_of(path)?;
     }
     let mut progress = Progress::new(suite.selected()?.len());
-    let judgement = runtime()?.block_on(suite.judge(&mut progress))?;
+    let judgement = runtime()?.block_on(judged(&suite, &mut progress))?;
     drop(progress);
-    for path in &arguments.report {
-        let text = match kind_of(path)? {
-            Kind::Markdown => report::markdown(&judgement),
-            Kind::Html => report::html(&judgement),
-        };
-        write(path, &text)?;
-    }
-    if let Some(path) = &arguments.junit {
-        write(path, &junit::xml(&[junit_of(&judgement)]))?;
-    }
     if arguments.json {
         output.json(&judgement)?;
     } else {
         tell(&judgement, arguments.verbose, output)?;
     }
-    verdict(&judgement, output)
+    tell_left_behind(&judgement, output);
+    // Last: a file that cannot be written must not take what was found along.
+    write_files(&arguments, &judgement)?;
+    verdict(&judgement)
+}
+
+/// Ctrl-C ends the judging and gives back what was bought; once more, and it is left where it is.
+async fn judged(suite: &Suite, progress: &mut Progress) -> Result<Judgement, Failure> {
+    let twice = async {
+        interrupted().await;
+        interrupted().await;
+    };
+    tokio::select! {
+        judgement = suite.judge_until(interrupted(), progress) => Ok(judgement?),
+        () = twice => Err(Failure::new(
+            Exit::TryAgain,
+            "stopped at once by a second interrupt; what was bought was not given back",
+        )),
+    }
+}
+
+fn write_files(arguments: &ConformanceArguments, judgement: &Judgement) -> Done {
+    for path in &arguments.report {
+        let text = match kind_of(path)? {
+            Kind::Markdown => report::markdown(judgement),
+            Kind::Html => report::html(judgement),
+        };
+        write(path, &text)?;
+    }
+    match &arguments.junit {
+        Some(path) => write(path, &junit::xml(&[junit_of(judgement)])),
+        None => Ok(()),
+    }
 }
 
 fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
@@ -153,6 +175,13 @@ fn kind_of(path: &Path) -> Result<Kind, Failure> {
             Exit::Usage,
             format!("`--report {}`: a report is a .md or a .html file", path.display()),
         )),
+    }
+}
+
+/// Ctrl-C: what is known by then is told.
+pub(super) async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -220,13 +249,20 @@ fn tell(judgement: &Judgement, verbose: bool, output: &mut Output) -> Done {
     ))
 }
 
-fn verdict(judgement: &Judgement, output: &mut Output) -> Done {
+fn tell_left_behind(judgement: &Judgement, output: &mut Output) {
     if !judgement.left_behind.is_empty() {
         let ids = judgement.left_behind.join(", ");
         output.complain(&format!("warning: bought and not taken back: {}", shown(&ids)));
     }
+}
+
+fn verdict(judgement: &Judgement) -> Done {
     if judgement.passed {
         return Ok(());
+    }
+    if judgement.stopped {
+        let count = judgement.cases.len();
+        return Err(Failure::new(Exit::NotMet, format!("stopped before its end: {count} cases were judged")));
     }
     let failed = judgement.count(Verdict::Failed);
     let cases = if failed == 1 { "case" } else { "cases" };

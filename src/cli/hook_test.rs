@@ -18,6 +18,7 @@ use crate::callback::Action;
 use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hook::exec::ExecHook;
 use crate::hook::http::{HttpHook, HttpHookOptions};
+use crate::hook::runner::Runner;
 use crate::hook::{AnyHook, HookError};
 use crate::http::Url;
 use crate::instance::Instance;
@@ -179,10 +180,10 @@ impl TestArguments {
         if let Some(path) = &self.which.config {
             let config = Config::load(path, &ProcessEnvironment, &[], in_process)?;
             let name = self.hook.as_deref();
-            let named = config.runner.hook(name).ok_or_else(|| {
-                let text = format!("no order reaches a hook called `{}`", name.unwrap_or_default());
-                wrong("--hook", text).hint("it is neither the first hook nor named by a route")
-            })?;
+            let named = config
+                .runner
+                .hook(name)
+                .ok_or_else(|| wrong("--hook", not_reached(&config.runner, name.unwrap_or_default())))?;
             return Ok((named.hook.clone(), Some(named.timeout)));
         }
         let hook = in_process.ok_or_else(|| {
@@ -205,6 +206,15 @@ impl TestArguments {
         let keys: Result<Vec<WebhookKey>, String> = secrets.into_iter().map(key).collect();
         let keys = keys.and_then(|keys| WebhookKeys::new(keys).ok_or_else(missing));
         keys.map_err(|text| Failure::new(Exit::Config, text))
+    }
+}
+
+/// Why no order goes to a hook of this name.
+fn not_reached(runner: &Runner, name: &str) -> String {
+    let known: Vec<&str> = runner.hooks().map(|hook| hook.name.as_str()).collect();
+    match known.contains(&name) {
+        true => format!("no order reaches `{name}`: it is neither the first hook nor named by a route"),
+        false => format!("there is no hook `{name}`; {}", config::unknown(name, &known)),
     }
 }
 

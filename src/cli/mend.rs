@@ -11,6 +11,7 @@ use clap::Args;
 use super::keys::KeyArguments;
 use super::lines::InstanceLine;
 use super::output::{Output, shown};
+use super::scenario::briefly;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::callback::{Action, Answer};
@@ -18,7 +19,8 @@ use crate::clock::{Clock, Id};
 use crate::config::{Environment, ProcessEnvironment};
 use crate::dialect::Sending;
 use crate::hook;
-use crate::http::{Client, ClientOptions, ClientRequest, Method, Url};
+use crate::http::{Client, ClientOptions, Url};
+use crate::outbound;
 use crate::store::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored};
 
 /// What every act needs.
@@ -316,23 +318,16 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let dialect = dialect_named(&arguments.dialect)?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);
-    let target = match request.query.as_str() {
-        "" => arguments.to.target().to_owned(),
-        query => format!("{}?{query}", arguments.to.target()),
-    };
-    let url =
-        arguments.to.with_target(&target).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
-    let method = if request.method == "GET" { Method::Get } else { Method::Post };
-    let headers = request.headers.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-    let sent = ClientRequest { method, url, headers, body: request.body.into() };
+    let sent = outbound::addressed(&request, &arguments.to)
+        .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let (mut mender, act) = arguments.act.begin()?;
     let target = format!("callback {} to {}", arguments.number, arguments.to.authority());
     mender.record("resend", &target, &act)?;
     let answer = runtime()?
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
-    let body = String::from_utf8_lossy(&answer.body).into_owned();
-    output.line(&format!("{} {}", answer.status, shown(&super::scenario::masked(body.trim()))))
+    let body = outbound::body(&answer.body);
+    output.line(&format!("{} {}", answer.status, shown(briefly(body.trim()))))
 }
 
 #[derive(Args)]
@@ -345,8 +340,7 @@ pub(super) struct BackupArguments {
 
 pub(super) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
     let (path, _) = arguments.store.place()?;
-    let mender = mender(&arguments.store)?;
-    mender.backup(&arguments.file)?;
+    crate::store::backup(&path, &arguments.file).map_err(not_there)?;
     output.line(&format!(
         "{} is a copy of {}; keep the sealing key beside the original somewhere else",
         arguments.file.display(),

@@ -34,12 +34,12 @@ mod upkeep;
 mod verify;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Mistakes, ProcessEnvironment};
+use crate::config::{self, Environment as _, Mistakes, ProcessEnvironment};
 use crate::daemon::StartError;
 use crate::hook::AnyHook;
 use crate::store::{Reader, StoreError, StoreOptions};
@@ -213,9 +213,16 @@ struct StoreArguments {
     /// The configuration that names the database.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// The database itself; `spid.db` here when neither is given.
-    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    /// The database itself; `spid.db` here when neither is given. It comes before SPID_CONFIG.
+    #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
+}
+
+/// Whether a configuration was named on the command line. In the environment it stands for every command, and says
+/// nothing against another choice.
+fn is_typed(config: Option<&Path>) -> bool {
+    let known = ProcessEnvironment.get("SPID_CONFIG");
+    config.is_some_and(|config| known.is_none_or(|known| Path::new(&known) != config))
 }
 
 impl StoreArguments {
@@ -227,6 +234,12 @@ impl StoreArguments {
     /// The database, and what the configuration says about the store.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
+            (Some(_), config) if is_typed(config.as_deref()) => {
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "`--db` and `--config` both name a database: give one",
+                ));
+            }
             (Some(db), _) => (db.clone(), StoreOptions::default()),
             (None, Some(file)) => config::store_of(file, &ProcessEnvironment)?,
             (None, None) => (PathBuf::from(config::DEFAULT_STORE), StoreOptions::default()),

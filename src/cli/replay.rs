@@ -69,15 +69,16 @@ pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
         let states = states.as_ref().map(|kept| kept as &dyn States);
         reports.push(runtime.block_on(run(&arguments, scenario, &target, states, output)));
     }
-    if let Some(path) = &arguments.junit {
-        write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
-    }
     if arguments.json {
         output.json(&reports)?;
     } else {
         for report in &reports {
             tell(report, arguments.quiet, output)?;
         }
+    }
+    // Last: a file that cannot be written must not take what was found along.
+    if let Some(path) = &arguments.junit {
+        write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
     }
     verdict(&reports)
 }

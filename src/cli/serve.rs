@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::logging::Logging;
 use super::output::Output;
 use super::reload::{Reloader, Source};
-use super::{Done, Exit, Failure, route, runtime, supervised};
+use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
@@ -19,12 +19,12 @@ use crate::limits;
 use crate::supervisor::{Sockets, Supervisor};
 
 #[derive(Args)]
-#[group(id = "mode", required = true, multiple = false)]
+#[group(id = "mode", required = true, multiple = true)]
 pub(super) struct ModeArguments {
     /// The configuration.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// No configuration: loopback only, paths `/spi` (alibaba), `/jdcloud`, `/koogallery` and `/generic`, key `isvkey`,
+    /// No configuration, also not that of SPID_CONFIG: loopback only, paths `/spi` (alibaba), `/jdcloud`, `/koogallery` and `/generic`, key `isvkey`,
     /// `./spid.db`, the log hook.
     #[arg(long)]
     dev: bool,
@@ -80,6 +80,12 @@ impl ServeArguments {
     /// Where the configuration comes from, at the start and at every reload.
     fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
         let dev = self.mode.dev;
+        if dev && is_typed(self.mode.config.as_deref()) {
+            return Err(Failure::new(
+                Exit::Usage,
+                "`--dev` goes without a configuration: give `--config` or `--dev`",
+            ));
+        }
         if let Some(listen) = self.listen.filter(|listen| dev && !listen.ip().is_loopback()) {
             return Err(Failure::new(
                 Exit::Usage,

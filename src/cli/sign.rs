@@ -17,8 +17,8 @@ pub(super) struct SignArguments {
     #[arg(long, default_value = "alibaba")]
     dialect: String,
     /// The endpoint the request is for.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080/spi")]
-    url: String,
+    #[arg(long, alias = "url", value_name = "URL", default_value = "http://127.0.0.1:8080/spi")]
+    to: String,
     /// Put the parameters into a POST form.
     #[arg(long)]
     post: bool,
@@ -49,9 +49,10 @@ pub(super) fn sign(arguments: SignArguments, output: &mut Output) -> Done {
         sending.form = SendForm::Form;
     }
     let request = dialect.request(&arguments.action, &parameters, &keys, &sending);
+    let separator = if arguments.to.contains('?') { '&' } else { '?' };
     let url = match request.query.as_str() {
-        "" => arguments.url,
-        query => format!("{}?{query}", arguments.url),
+        "" => arguments.to,
+        query => format!("{}{separator}{query}", arguments.to),
     };
     let body = String::from_utf8_lossy(&request.body);
     if arguments.json {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::conformance::write;
+use super::conformance::{interrupted, write};
 use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::span::Span;
@@ -28,7 +28,7 @@ pub(super) struct SimulateArguments {
     #[command(flatten)]
     key: KeyArguments,
     /// How many orders.
-    #[arg(long, value_name = "COUNT", default_value_t = 100)]
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=limits::MARKET_ORDERS_MAX_COUNT))]
     orders: u32,
     /// How many of them arrive in a second.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
@@ -64,17 +64,22 @@ pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
     let bar = bar(arguments.orders);
     let (ledger, summary) = runtime()?.block_on(market.play(interrupted(), |_| bar.inc(1)));
     bar.finish_and_clear();
-    let all = usize::try_from(arguments.orders).unwrap_or(usize::MAX);
-    if summary.orders < all {
-        output.complain(&format!("warning: stopped; {} of {all} orders were through", summary.orders));
-    }
-    if let Some(path) = &arguments.ledger {
-        write(path, &lines(&ledger)?)?;
-    }
     if arguments.json {
         output.json(&summary)?;
     } else {
         tell(&summary, output)?;
+    }
+    // Last: a file that cannot be written must not take what was found along.
+    if let Some(path) = &arguments.ledger {
+        write(path, &lines(&ledger)?)?;
+    }
+    verdict(&summary, usize::try_from(arguments.orders).unwrap_or(usize::MAX))
+}
+
+fn verdict(summary: &Summary, all: usize) -> Done {
+    if summary.is_clean() && summary.orders < all {
+        let through = summary.orders;
+        return Err(Failure::new(Exit::NotMet, format!("stopped: {through} of {all} orders were through")));
     }
     if summary.is_clean() {
         return Ok(());
@@ -83,13 +88,6 @@ pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
     let times = if count == 1 { "time" } else { "times" };
     Err(Failure::new(Exit::NotMet, format!("something went wrong {count} {times}"))
         .hint(format!("the same market again: --seed {}", summary.seed)))
-}
-
-/// Ctrl-C: what is known by then is told.
-async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {

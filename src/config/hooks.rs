@@ -17,7 +17,8 @@ use crate::limits;
 /// The name of the hook of a program that has one inside.
 const IN_PROCESS: &str = "in-process";
 
-/// The hooks and the routes to them. `in_process` is an author's own hook, which then is the default one.
+/// The hooks and the routes to them. `in_process` is an author's own hook, which is the default one unless an
+/// entry says where it stands.
 pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &[&str]) -> Option<Runner> {
     let tables = root.tables("hook", false);
     if in_process.is_none() && root.lacks("hook") {
@@ -26,15 +27,17 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
             "there is none: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",
         );
     }
-    let mut names: Vec<String> = in_process.iter().map(|_| IN_PROCESS.to_owned()).collect();
-    let mut hooks: Vec<NamedHook> =
-        in_process.map(|hook| NamedHook::new(IN_PROCESS, hook)).into_iter().collect();
+    let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
+    if !tables.iter().any(|table| table.has("in_process")) {
+        hooks.extend(inside.take().map(|hook| NamedHook::new(IN_PROCESS, hook)));
+        names.extend(hooks.iter().map(|_| IN_PROCESS.to_owned()));
+    }
     for table in tables {
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {
             table.mistake("name", format!("`{name}` is the name of an earlier hook"));
         }
-        hooks.extend(hook(&table, &name));
+        hooks.extend(hook(&table, &name, &mut inside));
         names.push(name);
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
@@ -62,22 +65,31 @@ fn route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Option<Route>
     hooks.contains(&hook.as_str()).then_some(Route { endpoint, product, sku, buyer, hook })
 }
 
-fn hook(table: &Table<'_>, name: &str) -> Option<NamedHook> {
-    match (table.has("exec"), table.has("http"), table.has("log")) {
-        (true, false, false) => Some(exec(&table.table("exec"), name)),
-        (false, true, false) => http(&table.table("http"), name),
-        (false, false, true) => {
+fn hook(table: &Table<'_>, name: &str, inside: &mut Option<AnyHook>) -> Option<NamedHook> {
+    match (table.has("exec"), table.has("http"), table.has("log"), table.has("in_process")) {
+        (true, false, false, false) => Some(exec(&table.table("exec"), name)),
+        (false, true, false, false) => http(&table.table("http"), name),
+        (false, false, true, false) => {
             drop(table.table("log"));
             Some(NamedHook::new(name, AnyHook::from(LogHook)))
         }
+        (false, false, false, true) => in_process(table, name, inside.take()),
         _ => {
-            table.mistake("", "a hook has exactly one of `exec`, `http` and `log`");
+            table.mistake("", "a hook has exactly one of `exec`, `http`, `log` and `in_process`");
             None
         }
     }
 }
 
-/// What both kinds of hooks have: how long, how many at once, and how often again.
+fn in_process(table: &Table<'_>, name: &str, hook: Option<AnyHook>) -> Option<NamedHook> {
+    let bounds = Bounds::of(&table.table("in_process"));
+    if hook.is_none() {
+        table.mistake("in_process", "this program has no hook inside, or an earlier [[hook]] is that");
+    }
+    Some(bounds.around(NamedHook::new(name, hook?)))
+}
+
+/// What all kinds of hooks have that do something: how long, how many at once, and how often again.
 struct Bounds {
     timeout: Duration,
     concurrency: usize,

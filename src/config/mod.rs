@@ -420,6 +420,11 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// What to say of a name that is not among the known ones.
+pub(crate) fn unknown(what: &str, known: &[&str]) -> String {
+    reader::unknown(what, known)
+}
+
 /// The key of `--dev`: the one of the vendor's documentation, which nobody may use for anything else.
 pub const DEV_KEY: &str = "isvkey";
 const DEV_KEY_VARIABLE: &str = "DEV_KEY";

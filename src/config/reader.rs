@@ -18,6 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Environment, Flag, Mistake, Mistakes, Origin};
+use crate::limits;
 
 /// Variables that begin like overrides and are something else.
 const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
@@ -485,7 +486,8 @@ fn span(text: &str) -> Option<Duration> {
         span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
     };
     let signed = text.parse::<SignedDuration>().ok().or_else(|| of_days(text))?;
-    Duration::try_from(signed).ok().filter(|span| !span.is_zero())
+    let span = Duration::try_from(signed).ok()?;
+    (!span.is_zero() && span.as_secs() <= limits::SPAN_MAX_S).then_some(span)
 }
 
 #[cfg(test)]
@@ -498,7 +500,7 @@ mod tests {
         assert_eq!(seconds("3s"), Some(3));
         assert_eq!(seconds("30d"), Some(30 * 86_400));
         assert_eq!(seconds("1d 12h"), Some(36 * 3_600));
-        for wrong in ["", "3", "0s", "-3s", "three", "1month"] {
+        for wrong in ["", "3", "0s", "-3s", "three", "1month", "40000d", "9223372036854775807s"] {
             assert_eq!(seconds(wrong), None, "{wrong}");
         }
     }

@@ -75,7 +75,9 @@ fn read_default_file(text: &str) -> Config {
         .replace("\"/opt/app\"", "\"/\"");
     let credentials = folder.path().display().to_string();
     let variables = [("ISV_KEY", "fake-other-key"), ("CREDENTIALS_DIRECTORY", credentials.as_str())];
-    let mut config = read(&text, &variables, &[]).unwrap_or_else(|wrong| panic!("{wrong}"));
+    let hook = Some(AnyHook::from(LogHook));
+    let config = Config::parse(&text, "spid.toml", &environment(&variables), &[], hook);
+    let mut config = config.unwrap_or_else(|wrong| panic!("{wrong}"));
     for value in config.settings.values_mut() {
         *value = value.replace(&credentials, "");
     }
@@ -129,7 +131,7 @@ fn the_default_file_states_the_limits() {
     assert_eq!(all.intake.policy.sign_on_window_ms, limits::DATED_WINDOW_MS);
     assert_eq!(all.store.secrets_window_ms, limits::SECRETS_WINDOW_MS);
     assert_eq!(millis(all.key_unused_after), limits::KEY_UNUSED_AFTER_MS);
-    for hook in ["hook[0].exec", "hook[1].http"] {
+    for hook in ["hook[0].exec", "hook[1].http", "hook[3].in_process"] {
         let timeout = format!("{:?}", Duration::from_millis(limits::HOOK_TIMEOUT_MS));
         assert_eq!(all.settings[&format!("{hook}.timeout")], timeout);
         let retry = format!("{:?}", limits::RETRY_SCHEDULE_S.map(Duration::from_secs));
@@ -137,6 +139,30 @@ fn the_default_file_states_the_limits() {
         let concurrency = limits::HOOK_CONCURRENCY_COUNT.to_string();
         assert_eq!(all.settings[&format!("{hook}.concurrency")], concurrency);
     }
+}
+
+#[test]
+fn the_hook_inside_stands_where_it_is_written_or_first() {
+    let inside = || Some(AnyHook::from(LogHook));
+    let runner = |text: &str| {
+        let config =
+            Config::parse(&format!("{ENDPOINT}{text}"), "spid.toml", &environment(&[]), &[], inside());
+        config.unwrap_or_else(|wrong| panic!("{wrong}")).runner
+    };
+    let names = |runner: &Runner| runner.hooks().map(|hook| hook.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&runner("")), ["in-process"]);
+    assert_eq!(names(&runner(HOOK)), ["in-process", "try"]);
+    let own =
+        "[[hook]]\nname = \"mine\"\nin_process = { timeout = \"5s\", concurrency = 2, retry = [\"7s\"] }\n";
+    let runner = runner(&format!("{HOOK}{own}"));
+    assert_eq!(names(&runner), ["try", "mine"]);
+    let mine = runner.hooks().last().unwrap();
+    assert_eq!((mine.timeout, mine.concurrency, mine.retry.is_some()), (Duration::from_secs(5), 2, true));
+    let wrong = lines(&format!("{ENDPOINT}{own}"));
+    assert!(wrong[0].contains("this program has no hook inside"), "{wrong:?}");
+    let twice = format!("{ENDPOINT}{own}{}", own.replace("mine", "mine-too"));
+    let wrong = Config::parse(&twice, "spid.toml", &environment(&[]), &[], inside()).err().unwrap();
+    assert!(wrong.to_string().contains("an earlier [[hook]] is that"), "{wrong}");
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod trial;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -233,6 +234,8 @@ pub struct Judgement {
     pub level: Level,
     /// Whether no case failed and every case was judged.
     pub passed: bool,
+    /// Whether it was stopped before its end: the cases behind are not among those judged.
+    pub stopped: bool,
     /// The cases, in the order of the table.
     pub cases: Vec<Judged>,
     /// Instances that were made and could not be given back, by their ids: somebody has to.
@@ -381,6 +384,18 @@ impl Suite {
     /// # Errors
     /// [`Unjudged`], when there is nobody to judge. A receiver that answers nonsense is judged.
     pub async fn judge(&self, watcher: &mut dyn Watcher) -> Result<Judgement, Unjudged> {
+        self.judge_until(std::future::pending(), watcher).await
+    }
+
+    /// Judges the receiver until `stop`. Then what was bought is given back all the same.
+    ///
+    /// # Errors
+    /// As [`Suite::judge`].
+    pub async fn judge_until(
+        &self,
+        stop: impl Future<Output = ()>,
+        watcher: &mut dyn Watcher,
+    ) -> Result<Judgement, Unjudged> {
         let selected = self.selected()?;
         let began_at = self.clock.now();
         let orders = trial::Orders::from(Id::new(began_at)?);
@@ -389,11 +404,20 @@ impl Suite {
         let (learnt, mut made) = trial::learn(&run).await?;
         let learnt = Arc::new(learnt);
         let mut judged: Vec<Judged> = Vec::new();
+        let (mut stop, mut stopped) = (pin!(stop), false);
         for case in selected {
             watcher.begins(case);
             let mut trial = Trial::new(run.clone(), learnt.clone());
-            let one = self.one(&mut trial, case, &judged).await;
+            let one = tokio::select! {
+                biased;
+                () = &mut stop => None,
+                one = self.one(&mut trial, case, &judged) => Some(one),
+            };
             made.append(&mut trial.made);
+            let Some(one) = one else {
+                stopped = true;
+                break;
+            };
             watcher.judged(&one);
             judged.push(one);
         }
@@ -403,7 +427,8 @@ impl Suite {
             receiver: self.url.to_string(),
             began_at,
             level: self.level,
-            passed: judged.iter().all(|case| case.verdict == Verdict::Passed),
+            passed: !stopped && judged.iter().all(|case| case.verdict == Verdict::Passed),
+            stopped,
             cases: judged,
             left_behind,
         })

@@ -60,8 +60,9 @@ fn said_of(judgement: &Judgement, aspect: Aspect) -> (Verdict, String) {
 
 fn verdict_of(judgement: &Judgement) -> String {
     let count = |verdict| judgement.count(verdict);
+    let stopped = if judgement.stopped { "; stopped before its end" } else { "" };
     format!(
-        "{} of {} cases passed, {} failed, {} not judged",
+        "{} of {} cases passed, {} failed, {} not judged{stopped}",
         count(Verdict::Passed),
         judgement.cases.len(),
         count(Verdict::Failed),
@@ -204,8 +205,11 @@ fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
          <title>Self-test of {receiver}</title><style>{STYLE}</style></head>\n<body><main>\n\
          <h1>Self-test of a marketplace receiver</h1>\n\
-         <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}</p>\n",
-        judgement.began_at, judgement.spid, judgement.level
+         <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}<br>{}</p>\n",
+        judgement.began_at,
+        judgement.spid,
+        judgement.level,
+        verdict_of(judgement)
     )?;
     write_html_tiles(judgement, page)?;
     write_html_asked(judgement, page)?;
@@ -339,6 +343,7 @@ mod tests {
             began_at: "2026-01-01T00:00:00Z".parse().unwrap(),
             level: Level::Must,
             passed: false,
+            stopped: false,
             cases: vec![
                 case("create", Aspect::Activation, Verdict::Passed),
                 case("renew", Aspect::Renewal, Verdict::Failed),
@@ -365,6 +370,16 @@ mod tests {
         }
         assert!(text.contains("````text\n"), "a fence that the answer cannot close");
         assert!(!text.contains('\u{1b}') && !page.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_was_stopped_says_so() {
+        let stopped = Judgement { stopped: true, ..judgement() };
+        for (text, whole) in
+            [(markdown(&stopped), markdown(&judgement())), (html(&stopped), html(&judgement()))]
+        {
+            assert!(text.contains("stopped before its end") && !whole.contains("stopped"), "{text}");
+        }
     }
 
     #[test]

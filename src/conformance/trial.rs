@@ -189,7 +189,8 @@ impl Ask {
         self
     }
 
-    fn request(&self, suite: &Suite, recipe: Recipe) -> OutRequest {
+    /// The request, and the token that holds for it, whichever one is sent.
+    fn request(&self, suite: &Suite, recipe: Recipe) -> (OutRequest, String) {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
         let right = self.recipe.unwrap_or(recipe).token(&pairs, self.plus, &suite.keys);
@@ -206,7 +207,12 @@ impl Ask {
             out.body = String::from_utf8_lossy(&out.body).replace('+', "%20").into_bytes();
         }
         out.query.insert_str(0, &self.before);
-        out
+        (out, right)
+    }
+
+    /// Whether it is answered to a browser of the buyer's, which is in then.
+    fn is_sign_on(&self) -> bool {
+        self.action == "verify"
     }
 }
 
@@ -312,6 +318,8 @@ pub(super) struct Learnt {
     pub(super) recipe: Recipe,
     /// The first purchase, if it was answered with an id.
     pub(super) first: Result<Bought, String>,
+    /// How often it was asked for until then.
+    pub(super) tries: u32,
     pub(super) exchanges: Vec<Exchange>,
 }
 
@@ -324,12 +332,14 @@ pub(super) struct Trial {
     /// Ids that were told and not given back.
     pub(super) made: BTreeSet<String>,
     recipe: Recipe,
+    /// Requests that were answered, and those that were not.
+    sent: u32,
 }
 
 impl Trial {
     pub(super) fn new(run: Arc<Run>, learnt: Arc<Learnt>) -> Trial {
         let recipe = learnt.recipe;
-        Trial { run, learnt, exchanges: Vec::new(), left_out: 0, made: BTreeSet::new(), recipe }
+        Trial { run, learnt, exchanges: Vec::new(), left_out: 0, made: BTreeSet::new(), recipe, sent: 0 }
     }
 
     fn now(&self) -> Timestamp {
@@ -370,8 +380,8 @@ impl Trial {
     }
 
     pub(super) async fn send_to(&mut self, url: &Url, ask: &Ask) -> Result<Heard, String> {
-        let (request, exchange) = self.prepared(url, ask)?;
-        let told = delivered(&self.run.client, request, exchange).await;
+        let prepared = self.prepared(url, ask)?;
+        let told = prepared.delivered(&self.run.client).await;
         self.note(told)
     }
 
@@ -381,9 +391,9 @@ impl Trial {
         let mut tasks = tokio::task::JoinSet::new();
         for ask in asks {
             match self.prepared(&url, ask) {
-                Ok((request, exchange)) => {
+                Ok(prepared) => {
                     let client = self.run.client.clone();
-                    tasks.spawn(async move { delivered(&client, request, exchange).await });
+                    tasks.spawn(async move { prepared.delivered(&client).await });
                 }
                 Err(error) => return vec![Err(error)],
             }
@@ -392,8 +402,8 @@ impl Trial {
         all.into_iter().map(|told| self.note(told)).collect()
     }
 
-    fn prepared(&self, url: &Url, ask: &Ask) -> Result<(ClientRequest, Exchange), String> {
-        let out = ask.request(&self.run.suite, self.recipe);
+    fn prepared(&self, url: &Url, ask: &Ask) -> Result<Prepared, String> {
+        let (out, token) = ask.request(&self.run.suite, self.recipe);
         let request =
             outbound::addressed(&out, url).map_err(|error| format!("it cannot be sent: {error}"))?;
         let exchange = Exchange {
@@ -405,7 +415,7 @@ impl Trial {
             answer: String::new(),
             duration_ms: 0,
         };
-        Ok((request, exchange))
+        Ok(Prepared { request, exchange, token, is_sign_on: ask.is_sign_on() })
     }
 
     fn note(&mut self, (exchange, heard): Told) -> Result<Heard, String> {
@@ -414,6 +424,7 @@ impl Trial {
             *slowest = (exchange.duration_ms, exchange.what.clone());
         }
         drop(slowest);
+        self.sent += 1;
         let what = exchange.what.clone();
         if self.exchanges.len() >= CONFORMANCE_SHOWN_COUNT {
             self.exchanges.pop();
@@ -421,7 +432,8 @@ impl Trial {
         }
         self.exchanges.push(exchange);
         let heard = heard.map_err(|error| format!("{what} got no answer: {error}"))?;
-        self.made.extend(heard.id());
+        // What is told beside a refusal was made for somebody else.
+        self.made.extend(heard.id().filter(|_| heard.status < 300));
         Ok(heard)
     }
 
@@ -464,9 +476,15 @@ impl Trial {
         Ok(heard)
     }
 
+    /// Asks as often as what was right had to be asked for: a receiver that first says "call again" to whatever
+    /// comes has refused nothing by that.
+    pub(super) async fn patiently(&mut self, ask: &Ask) -> Result<Heard, String> {
+        self.until(ask, self.learnt.tries, Heard::claims).await
+    }
+
     /// Asks, and a marketplace must not take the answer for "done".
     pub(super) async fn refused(&mut self, ask: &Ask) -> Result<Heard, String> {
-        let heard = self.send(ask).await?;
+        let heard = self.patiently(ask).await?;
         if heard.claims() {
             return Err(format!("{} was answered {}", ask.what, heard.shortly()));
         }
@@ -525,14 +543,20 @@ impl Trial {
 
     /// A good link, followed as a browser does: what is not ready yet is asked again.
     pub(super) async fn go_in(&mut self, bought: &Bought) -> Result<Heard, String> {
-        let (door, ask) = (self.door_of(bought), self.sign_on(&bought.id, 0));
-        let mut heard = self.send_to(&door, &ask).await?;
+        let ask = self.sign_on(&bought.id, 0);
+        self.follow(bought, &ask).await
+    }
+
+    /// The same with this link.
+    pub(super) async fn follow(&mut self, bought: &Bought, ask: &Ask) -> Result<Heard, String> {
+        let door = self.door_of(bought);
+        let mut heard = self.send_to(&door, ask).await?;
         for _ in 1..TRIES_OF_A_GUESS {
             if heard.status != 503 {
                 break;
             }
             sleep(self.run.suite.every).await;
-            heard = self.send_to(&door, &ask).await?;
+            heard = self.send_to(&door, ask).await?;
         }
         if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
     }
@@ -549,27 +573,47 @@ impl Trial {
 
 type Told = (Exchange, Result<Heard, String>);
 
-async fn delivered(client: &Client, request: ClientRequest, mut exchange: Exchange) -> Told {
-    let begin = Instant::now();
-    let answer = client.send(request).await;
-    exchange.duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-    match answer {
-        Ok(answer) => {
-            exchange.status = Some(answer.status);
-            exchange.answer = shown(&answer);
-            (exchange, Ok(Heard::of(&answer)))
-        }
-        Err(error) => {
-            exchange.answer = error.to_string();
-            (exchange, Err(error.to_string()))
+/// A request before it is sent.
+struct Prepared {
+    request: ClientRequest,
+    exchange: Exchange,
+    /// The token that holds for it.
+    token: String,
+    is_sign_on: bool,
+}
+
+impl Prepared {
+    async fn delivered(self, client: &Client) -> Told {
+        let Prepared { request, mut exchange, token, is_sign_on } = self;
+        let begin = Instant::now();
+        let answer = client.send(request).await;
+        exchange.duration_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match answer {
+            Ok(answer) => {
+                exchange.status = Some(answer.status);
+                exchange.answer = shown(&answer, &token, is_sign_on);
+                (exchange, Ok(Heard::of(&answer)))
+            }
+            Err(error) => {
+                exchange.answer = error.to_string();
+                (exchange, Err(error.to_string()))
+            }
         }
     }
 }
 
-fn shown(answer: &ClientResponse) -> String {
-    let mut text = outbound::body(&answer.body);
+/// An answer, fit to be shown. Receivers tell which token they had expected, and that one is as good as a key for
+/// this request; and whoever has signed on is shown what is for the buyer alone.
+fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
+    let mut text = match is_sign_on && answer.status < 300 {
+        true => format!("a page of {} bytes", answer.body.len()),
+        false => outbound::body(&answer.body),
+    };
     if let Some(location) = answer.headers.text("location") {
         text = format!("location: {} {text}", outbound::header(location));
+    }
+    for written in [token.to_owned(), token.to_ascii_uppercase()].into_iter().filter(|it| !it.is_empty()) {
+        text = text.replace(&written, "<token>");
     }
     match text.char_indices().nth(SHOWN_MAX_CHARS) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
@@ -581,22 +625,24 @@ fn shown(answer: &ClientResponse) -> String {
 /// lead to an id.
 pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), Unjudged> {
     is_there(run).await?;
-    let nothing = |recipe| Learnt { recipe, first: Err(String::new()), exchanges: Vec::new() };
-    let mut trial = Trial::new(run.clone(), Arc::new(nothing(Recipe::Documented)));
+    let nothing =
+        Learnt { recipe: Recipe::Documented, first: Err(String::new()), tries: 1, exchanges: Vec::new() };
+    let mut trial = Trial::new(run.clone(), Arc::new(nothing));
     let mut first = trial.buy().await;
-    let mut found = Recipe::Documented;
+    let (mut found, mut tries) = (Recipe::Documented, trial.sent);
     for recipe in Recipe::WRONG.into_iter().filter(|_| first.is_err()).collect::<Vec<_>>() {
         let order = trial.order(30 * 24);
         let mut ask = trial.purchase(&order).what("a purchase with a token made in another way");
         ask.recipe = Some(recipe);
+        let before = trial.sent;
         if let Ok((id, answer)) = trial.until_id_within(&ask, TRIES_OF_A_GUESS).await {
             first = Ok(Bought { id, order, answer });
-            found = recipe;
+            (found, tries) = (recipe, trial.sent - before);
             break;
         }
     }
     let Trial { exchanges, made, .. } = trial;
-    Ok((Learnt { recipe: found, first, exchanges }, made))
+    Ok((Learnt { recipe: found, first, tries, exchanges }, made))
 }
 
 /// Whether anybody answers at all, whatever it is.

@@ -32,6 +32,13 @@ pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys:
         _ => None,
     };
     match found {
+        None if mismatch == Mismatch::Wrong
+            && presented.is_some_and(|it| parts.holds_without_key_name(it, keys)) =>
+        {
+            format!(
+                "{mismatch}, but it would if the key had been appended behind `&key=`; the sender appends it alone"
+            )
+        }
         Some((mistake, _)) => format!("{mismatch}, but it would if {mistake}"),
         None if mismatch == Mismatch::Wrong => format!(
             "{mismatch}: either the key is another one, or something between sender and receiver changed a parameter; compare the base string with the sender's"
@@ -166,6 +173,23 @@ mod tests {
             let text = told(&received, &signed);
             assert!(text.contains(mistake), "{signed:?}: {text}");
         }
+    }
+
+    #[test]
+    fn a_key_that_was_appended_alone_is_recognised() {
+        let parts = Parts::Pairs(pairs(&[("a", "1"), ("b", "2")]));
+        for keys in [keys(), Keys::new(vec![key("fake-new"), key("fake-key")]).unwrap()] {
+            // md5 of `a=1&b=2fake-key`
+            let presented = "e8030a6269f316b23dfba162c6b2c70b";
+            let text = explain(Mismatch::Wrong, &parts, Some(presented), &keys);
+            assert!(text.contains("behind `&key=`") && !text.contains("fake-key"), "{text}");
+        }
+        let text = explain(Mismatch::Wrong, &parts, Some(&"0".repeat(32)), &keys());
+        assert!(text.contains("compare the base string"), "{text}");
+    }
+
+    fn key(text: &str) -> crate::signature::Key {
+        crate::signature::Key::new(text.to_owned(), Secret::new(text)).unwrap()
     }
 
     #[test]

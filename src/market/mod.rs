@@ -173,26 +173,25 @@ impl Seller {
     /// Calls until it is done, or the market gives up.
     async fn bring_about(&self, event: &Event, born: Timestamp, entry: &mut Entry) {
         let pairs = self.pairs(event, born, entry);
-        let word = event.what.word();
         entry.begin(event.what);
         for attempt in 0..self.tries(event.what) {
             if attempt > 0 {
                 sleep(self.pause(event.what, attempt)).await;
             }
             let said = if event.twins && attempt == 0 {
-                let (one, other) = tokio::join!(self.ask(word, &pairs), self.ask(word, &pairs));
+                let (one, other) = tokio::join!(self.ask(event.what, &pairs), self.ask(event.what, &pairs));
                 entry.hear(event.what, &one);
                 entry.hear(event.what, &other);
                 if matches!(one, Said::Done(_)) { one } else { other }
             } else {
-                let said = self.ask(word, &pairs).await;
+                let said = self.ask(event.what, &pairs).await;
                 entry.hear(event.what, &said);
                 said
             };
             if matches!(said, Said::Done(_)) {
                 entry.done(event.what);
                 if event.again {
-                    entry.hear_again(event.what, &self.ask(word, &pairs).await);
+                    entry.hear_again(event.what, &self.ask(event.what, &pairs).await);
                 }
                 return;
             }
@@ -261,30 +260,34 @@ impl Seller {
         pairs
     }
 
-    async fn ask(&self, word: &str, pairs: &[Pair]) -> Said {
+    async fn ask(&self, what: What, pairs: &[Pair]) -> Said {
         let Ok(_place) = self.places.acquire().await else { return Said::Nothing };
         let sending = Sending::at(self.market.clock.now());
-        let out = dialect::alibaba().request(word, pairs, &self.market.keys, &sending);
+        let out = dialect::alibaba().request(what.word(), pairs, &self.market.keys, &sending);
         let Ok(request) = outbound::addressed(&out, &self.market.url) else { return Said::Nothing };
         match self.client.send(request).await {
-            Ok(answer) if answer.status < 300 => read(&answer.body),
+            Ok(answer) if answer.status < 300 => read(what, &answer.body),
             Ok(_) => Said::NotYet,
             Err(_) => Said::Nothing,
         }
     }
 }
 
-fn read(body: &[u8]) -> Said {
+/// A purchase is done when there is an id, whatever else is said; anything else when success is.
+fn read(what: What, body: &[u8]) -> Said {
     let Ok(json) = serde_json::from_slice::<Json>(body) else { return Said::NotYet };
-    let id = match json.get("instanceId") {
-        Some(Json::String(text)) => Some(text.clone()),
-        Some(Json::Number(number)) => Some(number.to_string()),
-        _ => None,
-    };
-    match (id.filter(|id| !id.is_empty() && id != "0"), json.get("success")) {
-        (Some(id), _) => Said::Done(Some(id)),
-        (None, Some(Json::Bool(true))) => Said::Done(None),
-        (None, Some(Json::String(text))) if text == "true" => Said::Done(None),
+    if matches!(what, What::Create | What::LateCreate) {
+        let id = match json.get("instanceId") {
+            Some(Json::String(text)) => Some(text.clone()),
+            Some(Json::Number(number)) => Some(number.to_string()),
+            _ => None,
+        };
+        let id = id.filter(|id| !id.is_empty() && id != "0");
+        return id.map_or(Said::NotYet, |id| Said::Done(Some(id)));
+    }
+    match json.get("success") {
+        Some(Json::Bool(true)) => Said::Done(None),
+        Some(Json::String(text)) if text == "true" => Said::Done(None),
         _ => Said::NotYet,
     }
 }
@@ -295,16 +298,22 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_as_a_marketplace_reads_it() {
-        for (body, said) in [
-            (r#"{"instanceId": "i-1"}"#, Said::Done(Some("i-1".to_owned()))),
-            (r#"{"instanceId": 7}"#, Said::Done(Some("7".to_owned()))),
-            (r#"{"instanceId": "0"}"#, Said::NotYet),
-            (r#"{"success": true}"#, Said::Done(None)),
-            (r#"{"success": "true"}"#, Said::Done(None)),
-            (r#"{"success": false, "message": "m"}"#, Said::NotYet),
-            ("<html>", Said::NotYet),
+        let made = |id: &str| Said::Done(Some(id.to_owned()));
+        for (what, body, said) in [
+            (What::Create, r#"{"instanceId": "i-1"}"#, made("i-1")),
+            (What::Create, r#"{"instanceId": 7}"#, made("7")),
+            (What::Create, r#"{"instanceId": "0"}"#, Said::NotYet),
+            // Nothing that could be renewed or released was ever told.
+            (What::Create, r#"{"success": true}"#, Said::NotYet),
+            (What::LateCreate, r#"{"success": true}"#, Said::NotYet),
+            (What::Renew, r#"{"success": true}"#, Said::Done(None)),
+            (What::Pay, r#"{"success": "true"}"#, Said::Done(None)),
+            (What::Renew, r#"{"success": false, "message": "m"}"#, Said::NotYet),
+            (What::Renew, r#"{"instanceId": "i-1"}"#, Said::NotYet),
+            (What::Renew, r#"{"instanceId": "i-1", "success": false}"#, Said::NotYet),
+            (What::Release, "<html>", Said::NotYet),
         ] {
-            assert_eq!(read(body.as_bytes()), said, "{body}");
+            assert_eq!(read(what, body.as_bytes()), said, "{what:?} {body}");
         }
     }
 

@@ -3,10 +3,14 @@
 //! Written once over [`Write`], so that every backend decides alike. Nothing here waits, logs or
 //! knows a hook; what should happen after the commit is in what is returned.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
-use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read, Result, Write};
+use super::rows::{
+    AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Known, Read, Result, Write,
+};
 use super::{Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
@@ -35,7 +39,7 @@ pub struct Acceptance {
     /// How often the marketplace calls before it gives up; `None` when that is not counted.
     pub budget: Option<u32>,
     /// What it asks.
-    pub callback: Callback,
+    pub callback: Arc<Callback>,
     /// When it came.
     pub received_at: Timestamp,
     /// What the seller decided beforehand.
@@ -103,7 +107,7 @@ pub struct Taken {
     /// The job, its attempt counted.
     pub job: JobRow,
     /// What is to be done.
-    pub callback: Callback,
+    pub callback: Arc<Callback>,
     /// Where it came from.
     pub origin: CallbackRow,
     /// The instance as applied now.
@@ -131,6 +135,9 @@ pub(crate) struct Finish {
     pub(crate) job: i64,
     /// The attempt that ended: an older one than the job's last is fenced off.
     pub(crate) attempt: u32,
+    /// What was to be done, by whoever has it at hand: what a marketplace said is history and does not change
+    /// while its job runs.
+    pub(crate) callback: Option<Arc<Callback>>,
     pub(crate) ending: Ending,
     pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
@@ -163,15 +170,16 @@ struct Judged {
 }
 
 fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
-    let instance = find_instance(rows, &acceptance.account, &acceptance.callback)?;
-    let lane = match &instance {
-        Some(row) => rows.lane(row.number)?,
-        None => Vec::new(),
-    };
+    let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
+    judge_about(rows, acceptance, found)
+}
+
+fn judge_about(rows: &dyn Read, acceptance: &Acceptance, found: Option<Known>) -> Result<Judged> {
+    let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
     let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref()))?;
-    let ever_told = occurrences.iter().any(|row| row.told_at.is_some());
-    let latest = occurrences.into_iter().next_back();
-    let job = latest.as_ref().and_then(|row| row.job).map(|number| rows.job(number)).transpose()?.flatten();
+    let ever_told = occurrences.iter().any(|(row, _)| row.told_at.is_some());
+    let (latest, job) =
+        occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
     let occurrence = latest.as_ref().map(|row| Occurrence {
         told: row.told_at.is_some(),
         ever_told,
@@ -190,10 +198,10 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
     Ok(Judged { instance, lane, latest, job, verdict })
 }
 
-fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<InstanceRow>> {
+fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<Known>> {
     for name in callback.subject.names() {
-        if let Some(row) = rows.instance_by_name(account, name)? {
-            return Ok(Some(row));
+        if let Some(known) = rows.instance_by_name(account, name)? {
+            return Ok(Some(known));
         }
     }
     if callback.subject.names().next().is_some() {
@@ -203,7 +211,10 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
         return Ok(None);
     };
     match rows.instances_by_order(account, order)?.as_slice() {
-        [only] => rows.instance(*only),
+        [only] => match rows.instance(*only)? {
+            Some(row) => Ok(Some((row, rows.lane(*only)?))),
+            None => Ok(None),
+        },
         _ => Ok(None),
     }
 }
@@ -254,7 +265,11 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
 
 /// The answer to a repeat of something told, if that is what this is: read only, nothing changes.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
-    let judged = judge(rows, acceptance)?;
+    let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
+    if found.is_none() && acceptance.callback.action == Action::Create {
+        return Ok(None);
+    }
+    let judged = judge_about(rows, acceptance, found)?;
     if judged.verdict.decision != Decision::Repeat || judged.verdict.alert {
         return Ok(None);
     }
@@ -289,6 +304,11 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
         made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
     }
     decide_row(&mut row, &judged, acceptance);
+    if let Some(job) = &mut made {
+        // Known beforehand, so that the callback is written once.
+        job.number = rows.next_job()?;
+        row.job = Some(job.number);
+    }
     let is_new = row.number == 0;
     if is_new {
         row.number = rows.add_callback(&row, &acceptance.callback)?;
@@ -527,8 +547,9 @@ fn begin_job(
     instance: Option<&InstanceRow>,
 ) -> Result<()> {
     job.callback = accepted.row.number;
-    job.number = rows.add_job(&job)?;
-    accepted.row.job = Some(job.number);
+    if rows.add_job(&job)? != job.number {
+        return Err(StoreError::Inconsistent("a job has another number than it was to have"));
+    }
     accepted.told = match accepted.row.told_at {
         Some(_) => Told::Applied(Box::default()),
         None => Told::Wait(job.number),
@@ -590,7 +611,7 @@ fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Tol
         Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
     let mut jobs = rows.list_jobs(&filter)?.into_iter();
     let create = jobs.find(|job| job.action == Action::Create && job.state == job::State::Refused);
-    let waits = !rows.lane(row.number)?.is_empty();
+    let waits = rows.has_lane(row.number)?;
     Ok(match create.filter(|_| !waits) {
         Some(job) => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         None => not_ready,
@@ -712,6 +733,7 @@ fn mark_told(
 /// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Jobs whose
 /// lease has ended come back first; not those in `held`, by number and attempt: the taker runs them
 /// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
+/// Returns what was taken, and how many leases had ended.
 pub(crate) fn take(
     rows: &mut dyn Write,
     limit: usize,
@@ -719,8 +741,8 @@ pub(crate) fn take(
     lease_until: Timestamp,
     schedules: &Schedules,
     now: Timestamp,
-) -> Result<Vec<Taken>> {
-    recover(rows, schedules, now, |job| {
+) -> Result<(Vec<Taken>, usize)> {
+    let ended = recover(rows, schedules, now, |job| {
         job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
     })?;
     let mut taken = Vec::new();
@@ -733,9 +755,10 @@ pub(crate) fn take(
             rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
         let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
         note_began(rows, &job, instance.as_mut())?;
+        let callback = Arc::new(callback);
         taken.push(Taken { job, callback, origin, instance: instance.map(|row| row.instance) });
     }
-    Ok(taken)
+    Ok((taken, ended))
 }
 
 /// Gives back the running jobs that `lost` says nobody works on any more. Returns how many.
@@ -857,7 +880,7 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
         Ending::Done { instance_id, open, sealed } => {
             job.answer = open.clone();
             job.sealed = sealed.clone();
-            complete(rows, &mut job, instance_id.as_deref(), finish.now)?
+            complete(rows, &mut job, finish.callback.as_deref(), instance_id.as_deref(), finish.now)?
         }
         // The browser has gone; whoever signs on again asks again.
         Ending::Retry { error, .. } if job.action == Action::SignOn => {
@@ -902,7 +925,7 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
 
 fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
     match job.instance.filter(|_| job.in_lane) {
-        Some(instance) => Ok(!rows.lane(instance)?.is_empty()),
+        Some(instance) => rows.has_lane(instance),
         None => Ok(false),
     }
 }
@@ -925,10 +948,12 @@ fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()
     told.iter().try_for_each(|number| rows.put_told(*number, now))
 }
 
-/// Applies what the hook did; a create whose id will not do is held instead.
+/// Applies what the hook did; a create whose id will not do is held instead. `asked` is the job's callback, if
+/// somebody has it at hand.
 pub(super) fn complete(
     rows: &mut dyn Write,
     job: &mut JobRow,
+    asked: Option<&Callback>,
     id: Option<&str>,
     now: Timestamp,
 ) -> Result<Told> {
@@ -937,8 +962,6 @@ pub(super) fn complete(
         end(job, job::State::Done, now);
         return Ok(Told::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
     };
-    let (_, callback) =
-        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
     if job.action == Action::Create {
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
             job.state = job::State::Held;
@@ -948,7 +971,15 @@ pub(super) fn complete(
         }
         row.created_by = Some(job.number);
     }
-    row.instance.apply(&callback, now);
+    match asked {
+        Some(callback) => row.instance.apply(callback, now),
+        None => {
+            let (_, callback) = rows
+                .callback(job.callback)?
+                .ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+            row.instance.apply(&callback, now);
+        }
+    }
     rows.put_instance(&row)?;
     end(job, job::State::Done, now);
     job.note = None;

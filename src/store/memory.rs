@@ -9,8 +9,8 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read,
-    Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
+    Known, Read, Result, Totals, Write,
 };
 use crate::callback::Callback;
 use crate::clock::Id;
@@ -75,6 +75,15 @@ impl Tables {
         self.jobs
             .values()
             .filter(move |job| job.in_lane && job.instance == Some(instance) && job.state.is_live())
+    }
+
+    /// The lane, each job with its callback.
+    fn lane_said(&self, instance: i64) -> Vec<(JobRow, Callback)> {
+        let said = |job: &JobRow| {
+            let (_, callback) = self.callbacks.get(&job.callback)?;
+            Some((job.clone(), callback.clone()))
+        };
+        self.lane(instance).filter_map(said).collect()
     }
 
     fn is_head(&self, job: &JobRow) -> bool {
@@ -205,10 +214,12 @@ macro_rules! reads {
                     numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
                 }))
             }
-            fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
+            fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
                 let key = (account.to_owned(), name.to_owned());
                 Ok(self.with(|tables| {
-                    tables.names.get(&key).and_then(|number| tables.instances.get(number)).cloned()
+                    let number = tables.names.get(&key)?;
+                    let row = tables.instances.get(number)?.clone();
+                    Some((row, tables.lane_said(*number)))
                 }))
             }
             fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -218,20 +229,16 @@ macro_rules! reads {
                     .with(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
             }
             fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
-                Ok(self.with(|tables| {
-                    let with_callback = |job: &JobRow| {
-                        tables
-                            .callbacks
-                            .get(&job.callback)
-                            .map(|(_, callback)| (job.clone(), callback.clone()))
-                    };
-                    tables.lane(instance).filter_map(with_callback).collect()
-                }))
+                Ok(self.with(|tables| tables.lane_said(instance)))
             }
-            fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
+            fn has_lane(&self, instance: i64) -> Result<bool> {
+                Ok(self.with(|tables| tables.lane(instance).next().is_some()))
+            }
+            fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
                 Ok(self.with(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
-                    rows.filter(|row| row.occurrence == *key).cloned().collect()
+                    let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
+                    rows.filter(|row| row.occurrence == *key).map(|row| (row.clone(), job(row))).collect()
                 }))
             }
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -242,6 +249,9 @@ macro_rules! reads {
             }
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
+            }
+            fn next_job(&self) -> Result<i64> {
+                Ok(self.with(|tables| next(&tables.jobs)))
             }
             fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))

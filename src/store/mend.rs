@@ -214,7 +214,10 @@ impl Mender {
     pub fn drop_job(&mut self, id: Id, act: &Act) -> Mended<()> {
         self.act(act, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
-            if job.state == job::State::Running || !job.state.is_live() {
+            if job.state == job::State::Running {
+                return impossible(running(&job, now));
+            }
+            if !job.state.is_live() {
                 return impossible(format!(
                     "the job is {}; only one that waits can be dropped",
                     job.state.as_str()
@@ -240,13 +243,13 @@ impl Mender {
             let Some((mut job, _)) = rows.lane(instance)?.into_iter().next() else {
                 return impossible("nothing is owed for this instance");
             };
-            check_completable(&job, answer)?;
+            check_completable(&job, answer, now)?;
             let seal = |(sealer, secret): (&Arc<Sealer>, &Secret)| sealer.seal(job.id.as_bytes(), secret);
             let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
             job.sealed = sealed.map_err(StoreError::from)?;
             job.answer = answer.split().open;
             job.proposed_id = None;
-            ledger::complete(rows, &mut job, answer.instance_id.as_deref(), now)?;
+            ledger::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
             if job.state != job::State::Done {
                 return impossible(job.note.unwrap_or_default());
             }
@@ -325,14 +328,6 @@ impl Mender {
         })
     }
 
-    /// Copies the database, as it is at one commit, into a new file.
-    ///
-    /// # Errors
-    /// When the file is there already or cannot be written.
-    pub fn backup(&self, to: &Path) -> Result<(), StoreError> {
-        self.backend.copy_to(to)
-    }
-
     /// After a restore: holds every job that has not ended. What a marketplace or a hook has done since
     /// the copy was made is not in it, so nothing of it may run unseen. Returns how many.
     fn hold_unfinished(&mut self, from: &Path, act: &Act) -> Mended<usize> {
@@ -382,10 +377,21 @@ fn find_held(rows: &dyn Read, number: i64) -> Mended<(CallbackRow, Callback)> {
     Ok((row, callback))
 }
 
-fn check_completable(job: &JobRow, answer: &Answer) -> Mended<()> {
+/// Why what runs is left alone. Without a daemon a lease is not renewed; then nobody's end is to be waited for.
+fn running(job: &JobRow, now: Timestamp) -> String {
+    let action = job.action;
+    match job.lease_until.filter(|until| *until < now) {
+        None => format!("a hook is running for its {action} now; wait for its end"),
+        Some(until) => format!(
+            "its {action} was running when the daemon went away (nothing was heard of it since {until}), and what the hook did then is not known; start the daemon, which ends what is left of it and tries it again"
+        ),
+    }
+}
+
+fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Mended<()> {
     let action = job.action;
     if job.state == job::State::Running {
-        return impossible(format!("a hook is running for its {action} now; wait for its end"));
+        return impossible(running(job, now));
     }
     if job.state == job::State::Queued && job.attempts == 0 {
         return impossible(format!(
@@ -402,7 +408,7 @@ fn check_completable(job: &JobRow, answer: &Answer) -> Mended<()> {
 fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
     let ahead = ahead_of(rows, job)?;
     match (job.state, &ahead) {
-        (job::State::Running, _) => return impossible("a hook is running for it now; wait for its end"),
+        (job::State::Running, _) => return impossible(running(job, now)),
         (job::State::Done | job::State::Dropped | job::State::Cancelled, _) => {
             return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
         }
@@ -493,7 +499,7 @@ fn approve(
         endpoint: row.endpoint.clone(),
         key_label: row.key_label.clone(),
         budget: row.budget,
-        callback,
+        callback: Arc::new(callback),
         received_at: now,
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
         approved: true,
@@ -572,7 +578,7 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
         endpoint: instance.endpoint.clone(),
         key_label: format!("by hand: {}", act.who),
         budget: None,
-        callback,
+        callback: Arc::new(callback),
         received_at: now,
         // Of what was never begun there is nothing to release, and that is a success.
         policy: Policy { unknown_instance: UnknownInstance::Succeed, ..Policy::default() },
@@ -652,6 +658,16 @@ fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Me
         return impossible(format!("account `{account}` has an instance called `{name}` already"));
     }
     Ok(())
+}
+
+/// Copies the database at `path`, as it is at one commit, into a new file: also one that an older version of
+/// spid left, so that there is a copy before the daemon brings it up to date.
+///
+/// # Errors
+/// When there is none, it is not ours or newer than this program, or the file is there already or cannot be
+/// written.
+pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
+    Sqlite::open_backup(path)?.copy_to(to)
 }
 
 /// Puts a backup in the place of a database that nobody uses, all its unfinished work held. Until it is

@@ -43,12 +43,12 @@ use keys::KeysUsed;
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
-use writer::{AcceptCommand, Command, FinishCommand, Writer};
+use writer::{AcceptCommand, Asked, Command, FinishCommand, Writer};
 
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, restore};
+pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, backup, restore};
 pub use prune::{PruneOptions, Pruned};
 pub use reseal::{Resealed, Revealed};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
@@ -640,7 +640,7 @@ impl Store {
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
         let (accepted, waiting) = self
-            .ask(|reply| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, reply })))
+            .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, asked })))
             .await?;
         self.inner.keys_used.written(uses);
         let reply = match waiting {
@@ -658,7 +658,7 @@ impl Store {
     /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
     pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
-        self.ask(|reply| Command::Spend { account, once, now, reply }).await
+        self.ask(|asked| Command::Spend { account, once, now, asked }).await
     }
 
     /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
@@ -669,7 +669,7 @@ impl Store {
     pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
         let callback = Box::new(callback);
-        self.ask(|reply| Command::Learn { attempt, callback, now, reply }).await
+        self.ask(|asked| Command::Learn { attempt, callback, now, asked }).await
     }
 
     /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
@@ -743,7 +743,7 @@ impl Store {
     pub async fn configure_keys(&self, keys: Vec<ConfiguredKey>) -> Result<(), StoreError> {
         self.inner.keys_used.forget();
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::ConfigureKeys { keys, now, reply }).await
+        self.ask(|asked| Command::ConfigureKeys { keys, now, asked }).await
     }
 
     /// Remembers that this key has signed something. It is written with what is written next.
@@ -763,7 +763,7 @@ impl Store {
         }
         let list: Vec<_> = counts.iter().map(|(number, (count, last))| (*number, *count, *last)).collect();
         let uses = keys.clone();
-        let written = self.ask(|reply| Command::Count { counts: list, keys: uses, reply }).await;
+        let written = self.ask(|asked| Command::Count { counts: list, keys: uses, asked }).await;
         match &written {
             Ok(()) => self.inner.keys_used.written(keys),
             Err(_) => self.count_again(counts),
@@ -822,14 +822,19 @@ impl Store {
         held: Vec<(i64, u32)>,
     ) -> Result<Taking, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Take { limit, held, now, reply }).await
+        self.ask(|asked| Command::Take { limit, held, now, asked }).await
     }
 
-    /// Whether this attempt still has its lease, as far as is committed.
+    /// Whether a job that was handed over still has its lease, as far as is committed. It is looked for only
+    /// if leases have run out since then.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn holds(&self, job: &JobRow) -> Result<bool, StoreError> {
+    pub fn holds(&self, handed: &Ready) -> Result<bool, StoreError> {
+        if handed.leases_ended == self.inner.shared.signals.leases_ended() {
+            return Ok(true);
+        }
+        let job = &handed.taken.job;
         let row = self.inner.reader.job(job.id)?;
         Ok(row.is_some_and(|row| row.state == crate::job::State::Running && row.attempts == job.attempts))
     }
@@ -840,14 +845,31 @@ impl Store {
     /// When the store cannot be written; the leases run out in time.
     pub async fn extend(&self, held: Vec<(i64, u32)>) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|reply| Command::Extend { held, now, reply }).await
+        self.ask(|asked| Command::Extend { held, now, asked }).await
     }
 
     /// Keeps how an attempt ended, and tells those who wait for it.
     ///
     /// # Errors
     /// When the store cannot be written; nothing was kept, and it is to be tried again.
-    pub async fn finish(&self, job: &JobRow, ending: Ending) -> Result<Finished, StoreError> {
+    pub async fn finish(&self, taken: &Taken, ending: Ending) -> Result<Finished, StoreError> {
+        self.end(&taken.job, Some(taken.callback.clone()), ending).await
+    }
+
+    /// Keeps that an attempt was cut short, or never begun: its job is due at once.
+    ///
+    /// # Errors
+    /// As [`Store::finish`].
+    pub async fn give_back(&self, job: &JobRow) -> Result<(), StoreError> {
+        self.end(job, None, Ending::GivenBack).await.map(drop)
+    }
+
+    async fn end(
+        &self,
+        job: &JobRow,
+        callback: Option<Arc<Callback>>,
+        ending: Ending,
+    ) -> Result<Finished, StoreError> {
         let mut answer = Answer::default();
         let ending = match ending {
             Ending::Done(given) => {
@@ -868,12 +890,14 @@ impl Store {
         let finish = Finish {
             job: job.number,
             attempt: job.attempts,
+            callback,
             ending,
             schedules: self.inner.shared.schedules.clone(),
             now: self.inner.clock.now(),
         };
-        let finished =
-            self.ask(|reply| Command::Finish(Box::new(FinishCommand { finish, answer, reply }))).await?;
+        let finished = self
+            .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, answer, claimed: None, asked })))
+            .await?;
         Ok(match finished {
             ledger::Finished::Kept { state, note, .. } => Finished::Kept { state, note },
             ledger::Finished::Fenced => Finished::Fenced,
@@ -885,13 +909,13 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn probe(&self) -> Result<(), StoreError> {
-        self.ask(|reply| Command::Probe { reply }).await
+        self.ask(|asked| Command::Probe { asked }).await
     }
 
     /// Gives back the jobs that ran when the last daemon died.
     async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
-        let recovered = self.ask(|reply| Command::Recover { now, reply }).await?;
+        let recovered = self.ask(|asked| Command::Recover { now, asked }).await?;
         if recovered > 0 {
             tracing::warn!(
                 jobs = recovered,
@@ -901,9 +925,9 @@ impl Store {
         Ok(())
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(writer::Reply<T>) -> Command) -> Result<T, StoreError> {
+    async fn ask<T>(&self, command: impl FnOnce(Asked<T>) -> Command) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.inner.queue.try_send(command(reply)).map_err(|error| match error {
+        self.inner.queue.try_send(command(Asked::new(reply))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
         })?;

@@ -245,22 +245,30 @@ pub struct Totals {
     pub tries_ratio: f64,
 }
 
+/// An instance and its lane: the live jobs, in order, each with its callback.
+pub(crate) type Known = (InstanceRow, Vec<(JobRow, Callback)>);
+
 /// Finding rows.
 pub(crate) trait Read {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
     /// The instances with this name, whatever their account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>>;
+    /// The instance with this name, and its lane.
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
     /// Up to two instances with this order: one is a match, two are none.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
     /// The live jobs of the lane, in order, each with its callback.
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
-    /// The occurrences with this key, the oldest first.
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>>;
+    /// Whether there is a live job in the lane.
+    fn has_lane(&self, instance: i64) -> Result<bool>;
+    /// The occurrences with this key, the oldest first, each with its job if it has one.
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
     /// The same without what it said.
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
+    /// The number of the job that is added next.
+    fn next_job(&self) -> Result<i64>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>>;

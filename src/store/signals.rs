@@ -4,6 +4,7 @@
 //! a wake-up for the dispatcher that cannot be lost, and the jobs that were born leased.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub struct Ready {
     pub taken: Box<Taken>,
     /// Its place; given back when dropped.
     pub place: OwnedSemaphorePermit,
+    /// How many leases had run out when it was handed over. As long as that is so, nobody has ended its own.
+    pub(crate) leases_ended: u64,
 }
 
 /// What the store tells the dispatcher.
@@ -32,6 +35,7 @@ pub(crate) struct Signals {
     pub(crate) places: Arc<Semaphore>,
     ready: mpsc::UnboundedSender<Ready>,
     waiters: Arc<Waiters>,
+    leases_ended: AtomicU64,
 }
 
 impl Signals {
@@ -42,6 +46,7 @@ impl Signals {
             places: Arc::new(Semaphore::new(0)),
             ready,
             waiters: Arc::default(),
+            leases_ended: AtomicU64::new(0),
         };
         (signals, receiver)
     }
@@ -53,7 +58,17 @@ impl Signals {
     /// Hands a job that was born leased to the dispatcher. If there is none any more, the job comes
     /// back when its lease ends or the daemon starts again.
     pub(crate) fn hand_over(&self, taken: Box<Taken>, place: OwnedSemaphorePermit) {
-        let _ = self.ready.send(Ready { taken, place });
+        let _ = self.ready.send(Ready { taken, place, leases_ended: self.leases_ended() });
+    }
+
+    /// How many leases ran out since the start.
+    pub(crate) fn leases_ended(&self) -> u64 {
+        self.leases_ended.load(Ordering::Acquire)
+    }
+
+    /// Counts leases that ran out: it is committed that nobody works on these jobs any more.
+    pub(crate) fn end_leases(&self, count: u64) {
+        self.leases_ended.fetch_add(count, Ordering::AcqRel);
     }
 }
 

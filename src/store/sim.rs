@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Read, Result, Totals,
-    Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Result,
+    Totals, Write,
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
@@ -126,8 +126,8 @@ impl Writer {
         }
         let mut operated = self.writer.operate(batch);
         if self.planted == Planted::EarlyAnswers {
-            let results = std::mem::take(&mut operated.results);
-            self.writer.settle(writer::Ended { committed: Ok(()), results });
+            let batch = std::mem::take(&mut operated.batch);
+            self.writer.settle(writer::Ended { committed: Ok(()), batch });
         }
         Some(Operated(operated))
     }
@@ -186,7 +186,7 @@ impl Read for Failing {
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
         self.rows.instances_named(name)
     }
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
         self.decided_on().instance_by_name(account, name)
     }
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -195,7 +195,10 @@ impl Read for Failing {
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.decided_on().lane(instance)
     }
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
+    fn has_lane(&self, instance: i64) -> Result<bool> {
+        self.rows.has_lane(instance)
+    }
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         self.decided_on().occurrences(key)
     }
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -206,6 +209,9 @@ impl Read for Failing {
     }
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.rows.job(number)
+    }
+    fn next_job(&self) -> Result<i64> {
+        self.rows.next_job()
     }
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
         self.rows.job_by_id(id)

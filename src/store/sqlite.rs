@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::config::DbConfig;
-use rusqlite::types::{FromSql, Value};
+use rusqlite::types::{FromSql, Value, ValueRef};
 use rusqlite::{
     CachedStatement, Connection, OpenFlags, OptionalExtension, Params, Row, params, params_from_iter,
 };
@@ -21,8 +21,8 @@ use rustix::fs::Access;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Read,
-    Result, Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
+    Known, Read, Result, Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
@@ -468,6 +468,9 @@ macro_rules! instance_columns {
     };
 }
 
+/// How many they are.
+const INSTANCE_COLUMNS_COUNT: usize = 23;
+
 fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let mut columns = Columns::of(row);
     let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
@@ -555,7 +558,12 @@ macro_rules! job_columns {
 const JOB_COLUMNS_COUNT: usize = 19;
 
 fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
-    let mut columns = Columns::of(row);
+    read_job_behind(row, 0)
+}
+
+/// A job whose columns stand behind so many others.
+fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
+    let mut columns = Columns { row, next: behind };
     Ok(JobRow {
         number: columns.next()?,
         id: Id::from_bytes(columns.next()?),
@@ -665,17 +673,23 @@ impl Read for Sqlite {
         )
     }
 
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceRow>> {
-        self.one(
-            concat!(
-                "SELECT ",
-                instance_columns!(),
-                " FROM name JOIN instance ON instance.number = name.instance
-                 WHERE name.account = ?1 AND name.name = ?2"
-            ),
-            [account, name],
-            read_instance,
-        )
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
+        let sql = concat!(
+            "SELECT ",
+            instance_columns!(),
+            ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < 5 AND job.in_lane = 1)
+             FROM name JOIN instance ON instance.number = name.instance
+             WHERE name.account = ?1 AND name.name = ?2"
+        );
+        let read = |row: &Row<'_>| Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?));
+        match self.one(sql, [account, name], read)? {
+            Some((row, true)) => {
+                let lane = self.lane(row.number)?;
+                Ok(Some((row, lane)))
+            }
+            Some((row, false)) => Ok(Some((row, Vec::new()))),
+            None => Ok(None),
+        }
     }
 
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -699,10 +713,26 @@ impl Read for Sqlite {
         )
     }
 
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<CallbackRow>> {
-        let sql =
-            concat!("SELECT ", callback_columns!(), " FROM callback WHERE occurrence = ?1 ORDER BY number");
-        self.many(sql, [key], read_callback)
+    fn has_lane(&self, instance: i64) -> Result<bool> {
+        let sql = "SELECT 1 FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 LIMIT 1";
+        Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
+    }
+
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        let sql = concat!(
+            "SELECT ",
+            callback_columns!(),
+            ", ",
+            job_columns!(),
+            " FROM callback LEFT JOIN job ON job.number = callback.job
+             WHERE callback.occurrence = ?1 ORDER BY callback.number"
+        );
+        self.many(sql, [key], |row| {
+            let callback = read_callback(row)?;
+            let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
+            let job = is_there.then(|| read_job_behind(row, CALLBACK_COLUMNS_COUNT)).transpose()?;
+            Ok((callback, job))
+        })
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -717,6 +747,11 @@ impl Read for Sqlite {
 
     fn job(&self, number: i64) -> Result<Option<JobRow>> {
         self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE number = ?1"), [number], read_job)
+    }
+
+    fn next_job(&self) -> Result<i64> {
+        let last = self.one("SELECT seq FROM sqlite_sequence WHERE name = 'job'", [], |row| row.get(0))?;
+        Ok(last.unwrap_or(0) + 1)
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
@@ -1169,7 +1204,7 @@ mod tests {
         of_version_1(&path);
         assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
         let mut store = Sqlite::open(&path).unwrap();
-        let mut row = store.instance_by_name("acme", "i-1").unwrap().unwrap();
+        let (mut row, _) = store.instance_by_name("acme", "i-1").unwrap().unwrap();
         assert_eq!((row.public_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
         row.public_id = Some("b-1".to_owned());
         store.put_instance(&row).unwrap();

@@ -42,6 +42,9 @@ pub struct Life {
     pub callbacks: Vec<CallbackRow>,
     /// What was owed for it, the oldest first.
     pub jobs: Vec<JobRow>,
+    /// Whether there is more, and older, than these.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub older: bool,
 }
 
 /// One job and its attempts.
@@ -141,7 +144,34 @@ impl Reader {
         let (mut callbacks, mut jobs) = (self.callbacks(&filter)?, self.jobs(&filter)?);
         callbacks.reverse();
         jobs.reverse();
-        Ok(Life { instance, callbacks, jobs })
+        Ok(Life { instance, callbacks, jobs, older: false })
+    }
+
+    /// The latest of it: so many callbacks, so many jobs, and of what is older what still waits. Of sign-ons there
+    /// is no end, and whoever looks at a daemon that runs must not keep it busy with all of them.
+    ///
+    /// # Errors
+    /// As [`Reader::find`].
+    pub fn latest(&self, name: &str, account: Option<&str>, most: usize) -> Result<Life, ViewError> {
+        let instance = self.find(name, account)?;
+        let all =
+            Filter { instance: Some(instance.number), limit: most.saturating_add(1), ..Filter::default() };
+        let (mut callbacks, mut jobs) = (self.callbacks(&all)?, self.jobs(&all)?);
+        let older = callbacks.len() > most || jobs.len() > most;
+        callbacks.truncate(most);
+        jobs.truncate(most);
+        if let Some(last) = callbacks.last().filter(|_| older) {
+            let before = Some(last.number);
+            let held = Filter { disposition: Some(Disposition::Held), before, ..all.clone() };
+            callbacks.extend(self.callbacks(&held)?);
+        }
+        if let Some(last) = jobs.last().filter(|_| older) {
+            let live = job::State::ALL.into_iter().filter(|state| state.is_live()).collect();
+            jobs.extend(self.jobs(&Filter { jobs: live, before: Some(last.number), ..all })?);
+        }
+        callbacks.reverse();
+        jobs.reverse();
+        Ok(Life { instance, callbacks, jobs, older })
     }
 
     /// The job with this id, and its attempts.
@@ -230,5 +260,57 @@ impl Reader {
     pub fn instance_name(&self, number: Option<i64>) -> Result<Option<String>, StoreError> {
         let row = number.map(|number| self.instance(number)).transpose()?.flatten();
         Ok(row.and_then(|row| row.name().map(str::to_owned)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::callback::{Action, Answer, InstanceRef};
+    use crate::clock::Clock;
+    use crate::instance::Policy;
+    use crate::store::{Acceptance, Ending, Store, StoreOptions};
+
+    fn asked(action: Action, number: u32, clock: &Clock) -> Acceptance {
+        let mut callback = Callback::new(action, "x");
+        callback.subject = InstanceRef { instance_id: None, order_biz_id: Some("biz-1".to_owned()) };
+        callback.request_id = Some(number.to_string());
+        Acceptance {
+            account: "acme".to_owned(),
+            endpoint: "e".to_owned(),
+            key_label: "current".to_owned(),
+            callback,
+            received_at: clock.now(),
+            policy: Policy::default(),
+            approved: false,
+            budget: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_latest_of_a_life_without_end_is_a_page_and_what_waits() {
+        let clock = Clock::System;
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        drop(store.accept(asked(Action::Create, 0, &clock)).await.unwrap());
+        for number in 1..=20 {
+            drop(store.accept(asked(Action::Other, number, &clock)).await.unwrap());
+        }
+        for taken in store.take(100).await.unwrap().taken {
+            let ending = match taken.job.action {
+                Action::Create => Ending::Pending { note: "somebody finishes it".to_owned() },
+                _ => Ending::Done(Answer::default()),
+            };
+            store.finish(&taken.job, ending).await.unwrap();
+        }
+        let reader = store.reader();
+        let whole = reader.life("biz-1", None).unwrap();
+        assert_eq!((whole.callbacks.len(), whole.jobs.len(), whole.older), (21, 21, false));
+        let page = reader.latest("biz-1", None, 5).unwrap();
+        assert_eq!((&page.callbacks[..], page.older), (&whole.callbacks[16..], true));
+        assert_eq!((&page.jobs[0], &page.jobs[1..]), (&whole.jobs[0], &whole.jobs[16..]));
+        assert!(serde_json::to_string(&page).unwrap().contains("\"older\":true"));
+        let all = reader.latest("biz-1", None, 21).unwrap();
+        assert_eq!((&all.callbacks, &all.jobs, all.older), (&whole.callbacks, &whole.jobs, false));
+        assert!(!serde_json::to_string(&all).unwrap().contains("older"));
     }
 }

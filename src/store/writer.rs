@@ -1,7 +1,7 @@
 //! The one thread that writes, and how it makes one commit of many operations.
 //!
-//! It blocks for one operation, drains what queued meanwhile, runs each in a savepoint of its own,
-//! commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
+//! It blocks for one operation, drains what queued meanwhile, runs each so that it is kept whole or not at
+//! all, commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
 //! is the next batch, so a slow disk costs one `fsync` a batch and a fast one costs no waiting.
 //!
 //! The steps of a batch are types: what has been [`Operated`] cannot be answered, only committed; what
@@ -24,21 +24,58 @@ use crate::instance::Instance;
 use crate::limits;
 use crate::metrics::Metric;
 
-/// What a caller waits for.
-pub(crate) type Reply<T> = oneshot::Sender<Result<T>>;
+/// What a caller waits for: what the operation came to, once that is committed.
+#[derive(Debug)]
+pub(crate) struct Asked<T> {
+    reply: oneshot::Sender<Result<T>>,
+    done: Option<Result<T>>,
+}
 
-/// One operation.
+impl<T> Asked<T> {
+    pub(crate) fn new(reply: oneshot::Sender<Result<T>>) -> Asked<T> {
+        Asked { reply, done: None }
+    }
+
+    /// Whether whoever asked has gone.
+    fn is_deserted(&self) -> bool {
+        self.reply.is_closed()
+    }
+
+    /// Keeps what the operation came to. `false`: it failed.
+    fn come_to(&mut self, done: Result<T>) -> bool {
+        let succeeded = done.is_ok();
+        self.done = Some(done);
+        succeeded
+    }
+
+    /// Answers with the operation's own result, unless the commit failed: then nothing of it is true.
+    fn answer(self, committed: &Result<()>) {
+        self.answer_after(committed, |_| {});
+    }
+
+    /// The same, when `first` has been done about it.
+    fn answer_after(self, committed: &Result<()>, first: impl FnOnce(&mut Result<T>)) {
+        let mut kept = match committed {
+            Ok(()) => self.done.unwrap_or(Err(StoreError::Inconsistent("an operation was not run"))),
+            Err(error) => Err(error.clone()),
+        };
+        first(&mut kept);
+        let _ = self.reply.send(kept);
+    }
+}
+
+/// One operation, and what it came to.
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<Taking> },
-    Extend { held: Vec<(i64, u32)>, now: Timestamp, reply: Reply<()> },
-    Recover { now: Timestamp, reply: Reply<usize> },
-    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, reply: Reply<()> },
-    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, reply: Reply<()> },
-    Spend { account: String, once: Once, now: Timestamp, reply: Reply<()> },
-    Learn { attempt: (i64, u32), callback: Box<Callback>, now: Timestamp, reply: Reply<Option<Instance>> },
-    Probe { reply: Reply<()> },
+    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<Taking> },
+    Extend { held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<()> },
+    Recover { now: Timestamp, asked: Asked<usize> },
+    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, asked: Asked<()> },
+    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, asked: Asked<()> },
+    Spend { account: String, once: Once, now: Timestamp, asked: Asked<()> },
+    Learn { attempt: (i64, u32), callback: Box<Callback>, now: Timestamp, asked: Asked<Option<Instance>> },
+    Probe { asked: Asked<()> },
 }
 
 pub(crate) struct AcceptCommand {
@@ -48,14 +85,16 @@ pub(crate) struct AcceptCommand {
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Keys whose use is to be written by now.
     pub(crate) keys: Vec<keys::Used>,
-    pub(crate) reply: Reply<(Accepted, Option<Waiting>)>,
+    pub(crate) asked: Asked<(Accepted, Option<Waiting>)>,
 }
 
 pub(crate) struct FinishCommand {
     pub(crate) finish: Finish,
     /// The answer as the hook gave it, for those who wait.
     pub(crate) answer: Answer,
-    pub(crate) reply: Reply<Finished>,
+    /// Those who wait, once they have been taken out.
+    pub(crate) claimed: Option<Claimed>,
+    pub(crate) asked: Asked<Finished>,
 }
 
 /// Jobs taken up, and when to look again.
@@ -65,49 +104,20 @@ pub struct Taking {
     pub taken: Vec<Taken>,
     /// When the next one becomes due.
     pub next_due: Option<Timestamp>,
-}
-
-/// What is left to do once the batch is committed, or has failed.
-pub(super) enum After {
-    Accept {
-        done: Result<(Accepted, Option<Waiting>)>,
-        place: Option<OwnedSemaphorePermit>,
-        reply: Reply<(Accepted, Option<Waiting>)>,
-    },
-    Finish {
-        done: Result<Finished>,
-        claimed: Claimed,
-        answer: Answer,
-        reply: Reply<Finished>,
-    },
-    Take {
-        done: Result<Taking>,
-        reply: Reply<Taking>,
-    },
-    Unit {
-        done: Result<()>,
-        reply: Reply<()>,
-    },
-    Recover {
-        done: Result<usize>,
-        reply: Reply<usize>,
-    },
-    Learn {
-        done: Result<Option<Instance>>,
-        reply: Reply<Option<Instance>>,
-    },
+    /// How many leases had run out before.
+    pub(crate) leases_ended: usize,
 }
 
 /// A batch whose operations have run, in a transaction that is still open.
 pub(super) struct Operated {
     pub(super) begun: Result<()>,
-    pub(super) results: Vec<After>,
+    pub(super) batch: Vec<Command>,
 }
 
 /// A batch whose transaction has ended, well or not.
 pub(super) struct Ended {
     pub(super) committed: Result<()>,
-    pub(super) results: Vec<After>,
+    pub(super) batch: Vec<Command>,
 }
 
 /// The one who writes.
@@ -145,62 +155,97 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Begins a transaction and runs the operations in it.
-    pub(super) fn operate(&mut self, batch: Vec<Command>) -> Operated {
-        let begun = self.backend.begin();
-        let mut results: Vec<After> = Vec::with_capacity(batch.len());
-        for command in batch {
-            let usable = match &begun {
-                Ok(()) if self.backend.in_transaction() => Ok(()),
-                Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
-                Err(error) => Err(error.clone()),
-            };
-            results.push(operate(&mut self.backend, command, usable, &self.shared));
+    ///
+    /// Nearly always all of them succeed, so that they are run without a way back first: a savepoint costs as
+    /// much as the operation in it. If one fails, what all of them did is undone, and they are run once more,
+    /// each in a savepoint of its own.
+    pub(super) fn operate(&mut self, mut batch: Vec<Command>) -> Operated {
+        let mut begun = self.backend.begin();
+        if begun.is_ok() && !self.all_succeed(&mut batch) {
+            undo(&mut batch, &self.shared.signals);
+            begun = self.backend.rollback().and_then(|()| self.backend.begin());
+            for command in &mut batch {
+                let usable = self.usable(&begun);
+                run(&mut self.backend, command, Guard::Savepoint(usable), &self.shared);
+            }
         }
-        Operated { begun, results }
+        Operated { begun, batch }
+    }
+
+    fn all_succeed(&mut self, batch: &mut [Command]) -> bool {
+        batch.iter_mut().all(|command| run(&mut self.backend, command, Guard::Batch, &self.shared))
+            && self.backend.in_transaction()
+    }
+
+    fn usable(&self, begun: &Result<()>) -> Result<()> {
+        match begun {
+            Ok(()) if self.backend.in_transaction() => Ok(()),
+            Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
+            Err(error) => Err(error.clone()),
+        }
     }
 
     /// Commits; what cannot be committed is rolled back.
     pub(super) fn commit(&mut self, operated: Operated) -> Ended {
-        let Operated { begun, results } = operated;
+        let Operated { begun, batch } = operated;
         let committed = match begun {
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
             Err(error) => Err(error),
         };
-        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], results.len() as f64);
+        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], batch.len() as f64);
         if let Err(error) = &committed {
-            tracing::error!(%error, operations = results.len(), "the store could not commit; nothing of the batch was kept");
+            tracing::error!(%error, operations = batch.len(), "the store could not commit; nothing of the batch was kept");
             if let Err(error) = self.backend.rollback() {
                 tracing::error!(%error, "the store could not roll back");
             }
         }
-        Ended { committed, results }
+        Ended { committed, batch }
     }
 
     /// Answers.
     pub(super) fn settle(&self, ended: Ended) {
-        for after in ended.results {
-            after.settle(&ended.committed, &self.shared.signals);
+        for command in ended.batch {
+            command.settle(&ended.committed, &self.shared.signals);
         }
     }
 }
 
-/// Runs one operation in its savepoint: what it did is kept whole or not at all. Where even the
-/// savepoint fails nobody can say what the transaction holds, so it is given up with all that is in it.
+/// What takes an operation back that fails.
+enum Guard {
+    /// The end of the whole batch, which is then run again.
+    Batch,
+    /// A savepoint of its own, if the transaction can be used.
+    Savepoint(Result<()>),
+}
+
+/// Runs one operation: what it does is kept whole or not at all.
 ///
 /// A panic is walled in: whatever a peer sent that brought it about, it must not end the writing for
 /// everybody else.
 fn guarded<B: Backend, T>(
     backend: &mut B,
-    usable: Result<()>,
+    guard: Guard,
     operation: impl FnOnce(&mut B) -> Result<T>,
 ) -> Result<T> {
-    usable?;
-    backend.savepoint()?;
-    let done = catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
+    match guard {
+        Guard::Batch => walled(backend, operation),
+        Guard::Savepoint(usable) => usable.and_then(|()| in_savepoint(backend, operation)),
+    }
+}
+
+fn walled<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
         tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
         Err(StoreError::Inconsistent("an operation panicked"))
-    });
+    })
+}
+
+/// Where even the savepoint fails nobody can say what the transaction holds, so it is given up with all that
+/// is in it.
+fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
+    backend.savepoint()?;
+    let done = walled(backend, operation);
     let ended = match &done {
         Ok(_) => backend.release_savepoint(),
         Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
@@ -213,57 +258,68 @@ fn guarded<B: Backend, T>(
     done
 }
 
-fn operate<B: Backend>(backend: &mut B, command: Command, usable: Result<()>, shared: &Shared) -> After {
-    match command {
-        Command::Accept(command) => accept(backend, *command, usable, shared),
-        Command::Finish(command) => finish(backend, *command, usable, shared),
-        Command::Take { limit, held, now, reply } => {
-            let done = guarded(backend, usable, |rows| {
-                let until = plus_millis(now, limits::LEASE_MS);
-                let taken = ledger::take(rows, limit, &held, until, &shared.schedules, now)?;
-                Ok(Taking { taken, next_due: rows.next_due(now)? })
-            });
-            After::Take { done, reply }
+/// Forgets what operations came to that were taken back. Those who were taken out as told wait on, and only
+/// then do those leave who began to wait.
+fn undo(batch: &mut [Command], signals: &Signals) {
+    for command in batch.iter_mut() {
+        if let Command::Finish(command) = command
+            && let Some(claimed) = command.claimed.take()
+        {
+            signals.waiters().restore(claimed);
         }
-        Command::Extend { held, now, reply } => {
-            let until = plus_millis(now, limits::LEASE_MS);
-            let done = guarded(backend, usable, |rows| ledger::extend(rows, &held, until));
-            After::Unit { done, reply }
+    }
+    for command in batch {
+        if let Command::Accept(command) = command {
+            command.asked.done = None;
         }
-        Command::Recover { now, reply } => {
-            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, now, |_| true);
-            After::Recover { done: guarded(backend, usable, recover), reply }
-        }
-        Command::Count { counts, keys, reply } => {
-            let count = |rows: &mut B| ledger::count(rows, &counts).and_then(|()| keys::used(rows, &keys));
-            After::Unit { done: guarded(backend, usable, count), reply }
-        }
-        Command::ConfigureKeys { keys, now, reply } => {
-            let done = guarded(backend, usable, |rows| keys::configure(rows, &keys, now));
-            After::Unit { done, reply }
-        }
-        Command::Spend { account, once, now, reply } => {
-            let done = guarded(backend, usable, |rows| ledger::spend(rows, &account, &once, now));
-            After::Unit { done, reply }
-        }
-        Command::Learn { attempt, callback, now, reply } => {
-            let done = guarded(backend, usable, |rows| ledger::learn(rows, attempt, &callback, now));
-            After::Learn { done, reply }
-        }
-        Command::Probe { reply } => After::Unit { done: guarded(backend, usable, B::touch), reply },
     }
 }
 
-fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()>, shared: &Shared) -> After {
-    let AcceptCommand { acceptance, id, place, keys, reply } = command;
+/// Runs one operation and keeps what it came to. `false`: it failed.
+fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared: &Shared) -> bool {
+    match command {
+        Command::Accept(command) => accept(backend, command, guard, shared),
+        Command::Finish(command) => finish(backend, command, guard, shared),
+        Command::Take { limit, held, now, asked } => asked.come_to(guarded(backend, guard, |rows| {
+            let until = plus_millis(*now, limits::LEASE_MS);
+            let (taken, leases_ended) = ledger::take(rows, *limit, held, until, &shared.schedules, *now)?;
+            Ok(Taking { taken, next_due: rows.next_due(*now)?, leases_ended })
+        })),
+        Command::Extend { held, now, asked } => {
+            let until = plus_millis(*now, limits::LEASE_MS);
+            asked.come_to(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
+        }
+        Command::Recover { now, asked } => {
+            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, *now, |_| true);
+            asked.come_to(guarded(backend, guard, recover))
+        }
+        Command::Count { counts, keys, asked } => {
+            let count = |rows: &mut B| ledger::count(rows, counts).and_then(|()| keys::used(rows, keys));
+            asked.come_to(guarded(backend, guard, count))
+        }
+        Command::ConfigureKeys { keys, now, asked } => {
+            asked.come_to(guarded(backend, guard, |rows| keys::configure(rows, keys, *now)))
+        }
+        Command::Spend { account, once, now, asked } => {
+            asked.come_to(guarded(backend, guard, |rows| ledger::spend(rows, account, once, *now)))
+        }
+        Command::Learn { attempt, callback, now, asked } => {
+            asked.come_to(guarded(backend, guard, |rows| ledger::learn(rows, *attempt, callback, *now)))
+        }
+        Command::Probe { asked } => asked.come_to(guarded(backend, guard, B::touch)),
+    }
+}
+
+fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard, shared: &Shared) -> bool {
+    let AcceptCommand { acceptance, id, place, keys, asked } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // Whoever gave up waiting for the store has answered "call again" by now.
-    let birth = Birth { id, lease_until, heard: !reply.is_closed() };
-    let accepted = guarded(backend, usable, |rows| {
-        keys::used(rows, &keys)?;
-        ledger::accept(rows, &acceptance, birth)
+    let birth = Birth { id: *id, lease_until, heard: !asked.is_deserted() };
+    let accepted = guarded(backend, guard, |rows| {
+        keys::used(rows, keys)?;
+        ledger::accept(rows, acceptance, birth)
     });
-    let done = accepted.map(|accepted| {
+    asked.come_to(accepted.map(|accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
             // One sign-on lets one browser in: whoever comes with it meanwhile is not told where to go.
@@ -272,78 +328,62 @@ fn accept<B: Backend>(backend: &mut B, command: AcceptCommand, usable: Result<()
             _ => None,
         };
         (accepted, waiting)
-    });
-    After::Accept { done, place, reply }
+    }))
 }
 
-fn finish<B: Backend>(backend: &mut B, command: FinishCommand, usable: Result<()>, shared: &Shared) -> After {
-    let FinishCommand { finish, answer, reply } = command;
-    let claimed = shared.signals.waiters().claim(finish.job);
+fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard, shared: &Shared) -> bool {
+    let FinishCommand { finish, claimed, asked, .. } = command;
+    let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
     let told = claimed.callbacks();
-    let done = guarded(backend, usable, |rows| ledger::finish(rows, &finish, &told));
-    After::Finish { done, claimed, answer, reply }
+    asked.come_to(guarded(backend, guard, |rows| ledger::finish(rows, finish, &told)))
 }
 
-/// The operation's own result, unless the commit failed: then nothing of it is true.
-fn kept<T>(done: Result<T>, committed: &Result<()>) -> Result<T> {
-    match committed {
-        Ok(()) => done,
-        Err(error) => Err(error.clone()),
-    }
-}
-
-impl After {
+impl Command {
     /// Answers, after the commit and never before.
     fn settle(self, committed: &Result<()>, signals: &Signals) {
         match self {
-            After::Accept { done, place, reply } => {
-                settle_accept(kept(done, committed), place, reply, signals)
-            }
-            After::Finish { done, claimed, answer, reply } => {
-                settle_finish(kept(done, committed), claimed, answer, reply, signals);
-            }
-            After::Take { done, reply } => drop(reply.send(kept(done, committed))),
-            After::Unit { done, reply } => drop(reply.send(kept(done, committed))),
-            After::Recover { done, reply } => drop(reply.send(kept(done, committed))),
-            After::Learn { done, reply } => drop(reply.send(kept(done, committed))),
+            Command::Accept(command) => settle_accept(*command, committed, signals),
+            Command::Finish(command) => settle_finish(*command, committed, signals),
+            Command::Take { asked, .. } => asked.answer_after(committed, |taking| {
+                signals.end_leases(taking.as_ref().map_or(0, |taking| taking.leases_ended as u64));
+            }),
+            Command::Recover { asked, .. } => asked.answer(committed),
+            Command::Learn { asked, .. } => asked.answer(committed),
+            Command::Extend { asked, .. }
+            | Command::Count { asked, .. }
+            | Command::ConfigureKeys { asked, .. }
+            | Command::Spend { asked, .. }
+            | Command::Probe { asked } => asked.answer(committed),
         }
     }
 }
 
-fn settle_accept(
-    kept: Result<(Accepted, Option<Waiting>)>,
-    place: Option<OwnedSemaphorePermit>,
-    reply: Reply<(Accepted, Option<Waiting>)>,
-    signals: &Signals,
-) {
-    let kept = kept.map(|(mut accepted, waiting)| {
+fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signals) {
+    let AcceptCommand { place, asked, .. } = command;
+    asked.answer_after(committed, |kept| {
+        let Ok((accepted, _)) = kept else { return };
         match (accepted.taken.take(), place) {
             (Some(taken), Some(place)) => signals.hand_over(taken, place),
             _ if accepted.wakes => signals.work.notify_one(),
             _ => {}
         }
-        (accepted, waiting)
     });
-    let _ = reply.send(kept);
 }
 
-fn settle_finish(
-    kept: Result<Finished>,
-    claimed: Claimed,
-    answer: Answer,
-    reply: Reply<Finished>,
-    signals: &Signals,
-) {
-    match &kept {
-        Ok(Finished::Kept { told, wakes, .. }) => {
-            claimed.tell(&outcome_for_waiters(told, answer));
+fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Signals) {
+    let FinishCommand { answer, claimed, asked, .. } = command;
+    asked.answer_after(committed, |kept| match (kept, claimed) {
+        (Ok(Finished::Kept { told, wakes, .. }), claimed) => {
+            if let Some(claimed) = claimed {
+                claimed.tell(&outcome_for_waiters(told, answer));
+            }
             if *wakes {
                 signals.work.notify_one();
             }
         }
-        Ok(Finished::Fenced) | Err(_) => signals.waiters().restore(claimed),
-    }
-    let _ = reply.send(kept);
+        (_, Some(claimed)) => signals.waiters().restore(claimed),
+        (_, None) => {}
+    });
 }
 
 fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
@@ -359,9 +399,11 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Schedules;
     use super::super::memory::Memory;
     use super::super::rows::{ActRow, Read, Write};
     use super::*;
+    use crate::clock::from_millis;
 
     fn act(text: &str) -> ActRow {
         let text = text.to_owned();
@@ -379,15 +421,43 @@ mod tests {
         let mut backend = Memory::default();
         let reader = backend.reader();
         backend.begin().unwrap();
-        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("before"))).unwrap();
-        let panicked = guarded(&mut backend, Ok(()), |rows| -> Result<()> {
+        in_savepoint(&mut backend, |rows| rows.add_act(&act("before"))).unwrap();
+        let panicked = in_savepoint(&mut backend, |rows| -> Result<()> {
             rows.add_act(&act("half done"))?;
             std::panic::resume_unwind(Box::new("on purpose"))
         });
         assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
-        guarded(&mut backend, Ok(()), |rows| rows.add_act(&act("after"))).unwrap();
+        in_savepoint(&mut backend, |rows| rows.add_act(&act("after"))).unwrap();
         backend.commit().unwrap();
         let kept: Vec<String> = reader.list_acts(10).unwrap().into_iter().map(|act| act.act).collect();
         assert_eq!(kept, ["after", "before"]);
+    }
+
+    fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<()>>) {
+        let (reply, answer) = oneshot::channel();
+        let once = Once { nonce: nonce.to_owned(), until: from_millis(60_000) };
+        let now = Timestamp::UNIX_EPOCH;
+        (Command::Spend { account: "acme".to_owned(), once, now, asked: Asked::new(reply) }, answer)
+    }
+
+    #[test]
+    fn of_a_batch_with_a_failure_everything_else_is_kept() {
+        let backend = Memory::default();
+        let (signals, _ready) = Signals::new();
+        let (schedules, metrics) = (Schedules::default(), Metrics::default());
+        let shared = Arc::new(Shared { signals, schedules, metrics });
+        let (_queue, commands) = mpsc::channel(1);
+        let mut writer = Writer::new(backend, commands, shared);
+        let (batch, answers): (Vec<_>, Vec<_>) = ["a", "b", "a", "c"].map(spending).into_iter().unzip();
+        let operated = writer.operate(batch);
+        let ended = writer.commit(operated);
+        writer.settle(ended);
+        let answers: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect();
+        assert_eq!(answers, [Ok(()), Ok(()), Err(StoreError::Replayed), Ok(())]);
+        let (again, answer) = spending("c");
+        let operated = writer.operate(vec![again]);
+        let ended = writer.commit(operated);
+        writer.settle(ended);
+        assert_eq!(answer.blocking_recv().unwrap(), Err(StoreError::Replayed), "it was kept");
     }
 }

@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_macros, reason = "each test file uses its own part")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -116,7 +117,7 @@ impl Bench {
             endpoint: "test".into(),
             key_label: "current".into(),
             budget: Some(120),
-            callback: callback.clone(),
+            callback: Arc::new(callback.clone()),
             received_at: self.clock.now(),
             policy: Policy::default(),
             approved: false,
@@ -168,7 +169,7 @@ impl Bench {
     }
 
     pub(crate) async fn finish(&self, taken: &Taken, ending: Ending) -> Finished {
-        self.store.finish(&taken.job, ending).await.unwrap()
+        self.store.finish(taken, ending).await.unwrap()
     }
 
     pub(crate) async fn finish_done(&self, taken: &Taken) -> Finished {

@@ -27,6 +27,8 @@ pub(crate) enum Fault {
     DropsEmpty,
     SignsKnownNamesOnly,
     KeepsPlus,
+    KeepsPercent20,
+    TrustsLongTerms,
     ReadsLatin1,
     SplitsAmpersands,
     ChecksNothing,
@@ -79,6 +81,9 @@ pub(crate) enum Fault {
     NeedsIsRefund,
     AnythingGoes,
     AlwaysZero,
+    Chatters,
+    TakesItsTime,
+    TakesItsTimeAndChecksNothing,
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +149,13 @@ fn get<'a>(pairs: &'a Pairs, name: &str) -> &'a str {
     pairs.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
 }
 
+/// Whether the term ends more than half a year from now.
+fn ends_far_ahead(pairs: &Pairs) -> bool {
+    let now = spid::clock::Clock::System.now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
+    jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", get(pairs, "expiredOn"))
+        .is_ok_and(|until| until.duration_since(now).as_hours() > 24 * 180)
+}
+
 const KNOWN: [&str; 18] = [
     "action",
     "aliUid",
@@ -204,6 +216,16 @@ impl Receiver {
             "verify" => self.sign_on(&pairs),
             _ => self.other(&pairs),
         };
+        if self.is(Fault::Chatters) {
+            answer = match get(&pairs, "action") {
+                "createInstance" => answer,
+                "verify" => Response::new(200, "text/html", "<p>fake-page</p>"),
+                _ => Response::json(
+                    200,
+                    "Warning: in spi.php{\"appInfo\":{\"password\":\"fake-password\"}}".to_owned(),
+                ),
+            };
+        }
         if self.is(Fault::TextHtml) && get(&pairs, "action") != "orderPay" {
             answer = Response::new(answer.status, "text/html", answer.body);
         }
@@ -213,6 +235,11 @@ impl Receiver {
     fn read(&self, raw: &Pairs) -> Option<Pairs> {
         let mut pairs = Vec::new();
         for (name, value) in raw {
+            // Whoever undoes the encoding of dates by hand, since those are what came with a space.
+            if self.is(Fault::KeepsPercent20) && name == "label" && value.contains("%20") {
+                pairs.push((name.clone(), value.clone()));
+                continue;
+            }
             let value = decode(value, self.is(Fault::KeepsPlus))?;
             if self.is(Fault::SplitsAmpersands) && name == "label" {
                 for piece in value.split('&') {
@@ -278,7 +305,8 @@ impl Receiver {
         }
         let is_sign_on = get(pairs, "action") == "verify";
         let holds = match (self.fault, token) {
-            (Fault::ChecksNothing, _) => true,
+            (Fault::ChecksNothing | Fault::TakesItsTimeAndChecksNothing, _) => true,
+            (Fault::TrustsLongTerms, Some(_)) if ends_far_ahead(pairs) => true,
             (Fault::ForgedSignOn, _) if is_sign_on => true,
             (Fault::ForgivesMissing, None) | (Fault::ForgivesEmpty, Some("")) => true,
             (_, None | Some("")) => false,
@@ -287,6 +315,9 @@ impl Receiver {
             (Fault::IgnoresTail, Some(token)) => token.starts_with(&right),
             (_, Some(token)) => token == right,
         };
+        if self.is(Fault::Chatters) && !holds {
+            return Some(Response::text(403, format!("no: it should have been {right}")));
+        }
         (!holds).then(|| refused(if self.is(Fault::RefusesWith200) { 200 } else { 403 }))
     }
 
@@ -316,6 +347,11 @@ impl Receiver {
         }
         if self.is(Fault::RacesOnCreate) {
             self.race(&biz).await;
+        }
+        let takes_time = self.is(Fault::TakesItsTime) || self.is(Fault::TakesItsTimeAndChecksNothing);
+        // Begun at the first call, done by the second.
+        if takes_time && self.books.lock().unwrap().buying.insert(biz.clone()) {
+            return Response::json(200, json!({"instanceId": "0"}).to_string());
         }
         let mut books = self.books.lock().unwrap();
         let known = books.sold.get(&biz).map(|sold| (sold.id.clone(), sold.released));

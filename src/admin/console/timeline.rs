@@ -1,5 +1,7 @@
 //! One instance: what it is, what can be done about it, and its life, the latest first.
 
+use std::collections::HashSet;
+
 use jiff::Timestamp;
 
 use super::super::html::Html;
@@ -51,7 +53,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target, name: &str
 }
 
 fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fault> {
-    let life = reader.life(name, account)?;
+    let life = reader.latest(name, account, EVENTS)?;
     let (mut bodies, mut attempts) = (Vec::new(), Vec::new());
     for row in &life.callbacks {
         bodies.push(reader.callback_detail(row.number)?.callback);
@@ -59,17 +61,18 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
     for job in &life.jobs {
         attempts.extend(reader.attempts(job.number)?);
     }
-    let acts = reader.acts(ACTS)?.into_iter().filter(|act| is_about(act, &life)).collect();
+    let targets = targets(&life);
+    let acts = reader.acts(ACTS)?.into_iter().filter(|act| targets.contains(&act.target)).collect();
     Ok(Shown { life, bodies, attempts, acts })
 }
 
-/// Whether an act was done to this instance, to one of its jobs or to one of its callbacks.
-fn is_about(act: &ActRow, life: &Life) -> bool {
+/// What the acts call this instance, its jobs and its callbacks.
+fn targets(life: &Life) -> HashSet<String> {
     let row = &life.instance;
     let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
-    act.target == itself
-        || life.jobs.iter().any(|job| act.target == format!("job {}", job.id))
-        || life.callbacks.iter().any(|row| act.target == format!("callback {}", row.number))
+    let jobs = life.jobs.iter().map(|job| format!("job {}", job.id));
+    let callbacks = life.callbacks.iter().map(|row| format!("callback {}", row.number));
+    jobs.chain(callbacks).chain([itself]).collect()
 }
 
 fn summary(html: &mut Html, desk: &Desk, instance: &Instance) {
@@ -151,7 +154,7 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
 fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
     let mut events = happened(shown);
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
-    let left_out = events.len().saturating_sub(EVENTS);
+    let left_out = shown.life.older || events.len() > EVENTS;
     events.truncate(EVENTS);
     html.element("ol", &[("class", "timeline")], |html| {
         for event in &events {
@@ -161,11 +164,8 @@ fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
             });
         }
     });
-    if left_out > 0 {
-        nothing(
-            html,
-            &format!("{left_out} earlier events are left out; `spid instances show` has them all."),
-        );
+    if left_out {
+        nothing(html, "Earlier events are left out; `spid instances show` has them all.");
     }
 }
 

@@ -266,6 +266,11 @@ fn scene(parameters: &Parameters) -> Option<&str> {
     parameters.filled("scene")
 }
 
+/// Whether what was tried is bought; version 1.0 has a flag where 2.0 has a scene.
+fn ends_trial(parameters: &Parameters) -> bool {
+    scene(parameters) == Some("TRIAL_TO_FORMAL") || parameters.filled("trialToFormal") == Some("1")
+}
+
 /// What an activity asks.
 struct Meaning {
     action: Action,
@@ -401,9 +406,7 @@ fn describe(callback: &mut Callback) {
         // The order of these is the one it was bought by: it does not tell one from the next.
         Action::Expire => callback.order_id = None,
         Action::Renew if callback.expires_on.is_none() => callback.order_id = None,
-        Action::Renew if scene(&callback.parameters) == Some("TRIAL_TO_FORMAL") => {
-            callback.trial = Some(false)
-        }
+        Action::Renew if ends_trial(&callback.parameters) => callback.trial = Some(false),
         _ => {}
     }
     if matches!(callback.action, Action::Create | Action::Upgrade) {

@@ -487,6 +487,9 @@ fn every_activity_of_version_1() {
         (Some("s"), Some("5"))
     );
     assert_eq!(legacy("newInstance", &[order, ("trialFlag", "1")]).trial, Some(true));
+    let formal = [(INSTANCE_ID, "i"), order, ("expireTime", "20300101000000"), ("trialToFormal", "1")];
+    assert_eq!(legacy("refreshInstance", &formal).trial, Some(false));
+    assert_eq!(legacy("refreshInstance", &formal[..3]).trial, None);
 }
 
 #[test]
