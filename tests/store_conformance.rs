@@ -715,7 +715,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
             while let Some(taken) = store.take(1).await.unwrap().taken.pop() {
                 tried += 1;
                 if !lost {
-                    store.finish(&taken.job, retry()).await.unwrap();
+                    store.finish(&taken, retry()).await.unwrap();
                 }
                 clock.advance(jiff::SignedDuration::from_mins(10));
             }

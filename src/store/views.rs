@@ -279,7 +279,7 @@ mod tests {
             account: "acme".to_owned(),
             endpoint: "e".to_owned(),
             key_label: "current".to_owned(),
-            callback,
+            callback: callback.into(),
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,
@@ -300,7 +300,7 @@ mod tests {
                 Action::Create => Ending::Pending { note: "somebody finishes it".to_owned() },
                 _ => Ending::Done(Answer::default()),
             };
-            store.finish(&taken.job, ending).await.unwrap();
+            store.finish(&taken, ending).await.unwrap();
         }
         let reader = store.reader();
         let whole = reader.life("biz-1", None).unwrap();

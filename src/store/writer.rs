@@ -444,7 +444,7 @@ mod tests {
     fn of_a_batch_with_a_failure_everything_else_is_kept() {
         let backend = Memory::default();
         let (signals, _ready) = Signals::new();
-        let (schedules, metrics) = (Schedules::default(), Metrics::default());
+        let (schedules, metrics) = (Schedules::default(), crate::metrics::Metrics::default());
         let shared = Arc::new(Shared { signals, schedules, metrics });
         let (_queue, commands) = mpsc::channel(1);
         let mut writer = Writer::new(backend, commands, shared);
