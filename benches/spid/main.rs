@@ -36,6 +36,10 @@ use std::time::Duration;
 
 use report::Report;
 
+/// As the `spid` command has it: what is measured runs in this program, bare hyper and the load, too.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What is to be done, and how thoroughly.
 pub(crate) struct Plan {
     rounds: usize,

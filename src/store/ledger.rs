@@ -742,9 +742,7 @@ pub(crate) fn take(
     schedules: &Schedules,
     now: Timestamp,
 ) -> Result<(Vec<Taken>, usize)> {
-    let ended = recover(rows, schedules, now, |job| {
-        job.lease_until.is_none_or(|until| until < now) && !held.contains(&(job.number, job.attempts))
-    })?;
+    let ended = recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))?;
     let mut taken = Vec::new();
     for mut job in rows.due(now, limit)? {
         job.state = job::State::Running;
@@ -761,15 +759,17 @@ pub(crate) fn take(
     Ok((taken, ended))
 }
 
-/// Gives back the running jobs that `lost` says nobody works on any more. Returns how many.
+/// Gives back the running jobs that nobody works on any more: those whose lease ended before an instant, or
+/// all; of these, those that are `lost`. Returns how many.
 pub(crate) fn recover(
     rows: &mut dyn Write,
     schedules: &Schedules,
     now: Timestamp,
+    ended_before: Option<Timestamp>,
     lost: impl Fn(&JobRow) -> bool,
 ) -> Result<usize> {
     let mut count = 0;
-    for mut job in rows.running()? {
+    for mut job in rows.running(ended_before)? {
         if !lost(&job) {
             continue;
         }

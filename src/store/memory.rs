@@ -262,10 +262,14 @@ macro_rules! reads {
             fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
                 Ok(self.with(|tables| tables.queued().map(|job| job.due_at).filter(|due| *due > now).min()))
             }
-            fn running(&self) -> Result<Vec<JobRow>> {
+            fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
+                let has_ended = |job: &JobRow| {
+                    let before = |instant| job.lease_until.is_none_or(|until| until < instant);
+                    ended_before.is_none_or(before)
+                };
                 Ok(self.with(|tables| {
-                    let jobs = tables.jobs.values();
-                    jobs.filter(|job| job.state == job::State::Running).cloned().collect()
+                    let jobs = tables.jobs.values().filter(|job| job.state == job::State::Running);
+                    jobs.filter(|job| has_ended(job)).cloned().collect()
                 }))
             }
             fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {

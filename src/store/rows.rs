@@ -274,7 +274,9 @@ pub(crate) trait Read {
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>>;
     /// When the next queued job that is not due now becomes due.
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
-    fn running(&self) -> Result<Vec<JobRow>>;
+    /// The jobs that run under a lease that ended before this instant, or under none; all that run, without an
+    /// instant.
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>>;
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;

@@ -222,8 +222,8 @@ impl Read for Failing {
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
         self.rows.next_due(now)
     }
-    fn running(&self) -> Result<Vec<JobRow>> {
-        self.rows.running()
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
+        self.rows.running(ended_before)
     }
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
         self.rows.list_instances(filter)

@@ -776,10 +776,14 @@ impl Read for Sqlite {
         Ok(next.flatten().map(from_millis))
     }
 
-    fn running(&self) -> Result<Vec<JobRow>> {
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
         self.many(
-            concat!("SELECT ", job_columns!(), " FROM job WHERE state = 1 ORDER BY number"),
-            [],
+            concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job WHERE state = 1 AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
+            ),
+            [millis(ended_before)],
             read_job,
         )
     }

@@ -290,7 +290,7 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
             asked.come_to(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
         }
         Command::Recover { now, asked } => {
-            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, *now, |_| true);
+            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, *now, None, |_| true);
             asked.come_to(guarded(backend, guard, recover))
         }
         Command::Count { counts, keys, asked } => {
