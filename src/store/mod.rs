@@ -43,7 +43,7 @@ use keys::KeysUsed;
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
-use writer::{AcceptCommand, Asked, Command, FinishCommand, Writer};
+use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
 
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
@@ -668,8 +668,7 @@ impl Store {
     /// When the store cannot be written; nothing was kept.
     pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
-        let callback = Box::new(callback);
-        self.ask(|asked| Command::Learn { attempt, callback, now, asked }).await
+        self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
     }
 
     /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
