@@ -286,6 +286,9 @@ pub struct Callback {
     /// Why it must wait for an operator; empty for almost every callback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
+    /// When most of what it said was forgotten; see [`Callback::forgotten`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pruned_at: Option<Timestamp>,
 }
 
 impl Callback {
@@ -313,6 +316,23 @@ impl Callback {
             body: None,
             parameters: Parameters::default(),
             doubts: Vec::new(),
+            pruned_at: None,
+        }
+    }
+
+    /// What is left of it once it is old and done: which order it was, and what that set. Who bought, and
+    /// everything the marketplace said beside, is gone.
+    pub fn forgotten(&self, now: Timestamp) -> Callback {
+        Callback {
+            subject: self.subject.clone(),
+            order_id: self.order_id.clone(),
+            product: self.product.clone(),
+            sku: self.sku.clone(),
+            trial: self.trial,
+            expires_on: self.expires_on.clone(),
+            refund: self.refund,
+            pruned_at: Some(now),
+            ..Callback::new(self.action, self.action_name.as_str())
         }
     }
 }

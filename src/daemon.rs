@@ -30,6 +30,7 @@ use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::Orders;
 use crate::refusals::Refusals;
+use crate::seal::Sealer;
 use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use liveness::Liveness;
@@ -82,6 +83,8 @@ pub struct Changes {
     pub tls: Option<ServerTls>,
     /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
     pub secrets_window_ms: i64,
+    /// What seals from now on, and opens; `None` leaves that as it is.
+    pub sealer: Option<Sealer>,
     /// After how long without a signature a previous key is named as one that can go.
     pub key_unused_after: Duration,
 }
@@ -261,10 +264,22 @@ impl Daemon {
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
     /// that runs, end with what they began with.
     pub fn change(&self, changes: Changes) {
-        let Changes { endpoints, runner, orders, intake, guard, tls, secrets_window_ms, key_unused_after } =
-            changes;
+        let Changes {
+            endpoints,
+            runner,
+            orders,
+            intake,
+            guard,
+            tls,
+            secrets_window_ms,
+            sealer,
+            key_unused_after,
+        } = changes;
         self.watched.send_replace(watched(&endpoints, key_unused_after));
         self.store.repeat_secrets_for(secrets_window_ms);
+        if let Some(sealer) = sealer {
+            self.store.seal_with(sealer);
+        }
         // The hooks first: nothing may come through a new endpoint and go to an old hook.
         let runner = runner.succeeding(&self.runner.borrow());
         dispatch::announce(&self.metrics, &runner);

@@ -85,6 +85,18 @@ pub const WRITER_BATCH_MAX_COUNT: usize = 256;
 pub const STORE_BUSY_MS: u64 = 2_000;
 /// How long a start waits for the lock of a daemon that was just killed, in milliseconds.
 pub const STORE_LOCK_MS: u64 = 1_000;
+/// How many rows are looked at, and changed, in one commit of a prune or of a change of the sealing key.
+pub const UPKEEP_BATCH_COUNT: usize = 200;
+/// How long such work leaves the database to others after each commit, in milliseconds.
+pub const UPKEEP_PAUSE_MS: u64 = 5;
+/// How long such work waits for a lock another process holds, in milliseconds: it is in nobody's way.
+pub const UPKEEP_BUSY_MS: u64 = 15_000;
+/// How often it waits so long for readers to let go of the write-ahead log.
+pub const UPKEEP_JOURNAL_TRIES_COUNT: usize = 3;
+/// Age below which nothing is pruned, in milliseconds: longer than any marketplace calls again.
+pub const PRUNE_AGE_MIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
+/// Widest window in which the date of a sign-on may be, in milliseconds.
+pub const SIGN_ON_WINDOW_MAX_MS: i64 = 24 * 60 * 60 * 1000;
 /// How long a reader waits for a lock another process holds, in milliseconds.
 pub const STORE_READ_BUSY_MS: u64 = 100;
 /// What the write-ahead log is cut back to after a checkpoint, in bytes.
@@ -238,6 +250,11 @@ pub const STOP_STORE_MS: u64 = 5_000;
 /// How long a stop waits for a collector to take the last spans, in milliseconds.
 pub const STOP_SPANS_MS: u64 = 2_000;
 
+const _: () = assert!(
+    PRUNE_AGE_MIN_MS > 4 * SIGN_ON_WINDOW_MAX_MS,
+    "a sign-on that is forgotten is refused for its date"
+);
+const _: () = assert!(DATED_WINDOW_MS <= SIGN_ON_WINDOW_MAX_MS, "the usual window is a window");
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () =
     assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a mark outlives what may be dated in the future");

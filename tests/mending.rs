@@ -621,7 +621,7 @@ fn instances_are_imported_all_or_none_and_live_on() {
         let named = |id: &str| json!({"account": "alibaba-cn", "id": id});
         let daemon = mending(&home, daemon, beside, || {
             for (wrong, told) in [
-                (json!({"account": "alibaba-cn"}), "missing field `id`"),
+                (json!({"account": "alibaba-cn"}), "an instance without an id"),
                 (json!({"account": "alibaba-cn", "id": "old-2", "stat": "active"}), "unknown field `stat`"),
                 (json!({"account": "alibaba-cn", "id": "old-2", "state": "pending"}), "pending"),
                 (named("0"), "no id yet"),
@@ -939,7 +939,7 @@ fn the_commands_of_the_docs_are_commands() {
     let home = home();
     home.start().stop();
     for command in commands {
-        let command = command.split(" #").next().unwrap();
+        let command = command.split(['#', '>']).next().unwrap();
         let words = words(command);
         let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
         words.extend(["--db", "spid.db"]);

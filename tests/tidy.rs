@@ -200,7 +200,7 @@ fn siblings_of_one_kind_are_strangers() {
 #[test]
 fn a_crate_is_named_where_it_belongs() {
     for (name, home) in [
-        ("rusqlite", "src/store/sqlite.rs"),
+        ("rusqlite", "src/store/sqlite"),
         ("clap", "src/cli"),
         ("hyper", "src/http"),
         ("hyper_util", "src/http"),

@@ -12,13 +12,14 @@ use crate::{Plan, grow, machine, orders};
 type Part = fn(&Plan, &mut Report);
 
 /// The parts by name.
-pub(crate) const ALL: [(&str, Part); 7] = [
+pub(crate) const ALL: [(&str, Part); 8] = [
     ("paths", paths),
     ("exec", exec),
     ("growth", growth),
     ("latency", latency),
     ("disk", disk),
     ("log", log),
+    ("instructions", instructions),
     ("size", size),
 ];
 
@@ -269,6 +270,40 @@ fn latency(plan: &Plan, report: &mut Report) {
     }
     let commits = 2.0 * machine::sync_ms(home.path());
     section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    report.sections.push(section);
+}
+
+/// Instructions, which are the same on a busy machine: counted by valgrind, the difference of a short run
+/// and a longer one.
+fn instructions(plan: &Plan, report: &mut Report) {
+    const SHORT: usize = 200;
+    const LONG: usize = 1_200;
+    let mut section = Section::new(
+        "Instructions",
+        "What the processor executes in the daemon for one request over one connection, the kernel not counted, so that \
+         each order has a commit of its own. Counted by valgrind's callgrind.",
+    );
+    type Make = fn(usize) -> Vec<Vec<u8>>;
+    let kinds: [(&str, Make); 3] = [
+        ("a repeat", |count| vec![orders::create("bought-already"); count]),
+        ("a new order, to its final answer", |count| orders::creates("counted", count)),
+        ("a wrong token", |count| vec![orders::forged("bought-already"); count]),
+    ];
+    for (name, make) in kinds {
+        let executed = |count: usize| {
+            let home = folder(plan);
+            let daemon = servers::counted(home.path())?;
+            bought(daemon.server(), "bought-already");
+            let requests = Requests::each(make(count), " ");
+            load::closed(daemon.server().address, 1, &requests, Duration::from_secs(120));
+            daemon.executed()
+        };
+        let (Some(short), Some(long)) = (executed(SHORT), executed(LONG)) else {
+            eprintln!("skipped: install valgrind");
+            return;
+        };
+        section.line(name, format!("{:.0} thousand", (long - short) / (LONG - SHORT) as f64 / 1000.0));
+    }
     report.sections.push(section);
 }
 

@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+/// What stands behind the figures; written by hand, about no figure that a run could change.
+const BOUNDS: &str = include_str!("bounds.md");
+
 /// The median of some rounds, and how far they lay apart.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Figure {
@@ -128,6 +131,7 @@ impl Report {
                 let _ = writeln!(text, "| {} | {} | {goal} | {mark} |", row.what, row.found);
             }
         }
+        text.push_str(BOUNDS);
         text
     }
 }

@@ -109,6 +109,44 @@ fn configure(folder: &Path, address: SocketAddr, hook: Hook) -> PathBuf {
     path
 }
 
+/// A daemon under valgrind, which counts what it executes.
+pub(crate) struct Counted {
+    server: Server,
+    log: PathBuf,
+}
+
+/// It, on an empty database in `folder`; `None` without valgrind.
+pub(crate) fn counted(folder: &Path) -> Option<Counted> {
+    let address = free_address();
+    let config = configure(folder, address, Hook::Inside);
+    let log = folder.join("valgrind.log");
+    let mut command = Command::new("valgrind");
+    command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    command.arg(format!("--log-file={}", log.display()));
+    command.arg(std::env::current_exe().unwrap()).args(["serve", "--config"]).arg(config);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().ok()?;
+    let server = Server { child, address };
+    wait_until_open(address);
+    Some(Counted { server, log })
+}
+
+impl Counted {
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// Stops it, and says how many instructions it executed.
+    pub(crate) fn executed(mut self) -> Option<f64> {
+        let id = rustix::process::Pid::from_child(&self.server.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        self.server.child.wait().unwrap();
+        let log = std::fs::read_to_string(&self.log).unwrap();
+        let line = log.lines().find(|line| line.contains("Collected :"))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+}
+
 /// The library that stands between a daemon and its disk.
 pub(crate) struct Faultfs(PathBuf);
 

@@ -142,8 +142,9 @@ impl Admin {
             return Err(Fault::new(501, "this store lives in memory and cannot be mended"));
         };
         let (clock, word, who) = (parts.clock.clone(), deed.word(), act.who.clone());
+        let store = parts.store.clone();
         let work = move || {
-            let mut mender = Mender::open(&path, &options, clock)?;
+            let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
             deed.run(&mut mender, instance, &act)
         };
         let done = tokio::task::spawn_blocking(work).await;

@@ -1,17 +1,19 @@
-//! `callbacks export`, `instances export`: what happened, as a scenario on stdout.
+//! `callbacks export`, `instances export`: what happened, as a scenario on stdout; or what is, as lines.
 
 use std::collections::BTreeMap;
 
 use clap::Args;
 
+use super::lines::InstanceLine;
 use super::output::Output;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments};
 use crate::callback::Action;
+use crate::instance::State;
 use crate::job;
 use crate::scenario::Seen;
 use crate::scenario::export::{Became, Export, Kept};
-use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader};
+use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader, each_instance};
 
 #[derive(Args)]
 pub(super) struct ExportArguments {
@@ -41,9 +43,13 @@ pub(super) struct ExportCallbacksArguments {
 pub(super) struct ExportInstanceArguments {
     #[command(flatten)]
     export: ExportArguments,
-    /// Its id, or its orderBizId.
-    id: String,
-    /// Its account, if another one has an instance of that name.
+    /// What is printed: a scenario that can be replayed, or what `instances import` takes back, one JSON object
+    /// an instance, with everything personal.
+    #[arg(long = "as", value_name = "FORM", default_value = "scenario", value_parser = ["scenario", "lines"])]
+    form: String,
+    /// Its id, or its orderBizId. As lines every instance is printed unless one is named.
+    id: Option<String>,
+    /// Its account, if another one has an instance of that name. As lines: only instances of this account.
     #[arg(long)]
     account: Option<String>,
 }
@@ -56,6 +62,10 @@ pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
         let (row, callback) = reader
             .callback(*number)?
             .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
+        if let Some(at) = callback.pruned_at {
+            let text = format!("what callback {number} said was pruned at {at}; there is nothing to export");
+            return Err(Failure::new(Exit::Data, text));
+        }
         let own = row.instance.map(|instance| jobs_of(&reader, instance)).transpose()?;
         let became = became(&row, own.as_ref().unwrap_or(&jobs));
         kept.push(Kept { callback, became });
@@ -69,13 +79,19 @@ pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
 
 pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) -> Done {
     let reader = arguments.export.store.reader()?;
-    let life = reader.life(&arguments.id, arguments.account.as_deref())?;
+    if arguments.form == "lines" {
+        return lines(&arguments, &reader, output);
+    }
+    let Some(id) = &arguments.id else {
+        return Err(Failure::new(Exit::Usage, "say which instance").hint("--as lines prints all of them"));
+    };
+    let life = reader.life(id, arguments.account.as_deref())?;
     let row = life.instance.clone();
     let kept = lived(&reader, life)?;
     let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
     if left_out > 0 {
         output.complain(&format!(
-            "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand"
+            "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand, or were pruned"
         ));
     }
     if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
@@ -84,8 +100,41 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
         );
     }
     let kept: Vec<Kept> = kept.into_iter().filter(|one| one.became != Became::Open).collect();
-    let name = if arguments.export.keep_personal { arguments.id.as_str() } else { "an instance" };
+    let name = if arguments.export.keep_personal { id.as_str() } else { "an instance" };
     write(&arguments.export, format!("The life of {name}, as it was recorded"), Some(row), &kept, output)
+}
+
+/// Prints instances as JSON lines, the oldest first.
+fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Output) -> Done {
+    let only = arguments.id.as_ref().map(|id| reader.find(id, arguments.account.as_deref())).transpose()?;
+    let (path, _) = arguments.export.store.place()?;
+    let (mut pending, mut owing) = (0_u64, 0_u64);
+    each_instance(&path, |possession| -> Done {
+        let instance = &possession.row.instance;
+        let wanted = only.as_ref().is_none_or(|only| only.number == possession.row.number)
+            && arguments.account.as_ref().is_none_or(|account| *account == instance.account);
+        if !wanted {
+            return Ok(());
+        }
+        if instance.state == State::Pending {
+            pending += 1;
+            return Ok(());
+        }
+        owing += u64::from(possession.owes);
+        let text = serde_json::to_string(&InstanceLine::from(possession));
+        output.line(&text.map_err(|error| Failure::new(Exit::Bug, format!("a line is not JSON: {error}")))?)
+    })?;
+    if pending > 0 {
+        output.complain(&format!(
+            "warning: {pending} pending instances are left out: there is nothing of them yet but a create that has not ended"
+        ));
+    }
+    if owing > 0 {
+        output.complain(&format!(
+            "warning: for {owing} of these instances something is still owed, and that is not in the lines: see `spid jobs list`"
+        ));
+    }
+    Ok(())
 }
 
 fn write(
@@ -132,7 +181,8 @@ fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
     let mut kept = Vec::new();
     for row in rows {
         let Some((row, callback)) = reader.callback(row.number)? else { continue };
-        kept.push(Kept { became: became(&row, &jobs), callback });
+        let became = if callback.pruned_at.is_some() { Became::Open } else { became(&row, &jobs) };
+        kept.push(Kept { became, callback });
     }
     Ok(kept)
 }

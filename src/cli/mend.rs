@@ -3,15 +3,13 @@
 //! The commands open the database themselves, so they work while the daemon runs and while it does
 //! not. A running daemon takes up what became due within a few seconds.
 
-use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use jiff::Timestamp;
-use serde::Deserialize;
 
 use super::keys::KeyArguments;
+use super::lines::InstanceLine;
 use super::output::{Output, shown};
 use super::scenario::briefly;
 use super::sign::dialect_named;
@@ -22,7 +20,6 @@ use crate::config::{Environment, ProcessEnvironment};
 use crate::dialect::Sending;
 use crate::hook;
 use crate::http::{Client, ClientOptions, Url};
-use crate::instance::{Instance, State};
 use crate::outbound;
 use crate::store::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored};
 
@@ -30,7 +27,7 @@ use crate::store::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Res
 #[derive(Args)]
 pub(super) struct ActArguments {
     #[command(flatten)]
-    store: StoreArguments,
+    pub(super) store: StoreArguments,
     /// Why; it is kept with the act.
     #[arg(long, value_name = "TEXT")]
     why: String,
@@ -40,27 +37,33 @@ pub(super) struct ActArguments {
 }
 
 impl ActArguments {
-    fn begin(&self) -> Result<(Mender, Act), Failure> {
+    pub(super) fn begin(&self) -> Result<(Mender, Act), Failure> {
         let act = self.act()?;
-        let (path, options) = self.store.place()?;
-        let mender = Mender::open(&path, &options, Clock::System).map_err(not_there)?;
-        Ok((mender, act))
+        Ok((mender(&self.store)?, act))
     }
 
     fn act(&self) -> Result<Act, Failure> {
-        if self.why.trim().is_empty() {
-            return Err(Failure::new(
-                Exit::Usage,
-                "`--why` is empty: say it in a few words, somebody will want to know",
-            ));
-        }
-        Ok(Act { who: self.who(), why: self.why.clone() })
+        act(self.who.as_deref(), &self.why)
     }
+}
 
-    fn who(&self) -> String {
-        let known = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
-        self.who.clone().or(known).unwrap_or_else(|| "unknown".to_owned())
+/// Who acts, and why.
+pub(super) fn act(who: Option<&str>, why: &str) -> Result<Act, Failure> {
+    if why.trim().is_empty() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "`--why` is empty: say it in a few words, somebody will want to know",
+        ));
     }
+    let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
+    let who = who.map(str::to_owned).or_else(known).unwrap_or_else(|| "unknown".to_owned());
+    Ok(Act { who, why: why.to_owned() })
+}
+
+/// Opens the database to mend it.
+pub(super) fn mender(store: &StoreArguments) -> Result<Mender, Failure> {
+    let (path, options) = store.place()?;
+    Mender::open(&path, &options, Clock::System).map_err(not_there)
 }
 
 impl From<MendError> for Failure {
@@ -243,29 +246,9 @@ pub(super) struct ImportArguments {
     #[command(flatten)]
     act: ActArguments,
     /// A file with one JSON object a line: account and id, and what is known of endpoint, order_biz_id, state,
-    /// buyer, product, sku, order_id, trial, expires_on, items, claimed_at, tenant; `-` for standard input.
+    /// buyer, product, sku, order_id, trial, expires_on, items, claimed_at, tenant, and whatever else an export
+    /// has; `-` for standard input.
     file: PathBuf,
-}
-
-/// One line of an import.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ImportLine {
-    account: String,
-    id: String,
-    endpoint: Option<String>,
-    order_biz_id: Option<String>,
-    state: Option<State>,
-    buyer: Option<String>,
-    product: Option<String>,
-    sku: Option<String>,
-    order_id: Option<String>,
-    trial: Option<bool>,
-    expires_on: Option<Timestamp>,
-    #[serde(default)]
-    items: BTreeMap<String, String>,
-    claimed_at: Option<Timestamp>,
-    tenant: Option<String>,
 }
 
 pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
@@ -282,45 +265,16 @@ fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
     let mut imports = Vec::new();
     let mut wrong = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        match serde_json::from_str::<ImportLine>(line) {
-            Ok(line) if line.state == Some(State::Pending) => wrong.push(format!(
-                "{}:{}: an instance that is pending has no create here to wait for",
-                file.display(),
-                index + 1
-            )),
-            Ok(line) => imports.push(Import {
-                origin: format!("{}:{}", file.display(), index + 1),
-                instance: imported(line),
-            }),
-            Err(error) => wrong.push(format!("{}:{}: {error}", file.display(), index + 1)),
+        let origin = format!("{}:{}", file.display(), index + 1);
+        match serde_json::from_str::<InstanceLine>(line) {
+            Ok(line) if line.is_pending() => {
+                wrong.push(format!("{origin}: an instance that is pending has no create here to wait for"));
+            }
+            Ok(line) => imports.push(line.import(origin)),
+            Err(error) => wrong.push(format!("{origin}: {error}")),
         }
     }
     if wrong.is_empty() { Ok(imports) } else { Err(Failure::new(Exit::Data, wrong.join("\n"))) }
-}
-
-fn imported(line: ImportLine) -> Instance {
-    Instance {
-        id: Some(line.id),
-        order_biz_id: line.order_biz_id,
-        state: line.state.unwrap_or(State::Active),
-        endpoint: line.endpoint.unwrap_or_else(|| line.account.clone()),
-        account: line.account,
-        buyer: line.buyer,
-        product: line.product,
-        sku: line.sku,
-        order_id: line.order_id,
-        trial: line.trial,
-        expires_on: line.expires_on,
-        expires_on_raw: None,
-        items: line.items,
-        began: true,
-        tombstone: false,
-        adopted: true,
-        claimed_at: line.claimed_at,
-        tenant: line.tenant,
-        created_at: Timestamp::UNIX_EPOCH,
-        updated_at: Timestamp::UNIX_EPOCH,
-    }
 }
 
 #[derive(Args)]
@@ -356,6 +310,11 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .filter(|(name, _)| *name != "action")
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
+    if let Some(at) = callback.pruned_at {
+        let text =
+            format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
+        return Err(Failure::new(Exit::Data, text));
+    }
     let dialect = dialect_named(&arguments.dialect)?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);

@@ -14,19 +14,23 @@ mod hook;
 mod hook_test;
 mod junit;
 mod keys;
+mod lines;
 mod logging;
 mod mend;
 mod output;
 mod reload;
 mod replay;
+mod reveal;
 mod route;
 mod scenario;
+mod seal;
 mod serve;
 mod show;
 mod sign;
 mod simulate;
 mod span;
 mod supervised;
+mod upkeep;
 mod verify;
 
 use std::ffi::OsString;
@@ -176,6 +180,11 @@ enum Command {
     Backup(mend::BackupArguments),
     /// Put a backup in place, every unfinished job of it held.
     Restore(mend::RestoreArguments),
+    /// Forget what is old and done. Instances, orders and whatever a decision hangs on stay.
+    Prune(upkeep::PruneArguments),
+    /// The keys that seal passwords in the database.
+    #[command(subcommand)]
+    Seal(seal::SealCommand),
     /// What people did by hand.
     Acts(show::ActsArguments),
     /// Say which hook an order would go to, and why.
@@ -296,6 +305,8 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
         Command::Hook(command) => hook::hook(command, hook, output),
         Command::Backup(arguments) => mend::backup(arguments, output),
         Command::Restore(arguments) => mend::restore(arguments, output),
+        Command::Prune(arguments) => upkeep::prune(&arguments, output),
+        Command::Seal(command) => seal::seal(command, output),
         Command::Acts(arguments) => show::acts(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => show::instances(command, output),

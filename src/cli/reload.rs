@@ -11,6 +11,8 @@ use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
 use crate::daemon::{Changes, Daemon};
 use crate::hook::AnyHook;
 use crate::metrics::Metric;
+use crate::seal::Sealer;
+use crate::store::StoreError;
 
 /// Where the configuration comes from, every time.
 #[derive(Clone)]
@@ -37,6 +39,13 @@ enum Outcome {
     Applied { changed: Vec<String> },
     RestartRequired { keys: Vec<String> },
     Kept { why: String },
+}
+
+/// The configuration, and its sealing keys. A key that has gone is not made anew while a daemon has it.
+fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> {
+    let config = source.read().map_err(|mistakes| mistakes.lines().collect::<Vec<_>>().join("; "))?;
+    let sealer = config.store.sealer(&config.store_path);
+    Ok((config, sealer))
 }
 
 /// Reads the configuration again, as often as it is asked to.
@@ -79,11 +88,9 @@ impl Reloader {
     async fn apply(&mut self, daemon: &Daemon) -> Outcome {
         let source = self.source.clone();
         // A file may lie on a disk that hangs: nobody else waits for it.
-        let config = match tokio::task::spawn_blocking(|| source.read()).await {
-            Ok(Ok(config)) => config,
-            Ok(Err(mistakes)) => {
-                return Outcome::Kept { why: mistakes.lines().collect::<Vec<_>>().join("; ") };
-            }
+        let (config, sealer) = match tokio::task::spawn_blocking(|| read(source)).await {
+            Ok(Ok(read)) => read,
+            Ok(Err(why)) => return Outcome::Kept { why },
             Err(error) => {
                 return Outcome::Kept { why: format!("reading it failed, which is a bug: {error}") };
             }
@@ -102,6 +109,10 @@ impl Reloader {
         if !keys.is_empty() {
             return Outcome::RestartRequired { keys };
         }
+        let sealer = match sealer {
+            Ok(sealer) => sealer,
+            Err(error) => return Outcome::Kept { why: error.to_string() },
+        };
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),
@@ -110,6 +121,7 @@ impl Reloader {
             guard: config.guard.clone(),
             tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
+            sealer: Some(sealer),
             key_unused_after: config.key_unused_after,
         });
         self.logging.configure(config.log_level, config.log_format);

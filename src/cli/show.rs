@@ -1,9 +1,11 @@
-//! `instances`, `jobs`, `callbacks`, `held`: what happened. These read; they never write.
+//! `instances`, `jobs`, `callbacks`, `held`: what happened. These read; only that somebody was shown a password
+//! is written.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 
 use super::output::{Output, shown};
+use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
 use crate::clock::Id;
 use crate::instance::State;
@@ -55,6 +57,8 @@ pub(super) enum InstancesCommand {
     Show {
         #[command(flatten)]
         show: ShowArguments,
+        #[command(flatten)]
+        reveal: RevealArguments,
         /// Its id, or its orderBizId.
         id: String,
         /// Its account, if another one has an instance of that name.
@@ -87,6 +91,8 @@ pub(super) enum JobsCommand {
     Show {
         #[command(flatten)]
         show: ShowArguments,
+        #[command(flatten)]
+        reveal: RevealArguments,
         /// Its id: the idempotency key the hook was called with.
         id: String,
     },
@@ -173,9 +179,16 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let rows = list.store.reader()?.instances(&filter)?;
             if list.json { output.json(&rows) } else { instances_table(&rows, output) }
         }
-        InstancesCommand::Show { show, id, account } => {
+        InstancesCommand::Show { show, reveal, id, account } => {
             let life = show.store.reader()?.life(&id, account.as_deref())?;
-            if show.json { output.json(&life) } else { print_life(&life, output) }
+            let instance = &life.instance.instance;
+            let target = format!("instance {} of {}", text(life.instance.name()), instance.account);
+            let secrets = reveal.secrets(&show.store, &target, &life.jobs)?;
+            if show.json {
+                return output.json(&WithSecrets { shown: &life, secrets });
+            }
+            print_life(&life, output)?;
+            reveal::print(secrets, output)
         }
         InstancesCommand::Export(arguments) => export::instance(arguments, output),
         InstancesCommand::Complete(arguments) => mend::complete(arguments, output),
@@ -261,10 +274,16 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
             }
             Ok(())
         }
-        JobsCommand::Show { show, id } => {
+        JobsCommand::Show { show, reveal, id } => {
             let id: Id = id.parse().map_err(|error| Failure::new(Exit::Usage, format!("{error}")))?;
             let detail = show.store.reader()?.job_detail(id)?;
-            if show.json { output.json(&detail) } else { print_job(&detail, output) }
+            let secrets =
+                reveal.secrets(&show.store, &format!("job {id}"), std::slice::from_ref(&detail.job))?;
+            if show.json {
+                return output.json(&WithSecrets { shown: &detail, secrets });
+            }
+            print_job(&detail, output)?;
+            reveal::print(secrets, output)
         }
         JobsCommand::Retry(arguments) => mend::retry(arguments, output),
         JobsCommand::Drop(arguments) => mend::drop_job(arguments, output),
@@ -372,6 +391,9 @@ fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
     output.line(&format!("signed with key `{}`", shown(&detail.row.key_label)))?;
     if let (Some(job), Some(trace)) = (detail.job_id, detail.trace_id) {
         output.line(&format!("job {job}, trace {trace}"))?;
+    }
+    if let Some(at) = detail.callback.pruned_at {
+        output.line(&format!("what it said was pruned at {at}"))?;
     }
     for (name, value) in detail.callback.parameters.iter() {
         output.line(&format!("  {} = {}", shown(name), shown(value)))?;

@@ -30,13 +30,21 @@ pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) 
     Ok(Checked { config, warnings })
 }
 
-fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Option<String> {
-    let is_sealed = store::check_database(database).map_err(|wrong| table.mistake("path", wrong.to_string()));
+fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Vec<String> {
+    let sealed = store::check_database(database).map_err(|wrong| table.mistake("path", wrong.to_string()));
     // Beside a database that cannot be, no key can be: that is said already.
-    if is_sealed.is_err() && options.sealing_key.is_none() {
-        return None;
+    if sealed.is_err() && options.sealing_keys.is_empty() {
+        return Vec::new();
     }
-    let has_key = store::check_sealing_key(database, options);
-    let has_key = has_key.map_err(|wrong| table.mistake("sealing_key", wrong.to_string()));
-    (is_sealed == Ok(true) && has_key == Ok(false)).then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned())
+    let key = if options.is_keeping_its_own_key() { "sealing_key" } else { "sealing_keys" };
+    let known = store::check_sealing_keys(database, options);
+    let Ok(known) = known.map_err(|wrong| table.mistake(key, wrong.to_string())) else { return Vec::new() };
+    let sealed = sealed.unwrap_or_default();
+    let Some(known) = known else {
+        let lost = sealed.iter().any(|(_, count)| *count > 0);
+        return lost.then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned()).into_iter().collect();
+    };
+    let unknown =
+        sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
+    unknown.map(|(id, count)| format!("{count} answers are sealed with the key {id}, which is not among `store.sealing_keys`: their passwords cannot be told")).collect()
 }

@@ -10,9 +10,13 @@ use zeroize::Zeroizing;
 use super::Environment;
 use super::reader::Table;
 use crate::limits;
+use crate::seal::KeySource;
 use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
 
 const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
+
+const ONE_SOURCE: &str =
+    "a key has exactly one of `file`, `env` and `credential`; it is never written here itself";
 
 /// The keys of an endpoint, the current one first.
 pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
@@ -77,14 +81,43 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
         (None, Some(name), None) => ("env", variable(environment, &name)),
         (None, None, Some(name)) => ("credential", credential(environment, &name)),
         _ => {
-            table.mistake(
-                "",
-                "a key has exactly one of `file`, `env` and `credential`; it is never written here itself",
-            );
+            table.mistake("", ONE_SOURCE);
             return None;
         }
     };
     secret.map(|secret| (member, secret)).map_err(|wrong| table.mistake(member, wrong)).ok()
+}
+
+/// Where the sealing keys come from, the current one first; none when the one beside the database will do.
+/// The file of `sealing_key` comes behind those that are listed, and is not made then. They are not read here: whoever reads the store need not be able to.
+pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
+    let path = |text: &str| match text {
+        "" => Err("it is empty".to_owned()),
+        text => Ok(PathBuf::from(text)),
+    };
+    let own = store.optional("sealing_key", path);
+    let listed: Vec<KeySource> = store.tables("sealing_keys", false).iter().filter_map(sealing_key).collect();
+    let own = own.map(|own| if listed.is_empty() { KeySource::Own(own) } else { KeySource::File(own) });
+    listed.into_iter().chain(own).collect()
+}
+
+fn sealing_key(table: &Table<'_>) -> Option<KeySource> {
+    let environment = table.reader().environment();
+    match (table.text("file"), table.text("env"), table.text("credential")) {
+        (Some(path), None, None) => Some(KeySource::File(PathBuf::from(path))),
+        (None, Some(name), None) => Some(KeySource::Text {
+            text: variable(environment, &name),
+            name: format!("of the variable `{name}`"),
+        }),
+        (None, None, Some(name)) => Some(match credential_file(environment, &name) {
+            Ok(path) => KeySource::File(path),
+            Err(why) => KeySource::Text { name: format!("of the credential `{name}`"), text: Err(why) },
+        }),
+        _ => {
+            table.mistake("", ONE_SOURCE);
+            None
+        }
+    }
 }
 
 fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String> {

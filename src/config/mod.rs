@@ -35,6 +35,7 @@ use crate::instance::UnknownInstance;
 use crate::intake::{Endpoint, IntakeOptions};
 use crate::limits;
 use crate::orders::Orders;
+use crate::seal::KeySource;
 use crate::signature::{Key, Secret};
 use crate::store::StoreOptions;
 use crate::telemetry::TelemetryOptions;
@@ -48,14 +49,13 @@ pub use keys::read_key;
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
 /// The keys a daemon that runs cannot change: it is bound to them.
-pub const NEEDS_RESTART: [&str; 13] = [
+pub const NEEDS_RESTART: [&str; 12] = [
     "server.listen",
     "server.admin_listen",
     "server.admin_token.file",
     "server.admin_token.env",
     "server.admin_token.credential",
     "store.path",
-    "store.sealing_key",
     "telemetry.otlp",
     "telemetry.ca_file",
     "telemetry.headers.file",
@@ -314,9 +314,9 @@ impl Config {
         let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
-        let (store_path, sealing_key) = store(&store_table);
+        let (store_path, sealing_keys) = store(&store_table);
         let secrets_window_ms = millis(policy.secrets_window);
-        let store = StoreOptions { sealing_key, secrets_window_ms, ..StoreOptions::default() };
+        let store = StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() };
         look(&store_table, &store_path, &store);
         let (log_level, log_format) = log(&root.table("log"));
         let telemetry = telemetry::telemetry(&root.table("telemetry"));
@@ -414,12 +414,12 @@ fn for_admins(address: SocketAddr, guarded: bool) -> Result<SocketAddr, String> 
     ))
 }
 
-fn store(table: &Table<'_>) -> (PathBuf, Option<PathBuf>) {
+fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
     let path = |text: &str| match text {
         "" => Err("it is empty".to_owned()),
         text => Ok(PathBuf::from(text)),
     };
-    (table.value("path", PathBuf::from(DEFAULT_STORE), path), table.optional("sealing_key", path))
+    (table.value("path", PathBuf::from(DEFAULT_STORE), path), keys::sealing_keys(table))
 }
 
 struct PolicyTable {
@@ -437,6 +437,9 @@ fn policy(table: &Table<'_>) -> PolicyTable {
     ];
     let of_millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
     let window = table.duration("sign_on_window", of_millis(default.sign_on_window_ms));
+    if millis(window) > limits::SIGN_ON_WINDOW_MAX_MS {
+        table.mistake("sign_on_window", "it is longer than 24h: whoever finds an old sign-on would get in");
+    }
     PolicyTable {
         of_instances: crate::instance::Policy {
             unknown_instance: table.choice("unknown_instance", default.unknown_instance, &words),
@@ -510,11 +513,14 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     let source = path.display().to_string();
     let document = reader::document(&text, &source)?;
     let reader = Reader::new(&text, environment, &[]);
-    let (database, sealing_key) = store(&reader.root(&document).table("store"));
+    let root = reader.root(&document);
+    let (database, sealing_keys) = store(&root.table("store"));
+    let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
+    drop(root);
     let (_, mut mistakes) = reader.finish();
-    mistakes.retain(|mistake| mistake.key.starts_with("store"));
+    mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
     if mistakes.is_empty() {
-        return Ok((database, StoreOptions { sealing_key, ..StoreOptions::default() }));
+        return Ok((database, StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() }));
     }
     Err(Mistakes { source, mistakes })
 }

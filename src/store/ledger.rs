@@ -237,6 +237,8 @@ fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
             Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
         }
+        // What was told was done; its job has been pruned.
+        (_, None) if row.told_at.is_some() && row.job.is_some() => Standing::Recorded,
         (_, None) => Standing::Void,
         (_, Some(job)) => match job.state {
             job::State::Done => Standing::Done(job.number),
@@ -664,11 +666,10 @@ fn stored_answer(
     if matches!(row.action, Action::Create | Action::Query) {
         return create_answer(rows, instance, job.map(|job| (job, row)));
     }
-    Ok(match row.job {
-        Some(_) => {
-            let done = job.filter(|job| job.state == job::State::Done);
-            done.map(|job| answer_of(job, instance, row.told_at)).unwrap_or_default()
-        }
+    // A job that is not there any more had nothing to answer: that is why it could be pruned.
+    Ok(match row.job.and(job) {
+        Some(job) if job.state == job::State::Done => answer_of(job, instance, row.told_at),
+        Some(_) => Stored::default(),
         None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
     })
 }

@@ -13,13 +13,13 @@ use jiff::Timestamp;
 use super::ledger::{self, Acceptance, Birth, REJECTED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
 use super::sqlite::{Sqlite, Vacancy};
-use super::{StoreError, StoreOptions};
+use super::{Store, StoreError, StoreOptions};
 use crate::callback::{Action, Answer, Callback, InstanceRef};
 use crate::clock::{Clock, Id};
 use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
 use crate::job::{self, Extra};
 use crate::limits;
-use crate::seal::Sealer;
+use crate::seal::{KeySource, Sealer};
 use crate::signature::Secret;
 
 /// Why an act was not done. Nothing was changed.
@@ -36,9 +36,9 @@ pub enum MendError {
     Impossible(String),
 }
 
-type Mended<T> = Result<T, MendError>;
+pub(super) type Mended<T> = Result<T, MendError>;
 
-fn impossible<T>(text: impl Into<String>) -> Mended<T> {
+pub(super) fn impossible<T>(text: impl Into<String>) -> Mended<T> {
     Err(MendError::Impossible(text.into()))
 }
 
@@ -83,8 +83,16 @@ pub enum Claimed {
 pub struct Import {
     /// Where it was read, for messages: a file and a line.
     pub origin: String,
-    /// What is known of it; `created_at` and `updated_at` are set by the import.
+    /// What is known of it. `created_at` and `updated_at` count only where [`Import::dated`] says so.
     pub instance: Instance,
+    /// Whether it is known when it was made and changed; else that is now.
+    pub dated: bool,
+    /// The id by which the marketplace calls it, where that is not its own.
+    pub public_id: Option<String>,
+    /// Further names it is found by.
+    pub names: Vec<String>,
+    /// Further orders that were done for it.
+    pub orders: Vec<String>,
 }
 
 /// What a restore led to.
@@ -98,9 +106,12 @@ pub struct Restored {
 
 /// Opens a database to mend it.
 pub struct Mender {
-    backend: Sqlite,
-    key_path: PathBuf,
-    clock: Clock,
+    pub(super) backend: Sqlite,
+    pub(super) path: PathBuf,
+    pub(super) options: StoreOptions,
+    /// What seals, where that is not to be looked up.
+    sealer: Option<Arc<Sealer>>,
+    pub(super) clock: Clock,
 }
 
 impl Mender {
@@ -109,11 +120,33 @@ impl Mender {
     /// # Errors
     /// When it cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
-        Ok(Mender { backend: Sqlite::open_to_mend(path)?, key_path: options.key_path(path), clock })
+        let (path, options) = (path.to_owned(), options.clone());
+        Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, sealer: None, clock })
+    }
+
+    /// Seals with whatever this store seals with now, which may be other keys than those it was opened with.
+    #[must_use]
+    pub fn sealing_like(self, store: &Store) -> Mender {
+        Mender { sealer: Some(store.sealer()), ..self }
+    }
+
+    /// What seals here. A daemon that runs must have its keys, too: it has to open what is sealed.
+    pub(super) fn sealer(&self) -> Mended<Arc<Sealer>> {
+        if let Some(sealer) = &self.sealer {
+            return Ok(sealer.clone());
+        }
+        let sealer = self.options.sealer(&self.path)?;
+        let current = sealer.current();
+        match super::sqlite::noted_keys(&self.path)? {
+            Some(known) if !known.contains(&current.to_string()) => impossible(format!(
+                "the daemon that runs on this database does not have the current sealing key ({current}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it"
+            )),
+            _ => Ok(Arc::new(sealer)),
+        }
     }
 
     /// Runs one act in a transaction of its own, and records it.
-    fn act<T>(
+    pub(super) fn act<T>(
         &mut self,
         act: &Act,
         word: &str,
@@ -203,15 +236,18 @@ impl Mender {
     /// # Errors
     /// When nothing waits, a hook runs for it now or has not been asked yet, or the answer will not do.
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
-        let (target, key_path) = (self.target(instance)?, self.key_path.clone());
+        let target = self.target(instance)?;
+        let secret = answer.split().secret;
+        let sealer = secret.is_some().then(|| self.sealer()).transpose()?;
         self.act(act, "complete", &target, |rows, now| {
             let Some((mut job, _)) = rows.lane(instance)?.into_iter().next() else {
                 return impossible("nothing is owed for this instance");
             };
             check_completable(&job, answer, now)?;
-            let split = answer.split();
-            job.sealed = split.secret.map(|secret| seal(&key_path, &job, &secret)).transpose()?;
-            job.answer = split.open;
+            let seal = |(sealer, secret): (&Arc<Sealer>, &Secret)| sealer.seal(job.id.as_bytes(), secret);
+            let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
+            job.sealed = sealed.map_err(StoreError::from)?;
+            job.answer = answer.split().open;
             job.proposed_id = None;
             ledger::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
             if job.state != job::State::Done {
@@ -282,7 +318,7 @@ impl Mender {
         self.act(act, "import", &target, |rows, now| {
             let mut wrong = Vec::new();
             for import in imports {
-                match take_over(rows, &import.instance, now) {
+                match take_over(rows, import, now) {
                     Ok(()) => {}
                     Err(MendError::Impossible(fault)) => wrong.push(format!("{}: {fault}", import.origin)),
                     Err(error) => return Err(error),
@@ -367,10 +403,6 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Mended<()
         return impossible(format!("what it waits for is its {action}, and that answers nothing"));
     }
     Ok(())
-}
-
-fn seal(key_path: &Path, job: &JobRow, secret: &Secret) -> Result<Vec<u8>, StoreError> {
-    Ok(Sealer::from_existing(key_path)?.seal(job.id.as_bytes(), secret)?)
 }
 
 fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
@@ -590,28 +622,40 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     }
 }
 
-fn take_over(rows: &mut dyn Write, instance: &Instance, now: Timestamp) -> Mended<()> {
-    let instance = Instance { adopted: true, created_at: now, updated_at: now, ..instance.clone() };
-    let names = InstanceRef { instance_id: instance.id.clone(), order_biz_id: instance.order_biz_id.clone() };
-    for name in [&instance.id, &instance.order_biz_id].into_iter().flatten() {
-        if let Some(fault) = ledger::fault_of_id(name) {
-            return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
-        }
+fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()> {
+    let mut instance = Instance { adopted: true, ..import.instance.clone() };
+    if !import.dated {
+        (instance.created_at, instance.updated_at) = (now, now);
     }
-    if instance.id.is_none() {
+    let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
+    let names: Vec<&String> = own.chain(&import.names).collect();
+    // What was released before anything was made of it has no id.
+    if names.is_empty() || instance.id.is_none() && instance.state != State::Released {
         return impossible("an instance without an id cannot be imported");
     }
-    let number = rows.add_instance(&instance)?;
-    for name in names.names() {
-        if !rows.add_name(&instance.account, name, number)? {
-            return impossible(format!(
-                "account `{}` has an instance called `{name}` already",
-                instance.account
-            ));
-        }
+    if instance.tombstone && instance.state != State::Released {
+        return impossible("a tombstone is released");
     }
-    if let Some(order) = &instance.order_id {
+    let number = rows.add_instance(&instance)?;
+    for name in names {
+        take_name(rows, &instance.account, name, number)?;
+    }
+    for order in instance.order_id.iter().chain(&import.orders) {
         rows.add_order(&instance.account, order, number)?;
+    }
+    if import.public_id.is_some() {
+        let public_id = import.public_id.clone();
+        rows.put_instance(&InstanceRow { number, created_by: None, public_id, instance })?;
+    }
+    Ok(())
+}
+
+fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {
+    if let Some(fault) = ledger::fault_of_id(name) {
+        return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
+    }
+    if !rows.add_name(account, name, number)? {
+        return impossible(format!("account `{account}` has an instance called `{name}` already"));
     }
     Ok(())
 }
@@ -656,6 +700,7 @@ pub fn restore(
     let sealed = mender.backend.has_sealed()?;
     drop(mender);
     vacancy.fill()?;
-    let key_path = options.key_path(path);
-    Ok(Restored { held, missing_key: (sealed && !key_path.exists()).then_some(key_path) })
+    let sources = options.key_sources(path);
+    let missing = sources.iter().filter_map(KeySource::path).find(|file| !file.exists());
+    Ok(Restored { held, missing_key: missing.filter(|_| sealed).map(Path::to_owned) })
 }

@@ -12,6 +12,8 @@ mod keys;
 mod ledger;
 mod memory;
 mod mend;
+mod prune;
+mod reseal;
 mod rows;
 mod signals;
 #[doc(hidden)]
@@ -23,7 +25,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -36,19 +38,22 @@ use crate::instance::Instance;
 use crate::job::Schedule;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
-use crate::seal::{SealError, Sealer};
+use crate::seal::{KeyId, KeySource, SealError, Sealer};
 use keys::KeysUsed;
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
 use signals::Signals;
-use writer::{AcceptCommand, Asked, Command, FinishCommand, Writer};
+use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
 
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
 pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, backup, restore};
+pub use prune::{PruneOptions, Pruned};
+pub use reseal::{Resealed, Revealed};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
 pub use signals::{Ready, Waiting};
+pub use sqlite::Possession;
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
 pub use writer::Taking;
 
@@ -173,8 +178,9 @@ pub struct StoreOptions {
     pub schedules: Schedules,
     /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
     pub secrets_window_ms: i64,
-    /// The file with the sealing key; beside the database when `None`.
-    pub sealing_key: Option<PathBuf>,
+    /// Where the sealing keys come from, the current one first; when there are none, it is a file beside
+    /// the database.
+    pub sealing_keys: Vec<KeySource>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
     /// Where commits are counted.
@@ -182,13 +188,27 @@ pub struct StoreOptions {
 }
 
 impl StoreOptions {
-    /// The file with the sealing key of the database at `path`.
-    fn key_path(&self, path: &Path) -> PathBuf {
-        self.sealing_key.clone().unwrap_or_else(|| {
-            let mut beside = path.as_os_str().to_owned();
-            beside.push(".key");
-            PathBuf::from(beside)
-        })
+    /// Where the sealing keys of the database at `path` come from.
+    fn key_sources(&self, path: &Path) -> Vec<KeySource> {
+        if !self.sealing_keys.is_empty() {
+            return self.sealing_keys.clone();
+        }
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".key");
+        vec![KeySource::Own(PathBuf::from(beside))]
+    }
+
+    /// Whether the daemon makes its sealing key itself.
+    pub fn is_keeping_its_own_key(&self) -> bool {
+        !self.sealing_keys.iter().any(|source| !matches!(source, KeySource::Own(_)))
+    }
+
+    /// What seals in, and opens from, the database at `path`. The keys must be there.
+    ///
+    /// # Errors
+    /// When one is missing, cannot be read, or is none.
+    pub fn sealer(&self, path: &Path) -> Result<Sealer, StoreError> {
+        Ok(Sealer::from_existing(&self.key_sources(path))?)
     }
 }
 
@@ -197,7 +217,7 @@ impl Default for StoreOptions {
         StoreOptions {
             schedules: Schedules::default(),
             secrets_window_ms: limits::SECRETS_WINDOW_MS,
-            sealing_key: None,
+            sealing_keys: Vec::new(),
             ids: Ids::default(),
             metrics: Metrics::default(),
         }
@@ -401,26 +421,43 @@ impl Reader {
     }
 }
 
+/// How many answers each key has sealed. `None`: those that do not say which.
+pub type Sealed = BTreeMap<Option<KeyId>, u64>;
+
 /// Looks whether a daemon could open the database at `path`, without making, locking or changing anything.
-/// Says whether anything in it is sealed.
+/// Says what in it is sealed.
 ///
 /// # Errors
 /// What a start would fail with.
-pub fn check_database(path: &Path) -> Result<bool, StoreError> {
+pub fn check_database(path: &Path) -> Result<Sealed, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
-    found.map_or(Ok(false), |found| found.has_sealed())
+    found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
 }
 
-/// Looks at the sealing key of the database at `path`. `false`: there is none, and a start makes one.
+/// Shows every instance of the database at `path`, the oldest first, as they are at one commit.
+///
+/// # Errors
+/// When the database cannot be read, or whoever looks does not want to see more.
+pub fn each_instance<E: From<StoreError>>(
+    path: &Path,
+    each: impl FnMut(Possession) -> Result<(), E>,
+) -> Result<(), E> {
+    sqlite::Sqlite::open_readonly(path)?.each_instance(each)
+}
+
+/// Looks at the sealing keys of the database at `path`, and says which they are. `None`: there is none, and
+/// a start makes one.
 ///
 /// # Errors
 /// What a start would fail with.
-pub fn check_sealing_key(path: &Path, options: &StoreOptions) -> Result<bool, StoreError> {
-    let key_path = options.key_path(path);
-    match Sealer::from_existing(&key_path) {
-        Ok(_) => Ok(true),
-        Err(SealError::Missing { .. }) => sqlite::may_make_files_beside(&key_path).map(|()| false),
-        Err(error) => Err(error.into()),
+pub fn check_sealing_keys(path: &Path, options: &StoreOptions) -> Result<Option<Vec<KeyId>>, StoreError> {
+    let sources = options.key_sources(path);
+    match (Sealer::from_existing(&sources), sources.as_slice()) {
+        (Ok(sealer), _) => Ok(Some(sealer.ids())),
+        (Err(SealError::Missing { .. }), [KeySource::Own(own)]) => {
+            sqlite::may_make_files_beside(own).map(|()| None)
+        }
+        (Err(error), _) => Err(error.into()),
     }
 }
 
@@ -439,6 +476,13 @@ async fn open_alone(path: &Path) -> Result<sqlite::Sqlite, StoreError> {
     }
 }
 
+/// Lets whoever works beside the daemon see which sealing keys it has. Without that note nobody changes them.
+fn note_keys(path: &Path, sealer: &Sealer) {
+    if let Err(error) = sqlite::note_keys(path, &sealer.ids()) {
+        tracing::warn!(%error, "it could not be noted which sealing keys there are; they cannot be changed beside this daemon");
+    }
+}
+
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
@@ -447,7 +491,7 @@ struct Inner {
     shared: Arc<Shared>,
     clock: Clock,
     ids: Ids,
-    sealer: Sealer,
+    sealer: RwLock<Arc<Sealer>>,
     secrets_window_ms: AtomicI64,
     counts: Mutex<Counts>,
     keys_used: KeysUsed,
@@ -486,11 +530,15 @@ impl Store {
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
         let backend = open_alone(path).await?;
-        let key_path = options.key_path(path);
-        if !key_path.exists() && backend.has_sealed()? {
-            tracing::error!(key = %key_path.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
+        let sources = options.key_sources(path);
+        if let [KeySource::Own(own)] = sources.as_slice()
+            && !own.exists()
+            && backend.has_sealed()?
+        {
+            tracing::error!(key = %own.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
         }
-        let sealer = Sealer::from_file(&key_path)?;
+        let sealer = Sealer::from_sources(&sources)?;
+        note_keys(path, &sealer);
         let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
         Store::start(backend, reader, sealer, options, clock).await
     }
@@ -545,7 +593,7 @@ impl Store {
             shared,
             clock,
             ids: options.ids,
-            sealer,
+            sealer: RwLock::new(Arc::new(sealer)),
             secrets_window_ms: AtomicI64::new(options.secrets_window_ms),
             counts: Mutex::default(),
             keys_used: KeysUsed::default(),
@@ -636,8 +684,7 @@ impl Store {
     /// When the store cannot be written; nothing was kept.
     pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
-        let callback = Box::new(callback);
-        self.ask(|asked| Command::Learn { attempt, callback, now, asked }).await
+        self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
     }
 
     /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
@@ -662,7 +709,7 @@ impl Store {
         let age = stored.told_at.map_or(0, |told| now.as_millisecond() - told.as_millisecond());
         let secret = match (&stored.sealed, stored.sealed_for) {
             (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms.load(Ordering::Relaxed) => {
-                let opened = self.inner.sealer.open(id.as_bytes(), sealed);
+                let opened = self.sealer().open(id.as_bytes(), sealed);
                 opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
             }
             _ => None,
@@ -688,6 +735,19 @@ impl Store {
     /// How long passwords and licence keys are repeated from now on, in milliseconds.
     pub fn repeat_secrets_for(&self, window_ms: i64) {
         self.inner.secrets_window_ms.store(window_ms, Ordering::Relaxed);
+    }
+
+    fn sealer(&self) -> Arc<Sealer> {
+        self.inner.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Seals with this from now on, and opens with it.
+    pub fn seal_with(&self, sealer: Sealer) {
+        let sealer = Arc::new(sealer);
+        *self.inner.sealer.write().unwrap_or_else(PoisonError::into_inner) = sealer.clone();
+        if let Backing::Sqlite(readers) = &self.inner.reader.backing {
+            note_keys(readers.path(), &sealer);
+        }
     }
 
     /// Makes these the keys of which it is kept when they signed last. A label that has come, or stands for
@@ -829,7 +889,7 @@ impl Store {
         let ending = match ending {
             Ending::Done(given) => {
                 let split = given.split();
-                let seal = |secret| self.inner.sealer.seal(job.id.as_bytes(), &secret);
+                let seal = |secret| self.sealer().seal(job.id.as_bytes(), &secret);
                 let sealed = split.secret.map(seal).transpose()?;
                 answer = given;
                 ledger::Ending::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }

@@ -222,6 +222,10 @@ impl SqliteReaders {
         SqliteReaders { path: path.to_owned(), idle: Mutex::default() }
     }
 
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
@@ -308,7 +312,7 @@ impl Vacancy {
 }
 
 /// The lock lies beside the file itself, wherever a link to it may be.
-fn lock(path: &Path) -> Result<File> {
+fn lock_path(path: &Path) -> Result<PathBuf> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let real = match (path.canonicalize(), path.file_name()) {
         (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -317,7 +321,11 @@ fn lock(path: &Path) -> Result<File> {
         (real, _) => real,
     };
     let real = real.map_err(|error| StoreError::of_file(path, &error))?;
-    let lock_path = beside(&real, ".lock");
+    Ok(beside(&real, ".lock"))
+}
+
+fn lock(path: &Path) -> Result<File> {
+    let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
     let file = OpenOptions::new()
         .read(true)
@@ -1170,6 +1178,11 @@ impl Backend for Sqlite {
         !self.connection.is_autocommit()
     }
 }
+
+mod upkeep;
+
+pub use upkeep::Possession;
+pub(super) use upkeep::{note_keys, noted_keys};
 
 #[cfg(test)]
 mod tests {

@@ -74,7 +74,7 @@ pub(crate) enum Command {
     Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, asked: Asked<()> },
     ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, asked: Asked<()> },
     Spend { account: String, once: Once, now: Timestamp, asked: Asked<()> },
-    Learn { attempt: (i64, u32), callback: Box<Callback>, now: Timestamp, asked: Asked<Option<Instance>> },
+    Learn(Box<LearnCommand>),
     Probe { asked: Asked<()> },
 }
 
@@ -95,6 +95,13 @@ pub(crate) struct FinishCommand {
     /// Those who wait, once they have been taken out.
     pub(crate) claimed: Option<Claimed>,
     pub(crate) asked: Asked<Finished>,
+}
+
+pub(crate) struct LearnCommand {
+    pub(crate) attempt: (i64, u32),
+    pub(crate) callback: Callback,
+    pub(crate) now: Timestamp,
+    pub(crate) asked: Asked<Option<Instance>>,
 }
 
 /// Jobs taken up, and when to look again.
@@ -303,7 +310,8 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         Command::Spend { account, once, now, asked } => {
             asked.come_to(guarded(backend, guard, |rows| ledger::spend(rows, account, once, *now)))
         }
-        Command::Learn { attempt, callback, now, asked } => {
+        Command::Learn(command) => {
+            let LearnCommand { attempt, callback, now, asked } = &mut **command;
             asked.come_to(guarded(backend, guard, |rows| ledger::learn(rows, *attempt, callback, *now)))
         }
         Command::Probe { asked } => asked.come_to(guarded(backend, guard, B::touch)),
@@ -348,7 +356,7 @@ impl Command {
                 signals.end_leases(taking.as_ref().map_or(0, |taking| taking.leases_ended as u64));
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
-            Command::Learn { asked, .. } => asked.answer(committed),
+            Command::Learn(command) => command.asked.answer(committed),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
             | Command::ConfigureKeys { asked, .. }

@@ -255,6 +255,9 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
     };
     let last = format!("{tries}, last {}", moment(row.last_received_at));
     html.leaf("p", "soft", if row.deliveries == 1 { "came once" } else { &last });
+    if let Some(at) = body.pruned_at {
+        return html.leaf("p", "soft", &format!("what it said was pruned {}", moment(at)));
+    }
     html.element("details", &[("class", "more")], |html| {
         html.leaf("summary", "", &parts::times(body.parameters.len() as u64, "signed parameter"));
         let parameters: Vec<(&str, Option<String>)> =

@@ -1,0 +1,127 @@
+//! Instances as JSON lines: what `instances export --as lines` writes and `instances import` reads.
+//!
+//! One object a line, and all that makes an instance itself: its names, what it is now, and the orders that
+//! were done for it. Not what happened: neither callbacks nor jobs, and no passwords.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::instance::{Instance, State};
+use crate::store::{Import, Possession};
+
+/// One line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct InstanceLine {
+    account: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_biz_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    names: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    state: Option<State>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    buyer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    product: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sku: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    order_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    orders: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trial: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_on: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_on_raw: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    items: BTreeMap<String, String>,
+    /// Whether anything was ever made of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    began: Option<bool>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    tombstone: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claimed_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    updated_at: Option<Timestamp>,
+}
+
+impl From<Possession> for InstanceLine {
+    fn from(Possession { row, names, orders, .. }: Possession) -> InstanceLine {
+        let instance = row.instance;
+        InstanceLine {
+            account: instance.account,
+            id: instance.id,
+            order_biz_id: instance.order_biz_id,
+            public_id: row.public_id,
+            names,
+            state: Some(instance.state),
+            endpoint: Some(instance.endpoint),
+            buyer: instance.buyer,
+            product: instance.product,
+            sku: instance.sku,
+            order_id: instance.order_id,
+            orders,
+            trial: instance.trial,
+            expires_on: instance.expires_on,
+            expires_on_raw: instance.expires_on_raw,
+            items: instance.items,
+            began: Some(instance.began),
+            tombstone: instance.tombstone,
+            claimed_at: instance.claimed_at,
+            tenant: instance.tenant,
+            created_at: Some(instance.created_at),
+            updated_at: Some(instance.updated_at),
+        }
+    }
+}
+
+impl InstanceLine {
+    pub(super) fn is_pending(&self) -> bool {
+        self.state == Some(State::Pending)
+    }
+
+    /// What it says, as it is taken over; `origin` is where it was read.
+    pub(super) fn import(self, origin: String) -> Import {
+        let created_at = self.created_at.unwrap_or(Timestamp::UNIX_EPOCH);
+        let instance = Instance {
+            id: self.id,
+            order_biz_id: self.order_biz_id,
+            state: self.state.unwrap_or(State::Active),
+            endpoint: self.endpoint.unwrap_or_else(|| self.account.clone()),
+            account: self.account,
+            buyer: self.buyer,
+            product: self.product,
+            sku: self.sku,
+            order_id: self.order_id,
+            trial: self.trial,
+            expires_on: self.expires_on,
+            expires_on_raw: self.expires_on_raw,
+            items: self.items,
+            began: self.began.unwrap_or(true),
+            tombstone: self.tombstone,
+            adopted: true,
+            claimed_at: self.claimed_at,
+            tenant: self.tenant,
+            created_at,
+            updated_at: self.updated_at.unwrap_or(created_at),
+        };
+        let (dated, public_id) = (self.created_at.is_some(), self.public_id);
+        Import { origin, instance, dated, public_id, names: self.names, orders: self.orders }
+    }
+}

@@ -1,0 +1,128 @@
+//! `seal`: which key sealed what, and sealing it anew with the current one.
+
+use std::collections::BTreeMap;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+
+use super::output::Output;
+use super::upkeep::Ticker;
+use super::{Done, Exit, Failure, StoreArguments, mend};
+use crate::seal::KeyId;
+
+#[derive(Subcommand)]
+pub(super) enum SealCommand {
+    /// Say which sealing keys there are, and how many answers each has sealed.
+    Status(StatusArguments),
+    /// Seal everything anew that another key than the current one has sealed, so that the other can be destroyed.
+    Rotate(RotateArguments),
+}
+
+#[derive(Args)]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+pub(super) struct RotateArguments {
+    #[command(flatten)]
+    act: mend::ActArguments,
+    /// Leave the file as it is at the end. In unused room of it may then stand what the old key opens; say the
+    /// command once more without this before you destroy the key.
+    #[arg(long)]
+    keep_traces: bool,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn seal(command: SealCommand, output: &mut Output) -> Done {
+    match command {
+        SealCommand::Status(arguments) => status(&arguments, output),
+        SealCommand::Rotate(arguments) => rotate(&arguments, output),
+    }
+}
+
+/// One key.
+#[derive(Serialize)]
+struct KeyLine {
+    /// Its id; `None` for all that were sealed before what is sealed said by which key.
+    key: Option<KeyId>,
+    /// `current`, `previous`, `unknown` to the configuration, or `unnamed`.
+    which: &'static str,
+    /// The answers it has sealed.
+    sealed: u64,
+}
+
+fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
+    let (path, options) = arguments.store.place()?;
+    let sealed = mend::mender(&arguments.store)?.sealed()?;
+    let known = options.sealer(&path).map(|sealer| sealer.ids()).unwrap_or_else(|error| {
+        output.complain(&format!("warning: {error}"));
+        Vec::new()
+    });
+    let lines = key_lines(&known, sealed);
+    if arguments.json {
+        return output.json(&lines);
+    }
+    let cells = |line: &KeyLine| {
+        let key = line.key.map_or_else(|| "-".to_owned(), |key| key.to_string());
+        vec![key, line.which.to_owned(), line.sealed.to_string()]
+    };
+    output.table(&["KEY", "WHICH", "SEALED"], &lines.iter().map(cells).collect::<Vec<_>>())?;
+    if lines.iter().any(|line| line.which == "unknown") {
+        output.complain("warning: what an unknown key has sealed cannot be told; put that key into `store.sealing_keys`, if there still is one");
+    }
+    Ok(())
+}
+
+fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<KeyLine> {
+    let configured = known.iter().enumerate().map(|(index, key)| {
+        let which = if index == 0 { "current" } else { "previous" };
+        (Some(*key), which, sealed.remove(&Some(*key)).unwrap_or(0))
+    });
+    let mut lines: Vec<_> = configured.collect();
+    lines.extend(sealed.into_iter().map(|(key, count)| {
+        let which = if key.is_some() { "unknown" } else { "unnamed" };
+        (key, which, count)
+    }));
+    lines.into_iter().map(|(key, which, sealed)| KeyLine { key, which, sealed }).collect()
+}
+
+fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    let mut ticker = Ticker::new("answers sealed anew");
+    let done = mender.reseal(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
+    ticker.end();
+    let done = done?;
+    if arguments.json {
+        output.json(&done)?;
+    } else {
+        output.line(&format!(
+            "{} answers are sealed anew with the key {}; {} are sealed with another one",
+            done.resealed, done.key, done.remaining
+        ))?;
+    }
+    if done.remaining > 0 {
+        return Err(Failure::new(
+            Exit::NotMet,
+            format!("{} answers are sealed with another key still, so it must not go", done.remaining),
+        )
+        .hint("`spid seal status` says which: put that key into `store.sealing_keys`, behind the current one, and say this again"));
+    }
+    if done.traceless {
+        output.complain("hint: nothing in the database needs the old key any more; what it sealed still stands in older backups");
+    } else if arguments.keep_traces {
+        output.complain("hint: what the old key opens may still stand in unused room of the file; without --keep-traces it is written anew");
+    } else {
+        return Err(Failure::new(
+            Exit::TryAgain,
+            "the write-ahead log is being read all the time, and could not be emptied: what the old key opens may still stand there",
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! `prune`: forgetting what is old and done; and how a long work says how far it is.
+
+use std::time::Duration;
+
+use clap::Args;
+use indicatif::ProgressBar;
+use serde::Serialize;
+
+use super::output::Output;
+use super::span::Span;
+use super::{Done, Exit, Failure, StoreArguments, mend};
+use crate::store::{Act, PruneOptions, Pruned};
+
+/// A line on a terminal that says how far a work is; nothing elsewhere.
+pub(super) struct Ticker(ProgressBar, &'static str);
+
+impl Ticker {
+    pub(super) fn new(what: &'static str) -> Ticker {
+        Ticker(ProgressBar::new_spinner(), what)
+    }
+
+    pub(super) fn tell(&mut self, count: u64) {
+        self.0.set_message(format!("{count} {}", self.1));
+        self.0.tick();
+    }
+
+    pub(super) fn end(self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[derive(Args)]
+pub(super) struct PruneArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// What nobody has come with, been told or worked on for longer than this, like 400d; 30d at least.
+    #[arg(long, value_name = "AGE")]
+    older_than: Span,
+    /// Forget passwords and licence keys, too, that were told before then.
+    #[arg(long)]
+    secrets: bool,
+    /// Only count what would go.
+    #[arg(long)]
+    dry_run: bool,
+    /// Write the file anew at the end, so that the room goes back to the disk. It takes as much room again
+    /// meanwhile, and callbacks are told to come again.
+    #[arg(long, conflicts_with = "dry_run")]
+    vacuum: bool,
+    /// Why; it is kept with the act.
+    #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
+    why: Option<String>,
+    /// Who, if not the user this runs as.
+    #[arg(long, value_name = "NAME")]
+    who: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was forgotten, and whether it was.
+#[derive(Serialize)]
+struct Report<'a> {
+    dry_run: bool,
+    #[serde(flatten)]
+    pruned: &'a Pruned,
+}
+
+impl PruneArguments {
+    fn act(&self) -> Result<Act, Failure> {
+        match (&self.why, self.dry_run) {
+            (None, true) => Ok(Act { who: String::new(), why: String::new() }),
+            (why, _) => mend::act(self.who.as_deref(), why.as_deref().unwrap_or_default()),
+        }
+    }
+
+    fn options(&self) -> Result<PruneOptions, Failure> {
+        Ok(PruneOptions {
+            older_than_ms: millis(self.older_than.0)?,
+            secrets: self.secrets,
+            dry_run: self.dry_run,
+            rewrite: self.vacuum,
+        })
+    }
+}
+
+/// Before the beginning of all records nothing is old.
+fn millis(age: Duration) -> Result<i64, Failure> {
+    let most = 1_000 * 365 * 24 * 60 * 60 * 1000;
+    let millis = i64::try_from(age.as_millis()).ok().filter(|millis| *millis <= most);
+    millis.ok_or_else(|| Failure::new(Exit::Usage, "`--older-than` is longer than a thousand years"))
+}
+
+pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
+    let (act, options) = (arguments.act()?, arguments.options()?);
+    let mut mender = mend::mender(&arguments.store)?;
+    let mut ticker = Ticker::new("rows looked at");
+    let pruned = mender.prune(options, &act, &mut |count| ticker.tell(count));
+    ticker.end();
+    let pruned = pruned?;
+    if arguments.json {
+        return output.json(&Report { dry_run: arguments.dry_run, pruned: &pruned });
+    }
+    let would = if arguments.dry_run { "would be: " } else { "" };
+    output.line(&format!("{would}{pruned}"))?;
+    output.line(&format!(
+        "the database has {} bytes (before: {}), {} of them unused",
+        pruned.bytes_after, pruned.bytes_before, pruned.bytes_unused
+    ))
+}
