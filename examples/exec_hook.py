@@ -60,7 +60,7 @@ def expire(call, state):
 
 def sign_on(call, state):
     if state.get("state") != "active":
-        return {"refuse": "it is frozen"}
+        return {"refuse": f"it is {state.get('state', 'not there')}"}
     # Your application lets in whoever brings this ticket, and removes it: once is enough.
     key = call["idempotency_key"]
     if state.get("ticket", {}).get("for") != key:

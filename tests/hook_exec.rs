@@ -382,6 +382,8 @@ async fn the_python_example_lives_a_whole_life() {
     assert_eq!(made.instance_id.as_deref(), Some("biz-1"));
     assert!(!made.app["password"].expose().is_empty());
     life.instance.id = made.instance_id;
+    let signed_on = life.act(Action::SignOn).await.redirect;
+    assert!(signed_on.unwrap().expose().starts_with("https://biz-1.app.example/login?ticket="));
     let more = Callback {
         sku: Some("pro".into()),
         items: BTreeMap::from([("seats".into(), "9".into())]),
@@ -397,6 +399,7 @@ async fn the_python_example_lives_a_whole_life() {
     assert_eq!(kept()["expires_on"], "2026-06-01T00:00:00Z");
     life.act(Action::Release).await;
     assert_eq!(kept()["state"], "released");
-    let end = life.runner.run(call(Action::SignOn)).await;
-    assert_eq!(end, refused("this hook does not support that"));
+    let end =
+        life.runner.run(call_for(&Callback::new(Action::SignOn, "x"), &life.instance, "key-late")).await;
+    assert_eq!(end, refused("it is released"));
 }
