@@ -91,7 +91,7 @@ impl Drop for Holding {
     fn drop(&mut self) {
         if std::thread::panicking() {
             tracing::error!(
-                job = self.attempt.0,
+                number = self.attempt.0,
                 "an attempt panicked outside of its hook: this is a bug; the job comes back when its lease ends"
             );
             lock(&self.held).remove(&self.attempt);

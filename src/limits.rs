@@ -87,7 +87,8 @@ pub const STORE_BUSY_MS: u64 = 2_000;
 pub const STORE_LOCK_MS: u64 = 1_000;
 /// How many rows are looked at, and changed, in one commit of a prune or of a change of the sealing key.
 pub const UPKEEP_BATCH_COUNT: usize = 200;
-/// How long such work leaves the database to others after each commit, in milliseconds.
+/// How long such work leaves the database to others after each commit, in milliseconds; longer, if it kept it
+/// from them for longer.
 pub const UPKEEP_PAUSE_MS: u64 = 5;
 /// How long such work waits for a lock another process holds, in milliseconds: it is in nobody's way.
 pub const UPKEEP_BUSY_MS: u64 = 15_000;

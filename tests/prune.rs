@@ -108,6 +108,24 @@ fn what_is_old_goes_beside_a_daemon_that_takes_orders_and_a_kill_harms_nothing()
     }
 }
 
+/// How long passwords are repeated stands in the configuration alone.
+#[test]
+fn passwords_go_only_where_it_is_known_how_long_they_are_told() {
+    let home = Home::with_hook(QUICK);
+    home.start().stop();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let config = home.path("spid.toml").display().to_string();
+    let known = ["prune", "--older-than", "31d", "--secrets", "--dry-run", "--config", &config];
+    let ran = prune(&home, &["--secrets", "--dry-run"]);
+    assert!(ran.code == 64 && ran.stderr.contains("give --config"), "{}", ran.stderr);
+    let ran = home.run(&["prune", "--older-than", "400d", "--secrets", "--dry-run"]);
+    assert!(ran.code == 64 && ran.stderr.contains("give --config"), "{}", ran.stderr);
+    assert_eq!(home.run(&known).code, 0);
+    home.configure(&format!("{text}\n[policy]\nsecrets_window = \"60d\"\n"));
+    let ran = home.run(&known);
+    assert!(ran.code == 65 && ran.stderr.contains("`policy.secrets_window`"), "{}", ran.stderr);
+}
+
 #[test]
 fn what_was_pruned_says_so() {
     let home = Home::with_hook(QUICK);

@@ -108,7 +108,7 @@ impl Pair {
         let biz = self.dice.pick(&["b1", "b2", "b3"]);
         let order = self.dice.pick(&["r1", "r2", "r3"]);
         let until = day(self.dice.pick(&[20, 200, 365, 400, 730, 1_500]));
-        let mut callback = match self.dice.roll(22) {
+        let mut callback = match self.dice.roll(24) {
             0..=3 => create(biz),
             4..=6 => renew(biz, order, until),
             7 => refund_renew(biz, order, until),
@@ -122,6 +122,7 @@ impl Pair {
             18 => Callback { order_id: Some(format!("order-of-{biz}")), ..expire("0") },
             19 => asked(Action::Query, biz, order),
             20 => asked(Action::Other, biz, order),
+            21..=22 => self.doubtful(asked(Action::Query, biz, order)),
             _ => self.doubtful(renew(biz, order, until)),
         };
         if self.dice.roll(8) == 0 {
@@ -354,6 +355,24 @@ async fn a_leaked_url_is_no_first_occurrence_once_its_body_is_gone() {
 }
 
 #[tokio::test]
+async fn a_doubtful_question_that_was_approved_is_answered_for_ever() {
+    let bench = Bench::sqlite().await;
+    lived(&bench).await;
+    let name = "orderId".to_owned();
+    let doubts = vec![Doubt::AmbiguousValue { name }];
+    let question = Callback { doubts, ..asked(Action::Query, "b1", "1&2") };
+    assert!(matches!(bench.deliver(&question).await, Outcome::Held { .. }));
+    let approved = Acceptance { approved: true, ..bench.acceptance(&question) };
+    bench.store.accept(approved).await.unwrap();
+    for day in [100, 200, 300] {
+        bench.go_to_day(day);
+        prune(&bench, options(30)).unwrap();
+        prune(&bench, options(30)).unwrap();
+        assert_eq!(told_id(&bench.deliver(&question).await), Some("b1"));
+    }
+}
+
+#[tokio::test]
 async fn what_is_young_open_held_dead_or_untold_stays_whole() {
     let bench = Bench::sqlite().await;
     lived(&bench).await;
@@ -423,5 +442,6 @@ async fn what_the_buyer_said_is_gone_from_the_file() {
     assert!(found(), "where is it looked for?");
     let pruned = prune(&bench, PruneOptions { rewrite: true, ..options(30) }).unwrap();
     assert!(pruned.bytes_after <= pruned.bytes_before && pruned.bytes_unused == 0, "{pruned:?}");
+    assert!(pruned.traceless && !prune(&bench, options(30)).unwrap().traceless);
     assert!(!found());
 }

@@ -263,6 +263,10 @@ fn a_change_without_the_old_key_says_what_remains() {
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["remaining"], 11);
     let ran = spid(&home, &["check-config"]);
     assert!(ran.code == 0 && ran.stderr.contains("6 answers are sealed with the key"), "{}", ran.stderr);
+    let warns = |ran: &Ran| ran.stderr.contains("5 answers were sealed by an older spid");
+    assert!(warns(&ran) && ran.stderr.contains("spid.db.key` is there and not among"), "{}", ran.stderr);
+    let ran = spid(&home, &["seal", "status"]);
+    assert!(ran.stderr.contains("what is unnamed was kept by an older spid"), "{}", ran.stderr);
     assert_eq!(
         status(&home),
         [("current", 0), ("unnamed", 5), ("unknown", 6)].map(|(which, count)| (which.to_owned(), count))
@@ -274,7 +278,11 @@ fn a_change_without_the_old_key_says_what_remains() {
     );
     std::fs::rename(home.path("away.key"), home.path("new.key")).unwrap();
     seal_with(&home, &both(&home));
+    let ran = spid(&home, &["check-config"]);
+    assert!(ran.code == 0 && !warns(&ran), "{}", ran.stderr);
     assert_eq!(rotated(&home)["resealed"], 11);
+    let ran = spid(&home, &["seal", "status"]);
+    assert!(!ran.stderr.contains("unnamed"), "{}", ran.stderr);
 }
 
 #[test]

@@ -234,6 +234,11 @@ impl StoreArguments {
         Reader::open(&path).map_err(not_there)
     }
 
+    /// Whether what the store is asked to keep comes from a configuration.
+    fn is_configured(&self) -> bool {
+        self.db.is_none() && self.config.is_some()
+    }
+
     /// The database, and what the configuration says about the store.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {

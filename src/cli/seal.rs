@@ -77,6 +77,9 @@ fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     if lines.iter().any(|line| line.which == "unknown") {
         output.complain("warning: what an unknown key has sealed cannot be told; put that key into `store.sealing_keys`, if there still is one");
     }
+    if lines.iter().any(|line| line.which == "unnamed") {
+        output.complain("warning: what is unnamed was kept by an older spid and does not say with which key; each listed key is tried. Keep every key listed that was used here till `spid seal rotate` has sealed it anew; what `rotate` leaves unnamed was sealed with a key that is not listed");
+    }
     Ok(())
 }
 
@@ -112,7 +115,7 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
             Exit::NotMet,
             format!("{} answers are sealed with another key still, so it must not go", done.remaining),
         )
-        .hint("`spid seal status` says which: put that key into `store.sealing_keys`, behind the current one, and say this again"));
+        .hint("`spid seal status` says which, and what is unnamed: put that key into `store.sealing_keys`, behind the current one, and say this again"));
     }
     if done.traceless {
         output.complain("hint: nothing in the database needs the old key any more; what it sealed still stands in older backups");

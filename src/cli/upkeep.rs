@@ -36,7 +36,8 @@ pub(super) struct PruneArguments {
     /// What nobody has come with, been told or worked on for longer than this, like 400d; 30d at least.
     #[arg(long, value_name = "AGE")]
     older_than: Span,
-    /// Forget passwords and licence keys, too, that were told before then.
+    /// Forget passwords and licence keys, too, that were told before then. It needs the configuration, which says
+    /// how long they are repeated.
     #[arg(long)]
     secrets: bool,
     /// Only count what would go.
@@ -74,6 +75,11 @@ impl PruneArguments {
     }
 
     fn options(&self) -> Result<PruneOptions, Failure> {
+        if self.secrets && !self.store.is_configured() {
+            let message = "`--secrets` without a configuration might forget passwords that are still told";
+            let hint = "give --config FILE in place of --db: it says for how long passwords are repeated";
+            return Err(Failure::new(Exit::Usage, message).hint(hint));
+        }
         Ok(PruneOptions {
             older_than_ms: millis(self.older_than.0)?,
             secrets: self.secrets,
@@ -98,8 +104,21 @@ pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     ticker.end();
     let pruned = pruned?;
     if arguments.json {
-        return output.json(&Report { dry_run: arguments.dry_run, pruned: &pruned });
+        output.json(&Report { dry_run: arguments.dry_run, pruned: &pruned })?;
+    } else {
+        tell(arguments, &pruned, output)?;
     }
+    if arguments.vacuum && !pruned.traceless {
+        return Err(Failure::new(
+            Exit::TryAgain,
+            "the write-ahead log is being read all the time, and could not be emptied: what was pruned may still stand there",
+        )
+        .hint("say it again once whoever reads the database for so long has ended"));
+    }
+    Ok(())
+}
+
+fn tell(arguments: &PruneArguments, pruned: &Pruned, output: &mut Output) -> Done {
     let would = if arguments.dry_run { "would be: " } else { "" };
     output.line(&format!("{would}{pruned}"))?;
     output.line(&format!(

@@ -5,7 +5,8 @@ use std::path::Path;
 use super::reader::Table;
 use super::{Config, Environment, Mistakes, text_of};
 use crate::hook::AnyHook;
-use crate::store::{self, StoreOptions};
+use crate::seal::KeyId;
+use crate::store::{self, Sealed, StoreOptions};
 
 /// A configuration a daemon would start with.
 pub struct Checked {
@@ -44,7 +45,19 @@ fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> 
         let lost = sealed.iter().any(|(_, count)| *count > 0);
         return lost.then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned()).into_iter().collect();
     };
+    let mut warnings: Vec<String> = of_unnamed(&sealed, database, &known).into_iter().collect();
     let unknown =
         sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
-    unknown.map(|(id, count)| format!("{count} answers are sealed with the key {id}, which is not among `store.sealing_keys`: their passwords cannot be told")).collect()
+    warnings.extend(unknown.map(|(id, count)| format!("{count} answers are sealed with the key {id}, which is not among `store.sealing_keys`: their passwords cannot be told")));
+    warnings
+}
+
+/// What does not say by which key it was sealed was sealed, most likely, with the one beside the database.
+fn of_unnamed(sealed: &Sealed, database: &Path, known: &[KeyId]) -> Option<String> {
+    let count = sealed.get(&None).filter(|count| **count > 0)?;
+    let key = StoreOptions::unlisted_key(database, known)?;
+    Some(format!(
+        "{count} answers were sealed by an older spid and do not say with which key; `{}` is there and not among `store.sealing_keys`: list it until `spid seal rotate` has sealed them anew",
+        key.display()
+    ))
 }

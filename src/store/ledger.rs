@@ -1,4 +1,4 @@
-//! The rules of keeping: accept, take, finish. Each runs whole inside one savepoint of the writer.
+//! The rules of keeping: accept, take, finish. Each is kept whole or not at all.
 //!
 //! Written once over [`Write`], so that every backend decides alike. Nothing here waits, logs or
 //! knows a hook; what should happen after the commit is in what is returned.

@@ -187,15 +187,28 @@ pub struct StoreOptions {
     pub metrics: Metrics,
 }
 
+/// Where a first start puts the sealing key unless it is said otherwise.
+fn key_beside(database: &Path) -> PathBuf {
+    let mut beside = database.as_os_str().to_owned();
+    beside.push(".key");
+    PathBuf::from(beside)
+}
+
 impl StoreOptions {
     /// Where the sealing keys of the database at `path` come from.
     fn key_sources(&self, path: &Path) -> Vec<KeySource> {
         if !self.sealing_keys.is_empty() {
             return self.sealing_keys.clone();
         }
-        let mut beside = path.as_os_str().to_owned();
-        beside.push(".key");
-        vec![KeySource::Own(PathBuf::from(beside))]
+        vec![KeySource::Own(key_beside(path))]
+    }
+
+    /// The sealing key beside the database at `path`, if there is one and it is not among the `known`.
+    pub fn unlisted_key(path: &Path, known: &[KeyId]) -> Option<PathBuf> {
+        let beside = Some(key_beside(path)).filter(|beside| beside.exists())?;
+        let own = Sealer::from_existing(&[KeySource::File(beside.clone())]);
+        let is_listed = own.is_ok_and(|own| known.contains(&own.current()));
+        (!is_listed).then_some(beside)
     }
 
     /// Whether the daemon makes its sealing key itself.

@@ -4,7 +4,8 @@
 //! told, and what stood then. A first occurrence is always believed. So the row of an occurrence stays for as long as
 //! the database does; what goes is what it said, the attempts at it, and jobs whose answers were empty. Rows
 //! go altogether only where no decision looks at them again: sign-ons, whose date is past every window;
-//! questions, which are answered from the instance; and what was refused without ever having a job.
+//! questions, which are answered from the instance, unless it took a person to let them; and what was refused
+//! without ever having a job.
 //!
 //! Never touched: instances and their names, orders, payments' request ids, what a create or a question of the
 //! buyer's was answered, everything that is open, held, dead, rejected or untold.
@@ -13,6 +14,7 @@
 //! was told gets no job any more.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -57,6 +59,9 @@ pub struct Pruned {
     pub bytes_after: u64,
     /// How much of it lies unused now, and will be filled before it grows, in bytes.
     pub bytes_unused: u64,
+    /// Whether the file was written anew and the write-ahead log emptied, so that nothing of what went is left
+    /// in either.
+    pub traceless: bool,
 }
 
 /// What becomes of a job that has ended, with the callback it was made for.
@@ -132,7 +137,10 @@ impl Line {
         }
         let has_no_job = row.job.is_none();
         match (row.action, row.disposition, row.told_at) {
-            (Action::Query, Disposition::Recorded | Disposition::Refused, _) if has_no_job => {
+            // By the row of a doubtful one it is known that somebody approved it. No other is emptied.
+            (Action::Query, Disposition::Recorded | Disposition::Refused, _)
+                if has_no_job && callback.doubts.is_empty() && callback.pruned_at.is_none() =>
+            {
                 FateOfCallback::Goes
             }
             (Action::SignOn, Disposition::Refused, _) if has_no_job => FateOfCallback::Goes,
@@ -235,7 +243,7 @@ impl Mender {
             if options.rewrite {
                 self.backend.rewrite()?;
             }
-            self.leave_no_journal()?;
+            pruned.traceless = self.leave_no_journal()? && options.rewrite;
         }
         (pruned.bytes_after, pruned.bytes_unused) = self.backend.sizes()?;
         Ok(pruned)
@@ -287,6 +295,7 @@ impl Mender {
     /// for a moment.
     pub(super) fn in_one_commit(&mut self, work: impl FnOnce(&mut Sqlite) -> Mended<()>) -> Mended<()> {
         self.backend.begin()?;
+        let begun = Instant::now();
         match work(&mut self.backend) {
             Ok(()) => self.backend.commit()?,
             Err(error) => {
@@ -294,7 +303,7 @@ impl Mender {
                 return Err(error);
             }
         }
-        stand_aside();
+        stand_aside(begun.elapsed());
         Ok(())
     }
 
@@ -310,13 +319,17 @@ impl Mender {
     }
 }
 
-/// Leaves the database to others for a moment.
+/// Leaves the database to others for as long as it was kept from them, and for a moment at least.
 #[expect(
     clippy::disallowed_methods,
     reason = "SQLite's lock is not handed on: who holds it has to stay away"
 )]
-fn stand_aside() {
-    std::thread::sleep(std::time::Duration::from_millis(limits::UPKEEP_PAUSE_MS));
+fn stand_aside(held: Duration) {
+    std::thread::sleep(pause_after(held));
+}
+
+fn pause_after(held: Duration) -> Duration {
+    held.max(Duration::from_millis(limits::UPKEEP_PAUSE_MS))
 }
 
 impl std::fmt::Display for Pruned {
@@ -330,5 +343,17 @@ impl std::fmt::Display for Pruned {
             self.attempts_removed,
             self.secrets_removed
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_have_the_database_half_of_the_time() {
+        let least = Duration::from_millis(limits::UPKEEP_PAUSE_MS);
+        assert_eq!(pause_after(Duration::ZERO), least);
+        assert_eq!(pause_after(least * 40), least * 40);
     }
 }
