@@ -146,13 +146,44 @@ impl std::fmt::Debug for Id {
 }
 
 /// Where ids come from.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub enum Ids {
-    /// The system's random generator.
-    #[default]
-    System,
+    /// The system's random generator; clones share what was drawn from it.
+    System(Arc<Mutex<Drawn>>),
     /// A sequence that repeats itself from the same seed; clones share it.
     Seeded(Arc<Mutex<u64>>),
+}
+
+/// Randomness for the next ids, drawn for many at once: every request gets one, and to ask the system for each
+/// would cost more than the rest of it.
+#[derive(Default)]
+pub struct Drawn(Vec<[u8; 16]>);
+
+impl std::fmt::Debug for Drawn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Ids that are still to come are nobody's business.
+        write!(f, "Drawn({})", self.0.len())
+    }
+}
+
+impl Drawn {
+    const AT_ONCE: usize = 64;
+
+    fn next(&mut self) -> Result<[u8; 16], getrandom::Error> {
+        if let Some(random) = self.0.pop() {
+            return Ok(random);
+        }
+        let mut bytes = [[0u8; 16]; Drawn::AT_ONCE];
+        getrandom::fill(bytes.as_flattened_mut())?;
+        self.0.extend_from_slice(&bytes);
+        Ok(self.0.pop().unwrap_or_default())
+    }
+}
+
+impl Default for Ids {
+    fn default() -> Ids {
+        Ids::System(Arc::default())
+    }
 }
 
 impl Ids {
@@ -166,7 +197,13 @@ impl Ids {
     /// # Errors
     /// When the system's random generator gives nothing.
     pub fn next(&self, now: Timestamp) -> Result<Id, getrandom::Error> {
-        let Ids::Seeded(state) = self else { return Id::new(now) };
+        let state = match self {
+            Ids::System(drawn) => {
+                let random = drawn.lock().unwrap_or_else(PoisonError::into_inner).next()?;
+                return Ok(Id::from_parts(now, random));
+            }
+            Ids::Seeded(state) => state,
+        };
         let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let mut random = [0u8; 16];
         for half in random.chunks_mut(8) {
@@ -211,6 +248,15 @@ impl serde::Serialize for Id {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_drawn_for_many_ids_is_used_once() {
+        let ids = Ids::default();
+        let made: std::collections::HashSet<Id> =
+            (0..10 * Drawn::AT_ONCE).map(|_| ids.clone().next(Timestamp::UNIX_EPOCH).unwrap()).collect();
+        assert_eq!(made.len(), 10 * Drawn::AT_ONCE);
+        assert!(format!("{ids:?}").contains("Drawn("));
+    }
 
     #[test]
     fn ids_sort_by_time_and_survive_text() {

@@ -141,10 +141,13 @@ impl Waiters {
         Claimed { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }
     }
 
-    /// Puts them back: the end could not be written.
+    /// Puts them back: the end could not be written. Those who have gone meanwhile are not put back, or a later
+    /// end would be written as told to them.
     pub(crate) fn restore(&self, claimed: Claimed) {
-        if !claimed.waiters.is_empty() {
-            self.lock().by_job.entry(claimed.job).or_default().extend(claimed.waiters);
+        let mut there = claimed.waiters;
+        there.retain(|waiter| !waiter.sender.is_closed());
+        if !there.is_empty() {
+            self.lock().by_job.entry(claimed.job).or_default().extend(there);
         }
     }
 
@@ -194,6 +197,8 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
+        // First, so that whoever puts it back just now sees that nobody is there.
+        self.receiver.close();
         self.waiters.leave(self.job, self.ticket);
     }
 }

@@ -353,3 +353,78 @@ impl Backend for Failing {
         self.rows.in_transaction()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::super::{Acceptance, Ending};
+    use super::*;
+    use crate::callback::{Action, Answer, InstanceRef};
+    use crate::instance::Policy;
+
+    fn a_create(clock: &Clock) -> Acceptance {
+        let subject = InstanceRef { instance_id: None, order_biz_id: Some("ob-1".to_owned()) };
+        Acceptance {
+            account: "acme".to_owned(),
+            endpoint: "alibaba-cn".to_owned(),
+            key_label: "current".to_owned(),
+            callback: Arc::new(Callback { subject, ..Callback::new(Action::Create, "createInstance") }),
+            received_at: clock.now(),
+            policy: Policy::default(),
+            approved: false,
+            budget: None,
+        }
+    }
+
+    async fn turn(writer: &mut Writer) {
+        let operated = writer.operate(16).await.unwrap();
+        let ended = writer.commit(operated);
+        writer.settle(ended);
+    }
+
+    /// One callback joins a job in the very batch that ends it, and the batch cannot be committed.
+    #[tokio::test]
+    async fn who_was_told_to_call_again_does_not_count_as_told() {
+        let disk = Disk::empty().unwrap();
+        let fails = Arc::new(AtomicBool::new(false));
+        let failing = fails.clone();
+        let cue: Cue = Arc::new(move |point| {
+            (point == Point::Commit && failing.load(Ordering::Relaxed)).then_some(Fault::Error)
+        });
+        let clock = Clock::System;
+        let (store, mut writer) =
+            assemble(&disk, StoreOptions::default(), clock.clone(), cue, Planted::Nothing);
+        let deliver = || {
+            let (store, acceptance) = (store.clone(), a_create(&clock));
+            tokio::spawn(async move { store.accept(acceptance).await })
+        };
+
+        let first = deliver();
+        turn(&mut writer).await;
+        drop(first.await.unwrap().unwrap());
+        let taking = tokio::spawn({
+            let store = store.clone();
+            async move { store.take(1).await }
+        });
+        turn(&mut writer).await;
+        let taken = Arc::new(taking.await.unwrap().unwrap().taken.remove(0));
+        let finish = || {
+            let (store, taken) = (store.clone(), taken.clone());
+            tokio::spawn(async move { store.finish(&taken, Ending::Done(Answer::default())).await })
+        };
+
+        fails.store(true, Ordering::Relaxed);
+        let (again, finishing) = (deliver(), finish());
+        turn(&mut writer).await;
+        assert!(again.await.unwrap().is_err());
+        assert!(finishing.await.unwrap().is_err());
+
+        fails.store(false, Ordering::Relaxed);
+        let finishing = finish();
+        turn(&mut writer).await;
+        finishing.await.unwrap().unwrap();
+        let row = &disk.reader().callbacks(&Filter { limit: 2, ..Filter::default() }).unwrap()[0];
+        assert_eq!((row.deliveries, row.told_at), (1, None));
+    }
+}

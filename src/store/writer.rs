@@ -194,7 +194,7 @@ impl<B: Backend> Writer<B> {
 
     /// Commits; what cannot be committed is rolled back.
     pub(super) fn commit(&mut self, operated: Operated) -> Ended {
-        let Operated { begun, batch } = operated;
+        let Operated { begun, mut batch } = operated;
         let committed = match begun {
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
@@ -206,6 +206,7 @@ impl<B: Backend> Writer<B> {
             if let Err(error) = self.backend.rollback() {
                 tracing::error!(%error, "the store could not roll back");
             }
+            undo(&mut batch, &self.shared.signals);
         }
         Ended { committed, batch }
     }
@@ -353,7 +354,8 @@ impl Command {
             Command::Accept(command) => settle_accept(*command, committed, signals),
             Command::Finish(command) => settle_finish(*command, committed, signals),
             Command::Take { asked, .. } => asked.answer_after(committed, |taking| {
-                signals.end_leases(taking.as_ref().map_or(0, |taking| taking.leases_ended as u64));
+                // Of a commit that failed nobody knows for sure that it did: then the next hand-overs are looked up.
+                signals.end_leases(taking.as_ref().map_or(1, |taking| taking.leases_ended as u64));
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
             Command::Learn(command) => command.asked.answer(committed),
@@ -381,15 +383,14 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signa
 fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Signals) {
     let FinishCommand { answer, claimed, asked, .. } = command;
     asked.answer_after(committed, |kept| match (kept, claimed) {
-        (Ok(Finished::Kept { told, wakes, .. }), claimed) => {
-            if let Some(claimed) = claimed {
-                claimed.tell(&outcome_for_waiters(told, answer));
-            }
+        (Ok(Finished::Kept { told, wakes, .. }), Some(claimed)) => {
+            claimed.tell(&outcome_for_waiters(told, answer));
             if *wakes {
                 signals.work.notify_one();
             }
         }
         (_, Some(claimed)) => signals.waiters().restore(claimed),
+        // The commit failed, and they were put back already.
         (_, None) => {}
     });
 }

@@ -81,7 +81,7 @@ pub(super) struct Market {
 
 impl Market {
     pub(super) fn new(wares: Wares, clock: Clock) -> Market {
-        let ids = Ids::System;
+        let ids = Ids::default();
         let prefix = random(&ids, &clock) % 900_000_000 + 100_000_000;
         Market { wares, clock, ids, prefix, orders: 0 }
     }
