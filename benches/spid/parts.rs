@@ -12,7 +12,7 @@ use crate::{Plan, grow, machine, orders};
 type Part = fn(&Plan, &mut Report);
 
 /// The parts by name.
-pub(crate) const ALL: [(&str, Part); 8] = [
+pub(crate) const ALL: [(&str, Part); 9] = [
     ("paths", paths),
     ("exec", exec),
     ("growth", growth),
@@ -21,6 +21,7 @@ pub(crate) const ALL: [(&str, Part); 8] = [
     ("log", log),
     ("instructions", instructions),
     ("size", size),
+    ("build", build),
 ];
 
 const CONNECTIONS: [usize; 4] = [1, 8, 64, 256];
@@ -304,6 +305,21 @@ fn instructions(plan: &Plan, report: &mut Report) {
         };
         section.line(name, format!("{:.0} thousand", (long - short) / (LONG - SHORT) as f64 / 1000.0));
     }
+    report.sections.push(section);
+}
+
+/// How long a build from nothing takes.
+fn build(plan: &Plan, report: &mut Report) {
+    let target = folder(plan);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = std::process::Command::new(cargo);
+    command.args(["build", "--release", "--locked", "--quiet", "--manifest-path"]);
+    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).arg("--target-dir").arg(target.path());
+    let begun = Instant::now();
+    assert!(command.status().unwrap().success());
+    let mut section =
+        Section::new("Build", "`cargo build --release` of everything, with the crates already fetched.");
+    section.line("takes", format!("{:.0} s", begun.elapsed().as_secs_f64()));
     report.sections.push(section);
 }
 
