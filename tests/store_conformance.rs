@@ -724,3 +724,27 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
         }
     }
 }
+
+/// Who copies the file of a daemon that was stopped has everything; a log that stayed behind would be missed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_was_closed_leaves_no_log_behind() {
+    for _ in 0..20 {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        let clock = Clock::manual(start());
+        let (store, closed) = Store::open(&path, StoreOptions::default(), clock).await.unwrap();
+        // Readers that were used are kept for the next who reads.
+        let reads = (0..4).map(|_| {
+            let store = store.clone();
+            tokio::task::spawn_blocking(move || store.reader().totals().unwrap())
+        });
+        for read in reads.collect::<Vec<_>>() {
+            read.await.unwrap();
+        }
+        store.probe().await.unwrap();
+        assert!(folder.path().join("spid.db-wal").exists());
+        drop(store);
+        closed.wait().await;
+        assert!(!folder.path().join("spid.db-wal").exists());
+    }
+}

@@ -499,8 +499,9 @@ fn note_keys(path: &Path, sealer: &Sealer) {
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
-    queue: mpsc::Sender<Command>,
+    // Dropped before the queue, whose end ends the writer: only who closes the database last brings the log home.
     reader: Reader,
+    queue: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     clock: Clock,
     ids: Ids,
