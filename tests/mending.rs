@@ -942,7 +942,7 @@ fn the_commands_of_the_docs_are_commands() {
         let command = command.split(['#', '>']).next().unwrap();
         let words = words(command);
         let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-        words.extend(["--db", "spid.db"]);
+        words.extend(["--config", "spid.toml"]);
         let ran = home.run(&words);
         assert_ne!(ran.code, 64, "{command}: {}", ran.stderr);
     }
