@@ -61,8 +61,8 @@ impl Plan {
         let cache = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("bench");
         std::fs::create_dir_all(&cache).unwrap();
         Plan {
-            rounds: if quick { 1 } else { 7 },
-            round: Duration::from_millis(if quick { 500 } else { 1_500 }),
+            rounds: if quick { 1 } else { 5 },
+            round: Duration::from_millis(if quick { 500 } else { 1_000 }),
             largest: if quick { 10_000 } else { 1_000_000 },
             cache,
             only: value("--only").map(|parts| parts.split(',').map(str::to_owned).collect()),
