@@ -186,7 +186,8 @@ impl Line {
 /// Where the answer at the beginning of `buffer` ends, once all of it is there.
 fn answer_end(buffer: &[u8]) -> Option<usize> {
     let head = find(buffer, b"\r\n\r\n")? + 4;
-    let length = find(&buffer[..head], b"content-length: ").map_or(0, |at| {
+    let named = [&b"content-length: "[..], b"Content-Length: "];
+    let length = named.into_iter().find_map(|name| find(&buffer[..head], name)).map_or(0, |at| {
         let digits = buffer[at + 16..head].iter().take_while(|byte| byte.is_ascii_digit());
         digits.fold(0, |length, digit| length * 10 + usize::from(digit - b'0'))
     });
