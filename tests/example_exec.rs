@@ -9,7 +9,7 @@ mod examples;
 
 use std::path::Path;
 
-use daemon::{Home, about, create, renew, until, upgrade};
+use daemon::{Home, SOON, about, create, renew, until, upgrade};
 use serde_json::Value;
 
 /// Runs the Python example with an `os.replace` that says when the example keeps an answer, and waits
@@ -68,7 +68,7 @@ fn executable(path: &Path, text: &str) {
 
 /// A whole life and two deaths; `state` reads what the hook keeps, or that there is nothing.
 fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
-    home.configure(&home.config("60s", &format!("exec = {{ command = {command:?} }}")));
+    home.configure(&home.config("60s", &format!("exec = {{ command = {command:?}, {SOON} }}")));
 
     // The hook alone dies, before anything is kept.
     hold(home, "before");

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
-use daemon::{Answer, Home, Line, about, create, renew, until, upgrade};
+use daemon::{Answer, Home, Line, SOON, about, create, renew, until, upgrade};
 use examples::Kept;
 use serde_json::{Value, json};
 
@@ -148,7 +148,10 @@ fn live(example: Example, kept: impl Fn() -> Remembered, torn: impl FnOnce()) {
     std::fs::write(home.path("hook-secret"), format!("{SECRET}\n")).unwrap();
     let secret = home.path("hook-secret").display().to_string();
     home.configure(
-        &home.config("60s", &format!(r#"http = {{ url = "{url}", secret = {{ file = "{secret}" }} }}"#)),
+        &home.config(
+            "60s",
+            &format!(r#"http = {{ url = "{url}", secret = {{ file = "{secret}" }}, {SOON} }}"#),
+        ),
     );
     let daemon = home.start();
 

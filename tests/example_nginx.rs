@@ -9,7 +9,7 @@ mod examples;
 
 use std::net::{SocketAddr, TcpListener};
 
-use daemon::{Answer, Home, about, create, renew, until, upgrade};
+use daemon::{Answer, Home, SOON, about, create, renew, until, upgrade};
 use examples::Kept;
 
 /// How the hook calls nginx: each call is written down with the process that makes it, and waits while
@@ -121,7 +121,9 @@ fn write_configuration(home: &Home, address: SocketAddr, version: SocketAddr) {
     let hook = examples::source("nginx_entitlements.py").display().to_string();
     let map = format!("{folder}/hosts.map");
     let command = [&hook, &map, "app.example", &version.to_string(), &format!("{folder}/nginx")];
-    home.configure(&home.config("60s", &format!("exec = {{ command = {command:?}, concurrency = 32 }}")));
+    home.configure(
+        &home.config("60s", &format!("exec = {{ command = {command:?}, concurrency = 32, {SOON} }}")),
+    );
     let mut site = std::fs::read_to_string(examples::source("nginx_entitlements.conf")).unwrap();
     for (from, to) in [
         ("/var/lib/entitlements/hosts.map", &map),

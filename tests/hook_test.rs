@@ -2,10 +2,13 @@
 //! command line says what is wrong with itself.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
+#[path = "common/examples.rs"]
+mod examples;
+
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -160,15 +163,8 @@ fn the_http_example_passes_and_a_wrong_secret_does_not() {
 
 #[test]
 fn the_rust_example_tests_itself() {
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--example", "my_hook"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    if !cfg!(debug_assertions) {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success(), "the example does not build");
     let bench = Bench::new();
-    let program: PathBuf = Path::new(SPID).parent().unwrap().join("examples/my_hook");
-    let mut command = Command::new(program);
+    let mut command = Command::new(examples::built("my_hook"));
     command.args(["hook", "test"]).current_dir(bench.folder.path());
     Tested::of(&command.output().unwrap()).passes();
     assert_eq!(bench.left("tenants"), [""; 0]);

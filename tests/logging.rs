@@ -33,7 +33,7 @@ esac
 "#;
 
 fn talkative(more: &str) -> Home {
-    let home = Home::impatient(&TALKATIVE.replace("PASSWORD", PASSWORD));
+    let home = Home::impatient(&TALKATIVE.replace("PASSWORD", PASSWORD)).soon();
     let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
     home.configure(&text.replace("[server]\n", &format!("[server]\n{more}\n")));
     home

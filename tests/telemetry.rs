@@ -121,7 +121,7 @@ esac
 
 /// A daemon whose spans go there.
 fn home(collector: SocketAddr) -> Home {
-    let home = Home::impatient(&HOOK.replace("PASSWORD", PASSWORD));
+    let home = Home::impatient(&HOOK.replace("PASSWORD", PASSWORD)).soon();
     std::fs::write(home.path("otlp-headers"), format!("authorization: {LETS_IN}\nx-tenant: acme\n")).unwrap();
     let server = "[server]\nadmin_listen = \"127.0.0.1:0\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
     let text = std::fs::read_to_string(home.path("spid.toml")).unwrap().replace("[server]\n", server);

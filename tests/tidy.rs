@@ -199,6 +199,7 @@ fn siblings_of_one_kind_are_strangers() {
 
 #[test]
 fn a_crate_is_named_where_it_belongs() {
+    let files: Vec<_> = sources("src").into_iter().map(|(path, text)| (path, Names::of(&text))).collect();
     for (name, home) in [
         ("rusqlite", "src/store/sqlite"),
         ("clap", "src/cli"),
@@ -221,8 +222,8 @@ fn a_crate_is_named_where_it_belongs() {
         ("tracing_subscriber", "src/cli"),
     ] {
         let mut at_home = false;
-        for (path, text) in sources("src") {
-            if Names::of(&text).names_crate(name) {
+        for (path, names) in &files {
+            if names.names_crate(name) {
                 let allowed = path.starts_with(home) || path.with_extension("").starts_with(home);
                 assert!(allowed, "{} names {name}, which belongs in {home}", path.display());
                 at_home = true;

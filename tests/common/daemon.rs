@@ -62,6 +62,9 @@ trap '' PIPE
 /// The hook that does everything at once and calls the instance after the key.
 pub(crate) const QUICK: &str = r#"printf '{"instance_id":"%s"}' "$(fake_id)""#;
 
+/// The ordinary schedule but for its first wait, which would be 5 s: for a test that waits for it.
+pub(crate) const SOON: &str = r#"retry = ["1s", "30s", "2m", "10m", "30m", "1h", "2h", "4h", "8h"]"#;
+
 /// A folder with a configuration, a key, and the database a daemon will make.
 pub(crate) struct Home {
     folder: tempfile::TempDir,
@@ -97,6 +100,15 @@ impl Home {
         );
         home.configure(&home.config(reply_within, &hook));
         home
+    }
+
+    /// With a first retry after one second instead of five, for a test that waits for it.
+    pub(crate) fn soon(self) -> Home {
+        let config = std::fs::read_to_string(self.path("spid.toml")).unwrap();
+        let hasty = config.replace("concurrency = ", &format!("{SOON}, concurrency = "));
+        assert_ne!(hasty, config);
+        self.configure(&hasty);
+        self
     }
 
     /// With the log hook.
