@@ -201,7 +201,9 @@ impl Daemon {
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
-        log_backlog(&store);
+        // It takes longer the more there is in the store, and nobody need wait for it.
+        let counted = store.clone();
+        drop(tokio::task::spawn_blocking(move || log_backlog(&counted)));
         announce(&metrics);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
         if let Some(path) = &options.store_path {

@@ -14,10 +14,19 @@ pub(crate) fn processor_s(process: u32) -> f64 {
     (ticks(11) + ticks(12)) / TICKS_PER_S
 }
 
-/// The memory a process has at the moment, in megabytes.
+/// The memory a process has at the moment, in megabytes: its own, and what of its file is mapped.
 pub(crate) fn memory_mb(process: u32) -> f64 {
+    of_status(process, "VmRSS:")
+}
+
+/// The part of it that is the process's own.
+pub(crate) fn own_memory_mb(process: u32) -> f64 {
+    of_status(process, "RssAnon:")
+}
+
+fn of_status(process: u32, name: &str) -> f64 {
     let status = read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(name)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 

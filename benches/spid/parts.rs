@@ -198,6 +198,8 @@ fn growth(plan: &Plan, report: &mut Report) {
         section.at_most(format!("start to ready, {size} orders"), ready_ms, 100.0, "ms");
         let goal = if *size >= 1_000_000 { 40.0 } else { 12.0 };
         section.at_most(format!("memory idle, {size} orders"), machine::memory_mb(server.id()), goal, "MB");
+        let own = format!("{:.1} MB", machine::own_memory_mb(server.id()));
+        section.line("of which its own, the rest is the program's file", own);
         let bytes = std::fs::metadata(home.path().join("spid.db")).unwrap().len() as f64;
         if *size >= 10_000 {
             section.at_most(

@@ -195,12 +195,20 @@ pub(crate) fn webhook(folder: &Path) -> Option<Server> {
     Some(server)
 }
 
+/// Until it answers: a socket that is open may belong to somebody who is not ready.
 fn wait_until_open(address: SocketAddr) {
     let begun = Instant::now();
-    while std::net::TcpStream::connect(address).is_err() {
+    while !answers(address) {
         assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come up");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn answers(address: SocketAddr) -> bool {
+    let Ok(mut socket) = std::net::TcpStream::connect(address) else { return false };
+    let request = b"GET / HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
+    let asked = std::io::Write::write_all(&mut socket, request);
+    asked.is_ok() && std::io::Read::read(&mut socket, &mut [0]).is_ok_and(|read| read > 0)
 }
 
 /// The part of this program that is started again, if this is it.

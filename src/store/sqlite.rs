@@ -80,6 +80,7 @@ impl Sqlite {
         insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "wal_autocheckpoint", limits::STORE_CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
         // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
