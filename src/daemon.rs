@@ -201,9 +201,7 @@ impl Daemon {
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
-        // It takes longer the more there is in the store, and nobody need wait for it.
-        let counted = store.clone();
-        drop(tokio::task::spawn_blocking(move || log_backlog(&counted)));
+        drop(log_backlog(store.clone()));
         announce(&metrics);
         // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
         if let Some(path) = &options.store_path {
@@ -494,9 +492,10 @@ async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
     Leftovers::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
 }
 
-/// What waits for somebody is said at every start.
-fn log_backlog(store: &Store) {
-    match store.reader().totals() {
+/// What waits for somebody is said at every start. To count it takes longer the more there is in the store, so
+/// nobody waits for that.
+fn log_backlog(store: Store) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(move || match store.reader().totals() {
         Ok(totals) => {
             let dead = totals.jobs.get("dead").copied().unwrap_or(0);
             let held = totals.held + totals.jobs.get("held").copied().unwrap_or(0);
@@ -515,7 +514,7 @@ fn log_backlog(store: &Store) {
             }
         }
         Err(error) => tracing::warn!(%error, "the backlog cannot be counted"),
-    }
+    })
 }
 
 #[cfg(test)]
