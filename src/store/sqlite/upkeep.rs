@@ -10,12 +10,14 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::{Disposition, Result, Sqlite, StoreError, lock_path, position, read_instance};
+use super::files::lock_path;
+use super::read::{position, read_instance};
+use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
 use crate::limits;
 use crate::seal::{self, KeyId};
 use crate::store::Sealed;
-use crate::store::rows::InstanceRow;
+use crate::store::rows::{Disposition, InstanceRow};
 
 /// Says beside the database which sealing keys the daemon has, in the file it keeps locked.
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {

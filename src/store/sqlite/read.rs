@@ -1,0 +1,520 @@
+//! What is kept, found: rows and how they are read.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rusqlite::types::{FromSql, Value, ValueRef};
+use rusqlite::{Row, params_from_iter};
+
+use super::Sqlite;
+use crate::callback::{Action, Callback};
+use crate::clock::{Id, from_millis};
+use crate::instance::{Instance, State};
+use crate::job;
+use crate::store::rows::{
+    ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
+    Result, Totals,
+};
+
+/// The states, each at the place of the number it is kept as.
+pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
+
+/// What cannot have been written by us.
+fn unreadable(what: &'static str) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Null, what.into())
+}
+
+fn at_position<T: Copy>(all: &[T], position: i64) -> rusqlite::Result<T> {
+    let found = usize::try_from(position).ok().and_then(|position| all.get(position));
+    found.copied().ok_or_else(|| unreadable("a number that stands for nothing"))
+}
+
+pub(super) fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
+    all.iter().position(|other| other == value).map_or(-1, |position| position as i64)
+}
+
+/// The columns of a row, taken one after the other. By name each would be searched for among all of them,
+/// for every row of every callback.
+struct Columns<'a> {
+    row: &'a Row<'a>,
+    next: usize,
+}
+
+impl<'a> Columns<'a> {
+    fn of(row: &'a Row<'a>) -> Columns<'a> {
+        Columns { row, next: 0 }
+    }
+
+    fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
+        self.next += 1;
+        self.row.get(self.next - 1)
+    }
+
+    fn instant(&mut self) -> rusqlite::Result<Timestamp> {
+        Ok(from_millis(self.next()?))
+    }
+
+    fn instant_or_none(&mut self) -> rusqlite::Result<Option<Timestamp>> {
+        Ok(self.next::<Option<i64>>()?.map(from_millis))
+    }
+
+    fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
+        at_position(all, self.next()?)
+    }
+}
+
+pub(super) fn millis(at: Option<Timestamp>) -> Option<i64> {
+    at.map(Timestamp::as_millisecond)
+}
+
+/// The columns of an instance, in the order they are read.
+macro_rules! instance_columns {
+    () => {
+        "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
+         instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
+         instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
+         instance.began, instance.tombstone, instance.adopted, instance.claimed_at, instance.tenant,
+         instance.created_at, instance.updated_at"
+    };
+}
+
+/// How many they are.
+const INSTANCE_COLUMNS_COUNT: usize = 23;
+
+pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
+    let mut columns = Columns::of(row);
+    let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
+    let instance = Instance {
+        id: columns.next()?,
+        order_biz_id: columns.next()?,
+        state: columns.one_of(&STATES)?,
+        account: columns.next()?,
+        endpoint: columns.next()?,
+        buyer: columns.next()?,
+        product: columns.next()?,
+        sku: columns.next()?,
+        order_id: columns.next()?,
+        trial: columns.next()?,
+        expires_on: columns.instant_or_none()?,
+        expires_on_raw: columns.next()?,
+        items: read_items(columns.next()?)?,
+        began: columns.next()?,
+        tombstone: columns.next()?,
+        adopted: columns.next()?,
+        claimed_at: columns.instant_or_none()?,
+        tenant: columns.next()?,
+        created_at: columns.instant()?,
+        updated_at: columns.instant()?,
+    };
+    Ok(InstanceRow { number, created_by, public_id, instance })
+}
+
+fn read_items(text: Option<String>) -> rusqlite::Result<BTreeMap<String, String>> {
+    let items = text.map(|text| serde_json::from_str(&text)).transpose();
+    Ok(items.map_err(|_| unreadable("items that are not JSON"))?.unwrap_or_default())
+}
+
+/// The columns of a callback, in the order they are read. Its body follows where it is wanted.
+macro_rules! callback_columns {
+    () => {
+        "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
+         callback.instance, callback.job, callback.action, callback.disposition, callback.reason_code,
+         callback.reason, callback.received_at, callback.last_received_at, callback.deliveries,
+         callback.budget, callback.told_at"
+    };
+}
+
+/// How many they are.
+const CALLBACK_COLUMNS_COUNT: usize = 16;
+
+fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
+    let mut columns = Columns::of(row);
+    Ok(CallbackRow {
+        number: columns.next()?,
+        account: columns.next()?,
+        endpoint: columns.next()?,
+        key_label: columns.next()?,
+        occurrence: columns.next()?,
+        instance: columns.next()?,
+        job: columns.next()?,
+        action: columns.one_of(&Action::ALL)?,
+        disposition: columns.one_of(&Disposition::ALL)?,
+        reason_code: columns.next()?,
+        reason: columns.next()?,
+        received_at: columns.instant()?,
+        last_received_at: columns.instant()?,
+        deliveries: columns.next::<i64>()?.unsigned_abs(),
+        budget: columns.next()?,
+        told_at: columns.instant_or_none()?,
+    })
+}
+
+/// A callback's body, which stands behind so many other columns.
+fn read_body(row: &Row<'_>, behind: usize) -> rusqlite::Result<Callback> {
+    let body = row.get_ref(behind)?;
+    serde_json::from_slice(body.as_bytes()?).map_err(|_| unreadable("a callback that is not JSON"))
+}
+
+/// The columns of a job, in the order they are read.
+macro_rules! job_columns {
+    () => {
+        "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
+         job.step, job.extra, job.due_at, job.lease_until, job.attempted_at, job.note, job.answer,
+         job.sealed, job.proposed_id, job.created_at, job.ended_at"
+    };
+}
+
+/// How many they are.
+const JOB_COLUMNS_COUNT: usize = 19;
+
+fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
+    read_job_behind(row, 0)
+}
+
+/// A job whose columns stand behind so many others.
+fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
+    let mut columns = Columns { row, next: behind };
+    Ok(JobRow {
+        number: columns.next()?,
+        id: Id::from_bytes(columns.next()?),
+        callback: columns.next()?,
+        instance: columns.next()?,
+        in_lane: columns.next()?,
+        action: columns.one_of(&Action::ALL)?,
+        state: columns.one_of(&job::State::ALL)?,
+        attempts: columns.next()?,
+        step: columns.next()?,
+        extra: columns.one_of(&job::Extra::ALL)?,
+        due_at: columns.instant()?,
+        lease_until: columns.instant_or_none()?,
+        attempted_at: columns.instant_or_none()?,
+        note: columns.next()?,
+        answer: columns.next()?,
+        sealed: columns.next()?,
+        proposed_id: columns.next()?,
+        created_at: columns.instant()?,
+        ended_at: columns.instant_or_none()?,
+    })
+}
+
+fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
+    let mut columns = Columns::of(row);
+    Ok(AttemptRow {
+        job: columns.next()?,
+        attempt: columns.next()?,
+        ended_at: columns.instant()?,
+        ending: columns.next()?,
+        note: columns.next()?,
+    })
+}
+
+const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS before
+    WHERE before.instance = job.instance AND before.in_lane = 1
+    AND before.number < job.number AND before.state < 5))";
+
+/// Asked for by a marketplace, done, and not told: by a job, or because an operator's approval found
+/// it done already. Everything else that needs no job is told in the commit that records it.
+const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
+    OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
+
+/// The most tries spent on a callback that still wants its answer: what was refused, dropped or
+/// cancelled has had one, and is called for in vain.
+const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+    WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
+    AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
+
+/// A list's conditions, as they are added one by one.
+struct Conditions {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Conditions {
+    fn new(filter: &Filter) -> Conditions {
+        let mut conditions = Conditions { sql: "1".to_owned(), values: Vec::new() };
+        conditions.add("number < ?", filter.before);
+        conditions
+    }
+
+    fn add(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.sql.push_str(" AND ");
+            self.sql.push_str(sql);
+            self.values.push(value.into());
+        }
+    }
+
+    fn search(&mut self, text: &str) {
+        let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
+        let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
+        self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
+        self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
+    }
+
+    fn query(mut self, columns: &str, table: &str, limit: usize) -> (String, Vec<Value>) {
+        self.values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
+        (
+            format!("SELECT {columns} FROM {table} WHERE {} ORDER BY number DESC LIMIT ?", self.sql),
+            self.values,
+        )
+    }
+}
+
+impl Read for Sqlite {
+    fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
+        self.one(
+            concat!("SELECT ", instance_columns!(), " FROM instance WHERE number = ?1"),
+            [number],
+            read_instance,
+        )
+    }
+
+    fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
+        self.many(
+            concat!(
+                "SELECT ",
+                instance_columns!(),
+                " FROM name JOIN instance ON instance.number = name.instance
+                 WHERE name.name = ?1 ORDER BY instance.number"
+            ),
+            [name],
+            read_instance,
+        )
+    }
+
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
+        let sql = concat!(
+            "SELECT ",
+            instance_columns!(),
+            ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < 5 AND job.in_lane = 1)
+             FROM name JOIN instance ON instance.number = name.instance
+             WHERE name.account = ?1 AND name.name = ?2"
+        );
+        let read = |row: &Row<'_>| Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?));
+        match self.one(sql, [account, name], read)? {
+            Some((row, true)) => {
+                let lane = self.lane(row.number)?;
+                Ok(Some((row, lane)))
+            }
+            Some((row, false)) => Ok(Some((row, Vec::new()))),
+            None => Ok(None),
+        }
+    }
+
+    fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
+        self.many(
+            "SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT 2",
+            [account, order_id],
+            |row| row.get(0),
+        )
+    }
+
+    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+        self.many(
+            concat!(
+                "SELECT ",
+                job_columns!(),
+                ", callback.body FROM job JOIN callback ON callback.number = job.callback
+                 WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number"
+            ),
+            [instance],
+            |row| Ok((read_job(row)?, read_body(row, JOB_COLUMNS_COUNT)?)),
+        )
+    }
+
+    fn has_lane(&self, instance: i64) -> Result<bool> {
+        let sql = "SELECT 1 FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 LIMIT 1";
+        Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
+    }
+
+    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        let sql = concat!(
+            "SELECT ",
+            callback_columns!(),
+            ", ",
+            job_columns!(),
+            " FROM callback LEFT JOIN job ON job.number = callback.job
+             WHERE callback.occurrence = ?1 ORDER BY callback.number"
+        );
+        self.many(sql, [key], |row| {
+            let callback = read_callback(row)?;
+            let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
+            let job = is_there.then(|| read_job_behind(row, CALLBACK_COLUMNS_COUNT)).transpose()?;
+            Ok((callback, job))
+        })
+    }
+
+    fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
+        let sql = concat!("SELECT ", callback_columns!(), ", body FROM callback WHERE number = ?1");
+        self.one(sql, [number], |row| Ok((read_callback(row)?, read_body(row, CALLBACK_COLUMNS_COUNT)?)))
+    }
+
+    fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
+        let sql = concat!("SELECT ", callback_columns!(), " FROM callback WHERE number = ?1");
+        self.one(sql, [number], read_callback)
+    }
+
+    fn job(&self, number: i64) -> Result<Option<JobRow>> {
+        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE number = ?1"), [number], read_job)
+    }
+
+    fn next_job(&self) -> Result<i64> {
+        let last = self.one("SELECT seq FROM sqlite_sequence WHERE name = 'job'", [], |row| row.get(0))?;
+        Ok(last.unwrap_or(0) + 1)
+    }
+
+    fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
+        self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
+    }
+
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+        let sql = format!(
+            "SELECT {} FROM job WHERE state = 0 AND due_at <= ?1 AND {IS_HEAD} ORDER BY due_at, number LIMIT ?2",
+            job_columns!()
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.many(&sql, [now.as_millisecond(), limit], read_job)
+    }
+
+    fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
+        let next = self.one(
+            "SELECT min(due_at) FROM job WHERE state = 0 AND due_at > ?1",
+            [now.as_millisecond()],
+            |row| row.get::<_, Option<i64>>(0),
+        )?;
+        Ok(next.flatten().map(from_millis))
+    }
+
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
+        self.many(
+            concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job WHERE state = 1 AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
+            ),
+            [millis(ended_before)],
+            read_job,
+        )
+    }
+
+    fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("state = ?", filter.state.map(|state| position(&STATES, &state)));
+        conditions.add("account = ?", filter.account.clone());
+        if let Some(text) = &filter.search {
+            conditions.search(text);
+        }
+        if let Some((from, to)) = filter.expires {
+            conditions.sql.push_str(" AND state <> 3");
+            conditions.add("expires_on >= ?", Some(from.as_millisecond()));
+            conditions.add("expires_on < ?", Some(to.as_millisecond()));
+        }
+        let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
+        self.many(&sql, params_from_iter(values), read_instance)
+    }
+
+    fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("instance = ?", filter.instance);
+        if !filter.jobs.is_empty() {
+            let numbers: Vec<String> =
+                filter.jobs.iter().map(|state| position(&job::State::ALL, state).to_string()).collect();
+            conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
+        }
+        let (sql, values) = conditions.query(job_columns!(), "job", filter.limit);
+        self.many(&sql, params_from_iter(values), read_job)
+    }
+
+    fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
+        let mut conditions = Conditions::new(filter);
+        conditions.add("instance = ?", filter.instance);
+        conditions.add("account = ?", filter.account.clone());
+        match filter.disposition {
+            Some(Disposition::Held) => conditions.sql.push_str(" AND disposition = 1"),
+            other => conditions
+                .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
+        }
+        if filter.untold {
+            conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
+        }
+        let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
+        self.many(&sql, params_from_iter(values), read_callback)
+    }
+
+    fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
+        self.many("SELECT job, attempt, ended_at, ending, note FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at",
+            [job],
+            read_attempt,
+        )
+    }
+
+    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.many("SELECT at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1", [limit], |row| {
+            let mut columns = Columns::of(row);
+            Ok(ActRow {
+                at: columns.instant()?,
+                who: columns.next()?,
+                act: columns.next()?,
+                target: columns.next()?,
+                why: columns.next()?,
+            })
+        })
+    }
+
+    fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        self.many(
+            "SELECT expires_on / ?1, count(*) FROM instance
+             WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
+            [DAY_MS, first, end],
+            |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
+        )
+    }
+
+    fn key_uses(&self) -> Result<Vec<KeyUse>> {
+        let sql = "SELECT endpoint, label, mark, since, used_at FROM key_use ORDER BY endpoint, label";
+        self.many(sql, [], |row| {
+            let mut columns = Columns::of(row);
+            Ok(KeyUse {
+                endpoint: columns.next()?,
+                label: columns.next()?,
+                mark: columns.next()?,
+                since: columns.instant()?,
+                used_at: columns.instant_or_none()?,
+            })
+        })
+    }
+
+    fn totals(&self) -> Result<Totals> {
+        let pairs = |sql: &str| {
+            self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
+        };
+        let mut totals = Totals::default();
+        for (state, count) in pairs("SELECT state, count(*) FROM instance GROUP BY state")? {
+            totals.instances.insert(at_position(&STATES, state)?.as_str(), count);
+        }
+        for (state, count) in pairs("SELECT state, count(*) FROM job WHERE state < 5 GROUP BY state")? {
+            totals.jobs.insert(at_position(&job::State::ALL, state)?.as_str(), count);
+        }
+        let count = |sql: &str| -> Result<u64> {
+            Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
+        };
+        totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
+        totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        let first = |sql: &str| -> Result<Option<Timestamp>> {
+            Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
+        };
+        let (queued, running) = (
+            first("SELECT min(created_at) FROM job WHERE state = 0")?,
+            first("SELECT min(created_at) FROM job WHERE state = 1")?,
+        );
+        totals.oldest_job = queued.into_iter().chain(running).min();
+        totals.next_due = first(&format!("SELECT min(due_at) FROM job WHERE state = 0 AND {IS_HEAD}"))?;
+        let tries =
+            self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
+        let (tries, ratio) = tries.unwrap_or_default();
+        (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
+        Ok(totals)
+    }
+}

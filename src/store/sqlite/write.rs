@@ -1,0 +1,255 @@
+//! Keeping rows. What is to be kept is decided in the ledger; here it is only written.
+
+use jiff::Timestamp;
+use rusqlite::params;
+
+use super::Sqlite;
+use super::read::{STATES, millis, position};
+use crate::callback::{Action, Callback};
+use crate::instance::Instance;
+use crate::job;
+use crate::store::StoreError;
+use crate::store::rows::{
+    ActRow, AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
+};
+
+impl Write for Sqlite {
+    fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
+        self.insert(
+            "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
+               trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
+               created_at, updated_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
+            params![
+                instance.id,
+                instance.order_biz_id,
+                position(&STATES, &instance.state),
+                instance.account,
+                instance.endpoint,
+                instance.buyer,
+                instance.product,
+                instance.sku,
+                instance.order_id,
+                instance.trial,
+                millis(instance.expires_on),
+                instance.expires_on_raw,
+                items_text(instance)?,
+                instance.began,
+                instance.tombstone,
+                instance.adopted,
+                millis(instance.claimed_at),
+                instance.tenant,
+                instance.created_at.as_millisecond(),
+                instance.updated_at.as_millisecond(),
+            ],
+        )
+    }
+
+    fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        let instance = &row.instance;
+        self.run(
+            "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
+               trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
+               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17, public_id = ?18 WHERE number = ?1",
+            params![
+                row.number,
+                instance.id,
+                position(&STATES, &instance.state),
+                instance.buyer,
+                instance.product,
+                instance.sku,
+                instance.order_id,
+                instance.trial,
+                millis(instance.expires_on),
+                instance.expires_on_raw,
+                items_text(instance)?,
+                instance.began,
+                instance.tombstone,
+                row.created_by,
+                millis(instance.claimed_at),
+                instance.tenant,
+                instance.updated_at.as_millisecond(),
+                row.public_id,
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
+        let holder =
+            self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
+                row.get::<_, i64>(0)
+            })?;
+        if holder.is_none() {
+            let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
+            self.run(sql, params![account, name, instance])?;
+        }
+        Ok(holder.is_none_or(|holder| holder == instance))
+    }
+
+    fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
+        self.run(
+            "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, order_id, instance],
+        )?;
+        Ok(())
+    }
+
+    fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
+        let body = body_text(callback)?;
+        self.insert(
+            "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
+               disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+            params![
+                row.account,
+                row.endpoint,
+                row.key_label,
+                row.occurrence,
+                row.instance,
+                row.job,
+                position(&Action::ALL, &row.action),
+                position(&Disposition::ALL, &row.disposition),
+                row.reason_code,
+                row.reason,
+                row.received_at.as_millisecond(),
+                row.last_received_at.as_millisecond(),
+                row.deliveries.cast_signed(),
+                row.budget,
+                millis(row.told_at),
+                body,
+            ],
+        )
+    }
+
+    fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
+        self.run(
+            "UPDATE callback SET job = ?2, disposition = ?3, reason_code = ?4, reason = ?5,
+               last_received_at = ?6, deliveries = ?7, told_at = ?8 WHERE number = ?1",
+            params![
+                row.number,
+                row.job,
+                position(&Disposition::ALL, &row.disposition),
+                row.reason_code,
+                row.reason,
+                row.last_received_at.as_millisecond(),
+                row.deliveries.cast_signed(),
+                millis(row.told_at),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        self.run(
+            "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
+            [callback, at.as_millisecond()],
+        )?;
+        Ok(())
+    }
+
+    fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()> {
+        self.run("UPDATE callback SET body = ?2 WHERE number = ?1", params![number, body_text(callback)?])?;
+        Ok(())
+    }
+
+    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        let added = self.run(
+            "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            params![account, mark, until.as_millisecond()],
+        )?;
+        Ok(added == 1)
+    }
+
+    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+        self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
+        Ok(())
+    }
+
+    fn add_job(&mut self, row: &JobRow) -> Result<i64> {
+        self.insert(
+            "INSERT INTO job (id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
+               lease_until, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            params![
+                row.id.as_bytes(),
+                row.callback,
+                row.instance,
+                row.in_lane,
+                position(&Action::ALL, &row.action),
+                position(&job::State::ALL, &row.state),
+                row.attempts,
+                row.step,
+                position(&job::Extra::ALL, &row.extra),
+                row.due_at.as_millisecond(),
+                millis(row.lease_until),
+                row.created_at.as_millisecond(),
+            ],
+        )
+    }
+
+    fn put_job(&mut self, row: &JobRow) -> Result<()> {
+        self.run(
+            "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
+               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13
+             WHERE number = ?1",
+            params![
+                row.number,
+                position(&job::State::ALL, &row.state),
+                row.attempts,
+                row.step,
+                position(&job::Extra::ALL, &row.extra),
+                row.due_at.as_millisecond(),
+                millis(row.lease_until),
+                millis(row.attempted_at),
+                row.note,
+                row.answer,
+                row.sealed,
+                row.proposed_id,
+                millis(row.ended_at),
+            ],
+        )?;
+        Ok(())
+    }
+
+    fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
+        self.run(
+            "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT DO NOTHING",
+            params![row.job, row.attempt, row.ended_at.as_millisecond(), row.ending, row.note],
+        )?;
+        Ok(())
+    }
+
+    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+        self.run(
+            "INSERT INTO act (at, who, act, target, why) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
+        )?;
+        Ok(())
+    }
+
+    fn put_key_use(&mut self, row: &KeyUse) -> Result<()> {
+        self.run(
+            "INSERT OR REPLACE INTO key_use (endpoint, label, mark, since, used_at) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![row.endpoint, row.label, row.mark, row.since.as_millisecond(), millis(row.used_at)],
+        )?;
+        Ok(())
+    }
+
+    fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
+        self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
+        Ok(())
+    }
+}
+
+fn body_text(callback: &Callback) -> Result<String> {
+    serde_json::to_string(callback).map_err(|_| StoreError::Inconsistent("a callback is not JSON"))
+}
+
+fn items_text(instance: &Instance) -> Result<Option<String>> {
+    if instance.items.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::to_string(&instance.items);
+    text.map(Some).map_err(|_| StoreError::Inconsistent("items are not JSON"))
+}
