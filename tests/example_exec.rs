@@ -6,10 +6,13 @@
 mod daemon;
 #[path = "common/examples.rs"]
 mod examples;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::path::Path;
 
 use daemon::{Home, SOON, about, create, renew, until, upgrade};
+use executable::executable;
 use serde_json::Value;
 
 /// Runs the Python example with an `os.replace` that says when the example keeps an answer, and waits
@@ -59,11 +62,6 @@ fn hold(home: &Home, when: &str) {
 
 fn let_go(home: &Home, when: &str) {
     std::fs::remove_file(home.path(&format!("hold-{when}"))).unwrap();
-}
-
-fn executable(path: &Path, text: &str) {
-    std::fs::write(path, text).unwrap();
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 /// A whole life and two deaths; `state` reads what the hook keeps, or that there is nothing.

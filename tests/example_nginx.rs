@@ -6,11 +6,14 @@
 mod daemon;
 #[path = "common/examples.rs"]
 mod examples;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::net::{SocketAddr, TcpListener};
 
 use daemon::{Answer, Home, SOON, about, create, renew, until, upgrade};
 use examples::Kept;
+use executable::executable;
 
 /// How the hook calls nginx: each call is written down with the process that makes it, and waits while
 /// the test holds it back.
@@ -137,9 +140,7 @@ fn write_configuration(home: &Home, address: SocketAddr, version: SocketAddr) {
     std::fs::write(home.path("entitlements.conf"), site).unwrap();
     std::fs::write(home.path("nginx.conf"), AROUND.replace("FOLDER", &folder)).unwrap();
     std::fs::write(home.path("hosts.map"), "").unwrap();
-    std::fs::write(home.path("nginx"), CALLED).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(home.path("nginx"), mode).unwrap();
+    executable(&home.path("nginx"), CALLED);
 }
 
 fn free_addresses() -> [SocketAddr; 2] {

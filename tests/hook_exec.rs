@@ -4,6 +4,8 @@
 
 #[path = "common/hook.rs"]
 mod common;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,6 +14,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{CANARY, call, call_for, done, instance, refused, retry, run_hook};
+use executable::executable;
 use serde_json::Value;
 use spid::callback::{Action, Answer, Callback, Expiry, Parameters};
 use spid::hook::Call;
@@ -153,20 +156,13 @@ async fn a_command_that_is_not_there_is_a_retry_and_somebody_hears_of_it() {
 #[tokio::test]
 async fn a_hook_runs_in_its_working_folder() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(
-        folder.path().join("hook"),
-        "#!/bin/sh\nprintf '{\"instance_id\":\"%s\"}' \"$(pwd -P)\"\n",
-    )
-    .unwrap();
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(folder.path().join("hook"), executable).unwrap();
+    let script = "#!/bin/sh\nprintf '{\"instance_id\":\"%s\"}' \"$(pwd -P)\"\n";
+    executable(&folder.path().join("hook"), script);
     for command in [vec!["./hook"], vec!["sh", "./hook"]] {
         let hook = ExecHook::new(command).working_dir(folder.path());
         assert_eq!(hook.check(), Ok(()));
-        let Attempted::Done(answer) = run_hook(NamedHook::new("exec", hook), call(Action::Create)).await
-        else {
-            panic!("not done")
-        };
+        let end = run_hook(NamedHook::new("exec", hook), call(Action::Create)).await;
+        let Attempted::Done(answer) = end else { panic!("{end:?}") };
         assert_eq!(answer.instance_id.as_deref(), folder.path().canonicalize().unwrap().to_str());
     }
     let gone = ExecHook::new(["sh", "-c", "exit 0"]).working_dir(folder.path());

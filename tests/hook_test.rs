@@ -4,14 +4,16 @@
 
 #[path = "common/examples.rs"]
 mod examples;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use executable::executable;
 use serde_json::{Value, json};
 use spid::http::{Request, Response, ServerOptions, serve};
 use tokio::net::TcpListener;
@@ -35,8 +37,7 @@ impl Bench {
     }
 
     fn script(&self, name: &str, text: &str) -> String {
-        std::fs::write(self.at(name), text).unwrap();
-        std::fs::set_permissions(self.at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        executable(&self.folder.path().join(name), text);
         self.at(name)
     }
 
