@@ -101,8 +101,8 @@ pub const SIGN_ON_WINDOW_MAX_MS: i64 = 24 * 60 * 60 * 1000;
 /// How long a reader waits for a lock another process holds, in milliseconds.
 pub const STORE_READ_BUSY_MS: u64 = 100;
 /// At how many pages of the write-ahead log its pages are copied into the database, by the thread that writes.
-/// Four times what SQLite does unasked: a page that changes with every order is then copied for four times as
-/// many of them at once, and to read the log after a crash still takes less than a tenth of a second.
+/// More than SQLite does unasked: a page that changes with every order is then copied once for more of them. All
+/// of the log is read after a crash, so it must not be many.
 pub const STORE_CHECKPOINT_PAGES: u32 = 4_000;
 /// What the write-ahead log is cut back to after a checkpoint, in bytes.
 pub const STORE_JOURNAL_MAX_BYTES: i64 = 16 * 1024 * 1024;

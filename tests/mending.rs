@@ -263,6 +263,17 @@ fn dropping_lets_those_behind_go_on() {
 }
 
 #[test]
+fn what_waits_for_a_person_is_said_at_the_next_start() {
+    let (home, daemon) = started(&["fail-create"]);
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+    make_dead(&home);
+    daemon.stop();
+    let daemon = home.start();
+    daemon.wait_for_log("work waits for an operator");
+    assert!(daemon.log().contains("dead=1 held=0 untold=0"), "{}", daemon.log());
+}
+
+#[test]
 fn dropping_a_create_ends_those_behind_it() {
     let (home, daemon) = started(&["fail-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");

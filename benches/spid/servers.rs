@@ -86,7 +86,7 @@ pub(crate) fn spid(folder: &Path, hook: Hook, environment: &[(&str, String)]) ->
     command.envs(environment.iter().map(|(name, value)| (*name, value.as_str())));
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     let server = Server { child, address };
-    wait_until_open(server.address);
+    wait_until_answered(server.address);
     server
 }
 
@@ -127,7 +127,7 @@ pub(crate) fn counted(folder: &Path) -> Option<Counted> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().ok()?;
     let server = Server { child, address };
-    wait_until_open(address);
+    wait_until_answered(address);
     Some(Counted { server, log })
 }
 
@@ -191,12 +191,12 @@ pub(crate) fn webhook(folder: &Path) -> Option<Server> {
         .spawn()
         .ok()?;
     let server = Server { child, address };
-    wait_until_open(address);
+    wait_until_answered(address);
     Some(server)
 }
 
 /// Until it answers: a socket that is open may belong to somebody who is not ready.
-fn wait_until_open(address: SocketAddr) {
+fn wait_until_answered(address: SocketAddr) {
     let begun = Instant::now();
     while !answers(address) {
         assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come up");
