@@ -35,7 +35,8 @@ const APPLICATION_ID: i64 = 0x7370_6964;
 ///
 /// One that was ever released is history: databases of that version are out there. What changes the schema
 /// comes behind it.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("schema-2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
