@@ -270,6 +270,15 @@ pub struct Callback {
     /// Whether the marketplace makes such instances itself: an unknown one is no mistake.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_elsewhere: bool,
+    /// True if the request carries an id of the marketplace's own that is new for each happening, so that a
+    /// repeat of it asks "has this order been carried out?". Without one, two happenings read alike, and a
+    /// repeat can only ask "is it so?". The dialect decides; see [`Callback::ordering`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ordered: bool,
+    /// Further actions that the same request asks, after [`action`](Callback::action): a renewal that also
+    /// changes the product. Each has a job of its own; the request is answered once all of them are done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Action>,
     /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
     #[serde(skip)]
     pub once: Option<Once>,
@@ -311,6 +320,8 @@ impl Callback {
             public_id: None,
             test: false,
             made_elsewhere: false,
+            ordered: false,
+            also: Vec::new(),
             once: None,
             learned: None,
             body: None,
@@ -318,6 +329,67 @@ impl Callback {
             doubts: Vec::new(),
             pruned_at: None,
         }
+    }
+
+    /// Marks the callback as ordered if its action is one of `actions` and it names its order.
+    ///
+    /// `actions` are those for which this marketplace's order id is a new one each time. An expire that
+    /// names the order of the purchase is not among them.
+    #[must_use]
+    pub fn ordering(self, actions: &[Action]) -> Callback {
+        let is_named = self.order_id.as_deref().is_some_and(|order| !order.is_empty());
+        Callback { ordered: is_named && actions.contains(&self.action), ..self }
+    }
+
+    /// Every action the request asks, in the order in which they are carried out.
+    pub fn actions(&self) -> impl Iterator<Item = Action> {
+        std::iter::once(self.action).chain(self.also.iter().copied())
+    }
+
+    /// The part of the request that `action` is about, as a callback of its own.
+    ///
+    /// A create whose part is a renewal is a trial that was bought for good.
+    #[must_use]
+    pub fn part(&self, action: Action) -> Callback {
+        let mut part = Callback { action, also: Vec::new(), ..self.clone() };
+        match action {
+            Action::Upgrade if self.action != Action::Upgrade => part.expires_on = None,
+            // The product it names is the one that the other part changes to.
+            Action::Renew if !self.also.is_empty() => part.product = None,
+            Action::Renew if self.action == Action::Create => part.trial = Some(false),
+            _ => {}
+        }
+        part
+    }
+
+    /// The whole request again, with what was learned of its `part`.
+    #[must_use]
+    pub fn with_part(self, part: &Callback) -> Callback {
+        if self.action == part.action && self.also.is_empty() {
+            return part.clone();
+        }
+        Callback {
+            action: self.action,
+            also: self.also,
+            expires_on: self.expires_on,
+            trial: self.trial,
+            product: part.product.clone().or(self.product),
+            ..part.clone()
+        }
+    }
+
+    /// True if a hook would be told the same by both. The date and the nonce of a delivery, and what was
+    /// learned since, are not what was asked.
+    pub fn asks_the_same(&self, other: &Callback) -> bool {
+        let bare = |callback: &Callback| Callback {
+            sent_at: None,
+            once: None,
+            learned: None,
+            ordered: false,
+            pruned_at: None,
+            ..callback.clone()
+        };
+        bare(self) == bare(other)
     }
 
     /// What is left of it once it is old and done: which order it was, and what that set. Who bought, and
@@ -331,6 +403,8 @@ impl Callback {
             trial: self.trial,
             expires_on: self.expires_on.clone(),
             refund: self.refund,
+            ordered: self.ordered,
+            also: self.also.clone(),
             pruned_at: Some(now),
             ..Callback::new(self.action, self.action_name.as_str())
         }

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use sha2::{Digest, Sha256};
 
 /// Where the time comes from.
 ///
@@ -108,6 +109,26 @@ impl Id {
         let millis = now.as_millisecond().max(0).to_be_bytes();
         for (slot, byte) in bytes.iter_mut().zip(millis.iter().skip(2)) {
             *slot = *byte;
+        }
+        bytes[6] = (bytes[6] & 0x0f) | 0x70;
+        bytes[8] = (bytes[8] & 0x3f) | 0x80;
+        Id(bytes)
+    }
+
+    /// The id of the part at `position` of what this id stands for: the id itself for the first, and for the
+    /// others one as hard to guess, made of it.
+    #[must_use]
+    pub fn of_part(self, position: usize) -> Id {
+        if position == 0 {
+            return self;
+        }
+        let mut digest = Sha256::new();
+        digest.update(self.0);
+        digest.update((position as u64).to_be_bytes());
+        let mut bytes = self.0;
+        // The instant stays, so that ids sort by it.
+        for (slot, byte) in bytes.iter_mut().skip(6).zip(digest.finalize()) {
+            *slot = byte;
         }
         bytes[6] = (bytes[6] & 0x0f) | 0x70;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;

@@ -4,17 +4,23 @@
 //! [`View`] and writes the [`Verdict`] inside one transaction, so that nothing is decided on state
 //! that has meanwhile changed.
 //!
-//! The hard part is that a marketplace's request carries neither a time nor an event id: the expire
-//! of next year is, byte for byte, the expire of this year. So the unit is the *occurrence*: an
-//! (instance, action, order id, values) that is **open** until the marketplace has been told its
-//! success. While it is open a repeat joins it. Once told, a repeat is judged by state: nothing to
-//! change is a repeat, a change that fits is a new occurrence, and a change that contradicts what is
-//! known is held for an operator. An occurrence never seen before is always believed: somebody with
-//! the key signed it.
+//! A marketplace's request carries neither a time nor an event id. Two kinds are told apart, and the dialect
+//! says which one a request is ([`Callback::ordered`]):
+//!
+//! * An *ordered* request carries the marketplace's own order and asks "has this order been carried out?". Once
+//!   it has been, the answer is success, even if a later order has replaced it, and nothing runs again. One
+//!   exception: a renewal repeated for a frozen instance runs again, because it may be arrears that were paid.
+//! * An *unordered* request is byte for byte the same from one happening to the next: the expire of next year is
+//!   the expire of this year. It asks "is it so?", and success is answered only if it is so now.
+//!
+//! Where it is ambiguous which of two things a request means: if running it takes something from the buyer, it
+//! is held for an operator; if running it gives the buyer something, it runs. A request whose job has not ended
+//! joins that job. A request never seen before is believed, because the key signed it; the exceptions stand
+//! in `expire`.
 //!
 //! | action | absent | pending | active | frozen | released |
 //! |---|---|---|---|---|---|
-//! | create | run | join | repeat | repeat | repeat, alert |
+//! | create | run | join | repeat; held if another purchase | repeat; held if another purchase | id, alert; held if another purchase |
 //! | renew | policy | behind | run | run, thaws; held if its expiry is past | refused, alert |
 //! | refund-renew | policy | behind | run | run | repeat |
 //! | upgrade | policy | behind | run | run, stays frozen | refused, alert |
@@ -107,6 +113,9 @@ pub struct Instance {
     pub tombstone: bool,
     /// Whether it was not created through us but taken over (`adopt`, `import`).
     pub adopted: bool,
+    /// True once a trial has been bought for good. The end of the trial, announced late, must not freeze it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub converted: bool,
     /// When its buyer came and took it, as the seller's system said; `None` as long as nobody has. It
     /// decides nothing here: the hook gets to know it.
     pub claimed_at: Option<Timestamp>,
@@ -138,6 +147,7 @@ impl Instance {
             began: false,
             tombstone: false,
             adopted: false,
+            converted: false,
             claimed_at: None,
             tenant: None,
             created_at: now,
@@ -185,6 +195,7 @@ impl Instance {
         }
         // A trial that is paid for is none any more.
         if callback.action == Action::Renew {
+            self.converted |= self.trial == Some(true) && callback.trial == Some(false);
             self.trial = callback.trial.or(self.trial);
         }
         self.updated_at = now;
@@ -228,6 +239,11 @@ impl Instance {
             future.effect(job.action, &job.wants);
         }
         future
+    }
+
+    /// True if the callback names another SKU or other quantities than those in force.
+    pub fn differs_from(&self, callback: &Callback) -> bool {
+        !self.has(&Wants::of(callback))
     }
 
     /// Whether the upgrade asks for what is already so.
@@ -274,15 +290,22 @@ pub struct LaneJob {
     pub wants: Wants,
 }
 
-/// What is known of the occurrence a callback belongs to.
+/// What is known of the earlier callbacks that read like this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Occurrence {
-    /// Whether the marketplace was told the success of the latest one.
+    /// True if the success of the latest of them was reported to the marketplace.
     pub told: bool,
-    /// Whether it was ever told the success of one like it.
-    pub ever_told: bool,
-    /// Where the latest one stands.
+    /// The latest of them that was carried out, if one was.
+    pub done: Option<Done>,
+    /// Where the latest of them stands.
     pub standing: Standing,
+}
+
+/// An earlier callback that was carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Done {
+    /// True if its success was reported to the marketplace.
+    pub told: bool,
 }
 
 /// Where an occurrence stands.
@@ -303,6 +326,11 @@ pub enum Standing {
     Rejected {
         /// In the operator's words.
         reason: String,
+    },
+    /// An operator found that it is a repeat: success, and nothing to run.
+    Settled {
+        /// When the marketplace was told so; `None` before it calls again.
+        told_at: Option<Timestamp>,
     },
     /// Something that came later made its job unnecessary.
     Superseded,
@@ -351,6 +379,8 @@ pub struct View<'a> {
     pub occurrence: Option<&'a Occurrence>,
     /// What the seller decided beforehand.
     pub policy: Policy,
+    /// True while another purchase of this instance is held: what it turns out to be decides about an expire.
+    pub conflict: bool,
     /// Whether an operator has looked at this callback and wants it done.
     pub approved: bool,
     /// The present instant.
@@ -384,9 +414,21 @@ pub enum Reason {
     /// Nothing can be decided before an operator has looked.
     #[error("{0}")]
     Doubt(Doubt),
-    /// The same thing was bought with other words.
-    #[error("the same orderBizId was created before with another order, SKU, trial flag or expiry")]
+    /// Another purchase has the instance's orderBizId.
+    #[error("this orderBizId was bought before, by another order or another buyer")]
     ConflictingCreate,
+    /// The purchase the instance was made by, repeated with other values.
+    #[error("the purchase was repeated with another SKU, other quantities or another expiry; nothing was run for it")]
+    RepeatedWithOtherValues,
+    /// A request without an order of its own, repeated after the instance has left what it asks for.
+    #[error("this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew")]
+    AmbiguousRepeat(Action),
+    /// An expire while another purchase of the instance is held.
+    #[error("another purchase of this instance is held, and may have bought it for good; decide that one first")]
+    ConversionHeld,
+    /// It was released, so there is nothing to be asked about.
+    #[error("the instance has been released")]
+    Gone,
     /// What was bought has a name that the hook gave, as an id, to what this other orderBizId bought.
     #[error(
         "another instance, bought as `{0}`, has this orderBizId as its id: nothing was made for this order"
@@ -395,17 +437,17 @@ pub enum Reason {
     /// A create of something whose release came first.
     #[error("its release came before this create")]
     LateCreate,
-    /// An expire that was told or overtaken before, long before the known expiry.
-    #[error("an expire like this was dealt with before, and the instance is paid until {0}")]
+    /// An expire that may be a late repeat, or the end of a trial, long before the known expiry.
+    #[error("the instance is paid until {0}, and this expire may be a late repeat or the end of an earlier term")]
     EarlyExpire(Timestamp),
-    /// A renewal that was told before, and taken back since.
-    #[error("this renewal was answered before, and the expiry has been lowered since")]
+    /// A renewal that was carried out before, and taken back since.
+    #[error("this renewal was carried out before, and the expiry has been lowered since")]
     RefundedRenewal,
-    /// A refunded renewal that was told before, and renewed since.
-    #[error("this refund was answered before, and the expiry has moved since")]
+    /// A refunded renewal that was carried out before, and renewed since.
+    #[error("this refund was carried out before, and the expiry has moved since")]
     LeftExpiry,
-    /// An upgrade that was told or refused before, and left behind since.
-    #[error("this upgrade was dealt with before, and the instance has changed since")]
+    /// An upgrade that the hook refused, before the instance changed.
+    #[error("the hook refused this upgrade, and the instance has changed since")]
     LeftSku,
     /// A renewal to a date that is already past.
     #[error("the instance is frozen, and this renewal ends in the past")]
@@ -450,6 +492,10 @@ impl Reason {
             Reason::SignOnStale => "sign-on-stale",
             Reason::Doubt(_) => "doubt",
             Reason::ConflictingCreate => "conflicting-create",
+            Reason::RepeatedWithOtherValues => "create-repeated-with-other-values",
+            Reason::AmbiguousRepeat(_) => "ambiguous-repeat",
+            Reason::ConversionHeld => "conversion-held",
+            Reason::Gone => "gone",
             Reason::NameTaken(_) => "name-taken",
             Reason::LateCreate => "late-create",
             Reason::EarlyExpire(_) => "early-expire",
@@ -498,11 +544,13 @@ pub struct Verdict {
     pub entombs: bool,
     /// Somebody should look, though nothing waits for it.
     pub alert: bool,
+    /// What an operator should know of a success.
+    pub notice: Option<Reason>,
 }
 
 impl From<Decision> for Verdict {
     fn from(decision: Decision) -> Verdict {
-        Verdict { decision, cancels: Vec::new(), entombs: false, alert: false }
+        Verdict { decision, cancels: Vec::new(), entombs: false, alert: false, notice: None }
     }
 }
 
@@ -511,18 +559,61 @@ impl Verdict {
         self.alert = true;
         self
     }
+
+    fn noticing(mut self, notice: Option<Reason>) -> Verdict {
+        self.notice = notice;
+        self
+    }
 }
 
 /// Decides what is done with a callback. Total: every view and every callback has a verdict.
 ///
-/// What an operator has rejected stays refused for as long as it would be held again.
+/// An operator's word holds for as long as the callback would be held again: what was rejected is refused, and
+/// what was settled succeeds. A settled one that was reported more than a day ago is a new question.
 pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
     let verdict = judge(view, callback);
-    match (&verdict.decision, view.occurrence.map(|occurrence| &occurrence.standing)) {
-        (Decision::Hold(_), Some(Standing::Rejected { reason })) if !view.approved => {
-            Decision::Refuse(Reason::Rejected(reason.clone())).into()
+    if view.approved || !matches!(verdict.decision, Decision::Hold(_)) {
+        return verdict;
+    }
+    match view.occurrence.map(|occurrence| &occurrence.standing) {
+        Some(Standing::Rejected { reason }) => Decision::Refuse(Reason::Rejected(reason.clone())).into(),
+        Some(Standing::Settled { told_at }) => {
+            let holds = told_at.is_none_or(|told| view.now < plus_millis(told, limits::SETTLED_REPEAT_MS));
+            if holds { Decision::Repeat.into() } else { verdict }
         }
         _ => verdict,
+    }
+}
+
+/// Combines the verdicts on the parts of one request into one on the whole, and says which of the parts run.
+///
+/// What holds or refuses one part holds or refuses them all: nothing of a request is done while another part
+/// of it waits for an operator.
+pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
+    let runs: Vec<Action> = parts
+        .iter()
+        .filter(|(_, verdict)| matches!(verdict.decision, Decision::Run | Decision::RunBeside { .. }))
+        .map(|(action, _)| *action)
+        .collect();
+    let rank = |decision: &Decision| match decision {
+        Decision::Hold(_) => 0,
+        Decision::Refuse(_) => 1,
+        Decision::Run | Decision::RunBeside { .. } => 2,
+        Decision::Join(_) => 3,
+        Decision::Repeat | Decision::Record => 4,
+    };
+    let mut cancels: Vec<i64> = parts.iter().flat_map(|(_, verdict)| verdict.cancels.clone()).collect();
+    cancels.sort_unstable();
+    cancels.dedup();
+    // Of two parts that wait, the later one is done last: its job answers for both.
+    let decides = parts.into_iter().rev().min_by_key(|(_, verdict)| rank(&verdict.decision));
+    let Some((_, mut verdict)) = decides else { return (Decision::Record.into(), Vec::new()) };
+    match verdict.decision {
+        Decision::Hold(_) | Decision::Refuse(_) => (verdict, Vec::new()),
+        _ => {
+            verdict.cancels = cancels;
+            (verdict, runs)
+        }
     }
 }
 
@@ -538,7 +629,10 @@ fn judge(view: View<'_>, callback: &Callback) -> Verdict {
 fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
     let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
         Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
-        Standing::Rejected { .. } | Standing::Superseded | Standing::Void => false,
+        Standing::Rejected { .. }
+        | Standing::Settled { .. }
+        | Standing::Superseded
+        | Standing::Void => false,
     });
     let verdict = undoubted(view, callback);
     match verdict.decision {
@@ -578,22 +672,38 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         instance,
         future: &future,
         releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
-        told: !view.approved && view.occurrence.is_some_and(|occurrence| occurrence.ever_told),
+        done: view.occurrence.and_then(|occurrence| occurrence.done).filter(|_| !view.approved),
         overtaken: !view.approved
             && view.occurrence.is_some_and(|occurrence| is_overtaken(instance, occurrence)),
         no_copy: callback.once.is_some(),
+        ordered: callback.ordered,
         thaws: callback.once.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
         view,
         wants: Wants::of(callback),
     };
     match callback.action {
-        Action::Create => known.create(),
+        Action::Create => known.create(callback),
         Action::Renew => known.renew(),
         Action::RefundRenew => known.refund_renew().into(),
         Action::Upgrade => known.upgrade(),
         Action::Expire => known.expire(),
         _ => known.release(),
     }
+}
+
+/// True if the callback is about the purchase the instance was made by. The marketplace may leave out order or
+/// buyer; the SKU, the quantities and the expiry may move between two deliveries of one purchase.
+fn is_same_purchase(instance: &Instance, callback: &Callback) -> bool {
+    let agree = |known: &Option<String>, said: &Option<String>| {
+        let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        match (filled(known), filled(said)) {
+            (Some(known), Some(said)) => known == said,
+            _ => true,
+        }
+    };
+    agree(&instance.order_biz_id, &callback.subject.order_biz_id)
+        && agree(&instance.order_id, &callback.order_id)
+        && agree(&instance.buyer, &callback.buyer)
 }
 
 /// Whether the callback found, by its orderBizId, the instance of another order: one whose hook chose
@@ -609,46 +719,32 @@ pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
         && asked != instance.order_biz_id.as_deref()
 }
 
-/// A repeat of what the marketplace has not been told yet joins it, whatever was queued since.
+/// A repeat of what has not ended joins it, whatever was queued since; what a hook has just refused is refused
+/// again.
 fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
-    let occurrence = view.occurrence.filter(|occurrence| !occurrence.told)?;
-    match &occurrence.standing {
-        Standing::Done(_) if is_next_term(view, callback.action) => None,
-        Standing::Open(_) | Standing::Done(_) if is_another(view, callback) => None,
-        Standing::Open(job) | Standing::Done(job) => Some(Decision::Join(*job)),
+    match &view.occurrence?.standing {
+        Standing::Open(_) if is_another(view, callback) => None,
+        Standing::Open(job) => Some(Decision::Join(*job)),
         // A refusal that lies ahead is one of before the clock was set back: its gap has no end.
         Standing::RefusedByHook { at, reason }
             if (*at..plus_millis(*at, limits::FORWARD_GAP_MS)).contains(&view.now) =>
         {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
         }
-        Standing::RefusedByHook { .. }
-        | Standing::Rejected { .. }
-        | Standing::Superseded
-        | Standing::Void
-        | Standing::Recorded => None,
+        _ => None,
     }
 }
 
-/// Whether an expire that is done, and was never told, cannot be what is announced now: the instance is
-/// in use again, and the term it was given since is over.
-fn is_next_term(view: View<'_>, action: Action) -> bool {
-    let Some(instance) = view.instance.filter(|_| action == Action::Expire) else { return false };
-    let future = instance.projected(view.lane);
-    let over = plus_millis(view.now, limits::EXPIRE_EARLY_MS);
-    future.state == State::Active && future.expires_on.is_some_and(|expiry| expiry <= over)
-}
-
-/// Whether a freeze or a thaw is another one than the open one it looks like: it is no copy, no order tells
-/// it from the next, and what it asks is neither so nor coming. (That somebody sent it anew after its contrary
-/// is possible, and less likely than that it is meant.)
+/// True if a freeze or an unfreeze is another one than the open one it looks like: it is no copy, no order tells
+/// it from the next, and what it asks is neither so nor coming. (It may also have been sent anew after its
+/// contrary; that is less likely than that it is meant.)
 fn is_another(view: View<'_>, callback: &Callback) -> bool {
-    let is_unordered = callback.once.is_some() && callback.order_id.is_none();
+    let is_unordered = callback.once.is_some() && !callback.ordered;
     let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
     let future = instance.projected(view.lane).state;
     match callback.action {
         Action::Expire => future == State::Active,
-        Action::Renew => future == State::Frozen,
+        Action::Renew if callback.expires_on.is_none() => future == State::Frozen,
         _ => false,
     }
 }
@@ -721,10 +817,12 @@ struct Known<'a> {
     instance: &'a Instance,
     future: &'a Instance,
     releasing: Option<i64>,
-    told: bool,
+    /// An earlier callback that reads like this one was carried out. Never set for what an operator approves.
+    done: Option<Done>,
     overtaken: bool,
-    /// It is certain that nobody replays it.
+    /// It is certain that the request is no copy of an earlier one.
     no_copy: bool,
+    ordered: bool,
     /// It leaves the term as it is.
     thaws: bool,
     view: View<'a>,
@@ -732,79 +830,127 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
-    fn create(&self) -> Verdict {
+    fn create(&self, callback: &Callback) -> Verdict {
         if self.future.state == State::Released && self.instance.id.is_none() {
             // Of something that never began, an operator may want a beginning after all.
             let begins = self.view.approved && self.instance.state == State::Released && !self.instance.began;
             return if begins { Decision::Run } else { Decision::Hold(Reason::LateCreate) }.into();
         }
+        // A held create that was approved as a conversion has been carried out like any other order.
+        if !is_same_purchase(self.instance, callback) && self.done.is_none() {
+            return Decision::Hold(Reason::ConflictingCreate).into();
+        }
+        if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
+            return Decision::Join(job.job).into();
+        }
+        let notice = self.done.is_none().then_some(Reason::RepeatedWithOtherValues);
         let late = self.future.state == State::Released;
-        let decision = if self.told { Decision::Repeat } else { Decision::Hold(Reason::ConflictingCreate) };
-        Verdict { alert: late, ..decision.into() }
+        Verdict { alert: late, ..Verdict::from(Decision::Repeat).noticing(notice) }
     }
 
     fn renew(&self) -> Verdict {
         let past = self.wants.expires_on.is_some_and(|expiry| expiry <= self.view.now);
-        let lowered = self.wants.expires_on > self.future.expires_on;
-        let so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
-        match self.future.state {
-            State::Released => {
-                Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Renew))).alerting()
+        let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
+        let decision = match self.future.state {
+            State::Released if self.ordered && self.done.is_some() => Decision::Repeat,
+            State::Released => return self.paid_for_nothing(Action::Renew),
+            State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),
+            // Arrears that were paid may repeat order and date. If it was a late repeat after all, that costs a
+            // few free days; the other way round it would keep a payer frozen.
+            State::Frozen => return run(),
+            State::Pending | State::Active if self.thaws && self.instance.state != State::Pending => {
+                self.coming(&[Action::Renew])
             }
-            State::Active if self.thaws && self.instance.state != State::Pending => {
-                self.coming(&[Action::Renew]).into()
+            State::Pending | State::Active if self.done.is_none() => return run(),
+            // Active once the renewal that is coming has come.
+            State::Pending | State::Active if self.instance.state != State::Active => {
+                self.coming(&[Action::Renew])
             }
-            State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry).into(),
-            State::Active if self.told && lowered => Decision::Hold(Reason::RefundedRenewal).into(),
-            State::Active if self.told && !so => self.coming(&[Action::Renew, Action::RefundRenew]).into(),
-            State::Active if self.told => Decision::Repeat.into(),
-            State::Pending | State::Active | State::Frozen => {
-                Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
+            State::Pending | State::Active if self.ordered => Decision::Repeat,
+            State::Pending | State::Active if self.wants.expires_on <= self.instance.expires_on => {
+                Decision::Repeat
             }
-        }
+            State::Pending | State::Active if self.wants.expires_on > self.future.expires_on => {
+                Decision::Hold(Reason::RefundedRenewal)
+            }
+            State::Pending | State::Active => self.coming(&[Action::Renew, Action::RefundRenew]),
+        };
+        decision.into()
     }
 
     fn refund_renew(&self) -> Decision {
         match self.future.state {
             State::Released => self.released(),
-            _ if !self.told => Decision::Run,
-            _ if self.wants.expires_on != self.future.expires_on => Decision::Hold(Reason::LeftExpiry),
-            _ if self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
-            _ => self.coming(&[Action::Renew, Action::RefundRenew]),
+            _ if self.done.is_none() => Decision::Run,
+            _ if self.ordered || self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
+            _ if self.wants.expires_on == self.future.expires_on => {
+                self.coming(&[Action::Renew, Action::RefundRenew])
+            }
+            _ => Decision::Hold(Reason::LeftExpiry),
         }
     }
 
     fn upgrade(&self) -> Verdict {
-        match self.future.state {
-            State::Released => {
-                Verdict::from(Decision::Refuse(Reason::PaidForNothing(Action::Upgrade))).alerting()
-            }
-            _ if !self.told && !self.refused_since() => Decision::Run.into(),
-            _ if !self.future.has(&self.wants) => Decision::Hold(Reason::LeftSku).into(),
-            _ if self.instance.has(&self.wants) => Decision::Repeat.into(),
-            _ => self.coming(&[Action::Upgrade]).into(),
-        }
+        let is_released = self.future.state == State::Released;
+        let decision = match self.done {
+            Some(_) if self.ordered => Decision::Repeat,
+            None if is_released => return self.paid_for_nothing(Action::Upgrade),
+            None if !self.refused_since() => Decision::Run,
+            _ if self.instance.has(&self.wants) && self.instance.state != State::Released => Decision::Repeat,
+            _ if self.future.has(&self.wants) && !is_released => self.coming(&[Action::Upgrade]),
+            // It may be the earlier of two, and running it would undo the later one.
+            Some(_) => Decision::Hold(Reason::AmbiguousRepeat(Action::Upgrade)),
+            None => Decision::Hold(Reason::LeftSku),
+        };
+        decision.into()
     }
 
     fn expire(&self) -> Verdict {
+        let is_last_word = self.no_copy && self.future.state == State::Active;
+        let decision = match (self.instance.state, self.future.state) {
+            (_, _) if self.ordered && self.done.is_some() => Decision::Repeat,
+            // Frozen it is, whatever is coming.
+            (State::Frozen, _) if !is_last_word => Decision::Repeat,
+            (_, State::Released) => self.released(),
+            (_, State::Frozen) => self.coming(&[Action::Expire]),
+            (_, State::Pending | State::Active) => self.expire_in_use(),
+        };
+        let cancels = match decision {
+            Decision::Run => self.superseding(Action::Expire),
+            _ => Vec::new(),
+        };
+        Verdict { cancels, ..decision.into() }
+    }
+
+    /// An expire of what is in use. It takes from the buyer, so it runs only where nothing speaks against it.
+    fn expire_in_use(&self) -> Decision {
+        if self.view.conflict && !self.view.approved {
+            return Decision::Hold(Reason::ConversionHeld);
+        }
         let believed_until = plus_millis(self.view.now, limits::EXPIRE_EARLY_MS);
         let paid_until = self.future.expires_on.filter(|expiry| *expiry > believed_until);
-        match (self.future.state, paid_until) {
-            // Frozen it is, whatever is coming.
-            (State::Released | State::Frozen, _) if self.instance.state == State::Frozen && self.told => {
-                Decision::Repeat.into()
+        let is_first_doubted = !self.view.approved && (self.future.converted || self.future.adopted);
+        match (self.done, paid_until) {
+            _ if self.no_copy => Decision::Run,
+            (Some(_), Some(expiry)) => Decision::Hold(Reason::EarlyExpire(expiry)),
+            // Arrears, most likely. But the end of a trial that was bought, and of a term that was not bought
+            // here, may be announced late.
+            (None, Some(expiry)) if self.overtaken || is_first_doubted => {
+                Decision::Hold(Reason::EarlyExpire(expiry))
             }
-            (State::Released, _) => self.released().into(),
-            (State::Frozen, _) => self.coming(&[Action::Expire]).into(),
-            (State::Pending | State::Active, Some(expiry))
-                if (self.told || self.overtaken) && !self.no_copy =>
-            {
-                Decision::Hold(Reason::EarlyExpire(expiry)).into()
+            // Without a known term it cannot be told from a repeat whose answer got lost.
+            (Some(Done { told: false }), None) if self.future.expires_on.is_none() => {
+                Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
-            (State::Pending | State::Active, _) => {
-                Verdict { cancels: self.superseding(Action::Expire), ..Decision::Run.into() }
-            }
+            (None | Some(_), _) => Decision::Run,
         }
+    }
+
+    fn paid_for_nothing(&self, action: Action) -> Verdict {
+        if self.done.is_some() {
+            return Decision::Hold(Reason::AmbiguousRepeat(action)).into();
+        }
+        Verdict::from(Decision::Refuse(Reason::PaidForNothing(action))).alerting()
     }
 
     /// A release overtakes everything: what has not begun ends unrun, and where nothing ever began
@@ -824,13 +970,12 @@ impl Known<'_> {
         if let Some(job) = self.releasing {
             return Decision::Join(job);
         }
-        if self.instance.tombstone && self.view.approved {
-            return Decision::Run;
+        match (self.instance.tombstone, self.view.approved) {
+            (true, true) => Decision::Run,
+            // Nothing was ever released here: what may be said of it is the seller's decision.
+            (true, false) => unknown_release(self.view.policy).decision,
+            (false, _) => Decision::Repeat,
         }
-        if self.instance.tombstone && !self.told {
-            return unknown_release(self.view.policy).decision;
-        }
-        Decision::Repeat
     }
 
     /// Whether the hook refused it, and the instance has changed since. What was cancelled with a create
@@ -853,15 +998,21 @@ impl Known<'_> {
 
     /// The dead jobs that this action makes unnecessary.
     fn superseding(&self, action: Action) -> Vec<i64> {
-        let dead = self.view.lane.iter().filter(|job| job.dead && supersedes(action, job.action));
+        let now = self.view.now;
+        let dead =
+            self.view.lane.iter().filter(|job| job.dead && supersedes(action, job.action, &job.wants, now));
         dead.map(|job| job.job).collect()
     }
 }
 
-/// Whether a dead job of the action `dead` no longer matters once `action` comes behind it: whoever
-/// renewed is not to be frozen any more, and the reverse.
-pub const fn supersedes(action: Action, dead: Action) -> bool {
-    matches!((action, dead), (Action::Renew, Action::Expire) | (Action::Expire, Action::Renew))
+/// True if a dead job no longer matters once `action` comes behind it: what was renewed is not to be frozen any
+/// more; and what is frozen was not renewed, unless the renewal was paid for a term that reaches beyond now.
+pub fn supersedes(action: Action, dead: Action, wanted: &Wants, now: Timestamp) -> bool {
+    match (action, dead) {
+        (Action::Renew, Action::Expire) => true,
+        (Action::Expire, Action::Renew) => wanted.expires_on.is_none_or(|expiry| expiry <= now),
+        _ => false,
+    }
 }
 
 fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
@@ -875,8 +1026,11 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     if !fresh {
         return Decision::Refuse(Reason::SignOnStale);
     }
-    if view.occurrence.is_some_and(|occurrence| occurrence.told) {
-        return Decision::Refuse(Reason::SignOnUsed);
+    match view.occurrence {
+        Some(Occurrence { told: true, .. }) => return Decision::Refuse(Reason::SignOnUsed),
+        // Its browser went away before the hook was done: no success was given for it yet.
+        Some(Occurrence { standing: Standing::Done(job), .. }) => return Decision::Join(*job),
+        _ => {}
     }
     if let Some(decision) = open_occurrence(view, callback) {
         return decision;
@@ -891,6 +1045,7 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
 fn query(view: View<'_>) -> Decision {
     match view.instance {
         None => Decision::Refuse(Reason::UnknownInstance),
+        Some(instance) if instance.state == State::Released => Decision::Refuse(Reason::Gone),
         Some(instance) if instance.id.is_none() => Decision::Refuse(Reason::NotReady),
         Some(_) => Decision::Repeat,
     }

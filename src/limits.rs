@@ -48,6 +48,10 @@ pub const PARAMETER_VALUE_MAX_BYTES: usize = 8 * 1024;
 /// Longest name of an instance (its id, its order business id), in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
 
+/// How long a callback that an operator settled goes on succeeding after its success was reported: for a
+/// marketplace that did not hear the answer.
+pub const SETTLED_REPEAT_MS: i64 = 24 * 60 * 60 * 1000;
+
 /// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
 /// number; three seconds is below every common proxy and client timeout.
 pub const REPLY_WITHIN_MS: u64 = 3_000;

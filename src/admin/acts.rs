@@ -7,19 +7,22 @@
 use serde::Serialize;
 
 use super::{Admin, Fault};
-use crate::callback::{Action, Answer};
+use crate::callback::Answer;
 use crate::clock::Id;
 use crate::limits;
-use crate::store::{Act, Approved, MendError, Mender};
+use crate::store::{Act, Approved, Instead, MendError, Mender};
 
 /// An act, and to what.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deed {
     Retry(Id),
     Drop(Id),
-    Approve { callback: i64, instead: Option<Action> },
+    Approve { callback: i64, instead: Option<Instead> },
     Reject(i64),
+    Settle(i64),
+    Dismiss(i64),
     Complete { instance: Named, answer: Box<Answer> },
+    CompleteJob { job: Id, answer: Box<Answer> },
     Release(Named),
 }
 
@@ -55,18 +58,20 @@ impl Deed {
             Deed::Drop(_) => "drop",
             Deed::Approve { .. } => "approve",
             Deed::Reject(_) => "reject",
-            Deed::Complete { .. } => "complete",
+            Deed::Settle(_) => "settle",
+            Deed::Dismiss(_) => "dismiss",
+            Deed::Complete { .. } | Deed::CompleteJob { .. } => "complete",
             Deed::Release(_) => "release",
         }
     }
 
     fn report(&self, message: impl Into<String>) -> Report {
         let job = match self {
-            Deed::Retry(id) | Deed::Drop(id) => Some(*id),
+            Deed::Retry(id) | Deed::Drop(id) | Deed::CompleteJob { job: id, .. } => Some(*id),
             _ => None,
         };
         let callback = match self {
-            Deed::Reject(number) => Some(*number),
+            Deed::Reject(number) | Deed::Settle(number) | Deed::Dismiss(number) => Some(*number),
             _ => None,
         };
         Report { act: self.word(), message: message.into(), job, behind: None, callback }
@@ -101,6 +106,22 @@ impl Deed {
             Deed::Reject(callback) => {
                 mender.reject(*callback, act)?;
                 self.report(format!("callback {callback} is refused, and so are its redeliveries"))
+            }
+            Deed::Settle(callback) => {
+                mender.settle(*callback, act)?;
+                self.report(format!(
+                    "callback {callback} is settled: its next delivery is answered with success, and nothing runs"
+                ))
+            }
+            Deed::Dismiss(callback) => {
+                mender.dismiss(*callback, act)?;
+                self.report(format!("callback {callback} is off the list of what needs attention"))
+            }
+            Deed::CompleteJob { job, answer } => {
+                let action = mender.complete_job(*job, answer, act)?;
+                self.report(format!(
+                    "job {job}, a {action}, is done; the marketplace hears it when it calls again"
+                ))
             }
             Deed::Complete { instance: named, answer } => {
                 let action = mender.complete(instance, answer, act)?;

@@ -10,12 +10,12 @@ use serde_json::Value;
 use super::acts::{Deed, Named, Report, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
-use crate::callback::{Action, Answer};
+use crate::callback::Answer;
 use crate::clock::Id;
 use crate::http::{Method, Request, Response};
 use crate::instance::State;
 use crate::refusals::Shown;
-use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, JobRow, Reader};
+use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, Instead, JobRow, Reader};
 use crate::{hook, job, limits};
 
 /// What an act is asked with.
@@ -251,11 +251,19 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
         ["held", number, "reject"] => {
             extra(true, true, true).and_then(|()| Ok(Deed::Reject(callback_number(number)?)))
         }
+        ["held", number, "settle"] => {
+            extra(true, true, true).and_then(|()| Ok(Deed::Settle(callback_number(number)?)))
+        }
+        ["attention", number, "dismiss"] => {
+            extra(true, true, true).and_then(|()| Ok(Deed::Dismiss(callback_number(number)?)))
+        }
         ["instances", name, "complete"] => {
             extra(false, true, false)?;
-            let answer =
-                answer.as_ref().map(|value| read_answer(value.to_string().as_bytes())).transpose()?;
-            Ok(Deed::Complete { instance: named(name), answer: Box::new(answer.unwrap_or_default()) })
+            Ok(Deed::Complete { instance: named(name), answer: answer_given(answer.as_ref())? })
+        }
+        ["jobs", id, "complete"] => {
+            extra(true, true, false)?;
+            Ok(Deed::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_ref())? })
         }
         ["instances", name, "release"] => extra(false, true, true).map(|()| Deed::Release(named(name))),
         _ => Err(Fault::new(404, "there is no such act")),
@@ -263,13 +271,15 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
 }
 
 /// What a conflicting create is really.
-pub(super) fn really(word: Option<&str>) -> Result<Option<Action>, Fault> {
-    match word {
-        None | Some("") => Ok(None),
-        Some("renew") => Ok(Some(Action::Renew)),
-        Some("upgrade") => Ok(Some(Action::Upgrade)),
-        Some(_) => Err(Fault::new(400, "what it is instead is renew or upgrade")),
-    }
+pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
+    let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
+    let instead = Instead::from_word(word);
+    instead.map(Some).ok_or_else(|| Fault::new(400, "`as` is renew, upgrade or conversion"))
+}
+
+fn answer_given(value: Option<&serde_json::Value>) -> Result<Box<Answer>, Fault> {
+    let answer = value.map(|value| read_answer(value.to_string().as_bytes())).transpose()?;
+    Ok(Box::new(answer.unwrap_or_default()))
 }
 
 pub(super) fn read_answer(text: &[u8]) -> Result<Answer, Fault> {

@@ -51,6 +51,9 @@ pub(super) struct InstanceLine {
     began: Option<bool>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tombstone: bool,
+    /// Whether its trial was bought for good.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    converted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     claimed_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -83,6 +86,7 @@ impl From<Possession> for InstanceLine {
             items: instance.items,
             began: Some(instance.began),
             tombstone: instance.tombstone,
+            converted: instance.converted,
             claimed_at: instance.claimed_at,
             tenant: instance.tenant,
             created_at: Some(instance.created_at),
@@ -115,6 +119,7 @@ impl InstanceLine {
             items: self.items,
             began: self.began.unwrap_or(true),
             tombstone: self.tombstone,
+            converted: self.converted,
             adopted: true,
             claimed_at: self.claimed_at,
             tenant: self.tenant,

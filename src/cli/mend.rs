@@ -14,14 +14,14 @@ use super::output::{Output, shown};
 use super::scenario::briefly;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
-use crate::callback::{Action, Answer};
+use crate::callback::Answer;
 use crate::clock::{Clock, Id};
 use crate::config::{Environment, ProcessEnvironment};
 use crate::dialect::Sending;
 use crate::hook;
 use crate::http::{Client, ClientOptions, Url};
 use crate::outbound;
-use crate::store::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored};
+use crate::store::{Act, Approved, Claim, Claimed, Import, Instead, MendError, Mender, Restored};
 
 /// What every act needs.
 #[derive(Args)]
@@ -106,8 +106,8 @@ pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
 pub(super) struct ApproveArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// What a conflicting create is really: renew or upgrade.
-    #[arg(long = "as", value_name = "ACTION")]
+    /// What a conflicting create really is: renew, upgrade or conversion (of a trial).
+    #[arg(long = "as", value_name = "WHAT")]
     instead: Option<String>,
     /// The callback's number, from `held list`.
     number: i64,
@@ -125,10 +125,8 @@ pub(super) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done 
     let instead = arguments
         .instead
         .map(|word| {
-            let known =
-                Action::from_word(&word).filter(|action| matches!(action, Action::Renew | Action::Upgrade));
-            known.ok_or_else(|| {
-                Failure::new(Exit::Usage, format!("`--as {word}`: there is renew and upgrade"))
+            Instead::from_word(&word).ok_or_else(|| {
+                Failure::new(Exit::Usage, format!("`--as {word}`: there is renew, upgrade and conversion"))
             })
         })
         .transpose()?;
@@ -148,6 +146,43 @@ pub(super) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
     let (mut mender, act) = arguments.act.begin()?;
     mender.reject(arguments.number, &act)?;
     output.line(&format!("callback {} is refused, and so are its redeliveries", arguments.number))
+}
+
+pub(super) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.settle(arguments.number, &act)?;
+    output.line(&format!(
+        "callback {} is settled: its next delivery is answered with success, and nothing runs",
+        arguments.number
+    ))
+}
+
+pub(super) fn dismiss(arguments: RejectArguments, output: &mut Output) -> Done {
+    let (mut mender, act) = arguments.act.begin()?;
+    mender.dismiss(arguments.number, &act)?;
+    output.line(&format!("callback {} is off the list of what needs attention", arguments.number))
+}
+
+#[derive(Args)]
+pub(super) struct CompleteJobArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// A file with the answer, in the JSON of docs/hooks.md; `-` for standard input. Without it the answer
+    /// is empty.
+    #[arg(long, value_name = "FILE")]
+    answer: Option<PathBuf>,
+    /// The job's id, from `jobs list` or `held list`.
+    id: Id,
+}
+
+pub(super) fn complete_job(arguments: CompleteJobArguments, output: &mut Output) -> Done {
+    let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
+    let (mut mender, act) = arguments.act.begin()?;
+    let action = mender.complete_job(arguments.id, &answer, &act)?;
+    output.line(&format!(
+        "job {}, a {action}, is done; the marketplace hears it when it calls again",
+        arguments.id
+    ))
 }
 
 #[derive(Args)]

@@ -100,6 +100,8 @@ pub(super) enum JobsCommand {
     Retry(mend::JobArguments),
     /// End a job unrun; those behind it go on, except behind a create: without it they end, too.
     Drop(mend::JobArguments),
+    /// Finish a job that is pending, dead or held, with the answer of what was done by hand.
+    Complete(mend::CompleteJobArguments),
 }
 
 #[derive(Subcommand)]
@@ -144,6 +146,8 @@ pub(super) enum HeldCommand {
     Approve(mend::ApproveArguments),
     /// Refuse a held callback, and its redeliveries.
     Reject(mend::RejectArguments),
+    /// Answer a held callback with success without running it: it was done before.
+    Settle(mend::RejectArguments),
 }
 
 #[derive(Args)]
@@ -287,6 +291,7 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
         }
         JobsCommand::Retry(arguments) => mend::retry(arguments, output),
         JobsCommand::Drop(arguments) => mend::drop_job(arguments, output),
+        JobsCommand::Complete(arguments) => mend::complete_job(arguments, output),
     }
 }
 
@@ -407,6 +412,7 @@ pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
         HeldCommand::Show { show, number } => show_callback(&show, number, output),
         HeldCommand::Approve(arguments) => mend::approve(arguments, output),
         HeldCommand::Reject(arguments) => mend::reject(arguments, output),
+        HeldCommand::Settle(arguments) => mend::settle(arguments, output),
     }
 }
 
@@ -431,14 +437,14 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
-        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …` or `spid held reject CALLBACK --why …`");
+        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve`, `settle` or `reject CALLBACK --why …`");
     }
     if any(&["held-job", "dead-job"]) {
         output.complain(JOB_HINT);
     }
     if any(&["pending-job"]) {
         output.complain(
-            "hint: a pending job: `spid instances complete INSTANCE --answer FILE --why …` once it is done",
+            "hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done",
         );
     }
     Ok(())

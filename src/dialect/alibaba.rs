@@ -31,6 +31,8 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         refund: "isRefund",
         expires_on: "expiredOn",
         read_date: read_civil,
+        // refundRenewInstance and expiredInstance carry no order; which order releaseInstance names is not stated.
+        ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
     verbs: &[
         // help.aliyun.com/document_detail/147358.html

@@ -40,6 +40,8 @@ const NAMES: Names = Names {
     refund: "refund",
     expires_on: "expires_on",
     read_date: read_instant,
+    // An expire or a release may name the order of the purchase, to say which instance it is about.
+    ordered: &[Action::Create, Action::Renew, Action::RefundRenew, Action::Upgrade],
 };
 
 /// The dialect.

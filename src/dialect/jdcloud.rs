@@ -26,6 +26,7 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         refund: "isRefund",
         expires_on: "expiredOn",
         read_date: read_civil,
+        ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
     verbs: &[
         Verb {

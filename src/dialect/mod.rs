@@ -610,6 +610,8 @@ struct Names {
     refund: &'static str,
     expires_on: &'static str,
     read_date: fn(&str, &TimeZone) -> Option<Timestamp>,
+    /// The actions whose order id is a new one for each happening.
+    ordered: &'static [Action],
 }
 
 impl Names {
@@ -642,7 +644,8 @@ impl Names {
             refund: parameters.filled(self.refund).and_then(read_bool),
             expires_on: text(self.expires_on).map(expiry),
             ..Callback::new(action, word)
-        };
+        }
+        .ordering(self.ordered);
         callback.parameters = parameters;
         callback
     }

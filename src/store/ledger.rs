@@ -15,7 +15,7 @@ use super::{Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
 use crate::instance::{
-    self, Decision, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
+    self, Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
     Wants,
 };
 use crate::job::{self, Extra, Next, Progress, Schedule};
@@ -23,6 +23,9 @@ use crate::limits;
 
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
+
+/// The reason code of what an operator settled: success without running.
+pub(super) const SETTLED: &str = "settled";
 
 /// What is told of a job that is held: why it is held is for the seller, and may name another instance.
 const HELD: &str = "its instance needs the seller's decision";
@@ -166,36 +169,99 @@ struct Judged {
     latest: Option<CallbackRow>,
     /// That occurrence's job.
     job: Option<JobRow>,
+    /// On the whole request.
     verdict: Verdict,
+    /// The actions of the request that get a job.
+    runs: Vec<Action>,
 }
 
-fn judge(rows: &dyn Read, acceptance: &Acceptance) -> Result<Judged> {
-    let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
-    judge_about(rows, acceptance, found)
-}
-
-fn judge_about(rows: &dyn Read, acceptance: &Acceptance, found: Option<Known>) -> Result<Judged> {
+/// `asked`: the actions the request is to be taken for.
+fn judge(
+    rows: &dyn Read,
+    acceptance: &Acceptance,
+    asked: &[Action],
+    found: Option<Known>,
+) -> Result<Judged> {
+    let callback = &*acceptance.callback;
     let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
-    let occurrences = rows.occurrences(&key_of(acceptance, instance.as_ref()))?;
-    let ever_told = occurrences.iter().any(|(row, _)| row.told_at.is_some());
-    let (latest, job) =
-        occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
-    let occurrence = latest.as_ref().map(|row| Occurrence {
-        told: row.told_at.is_some(),
-        ever_told,
-        standing: standing(row, job.as_ref()),
-    });
+    let occurrences = rows.occurrences(&key_of(acceptance, callback, instance.as_ref()))?;
+    let whole = occurrence(occurrences.iter());
     let lane_view: Vec<LaneJob> = lane.iter().map(lane_job).collect();
     let view = View {
         instance: instance.as_ref().map(|row| &row.instance),
         lane: &lane_view,
-        occurrence: occurrence.as_ref(),
+        occurrence: whole.as_ref(),
         policy: acceptance.policy,
+        conflict: callback.action == Action::Expire && holds_a_purchase(rows, instance.as_ref())?,
         approved: acceptance.approved,
         now: acceptance.received_at,
     };
-    let verdict = instance::decide(view, &acceptance.callback);
-    Ok(Judged { instance, lane, latest, job, verdict })
+    let mut verdicts = Vec::new();
+    for action in asked {
+        if *action == callback.action && callback.also.is_empty() {
+            verdicts.push((*action, instance::decide(view, callback)));
+            continue;
+        }
+        let part = callback.part(*action);
+        let own = occurrence_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
+        verdicts.push((*action, instance::decide(View { occurrence: own.as_ref(), ..view }, &part)));
+    }
+    let (verdict, runs) = instance::combine(verdicts);
+    let (latest, job) =
+        occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
+    Ok(Judged { instance, lane, latest, job, verdict, runs })
+}
+
+/// A stored callback, and its job if it has one.
+type Stands = (CallbackRow, Option<JobRow>);
+
+/// What is known of callbacks that read alike, the oldest first.
+fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<Occurrence> {
+    let (latest, job) = rows.clone().next_back()?;
+    let is_carried_out = |(row, job): &&Stands| {
+        let is_settled = row.reason_code.as_deref() == Some(SETTLED);
+        let has_done_job = job.as_ref().is_some_and(|job| job.state == job::State::Done);
+        has_done_job || (row.told_at.is_some() && !is_settled)
+    };
+    let done = rows.rev().find(is_carried_out).map(|(row, _)| Done { told: row.told_at.is_some() });
+    Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
+}
+
+/// What is known of one part of a request that asks several things.
+fn occurrence_of_part(
+    rows: &dyn Read,
+    acceptance: &Acceptance,
+    part: &Callback,
+    instance: Option<&InstanceRow>,
+    whole: &[Stands],
+) -> Result<Option<Occurrence>> {
+    let has_job_for = |action: Action| {
+        move |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.action == action)
+    };
+    let is_first = part.action == acceptance.callback.action;
+    let any_job = whole.iter().any(|(_, job)| job.is_some());
+    if is_first || acceptance.approved || !any_job {
+        return Ok(occurrence(whole.iter()));
+    }
+    // A callback has the job of its last part, unless an earlier part ended it.
+    if whole.iter().any(|stands| has_job_for(part.action)(&stands)) {
+        return Ok(occurrence(whole.iter().filter(has_job_for(part.action))));
+    }
+    // An older spid kept each part as a callback of its own.
+    let own = rows.occurrences(&key_of(acceptance, part, instance))?;
+    Ok(occurrence(own.iter()))
+}
+
+/// True while another purchase of the instance waits for an operator.
+fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<bool> {
+    let Some(row) = instance else { return Ok(false) };
+    let held = Filter {
+        instance: Some(row.number),
+        disposition: Some(Disposition::Held),
+        limit: usize::MAX,
+        ..Filter::default()
+    };
+    Ok(rows.list_callbacks(&held)?.iter().any(|held| held.action == Action::Create))
 }
 
 fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<Known>> {
@@ -219,8 +285,7 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     }
 }
 
-fn key_of(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> [u8; 16] {
-    let callback = &acceptance.callback;
+fn key_of(acceptance: &Acceptance, callback: &Callback, instance: Option<&InstanceRow>) -> [u8; 16] {
     // What is said of another order must never count as said of this instance.
     let instance =
         instance.filter(|row| !instance::is_anothers(&row.instance, callback)).map(|row| row.number);
@@ -233,6 +298,9 @@ fn key_of(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> [u8; 16] {
 fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
     // What was held or refused since still has the job it had.
     match (row.disposition, job) {
+        (Disposition::Recorded, _) if row.reason_code.as_deref() == Some(SETTLED) => {
+            Standing::Settled { told_at: row.told_at }
+        }
         (Disposition::Recorded, _) => Standing::Recorded,
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
             Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
@@ -269,8 +337,10 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     if found.is_none() && acceptance.callback.action == Action::Create {
         return Ok(None);
     }
-    let judged = judge_about(rows, acceptance, found)?;
-    if judged.verdict.decision != Decision::Repeat || judged.verdict.alert {
+    let asked: Vec<Action> = acceptance.callback.actions().collect();
+    let judged = judge(rows, acceptance, &asked, found)?;
+    let verdict = &judged.verdict;
+    if verdict.decision != Decision::Repeat || verdict.alert || !verdict.cancels.is_empty() {
         return Ok(None);
     }
     let Some(row) = judged.latest.as_ref().filter(|row| row.told_at.is_some()) else { return Ok(None) };
@@ -285,29 +355,41 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }))
 }
 
-/// Keeps a callback: reads, decides, and writes callback, instance and job together.
+/// Keeps a callback: reads, decides, and writes callback, instance and jobs together.
 ///
 /// A copy of a request that was accepted before is none: nothing is kept of it.
 pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
     if let Some(once) = &acceptance.callback.once {
         spend(rows, &acceptance.account, once, acceptance.received_at)?;
     }
-    let judged = judge(rows, acceptance)?;
+    let asked: Vec<Action> = acceptance.callback.actions().collect();
+    accept_for(rows, acceptance, &asked, birth)
+}
+
+/// The same for a request that is to be taken for `asked`: what it says itself, or what an operator says it is.
+pub(super) fn accept_for(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    asked: &[Action],
+    birth: Birth,
+) -> Result<Accepted> {
+    let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
+    let judged = judge(rows, acceptance, asked, found)?;
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
     let birth = Birth { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
     let instance = settle_instance(rows, acceptance, &judged, birth)?;
-    let mut row = callback_row(acceptance, &judged, instance.as_ref());
-    let mut made = None;
-    if let Decision::Run | Decision::RunBeside { .. } = judged.verdict.decision {
-        made = Some(new_job(acceptance, &judged, instance.as_ref(), birth));
-    }
+    let mut row = callback_row(rows, acceptance, &judged, instance.as_ref())?;
     decide_row(&mut row, &judged, acceptance);
-    if let Some(job) = &mut made {
-        // Known beforehand, so that the callback is written once.
-        job.number = rows.next_job()?;
-        row.job = Some(job.number);
+    let mut made = new_jobs(acceptance, &judged, instance.as_ref(), birth);
+    if !made.is_empty() {
+        // Known beforehand, so that the callback is written once. It has the job of its last part: once that
+        // is done, all are.
+        for (number, job) in (rows.next_job()?..).zip(&mut made) {
+            job.number = number;
+            row.job = Some(number);
+        }
     }
     let is_new = row.number == 0;
     if is_new {
@@ -322,10 +404,11 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
         wakes: false,
         alert: judged.verdict.alert,
     };
-    if let Some(job) = made {
-        begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
-    } else {
+    if made.is_empty() {
         accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
+    }
+    for job in made {
+        begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     }
     // An operator who approves is told; the marketplace is not, before it calls again.
     if matches!(accepted.told, Told::Applied(_)) && birth.heard {
@@ -356,9 +439,34 @@ fn is_first(judged: &Judged) -> bool {
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
     if let Some(mut job) = rows.job(number)? {
+        // One of its parts may have been cancelled with it already.
+        if !job.state.is_live() {
+            return Ok(());
+        }
         job.note = Some(format!("made unnecessary by a later {by}"));
         end(&mut job, job::State::Cancelled, now);
         rows.put_job(&job)?;
+        end_later_parts(rows, &job, now)?;
+    }
+    Ok(())
+}
+
+/// A request that asks several things is done once all of them are. So when one part ends undone, the parts
+/// behind it end with it, and the callback has the job that ended: its redelivery is decided by that one.
+fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    let mut has_ended_any = false;
+    for (mut part, _) in rows.lane(instance)? {
+        if part.callback == job.callback && part.number > job.number {
+            part.note = Some(format!("another part of its request, the {}, was not done", job.action));
+            end(&mut part, job::State::Cancelled, now);
+            rows.put_job(&part)?;
+            has_ended_any = true;
+        }
+    }
+    if has_ended_any && let Some(mut row) = rows.callback_row(job.callback)? {
+        row.job = Some(job.number);
+        rows.put_callback(&row)?;
     }
     Ok(())
 }
@@ -378,14 +486,15 @@ fn settle_instance(
 ) -> Result<Option<InstanceRow>> {
     let callback = &acceptance.callback;
     let runs = judged.verdict.decision == Decision::Run;
-    let begins = runs && birth.lease_until.is_some() && callback.action == Action::Create;
+    let creates = judged.runs.contains(&Action::Create);
+    let begins = creates && birth.lease_until.is_some();
     let now = acceptance.received_at;
     let row = match (&judged.instance, runs || judged.verdict.entombs) {
         (Some(row), true) => {
             let mut row = row.clone();
             if judged.verdict.entombs {
                 row.instance.state = State::Released;
-            } else if callback.action == Action::Create {
+            } else if creates {
                 row.instance.describe(callback);
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
@@ -447,7 +556,12 @@ fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callbac
 }
 
 /// The row this delivery counts on: the open occurrence's, the repeated one's, or a new one.
-fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>) -> CallbackRow {
+fn callback_row(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    judged: &Judged,
+    instance: Option<&InstanceRow>,
+) -> Result<CallbackRow> {
     let repeats = matches!(
         judged.verdict.decision,
         Decision::Repeat | Decision::Join(_) | Decision::Record | Decision::Refuse(Reason::SignOnUsed)
@@ -456,20 +570,50 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
     // What was refused for want of an instance stays a row of its own once there is one.
     let elsewhere = |row: &CallbackRow| judged.verdict.decision == Decision::Run && row.instance != number;
     let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
-    if let Some(row) = counted.filter(|row| !elsewhere(row)) {
+    if let Some(row) = counted.filter(|row| !elsewhere(row))
+        && (judged.runs.is_empty() || may_run_again(rows, row, judged, acceptance)?)
+    {
         let mut row = row.clone();
         if !acceptance.approved {
             row.deliveries += 1;
             row.last_received_at = acceptance.received_at;
         }
-        return row;
+        return Ok(row);
     }
+    Ok(new_callback_row(acceptance, instance))
+}
+
+/// True if a new job may belong to this row. What was carried out stays as it is: what runs now is another
+/// happening. And an idempotency key stands for one payload, so a row that had a job takes no other payload; one
+/// that had none takes the latest.
+fn may_run_again(
+    rows: &mut dyn Write,
+    row: &CallbackRow,
+    judged: &Judged,
+    acceptance: &Acceptance,
+) -> Result<bool> {
+    if judged.job.as_ref().is_some_and(|job| job.state == job::State::Done) {
+        return Ok(false);
+    }
+    let Some((_, body)) = rows.callback(row.number)? else { return Ok(false) };
+    if body.asks_the_same(&acceptance.callback) {
+        return Ok(true);
+    }
+    if row.job.is_some() {
+        return Ok(false);
+    }
+    rows.put_body(row.number, &acceptance.callback)?;
+    Ok(true)
+}
+
+fn new_callback_row(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> CallbackRow {
+    let number = instance.map(|row| row.number);
     CallbackRow {
         number: 0,
         account: acceptance.account.clone(),
         endpoint: acceptance.endpoint.clone(),
         key_label: acceptance.key_label.clone(),
-        occurrence: key_of(acceptance, instance),
+        occurrence: key_of(acceptance, &acceptance.callback, instance),
         instance: number,
         job: None,
         action: acceptance.callback.action,
@@ -481,6 +625,7 @@ fn callback_row(acceptance: &Acceptance, judged: &Judged, instance: Option<&Inst
         deliveries: u64::from(!acceptance.approved),
         budget: acceptance.budget,
         told_at: None,
+        dismissed_at: None,
     }
 }
 
@@ -490,14 +635,19 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
         return;
     }
     let decision = &judged.verdict.decision;
+    if *decision == Decision::Repeat && row.reason_code.as_deref() == Some(SETTLED) {
+        return;
+    }
     let reason = match decision {
         Decision::Refuse(reason) | Decision::Hold(reason) => Some(reason),
-        _ => None,
+        _ => judged.verdict.notice.as_ref(),
     };
     row.disposition = match decision {
         Decision::Run | Decision::RunBeside { .. } | Decision::Join(_) => Disposition::Job,
         // The hook's own refusal stands in its job.
         Decision::Refuse(Reason::Hook(_)) => row.disposition,
+        // It was carried out, and nobody has heard of it yet.
+        Decision::Repeat if row.disposition == Disposition::Job && is_done(judged) => Disposition::Job,
         Decision::Record | Decision::Repeat => Disposition::Recorded,
         Decision::Refuse(_) => Disposition::Refused,
         Decision::Hold(_) => Disposition::Held,
@@ -512,31 +662,52 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     }
 }
 
-fn new_job(acceptance: &Acceptance, judged: &Judged, instance: Option<&InstanceRow>, birth: Birth) -> JobRow {
+fn is_done(judged: &Judged) -> bool {
+    judged.job.as_ref().is_some_and(|job| job.state == job::State::Done)
+}
+
+/// The jobs of a request, in order: one for each part of it that runs. The first may be born leased.
+fn new_jobs(
+    acceptance: &Acceptance,
+    judged: &Judged,
+    instance: Option<&InstanceRow>,
+    birth: Birth,
+) -> Vec<JobRow> {
     let in_lane = judged.verdict.decision == Decision::Run;
-    let lease_until = birth.lease_until;
     let now = acceptance.received_at;
-    JobRow {
-        number: 0,
-        id: birth.id,
-        callback: 0,
-        instance: instance.map(|row| row.number),
-        in_lane,
-        action: acceptance.callback.action,
-        state: if lease_until.is_some() { job::State::Running } else { job::State::Queued },
-        attempts: u32::from(lease_until.is_some()),
-        step: 0,
-        extra: Extra::No,
-        due_at: now,
-        lease_until,
-        attempted_at: None,
-        note: None,
-        answer: None,
-        sealed: None,
-        proposed_id: None,
-        created_at: now,
-        ended_at: None,
+    let job = |(position, action): (usize, &Action)| {
+        let lease_until = birth.lease_until.filter(|_| position == 0);
+        JobRow {
+            number: 0,
+            id: birth.id.of_part(position),
+            callback: 0,
+            instance: instance.map(|row| row.number),
+            in_lane,
+            action: *action,
+            state: if lease_until.is_some() { job::State::Running } else { job::State::Queued },
+            attempts: u32::from(lease_until.is_some()),
+            step: 0,
+            extra: Extra::No,
+            due_at: now,
+            lease_until,
+            attempted_at: None,
+            note: None,
+            answer: None,
+            sealed: None,
+            proposed_id: None,
+            created_at: now,
+            ended_at: None,
+        }
+    };
+    judged.runs.iter().enumerate().map(job).collect()
+}
+
+/// What the hook is to do for this job: the part of the request that it is for.
+fn part_for(job: &JobRow, callback: Arc<Callback>) -> Arc<Callback> {
+    if job.action == callback.action && callback.also.is_empty() {
+        return callback;
     }
+    Arc::new(callback.part(job.action))
 }
 
 fn begin_job(
@@ -555,12 +726,12 @@ fn begin_job(
         None => Told::Wait(job.number),
     };
     if job.state != job::State::Running {
-        accepted.wakes = true;
+        accepted.wakes |= accepted.taken.is_none();
         return Ok(());
     }
     accepted.taken = Some(Box::new(Taken {
+        callback: part_for(&job, acceptance.callback.clone()),
         job,
-        callback: acceptance.callback.clone(),
         origin: accepted.row.clone(),
         instance: instance.map(|row| row.instance.clone()),
     }));
@@ -593,9 +764,6 @@ fn tell(
             Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
         }
         Decision::Record => Told::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
-        Decision::Hold(Reason::ConflictingCreate) if id.is_some() => {
-            Told::Applied(Box::new(create_answer(rows, instance, None)?))
-        }
         Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
         Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
         Decision::Hold(reason) => Told::Held(reason.told()),
@@ -631,13 +799,24 @@ fn join(
         job::State::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
         job::State::Running => Told::Wait(number),
         job::State::Queued | job::State::Dead => {
-            accepted.wakes = bring_forward(rows, job, now)?;
+            let first = first_part(rows, &job)?;
+            accepted.wakes = match first.state {
+                job::State::Queued | job::State::Dead => bring_forward(rows, first, now)?,
+                _ => false,
+            };
             Told::Wait(number)
         }
         job::State::Held => Told::Held(HELD.to_owned()),
         job::State::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
     })
+}
+
+/// The first job of the same request that has not ended: it has to end before this one can begin.
+fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(job.clone()) };
+    let mut parts = rows.lane(instance)?.into_iter().map(|(part, _)| part);
+    Ok(parts.find(|part| part.callback == job.callback).unwrap_or_else(|| job.clone()))
 }
 
 fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
@@ -664,7 +843,7 @@ fn stored_answer(
     job: Option<&JobRow>,
 ) -> Result<Stored> {
     if matches!(row.action, Action::Create | Action::Query) {
-        return create_answer(rows, instance, job.map(|job| (job, row)));
+        return create_answer(rows, row, instance, job);
     }
     // A job that is not there any more had nothing to answer: that is why it could be pruned.
     Ok(match row.job.and(job) {
@@ -674,26 +853,35 @@ fn stored_answer(
     })
 }
 
-/// The answer of the job that created the instance; `known` is a job that may be it, with its callback.
+/// The answer of the job that created the instance, for a create or a query of it. `job` is the callback's own.
+///
+/// Its secrets are for the purchase that the job was for, and for no other that merely names the instance.
+/// Of what is released no more is told than its id.
 fn create_answer(
     rows: &dyn Read,
+    row: &CallbackRow,
     instance: Option<&InstanceRow>,
-    known: Option<(&JobRow, &CallbackRow)>,
+    job: Option<&JobRow>,
 ) -> Result<Stored> {
-    let Some(row) = instance else { return Ok(Stored::default()) };
-    let Some(creator) = row.created_by else {
-        return Ok(Stored { instance_id: row.told_id(), ..Stored::default() });
+    let Some(instance) = instance else { return Ok(Stored::default()) };
+    let id_only = Stored { instance_id: instance.told_id(), ..Stored::default() };
+    let Some(creator) = instance.created_by.filter(|_| instance.instance.state != State::Released) else {
+        return Ok(id_only);
     };
-    if let Some((job, callback)) =
-        known.filter(|(job, callback)| job.number == creator && job.callback == callback.number)
-    {
-        return Ok(answer_of(job, instance, callback.told_at));
+    let is_own = row.job == Some(creator);
+    let read = match job.filter(|_| is_own) {
+        Some(_) => None,
+        None => rows.job(creator)?,
+    };
+    let Some(job) = job.filter(|_| is_own).or(read.as_ref()) else { return Ok(id_only) };
+    if row.action == Action::Create && !is_own {
+        return Ok(Stored { open: job.answer.clone(), ..id_only });
     }
-    let Some(job) = rows.job(creator)? else {
-        return Ok(Stored { instance_id: row.instance.id.clone(), ..Stored::default() });
+    let told_at = match job.callback == row.number {
+        true => row.told_at,
+        false => rows.callback_row(job.callback)?.and_then(|creating| creating.told_at),
     };
-    let told_at = rows.callback_row(job.callback)?.and_then(|row| row.told_at);
-    Ok(answer_of(&job, instance, told_at))
+    Ok(answer_of(job, Some(instance), told_at))
 }
 
 fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Timestamp>) -> Stored {
@@ -706,8 +894,7 @@ fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Times
     }
 }
 
-/// Records that success is told now. A conflicting create that is told the id tells the create, too, and so
-/// does a query, which is told the create's answer.
+/// Records that success is told now. A query that is told the create's answer tells the create, too.
 fn mark_told(
     rows: &mut dyn Write,
     row: &mut CallbackRow,
@@ -715,11 +902,9 @@ fn mark_told(
     acceptance: &Acceptance,
 ) -> Result<()> {
     let now = acceptance.received_at;
-    if row.disposition != Disposition::Held {
-        row.told_at = row.told_at.or(Some(now));
-        if row.action != Action::Query {
-            return Ok(());
-        }
+    row.told_at = row.told_at.or(Some(now));
+    if row.action != Action::Query {
+        return Ok(());
     }
     let created_by = instance.and_then(|row| row.created_by);
     let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
@@ -753,7 +938,7 @@ pub(crate) fn take(
             rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
         let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
         note_began(rows, &job, instance.as_mut())?;
-        let callback = Arc::new(callback);
+        let callback = part_for(&job, Arc::new(callback));
         taken.push(Taken { job, callback, origin, instance: instance.map(|row| row.instance) });
     }
     Ok((taken, ended))
@@ -844,7 +1029,9 @@ pub(crate) fn learn(
     let Some(job) = running_attempt(rows, number, attempt)? else { return Ok(None) };
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let mut row = instance.ok_or(StoreError::Inconsistent("an order without its instance"))?;
-    rows.put_body(job.callback, callback)?;
+    let (_, whole) =
+        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    rows.put_body(job.callback, &whole.with_part(callback))?;
     if job.action == Action::Create {
         row.instance.describe(callback);
         row.instance.updated_at = now;
@@ -883,8 +1070,8 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Res
             complete(rows, &mut job, finish.callback.as_deref(), instance_id.as_deref(), finish.now)?
         }
         // The browser has gone; whoever signs on again asks again.
-        Ending::Retry { error, .. } if job.action == Action::SignOn => {
-            job.note = Some(error.clone());
+        Ending::Retry { error: note, .. } | Ending::Pending { note } if job.action == Action::SignOn => {
+            job.note = Some(note.clone());
             end(&mut job, job::State::Dropped, finish.now);
             Told::NotYet
         }
@@ -977,7 +1164,7 @@ pub(super) fn complete(
             let (_, callback) = rows
                 .callback(job.callback)?
                 .ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
-            row.instance.apply(&callback, now);
+            row.instance.apply(&part_for(job, Arc::new(callback)), now);
         }
     }
     rows.put_instance(&row)?;
@@ -1034,7 +1221,13 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
     let releasing =
         lane.iter().any(|(other, _)| other.action == Action::Release && other.number != job.number);
     let mut behind = lane.iter().filter(|(other, _)| other.number > job.number);
-    let superseded = behind.any(|(other, _)| instance::supersedes(other.action, job.action));
+    let wanted = match job.state {
+        job::State::Dead => rows.callback(job.callback)?.map(|(_, callback)| Wants::of(&callback)),
+        _ => None,
+    };
+    let superseded = wanted.is_some_and(|wanted| {
+        behind.any(|(other, _)| instance::supersedes(other.action, job.action, &wanted, now))
+    });
     if releasing && job.state.is_live() {
         job.note = Some("made unnecessary by a later release".to_owned());
         end(job, job::State::Cancelled, now);
@@ -1042,8 +1235,11 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
         job.note = Some("dead, and made unnecessary by what came behind it".to_owned());
         end(job, job::State::Cancelled, now);
     }
+    if !job.state.is_live() {
+        end_later_parts(rows, job, now)?;
+    }
     if job.action == Action::Create && !job.state.is_live() {
-        for (other, _) in lane {
+        for (other, _) in rows.lane(instance)? {
             if other.number != job.number && other.action != Action::Release {
                 cancel_behind(rows, other, now)?;
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::ledger::{self, Acceptance, Birth, REJECTED};
+use super::ledger::{self, Acceptance, Birth, REJECTED, SETTLED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
 use super::sqlite::{Sqlite, Vacancy};
 use super::{Store, StoreError, StoreOptions};
@@ -49,6 +49,36 @@ pub struct Act {
     pub who: String,
     /// Why, in their words.
     pub why: String,
+}
+
+/// What an operator says a conflicting create really is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Instead {
+    /// A renewal of the instance that is there.
+    Renew,
+    /// A change of its SKU or its quantities.
+    Upgrade,
+    /// Its trial, bought for good: a renewal, and a change of SKU or quantities where they differ.
+    Conversion,
+}
+
+impl Instead {
+    /// Every choice.
+    pub const ALL: [Instead; 3] = [Instead::Renew, Instead::Upgrade, Instead::Conversion];
+
+    /// The word of the command line and the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Instead::Renew => "renew",
+            Instead::Upgrade => "upgrade",
+            Instead::Conversion => "conversion",
+        }
+    }
+
+    /// The choice with this word.
+    pub fn from_word(word: &str) -> Option<Instead> {
+        Instead::ALL.into_iter().find(|instead| instead.as_str() == word)
+    }
 }
 
 /// What an approval led to.
@@ -237,12 +267,44 @@ impl Mender {
     /// When nothing waits, a hook runs for it now or has not been asked yet, or the answer will not do.
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
         let target = self.target(instance)?;
+        self.complete_with(&target, answer, act, |rows| {
+            let first = rows.lane(instance)?.into_iter().next().map(|(job, _)| job);
+            first.ok_or_else(|| {
+                MendError::Impossible(
+                    "nothing is owed for this instance; a payment or another message is completed by its job: spid jobs complete JOB".to_owned(),
+                )
+            })
+        })
+    }
+
+    /// Finishes one job with this answer, whether it belongs to an instance's queue or not.
+    ///
+    /// # Errors
+    /// As [`Mender::complete`]; and when another job of its instance has to end first.
+    pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &Act) -> Mended<Action> {
+        self.complete_with(&format!("job {id}"), answer, act, |rows| {
+            let job = find_job(rows, id)?;
+            if !job.state.is_live() {
+                return impossible(format!("the job is {}; there is nothing to complete", job.state.as_str()));
+            }
+            match ahead_of(rows, &job)? {
+                Some(ahead) => impossible(format!("it waits for {}; complete that one first", named(&ahead))),
+                None => Ok(job),
+            }
+        })
+    }
+
+    fn complete_with(
+        &mut self,
+        target: &str,
+        answer: &Answer,
+        act: &Act,
+        find: impl FnOnce(&Sqlite) -> Mended<JobRow>,
+    ) -> Mended<Action> {
         let secret = answer.split().secret;
         let sealer = secret.is_some().then(|| self.sealer()).transpose()?;
-        self.act(act, "complete", &target, |rows, now| {
-            let Some((mut job, _)) = rows.lane(instance)?.into_iter().next() else {
-                return impossible("nothing is owed for this instance");
-            };
+        self.act(act, "complete", target, |rows, now| {
+            let mut job = find(rows)?;
             check_completable(&job, answer, now)?;
             let seal = |(sealer, secret): (&Arc<Sealer>, &Secret)| sealer.seal(job.id.as_bytes(), secret);
             let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
@@ -258,12 +320,12 @@ impl Mender {
         })
     }
 
-    /// Decides a held callback again, as one that is wanted. `instead` says what a conflicting create is
-    /// really: a renewal or an upgrade.
+    /// Decides a held callback again, as one that is wanted. `instead` says what a conflicting create
+    /// really is.
     ///
     /// # Errors
     /// When it is not held, or cannot be done however much it is wanted.
-    pub fn approve(&mut self, number: i64, instead: Option<Action>, act: &Act) -> Mended<Approved> {
+    pub fn approve(&mut self, number: i64, instead: Option<Instead>, act: &Act) -> Mended<Approved> {
         let target = format!("callback {number}");
         self.act(act, "approve", &target, |rows, now| approve(rows, number, instead, act, now))
     }
@@ -283,6 +345,43 @@ impl Mender {
         })
     }
 
+    /// Settles a held callback that turned out to be a repeat of something already done: its next delivery is
+    /// answered with success, and nothing runs.
+    ///
+    /// # Errors
+    /// When it is not held, or is a create of something that has no id to be told.
+    pub fn settle(&mut self, number: i64, act: &Act) -> Mended<()> {
+        self.act(act, "settle", &format!("callback {number}"), |rows, _| {
+            let (mut row, _) = find_held(rows, number)?;
+            if row.action == Action::Create {
+                let instance = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+                if instance.and_then(|row| row.told_id()).is_none() {
+                    return impossible(
+                        "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
+                    );
+                }
+            }
+            row.disposition = Disposition::Recorded;
+            row.reason_code = Some(SETTLED.to_owned());
+            row.reason = Some("settled by the seller: done before, nothing to run".to_owned());
+            Ok(rows.put_callback(&row)?)
+        })
+    }
+
+    /// Takes a callback off the list of what needs attention: somebody has seen to it. Nothing else changes.
+    ///
+    /// # Errors
+    /// When there is no such callback.
+    pub fn dismiss(&mut self, number: i64, act: &Act) -> Mended<()> {
+        self.act(act, "dismiss", &format!("callback {number}"), |rows, now| {
+            let found = rows.callback_row(number)?;
+            let mut row =
+                found.ok_or_else(|| MendError::NotFound(format!("there is no callback {number}")))?;
+            row.dismissed_at = Some(now);
+            Ok(rows.put_callback(&row)?)
+        })
+    }
+
     /// Makes a release for an instance, as if the marketplace had asked for it.
     ///
     /// # Errors
@@ -295,7 +394,7 @@ impl Mender {
             if row.instance.state == State::Released {
                 return impossible("it is released already");
             }
-            accept(rows, by_hand(&row, act, now)?, now)
+            accept(rows, by_hand(&row, act, now)?, &[Action::Release], now)
         })
     }
 
@@ -479,20 +578,20 @@ fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
 fn approve(
     rows: &mut dyn Write,
     number: i64,
-    instead: Option<Action>,
+    instead: Option<Instead>,
     act: &Act,
     now: Timestamp,
 ) -> Mended<Approved> {
     let (row, callback) = find_held(rows, number)?;
-    let callback = match (row.reason_code.as_deref(), instead) {
-        (Some("conflicting-create"), Some(action)) => another(rows, &row, callback, action)?,
+    let asked: Vec<Action> = match (row.reason_code.as_deref(), instead) {
+        (Some("conflicting-create"), Some(instead)) => asked_instead(rows, &row, &callback, instead)?,
         (Some("conflicting-create"), None) => {
             return impossible(
-                "the same was created before, so it cannot be created again; say what it is instead, a renew or an upgrade, or reject it",
+                "its orderBizId was bought before, so it cannot be created again; say with --as what it is instead (a conversion of a trial, a renew, an upgrade), settle it, or reject it and refund the order at the marketplace",
             );
         }
         (_, Some(_)) => return impossible("only a conflicting create can be something else"),
-        (_, None) => callback,
+        (_, None) => callback.actions().collect(),
     };
     let acceptance = Acceptance {
         account: row.account.clone(),
@@ -504,25 +603,47 @@ fn approve(
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
         approved: true,
     };
-    let approved = accept(rows, acceptance, now)?;
+    let approved = accept(rows, acceptance, &asked, now)?;
     if approved.callback != number {
-        let moved = instead.is_none();
-        settle_held(rows, row, &approved, moved, act, now)?;
+        settle_held(rows, row, &approved, act, now)?;
     }
     Ok(approved)
 }
 
-/// What was held has become another callback: an order of another kind, or the same of an instance
-/// that is known by now (`moved`). Then its deliveries are the other's, which the marketplace waits for.
+/// The actions that a conflicting create really asks of the instance that is there.
+fn asked_instead(
+    rows: &dyn Read,
+    row: &CallbackRow,
+    callback: &Callback,
+    instead: Instead,
+) -> Mended<Vec<Action>> {
+    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let Some(instance) = found.map(|row| row.instance).filter(|instance| instance.id.is_some()) else {
+        return impossible("its instance has no id yet; approve it once the instance is created");
+    };
+    if instance.state == State::Released {
+        return impossible(
+            "its instance is released, and stays so; refund the order at the marketplace and reject it here, or settle it",
+        );
+    }
+    Ok(match instead {
+        Instead::Renew => vec![Action::Renew],
+        Instead::Upgrade => vec![Action::Upgrade],
+        Instead::Conversion if instance.differs_from(callback) => vec![Action::Renew, Action::Upgrade],
+        Instead::Conversion => vec![Action::Renew],
+    })
+}
+
+/// What was held has become another callback: the same of an instance that is known by now. Then its deliveries
+/// are the other's, which the marketplace waits for.
 fn settle_held(
     rows: &mut dyn Write,
     mut held: CallbackRow,
     approved: &Approved,
-    moved: bool,
     act: &Act,
     now: Timestamp,
 ) -> Mended<()> {
-    if let Some(mut row) = rows.callback_row(approved.callback)?.filter(|_| moved) {
+    if let Some(mut row) = rows.callback_row(approved.callback)? {
         row.deliveries += held.deliveries;
         row.last_received_at = row.last_received_at.max(held.last_received_at);
         rows.put_callback(&row)?;
@@ -533,25 +654,15 @@ fn settle_held(
     Ok(rows.put_callback(&held)?)
 }
 
-/// What a conflicting create really is: the same order, asked of the instance that is there.
-fn another(rows: &dyn Read, row: &CallbackRow, mut callback: Callback, action: Action) -> Mended<Callback> {
-    if !matches!(action, Action::Renew | Action::Upgrade) {
-        return impossible(format!("a create can be approved as a renew or an upgrade, not as a {action}"));
-    }
-    let instance = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-    let id = instance.and_then(|row| row.instance.id);
-    callback.subject.instance_id = Some(id.ok_or_else(|| {
-        MendError::Impossible(
-            "its instance has no id yet; approve it once the instance is created".to_owned(),
-        )
-    })?);
-    callback.action = action;
-    Ok(callback)
-}
-
-fn accept(rows: &mut dyn Write, acceptance: Acceptance, now: Timestamp) -> Mended<Approved> {
+fn accept(
+    rows: &mut dyn Write,
+    acceptance: Acceptance,
+    asked: &[Action],
+    now: Timestamp,
+) -> Mended<Approved> {
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
-    let accepted = ledger::accept(rows, &acceptance, Birth { id, lease_until: None, heard: false })?;
+    let birth = Birth { id, lease_until: None, heard: false };
+    let accepted = ledger::accept_for(rows, &acceptance, asked, birth)?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
             "it cannot be done as things stand: {}; reject it, or do by hand what it asks for",

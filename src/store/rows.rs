@@ -98,6 +98,9 @@ pub struct CallbackRow {
     pub budget: Option<u32>,
     /// When the marketplace was told its success.
     pub told_at: Option<Timestamp>,
+    /// When an operator took it off the list of what needs attention.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dismissed_at: Option<Timestamp>,
 }
 
 fn as_hex<S: serde::Serializer>(bytes: &[u8; 16], serializer: S) -> std::result::Result<S::Ok, S::Error> {

@@ -263,6 +263,8 @@ fn deed(form: &Form) -> Result<Deed, Fault> {
             instead: api::really(form.filled("as").as_deref())?,
         },
         "reject" => Deed::Reject(api::callback_number(target)?),
+        "settle" => Deed::Settle(api::callback_number(target)?),
+        "dismiss" => Deed::Dismiss(api::callback_number(target)?),
         "complete" => {
             let answer = form.filled("answer").map(|text| api::read_answer(text.as_bytes())).transpose()?;
             Deed::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }

@@ -181,7 +181,12 @@ fn field(html: &mut Html, field: Field) {
         Field::Nothing => {}
         Field::Instead => label(html, "It is really a", |html| {
             html.element("select", &[("name", "as"), ("required", "")], |html| {
-                for (value, word) in [("", "…"), ("renew", "renewal"), ("upgrade", "upgrade")] {
+                for (value, word) in [
+                    ("", "…"),
+                    ("conversion", "conversion of the trial"),
+                    ("renew", "renewal"),
+                    ("upgrade", "upgrade"),
+                ] {
                     html.element("option", &[("value", value)], |html| html.text(word));
                 }
             });
@@ -255,6 +260,17 @@ pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code
         field: if conflicting { Field::Instead } else { Field::Nothing },
     };
     act(html, desk, &approve);
+    act(
+        html,
+        desk,
+        &ActForm {
+            act: "settle",
+            label: "Settle",
+            hint: "It was done before: the next delivery is answered with success, and nothing runs.",
+            field: Field::Nothing,
+            ..approve
+        },
+    );
     act(
         html,
         desk,

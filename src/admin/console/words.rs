@@ -7,6 +7,8 @@ pub(super) fn done(act: &str) -> Option<&'static str> {
         "drop" => "Done: the job is dropped. If the marketplace still calls for it, that is a new job.",
         "approve" => "Done: approved. What there is to run is queued.",
         "reject" => "Done: refused, and so are its redeliveries.",
+        "settle" => "Done: settled. The next delivery is answered with success, and nothing runs.",
+        "dismiss" => "Done: off the list of what needs attention.",
         "complete" => "Done: the work is complete. The marketplace hears it when it calls again.",
         "release" => "Done: the release is under way.",
         _ => return None,
@@ -34,13 +36,16 @@ pub(super) fn advice(kind: &str, reason_code: Option<&str>) -> &'static str {
         }
         ("pending-job", _) => "The hook said that somebody finishes this. Complete it once that is so.",
         (_, "early-expire") => {
-            "An expire like one that was answered before, though the instance is paid for. Look at the buyer's order: a leaked URL that somebody replays looks like this."
+            "An expire long before the paid term ends: the late end of a trial or of an earlier term, or a replayed URL. Look at the buyer's order; approve it if the buyer is in arrears, settle it if not."
+        }
+        (_, "conversion-held") => {
+            "Another purchase of this instance is held. Decide that one first: if it bought the trial for good, settle or reject this."
         }
         (_, "conflicting-create") => {
-            "The same orderBizId with another order, SKU, trial flag or expiry: perhaps a trial that was converted. Approve it as what it is, or reject it."
+            "The same orderBizId by another order or another buyer: perhaps a trial that was bought for good. Approve it as what it is, or reject it and refund it at the marketplace."
         }
-        (_, "left-sku" | "left-expiry" | "refunded-renewal") => {
-            "A repeat of something that a later order has replaced. Usually it is rejected."
+        (_, "ambiguous-repeat" | "left-sku" | "left-expiry" | "refunded-renewal") => {
+            "A late repeat of something already done, or the same asked once more. Settle it if it is a repeat, approve it if it is meant anew."
         }
         (_, "doubt") => {
             "A value that may hide another signed parameter, an unreadable date, or an unknown action. Read it, then decide."

@@ -57,6 +57,8 @@ const NAMES: Names = Names {
     refund: "isRefund",
     expires_on: "expireTime",
     read_date: read_compact,
+    // A release, and the expire of version 1.0, name the order of the purchase.
+    ordered: &[Action::Create, Action::Renew, Action::RefundRenew, Action::Upgrade],
 };
 
 /// The dialect.
@@ -126,23 +128,16 @@ impl Dialect for KooGallery {
         }
         NAMES.doubt(&mut callback, dated);
         callback.doubts.extend(doubt);
+        // The renewed term and the changed product are two things to an instance, and to a hook.
+        if callback.action == Action::Renew && scene(&callback.parameters) == Some(RENEWAL_CHANGE) {
+            callback.also = vec![Action::Upgrade];
+        }
         callback
     }
 
     fn apart(&self, callback: Callback) -> Vec<Callback> {
         match callback.action {
             Action::Query if callback.doubts.is_empty() => one_query_each(&callback),
-            // The renewed term and the changed product are two things to an instance, and to a hook.
-            Action::Renew if scene(&callback.parameters) == Some(RENEWAL_CHANGE) => {
-                let upgrade = Callback {
-                    action: Action::Upgrade,
-                    expires_on: None,
-                    once: None,
-                    doubts: Vec::new(),
-                    ..callback.clone()
-                };
-                vec![Callback { product: None, ..callback }, upgrade]
-            }
             _ => vec![callback],
         }
     }
@@ -405,7 +400,10 @@ fn describe(callback: &mut Callback) {
         Action::Query => callback.subject.instance_id = text(INSTANCE_ID).filter(|id| !id.contains(',')),
         // The order of these is the one it was bought by: it does not tell one from the next.
         Action::Expire => callback.order_id = None,
-        Action::Renew if callback.expires_on.is_none() => callback.order_id = None,
+        Action::Renew if callback.expires_on.is_none() => {
+            callback.order_id = None;
+            callback.ordered = false;
+        }
         Action::Renew if ends_trial(&callback.parameters) => callback.trial = Some(false),
         _ => {}
     }

@@ -133,7 +133,7 @@ fn says_no(callback: &Callback, answer: &Answer) -> bool {
 
 fn refused<'a>(code: &str, reason: &'a str) -> (&'static str, &'a str) {
     match code {
-        "unknown-instance" | "names-nothing" | "paid-for-nothing" => (UNKNOWN, reason),
+        "unknown-instance" | "names-nothing" | "paid-for-nothing" | "gone" => (UNKNOWN, reason),
         "not-ready" => (PROCESSING, reason),
         "doubt" => (INVALID, reason),
         _ => {

@@ -73,13 +73,13 @@ macro_rules! instance_columns {
         "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
          instance.account, instance.endpoint, instance.buyer, instance.product, instance.sku,
          instance.order_id, instance.trial, instance.expires_on, instance.expires_on_raw, instance.items,
-         instance.began, instance.tombstone, instance.adopted, instance.claimed_at, instance.tenant,
+         instance.began, instance.tombstone, instance.adopted, instance.converted, instance.claimed_at, instance.tenant,
          instance.created_at, instance.updated_at"
     };
 }
 
 /// How many they are.
-const INSTANCE_COLUMNS_COUNT: usize = 23;
+const INSTANCE_COLUMNS_COUNT: usize = 24;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let mut columns = Columns::of(row);
@@ -101,6 +101,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         began: columns.next()?,
         tombstone: columns.next()?,
         adopted: columns.next()?,
+        converted: columns.next()?,
         claimed_at: columns.instant_or_none()?,
         tenant: columns.next()?,
         created_at: columns.instant()?,
@@ -120,12 +121,12 @@ macro_rules! callback_columns {
         "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
          callback.instance, callback.job, callback.action, callback.disposition, callback.reason_code,
          callback.reason, callback.received_at, callback.last_received_at, callback.deliveries,
-         callback.budget, callback.told_at"
+         callback.budget, callback.told_at, callback.dismissed_at"
     };
 }
 
 /// How many they are.
-const CALLBACK_COLUMNS_COUNT: usize = 16;
+const CALLBACK_COLUMNS_COUNT: usize = 17;
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
     let mut columns = Columns::of(row);
@@ -146,6 +147,7 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
         deliveries: columns.next::<i64>()?.unsigned_abs(),
         budget: columns.next()?,
         told_at: columns.instant_or_none()?,
+        dismissed_at: columns.instant_or_none()?,
     })
 }
 

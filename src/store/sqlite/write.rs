@@ -18,8 +18,8 @@ impl Write for Sqlite {
         self.insert(
             "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
                trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
-               created_at, updated_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
+               created_at, updated_at, converted)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
             params![
                 instance.id,
                 instance.order_biz_id,
@@ -41,6 +41,7 @@ impl Write for Sqlite {
                 instance.tenant,
                 instance.created_at.as_millisecond(),
                 instance.updated_at.as_millisecond(),
+                instance.converted,
             ],
         )
     }
@@ -50,7 +51,7 @@ impl Write for Sqlite {
         self.run(
             "UPDATE instance SET id = ?2, state = ?3, buyer = ?4, product = ?5, sku = ?6, order_id = ?7,
                trial = ?8, expires_on = ?9, expires_on_raw = ?10, items = ?11, began = ?12, tombstone = ?13,
-               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17, public_id = ?18 WHERE number = ?1",
+               created_by = ?14, claimed_at = ?15, tenant = ?16, updated_at = ?17, public_id = ?18, converted = ?19 WHERE number = ?1",
             params![
                 row.number,
                 instance.id,
@@ -70,6 +71,7 @@ impl Write for Sqlite {
                 instance.tenant,
                 instance.updated_at.as_millisecond(),
                 row.public_id,
+                instance.converted,
             ],
         )?;
         Ok(())
@@ -125,7 +127,7 @@ impl Write for Sqlite {
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()> {
         self.run(
             "UPDATE callback SET job = ?2, disposition = ?3, reason_code = ?4, reason = ?5,
-               last_received_at = ?6, deliveries = ?7, told_at = ?8 WHERE number = ?1",
+               last_received_at = ?6, deliveries = ?7, told_at = ?8, dismissed_at = ?9 WHERE number = ?1",
             params![
                 row.number,
                 row.job,
@@ -135,6 +137,7 @@ impl Write for Sqlite {
                 row.last_received_at.as_millisecond(),
                 row.deliveries.cast_signed(),
                 millis(row.told_at),
+                millis(row.dismissed_at),
             ],
         )?;
         Ok(())
