@@ -418,13 +418,19 @@ pub enum Reason {
     #[error("this orderBizId was bought before, by another order or another buyer")]
     ConflictingCreate,
     /// The purchase the instance was made by, repeated with other values.
-    #[error("the purchase was repeated with another SKU, other quantities or another expiry; nothing was run for it")]
+    #[error(
+        "the purchase was repeated with another SKU, other quantities or another expiry; nothing was run for it"
+    )]
     RepeatedWithOtherValues,
     /// A request without an order of its own, repeated after the instance has left what it asks for.
-    #[error("this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew")]
+    #[error(
+        "this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew"
+    )]
     AmbiguousRepeat(Action),
     /// An expire while another purchase of the instance is held.
-    #[error("another purchase of this instance is held, and may have bought it for good; decide that one first")]
+    #[error(
+        "another purchase of this instance is held, and may have bought it for good; decide that one first"
+    )]
     ConversionHeld,
     /// It was released, so there is nothing to be asked about.
     #[error("the instance has been released")]
@@ -438,7 +444,9 @@ pub enum Reason {
     #[error("its release came before this create")]
     LateCreate,
     /// An expire that may be a late repeat, or the end of a trial, long before the known expiry.
-    #[error("the instance is paid until {0}, and this expire may be a late repeat or the end of an earlier term")]
+    #[error(
+        "the instance is paid until {0}, and this expire may be a late repeat or the end of an earlier term"
+    )]
     EarlyExpire(Timestamp),
     /// A renewal that was carried out before, and taken back since.
     #[error("this renewal was carried out before, and the expiry has been lowered since")]
@@ -629,10 +637,7 @@ fn judge(view: View<'_>, callback: &Callback) -> Verdict {
 fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
     let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
         Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
-        Standing::Rejected { .. }
-        | Standing::Settled { .. }
-        | Standing::Superseded
-        | Standing::Void => false,
+        Standing::Rejected { .. } | Standing::Settled { .. } | Standing::Superseded | Standing::Void => false,
     });
     let verdict = undoubted(view, callback);
     match verdict.decision {
@@ -851,8 +856,9 @@ impl Known<'_> {
     fn renew(&self) -> Verdict {
         let past = self.wants.expires_on.is_some_and(|expiry| expiry <= self.view.now);
         let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
+        let is_so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         let decision = match self.future.state {
-            State::Released if self.ordered && self.done.is_some() => Decision::Repeat,
+            State::Released if self.done.is_some() && (self.ordered || is_so) => Decision::Repeat,
             State::Released => return self.paid_for_nothing(Action::Renew),
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),
             // Arrears that were paid may repeat order and date. If it was a late repeat after all, that costs a
@@ -867,9 +873,7 @@ impl Known<'_> {
                 self.coming(&[Action::Renew])
             }
             State::Pending | State::Active if self.ordered => Decision::Repeat,
-            State::Pending | State::Active if self.wants.expires_on <= self.instance.expires_on => {
-                Decision::Repeat
-            }
+            State::Pending | State::Active if is_so => Decision::Repeat,
             State::Pending | State::Active if self.wants.expires_on > self.future.expires_on => {
                 Decision::Hold(Reason::RefundedRenewal)
             }
@@ -882,7 +886,8 @@ impl Known<'_> {
         match self.future.state {
             State::Released => self.released(),
             _ if self.done.is_none() => Decision::Run,
-            _ if self.ordered || self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
+            _ if self.ordered => Decision::Repeat,
+            _ if self.is_made() && self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
             _ if self.wants.expires_on == self.future.expires_on => {
                 self.coming(&[Action::Renew, Action::RefundRenew])
             }
@@ -896,7 +901,7 @@ impl Known<'_> {
             Some(_) if self.ordered => Decision::Repeat,
             None if is_released => return self.paid_for_nothing(Action::Upgrade),
             None if !self.refused_since() => Decision::Run,
-            _ if self.instance.has(&self.wants) && self.instance.state != State::Released => Decision::Repeat,
+            _ if self.is_made() && self.instance.has(&self.wants) => Decision::Repeat,
             _ if self.future.has(&self.wants) && !is_released => self.coming(&[Action::Upgrade]),
             // It may be the earlier of two, and running it would undo the later one.
             Some(_) => Decision::Hold(Reason::AmbiguousRepeat(Action::Upgrade)),
@@ -990,10 +995,17 @@ impl Known<'_> {
         self.releasing.map_or(Decision::Repeat, Decision::Join)
     }
 
-    /// True already, or about to be: then it is true when the last job of these actions is done.
+    /// True already, or about to be: then it is true when the last job of these actions is done, or else the
+    /// create.
     fn coming(&self, actions: &[Action]) -> Decision {
-        let job = self.view.lane.iter().rev().find(|job| actions.contains(&job.action));
+        let last = |wanted: &[Action]| self.view.lane.iter().rev().find(|job| wanted.contains(&job.action));
+        let job = last(actions).or_else(|| last(&[Action::Create]));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
+    }
+
+    /// True if what is applied is there and can be in use: only then can anything be so.
+    fn is_made(&self) -> bool {
+        matches!(self.instance.state, State::Active | State::Frozen)
     }
 
     /// The dead jobs that this action makes unnecessary.

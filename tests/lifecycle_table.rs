@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use proptest::prelude::*;
 use spid::callback::{Action, Callback, Doubt};
 use spid::instance::{
-    Decision, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, UnknownInstance, Verdict, View,
-    Wants, decide,
+    Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, UnknownInstance, Verdict,
+    View, Wants, decide,
 };
 
 /// Everything is decided on this day; the term ends on day 365.
@@ -34,9 +34,10 @@ enum Applied {
     Pending {
         began: bool,
     },
-    /// In use until this day.
+    /// In use until this day; without one, nothing says until when.
     Active {
-        until: i64,
+        until: Option<i64>,
+        origin: Origin,
     },
     Frozen {
         until: i64,
@@ -47,6 +48,16 @@ enum Applied {
     },
     /// Its release came before anything else.
     Tombstone,
+}
+
+/// Where an instance comes from, as far as that decides anything.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Origin {
+    Bought,
+    /// A trial that was bought for good.
+    Converted,
+    /// Imported, or adopted.
+    Elsewhere,
 }
 
 /// One job in the lane.
@@ -63,22 +74,36 @@ enum Mood {
     Dead,
 }
 
-/// What is known of the occurrence.
+/// What is known of the callbacks that read like this one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Seen {
     Never,
-    /// It has this job of the lane, by position; success not told.
+    /// It has this job of the lane, by position.
     Open(usize),
-    DoneUntold,
+    /// Carried out; whether its success was reported.
+    Done {
+        reported: bool,
+    },
     RefusedJustNow,
     RefusedLongAgo,
     /// The hook refused it, and the instance has changed since.
     RefusedBeforeAChange,
     Superseded,
     Void,
-    Told,
-    /// Told once, and held when it came again.
-    ToldThenHeld,
+    /// Carried out once and reported, and held when it came again.
+    DoneThenHeld,
+    /// An operator said no, and it was never carried out.
+    Rejected,
+    /// An operator found that it is a repeat; the marketplace has not called since.
+    Settled,
+    /// The same, and the marketplace heard it two days ago.
+    SettledLongAgo,
+}
+
+impl Seen {
+    fn done(self) -> bool {
+        matches!(self, Seen::Done { .. } | Seen::DoneThenHeld)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +113,8 @@ struct Case {
     seen: Seen,
     callback: Callback,
     unknown: UnknownInstance,
+    /// Whether another purchase of the instance is held.
+    conflict: bool,
 }
 
 /// The reading's answer.
@@ -97,6 +124,7 @@ struct Reading {
     cancels: Vec<i64>,
     entombs: bool,
     alert: bool,
+    notice: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,11 +139,12 @@ enum What {
 
 impl From<What> for Reading {
     fn from(what: What) -> Reading {
-        Reading { what, cancels: Vec::new(), entombs: false, alert: false }
+        Reading { what, cancels: Vec::new(), entombs: false, alert: false, notice: None }
     }
 }
 
 const SKU: &str = "basic";
+const BUYER: &str = "buyer-1";
 const DONE_JOB: i64 = 77;
 
 fn number(position: usize) -> i64 {
@@ -154,7 +183,7 @@ fn column(case: &Case) -> Column {
         Applied::Pending { .. } if releasing => return Column::Released,
         Applied::Pending { .. } if !creating => return Column::Absent,
         Applied::Pending { .. } => Column::Active { until: Some(365), sku: SKU },
-        Applied::Active { until } => Column::Active { until: Some(until), sku: SKU },
+        Applied::Active { until, .. } => Column::Active { until, sku: SKU },
         Applied::Frozen { until } => Column::Frozen { until: Some(until), sku: SKU },
         Applied::Released { .. } | Applied::Tombstone => return Column::Released,
     };
@@ -179,54 +208,64 @@ fn column(case: &Case) -> Column {
     column
 }
 
+/// The dead jobs of this action, and until when each was paid.
 fn dead(case: &Case, action: Action) -> Vec<i64> {
     let jobs = case.lane.iter().enumerate();
     jobs.filter(|(_, job)| job.action == action && job.mood == Mood::Dead).map(|(at, _)| number(at)).collect()
 }
 
-/// The table.
+/// The table: what an operator said before holds for as long as the table holds the callback.
 fn reading(case: &Case) -> Reading {
+    let read = by_the_table(case);
+    match (case.seen, read.what) {
+        (Seen::Rejected, What::Hold(_)) => What::Refuse("rejected").into(),
+        (Seen::Settled, What::Hold(_)) => What::Repeat.into(),
+        _ => read,
+    }
+}
+
+fn by_the_table(case: &Case) -> Reading {
     let released = matches!(case.applied, Applied::Released { .. } | Applied::Tombstone);
     let late_create = released && case.callback.action == Action::Create;
     match case.seen {
         Seen::Open(position) => {
             return Reading { alert: late_create, ..What::Join(number(position)).into() };
         }
-        // In use again, and the term it was given since is over: that is the next one's end.
-        Seen::DoneUntold if is_next_term(case) => {}
-        Seen::DoneUntold => return Reading { alert: late_create, ..What::Join(DONE_JOB).into() },
         Seen::RefusedJustNow => return Reading { alert: late_create, ..What::Refuse("hook").into() },
         _ => {}
     }
-    let told = matches!(case.seen, Seen::Told | Seen::ToldThenHeld);
     let column = column(case);
     match case.callback.action {
-        Action::Create => read_create(case, &column, told),
-        Action::Renew => read_renew(case, &column, told),
-        Action::RefundRenew => read_refund(case, &column, told),
-        Action::Upgrade => read_upgrade(case, &column, told),
-        Action::Expire => read_expire(case, &column, told),
-        _ => read_release(case, &column, told),
+        Action::Create => read_create(case, &column),
+        Action::Renew => read_renew(case, &column),
+        Action::RefundRenew => read_refund(case, &column).into(),
+        Action::Upgrade => read_upgrade(case, &column),
+        Action::Expire => read_expire(case, &column),
+        _ => read_release(case, &column),
     }
 }
 
-fn is_next_term(case: &Case) -> bool {
-    let over = matches!(column(case), Column::Active { until: Some(until), .. } if until <= TODAY + 1);
-    case.callback.action == Action::Expire && over
-}
-
-fn read_create(case: &Case, column: &Column, told: bool) -> Reading {
+fn read_create(case: &Case, column: &Column) -> Reading {
     let named = matches!(case.applied, Applied::Active { .. } | Applied::Frozen { .. })
         || case.applied == Applied::Released { named: true };
+    let other_order = case.callback.order_id.is_some() && case.callback.order_id != create("b").order_id;
+    let other_buyer = case.callback.buyer.as_deref().is_some_and(|buyer| buyer != BUYER);
     match column {
         Column::Absent => What::Run.into(),
         // A create that matches a tombstone, or whose own release is coming, is held.
         Column::Released if !named => What::Hold("late-create").into(),
-        Column::Released if told => Reading { alert: true, ..What::Repeat.into() },
-        Column::Released => Reading { alert: true, ..What::Hold("conflicting-create").into() },
-        _ if told => What::Repeat.into(),
-        // The same name, bought with other words.
-        _ => What::Hold("conflicting-create").into(),
+        // Another purchase, in any state. One that an operator had carried out as a conversion succeeds.
+        _ if (other_order || other_buyer) && !case.seen.done() => What::Hold("conflicting-create").into(),
+        // The same purchase, while its create is still coming.
+        _ if coming(case, Action::Create).is_some() => {
+            What::Join(coming(case, Action::Create).unwrap()).into()
+        }
+        column => Reading {
+            alert: *column == Column::Released,
+            // The same purchase with other values.
+            notice: (!case.seen.done()).then_some("create-repeated-with-other-values"),
+            ..What::Repeat.into()
+        },
     }
 }
 
@@ -246,24 +285,48 @@ fn day_of(callback: &Callback) -> i64 {
     at.duration_since(day(0)).as_hours() / 24
 }
 
-fn read_renew(case: &Case, column: &Column, told: bool) -> Reading {
+/// What was paid for can never be done any more: released, or about to be.
+fn gone(case: &Case, is_so: bool) -> Reading {
+    match (case.seen.done(), case.callback.ordered) {
+        (true, true) => What::Repeat.into(),
+        (true, false) if is_so => What::Repeat.into(),
+        (true, false) => What::Hold("ambiguous-repeat").into(),
+        (false, _) => Reading { alert: true, ..What::Refuse("paid-for-nothing").into() },
+    }
+}
+
+fn read_renew(case: &Case, column: &Column) -> Reading {
     let asked = day_of(&case.callback);
     let run = Reading { cancels: dead(case, Action::Expire), ..What::Run.into() };
-    match column {
-        Column::Absent => policy(case).into(),
-        Column::Released => Reading { alert: true, ..What::Refuse("paid-for-nothing").into() },
-        Column::Frozen { .. } if asked <= TODAY => What::Hold("past-expiry").into(),
-        Column::Frozen { .. } => run,
-        Column::Active { until, .. } if told && Some(asked) > *until => What::Hold("refunded-renewal").into(),
-        // In use as long as that, or about to be: then it is true once the renewal that is coming is done.
-        Column::Active { .. }
-            if told && matches!(case.applied, Applied::Active { until } if asked <= until) =>
-        {
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    match (column, case.applied) {
+        (Column::Absent, _) => policy(case).into(),
+        (Column::Released, applied) => {
+            gone(case, matches!(applied, Applied::Active { until: Some(until), .. } if asked <= until))
+        }
+        (Column::Frozen { .. }, _) if asked <= TODAY => What::Hold("past-expiry").into(),
+        // Arrears may be paid with the same order and date: run again, whatever was said before.
+        (Column::Frozen { .. }, _) => run,
+        (Column::Active { .. }, _) if !done => run,
+        // Active only once the renewal that is coming is done.
+        (Column::Active { .. }, Applied::Frozen { .. } | Applied::Pending { .. }) => {
+            with_the_job(case, coming(case, Action::Renew)).into()
+        }
+        // Carried out; if it was taken back since, it was carried out all the same.
+        (Column::Active { .. }, _) if ordered => What::Repeat.into(),
+        (Column::Active { .. }, Applied::Active { until: Some(until), .. }) if asked <= until => {
             What::Repeat.into()
         }
-        Column::Active { .. } if told => coming_term(case).map_or(What::Repeat, What::Join).into(),
-        Column::Active { .. } => run,
+        (Column::Active { until: Some(until), .. }, _) if asked <= *until => {
+            with_the_job(case, coming_term(case)).into()
+        }
+        (Column::Active { .. }, _) => What::Hold("refunded-renewal").into(),
     }
+}
+
+/// True once this job is done, or else the create; true already if neither is coming.
+fn with_the_job(case: &Case, job: Option<i64>) -> What {
+    job.or(coming(case, Action::Create)).map_or(What::Repeat, What::Join)
 }
 
 /// True once the release that is coming has come; true already if it is over.
@@ -272,62 +335,84 @@ fn with_the_release(case: &Case) -> What {
     first.map_or(What::Repeat, |position| What::Join(number(position)))
 }
 
-fn read_refund(case: &Case, column: &Column, told: bool) -> Reading {
+fn read_refund(case: &Case, column: &Column) -> What {
+    let asked = Some(day_of(&case.callback));
+    let term = match case.applied {
+        Applied::Active { until, .. } => until,
+        Applied::Frozen { until } => Some(until),
+        _ => None,
+    };
     match column {
-        Column::Absent => policy(case).into(),
-        Column::Released => with_the_release(case).into(),
-        _ if !told => What::Run.into(),
-        Column::Active { until, .. } | Column::Frozen { until, .. }
-            if *until == Some(day_of(&case.callback)) =>
-        {
-            let so = matches!(case.applied, Applied::Active { until } | Applied::Frozen { until } if until == day_of(&case.callback));
-            let coming = coming_term(case).filter(|_| !so);
-            coming.map_or(What::Repeat, What::Join).into()
+        Column::Absent => policy(case),
+        Column::Released => with_the_release(case),
+        _ if !case.seen.done() => What::Run,
+        _ if case.callback.ordered => What::Repeat,
+        // It is so.
+        _ if term == asked => What::Repeat,
+        // It will be so.
+        Column::Active { until, .. } | Column::Frozen { until, .. } if *until == asked => {
+            with_the_job(case, coming_term(case))
         }
-        _ => What::Hold("left-expiry").into(),
+        // A redelivery and a second refund to the same date read alike, and running it takes a paid term away.
+        _ => What::Hold("left-expiry"),
     }
 }
 
-fn read_upgrade(case: &Case, column: &Column, told: bool) -> Reading {
+fn read_upgrade(case: &Case, column: &Column) -> Reading {
+    let asked = case.callback.sku.as_deref();
+    let is_so = asked == Some(SKU);
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    let refused_before = case.seen == Seen::RefusedBeforeAChange;
     match column {
         Column::Absent => policy(case).into(),
-        Column::Released => Reading { alert: true, ..What::Refuse("paid-for-nothing").into() },
-        // Refused, and the instance has changed since: it must not undo what came later.
-        _ if !told && case.seen != Seen::RefusedBeforeAChange => What::Run.into(),
-        Column::Active { sku, .. } | Column::Frozen { sku, .. }
-            if case.callback.sku.as_deref() == Some(*sku) =>
-        {
-            // So already, or about to be: then it is true once that upgrade is done.
-            let coming = coming(case, Action::Upgrade).filter(|_| *sku != SKU);
-            coming.map_or(What::Repeat, What::Join).into()
+        Column::Released => {
+            let is_there = matches!(case.applied, Applied::Active { .. } | Applied::Frozen { .. });
+            gone(case, is_so && is_there)
         }
+        _ if done && ordered => What::Repeat.into(),
+        _ if !done && !refused_before => What::Run.into(),
+        // Done before, or refused before: it is so already, or about to be.
+        _ if is_so && !matches!(case.applied, Applied::Pending { .. }) => What::Repeat.into(),
+        Column::Active { sku, .. } | Column::Frozen { sku, .. } if asked == Some(*sku) => {
+            with_the_job(case, coming(case, Action::Upgrade)).into()
+        }
+        _ if done => What::Hold("ambiguous-repeat").into(),
         _ => What::Hold("left-sku").into(),
     }
 }
 
-fn read_expire(case: &Case, column: &Column, told: bool) -> Reading {
+fn read_expire(case: &Case, column: &Column) -> Reading {
     let overtaken = matches!(case.seen, Seen::Superseded | Seen::RefusedBeforeAChange);
-    match column {
-        Column::Absent => policy(case).into(),
-        // Frozen it is, and was told to be, whatever is coming.
-        Column::Released | Column::Frozen { .. }
-            if told && matches!(case.applied, Applied::Frozen { .. }) =>
-        {
-            What::Repeat.into()
-        }
-        Column::Released => with_the_release(case).into(),
-        Column::Frozen { .. } => coming(case, Action::Expire).map_or(What::Repeat, What::Join).into(),
-        // Told before, or overtaken by what came since: not believed more than a day ahead of the end.
-        Column::Active { until, .. }
-            if (told || overtaken) && until.is_some_and(|until| until > TODAY + 1) =>
-        {
-            What::Hold("early-expire").into()
-        }
-        Column::Active { .. } => Reading { cancels: dead(case, Action::Renew), ..What::Run.into() },
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    let doubted =
+        matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
+    let run: Reading = What::Run.into();
+    // A dead renewal does not matter any more if what it was paid for is over. The lane's is not.
+    assert!(LANE_RENEWS_TO > TODAY);
+    match (column, case.applied) {
+        (Column::Absent, _) => policy(case).into(),
+        _ if ordered && done => What::Repeat.into(),
+        // Frozen it is.
+        (_, Applied::Frozen { .. }) => What::Repeat.into(),
+        (Column::Released, _) => with_the_release(case).into(),
+        (Column::Frozen { .. }, _) => with_the_job(case, coming(case, Action::Expire)).into(),
+        (Column::Active { .. }, _) if case.conflict => What::Hold("conversion-held").into(),
+        (Column::Active { until, .. }, _) => match (done, until) {
+            (true, Some(until)) if *until > TODAY + 1 => What::Hold("early-expire").into(),
+            (true, Some(_)) => run,
+            (true, None) if case.seen == (Seen::Done { reported: false }) => {
+                What::Hold("ambiguous-repeat").into()
+            }
+            (true, None) => run,
+            (false, Some(until)) if *until > TODAY + 1 && (overtaken || doubted) => {
+                What::Hold("early-expire").into()
+            }
+            (false, _) => run,
+        },
     }
 }
 
-fn read_release(case: &Case, column: &Column, told: bool) -> Reading {
+fn read_release(case: &Case, column: &Column) -> Reading {
     let unknown = match case.unknown {
         UnknownInstance::Refuse => What::Refuse("unknown-instance"),
         UnknownInstance::Succeed => What::Record,
@@ -338,9 +423,8 @@ fn read_release(case: &Case, column: &Column, told: bool) -> Reading {
     match (column, case.applied) {
         (Column::Absent, Applied::Pending { began: true }) => What::Run.into(),
         (Column::Absent, _) => Reading { entombs: true, ..unknown.into() },
-        (Column::Released, Applied::Tombstone) if coming(case, Action::Release).is_none() && !told => {
-            unknown.into()
-        }
+        // A tombstone is never a success by itself: nothing was released here.
+        (Column::Released, Applied::Tombstone) if coming(case, Action::Release).is_none() => unknown.into(),
         (Column::Released, _) => with_the_release(case).into(),
         // Nothing ever began, so there is nothing to release.
         (_, Applied::Pending { began: false }) => Reading { cancels, entombs: true, ..What::Record.into() },
@@ -350,12 +434,15 @@ fn read_release(case: &Case, column: &Column, told: bool) -> Reading {
 
 fn instance(applied: Applied) -> Option<Instance> {
     let mut instance = Instance::pending(&create("b"), ACCOUNT, "test", day(0));
+    instance.buyer = Some(BUYER.to_owned());
     let term = |days: i64| Some(day(days));
     match applied {
         Applied::Absent => return None,
         Applied::Pending { began } => instance.began = began,
-        Applied::Active { until } => {
-            (instance.state, instance.expires_on) = (State::Active, term(until));
+        Applied::Active { until, origin } => {
+            (instance.state, instance.expires_on) = (State::Active, until.and_then(term));
+            instance.converted = origin == Origin::Converted;
+            instance.adopted = origin == Origin::Elsewhere;
         }
         Applied::Frozen { until } => {
             (instance.state, instance.expires_on) = (State::Frozen, term(until));
@@ -394,20 +481,23 @@ fn seconds_ago(seconds: i64) -> Timestamp {
 
 fn occurrence(seen: Seen) -> Option<Occurrence> {
     let refused = |seconds| Standing::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
-    let (told, ever_told, standing) = match seen {
+    let settled = |told_at| Standing::Settled { told_at };
+    let (told, done, standing) = match seen {
         Seen::Never => return None,
-        Seen::Open(position) => (false, false, Standing::Open(number(position))),
-        Seen::DoneUntold => (false, false, Standing::Done(DONE_JOB)),
-        Seen::RefusedJustNow => (false, false, refused(29)),
-        Seen::RefusedLongAgo => (false, false, refused(30)),
+        Seen::Open(position) => (false, None, Standing::Open(number(position))),
+        Seen::Done { reported } => (reported, Some(Done { told: reported }), Standing::Done(DONE_JOB)),
+        Seen::RefusedJustNow => (false, None, refused(29)),
+        Seen::RefusedLongAgo => (false, None, refused(30)),
         // A day before the instance was last changed.
-        Seen::RefusedBeforeAChange => (false, false, refused((TODAY + 1) * 24 * 3600)),
-        Seen::Superseded => (false, false, Standing::Superseded),
-        Seen::Void => (false, false, Standing::Void),
-        Seen::Told => (true, true, Standing::Done(DONE_JOB)),
-        Seen::ToldThenHeld => (false, true, Standing::Void),
+        Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
+        Seen::Superseded => (false, None, Standing::Superseded),
+        Seen::Void => (false, None, Standing::Void),
+        Seen::DoneThenHeld => (false, Some(Done { told: true }), Standing::Void),
+        Seen::Rejected => (false, None, Standing::Rejected { reason: "no".into() }),
+        Seen::Settled => (false, None, settled(None)),
+        Seen::SettledLongAgo => (true, None, settled(Some(seconds_ago(2 * 24 * 3600)))),
     };
-    Some(Occurrence { told, ever_told, standing })
+    Some(Occurrence { told, done, standing })
 }
 
 fn judge(case: &Case) -> Verdict {
@@ -419,6 +509,7 @@ fn judge(case: &Case) -> Verdict {
         lane: &lane,
         occurrence: occurrence.as_ref(),
         policy: Policy { unknown_instance: case.unknown, ..Policy::default() },
+        conflict: case.conflict,
         approved: false,
         now: day(TODAY),
     };
@@ -435,7 +526,13 @@ fn read_back(verdict: &Verdict) -> Reading {
         Decision::Refuse(reason) => What::Refuse(reason.code()),
         Decision::Hold(reason) => What::Hold(reason.code()),
     };
-    Reading { what, cancels: verdict.cancels.clone(), entombs: verdict.entombs, alert: verdict.alert }
+    Reading {
+        what,
+        cancels: verdict.cancels.clone(),
+        entombs: verdict.entombs,
+        alert: verdict.alert,
+        notice: verdict.notice.as_ref().map(Reason::code),
+    }
 }
 
 fn callbacks() -> Vec<Callback> {
@@ -443,26 +540,41 @@ fn callbacks() -> Vec<Callback> {
         callback.product = Some("product-1".into());
         callback
     };
+    let ordered = |callback: Callback| Callback { ordered: true, order_id: Some("r".into()), ..callback };
     let mut all = vec![create("b"), expire("b"), named(expire("b")), release("b"), named(release("b"))];
+    all.push(Callback { order_id: Some("another".into()), ..create("b") });
+    all.push(Callback { buyer: Some("another".into()), ..create("b") });
+    all.push(Callback { order_id: None, buyer: None, ..create("b") });
+    all.push(ordered(expire("b")));
     for until in [TODAY - 1, TODAY, TODAY + 1, LANE_REFUNDS_TO, 365, 500, LANE_RENEWS_TO, 900] {
-        all.push(renew("b", "r", day(until)));
-        all.push(refund_renew("b", "r", day(until)));
+        for callback in [renew("b", "r", day(until)), refund_renew("b", "r", day(until))] {
+            all.push(Callback { ordered: false, ..callback.clone() });
+            all.push(ordered(callback));
+        }
     }
     all.push(named(renew("b", "r", day(500))));
     for sku in [SKU, LANE_SKU, "gold"] {
         all.push(upgrade("b", sku));
+        all.push(ordered(upgrade("b", sku)));
     }
     all
 }
 
-const APPLIED: [Applied; 12] = [
+const fn bought(until: i64) -> Applied {
+    Applied::Active { until: Some(until), origin: Origin::Bought }
+}
+
+const APPLIED: [Applied; 15] = [
     Applied::Absent,
     Applied::Pending { began: false },
     Applied::Pending { began: true },
-    Applied::Active { until: TODAY - 10 },
-    Applied::Active { until: TODAY + 1 },
-    Applied::Active { until: TODAY + 2 },
-    Applied::Active { until: 365 },
+    bought(TODAY - 10),
+    bought(TODAY + 1),
+    bought(TODAY + 2),
+    bought(365),
+    Applied::Active { until: None, origin: Origin::Bought },
+    Applied::Active { until: Some(365), origin: Origin::Converted },
+    Applied::Active { until: Some(365), origin: Origin::Elsewhere },
     Applied::Frozen { until: TODAY - 10 },
     Applied::Frozen { until: 365 },
     Applied::Released { named: true },
@@ -520,14 +632,17 @@ fn lanes() -> Vec<Vec<Coming>> {
 fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
     let mut seens = vec![
         Seen::Never,
-        Seen::DoneUntold,
+        Seen::Done { reported: false },
+        Seen::Done { reported: true },
+        Seen::DoneThenHeld,
         Seen::RefusedJustNow,
         Seen::RefusedLongAgo,
         Seen::RefusedBeforeAChange,
         Seen::Superseded,
         Seen::Void,
-        Seen::Told,
-        Seen::ToldThenHeld,
+        Seen::Rejected,
+        Seen::Settled,
+        Seen::SettledLongAgo,
     ];
     let own = lane.iter().enumerate().filter(|(_, job)| job.action == action);
     seens.extend(own.map(|(position, _)| Seen::Open(position)));
@@ -552,15 +667,21 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
             for callback in callbacks() {
                 for seen in seens(&lane, callback.action) {
                     for unknown in policies(applied) {
-                        let case = Case {
-                            applied,
-                            lane: lane.clone(),
-                            seen,
-                            callback: callback.clone(),
-                            unknown: *unknown,
-                        };
-                        assert_eq!(read_back(&judge(&case)), reading(&case), "{case:#?}");
-                        cells += 1;
+                        for conflict in [false, true] {
+                            if conflict && callback.action != Action::Expire {
+                                continue;
+                            }
+                            let case = Case {
+                                applied,
+                                lane: lane.clone(),
+                                seen,
+                                callback: callback.clone(),
+                                unknown: *unknown,
+                                conflict,
+                            };
+                            assert_eq!(read_back(&judge(&case)), reading(&case), "{case:#?}");
+                            cells += 1;
+                        }
                     }
                 }
             }
@@ -574,15 +695,17 @@ fn a_doubt_comes_before_everything() {
     for applied in APPLIED {
         for mut callback in callbacks() {
             callback.doubts = vec![Doubt::AmbiguousValue { name: "aliUid".into() }];
-            for seen in [Seen::Never, Seen::Void, Seen::Told, Seen::DoneUntold] {
+            let all =
+                [Seen::Never, Seen::Void, Seen::Done { reported: true }, Seen::Done { reported: false }];
+            for seen in all {
                 let callback = callback.clone();
-                let case =
-                    Case { applied, lane: Vec::new(), seen, callback, unknown: UnknownInstance::Succeed };
+                let unknown = UnknownInstance::Succeed;
+                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
                 let verdict = judge(&case);
                 let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
                 // What was approved is told again, and nothing runs for it that was not approved.
                 let told = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
-                let approved = matches!(seen, Seen::Told | Seen::DoneUntold);
+                let approved = matches!(seen, Seen::Done { .. });
                 assert!(held || approved && told, "{case:?}: {verdict:?}");
                 assert!(verdict.cancels.is_empty() && !verdict.entombs);
             }
@@ -593,12 +716,12 @@ fn a_doubt_comes_before_everything() {
 #[test]
 fn actions_without_a_lifecycle_stay_out_of_the_lane() {
     for applied in APPLIED {
-        for seen in [Seen::Never, Seen::Told, Seen::DoneUntold, Seen::Void] {
+        for seen in [Seen::Never, Seen::Done { reported: true }, Seen::Done { reported: false }, Seen::Void] {
             for action in [Action::Payment, Action::SignOn, Action::Query, Action::Other] {
                 let mut callback = Callback::new(action, action.as_str());
                 callback.sent_at = Some(day(TODAY));
-                let case =
-                    Case { applied, lane: Vec::new(), seen, callback, unknown: UnknownInstance::Adopt };
+                let unknown = UnknownInstance::Adopt;
+                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
                 let verdict = judge(&case);
                 assert_ne!(verdict.decision, Decision::Run, "{case:?}");
                 assert!(verdict.cancels.is_empty() && !verdict.entombs);
@@ -612,7 +735,7 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
                     Action::SignOn if first && usable => {
                         assert_eq!(verdict.decision, Decision::RunBeside { told: false });
                     }
-                    Action::SignOn if first || seen == Seen::Told => {
+                    Action::SignOn if first || seen == (Seen::Done { reported: true }) => {
                         assert!(matches!(verdict.decision, Decision::Refuse(_)), "{case:?}");
                     }
                     _ => {}
@@ -646,10 +769,12 @@ proptest! {
             let mine = lane.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
             let occurrence = match (mine, told.get(&key)) {
                 (Some(job), before) => {
-                    Some(Occurrence { told: false, ever_told: before.is_some(), standing: Standing::Open(job) })
+                    let done = before.map(|_| Done { told: true });
+                    Some(Occurrence { told: false, done, standing: Standing::Open(job) })
                 }
                 (None, Some(job)) => {
-                    Some(Occurrence { told: true, ever_told: true, standing: Standing::Done(*job) })
+                    let done = Some(Done { told: true });
+                    Some(Occurrence { told: true, done, standing: Standing::Done(*job) })
                 }
                 (None, None) => None,
             };
@@ -658,6 +783,7 @@ proptest! {
                 lane: &view,
                 occurrence: occurrence.as_ref(),
                 policy: Policy::default(),
+                conflict: false,
                 approved: false,
                 now: day(TODAY),
             };

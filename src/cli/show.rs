@@ -443,9 +443,8 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
         output.complain(JOB_HINT);
     }
     if any(&["pending-job"]) {
-        output.complain(
-            "hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done",
-        );
+        output
+            .complain("hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done");
     }
     Ok(())
 }

@@ -15,8 +15,8 @@ use super::{Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
 use crate::instance::{
-    self, Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
-    Wants,
+    self, Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict,
+    View, Wants,
 };
 use crate::job::{self, Extra, Next, Progress, Schedule};
 use crate::limits;
@@ -176,12 +176,7 @@ struct Judged {
 }
 
 /// `asked`: the actions the request is to be taken for.
-fn judge(
-    rows: &dyn Read,
-    acceptance: &Acceptance,
-    asked: &[Action],
-    found: Option<Known>,
-) -> Result<Judged> {
+fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Option<Known>) -> Result<Judged> {
     let callback = &*acceptance.callback;
     let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
     let occurrences = rows.occurrences(&key_of(acceptance, callback, instance.as_ref()))?;
@@ -235,9 +230,8 @@ fn occurrence_of_part(
     instance: Option<&InstanceRow>,
     whole: &[Stands],
 ) -> Result<Option<Occurrence>> {
-    let has_job_for = |action: Action| {
-        move |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.action == action)
-    };
+    let has_job_for =
+        |action: Action| move |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.action == action);
     let is_first = part.action == acceptance.callback.action;
     let any_job = whole.iter().any(|(_, job)| job.is_some());
     if is_first || acceptance.approved || !any_job {

@@ -285,7 +285,10 @@ impl Mender {
         self.complete_with(&format!("job {id}"), answer, act, |rows| {
             let job = find_job(rows, id)?;
             if !job.state.is_live() {
-                return impossible(format!("the job is {}; there is nothing to complete", job.state.as_str()));
+                return impossible(format!(
+                    "the job is {}; there is nothing to complete",
+                    job.state.as_str()
+                ));
             }
             match ahead_of(rows, &job)? {
                 Some(ahead) => impossible(format!("it waits for {}; complete that one first", named(&ahead))),

@@ -320,16 +320,18 @@ pub(crate) fn create(biz: &str) -> Callback {
         product: Some("product-1".into()),
         sku: Some("basic".into()),
         expires_on: expiry(day(365)),
+        ordered: true,
         ..about(Action::Create, biz)
     }
 }
 
 /// A renewal of `biz` by this order.
 pub(crate) fn renew(biz: &str, order: &str, until: Timestamp) -> Callback {
-    Callback { order_id: Some(order.into()), expires_on: expiry(until), ..about(Action::Renew, biz) }
+    let order_id = Some(order.into());
+    Callback { order_id, expires_on: expiry(until), ordered: true, ..about(Action::Renew, biz) }
 }
 
-/// A renewal taken back.
+/// A renewal taken back: whatever stands in it, nothing tells one from the next.
 pub(crate) fn refund_renew(biz: &str, order: &str, until: Timestamp) -> Callback {
     Callback { order_id: Some(order.into()), expires_on: expiry(until), ..about(Action::RefundRenew, biz) }
 }
