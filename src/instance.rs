@@ -306,6 +306,8 @@ pub struct Occurrence {
 pub struct Done {
     /// True if its success was reported to the marketplace.
     pub told: bool,
+    /// What the job did that carried it out, where that job is still known.
+    pub by: Option<Action>,
 }
 
 /// Where an occurrence stands.
@@ -699,16 +701,20 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
 /// True if the callback is about the purchase the instance was made by. The marketplace may leave out order or
 /// buyer; the SKU, the quantities and the expiry may move between two deliveries of one purchase.
 fn is_same_purchase(instance: &Instance, callback: &Callback) -> bool {
-    let agree = |known: &Option<String>, said: &Option<String>| {
-        let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-        match (filled(known), filled(said)) {
-            (Some(known), Some(said)) => known == said,
-            _ => true,
-        }
-    };
     agree(&instance.order_biz_id, &callback.subject.order_biz_id)
         && agree(&instance.order_id, &callback.order_id)
-        && agree(&instance.buyer, &callback.buyer)
+        && !is_another_buyers(instance, callback)
+}
+
+/// True if the callback is a create by another buyer than the one the instance was made for.
+pub fn is_another_buyers(instance: &Instance, callback: &Callback) -> bool {
+    callback.action == Action::Create && !agree(&instance.buyer, &callback.buyer)
+}
+
+/// True unless both say something, and not the same.
+fn agree(known: &Option<String>, said: &Option<String>) -> bool {
+    let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    filled(known).zip(filled(said)).is_none_or(|(known, said)| known == said)
 }
 
 /// Whether the callback found, by its orderBizId, the instance of another order: one whose hook chose
@@ -842,7 +848,8 @@ impl Known<'_> {
             return if begins { Decision::Run } else { Decision::Hold(Reason::LateCreate) }.into();
         }
         // A held create that was approved as a conversion has been carried out like any other order.
-        if !is_same_purchase(self.instance, callback) && self.done.is_none() {
+        let was_converted = self.done.and_then(|done| done.by).is_some_and(|by| by != Action::Create);
+        if !is_same_purchase(self.instance, callback) && !was_converted {
             return Decision::Hold(Reason::ConflictingCreate).into();
         }
         if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
@@ -944,7 +951,7 @@ impl Known<'_> {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
             // Without a known term it cannot be told from a repeat whose answer got lost.
-            (Some(Done { told: false }), None) if self.future.expires_on.is_none() => {
+            (Some(Done { told: false, .. }), None) if self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
             (None | Some(_), _) => Decision::Run,

@@ -90,16 +90,203 @@ async fn the_same_renew_thaws_when_arrears_came_between(bench: &Bench) {
     assert_eq!(bench.jobs_of(Action::Renew).len(), 2);
 }
 
-async fn a_refunded_renewal_replayed_is_held(bench: &Bench) {
+async fn a_renewal_carried_out_and_refunded_succeeds_again_and_runs_nothing(bench: &Bench) {
     bench.done(&create("b")).await;
     bench.done(&renew("b", "r1", day(730))).await;
     bench.done(&refund_renew("b", "refund", day(365))).await;
     assert_eq!(bench.only().expires_on, Some(day(365)));
-    assert!(is_held(&bench.deliver(&renew("b", "r1", day(730))).await));
+    assert!(bench.deliver(&renew("b", "r1", day(730))).await.is_success(), "its order was carried out");
     bench.done(&renew("b", "r2", day(500))).await;
-    assert!(is_held(&bench.deliver(&renew("b", "r1", day(730))).await));
+    assert!(bench.deliver(&renew("b", "r1", day(730))).await.is_success());
     assert!(is_held(&bench.deliver(&refund_renew("b", "refund", day(365))).await));
-    assert_eq!((bench.only().expires_on, bench.held().len()), (Some(day(500)), 2));
+    assert_eq!((bench.only().expires_on, bench.held().len()), (Some(day(500)), 1));
+    assert_eq!(bench.jobs_of(Action::Renew).len(), 2);
+}
+
+async fn a_refunded_renewal_without_an_order_is_held_when_it_is_repeated(bench: &Bench) {
+    let unordered = |until| Callback { ordered: false, order_id: None, ..renew("b", "", until) };
+    bench.done(&create("b")).await;
+    bench.done(&unordered(day(730))).await;
+    bench.done(&refund_renew("b", "refund", day(365))).await;
+    assert!(is_held(&bench.deliver(&unordered(day(730))).await));
+    assert_eq!(bench.only().expires_on, Some(day(365)));
+}
+
+async fn an_upgrade_done_but_unreported_is_no_success_once_another_has_replaced_it(bench: &Bench) {
+    bench.done(&create("b")).await;
+    // Nobody comes back for the result of this one.
+    assert_eq!(bench.deliver(&upgrade("b", "silver")).await, Outcome::NotYet);
+    bench.run_due().await;
+    bench.done(&upgrade("b", "gold")).await;
+    assert!(is_held(&bench.deliver(&upgrade("b", "silver")).await));
+    assert_eq!((bench.only().sku.as_deref(), bench.jobs_of(Action::Upgrade).len()), (Some("gold"), 2));
+    // With an order of its own it says which of the two it is: one that was carried out.
+    let ordered = |order: &str, sku: &str| Callback {
+        ordered: true,
+        order_id: Some(order.into()),
+        ..upgrade("b", sku)
+    };
+    assert_eq!(bench.deliver(&ordered("u1", "iron")).await, Outcome::NotYet);
+    bench.run_due().await;
+    bench.done(&ordered("u2", "gold")).await;
+    assert!(bench.deliver(&ordered("u1", "iron")).await.is_success());
+    bench.done(&ordered("u3", "iron")).await;
+    assert_eq!(bench.only().sku.as_deref(), Some("iron"), "the same bought anew runs");
+    assert_eq!((bench.untold().len(), bench.held().len()), (0, 1));
+}
+
+async fn items_count_as_much_as_the_sku(bench: &Bench) {
+    let seats = |count: &str| Callback {
+        items: [("seats".to_owned(), count.to_owned())].into(),
+        ..upgrade("b", "basic")
+    };
+    bench.done(&create("b")).await;
+    for count in ["5", "9"] {
+        assert_eq!(bench.deliver(&seats(count)).await, Outcome::NotYet);
+        bench.run_due().await;
+    }
+    assert!(is_held(&bench.deliver(&seats("5")).await));
+    assert!(bench.deliver(&seats("9")).await.is_success());
+}
+
+async fn a_renewal_done_but_unreported_thaws_who_is_frozen_since(bench: &Bench) {
+    bench.done(&create("b")).await;
+    assert_eq!(bench.deliver(&renew("b", "r", day(730))).await, Outcome::NotYet);
+    bench.run_due().await;
+    bench.done(&expire("b")).await;
+    // Arrears are paid; the marketplace repeats order and date.
+    bench.done(&renew("b", "r", day(730))).await;
+    assert_eq!(bench.state(), State::Active);
+    let keys: Vec<_> = bench.jobs_of(Action::Renew).iter().map(|job| job.id).collect();
+    assert_eq!(keys.len(), 2, "under a key of its own");
+    assert_ne!(keys[0], keys[1]);
+}
+
+async fn a_refund_done_but_unreported_is_no_success_once_the_term_has_moved(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.done(&renew("b", "r1", day(730))).await;
+    assert_eq!(bench.deliver(&refund_renew("b", "x", day(365))).await, Outcome::NotYet);
+    bench.run_due().await;
+    bench.done(&renew("b", "r2", day(730))).await;
+    assert!(is_held(&bench.deliver(&refund_renew("b", "x", day(365))).await));
+    assert_eq!(bench.only().expires_on, Some(day(730)));
+}
+
+async fn an_expire_done_but_unreported_is_no_success_for_who_is_in_use_again(bench: &Bench) {
+    let undated = Callback { expires_on: None, ..create("b") };
+    bench.done(&undated).await;
+    assert_eq!(bench.deliver(&expire("b")).await, Outcome::NotYet);
+    bench.run_due().await;
+    bench.done(&Callback { expires_on: None, ..renew("b", "r", day(0)) }).await;
+    assert_eq!(bench.state(), State::Active);
+    assert!(is_held(&bench.deliver(&expire("b")).await), "no term says whether it is the next one");
+    assert_eq!(bench.state(), State::Active);
+}
+
+async fn an_idempotency_key_stands_for_one_payload(bench: &Bench) {
+    let seats = |count: &str| Callback {
+        items: [("seats".to_owned(), count.to_owned())].into(),
+        ..create("b")
+    };
+    bench.deliver(&seats("5")).await;
+    let first = bench.take_one().await;
+    bench.finish(&first, refused()).await;
+    bench.advance(60);
+    bench.deliver(&seats("9")).await;
+    let mut seen = vec![(first.job.id, first.callback.items["seats"].clone())];
+    for _ in 0..3 {
+        let taken = bench.take_one().await;
+        seen.push((taken.job.id, taken.callback.items["seats"].clone()));
+        bench.finish(&taken, retry()).await;
+        bench.advance(3600);
+    }
+    assert_eq!(seen.iter().map(|(_, seats)| seats.as_str()).collect::<Vec<_>>(), ["5", "9", "9", "9"]);
+    assert_ne!(seen[0].0, seen[1].0, "another payload, another key");
+    assert!(seen[1..].iter().all(|(key, _)| *key == seen[1].0));
+    assert_eq!(bench.callbacks().len(), 2);
+}
+
+async fn a_refused_order_that_comes_again_as_it_was_stays_one_callback(bench: &Bench) {
+    for _ in 0..3 {
+        bench.deliver(&create("b")).await;
+        let taken = bench.take_one().await;
+        bench.finish(&taken, refused()).await;
+        bench.advance(60);
+    }
+    assert_eq!((bench.callbacks().len(), bench.callbacks()[0].deliveries), (1, 3));
+    assert_eq!(bench.jobs_of(Action::Create).len(), 3);
+}
+
+async fn a_request_of_two_parts_is_told_when_both_are_done(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    let waiting = waiter(bench.accept(&both).await);
+    let renewing = bench.take_one().await;
+    assert_eq!((renewing.job.action, renewing.callback.action), (Action::Renew, Action::Renew));
+    assert_eq!(bench.deliver(&both).await, Outcome::NotYet);
+    bench.finish_done(&renewing).await;
+    assert!(bench.untold().is_empty(), "half of it is not a result");
+    let upgrading = bench.take_one().await;
+    assert_eq!((upgrading.job.action, upgrading.callback.action), (Action::Upgrade, Action::Upgrade));
+    assert_eq!((upgrading.callback.expires_on.as_ref(), upgrading.callback.sku.as_deref()), (None, Some("gold")));
+    assert_ne!(renewing.job.id, upgrading.job.id);
+    bench.finish_done(&upgrading).await;
+    assert!(heard(waiting).await.is_success());
+    assert!(bench.deliver(&both).await.is_success());
+    let now = bench.only();
+    assert_eq!((now.sku.as_deref(), now.expires_on), (Some("gold"), Some(day(730))));
+    assert_eq!((bench.jobs().len(), bench.callbacks().len()), (3, 2));
+}
+
+async fn a_doubt_about_one_part_holds_both(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback {
+        also: vec![Action::Upgrade],
+        sku: Some("gold".into()),
+        expires_on: None,
+        doubts: vec![Doubt::UnreadableDate { name: "expireTime".into() }],
+        ..renew("b", "r", day(730))
+    };
+    assert!(is_held(&bench.deliver(&both).await));
+    assert!(bench.take(9).await.is_empty());
+    assert_eq!((bench.held().len(), bench.only().sku.as_deref()), (1, Some("basic")));
+}
+
+async fn a_part_that_is_refused_takes_those_behind_it_along(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    bench.deliver(&both).await;
+    let renewing = bench.take_one().await;
+    bench.finish(&renewing, refused()).await;
+    assert!(bench.take(9).await.is_empty(), "no hook runs for half of a request");
+    assert!(is_refused(&bench.deliver(&both).await));
+    bench.advance(60);
+    // Asked anew it runs anew, both parts of it.
+    bench.done(&both).await;
+    let now = bench.only();
+    assert_eq!((now.sku.as_deref(), now.expires_on), (Some("gold"), Some(day(730))));
+}
+
+async fn a_part_that_is_dead_is_brought_forward_by_a_repeat_of_the_whole(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    bench.deliver(&both).await;
+    let dead = bench.run_to_death().await;
+    assert_eq!(dead.action, Action::Renew);
+    bench.advance(3600);
+    bench.done(&both).await;
+    assert_eq!(bench.only().sku.as_deref(), Some("gold"));
+    assert_eq!(bench.jobs().len(), 3);
+}
+
+async fn a_release_cancels_both_parts(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    bench.deliver(&both).await;
+    bench.done(&release("b")).await;
+    let states: Vec<_> = bench.jobs().iter().map(|job| (job.action, job.state)).collect();
+    assert_eq!(states[1..3], [(Action::Upgrade, job::State::Cancelled), (Action::Renew, job::State::Cancelled)]);
+    assert!(is_refused(&bench.deliver(&both).await), "paid for nothing");
 }
 
 async fn an_upgrade_redelivered_after_a_later_one_is_held(bench: &Bench) {
@@ -213,26 +400,77 @@ async fn a_release_overtakes_what_failed_and_what_waits(bench: &Bench) {
     assert_eq!(bench.state(), State::Released);
 }
 
-async fn a_create_with_another_order_gets_the_stored_id_and_one_held_item(bench: &Bench) {
-    bench.deliver(&create("b")).await;
+async fn a_create_of_another_purchase_is_held_and_gets_nothing_of_the_first(bench: &Bench) {
+    let first = Callback { buyer: Some("buyer-1".into()), ..create("b") };
+    let other_order = Callback { order_id: Some("another".into()), ..first.clone() };
+    let other_buyer = Callback { buyer: Some("buyer-2".into()), ..first.clone() };
+    bench.deliver(&first).await;
+    assert!(is_held(&bench.deliver(&other_order).await), "while the first runs");
     let creating = bench.take_one().await;
     bench.finish(&creating, done_as("i-1")).await;
-    bench.done(&create("b")).await;
-    let other = Callback { order_id: Some("another".into()), ..create("b") };
-    for _ in 0..3 {
-        assert_eq!(told_id(&bench.deliver(&other).await), Some("i-1"));
+    bench.done(&first).await;
+    for _ in 0..2 {
+        assert!(is_held(&bench.deliver(&other_order).await));
+        assert!(is_held(&bench.deliver(&other_buyer).await));
     }
-    let held = bench.held();
-    assert_eq!((held.len(), held[0].deliveries), (1, 3));
+    let deliveries: Vec<u64> = bench.held().iter().map(|row| row.deliveries).collect();
+    assert_eq!(deliveries, [2, 3], "one for the other buyer, one for the other order");
     assert_eq!(bench.jobs().len(), 1);
-    assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("i-1"));
+    assert_eq!(told_id(&bench.deliver(&first).await), Some("i-1"));
+    assert_eq!(bench.held().len(), 2, "the first buyer's repeat settles nothing of the others'");
+    bench.done(&release("b")).await;
+    assert!(is_held(&bench.deliver(&other_order).await), "also of what is released");
+    let late = bench.accept(&first).await;
+    assert!(late.alert, "the purchase itself is told its id, and that is alerted");
+    assert_eq!(told_id(&answer_now(late)), Some("i-1"));
 }
 
-async fn a_create_of_another_order_while_the_first_runs_claims_nothing(bench: &Bench) {
+async fn the_same_purchase_with_other_values_is_told_its_id_and_runs_nothing(bench: &Bench) {
+    bench.done(&create("b")).await;
+    // The date of a create has been seen to move between its deliveries.
+    let moved = Callback { expires_on: expiry(day(366)), ..create("b") };
+    for _ in 0..2 {
+        assert_eq!(told_id(&bench.deliver(&moved).await), Some("b"));
+    }
+    assert!(bench.held().is_empty());
+    let row = bench.callbacks().into_iter().find(|row| row.reason_code.is_some()).unwrap();
+    assert_eq!(row.reason_code.as_deref(), Some("create-repeated-with-other-values"));
+    assert_eq!((bench.jobs().len(), bench.only().expires_on), (1, Some(day(365))));
+}
+
+async fn the_same_purchase_with_other_values_joins_what_has_not_ended(bench: &Bench) {
     bench.deliver(&create("b")).await;
-    let other = Callback { trial: Some(true), ..create("b") };
-    assert!(is_held(&bench.deliver(&other).await));
+    let moved = Callback { expires_on: expiry(day(366)), trial: Some(true), ..create("b") };
+    let waiting = waiter(bench.accept(&moved).await);
+    bench.run_due().await;
+    assert_eq!(told_id(&heard(waiting).await), Some("b"));
     assert_eq!(bench.jobs_of(Action::Create).len(), 1);
+}
+
+async fn an_expire_waits_while_another_purchase_of_the_instance_is_held(bench: &Bench) {
+    let trial = Callback { trial: Some(true), expires_on: expiry(day(7)), ..create("b") };
+    bench.done(&trial).await;
+    let bought = Callback { order_id: Some("paid".into()), trial: Some(false), ..create("b") };
+    assert!(is_held(&bench.deliver(&bought).await));
+    bench.go_to_day(7);
+    assert!(is_held(&bench.deliver(&expire("b")).await), "it would freeze who has paid");
+    assert_eq!(bench.state(), State::Active);
+}
+
+async fn an_expire_of_what_was_not_bought_here_is_not_believed_early(bench: &Bench) {
+    let paid = Callback { product: Some("product-1".into()), ..renew("b", "r", day(730)) };
+    waiter(bench.accept_under(UnknownInstance::Adopt, &paid).await);
+    bench.run_due().await;
+    assert!(is_held(&bench.deliver(&expire("b")).await));
+    bench.go_to_day(730);
+    bench.done(&expire("b")).await;
+    assert_eq!(bench.state(), State::Frozen);
+}
+
+async fn a_tombstone_is_never_a_success_by_itself(bench: &Bench) {
+    let receipt = bench.accept_under(UnknownInstance::Succeed, &release("b")).await;
+    assert!(answer_now(receipt).is_success());
+    assert!(is_refused(&bench.deliver(&release("b")).await), "the seller has changed the policy since");
 }
 
 async fn an_id_that_will_not_do_holds_the_create(bench: &Bench) {
@@ -387,18 +625,45 @@ async fn an_upgrade_the_hook_refused_does_not_undo_a_later_one(bench: &Bench) {
     assert!(is_held(&bench.deliver(&upgrade("b", "silver")).await));
 }
 
-async fn an_expire_supersedes_a_dead_renew(bench: &Bench) {
+async fn an_expire_supersedes_a_dead_renew_whose_term_is_over(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.deliver(&renew("b", "r", day(400))).await;
+    let dead = bench.run_to_death().await;
+    bench.go_to_day(401);
+    bench.done(&expire("b")).await;
+    assert_eq!(bench.job(dead.number).state, job::State::Cancelled);
+    assert_eq!(bench.state(), State::Frozen);
+}
+
+async fn a_dead_renew_that_was_paid_beyond_now_is_not_cancelled_by_an_expire(bench: &Bench) {
     bench.done(&create("b")).await;
     bench.deliver(&renew("b", "r", day(730))).await;
     let dead = bench.run_to_death().await;
     bench.go_to_day(365);
-    bench.done(&expire("b")).await;
-    assert_eq!(bench.job(dead.number).state, job::State::Cancelled);
-    assert_eq!(bench.state(), State::Frozen);
-    // The renewal was paid: asked for again, it thaws.
-    bench.done(&renew("b", "r", day(730))).await;
-    assert_eq!((bench.state(), bench.only().expires_on), (State::Active, Some(day(730))));
-    assert_ne!(bench.jobs_of(Action::Renew)[0].id, dead.id);
+    // Accepted behind it.
+    assert_eq!(bench.deliver(&expire("b")).await, Outcome::NotYet);
+    assert_eq!(bench.job(dead.number).state, job::State::Dead);
+    assert!(bench.take(9).await.is_empty(), "the buyer is not frozen before somebody has looked");
+    // The renewal comes again and succeeds this time; what waits behind it follows.
+    bench.deliver(&renew("b", "r", day(730))).await;
+    let renewing = bench.take_one().await;
+    bench.finish_done(&renewing).await;
+    assert_eq!(bench.only().expires_on, Some(day(730)));
+}
+
+async fn a_renew_that_dies_before_a_waiting_expire_stays_dead(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.deliver(&renew("b", "r", day(730))).await;
+    let renewing = bench.take_one().await;
+    bench.deliver(&expire("b")).await;
+    bench.finish(&renewing, retry()).await;
+    for _ in 0..3 {
+        bench.advance(3600);
+        let again = bench.take_one().await;
+        bench.finish(&again, retry()).await;
+    }
+    assert_eq!(bench.job(renewing.job.number).state, job::State::Dead);
+    assert_eq!(bench.state(), State::Active);
 }
 
 async fn a_dead_upgrade_stops_those_behind_it(bench: &Bench) {

@@ -218,7 +218,10 @@ fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> 
         let has_done_job = job.as_ref().is_some_and(|job| job.state == job::State::Done);
         has_done_job || (row.told_at.is_some() && !is_settled)
     };
-    let done = rows.rev().find(is_carried_out).map(|(row, _)| Done { told: row.told_at.is_some() });
+    let done = rows
+        .rev()
+        .find(is_carried_out)
+        .map(|(row, job)| Done { told: row.told_at.is_some(), by: job.as_ref().map(|job| job.action) });
     Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
 }
 
@@ -279,11 +282,18 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     }
 }
 
-fn key_of(acceptance: &Acceptance, callback: &Callback, instance: Option<&InstanceRow>) -> [u8; 16] {
+fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option<&InstanceRow>) -> [u8; 16] {
     // What is said of another order must never count as said of this instance.
-    let instance =
-        instance.filter(|row| !instance::is_anothers(&row.instance, callback)).map(|row| row.number);
+    let is_of = |row: &&InstanceRow| {
+        !instance::is_anothers(&row.instance, callback)
+            && !instance::is_another_buyers(&row.instance, callback)
+    };
+    let instance = found.filter(is_of).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
+    // The key of a create does not hold its buyer, and what another buyer was told is not for this one.
+    let buyer = callback.buyer.as_deref().unwrap_or_default();
+    let by_another = found.is_some_and(|row| instance::is_another_buyers(&row.instance, callback));
+    let named = if by_another { &*format!("{named} for {buyer}") } else { named };
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
     instance::occurrence_key(&acceptance.account, subject, callback)
 }

@@ -309,7 +309,7 @@ fn about(action: Action, biz: &str) -> Callback {
     callback
 }
 
-fn expiry(at: Timestamp) -> Option<Expiry> {
+pub(crate) fn expiry(at: Timestamp) -> Option<Expiry> {
     Some(Expiry { raw: at.to_string(), at: Some(at) })
 }
 
