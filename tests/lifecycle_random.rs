@@ -335,9 +335,7 @@ fn check_truth(bench: &Bench, row: &CallbackRow, callback: &Callback) {
         })
     };
     let is_true = match callback.action {
-        Action::Create => {
-            now.id.is_some() && (now.order_id.is_none() || now.order_id == callback.order_id)
-        }
+        Action::Create => now.id.is_some() && (now.order_id.is_none() || now.order_id == callback.order_id),
         // Whoever is told that it is renewed can use it, unless it is gone for good.
         Action::Renew if callback.ordered => {
             carried_out() && matches!(now.state, State::Active | State::Released)

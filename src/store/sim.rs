@@ -18,6 +18,7 @@ use super::{Backing, Reader, Store, StoreError, StoreOptions};
 use crate::callback::Callback;
 use crate::clock::{Clock, Id};
 use crate::instance::Instance;
+use crate::job;
 use crate::seal::Sealer;
 
 /// What survives a crash: what was committed, and the sealing key.
@@ -79,6 +80,8 @@ pub enum Planted {
     NoFence,
     /// A callback is decided on what was committed before its batch.
     StaleDecisions,
+    /// What is done and was not reported counts as not ended: a repeat joins it, whatever came since.
+    DoneJoins,
 }
 
 /// A store that opens on `disk`, and the writer that must be driven for it.
@@ -89,8 +92,7 @@ pub fn assemble(
     cue: Cue,
     planted: Planted,
 ) -> (Store, Writer) {
-    let stale = planted == Planted::StaleDecisions;
-    let backend = Failing { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), cue, stale };
+    let backend = Failing { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), cue, planted };
     let (store, writer) = Store::assemble(backend, disk.reader(), disk.sealer.clone(), options, clock);
     (store, Writer { writer, planted })
 }
@@ -161,7 +163,7 @@ struct Failing {
     rows: Memory,
     committed: MemoryReader,
     cue: Cue,
-    stale: bool,
+    planted: Planted,
 }
 
 impl Failing {
@@ -175,7 +177,7 @@ impl Failing {
 
     /// What a decision is made on.
     fn decided_on(&self) -> &dyn Read {
-        if self.stale { &self.committed } else { &self.rows }
+        if self.planted == Planted::StaleDecisions { &self.committed } else { &self.rows }
     }
 }
 
@@ -199,7 +201,16 @@ impl Read for Failing {
         self.rows.has_lane(instance)
     }
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        self.decided_on().occurrences(key)
+        let mut occurrences = self.decided_on().occurrences(key)?;
+        if self.planted == Planted::DoneJoins {
+            let unreported = occurrences.iter_mut().filter(|(row, _)| row.told_at.is_none());
+            for job in unreported.filter_map(|(_, job)| job.as_mut()) {
+                if job.state == job::State::Done {
+                    job.state = job::State::Pending;
+                }
+            }
+        }
+        Ok(occurrences)
     }
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         self.rows.callback(number)

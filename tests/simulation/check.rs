@@ -164,22 +164,17 @@ pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Op
         return;
     }
     // In one commit an older occurrence may be told and a newer one begun.
-    let Some(row) = rows.iter().rev().find(|row| row.told_at.is_some() || conflicts(row)) else {
+    let Some(row) = rows.iter().rev().find(|row| row.told_at.is_some()) else {
         return sim.violate(format_args!("told a success, and the store does not know: {row:?}"));
     };
     if event.action == Action::Create {
-        created(sim, &order, id);
+        created(sim, &order, &event, id);
     } else {
         applied(sim, &order, &event, row);
     }
 }
 
-/// A create with other words gets the id and an operator gets the rest.
-fn conflicts(row: &CallbackRow) -> bool {
-    row.action == Action::Create && row.disposition == Disposition::Held
-}
-
-fn created(sim: &Sim, order: &Order, id: Option<&str>) {
+fn created(sim: &Sim, order: &Order, event: &Event, id: Option<&str>) {
     let Some(row) = instance_of(sim, order) else {
         return sim.violate(format_args!("told {id:?}, and there is no instance of {}", order.biz));
     };
@@ -188,6 +183,8 @@ fn created(sim: &Sim, order: &Order, id: Option<&str>) {
     sim.demand(row.instance.state != State::Pending, || format!("told {id:?} before it was true: {row:?}"));
     let same = order.told_id.is_none() || order.told_id.as_deref() == id;
     sim.demand(same, || format!("told {id:?} after {:?}", order.told_id));
+    let same = row.instance.order_id.is_none() || row.instance.order_id == event.order_id;
+    sim.demand(same, || format!("told another purchase, {event:?}, of {row:?}"));
     let job = row.created_by.and_then(|number| find_job(sim, number));
     let world = sim.world();
     let key = job.and_then(|job| world.machines.keys.get(&job.id.to_string()));
@@ -200,33 +197,37 @@ fn find_job(sim: &Sim, number: i64) -> Option<JobRow> {
     sim.disk.reader().jobs(&everything()).unwrap().into_iter().find(|job| job.number == number)
 }
 
+/// What a success claims of anything but a create. A request that names an order of its own claims that this
+/// order was carried out; any other claims that the instance is now as it asks.
 fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     if row.action == Action::Payment {
         return;
     }
-    let job = row.job.and_then(|number| find_job(sim, number));
-    if let Some(job) = job.as_ref().filter(|job| job.state == job::State::Done) {
-        let done = sim.world().machines.keys.get(&job.id.to_string()).is_some_and(|key| key.done);
-        return sim.demand(done, || format!("told the success of {job:?}, which no machine did"));
-    }
-    let instance = instance_of(sim, order).map(|row| row.instance);
-    let state = instance.as_ref().map(|instance| instance.state);
-    let holds = match row.action {
-        Action::Expire => matches!(state, Some(State::Frozen | State::Released)),
-        Action::Release => state == Some(State::Released),
-        Action::RefundRenew => {
-            let until = event.expires_ms.map(spid::clock::from_millis);
-            let set = instance.is_some_and(|instance| instance.expires_on == until);
-            set || state == Some(State::Released)
-        }
-        Action::Renew => {
-            let until = event.expires_ms.map(spid::clock::from_millis);
-            instance.is_some_and(|instance| instance.state == State::Active && instance.expires_on >= until)
-        }
-        Action::Upgrade => instance.is_some_and(|instance| instance.sku == event.sku),
+    let Some(instance) = instance_of(sim, order).map(|row| row.instance) else {
+        return sim.violate(format_args!("told the success of {row:?}, and there is no instance"));
+    };
+    let until = event.expires_ms.map(spid::clock::from_millis);
+    let is_gone = instance.state == State::Released;
+    let holds = match event.action {
+        Action::Expire => is_gone || instance.state == State::Frozen,
+        Action::Release => is_gone,
+        // Whoever is told that it is renewed can use it.
+        Action::Renew => was_carried_out(sim, order, event) && (is_gone || instance.state == State::Active),
+        Action::RefundRenew => was_carried_out(sim, order, event) || is_gone,
+        Action::Upgrade if event.order_id.is_some() => was_carried_out(sim, order, event),
+        Action::Upgrade => instance.sku == event.sku,
         _ => false,
     };
-    sim.demand(holds, || format!("told the success of {row:?}: its job is {job:?}, and it is {state:?}"));
+    sim.demand(holds, || format!("told the success of {event:?} until {until:?}, and it is {instance:?}"));
+}
+
+/// Whether a machine has done what the event asks, by a job that was made for exactly this event.
+fn was_carried_out(sim: &Sim, order: &Order, event: &Event) -> bool {
+    let rows: Vec<i64> = rows_of(sim, order, event).iter().map(|row| row.number).collect();
+    let jobs = sim.disk.reader().jobs(&everything()).unwrap();
+    let world = sim.world();
+    let mut of_event = jobs.iter().filter(|job| rows.contains(&job.callback));
+    of_event.any(|job| world.machines.keys.get(&job.id.to_string()).is_some_and(|key| key.done))
 }
 
 /// In the end: nothing is lost, nothing is invented, and the state is what was done.

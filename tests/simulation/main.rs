@@ -104,7 +104,7 @@ fn the_same_seed_gives_the_same_trace() {
 #[track_caller]
 fn is_found(planted: Planted) {
     silence_planned_panics();
-    let Some((seed, run)) = first_broken(1..=1_000, planted) else { panic!("{planted:?} was not found") };
+    let Some((seed, run)) = first_broken(1..=2_000, planted) else { panic!("{planted:?} was not found") };
     #[expect(clippy::print_stdout, reason = "how many seeds it took is what one wants to know")]
     {
         println!("{planted:?} was found by seed {seed}: {}", run.violation.unwrap_or_default());
@@ -124,4 +124,9 @@ fn a_finish_without_its_fence_is_found() {
 #[test]
 fn a_decision_on_what_is_no_longer_so_is_found() {
     is_found(Planted::StaleDecisions);
+}
+
+#[test]
+fn a_done_callback_that_answers_for_what_is_no_longer_so_is_found() {
+    is_found(Planted::DoneJoins);
 }
