@@ -306,8 +306,6 @@ pub struct Occurrence {
 pub struct Done {
     /// True if its success was reported to the marketplace.
     pub told: bool,
-    /// What the job did that carried it out, where that job is still known.
-    pub by: Option<Action>,
 }
 
 /// Where an occurrence stands.
@@ -848,8 +846,7 @@ impl Known<'_> {
             return if begins { Decision::Run } else { Decision::Hold(Reason::LateCreate) }.into();
         }
         // A held create that was approved as a conversion has been carried out like any other order.
-        let was_converted = self.done.and_then(|done| done.by).is_some_and(|by| by != Action::Create);
-        if !is_same_purchase(self.instance, callback) && !was_converted {
+        if !is_same_purchase(self.instance, callback) && self.done.is_none() {
             return Decision::Hold(Reason::ConflictingCreate).into();
         }
         if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
@@ -951,7 +948,7 @@ impl Known<'_> {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
             // Without a known term it cannot be told from a repeat whose answer got lost.
-            (Some(Done { told: false, .. }), None) if self.future.expires_on.is_none() => {
+            (Some(Done { told: false }), None) if self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
             (None | Some(_), _) => Decision::Run,

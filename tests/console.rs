@@ -179,7 +179,7 @@ fn a_held_callback_is_approved() {
     bench.daemon.deliver(&create("biz-1").with("orderId", "another").with("skuId", "gold"));
     bench.open("/console/");
     bench.browser.follow("a", "Look at it and mend it");
-    assert!(bench.browser.text().contains("perhaps a trial that was converted"));
+    assert!(bench.browser.text().contains("perhaps a trial that was bought for good"));
     bench.browser.click(".act summary", "Approve");
     bench.browser.evaluate("document.querySelector('select[name=as]').value = 'upgrade'");
     bench.browser.write(".act[open] input[name=who]", "ops");

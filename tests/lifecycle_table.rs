@@ -115,8 +115,6 @@ struct Case {
     unknown: UnknownInstance,
     /// Whether another purchase of the instance is held.
     conflict: bool,
-    /// What the job did that carried out the earlier one.
-    by: Action,
 }
 
 /// The reading's answer.
@@ -257,9 +255,7 @@ fn read_create(case: &Case, column: &Column) -> Reading {
         // A create that matches a tombstone, or whose own release is coming, is held.
         Column::Released if !named => What::Hold("late-create").into(),
         // Another purchase, in any state. One that an operator had carried out as a conversion succeeds.
-        _ if (other_order || other_buyer) && !(case.seen.done() && case.by == Action::Renew) => {
-            What::Hold("conflicting-create").into()
-        }
+        _ if (other_order || other_buyer) && !case.seen.done() => What::Hold("conflicting-create").into(),
         // The same purchase, while its create is still coming.
         _ if coming(case, Action::Create).is_some() => {
             What::Join(coming(case, Action::Create).unwrap()).into()
@@ -483,8 +479,8 @@ fn seconds_ago(seconds: i64) -> Timestamp {
     spid::clock::plus_millis(day(TODAY), -1000 * seconds)
 }
 
-fn occurrence(seen: Seen, by: Action) -> Option<Occurrence> {
-    let done = |told| Done { told, by: Some(by) };
+fn occurrence(seen: Seen) -> Option<Occurrence> {
+    let done = |told| Done { told };
     let refused = |seconds| Standing::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
     let settled = |told_at| Standing::Settled { told_at };
     let (told, done, standing) = match seen {
@@ -508,7 +504,7 @@ fn occurrence(seen: Seen, by: Action) -> Option<Occurrence> {
 fn judge(case: &Case) -> Verdict {
     let instance = instance(case.applied);
     let lane: Vec<LaneJob> = case.lane.iter().enumerate().map(|(at, job)| lane_job(at, *job)).collect();
-    let occurrence = occurrence(case.seen, case.by);
+    let occurrence = occurrence(case.seen);
     let view = View {
         instance: instance.as_ref(),
         lane: &lane,
@@ -664,15 +660,6 @@ fn policies(applied: Applied) -> &'static [UnknownInstance] {
     }
 }
 
-/// A held purchase matters to an expire, and a conversion to the create that was one.
-fn variants(action: Action) -> Vec<(bool, Action)> {
-    match action {
-        Action::Expire => vec![(false, action), (true, action)],
-        Action::Create => vec![(false, action), (false, Action::Renew)],
-        _ => vec![(false, action)],
-    }
-}
-
 #[test]
 fn every_cell_of_the_table_is_decided_as_it_is_written() {
     let mut cells = 0;
@@ -685,7 +672,10 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
                         continue;
                     }
                     for unknown in policies(applied) {
-                        for (conflict, by) in variants(callback.action) {
+                        for conflict in [false, true] {
+                            if conflict && callback.action != Action::Expire {
+                                continue;
+                            }
                             let case = Case {
                                 applied,
                                 lane: lane.clone(),
@@ -693,7 +683,6 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
                                 callback: callback.clone(),
                                 unknown: *unknown,
                                 conflict,
-                                by,
                             };
                             assert_eq!(read_back(&judge(&case)), reading(&case), "{case:#?}");
                             cells += 1;
@@ -716,15 +705,7 @@ fn a_doubt_comes_before_everything() {
             for seen in all {
                 let callback = callback.clone();
                 let unknown = UnknownInstance::Succeed;
-                let case = Case {
-                    applied,
-                    lane: Vec::new(),
-                    seen,
-                    callback,
-                    unknown,
-                    conflict: false,
-                    by: Action::Create,
-                };
+                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
                 let verdict = judge(&case);
                 let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
                 // What was approved is told again, and nothing runs for it that was not approved.
@@ -745,15 +726,7 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
                 let mut callback = Callback::new(action, action.as_str());
                 callback.sent_at = Some(day(TODAY));
                 let unknown = UnknownInstance::Adopt;
-                let case = Case {
-                    applied,
-                    lane: Vec::new(),
-                    seen,
-                    callback,
-                    unknown,
-                    conflict: false,
-                    by: Action::Create,
-                };
+                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
                 let verdict = judge(&case);
                 assert_ne!(verdict.decision, Decision::Run, "{case:?}");
                 assert!(verdict.cancels.is_empty() && !verdict.entombs);
@@ -801,11 +774,11 @@ proptest! {
             let mine = lane.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
             let occurrence = match (mine, told.get(&key)) {
                 (Some(job), before) => {
-                    let done = before.map(|_| Done { told: true, by: None });
+                    let done = before.map(|_| Done { told: true });
                     Some(Occurrence { told: false, done, standing: Standing::Open(job) })
                 }
                 (None, Some(job)) => {
-                    let done = Some(Done { told: true, by: None });
+                    let done = Some(Done { told: true });
                     Some(Occurrence { told: true, done, standing: Standing::Done(*job) })
                 }
                 (None, None) => None,

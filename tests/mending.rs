@@ -506,28 +506,111 @@ fn an_unknown_action_and_a_doubtful_payment_run_once_approved() {
 
 #[test]
 fn a_conflicting_create_is_approved_as_what_it_is() {
-    for (action, shows) in [("renew", "expires_on"), ("upgrade", "sku")] {
+    let ways: [(&str, &[(&str, &str)]); 3] = [
+        ("renew", &[("renew", "expires_on")]),
+        ("upgrade", &[("upgrade", "sku")]),
+        ("conversion", &[("renew", "expires_on"), ("upgrade", "sku")]),
+    ];
+    for (way, runs) in ways {
         let (home, daemon, id) = sold();
-        let before = home.json(&["instances", "show", &id])[shows].clone();
+        let before = home.json(&["instances", "show", &id]);
         let other = create("biz-1")
             .with("orderId", "order-2")
             .with("skuId", "gold")
             .with("expiredOn", "2032-01-01 00:00:00");
-        assert_eq!(daemon.deliver(&other).id(), id);
+        assert_eq!(daemon.deliver(&other).id(), "0");
         let number = held_number(&home);
         let said = refused(&home, 65, &["held", "approve", &number]);
-        assert!(said.contains("a renew or an upgrade"), "{said}");
+        assert!(said.contains("a conversion of a trial, a renew, an upgrade"), "{said}");
         refused(&home, 64, &["held", "approve", &number, "--as", "release"]);
         refused(&home, 64, &["held", "approve", &number, "--as", "dance"]);
-        done(&home, &["held", "approve", &number, "--as", action]);
-        until("the hook has done it", || home.begun(action).pop());
-        home.wait_until_idle();
-        assert_ne!(home.json(&["instances", "show", &id])[shows], before);
-        assert_eq!(daemon.deliver(&other).id(), id);
+        done(&home, &["held", "approve", &number, "--as", way]);
+        for (action, shows) in runs {
+            until("the hook has done it", || home.begun(action).pop());
+            home.wait_until_idle();
+            assert_ne!(home.json(&["instances", "show", &id])[shows], before[shows]);
+            assert_eq!(home.begun(action).len(), 1);
+        }
+        let now = home.json(&["instances", "show", &id]);
+        assert_eq!(now["order_id"], before["order_id"], "it is still the instance of the first purchase");
+        let told = daemon.deliver(&other);
+        assert_eq!(told.id(), id, "carried out");
+        assert!(!told.body.contains("password"), "{}", told.body);
         assert_eq!(held_callbacks(&home), [] as [Value; 0], "a redelivery opened it again");
         assert_eq!(home.list(&["callbacks", "list", "--untold"]), [] as [Value; 0]);
-        assert_eq!((home.begun("create").len(), home.begun(action).len()), (1, 1));
+        assert_eq!(home.begun("create").len(), 1);
     }
+}
+
+#[test]
+fn a_trial_that_was_bought_for_good_is_not_frozen_by_its_own_end() {
+    let (home, daemon) = started(&[]);
+    let trial = create("biz-1").with("trial", "true").with("expiredOn", "2030-01-08 00:00:00");
+    let id = daemon.deliver_until_done(&trial).id();
+    let paid = create("biz-1")
+        .with("orderId", "order-2")
+        .with("trial", "false")
+        .with("expiredOn", "2032-01-01 00:00:00");
+    assert_eq!(daemon.deliver(&paid).id(), "0");
+    // Before anybody has looked.
+    assert!(!daemon.deliver(&about(EXPIRE, &id)).success());
+    assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
+    let held = held_callbacks(&home);
+    let number_of =
+        |action: &str| held.iter().find(|row| row["action"] == action).unwrap()["callback"].to_string();
+    done(&home, &["held", "approve", &number_of("create"), "--as", "conversion"]);
+    until("it is bought", || (home.json(&["instances", "show", &id])["converted"] == true).then_some(()));
+    let now = home.json(&["instances", "show", &id]);
+    assert_eq!((&now["trial"], &now["state"]), (&json!(false), &json!("active")));
+    assert!(!daemon.deliver(&about(EXPIRE, &id)).success(), "still an early end");
+    assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
+    // The operator finds that it was the end of the trial: success, and nothing is frozen.
+    done(&home, &["held", "settle", &number_of("expire")]);
+    assert!(daemon.deliver(&about(EXPIRE, &id)).success());
+    assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
+    assert_eq!(home.begun("expire").len(), 0);
+    assert_eq!(last_act(&home).0, "settle");
+    assert_eq!(held_callbacks(&home), [] as [Value; 0]);
+}
+
+#[test]
+fn what_is_settled_succeeds_without_running_and_asks_again_much_later() {
+    both_ways(|beside| {
+        let (home, daemon, id) = sold();
+        daemon.deliver_until_done(&upgrade(&id, "silver"));
+        daemon.deliver_until_done(&upgrade(&id, "gold"));
+        let repeat = upgrade(&id, "silver");
+        assert!(!daemon.deliver(&repeat).success());
+        let number = held_number(&home);
+        let daemon = mending(&home, daemon, beside, || {
+            done(&home, &["held", "settle", &number]);
+        });
+        for _ in 0..2 {
+            assert!(daemon.deliver(&repeat).success());
+        }
+        assert_eq!(home.json(&["instances", "show", &id])["sku"], "gold");
+        assert_eq!(home.begun("upgrade").len(), 2);
+        assert_eq!(held_callbacks(&home), [] as [Value; 0]);
+        // Two days later the same may be meant anew.
+        meddle(&home, "UPDATE callback SET told_at = told_at - 172800000 WHERE reason_code = 'settled'");
+        assert!(!daemon.deliver(&repeat).success());
+        assert_eq!(held_callbacks(&home).len(), 1);
+        assert!(refused(&home, 65, &["held", "settle", &number]).contains("is not held"));
+    });
+}
+
+#[test]
+fn a_payment_that_is_pending_is_completed_by_its_job() {
+    let (home, daemon, _) = sold();
+    tell_hook(&home, "pend-payment");
+    let payment = about("orderPay", "biz-1").with("requestId", "request-1");
+    assert!(daemon.deliver(&payment).success());
+    let job = until("the payment is pending", || jobs(&home, "pending").pop());
+    let id = job["id"].as_str().unwrap().to_owned();
+    done(&home, &["jobs", "complete", &id]);
+    assert_eq!(jobs(&home, "pending"), [] as [Value; 0]);
+    assert_eq!(last_act(&home), ("complete".into(), format!("job {id}")));
+    assert!(refused(&home, 65, &["jobs", "complete", &id]).contains("nothing to complete"));
 }
 
 #[test]
@@ -653,6 +736,9 @@ fn instances_are_imported_all_or_none_and_live_on() {
         assert_eq!(home.json(&["instances", "show", "old-1"])["adopted"], true);
         daemon.deliver_until_done(&renew("old-1", "2031-01-01 00:00:00"));
         assert_eq!(daemon.deliver(&create("old-biz-1")).id(), "old-1", "it is not made a second time");
+        // Bought elsewhere and paid for years: that it ends now is not believed unseen.
+        assert!(!daemon.deliver(&about(EXPIRE, "old-1")).success());
+        done(&home, &["held", "approve", &held_number(&home)]);
         daemon.deliver_until_done(&about(EXPIRE, "old-1"));
         assert_eq!(home.state("old-1"), "frozen");
         daemon.deliver_until_done(&about(RELEASE, "old-1"));

@@ -267,7 +267,8 @@ printf '{}'
         let of_this = order.lines().filter_map(|line| line.strip_prefix(&format!("{name} ")));
         let of_this: Vec<&str> = of_this.collect();
         assert_eq!(of_this, ["create", "upgrade", "renew", "expire"], "{order}");
-        for request in lane(name) {
+        // Not the renewal: repeated for an instance that is frozen since, it may be arrears that were paid.
+        for request in lane(name).into_iter().filter(|request| !request.signed().contains("renewInstance")) {
             assert!(daemon.deliver(&request).is_success(), "{request:?}");
         }
         let row = home.json(&["instances", "show", name]);
@@ -349,7 +350,7 @@ fn p05_released_stays_released() {
     for _ in 0..2 {
         assert_eq!(daemon.deliver(&bought).id(), id, "the stored id, and nothing else");
         let converted = bought.clone().with("orderId", "order-2").with("trial", "true");
-        assert_eq!(daemon.deliver(&converted).id(), id);
+        assert_eq!(daemon.deliver(&converted).id(), "0", "another purchase gets nothing of it");
         assert!(!daemon.deliver(&renew(&id, "2031-01-01 00:00:00")).success());
         assert!(!daemon.deliver(&upgrade(&id, "pro")).success());
         assert!(daemon.deliver(&about("expiredInstance", &id)).success(), "it is as good as frozen");
@@ -716,7 +717,8 @@ fn no_secret_leaves(log_format: &str) {
     let changed = bought.signed().replace("basic", "pro");
     assert_eq!(daemon.get(&changed).status, 403);
     assert!(deliver(about("releaseInstance", &id)).success());
-    deliver(bought.clone());
+    assert_eq!(deliver(bought.clone()).json()["appInfo"], Value::Null, "of what is released, only the id");
+    deliver(create("ob-kept"));
 
     for view in every_view(&home) {
         let mut words: Vec<&str> = view.iter().map(String::as_str).collect();
@@ -733,7 +735,8 @@ fn no_secret_leaves(log_format: &str) {
         assert_clean(name, bytes, &secrets);
     }
     let daemon = home.start();
-    assert_eq!(daemon.deliver(&bought).json()["appInfo"]["password"], PASSWORD, "sealed, and opened again");
+    let kept = daemon.deliver(&create("ob-kept")).json();
+    assert_eq!(kept["appInfo"]["password"], PASSWORD, "sealed, and opened again");
 }
 
 #[test]

@@ -52,7 +52,7 @@ pub(super) struct InstanceLine {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tombstone: bool,
     /// Whether its trial was bought for good.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     converted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     claimed_at: Option<Timestamp>,

@@ -437,7 +437,7 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
-        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve`, `settle` or `reject CALLBACK --why …`");
+        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …`, `spid held settle CALLBACK --why …` or `spid held reject CALLBACK --why …`");
     }
     if any(&["held-job", "dead-job"]) {
         output.complain(JOB_HINT);

@@ -581,6 +581,7 @@ pub(crate) mod tests {
             began: true,
             tombstone: false,
             adopted: false,
+            converted: false,
             claimed_at: None,
             tenant: None,
             created_at: at("2026-01-01T00:00:00Z"),

@@ -218,10 +218,7 @@ fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> 
         let has_done_job = job.as_ref().is_some_and(|job| job.state == job::State::Done);
         has_done_job || (row.told_at.is_some() && !is_settled)
     };
-    let done = rows
-        .rev()
-        .find(is_carried_out)
-        .map(|(row, job)| Done { told: row.told_at.is_some(), by: job.as_ref().map(|job| job.action) });
+    let done = rows.rev().find(is_carried_out).map(|(row, _)| Done { told: row.told_at.is_some() });
     Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
 }
 

@@ -31,6 +31,7 @@ pub(crate) fn instance() -> Instance {
         began: false,
         tombstone: false,
         adopted: false,
+        converted: false,
         claimed_at: None,
         tenant: None,
         created_at: Timestamp::UNIX_EPOCH,
