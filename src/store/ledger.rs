@@ -285,13 +285,21 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }))
 }
 
-/// Keeps a callback: reads, decides, and writes callback, instance and job together.
-///
-/// A copy of a request that was accepted before is none: nothing is kept of it.
-pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
-    if let Some(once) = &acceptance.callback.once {
-        spend(rows, &acceptance.account, once, acceptance.received_at)?;
+/// Keeps a callback, unless its request is a copy of one that was accepted before: then `None`, and nothing is
+/// kept of it.
+pub(crate) fn accept_once(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    birth: Birth,
+) -> Result<Option<Accepted>> {
+    match &acceptance.callback.once {
+        Some(once) if !spend(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
+        _ => accept(rows, acceptance, birth).map(Some),
     }
+}
+
+/// Keeps a callback: reads, decides, and writes callback, instance and job together.
+pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
     let judged = judge(rows, acceptance)?;
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
@@ -339,13 +347,14 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
 
 /// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
 /// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
-pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<()> {
+/// `false`: it is kept already, and the request is a copy.
+pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
     rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
         *slot = byte;
     }
-    if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
+    rows.add_once(account, &mark, once.until)
 }
 
 /// Whether a job that is made now has nothing before it in its lane.

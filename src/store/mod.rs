@@ -660,10 +660,11 @@ impl Store {
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
-        let (accepted, waiting) = self
+        let kept = self
             .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, asked })))
             .await?;
         self.inner.keys_used.written(uses);
+        let (accepted, waiting) = kept.ok_or(StoreError::Replayed)?;
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
@@ -688,7 +689,8 @@ impl Store {
     /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
     pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
-        self.ask(|asked| Command::Spend { account, once, now, asked }).await
+        let is_new = self.ask(|asked| Command::Spend { account, once, now, asked }).await?;
+        if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 
     /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
