@@ -17,7 +17,7 @@ use super::keys::{self, ConfiguredKey};
 use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
-use super::{Shared, StoreError};
+use super::{Postpone, Shared, StoreError};
 use crate::callback::{Action, Answer, Callback, Once, Outcome};
 use crate::clock::{Id, plus_millis};
 use crate::instance::Instance;
@@ -68,14 +68,42 @@ impl<T> Asked<T> {
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<Taking> },
-    Extend { held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<()> },
-    Recover { now: Timestamp, asked: Asked<usize> },
-    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, asked: Asked<()> },
-    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, asked: Asked<()> },
-    Spend { account: String, once: Once, now: Timestamp, asked: Asked<bool> },
+    Take {
+        limit: usize,
+        held: Vec<(i64, u32)>,
+        postpone: Option<Arc<Postpone>>,
+        now: Timestamp,
+        asked: Asked<Taking>,
+    },
+    Extend {
+        held: Vec<(i64, u32)>,
+        now: Timestamp,
+        asked: Asked<()>,
+    },
+    Recover {
+        now: Timestamp,
+        asked: Asked<usize>,
+    },
+    Count {
+        counts: Vec<(i64, u64, Timestamp)>,
+        keys: Vec<keys::Used>,
+        asked: Asked<()>,
+    },
+    ConfigureKeys {
+        keys: Vec<ConfiguredKey>,
+        now: Timestamp,
+        asked: Asked<()>,
+    },
+    Spend {
+        account: String,
+        once: Once,
+        now: Timestamp,
+        asked: Asked<bool>,
+    },
     Learn(Box<LearnCommand>),
-    Probe { asked: Asked<()> },
+    Probe {
+        asked: Asked<()>,
+    },
 }
 
 pub(crate) struct AcceptCommand {
@@ -113,6 +141,8 @@ pub struct Taking {
     pub taken: Vec<Taken>,
     /// When the next one becomes due.
     pub next_due: Option<Timestamp>,
+    /// How many were put off.
+    pub postponed: usize,
     /// How many leases had run out before.
     pub(crate) leases_ended: usize,
 }
@@ -290,11 +320,14 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
     match command {
         Command::Accept(command) => accept(backend, command, guard, shared),
         Command::Finish(command) => finish(backend, command, guard, shared),
-        Command::Take { limit, held, now, asked } => asked.come_to(guarded(backend, guard, |rows| {
-            let until = plus_millis(*now, limits::LEASE_MS);
-            let (taken, leases_ended) = ledger::take(rows, *limit, held, until, &shared.schedules, *now)?;
-            Ok(Taking { taken, next_due: rows.next_due(*now)?, leases_ended })
-        })),
+        Command::Take { limit, held, postpone, now, asked } => {
+            asked.come_to(guarded(backend, guard, |rows| {
+                let until = plus_millis(*now, limits::LEASE_MS);
+                let leases_ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
+                let (taken, postponed) = ledger::take(rows, *limit, postpone.as_deref(), until, *now)?;
+                Ok(Taking { taken, postponed, next_due: rows.next_due(*now)?, leases_ended })
+            }))
+        }
         Command::Extend { held, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
             asked.come_to(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
