@@ -3,17 +3,23 @@
 //! One loop takes jobs; each runs in a task of its own. A hook never runs inside a transaction. While
 //! it runs its lease is renewed; if that fails for long enough somebody else may take the job, and
 //! the late end is fenced off by the store. Nothing a hook does ends the loop.
+//!
+//! What runs a job has a bound of its own: each hook, and each marketplace that is asked what was ordered. A job
+//! holds the permit of one of them at a time, and one of those for calls of hooks, over all hooks, only while
+//! its hook runs.
+
+mod rooms;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::Instrument as _;
 
-use crate::callback::{Action, Answer};
+use crate::callback::{Action, Answer, Callback};
 use crate::clock::{Clock, plus_millis};
 use crate::dialect::Dialect;
 use crate::hook::runner::{Attempted, Runner, Slot};
@@ -22,16 +28,17 @@ use crate::job;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::{Orders, Unasked};
-use crate::store::{Ending, Finished, JobRow, Ready, Store, StoreError, Taken};
+use crate::store::{Ending, Finished, JobRow, Postpone, Ready, Retrying, Store, StoreError, Taken};
 use crate::telemetry::{Begun, Kind, Span, Spans, Value};
 use crate::trace::TraceContext;
+use rooms::{Rooms, Server};
 
 /// What can be chosen about the dispatcher.
 #[derive(Debug, Clone)]
 pub struct DispatchOptions {
-    /// Jobs that run at once, over all hooks.
+    /// Calls of hooks that run at once, over all hooks.
     pub places: usize,
-    /// Jobs that are taken and wait for a busy hook.
+    /// Jobs that are taken and wait for one busy hook, or for one marketplace.
     pub waiting: usize,
     /// How often it looks for due jobs though nothing woke it.
     pub poll: Duration,
@@ -107,8 +114,7 @@ pub struct Dispatch {
     runner: watch::Receiver<Runner>,
     options: DispatchOptions,
     held: Held,
-    /// Room for jobs whose hook is busy.
-    room: Arc<Semaphore>,
+    rooms: Rooms,
     orders: watch::Receiver<Orders>,
     dialects: watch::Receiver<Arc<Dialects>>,
     spans: Spans,
@@ -129,13 +135,13 @@ impl Dispatch {
         runner: watch::Receiver<Runner>,
         options: DispatchOptions,
     ) -> Dispatch {
-        let room = Arc::new(Semaphore::new(options.waiting));
+        let rooms = Rooms::new(options.waiting, options.poll);
         announce(&metrics, &runner.borrow());
         let (_, orders) = watch::channel(Orders::default());
         let (_, dialects) = watch::channel(Arc::default());
         let (turned, _) = watch::channel(Instant::now());
         let (held, spans) = (Held::default(), Spans::default());
-        Dispatch { store, clock, metrics, runner, options, held, room, orders, dialects, spans, turned }
+        Dispatch { store, clock, metrics, runner, options, held, rooms, orders, dialects, spans, turned }
     }
 
     /// The same, asking there what was ordered where a callback does not say.
@@ -187,7 +193,7 @@ impl Dispatch {
         let mut look_at = Instant::now() + self.options.poll;
         loop {
             self.turned.send_replace(Instant::now());
-            if look && self.store.places().available_permits() > 0 && self.room.available_permits() > 0 {
+            if look && self.store.places().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
             }
@@ -212,7 +218,6 @@ impl Dispatch {
     /// Waits until one more job could be taken. `None` once there never will be.
     async fn free(&self) -> Option<()> {
         let _place = self.store.places().acquire().await.ok()?;
-        let _room = self.room.acquire().await.ok()?;
         Some(())
     }
 
@@ -239,6 +244,24 @@ impl Dispatch {
         }
     }
 
+    /// Leaves jobs in the store whose hook, or whose marketplace, has as many waiting as it has room for.
+    fn postpone(&self) -> Option<Arc<Postpone>> {
+        if !self.rooms.is_any_full() {
+            return None;
+        }
+        let (rooms, orders) = (self.rooms.clone(), self.orders.borrow().clone());
+        let runner = self.runner.borrow().clone();
+        Some(Arc::new(move |job: &Retrying<'_>| {
+            let server = if orders.asks(job.endpoint, job.callback) {
+                Server::Orders(job.endpoint.to_owned())
+            } else {
+                let subject = Subject::new(job.endpoint, job.callback, job.instance);
+                Server::Hook(runner.route(&subject).hook.to_owned())
+            };
+            rooms.pause(&server)
+        }))
+    }
+
     /// Takes as many due jobs as there are places. Returns whether to look again, and when.
     async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
         let mut places = Vec::new();
@@ -247,9 +270,11 @@ impl Dispatch {
         }
         let limit = places.len();
         let poll = Instant::now() + self.options.poll;
-        match self.store.take_while_holding(limit, self.held()).await {
+        match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
             Ok(taking) => {
-                let full = limit > 0 && taking.taken.len() == limit;
+                let more =
+                    taking.taken.len() == limit || taking.postponed >= limits::JOBS_POSTPONED_MAX_COUNT;
+                let full = limit > 0 && more;
                 for (taken, place) in taking.taken.into_iter().zip(places) {
                     self.spawn(taken, place, running, stop);
                 }
@@ -283,7 +308,7 @@ impl Dispatch {
             metrics: self.metrics.clone(),
             runner: self.runner.clone(),
             stop: stop.clone(),
-            room: self.room.clone(),
+            rooms: self.rooms.clone(),
             orders: self.orders.borrow().clone(),
             dialects: self.dialects.borrow().clone(),
             spans: self.spans.clone(),
@@ -380,7 +405,7 @@ struct Attempt {
     metrics: Metrics,
     runner: watch::Receiver<Runner>,
     stop: watch::Receiver<bool>,
-    room: Arc<Semaphore>,
+    rooms: Rooms,
     orders: Orders,
     dialects: Arc<Dialects>,
     spans: Spans,
@@ -391,8 +416,8 @@ struct Attempt {
 impl Attempt {
     async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
         let begun = self.spans.begin();
-        let ending = match self.complete(&mut taken).await {
-            Ok(()) => self.call(&taken, place).await,
+        let ending = match self.complete(&mut taken, place).await {
+            Ok(place) => self.call(&taken, place).await,
             Err(ending) => ending,
         };
         if let Some(begun) = begun {
@@ -426,39 +451,73 @@ impl Attempt {
         }
     }
 
-    /// The right to run the hook. Whoever must wait for it gives the place back meanwhile: a hook that is
-    /// slow must not keep the jobs of the others from running.
+    /// The right to run the hook, and the place among the calls that run. Whoever must wait for the hook gives
+    /// the place back meanwhile: a hook that is slow must not keep the jobs of the others from running. `None`
+    /// when there is no room to wait, or everything stops.
     async fn slot(
         &mut self,
         subject: &Subject<'_>,
-        place: OwnedSemaphorePermit,
-    ) -> Option<(Slot, Option<OwnedSemaphorePermit>)> {
-        let slot = self.runner.borrow_and_update().try_reserve(subject);
-        if let Some(slot) = slot {
-            return Some((slot, Some(place)));
+        place: Option<OwnedSemaphorePermit>,
+    ) -> Option<(Slot, OwnedSemaphorePermit)> {
+        let free = self.runner.borrow_and_update().try_reserve(subject);
+        let slot = match (free, place) {
+            (Some(slot), Some(place)) => return Some((slot, place)),
+            (Some(slot), None) => slot,
+            (None, place) => {
+                drop(place);
+                self.wait_for_slot(subject).await?
+            }
+        };
+        let places = self.store.places().clone();
+        tokio::select! {
+            biased;
+            // Closed, once everything stops.
+            place = places.acquire_owned() => Some((slot, place.ok()?)),
+            _ = self.stop.wait_for(|stop| *stop) => None,
         }
-        let _waiting = self.room.clone().try_acquire_owned().ok()?;
-        drop(place);
+    }
+
+    async fn wait_for_slot(&mut self, subject: &Subject<'_>) -> Option<Slot> {
+        let hook = self.runner.borrow().route(subject).hook.to_owned();
+        let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
         loop {
             let runner = self.runner.borrow_and_update().clone();
             tokio::select! {
                 biased;
                 // What waits has not begun: it takes the hook that is configured by then.
                 Ok(()) = self.runner.changed() => {}
-                slot = runner.reserve(subject) => return Some((slot, None)),
+                slot = runner.reserve(subject) => return Some(slot),
                 _ = self.stop.wait_for(|stop| *stop) => return None,
             }
         }
     }
 
-    /// Makes sure that the callback says what was ordered: what it does not say is asked for, and kept.
-    async fn complete(&mut self, taken: &mut Taken) -> Result<(), Ending> {
-        let endpoint = &taken.origin.endpoint;
+    /// Makes sure that the callback says what was ordered: what it does not say is asked for, and kept. The place
+    /// is given back before a marketplace is asked: however long that takes, it keeps no hook from running.
+    async fn complete(
+        &mut self,
+        taken: &mut Taken,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Option<OwnedSemaphorePermit>, Ending> {
+        if !self.orders.asks(&taken.origin.endpoint, &taken.callback) {
+            return Ok(Some(place));
+        }
+        drop(place);
+        let room = self.rooms.of(Server::Orders(taken.origin.endpoint.clone()));
+        let Some(_waiting) = room.enter() else { return Err(Ending::GivenBack) };
+        let asking = async {
+            let _turn = room.turn().await;
+            self.orders.ask(&taken.origin.endpoint, &taken.callback, self.clock.now()).await
+        };
         let asked = tokio::select! {
             biased;
-            asked = self.orders.ask(endpoint, &taken.callback, self.clock.now()) => asked,
+            asked = asking => asked,
             _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
         };
+        self.learn(taken, asked).await.map(|()| None)
+    }
+
+    async fn learn(&self, taken: &mut Taken, asked: Result<Option<Callback>, Unasked>) -> Result<(), Ending> {
         let again = |error: String| Err(Ending::Retry { error, after: None });
         let known = match asked {
             Ok(None) => return Ok(()),
@@ -484,7 +543,7 @@ impl Attempt {
         Ending::Retry { error, after }
     }
 
-    async fn call(&mut self, taken: &Taken, place: OwnedSemaphorePermit) -> Ending {
+    async fn call(&mut self, taken: &Taken, place: Option<OwnedSemaphorePermit>) -> Ending {
         let Taken { job, callback, origin, instance } = taken;
         let subject = Subject::new(&origin.endpoint, callback, instance.as_ref());
         let Some((slot, _place)) = self.slot(&subject, place).await else { return Ending::GivenBack };
@@ -620,7 +679,7 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::callback::{Callback, InstanceRef};
+    use crate::callback::InstanceRef;
     use crate::hook::runner::NamedHook;
     use crate::hook::{
         CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,

@@ -133,11 +133,16 @@ pub const LIST_MAX_COUNT: usize = 1_000;
 pub const LEASE_MS: i64 = 30_000;
 /// How often leases are renewed while the hook runs, in milliseconds.
 pub const LEASE_RENEW_MS: u64 = 10_000;
-/// Jobs that run at once, over all hooks.
+/// Calls of hooks that run at once, over all hooks. Jobs that wait for a hook, and questions to a marketplace,
+/// have bounds of their own and do not count.
 pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
-/// Jobs that are taken and wait for a busy hook. They hold no place among those that run, so a slow hook
-/// keeps nobody but its own jobs waiting.
-pub const JOBS_WAITING_MAX_COUNT: usize = 4_096;
+/// Jobs that are taken and wait for one busy hook, or for one marketplace that is asked what was ordered. Each
+/// hook and each marketplace has so much room of its own. What finds none stays in the store.
+pub const JOBS_WAITING_MAX_COUNT: usize = 1_024;
+/// How often the dispatcher's poll passes at most before a job is looked at again that found no room.
+pub const ROOM_PAUSES_MAX_COUNT: u32 = 12;
+/// Due jobs without room that are put off in one look; more of them are put off in the next.
+pub const JOBS_POSTPONED_MAX_COUNT: usize = 64;
 /// How often the dispatcher looks for due jobs though nothing woke it, in milliseconds.
 pub const DISPATCH_POLL_MS: u64 = 5_000;
 /// Shortest time between two attempts that redeliveries bring about, in milliseconds.
@@ -156,6 +161,8 @@ pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
 /// together do not come back together.
 pub const RETRY_JITTER_PERCENT: u64 = 10;
 
+/// Questions to one marketplace that are under way at once.
+pub const ENQUIRIES_MAX_COUNT: usize = 16;
 /// How long a marketplace may take to say what was ordered, in milliseconds.
 pub const ENQUIRY_MS: u64 = 20_000;
 

@@ -127,6 +127,11 @@ impl Orders {
         Orders(Arc::new(desks.into_iter().collect()))
     }
 
+    /// Whether the marketplace behind this endpoint has to be asked before the callback can go to a hook.
+    pub fn asks(&self, endpoint: &str, callback: &Callback) -> bool {
+        self.0.get(endpoint).is_some_and(|desk| desk.dialect.enquiry(callback).is_some())
+    }
+
     /// The callback with what the marketplace says of its order; `None` when there is nothing to be asked.
     ///
     /// # Errors

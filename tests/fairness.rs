@@ -1,8 +1,9 @@
 //! A slow hook keeps its own orders waiting, and nobody else's.
 
-#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use spid::clock::Clock;
@@ -16,17 +17,56 @@ use spid::hook::{
 };
 use spid::http::{Client, ClientOptions, ClientRequest};
 use spid::intake::{Endpoint, IntakeOptions};
+use spid::job::Schedule;
 use spid::signature::{Keys, Secret};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+/// Calls that run now, over all hooks, and the most there ever were.
+#[derive(Default)]
+struct Running {
+    now: AtomicUsize,
+    most: AtomicUsize,
+    begun: AtomicUsize,
+}
+
 /// Ends when it is let.
-struct Slow(Arc<Semaphore>);
+#[derive(Clone)]
+struct Slow(Arc<Semaphore>, Arc<Running>);
+
+impl Slow {
+    fn new(gate: &Arc<Semaphore>) -> Slow {
+        Slow(gate.clone(), Arc::default())
+    }
+}
 
 impl ProvisioningHook for Slow {
     async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
-        self.0.acquire().await?.forget();
+        let Slow(gate, running) = self;
+        running.begun.fetch_add(1, Ordering::SeqCst);
+        running.most.fetch_max(1 + running.now.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+        let let_go = gate.acquire().await;
+        running.now.fetch_sub(1, Ordering::SeqCst);
+        let_go?.forget();
         Ok(Provisioned::new())
+    }
+    async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+        Ok(Updated::new())
+    }
+    async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+        Ok(())
+    }
+    async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+        Ok(())
+    }
+}
+
+/// Fails the first attempt at each order.
+struct Flaky;
+
+impl ProvisioningHook for Flaky {
+    async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
+        if call.context.attempt == 1 { Err(HookError::retry("not yet")) } else { Ok(Provisioned::new()) }
     }
     async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
         Ok(Updated::new())
@@ -45,6 +85,16 @@ fn keys() -> Keys {
 
 /// A daemon with two places, and two hooks of which the slow one runs one call at a time.
 async fn daemon(slow: Slow, folder: &std::path::Path) -> Daemon {
+    let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
+    daemon_with(NamedHook::new("quick", LogHook), slow, folder, dispatch).await
+}
+
+async fn daemon_with(
+    other: NamedHook,
+    slow: Slow,
+    folder: &std::path::Path,
+    dispatch: DispatchOptions,
+) -> Daemon {
     let endpoint = Endpoint {
         name: "test".into(),
         account: "test".into(),
@@ -59,13 +109,14 @@ async fn daemon(slow: Slow, folder: &std::path::Path) -> Daemon {
         buyer: None,
         hook: "slow".to_owned(),
     };
-    let hooks = vec![NamedHook::new("quick", LogHook), NamedHook::new("slow", slow).concurrency(1)];
+    let hooks = vec![other, NamedHook::new("slow", slow).concurrency(1)];
     let runner = Runner::new(hooks, vec![route]).unwrap();
-    let options = DaemonOptions {
+    let mut options = DaemonOptions {
         intake: IntakeOptions { reply_within: Duration::from_millis(200), ..IntakeOptions::default() },
-        dispatch: DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() },
+        dispatch,
         ..DaemonOptions::new(Some(folder.join("spid.db")), vec![("/spi".to_owned(), endpoint)], runner)
     };
+    options.store.schedules = Schedule::from_millis(vec![0; 20]).into();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Daemon::start(listener, None, options).await.unwrap()
 }
@@ -86,7 +137,7 @@ async fn buy(daemon: &Daemon, order: &str, product: &str) -> String {
 async fn a_slow_hook_keeps_nobody_else_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Semaphore::new(0));
-    let daemon = daemon(Slow(gate.clone()), folder.path()).await;
+    let daemon = daemon(Slow::new(&gate), folder.path()).await;
     let slow: Vec<String> = (0..6).map(|number| format!("slow-{number}")).collect();
     for order in &slow {
         assert_eq!(buy(&daemon, order, "slow").await, r#"{"instanceId":"0"}"#);
@@ -101,5 +152,69 @@ async fn a_slow_hook_keeps_nobody_else_waiting() {
         let made = format!(r#"{{"instanceId":"{order}"}}"#);
         while buy(&daemon, order, "slow").await != made {}
     }
+    assert_eq!(daemon.stop().await.cut, 0);
+}
+
+/// Buys until the order is made. An order that never is makes the test fail.
+async fn made(daemon: &Daemon, order: &str, product: &str) {
+    let made = format!(r#"{{"instanceId":"{order}"}}"#);
+    for _ in 0..200 {
+        if buy(daemon, order, product).await == made {
+            return;
+        }
+    }
+    panic!("{order} is never made");
+}
+
+/// One due job of the other hook is enough: it is taken out of the store and not handed over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_with_more_orders_than_may_wait_keeps_nobody_else_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    let dispatch = DispatchOptions {
+        places: 2,
+        waiting: 2,
+        poll: Duration::from_millis(50),
+        ..DispatchOptions::default()
+    };
+    let daemon = daemon_with(NamedHook::new("flaky", Flaky), Slow::new(&gate), folder.path(), dispatch).await;
+    let slow: Vec<String> = (0..12).map(|number| format!("slow-{number}")).collect();
+    for order in &slow {
+        assert_eq!(buy(&daemon, order, "slow").await, r#"{"instanceId":"0"}"#);
+    }
+    for number in 0..4 {
+        made(&daemon, &format!("flaky-{number}"), "other").await;
+    }
+    gate.add_permits(slow.len());
+    for order in &slow {
+        made(&daemon, order, "slow").await;
+    }
+    assert_eq!(daemon.stop().await.cut, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_calls_run_at_once_than_there_are_places() {
+    let folder = tempfile::tempdir().unwrap();
+    let (slow_gate, other_gate) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let slow = Slow::new(&slow_gate);
+    let other = Slow(other_gate.clone(), slow.1.clone());
+    let running = slow.1.clone();
+    let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
+    let daemon = daemon_with(NamedHook::new("other", other), slow, folder.path(), dispatch).await;
+    // The second waits for its hook, and its place goes to the third.
+    for (order, product) in [("slow-1", "slow"), ("slow-2", "slow"), ("other-1", "other")] {
+        assert_eq!(buy(&daemon, order, product).await, r#"{"instanceId":"0"}"#);
+    }
+    assert_eq!(running.now.load(Ordering::SeqCst), 2);
+    // The hook is free for the second, and the place of the first is wanted by the fourth, too.
+    slow_gate.add_permits(1);
+    made(&daemon, "slow-1", "slow").await;
+    assert_eq!(buy(&daemon, "other-2", "other").await, r#"{"instanceId":"0"}"#);
+    slow_gate.add_permits(1);
+    other_gate.add_permits(2);
+    for (order, product) in [("slow-2", "slow"), ("other-1", "other"), ("other-2", "other")] {
+        made(&daemon, order, product).await;
+    }
+    assert_eq!((running.begun.load(Ordering::SeqCst), running.most.load(Ordering::SeqCst)), (4, 2));
     assert_eq!(daemon.stop().await.cut, 0);
 }

@@ -277,10 +277,14 @@ async fn start(folder: &Path, clock: &Clock, office_url: &str, recorder: Recorde
 
 impl World {
     async fn new() -> World {
-        let folder = tempfile::tempdir().unwrap();
-        let clock = Clock::manual(START.parse().unwrap());
         let office = Arc::new(Mutex::new(Office::default()));
         let office_url = open(office.clone()).await;
+        World::with(office, office_url).await
+    }
+
+    async fn with(office: Arc<Mutex<Office>>, office_url: String) -> World {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Clock::manual(START.parse().unwrap());
         let (gate, opened) = watch::channel(true);
         let recorder = Recorder { calls: Arc::default(), gate: opened };
         let calls = recorder.calls.clone();
@@ -319,10 +323,7 @@ impl World {
     }
 
     async fn send(&self, letter: &Letter) -> Told {
-        let url = format!("http://{}/koogallery?{}", self.daemon.address(), letter.query);
-        let kind = "application/json;charset=utf8";
-        let request = ClientRequest::post(url.parse().unwrap(), kind, letter.body.clone());
-        told(&self.client.send(request).await.unwrap())
+        told(&self.client.send(posting(self.daemon.address(), letter)).await.unwrap())
     }
 
     async fn ask(&self, activity: &str, members: Value) -> Told {
@@ -390,6 +391,11 @@ impl World {
         let db = rusqlite::Connection::open(self.folder.path().join("spid.db")).unwrap();
         db.query_row("SELECT count(*) FROM once", [], |row| row.get(0)).unwrap()
     }
+}
+
+fn posting(address: std::net::SocketAddr, letter: &Letter) -> ClientRequest {
+    let url = format!("http://{address}/koogallery?{}", letter.query);
+    ClientRequest::post(url.parse().unwrap(), "application/json;charset=utf8", letter.body.clone())
 }
 
 /// Checks the answer's signature over its very bytes.
@@ -1011,4 +1017,47 @@ mod anything {
             }
         }
     }
+}
+
+async fn send(address: std::net::SocketAddr, letter: &Letter) -> Told {
+    told(&Client::new(ClientOptions::default()).send(posting(address, letter)).await.unwrap())
+}
+
+/// Takes every question and answers none.
+async fn hanging() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let mut asked = Vec::new();
+        while let Ok((connection, _)) = listener.accept().await {
+            asked.push(connection);
+        }
+    });
+    format!("http://{address}/api/mkp-openapi-public/global/v1")
+}
+
+/// More orders than calls may run at once wait for the marketplace's answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_marketplace_that_hangs_keeps_no_other_marketplaces_orders_waiting() {
+    let world = World::with(Arc::default(), hanging().await).await;
+    let waiting = spid::limits::JOBS_RUNNING_MAX_COUNT + 6;
+    let mut orders = tokio::task::JoinSet::new();
+    for number in 0..waiting {
+        let letter = world.letter("newInstance", purchase(&format!("b-{number}"), &format!("CS{number}")));
+        let address = world.daemon.address();
+        orders.spawn(async move { send(address, &letter).await.code().to_owned() });
+    }
+    assert_eq!(orders.join_all().await, vec!["000004"; waiting]);
+    let create = [("aliUid", "1"), ("orderBizId", "biz-1"), ("orderId", "o-1"), ("productCode", "p")];
+    for tries in 1.. {
+        let answer = world.alibaba("createInstance", &create).await;
+        if answer["instanceId"] != "0" {
+            break;
+        }
+        assert!(tries < 500, "it is never made");
+    }
+    // Not one question has been given up meanwhile.
+    let metrics = world.daemon.metrics();
+    assert_eq!(metrics.value(Metric::Attempts, ["create", "retry"]), 0);
+    assert_eq!(world.actions(), ["create"]);
 }

@@ -296,6 +296,7 @@ impl Twins {
         for bench in &self.benches {
             bench.store.flush_counts().await.unwrap();
         }
+        self.benches[0].check_blocked();
         let [a, b] = &self.benches;
         let (instances, jobs, callbacks) = (b.instances(), b.jobs(), b.callbacks());
         assert_eq!(a.instances(), instances);

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::rows::{
     AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Known, Read, Result, Write,
 };
-use super::{Retrying, Schedules, StoreError};
+use super::{Postpone, Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
 use crate::clock::{Id, plus_millis};
 use crate::instance::{
@@ -356,18 +356,24 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }))
 }
 
-/// Keeps a callback: reads, decides, and writes callback, instance and jobs together.
-///
-/// A copy of a request that was accepted before is none: nothing is kept of it.
-pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth) -> Result<Accepted> {
-    if let Some(once) = &acceptance.callback.once {
-        spend(rows, &acceptance.account, once, acceptance.received_at)?;
+/// Keeps a callback, unless its request is a copy of one that was accepted before: then `None`, and nothing is
+/// kept of it.
+pub(crate) fn accept_once(
+    rows: &mut dyn Write,
+    acceptance: &Acceptance,
+    birth: Birth,
+) -> Result<Option<Accepted>> {
+    match &acceptance.callback.once {
+        Some(once) if !spend(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
+        _ => {
+            let asked: Vec<Action> = acceptance.callback.actions().collect();
+            accept_for(rows, acceptance, &asked, birth).map(Some)
+        }
     }
-    let asked: Vec<Action> = acceptance.callback.actions().collect();
-    accept_for(rows, acceptance, &asked, birth)
 }
 
-/// The same for a request that is to be taken for `asked`: what it says itself, or what an operator says it is.
+/// Keeps a callback: reads, decides, and writes callback, instance and jobs together. `asked` is what the request
+/// is to be taken for: what it says itself, or what an operator says it is.
 pub(super) fn accept_for(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
@@ -423,13 +429,14 @@ pub(super) fn accept_for(
 
 /// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
 /// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
-pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<()> {
+/// `false`: it is kept already, and the request is a copy.
+pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
     rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
         *slot = byte;
     }
-    if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
+    rows.add_once(account, &mark, once.until)
 }
 
 /// Whether a job that is made now has nothing before it in its lane.
@@ -916,33 +923,73 @@ fn mark_told(
     Ok(())
 }
 
-/// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Jobs whose
-/// lease has ended come back first; not those in `held`, by number and attempt: the taker runs them
-/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
-/// Returns what was taken, and how many leases had ended.
+/// Brings back the jobs whose lease has ended; not those in `held`, by number and attempt: the taker runs them
+/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full. Returns
+/// how many leases had ended.
+pub(crate) fn end_leases(
+    rows: &mut dyn Write,
+    held: &[(i64, u32)],
+    schedules: &Schedules,
+    now: Timestamp,
+) -> Result<usize> {
+    recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))
+}
+
+/// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Returns what was
+/// taken, and how many jobs were put off instead because `postpone` names them.
 pub(crate) fn take(
     rows: &mut dyn Write,
     limit: usize,
-    held: &[(i64, u32)],
+    postpone: Option<&Postpone>,
     lease_until: Timestamp,
-    schedules: &Schedules,
     now: Timestamp,
 ) -> Result<(Vec<Taken>, usize)> {
-    let ended = recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))?;
-    let mut taken = Vec::new();
-    for mut job in rows.due(now, limit)? {
-        job.state = job::State::Running;
-        job.attempts += 1;
-        job.lease_until = Some(lease_until);
-        rows.put_job(&job)?;
-        let (origin, callback) =
-            rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
-        let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-        note_began(rows, &job, instance.as_mut())?;
-        let callback = part_for(&job, Arc::new(callback));
-        taken.push(Taken { job, callback, origin, instance: instance.map(|row| row.instance) });
+    let (mut taken, mut postponed) = (Vec::new(), 0);
+    while taken.len() < limit && postponed < limits::JOBS_POSTPONED_MAX_COUNT {
+        let due = rows.due(now, limit - taken.len())?;
+        if due.is_empty() {
+            break;
+        }
+        // Neither what is taken nor what is put off is due any more.
+        for job in due {
+            match take_one(rows, job, postpone, lease_until, now)? {
+                Some(job) => taken.push(job),
+                None => postponed += 1,
+            }
+        }
     }
-    Ok((taken, ended))
+    Ok((taken, postponed))
+}
+
+/// `None`: the job was put off.
+fn take_one(
+    rows: &mut dyn Write,
+    mut job: JobRow,
+    postpone: Option<&Postpone>,
+    lease_until: Timestamp,
+    now: Timestamp,
+) -> Result<Option<Taken>> {
+    let (origin, callback) =
+        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let retrying = Retrying {
+        endpoint: &origin.endpoint,
+        callback: &callback,
+        instance: instance.as_ref().map(|row| &row.instance),
+    };
+    if let Some(pause) = postpone.and_then(|postpone| postpone(&retrying)) {
+        let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+        job.due_at = plus_millis(now, pause.max(1));
+        rows.put_job(&job)?;
+        return Ok(None);
+    }
+    job.state = job::State::Running;
+    job.attempts += 1;
+    job.lease_until = Some(lease_until);
+    rows.put_job(&job)?;
+    note_began(rows, &job, instance.as_mut())?;
+    let callback = part_for(&job, Arc::new(callback));
+    Ok(Some(Taken { job, callback, origin, instance: instance.map(|row| row.instance) }))
 }
 
 /// Gives back the running jobs that nobody works on any more: those whose lease ended before an instant, or

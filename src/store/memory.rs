@@ -103,6 +103,11 @@ impl Tables {
         due
     }
 
+    fn next_due(&self, now: Timestamp) -> Option<Timestamp> {
+        let later = self.queued().filter(|job| job.due_at > now);
+        later.filter(|job| self.is_head(job)).map(|job| job.due_at).min()
+    }
+
     fn untold(&self, row: &CallbackRow) -> bool {
         let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == job::State::Done);
         let is_done = match row.disposition {
@@ -260,7 +265,7 @@ macro_rules! reads {
                 Ok(self.with(|tables| tables.due(now, limit)))
             }
             fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-                Ok(self.with(|tables| tables.queued().map(|job| job.due_at).filter(|due| *due > now).min()))
+                Ok(self.with(|tables| tables.next_due(now)))
             }
             fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
                 let has_ended = |job: &JobRow| {

@@ -128,7 +128,7 @@ impl From<SealError> for StoreError {
     }
 }
 
-/// What a retry schedule is chosen by: a job, as the store sees it when the attempt has failed or was lost.
+/// What a retry schedule is chosen by, and a job postponed: a job, as the store sees it when the attempt has failed or was lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Retrying<'a> {
     /// The endpoint the callback came through.
@@ -153,6 +153,10 @@ pub struct Schedules {
 
 /// Chooses a job's own schedule, if it has one.
 pub type ChooseSchedule = dyn Fn(&Retrying<'_>) -> Option<Schedule> + Send + Sync;
+
+/// Says for how long a due job is left alone, because what would run it has no room for it. `None`: it may be
+/// taken. It is asked inside the transaction that takes jobs, and answers alike if it is asked twice.
+pub type Postpone = dyn Fn(&Retrying<'_>) -> Option<Duration> + Send + Sync;
 
 impl Schedules {
     fn of(&self, retrying: &Retrying<'_>) -> Schedule {
@@ -662,10 +666,11 @@ impl Store {
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
-        let (accepted, waiting) = self
+        let kept = self
             .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, asked })))
             .await?;
         self.inner.keys_used.written(uses);
+        let (accepted, waiting) = kept.ok_or(StoreError::Replayed)?;
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
             None => Reply::Now(self.outcome(accepted.told, now)),
@@ -690,7 +695,8 @@ impl Store {
     /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
     pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
-        self.ask(|asked| Command::Spend { account, once, now, asked }).await
+        let is_new = self.ask(|asked| Command::Spend { account, once, now, asked }).await?;
+        if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 
     /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
@@ -852,8 +858,21 @@ impl Store {
         limit: usize,
         held: Vec<(i64, u32)>,
     ) -> Result<Taking, StoreError> {
+        self.take_where_there_is_room(limit, held, None).await
+    }
+
+    /// As [`Store::take_while_holding`], but jobs that `postpone` names are put off instead.
+    ///
+    /// # Errors
+    /// As [`Store::take`].
+    pub async fn take_where_there_is_room(
+        &self,
+        limit: usize,
+        held: Vec<(i64, u32)>,
+        postpone: Option<Arc<Postpone>>,
+    ) -> Result<Taking, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|asked| Command::Take { limit, held, now, asked }).await
+        self.ask(|asked| Command::Take { limit, held, postpone, now, asked }).await
     }
 
     /// Whether a job that was handed over still has its lease, as far as is committed. It is looked for only

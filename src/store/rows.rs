@@ -275,7 +275,7 @@ pub(crate) trait Read {
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>>;
-    /// When the next queued job that is not due now becomes due.
+    /// When the next queued job becomes due that is first in its lane and not due now.
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
     /// The jobs that run under a lease that ended before this instant, or under none; all that run, without an
     /// instant.

@@ -371,7 +371,7 @@ mod tests {
 
     use super::super::{Acceptance, Ending};
     use super::*;
-    use crate::callback::{Action, Answer, InstanceRef};
+    use crate::callback::{Action, Answer, InstanceRef, Once};
     use crate::instance::Policy;
 
     fn a_create(clock: &Clock) -> Acceptance {
@@ -437,5 +437,47 @@ mod tests {
         finishing.await.unwrap().unwrap();
         let row = &disk.reader().callbacks(&Filter { limit: 2, ..Filter::default() }).unwrap()[0];
         assert_eq!((row.deliveries, row.told_at), (1, None));
+    }
+
+    /// Copies come as often as somebody likes: they must not double the work of the orders beside them.
+    #[tokio::test]
+    async fn a_copied_request_is_an_outcome_and_its_batch_runs_once() {
+        let disk = Disk::empty().unwrap();
+        let begun = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        let counted = begun.clone();
+        let cue: Cue = Arc::new(move |point| {
+            counted.fetch_add(u64::from(point == Point::Begin), Ordering::Relaxed);
+            None
+        });
+        let clock = Clock::System;
+        let (store, mut writer) =
+            assemble(&disk, StoreOptions::default(), clock.clone(), cue, Planted::Nothing);
+        let deliver = |order: &str, nonce: &str| {
+            let mut acceptance = a_create(&clock);
+            let callback = Arc::make_mut(&mut acceptance.callback);
+            callback.subject.order_biz_id = Some(order.to_owned());
+            callback.once = Some(Once { nonce: nonce.to_owned(), until: clock.now() });
+            let store = store.clone();
+            tokio::spawn(async move { store.accept(acceptance).await })
+        };
+        let first = deliver("ob-1", "n-1");
+        turn(&mut writer).await;
+        drop(first.await.unwrap().unwrap());
+
+        let before = begun.load(Ordering::Relaxed);
+        let (order, copy) = (deliver("ob-2", "n-2"), deliver("ob-1", "n-1"));
+        while writer.writer.queue.len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        turn(&mut writer).await;
+        assert!(order.await.unwrap().is_ok());
+        assert_eq!(copy.await.unwrap().unwrap_err(), StoreError::Replayed);
+        assert_eq!(begun.load(Ordering::Relaxed) - before, 1, "the batch ran more than once");
+        let rows = disk.reader().callbacks(&Filter { limit: 9, ..Filter::default() }).unwrap();
+        assert_eq!(
+            rows.iter().map(|row| row.deliveries).collect::<Vec<_>>(),
+            [1, 1],
+            "nothing is kept of a copy"
+        );
     }
 }

@@ -337,9 +337,14 @@ impl Backend for Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rows::{Read as _, Write as _};
+    use jiff::Timestamp;
+    use rusqlite::StatementStatus;
+
+    use super::super::rows::{JobRow, Read as _, Write as _};
     use super::*;
-    use crate::clock::from_millis;
+    use crate::callback::Action;
+    use crate::clock::{Id, from_millis};
+    use crate::job;
 
     /// A database as the first version left it, with an instance in it.
     fn of_version_1(path: &Path) {
@@ -370,6 +375,63 @@ mod tests {
         let mut store = Sqlite::open(&path).unwrap();
         assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+    }
+
+    /// The steps SQLite's machine takes to look for due jobs beside so many queues that a dead job blocks.
+    fn steps_of_a_look(queues: u32) -> i32 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Sqlite::open(&folder.path().join("spid.db")).unwrap();
+        store.connection.execute_batch("BEGIN").unwrap();
+        for number in 0..queues {
+            let sql = "INSERT INTO instance (state, account, endpoint, began, tombstone, adopted, created_at,
+                         updated_at) VALUES (1, 'acme', 'e', 1, 0, 0, 0, 0)";
+            let instance = store.insert(sql, []).unwrap();
+            let sql = "INSERT INTO callback (account, endpoint, key_label, occurrence, action, disposition,
+                         received_at, last_received_at, deliveries, body) VALUES ('acme', 'e', 'k', x'00', 1, 0, 0, 0, 1, '{}')";
+            let callback = store.insert(sql, []).unwrap();
+            for (place, state) in
+                [job::State::Dead, job::State::Queued, job::State::Queued].into_iter().enumerate()
+            {
+                let id = Id::from_bytes((u128::from(number) * 3 + place as u128).to_be_bytes());
+                store.add_job(&waiting(id, callback, instance, state)).unwrap();
+            }
+        }
+        store.connection.execute_batch("COMMIT").unwrap();
+        let now = from_millis(10);
+        assert_eq!((store.due(now, 64).unwrap(), store.next_due(now).unwrap()), (Vec::new(), None));
+        let steps = |sql| store.statement(sql).unwrap().get_status(StatementStatus::VmStep);
+        steps(read::DUE) + steps(read::NEXT_DUE)
+    }
+
+    fn waiting(id: Id, callback: i64, instance: i64, state: job::State) -> JobRow {
+        JobRow {
+            number: 0,
+            id,
+            callback,
+            instance: Some(instance),
+            in_lane: true,
+            action: Action::Renew,
+            state,
+            attempts: 0,
+            step: 0,
+            extra: job::Extra::No,
+            due_at: Timestamp::UNIX_EPOCH,
+            lease_until: None,
+            attempted_at: None,
+            note: None,
+            answer: None,
+            sealed: None,
+            proposed_id: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            ended_at: None,
+        }
+    }
+
+    #[test]
+    fn a_look_for_due_jobs_takes_no_longer_beside_blocked_queues() {
+        let (few, many) = (steps_of_a_look(2), steps_of_a_look(500));
+        assert!(few > 0, "the steps are counted");
+        assert_eq!(few, many);
     }
 
     /// What no killed process can show: only a power cut would tell the difference.

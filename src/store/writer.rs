@@ -17,7 +17,7 @@ use super::keys::{self, ConfiguredKey};
 use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
-use super::{Shared, StoreError};
+use super::{Postpone, Shared, StoreError};
 use crate::callback::{Action, Answer, Callback, Once, Outcome};
 use crate::clock::{Id, plus_millis};
 use crate::instance::Instance;
@@ -68,14 +68,42 @@ impl<T> Asked<T> {
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take { limit: usize, held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<Taking> },
-    Extend { held: Vec<(i64, u32)>, now: Timestamp, asked: Asked<()> },
-    Recover { now: Timestamp, asked: Asked<usize> },
-    Count { counts: Vec<(i64, u64, Timestamp)>, keys: Vec<keys::Used>, asked: Asked<()> },
-    ConfigureKeys { keys: Vec<ConfiguredKey>, now: Timestamp, asked: Asked<()> },
-    Spend { account: String, once: Once, now: Timestamp, asked: Asked<()> },
+    Take {
+        limit: usize,
+        held: Vec<(i64, u32)>,
+        postpone: Option<Arc<Postpone>>,
+        now: Timestamp,
+        asked: Asked<Taking>,
+    },
+    Extend {
+        held: Vec<(i64, u32)>,
+        now: Timestamp,
+        asked: Asked<()>,
+    },
+    Recover {
+        now: Timestamp,
+        asked: Asked<usize>,
+    },
+    Count {
+        counts: Vec<(i64, u64, Timestamp)>,
+        keys: Vec<keys::Used>,
+        asked: Asked<()>,
+    },
+    ConfigureKeys {
+        keys: Vec<ConfiguredKey>,
+        now: Timestamp,
+        asked: Asked<()>,
+    },
+    Spend {
+        account: String,
+        once: Once,
+        now: Timestamp,
+        asked: Asked<bool>,
+    },
     Learn(Box<LearnCommand>),
-    Probe { asked: Asked<()> },
+    Probe {
+        asked: Asked<()>,
+    },
 }
 
 pub(crate) struct AcceptCommand {
@@ -85,7 +113,9 @@ pub(crate) struct AcceptCommand {
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Keys whose use is to be written by now.
     pub(crate) keys: Vec<keys::Used>,
-    pub(crate) asked: Asked<(Accepted, Option<Waiting>)>,
+    /// `None`: the request is a copy. Like a fenced finish that is an outcome and no failure, which would have
+    /// the whole batch run again.
+    pub(crate) asked: Asked<Option<(Accepted, Option<Waiting>)>>,
 }
 
 pub(crate) struct FinishCommand {
@@ -111,6 +141,8 @@ pub struct Taking {
     pub taken: Vec<Taken>,
     /// When the next one becomes due.
     pub next_due: Option<Timestamp>,
+    /// How many were put off.
+    pub postponed: usize,
     /// How many leases had run out before.
     pub(crate) leases_ended: usize,
 }
@@ -288,11 +320,14 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
     match command {
         Command::Accept(command) => accept(backend, command, guard, shared),
         Command::Finish(command) => finish(backend, command, guard, shared),
-        Command::Take { limit, held, now, asked } => asked.come_to(guarded(backend, guard, |rows| {
-            let until = plus_millis(*now, limits::LEASE_MS);
-            let (taken, leases_ended) = ledger::take(rows, *limit, held, until, &shared.schedules, *now)?;
-            Ok(Taking { taken, next_due: rows.next_due(*now)?, leases_ended })
-        })),
+        Command::Take { limit, held, postpone, now, asked } => {
+            asked.come_to(guarded(backend, guard, |rows| {
+                let until = plus_millis(*now, limits::LEASE_MS);
+                let leases_ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
+                let (taken, postponed) = ledger::take(rows, *limit, postpone.as_deref(), until, *now)?;
+                Ok(Taking { taken, postponed, next_due: rows.next_due(*now)?, leases_ended })
+            }))
+        }
         Command::Extend { held, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
             asked.come_to(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
@@ -326,9 +361,9 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     let birth = Birth { id: *id, lease_until, heard: !asked.is_deserted() };
     let accepted = guarded(backend, guard, |rows| {
         keys::used(rows, keys)?;
-        ledger::accept(rows, acceptance, birth)
+        ledger::accept_once(rows, acceptance, birth)
     });
-    asked.come_to(accepted.map(|accepted| {
+    let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
             // One sign-on lets one browser in: whoever comes with it meanwhile is not told where to go.
@@ -337,7 +372,8 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
             _ => None,
         };
         (accepted, waiting)
-    }))
+    };
+    asked.come_to(accepted.map(|accepted| accepted.map(with_waiter)))
 }
 
 fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard, shared: &Shared) -> bool {
@@ -359,10 +395,10 @@ impl Command {
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
             Command::Learn(command) => command.asked.answer(committed),
+            Command::Spend { asked, .. } => asked.answer(committed),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
             | Command::ConfigureKeys { asked, .. }
-            | Command::Spend { asked, .. }
             | Command::Probe { asked } => asked.answer(committed),
         }
     }
@@ -371,7 +407,7 @@ impl Command {
 fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signals) {
     let AcceptCommand { place, asked, .. } = command;
     asked.answer_after(committed, |kept| {
-        let Ok((accepted, _)) = kept else { return };
+        let Ok(Some((accepted, _))) = kept else { return };
         match (accepted.taken.take(), place) {
             (Some(taken), Some(place)) => signals.hand_over(taken, place),
             _ if accepted.wakes => signals.work.notify_one(),
@@ -410,7 +446,7 @@ fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
 mod tests {
     use super::super::Schedules;
     use super::super::memory::Memory;
-    use super::super::rows::{ActRow, Read, Write};
+    use super::super::rows::{ActRow, JobRow, Read, Write};
     use super::*;
     use crate::clock::from_millis;
 
@@ -442,31 +478,75 @@ mod tests {
         assert_eq!(kept, ["after", "before"]);
     }
 
-    fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<()>>) {
+    fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
         let (reply, answer) = oneshot::channel();
         let once = Once { nonce: nonce.to_owned(), until: from_millis(60_000) };
         let now = Timestamp::UNIX_EPOCH;
         (Command::Spend { account: "acme".to_owned(), once, now, asked: Asked::new(reply) }, answer)
     }
 
-    #[test]
-    fn of_a_batch_with_a_failure_everything_else_is_kept() {
-        let backend = Memory::default();
+    /// Learns of a job that belongs to no instance, which no order is.
+    fn failing(job: i64) -> (Command, oneshot::Receiver<Result<Option<Instance>>>) {
+        let (reply, answer) = oneshot::channel();
+        let callback = Callback::new(Action::Payment, "orderPay");
+        let asked = Asked::new(reply);
+        let command = LearnCommand { attempt: (job, 1), callback, now: Timestamp::UNIX_EPOCH, asked };
+        (Command::Learn(Box::new(command)), answer)
+    }
+
+    fn writer(mut backend: Memory) -> Writer<Memory> {
+        backend.begin().unwrap();
+        backend.add_job(&running()).unwrap();
+        backend.commit().unwrap();
         let (signals, _ready) = Signals::new();
         let (schedules, metrics) = (Schedules::default(), crate::metrics::Metrics::default());
         let shared = Arc::new(Shared { signals, schedules, metrics });
         let (_queue, commands) = mpsc::channel(1);
-        let mut writer = Writer::new(backend, commands, shared);
-        let (batch, answers): (Vec<_>, Vec<_>) = ["a", "b", "a", "c"].map(spending).into_iter().unzip();
+        Writer::new(backend, commands, shared)
+    }
+
+    fn running() -> JobRow {
+        JobRow {
+            number: 1,
+            id: Id::from_bytes([1; 16]),
+            callback: 1,
+            instance: None,
+            in_lane: false,
+            action: Action::Payment,
+            state: crate::job::State::Running,
+            attempts: 1,
+            step: 0,
+            extra: crate::job::Extra::No,
+            due_at: Timestamp::UNIX_EPOCH,
+            lease_until: None,
+            attempted_at: None,
+            note: None,
+            answer: None,
+            sealed: None,
+            proposed_id: None,
+            created_at: Timestamp::UNIX_EPOCH,
+            ended_at: None,
+        }
+    }
+
+    fn write(writer: &mut Writer<Memory>, batch: Vec<Command>) {
         let operated = writer.operate(batch);
         let ended = writer.commit(operated);
         writer.settle(ended);
+    }
+
+    #[test]
+    fn of_a_batch_with_a_failure_everything_else_is_kept() {
+        let mut writer = writer(Memory::default());
+        let (mut batch, answers): (Vec<_>, Vec<_>) = ["a", "b", "a", "c"].map(spending).into_iter().unzip();
+        let (fails, failed) = failing(1);
+        batch.insert(2, fails);
+        write(&mut writer, batch);
         let answers: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect();
-        assert_eq!(answers, [Ok(()), Ok(()), Err(StoreError::Replayed), Ok(())]);
+        assert_eq!(answers, [Ok(true), Ok(true), Ok(false), Ok(true)]);
+        assert!(matches!(failed.blocking_recv().unwrap(), Err(StoreError::Inconsistent(_))));
         let (again, answer) = spending("c");
-        let operated = writer.operate(vec![again]);
-        let ended = writer.commit(operated);
-        writer.settle(ended);
-        assert_eq!(answer.blocking_recv().unwrap(), Err(StoreError::Replayed), "it was kept");
+        write(&mut writer, vec![again]);
+        assert_eq!(answer.blocking_recv().unwrap(), Ok(false), "it was kept");
     }
 }

@@ -77,7 +77,7 @@ impl Bench {
         Bench::sqlite_in(tempfile::tempdir().unwrap(), Clock::manual(start())).await
     }
 
-    async fn sqlite_in(folder: TempDir, clock: Clock) -> Bench {
+    pub(crate) async fn sqlite_in(folder: TempDir, clock: Clock) -> Bench {
         let path = folder.path().join("spid.db");
         let (store, closed) = Store::open(&path, options(), clock.clone()).await.unwrap();
         Bench { store, clock, folder: Some(folder), closed }
@@ -227,6 +227,23 @@ impl Bench {
 
     pub(crate) fn job(&self, number: i64) -> JobRow {
         self.jobs().into_iter().find(|job| job.number == number).unwrap()
+    }
+
+    /// Checks in SQLite's file that exactly those live jobs are marked as blocked that stand behind another live
+    /// one of their instance's lane.
+    pub(crate) fn check_blocked(&self) {
+        let path = self.folder.as_ref().unwrap().path().join("spid.db");
+        let db = rusqlite::Connection::open(path).unwrap();
+        let mut statement = db.prepare("SELECT number, blocked FROM job").unwrap();
+        let marks = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+        let marks: BTreeMap<i64, i64> = marks.map(Result::unwrap).collect();
+        let mut busy = std::collections::BTreeSet::new();
+        let mut jobs = self.jobs();
+        jobs.sort_by_key(|job| job.number);
+        for job in jobs.iter().filter(|job| job.state.is_live()) {
+            let behind = job.in_lane && !busy.insert(job.instance.unwrap());
+            assert_eq!(marks[&job.number], i64::from(behind), "{job:#?}");
+        }
     }
 
     /// The one instance there must be.

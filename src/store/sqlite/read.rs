@@ -210,9 +210,16 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
     })
 }
 
-const IS_HEAD: &str = "(job.in_lane = 0 OR NOT EXISTS (SELECT 1 FROM job AS before
-    WHERE before.instance = job.instance AND before.in_lane = 1
-    AND before.number < job.number AND before.state < 5))";
+/// Due jobs. Those that wait behind another one in their lane are not in the index this walks.
+pub(super) const DUE: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM job WHERE state = 0 AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
+);
+
+/// When the next job that is not blocked becomes due.
+pub(super) const NEXT_DUE: &str =
+    "SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0 AND due_at > ?1";
 
 /// Asked for by a marketplace, done, and not told: by a job, or because an operator's approval found
 /// it done already. Everything else that needs no job is told in the commit that records it.
@@ -371,20 +378,12 @@ impl Read for Sqlite {
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
-        let sql = format!(
-            "SELECT {} FROM job WHERE state = 0 AND due_at <= ?1 AND {IS_HEAD} ORDER BY due_at, number LIMIT ?2",
-            job_columns!()
-        );
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.many(&sql, [now.as_millisecond(), limit], read_job)
+        self.many(DUE, [now.as_millisecond(), limit], read_job)
     }
 
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-        let next = self.one(
-            "SELECT min(due_at) FROM job WHERE state = 0 AND due_at > ?1",
-            [now.as_millisecond()],
-            |row| row.get::<_, Option<i64>>(0),
-        )?;
+        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| row.get::<_, Option<i64>>(0))?;
         Ok(next.flatten().map(from_millis))
     }
 
@@ -508,11 +507,12 @@ impl Read for Sqlite {
             Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
         };
         let (queued, running) = (
-            first("SELECT min(created_at) FROM job WHERE state = 0")?,
+            // The second condition lets SQLite use the index of live jobs.
+            first("SELECT min(created_at) FROM job WHERE state = 0 AND state < 5")?,
             first("SELECT min(created_at) FROM job WHERE state = 1")?,
         );
         totals.oldest_job = queued.into_iter().chain(running).min();
-        totals.next_due = first(&format!("SELECT min(due_at) FROM job WHERE state = 0 AND {IS_HEAD}"))?;
+        totals.next_due = first("SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0")?;
         let tries =
             self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
         let (tries, ratio) = tries.unwrap_or_default();

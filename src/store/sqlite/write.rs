@@ -172,7 +172,9 @@ impl Write for Sqlite {
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.insert(
             "INSERT INTO job (id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
-               lease_until, created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+               lease_until, created_at, blocked) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+               CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND state < 5)
+                 ELSE 0 END)",
             params![
                 row.id.as_bytes(),
                 row.callback,
@@ -186,6 +188,8 @@ impl Write for Sqlite {
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 row.created_at.as_millisecond(),
+                // A job that runs from the start is the first of its lane, which saves looking.
+                row.in_lane && row.state == job::State::Queued,
             ],
         )
     }
@@ -193,8 +197,8 @@ impl Write for Sqlite {
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
         self.run(
             "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
-               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13
-             WHERE number = ?1",
+               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
+               blocked = blocked AND ?2 < 5 WHERE number = ?1",
             params![
                 row.number,
                 position(&job::State::ALL, &row.state),
@@ -211,7 +215,10 @@ impl Write for Sqlite {
                 millis(row.ended_at),
             ],
         )?;
-        Ok(())
+        match row.instance.filter(|_| row.in_lane && !row.state.is_live()) {
+            Some(instance) => self.unblock(instance),
+            None => Ok(()),
+        }
     }
 
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
@@ -241,6 +248,20 @@ impl Write for Sqlite {
 
     fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()> {
         self.run("DELETE FROM key_use WHERE endpoint = ?1 AND label = ?2", params![endpoint, label])?;
+        Ok(())
+    }
+}
+
+impl Sqlite {
+    /// Lets the first job of the instance's lane run, once the one before it has ended. Every end of a job is
+    /// written by `put_job`, which calls this, so no job stays blocked behind nothing. An ended job comes
+    /// back to an empty lane only (see `mend::check_refused`), so none becomes blocked again.
+    fn unblock(&self, instance: i64) -> Result<()> {
+        self.run(
+            "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =
+               (SELECT number FROM job WHERE instance = ?1 AND in_lane = 1 AND state < 5 ORDER BY number LIMIT 1)",
+            [instance],
+        )?;
         Ok(())
     }
 }
