@@ -267,6 +267,10 @@ pub struct Callback {
     /// Whether the marketplace only tries whether it would work: nothing may come of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test: bool,
+    /// The dialect it was said in: with it the order can still be asked for when its endpoint is gone. `None`
+    /// for what an older spid kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<String>,
     /// Whether the marketplace makes such instances itself: an unknown one is no mistake.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_elsewhere: bool,
@@ -319,6 +323,7 @@ impl Callback {
             sent_at: None,
             public_id: None,
             test: false,
+            dialect: None,
             made_elsewhere: false,
             ordered: false,
             also: Vec::new(),
@@ -382,6 +387,7 @@ impl Callback {
     /// learned since, are not what was asked.
     pub fn asks_the_same(&self, other: &Callback) -> bool {
         let bare = |callback: &Callback| Callback {
+            dialect: None,
             sent_at: None,
             once: None,
             learned: None,

@@ -52,6 +52,10 @@ pub const NAME_MAX_BYTES: usize = 256;
 /// marketplace that did not hear the answer.
 pub const SETTLED_REPEAT_MS: i64 = 24 * 60 * 60 * 1000;
 
+/// How long something may go on by itself before it needs a person: an order that is still being tried, or a
+/// result that the marketplace has not come back for.
+pub const ATTENTION_AFTER_MS: i64 = 60 * 60 * 1000;
+
 /// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
 /// number; three seconds is below every common proxy and client timeout.
 pub const REPLY_WITHIN_MS: u64 = 3_000;

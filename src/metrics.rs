@@ -51,6 +51,8 @@ pub enum Metric {
     JobsOverdue,
     /// Callbacks that wait for an operator.
     HeldCallbacks,
+    /// Things that need a person.
+    Attention,
     /// Results the marketplace was not told.
     UntoldResults,
     /// Most tries a marketplace has spent on something it was not told.
@@ -97,7 +99,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 
 /// Every metric, in the order in which they are shown.
 #[rustfmt::skip]
-const TABLE: [Family; 28] = [
+const TABLE: [Family; 29] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
     family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
@@ -116,6 +118,7 @@ const TABLE: [Family; 28] = [
     family(Metric::OldestJobAge, "spid_oldest_job_age_seconds", Kind::Gauge, &[], "Age of the oldest job that is queued or running; 0 without one."),
     family(Metric::JobsOverdue, "spid_jobs_overdue_seconds", Kind::Gauge, &[], "How long the job that is due and could run has been due, at most; 0 without one."),
     family(Metric::HeldCallbacks, "spid_held_callbacks", Kind::Gauge, &[], "Callbacks that wait for an operator."),
+    family(Metric::Attention, "spid_attention", Kind::Gauge, &["reason"], "What needs a person, by reason: the list of `spid attention`."),
     family(Metric::UntoldResults, "spid_untold_results", Kind::Gauge, &[], "Results the marketplace was not told."),
     family(Metric::TriesSpent, "spid_tries_spent_max", Kind::Gauge, &[], "Most tries a marketplace has spent on something that it was not told yet."),
     family(Metric::TriesSpentRatio, "spid_tries_spent_ratio_max", Kind::Gauge, &[], "The same as a part of the tries it has, at most: at 1 it gives up."),

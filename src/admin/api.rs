@@ -56,6 +56,8 @@ struct Callbacks {
 #[derive(Serialize)]
 struct Held {
     held: Vec<Errand>,
+    /// How many more there are.
+    left_out: usize,
 }
 
 #[derive(Serialize)]
@@ -126,7 +128,14 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
         ["held"] => {
             target.only(&["limit"])?;
             let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
-            json(200, &Held { held: admin.read(move |reader| Ok(reader.errands(limit)?)).await? })
+            let (held, left_out) = admin.read(move |reader| Ok(reader.errands(limit)?)).await?;
+            json(200, &Held { held, left_out })
+        }
+        ["attention"] => {
+            target.only(&["limit"])?;
+            let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
+            let now = admin.now();
+            json(200, &admin.read(move |reader| Ok(reader.attention(now, limit)?)).await?)
         }
         ["acts"] => {
             target.only(&["limit"])?;

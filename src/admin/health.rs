@@ -189,6 +189,10 @@ impl Admin {
         let (readiness, totals) = self.examine().await;
         let mut gauges = Gauges::default();
         of_totals(&mut gauges, &totals?, self.now());
+        let now = self.now();
+        for (reason, count) in self.read(move |reader| Ok(reader.attention_counts(now)?)).await? {
+            gauges.set(Metric::Attention, reason.as_str(), count as f64);
+        }
         if let Some(disk) = readiness.disk {
             gauges.set(Metric::DatabaseSize, "", disk.database_bytes as f64);
             gauges.set(Metric::WalSize, "", disk.wal_bytes as f64);

@@ -157,10 +157,22 @@ pub(super) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
     ))
 }
 
-pub(super) fn dismiss(arguments: RejectArguments, output: &mut Output) -> Done {
+#[derive(Args)]
+pub(super) struct DismissArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// The callbacks' numbers, from `attention`.
+    #[arg(required = true)]
+    numbers: Vec<i64>,
+}
+
+pub(super) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done {
     let (mut mender, act) = arguments.act.begin()?;
-    mender.dismiss(arguments.number, &act)?;
-    output.line(&format!("callback {} is off the list of what needs attention", arguments.number))
+    for number in arguments.numbers {
+        mender.dismiss(number, &act)?;
+        output.line(&format!("callback {number} is off the list of what needs attention"))?;
+    }
+    Ok(())
 }
 
 #[derive(Args)]

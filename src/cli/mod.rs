@@ -201,6 +201,8 @@ enum Command {
     /// What the marketplace said.
     #[command(subcommand)]
     Callbacks(show::CallbacksCommand),
+    /// List everything that needs a person: refused, dead, held, pending and unreported orders.
+    Attention(show::AttentionArguments),
     /// What waits for an operator.
     #[command(subcommand)]
     Held(show::HeldCommand),
@@ -317,6 +319,7 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),
         Command::Callbacks(command) => show::callbacks(command, output),
+        Command::Attention(arguments) => show::attention(arguments, output),
         Command::Held(command) => show::held(command, output),
         Command::Completions(arguments) => generated::completions(arguments, output),
         Command::Man(arguments) => generated::man(arguments, output),

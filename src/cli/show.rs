@@ -7,13 +7,13 @@ use jiff::Timestamp;
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
-use crate::clock::Id;
+use crate::clock::{Clock, Id};
 use crate::instance::State;
 use crate::job;
 use crate::limits;
 use crate::store::{
-    ActRow, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail, JobRow, Life,
-    ViewError,
+    ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
+    JobRow, Life, ViewError,
 };
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
@@ -148,6 +148,21 @@ pub(super) enum HeldCommand {
     Reject(mend::RejectArguments),
     /// Answer a held callback with success without running it: it was done before.
     Settle(mend::RejectArguments),
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(super) struct AttentionArguments {
+    #[command(subcommand)]
+    command: Option<AttentionCommand>,
+    #[command(flatten)]
+    list: ListArguments,
+}
+
+#[derive(Subcommand)]
+enum AttentionCommand {
+    /// Take callbacks off the list that you have seen to; nothing else changes.
+    Dismiss(mend::DismissArguments),
 }
 
 #[derive(Args)]
@@ -417,7 +432,10 @@ pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
 }
 
 fn list_held(list: &ListArguments, output: &mut Output) -> Done {
-    let rows = list.store.reader()?.errands(list.limit)?;
+    let (rows, left_out) = list.store.reader()?.errands(list.limit)?;
+    if left_out > 0 {
+        output.complain(&format!("{left_out} more are not shown; --limit shows more"));
+    }
     if list.json {
         return output.json(&rows);
     }
@@ -445,6 +463,56 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     if any(&["pending-job"]) {
         output
             .complain("hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done");
+    }
+    Ok(())
+}
+
+pub(super) fn attention(arguments: AttentionArguments, output: &mut Output) -> Done {
+    let AttentionArguments { command, list } = arguments;
+    if let Some(AttentionCommand::Dismiss(arguments)) = command {
+        return mend::dismiss(arguments, output);
+    }
+    let attention = list.store.reader()?.attention(Clock::System.now(), list.limit)?;
+    if attention.left_out > 0 {
+        output.complain(&format!("{} more are not shown; --limit shows more", attention.left_out));
+    }
+    if list.json {
+        return output.json(&attention.items);
+    }
+    let tries = |item: &AttentionItem| match item.delivery_limit {
+        Some(limit) => format!("{}/{limit}", item.deliveries),
+        None => item.deliveries.to_string(),
+    };
+    let cells = |item: &AttentionItem| {
+        vec![
+            item.reason.as_str().to_owned(),
+            item.callback.to_string(),
+            item.action.as_str().to_owned(),
+            text(item.instance.as_deref()),
+            text(item.order.as_deref()),
+            text(item.buyer.as_deref()),
+            tries(item),
+            item.since.to_string(),
+            item.deadline.map_or_else(|| "-".to_owned(), |at| at.to_string()),
+            item.detail.clone(),
+        ]
+    };
+    let header = [
+        "REASON",
+        "CALLBACK",
+        "ACTION",
+        "INSTANCE",
+        "ORDER",
+        "BUYER",
+        "DELIVERIES",
+        "SINCE",
+        "DEADLINE",
+        "DETAIL",
+    ];
+    output.table(&header, &attention.items.iter().map(cells).collect::<Vec<_>>())?;
+    for item in &attention.items {
+        let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
+        output.complain(&format!("hint: callback {}: {}{then}", item.callback, item.todo));
     }
     Ok(())
 }

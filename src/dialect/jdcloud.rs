@@ -5,7 +5,7 @@
 //! accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
 
 use super::token::{Shape, TokenDialect, Verb};
-use super::{Action, Names, read_civil};
+use super::{Action, GivesUp, Names, read_civil};
 
 /// After `instanceId` 0 the marketplace calls again 200 times; then an operator presses "Reset
 /// Instance" in the seller's console.
@@ -14,6 +14,7 @@ const BUDGET: u32 = 200;
 pub(super) static JDCLOUD: TokenDialect = TokenDialect {
     name: "jdcloud",
     budget: BUDGET,
+    gives_up: |_, _| Some(GivesUp { at: None, then: "the marketplace stops calling" }),
     names: Names {
         instance_id: "instanceId",
         order_biz_id: "orderBizId",

@@ -83,6 +83,12 @@ pub trait Dialect: Send + Sync {
         self.budget()
     }
 
+    /// When the marketplace gives up on something it delivered `first` at that instant and has no success for, and
+    /// what it does then; `None` when it states neither.
+    fn gives_up(&self, _action: Action, _first: Timestamp) -> Option<GivesUp> {
+        None
+    }
+
     /// What may stand behind an endpoint's path: this marketplace calls there, too.
     fn tails(&self) -> &'static [&'static str] {
         &[]
@@ -157,6 +163,15 @@ pub trait Dialect: Send + Sync {
     /// The way out: a signed request as this marketplace would send it. `action` is the
     /// marketplace's word; parameters are its names and values in the order they are to be sent.
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest;
+}
+
+/// The end of a marketplace's patience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivesUp {
+    /// When, where it is a matter of time and not of deliveries.
+    pub at: Option<Timestamp>,
+    /// What happens then.
+    pub then: &'static str,
 }
 
 /// A request as it came from the socket, headers looked up by a function so that nothing is copied.

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Answer, Callback, Dialect, Doubt, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair,
-    Parameters, Parts, RawRequest, Refusal, Reply, Secret, SendForm, Sending, Signed, SuccessAs, Unchecked,
-    Verified, message, object, read_civil, read_word,
+    Action, Answer, Callback, Dialect, Doubt, FORM_TYPE, GivesUp, Keys, Names, Options, OutRequest, Outcome,
+    Pair, Parameters, Parts, RawRequest, Refusal, Reply, Secret, SendForm, Sending, Signed, SuccessAs,
+    Unchecked, Verified, message, object, read_civil, read_word,
 };
 use crate::query;
 
@@ -19,6 +19,8 @@ use crate::query;
 pub(super) struct TokenDialect {
     pub(super) name: &'static str,
     pub(super) budget: u32,
+    /// When the marketplace gives up, and what it does then.
+    pub(super) gives_up: fn(Action, Timestamp) -> Option<GivesUp>,
     pub(super) names: Names,
     pub(super) verbs: &'static [Verb],
     /// Names the marketplace itself may send with any action: never billing items.
@@ -86,6 +88,10 @@ impl Dialect for TokenDialect {
 
     fn budget(&self) -> Option<u32> {
         Some(self.budget)
+    }
+
+    fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
+        (self.gives_up)(action, first)
     }
 
     fn parts(&self, request: &RawRequest<'_>, _now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {

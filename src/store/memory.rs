@@ -12,9 +12,9 @@ use super::rows::{
     ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
     Known, Read, Result, Totals, Write,
 };
-use crate::callback::Callback;
+use crate::callback::{Action, Callback};
 use crate::clock::Id;
-use crate::instance::{Instance, State};
+use crate::instance::{Instance, Reason, State};
 use crate::job;
 
 #[derive(Debug, Clone, Default)]
@@ -206,6 +206,12 @@ fn ends(row: &InstanceRow, from: Timestamp, to: Timestamp) -> bool {
     instance.state != State::Released && instance.expires_on.is_some_and(|at| from <= at && at < to)
 }
 
+fn may_need_a_person(row: &CallbackRow) -> bool {
+    let other_values = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
+    let is_shown = row.told_at.is_none() || other_values;
+    is_shown && row.dismissed_at.is_none() && !matches!(row.action, Action::SignOn | Action::Query)
+}
+
 macro_rules! reads {
     ($for:ty) => {
         impl Read for $for {
@@ -285,6 +291,13 @@ macro_rules! reads {
             }
             fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
                 Ok(self.with(|tables| tables.list_callbacks(filter)))
+            }
+            fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+                Ok(self.with(|tables| {
+                    let rows = tables.callbacks.values().map(|(row, _)| row);
+                    let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
+                    rows.filter(|row| may_need_a_person(row)).map(|row| (row.clone(), job(row))).collect()
+                }))
             }
             fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
                 Ok(self.with(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))

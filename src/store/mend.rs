@@ -380,6 +380,13 @@ impl Mender {
             let found = rows.callback_row(number)?;
             let mut row =
                 found.ok_or_else(|| MendError::NotFound(format!("there is no callback {number}")))?;
+            let job = row.job.map(|job| rows.job(job)).transpose()?.flatten();
+            if row.disposition == Disposition::Held {
+                return impossible(format!("callback {number} is held; approve, settle or reject it"));
+            }
+            if let Some(job) = job.filter(|job| job.state.is_live()) {
+                return impossible(format!("{} has not ended; retry, complete or drop it", named(&job)));
+            }
             row.dismissed_at = Some(now);
             Ok(rows.put_callback(&row)?)
         })

@@ -8,6 +8,7 @@
 //! Two orders matter and are kept here: an answer leaves after the commit, never before; and "the
 //! marketplace was told" is written in the very commit that makes it true.
 
+mod attention;
 mod keys;
 mod ledger;
 mod memory;
@@ -45,6 +46,7 @@ use rows::Read;
 use signals::Signals;
 use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
 
+pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};

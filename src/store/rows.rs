@@ -283,6 +283,10 @@ pub(crate) trait Read {
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
+    /// Callbacks that may need a person, the oldest first, each with its job if it has one: those whose success was
+    /// not reported, and purchases that were repeated with other values. Not those an operator dismissed, nor
+    /// sign-ons and questions.
+    fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
     /// What was done by hand, the newest first.
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;

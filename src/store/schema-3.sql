@@ -5,6 +5,7 @@ ALTER TABLE instance ADD COLUMN converted INTEGER NOT NULL DEFAULT 0;
 
 -- When an operator took the callback off the list of what needs attention.
 ALTER TABLE callback ADD COLUMN dismissed_at INTEGER;
+CREATE INDEX callback_noticed ON callback (number) WHERE reason_code = 'create-repeated-with-other-values';
 
 -- Set while an earlier job of the same instance has not ended. The search for due jobs reads only the
 -- others, so its cost does not grow with the number of jobs that wait behind a dead one.

@@ -245,6 +245,9 @@ impl Read for Failing {
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
         self.rows.list_callbacks(filter)
     }
+    fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        self.rows.unreported()
+    }
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
         self.rows.attempts(job)
     }

@@ -205,23 +205,26 @@ impl Reader {
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
     }
 
-    /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first.
+    /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first, at most
+    /// `limit` of them, and how many were left out.
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub fn errands(&self, limit: usize) -> Result<Vec<Errand>, StoreError> {
-        let filter = Filter { disposition: Some(Disposition::Held), limit, ..Filter::default() };
+    pub fn errands(&self, limit: usize) -> Result<(Vec<Errand>, usize), StoreError> {
+        let all = usize::MAX;
+        let filter = Filter { disposition: Some(Disposition::Held), limit: all, ..Filter::default() };
         let mut errands = Vec::new();
         for row in self.callbacks(&filter)? {
             errands.push(self.held_callback(row)?);
         }
         let jobs = vec![job::State::Held, job::State::Dead, job::State::Pending];
-        for job in self.jobs(&Filter { jobs, limit, ..Filter::default() })? {
+        for job in self.jobs(&Filter { jobs, limit: all, ..Filter::default() })? {
             errands.extend(self.stopped_job(job)?);
         }
         errands.sort_by_key(|errand| std::cmp::Reverse(errand.since));
+        let left_out = errands.len().saturating_sub(limit);
         errands.truncate(limit);
-        Ok(errands)
+        Ok((errands, left_out))
     }
 
     fn held_callback(&self, row: CallbackRow) -> Result<Errand, StoreError> {

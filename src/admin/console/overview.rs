@@ -1,18 +1,20 @@
 //! What is happening now.
 
+use jiff::Timestamp;
+
 use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
-use super::{Desk, Page, Paged, Place, words};
+use super::{Desk, Page, Paged, Place};
 use crate::job;
-use crate::store::{ActRow, CallbackRow, Errand, Filter, JobRow, Reader, Totals};
+use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
 
 /// Rows of each list on this page.
 const ROWS: usize = 10;
 
 struct Shown {
-    errands: Vec<Errand>,
+    attention: Attention,
     /// With the name and the account of its instance.
     jobs: Vec<(JobRow, Option<(String, String)>)>,
     callbacks: Vec<(CallbackRow, Option<String>)>,
@@ -22,7 +24,8 @@ struct Shown {
 pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     target.only(&["done"])?;
     let (readiness, totals) = admin.examine().await;
-    let (totals, shown) = (totals?, admin.read(read).await?);
+    let now = desk.now;
+    let (totals, shown) = (totals?, admin.read(move |reader| read(reader, now)).await?);
     let mut body = Html::default();
     if !readiness.ready {
         body.element("p", &[("class", "notice bad"), ("role", "alert")], |html| {
@@ -36,14 +39,14 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
             tile(html, "", "Database", &parts::bytes(disk.database_bytes + disk.wal_bytes), &used, None);
         }
     });
-    section(&mut body, "Waits for a person", |html| errands(html, desk, &shown.errands));
+    section(&mut body, "Needs attention", |html| attention(html, desk, &shown.attention));
     section(&mut body, "Under way", |html| jobs(html, desk, &shown.jobs));
     section(&mut body, "Latest callbacks", |html| callbacks(html, desk, &shown.callbacks));
     section(&mut body, "Done by hand", |html| acts(html, desk, &shown.acts));
     Ok(Page { title: "Now".to_owned(), place: Place::Now, body })
 }
 
-fn read(reader: &Reader) -> Result<Shown, Fault> {
+fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let states = vec![job::State::Running, job::State::Queued];
     let mut jobs = Vec::new();
     for job in reader.jobs(&Filter { jobs: states, limit: ROWS, ..Filter::default() })? {
@@ -56,7 +59,7 @@ fn read(reader: &Reader) -> Result<Shown, Fault> {
         let name = reader.instance_name(row.instance)?;
         callbacks.push((row, name));
     }
-    Ok(Shown { errands: reader.errands(ROWS)?, jobs, callbacks, acts: reader.acts(5)? })
+    Ok(Shown { attention: reader.attention(now, ROWS)?, jobs, callbacks, acts: reader.acts(5)? })
 }
 
 fn tiles(html: &mut Html, totals: &Totals) {
@@ -94,26 +97,28 @@ fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, li
     });
 }
 
-fn errands(html: &mut Html, desk: &Desk, errands: &[Errand]) {
-    if errands.is_empty() {
-        return nothing(html, "Nothing. No dead, held or pending work.");
+fn attention(html: &mut Html, desk: &Desk, attention: &Attention) {
+    if attention.items.is_empty() {
+        return nothing(html, "Nothing. No order is refused, dead, held, pending or unreported.");
     }
-    table(
-        html,
-        "Waits for a person",
-        &["State", "Action", "Instance", "Since", "Why"],
-        errands,
-        |html, row, column| match column {
-            0 => badge(html, words::kind(row.kind)),
-            1 => html.text(row.action),
-            2 => match &row.instance {
-                Some(name) => html.link("name", &instance_link(name, &row.account), name),
-                None => html.text("–"),
-            },
-            3 => time(html, row.since, desk.now),
-            _ => html.text(&row.reason),
+    let headings = ["Why", "Action", "Instance", "Since", "Deadline", "What is known"];
+    table(html, "Needs attention", &headings, &attention.items, |html, row, column| match column {
+        0 => badge(html, row.reason.as_str()),
+        1 => html.text(row.action.as_str()),
+        2 => match &row.instance {
+            Some(name) => html.link("name", &instance_link(name, &row.account), name),
+            None => html.text("–"),
         },
-    );
+        3 => time(html, row.since, desk.now),
+        4 => match row.deadline {
+            Some(at) => time(html, at, desk.now),
+            None => html.text("–"),
+        },
+        _ => html.text(&row.detail),
+    });
+    if attention.left_out > 0 {
+        html.leaf("p", "hint", &format!("{} more are not shown here.", attention.left_out));
+    }
     html.element("p", &[], |html| html.link("button", &Link::to("/console/work"), "Look at it and mend it"));
 }
 

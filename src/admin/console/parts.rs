@@ -247,6 +247,19 @@ pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(
     );
 }
 
+/// The act on what nothing else waits for.
+pub(super) fn dismiss_act(html: &mut Html, desk: &Desk, callback: i64) {
+    let dismiss = ActForm {
+        act: "dismiss",
+        label: "Dismiss",
+        target: &callback.to_string(),
+        account: None,
+        hint: "Takes it off the list: you have seen to it. Nothing else changes.",
+        field: Field::Nothing,
+    };
+    act(html, desk, &dismiss);
+}
+
 /// The acts on a held callback.
 pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code: Option<&str>) {
     let number = callback.to_string();

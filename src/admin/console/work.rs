@@ -1,34 +1,49 @@
 //! What waits for a person, why, and the buttons.
 
+use jiff::Timestamp;
+
 use super::super::html::Html;
 use super::super::target::Target;
 use super::super::{Admin, Fault};
-use super::parts::{badge, facts, held_acts, instance_link, job_acts, nothing, section, table, time, times};
+use super::parts::{
+    badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, table, time, times,
+};
 use super::{Desk, Page, Paged, Place, words};
 use crate::callback::Callback;
 use crate::limits;
-use crate::store::{CallbackRow, Errand, Filter, Reader};
+use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
 
 /// What the page shows.
 struct Shown {
     /// What waits, each with what its callback said.
     errands: Vec<(Errand, Callback)>,
+    /// How many more there are.
+    left_out: usize,
+    /// Everything else that needs a person.
+    others: Vec<AttentionItem>,
     /// What the marketplace never came back for, with the name of its instance.
     untold: Vec<(CallbackRow, Option<String>)>,
 }
 
 pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     target.only(&["done"])?;
-    let shown = admin.read(read).await?;
+    let now = desk.now;
+    let shown = admin.read(move |reader| read(reader, now)).await?;
     let mut body = Html::default();
-    if shown.errands.is_empty() {
-        nothing(&mut body, "Nothing waits for a person. Dead, held and pending work would stand here.");
+    if shown.errands.is_empty() && shown.others.is_empty() {
+        nothing(
+            &mut body,
+            "Nothing waits for a person. Dead, held, pending, refused and unreported work would stand here.",
+        );
     }
     for (errand, callback) in &shown.errands {
         body.element("article", &[("class", "card errand")], |html| draw(html, desk, errand, callback));
     }
-    if shown.errands.len() == limits::LIST_DEFAULT_COUNT {
-        nothing(&mut body, "There is more: these are the latest.");
+    if shown.left_out > 0 {
+        nothing(&mut body, &format!("{} more wait: these are the latest.", shown.left_out));
+    }
+    for item in &shown.others {
+        body.element("article", &[("class", "card errand")], |html| draw_item(html, desk, item));
     }
     if !shown.untold.is_empty() {
         section(&mut body, "Untold results", |html| untold(html, desk, &shown.untold));
@@ -36,9 +51,12 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     Ok(Page { title: "Work that waits for a person".to_owned(), place: Place::Work, body })
 }
 
-fn read(reader: &Reader) -> Result<Shown, Fault> {
-    let mut shown = Shown { errands: Vec::new(), untold: Vec::new() };
-    for errand in reader.errands(limits::LIST_DEFAULT_COUNT)? {
+fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
+    let (errands, left_out) = reader.errands(limits::LIST_DEFAULT_COUNT)?;
+    let mut others = reader.attention(now, limits::LIST_DEFAULT_COUNT)?.items;
+    others.retain(|item| item.may_be_dismissed);
+    let mut shown = Shown { errands: Vec::new(), left_out, others, untold: Vec::new() };
+    for errand in errands {
         let body = reader.callback_detail(errand.callback)?.callback;
         shown.errands.push((errand, body));
     }
@@ -70,6 +88,27 @@ fn untold(html: &mut Html, desk: &Desk, rows: &[(CallbackRow, Option<String>)]) 
         },
         _ => time(html, row.last_received_at, desk.now),
     });
+}
+
+/// What no job and no decision waits for, though somebody should see to it.
+fn draw_item(html: &mut Html, desk: &Desk, item: &AttentionItem) {
+    html.element("h2", &[], |html| {
+        badge(html, item.reason.as_str());
+        html.text(&format!(" {} ", item.action));
+        match &item.instance {
+            Some(name) => html.link("name", &instance_link(name, &item.account), name),
+            None => html.leaf("span", "soft", "no instance"),
+        }
+    });
+    html.element("p", &[("class", "soft")], |html| {
+        html.text(&format!("callback {} · {} · since ", item.callback, item.account));
+        time(html, item.since, desk.now);
+    });
+    html.leaf("p", "said", &item.detail);
+    html.leaf("p", "hint", &item.todo);
+    let order = item.order.clone();
+    facts(html, &[("order", order), ("buyer", item.buyer.clone())]);
+    html.element("div", &[("class", "acts")], |html| dismiss_act(html, desk, item.callback));
 }
 
 fn draw(html: &mut Html, desk: &Desk, errand: &Errand, callback: &Callback) {

@@ -22,8 +22,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Action, Callback, Dialect, Doubt, Enquiry, Keys, Names, Once, Options, OutRequest, Outcome, Pair,
-    Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
+    Action, Callback, Dialect, Doubt, Enquiry, GivesUp, Keys, Names, Once, Options, OutRequest, Outcome,
+    Pair, Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
     read_word,
 };
 use crate::clock::plus_millis;
@@ -36,6 +36,12 @@ const BUDGET: u32 = 3;
 
 /// License codes: every two minutes, sixty times (…/accessg-marketplace/zh-cn_topic_0070649167.html).
 const LICENSE_BUDGET: u32 = 60;
+
+/// How long a new or changed order is delivered again before it is given up: then it is unsubscribed.
+const PURCHASE_MS: i64 = 3 * 60 * 60 * 1000;
+
+/// How long everything else is.
+const CHANGE_MS: i64 = 60 * 60 * 1000;
 
 const JSON_TYPE: &str = "application/json";
 const ACTIVITY: &str = "activity";
@@ -84,6 +90,19 @@ impl Dialect for KooGallery {
             _ if callback.made_elsewhere => Some(LICENSE_BUDGET),
             _ => self.budget(),
         }
+    }
+
+    fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
+        let (after_ms, then) = match action {
+            Action::Create | Action::Upgrade => {
+                (PURCHASE_MS, "the order is unsubscribed by itself, and the buyer gets the money back")
+            }
+            Action::Renew | Action::RefundRenew | Action::Expire | Action::Release => {
+                (CHANGE_MS, "the marketplace stops calling; start it again by hand in the seller console")
+            }
+            Action::SignOn | Action::Payment | Action::Query | Action::Other => return None,
+        };
+        Some(GivesUp { at: Some(plus_millis(first, after_ms)), then })
     }
 
     fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {

@@ -199,6 +199,14 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
     })
 }
 
+/// A callback, and the job whose columns stand behind it.
+fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>)> {
+    let callback = read_callback(row)?;
+    let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
+    let job = is_there.then(|| read_job_behind(row, CALLBACK_COLUMNS_COUNT)).transpose()?;
+    Ok((callback, job))
+}
+
 fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
     let mut columns = Columns::of(row);
     Ok(AttemptRow {
@@ -346,12 +354,7 @@ impl Read for Sqlite {
             " FROM callback LEFT JOIN job ON job.number = callback.job
              WHERE callback.occurrence = ?1 ORDER BY callback.number"
         );
-        self.many(sql, [key], |row| {
-            let callback = read_callback(row)?;
-            let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
-            let job = is_there.then(|| read_job_behind(row, CALLBACK_COLUMNS_COUNT)).transpose()?;
-            Ok((callback, job))
-        })
+        self.many(sql, [key], read_standing)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -441,6 +444,24 @@ impl Read for Sqlite {
         }
         let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
         self.many(&sql, params_from_iter(values), read_callback)
+    }
+
+    fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        let sql = |which: &str| {
+            format!(
+                "SELECT {}, {} FROM callback LEFT JOIN job ON job.number = callback.job
+                 WHERE {which} AND callback.dismissed_at IS NULL AND callback.action NOT IN (6, 8)
+                 ORDER BY callback.number",
+                callback_columns!(),
+                job_columns!()
+            )
+        };
+        let mut found = self.many(&sql("callback.told_at IS NULL"), [], read_standing)?;
+        let noticed =
+            "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
+        found.extend(self.many(&sql(noticed), [], read_standing)?);
+        found.sort_by_key(|(row, _)| row.number);
+        Ok(found)
     }
 
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
