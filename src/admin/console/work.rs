@@ -39,7 +39,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
 fn read(reader: &Reader) -> Result<Shown, Fault> {
     let mut shown = Shown { errands: Vec::new(), untold: Vec::new() };
     for errand in reader.errands(limits::LIST_DEFAULT_COUNT)? {
-        let body = reader.callback_detail(errand.callback)?.callback;
+        let body = reader.content(errand.callback)?;
         shown.errands.push((errand, body));
     }
     let filter = Filter { untold: true, limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };

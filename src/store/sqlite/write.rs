@@ -218,6 +218,23 @@ impl Write for Sqlite {
         }
     }
 
+    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+        let held = position(&job::State::ALL, &job::State::Held);
+        self.run(
+            "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND state < 5",
+            params![job, held, note],
+        )?;
+        Ok(())
+    }
+
+    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+        self.run(
+            "UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = 0",
+            [job, until.as_millisecond()],
+        )?;
+        Ok(())
+    }
+
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.run(
             "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
