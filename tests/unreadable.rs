@@ -126,9 +126,11 @@ fn check_commands(home: &Home, daemon: &Daemon) {
             serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));
         assert!(parsed.get("error").is_none(), "{path}: {body}");
     }
-    for (page, heading) in
-        [("/", "Latest callbacks"), ("/work", "Work that waits"), ("/instances", "Instances")]
-    {
+    for (page, heading) in [
+        ("/console", "Latest callbacks"),
+        ("/console/work", "Work that waits"),
+        ("/console/instances", "Instances"),
+    ] {
         let body = daemon.admin(page);
         assert!(body.contains(heading), "{page}: {body}");
     }
@@ -252,7 +254,6 @@ fn a_row_of_what_stands_beside_orders_stops_none() {
         bad("UPDATE act SET at = 'then' WHERE number = 2", "row 2 of table `act`"),
         bad("UPDATE key_use SET mark = x'00'", ""),
         bad("UPDATE key_use SET since = 'ever'", ""),
-        bad("UPDATE name SET instance = 'which' WHERE name = 'biz-bad'", ""),
         bad("UPDATE purchase SET instance = 'which' WHERE order_id = 'order-of-biz-bad'", ""),
         bad("UPDATE once SET until = 'then'", ""),
     ]);
@@ -308,4 +309,25 @@ fn an_order_is_done_once_its_row_is_mended() {
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     daemon.deliver_until_done(&create("biz-bad"));
     daemon.stop();
+}
+
+/// A name that leads nowhere is not free: its order must not be done a second time.
+#[test]
+fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
+    let template = lived();
+    for sql in [
+        "UPDATE name SET instance = 'which' WHERE name = 'biz-good'",
+        "UPDATE name SET instance = 99 WHERE name = 'biz-good'",
+    ] {
+        let home = copy(&template);
+        spoil(&home, sql);
+        let daemon = home.start();
+        assert_eq!(daemon.deliver(&create("biz-good")).id(), "0");
+        daemon.wait_for_log("row alibaba-cn/biz-good of table `name` cannot be read");
+        daemon.deliver_until_done(&create("biz-new"));
+        check_commands(&home, &daemon);
+        let sold = "SELECT count(*) FROM instance WHERE order_biz_id = 'biz-good'";
+        let sold: i64 = home.database().query_row(sold, [], |row| row.get(0)).unwrap();
+        assert_eq!(sold, 1, "{sql}");
+    }
 }

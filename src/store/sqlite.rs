@@ -72,6 +72,8 @@ pub(crate) struct Sqlite {
     _lock: Option<File>,
     /// Rows that were found to be unreadable, and were named.
     named: RefCell<BTreeSet<Unreadable>>,
+    /// Jobs that are left alone until the next start: SQLite lets nothing be written to their rows.
+    left: RefCell<BTreeSet<i64>>,
 }
 
 /// Connections that read what is committed.
@@ -96,7 +98,7 @@ impl Sqlite {
         // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
-        Ok(Sqlite { connection, _lock: Some(lock), named: RefCell::default() })
+        Ok(Sqlite { connection, _lock: Some(lock), named: RefCell::default(), left: RefCell::default() })
     }
 
     /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
@@ -108,7 +110,12 @@ impl Sqlite {
         may(path, Access::READ_OK | Access::WRITE_OK)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let is_empty = recognise(&connection, path)? == 0;
-        Ok((!is_empty).then_some(Sqlite { connection, _lock: None, named: RefCell::default() }))
+        Ok((!is_empty).then_some(Sqlite {
+            connection,
+            _lock: None,
+            named: RefCell::default(),
+            left: RefCell::default(),
+        }))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
@@ -192,7 +199,10 @@ impl Sqlite {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
-            version => Ok((Sqlite { connection, _lock: None, named: RefCell::default() }, version)),
+            version => Ok((
+                Sqlite { connection, _lock: None, named: RefCell::default(), left: RefCell::default() },
+                version,
+            )),
         }
     }
 

@@ -94,6 +94,13 @@ fn fault(error: &rusqlite::Error) -> String {
     }
 }
 
+/// The error about a row that has no instance behind it.
+pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
+    let (row, fault) = (format!("{account}/{key}"), "`instance` is the number of no instance".to_owned());
+    let unreadable = Unreadable { table, row, fault, newer: false };
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(unreadable))
+}
+
 /// The integer in a column of a sum; `None` where it cannot be read.
 fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
     row.get(column).ok()
@@ -263,6 +270,13 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
     })
 }
 
+fn number_of(job: &Readable) -> i64 {
+    match job {
+        Ok(job) => job.number,
+        Err((number, _)) => *number,
+    }
+}
+
 /// The id of a job and the sealed part of its answer, behind its number.
 pub(super) fn read_sealed(row: &Row<'_>) -> rusqlite::Result<(Id, Vec<u8>)> {
     let mut columns = Columns::behind("job", row, 0);
@@ -376,10 +390,14 @@ impl Read for Sqlite {
             "SELECT ",
             instance_columns!(),
             ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < 5 AND job.in_lane = 1)
-             FROM name JOIN instance ON instance.number = name.instance
+             FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.account = ?1 AND name.name = ?2"
         );
-        let read = |row: &Row<'_>| Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?));
+        // A name that leads nowhere must not pass for one that is free: its order would be done twice.
+        let read = |row: &Row<'_>| match row.get_ref(0)? {
+            ValueRef::Null => Err(leads_nowhere("name", account, name)),
+            _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
+        };
         match self.one(sql, [account, name], read)? {
             Some((row, true)) => {
                 let lane = self.lane(row.number)?;
@@ -392,9 +410,10 @@ impl Read for Sqlite {
 
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
         self.many(
-            "SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT 2",
+            "SELECT instance.number FROM purchase LEFT JOIN instance ON instance.number = purchase.instance
+             WHERE purchase.account = ?1 AND purchase.order_id = ?2 LIMIT 2",
             [account, order_id],
-            |row| row.get(0),
+            |row| integer(row, 0).ok_or_else(|| leads_nowhere("purchase", account, order_id)),
         )
     }
 
@@ -476,16 +495,22 @@ impl Read for Sqlite {
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.many(DUE, [now.as_millisecond(), limit], read_readable)
+        // Those that are left alone are still due, and come first.
+        let left = self.left.borrow();
+        let with_left = limit.saturating_add(left.len() as i64);
+        let mut due = self.many(DUE, [now.as_millisecond(), with_left], read_readable)?;
+        due.retain(|job| !left.contains(&number_of(job)));
+        due.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(due)
     }
 
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| row.get::<_, Option<i64>>(0))?;
+        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| Ok(integer(row, 0)))?;
         Ok(next.flatten().map(from_millis))
     }
 
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
-        self.many(
+        let mut running = self.many(
             concat!(
                 "SELECT ",
                 job_columns!(),
@@ -493,7 +518,9 @@ impl Read for Sqlite {
             ),
             [millis(ended_before)],
             read_readable,
-        )
+        )?;
+        running.retain(|job| !self.left.borrow().contains(&number_of(job)));
+        Ok(running)
     }
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
