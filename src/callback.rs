@@ -223,6 +223,10 @@ pub struct Once {
 /// One verified request from a marketplace, in no marketplace's dialect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
+    /// The version of what is stored of it. A spid that reads a higher one than its own leaves the callback
+    /// to the newer spid that wrote it.
+    #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
+    pub version: u32,
     /// What it asks.
     pub action: Action,
     /// The action as the marketplace spells it.
@@ -304,10 +308,22 @@ pub struct Callback {
     pub pruned_at: Option<Timestamp>,
 }
 
+const fn first_version() -> u32 {
+    1
+}
+
+const fn is_first_version(version: &u32) -> bool {
+    *version == first_version()
+}
+
 impl Callback {
+    /// The version of what is stored. Raised when an older spid would misunderstand what is new in it.
+    pub const VERSION: u32 = 1;
+
     /// A callback that says nothing but its action; a dialect fills in the rest.
     pub fn new(action: Action, action_name: impl Into<String>) -> Callback {
         Callback {
+            version: Callback::VERSION,
             action,
             action_name: action_name.into(),
             subject: InstanceRef::default(),

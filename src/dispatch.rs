@@ -272,11 +272,14 @@ impl Dispatch {
         let poll = Instant::now() + self.options.poll;
         match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
             Ok(taking) => {
-                let more =
-                    taking.taken.len() == limit || taking.postponed >= limits::JOBS_POSTPONED_MAX_COUNT;
+                let more = taking.taken.len() == limit
+                    || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
                 let full = limit > 0 && more;
                 for (taken, place) in taking.taken.into_iter().zip(places) {
                     self.spawn(taken, place, running, stop);
+                }
+                for aside in &taking.aside {
+                    aside.log(&self.metrics);
                 }
                 let due = taking.next_due.map_or(poll, |due| self.instant(due));
                 (full, due.min(poll))

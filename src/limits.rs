@@ -89,6 +89,10 @@ pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
 /// Most store operations in one commit.
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
+/// For how long a job is left alone that a newer spid wrote, in milliseconds.
+pub const NEWER_PAUSE_MS: i64 = 60_000;
+/// Most unreadable rows one connection names.
+pub const UNREADABLE_NAMED_MAX_COUNT: usize = 1_000;
 /// How long SQLite waits for a lock another process holds, in milliseconds.
 pub const STORE_BUSY_MS: u64 = 2_000;
 /// How long a start waits for the lock of a daemon that was just killed, in milliseconds.

@@ -109,6 +109,7 @@ impl From<StoreError> for Failure {
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
             | StoreError::Older(..)
+            | StoreError::Unreadable(_)
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,
             StoreError::Denied(_) => Exit::Permission,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::ledger::REJECTED;
 use super::rows::{CallbackRow, Disposition, Filter, JobRow};
-use super::{Reader, StoreError};
+use super::{Reader, StoreError, ViewError};
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, plus_millis};
 use crate::dialect::{self, GivesUp};
@@ -191,7 +191,11 @@ impl Reader {
 
     fn describe(&self, found: Found) -> Result<Option<AttentionItem>, StoreError> {
         let Found { reason, row, job, since } = found;
-        let Some((_, callback)) = self.callback(row.number)? else { return Ok(None) };
+        let callback = match self.content(row.number) {
+            Ok(callback) => callback,
+            Err(ViewError::Store(error)) => return Err(error),
+            Err(_) => return Ok(None),
+        };
         let instance = match self.instance_name(row.instance)? {
             Some(name) => Some(name),
             None => callback.subject.names().next().map(str::to_owned),

@@ -9,7 +9,8 @@ use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::rows::{
-    AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Known, Read, Result, Write,
+    AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Known, Read, Readable, Result,
+    Unreadable, Write,
 };
 use super::{Postpone, Retrying, Schedules, StoreError};
 use crate::callback::{Action, Callback, Once};
@@ -20,6 +21,7 @@ use crate::instance::{
 };
 use crate::job::{self, Extra, Next, Progress, Schedule};
 use crate::limits;
+use crate::metrics::{Metric, Metrics};
 
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
@@ -464,7 +466,7 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
 fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     let mut has_ended_any = false;
-    for (mut part, _) in rows.lane(instance)? {
+    for mut part in rows.lane_jobs(instance)? {
         if part.callback == job.callback && part.number > job.number {
             part.note = Some(format!("another part of its request, the {}, was not done", job.action));
             end(&mut part, job::State::Cancelled, now);
@@ -823,7 +825,7 @@ fn join(
 /// The first job of the same request that has not ended: it has to end before this one can begin.
 fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(job.clone()) };
-    let mut parts = rows.lane(instance)?.into_iter().map(|(part, _)| part);
+    let mut parts = rows.lane_jobs(instance)?.into_iter();
     Ok(parts.find(|part| part.callback == job.callback).unwrap_or_else(|| job.clone()))
 }
 
@@ -924,14 +926,13 @@ fn mark_told(
 }
 
 /// Brings back the jobs whose lease has ended; not those in `held`, by number and attempt: the taker runs them
-/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full. Returns
-/// how many leases had ended.
+/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
 pub(crate) fn end_leases(
     rows: &mut dyn Write,
     held: &[(i64, u32)],
     schedules: &Schedules,
     now: Timestamp,
-) -> Result<usize> {
+) -> Result<Recovered> {
     recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))
 }
 
@@ -943,22 +944,76 @@ pub(crate) fn take(
     postpone: Option<&Postpone>,
     lease_until: Timestamp,
     now: Timestamp,
+    aside: &mut Vec<Aside>,
 ) -> Result<(Vec<Taken>, usize)> {
     let (mut taken, mut postponed) = (Vec::new(), 0);
-    while taken.len() < limit && postponed < limits::JOBS_POSTPONED_MAX_COUNT {
+    while taken.len() < limit && postponed + aside.len() < limits::JOBS_POSTPONED_MAX_COUNT {
         let due = rows.due(now, limit - taken.len())?;
         if due.is_empty() {
             break;
         }
-        // Neither what is taken nor what is put off is due any more.
+        // Neither what is taken, nor what is put off or aside, is due any more.
         for job in due {
-            match take_one(rows, job, postpone, lease_until, now)? {
-                Some(job) => taken.push(job),
-                None => postponed += 1,
+            let (number, job) = numbered(job);
+            match job.and_then(|job| take_one(rows, job, postpone, lease_until, now)) {
+                Ok(Some(job)) => taken.push(job),
+                Ok(None) => postponed += 1,
+                Err(StoreError::Unreadable(unreadable)) => {
+                    aside.push(put_aside(rows, number, *unreadable, now)?);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
     Ok((taken, postponed))
+}
+
+/// A job that was not taken because a row cannot be read: its own, its callback's or its instance's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aside {
+    /// The job's number.
+    pub job: i64,
+    /// The row. A job is left as it is where a newer spid may have written it; otherwise it is held.
+    pub unreadable: Unreadable,
+}
+
+impl Aside {
+    /// Logs it, and counts it where an operator has to look.
+    pub(crate) fn log(&self, metrics: &Metrics) {
+        let Aside { job, unreadable } = self;
+        if unreadable.newer {
+            tracing::error!(number = job, "skipped: {unreadable}; a newer spid may have written it");
+        } else {
+            metrics.count(Metric::Alerts, ["held", ""]);
+            tracing::error!(number = job, "held: {unreadable}");
+        }
+    }
+}
+
+/// The outcome of a recovery.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Recovered {
+    /// Jobs that came back.
+    pub(crate) count: usize,
+    /// Those that could not.
+    pub(crate) aside: Vec<Aside>,
+}
+
+fn numbered(job: Readable) -> (i64, Result<JobRow>) {
+    match job {
+        Ok(job) => (job.number, Ok(job)),
+        Err((number, unreadable)) => (number, Err(StoreError::Unreadable(unreadable))),
+    }
+}
+
+/// Holds a job that cannot be read, or not what it needs. One of a newer spid is looked at again later.
+fn put_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<Aside> {
+    if unreadable.newer {
+        rows.put_off(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
+    } else {
+        rows.put_aside(job, &format!("{unreadable}; mend it, then retry the job"))?;
+    }
+    Ok(Aside { job, unreadable })
 }
 
 /// `None`: the job was put off.
@@ -969,8 +1024,7 @@ fn take_one(
     lease_until: Timestamp,
     now: Timestamp,
 ) -> Result<Option<Taken>> {
-    let (origin, callback) =
-        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    let (origin, callback) = callback_of(rows, &job)?;
     let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let retrying = Retrying {
         endpoint: &origin.endpoint,
@@ -993,34 +1047,65 @@ fn take_one(
 }
 
 /// Gives back the running jobs that nobody works on any more: those whose lease ended before an instant, or
-/// all; of these, those that are `lost`. Returns how many.
+/// all; of these, those that are `lost`.
 pub(crate) fn recover(
     rows: &mut dyn Write,
     schedules: &Schedules,
     now: Timestamp,
     ended_before: Option<Timestamp>,
     lost: impl Fn(&JobRow) -> bool,
-) -> Result<usize> {
-    let mut count = 0;
-    for mut job in rows.running(ended_before)? {
-        if !lost(&job) {
-            continue;
+) -> Result<Recovered> {
+    let mut recovered = Recovered::default();
+    for job in rows.running(ended_before)? {
+        let (number, job) = numbered(job);
+        match job {
+            Ok(job) if !lost(&job) => continue,
+            job => match job.and_then(|job| give_back(rows, schedules, job, now)) {
+                Ok(()) => recovered.count += 1,
+                Err(StoreError::Unreadable(unreadable)) => {
+                    recovered.aside.push(put_aside(rows, number, *unreadable, now)?);
+                }
+                Err(error) => return Err(error),
+            },
         }
-        note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
-        if job.action == Action::SignOn {
-            job.note = Some("the daemon stopped while the browser waited".to_owned());
-            end(&mut job, job::State::Dropped, now);
-        } else {
-            let progress = Progress { step: job.step, extra: job.extra };
-            let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
-            let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
-            follow(&mut job, next, note.to_owned(), now);
-        }
-        settle_lane_after(rows, &mut job, now)?;
-        rows.put_job(&job)?;
-        count += 1;
     }
-    Ok(count)
+    Ok(recovered)
+}
+
+fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: Timestamp) -> Result<()> {
+    note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
+    if job.action == Action::SignOn {
+        job.note = Some("the daemon stopped while the browser waited".to_owned());
+        end(&mut job, job::State::Dropped, now);
+    } else {
+        let progress = Progress { step: job.step, extra: job.extra };
+        let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
+        let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
+        follow(&mut job, next, note.to_owned(), now);
+    }
+    settle_lane_after(rows, &mut job, now)?;
+    rows.put_job(&job)
+}
+
+/// The callback a job was made for.
+fn callback_of(rows: &dyn Read, job: &JobRow) -> Result<(CallbackRow, Callback)> {
+    rows.callback(job.callback)?.ok_or_else(|| {
+        StoreError::Unreadable(Box::new(Unreadable {
+            table: "job",
+            row: job.number.to_string(),
+            fault: format!("`callback` is {}, and there is no such row", job.callback),
+            newer: false,
+        }))
+    })
+}
+
+/// The values a job sets; `None` where its callback cannot be read.
+fn wants_of(rows: &dyn Read, job: &JobRow) -> Result<Option<Wants>> {
+    match callback_of(rows, job) {
+        Ok((_, callback)) => Ok(Some(Wants::of(&callback))),
+        Err(StoreError::Unreadable(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The schedule this job has, as things stand now.
@@ -1028,8 +1113,7 @@ fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) -> Result<S
     if schedules.chosen.is_none() {
         return Ok(schedules.usual.clone());
     }
-    let (origin, callback) =
-        rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+    let (origin, callback) = callback_of(rows, job)?;
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     Ok(schedules.of(&Retrying {
         endpoint: &origin.endpoint,
@@ -1091,9 +1175,14 @@ pub(crate) fn learn(
 /// Prolongs the leases of these attempts. Those that are no longer the job's are passed over.
 pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
     for (number, attempt) in held {
-        if let Some(mut job) = running_attempt(rows, *number, *attempt)? {
-            job.lease_until = Some(until);
-            rows.put_job(&job)?;
+        match running_attempt(rows, *number, *attempt) {
+            Ok(Some(mut job)) => {
+                job.lease_until = Some(until);
+                rows.put_job(&job)?;
+            }
+            // One row that cannot be read must not cost the others their leases.
+            Ok(None) | Err(StoreError::Unreadable(_)) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
@@ -1104,8 +1193,39 @@ fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<
     Ok(job.filter(|job| job.state == job::State::Running && job.attempts == attempt))
 }
 
-/// Keeps how an attempt ended. `told` are the callbacks whose senders wait for it and hear it now.
+/// Keeps how an attempt ended. `told` are the callbacks whose senders wait for it and hear it now. Where a row
+/// cannot be read that this needs, the job is held with its answer: the hook has done its work.
 pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
+    match end_attempt(rows, finish, told) {
+        Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable),
+        ended => ended,
+    }
+}
+
+fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<Finished> {
+    let note = match &finish.ending {
+        Ending::Done { .. } => format!("the hook has done it, but {unreadable}; mend it, then retry the job"),
+        _ => format!("{unreadable}; mend it, then retry the job"),
+    };
+    match rows.job(finish.job) {
+        Ok(Some(mut job)) => {
+            if let Ending::Done { open, sealed, .. } = &finish.ending {
+                (job.answer, job.sealed) = (open.clone(), sealed.clone());
+            }
+            job.attempted_at = Some(finish.now);
+            job.state = job::State::Held;
+            job.lease_until = None;
+            job.note = Some(note.clone());
+            rows.put_job(&job)?;
+        }
+        Ok(None) | Err(StoreError::Unreadable(_)) => rows.put_aside(finish.job, &note)?,
+        Err(error) => return Err(error),
+    }
+    let told = Told::Held(HELD.to_owned());
+    Ok(Finished::Kept { state: job::State::Held, told, note: Some(note), wakes: false })
+}
+
+fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
     let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
         remember_id(rows, finish)?;
         return Ok(Finished::Fenced);
@@ -1209,9 +1329,7 @@ pub(super) fn complete(
     match asked {
         Some(callback) => row.instance.apply(callback, now),
         None => {
-            let (_, callback) = rows
-                .callback(job.callback)?
-                .ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
+            let (_, callback) = callback_of(rows, job)?;
             row.instance.apply(&part_for(job, Arc::new(callback)), now);
         }
     }
@@ -1265,16 +1383,15 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
     if job.state == job::State::Done || job.state == job::State::Running {
         return Ok(());
     }
-    let lane = rows.lane(instance)?;
-    let releasing =
-        lane.iter().any(|(other, _)| other.action == Action::Release && other.number != job.number);
-    let mut behind = lane.iter().filter(|(other, _)| other.number > job.number);
+    let lane = rows.lane_jobs(instance)?;
+    let releasing = lane.iter().any(|other| other.action == Action::Release && other.number != job.number);
+    let mut behind = lane.iter().filter(|other| other.number > job.number);
     let wanted = match job.state {
-        job::State::Dead => rows.callback(job.callback)?.map(|(_, callback)| Wants::of(&callback)),
+        job::State::Dead => wants_of(rows, job)?,
         _ => None,
     };
     let superseded = wanted.is_some_and(|wanted| {
-        behind.any(|(other, _)| instance::supersedes(other.action, job.action, &wanted, now))
+        behind.any(|other| instance::supersedes(other.action, job.action, &wanted, now))
     });
     if releasing && job.state.is_live() {
         job.note = Some("made unnecessary by a later release".to_owned());
@@ -1287,7 +1404,7 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
         end_later_parts(rows, job, now)?;
     }
     if job.action == Action::Create && !job.state.is_live() {
-        for (other, _) in rows.lane(instance)? {
+        for other in rows.lane_jobs(instance)? {
             if other.number != job.number && other.action != Action::Release {
                 cancel_behind(rows, other, now)?;
             }
@@ -1305,10 +1422,15 @@ fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
 /// Adds deliveries that were answered without a write.
 pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> Result<()> {
     for (number, deliveries, last) in counts {
-        if let Some(mut row) = rows.callback_row(*number)? {
-            row.deliveries += deliveries;
-            row.last_received_at = row.last_received_at.max(*last);
-            rows.put_callback(&row)?;
+        match rows.callback_row(*number) {
+            Ok(Some(mut row)) => {
+                row.deliveries += deliveries;
+                row.last_received_at = row.last_received_at.max(*last);
+                rows.put_callback(&row)?;
+            }
+            // One row that cannot be read must not cost the others their counts.
+            Ok(None) | Err(StoreError::Unreadable(_)) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::StoreError;
 use super::rows::{
     ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
-    Known, Read, Result, Totals, Write,
+    Known, Read, Readable, Result, Totals, Write,
 };
 use crate::callback::{Action, Callback};
 use crate::clock::Id;
@@ -242,6 +242,9 @@ macro_rules! reads {
             fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
                 Ok(self.with(|tables| tables.lane_said(instance)))
             }
+            fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+                Ok(self.with(|tables| tables.lane(instance).cloned().collect()))
+            }
             fn has_lane(&self, instance: i64) -> Result<bool> {
                 Ok(self.with(|tables| tables.lane(instance).next().is_some()))
             }
@@ -267,20 +270,20 @@ macro_rules! reads {
             fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
                 Ok(self.with(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))
             }
-            fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
-                Ok(self.with(|tables| tables.due(now, limit)))
+            fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
+                Ok(self.with(|tables| tables.due(now, limit).into_iter().map(Ok).collect()))
             }
             fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
                 Ok(self.with(|tables| tables.next_due(now)))
             }
-            fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
+            fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
                 let has_ended = |job: &JobRow| {
                     let before = |instant| job.lease_until.is_none_or(|until| until < instant);
                     ended_before.is_none_or(before)
                 };
                 Ok(self.with(|tables| {
                     let jobs = tables.jobs.values().filter(|job| job.state == job::State::Running);
-                    jobs.filter(|job| has_ended(job)).cloned().collect()
+                    jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
                 }))
             }
             fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -388,6 +391,20 @@ impl Write for Memory {
     }
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
         self.tables()?.jobs.insert(row.number, row.clone());
+        Ok(())
+    }
+    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+        if let Some(row) = self.tables()?.jobs.get_mut(&job) {
+            row.state = job::State::Held;
+            row.lease_until = None;
+            row.note = Some(note.to_owned());
+        }
+        Ok(())
+    }
+    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+        if let Some(row) = self.tables()?.jobs.get_mut(&job) {
+            row.due_at = until;
+        }
         Ok(())
     }
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {

@@ -268,7 +268,7 @@ impl Mender {
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
         let target = self.target(instance)?;
         self.complete_with(&target, answer, act, |rows| {
-            let first = rows.lane(instance)?.into_iter().next().map(|(job, _)| job);
+            let first = rows.lane_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
                 MendError::Impossible(
                     "nothing is owed for this instance; a payment or another message is completed by its job: spid jobs complete JOB".to_owned(),
@@ -551,7 +551,7 @@ fn named(job: &JobRow) -> String {
 /// The job of the lane that has to end before this one.
 fn ahead_of(rows: &dyn Read, job: &JobRow) -> Mended<Option<JobRow>> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(None) };
-    let first = rows.lane(instance)?.into_iter().next().map(|(first, _)| first);
+    let first = rows.lane_jobs(instance)?.into_iter().next();
     Ok(first.filter(|first| first.number < job.number))
 }
 
@@ -573,7 +573,7 @@ fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
         return impossible("the marketplace has asked for it again, and a later job has taken its place");
     }
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
-    if let Some((other, _)) = rows.lane(instance)?.first() {
+    if let Some(other) = rows.lane_jobs(instance)?.first() {
         return impossible(format!("{} has come since; mend that one", named(other)));
     }
     let changed = rows.instance(instance)?.map(|row| row.instance.updated_at);

@@ -49,13 +49,15 @@ use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer}
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
-pub use ledger::{Acceptance, Taken};
+pub use ledger::{Acceptance, Aside, Taken};
 pub use mend::{
     Act, Approved, Claim, Claimed, Import, Instead, MendError, Mender, Restored, backup, restore,
 };
 pub use prune::{PruneOptions, Pruned};
 pub use reseal::{Resealed, Revealed};
-pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
+pub use rows::{
+    ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
+};
 pub use signals::{Ready, Waiting};
 pub use sqlite::Possession;
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
@@ -97,6 +99,9 @@ pub enum StoreError {
     /// Another daemon runs on it.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
+    /// A row that cannot be read.
+    #[error("{0}; mend it, or restore a backup")]
+    Unreadable(Box<Unreadable>),
     /// What is stored contradicts itself.
     #[error("the database contradicts itself: {0}")]
     Inconsistent(&'static str),
@@ -968,9 +973,12 @@ impl Store {
     async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
         let recovered = self.ask(|asked| Command::Recover { now, asked }).await?;
-        if recovered > 0 {
+        for aside in &recovered.aside {
+            aside.log(&self.inner.shared.metrics);
+        }
+        if recovered.count > 0 {
             tracing::warn!(
-                jobs = recovered,
+                jobs = recovered.count,
                 "jobs were running when the last daemon stopped; they run again"
             );
         }

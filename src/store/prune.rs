@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::StoreError;
 use super::ledger::REJECTED;
-use super::mend::{Act, Mended, Mender, impossible};
+use super::mend::{Act, MendError, Mended, Mender, impossible};
 use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
 use super::sqlite::Sqlite;
 use crate::callback::{Action, Callback};
@@ -269,7 +270,7 @@ impl Mender {
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
                 let wanted = rows.jobs_of_untold()?;
-                numbers.iter().try_for_each(|number| line.prune_job(rows, *number, &wanted, pruned))
+                numbers.iter().try_for_each(|number| readable(line.prune_job(rows, *number, &wanted, pruned)))
             })?;
             after = last;
             count += numbers.len() as u64;
@@ -283,7 +284,7 @@ impl Mender {
             let numbers = self.backend.old_callbacks(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
-                numbers.iter().try_for_each(|number| line.prune_callback(rows, *number, pruned))
+                numbers.iter().try_for_each(|number| readable(line.prune_callback(rows, *number, pruned)))
             })?;
             after = last;
             count += numbers.len() as u64;
@@ -316,6 +317,17 @@ impl Mender {
             }
         }
         Ok(false)
+    }
+}
+
+/// Leaves alone what cannot be read, and names it.
+fn readable(pruned: Mended<()>) -> Mended<()> {
+    match pruned {
+        Err(MendError::Store(StoreError::Unreadable(unreadable))) => {
+            tracing::error!("{unreadable}; it stays");
+            Ok(())
+        }
+        pruned => pruned,
     }
 }
 

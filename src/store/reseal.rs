@@ -116,7 +116,15 @@ fn open(sealer: &Sealer, job: &JobRow) -> Mended<Revealed> {
 
 /// `false`: it has been sealed anew or removed meanwhile, or no key opens it.
 fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreError> {
-    let Some((id, sealed)) = rows.sealed_of(number)? else { return Ok(false) };
+    let (id, sealed) = match rows.sealed_of(number) {
+        Ok(Some(sealed)) => sealed,
+        Ok(None) => return Ok(false),
+        Err(StoreError::Unreadable(unreadable)) => {
+            tracing::error!("{unreadable}; its answer stays sealed as it is");
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
     if sealed.starts_with(&sealer.header()) {
         return Ok(false);
     }

@@ -17,6 +17,23 @@ use crate::signature::KEY_MARK_BYTES;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
+/// A stored row that cannot be read. It stops what concerns it, and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+#[error("row {row} of table `{table}` cannot be read: {fault}")]
+pub struct Unreadable {
+    /// The table.
+    pub table: &'static str,
+    /// The number of the row, or its key.
+    pub row: String,
+    /// The column, and what is wrong with it.
+    pub fault: String,
+    /// Whether a newer spid may have written it: then it is no damage, and is left as it is.
+    pub newer: bool,
+}
+
+/// A job, or its number and why it cannot be read.
+pub(crate) type Readable = std::result::Result<JobRow, (i64, Box<Unreadable>)>;
+
 /// A stored instance: its number in the store, and the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InstanceRow {
@@ -264,6 +281,8 @@ pub(crate) trait Read {
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
     /// Whether there is a live job in the lane.
     fn has_lane(&self, instance: i64) -> Result<bool>;
+    /// The live jobs of the lane, in order, without what was asked.
+    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
     /// The occurrences with this key, the oldest first, each with its job if it has one.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
@@ -274,12 +293,12 @@ pub(crate) trait Read {
     fn next_job(&self) -> Result<i64>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Queued jobs that are due and first in their lane, the longest due first.
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>>;
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>>;
     /// When the next queued job becomes due that is first in its lane and not due now.
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
     /// The jobs that run under a lease that ended before this instant, or under none; all that run, without an
     /// instant.
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>>;
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>>;
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
@@ -316,6 +335,10 @@ pub(crate) trait Write: Read {
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
+    /// Holds a live job whose row, or another one it needs, cannot be read.
+    fn put_aside(&mut self, job: i64, note: &str) -> Result<()>;
+    /// Lets a queued job be due then.
+    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
     fn add_act(&mut self, row: &ActRow) -> Result<()>;
     fn put_key_use(&mut self, row: &KeyUse) -> Result<()>;

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Result,
-    Totals, Write,
+    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Readable,
+    Result, Totals, Write,
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
@@ -197,6 +197,9 @@ impl Read for Failing {
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.decided_on().lane(instance)
     }
+    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+        Ok(self.decided_on().lane(instance)?.into_iter().map(|(job, _)| job).collect())
+    }
     fn has_lane(&self, instance: i64) -> Result<bool> {
         self.rows.has_lane(instance)
     }
@@ -227,13 +230,13 @@ impl Read for Failing {
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
         self.rows.job_by_id(id)
     }
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
         self.rows.due(now, limit)
     }
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
         self.rows.next_due(now)
     }
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
         self.rows.running(ended_before)
     }
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -313,6 +316,14 @@ impl Write for Failing {
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.put_job(row)
+    }
+    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_aside(job, note)
+    }
+    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.put_off(job, until)
     }
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.at(Point::Write)?;

@@ -10,6 +10,8 @@ mod read;
 mod upkeep;
 mod write;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +23,7 @@ use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Params
 use rustix::fs::Access;
 
 use super::StoreError;
-use super::rows::{Backend, Result};
+use super::rows::{Backend, Result, Unreadable};
 use crate::limits;
 pub(crate) use files::{Vacancy, may_make_files_beside};
 use files::{lock, make_private, may, sync_folder};
@@ -41,6 +43,15 @@ const MIGRATIONS: &[&str] =
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
         use rusqlite::ErrorCode as Code;
+        let error = match error {
+            rusqlite::Error::FromSqlConversionFailure(column, kind, inner) => {
+                match inner.downcast::<Unreadable>() {
+                    Ok(unreadable) => return StoreError::Unreadable(unreadable),
+                    Err(inner) => rusqlite::Error::FromSqlConversionFailure(column, kind, inner),
+                }
+            }
+            other => other,
+        };
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(Code::DiskFull) => StoreError::Full,
@@ -59,6 +70,10 @@ pub(crate) struct Sqlite {
     connection: Connection,
     /// Held for as long as the daemon writes.
     _lock: Option<File>,
+    /// Rows that were found to be unreadable, and were named.
+    named: RefCell<BTreeSet<Unreadable>>,
+    /// Jobs that are left alone until the next start: SQLite lets nothing be written to their rows.
+    left: RefCell<BTreeSet<i64>>,
 }
 
 /// Connections that read what is committed.
@@ -83,7 +98,7 @@ impl Sqlite {
         // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
-        Ok(Sqlite { connection, _lock: Some(lock) })
+        Ok(Sqlite { connection, _lock: Some(lock), named: RefCell::default(), left: RefCell::default() })
     }
 
     /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
@@ -95,7 +110,12 @@ impl Sqlite {
         may(path, Access::READ_OK | Access::WRITE_OK)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let is_empty = recognise(&connection, path)? == 0;
-        Ok((!is_empty).then_some(Sqlite { connection, _lock: None }))
+        Ok((!is_empty).then_some(Sqlite {
+            connection,
+            _lock: None,
+            named: RefCell::default(),
+            left: RefCell::default(),
+        }))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
@@ -179,7 +199,10 @@ impl Sqlite {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
-            version => Ok((Sqlite { connection, _lock: None }, version)),
+            version => Ok((
+                Sqlite { connection, _lock: None, named: RefCell::default(), left: RefCell::default() },
+                version,
+            )),
         }
     }
 
@@ -205,6 +228,35 @@ impl Sqlite {
         let mut statement = self.statement(sql)?;
         let rows = statement.query_map(params, read)?;
         Ok(rows.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The rows that can be read. The others are named, and left out.
+    fn readable<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        let mut statement = self.statement(sql)?;
+        let mut rows = statement.query(params)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next()? {
+            match read(row).map_err(StoreError::from) {
+                Ok(row) => found.push(row),
+                Err(StoreError::Unreadable(unreadable)) => self.name(*unreadable),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Names an unreadable row, once.
+    fn name(&self, unreadable: Unreadable) {
+        let mut named = self.named.borrow_mut();
+        if named.len() < limits::UNREADABLE_NAMED_MAX_COUNT && !named.contains(&unreadable) {
+            tracing::error!("{unreadable}; it is left out");
+            named.insert(unreadable);
+        }
     }
 
     fn run(&self, sql: &str, params: impl Params) -> Result<usize> {

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
-use crate::callback::Callback;
+use crate::callback::{Action, Callback};
 use crate::clock::Id;
 use crate::job;
 use crate::trace::TraceId;
@@ -106,6 +106,26 @@ pub struct Errand {
     pub reason_code: Option<String>,
 }
 
+impl Errand {
+    /// A job whose callback cannot be read.
+    fn of_unreadable(job: JobRow) -> Errand {
+        Errand {
+            kind: "held-job",
+            callback: job.callback,
+            job: Some(job.id),
+            account: String::new(),
+            instance: None,
+            action: job.action.as_str(),
+            since: job.attempted_at.unwrap_or(job.created_at),
+            deliveries: 0,
+            budget: None,
+            tries: String::new(),
+            reason: job.note.unwrap_or_default(),
+            reason_code: None,
+        }
+    }
+}
+
 impl InstanceRow {
     /// A name it is known by: its id, or until it has one its orderBizId.
     pub fn name(&self) -> Option<&str> {
@@ -200,7 +220,10 @@ impl Reader {
         let found = self.callback(number)?;
         let missing = || ViewError::NotFound(format!("there is no callback {number}"));
         let (row, callback) = found.ok_or_else(missing)?;
-        let job = row.job.map(|job| self.with(|rows| rows.job(job))).transpose()?.flatten();
+        let job = match row.job.map(|job| self.with(|rows| rows.job(job))).transpose() {
+            Err(StoreError::Unreadable(_)) => None,
+            job => job?.flatten(),
+        };
         let job_id = job.map(|job| job.id);
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
     }
@@ -245,7 +268,13 @@ impl Reader {
     }
 
     fn stopped_job(&self, job: JobRow) -> Result<Option<Errand>, StoreError> {
-        let Some(row) = self.with(|rows| rows.callback_row(job.callback))? else { return Ok(None) };
+        let row = match self.with(|rows| rows.callback_row(job.callback)) {
+            Ok(Some(row)) => row,
+            Ok(None) => return Ok(None),
+            // It waits all the same, and its note says why.
+            Err(StoreError::Unreadable(_)) => return Ok(Some(Errand::of_unreadable(job))),
+            Err(error) => return Err(error),
+        };
         Ok(Some(Errand {
             kind: match job.state {
                 job::State::Held => "held-job",
@@ -266,12 +295,38 @@ impl Reader {
         }))
     }
 
+    /// The instance with this number; `None` also where it cannot be read.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn readable_instance(&self, number: Option<i64>) -> Result<Option<InstanceRow>, StoreError> {
+        match number.map(|number| self.instance(number)).transpose() {
+            Err(StoreError::Unreadable(_)) => Ok(None),
+            row => Ok(row?.flatten()),
+        }
+    }
+
+    /// The content of a callback; where it cannot be read, one that says so.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn content(&self, number: i64) -> Result<Callback, ViewError> {
+        match self.callback(number) {
+            Err(StoreError::Unreadable(unreadable)) => {
+                Ok(Callback::new(Action::Other, unreadable.to_string()))
+            }
+            Ok(Some((_, callback))) => Ok(callback),
+            Ok(None) => Err(ViewError::NotFound(format!("there is no callback {number}"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// A name of the instance with this number.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub fn instance_name(&self, number: Option<i64>) -> Result<Option<String>, StoreError> {
-        let row = number.map(|number| self.instance(number)).transpose()?.flatten();
+        let row = self.readable_instance(number)?;
         Ok(row.and_then(|row| row.name().map(str::to_owned)))
     }
 }
@@ -279,7 +334,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::callback::{Action, Answer, InstanceRef};
+    use crate::callback::{Answer, InstanceRef};
     use crate::clock::Clock;
     use crate::instance::Policy;
     use crate::store::{Acceptance, Ending, Store, StoreOptions};

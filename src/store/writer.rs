@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::keys::{self, ConfiguredKey};
-use super::ledger::{self, Acceptance, Accepted, Birth, Finish, Finished, Taken, Told};
+use super::ledger::{self, Acceptance, Accepted, Aside, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
 use super::signals::{Claimed, Signals, Waiting};
 use super::{Postpone, Shared, StoreError};
@@ -82,7 +82,7 @@ pub(crate) enum Command {
     },
     Recover {
         now: Timestamp,
-        asked: Asked<usize>,
+        asked: Asked<ledger::Recovered>,
     },
     Count {
         counts: Vec<(i64, u64, Timestamp)>,
@@ -143,6 +143,8 @@ pub struct Taking {
     pub next_due: Option<Timestamp>,
     /// How many were put off.
     pub postponed: usize,
+    /// Those that could not be read, or not what they need.
+    pub aside: Vec<Aside>,
     /// How many leases had run out before.
     pub(crate) leases_ended: usize,
 }
@@ -323,9 +325,11 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         Command::Take { limit, held, postpone, now, asked } => {
             asked.come_to(guarded(backend, guard, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
-                let leases_ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
-                let (taken, postponed) = ledger::take(rows, *limit, postpone.as_deref(), until, *now)?;
-                Ok(Taking { taken, postponed, next_due: rows.next_due(*now)?, leases_ended })
+                let ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
+                let (leases_ended, mut aside) = (ended.count, ended.aside);
+                let (taken, postponed) =
+                    ledger::take(rows, *limit, postpone.as_deref(), until, *now, &mut aside)?;
+                Ok(Taking { taken, postponed, aside, next_due: rows.next_due(*now)?, leases_ended })
             }))
         }
         Command::Extend { held, now, asked } => {

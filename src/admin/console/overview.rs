@@ -50,7 +50,7 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let states = vec![job::State::Running, job::State::Queued];
     let mut jobs = Vec::new();
     for job in reader.jobs(&Filter { jobs: states, limit: ROWS, ..Filter::default() })? {
-        let row = job.instance.map(|number| reader.instance(number)).transpose()?.flatten();
+        let row = reader.readable_instance(job.instance)?;
         let named = row.and_then(|row| Some((row.name()?.to_owned(), row.instance.account.clone())));
         jobs.push((job, named));
     }

@@ -56,7 +56,7 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
     let life = reader.latest(name, account, EVENTS)?;
     let (mut bodies, mut attempts) = (Vec::new(), Vec::new());
     for row in &life.callbacks {
-        bodies.push(reader.callback_detail(row.number)?.callback);
+        bodies.push(reader.content(row.number)?);
     }
     for job in &life.jobs {
         attempts.extend(reader.attempts(job.number)?);

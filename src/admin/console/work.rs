@@ -57,7 +57,7 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     others.retain(|item| item.may_be_dismissed);
     let mut shown = Shown { errands: Vec::new(), left_out, others, untold: Vec::new() };
     for errand in errands {
-        let body = reader.callback_detail(errand.callback)?.callback;
+        let body = reader.content(errand.callback)?;
         shown.errands.push((errand, body));
     }
     let filter = Filter { untold: true, limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSql, Value, ValueRef};
+use rusqlite::types::{FromSql, Type, Value, ValueRef};
 use rusqlite::{Row, params_from_iter};
 
 use super::Sqlite;
@@ -11,22 +11,20 @@ use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
 use crate::instance::{Instance, State};
 use crate::job;
+use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
-    Result, Totals,
+    Readable, Result, Totals, Unreadable,
 };
 
 /// The states, each at the place of the number it is kept as.
 pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
-/// What cannot have been written by us.
-fn unreadable(what: &'static str) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Null, what.into())
-}
-
-fn at_position<T: Copy>(all: &[T], position: i64) -> rusqlite::Result<T> {
-    let found = usize::try_from(position).ok().and_then(|position| all.get(position));
-    found.copied().ok_or_else(|| unreadable("a number that stands for nothing"))
+fn at_position<T: Copy>(all: &[T], position: Option<i64>) -> Option<T> {
+    position
+        .and_then(|position| usize::try_from(position).ok())
+        .and_then(|position| all.get(position))
+        .copied()
 }
 
 pub(super) fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
@@ -37,17 +35,24 @@ pub(super) fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
 /// for every row of every callback.
 struct Columns<'a> {
     row: &'a Row<'a>,
+    table: &'static str,
+    first: usize,
     next: usize,
 }
 
 impl<'a> Columns<'a> {
-    fn of(row: &'a Row<'a>) -> Columns<'a> {
-        Columns { row, next: 0 }
+    fn of(table: &'static str, row: &'a Row<'a>) -> Columns<'a> {
+        Columns::behind(table, row, 0)
+    }
+
+    /// Those of a row whose columns stand behind so many others.
+    fn behind(table: &'static str, row: &'a Row<'a>, first: usize) -> Columns<'a> {
+        Columns { row, table, first, next: first }
     }
 
     fn next<T: FromSql>(&mut self) -> rusqlite::Result<T> {
         self.next += 1;
-        self.row.get(self.next - 1)
+        self.row.get(self.next - 1).map_err(|error| self.unreadable(fault(&error), false))
     }
 
     fn instant(&mut self) -> rusqlite::Result<Timestamp> {
@@ -58,9 +63,47 @@ impl<'a> Columns<'a> {
         Ok(self.next::<Option<i64>>()?.map(from_millis))
     }
 
+    /// The value at the stored position. A newer spid may know more of them.
     fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
-        at_position(all, self.next()?)
+        let position = self.next::<i64>()?;
+        let found = usize::try_from(position).ok().and_then(|position| all.get(position));
+        let unknown = || format!("is {position}, which stands for nothing");
+        found.copied().ok_or_else(|| self.unreadable(unknown(), position > 0))
     }
+
+    /// The error about the column that was read last.
+    fn unreadable(&self, fault: String, newer: bool) -> rusqlite::Error {
+        let column = self.row.as_ref().column_name(self.next - 1).unwrap_or("?");
+        // The first columns are the row's key.
+        let row = match self.row.get_ref(self.first) {
+            Ok(ValueRef::Integer(number)) => number.to_string(),
+            Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).into_owned(),
+            _ => "?".to_owned(),
+        };
+        let unreadable = Unreadable { table: self.table, row, fault: format!("`{column}` {fault}"), newer };
+        rusqlite::Error::FromSqlConversionFailure(self.next - 1, Type::Null, Box::new(unreadable))
+    }
+}
+
+fn fault(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::IntegralValueOutOfRange(_, value) => format!("is {value}, which is out of range"),
+        rusqlite::Error::InvalidColumnType(_, _, kind) => format!("is of the wrong type, {kind}"),
+        rusqlite::Error::Utf8Error(..) => "is not UTF-8".to_owned(),
+        other => format!("cannot be used: {other}"),
+    }
+}
+
+/// The error about a row that has no instance behind it.
+pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
+    let (row, fault) = (format!("{account}/{key}"), "`instance` is the number of no instance".to_owned());
+    let unreadable = Unreadable { table, row, fault, newer: false };
+    rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(unreadable))
+}
+
+/// The integer in a column of a sum; `None` where it cannot be read.
+fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
+    row.get(column).ok()
 }
 
 pub(super) fn millis(at: Option<Timestamp>) -> Option<i64> {
@@ -82,7 +125,7 @@ macro_rules! instance_columns {
 const INSTANCE_COLUMNS_COUNT: usize = 24;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
-    let mut columns = Columns::of(row);
+    let mut columns = Columns::of("instance", row);
     let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
     let instance = Instance {
         id: columns.next()?,
@@ -97,7 +140,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         trial: columns.next()?,
         expires_on: columns.instant_or_none()?,
         expires_on_raw: columns.next()?,
-        items: read_items(columns.next()?)?,
+        items: read_items(&mut columns)?,
         began: columns.next()?,
         tombstone: columns.next()?,
         adopted: columns.next()?,
@@ -110,9 +153,10 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     Ok(InstanceRow { number, created_by, public_id, instance })
 }
 
-fn read_items(text: Option<String>) -> rusqlite::Result<BTreeMap<String, String>> {
-    let items = text.map(|text| serde_json::from_str(&text)).transpose();
-    Ok(items.map_err(|_| unreadable("items that are not JSON"))?.unwrap_or_default())
+fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
+    let items = columns.next::<Option<String>>()?.map(|text| serde_json::from_str(&text)).transpose();
+    let items = items.map_err(|error| columns.unreadable(format!("holds no items: {error}"), false))?;
+    Ok(items.unwrap_or_default())
 }
 
 /// The columns of a callback, in the order they are read. Its body follows where it is wanted.
@@ -129,7 +173,7 @@ macro_rules! callback_columns {
 const CALLBACK_COLUMNS_COUNT: usize = 17;
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
-    let mut columns = Columns::of(row);
+    let mut columns = Columns::of("callback", row);
     Ok(CallbackRow {
         number: columns.next()?,
         account: columns.next()?,
@@ -151,10 +195,39 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
     })
 }
 
-/// A callback's body, which stands behind so many other columns.
-fn read_body(row: &Row<'_>, behind: usize) -> rusqlite::Result<Callback> {
-    let body = row.get_ref(behind)?;
-    serde_json::from_slice(body.as_bytes()?).map_err(|_| unreadable("a callback that is not JSON"))
+/// A callback's body, which stands behind so many other columns, of the callback with this number.
+fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Callback> {
+    let body = row.get_ref(behind)?.as_bytes();
+    let unreadable = |fault: String, newer: bool| {
+        let unreadable = Unreadable {
+            table: "callback",
+            row: number.to_string(),
+            fault: format!("`body` {fault}"),
+            newer,
+        };
+        rusqlite::Error::FromSqlConversionFailure(behind, Type::Null, Box::new(unreadable))
+    };
+    let body = body.map_err(|error| unreadable(format!("is no text: {error}"), false))?;
+    let known = Callback::VERSION;
+    match serde_json::from_slice::<Callback>(body) {
+        Ok(callback) if callback.version <= known => Ok(callback),
+        read => {
+            let version = serde_json::from_slice::<Version>(body).map_or(0, |body| body.version);
+            let fault = match read {
+                _ if version > known => format!("has version {version}, and this spid knows {known}"),
+                Err(error) => format!("holds no callback: {error}"),
+                Ok(_) => "holds no callback".to_owned(),
+            };
+            Err(unreadable(fault, version > known))
+        }
+    }
+}
+
+/// What every body says, whichever spid wrote it.
+#[derive(serde::Deserialize)]
+struct Version {
+    #[serde(default)]
+    version: u32,
 }
 
 /// The columns of a job, in the order they are read.
@@ -175,7 +248,7 @@ fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
 
 /// A job whose columns stand behind so many others.
 fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
-    let mut columns = Columns { row, next: behind };
+    let mut columns = Columns::behind("job", row, behind);
     Ok(JobRow {
         number: columns.next()?,
         id: Id::from_bytes(columns.next()?),
@@ -207,8 +280,30 @@ fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>
     Ok((callback, job))
 }
 
+fn number_of(job: &Readable) -> i64 {
+    match job {
+        Ok(job) => job.number,
+        Err((number, _)) => *number,
+    }
+}
+
+/// The id of a job and the sealed part of its answer, behind its number.
+pub(super) fn read_sealed(row: &Row<'_>) -> rusqlite::Result<(Id, Vec<u8>)> {
+    let mut columns = Columns::behind("job", row, 0);
+    let _number: i64 = columns.next()?;
+    Ok((Id::from_bytes(columns.next()?), columns.next()?))
+}
+
+/// A job, or its number and why it cannot be read.
+fn read_readable(row: &Row<'_>) -> rusqlite::Result<Readable> {
+    read_job(row).map(Ok).or_else(|error| match (StoreError::from(error), integer(row, 0)) {
+        (StoreError::Unreadable(unreadable), Some(number)) => Ok(Err((number, unreadable))),
+        (other, _) => Err(rusqlite::Error::ToSqlConversionFailure(Box::new(other))),
+    })
+}
+
 fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
-    let mut columns = Columns::of(row);
+    let mut columns = Columns::of("attempt", row);
     Ok(AttemptRow {
         job: columns.next()?,
         attempt: columns.next()?,
@@ -288,7 +383,7 @@ impl Read for Sqlite {
     }
 
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-        self.many(
+        self.readable(
             concat!(
                 "SELECT ",
                 instance_columns!(),
@@ -305,10 +400,14 @@ impl Read for Sqlite {
             "SELECT ",
             instance_columns!(),
             ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < 5 AND job.in_lane = 1)
-             FROM name JOIN instance ON instance.number = name.instance
+             FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.account = ?1 AND name.name = ?2"
         );
-        let read = |row: &Row<'_>| Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?));
+        // A name that leads nowhere must not pass for one that is free: its order would be done twice.
+        let read = |row: &Row<'_>| match row.get_ref(0)? {
+            ValueRef::Null => Err(leads_nowhere("name", account, name)),
+            _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
+        };
         match self.one(sql, [account, name], read)? {
             Some((row, true)) => {
                 let lane = self.lane(row.number)?;
@@ -321,9 +420,10 @@ impl Read for Sqlite {
 
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
         self.many(
-            "SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT 2",
+            "SELECT instance.number FROM purchase LEFT JOIN instance ON instance.number = purchase.instance
+             WHERE purchase.account = ?1 AND purchase.order_id = ?2 LIMIT 2",
             [account, order_id],
-            |row| row.get(0),
+            |row| integer(row, 0).ok_or_else(|| leads_nowhere("purchase", account, order_id)),
         )
     }
 
@@ -336,7 +436,23 @@ impl Read for Sqlite {
                  WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number"
             ),
             [instance],
-            |row| Ok((read_job(row)?, read_body(row, JOB_COLUMNS_COUNT)?)),
+            |row| {
+                let job = read_job(row)?;
+                let callback = read_body(row, JOB_COLUMNS_COUNT, job.callback)?;
+                Ok((job, callback))
+            },
+        )
+    }
+
+    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+        self.many(
+            concat!(
+                "SELECT ",
+                job_columns!(),
+                " FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 ORDER BY number"
+            ),
+            [instance],
+            read_job,
         )
     }
 
@@ -359,7 +475,9 @@ impl Read for Sqlite {
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         let sql = concat!("SELECT ", callback_columns!(), ", body FROM callback WHERE number = ?1");
-        self.one(sql, [number], |row| Ok((read_callback(row)?, read_body(row, CALLBACK_COLUMNS_COUNT)?)))
+        self.one(sql, [number], |row| {
+            Ok((read_callback(row)?, read_body(row, CALLBACK_COLUMNS_COUNT, number)?))
+        })
     }
 
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
@@ -380,26 +498,34 @@ impl Read for Sqlite {
         self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
     }
 
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<JobRow>> {
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.many(DUE, [now.as_millisecond(), limit], read_job)
+        // Those that are left alone are still due, and come first.
+        let left = self.left.borrow();
+        let with_left = limit.saturating_add(left.len() as i64);
+        let mut due = self.many(DUE, [now.as_millisecond(), with_left], read_readable)?;
+        due.retain(|job| !left.contains(&number_of(job)));
+        due.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        Ok(due)
     }
 
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| row.get::<_, Option<i64>>(0))?;
+        let next = self.one(NEXT_DUE, [now.as_millisecond()], |row| Ok(integer(row, 0)))?;
         Ok(next.flatten().map(from_millis))
     }
 
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<JobRow>> {
-        self.many(
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
+        let mut running = self.many(
             concat!(
                 "SELECT ",
                 job_columns!(),
                 " FROM job WHERE state = 1 AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
             ),
             [millis(ended_before)],
-            read_job,
-        )
+            read_readable,
+        )?;
+        running.retain(|job| !self.left.borrow().contains(&number_of(job)));
+        Ok(running)
     }
 
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -415,7 +541,7 @@ impl Read for Sqlite {
             conditions.add("expires_on < ?", Some(to.as_millisecond()));
         }
         let (sql, values) = conditions.query(instance_columns!(), "instance", filter.limit);
-        self.many(&sql, params_from_iter(values), read_instance)
+        self.readable(&sql, params_from_iter(values), read_instance)
     }
 
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
@@ -427,7 +553,7 @@ impl Read for Sqlite {
             conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
         }
         let (sql, values) = conditions.query(job_columns!(), "job", filter.limit);
-        self.many(&sql, params_from_iter(values), read_job)
+        self.readable(&sql, params_from_iter(values), read_job)
     }
 
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
@@ -443,7 +569,7 @@ impl Read for Sqlite {
             conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
         }
         let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
-        self.many(&sql, params_from_iter(values), read_callback)
+        self.readable(&sql, params_from_iter(values), read_callback)
     }
 
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
@@ -456,16 +582,16 @@ impl Read for Sqlite {
                 job_columns!()
             )
         };
-        let mut found = self.many(&sql("callback.told_at IS NULL"), [], read_standing)?;
+        let mut found = self.readable(&sql("callback.told_at IS NULL"), [], read_standing)?;
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
-        found.extend(self.many(&sql(noticed), [], read_standing)?);
+        found.extend(self.readable(&sql(noticed), [], read_standing)?);
         found.sort_by_key(|(row, _)| row.number);
         Ok(found)
     }
 
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
-        self.many("SELECT job, attempt, ended_at, ending, note FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at",
+        self.readable("SELECT job, attempt, ended_at, ending, note FROM attempt WHERE job = ?1 ORDER BY attempt, ended_at",
             [job],
             read_attempt,
         )
@@ -473,8 +599,10 @@ impl Read for Sqlite {
 
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        self.many("SELECT at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1", [limit], |row| {
-            let mut columns = Columns::of(row);
+        let sql = "SELECT number, at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1";
+        self.readable(sql, [limit], |row| {
+            let mut columns = Columns::of("act", row);
+            let _number: i64 = columns.next()?;
             Ok(ActRow {
                 at: columns.instant()?,
                 who: columns.next()?,
@@ -496,8 +624,8 @@ impl Read for Sqlite {
 
     fn key_uses(&self) -> Result<Vec<KeyUse>> {
         let sql = "SELECT endpoint, label, mark, since, used_at FROM key_use ORDER BY endpoint, label";
-        self.many(sql, [], |row| {
-            let mut columns = Columns::of(row);
+        self.readable(sql, [], |row| {
+            let mut columns = Columns::of("key_use", row);
             Ok(KeyUse {
                 endpoint: columns.next()?,
                 label: columns.next()?,
@@ -509,15 +637,21 @@ impl Read for Sqlite {
     }
 
     fn totals(&self) -> Result<Totals> {
+        // What stands for nothing is counted, too.
+        let word = |state: Option<&'static str>| state.unwrap_or("unreadable");
         let pairs = |sql: &str| {
-            self.many(sql, [], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?.unsigned_abs())))
+            self.many(sql, [], |row| Ok((integer(row, 0), integer(row, 1).unwrap_or(0).unsigned_abs())))
         };
         let mut totals = Totals::default();
         for (state, count) in pairs("SELECT state, count(*) FROM instance GROUP BY state")? {
-            totals.instances.insert(at_position(&STATES, state)?.as_str(), count);
+            let state = at_position(&STATES, state).map(|state| state.as_str());
+            *totals.instances.entry(word(state)).or_default() += count;
         }
-        for (state, count) in pairs("SELECT state, count(*) FROM job WHERE state < 5 GROUP BY state")? {
-            totals.jobs.insert(at_position(&job::State::ALL, state)?.as_str(), count);
+        for (state, count) in
+            pairs("SELECT state, count(*) FROM job WHERE state < 5 OR state > 8 GROUP BY state")?
+        {
+            let state = at_position(&job::State::ALL, state).map(|state| state.as_str());
+            *totals.jobs.entry(word(state)).or_default() += count;
         }
         let count = |sql: &str| -> Result<u64> {
             Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
@@ -525,7 +659,7 @@ impl Read for Sqlite {
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
         totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
         let first = |sql: &str| -> Result<Option<Timestamp>> {
-            Ok(self.one(sql, [], |row| row.get::<_, Option<i64>>(0))?.flatten().map(from_millis))
+            Ok(self.one(sql, [], |row| Ok(integer(row, 0)))?.flatten().map(from_millis))
         };
         let (queued, running) = (
             // The second condition lets SQLite use the index of live jobs.
@@ -535,7 +669,7 @@ impl Read for Sqlite {
         totals.oldest_job = queued.into_iter().chain(running).min();
         totals.next_due = first("SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0")?;
         let tries =
-            self.one(TRIES, [], |row| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<f64>>(1)?)))?;
+            self.one(TRIES, [], |row| Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten())))?;
         let (tries, ratio) = tries.unwrap_or_default();
         (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)

@@ -11,7 +11,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::files::lock_path;
-use super::read::{position, read_instance};
+use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
 use crate::limits;
@@ -87,9 +87,8 @@ impl Sqlite {
 
     /// The sealed part of a job's answer, and the job's id.
     pub(in crate::store) fn sealed_of(&self, job: i64) -> Result<Option<(Id, Vec<u8>)>> {
-        self.one("SELECT id, sealed FROM job WHERE number = ?1 AND sealed IS NOT NULL", [job], |row| {
-            Ok((Id::from_bytes(row.get(0)?), row.get(1)?))
-        })
+        let sql = "SELECT number, id, sealed FROM job WHERE number = ?1 AND sealed IS NOT NULL";
+        self.one(sql, [job], read_sealed)
     }
 
     pub(in crate::store) fn put_sealed(&self, job: i64, sealed: Option<&[u8]>) -> Result<()> {

@@ -1,10 +1,10 @@
 //! Keeping rows. What is to be kept is decided in the ledger; here it is only written.
 
 use jiff::Timestamp;
-use rusqlite::params;
+use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
-use super::read::{STATES, millis, position};
+use super::read::{STATES, leads_nowhere, millis, position};
 use crate::callback::{Action, Callback};
 use crate::instance::Instance;
 use crate::job;
@@ -80,7 +80,7 @@ impl Write for Sqlite {
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let holder =
             self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
-                row.get::<_, i64>(0)
+                row.get::<_, i64>(0).map_err(|_| leads_nowhere("name", account, name))
             })?;
         if holder.is_none() {
             let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
@@ -221,6 +221,20 @@ impl Write for Sqlite {
         }
     }
 
+    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+        let held = position(&job::State::ALL, &job::State::Held);
+        self.run_or_leave(
+            job,
+            "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND state < 5",
+            params![job, held, note],
+        )
+    }
+
+    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+        let sql = "UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = 0";
+        self.run_or_leave(job, sql, params![job, until.as_millisecond()])
+    }
+
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.run(
             "INSERT INTO attempt (job, attempt, ended_at, ending, note) VALUES (?1, ?2, ?3, ?4, ?5)
@@ -253,6 +267,18 @@ impl Write for Sqlite {
 }
 
 impl Sqlite {
+    /// Runs a statement on a job's row. A row that breaks the schema in any of its columns cannot be written to;
+    /// then the job is left alone.
+    fn run_or_leave(&self, job: i64, sql: &str, params: impl Params) -> Result<()> {
+        match self.statement(sql)?.execute(params) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
+                self.left.borrow_mut().insert(job);
+                Ok(())
+            }
+            done => Ok(done.map(drop)?),
+        }
+    }
+
     /// Lets the first job of the instance's lane run, once the one before it has ended. Every end of a job is
     /// written by `put_job`, which calls this, so no job stays blocked behind nothing. An ended job comes
     /// back to an empty lane only (see `mend::check_refused`), so none becomes blocked again.
