@@ -24,14 +24,14 @@ use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
-use crate::intake::{Endpoint, Intake, IntakeOptions};
+use crate::intake::{Endpoint, Intake, IntakeOptions, Orphans};
 use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::Orders;
 use crate::refusals::Refusals;
 use crate::seal::Sealer;
-use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
+use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use liveness::Liveness;
 
@@ -43,6 +43,8 @@ pub struct DaemonOptions {
     pub store: StoreOptions,
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
+    /// Accounts that no endpoint serves any more, on purpose, though they have live instances.
+    pub retired_accounts: Vec<String>,
     /// The hooks.
     pub runner: Runner,
     /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
@@ -100,6 +102,7 @@ impl DaemonOptions {
             store_path,
             store: StoreOptions::default(),
             endpoints,
+            retired_accounts: Vec::new(),
             runner,
             orders: Orders::default(),
             intake: IntakeOptions::default(),
@@ -127,6 +130,9 @@ pub enum StartError {
     /// Others than this machine could reach the admin listener, and nothing asks them who they are.
     #[error("the admin listener at {0} is not on loopback and has no token")]
     Unguarded(SocketAddr),
+    /// Accounts with live instances and without an endpoint.
+    #[error(transparent)]
+    Orphans(#[from] Orphans),
     /// A listener.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
@@ -195,6 +201,11 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
+        // Before the schema is brought up to date: a start that is refused must leave the way back open.
+        if let Some(path) = &options.store_path {
+            let unserved = |served: &[&str]| store::unserved_accounts(path, served);
+            Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?.map_or(Ok(()), Err)?;
+        }
         let (metrics, clock) = (Metrics::default(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let choices = with_retry_lists(options.store, runners.clone());
@@ -259,6 +270,19 @@ impl Daemon {
             telemetry,
             ended,
         })
+    }
+
+    /// Looks for live instances of accounts that none of these endpoints would serve.
+    ///
+    /// # Errors
+    /// When there are any, or the database cannot be read.
+    pub fn check_accounts(
+        &self,
+        endpoints: &[(String, Endpoint)],
+        retired: &[String],
+    ) -> Result<(), StartError> {
+        let unserved = |served: &[&str]| self.store.reader().unserved_accounts(served);
+        Ok(Orphans::find(endpoints, retired, unserved)?.map_or(Ok(()), Err)?)
     }
 
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook

@@ -237,6 +237,67 @@ fn a_variable_comes_before_the_file() {
     assert!(home.path("elsewhere.db").exists() && !home.path("spid.db").exists());
 }
 
+// Accounts.
+
+/// One endpoint of this name, with or without an account.
+fn named(home: &Home, name: &str, account: &str, policy: &str) {
+    let text = endpoint(name, "/spi", "alibaba", account).replace(&format!("{name}.key"), "isv-key");
+    home.configure(&format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"60s\"\n{policy}{text}{LOG_HOOK}"
+    ));
+}
+
+#[test]
+fn a_new_name_of_an_endpoint_loses_no_instance() {
+    let home = Home::empty();
+    named(&home, "shop", "", "");
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    assert!(daemon.log().contains("write `account = \"shop\"`"), "{}", daemon.log());
+
+    named(&home, "shop-cn", "", "");
+    let line = "write `account = \"shop\"` in the [[endpoint]] `shop-cn`";
+    let kept = daemon.reload();
+    assert!(kept.contains("kept the old configuration") && kept.contains(line), "{kept}");
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    for command in ["check-config", "serve"] {
+        let ran = home.run(&[command, "--config", "spid.toml"]);
+        assert!(ran.code == 78 && ran.stderr.contains(line), "{command}: {ran:?}");
+    }
+
+    named(&home, "shop-cn", "account = \"shop\"", "");
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    assert_eq!(daemon.deliver(&common::renew("ob-1", "2031-01-01 00:00:00")).status, 200);
+    assert_eq!(home.list(&["instances", "list"]).len(), 1);
+}
+
+#[test]
+fn a_seller_who_leaves_a_marketplace_can_start() {
+    let home = Home::empty();
+    named(&home, "old", "account = \"old\"", "");
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    named(&home, "new", "account = \"new\"", "");
+    assert_eq!(home.run(&["serve", "--config", "spid.toml"]).code, 78);
+    named(&home, "new", "account = \"new\"", "[policy]\nretired_accounts = [\"old\"]\n");
+    let daemon = home.start();
+    named(&home, "new", "account = \"new\"", "");
+    assert!(daemon.reload().contains("`retired_accounts = [\"old\"]` in [policy]"));
+    daemon.stop();
+    // An account that has nothing left needs no endpoint.
+    named(&home, "old", "account = \"old\"", "");
+    let daemon = home.start();
+    assert!(daemon.deliver(&common::about("releaseInstance", "ob-1")).is_success());
+    daemon.stop();
+    named(&home, "new", "account = \"new\"", "");
+    home.start().stop();
+}
+
 // What is made of the definitions.
 
 #[test]

@@ -123,6 +123,9 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Orphans(orphans) => {
+                Failure::new(Exit::Config, orphans.lines().collect::<Vec<_>>().join("\n"))
+            }
             StartError::Unguarded(_) => Failure::new(Exit::Config, error.to_string()),
             StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {

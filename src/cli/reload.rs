@@ -48,6 +48,13 @@ fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> 
     Ok((config, sealer))
 }
 
+/// Logs what a configuration should say differently.
+pub(super) fn warn(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
+}
+
 /// Reads the configuration again, as often as it is asked to.
 pub(super) struct Reloader {
     source: Source,
@@ -113,6 +120,10 @@ impl Reloader {
             Ok(sealer) => sealer,
             Err(error) => return Outcome::Kept { why: error.to_string() },
         };
+        if let Err(error) = daemon.check_accounts(&config.endpoints, &config.retired_accounts) {
+            return Outcome::Kept { why: error.to_string() };
+        }
+        warn(&config);
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::logging::Logging;
 use super::output::Output;
 use super::reload::{Reloader, Source};
-use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
+use super::{Done, Exit, Failure, is_typed, reload, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
@@ -73,6 +73,7 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     let source = arguments.source(hook)?;
     let config = source.clone().read()?;
     logging.configure(config.log_level, config.log_format);
+    reload::warn(&config);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
 }
 
@@ -132,6 +133,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         guard: config.guard,
         telemetry: config.telemetry,
         key_unused_after: config.key_unused_after,
+        retired_accounts: config.retired_accounts,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;

@@ -61,10 +61,20 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
 }
 
 fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>) -> Option<Endpoint> {
-    let account = table.text("account").unwrap_or_else(|| name.to_owned());
+    let account = account(table, name);
     let options = options(table);
     let keys = endpoint_keys(table)?;
     Some(Endpoint { name: name.into(), account: account.into(), dialect: dialect?, keys, options })
+}
+
+/// The account, which is the name only where an older file does not write it: a new name must not make a new account.
+fn account(table: &Table<'_>, name: &str) -> String {
+    table.text("account").unwrap_or_else(|| {
+        table.warning(format!(
+            "it has no `account`, so its instances are kept under its name and a new name would lose them: write `account = \"{name}\"`"
+        ));
+        name.to_owned()
+    })
 }
 
 fn path(table: &Table<'_>) -> Option<String> {

@@ -432,6 +432,14 @@ impl Reader {
     pub fn totals(&self) -> Result<Totals, StoreError> {
         self.with(|rows| rows.totals())
     }
+
+    /// The accounts beside these that have instances which are not released, with how many.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.with(|rows| rows.unserved_accounts(served))
+    }
 }
 
 /// How many answers each key has sealed. `None`: those that do not say which.
@@ -445,6 +453,16 @@ pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 pub fn check_database(path: &Path) -> Result<Sealed, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
     found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
+}
+
+/// The accounts beside the `served` ones that have instances in the database at `path` which are not released,
+/// with how many. Nothing is made, locked or changed; where there is no database there are none.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn unserved_accounts(path: &Path, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
+    let found = sqlite::Sqlite::check(path)?;
+    found.map_or(Ok(BTreeMap::new()), |found| found.unserved_accounts(served))
 }
 
 /// Shows every instance of the database at `path`, the oldest first, as they are at one commit.

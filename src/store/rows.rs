@@ -288,6 +288,8 @@ pub(crate) trait Read {
     /// The configured keys, by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
     fn totals(&self) -> Result<Totals>;
+    /// The accounts beside these that have instances which are not released, with how many.
+    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
 }
 
 /// Keeping rows. The `number` of a row that is added is ignored; the new one is returned.

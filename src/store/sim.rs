@@ -4,6 +4,7 @@
 //! crash; the writer is a value instead of a thread, so that whoever holds it chooses how large a
 //! batch is, how long its commit takes, and whether it is ever finished.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -248,6 +249,9 @@ impl Read for Failing {
     }
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
+    }
+    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
+        self.rows.unserved_accounts(served)
     }
 }
 
