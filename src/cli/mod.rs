@@ -104,7 +104,7 @@ impl From<Mistakes> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
-            StoreError::NotThere(_) => Exit::NoInput,
+            StoreError::NotThere(_) | StoreError::Lost(..) => Exit::NoInput,
             StoreError::Busy | StoreError::InUse(_) | StoreError::Overloaded => Exit::TryAgain,
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
@@ -113,7 +113,11 @@ impl From<StoreError> for Failure {
             StoreError::Seal(_) => Exit::Config,
             StoreError::Denied(_) => Exit::Permission,
             StoreError::Inconsistent(_) | StoreError::Stopped | StoreError::Replayed => Exit::Bug,
-            StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
+            StoreError::Io(_)
+            | StoreError::Full
+            | StoreError::File(..)
+            | StoreError::Moved(_)
+            | StoreError::LogMoved(_) => Exit::Io,
         };
         Failure::new(exit, error.to_string())
     }

@@ -48,7 +48,8 @@ fn check_accounts(config: &Config, source: String) -> Result<(), Mistakes> {
 }
 
 fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Vec<String> {
-    let sealed = store::check_database(database).map_err(|wrong| table.mistake("path", wrong.to_string()));
+    let sealed =
+        store::check_database(database, options).map_err(|wrong| table.mistake("path", wrong.to_string()));
     // Beside a database that cannot be, no key can be: that is said already.
     if sealed.is_err() && options.sealing_keys.is_empty() {
         return Vec::new();

@@ -90,6 +90,15 @@ pub enum StoreError {
     /// An older spid wrote it.
     #[error("`{}` has schema version {}, which an older spid wrote; start the daemon once to bring it up to date", .0.display(), .1)]
     Older(PathBuf, i64),
+    /// It is not there any more, or another one is.
+    #[error("`{}` was moved, deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; put the very file back, or stop the daemon and restore a backup", .0.display())]
+    Moved(PathBuf),
+    /// Its write-ahead log, or the index of that, is not there any more, or another one is.
+    #[error("`{}` was deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; stop the daemon in order, which brings home what it has open, and run no other command on the database before", .0.display())]
+    LogMoved(PathBuf),
+    /// There was a database, and now there is none.
+    #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
+    Lost(PathBuf, PathBuf),
     /// Another daemon runs on it.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
@@ -211,6 +220,16 @@ impl StoreOptions {
         (!is_listed).then_some(beside)
     }
 
+    /// What shows that there was a database at `path`, where there is none now.
+    fn remains(&self, path: &Path) -> Option<PathBuf> {
+        let sources = self.key_sources(path);
+        let own = match sources.as_slice() {
+            [KeySource::Own(own)] => Some(own.as_path()),
+            _ => None,
+        };
+        sqlite::remains(path, own)
+    }
+
     /// Whether the daemon makes its sealing key itself.
     pub fn is_keeping_its_own_key(&self) -> bool {
         !self.sealing_keys.iter().any(|source| !matches!(source, KeySource::Own(_)))
@@ -326,7 +345,7 @@ impl Reader {
     /// When there is none, it is not ours, or of another version.
     pub fn open(path: &Path) -> Result<Reader, StoreError> {
         sqlite::Sqlite::open_readonly(path)?;
-        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) })
+        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path, None)) })
     }
 
     fn with<T>(&self, read: impl FnOnce(&dyn Read) -> rows::Result<T>) -> rows::Result<T> {
@@ -450,8 +469,11 @@ pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 ///
 /// # Errors
 /// What a start would fail with.
-pub fn check_database(path: &Path) -> Result<Sealed, StoreError> {
+pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
+    if let Some(remains) = options.remains(path) {
+        return Err(StoreError::Lost(path.to_owned(), remains));
+    }
     found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
 }
 
@@ -561,6 +583,9 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
+        if let Some(remains) = options.remains(path) {
+            return Err(StoreError::Lost(path.to_owned(), remains));
+        }
         let backend = open_alone(path).await?;
         let sources = options.key_sources(path);
         if let [KeySource::Own(own)] = sources.as_slice()
@@ -571,7 +596,8 @@ impl Store {
         }
         let sealer = Sealer::from_sources(&sources)?;
         note_keys(path, &sealer);
-        let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
+        let readers = sqlite::SqliteReaders::new(path, backend.place());
+        let reader = Reader { backing: Backing::Sqlite(readers) };
         Store::start(backend, reader, sealer, options, clock).await
     }
 
@@ -957,6 +983,17 @@ impl Store {
     /// When it does not.
     pub async fn probe(&self) -> Result<(), StoreError> {
         self.ask(|asked| Command::Probe { asked }).await
+    }
+
+    /// Whether the database is still where it was opened.
+    ///
+    /// # Errors
+    /// When it was moved, deleted or replaced: then whoever works beside this store must not.
+    pub fn is_in_place(&self) -> Result<(), StoreError> {
+        match &self.inner.reader.backing {
+            Backing::Sqlite(readers) => readers.is_in_place(),
+            Backing::Memory(_) => Ok(()),
+        }
     }
 
     /// Gives back the jobs that ran when the last daemon died.
