@@ -273,6 +273,10 @@ pub struct Callback {
     /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
     #[serde(skip)]
     pub once: Option<Once>,
+    /// The dialect it was said in: with it the order can still be asked for when its endpoint is gone. `None`
+    /// for what an older spid kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dialect: Option<String>,
     /// What is known of the order beside the parameters: what the marketplace said when it was asked, or what
     /// it had encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -312,6 +316,7 @@ impl Callback {
             test: false,
             made_elsewhere: false,
             once: None,
+            dialect: None,
             learned: None,
             body: None,
             parameters: Parameters::default(),

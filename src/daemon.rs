@@ -18,7 +18,7 @@ mod liveness;
 
 use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::clock::Clock;
-use crate::dispatch::{self, Dialects, Dispatch, DispatchOptions};
+use crate::dispatch::{self, Dispatch, DispatchOptions, KnownEndpoint, KnownEndpoints};
 use crate::front::{Doors, Front, Guard};
 use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
@@ -149,7 +149,7 @@ pub struct Daemon {
     stop_front: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
     doors: watch::Sender<Arc<Doors>>,
-    dialects: watch::Sender<Arc<Dialects>>,
+    known: watch::Sender<KnownEndpoints>,
     orders: watch::Sender<Orders>,
     runner: watch::Sender<Runner>,
     watched: watch::Sender<Watched>,
@@ -208,7 +208,8 @@ impl Daemon {
         }
         let (metrics, clock) = (Metrics::default(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
-        let choices = with_retry_lists(options.store, runners.clone());
+        let (known, knowing) = watch::channel(known(&options.endpoints));
+        let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
@@ -231,12 +232,11 @@ impl Daemon {
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
-        let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
         let (orders, desks) = watch::channel(options.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
                 .asking(desks)
-                .speaking(spoken)
+                .knowing(knowing)
                 .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
@@ -259,7 +259,7 @@ impl Daemon {
             stop_front,
             stop_dispatch,
             doors,
-            dialects,
+            known,
             orders,
             runner,
             watched,
@@ -309,7 +309,7 @@ impl Daemon {
         dispatch::announce(&self.metrics, &runner);
         self.runner.send_replace(runner);
         self.orders.send_replace(orders);
-        self.dialects.send_replace(dialects(&endpoints));
+        self.known.send_replace(known(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
         self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
@@ -473,17 +473,27 @@ fn run<T: Send + 'static>(part: Part, work: impl Future<Output = T> + Send + 'st
     })
 }
 
-/// How the marketplace behind each endpoint speaks.
-fn dialects(endpoints: &[(String, Endpoint)]) -> Arc<Dialects> {
-    Arc::new(endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect())
+/// The endpoints, as far as jobs need them.
+fn known(endpoints: &[(String, Endpoint)]) -> KnownEndpoints {
+    KnownEndpoints::new(endpoints.iter().map(|(_, endpoint)| {
+        let known = KnownEndpoint { account: endpoint.account.clone(), dialect: endpoint.dialect };
+        (endpoint.name.to_string(), known)
+    }))
 }
 
 /// The store knows no hooks: it is told how to find the retry list of the one a job is for now. Whoever
 /// embeds a daemon may have chosen otherwise.
-fn with_retry_lists(mut options: StoreOptions, runners: watch::Receiver<Runner>) -> StoreOptions {
+fn with_retry_lists(
+    mut options: StoreOptions,
+    runners: watch::Receiver<Runner>,
+    known: watch::Receiver<KnownEndpoints>,
+) -> StoreOptions {
     options.schedules.chosen.get_or_insert_with(|| {
         Arc::new(move |failed: &Retrying<'_>| {
-            let subject = Subject::new(failed.endpoint, failed.callback, failed.instance);
+            let dialect = failed.callback.dialect.as_deref();
+            let successors = known.borrow().successors(failed.endpoint, failed.account, dialect);
+            let endpoint = successors.name().unwrap_or(failed.endpoint);
+            let subject = Subject::new(endpoint, failed.callback, failed.instance);
             runners.borrow().retry(&subject).cloned()
         })
     });

@@ -255,7 +255,8 @@ impl Intake {
         let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
         let (key_label, signer) = (verified.key_label().clone(), verified.signer());
-        let callback = endpoint.dialect.callback(verified, &endpoint.options);
+        let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
+        callback.dialect = Some(endpoint.dialect.name().to_owned());
         Ok(Received { callback, key_label, signer, id: None })
     }
 

@@ -298,6 +298,60 @@ fn a_seller_who_leaves_a_marketplace_can_start() {
     home.start().stop();
 }
 
+/// An order that waits for its next attempt, through the endpoint `shop` with a route of its own; then the daemon
+/// stops. `text` is the configuration of endpoints and routes that comes then.
+fn restarted_with_an_open_order(text: &str) -> (Home, Daemon) {
+    let home = Home::empty();
+    let folder = home.path("").display().to_string();
+    let hook = |name: &str, script: &str| {
+        format!(
+            "[[hook]]\nname = \"{name}\"\nexec = {{ command = [\"sh\", \"-c\", \"cd {folder}; {script}\"], {} }}\n",
+            common::SOON
+        )
+    };
+    let server = "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"1s\"\n";
+    let hooks = hook("first", "touch wrong; echo {}") + &hook("mine", "[ -e open ] || exit 75; touch right; echo {}");
+    let with = |text: &str| {
+        let text = text.replace("shop.key", "isv-key").replace("shop-cn.key", "isv-key");
+        home.configure(&format!("{server}{hooks}{}", text.replace("shop-b.key", "isv-key")));
+    };
+    with(&format!(
+        "{}[[route]]\nendpoint = \"shop\"\nhook = \"mine\"\n",
+        endpoint("shop", "/spi", "alibaba", "account = \"shop\"")
+    ));
+    let daemon = home.start();
+    assert!(!daemon.deliver(&create("ob-1")).is_success());
+    daemon.wait_for_log("not done");
+    daemon.stop();
+    std::fs::write(home.path("open"), "").unwrap();
+    with(text);
+    let daemon = home.start();
+    (home, daemon)
+}
+
+#[test]
+fn an_open_order_goes_to_the_hook_of_its_endpoint_under_the_new_name() {
+    let (home, daemon) = restarted_with_an_open_order(&format!(
+        "{}[[route]]\nendpoint = \"shop-cn\"\nhook = \"mine\"\n",
+        endpoint("shop-cn", "/spi", "alibaba", "account = \"shop\"")
+    ));
+    daemon.wait_for_log(": done job=");
+    assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (true, false));
+}
+
+#[test]
+fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
+    let (home, daemon) = restarted_with_an_open_order(&format!(
+        "{}{}[[route]]\nendpoint = \"shop-cn\"\nhook = \"mine\"\n",
+        endpoint("shop-cn", "/spi", "alibaba", "account = \"shop\""),
+        endpoint("shop-b", "/b", "alibaba", "account = \"shop\"")
+    ));
+    daemon.wait_for_log("endpoint `shop` is not configured any more, and there are routes by endpoint");
+    assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (false, false));
+    let jobs = home.list(&["jobs", "list"]);
+    assert_eq!(jobs[0]["state"], "queued");
+}
+
 // What is made of the definitions.
 
 #[test]

@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use super::logging::Logging;
+use super::serve;
 use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
 use crate::daemon::{Changes, Daemon};
 use crate::hook::AnyHook;
@@ -46,13 +47,6 @@ fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> 
     let config = source.read().map_err(|mistakes| mistakes.lines().collect::<Vec<_>>().join("; "))?;
     let sealer = config.store.sealer(&config.store_path);
     Ok((config, sealer))
-}
-
-/// Logs what a configuration should say differently.
-pub(super) fn warn(config: &Config) {
-    for warning in &config.warnings {
-        tracing::warn!("configuration: {warning}");
-    }
 }
 
 /// Reads the configuration again, as often as it is asked to.
@@ -123,7 +117,7 @@ impl Reloader {
         if let Err(error) = daemon.check_accounts(&config.endpoints, &config.retired_accounts) {
             return Outcome::Kept { why: error.to_string() };
         }
-        warn(&config);
+        serve::warn(&config);
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),

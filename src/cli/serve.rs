@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::logging::Logging;
 use super::output::Output;
 use super::reload::{Reloader, Source};
-use super::{Done, Exit, Failure, is_typed, reload, route, runtime, supervised};
+use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::hook::AnyHook;
@@ -73,8 +73,15 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     let source = arguments.source(hook)?;
     let config = source.clone().read()?;
     logging.configure(config.log_level, config.log_format);
-    reload::warn(&config);
+    warn(&config);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
+}
+
+/// Logs what a configuration should say differently.
+pub(super) fn warn(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
 }
 
 impl ServeArguments {

@@ -59,6 +59,15 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)
 }
 
+/// The dialect whose marketplace must be asked before a hook can do this; `None` when the callback says it all.
+/// What an older spid kept does not say its dialect, so each is tried: an order looks like that of one alone.
+pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
+    let said = callback.dialect.as_deref();
+    let spoken = DIALECTS.into_iter().filter(|dialect| said.is_none_or(|name| dialect.name() == name));
+    let mut asking = spoken.filter(|dialect| dialect.enquiry(callback).is_some());
+    asking.next()
+}
+
 /// Alibaba Cloud Marketplace's dialect: the one that receivers are judged by.
 pub fn alibaba() -> &'static dyn Dialect {
     &alibaba::ALIBABA

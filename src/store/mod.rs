@@ -140,6 +140,8 @@ impl From<SealError> for StoreError {
 pub struct Retrying<'a> {
     /// The endpoint the callback came through.
     pub endpoint: &'a str,
+    /// The account it was for.
+    pub account: &'a str,
     /// What was asked.
     pub callback: &'a Callback,
     /// The instance as applied now.
