@@ -298,6 +298,65 @@ fn a_seller_who_leaves_a_marketplace_can_start() {
     home.start().stop();
 }
 
+#[test]
+fn one_key_for_two_accounts_is_refused_unless_it_is_meant() {
+    let home = Home::empty();
+    std::fs::write(home.path("other-key"), "fake-other-key\n").unwrap();
+    // The same key once more, in another file and without the end of its line.
+    std::fs::write(home.path("copy-of-key"), KEY).unwrap();
+    let check = |endpoints: &[(&str, &str, &str, &str)]| {
+        let mut text = String::new();
+        for (index, (account, dialect, keys, more)) in endpoints.iter().enumerate() {
+            let keys: Vec<String> = keys.split(' ').map(|file| format!("{{ file = \"{file}\" }}")).collect();
+            let keys = keys.join(", ");
+            text.push_str(&format!(
+                "[[endpoint]]\nname = \"e{index}\"\npath = \"/{index}\"\naccount = \"{account}\"\ndialect = \"{dialect}\"\nkeys = [{keys}]\n{more}\n"
+            ));
+        }
+        home.configure(&format!("{text}{LOG_HOOK}"));
+        home.run(&["check-config", "--config", "spid.toml"])
+    };
+    let meant = "shared_key = true";
+    for refused in [
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "copy-of-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "jdcloud", "isv-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "other-key isv-key", "")],
+        [("a", "generic", "isv-key", ""), ("b", "generic", "isv-key", "")],
+        [("a", "alibaba", "isv-key", meant), ("b", "alibaba", "isv-key", "")],
+    ] {
+        let ran = check(&refused);
+        assert_eq!(ran.code, 78, "{refused:?}");
+        assert!(ran.stderr.contains("`endpoint[1].keys`: the key `"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("of endpoint `e0`") && ran.stderr.contains(meant), "{}", ran.stderr);
+        assert!(!ran.stderr.contains(KEY), "{}", ran.stderr);
+    }
+    let daemon = home.run(&["serve", "--config", "spid.toml"]);
+    assert_eq!(daemon.code, 78, "{}", daemon.stderr);
+    for fine in [
+        [("a", "alibaba", "isv-key", ""), ("a", "alibaba", "isv-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "other-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "generic", "isv-key", "")],
+        [("a", "alibaba", "isv-key", meant), ("b", "alibaba", "isv-key", meant)],
+    ] {
+        let ran = check(&fine);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{fine:?}");
+    }
+}
+
+#[test]
+fn a_reload_to_one_key_for_two_accounts_keeps_the_old_configuration() {
+    let home = home_with(
+        &[("a", "/a", "alibaba", "account = \"a\""), ("b", "/b", "alibaba", "account = \"b\"")],
+        "",
+    );
+    let daemon = home.start();
+    std::fs::copy(home.path("a.key"), home.path("b.key")).unwrap();
+    let kept = daemon.reload();
+    assert!(kept.contains("kept the old configuration") && kept.contains("shared_key = true"), "{kept}");
+    assert_eq!(order(&daemon, "/b", "a", "ob-1").status, 403);
+    assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "ob-1");
+}
+
 /// An order that waits for its next attempt, through the endpoint `shop` with a route of its own; then the daemon
 /// stops. `text` is the configuration of endpoints and routes that comes then.
 fn restarted_with_an_open_order(text: &str) -> (Home, Daemon) {
@@ -310,7 +369,8 @@ fn restarted_with_an_open_order(text: &str) -> (Home, Daemon) {
         )
     };
     let server = "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"1s\"\n";
-    let hooks = hook("first", "touch wrong; echo {}") + &hook("mine", "[ -e open ] || exit 75; touch right; echo {}");
+    let hooks =
+        hook("first", "touch wrong; echo {}") + &hook("mine", "[ -e open ] || exit 75; touch right; echo {}");
     let with = |text: &str| {
         let text = text.replace("shop.key", "isv-key").replace("shop-cn.key", "isv-key");
         home.configure(&format!("{server}{hooks}{}", text.replace("shop-b.key", "isv-key")));

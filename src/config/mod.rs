@@ -498,6 +498,7 @@ account = "dev"
 path = "/spi"
 dialect = "alibaba"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+shared_key = true
 
 [[endpoint]]
 name = "dev-jdcloud"
@@ -505,6 +506,7 @@ account = "dev-jdcloud"
 path = "/jdcloud"
 dialect = "jdcloud"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+shared_key = true
 
 [[endpoint]]
 name = "dev-generic"

@@ -83,6 +83,12 @@ pub trait Dialect: Send + Sync {
     /// The name in configuration, logs and metrics.
     fn name(&self) -> &'static str;
 
+    /// The name of the signing rule, the same for every dialect whose requests would be taken for one's own when they
+    /// are signed with one's key.
+    fn signing(&self) -> &'static str {
+        self.name()
+    }
+
     /// How often the marketplace calls before it gives up; `None` when it does not say, or does not
     /// give up.
     fn budget(&self) -> Option<u32>;

@@ -84,6 +84,10 @@ impl Dialect for TokenDialect {
         self.name
     }
 
+    fn signing(&self) -> &'static str {
+        "query-token"
+    }
+
     fn budget(&self) -> Option<u32> {
         Some(self.budget)
     }
