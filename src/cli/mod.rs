@@ -246,6 +246,12 @@ impl StoreArguments {
         self.db.is_none() && self.config.is_some()
     }
 
+    /// The accounts of the configuration that names the database; `None` when the database was named itself.
+    fn accounts(&self) -> Result<Option<Vec<String>>, Failure> {
+        let named = self.config.as_ref().filter(|_| self.is_configured());
+        Ok(named.map(|file| config::accounts_of(file, &ProcessEnvironment)).transpose()?)
+    }
+
     /// The database, and what the configuration says about the store.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {

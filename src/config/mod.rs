@@ -567,5 +567,21 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
 }
 
+/// The accounts a configuration serves, or says to have given up, without looking at anything else in it: whoever
+/// imports instances need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read, or is not a configuration.
+pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
+    let text = text_of(path)?;
+    let document = reader::document(&text, &path.display().to_string())?;
+    let reader = Reader::new(&text, environment, &[]);
+    let root = reader.root(&document);
+    let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
+    let served = root.tables("endpoint", false).into_iter().filter_map(account);
+    let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
+    Ok(served.chain(retired).collect())
+}
+
 #[cfg(test)]
 mod tests;

@@ -332,6 +332,9 @@ impl Write for Memory {
         self.tables()?.instances.insert(row.number, row.clone());
         Ok(())
     }
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.put_instance(row)
+    }
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let key = (account.to_owned(), name.to_owned());
         Ok(*self.tables()?.names.entry(key).or_insert(instance) == instance)

@@ -48,7 +48,9 @@ use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer}
 pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Taken};
-pub use mend::{Act, Approved, Claim, Claimed, Import, MendError, Mender, Restored, backup, restore};
+pub use mend::{
+    Act, Approved, Claim, Claimed, Import, Imported, MendError, Mender, Restored, backup, restore,
+};
 pub use prune::{PruneOptions, Pruned};
 pub use reseal::{Resealed, Revealed};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};

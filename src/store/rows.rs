@@ -296,6 +296,8 @@ pub(crate) trait Read {
 pub(crate) trait Write: Read {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
+    /// Makes a tombstone this instance, with everything that [`Write::put_instance`] leaves as it is.
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()>;
     /// Gives the instance a name. `false`: another one of the account has it.
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;

@@ -264,6 +264,10 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.put_instance(row)
     }
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.replace_instance(row)
+    }
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         self.at(Point::Write)?;
         self.rows.add_name(account, name, instance)
