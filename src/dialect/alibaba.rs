@@ -73,6 +73,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         "template",
         "timeStamp",
     ],
+    packed: &[],
     euid: Some(euid),
 };
 
