@@ -1072,7 +1072,7 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        found.await.expect("there is such a job")
+        found.await.unwrap()
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) fn lock(path: &Path) -> Result<File> {
 
 /// The network filesystems (NFS, SMB, SMB2) where a lock of the whole file is kept as, or checked against, the byte
 /// locks that SQLite sets: one would block the other.
-const SHARED_LOCK_FILESYSTEMS: [i64; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
+const SHARED_LOCK_FILESYSTEMS: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
 
 /// A lock on the database itself, which holds whatever path or link another process comes by.
 ///
@@ -142,7 +142,8 @@ impl InodeLock {
 }
 
 fn is_lockable(file: &File) -> bool {
-    let kind = rustix::fs::fstatfs(file).map(|volume| i64::from(volume.f_type));
+    // The number has 32 bits; the type it comes in differs from platform to platform.
+    let kind = rustix::fs::fstatfs(file).map(|volume| volume.f_type as u32);
     !kind.is_ok_and(|kind| SHARED_LOCK_FILESYSTEMS.contains(&kind))
 }
 
