@@ -18,20 +18,20 @@ mod liveness;
 
 use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::clock::Clock;
-use crate::dispatch::{self, Dialects, Dispatch, DispatchOptions};
+use crate::dispatch::{self, Dispatch, DispatchOptions, KnownEndpoint, KnownEndpoints};
 use crate::front::{Doors, Front, Guard};
 use crate::hook::Subject;
 use crate::hook::leftovers::Leftovers;
 use crate::hook::runner::Runner;
 use crate::http::{self, Drained, Handler, ServerOptions, ServerTls};
-use crate::intake::{Endpoint, Intake, IntakeOptions};
+use crate::intake::{Endpoint, Intake, IntakeOptions, Orphans};
 use crate::keywatch::{KeyWatch, Watched};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::orders::Orders;
 use crate::refusals::Refusals;
 use crate::seal::Sealer;
-use crate::store::{Closed, Retrying, Store, StoreError, StoreOptions};
+use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
 use crate::telemetry::{Telemetry, TelemetryOptions};
 use liveness::Liveness;
 
@@ -43,6 +43,8 @@ pub struct DaemonOptions {
     pub store: StoreOptions,
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
+    /// Accounts that no endpoint serves any more, on purpose, though they have live instances.
+    pub retired_accounts: Vec<String>,
     /// The hooks.
     pub runner: Runner,
     /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
@@ -100,6 +102,7 @@ impl DaemonOptions {
             store_path,
             store: StoreOptions::default(),
             endpoints,
+            retired_accounts: Vec::new(),
             runner,
             orders: Orders::default(),
             intake: IntakeOptions::default(),
@@ -127,6 +130,9 @@ pub enum StartError {
     /// Others than this machine could reach the admin listener, and nothing asks them who they are.
     #[error("the admin listener at {0} is not on loopback and has no token")]
     Unguarded(SocketAddr),
+    /// Accounts with live instances and without an endpoint.
+    #[error(transparent)]
+    Orphans(#[from] Orphans),
     /// A listener.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
@@ -143,7 +149,7 @@ pub struct Daemon {
     stop_front: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
     doors: watch::Sender<Arc<Doors>>,
-    dialects: watch::Sender<Arc<Dialects>>,
+    known: watch::Sender<KnownEndpoints>,
     orders: watch::Sender<Orders>,
     runner: watch::Sender<Runner>,
     watched: watch::Sender<Watched>,
@@ -195,9 +201,15 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
+        // Before the schema is brought up to date: a start that is refused must leave the way back open.
+        if let Some(path) = &options.store_path {
+            let unserved = |served: &[&str]| store::unserved_accounts(path, served);
+            Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?.map_or(Ok(()), Err)?;
+        }
         let (metrics, clock) = (Metrics::default(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
-        let choices = with_retry_lists(options.store, runners.clone());
+        let (known, knowing) = watch::channel(known(&options.endpoints));
+        let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
         let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
@@ -220,12 +232,11 @@ impl Daemon {
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
-        let (dialects, spoken) = watch::channel(dialects(&options.endpoints));
         let (orders, desks) = watch::channel(options.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
                 .asking(desks)
-                .speaking(spoken)
+                .knowing(knowing)
                 .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
@@ -248,7 +259,7 @@ impl Daemon {
             stop_front,
             stop_dispatch,
             doors,
-            dialects,
+            known,
             orders,
             runner,
             watched,
@@ -259,6 +270,19 @@ impl Daemon {
             telemetry,
             ended,
         })
+    }
+
+    /// Looks for live instances of accounts that none of these endpoints would serve.
+    ///
+    /// # Errors
+    /// When there are any, or the database cannot be read.
+    pub fn check_accounts(
+        &self,
+        endpoints: &[(String, Endpoint)],
+        retired: &[String],
+    ) -> Result<(), StartError> {
+        let unserved = |served: &[&str]| self.store.reader().unserved_accounts(served);
+        Ok(Orphans::find(endpoints, retired, unserved)?.map_or(Ok(()), Err)?)
     }
 
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
@@ -285,7 +309,7 @@ impl Daemon {
         dispatch::announce(&self.metrics, &runner);
         self.runner.send_replace(runner);
         self.orders.send_replace(orders);
-        self.dialects.send_replace(dialects(&endpoints));
+        self.known.send_replace(known(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
         self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
@@ -449,17 +473,27 @@ fn run<T: Send + 'static>(part: Part, work: impl Future<Output = T> + Send + 'st
     })
 }
 
-/// How the marketplace behind each endpoint speaks.
-fn dialects(endpoints: &[(String, Endpoint)]) -> Arc<Dialects> {
-    Arc::new(endpoints.iter().map(|(_, endpoint)| (endpoint.name.to_string(), endpoint.dialect)).collect())
+/// The endpoints, as far as jobs need them.
+fn known(endpoints: &[(String, Endpoint)]) -> KnownEndpoints {
+    KnownEndpoints::new(endpoints.iter().map(|(_, endpoint)| {
+        let known = KnownEndpoint { account: endpoint.account.clone(), dialect: endpoint.dialect };
+        (endpoint.name.to_string(), known)
+    }))
 }
 
 /// The store knows no hooks: it is told how to find the retry list of the one a job is for now. Whoever
 /// embeds a daemon may have chosen otherwise.
-fn with_retry_lists(mut options: StoreOptions, runners: watch::Receiver<Runner>) -> StoreOptions {
+fn with_retry_lists(
+    mut options: StoreOptions,
+    runners: watch::Receiver<Runner>,
+    known: watch::Receiver<KnownEndpoints>,
+) -> StoreOptions {
     options.schedules.chosen.get_or_insert_with(|| {
         Arc::new(move |failed: &Retrying<'_>| {
-            let subject = Subject::new(failed.endpoint, failed.callback, failed.instance);
+            let dialect = failed.callback.dialect.as_deref();
+            let successors = known.borrow().successors(failed.endpoint, failed.account, dialect);
+            let endpoint = successors.name().unwrap_or(failed.endpoint);
+            let subject = Subject::new(endpoint, failed.callback, failed.instance);
             runners.borrow().retry(&subject).cloned()
         })
     });

@@ -10,6 +10,8 @@
 
 mod rooms;
 
+mod endpoints;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -21,17 +23,18 @@ use tracing::Instrument as _;
 
 use crate::callback::{Action, Answer, Callback};
 use crate::clock::{Clock, plus_millis};
-use crate::dialect::Dialect;
 use crate::hook::runner::{Attempted, Runner, Slot};
 use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
-use crate::orders::{Orders, Unasked};
+use crate::orders::{Asker, Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Postpone, Ready, Retrying, Store, StoreError, Taken};
 use crate::telemetry::{Begun, Kind, Span, Spans, Value};
 use crate::trace::TraceContext;
 use rooms::{Rooms, Server};
+
+pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 
 /// What can be chosen about the dispatcher.
 #[derive(Debug, Clone)]
@@ -116,14 +119,11 @@ pub struct Dispatch {
     held: Held,
     rooms: Rooms,
     orders: watch::Receiver<Orders>,
-    dialects: watch::Receiver<Arc<Dialects>>,
+    endpoints: watch::Receiver<KnownEndpoints>,
     spans: Spans,
     /// When the loop last went round.
     turned: watch::Sender<Instant>,
 }
-
-/// How the marketplace behind each endpoint speaks, by the endpoint's name.
-pub type Dialects = BTreeMap<String, &'static dyn Dialect>;
 
 impl Dispatch {
     /// A dispatcher for the jobs of `store`. Each attempt begins with the runner that is there then, and
@@ -138,10 +138,10 @@ impl Dispatch {
         let rooms = Rooms::new(options.waiting, options.poll);
         announce(&metrics, &runner.borrow());
         let (_, orders) = watch::channel(Orders::default());
-        let (_, dialects) = watch::channel(Arc::default());
+        let (_, endpoints) = watch::channel(KnownEndpoints::default());
         let (turned, _) = watch::channel(Instant::now());
         let (held, spans) = (Held::default(), Spans::default());
-        Dispatch { store, clock, metrics, runner, options, held, rooms, orders, dialects, spans, turned }
+        Dispatch { store, clock, metrics, runner, options, held, rooms, orders, endpoints, spans, turned }
     }
 
     /// The same, asking there what was ordered where a callback does not say.
@@ -149,9 +149,9 @@ impl Dispatch {
         Dispatch { orders, ..self }
     }
 
-    /// The same, with what a marketplace alone can say about its buyers.
-    pub fn speaking(self, dialects: watch::Receiver<Arc<Dialects>>) -> Dispatch {
-        Dispatch { dialects, ..self }
+    /// The same, with the endpoints that are configured: what comes from another one is not taken for theirs.
+    pub fn knowing(self, endpoints: watch::Receiver<KnownEndpoints>) -> Dispatch {
+        Dispatch { endpoints, ..self }
     }
 
     /// The same, telling a collector of each attempt.
@@ -250,13 +250,19 @@ impl Dispatch {
             return None;
         }
         let (rooms, orders) = (self.rooms.clone(), self.orders.borrow().clone());
+        let endpoints = self.endpoints.borrow().clone();
         let runner = self.runner.borrow().clone();
         Some(Arc::new(move |job: &Retrying<'_>| {
-            let server = if orders.asks(job.endpoint, job.callback) {
-                Server::Orders(job.endpoint.to_owned())
-            } else {
-                let subject = Subject::new(job.endpoint, job.callback, job.instance);
-                Server::Hook(runner.route(&subject).hook.to_owned())
+            let Retrying { endpoint, account, callback, .. } = *job;
+            let successors = endpoints.successors(endpoint, account, callback.dialect.as_deref());
+            let asker = Asker { endpoint, account, successors: successors.names() };
+            let server = match orders.asked_endpoint(asker, job.callback) {
+                Some(asked) => Server::Orders(asked.to_owned()),
+                None => {
+                    let endpoint = successors.name().unwrap_or(job.endpoint);
+                    let subject = Subject::new(endpoint, job.callback, job.instance);
+                    Server::Hook(runner.route(&subject).hook.to_owned())
+                }
             };
             rooms.pause(&server)
         }))
@@ -313,7 +319,7 @@ impl Dispatch {
             stop: stop.clone(),
             rooms: self.rooms.clone(),
             orders: self.orders.borrow().clone(),
-            dialects: self.dialects.borrow().clone(),
+            endpoints: self.endpoints.borrow().clone(),
             spans: self.spans.clone(),
             hook: None,
         };
@@ -410,7 +416,7 @@ struct Attempt {
     stop: watch::Receiver<bool>,
     rooms: Rooms,
     orders: Orders,
-    dialects: Arc<Dialects>,
+    endpoints: KnownEndpoints,
     spans: Spans,
     /// The hook that was run, once it was.
     hook: Option<String>,
@@ -502,15 +508,17 @@ impl Attempt {
         taken: &mut Taken,
         place: OwnedSemaphorePermit,
     ) -> Result<Option<OwnedSemaphorePermit>, Ending> {
-        if !self.orders.asks(&taken.origin.endpoint, &taken.callback) {
-            return Ok(Some(place));
-        }
+        let successors = self.successors(taken);
+        let origin = &taken.origin;
+        let asker =
+            Asker { endpoint: &origin.endpoint, account: &origin.account, successors: successors.names() };
+        let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(place)) };
         drop(place);
-        let room = self.rooms.of(Server::Orders(taken.origin.endpoint.clone()));
+        let room = self.rooms.of(Server::Orders(asked.to_owned()));
         let Some(_waiting) = room.enter() else { return Err(Ending::GivenBack) };
         let asking = async {
             let _turn = room.turn().await;
-            self.orders.ask(&taken.origin.endpoint, &taken.callback, self.clock.now()).await
+            self.orders.ask(asker, &taken.callback, self.clock.now()).await
         };
         let asked = tokio::select! {
             biased;
@@ -540,6 +548,29 @@ impl Attempt {
         Ok(())
     }
 
+    /// The endpoints that stand for the one the callback came through.
+    fn successors(&self, taken: &Taken) -> Successors {
+        let Taken { origin, callback, .. } = taken;
+        self.endpoints.successors(&origin.endpoint, &origin.account, callback.dialect.as_deref())
+    }
+
+    /// The name of the endpoint that routes are decided by. A route that nobody can decide must not lead to
+    /// whatever hook is the first.
+    fn routed_as(&self, taken: &Taken) -> Result<String, Ending> {
+        let origin = &taken.origin;
+        match self.successors(taken).name() {
+            Some(name) => Ok(name.to_owned()),
+            None if !self.runner.borrow().routes_by_endpoint() => Ok(origin.endpoint.clone()),
+            None => {
+                let (endpoint, account) = (&origin.endpoint, &origin.account);
+                let error = format!(
+                    "endpoint `{endpoint}` is not configured any more, and there are routes by endpoint: add an [[endpoint]] with this name and `account = \"{account}\"`, or drop the job"
+                );
+                Err(self.misconfigured(&taken.job, "the way to the hook", error, None))
+            }
+        }
+    }
+
     fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> Ending {
         self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
         tracing::error!(job = %job.id, action = %job.action, "{what} looks wrongly configured: {error}");
@@ -548,7 +579,11 @@ impl Attempt {
 
     async fn call(&mut self, taken: &Taken, place: Option<OwnedSemaphorePermit>) -> Ending {
         let Taken { job, callback, origin, instance } = taken;
-        let subject = Subject::new(&origin.endpoint, callback, instance.as_ref());
+        let endpoint = match self.routed_as(taken) {
+            Ok(endpoint) => endpoint,
+            Err(ending) => return ending,
+        };
+        let subject = Subject::new(&endpoint, callback, instance.as_ref());
         let Some((slot, _place)) = self.slot(&subject, place).await else { return Ending::GivenBack };
         let timeout = i64::try_from(slot.timeout().as_millis()).unwrap_or(i64::MAX);
         let call = Call::new(CallFacts {
@@ -577,8 +612,11 @@ impl Attempt {
 
     /// The buyer and the product are the instance's, so the marketplace is the one it was bought at.
     fn dashscope_euid(&self, taken: &Taken, subject: &Subject<'_>) -> Option<String> {
-        let bought_at = taken.instance.as_ref().map_or(&taken.origin.endpoint, |instance| &instance.endpoint);
-        self.dialects.get(bought_at)?.dashscope_euid(subject.product?, subject.buyer?)
+        let successors = match &taken.instance {
+            Some(instance) => self.endpoints.successors(&instance.endpoint, &instance.account, None),
+            None => self.successors(taken),
+        };
+        self.endpoints.dialect_of(&successors)?.dashscope_euid(subject.product?, subject.buyer?)
     }
 
     fn ending(&self, job: &JobRow, attempted: Attempted) -> Ending {

@@ -7,6 +7,7 @@
 //! Intake and dispatch never meet. A job that was made here is run elsewhere; what is heard of it
 //! comes through the store's signals.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,6 +38,56 @@ pub struct Endpoint {
     pub keys: Keys,
     /// What it decides about its dialect.
     pub options: Options,
+}
+
+/// Live instances of accounts that no endpoint serves. With them a redelivered create would be taken for a new
+/// one, and every renewal for one of an unknown instance, so no daemon starts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.lines().collect::<Vec<_>>().join("; "))]
+pub struct Orphans {
+    /// How many instances each account has.
+    accounts: BTreeMap<String, u64>,
+    /// The endpoint that has most likely got a new name.
+    renamed: Option<Arc<str>>,
+}
+
+impl Orphans {
+    /// Finds them. `unserved` looks for the accounts with live instances that are none of the given ones.
+    ///
+    /// # Errors
+    /// Those of `unserved`.
+    pub fn find(
+        endpoints: &[(String, Endpoint)],
+        retired: &[String],
+        unserved: impl FnOnce(&[&str]) -> Result<BTreeMap<String, u64>, StoreError>,
+    ) -> Result<Option<Orphans>, StoreError> {
+        let served = endpoints.iter().map(|(_, endpoint)| &*endpoint.account);
+        let known: Vec<&str> = served.chain(retired.iter().map(String::as_str)).collect();
+        let accounts = unserved(&known)?;
+        if accounts.is_empty() {
+            return Ok(None);
+        }
+        // An account that is called like its endpoint may be one that only the new name made.
+        let mut named = endpoints.iter().filter(|(_, endpoint)| endpoint.account == endpoint.name);
+        let renamed = match (named.next(), named.next()) {
+            (Some((_, only)), None) => Some(only.name.clone()),
+            _ => None,
+        };
+        Ok(Some(Orphans { accounts, renamed }))
+    }
+
+    /// One line for each account, with the line to write.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let endpoint = self.renamed.as_ref().map_or_else(
+            || "the [[endpoint]] that its marketplace calls".to_owned(),
+            |name| format!("the [[endpoint]] `{name}`"),
+        );
+        self.accounts.iter().map(move |(account, count)| {
+            format!(
+                "account `{account}` has {count} live instances and no [[endpoint]]: write `account = \"{account}\"` in {endpoint}, or, if the account is closed, `retired_accounts = [\"{account}\"]` in [policy]"
+            )
+        })
+    }
 }
 
 /// What can be chosen about the intake.

@@ -12,7 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::callback::Callback;
-use crate::dialect::{Dialect, Enquiry, Unlearned};
+use crate::dialect::{self, Dialect, Enquiry, Unlearned};
 use crate::http::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
 use crate::limits;
 use crate::query::Pair;
@@ -121,34 +121,64 @@ impl From<Unlearned> for Unasked {
 #[derive(Clone, Default)]
 pub struct Orders(Arc<BTreeMap<String, Desk>>);
 
+/// The endpoint through which something came, and those that may ask in its place.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// The name it came under.
+    pub endpoint: &'a str,
+    /// The account it is for.
+    pub account: &'a str,
+    /// The names of the configured endpoints that stand for it; empty when none does.
+    pub successors: &'a [String],
+}
+
 impl Orders {
     /// Desks by endpoint. The callbacks of an endpoint without one go to the hook as they are.
     pub fn new(desks: impl IntoIterator<Item = (String, Desk)>) -> Orders {
         Orders(Arc::new(desks.into_iter().collect()))
     }
 
-    /// Whether the marketplace behind this endpoint has to be asked before the callback can go to a hook.
-    pub fn asks(&self, endpoint: &str, callback: &Callback) -> bool {
-        self.0.get(endpoint).is_some_and(|desk| desk.dialect.enquiry(callback).is_some())
+    /// The endpoint whose marketplace has to be asked before the callback can go to a hook; `None` when there is
+    /// nothing to be asked. Where it is gone, its name all the same: asking then says so.
+    pub fn asked_endpoint<'a>(&'a self, asker: Asker<'a>, callback: &Callback) -> Option<&'a str> {
+        match asker.successors.iter().find_map(|name| self.0.get_key_value(name)) {
+            Some((name, desk)) => desk.dialect.enquiry(callback).map(|_| name.as_str()),
+            None => {
+                let asks = asker.successors.is_empty() && dialect::asking(callback).is_some();
+                asks.then_some(asker.endpoint)
+            }
+        }
     }
 
     /// The callback with what the marketplace says of its order; `None` when there is nothing to be asked.
     ///
     /// # Errors
-    /// When it does not say.
+    /// When it does not say, or must be asked and cannot: an endpoint that is gone is no reason to go on without.
     pub async fn ask(
         &self,
-        endpoint: &str,
+        asker: Asker<'_>,
         callback: &Callback,
         now: Timestamp,
     ) -> Result<Option<Callback>, Unasked> {
-        let Some(desk) = self.0.get(endpoint) else { return Ok(None) };
+        let Some(desk) = asker.successors.iter().find_map(|name| self.0.get(name)) else {
+            return match dialect::asking(callback).filter(|_| asker.successors.is_empty()) {
+                Some(dialect) => Err(Unasked::Misconfigured(unserved(asker, dialect))),
+                None => Ok(None),
+            };
+        };
         let Some(enquiry) = desk.dialect.enquiry(callback) else { return Ok(None) };
         let (status, body) = desk.ask(&enquiry, now).await?;
         let mut known = callback.clone();
         desk.dialect.learn(&mut known, status, &body)?;
         Ok(Some(known))
     }
+}
+
+fn unserved(asker: Asker<'_>, dialect: &dyn Dialect) -> String {
+    let (endpoint, account, dialect) = (asker.endpoint, asker.account, dialect.name());
+    format!(
+        "endpoint `{endpoint}` is not configured any more, and what was ordered has to be asked: add an [[endpoint]] with `account = \"{account}\"` and `dialect = \"{dialect}\"`, or drop the job"
+    )
 }
 
 #[cfg(test)]

@@ -192,6 +192,14 @@ impl Keys {
         self.0.iter()
     }
 
+    /// The first key that is also among `others`, by its label here and its label there. Labels do not count.
+    pub fn shared_with<'k>(&'k self, others: &'k Keys) -> Option<(&'k Arc<str>, &'k Arc<str>)> {
+        self.iter().find_map(|own| {
+            let same = others.iter().find(|other| other.secret == own.secret)?;
+            Some((own.label(), same.label()))
+        })
+    }
+
     /// What signs the answer to somebody who has not shown that they know a key: the current one.
     pub fn signer(&self) -> Option<Signer> {
         self.current().cloned().map(Signer)

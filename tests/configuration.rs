@@ -237,6 +237,181 @@ fn a_variable_comes_before_the_file() {
     assert!(home.path("elsewhere.db").exists() && !home.path("spid.db").exists());
 }
 
+// Accounts.
+
+/// One endpoint of this name, with or without an account.
+fn named(home: &Home, name: &str, account: &str, policy: &str) {
+    let text = endpoint(name, "/spi", "alibaba", account).replace(&format!("{name}.key"), "isv-key");
+    home.configure(&format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"60s\"\n{policy}{text}{LOG_HOOK}"
+    ));
+}
+
+#[test]
+fn a_new_name_of_an_endpoint_loses_no_instance() {
+    let home = Home::empty();
+    named(&home, "shop", "", "");
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    assert!(daemon.log().contains("write `account = \"shop\"`"), "{}", daemon.log());
+
+    named(&home, "shop-cn", "", "");
+    let line = "write `account = \"shop\"` in the [[endpoint]] `shop-cn`";
+    let kept = daemon.reload();
+    assert!(kept.contains("kept the old configuration") && kept.contains(line), "{kept}");
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    for command in ["check-config", "serve"] {
+        let ran = home.run(&[command, "--config", "spid.toml"]);
+        assert!(ran.code == 78 && ran.stderr.contains(line), "{command}: {ran:?}");
+    }
+
+    named(&home, "shop-cn", "account = \"shop\"", "");
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    assert_eq!(daemon.deliver(&common::renew("ob-1", "2031-01-01 00:00:00")).status, 200);
+    assert_eq!(home.list(&["instances", "list"]).len(), 1);
+}
+
+#[test]
+fn a_seller_who_leaves_a_marketplace_can_start() {
+    let home = Home::empty();
+    named(&home, "old", "account = \"old\"", "");
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    named(&home, "new", "account = \"new\"", "");
+    assert_eq!(home.run(&["serve", "--config", "spid.toml"]).code, 78);
+    named(&home, "new", "account = \"new\"", "[policy]\nretired_accounts = [\"old\"]\n");
+    let daemon = home.start();
+    named(&home, "new", "account = \"new\"", "");
+    assert!(daemon.reload().contains("`retired_accounts = [\"old\"]` in [policy]"));
+    daemon.stop();
+    // An account that has nothing left needs no endpoint.
+    named(&home, "old", "account = \"old\"", "");
+    let daemon = home.start();
+    assert!(daemon.deliver(&common::about("releaseInstance", "ob-1")).is_success());
+    daemon.stop();
+    named(&home, "new", "account = \"new\"", "");
+    home.start().stop();
+}
+
+#[test]
+fn one_key_for_two_accounts_is_refused_unless_it_is_meant() {
+    let home = Home::empty();
+    std::fs::write(home.path("other-key"), "fake-other-key\n").unwrap();
+    // The same key once more, in another file and without the end of its line.
+    std::fs::write(home.path("copy-of-key"), KEY).unwrap();
+    let check = |endpoints: &[(&str, &str, &str, &str)]| {
+        let mut text = String::new();
+        for (index, (account, dialect, keys, more)) in endpoints.iter().enumerate() {
+            let keys: Vec<String> = keys.split(' ').map(|file| format!("{{ file = \"{file}\" }}")).collect();
+            let keys = keys.join(", ");
+            text.push_str(&format!(
+                "[[endpoint]]\nname = \"e{index}\"\npath = \"/{index}\"\naccount = \"{account}\"\ndialect = \"{dialect}\"\nkeys = [{keys}]\n{more}\n"
+            ));
+        }
+        home.configure(&format!("{text}{LOG_HOOK}"));
+        home.run(&["check-config", "--config", "spid.toml"])
+    };
+    let meant = "shared_key = true";
+    for refused in [
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "copy-of-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "jdcloud", "isv-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "other-key isv-key", "")],
+        [("a", "generic", "isv-key", ""), ("b", "generic", "isv-key", "")],
+        [("a", "alibaba", "isv-key", meant), ("b", "alibaba", "isv-key", "")],
+    ] {
+        let ran = check(&refused);
+        assert_eq!(ran.code, 78, "{refused:?}");
+        assert!(ran.stderr.contains("`endpoint[1].keys`: the key `"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("of endpoint `e0`") && ran.stderr.contains(meant), "{}", ran.stderr);
+        assert!(!ran.stderr.contains(KEY), "{}", ran.stderr);
+    }
+    let daemon = home.run(&["serve", "--config", "spid.toml"]);
+    assert_eq!(daemon.code, 78, "{}", daemon.stderr);
+    for fine in [
+        [("a", "alibaba", "isv-key", ""), ("a", "alibaba", "isv-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "alibaba", "other-key", "")],
+        [("a", "alibaba", "isv-key", ""), ("b", "generic", "isv-key", "")],
+        [("a", "alibaba", "isv-key", meant), ("b", "alibaba", "isv-key", meant)],
+    ] {
+        let ran = check(&fine);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{fine:?}");
+    }
+}
+
+#[test]
+fn a_reload_to_one_key_for_two_accounts_keeps_the_old_configuration() {
+    let home = home_with(
+        &[("a", "/a", "alibaba", "account = \"a\""), ("b", "/b", "alibaba", "account = \"b\"")],
+        "",
+    );
+    let daemon = home.start();
+    std::fs::copy(home.path("a.key"), home.path("b.key")).unwrap();
+    let kept = daemon.reload();
+    assert!(kept.contains("kept the old configuration") && kept.contains("shared_key = true"), "{kept}");
+    assert_eq!(order(&daemon, "/b", "a", "ob-1").status, 403);
+    assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "ob-1");
+}
+
+/// An order that waits for its next attempt, through the endpoint `shop` with a route of its own; then the daemon
+/// stops. `text` is the configuration of endpoints and routes that comes then.
+fn restarted_with_an_open_order(text: &str) -> (Home, Daemon) {
+    let home = Home::empty();
+    let folder = home.path("").display().to_string();
+    let hook = |name: &str, script: &str| {
+        format!(
+            "[[hook]]\nname = \"{name}\"\nexec = {{ command = [\"sh\", \"-c\", \"cd {folder}; {script}\"], {} }}\n",
+            common::SOON
+        )
+    };
+    let server = "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"1s\"\n";
+    let hooks =
+        hook("first", "touch wrong; echo {}") + &hook("mine", "[ -e open ] || exit 75; touch right; echo {}");
+    let with = |text: &str| {
+        let text = text.replace("shop.key", "isv-key").replace("shop-cn.key", "isv-key");
+        home.configure(&format!("{server}{hooks}{}", text.replace("shop-b.key", "isv-key")));
+    };
+    with(&format!(
+        "{}[[route]]\nendpoint = \"shop\"\nhook = \"mine\"\n",
+        endpoint("shop", "/spi", "alibaba", "account = \"shop\"")
+    ));
+    let daemon = home.start();
+    assert!(!daemon.deliver(&create("ob-1")).is_success());
+    daemon.wait_for_log("not done");
+    daemon.stop();
+    std::fs::write(home.path("open"), "").unwrap();
+    with(text);
+    let daemon = home.start();
+    (home, daemon)
+}
+
+#[test]
+fn an_open_order_goes_to_the_hook_of_its_endpoint_under_the_new_name() {
+    let (home, daemon) = restarted_with_an_open_order(&format!(
+        "{}[[route]]\nendpoint = \"shop-cn\"\nhook = \"mine\"\n",
+        endpoint("shop-cn", "/spi", "alibaba", "account = \"shop\"")
+    ));
+    daemon.wait_for_log(": done job=");
+    assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (true, false));
+}
+
+#[test]
+fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
+    let (home, daemon) = restarted_with_an_open_order(&format!(
+        "{}{}[[route]]\nendpoint = \"shop-cn\"\nhook = \"mine\"\n",
+        endpoint("shop-cn", "/spi", "alibaba", "account = \"shop\""),
+        endpoint("shop-b", "/b", "alibaba", "account = \"shop\"")
+    ));
+    daemon.wait_for_log("endpoint `shop` is not configured any more, and there are routes by endpoint");
+    assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (false, false));
+    let jobs = home.list(&["jobs", "list"]);
+    assert_eq!(jobs[0]["state"], "queued");
+}
+
 // What is made of the definitions.
 
 #[test]

@@ -478,7 +478,7 @@ fn jdcloud_speaks_with_its_own_names() {
 }
 
 #[test]
-fn jdcloud_changes_capacity_and_has_no_release() {
+fn jdcloud_changes_capacity_and_releases() {
     let callback = understood("jdcloud", "dilateInstance", &[("instanceId", "i"), ("accountNum", "9")]);
     assert_eq!(callback.action, Action::Upgrade);
     assert_eq!(callback.items.get("accountNum").map(String::as_str), Some("9"));
@@ -487,10 +487,43 @@ fn jdcloud_changes_capacity_and_has_no_release() {
         ("upgradeInstance", Action::Upgrade),
         ("expiredInstance", Action::Expire),
         ("verify", Action::SignOn),
-        ("releaseInstance", Action::Other),
+        ("releaseInstance", Action::Release),
     ] {
         assert_eq!(understood("jdcloud", word, &[("instanceId", "i")]).action, action, "{word}");
     }
+}
+
+/// The page shows the two as JSON texts, and its own sample is not valid JSON.
+#[test]
+fn jdcloud_s_items_stand_in_json_texts_and_keep_their_digits() {
+    let items = |parameters: &[(&str, &str)]| {
+        let items = understood("jdcloud", "createInstance", parameters).items;
+        items.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    };
+    let packed = items(&[
+        ("orderBizId", "b-1"),
+        ("accountNum", "3"),
+        ("extraInfo", r#"{"disk":"100","nodes":9007199254740993,"tls":true}"#),
+        ("additionInfo", r#"{"region":"north","disk":"200"}"#),
+        ("appCode", "a"),
+        ("tenantCode", "t"),
+        ("userCode", "u"),
+    ]);
+    for item in ["accountNum=3", "nodes=9007199254740993", "tls=true", "region=north"] {
+        assert!(packed.split(' ').any(|it| it == item), "{item}: {packed}");
+    }
+    let disks: Vec<&str> = packed.split(' ').filter(|item| item.contains("disk=")).collect();
+    assert_eq!(disks.len(), 2, "one of two items with one name was lost: {packed}");
+    assert!(!packed.contains("Code"), "{packed}");
+    // Whatever cannot be taken apart without a loss stays whole.
+    for whole in [r#"{"disk":12.50}"#, r#"{"disk":100,}"#, "[1]", "plain", r#"{"a":[{"b":1.0}]}"#] {
+        assert_eq!(items(&[("orderBizId", "b-1"), ("extraInfo", whole)]), format!("extraInfo={whole}"));
+    }
+    assert_eq!(items(&[("orderBizId", "b-1"), ("extraInfo", ""), ("additionInfo", "{}")]), "");
+    let renewal =
+        understood("jdcloud", "renewInstance", &[("instanceId", "i"), ("extraInfo", r#"{"a":"1"}"#)]);
+    assert_eq!(renewal.items, BTreeMap::new());
+    assert_eq!(renewal.parameters.get("extraInfo"), Some(r#"{"a":"1"}"#));
 }
 
 // ---- Replies of the query-token family ----------------------------------------------------------

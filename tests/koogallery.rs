@@ -32,11 +32,11 @@ use spid::hook::{
 };
 use spid::http::{Client, ClientOptions, ClientRequest, ClientResponse, Method};
 use spid::intake::Endpoint;
-use spid::job::Schedule;
+use spid::job::{Schedule, State};
 use spid::metrics::Metric;
 use spid::orders::{Desk, Orders};
 use spid::signature::{AccessKey, Keys, Secret};
-use spid::store::Filter;
+use spid::store::{Filter, JobRow};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -251,25 +251,36 @@ struct Letter {
 }
 
 async fn start(folder: &Path, clock: &Clock, office_url: &str, recorder: Recorder) -> Daemon {
-    let endpoint = |name: &str, key: &str| Endpoint {
+    start_as(Some("koogallery"), folder, clock, office_url, recorder, 0).await
+}
+
+/// A daemon whose endpoint at KooGallery has this name; without one the account is given up.
+async fn start_as(
+    name: Option<&str>,
+    folder: &Path,
+    clock: &Clock,
+    office_url: &str,
+    recorder: Recorder,
+    retry_after_ms: i64,
+) -> Daemon {
+    let endpoint = |dialect: &str, name: &str, key: &str| Endpoint {
         name: name.into(),
-        account: name.into(),
-        dialect: dialect::by_name(name).unwrap(),
+        account: dialect.into(),
+        dialect: dialect::by_name(dialect).unwrap(),
         keys: Keys::single(Secret::new(key)).unwrap(),
         options: Options { test_url: Some("https://try.example".into()), ..Options::default() },
     };
-    let endpoints = vec![
-        ("/koogallery".to_owned(), endpoint("koogallery", KEY)),
-        ("/alibaba".to_owned(), endpoint("alibaba", ALIBABA_KEY)),
-    ];
+    let mut endpoints = vec![("/alibaba".to_owned(), endpoint("alibaba", "alibaba", ALIBABA_KEY))];
+    endpoints.extend(name.map(|name| ("/koogallery".to_owned(), endpoint("koogallery", name, KEY))));
     let runner = Runner::new(vec![NamedHook::new("recorder", AnyHook::new(recorder))], Vec::new()).unwrap();
     let mut options = DaemonOptions::new(Some(folder.join("spid.db")), endpoints, runner);
     let key = AccessKey::new(ACCESS, Secret::new(ACCESS_SECRET)).unwrap();
     let desk = Desk::new(dialect::by_name("koogallery").unwrap(), office_url.parse().unwrap(), key, None);
-    options.orders = Orders::new([("koogallery".to_owned(), desk)]);
+    options.orders = Orders::new(name.map(|name| (name.to_owned(), desk)));
+    options.retired_accounts = vec!["koogallery".to_owned()];
     options.clock = clock.clone();
     options.intake.reply_within = Duration::from_millis(300);
-    options.store.schedules = Schedule::from_millis(vec![0; 20]).into();
+    options.store.schedules = Schedule::from_millis(vec![retry_after_ms; 20]).into();
     options.dispatch.poll = Duration::from_millis(50);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Daemon::start(listener, None, options).await.unwrap()
@@ -1060,4 +1071,83 @@ async fn a_marketplace_that_hangs_keeps_no_other_marketplaces_orders_waiting() {
     let metrics = world.daemon.metrics();
     assert_eq!(metrics.value(Metric::Attempts, ["create", "retry"]), 0);
     assert_eq!(world.actions(), ["create"]);
+}
+
+// ---- An endpoint that is gone --------------------------------------------------------------------
+
+impl World {
+    /// A purchase is accepted while the office lets nobody in; then the office opens. The job waits for
+    /// its next attempt.
+    async fn bought() -> World {
+        let world = World::new().await;
+        assert!(world.daemon.stop().await.closed);
+        let recorder = Recorder { calls: world.calls.clone(), gate: world.gate.subscribe() };
+        let daemon = start_as(
+            Some("koogallery"),
+            world.folder.path(),
+            &world.clock,
+            &world.office_url,
+            recorder,
+            1_000,
+        );
+        let world = World { daemon: daemon.await, ..world };
+        world.sells("CS1", "basic", 5, "20270101000000");
+        world.office.lock().unwrap().locked = true;
+        assert_eq!(world.ask("newInstance", purchase("b-1", "CS1")).await.code(), "000004");
+        let note = world.job_that(|job| job.attempts == 1 && job.state == State::Queued).await;
+        assert!(note.contains("does not say what was ordered"), "{note}");
+        world.office.lock().unwrap().locked = false;
+        world
+    }
+
+    /// Starts a daemon whose endpoint at KooGallery has this name, or that has none, and lets the job be due.
+    async fn started_as(self, name: Option<&str>) -> World {
+        assert!(self.daemon.stop().await.closed);
+        let recorder = Recorder { calls: self.calls.clone(), gate: self.gate.subscribe() };
+        let daemon = start_as(name, self.folder.path(), &self.clock, &self.office_url, recorder, 0).await;
+        self.clock.advance(SignedDuration::from_secs(60));
+        World { daemon, ..self }
+    }
+
+    /// What the only job says, once it is as wanted.
+    async fn job_that(&self, is_wanted: impl Fn(&JobRow) -> bool) -> String {
+        let filter = Filter { limit: 2, ..Filter::default() };
+        let found = tokio::time::timeout(Duration::from_secs(60), async {
+            loop {
+                let jobs = self.daemon.store().reader().jobs(&filter).unwrap();
+                if let Some(job) = jobs.into_iter().find(&is_wanted) {
+                    return job.note.unwrap_or_default();
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        });
+        found.await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_ordered_is_asked_by_the_endpoint_under_its_new_name() {
+    let world = World::bought().await.started_as(Some("koogallery-cn")).await;
+    world.job_that(|job| job.state == State::Done).await;
+    let calls = world.calls.lock().unwrap().clone();
+    assert_eq!(calls.len(), 1);
+    assert_eq!((&calls[0]["sku"], &calls[0]["buyer"]), (&json!("basic"), &json!("buyer-1")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_cannot_be_asked_for_any_more_reaches_no_hook() {
+    for kept_by_an_older_spid in [false, true] {
+        let world = World::bought().await;
+        if kept_by_an_older_spid {
+            let db = rusqlite::Connection::open(world.folder.path().join("spid.db")).unwrap();
+            let sql =
+                "UPDATE callback SET body = json_remove(body, '$.dialect') WHERE body LIKE '%\"dialect\"%'";
+            assert_eq!(db.execute(sql, []).unwrap(), 1);
+        }
+        let world = world.started_as(None).await;
+        let note = world.job_that(|job| job.state == State::Dead).await;
+        assert!(note.contains("endpoint `koogallery` is not configured any more"), "{note}");
+        assert!(note.contains("`account = \"koogallery\"` and `dialect = \"koogallery\"`"), "{note}");
+        assert_eq!(world.calls.lock().unwrap().len(), 0, "a hook was called without knowing what was bought");
+    }
 }

@@ -31,7 +31,7 @@ fn import(home: &Home, lines: &str) -> daemon::Ran {
     std::fs::write(home.path("lines.jsonl"), lines).unwrap();
     let (db, file) = (home.path("spid.db"), home.path("lines.jsonl"));
     let why = ["--why", "moved here", "--db", db.to_str().unwrap()];
-    home.run(&[["instances", "import", file.to_str().unwrap()].as_slice(), &why].concat())
+    home.run(&[["instances", "import", file.to_str().unwrap()].as_slice(), &why, &["--any-account"]].concat())
 }
 
 /// All names, and all orders, by the orderBizId or the name itself.

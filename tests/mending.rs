@@ -708,7 +708,7 @@ fn instances_are_imported_all_or_none_and_live_on() {
         let import = |lines: &[Value]| {
             let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
             std::fs::write(&file, text).unwrap();
-            ["instances", "import", file.to_str().unwrap()].map(str::to_owned)
+            ["instances", "import", "--any-account", file.to_str().unwrap()].map(str::to_owned)
         };
         let old = json!({"account": "alibaba-cn", "id": "old-1", "order_biz_id": "old-biz-1", "product": "cmgj000001",
             "sku": "basic", "buyer": "10001", "expires_on": "2030-01-01T00:00:00Z"});
@@ -826,6 +826,88 @@ fn a_restored_key_tells_the_password() {
     assert_eq!((ran.stderr.as_str(), jobs(&other, "held").len()), ("", 0));
     let told = other.start().deliver(&create("biz-1")).json();
     assert_eq!((&told["instanceId"], &told["appInfo"]["password"]), (&json!(id), &json!(PASSWORD)));
+}
+
+/// Customers from before spid, whose marketplace calls before they are imported.
+#[test]
+fn an_instance_released_before_it_was_known_is_imported_as_live() {
+    for policy in ["refuse", "succeed"] {
+        let home = home();
+        let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+        home.configure(&format!("{text}\n[policy]\nunknown_instance = \"{policy}\"\n"));
+        let daemon = home.start();
+        let release = about(RELEASE, "old-1").with("orderBizId", "old-biz-1").with("aliUid", "10001");
+        let renewal = renew("old-1", "2031-01-01 00:00:00").with("aliUid", "10001");
+        assert_eq!(daemon.deliver(&release).success(), policy == "succeed");
+        assert!(!daemon.deliver(&renewal).success(), "{policy}");
+        let said = refused(&home, 65, &["instances", "release", "old-1"]);
+        assert!(said.contains("import"), "{said}");
+        // It is seen which old customer called.
+        let called = home.list(&["callbacks", "list"]);
+        for row in &called {
+            assert_eq!(row["buyer"], "10001", "{row}");
+            assert_eq!(row["names"][0], "old-1", "{row}");
+        }
+        assert!(home.look(&["callbacks", "list"]).contains("old-1, old-biz-1"));
+
+        let line = json!({"account": "alibaba-cn", "id": "old-1", "order_biz_id": "old-biz-1", "sku": "basic",
+            "buyer": "10001", "expires_on": "2030-01-01T00:00:00Z"});
+        std::fs::write(home.path("customers.jsonl"), line.to_string()).unwrap();
+        let said = done(&home, &["instances", "import", "--any-account", "customers.jsonl"]);
+        assert_eq!(said.stdout, "1 instances imported\n");
+        assert!(said.stderr.contains("the release of old-1 before it was known"), "{}", said.stderr);
+        let shown = home.json(&["instances", "show", "old-biz-1"]);
+        let facts = ["state", "adopted", "buyer", "order_biz_id"].map(|member| shown[member].clone());
+        assert_eq!(facts, [json!("active"), json!(true), json!("10001"), json!("old-biz-1")], "{shown}");
+        assert_eq!(home.list(&["instances", "list"]).len(), 1);
+        refused(&home, 65, &["instances", "import", "--any-account", "customers.jsonl"]);
+
+        daemon.deliver_until_done(&renewal);
+        daemon.deliver_until_done(&release);
+        assert_eq!(home.state("old-1"), "released");
+        assert_eq!((home.begun("renew").len(), home.begun("release").len()), (1, 1), "{policy}");
+    }
+}
+
+#[test]
+fn a_tombstone_of_an_order_of_our_own_is_no_place_for_an_import() {
+    let (home, daemon) = started(&["pend-create"]);
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+    until("it is pending", || jobs(&home, "pending").pop());
+    done(&home, &["instances", "release", "biz-1"]);
+    until("it is released", || (home.state("biz-1") == "released").then_some(()));
+    let line = json!({"account": "alibaba-cn", "id": "old-1", "order_biz_id": "biz-1"});
+    std::fs::write(home.path("customers.jsonl"), line.to_string()).unwrap();
+    let said = refused(&home, 65, &["instances", "import", "--any-account", "customers.jsonl"]);
+    assert!(said.contains("has an instance called `biz-1` already"), "{said}");
+}
+
+#[test]
+fn an_import_into_an_account_that_is_not_configured_is_refused() {
+    let (home, daemon) = started(&[]);
+    daemon.stop();
+    let import = |account: &str, more: &[&str]| {
+        let good = json!({"account": "alibaba-cn", "id": "old-1"});
+        let line = json!({"account": account, "id": "old-2"});
+        std::fs::write(home.path("customers.jsonl"), format!("{good}\n{line}\n")).unwrap();
+        home.run(&[&["instances", "import", "customers.jsonl", "--why", "a test"], more].concat())
+    };
+    let configured = ["--config", "spid.toml"];
+    let ran = import("alibab-cn", &configured);
+    assert_eq!(ran.code, 65, "{}", ran.stderr);
+    let told = "customers.jsonl:2: account `alibab-cn` is not configured; did you mean `alibaba-cn`?";
+    assert!(ran.stderr.contains(told), "{}", ran.stderr);
+    let ran = import("other", &configured);
+    assert!(ran.code == 65 && ran.stderr.contains("there is alibaba-cn"), "{}", ran.stderr);
+    let ran = import("alibaba-cn", &["--db", "spid.db"]);
+    assert!(ran.code == 64 && ran.stderr.contains("--any-account"), "{}", ran.stderr);
+    assert_eq!(home.list(&["instances", "list"]).len(), 0);
+    assert_eq!(import("alibaba-cn", &configured).code, 0);
+    let given_up = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&format!("{given_up}\n[policy]\nretired_accounts = [\"old\"]\n"));
+    std::fs::write(home.path("old.jsonl"), json!({"account": "old", "id": "old-3"}).to_string()).unwrap();
+    let ran = home.run(&["instances", "import", "old.jsonl", "--why", "a test", "--config", "spid.toml"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
 }
 
 #[test]

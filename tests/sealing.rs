@@ -178,6 +178,7 @@ fn no_password_stands_in_any_file_of_the_database_nor_in_a_backup() {
 /// sealed before there were key ids.
 fn full_home(count: usize) -> Home {
     let home = home();
+    home.start().stop();
     std::fs::write(home.path("spid.db.key"), OLD).unwrap();
     let daemon = home.start();
     assert!(tells_the_password(&daemon, "first"));

@@ -165,6 +165,7 @@ impl Admin {
         let (clock, word, who) = (parts.clock.clone(), deed.word(), act.who.clone());
         let store = parts.store.clone();
         let work = move || {
+            store.is_in_place()?;
             let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
             deed.run(&mut mender, instance, &act)
         };

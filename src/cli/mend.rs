@@ -16,12 +16,12 @@ use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::callback::Answer;
 use crate::clock::{Clock, Id};
-use crate::config::{Environment, ProcessEnvironment};
+use crate::config::{self, Environment, ProcessEnvironment};
 use crate::dialect::Sending;
 use crate::hook;
 use crate::http::{Client, ClientOptions, Url};
 use crate::outbound;
-use crate::store::{Act, Approved, Claim, Claimed, Import, Instead, MendError, Mender, Restored};
+use crate::store::{Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored};
 
 /// What every act needs.
 #[derive(Args)]
@@ -292,6 +292,9 @@ pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done 
 pub(super) struct ImportArguments {
     #[command(flatten)]
     act: ActArguments,
+    /// Take accounts that no configuration has. Without a configuration there is nothing to compare them with.
+    #[arg(long)]
+    any_account: bool,
     /// A file with one JSON object a line: account and id, and what is known of endpoint, order_biz_id, state,
     /// buyer, product, sku, order_id, trial, expires_on, items, claimed_at, tenant, and whatever else an export
     /// has; `-` for standard input.
@@ -303,9 +306,40 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let text = String::from_utf8(text)
         .map_err(|_| Failure::new(Exit::Data, format!("{} is not UTF-8", arguments.file.display())))?;
     let imports = imports(&text, &arguments.file)?;
+    if !arguments.any_account {
+        check_accounts(&imports, arguments.act.store.accounts()?.as_deref())?;
+    }
     let (mut mender, act) = arguments.act.begin()?;
-    mender.import(&imports, &act)?;
-    output.line(&format!("{} instances imported", imports.len()))
+    let Imported { released_before } = mender.import(&imports, &act)?;
+    output.line(&format!("{} instances imported", imports.len()))?;
+    for name in released_before {
+        let name = shown(&name);
+        output.complain(&format!(
+            "note: the marketplace asked for the release of {name} before it was known here, and nothing was done; it is live now. The next release of the marketplace runs, or `spid instances release {name} --why …`"
+        ));
+    }
+    Ok(())
+}
+
+/// A line with a mistyped account would be kept where no callback finds it.
+fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Failure> {
+    let Some(known) = known else {
+        return Err(Failure::new(Exit::Usage, "without a configuration the accounts cannot be checked")
+            .hint("name it with --config FILE, or say --any-account"));
+    };
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let wrong = |import: &Import| {
+        let (origin, account) = (&import.origin, import.instance.account.as_str());
+        let is_known = known.contains(&account);
+        let meant = config::unknown(account, &known);
+        (!is_known).then(|| format!("{origin}: account `{account}` is not configured; {meant}"))
+    };
+    let wrong: Vec<String> = imports.iter().filter_map(wrong).collect();
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Data, wrong.join("\n"))
+        .hint("nothing was imported; --any-account takes them all the same"))
 }
 
 fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {

@@ -104,7 +104,7 @@ impl From<Mistakes> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
-            StoreError::NotThere(_) => Exit::NoInput,
+            StoreError::NotThere(_) | StoreError::Lost(..) => Exit::NoInput,
             StoreError::Busy | StoreError::InUse(_) | StoreError::Overloaded => Exit::TryAgain,
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
@@ -114,7 +114,11 @@ impl From<StoreError> for Failure {
             StoreError::Seal(_) => Exit::Config,
             StoreError::Denied(_) => Exit::Permission,
             StoreError::Inconsistent(_) | StoreError::Stopped | StoreError::Replayed => Exit::Bug,
-            StoreError::Io(_) | StoreError::Full | StoreError::File(..) => Exit::Io,
+            StoreError::Io(_)
+            | StoreError::Full
+            | StoreError::File(..)
+            | StoreError::Moved(_)
+            | StoreError::LogMoved(_) => Exit::Io,
         };
         Failure::new(exit, error.to_string())
     }
@@ -124,6 +128,9 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::Store(error) => error.into(),
+            StartError::Orphans(orphans) => {
+                Failure::new(Exit::Config, orphans.lines().collect::<Vec<_>>().join("\n"))
+            }
             StartError::Unguarded(_) => Failure::new(Exit::Config, error.to_string()),
             StartError::Leftovers(_) => Failure::new(Exit::Io, error.to_string()),
             StartError::Listener(error) => {
@@ -240,6 +247,12 @@ impl StoreArguments {
     /// Whether what the store is asked to keep comes from a configuration.
     fn is_configured(&self) -> bool {
         self.db.is_none() && self.config.is_some()
+    }
+
+    /// The accounts of the configuration that names the database; `None` when the database was named itself.
+    fn accounts(&self) -> Result<Option<Vec<String>>, Failure> {
+        let named = self.config.as_ref().filter(|_| self.is_configured());
+        Ok(named.map(|file| config::accounts_of(file, &ProcessEnvironment)).transpose()?)
     }
 
     /// The database, and what the configuration says about the store.

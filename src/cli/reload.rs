@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 
 use super::logging::Logging;
+use super::serve;
 use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
 use crate::daemon::{Changes, Daemon};
 use crate::hook::AnyHook;
@@ -113,6 +114,10 @@ impl Reloader {
             Ok(sealer) => sealer,
             Err(error) => return Outcome::Kept { why: error.to_string() },
         };
+        if let Err(error) = daemon.check_accounts(&config.endpoints, &config.retired_accounts) {
+            return Outcome::Kept { why: error.to_string() };
+        }
+        serve::warn(&config);
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),

@@ -73,7 +73,15 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     let source = arguments.source(hook)?;
     let config = source.clone().read()?;
     logging.configure(config.log_level, config.log_format);
+    warn(&config);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
+}
+
+/// Logs what a configuration should say differently.
+pub(super) fn warn(config: &Config) {
+    for warning in &config.warnings {
+        tracing::warn!("configuration: {warning}");
+    }
 }
 
 impl ServeArguments {
@@ -132,6 +140,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         guard: config.guard,
         telemetry: config.telemetry,
         key_unused_after: config.key_unused_after,
+        retired_accounts: config.retired_accounts,
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;

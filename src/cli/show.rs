@@ -3,6 +3,7 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
+use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
@@ -13,7 +14,7 @@ use crate::job;
 use crate::limits;
 use crate::store::{
     ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
-    JobRow, Life, ViewError,
+    JobRow, Life, Reader, StoreError, ViewError,
 };
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
@@ -343,11 +344,13 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
     match command {
         CallbacksCommand::List { list, untold } => {
             let filter = Filter { untold, limit: list.limit, ..Filter::default() };
-            let rows = list.store.reader()?.callbacks(&filter)?;
+            let reader = list.store.reader()?;
+            let rows = reader.callbacks(&filter)?;
+            let rows = rows.into_iter().map(|row| Said::of(&reader, row)).collect::<Result<Vec<_>, _>>()?;
             if list.json {
                 return output.json(&rows);
             }
-            callbacks_table(&rows, output)?;
+            said_table(&rows, output)?;
             if untold && !rows.is_empty() {
                 output.complain(RESET_HINT);
             }
@@ -366,8 +369,8 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
 
 /// How often it came, out of how often the marketplace tries. Once told it does not try any more.
 /// Says which callbacks a marketplace is about to give up on.
-fn warn_of_budget(rows: &[CallbackRow], output: &mut Output) {
-    for row in rows.iter().filter(|row| row.told_at.is_none()) {
+fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
+    for row in rows.filter(|row| row.told_at.is_none()) {
         let Some(budget) = row.budget.map(u64::from) else { continue };
         if row.deliveries >= budget.div_ceil(2) {
             output.complain(&format!(
@@ -393,7 +396,49 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
     };
     let header = ["CALLBACK", "ACTION", "ENDPOINT", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
-    warn_of_budget(rows, output);
+    warn_of_budget(rows.iter(), output);
+    Ok(())
+}
+
+/// A callback, and what it says about its instance. Of what was refused for an unknown instance nothing else says
+/// which customer it was.
+#[derive(Serialize)]
+struct Said {
+    #[serde(flatten)]
+    row: CallbackRow,
+    /// The names it has for the instance.
+    names: Vec<String>,
+    /// The buyer, where it says one.
+    buyer: Option<String>,
+}
+
+impl Said {
+    fn of(reader: &Reader, row: CallbackRow) -> Result<Said, StoreError> {
+        let callback = reader.callback(row.number)?.map(|(_, callback)| callback);
+        let names = callback.iter().flat_map(|it| it.subject.names()).map(str::to_owned).collect();
+        Ok(Said { row, names, buyer: callback.and_then(|it| it.buyer) })
+    }
+}
+
+fn said_table(rows: &[Said], output: &mut Output) -> Done {
+    let cells = |Said { row, names, buyer }: &Said| {
+        vec![
+            row.number.to_string(),
+            row.action.to_string(),
+            row.endpoint.clone(),
+            if names.is_empty() { "-".to_owned() } else { names.join(", ") },
+            text(buyer.as_deref()),
+            disposition(row.disposition).to_owned(),
+            row.tries(),
+            row.received_at.to_string(),
+            time(row.told_at),
+            text(row.reason.as_deref()),
+        ]
+    };
+    let header =
+        ["CALLBACK", "ACTION", "ENDPOINT", "INSTANCE", "BUYER", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    warn_of_budget(rows.iter().map(|said| &said.row), output);
     Ok(())
 }
 

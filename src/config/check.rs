@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::reader::Table;
-use super::{Config, Environment, Mistakes, text_of};
+use super::{Config, Environment, Mistake, Mistakes, Origin, text_of};
 use crate::hook::AnyHook;
+use crate::intake::Orphans;
 use crate::seal::KeyId;
 use crate::store::{self, Sealed, StoreOptions};
 
@@ -28,11 +29,27 @@ pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) 
     };
     let source = path.display().to_string();
     let config = Config::parse_and(&text_of(path)?, &source, environment, &[], hook, look)?;
+    check_accounts(&config, source)?;
+    warnings.extend(config.warnings.iter().cloned());
     Ok(Checked { config, warnings })
 }
 
+/// Accounts that live instances are kept under must be served.
+fn check_accounts(config: &Config, source: String) -> Result<(), Mistakes> {
+    let mistake =
+        |text: String| Mistake { key: "endpoint".to_owned(), origin: Origin::File { line: None }, text };
+    let unserved = |served: &[&str]| store::unserved_accounts(&config.store_path, served);
+    let mistakes: Vec<Mistake> = match Orphans::find(&config.endpoints, &config.retired_accounts, unserved) {
+        Ok(None) => return Ok(()),
+        Ok(Some(orphans)) => orphans.lines().map(mistake).collect(),
+        Err(error) => vec![mistake(error.to_string())],
+    };
+    Err(Mistakes { source, mistakes })
+}
+
 fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Vec<String> {
-    let sealed = store::check_database(database).map_err(|wrong| table.mistake("path", wrong.to_string()));
+    let sealed =
+        store::check_database(database, options).map_err(|wrong| table.mistake("path", wrong.to_string()));
     // Beside a database that cannot be, no key can be: that is said already.
     if sealed.is_err() && options.sealing_keys.is_empty() {
         return Vec::new();

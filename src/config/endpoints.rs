@@ -52,19 +52,56 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
             // Whatever is wrong with it can be said once it is known for whom it is.
             table.has("orders");
         }
-        sound.extend(endpoint(&table, &name, dialect).map(|endpoint| (path.clone(), endpoint)));
+        let shared_key = table.flag("shared_key");
+        if let Some(endpoint) = endpoint(&table, &name, dialect) {
+            refuse_shared_key(&table, &endpoint, shared_key, &sound);
+            sound.push((path.clone(), endpoint, shared_key));
+        }
         allow.extend(front::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
         names.push(name);
         paths.push(path);
     }
+    let sound = sound.into_iter().map(|(path, endpoint, _)| (path, endpoint)).collect();
     Endpoints { sound, desks, names, allow }
 }
 
+/// Nothing that is signed names the path or the account: with one key for two accounts, a request that was signed for
+/// one of them makes an instance in each whose path it is sent to.
+fn refuse_shared_key(
+    table: &Table<'_>,
+    endpoint: &Endpoint,
+    shared_key: bool,
+    earlier: &[(String, Endpoint, bool)],
+) {
+    for (_, other, is_meant) in earlier {
+        let same_rule = endpoint.dialect.signing() == other.dialect.signing();
+        if endpoint.account == other.account || !same_rule || (shared_key && *is_meant) {
+            continue;
+        }
+        if let Some((own, label)) = endpoint.keys.shared_with(&other.keys) {
+            table.mistake("keys", format!(
+                "the key `{own}` is also the key `{label}` of endpoint `{}`, whose account is another one: a request signed for one holds at both; give each account its own key, or write `shared_key = true` in both if this is meant",
+                other.name
+            ));
+        }
+    }
+}
+
 fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>) -> Option<Endpoint> {
-    let account = table.text("account").unwrap_or_else(|| name.to_owned());
+    let account = account(table, name);
     let options = options(table);
     let keys = endpoint_keys(table)?;
     Some(Endpoint { name: name.into(), account: account.into(), dialect: dialect?, keys, options })
+}
+
+/// The account, which is the name only where an older file does not write it: a new name must not make a new account.
+fn account(table: &Table<'_>, name: &str) -> String {
+    table.text("account").unwrap_or_else(|| {
+        table.warning(format!(
+            "it has no `account`, so its instances are kept under its name and a new name would lose them: write `account = \"{name}\"`"
+        ));
+        name.to_owned()
+    })
 }
 
 fn path(table: &Table<'_>) -> Option<String> {

@@ -142,6 +142,20 @@ pub struct Mistakes {
     pub mistakes: Vec<Mistake>,
 }
 
+impl Mistake {
+    /// One line: `spid.toml:3: `server.listen`: …`.
+    fn line(&self, source: &str) -> String {
+        let Mistake { key, origin, text } = self;
+        let place = match origin {
+            Origin::File { line: Some(line) } => format!("{source}:{line}"),
+            Origin::File { line: None } => source.to_owned(),
+            Origin::Variable(name) => name.clone(),
+            Origin::Flag(name) => (*name).to_owned(),
+        };
+        if key.is_empty() { format!("{place}: {text}") } else { format!("{place}: `{key}`: {text}") }
+    }
+}
+
 impl Mistakes {
     /// The file as a whole.
     fn whole(path: &Path, text: String) -> Mistakes {
@@ -151,15 +165,7 @@ impl Mistakes {
 
     /// The mistakes one by one, each a line: `spid.toml:3: `server.listen`: …`.
     pub fn lines(&self) -> impl Iterator<Item = String> {
-        self.mistakes.iter().map(|Mistake { key, origin, text }| {
-            let place = match origin {
-                Origin::File { line: Some(line) } => format!("{}:{line}", self.source),
-                Origin::File { line: None } => self.source.clone(),
-                Origin::Variable(name) => name.clone(),
-                Origin::Flag(name) => (*name).to_owned(),
-            };
-            if key.is_empty() { format!("{place}: {text}") } else { format!("{place}: `{key}`: {text}") }
-        })
+        self.mistakes.iter().map(|mistake| mistake.line(&self.source))
     }
 }
 
@@ -204,6 +210,10 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// And how.
     pub log_format: LogFormat,
+    /// Accounts that no endpoint serves any more, on purpose, though they have live instances.
+    pub retired_accounts: Vec<String>,
+    /// Lines that work and should be written differently.
+    pub warnings: Vec<String>,
     settings: Settings,
 }
 
@@ -284,9 +294,10 @@ impl Config {
         let document = reader::document(text, source)?;
         let reader = Reader::new(text, environment, flags);
         let config = Config::read(&reader.root(&document), hook, look);
-        let (settings, mistakes) = reader.finish();
+        let reader::Findings { settings, mistakes, warnings } = reader.findings();
+        let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
         match config {
-            Some(config) if mistakes.is_empty() => Ok(Config { settings, ..config }),
+            Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
             _ => Err(Mistakes { source: source.to_owned(), mistakes }),
         }
     }
@@ -339,6 +350,8 @@ impl Config {
             telemetry,
             log_level,
             log_format,
+            retired_accounts: policy.retired_accounts,
+            warnings: Vec::new(),
             settings: Settings::new(),
         })
     }
@@ -426,6 +439,7 @@ struct PolicyTable {
     of_instances: crate::instance::Policy,
     secrets_window: Duration,
     key_unused_after: Duration,
+    retired_accounts: Vec<String>,
 }
 
 fn policy(table: &Table<'_>) -> PolicyTable {
@@ -448,6 +462,7 @@ fn policy(table: &Table<'_>) -> PolicyTable {
         secrets_window: table.duration("secrets_window", of_millis(limits::SECRETS_WINDOW_MS)),
         key_unused_after: table
             .duration("key_unused_after", Duration::from_millis(limits::KEY_UNUSED_AFTER_MS)),
+        retired_accounts: table.texts("retired_accounts").unwrap_or_default(),
     }
 }
 
@@ -479,24 +494,30 @@ const DEV_KEY_VARIABLE: &str = "DEV_KEY";
 const DEV_CONFIG: &str = r#"
 [[endpoint]]
 name = "dev"
+account = "dev"
 path = "/spi"
 dialect = "alibaba"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+shared_key = true
 
 [[endpoint]]
 name = "dev-jdcloud"
+account = "dev-jdcloud"
 path = "/jdcloud"
 dialect = "jdcloud"
 keys = [{ env = "DEV_KEY", label = "dev" }]
+shared_key = true
 
 [[endpoint]]
 name = "dev-generic"
+account = "dev-generic"
 path = "/generic"
 dialect = "generic"
 keys = [{ env = "DEV_KEY", label = "dev" }]
 
 [[endpoint]]
 name = "dev-koogallery"
+account = "dev-koogallery"
 path = "/koogallery"
 dialect = "koogallery"
 keys = [{ env = "DEV_KEY", label = "dev" }]
@@ -544,6 +565,22 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
     let (_, mut mistakes) = reader.finish();
     mistakes.retain(|mistake| mistake.key == "server.admin_listen");
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
+}
+
+/// The accounts a configuration serves, or says to have given up, without looking at anything else in it: whoever
+/// imports instances need not be able to read the keys.
+///
+/// # Errors
+/// When the file cannot be read, or is not a configuration.
+pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
+    let text = text_of(path)?;
+    let document = reader::document(&text, &path.display().to_string())?;
+    let reader = Reader::new(&text, environment, &[]);
+    let root = reader.root(&document);
+    let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
+    let served = root.tables("endpoint", false).into_iter().filter_map(account);
+    let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
+    Ok(served.chain(retired).collect())
 }
 
 #[cfg(test)]

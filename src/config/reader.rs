@@ -30,8 +30,18 @@ pub(super) type Settings = BTreeMap<String, String>;
 #[derive(Default)]
 struct Notes {
     mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
     settings: Settings,
     variables: Vec<String>,
+}
+
+/// The result of one reading.
+pub(super) struct Findings {
+    pub(super) settings: Settings,
+    /// Mistakes in the order of the file.
+    pub(super) mistakes: Vec<Mistake>,
+    /// Lines that work and should be written differently.
+    pub(super) warnings: Vec<Mistake>,
 }
 
 /// One reading of a configuration.
@@ -136,13 +146,19 @@ impl<'a> Reader<'a> {
 
     /// Ends the reading: what was read, and all that was wrong with it, in the order of the file.
     pub(super) fn finish(self) -> (Settings, Vec<Mistake>) {
+        let Findings { settings, mistakes, .. } = self.findings();
+        (settings, mistakes)
+    }
+
+    /// Ends the reading, with its warnings.
+    pub(super) fn findings(self) -> Findings {
         self.note_unknown_variables();
-        let Notes { mut mistakes, settings, .. } = self.notes.into_inner();
+        let Notes { mut mistakes, warnings, settings, .. } = self.notes.into_inner();
         mistakes.sort_by_key(|mistake| match mistake.origin {
             Origin::File { line: Some(line) } => line,
             _ => usize::MAX,
         });
-        (settings, mistakes)
+        Findings { settings, mistakes, warnings }
     }
 
     fn note_unknown_variables(&self) {
@@ -211,6 +227,13 @@ impl<'a> Table<'a> {
             origin = self.overridden(key).map_or(origin, |(origin, _)| origin);
         }
         self.reader.mistake(self.path(key), origin, text.into());
+    }
+
+    /// A warning under the table itself: the configuration works, and should say more.
+    pub(super) fn warning(&self, text: impl Into<String>) {
+        let warning =
+            Mistake { key: self.path.clone(), origin: Origin::File { line: self.line }, text: text.into() };
+        self.reader.notes.borrow_mut().warnings.push(warning);
     }
 
     fn note(&self, key: &str, value: &impl Debug) {

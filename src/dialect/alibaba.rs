@@ -78,6 +78,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         "template",
         "timeStamp",
     ],
+    packed: &[],
     euid: Some(euid),
 };
 

@@ -1,8 +1,9 @@
 //! JD Cloud Marketplace: the token of Alibaba's, with names of its own.
 //!
 //! Rules: "Notify-Interface-Standard" in the vendor's documentation repository
-//! (github.com/jdcloudcom/en). Where that page shows no reply, the family's is given. What is
-//! accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
+//! (github.com/jdcloudcom/en), and its Chinese page
+//! (docs.jdcloud.com/en/marketplace/notify-interface-standard), which says more. Where they show no reply, the
+//! family's is given. What is accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
 
 use super::token::{Shape, TokenDialect, Verb};
 use super::{Action, GivesUp, Names, read_civil};
@@ -41,11 +42,14 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         // A change of capacity: the same SKU with another `accountNum`.
         Verb { word: "dilateInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
         Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
+        // On the Chinese page only: sent after a cancellation and its refund.
+        Verb { word: "releaseInstance", action: Action::Release, names: &[], shape: Shape::Success },
         Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
     ],
     // `accountNum` is a quantity the buyer pays for, and so an item.
     system: &[
         "action",
+        "appCode",
         "email",
         "instanceId",
         "jdPin",
@@ -55,7 +59,10 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         "serviceCode",
         "skuId",
         "template",
+        "tenantCode",
         "timeStamp",
+        "userCode",
     ],
+    packed: &["extraInfo", "additionInfo"],
     euid: None,
 };

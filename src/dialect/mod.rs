@@ -59,6 +59,15 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)
 }
 
+/// The dialect whose marketplace must be asked before a hook can do this; `None` when the callback says it all.
+/// What an older spid kept does not say its dialect, so each is tried: an order looks like that of one alone.
+pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
+    let said = callback.dialect.as_deref();
+    let spoken = DIALECTS.into_iter().filter(|dialect| said.is_none_or(|name| dialect.name() == name));
+    let mut asking = spoken.filter(|dialect| dialect.enquiry(callback).is_some());
+    asking.next()
+}
+
 /// Alibaba Cloud Marketplace's dialect: the one that receivers are judged by.
 pub fn alibaba() -> &'static dyn Dialect {
     &alibaba::ALIBABA
@@ -73,6 +82,12 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 pub trait Dialect: Send + Sync {
     /// The name in configuration, logs and metrics.
     fn name(&self) -> &'static str;
+
+    /// The name of the signing rule, the same for every dialect whose requests would be taken for one's own when they
+    /// are signed with one's key.
+    fn signing(&self) -> &'static str {
+        self.name()
+    }
 
     /// How often the marketplace calls before it gives up; `None` when it does not say, or does not
     /// give up.

@@ -25,6 +25,8 @@ pub(super) struct TokenDialect {
     pub(super) verbs: &'static [Verb],
     /// Names the marketplace itself may send with any action: never billing items.
     pub(super) system: &'static [&'static str],
+    /// Names whose value is a JSON object with billing items in it.
+    pub(super) packed: &'static [&'static str],
     /// Makes the `x-dashscope-euid` of (product, buyer), where there is such a thing.
     pub(super) euid: Option<fn(&str, &str) -> String>,
 }
@@ -84,6 +86,10 @@ fn spell(name: &str) -> String {
 impl Dialect for TokenDialect {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn signing(&self) -> &'static str {
+        "query-token"
     }
 
     fn budget(&self) -> Option<u32> {
@@ -200,8 +206,48 @@ impl TokenDialect {
             return BTreeMap::new();
         };
         let is_item = |name: &str| !self.system.contains(&name) && !verb.names.contains(&name);
-        let items = parameters.iter().filter(|(name, _)| is_item(name));
-        items.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        let (packed, plain): (Vec<_>, Vec<_>) = parameters
+            .iter()
+            .filter(|(name, _)| is_item(name))
+            .partition(|(name, _)| self.packed.contains(name));
+        let mut items: BTreeMap<String, String> =
+            plain.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        for (name, text) in packed {
+            unpack(name, text, &mut items);
+        }
+        items
+    }
+}
+
+/// Adds the members of a JSON object to the items, each under its own name unless that is taken. A text that cannot be
+/// read so without a loss is one item as it stands: what was bought must not be lost, and a change of it must be seen.
+fn unpack(name: &str, text: &str, items: &mut BTreeMap<String, String>) {
+    if text.is_empty() {
+        return;
+    }
+    let members =
+        serde_json::from_str::<Map<String, Value>>(text).ok().filter(|it| it.values().all(is_exact));
+    let Some(members) = members else {
+        items.insert(name.to_owned(), text.to_owned());
+        return;
+    };
+    for (member, value) in members {
+        let value = match value {
+            Value::String(text) => text,
+            other => other.to_string(),
+        };
+        let member = if items.contains_key(&member) { format!("{name}.{member}") } else { member };
+        items.insert(member, value);
+    }
+}
+
+/// Whether it can be written again digit by digit: a number with a fraction would be read as a float.
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => !number.is_f64(),
+        Value::Array(list) => list.iter().all(is_exact),
+        Value::Object(members) => members.values().all(is_exact),
+        Value::Null | Value::Bool(_) | Value::String(_) => true,
     }
 }
 

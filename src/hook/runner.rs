@@ -368,6 +368,11 @@ impl Runner {
         self.inner.routes.iter().map(|(route, _)| route)
     }
 
+    /// Whether any route asks for the endpoint.
+    pub fn routes_by_endpoint(&self) -> bool {
+        self.routes().any(|route| route.endpoint.is_some())
+    }
+
     /// The name of the hook that gets what no route matches.
     pub fn default_hook(&self) -> &str {
         &self.inner.default.named.name

@@ -1028,6 +1028,7 @@ fn take_one(
     let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let retrying = Retrying {
         endpoint: &origin.endpoint,
+        account: &origin.account,
         callback: &callback,
         instance: instance.as_ref().map(|row| &row.instance),
     };
@@ -1117,6 +1118,7 @@ fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) -> Result<S
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     Ok(schedules.of(&Retrying {
         endpoint: &origin.endpoint,
+        account: &origin.account,
         callback: &callback,
         instance: instance.as_ref().map(|row| &row.instance),
     }))

@@ -176,6 +176,16 @@ impl Tables {
             }
     }
 
+    fn unserved_accounts(&self, served: &[&str]) -> BTreeMap<String, u64> {
+        let mut accounts = BTreeMap::new();
+        for InstanceRow { instance, .. } in self.instances.values() {
+            if instance.state != State::Released && !served.contains(&instance.account.as_str()) {
+                *accounts.entry(instance.account.clone()).or_default() += 1;
+            }
+        }
+        accounts
+    }
+
     fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for row in self.instances.values() {
@@ -317,6 +327,9 @@ macro_rules! reads {
             fn totals(&self) -> Result<Totals> {
                 Ok(self.with(Tables::totals))
             }
+            fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
+                Ok(self.with(|tables| tables.unserved_accounts(served)))
+            }
         }
     };
 }
@@ -339,6 +352,9 @@ impl Write for Memory {
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
         self.tables()?.instances.insert(row.number, row.clone());
         Ok(())
+    }
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.put_instance(row)
     }
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let key = (account.to_owned(), name.to_owned());

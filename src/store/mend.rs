@@ -125,6 +125,21 @@ pub struct Import {
     pub orders: Vec<String>,
 }
 
+impl Import {
+    /// The name it is told by.
+    fn name(&self) -> &str {
+        let names = [&self.instance.id, &self.instance.order_biz_id, &self.public_id];
+        names.into_iter().flatten().next().map_or("-", String::as_str)
+    }
+}
+
+/// What an import led to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// Live instances whose release came before they were known here; it was not done.
+    pub released_before: Vec<String>,
+}
+
 /// What a restore led to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
@@ -402,7 +417,10 @@ impl Mender {
             let row =
                 rows.instance(instance)?.ok_or_else(|| MendError::NotFound("no such instance".to_owned()))?;
             if row.instance.state == State::Released {
-                return impossible("it is released already");
+                return impossible(match row.instance.tombstone {
+                    true => "its release came before it was known here, so there is nothing to run a release for; `spid instances import` it, then release it",
+                    false => "it is released already",
+                });
             }
             accept(rows, by_hand(&row, act, now)?, &[Action::Release], now)
         })
@@ -418,22 +436,26 @@ impl Mender {
         self.act(act, "claim", &target, |rows, now| take_possession(rows, instance, claim, now))
     }
 
-    /// Takes over instances that lived before spid did. All or none.
+    /// Takes over instances that lived before spid did. All or none. A tombstone that a marketplace's release left
+    /// before its instance was known, and that no hook ever ran for, becomes the instance.
     ///
     /// # Errors
     /// When names are taken, missing or unusable; it says each and where it was read.
-    pub fn import(&mut self, imports: &[Import], act: &Act) -> Mended<()> {
+    pub fn import(&mut self, imports: &[Import], act: &Act) -> Mended<Imported> {
         let target = format!("{} instances", imports.len());
         self.act(act, "import", &target, |rows, now| {
             let mut wrong = Vec::new();
+            let mut imported = Imported::default();
             for import in imports {
                 match take_over(rows, import, now) {
-                    Ok(()) => {}
+                    Ok(was_tombstone) => {
+                        imported.released_before.extend(was_tombstone.then(|| import.name().to_owned()));
+                    }
                     Err(MendError::Impossible(fault)) => wrong.push(format!("{}: {fault}", import.origin)),
                     Err(error) => return Err(error),
                 }
             }
-            if wrong.is_empty() { Ok(()) } else { impossible(wrong.join("\n")) }
+            if wrong.is_empty() { Ok(imported) } else { impossible(wrong.join("\n")) }
         })
     }
 
@@ -743,7 +765,25 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     }
 }
 
-fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()> {
+/// The number of the tombstone that these names have, if they have one, and nothing was ever done for it.
+fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Mended<Option<i64>> {
+    let mut found = None;
+    for name in names {
+        let Some((row, _)) = rows.instance_by_name(account, name)? else { continue };
+        let is_bare = row.instance.tombstone && !row.instance.began;
+        if !is_bare || found.is_some_and(|number| number != row.number) {
+            return Ok(None);
+        }
+        found = Some(row.number);
+    }
+    let Some(number) = found else { return Ok(None) };
+    let filter = super::Filter { instance: Some(number), limit: usize::MAX, ..super::Filter::default() };
+    let was_tried = rows.list_jobs(&filter)?.iter().any(|job| job.attempts > 0 || job.state.is_live());
+    Ok(Some(number).filter(|_| !was_tried))
+}
+
+/// Returns whether the instance lives, and was released before it was known here.
+fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bool> {
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
@@ -757,18 +797,26 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<()
     if instance.tombstone && instance.state != State::Released {
         return impossible("a tombstone is released");
     }
-    let number = rows.add_instance(&instance)?;
+    let tombstone = match instance.tombstone {
+        true => None,
+        false => bare_tombstone(rows, &instance.account, &names)?,
+    };
+    let number = match tombstone {
+        Some(number) => number,
+        None => rows.add_instance(&instance)?,
+    };
     for name in names {
         take_name(rows, &instance.account, name, number)?;
     }
     for order in instance.order_id.iter().chain(&import.orders) {
         rows.add_order(&instance.account, order, number)?;
     }
-    if import.public_id.is_some() {
+    let was_released = tombstone.is_some() && instance.state != State::Released;
+    if tombstone.is_some() || import.public_id.is_some() {
         let public_id = import.public_id.clone();
-        rows.put_instance(&InstanceRow { number, created_by: None, public_id, instance })?;
+        rows.replace_instance(&InstanceRow { number, created_by: None, public_id, instance })?;
     }
-    Ok(())
+    Ok(was_released)
 }
 
 fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {

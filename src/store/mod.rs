@@ -51,7 +51,7 @@ pub use keys::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Aside, Taken};
 pub use mend::{
-    Act, Approved, Claim, Claimed, Import, Instead, MendError, Mender, Restored, backup, restore,
+    Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored, backup, restore,
 };
 pub use prune::{PruneOptions, Pruned};
 pub use reseal::{Resealed, Revealed};
@@ -96,6 +96,15 @@ pub enum StoreError {
     /// An older spid wrote it.
     #[error("`{}` has schema version {}, which an older spid wrote; start the daemon once to bring it up to date", .0.display(), .1)]
     Older(PathBuf, i64),
+    /// It is not there any more, or another one is.
+    #[error("`{}` was moved, deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; put the very file back, or stop the daemon and restore a backup", .0.display())]
+    Moved(PathBuf),
+    /// Its write-ahead log, or the index of that, is not there any more, or another one is.
+    #[error("`{}` was deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; stop the daemon in order, which brings home what it has open, and run no other command on the database before", .0.display())]
+    LogMoved(PathBuf),
+    /// There was a database, and now there is none.
+    #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
+    Lost(PathBuf, PathBuf),
     /// Another daemon runs on it.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
@@ -140,6 +149,8 @@ impl From<SealError> for StoreError {
 pub struct Retrying<'a> {
     /// The endpoint the callback came through.
     pub endpoint: &'a str,
+    /// The account it was for.
+    pub account: &'a str,
     /// What was asked.
     pub callback: &'a Callback,
     /// The instance as applied now.
@@ -222,6 +233,16 @@ impl StoreOptions {
         let own = Sealer::from_existing(&[KeySource::File(beside.clone())]);
         let is_listed = own.is_ok_and(|own| known.contains(&own.current()));
         (!is_listed).then_some(beside)
+    }
+
+    /// What shows that there was a database at `path`, where there is none now.
+    fn remains(&self, path: &Path) -> Option<PathBuf> {
+        let sources = self.key_sources(path);
+        let own = match sources.as_slice() {
+            [KeySource::Own(own)] => Some(own.as_path()),
+            _ => None,
+        };
+        sqlite::remains(path, own)
     }
 
     /// Whether the daemon makes its sealing key itself.
@@ -339,7 +360,7 @@ impl Reader {
     /// When there is none, it is not ours, or of another version.
     pub fn open(path: &Path) -> Result<Reader, StoreError> {
         sqlite::Sqlite::open_readonly(path)?;
-        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) })
+        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path, None)) })
     }
 
     fn with<T>(&self, read: impl FnOnce(&dyn Read) -> rows::Result<T>) -> rows::Result<T> {
@@ -445,6 +466,14 @@ impl Reader {
     pub fn totals(&self) -> Result<Totals, StoreError> {
         self.with(|rows| rows.totals())
     }
+
+    /// The accounts beside these that have instances which are not released, with how many.
+    ///
+    /// # Errors
+    /// As [`Reader::instances`].
+    pub fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
+        self.with(|rows| rows.unserved_accounts(served))
+    }
 }
 
 /// How many answers each key has sealed. `None`: those that do not say which.
@@ -455,9 +484,22 @@ pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 ///
 /// # Errors
 /// What a start would fail with.
-pub fn check_database(path: &Path) -> Result<Sealed, StoreError> {
+pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
+    if let Some(remains) = options.remains(path) {
+        return Err(StoreError::Lost(path.to_owned(), remains));
+    }
     found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
+}
+
+/// The accounts beside the `served` ones that have instances in the database at `path` which are not released,
+/// with how many. Nothing is made, locked or changed; where there is no database there are none.
+///
+/// # Errors
+/// What a start would fail with.
+pub fn unserved_accounts(path: &Path, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
+    let found = sqlite::Sqlite::check(path)?;
+    found.map_or(Ok(BTreeMap::new()), |found| found.unserved_accounts(served))
 }
 
 /// Shows every instance of the database at `path`, the oldest first, as they are at one commit.
@@ -556,6 +598,9 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
+        if let Some(remains) = options.remains(path) {
+            return Err(StoreError::Lost(path.to_owned(), remains));
+        }
         let backend = open_alone(path).await?;
         let sources = options.key_sources(path);
         if let [KeySource::Own(own)] = sources.as_slice()
@@ -566,7 +611,8 @@ impl Store {
         }
         let sealer = Sealer::from_sources(&sources)?;
         note_keys(path, &sealer);
-        let reader = Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path)) };
+        let readers = sqlite::SqliteReaders::new(path, backend.place());
+        let reader = Reader { backing: Backing::Sqlite(readers) };
         Store::start(backend, reader, sealer, options, clock).await
     }
 
@@ -967,6 +1013,17 @@ impl Store {
     /// When it does not.
     pub async fn probe(&self) -> Result<(), StoreError> {
         self.ask(|asked| Command::Probe { asked }).await
+    }
+
+    /// Whether the database is still where it was opened.
+    ///
+    /// # Errors
+    /// When it was moved, deleted or replaced: then whoever works beside this store must not.
+    pub fn is_in_place(&self) -> Result<(), StoreError> {
+        match &self.inner.reader.backing {
+            Backing::Sqlite(readers) => readers.is_in_place(),
+            Backing::Memory(_) => Ok(()),
+        }
     }
 
     /// Gives back the jobs that ran when the last daemon died.

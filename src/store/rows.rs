@@ -314,12 +314,16 @@ pub(crate) trait Read {
     /// The configured keys, by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
     fn totals(&self) -> Result<Totals>;
+    /// The accounts beside these that have instances which are not released, with how many.
+    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
 }
 
 /// Keeping rows. The `number` of a row that is added is ignored; the new one is returned.
 pub(crate) trait Write: Read {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
+    /// Makes a tombstone this instance, with everything that [`Write::put_instance`] leaves as it is.
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()>;
     /// Gives the instance a name. `false`: another one of the account has it.
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;

@@ -4,6 +4,7 @@
 //! crash; the writer is a value instead of a thread, so that whoever holds it chooses how large a
 //! batch is, how long its commit takes, and whether it is ever finished.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -266,6 +267,9 @@ impl Read for Failing {
     fn totals(&self) -> Result<Totals> {
         self.rows.totals()
     }
+    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
+        self.rows.unserved_accounts(served)
+    }
 }
 
 impl Write for Failing {
@@ -276,6 +280,10 @@ impl Write for Failing {
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.put_instance(row)
+    }
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        self.at(Point::Write)?;
+        self.rows.replace_instance(row)
     }
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         self.at(Point::Write)?;

@@ -1,8 +1,9 @@
 //! The store in SQLite: one file, WAL, `synchronous=FULL`. The only module that names rusqlite.
 //!
 //! One connection writes, on the writer's thread; readers have their own and see what is committed.
-//! The file is made readable by its owner alone. A lock beside it keeps a second daemon out: SQLite
-//! would let both in, and each would take the other's running jobs for lost.
+//! The file is made readable by its owner alone. Two locks keep a second daemon out, one beside the file and one on
+//! the file itself, which no link to it gets around: SQLite would let both in, and each would take the
+//! other's running jobs for lost. A commit counts only if the file is still where it was opened.
 
 mod files;
 #[macro_use]
@@ -25,8 +26,8 @@ use rustix::fs::Access;
 use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
 use crate::limits;
-pub(crate) use files::{Vacancy, may_make_files_beside};
-use files::{lock, make_private, may, sync_folder};
+use files::{InodeLock, lock, make_private, may, sync_folder};
+pub(crate) use files::{Place, Vacancy, may_make_files_beside, remains};
 pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
 
@@ -68,18 +69,29 @@ impl From<rusqlite::Error> for StoreError {
 #[derive(Debug)]
 pub(crate) struct Sqlite {
     connection: Connection,
-    /// Held for as long as the daemon writes.
-    _lock: Option<File>,
     /// Rows that were found to be unreadable, and were named.
     named: RefCell<BTreeSet<Unreadable>>,
     /// Jobs that are left alone until the next start: SQLite lets nothing be written to their rows.
     left: RefCell<BTreeSet<i64>>,
+    /// Held for as long as the daemon writes. Field order matters: the locks go behind the connection, because
+    /// closing a descriptor of the database drops SQLite's own locks.
+    daemon: Option<DaemonLocks>,
+}
+
+/// What the daemon's own connection holds beside the database.
+#[derive(Debug)]
+struct DaemonLocks {
+    place: Place,
+    _inode: InodeLock,
+    _beside: File,
 }
 
 /// Connections that read what is committed.
 #[derive(Debug)]
 pub(crate) struct SqliteReaders {
     path: PathBuf,
+    /// Where the daemon has it, if it is the daemon who reads: what is read elsewhere is not what it wrote.
+    place: Option<Place>,
     idle: Mutex<Vec<Sqlite>>,
 }
 
@@ -87,7 +99,8 @@ impl Sqlite {
     /// Opens the store for the daemon: makes the file, takes the lock, brings the schema up to date.
     pub(crate) fn open(path: &Path) -> Result<Sqlite> {
         make_private(path)?;
-        let lock = lock(path)?;
+        let beside = lock(path)?;
+        let inode = InodeLock::take(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = recognise(&connection, path)?;
         insist_on_writing(&connection)?;
@@ -98,7 +111,23 @@ impl Sqlite {
         // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
         migrate(&connection, version)?;
-        Ok(Sqlite { connection, _lock: Some(lock), named: RefCell::default(), left: RefCell::default() })
+        let place = Place::of(path, &inode)?;
+        let daemon = DaemonLocks { place, _inode: inode, _beside: beside };
+        Ok(Sqlite { daemon: Some(daemon), ..Sqlite::of(connection) })
+    }
+
+    /// The store on this connection, without the daemon's locks.
+    fn of(connection: Connection) -> Sqlite {
+        Sqlite { connection, named: RefCell::default(), left: RefCell::default(), daemon: None }
+    }
+
+    /// Where the daemon has the database; `None` for whoever works beside it.
+    pub(crate) fn place(&self) -> Option<&Place> {
+        self.daemon.as_ref().map(|daemon| &daemon.place)
+    }
+
+    fn is_in_place(&self) -> Result<()> {
+        self.place().map_or(Ok(()), Place::check)
     }
 
     /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
@@ -110,12 +139,7 @@ impl Sqlite {
         may(path, Access::READ_OK | Access::WRITE_OK)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let is_empty = recognise(&connection, path)? == 0;
-        Ok((!is_empty).then_some(Sqlite {
-            connection,
-            _lock: None,
-            named: RefCell::default(),
-            left: RefCell::default(),
-        }))
+        Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
@@ -199,10 +223,7 @@ impl Sqlite {
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
-            version => Ok((
-                Sqlite { connection, _lock: None, named: RefCell::default(), left: RefCell::default() },
-                version,
-            )),
+            version => Ok((Sqlite::of(connection), version)),
         }
     }
 
@@ -269,8 +290,13 @@ impl Sqlite {
 }
 
 impl SqliteReaders {
-    pub(crate) fn new(path: &Path) -> SqliteReaders {
-        SqliteReaders { path: path.to_owned(), idle: Mutex::default() }
+    pub(crate) fn new(path: &Path, place: Option<&Place>) -> SqliteReaders {
+        SqliteReaders { path: path.to_owned(), place: place.cloned(), idle: Mutex::default() }
+    }
+
+    /// Looks whether the daemon still has the database where it opened it.
+    pub(crate) fn is_in_place(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), Place::check)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -278,6 +304,7 @@ impl SqliteReaders {
     }
 
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
+        self.is_in_place()?;
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
             Some(reader) => reader,
@@ -360,10 +387,13 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
 
 impl Backend for Sqlite {
     fn begin(&mut self) -> Result<()> {
+        self.is_in_place()?;
         self.run("BEGIN IMMEDIATE", []).map(drop)
     }
     fn commit(&mut self) -> Result<()> {
-        self.run("COMMIT", []).map(drop)
+        self.run("COMMIT", [])?;
+        // What went into a file that no start will find is not kept, though SQLite says so.
+        self.is_in_place()
     }
     fn rollback(&mut self) -> Result<()> {
         if self.in_transaction() { self.run("ROLLBACK", []).map(drop) } else { Ok(()) }

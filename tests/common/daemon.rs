@@ -146,6 +146,7 @@ path = "{folder}/spid.db"
 
 [[endpoint]]
 name = "alibaba-cn"
+account = "alibaba-cn"
 path = "/spi"
 dialect = "alibaba"
 keys = [{{ file = "{folder}/isv-key" }}]

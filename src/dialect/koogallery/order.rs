@@ -8,7 +8,7 @@
 use serde_json::{Map, Value};
 
 use super::super::{Action, Callback, Enquiry, Expiry, Parameters, Unlearned};
-use super::{legacy, read_compact};
+use super::{ACTIVITY, legacy, read_compact};
 
 /// The site for China; the others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
 pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
@@ -18,6 +18,7 @@ pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
     let is_asked_for = matches!(callback.action, Action::Create | Action::Upgrade)
         && callback.learned.is_none()
         && callback.sku.is_none()
+        && callback.parameters.get(ACTIVITY).is_some()
         && callback.parameters.get(legacy::TIME_STAMP).is_none();
     let order = callback.order_id.clone().filter(|_| is_asked_for)?;
     let mut query = vec![("orderId".to_owned(), order)];

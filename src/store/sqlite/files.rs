@@ -1,13 +1,18 @@
-//! The files of the store: made for their owner alone, locked by the one who writes, and put in their place so
-//! that a power cut leaves the old or the new.
+//! The files of the store: made for their owner alone, locked by the one who writes, watched while they are open,
+//! and put in their place so that a power cut leaves the old or the new.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::park_timeout;
+use std::time::{Duration, Instant};
 
 use rustix::fs::Access;
 
 use super::{Result, StoreError};
+use crate::limits;
+use crate::store::LOCK_PAUSE;
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -89,6 +94,129 @@ pub(super) fn lock(path: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(file_error(error)),
     }
+}
+
+/// The network filesystems (NFS, SMB, SMB2) where a lock of the whole file is kept as, or checked against, the byte
+/// locks that SQLite sets: one would block the other.
+const SHARED_LOCK_FILESYSTEMS: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
+
+/// A lock on the database itself, which holds whatever path or link another process comes by.
+///
+/// The system drops the locks that SQLite has on a file in this process as soon as *any* descriptor of the file
+/// is closed. So the descriptor is closed behind the last connection (see `Sqlite`), and one that was opened
+/// in vain is never closed: the daemon that has the lock may be one of this very process.
+#[derive(Debug)]
+pub(super) struct InodeLock(File);
+
+impl InodeLock {
+    pub(super) fn take(path: &Path) -> Result<InodeLock> {
+        let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+        let file = OpenOptions::new().read(true).write(true).open(path).map_err(file_error)?;
+        if !is_lockable(&file) {
+            return Ok(InodeLock(file));
+        }
+        // A hook that a killed daemon was about to start has the lock until its program is loaded. Each descriptor
+        // stays open, so the wait is here and not around the opening.
+        let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(InodeLock(file)),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => park_timeout(LOCK_PAUSE),
+                Err(TryLockError::WouldBlock) => {
+                    keep_open(file);
+                    return Err(StoreError::InUse(path.to_owned()));
+                }
+                Err(TryLockError::Error(error)) => return Err(file_error(error)),
+            }
+        }
+    }
+
+    /// Whether a process has it.
+    pub(super) fn is_taken(path: &Path) -> Result<bool> {
+        let file = File::open(path).map_err(|error| StoreError::of_file(path, &error))?;
+        let taken = is_lockable(&file) && matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        let _ = file.unlock();
+        keep_open(file);
+        Ok(taken)
+    }
+}
+
+fn is_lockable(file: &File) -> bool {
+    // The number has 32 bits; the type it comes in differs from platform to platform.
+    let kind = rustix::fs::fstatfs(file).map(|volume| volume.f_type as u32);
+    !kind.is_ok_and(|kind| SHARED_LOCK_FILESYSTEMS.contains(&kind))
+}
+
+/// Leaves it open until the process ends.
+fn keep_open(file: File) {
+    let _ = file.into_raw_fd();
+}
+
+/// Device and inode: the file itself, whatever it is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    fn of(file: &std::fs::Metadata) -> FileId {
+        FileId { device: file.dev(), inode: file.ino() }
+    }
+
+    /// The file at `path`; `None` when there is none.
+    fn at(path: &Path) -> Option<FileId> {
+        std::fs::metadata(path).ok().map(|file| FileId::of(&file))
+    }
+}
+
+/// The files of an open database, and which ones they are. SQLite goes on writing to what it has open, though
+/// it was moved, deleted or replaced: what is committed then is found by no later start.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    database: (PathBuf, FileId),
+    /// The write-ahead log and its index.
+    beside: Vec<(PathBuf, FileId)>,
+}
+
+impl Place {
+    /// The place of the database that is locked and open. Its log must be there.
+    pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<Place> {
+        let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+        let file = FileId::of(&lock.0.metadata().map_err(file_error)?);
+        let real = path.canonicalize().map_err(file_error)?;
+        let files = ["-wal", "-shm"].map(|suffix| beside(&real, suffix)).into_iter();
+        let beside = files.filter_map(|file| FileId::at(&file).map(|id| (file, id))).collect();
+        let place = Place { database: (path.to_owned(), file), beside };
+        place.check()?;
+        Ok(place)
+    }
+
+    /// Looks whether all of it is where it was.
+    pub(crate) fn check(&self) -> Result<()> {
+        let has_gone = |(path, id): &&(PathBuf, FileId)| FileId::at(path) != Some(*id);
+        if has_gone(&&self.database) {
+            return Err(StoreError::Moved(self.database.0.clone()));
+        }
+        match self.beside.iter().find(has_gone) {
+            Some((file, _)) => Err(StoreError::LogMoved(file.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The file or folder that shows that there was a database at `path`: its log, the mark of a running hook, or the
+/// key that a first start made. `None` while there is a database, or was none.
+pub(crate) fn remains(path: &Path, key: Option<&Path>) -> Option<PathBuf> {
+    let is_filled = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    if is_filled(path) {
+        return None;
+    }
+    let (log, running) = (beside(path, "-wal"), beside(path, ".running"));
+    let has_marks = std::fs::read_dir(&running).is_ok_and(|mut marks| marks.next().is_some());
+    let key = key.filter(|key| key.exists()).map(Path::to_owned);
+    let log = Some(log).filter(|log| is_filled(log));
+    log.or_else(|| Some(running).filter(|_| has_marks)).or(key)
 }
 
 /// Whether files can be made beside this one.

@@ -674,4 +674,39 @@ impl Read for Sqlite {
         (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)
     }
+
+    fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
+        let mut unserved = BTreeMap::new();
+        for account in self.accounts()? {
+            if served.contains(&account.as_str()) {
+                continue;
+            }
+            let sql = "SELECT count(*) FROM instance WHERE account = ?1 AND state <> 3";
+            let count = self.one(sql, [&account], |row| row.get::<_, i64>(0))?.unwrap_or(0);
+            if count > 0 {
+                unserved.insert(account, count.unsigned_abs());
+            }
+        }
+        Ok(unserved)
+    }
+}
+
+impl Sqlite {
+    /// Every account that has an instance which can be found. Both tables are sorted by account, so each step
+    /// skips to the next one: a start must not read a million rows to learn three words.
+    fn accounts(&self) -> Result<Vec<String>> {
+        self.many(
+            "WITH RECURSIVE
+               named(account) AS (SELECT min(account) FROM name UNION ALL
+                 SELECT (SELECT min(account) FROM name WHERE account > named.account) FROM named
+                 WHERE named.account IS NOT NULL),
+               ordered(account) AS (SELECT min(account) FROM purchase UNION ALL
+                 SELECT (SELECT min(account) FROM purchase WHERE account > ordered.account) FROM ordered
+                 WHERE ordered.account IS NOT NULL)
+             SELECT account FROM named WHERE account IS NOT NULL
+             UNION SELECT account FROM ordered WHERE account IS NOT NULL",
+            [],
+            |row| row.get(0),
+        )
+    }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::files::lock_path;
+use super::files::{InodeLock, lock_path};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
@@ -28,21 +28,26 @@ pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     written.map_err(|error| StoreError::of_file(&lock_path, &error))
 }
 
-/// The sealing keys of the daemon that runs on this database; `None` when none runs.
+/// The sealing keys of the daemon that runs on this database; `None` when none runs. Where its note has been
+/// removed it has none that is known.
 pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
     let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
     let file = match File::open(&lock_path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return without_note(path),
         file => file.map_err(file_error)?,
     };
     match file.try_lock_shared() {
-        Ok(()) => return Ok(None),
+        Ok(()) => return without_note(path),
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(error)) => return Err(file_error(error)),
     }
     let text = std::io::read_to_string(file).map_err(file_error)?;
     Ok(Some(text.lines().map(str::to_owned).collect()))
+}
+
+fn without_note(path: &Path) -> Result<Option<Vec<String>>> {
+    Ok(InodeLock::is_taken(path)?.then(Vec::new))
 }
 
 /// An instance, and what its row does not say.

@@ -77,6 +77,21 @@ impl Write for Sqlite {
         Ok(())
     }
 
+    fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
+        let instance = &row.instance;
+        self.run(
+            "UPDATE instance SET order_biz_id = ?2, endpoint = ?3, adopted = ?4, created_at = ?5 WHERE number = ?1",
+            params![
+                row.number,
+                instance.order_biz_id,
+                instance.endpoint,
+                instance.adopted,
+                instance.created_at.as_millisecond(),
+            ],
+        )?;
+        self.put_instance(row)
+    }
+
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let holder =
             self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {

@@ -1,0 +1,173 @@
+//! The files of the database moved, deleted, replaced and linked under a daemon that runs: nothing that was
+//! acknowledged is lost, nothing runs twice, and no second daemon gets in.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
+#[path = "common/admin.rs"]
+mod admin;
+#[path = "common/daemon.rs"]
+mod common;
+
+use std::path::PathBuf;
+
+use admin::{admin_of, ask, with_admin};
+use common::{Daemon, Home, QUICK, Ran, create, get, until};
+
+const FILES: [&str; 3] = ["spid.db", "spid.db-wal", "spid.db-shm"];
+
+fn home() -> Home {
+    let home = Home::with_hook(QUICK);
+    with_admin(&home, "");
+    home
+}
+
+/// Orders it; the id, or `None` where the marketplace is to call again.
+fn order(daemon: &Daemon, name: &str) -> Option<String> {
+    let answer = daemon.deliver(&create(name));
+    answer.is_success().then(|| answer.id())
+}
+
+/// The reasons for which the daemon is not ready; `None` when it is.
+fn unready(daemon: &Daemon) -> Option<String> {
+    let answer = ask(admin_of(daemon), "/readyz");
+    (answer.status != 200).then_some(answer.body)
+}
+
+fn serve(home: &Home, config: &str) -> Ran {
+    home.run(&["serve", "--config", config])
+}
+
+fn move_all(home: &Home, from: &str, to: &str) {
+    for file in FILES {
+        std::fs::rename(home.path(from).join(file), home.path(to).join(file)).unwrap();
+    }
+}
+
+#[test]
+fn a_database_moved_away_acknowledges_nothing_until_it_is_back() {
+    let home = home();
+    let daemon = home.start();
+    let first = order(&daemon, "ob-1").unwrap();
+    assert_eq!(unready(&daemon), None);
+    std::fs::create_dir(home.path("away")).unwrap();
+    move_all(&home, "", "away");
+    for _ in 0..3 {
+        assert_eq!(order(&daemon, "ob-2"), None, "a new order went into a file that no start finds");
+        assert_eq!(order(&daemon, "ob-1"), None, "a repeat was answered out of it");
+    }
+    let why = unready(&daemon).expect("it is not ready");
+    assert!(why.contains("spid.db` was moved, deleted or replaced"), "{why}");
+    assert!(!home.path("spid.db").exists(), "another database was made in its place");
+    move_all(&home, "away", "");
+    assert_eq!(order(&daemon, "ob-1"), Some(first.clone()));
+    let second = order(&daemon, "ob-2").unwrap();
+    assert_eq!(unready(&daemon), None);
+    daemon.stop();
+    let daemon = home.start();
+    assert_eq!((order(&daemon, "ob-1"), order(&daemon, "ob-2")), (Some(first), Some(second)));
+    assert_eq!(home.begun("create").len(), 2);
+}
+
+#[test]
+fn another_file_in_its_place_is_not_the_database() {
+    let home = home();
+    let daemon = home.start();
+    let first = order(&daemon, "ob-1").unwrap();
+    home.look(&["backup", "copy.db"]);
+    std::fs::rename(home.path("copy.db"), home.path("spid.db")).unwrap();
+    assert_eq!((order(&daemon, "ob-1"), order(&daemon, "ob-2")), (None, None));
+    assert!(unready(&daemon).expect("it is not ready").contains("restore a backup"));
+    let copy = home.path("spid.db");
+    let before = std::fs::read(&copy).unwrap();
+    daemon.stop();
+    assert_eq!(std::fs::read(&copy).unwrap(), before, "the stop wrote into a file that is not its own");
+    for file in ["spid.db-wal", "spid.db-shm"] {
+        let _ = std::fs::remove_file(home.path(file));
+    }
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "ob-1"), Some(first));
+}
+
+#[test]
+fn a_log_deleted_under_the_daemon_is_brought_home_by_its_stop() {
+    for file in ["spid.db-wal", "spid.db-shm"] {
+        let home = home();
+        let daemon = home.start();
+        let first = order(&daemon, "ob-1").unwrap();
+        std::fs::remove_file(home.path(file)).unwrap();
+        assert_eq!(order(&daemon, "ob-2"), None, "{file}");
+        let why = unready(&daemon).expect("it is not ready");
+        assert!(why.contains(file) && why.contains("stop the daemon"), "{why}");
+        daemon.stop();
+        let daemon = home.start();
+        assert_eq!(order(&daemon, "ob-1"), Some(first), "{file}");
+        assert!(order(&daemon, "ob-2").is_some());
+        assert_eq!(home.begun("create").len(), 2, "{file}");
+    }
+}
+
+#[test]
+fn a_database_that_is_gone_is_not_begun_anew() {
+    let home = home();
+    let daemon = home.start();
+    order(&daemon, "ob-1").unwrap();
+    daemon.stop();
+    std::fs::remove_file(home.path("spid.db")).unwrap();
+    let ran = serve(&home, "spid.toml");
+    assert_eq!(ran.code, 66, "{}", ran.stderr);
+    for words in ["spid restore", "spid.db.key` shows", "remove"] {
+        assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    }
+    assert!(!home.path("spid.db").exists());
+    let ran = home.run(&["check-config", "--config", "spid.toml"]);
+    assert!(ran.code == 78 && ran.stderr.contains("`store.path`"), "{ran:?}");
+    // A file of no bytes is no database either.
+    std::fs::write(home.path("spid.db"), "").unwrap();
+    assert_eq!(serve(&home, "spid.toml").code, 66);
+    std::fs::remove_file(home.path("spid.db.key")).unwrap();
+    let daemon = home.start();
+    assert_eq!(home.list(&["instances", "list"]).len(), 0);
+    daemon.stop();
+}
+
+/// Whoever starts a second daemon, and however it comes by the database: the first one's hook must live.
+#[test]
+fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
+    let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    let (address, query) = (daemon.address, create("ob-1").signed());
+    let in_flight = std::thread::spawn(move || get(address, &query));
+    until("the hook has begun", || (home.begun("create").len() == 1).then_some(()));
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let real = home.path("spid.db");
+    let elsewhere = |name: &str, path: PathBuf| {
+        let other = text.replace(real.to_str().unwrap(), path.to_str().unwrap());
+        assert_ne!(other, text);
+        std::fs::write(home.path(name), other).unwrap();
+    };
+    std::fs::create_dir(home.path("links")).unwrap();
+    std::fs::hard_link(&real, home.path("links/hard.db")).unwrap();
+    elsewhere("hard.toml", home.path("links/hard.db"));
+    std::os::unix::fs::symlink(&real, home.path("links/soft.db")).unwrap();
+    elsewhere("soft.toml", home.path("links/soft.db"));
+    let refused = |config: &str| {
+        let second = serve(&home, config);
+        assert_eq!(second.code, 75, "{config}: {}", second.stderr);
+        assert!(second.stderr.contains("another spid daemon is using"), "{config}: {}", second.stderr);
+    };
+    refused("hard.toml");
+    refused("soft.toml");
+    std::fs::remove_file(home.path("spid.db.lock")).unwrap();
+    refused("spid.toml");
+    refused("soft.toml");
+    home.open_gate("go");
+    assert_ne!(in_flight.join().unwrap().unwrap().id(), "0");
+    assert_eq!(home.begun("create").len(), 1, "the hook of the first daemon was killed and begun again");
+    daemon.stop();
+    home.start().stop();
+}
