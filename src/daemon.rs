@@ -195,10 +195,9 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
-        let (metrics, clock) = (Metrics::default(), options.clock);
+        let (metrics, clock) = (options.store.metrics.clone(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let choices = with_retry_lists(options.store, runners.clone());
-        let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
         drop(log_backlog(store.clone()));

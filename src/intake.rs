@@ -337,12 +337,23 @@ impl Intake {
         if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
+        // A request that holds can be sent again without end: the log has a line about it in a second.
+        let turn = |reason| match receipt.repeated {
+            true => self.refusals.turn_to_log(&endpoint.name, reason),
+            false => Some(0),
+        };
         if receipt.alert {
             let reason = row.reason_code.as_deref().unwrap_or("late-create");
             self.metrics.count(Metric::Alerts, [reason, ""]);
-            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+            if let Some(unlogged) = turn(reason) {
+                let suppressed = (unlogged > 0).then_some(unlogged);
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+            }
         } else if let Some(reason) = row.reason.as_deref() {
-            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, "{reason}");
+            if let Some(unlogged) = turn(row.reason_code.as_deref().unwrap_or_default()) {
+                let suppressed = (unlogged > 0).then_some(unlogged);
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, suppressed, "{reason}");
+            }
         } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
         } else {

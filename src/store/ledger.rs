@@ -263,13 +263,22 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
     }
 }
 
-/// The answer to a repeat of something told, if that is what this is: read only, nothing changes.
+/// The answer to a repeat of something told or refused, if that is what this is: read only, nothing changes.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
     if found.is_none() && acceptance.callback.action == Action::Create {
         return Ok(None);
     }
     let judged = judge_about(rows, acceptance, found)?;
+    if let Some(reason) = refused_again(&judged, acceptance) {
+        let told = match reason {
+            Reason::NotReady => refused_create(rows, judged.instance.as_ref())?,
+            _ => Told::Refused(reason.code(), reason.told()),
+        };
+        let public_id = judged.instance.as_ref().and_then(|row| row.public_id.clone());
+        let row = judged.latest.clone();
+        return Ok(row.map(|row| Accepted { row, told, public_id, taken: None, wakes: false, alert: false }));
+    }
     if judged.verdict.decision != Decision::Repeat || judged.verdict.alert {
         return Ok(None);
     }
@@ -283,6 +292,19 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
         wakes: false,
         alert: false,
     }))
+}
+
+/// The reason of a refusal that would only count a delivery: the row it counts on says the same already. A genuine
+/// request can be sent again without end, a sign-on by everybody who finds its link. Where tries are counted down,
+/// each one is written, because a warning depends on their number.
+fn refused_again<'a>(judged: &'a Judged, acceptance: &Acceptance) -> Option<&'a Reason> {
+    let Verdict { decision: Decision::Refuse(reason), alert: false, .. } = &judged.verdict else { return None };
+    let row = judged.latest.as_ref().filter(|_| acceptance.budget.is_none())?;
+    let said = row.disposition == Disposition::Refused
+        && row.reason_code.as_deref() == Some(reason.code())
+        && row.reason.as_deref() == Some(reason.to_string().as_str());
+    let used = row.told_at.is_some() && *reason == Reason::SignOnUsed;
+    (used || (said && row.told_at.is_none())).then_some(reason)
 }
 
 /// Keeps a callback: reads, decides, and writes callback, instance and job together.

@@ -183,7 +183,7 @@ pub struct StoreOptions {
     pub sealing_keys: Vec<KeySource>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
-    /// Where commits are counted.
+    /// Where commits are counted; a daemon counts everything else there, too.
     pub metrics: Metrics,
 }
 

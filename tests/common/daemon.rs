@@ -230,6 +230,16 @@ name = "provision"
         Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
     }
 
+    /// Starts the daemon with at most so many open files.
+    pub(crate) fn start_with_open_files(&self, limit: u32) -> Daemon {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
+        command.arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        Daemon::spawn(command)
+    }
+
     /// Starts the daemon with files that cannot grow beyond so many blocks of 512 bytes, as on a full disk.
     pub(crate) fn start_on_a_full_disk(&self, blocks: u32) -> Daemon {
         let mut command = Command::new("sh");
@@ -240,6 +250,21 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts the daemon through a line of the shell's, which runs it as `"$@"`. Its address is known beforehand.
+    pub(crate) fn start_through(&self, line: &str) -> Daemon {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut command = Command::new("sh");
+        let script = format!(
+            "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=spi; {line}"
+        );
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
+        command.arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        let owned = std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        let child = command.stdin(owned).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Daemon::unheard(child, socket.local_addr().unwrap())
+    }
+
     /// Starts the daemon as systemd does: with sockets that stay open here, called `names` (two at most), and
     /// these variables.
     pub(crate) fn start_supervised(
@@ -248,6 +273,23 @@ name = "provision"
         sockets: &[&std::net::TcpListener],
         variables: &[(&str, &str)],
     ) -> Daemon {
+        Daemon::follow(self.supervised(names, sockets, variables))
+    }
+
+    /// Starts the daemon on these sockets, called `spi` and `admin`, with this standard error, which is not read here:
+    /// the daemon's address is that of the first socket.
+    pub(crate) fn start_unheard(&self, sockets: [&std::net::TcpListener; 2], stderr: Stdio) -> Daemon {
+        let mut command = self.supervised("spi:admin", &sockets, &[]);
+        let child = command.stderr(stderr).spawn().unwrap();
+        Daemon::unheard(child, sockets[0].local_addr().unwrap())
+    }
+
+    fn supervised(
+        &self,
+        names: &str,
+        sockets: &[&std::net::TcpListener],
+        variables: &[(&str, &str)],
+    ) -> Command {
         let mut command = Command::new("sh");
         let count = sockets.len();
         let script = format!(
@@ -265,7 +307,7 @@ name = "provision"
                 command.stdout(owned(second));
             });
         }
-        Daemon::follow(command)
+        command
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -456,6 +498,13 @@ impl Daemon {
         let rest = ready.split_once("ready address=").or_else(|| ready.split_once(READY_IN_JSON)).unwrap().1;
         daemon.address = rest.split([' ', '"']).next().unwrap().parse().unwrap();
         daemon
+    }
+
+    /// One whose log is not followed.
+    fn unheard(child: Child, address: SocketAddr) -> Daemon {
+        let log = Arc::new(Log::default());
+        log.text.lock().unwrap().1 = true;
+        Daemon { child, address, log, follower: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {
