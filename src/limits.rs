@@ -74,6 +74,12 @@ pub const QUERY_MAX_COUNT: usize = 100;
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Longest file with a key, in bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+/// Longest configuration, in bytes.
+pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// Longest file of certificates, in bytes: all the roots of a system are a quarter of a megabyte.
+pub const PEM_FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Longest file that the daemon has written itself beside its database, in bytes.
+pub const OWN_FILE_MAX_BYTES: u64 = 16 * 1024;
 /// After how long without a signature a previous key is named as one that can go, in milliseconds.
 pub const KEY_UNUSED_AFTER_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// How often keys that can go are looked for, in milliseconds.
