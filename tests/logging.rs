@@ -359,8 +359,7 @@ impl Unheard {
 }
 
 /// Enough of them to fill a pipe and everything that waits for it.
-const SEVERAL: [&str; 12] =
-    ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
+const SEVERAL: [&str; 12] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
 
 #[test]
 fn a_full_disk_under_the_log_costs_lines_and_no_order() {

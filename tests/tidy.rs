@@ -318,8 +318,12 @@ fn no_mutable_statics() {
 /// program that says nothing must not be waited for without end.
 #[test]
 fn programs_are_written_and_heard_in_one_place_each() {
-    let written = [["set_permi", "ssions"].concat(), ["from_", "mode("].concat(), ["fs::copy(exam", "ples"].concat()];
-    let heard = [["stdout.take().unwrap()).read", "_line"].concat(), ["stdout.as_mut().unwrap()).read", "_line"].concat()];
+    let written =
+        [["set_permi", "ssions"].concat(), ["from_", "mode("].concat(), ["fs::copy(exam", "ples"].concat()];
+    let heard = [
+        ["stdout.take().unwrap()).read", "_line"].concat(),
+        ["stdout.as_mut().unwrap()).read", "_line"].concat(),
+    ];
     for (path, text) in sources("tests") {
         let found = written.iter().find(|word| text.contains(word.as_str()));
         assert!(found.is_none(), "{} has {found:?}: use tests/common/executable.rs", path.display());

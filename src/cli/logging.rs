@@ -73,7 +73,9 @@ impl Logging {
     /// Makes the log one that keeps nothing waiting: lines are queued, and dropped and counted in `metrics` if they
     /// cannot be written. Panics are logged, too. Starts a thread.
     pub(super) fn never_wait(&self, metrics: Metrics) -> Result<(), Failure> {
-        let failed = |error| Failure::new(Exit::Io, format!("the thread that writes the log cannot be started: {error}"));
+        let failed = |error| {
+            Failure::new(Exit::Io, format!("the thread that writes the log cannot be started: {error}"))
+        };
         self.stderr.start_queue(metrics).map_err(failed)?;
         // The usual hook writes to standard error directly, and would wait for its reader.
         std::panic::set_hook(Box::new(|panic| {

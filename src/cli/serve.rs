@@ -4,9 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use rustix::process::{
-    DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit,
-};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -91,8 +89,8 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
 fn hide_memory() {
     let limit = getrlimit(Resource::Core);
     let none = Rlimit { current: Some(0), maximum: limit.maximum };
-    let hidden = setrlimit(Resource::Core, none)
-        .and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    let hidden =
+        setrlimit(Resource::Core, none).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
     if let Err(error) = hidden {
         tracing::warn!(%error, "the memory of this process cannot be kept from other programs: a core could hold keys");
     }
@@ -228,12 +226,14 @@ impl Share {
     /// Half of what is not reserved goes to hooks, as far as they can use it, and the rest to the two listeners.
     fn of(limit: u64) -> Share {
         if limit >= limits::DESCRIPTORS_WANTED_COUNT {
-            return Share { connections: limits::CONNECTIONS_MAX_COUNT, jobs: limits::JOBS_RUNNING_MAX_COUNT };
+            return Share {
+                connections: limits::CONNECTIONS_MAX_COUNT,
+                jobs: limits::JOBS_RUNNING_MAX_COUNT,
+            };
         }
         let free = limit.saturating_sub(limits::DESCRIPTORS_RESERVED_COUNT);
-        let clamp = |count: u64, least: usize, most: usize| {
-            usize::try_from(count).unwrap_or(most).clamp(least, most)
-        };
+        let clamp =
+            |count: u64, least: usize, most: usize| usize::try_from(count).unwrap_or(most).clamp(least, most);
         let jobs = clamp(free / 2 / limits::DESCRIPTORS_PER_JOB_COUNT, 1, limits::JOBS_RUNNING_MAX_COUNT);
         let of_hooks = limits::DESCRIPTORS_PER_JOB_COUNT * jobs as u64;
         let connections = free.saturating_sub(of_hooks) / 2;

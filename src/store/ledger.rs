@@ -298,7 +298,9 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 /// request can be sent again without end, a sign-on by everybody who finds its link. Where tries are counted down,
 /// each one is written, because a warning depends on their number.
 fn refused_again<'a>(judged: &'a Judged, acceptance: &Acceptance) -> Option<&'a Reason> {
-    let Verdict { decision: Decision::Refuse(reason), alert: false, .. } = &judged.verdict else { return None };
+    let Verdict { decision: Decision::Refuse(reason), alert: false, .. } = &judged.verdict else {
+        return None;
+    };
     let row = judged.latest.as_ref().filter(|_| acceptance.budget.is_none())?;
     let said = row.disposition == Disposition::Refused
         && row.reason_code.as_deref() == Some(reason.code())

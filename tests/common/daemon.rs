@@ -16,7 +16,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -43,6 +43,33 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "it never came true that {what}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
+}
+
+/// Runs a program to its end. One that does not end in time is killed, and the test fails.
+pub(crate) fn output_of(mut command: Command) -> Output {
+    const LONGEST: Duration = Duration::from_secs(300);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let read = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let stdout = read(Box::new(child.stdout.take().unwrap()));
+    let stderr = read(Box::new(child.stderr.take().unwrap()));
+    let deadline = Instant::now() + LONGEST;
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(2)),
+            None => {
+                child.kill().unwrap();
+                panic!("{command:?} did not end in {LONGEST:?}");
+            }
+        }
+    };
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
 /// What every hook script begins with. It finds itself in the test's folder, with the call in `$call`
@@ -254,9 +281,8 @@ name = "provision"
     pub(crate) fn start_through(&self, line: &str) -> Daemon {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut command = Command::new("sh");
-        let script = format!(
-            "exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=spi; {line}"
-        );
+        let script =
+            format!("exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=spi; {line}");
         command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
         command.arg(self.path("spid.toml"));
         self.isolate(&mut command);
@@ -325,12 +351,14 @@ name = "provision"
 
     /// Runs a command to its end, without a store.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        Ran {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+        Ran::of(output_of(self.command(arguments)))
+    }
+
+    /// The same, with these variables.
+    pub(crate) fn run_in(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let mut command = self.command(arguments);
+        command.envs(variables.iter().copied());
+        Ran::of(output_of(command))
     }
 
     /// Runs a command with this stdout to its end.
@@ -423,6 +451,16 @@ pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
 }
 
 /// What a daemon wrote to stderr so far, and whether that is all.
