@@ -1,4 +1,4 @@
-//! Files that somebody named: opened without waiting, and read up to a limit.
+//! Files named by a path: opened without waiting, and read up to a limit.
 //!
 //! To open a named pipe waits for a writer, and a device or a pipe may never end. A daemon that waits for such a file
 //! neither starts nor reloads. So only regular files are read, and what a link leads to must be one. A descriptor
@@ -69,6 +69,7 @@ fn name(kind: FileType) -> &'static str {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 

@@ -178,7 +178,10 @@ pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// common servers keep one (5 s), so that we seldom speak to one that is closing at that moment.
 pub const HOOK_IDLE_MS: u64 = 4_000;
 /// Memory that lines of the log may take which wait to be written, in bytes; further lines are dropped.
-pub const LOG_QUEUE_MAX_BYTES: usize = 1024 * 1024;
+pub const LOG_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The part of it that lines of hooks and of the levels debug and trace may take, so that there is room for the
+/// daemon's own.
+pub const LOG_QUEUE_CHATTER_MAX_BYTES: usize = LOG_QUEUE_MAX_BYTES / 2;
 /// Longest line of a hook's standard error that is logged whole, in bytes.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
 /// Most bytes that are logged of a hook's standard error for one attempt, with what is added to each line.

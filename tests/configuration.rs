@@ -266,7 +266,7 @@ fn completions_and_manual_pages_know_every_command() {
     }
 }
 
-/// A pipe with a name; whoever opens it waits for somebody who writes.
+/// A named pipe: to open it waits for a writer.
 fn pipe(path: &std::path::Path) {
     let _ = std::fs::remove_file(path);
     rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();

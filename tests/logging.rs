@@ -313,7 +313,7 @@ fn the_document_has_nothing_that_is_not_written() {
 
 /// Answers at once and fills the log.
 const NOISY: &str = r#"
-yes 'a line that nobody may ever read, and some more of them' | head -c 300000 >&2
+yes 'a line that may never be read, and some more of them' | head -c 300000 >&2
 printf '{"instance_id":"%s"}' "$(fake_id)"
 "#;
 
@@ -396,7 +396,7 @@ fn a_closed_log_costs_no_order() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_keeps_no_order_waiting_and_says_later_what_it_lost() {
+fn an_unread_log_delays_no_order_and_says_later_what_it_lost() {
     let (reader, writer) = std::io::pipe().unwrap();
     let unheard = Unheard::start(writer);
     unheard.sell(&SEVERAL);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Args;
-use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -89,11 +89,23 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
 fn hide_memory() {
     let limit = getrlimit(Resource::Core);
     let none = Rlimit { current: Some(0), maximum: limit.maximum };
-    let hidden =
-        setrlimit(Resource::Core, none).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable));
+    // A supervisor that has set the limit may have denied the call as well.
+    let limited = if limit.current == Some(0) { Ok(()) } else { setrlimit(Resource::Core, none) };
+    let hidden = limited.and(not_dumpable());
     if let Err(error) = hidden {
         tracing::warn!(%error, "the memory of this process cannot be kept from other programs: a core could hold keys");
     }
+}
+
+#[cfg(target_os = "linux")]
+fn not_dumpable() -> rustix::io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn not_dumpable() -> rustix::io::Result<()> {
+    Ok(())
 }
 
 impl ServeArguments {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
+use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::limits;
@@ -21,6 +22,8 @@ use crate::metrics::{Metric, Metrics};
 const QUEUE_FULL: &str = "queue-full";
 /// The system refused to write the line.
 const NOT_WRITTEN: &str = "not-written";
+/// The target of lines that hooks write, as docs/logging.md has it.
+const OF_HOOKS: &str = "spid::hook";
 /// The memory a queued line takes beside its text, in bytes.
 const LINE_OVERHEAD_BYTES: usize = 32;
 
@@ -42,8 +45,13 @@ impl Stderr {
 
     /// Writes one or more whole lines, or queues them.
     pub(super) fn write(&self, lines: &[u8]) {
+        self.write_within(lines, limits::LOG_QUEUE_MAX_BYTES);
+    }
+
+    /// Writes whole lines, or queues them if no more than `most` bytes wait then.
+    fn write_within(&self, lines: &[u8], most: usize) {
         match self.queue.get() {
-            Some(queue) => queue.push(lines),
+            Some(queue) => queue.push(lines, most),
             None => drop(io::stderr().lock().write_all(lines)),
         }
     }
@@ -60,17 +68,26 @@ impl MakeWriter<'_> for Stderr {
     type Writer = Line;
 
     fn make_writer(&self) -> Line {
-        Line(self.clone())
+        Line { stderr: self.clone(), most: limits::LOG_QUEUE_MAX_BYTES }
+    }
+
+    fn make_writer_for(&self, event: &Metadata<'_>) -> Line {
+        let chatter = *event.level() > Level::INFO || event.target() == OF_HOOKS;
+        let most = if chatter { limits::LOG_QUEUE_CHATTER_MAX_BYTES } else { limits::LOG_QUEUE_MAX_BYTES };
+        Line { stderr: self.clone(), most }
     }
 }
 
 /// The writer of one event, which tracing-subscriber writes with a single call.
-pub(super) struct Line(Stderr);
+pub(super) struct Line {
+    stderr: Stderr,
+    most: usize,
+}
 
 impl Write for Line {
     /// Never fails: tracing-subscriber would report a failure on standard error, and panic.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes);
+        self.stderr.write_within(bytes, self.most);
         Ok(bytes.len())
     }
 
@@ -143,11 +160,11 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Queues a line, or drops it. Never waits.
-    fn push(&self, line: &[u8]) {
+    /// Queues a line if no more than `most` bytes wait then, or drops it. Never waits.
+    fn push(&self, line: &[u8], most: usize) {
         let mut waiting = self.lock();
         let size = line.len() + LINE_OVERHEAD_BYTES;
-        if waiting.bytes + size > limits::LOG_QUEUE_MAX_BYTES {
+        if waiting.bytes + size > most {
             waiting.dropped += 1;
             drop(waiting);
             self.0.metrics.count(Metric::LogLinesDropped, [QUEUE_FULL, ""]);
@@ -276,6 +293,10 @@ mod tests {
     }
 
     impl Bench {
+        fn push(&self, line: &[u8]) {
+            self.queue.push(line, limits::LOG_QUEUE_MAX_BYTES);
+        }
+
         fn dropped(&self, reason: &str) -> u64 {
             self.metrics.value(Metric::LogLinesDropped, [reason, ""])
         }
@@ -286,12 +307,12 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_is_stuck_keeps_nobody_waiting_and_takes_bounded_memory() {
+    fn a_stuck_writer_blocks_no_push_and_takes_bounded_memory() {
         let bench = bench();
         let line = [b'x'; 1_000];
         let pushed = 2 * limits::LOG_QUEUE_MAX_BYTES / line.len();
         for _ in 0..pushed {
-            bench.queue.push(&line);
+            bench.push(&line);
         }
         assert!(bench.queue.lock().bytes <= limits::LOG_QUEUE_MAX_BYTES);
         let dropped = usize::try_from(bench.dropped(QUEUE_FULL)).unwrap();
@@ -300,8 +321,21 @@ mod tests {
         for _ in 0..pushed - dropped {
             assert_eq!(bench.next(), line);
         }
-        bench.queue.push(b"again\n");
+        bench.push(b"again\n");
         assert_eq!(bench.next(), b"again\n");
+    }
+
+    #[test]
+    fn lines_of_hooks_leave_room_for_the_daemon_s_own() {
+        let bench = bench();
+        let line = [b'x'; 1_000];
+        for _ in 0..2 * limits::LOG_QUEUE_MAX_BYTES / line.len() {
+            bench.queue.push(&line, limits::LOG_QUEUE_CHATTER_MAX_BYTES);
+        }
+        let dropped = bench.dropped(QUEUE_FULL);
+        assert!(dropped > 0);
+        bench.push(b"received\n");
+        assert_eq!(bench.dropped(QUEUE_FULL), dropped);
     }
 
     #[test]
@@ -309,12 +343,12 @@ mod tests {
         let bench = bench();
         *bench.full.lock().unwrap() = true;
         for _ in 0..3 {
-            bench.queue.push(b"lost\n");
+            bench.push(b"lost\n");
         }
         bench.queue.flush(Duration::from_secs(60));
         assert_eq!(bench.dropped(NOT_WRITTEN), 3);
         *bench.full.lock().unwrap() = false;
-        bench.queue.push(b"found\n");
+        bench.push(b"found\n");
         assert_eq!(bench.next(), b"found\n");
         assert_eq!((bench.dropped(NOT_WRITTEN), bench.dropped(QUEUE_FULL)), (3, 0));
     }
