@@ -332,11 +332,11 @@ impl Unheard {
         Unheard { home, daemon, admin: sockets[1].local_addr().unwrap() }
     }
 
-    /// Sells this and that; each is acknowledged, and made once.
-    fn sell(&self, names: &[&str]) {
-        for name in names {
-            let made = self.daemon.deliver(&create(name)).id();
-            assert!(made.starts_with("i-"), "{name}: {made}");
+    /// Delivers the orders with these numbers; each is acknowledged.
+    fn sell(&self, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let made = self.daemon.deliver(&create(&format!("ob-{number}"))).id();
+            assert!(made.starts_with("i-"), "{number}: {made}");
         }
     }
 
@@ -358,14 +358,14 @@ impl Unheard {
     }
 }
 
-/// Enough of them to fill a pipe and everything that waits for it.
-const SEVERAL: [&str; 12] = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"];
+/// Orders enough to fill a pipe and the queue before it.
+const MANY: usize = 30;
 
 #[test]
 fn a_full_disk_under_the_log_costs_lines_and_no_order() {
     let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let unheard = Unheard::start(full);
-    unheard.sell(&SEVERAL[..3]);
+    unheard.sell(0..3);
     until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
     unheard.end(3);
 }
@@ -380,7 +380,7 @@ fn a_reader_of_the_log_that_leaves_costs_lines_and_no_order() {
             let mut reader = reader;
             reader.read_exact(&mut [0; 10_000]).unwrap();
         });
-        unheard.sell(&SEVERAL[..3]);
+        unheard.sell(0..3);
     });
     until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
     unheard.end(3);
@@ -399,7 +399,7 @@ fn a_closed_log_costs_no_order() {
 fn an_unread_log_delays_no_order_and_says_later_what_it_lost() {
     let (reader, writer) = std::io::pipe().unwrap();
     let unheard = Unheard::start(writer);
-    unheard.sell(&SEVERAL);
+    unheard.sell(0..MANY);
     until("lines were dropped", || (unheard.dropped("queue-full") > 100).then_some(()));
     let read = Arc::new(Mutex::new(Vec::new()));
     let (mut reader, kept) = (reader, read.clone());
@@ -416,21 +416,21 @@ fn an_unread_log_delays_no_order_and_says_later_what_it_lost() {
     });
     let lost: u64 = line.split("suppressed=").nth(1).unwrap().trim().parse().unwrap();
     assert!(lost > 100 && lost <= unheard.dropped("queue-full"), "{line}");
-    unheard.sell(&["13"]);
+    unheard.sell(MANY..MANY + 1);
     until("what comes now is logged again", || {
         let said = said();
         said.rsplit("were dropped").next()?.contains("received endpoint").then_some(())
     });
-    unheard.end(SEVERAL.len() + 1);
+    unheard.end(MANY + 1);
 }
 
 #[test]
 fn a_stop_waits_for_the_log_and_not_for_ever() {
     let (_reader, writer) = std::io::pipe().unwrap();
     let unheard = Unheard::start(writer);
-    unheard.sell(&SEVERAL);
+    unheard.sell(0..MANY);
     until("lines were dropped", || (unheard.dropped("queue-full") > 0).then_some(()));
-    unheard.end(SEVERAL.len());
+    unheard.end(MANY);
 }
 
 /// Whatever a hook writes, lines as short as can be or full of what has to be escaped.

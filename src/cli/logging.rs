@@ -1,5 +1,6 @@
 //! The log on stderr: what is said in it, and whether a line is text or JSON. docs/logging.md describes both.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -85,7 +86,14 @@ impl Logging {
             let text = payload.downcast_ref::<&str>().copied();
             let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
             let message = text.unwrap_or("a value that is not text");
-            tracing::error!(part = thread.name(), "panicked at {place}: {message}");
+            // Empty unless RUST_BACKTRACE asks for one.
+            let trace = Backtrace::capture();
+            let trace = if trace.status() == BacktraceStatus::Captured {
+                format!("\n{trace}")
+            } else {
+                String::new()
+            };
+            tracing::error!(part = thread.name(), "panicked at {place}: {message}{trace}");
         }));
         Ok(())
     }

@@ -270,14 +270,16 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
         return Ok(None);
     }
     let judged = judge_about(rows, acceptance, found)?;
-    if let Some(reason) = refused_again(&judged, acceptance) {
-        let told = match reason {
-            Reason::NotReady => refused_create(rows, judged.instance.as_ref())?,
-            _ => Told::Refused(reason.code(), reason.told()),
-        };
-        let public_id = judged.instance.as_ref().and_then(|row| row.public_id.clone());
-        let row = judged.latest.clone();
-        return Ok(row.map(|row| Accepted { row, told, public_id, taken: None, wakes: false, alert: false }));
+    if let Some(told) = said_before(rows, &judged, acceptance)? {
+        let public_id = judged.instance.and_then(|row| row.public_id);
+        return Ok(judged.latest.map(|row| Accepted {
+            row,
+            told,
+            public_id,
+            taken: None,
+            wakes: false,
+            alert: false,
+        }));
     }
     if judged.verdict.decision != Decision::Repeat || judged.verdict.alert {
         return Ok(None);
@@ -294,19 +296,32 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }))
 }
 
-/// The reason of a refusal that would only count a delivery: the row it counts on says the same already. A genuine
-/// request can be sent again without end, a sign-on by everybody who finds its link. Where tries are counted down,
-/// each one is written, because a warning depends on their number.
-fn refused_again<'a>(judged: &'a Judged, acceptance: &Acceptance) -> Option<&'a Reason> {
-    let Verdict { decision: Decision::Refuse(reason), alert: false, .. } = &judged.verdict else {
-        return None;
+/// The refusal, or the hold, that would only count a delivery: the row it counts on says the same already. A genuine
+/// request can be sent again without end, a sign-on by everybody who finds its link. While a marketplace has tries
+/// left, each one is written, because a warning depends on their number.
+fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<Told>> {
+    let (reason, disposition) = match &judged.verdict {
+        Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),
+        // A conflicting create may be told what the first one got.
+        Verdict { decision: Decision::Hold(Reason::ConflictingCreate), .. } => return Ok(None),
+        Verdict { decision: Decision::Hold(reason), alert: false, .. } => (reason, Disposition::Held),
+        _ => return Ok(None),
     };
-    let row = judged.latest.as_ref().filter(|_| acceptance.budget.is_none())?;
-    let said = row.disposition == Disposition::Refused
+    let Some(row) = &judged.latest else { return Ok(None) };
+    let uncounted = acceptance.budget.is_none_or(|budget| row.deliveries > u64::from(budget));
+    let used = row.told_at.is_some() && *reason == Reason::SignOnUsed;
+    let said = row.told_at.is_none()
+        && row.disposition == disposition
         && row.reason_code.as_deref() == Some(reason.code())
         && row.reason.as_deref() == Some(reason.to_string().as_str());
-    let used = row.told_at.is_some() && *reason == Reason::SignOnUsed;
-    (used || (said && row.told_at.is_none())).then_some(reason)
+    if !uncounted || !(used || said) {
+        return Ok(None);
+    }
+    Ok(Some(match (disposition, reason) {
+        (Disposition::Held, _) => Told::Held(reason.told()),
+        (_, Reason::NotReady) => refused_create(rows, judged.instance.as_ref())?,
+        _ => Told::Refused(reason.code(), reason.told()),
+    }))
 }
 
 /// Keeps a callback: reads, decides, and writes callback, instance and job together.
