@@ -379,12 +379,27 @@ pub(crate) fn accept(rows: &mut dyn Write, acceptance: &Acceptance, birth: Birth
 /// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
 /// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
 pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<()> {
-    rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
+    rows.forget_once(remembered_from(now))?;
+    if rows.add_once(account, &mark_of(once), once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
+}
+
+/// Whether a request is a copy of one that was accepted: read only, so that a copy that comes again and again costs no
+/// write. `false` decides nothing, [`spend`] does.
+pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
+    let until = rows.once_until(account, &mark_of(once))?;
+    Ok(until.is_some_and(|until| until >= remembered_from(now)))
+}
+
+fn remembered_from(now: Timestamp) -> Timestamp {
+    plus_millis(now, -limits::NONCE_GRACE_MS)
+}
+
+fn mark_of(once: &Once) -> [u8; 16] {
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
         *slot = byte;
     }
-    if rows.add_once(account, &mark, once.until)? { Ok(()) } else { Err(StoreError::Replayed) }
+    mark
 }
 
 /// Whether a job that is made now has nothing before it in its lane.
