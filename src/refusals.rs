@@ -92,7 +92,7 @@ pub struct Shown {
 struct Kept {
     /// One for each endpoint and reason: both are words of our own, so there are few.
     lanes: BTreeMap<(Arc<str>, &'static str), Lane>,
-    /// The same for verified requests that came again.
+    /// The same for lines about verified requests.
     repeated: BTreeMap<(Arc<str>, String), Lane>,
     entries: VecDeque<Arc<Entry>>,
 }
@@ -171,7 +171,7 @@ impl Refusals {
         }
     }
 
-    /// The turn of a line about a verified request that came again: `None` when the log has had a line about this
+    /// The turn of a line about verified requests that can be as frequent as they are: `None` when the log has had a line about this
     /// endpoint and reason just now, otherwise the number of lines that were left out before.
     pub fn turn_to_log(&self, endpoint: &Arc<str>, reason: &str) -> Option<u64> {
         let now = self.clock.now();
