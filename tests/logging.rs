@@ -386,6 +386,40 @@ fn a_reader_of_the_log_that_leaves_costs_lines_and_no_order() {
     unheard.end(3);
 }
 
+/// Reads a log to its end, while the test looks at what has come.
+fn heard(mut reader: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<u8>>> {
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let kept = read.clone();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 65_536];
+        while let Ok(count @ 1..) = reader.read(&mut chunk) {
+            kept.lock().unwrap().extend_from_slice(&chunk[..count]);
+        }
+    });
+    read
+}
+
+#[test]
+fn a_reader_of_the_log_that_comes_back_hears_what_was_lost() {
+    use rustix::fs::{CWD, Mode, OFlags};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    rustix::fs::mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    let first = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+    let writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    drop(first.unwrap());
+    let unheard = Unheard::start(writer);
+    unheard.sell(0..3);
+    until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
+    let read = heard(std::fs::File::open(&path).unwrap());
+    unheard.sell(3..4);
+    until("the log says what it lost", || {
+        let said = String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
+        said.contains("lines of the log were dropped").then_some(())
+    });
+    unheard.end(4);
+}
+
 #[test]
 fn a_closed_log_costs_no_order() {
     let home = Home::with_hook(NOISY);
@@ -401,14 +435,7 @@ fn an_unread_log_delays_no_order_and_says_later_what_it_lost() {
     let unheard = Unheard::start(writer);
     unheard.sell(0..MANY);
     until("lines were dropped", || (unheard.dropped("queue-full") > 100).then_some(()));
-    let read = Arc::new(Mutex::new(Vec::new()));
-    let (mut reader, kept) = (reader, read.clone());
-    std::thread::spawn(move || {
-        let mut chunk = [0; 65_536];
-        while let Ok(count @ 1..) = reader.read(&mut chunk) {
-            kept.lock().unwrap().extend_from_slice(&chunk[..count]);
-        }
-    });
+    let read = heard(reader);
     let said = || String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
     let line = until("the log says what it lost", || {
         let said = said();
