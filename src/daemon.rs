@@ -206,11 +206,10 @@ impl Daemon {
             let unserved = |served: &[&str]| store::unserved_accounts(path, served);
             Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?.map_or(Ok(()), Err)?;
         }
-        let (metrics, clock) = (Metrics::default(), options.clock);
+        let (metrics, clock) = (options.store.metrics.clone(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let (known, knowing) = watch::channel(known(&options.endpoints));
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
-        let choices = StoreOptions { metrics: metrics.clone(), ..choices };
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
         drop(log_backlog(store.clone()));

@@ -367,12 +367,16 @@ impl Intake {
             Ok(Err(StoreError::Replayed)) => return Err(Copied),
             Ok(Err(error)) => {
                 self.metrics.count(Metric::StoreFaults, ["accept", ""]);
-                tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, "the callback could not be kept; the marketplace is told to call again");
+                if let Some(suppressed) = self.turn_to_log(endpoint, "accept") {
+                    tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, suppressed, "the callback could not be kept; the marketplace is told to call again");
+                }
                 return Ok(Reply::Now(Outcome::Unavailable));
             }
             Err(_) => {
                 self.metrics.count(Metric::StoreFaults, ["accept-late", ""]);
-                tracing::error!(endpoint = %endpoint.name, action = %callback.action, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
+                if let Some(suppressed) = self.turn_to_log(endpoint, "accept-late") {
+                    tracing::error!(endpoint = %endpoint.name, action = %callback.action, suppressed, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
+                }
                 return Ok(Reply::Now(Outcome::Unavailable));
             }
         };
@@ -389,12 +393,21 @@ impl Intake {
         if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
+        // A request that holds can be sent again without end: the log has a line about it in a second.
+        let turn = |reason| match receipt.repeated {
+            true => self.turn_to_log(endpoint, reason),
+            false => Some(None),
+        };
         if receipt.alert {
             let reason = row.reason_code.as_deref().unwrap_or("late-create");
             self.metrics.count(Metric::Alerts, [reason, ""]);
-            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+            if let Some(suppressed) = turn(reason) {
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+            }
         } else if let Some(reason) = row.reason.as_deref() {
-            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, "{reason}");
+            if let Some(suppressed) = turn(row.reason_code.as_deref().unwrap_or_default()) {
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, suppressed, "{reason}");
+            }
         } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
         } else {
@@ -406,6 +419,13 @@ impl Intake {
             tracing::warn!(endpoint = %endpoint.name, callback = row.number, "the expiry cannot be read as a date; the instance has none");
         }
         self.warn_of_budget(endpoint, callback, row);
+    }
+
+    /// The turn of a line that can be as frequent as requests: `None` when the log has had one about this just now,
+    /// otherwise the number of lines that were left out, if there were any.
+    fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
+        let unlogged = self.refusals.turn_to_log(&endpoint.name, reason)?;
+        Some((unlogged > 0).then_some(unlogged))
     }
 
     /// Marketplaces stop calling after so many tries: say it in time.

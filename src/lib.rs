@@ -30,6 +30,7 @@ pub mod conformance;
 pub mod daemon;
 pub mod dialect;
 pub mod dispatch;
+pub mod files;
 pub mod front;
 pub mod hook;
 pub mod http;

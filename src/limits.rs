@@ -23,6 +23,13 @@ pub const CONNECTIONS_MAX_COUNT: usize = 1024;
 /// File descriptors the daemon wants: both listeners full, the pipes of all running hooks, the database.
 pub const DESCRIPTORS_WANTED_COUNT: u64 =
     2 * CONNECTIONS_MAX_COUNT as u64 + 8 * JOBS_RUNNING_MAX_COUNT as u64 + 128;
+/// File descriptors that are kept free of connections and running hooks where fewer than wanted may be open: for the
+/// database and its readers, the listeners, and the start of a hook.
+pub const DESCRIPTORS_RESERVED_COUNT: u64 = 40;
+/// File descriptors a running hook takes: its three pipes, the process, a connection.
+pub const DESCRIPTORS_PER_JOB_COUNT: u64 = 5;
+/// Connections a listener has at least, whatever the limit of open files.
+pub const CONNECTIONS_MIN_COUNT: usize = 4;
 /// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 
@@ -75,6 +82,12 @@ pub const QUERY_MAX_COUNT: usize = 100;
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Longest file with a key, in bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+/// Longest configuration, in bytes.
+pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// Longest file of certificates, in bytes: all the roots of a system are a quarter of a megabyte.
+pub const PEM_FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
+/// Longest file that the daemon has written itself beside its database, in bytes.
+pub const OWN_FILE_MAX_BYTES: u64 = 16 * 1024;
 /// After how long without a signature a previous key is named as one that can go, in milliseconds.
 pub const KEY_UNUSED_AFTER_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 /// How often keys that can go are looked for, in milliseconds.
@@ -183,10 +196,18 @@ pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// How long a connection to an `http` hook is kept for the next call, in milliseconds. Shorter than
 /// common servers keep one (5 s), so that we seldom speak to one that is closing at that moment.
 pub const HOOK_IDLE_MS: u64 = 4_000;
+/// Memory that lines of the log may take which wait to be written, in bytes; further lines are dropped.
+pub const LOG_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The part of it that lines of hooks and of the levels debug and trace may take, so that there is room for the
+/// daemon's own.
+pub const LOG_QUEUE_CHATTER_MAX_BYTES: usize = LOG_QUEUE_MAX_BYTES / 2;
 /// Longest line of a hook's standard error that is logged whole, in bytes.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
-/// Most bytes of a hook's standard error that are logged for one attempt.
+/// Most bytes that are logged of a hook's standard error for one attempt, with what is added to each line.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
+/// Bytes that a line of the log takes beside what the hook wrote: time, level, ids, names of fields. With it a hook
+/// that writes short lines gets some six hundred of them into the log.
+pub const HOOK_LOG_LINE_EXTRA_BYTES: usize = 420;
 /// How long an attempt may take in the hook author's test, in milliseconds, unless the test says otherwise:
 /// it provisions something small.
 pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
@@ -273,6 +294,8 @@ pub const STOP_HOOKS_MS: u64 = 20_000;
 pub const STOP_STORE_MS: u64 = 5_000;
 /// How long a stop waits for a collector to take the last spans, in milliseconds.
 pub const STOP_SPANS_MS: u64 = 2_000;
+/// How long a stop waits until the last lines of the log are written, in milliseconds.
+pub const STOP_LOG_MS: u64 = 1_000;
 
 const _: () = assert!(
     PRUNE_AGE_MIN_MS > 4 * SIGN_ON_WINDOW_MAX_MS,

@@ -37,6 +37,8 @@ pub enum Metric {
     SpansSent,
     /// Spans that were dropped on the way to it.
     SpansDropped,
+    /// Lines of the log that were dropped.
+    LogLinesDropped,
     /// How long hooks ran.
     HookDuration,
     /// How many operations a commit held.
@@ -99,7 +101,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 
 /// Every metric, in the order in which they are shown.
 #[rustfmt::skip]
-const TABLE: [Family; 29] = [
+const TABLE: [Family; 30] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
     family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
     family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
@@ -111,6 +113,7 @@ const TABLE: [Family; 29] = [
     family(Metric::Reloads, "spid_reloads_total", Kind::Counter, &["outcome"], "Times the configuration was to be read again, by outcome."),
     family(Metric::SpansSent, "spid_spans_sent_total", Kind::Counter, &[], "Spans a collector has taken."),
     family(Metric::SpansDropped, "spid_spans_dropped_total", Kind::Counter, &["reason"], "Spans that were dropped on the way to it, by reason."),
+    family(Metric::LogLinesDropped, "spid_log_lines_dropped_total", Kind::Counter, &["reason"], "Lines of the log that were dropped, by reason."),
     family(Metric::HookDuration, "spid_hook_duration_seconds", HOOK_SECONDS, &["hook"], "How long hooks ran, by hook."),
     family(Metric::CommitOperations, "spid_commit_operations", OPERATIONS, &[], "Operations of the store in one commit."),
     family(Metric::Instances, "spid_instances", Kind::Gauge, &["state"], "Instances by state."),

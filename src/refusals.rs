@@ -92,6 +92,8 @@ pub struct Shown {
 struct Kept {
     /// One for each endpoint and reason: both are words of our own, so there are few.
     lanes: BTreeMap<(Arc<str>, &'static str), Lane>,
+    /// The same for lines about verified requests.
+    repeated: BTreeMap<(Arc<str>, String), Lane>,
     entries: VecDeque<Arc<Entry>>,
 }
 
@@ -167,6 +169,13 @@ impl Refusals {
             let base = evidence().map(Base::of);
             self.keep(Entry::new(facts, now, not_kept_before, base));
         }
+    }
+
+    /// The turn of a line about verified requests that can be as frequent as they are: `None` when the log has had a line about this
+    /// endpoint and reason just now, otherwise the number of lines that were left out before.
+    pub fn turn_to_log(&self, endpoint: &Arc<str>, reason: &str) -> Option<u64> {
+        let now = self.clock.now();
+        self.lock().repeated.entry((endpoint.clone(), reason.to_owned())).or_default().next(now).log
     }
 
     /// The last `limit` that were kept, the newest first, explained.

@@ -21,6 +21,7 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::files;
 use crate::signature::Secret;
 
 const NONCE_BYTES: usize = 24;
@@ -117,7 +118,7 @@ impl KeySource {
 
     fn key(&self) -> Result<SealingKey, SealError> {
         match self {
-            KeySource::Own(path) | KeySource::File(path) => match (File::open(path), self) {
+            KeySource::Own(path) | KeySource::File(path) => match (files::open(path), self) {
                 (Ok(file), _) => self.of_file(file, path),
                 (Err(error), KeySource::Own(_)) if error.kind() == ErrorKind::NotFound => {
                     Err(SealError::Missing { path: path.clone() })
@@ -318,7 +319,9 @@ fn write_key(path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let partial = PathBuf::from(name);
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+    // What stands there is what an earlier crash left, or no file at all: to open a named pipe would wait.
+    let _ = std::fs::remove_file(&partial);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
     file.write_all(Zeroizing::new(hex::encode(key)).as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;

@@ -440,3 +440,73 @@ fn completions_and_manual_pages_know_every_command() {
         assert!(home.path("man").join(name).exists(), "{name}");
     }
 }
+
+/// A named pipe: to open it waits for a writer.
+fn pipe(path: &std::path::Path) {
+    let _ = std::fs::remove_file(path);
+    rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+}
+
+#[test]
+fn a_named_pipe_in_a_file_s_place_is_a_mistake_and_no_wait() {
+    let home = Home::with_log_hook();
+    pipe(&home.path("pipe"));
+    let usual = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let fifo = home.path("pipe").display().to_string();
+    let key = home.path("isv-key").display().to_string();
+    let in_server = |line: &str| usual.replace("[server]", &format!("[server]\n{line}"));
+    let wrong = [
+        ("a key", usual.replace(&key, &fifo)),
+        ("a credential", usual.replace(&format!("file = \"{key}\""), "credential = \"pipe\"")),
+        ("the admin token", in_server(&format!("admin_token = {{ file = \"{fifo}\" }}"))),
+        ("a certificate", in_server(&format!("tls = {{ certificate = {{ file = \"{fifo}\" }}, key = {{ file = \"{key}\" }} }}"))),
+        ("the sealing key", usual.replace("[store]", &format!("[store]\nsealing_key = \"{fifo}\""))),
+        ("a listed sealing key", usual.replace("[store]", &format!("[store]\nsealing_keys = [{{ file = \"{fifo}\" }}]"))),
+        ("a hook's secret", usual.replace("log = {}", &format!("http = {{ url = \"http://127.0.0.1:1/\", secret = {{ file = \"{fifo}\" }} }}"))),
+        ("a hook's roots", usual.replace("log = {}", &format!("http = {{ url = \"https://127.0.0.1:1/\", secret = {{ env = \"FAKE\" }}, ca_file = \"{fifo}\" }}"))),
+    ];
+    for (what, text) in wrong {
+        assert_ne!(text, usual, "{what}");
+        home.configure(&text);
+        let config = home.path("spid.toml").display().to_string();
+        for command in ["check-config", "serve"] {
+            let folder = home.path("").display().to_string();
+            let ran = home.run_in(&[command, "--config", &config], &[("CREDENTIALS_DIRECTORY", &folder)]);
+            assert_eq!(ran.code, 78, "{what}: {}", ran.stderr);
+            assert!(
+                ran.stderr.contains("must be a regular file, not a named pipe"),
+                "{what}: {}",
+                ran.stderr
+            );
+        }
+    }
+    let ran = home.run(&["serve", "--config", &fifo]);
+    assert!(ran.code == 78 && ran.stderr.contains("not a named pipe"), "{ran:?}");
+    home.configure(&usual);
+    // Among the marks of running hooks it is no mark.
+    std::fs::create_dir(home.path("spid.db.running")).unwrap();
+    pipe(&home.path("spid.db.running/4711-42"));
+    let daemon = home.start();
+    assert!(!home.path("spid.db.running/4711-42").exists());
+    // A reload keeps what was there, and the next one is a reload like any other.
+    let text = std::fs::read(home.path("isv-key")).unwrap();
+    pipe(&home.path("isv-key"));
+    let kept = daemon.reload();
+    assert!(kept.contains("reload: kept") && kept.contains("not a named pipe"), "{kept}");
+    std::fs::remove_file(home.path("isv-key")).unwrap();
+    std::fs::write(home.path("isv-key"), text).unwrap();
+    assert!(daemon.reload().contains("reload: applied"));
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+}
+
+/// What a shell hands over as an open descriptor is read, also if it is a pipe.
+#[test]
+fn a_key_of_a_command_may_come_through_a_pipe() {
+    let home = Home::with_log_hook();
+    let spid = env!("CARGO_BIN_EXE_spid");
+    let line = format!("printf fake-key | {spid} sign --key-file /dev/stdin releaseInstance instanceId=1");
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &line]).current_dir(home.path(""));
+    let output = common::output_of(shell);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -366,6 +366,31 @@ fn a_signed_request_of_the_command_line_is_taken_by_the_daemon() {
     assert!(!home.run(&["verify", "--key-file", "isv-key", &Params::new("x").encoded()]).stdout.is_empty());
 }
 
+/// A core would hold the key, and so does the memory of the process.
+#[test]
+fn a_daemon_that_crashes_leaves_no_core() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    use std::os::unix::process::ExitStatusExt as _;
+    let home = Home::with_hook(&format!(r#"cat "/proc/$PPID/environ" > environment; {QUICK}"#));
+    let mut daemon = home.start();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.pid())).unwrap();
+    let cores = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(cores.split_whitespace().nth(4), Some("0"), "{cores}");
+    assert!(daemon.deliver(&create("ob-1")).id().starts_with("i-"));
+    if !rustix::process::geteuid().is_root() {
+        let environment = std::fs::read(home.path("environment")).unwrap();
+        assert_eq!(environment, b"", "a hook read the environment of the daemon");
+    }
+    // Even if cores are allowed again, none is written.
+    let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
+    let hard = rustix::process::getrlimit(Resource::Core).maximum;
+    prlimit(pid, Resource::Core, Rlimit { current: hard, maximum: hard }).unwrap();
+    daemon.signal(Signal::ABORT);
+    let status = daemon.wait();
+    assert!(!status.core_dumped(), "{status}");
+    assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));
+}
+
 #[test]
 fn dev_mode_needs_no_configuration() {
     let home = Home::empty();

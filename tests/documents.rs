@@ -10,10 +10,14 @@
 
 #[path = "common/examples.rs"]
 mod examples;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use executable::executable;
 
 const SPID: &str = env!("CARGO_BIN_EXE_spid");
 
@@ -138,9 +142,7 @@ fn the_readme_s_configuration_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
     std::fs::write(at("isv-key"), "fake-key-of-a-test\n").unwrap();
-    std::fs::write(at("provision"), block(&read("README.md"), "sh", "SPID_ACTION")).unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(at("provision"), mode).unwrap();
+    executable(at("provision").as_ref(), &block(&read("README.md"), "sh", "SPID_ACTION"));
     let config = block(&read("README.md"), "toml", "[[endpoint]]")
         .replace("/etc/spid/isv-key", &at("isv-key"))
         .replace("/var/lib/spid/", &at(""))

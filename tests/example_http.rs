@@ -11,6 +11,8 @@
 mod daemon;
 #[path = "common/examples.rs"]
 mod examples;
+#[path = "common/executable.rs"]
+mod executable;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -20,6 +22,7 @@ use std::sync::{Arc, Mutex};
 
 use daemon::{Answer, Home, Line, SOON, about, create, renew, until, upgrade};
 use examples::Kept;
+use executable::executable;
 use serde_json::{Value, json};
 
 const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
@@ -39,7 +42,7 @@ impl Example {
     fn start(&self) -> (Kept, SocketAddr) {
         let mut command = Kept::command(&self.program, "KILL");
         command.args(&self.arguments).env("SPID_HOOK_SECRET", SECRET).stdout(Stdio::piped());
-        let mut hook = Kept::start(command);
+        let hook = Kept::start(command);
         let said = hook.line();
         let address =
             said.strip_prefix("listening on http://").unwrap().trim_end_matches('/').parse().unwrap();
@@ -221,7 +224,7 @@ fn the_node_example_lives_a_whole_life_and_two_deaths() {
     // As an author has it: the file, and the package beside it.
     let folder = tempfile::tempdir().unwrap();
     let (program, journal) = (folder.path().join("http_hook.mjs"), folder.path().join("done.jsonl"));
-    std::fs::copy(examples::source("http_hook.mjs"), &program).unwrap();
+    executable(&program, &std::fs::read_to_string(examples::source("http_hook.mjs")).unwrap());
     std::os::unix::fs::symlink(packages, folder.path().join("node_modules")).unwrap();
     let kept = || {
         let text = std::fs::read_to_string(&journal).unwrap();

@@ -12,14 +12,14 @@ mod daemon;
 #[path = "common/examples.rs"]
 mod examples;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use daemon::{Daemon, Home, about, create, encode, renew, until, upgrade};
-use examples::Kept;
+use examples::{Kept, Said};
 
 /// Where the newest PostgreSQL is; `None`, having said so, without one.
 fn programs() -> Option<PathBuf> {
@@ -112,12 +112,10 @@ impl Cluster {
     /// A session that stays.
     fn session(&self, url: &str, statements: &str) -> Session {
         let mut psql = self.client(url).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut answers = BufReader::new(psql.stdout.take().unwrap());
+        let answers = Said::by(psql.stdout.take().unwrap());
         writeln!(psql.stdin.as_mut().unwrap(), "{statements}; SELECT 'ready';").unwrap();
-        let mut line = String::new();
-        answers.read_line(&mut line).unwrap();
-        assert_eq!(line, "ready\n");
-        Session { psql, _answers: answers }
+        assert_eq!(answers.line(), "ready");
+        Session { psql }
     }
 
     /// As long as this stays, whoever makes a database waits.
@@ -167,7 +165,6 @@ fn demoted(mut command: Command, home: &Path) -> Command {
 /// A client that is connected. It goes when this does.
 struct Session {
     psql: Child,
-    _answers: BufReader<ChildStdout>,
 }
 
 impl Drop for Session {

@@ -12,14 +12,16 @@
 mod contract;
 #[path = "common/daemon.rs"]
 mod daemon;
+#[path = "common/said.rs"]
+mod said;
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use contract::{Contract, example, no_python};
 use daemon::{Home, Line, Ran, about, create, encode, renew, until};
+use said::Said;
 use serde_json::Value;
 
 /// Runs the hook behind it, keeps call and answer, and dies the first time an action is done.
@@ -100,9 +102,8 @@ impl Page {
     fn open(home: &Home) -> Page {
         let mut command = app(home, "claim_first.py", &["serve", "0"]);
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("http://").unwrap().parse().unwrap();
+        let line = Said::by(child.stdout.take().unwrap()).line();
+        let address = line.strip_prefix("http://").unwrap().parse().unwrap();
         Page { child, address }
     }
 

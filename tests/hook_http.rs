@@ -11,9 +11,11 @@
 mod common;
 #[path = "common/daemon.rs"]
 mod daemon;
+#[path = "common/said.rs"]
+mod said;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -24,6 +26,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use common::{CANARY, call, call_for, done, instance, refused, retry, run_hook};
 use hmac::{Hmac, KeyInit, Mac};
 use jiff::Timestamp;
+use said::Said;
 use serde_json::{Value, json};
 use sha2::Sha256;
 use spid::callback::{Action, Callback};
@@ -787,9 +790,8 @@ impl Example {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        let line = Said::by(child.stdout.take().unwrap()).line();
+        let url = line.strip_prefix("listening on ").unwrap().to_owned();
         Example { child, url, _folder: folder }
     }
 }

@@ -2,14 +2,18 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 #![allow(clippy::disallowed_methods, reason = "what is tested is a process")]
 
+#[path = "common/executable.rs"]
+mod executable;
+#[path = "common/said.rs"]
+mod said;
 #[path = "common/serving.rs"]
 mod serving;
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use executable::executable;
+use said::Said;
 use serving::{Serving, deliver};
 use spid::clock::Clock;
 use spid::dialect::{self, OutRequest, Sending};
@@ -52,8 +56,7 @@ fn create() -> OutRequest {
 fn a_hook_that_outlived_its_daemon_is_dead_before_the_next_attempt() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    fs::write(at("hook"), HOOK).unwrap();
-    fs::set_permissions(at("hook"), fs::Permissions::from_mode(0o755)).unwrap();
+    executable(&at("hook"), HOOK);
     assert!(std::process::Command::new("mkfifo").arg(at("said")).status().unwrap().success());
     fs::write(at("key"), KEY).unwrap();
     fs::write(
@@ -68,24 +71,19 @@ fn a_hook_that_outlived_its_daemon_is_dead_before_the_next_attempt() {
     )
     .unwrap();
     // Open both ways, so that it does not end when a hook closes it.
-    let mut said = BufReader::new(OpenOptions::new().read(true).write(true).open(at("said")).unwrap());
-    let mut line = || {
-        let mut line = String::new();
-        said.read_line(&mut line).unwrap();
-        line
-    };
+    let said = Said::by(OpenOptions::new().read(true).write(true).open(at("said")).unwrap());
 
     let mut daemon = Serving::start(folder.path(), &[]);
     let address = daemon.address().unwrap();
     let delivery = std::thread::spawn(move || deliver(address, "/spi", &create(), || ()));
-    assert_eq!(line(), "first\n");
+    assert_eq!(said.line(), "first");
     daemon.kill();
     assert!(delivery.join().unwrap().is_err(), "an answer came from a dead daemon");
     drop(daemon);
 
     let mut daemon = Serving::start(folder.path(), &[]);
     let address = daemon.address().unwrap();
-    assert_eq!(line(), "second alone\n");
+    assert_eq!(said.line(), "second alone");
     let answer = deliver(address, "/spi", &create(), || ()).unwrap();
     assert!(answer.contains("tenant-1"), "{answer}");
     daemon.terminate();

@@ -8,11 +8,11 @@ mod examples;
 mod executable;
 
 use std::collections::HashMap;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use examples::Said;
 use executable::executable;
 use serde_json::{Value, json};
 use spid::http::{Request, Response, ServerOptions, serve};
@@ -135,9 +135,8 @@ impl Listening {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let url = line.trim().strip_prefix("listening on ").unwrap().to_owned();
+        let line = Said::by(child.stdout.take().unwrap()).line();
+        let url = line.strip_prefix("listening on ").unwrap().to_owned();
         Listening { child, url }
     }
 }

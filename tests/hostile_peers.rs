@@ -19,7 +19,9 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use common::{Answer, Daemon, Home, KEY, Line, create, exchange, get, get_text, post_text, until};
+use common::{
+    Answer, Daemon, Home, KEY, Line, QUICK, about, create, exchange, get, get_text, post_text, until,
+};
 use rustix::process::{Resource, getrlimit};
 use spid::limits;
 
@@ -422,4 +424,77 @@ fn a_refusal_is_explained_to_whoever_sits_at_this_machine_and_to_nobody_else() {
     assert_eq!(ask(admin, "rebound.example", "/v1/refusals").status, 403);
     assert_eq!(ask(admin, "rebound.example", "/livez").status, 200);
     assert!(!daemon.log().contains("expiredOn=2030"), "no value stands in the log");
+}
+
+#[test]
+fn two_hundred_who_are_silent_keep_no_order_out_where_few_files_may_be_open() {
+    let home = Home::with_hook(QUICK);
+    with_admin(&home);
+    let daemon = home.start_with_open_files(64);
+    let silent: Vec<TcpStream> = (0..200).map(|_| connect(&daemon)).collect();
+    for name in ["ob-1", "ob-2", "ob-3"] {
+        assert!(get(daemon.address, &create(name).signed()).unwrap().id().starts_with("i-"), "{name}");
+    }
+    let admin = admin_address(&daemon);
+    let silent_there: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    assert_eq!(ask(admin, "localhost", "/readyz").status, 200);
+    assert_eq!(home.begun("create").len(), 3);
+    let log = daemon.log();
+    assert!(!log.contains("cannot accept"), "{log}");
+    assert_eq!((silent.len(), silent_there.len()), (200, 50));
+}
+
+/// Operations of the store so far.
+fn operations(admin: SocketAddr) -> u64 {
+    let page = ask(admin, "localhost", "/metrics").body;
+    let sum = page.lines().find_map(|line| line.strip_prefix("spid_commit_operations_sum ")).unwrap();
+    sum.parse::<f64>().unwrap() as u64
+}
+
+/// A sign-on's link stands in the history of a browser: who finds one can call it as often as they like.
+#[test]
+fn a_genuine_link_that_is_called_again_and_again_costs_next_to_nothing() {
+    let redirects = r#"case $SPID_ACTION in
+  sign-on) printf '{"redirect":"https://app.example/in"}' ;;
+  *) printf '{"instance_id":"%s"}' "$(fake_id)" ;;
+esac"#;
+    let home = Home::with_hook(redirects);
+    with_admin(&home);
+    let daemon = home.start();
+    let admin = admin_address(&daemon);
+    let id = daemon.deliver(&create("ob-1")).id();
+    let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(8));
+    let now = spid::clock::Clock::System.now().to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let link = |id: &str, at: &str| about("verify", id).with("timeStamp", at).signed();
+    let links = [
+        ("stale", link(&id, "2026-01-01 08:00:00")),
+        ("of an unknown instance", link("no-such-instance", &now)),
+        ("used", link(&id, &now)),
+    ];
+    const CALLS: u64 = 2_000;
+    for (what, link) in &links {
+        let first = daemon.get(link).status;
+        assert_eq!(first, if *what == "used" { 302 } else { 403 }, "{what}");
+        let (written, logged) = (operations(admin), daemon.log().lines().count());
+        let mut line = Line::open(daemon.address).unwrap();
+        for _ in 0..CALLS {
+            assert_eq!(line.exchange(&get_text("/spi", link)).unwrap().status, 403, "{what}");
+        }
+        let written = operations(admin) - written;
+        assert!(written < CALLS / 4, "{what}: {written} operations");
+        let logged = daemon.log().lines().count() - logged;
+        assert!(logged < 500, "{what}: {logged} lines");
+    }
+    let about_a_budget = daemon.log().lines().filter(|line| line.contains("tries")).count();
+    assert_eq!(about_a_budget, 0, "a browser has no tries to spend");
+    assert_eq!(home.begun("sign-on").len(), 1);
+    daemon.stop();
+    // Each of them is counted all the same.
+    let told: Vec<u64> = home
+        .list(&["callbacks", "list"])
+        .iter()
+        .filter(|callback| callback["action"] == "sign-on")
+        .map(|callback| callback["deliveries"].as_u64().unwrap())
+        .collect();
+    assert_eq!(told, [CALLS + 1; 3]);
 }

@@ -761,6 +761,24 @@ async fn a_copy_is_refused_also_after_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_that_come_again_and_again_cost_no_write() {
+    let world = World::new().await;
+    let letter = world.letter("newInstance", purchase("b-1", "CS1"));
+    assert_eq!(world.send(&letter).await.status, 200);
+    let operations = || {
+        let page = world.daemon.metrics().render(&spid::metrics::Gauges::default());
+        let sum = page.lines().find_map(|line| line.strip_prefix("spid_commit_operations_sum ")).unwrap();
+        sum.parse::<f64>().unwrap()
+    };
+    let before = operations();
+    for _ in 0..1_000 {
+        assert_eq!(world.send(&letter).await.status, 403);
+    }
+    let written = operations() - before;
+    assert!(written < 250.0, "{written} operations");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_many_copies_at_once_one_is_taken() {
     let world = World::new().await;
     let letter = world.letter("newInstance", purchase("b-1", "CS1"));

@@ -11,6 +11,10 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::{SocketAddr, TcpListener};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
 use common::{
     Answer, Daemon, Home, PASSWORD, Params, about, assert_clean, connect, create, get_text, renew, until,
@@ -305,4 +309,181 @@ fn the_document_has_nothing_that_is_not_written() {
     let missing: Vec<String> =
         first_cells(&document(), "| field |").into_iter().filter(|name| !is_written(name)).collect();
     assert!(missing.is_empty(), "no such field: {missing:?}");
+}
+
+/// Answers at once and fills the log.
+const NOISY: &str = r#"
+yes 'a line that may never be read, and some more of them' | head -c 300000 >&2
+printf '{"instance_id":"%s"}' "$(fake_id)"
+"#;
+
+/// A daemon whose log goes where the test says, and what it counts.
+struct Unheard {
+    home: Home,
+    daemon: Daemon,
+    admin: SocketAddr,
+}
+
+impl Unheard {
+    fn start(stderr: impl Into<Stdio>) -> Unheard {
+        let home = Home::with_hook(NOISY);
+        let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let daemon = home.start_unheard([&sockets[0], &sockets[1]], stderr.into());
+        Unheard { home, daemon, admin: sockets[1].local_addr().unwrap() }
+    }
+
+    /// Delivers the orders with these numbers; each is acknowledged.
+    fn sell(&self, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let made = self.daemon.deliver(&create(&format!("ob-{number}"))).id();
+            assert!(made.starts_with("i-"), "{number}: {made}");
+        }
+    }
+
+    /// Lines that were dropped for this reason.
+    fn dropped(&self, reason: &str) -> u64 {
+        let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
+        let page = common::exchange(self.admin, request).unwrap().body;
+        let row = format!("spid_log_lines_dropped_total{{reason=\"{reason}\"}} ");
+        page.lines().find_map(|line| line.strip_prefix(&row)).unwrap().parse().unwrap()
+    }
+
+    /// Every order was run once, and a stop is a stop.
+    fn end(self, orders: usize) {
+        self.home.wait_until_idle();
+        let begun: BTreeSet<String> = self.home.begun("create").into_iter().map(|(key, _)| key).collect();
+        assert_eq!((begun.len(), self.home.begun("create").len()), (orders, orders));
+        assert_eq!(self.home.list(&["instances", "list"]).len(), orders);
+        self.daemon.stop();
+    }
+}
+
+/// Orders enough to fill a pipe and the queue before it.
+const MANY: usize = 30;
+
+#[test]
+fn a_full_disk_under_the_log_costs_lines_and_no_order() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let unheard = Unheard::start(full);
+    unheard.sell(0..3);
+    until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
+    unheard.end(3);
+}
+
+#[test]
+fn a_reader_of_the_log_that_leaves_costs_lines_and_no_order() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let unheard = Unheard::start(writer);
+    // It listens for a while, and leaves in the middle.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut reader = reader;
+            reader.read_exact(&mut [0; 10_000]).unwrap();
+        });
+        unheard.sell(0..3);
+    });
+    until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
+    unheard.end(3);
+}
+
+/// Reads a log to its end, while the test looks at what has come.
+fn heard(mut reader: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<u8>>> {
+    let read = Arc::new(Mutex::new(Vec::new()));
+    let kept = read.clone();
+    std::thread::spawn(move || {
+        let mut chunk = [0; 65_536];
+        while let Ok(count @ 1..) = reader.read(&mut chunk) {
+            kept.lock().unwrap().extend_from_slice(&chunk[..count]);
+        }
+    });
+    read
+}
+
+#[test]
+fn a_reader_of_the_log_that_comes_back_hears_what_was_lost() {
+    use rustix::fs::{CWD, Mode, OFlags};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("log");
+    rustix::fs::mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+    let first = rustix::fs::open(&path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty());
+    let writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    drop(first.unwrap());
+    let unheard = Unheard::start(writer);
+    unheard.sell(0..3);
+    until("lines were dropped", || (unheard.dropped("not-written") > 100).then_some(()));
+    let read = heard(std::fs::File::open(&path).unwrap());
+    unheard.sell(3..4);
+    until("the log says what it lost", || {
+        let said = String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
+        said.contains("lines of the log were dropped").then_some(())
+    });
+    unheard.end(4);
+}
+
+#[test]
+fn a_closed_log_costs_no_order() {
+    let home = Home::with_hook(NOISY);
+    let daemon = home.start_through("exec \"$@\" 2>&-");
+    assert!(daemon.deliver(&create("ob-1")).id().starts_with("i-"));
+    assert_eq!(home.begun("create").len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn an_unread_log_delays_no_order_and_says_later_what_it_lost() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let unheard = Unheard::start(writer);
+    unheard.sell(0..MANY);
+    until("lines were dropped", || (unheard.dropped("queue-full") > 100).then_some(()));
+    let read = heard(reader);
+    let said = || String::from_utf8_lossy(&read.lock().unwrap()).into_owned();
+    let line = until("the log says what it lost", || {
+        let said = said();
+        said.lines().find(|line| line.contains("lines of the log were dropped")).map(str::to_owned)
+    });
+    let lost: u64 = line.split("suppressed=").nth(1).unwrap().trim().parse().unwrap();
+    assert!(lost > 100 && lost <= unheard.dropped("queue-full"), "{line}");
+    unheard.sell(MANY..MANY + 1);
+    until("what comes now is logged again", || {
+        let said = said();
+        said.rsplit("were dropped").next()?.contains("received endpoint").then_some(())
+    });
+    unheard.end(MANY + 1);
+}
+
+#[test]
+fn a_stop_waits_for_the_log_and_not_for_ever() {
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let unheard = Unheard::start(writer);
+    unheard.sell(0..MANY);
+    until("lines were dropped", || (unheard.dropped("queue-full") > 0).then_some(()));
+    unheard.end(MANY);
+}
+
+/// Whatever a hook writes, lines as short as can be or full of what has to be escaped.
+#[test]
+fn what_a_hook_writes_takes_no_more_room_in_the_log_than_it_may() {
+    for (format, text) in [("text", "y"), ("json", "y"), ("json", r#""\\"\\"\\"\\"\\"\\"\\""#)] {
+        let home = Home::with_hook(&format!(
+            r#"yes '{text}' | head -c 600000 >&2; printf '{{"instance_id":"%s"}}' "$(fake_id)""#
+        ));
+        let daemon = home.start_with(&["--log-format", format]);
+        assert!(daemon.deliver(&create("ob-1")).id().starts_with("i-"));
+        let log = daemon.stop();
+        let written: usize =
+            log.lines().filter(|line| line.contains("spid::hook")).map(|line| line.len() + 1).sum();
+        assert!((50_000..=256 * 1024 + 1_000).contains(&written), "{format} {text}: {written}");
+        assert!(log.contains("more to standard error than is logged"), "{format} {text}");
+    }
+}
+
+/// What is said before the daemon gives up reaches a terminal that is there.
+#[test]
+fn what_a_daemon_says_before_it_gives_up_is_read() {
+    let home = Home::with_log_hook();
+    home.configure("nonsense = 1");
+    let config = home.path("spid.toml").display().to_string();
+    let ran = home.run(&["serve", "--config", &config]);
+    assert_eq!(ran.code, 78, "{}", ran.stderr);
+    assert!(ran.stderr.contains("error: ") && ran.stderr.contains("nonsense"), "{}", ran.stderr);
 }

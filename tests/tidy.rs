@@ -314,6 +314,59 @@ fn no_mutable_statics() {
     }
 }
 
+/// A program that was written by the process that starts it may be "busy": another test has forked meanwhile. And a
+/// program that says nothing must not be waited for without end.
+#[test]
+fn programs_are_written_and_heard_in_one_place_each() {
+    let written =
+        [["set_permi", "ssions"].concat(), ["from_", "mode("].concat(), ["fs::copy(exam", "ples"].concat()];
+    let heard = [
+        ["stdout.take().unwrap()).read", "_line"].concat(),
+        ["stdout.as_mut().unwrap()).read", "_line"].concat(),
+    ];
+    for (path, text) in sources("tests") {
+        let found = written.iter().find(|word| text.contains(word.as_str()));
+        assert!(found.is_none(), "{} has {found:?}: use tests/common/executable.rs", path.display());
+        let found = heard.iter().find(|word| text.contains(word.as_str()));
+        assert!(found.is_none(), "{} has {found:?}: use tests/common/said.rs", path.display());
+    }
+}
+
+/// This test program, run by the watchdog as cargo would.
+fn watched(seconds: &str, test: &str) -> std::process::Output {
+    std::process::Command::new(root().join("tests/watchdog"))
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", test])
+        .env("SPID_TEST_SECONDS", seconds)
+        .env("SPID_TEST_HANGS", "1")
+        .output()
+        .unwrap()
+}
+
+#[test]
+#[ignore = "run by the tests of the watchdog"]
+fn hangs() {
+    while std::env::var_os("SPID_TEST_HANGS").is_some() {
+        std::thread::park();
+    }
+}
+
+#[test]
+#[ignore = "run by the tests of the watchdog"]
+fn ends() {}
+
+#[test]
+fn a_test_that_hangs_is_named_and_ends_the_run() {
+    let output = watched("1", "hangs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&output.status), Some(9), "{said}");
+    assert!(said.contains("watchdog: ") && said.lines().any(|line| line == "hangs"), "{said}");
+    let output = watched("60", "ends");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let config = std::fs::read_to_string(root().join(".cargo/config.toml")).unwrap();
+    assert!(config.contains("runner = \"tests/watchdog\""), "cargo does not use it");
+}
+
 #[test]
 fn the_project_speaks_of_itself_alone() {
     let mut texts = sources("src");

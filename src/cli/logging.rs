@@ -1,5 +1,6 @@
 //! The log on stderr: what is said in it, and whether a line is text or JSON. docs/logging.md describes both.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
@@ -17,8 +18,10 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::config::LogFormat;
+use crate::metrics::Metrics;
 
 /// Says what is logged from now on.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;
@@ -29,6 +32,7 @@ pub(super) struct Logging {
     change: Option<Change>,
     /// `None` likewise.
     shape: Option<Shape>,
+    stderr: Stderr,
 }
 
 impl Logging {
@@ -38,6 +42,7 @@ impl Logging {
         filter: Option<&str>,
         usual: &str,
         format: Option<LogFormat>,
+        stderr: Stderr,
     ) -> Result<Logging, Failure> {
         let text = filter.unwrap_or(usual);
         let read = EnvFilter::try_new(text).map_err(|error| {
@@ -48,7 +53,9 @@ impl Logging {
         shape.set(format.unwrap_or_default());
         let logger = tracing_subscriber::fmt()
             .with_env_filter(read)
-            .with_writer(std::io::stderr)
+            .with_writer(stderr.clone())
+            // They would be written to standard error directly, with a panic if that fails.
+            .log_internal_errors(false)
             .with_ansi(false)
             .fmt_fields(shape.clone())
             .event_format(shape.clone())
@@ -60,7 +67,35 @@ impl Logging {
         Ok(Logging {
             change: (ours && filter.is_none()).then_some(change),
             shape: (ours && format.is_none()).then_some(shape),
+            stderr,
         })
+    }
+
+    /// Makes the log one that keeps nothing waiting: lines are queued, and dropped and counted in `metrics` if they
+    /// cannot be written. Panics are logged, too. Starts a thread.
+    pub(super) fn never_wait(&self, metrics: Metrics) -> Result<(), Failure> {
+        let failed = |error| {
+            Failure::new(Exit::Io, format!("the thread that writes the log cannot be started: {error}"))
+        };
+        self.stderr.start_queue(metrics).map_err(failed)?;
+        // The usual hook writes to standard error directly, and would wait for its reader.
+        std::panic::set_hook(Box::new(|panic| {
+            let thread = std::thread::current();
+            let place = panic.location().map(ToString::to_string).unwrap_or_default();
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let message = text.unwrap_or("a value that is not text");
+            // Empty unless RUST_BACKTRACE asks for one.
+            let trace = Backtrace::capture();
+            let trace = if trace.status() == BacktraceStatus::Captured {
+                format!("\n{trace}")
+            } else {
+                String::new()
+            };
+            tracing::error!(part = thread.name(), "panicked at {place}: {message}{trace}");
+        }));
+        Ok(())
     }
 
     /// What the configuration says.

@@ -29,6 +29,7 @@ mod show;
 mod sign;
 mod simulate;
 mod span;
+mod stderr;
 mod supervised;
 mod upkeep;
 mod verify;
@@ -45,6 +46,7 @@ use crate::hook::AnyHook;
 use crate::store::{Reader, StoreError, StoreOptions};
 use logging::Logging;
 use output::Output;
+use stderr::Stderr;
 
 /// How a command ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,7 +286,8 @@ pub(crate) fn run(hook: Option<AnyHook>) -> ExitCode {
 }
 
 fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>) -> ExitCode {
-    let mut output = Output::default();
+    let stderr = Stderr::default();
+    let mut output = Output::new(stderr.clone());
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -292,9 +295,9 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
-    let logging =
-        Logging::start(arguments.log.as_deref(), usual_log(&arguments.command), arguments.log_format);
-    match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
+    let usual = usual_log(&arguments.command);
+    let logging = Logging::start(arguments.log.as_deref(), usual, arguments.log_format, stderr.clone());
+    let code = match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             output.complain(&format!("error: {}", failure.message));
@@ -303,7 +306,9 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             }
             code(failure.exit)
         }
-    }
+    };
+    stderr.flush();
+    code
 }
 
 fn code(exit: Exit) -> ExitCode {

@@ -4,15 +4,22 @@ use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
 
+use super::stderr::Stderr;
 use super::{Exit, Failure};
 
 /// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
 #[derive(Default)]
 pub(super) struct Output {
     closed: bool,
+    stderr: Stderr,
 }
 
 impl Output {
+    /// Writes to stdout and to this standard error.
+    pub(super) fn new(stderr: Stderr) -> Output {
+        Output { closed: false, stderr }
+    }
+
     /// Writes a line of data.
     pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
         if self.closed {
@@ -60,7 +67,7 @@ impl Output {
 
     /// Writes to stderr, where everything goes that is not data.
     pub(super) fn complain(&mut self, line: &str) {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        self.stderr.write(format!("{line}\n").as_bytes());
     }
 }
 

@@ -14,8 +14,11 @@ use super::reload::{Reloader, Source};
 use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
 use crate::daemon::{Daemon, DaemonOptions, Stopped};
+use crate::dispatch::DispatchOptions;
 use crate::hook::AnyHook;
+use crate::http::ServerOptions;
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::supervisor::{Sockets, Supervisor};
 
 #[derive(Args)]
@@ -69,9 +72,13 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
     let sockets = supervised::sockets()?;
+    let metrics = Metrics::default();
+    logging.never_wait(metrics.clone())?;
+    hide_memory();
     let dev = arguments.mode.dev;
     let source = arguments.source(hook)?;
-    let config = source.clone().read()?;
+    let mut config = source.clone().read()?;
+    config.store.metrics = metrics;
     logging.configure(config.log_level, config.log_format);
     warn(&config);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
@@ -82,6 +89,31 @@ pub(super) fn warn(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!("configuration: {warning}");
     }
+}
+
+/// Keeps the keys in memory from other programs: no core is written of this process, and none of the same user may
+/// read its memory or its environment in `/proc`. To be called before a key is read. Hooks are programs of their own,
+/// and what counts for them begins with their start; they inherit the soft limit, and may raise it.
+fn hide_memory() {
+    let limit = getrlimit(Resource::Core);
+    let none = Rlimit { current: Some(0), maximum: limit.maximum };
+    // A supervisor that has set the limit may have denied the call as well.
+    let limited = if limit.current == Some(0) { Ok(()) } else { setrlimit(Resource::Core, none) };
+    let hidden = limited.and(not_dumpable());
+    if let Err(error) = hidden {
+        tracing::warn!(%error, "the memory of this process cannot be kept from other programs: a core could hold keys");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn not_dumpable() -> rustix::io::Result<()> {
+    use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn not_dumpable() -> rustix::io::Result<()> {
+    Ok(())
 }
 
 impl ServeArguments {
@@ -121,7 +153,7 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
 }
 
 async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) -> Done {
-    raise_descriptors();
+    let share = raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
     // Installed before anything is started: a signal that comes early must not be lost.
     let signals = Signals::install()?;
@@ -141,6 +173,8 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         telemetry: config.telemetry,
         key_unused_after: config.key_unused_after,
         retired_accounts: config.retired_accounts,
+        server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
+        dispatch: DispatchOptions { places: share.jobs, ..DispatchOptions::default() },
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     let daemon = Daemon::start(listener, admin, options).await?;
@@ -176,19 +210,56 @@ async fn listen(
 }
 
 /// Peers that only hold connections open must not take the descriptors that hooks and the database need.
-/// The limit is raised no further than that: hooks inherit it, and some close every number below it.
-fn raise_descriptors() {
+/// The limit is raised no further than that: hooks inherit it, and some close every number below it. Where it stays
+/// lower, fewer connections and running hooks share it.
+fn raise_descriptors() -> Share {
     let limit = getrlimit(Resource::Nofile);
-    let Some((soft, enough)) = descriptors(limit.current, limit.maximum) else { return };
-    let raised = Rlimit { current: Some(soft), maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
-    } else if !enough {
+    if let Some((soft, _)) = descriptors(limit.current, limit.maximum) {
+        let raised = Rlimit { current: Some(soft), maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files cannot be raised");
+        }
+    }
+    let got = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let share = Share::of(got);
+    if got < limits::DESCRIPTORS_WANTED_COUNT {
         tracing::warn!(
-            limit = soft,
+            limit = got,
             wanted = limits::DESCRIPTORS_WANTED_COUNT,
-            "few files may be open at once: peers that hold connections open can keep hooks from starting; raise the hard limit (LimitNOFILE= in a systemd unit)"
+            "few files may be open at once: each listener takes {} connections, and {} hooks run at once; raise the hard limit (LimitNOFILE= in a systemd unit)",
+            share.connections,
+            share.jobs
         );
+    }
+    share
+}
+
+/// The part of the open files that peers and hooks may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Share {
+    /// Connections of each listener.
+    connections: usize,
+    /// Jobs that run at once.
+    jobs: usize,
+}
+
+impl Share {
+    /// Half of what is not reserved goes to hooks, as far as they can use it, and the rest to the two listeners.
+    fn of(limit: u64) -> Share {
+        if limit >= limits::DESCRIPTORS_WANTED_COUNT {
+            return Share {
+                connections: limits::CONNECTIONS_MAX_COUNT,
+                jobs: limits::JOBS_RUNNING_MAX_COUNT,
+            };
+        }
+        let free = limit.saturating_sub(limits::DESCRIPTORS_RESERVED_COUNT);
+        let clamp =
+            |count: u64, least: usize, most: usize| usize::try_from(count).unwrap_or(most).clamp(least, most);
+        let jobs = clamp(free / 2 / limits::DESCRIPTORS_PER_JOB_COUNT, 1, limits::JOBS_RUNNING_MAX_COUNT);
+        let of_hooks = limits::DESCRIPTORS_PER_JOB_COUNT * jobs as u64;
+        let connections = free.saturating_sub(of_hooks) / 2;
+        let connections = clamp(connections, limits::CONNECTIONS_MIN_COUNT, limits::CONNECTIONS_MAX_COUNT);
+        Share { connections, jobs }
     }
 }
 
@@ -288,6 +359,19 @@ mod tests {
         assert_eq!(descriptors(Some(256), Some(1024)), Some((1024, false)));
         assert_eq!(descriptors(Some(1 << 20), Some(1 << 20)), None);
         assert_eq!(descriptors(None, None), None);
+    }
+
+    #[test]
+    fn what_may_be_open_is_shared_out() {
+        let all = Share { connections: limits::CONNECTIONS_MAX_COUNT, jobs: limits::JOBS_RUNNING_MAX_COUNT };
+        assert_eq!(Share::of(u64::MAX), all);
+        assert_eq!(Share::of(limits::DESCRIPTORS_WANTED_COUNT), all);
+        for limit in 64..limits::DESCRIPTORS_WANTED_COUNT {
+            let Share { connections, jobs } = Share::of(limit);
+            let taken = 2 * connections as u64 + limits::DESCRIPTORS_PER_JOB_COUNT * jobs as u64;
+            assert!(taken + limits::DESCRIPTORS_RESERVED_COUNT <= limit, "{limit}");
+            assert!(jobs > 0 && connections >= limits::CONNECTIONS_MIN_COUNT, "{limit}");
+        }
     }
 
     /// If it did, this test would not end.

@@ -9,6 +9,7 @@ use zeroize::Zeroizing;
 
 use super::Environment;
 use super::reader::Table;
+use crate::files;
 use crate::limits;
 use crate::seal::KeySource;
 use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
@@ -77,7 +78,7 @@ pub(super) fn webhook_keys(hook: &Table<'_>) -> Option<WebhookKeys> {
 pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
     let environment = table.reader().environment();
     let (member, secret) = match (table.text("file"), table.text("env"), table.text("credential")) {
-        (Some(path), None, None) => ("file", read_key(Path::new(&path))),
+        (Some(path), None, None) => ("file", read_key_file(Path::new(&path))),
         (None, Some(name), None) => ("env", variable(environment, &name)),
         (None, None, Some(name)) => ("credential", credential(environment, &name)),
         _ => {
@@ -126,7 +127,7 @@ fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String>
 }
 
 fn credential(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
-    read_key(&credential_file(environment, name)?)
+    read_key_file(&credential_file(environment, name)?)
 }
 
 /// The file of a systemd credential: it lies in the folder the unit was given.
@@ -140,14 +141,24 @@ pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Resu
     Ok(Path::new(&folder).join(name))
 }
 
-/// Reads a key file. One line ending at its end is not part of the key.
+/// Reads the key file of a configuration: a regular file, because a daemon must not wait for one.
+fn read_key_file(path: &Path) -> Result<Secret, String> {
+    key_in(path, files::open(path))
+}
+
+/// Reads a key file that was named on the command line, which may be a pipe. One line ending at its end is not part
+/// of the key.
 ///
 /// # Errors
 /// What is wrong with the file, never what is in it.
 pub fn read_key(path: &Path) -> Result<Secret, String> {
+    key_in(path, File::open(path))
+}
+
+fn key_in(path: &Path, file: std::io::Result<File>) -> Result<Secret, String> {
     let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", path.display());
     let mut bytes = Zeroizing::new(Vec::new());
-    let file = File::open(path).map_err(unreadable)?;
+    let file = file.map_err(unreadable)?;
     file.take(limits::KEY_FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limits::KEY_FILE_MAX_BYTES {
         return Err(format!("`{}` is too long to be a key", path.display()));

@@ -26,6 +26,7 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::AdminOptions;
+use crate::files;
 use crate::front::Guard;
 use crate::hook::AnyHook;
 use crate::hook::log::LogHook;
@@ -374,7 +375,7 @@ impl Config {
 }
 
 fn text_of(path: &Path) -> Result<String, Mistakes> {
-    std::fs::read_to_string(path)
+    files::read_text(path, limits::CONFIG_FILE_MAX_BYTES)
         .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))
 }
 

@@ -94,8 +94,12 @@ pub trait Dialect: Send + Sync {
     fn budget(&self) -> Option<u32>;
 
     /// The same for this callback, where that differs.
-    fn budget_of(&self, _callback: &Callback) -> Option<u32> {
-        self.budget()
+    fn budget_of(&self, callback: &Callback) -> Option<u32> {
+        match callback.action {
+            // It comes from the browser of a buyer, who may try as often as they like.
+            Action::SignOn => None,
+            _ => self.budget(),
+        }
     }
 
     /// When the marketplace gives up on something it delivered `first` at that instant and has no success for, and

@@ -306,6 +306,7 @@ struct LineLog {
     context: Context,
     line: Vec<u8>,
     cut: bool,
+    /// Bytes of the log this attempt may still write.
     left: usize,
     last: Option<String>,
 }
@@ -357,15 +358,22 @@ impl LineLog {
         if self.left == 0 {
             return;
         }
-        self.left = self.left.saturating_sub(text.len());
+        self.left = self.left.saturating_sub(written_bytes(text));
         let (action, context) = (self.action.as_str(), &self.context);
         let (key, attempt) = (context.idempotency_key.as_str(), context.attempt);
-        tracing::info!(target: "spid::hook", action, idempotency_key = key, attempt, "{text}");
-        if self.left == 0 {
+        if self.left > 0 {
+            tracing::info!(target: "spid::hook", action, idempotency_key = key, attempt, "{text}");
+        } else {
             tracing::warn!(target: "spid::hook", action, idempotency_key = key, attempt,
                 "the hook wrote more to standard error than is logged; the rest is left out");
         }
     }
+}
+
+/// The bytes a line takes in the log, at most: a quotation mark, a backslash and a tab are two in JSON.
+fn written_bytes(text: &str) -> usize {
+    let doubled = text.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | b'\t')).count();
+    limits::HOOK_LOG_LINE_EXTRA_BYTES + text.len() + doubled
 }
 
 fn printable(line: &[u8]) -> String {

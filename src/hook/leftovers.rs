@@ -24,7 +24,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
 
-use crate::limits;
+use crate::{files, limits};
 
 /// How often a group that was killed is looked at until it is gone: it is nobody's child any more, so
 /// nobody is told.
@@ -91,7 +91,7 @@ impl Marked {
     /// Reads a mark of this boot. One that is cut short was never followed by a call.
     fn read(path: &Path) -> Option<Marked> {
         let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
-        let text = fs::read_to_string(path).ok()?;
+        let text = files::read_text(path, limits::OWN_FILE_MAX_BYTES).ok()?;
         let (in_boot, key) = text.strip_suffix('\n')?.split_once('\n')?;
         let leader = pid_of(leader).filter(|leader| leader.as_raw_nonzero().get() > 1)?;
         (in_boot == boot()).then_some(Marked { leader, began: began.parse().ok()?, key: key.to_owned() })

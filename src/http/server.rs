@@ -30,6 +30,7 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper::{Method as WireMethod, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::io::Errno;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
@@ -247,7 +248,7 @@ async fn serve_on<H: Handler>(
         let (stream, peer) = select! {
             biased;
             () = stop.as_mut() => break,
-            accepted = accept(&listener) => accepted,
+            accepted = accept(&listener, &server) => accepted,
         };
         // Who has been let in is served, even beyond the bound: the request may be on its way.
         let permit = select! {
@@ -301,14 +302,19 @@ impl<H: Handler> Server<H> {
         if let Ok(permit) = self.room.clone().try_acquire_owned() {
             return Some(permit);
         }
+        self.displace();
+        // The semaphore is never closed, so this is always a permit.
+        self.room.clone().acquire_owned().await.ok()
+    }
+
+    /// Tells one connection to end, so that another finds room.
+    fn displace(&self) {
         if let Some(line) = self.longest_without_a_request() {
             if line.progress().0.may_be_cut() {
                 self.handler.turned_away(TurnedAway::Displaced, line.peer);
             }
             line.tell_to_end();
         }
-        // The semaphore is never closed, so this is always a permit.
-        self.room.clone().acquire_owned().await.ok()
     }
 
     /// The connection to displace: one without a complete request before one at work, the longest first.
@@ -396,12 +402,17 @@ fn builder(options: &ServerOptions) -> Builder {
     builder
 }
 
-/// The next connection.
-async fn accept(listener: &impl Accept) -> (TcpStream, SocketAddr) {
+/// The next connection. Where no descriptor is left for it, another connection has to give up its own.
+async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            Err(error) => survive(&error).await,
+            Err(error) => {
+                if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) {
+                    server.displace();
+                }
+                survive(&error).await;
+            }
         }
     }
 }

@@ -20,6 +20,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
+use crate::{files, limits};
+
 /// The one protocol we speak inside of TLS.
 const ALPN: &[u8] = b"http/1.1";
 
@@ -158,7 +160,9 @@ impl fmt::Debug for ServerTls {
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, NoTls> {
     let chain = certificates(certificate)?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad_key(key, &error))?;
+    let text = files::read(key, limits::PEM_FILE_MAX_BYTES)
+        .map_err(|error| NoTls::BadKey { path: key.to_owned(), why: error.to_string() })?;
+    let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| bad_key(key, &error))?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(NoTls::Setup)?
@@ -185,7 +189,8 @@ fn bad_file(path: &Path, why: impl fmt::Display) -> NoTls {
 
 /// Every certificate of the file, or none: half of a file is a mistake.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NoTls> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let text = files::read(path, limits::PEM_FILE_MAX_BYTES).map_err(|error| bad_file(path, error))?;
+    let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let found = read.map_err(|error| bad_file(path, error))?;
     if found.is_empty() { Err(bad_file(path, "there is none in it")) } else { Ok(found) }
 }

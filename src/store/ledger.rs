@@ -334,7 +334,7 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
     }
 }
 
-/// The answer to a repeat of something told, if that is what this is: read only, nothing changes.
+/// The answer to a repeat of something told or refused, if that is what this is: read only, nothing changes.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
     if found.is_none() && acceptance.callback.action == Action::Create {
@@ -342,6 +342,17 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }
     let asked: Vec<Action> = acceptance.callback.actions().collect();
     let judged = judge(rows, acceptance, &asked, found)?;
+    if let Some(told) = said_before(rows, &judged, acceptance)? {
+        let public_id = judged.instance.and_then(|row| row.public_id);
+        return Ok(judged.latest.map(|row| Accepted {
+            row,
+            told,
+            public_id,
+            taken: None,
+            wakes: false,
+            alert: false,
+        }));
+    }
     let verdict = &judged.verdict;
     if verdict.decision != Decision::Repeat || verdict.alert || !verdict.cancels.is_empty() {
         return Ok(None);
@@ -355,6 +366,32 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
         taken: None,
         wakes: false,
         alert: false,
+    }))
+}
+
+/// The refusal, or the hold, that would only count a delivery: the row it counts on says the same already. A genuine
+/// request can be sent again without end, a sign-on by everybody who finds its link. While a marketplace has tries
+/// left, each one is written, because a warning depends on their number.
+fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<Told>> {
+    let (reason, disposition) = match &judged.verdict {
+        Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),
+        Verdict { decision: Decision::Hold(reason), alert: false, .. } => (reason, Disposition::Held),
+        _ => return Ok(None),
+    };
+    let Some(row) = &judged.latest else { return Ok(None) };
+    let uncounted = acceptance.budget.is_none_or(|budget| row.deliveries > u64::from(budget));
+    let used = row.told_at.is_some() && *reason == Reason::SignOnUsed;
+    let said = row.told_at.is_none()
+        && row.disposition == disposition
+        && row.reason_code.as_deref() == Some(reason.code())
+        && row.reason.as_deref() == Some(reason.to_string().as_str());
+    if !uncounted || !(used || said) {
+        return Ok(None);
+    }
+    Ok(Some(match (disposition, reason) {
+        (Disposition::Held, _) => Told::Held(reason.told()),
+        (_, Reason::NotReady) => refused_create(rows, judged.instance.as_ref())?,
+        _ => Told::Refused(reason.code(), reason.told()),
     }))
 }
 
@@ -433,12 +470,27 @@ pub(super) fn accept_for(
 /// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
 /// `false`: it is kept already, and the request is a copy.
 pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
-    rows.forget_once(plus_millis(now, -limits::NONCE_GRACE_MS))?;
+    rows.forget_once(remembered_from(now))?;
+    rows.add_once(account, &mark_of(once), once.until)
+}
+
+/// Whether a request is a copy of one that was accepted: read only, so that a copy that comes again and again costs no
+/// write. `false` decides nothing, [`spend`] does.
+pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
+    let until = rows.once_until(account, &mark_of(once))?;
+    Ok(until.is_some_and(|until| until >= remembered_from(now)))
+}
+
+fn remembered_from(now: Timestamp) -> Timestamp {
+    plus_millis(now, -limits::NONCE_GRACE_MS)
+}
+
+fn mark_of(once: &Once) -> [u8; 16] {
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
         *slot = byte;
     }
-    rows.add_once(account, &mark, once.until)
+    mark
 }
 
 /// Whether a job that is made now has nothing before it in its lane.

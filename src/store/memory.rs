@@ -258,6 +258,10 @@ macro_rules! reads {
             fn has_lane(&self, instance: i64) -> Result<bool> {
                 Ok(self.with(|tables| tables.lane(instance).next().is_some()))
             }
+            fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+                let key = (account.to_owned(), *mark);
+                Ok(self.with(|tables| tables.once.get(&key).copied()))
+            }
             fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
                 Ok(self.with(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);

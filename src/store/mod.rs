@@ -207,7 +207,7 @@ pub struct StoreOptions {
     pub sealing_keys: Vec<KeySource>,
     /// Where the ids of jobs come from.
     pub ids: Ids,
-    /// Where commits are counted.
+    /// Where commits are counted; a daemon counts everything else there, too.
     pub metrics: Metrics,
 }
 
@@ -698,8 +698,11 @@ impl Store {
     /// As [`Store::accept`].
     pub async fn accept_as(&self, id: Option<Id>, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
-        let repeat = match acceptance.callback.once {
-            Some(_) => None,
+        let repeat = match &acceptance.callback.once {
+            Some(once) => {
+                self.refuse_copy(&acceptance.account, once, now)?;
+                None
+            }
             None => self.peek(&acceptance)?,
         };
         if let Some(repeat) = repeat {
@@ -748,6 +751,7 @@ impl Store {
     /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
     pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
+        self.refuse_copy(&account, &once, now)?;
         let is_new = self.ask(|asked| Command::Spend { account, once, now, asked }).await?;
         if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
@@ -760,6 +764,15 @@ impl Store {
     pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
         self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
+    }
+
+    /// Refuses a copy that is known without a write. A reader that finds the database locked leaves it to the writer.
+    fn refuse_copy(&self, account: &str, once: &Once, now: Timestamp) -> Result<(), StoreError> {
+        match self.inner.reader.with(|rows| ledger::is_copy(rows, account, once, now)) {
+            Ok(true) => Err(StoreError::Replayed),
+            Ok(false) | Err(StoreError::Busy) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.

@@ -283,6 +283,8 @@ pub(crate) trait Read {
     fn has_lane(&self, instance: i64) -> Result<bool>;
     /// The live jobs of the lane, in order, without what was asked.
     fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
+    /// Until when this mark of a request is kept, if it is.
+    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
     /// The occurrences with this key, the oldest first, each with its job if it has one.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;

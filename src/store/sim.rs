@@ -204,6 +204,9 @@ impl Read for Failing {
     fn has_lane(&self, instance: i64) -> Result<bool> {
         self.rows.has_lane(instance)
     }
+    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+        self.rows.once_until(account, mark)
+    }
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         let mut occurrences = self.decided_on().occurrences(key)?;
         if self.planted == Planted::DoneJoins {

@@ -16,7 +16,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -43,6 +43,33 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "it never came true that {what}");
         std::thread::park_timeout(Duration::from_millis(10));
     }
+}
+
+/// Runs a program to its end. One that does not end in time is killed, and the test fails.
+pub(crate) fn output_of(mut command: Command) -> Output {
+    const LONGEST: Duration = Duration::from_secs(300);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let read = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            from.read_to_end(&mut bytes).unwrap();
+            bytes
+        })
+    };
+    let stdout = read(Box::new(child.stdout.take().unwrap()));
+    let stderr = read(Box::new(child.stderr.take().unwrap()));
+    let deadline = Instant::now() + LONGEST;
+    let status = loop {
+        match child.try_wait().unwrap() {
+            Some(status) => break status,
+            None if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(2)),
+            None => {
+                child.kill().unwrap();
+                panic!("{command:?} did not end in {LONGEST:?}");
+            }
+        }
+    };
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
 /// What every hook script begins with. It finds itself in the test's folder, with the call in `$call`
@@ -231,6 +258,16 @@ name = "provision"
         Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
     }
 
+    /// Starts the daemon with at most so many open files.
+    pub(crate) fn start_with_open_files(&self, limit: u32) -> Daemon {
+        let mut command = Command::new("sh");
+        let script = format!("ulimit -n {limit}; exec \"$@\"");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
+        command.arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        Daemon::spawn(command)
+    }
+
     /// Starts the daemon with files that cannot grow beyond so many blocks of 512 bytes, as on a full disk.
     pub(crate) fn start_on_a_full_disk(&self, blocks: u32) -> Daemon {
         let mut command = Command::new("sh");
@@ -241,6 +278,20 @@ name = "provision"
         Daemon::spawn(command)
     }
 
+    /// Starts the daemon through a line of the shell's, which runs it as `"$@"`. Its address is known beforehand.
+    pub(crate) fn start_through(&self, line: &str) -> Daemon {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut command = Command::new("sh");
+        let script =
+            format!("exec 3<&0 0</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=spi; {line}");
+        command.args(["-c", &script, "sh", env!("CARGO_BIN_EXE_spid"), "serve", "--config"]);
+        command.arg(self.path("spid.toml"));
+        self.isolate(&mut command);
+        let owned = std::os::fd::OwnedFd::from(socket.try_clone().unwrap());
+        let child = command.stdin(owned).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        Daemon::unheard(child, socket.local_addr().unwrap())
+    }
+
     /// Starts the daemon as systemd does: with sockets that stay open here, called `names` (two at most), and
     /// these variables.
     pub(crate) fn start_supervised(
@@ -249,6 +300,23 @@ name = "provision"
         sockets: &[&std::net::TcpListener],
         variables: &[(&str, &str)],
     ) -> Daemon {
+        Daemon::follow(self.supervised(names, sockets, variables))
+    }
+
+    /// Starts the daemon on these sockets, called `spi` and `admin`, with this standard error, which is not read here:
+    /// the daemon's address is that of the first socket.
+    pub(crate) fn start_unheard(&self, sockets: [&std::net::TcpListener; 2], stderr: Stdio) -> Daemon {
+        let mut command = self.supervised("spi:admin", &sockets, &[]);
+        let child = command.stderr(stderr).spawn().unwrap();
+        Daemon::unheard(child, sockets[0].local_addr().unwrap())
+    }
+
+    fn supervised(
+        &self,
+        names: &str,
+        sockets: &[&std::net::TcpListener],
+        variables: &[(&str, &str)],
+    ) -> Command {
         let mut command = Command::new("sh");
         let count = sockets.len();
         let script = format!(
@@ -266,7 +334,7 @@ name = "provision"
                 command.stdout(owned(second));
             });
         }
-        Daemon::follow(command)
+        command
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -284,12 +352,14 @@ name = "provision"
 
     /// Runs a command to its end, without a store.
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
-        let output = self.command(arguments).output().unwrap();
-        Ran {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
+        Ran::of(output_of(self.command(arguments)))
+    }
+
+    /// The same, with these variables.
+    pub(crate) fn run_in(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
+        let mut command = self.command(arguments);
+        command.envs(variables.iter().copied());
+        Ran::of(output_of(command))
     }
 
     /// Runs a command with this stdout to its end.
@@ -384,6 +454,16 @@ pub(crate) struct Ran {
     pub(crate) stderr: String,
 }
 
+impl Ran {
+    fn of(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
 /// What a daemon wrote to stderr so far, and whether that is all.
 #[derive(Default)]
 struct Log {
@@ -457,6 +537,13 @@ impl Daemon {
         let rest = ready.split_once("ready address=").or_else(|| ready.split_once(READY_IN_JSON)).unwrap().1;
         daemon.address = rest.split([' ', '"']).next().unwrap().parse().unwrap();
         daemon
+    }
+
+    /// One whose log is not followed.
+    fn unheard(child: Child, address: SocketAddr) -> Daemon {
+        let log = Arc::new(Log::default());
+        log.text.lock().unwrap().1 = true;
+        Daemon { child, address, log, follower: None }
     }
 
     pub(crate) fn pid(&self) -> u32 {

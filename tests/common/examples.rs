@@ -1,10 +1,19 @@
 //! What the tests of the examples share: where an example is, and what it needs of the machine.
 #![allow(dead_code, reason = "each test file uses its own part")]
-#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+#[path = "said.rs"]
+mod said;
+
+pub(crate) use said::Said;
+
+/// How long a server may take to end once it is told to.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -65,10 +74,13 @@ pub(crate) fn kill(pid: i32) {
 const KEEPER: &str = r#"
 end=$1; shift; exec 3<&0
 "$@" 3<&- & server=$!
-{ read -r signal <&3; kill -"${signal:-$end}" $server; } & wait $server"#;
+{ read -r signal <&3; kill -"${signal:-$end}" $server; } >/dev/null & wait $server"#;
 
 /// A server of the test's own. It ends with this, and also if the test is killed.
-pub(crate) struct Kept(Child);
+pub(crate) struct Kept {
+    keeper: Child,
+    said: Option<Said>,
+}
 
 impl Kept {
     /// A command that keeps this program, whose arguments may be added, and ends it by this signal.
@@ -79,30 +91,44 @@ impl Kept {
     }
 
     pub(crate) fn start(mut keeper: Command) -> Kept {
-        Kept(keeper.spawn().unwrap())
+        let mut keeper = keeper.spawn().unwrap();
+        let said = keeper.stdout.take().map(Said::by);
+        Kept { keeper, said }
     }
 
     /// The next line it says, if its command has a pipe for that.
-    pub(crate) fn line(&mut self) -> String {
-        let mut line = String::new();
-        BufReader::new(self.0.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+    pub(crate) fn line(&self) -> String {
+        self.said.as_ref().unwrap().line()
     }
 
     /// `kill -9`.
     pub(crate) fn kill(&mut self) {
-        self.0.stdin.take().unwrap().write_all(b"KILL\n").unwrap();
-        self.0.wait().unwrap();
+        self.keeper.stdin.take().unwrap().write_all(b"KILL\n").unwrap();
+        self.end().expect("a server that was killed is still there");
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
+        self.keeper.try_wait().unwrap().is_some()
+    }
+
+    /// How it ended, if it does in time.
+    fn end(&mut self) -> Option<ExitStatus> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.keeper.try_wait().unwrap() {
+                None if Instant::now() < deadline => std::thread::park_timeout(Duration::from_millis(5)),
+                ended => return ended,
+            }
+        }
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _ = self.0.wait();
+        drop(self.keeper.stdin.take());
+        if self.end().is_none() {
+            let _ = self.keeper.kill();
+            let _ = self.keeper.wait();
+        }
     }
 }

@@ -461,6 +461,11 @@ impl Read for Sqlite {
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
 
+    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+        let sql = "SELECT until FROM once WHERE account = ?1 AND mark = ?2";
+        self.one(sql, rusqlite::params![account, mark], |row| Ok(from_millis(row.get(0)?)))
+    }
+
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         let sql = concat!(
             "SELECT ",

@@ -4,7 +4,7 @@
 //! Which of it may go is decided in `prune`; here it is only found, and removed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{OpenOptions, TryLockError};
 use std::io::Write as _;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use super::files::{InodeLock, lock_path};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
+use crate::files;
 use crate::limits;
 use crate::seal::{self, KeyId};
 use crate::store::Sealed;
@@ -33,7 +34,7 @@ pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
 pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
     let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
-    let file = match File::open(&lock_path) {
+    let file = match files::open(&lock_path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return without_note(path),
         file => file.map_err(file_error)?,
     };

@@ -1,0 +1,95 @@
+//! Files named by a path: opened without waiting, and read up to a limit.
+//!
+//! To open a named pipe waits for a writer, and a device or a pipe may never end. A daemon that waits for such a file
+//! neither starts nor reloads. So only regular files are read, and what a link leads to must be one. A descriptor
+//! that this process was started with (`/dev/stdin`, `/dev/fd/N`: a redirection of the shell) may be anything.
+
+use std::fs::{File, FileType};
+use std::io::{self, ErrorKind, Read as _};
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+use zeroize::Zeroizing;
+
+/// Where the system shows the descriptors of a process to itself.
+const DESCRIPTORS: [&str; 3] = ["/dev/fd", "/dev/stdin", "/proc/self/fd"];
+
+/// Opens a regular file to read it.
+///
+/// # Errors
+/// What the system says, or what the file is instead.
+pub fn open(path: &Path) -> io::Result<File> {
+    if DESCRIPTORS.iter().any(|place| path.starts_with(place)) {
+        return File::open(path);
+    }
+    // Without NONBLOCK the open itself would wait for the writer of a named pipe.
+    let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
+    let file = File::from(opened);
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    let message = format!("it must be a regular file, not {}", name(kind));
+    Err(io::Error::new(ErrorKind::InvalidInput, message))
+}
+
+/// Reads a regular file whole. What was read is wiped from memory when it is dropped.
+///
+/// # Errors
+/// As [`open`], and when the file is longer than `most` bytes.
+pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::new());
+    open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads a regular file of text whole.
+///
+/// # Errors
+/// As [`read`], and when it is not UTF-8.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    let bytes = read(path, most)?;
+    let text = std::str::from_utf8(&bytes)
+        .map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))?;
+    Ok(text.to_owned())
+}
+
+fn name(kind: FileType) -> &'static str {
+    match () {
+        () if kind.is_dir() => "a directory",
+        () if kind.is_fifo() => "a named pipe",
+        () if kind.is_socket() => "a socket",
+        () if kind.is_char_device() || kind.is_block_device() => "a device",
+        () => "something else",
+    }
+}
+
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::fs::write(at("text"), "abc").unwrap();
+        std::os::unix::fs::symlink(at("text"), at("link")).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("pipe"), Mode::RUSR | Mode::WUSR).unwrap();
+        std::os::unix::fs::symlink(at("pipe"), at("link-to-pipe")).unwrap();
+        assert_eq!(read_text(&at("text"), 3).unwrap(), "abc");
+        assert_eq!(read_text(&at("link"), 3).unwrap(), "abc");
+        let refused = |path: &Path| read(path, 100).unwrap_err().to_string();
+        for pipe in ["pipe", "link-to-pipe"] {
+            assert_eq!(refused(&at(pipe)), "it must be a regular file, not a named pipe");
+        }
+        assert_eq!(refused(folder.path()), "it must be a regular file, not a directory");
+        assert_eq!(refused(Path::new("/dev/zero")), "it must be a regular file, not a device");
+        assert_eq!(read(&at("text"), 2).unwrap_err().to_string(), "it is longer than 2 bytes");
+        assert_eq!(read(&at("missing"), 2).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}
