@@ -72,7 +72,8 @@ pub(crate) struct Sqlite {
     _lock: Option<File>,
     /// Rows that were found to be unreadable, and were named.
     named: RefCell<BTreeSet<Unreadable>>,
-    /// Jobs that are left alone until the next start: SQLite lets nothing be written to their rows.
+    /// Jobs that cannot be read and are left alone until the next start, as their rows cannot be written to or
+    /// must not be.
     left: RefCell<BTreeSet<i64>>,
 }
 
