@@ -263,6 +263,19 @@ fn a_row_of_what_stands_beside_orders_stops_none() {
 #[test]
 fn what_a_newer_spid_wrote_is_skipped_and_not_held() {
     let template = lived();
+    let skipped = |sql: &str, row: i64, other: &str, state: i64| {
+        let home = copy(&template);
+        spoil(&home, sql);
+        let daemon = home.start();
+        check_others(&daemon, other, 0);
+        check_commands(&home, &daemon);
+        let named = format!("skipped: row {row} of table");
+        daemon.wait_for_log(&named);
+        let kept = "SELECT state FROM job WHERE number = ?1";
+        let kept: i64 = home.database().query_row(kept, [row], |row| row.get(0)).unwrap();
+        assert_eq!(kept, state, "{sql}");
+        assert_eq!(daemon.log().matches(&named).count(), 1, "it is said at each look:\n{}", daemon.log());
+    };
     for sql in [
         "UPDATE callback SET body = json_set(body, '$.version', 2) WHERE number = 2",
         "UPDATE callback SET body = '{\"version\": 9, \"new\": true}' WHERE number = 2",
@@ -270,17 +283,13 @@ fn what_a_newer_spid_wrote_is_skipped_and_not_held() {
         "UPDATE job SET action = 77 WHERE number = 2",
         "UPDATE instance SET state = 77 WHERE number = 2",
     ] {
-        let home = copy(&template);
-        spoil(&home, sql);
-        let daemon = home.start();
-        check_others(&daemon, "biz-hung", 0);
-        check_commands(&home, &daemon);
-        daemon.wait_for_log("skipped: row 2 of table");
-        let state: i64 = home
-            .database()
-            .query_row("SELECT state FROM job WHERE number = 2", [], |row| row.get(0))
-            .unwrap();
-        assert_eq!(state, 0, "{sql}");
+        skipped(sql, 2, "biz-hung", 0);
+    }
+    for sql in [
+        "UPDATE callback SET body = json_set(body, '$.version', 2) WHERE number = 3",
+        "UPDATE job SET action = 77 WHERE number = 3",
+    ] {
+        skipped(sql, 3, "biz-bad", 1);
     }
 }
 

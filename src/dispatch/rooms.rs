@@ -61,7 +61,7 @@ impl Drop for Waiter {
 
 impl Rooms {
     pub(super) fn new(capacity: usize, pause: Duration) -> Rooms {
-        Rooms { capacity: capacity.min(Semaphore::MAX_PERMITS), pause, rooms: Arc::default() }
+        Rooms { capacity: capacity.clamp(1, Semaphore::MAX_PERMITS), pause, rooms: Arc::default() }
     }
 
     fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<Server, Arc<Room>>> {

@@ -71,7 +71,8 @@ pub(crate) struct Sqlite {
     connection: Connection,
     /// Rows that were found to be unreadable, and were named.
     named: RefCell<BTreeSet<Unreadable>>,
-    /// Jobs that are left alone until the next start: SQLite lets nothing be written to their rows.
+    /// Jobs that cannot be read and are left alone until the next start, as their rows cannot be written to or
+    /// must not be.
     left: RefCell<BTreeSet<i64>>,
     /// Held for as long as the daemon writes. Field order matters: the locks go behind the connection, because
     /// closing a descriptor of the database drops SQLite's own locks.

@@ -282,16 +282,17 @@ impl Write for Sqlite {
 }
 
 impl Sqlite {
-    /// Runs a statement on a job's row. A row that breaks the schema in any of its columns cannot be written to;
-    /// then the job is left alone.
+    /// Runs a statement on a job's row. A row that breaks the schema in any of its columns cannot be written to,
+    /// and one that runs cannot be put off; then the job is left alone.
     fn run_or_leave(&self, job: i64, sql: &str, params: impl Params) -> Result<()> {
-        match self.statement(sql)?.execute(params) {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {
-                self.left.borrow_mut().insert(job);
-                Ok(())
-            }
-            done => Ok(done.map(drop)?),
+        let changed = match self.statement(sql)?.execute(params) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => 0,
+            changed => changed?,
+        };
+        if changed == 0 {
+            self.left.borrow_mut().insert(job);
         }
+        Ok(())
     }
 
     /// Lets the first job of the instance's lane run, once the one before it has ended. Every end of a job is
