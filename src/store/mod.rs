@@ -56,7 +56,7 @@ pub use reseal::{Resealed, Revealed};
 pub use rows::{ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals};
 pub use signals::{Ready, Waiting};
 pub use sqlite::Possession;
-pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
+pub use views::{CallbackDetail, Errand, JobDetail, Life, ListedCallback, ViewError};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.
