@@ -201,11 +201,7 @@ impl Daemon {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
         check_guarded(admin_address, &options.admin)?;
-        // Before the schema is brought up to date: a start that is refused must leave the way back open.
-        if let Some(path) = &options.store_path {
-            let unserved = |served: &[&str]| store::unserved_accounts(path, served);
-            Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?.map_or(Ok(()), Err)?;
-        }
+        check_accounts(&options)?;
         let (metrics, clock) = (options.store.metrics.clone(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let (known, knowing) = watch::channel(known(&options.endpoints));
@@ -384,6 +380,14 @@ impl Daemon {
         }
         Stopped { answered, cut, closed }
     }
+}
+
+/// Looks at the accounts before the schema is brought up to date: a start that is refused must leave the way back open.
+fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
+    let Some(path) = &options.store_path else { return Ok(()) };
+    let unserved = |served: &[&str]| store::unserved_accounts(path, served);
+    let orphans = Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?;
+    Ok(orphans.map_or(Ok(()), Err)?)
 }
 
 /// Fails closed: what lets people look and mend is not for everybody who can reach it.

@@ -23,6 +23,7 @@ path = "FOLDER/spid.db"
 
 [[endpoint]]
 name = "alibaba-cn"
+account = "alibaba-cn"
 path = "/spi"
 dialect = "alibaba"
 keys = [{ file = "FOLDER/isv-key" }]

@@ -174,6 +174,24 @@ fn no_password_stands_in_any_file_of_the_database_nor_in_a_backup() {
     daemon.stop();
 }
 
+/// The lock is where the daemon notes its keys. Without it nothing is known of them, though the daemon runs.
+#[test]
+fn a_removed_lock_does_not_hide_the_daemon_from_whoever_seals() {
+    let home = home();
+    let daemon = home.start();
+    assert!(tells_the_password(&daemon, "first"));
+    std::fs::remove_file(home.path("spid.db.lock")).unwrap();
+    std::fs::write(home.path("new.key"), NEW).unwrap();
+    seal_with(&home, &both(&home));
+    let ran = rotate(&home);
+    assert!(ran.code == 65 && ran.stderr.contains("a restart"), "{} {}", ran.code, ran.stderr);
+    assert_eq!(status(&home), [("current".to_owned(), 0), ("previous".to_owned(), 1)]);
+    daemon.stop();
+    let daemon = home.start();
+    assert_eq!(rotated(&home)["resealed"], 1);
+    assert!(tells_the_password(&daemon, "first"));
+}
+
 /// A database with answers that the old key has sealed, more than fit one commit; half of them as they were
 /// sealed before there were key ids.
 fn full_home(count: usize) -> Home {

@@ -15,7 +15,7 @@ use crate::clock::Id;
 use crate::http::{Method, Request, Response};
 use crate::instance::State;
 use crate::refusals::Shown;
-use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, Instead, JobRow, Reader};
+use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
 use crate::{hook, job, limits};
 
 /// What an act is asked with.
@@ -48,7 +48,7 @@ struct Jobs {
 
 #[derive(Serialize)]
 struct Callbacks {
-    callbacks: Vec<CallbackRow>,
+    callbacks: Vec<ListedCallback>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<i64>,
 }
@@ -220,8 +220,8 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
         limit,
         ..Filter::default()
     };
-    let callbacks = admin.read(move |reader| Ok(reader.callbacks(&filter)?)).await?;
-    let next = next(&callbacks, limit, |row| row.number);
+    let callbacks = admin.read(move |reader| Ok(reader.listed_callbacks(&filter)?)).await?;
+    let next = next(&callbacks, limit, |listed| listed.row.number);
     json(200, &Callbacks { callbacks, next })
 }
 

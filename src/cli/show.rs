@@ -3,7 +3,6 @@
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
@@ -14,7 +13,7 @@ use crate::job;
 use crate::limits;
 use crate::store::{
     ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
-    JobRow, Life, Reader, StoreError, ViewError,
+    JobRow, Life, ListedCallback, ViewError,
 };
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
@@ -344,13 +343,11 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
     match command {
         CallbacksCommand::List { list, untold } => {
             let filter = Filter { untold, limit: list.limit, ..Filter::default() };
-            let reader = list.store.reader()?;
-            let rows = reader.callbacks(&filter)?;
-            let rows = rows.into_iter().map(|row| Said::of(&reader, row)).collect::<Result<Vec<_>, _>>()?;
+            let rows = list.store.reader()?.listed_callbacks(&filter)?;
             if list.json {
                 return output.json(&rows);
             }
-            said_table(&rows, output)?;
+            listed_table(&rows, output)?;
             if untold && !rows.is_empty() {
                 output.complain(RESET_HINT);
             }
@@ -400,28 +397,8 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
     Ok(())
 }
 
-/// A callback, and what it says about its instance. Of what was refused for an unknown instance nothing else says
-/// which customer it was.
-#[derive(Serialize)]
-struct Said {
-    #[serde(flatten)]
-    row: CallbackRow,
-    /// The names it has for the instance.
-    names: Vec<String>,
-    /// The buyer, where it says one.
-    buyer: Option<String>,
-}
-
-impl Said {
-    fn of(reader: &Reader, row: CallbackRow) -> Result<Said, StoreError> {
-        let callback = reader.callback(row.number)?.map(|(_, callback)| callback);
-        let names = callback.iter().flat_map(|it| it.subject.names()).map(str::to_owned).collect();
-        Ok(Said { row, names, buyer: callback.and_then(|it| it.buyer) })
-    }
-}
-
-fn said_table(rows: &[Said], output: &mut Output) -> Done {
-    let cells = |Said { row, names, buyer }: &Said| {
+fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
+    let cells = |ListedCallback { row, names, buyer }: &ListedCallback| {
         vec![
             row.number.to_string(),
             row.action.to_string(),
@@ -438,7 +415,7 @@ fn said_table(rows: &[Said], output: &mut Output) -> Done {
     let header =
         ["CALLBACK", "ACTION", "ENDPOINT", "INSTANCE", "BUYER", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
-    warn_of_budget(rows.iter().map(|said| &said.row), output);
+    warn_of_budget(rows.iter().map(|listed| &listed.row), output);
     Ok(())
 }
 

@@ -60,7 +60,7 @@ pub use rows::{
 };
 pub use signals::{Ready, Waiting};
 pub use sqlite::Possession;
-pub use views::{CallbackDetail, Errand, JobDetail, Life, ViewError};
+pub use views::{CallbackDetail, Errand, JobDetail, Life, ListedCallback, ViewError};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.

@@ -305,7 +305,7 @@ impl SqliteReaders {
     }
 
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
-        self.is_in_place()?;
+        self.place.as_ref().map_or(Ok(()), Place::check_database)?;
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
             Some(reader) => reader,

@@ -74,6 +74,19 @@ pub struct CallbackDetail {
     pub trace_id: Option<TraceId>,
 }
 
+/// A callback in a list, with what it says about its instance. Of what was refused for an unknown instance nothing
+/// else says which customer it was.
+#[derive(Debug, Clone, Serialize)]
+pub struct ListedCallback {
+    /// What became of it.
+    #[serde(flatten)]
+    pub row: CallbackRow,
+    /// The names it has for the instance.
+    pub names: Vec<String>,
+    /// The buyer, where it says one.
+    pub buyer: Option<String>,
+}
+
 /// Something that waits for a person.
 #[derive(Debug, Clone, Serialize)]
 pub struct Errand {
@@ -226,6 +239,23 @@ impl Reader {
         };
         let job_id = job.map(|job| job.id);
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
+    }
+
+    /// Callbacks, the newest first, each with the names and the buyer it says.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn listed_callbacks(&self, filter: &Filter) -> Result<Vec<ListedCallback>, StoreError> {
+        let listed = |row: CallbackRow| {
+            let callback = match self.content(row.number) {
+                Ok(callback) => callback,
+                Err(ViewError::Store(error)) => return Err(error),
+                Err(_) => Callback::new(row.action, row.action.as_str()),
+            };
+            let names = callback.subject.names().map(str::to_owned).collect();
+            Ok(ListedCallback { row, names, buyer: callback.buyer })
+        };
+        self.callbacks(filter)?.into_iter().map(listed).collect()
     }
 
     /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first, at most

@@ -143,7 +143,7 @@ mod tests {
     fn asked(action: Action) -> Callback {
         let mut callback = Callback::new(action, "x");
         callback.order_id = Some("CS1".into());
-        let pairs = [("orderId", "CS1"), ("orderLineId", "CS1-000001")];
+        let pairs = [("activity", "newInstance"), ("orderId", "CS1"), ("orderLineId", "CS1-000001")];
         callback.parameters =
             pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).into_iter().collect();
         callback
