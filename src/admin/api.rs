@@ -5,7 +5,7 @@
 //! never allowed.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::acts::{Deed, Named, Report, signed};
 use super::target::Target;
@@ -29,7 +29,7 @@ struct ActBody {
     /// What a conflicting create is really.
     r#as: Option<String>,
     /// What completes the work: the JSON of docs/hooks.md.
-    answer: Option<Value>,
+    answer: Option<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -253,8 +253,7 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
         }
         ["instances", name, "complete"] => {
             extra(false, true, false)?;
-            let answer =
-                answer.as_ref().map(|value| read_answer(value.to_string().as_bytes())).transpose()?;
+            let answer = answer.as_ref().map(|text| read_answer(text.get().as_bytes())).transpose()?;
             Ok(Deed::Complete { instance: named(name), answer: Box::new(answer.unwrap_or_default()) })
         }
         ["instances", name, "release"] => extra(false, true, true).map(|()| Deed::Release(named(name))),

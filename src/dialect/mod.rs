@@ -26,6 +26,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::callback::{
@@ -406,12 +407,13 @@ pub struct Seal {
 
 impl Reply {
     /// A JSON answer.
-    pub fn json(status: u16, body: &Value) -> Reply {
+    pub fn json(status: u16, body: &impl Serialize) -> Reply {
         Reply {
             status,
             content_type: "application/json",
             headers: vec![("cache-control", "no-store".to_owned())],
-            body: body.to_string().into_bytes(),
+            // What is answered consists of texts, numbers, lists and objects, which can always be written.
+            body: serde_json::to_vec(body).unwrap_or_default(),
             seal: Seal::default(),
         }
     }

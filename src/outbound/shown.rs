@@ -4,7 +4,7 @@
 //! that lets its bearer in. A run against a live receiver must not print those, so everything that
 //! is shown of an answer passes through here; comparing is done on the answer itself.
 
-use serde_json::Value as Json;
+use crate::json::Json;
 
 /// What stands for a secret.
 const HIDDEN: &str = "***";
@@ -27,7 +27,7 @@ const REMARKS: &str = "info";
 
 /// A body: JSON with its secrets hidden, anything else up to the first secret it seems to tell.
 pub fn body(bytes: &[u8]) -> String {
-    match serde_json::from_slice(bytes) {
+    match Json::read(bytes) {
         Ok(value) => json("", &value),
         Err(_) => text(&String::from_utf8_lossy(bytes)),
     }
@@ -119,12 +119,12 @@ fn hide(value: &mut Json, is_hidden: bool) {
         Json::Object(members) => {
             members.iter_mut().for_each(|(name, value)| hide(value, is_hidden || is_secret(name)));
         }
-        Json::Array(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
-        Json::String(text) if text.is_empty() => {}
-        Json::String(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
+        Json::List(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
+        Json::Text(text) if text.is_empty() => {}
+        Json::Text(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
         // One word alone may be an id.
-        Json::String(text) if text.contains(' ') => *text = without_digests(text),
-        Json::Null | Json::Bool(_) | Json::String(_) | Json::Number(_) => {}
+        Json::Text(text) if text.contains(' ') => *text = without_digests(text),
+        Json::Null | Json::Bool(_) | Json::Text(_) | Json::Number(_) => {}
     }
 }
 
@@ -154,8 +154,8 @@ mod tests {
         for kept in ["i-1", "https://a.example", "root", "192.0.2.1", "true"] {
             assert!(shown.contains(kept), "{kept} in {shown}");
         }
-        assert_eq!(json("json.info.anything", &json!("fake")), "\"***\"");
-        assert_eq!(json("json.appInfo.password", &json!("")), "\"\"", "that there is none is no secret");
+        assert_eq!(json("json.info.anything", &Json::from("fake")), "\"***\"");
+        assert_eq!(json("json.appInfo.password", &Json::from("")), "\"\"", "that there is none is no secret");
     }
 
     #[test]

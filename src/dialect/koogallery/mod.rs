@@ -18,7 +18,7 @@ mod reply;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -27,6 +27,7 @@ use super::{
     read_word,
 };
 use crate::clock::plus_millis;
+use crate::json::Json;
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
 use crate::query;
 
@@ -233,13 +234,18 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
 /// The members of the body: scalars as text, anything nested as the JSON it is. The signature covers the
 /// bytes, so a name may be whatever it likes; what is unknown is tolerated.
 fn read_body(body: &[u8]) -> Result<Parameters, Refusal> {
-    let members: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
-        // Where the JSON is wrong, not how: `serde_json` quotes values.
-        malformed(format!("the body is no JSON object (line {}, column {})", error.line(), error.column()))
-    })?;
-    let text = |value: Value| match value {
-        Value::Null => String::new(),
-        Value::String(text) => text,
+    let members = match Json::read(body) {
+        Ok(Json::Object(members)) => members,
+        Ok(_) => return Err(malformed("the body is JSON, but no object")),
+        Err(error) => {
+            // Where the JSON is wrong, not how: `serde_json` quotes values.
+            let (line, column) = (error.line(), error.column());
+            return Err(malformed(format!("the body is no JSON object (line {line}, column {column})")));
+        }
+    };
+    let text = |value: Json| match value {
+        Json::Null => String::new(),
+        Json::Text(text) => text,
         other => other.to_string(),
     };
     let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
@@ -429,8 +435,8 @@ fn describe(callback: &mut Callback) {
 /// A question: asked again it wants to be answered again, so its nonce is its name.
 fn describe_check(callback: &mut Callback) {
     let target = callback.parameters.filled("productInfo");
-    let target: Option<Value> = target.and_then(|text| serde_json::from_str(text).ok());
-    let text = |name: &str| target.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    let target = target.and_then(|text| Json::read(text.as_bytes()).ok());
+    let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
     callback.product = text("productId");
     callback.sku = text("skuCode");
     callback.request_id = callback.once.as_ref().map(|once| once.nonce.clone());
@@ -485,7 +491,7 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
 fn write_body(pairs: &[Pair]) -> String {
     let nested = |value: &str| {
         value.starts_with(['{', '['])
-            && serde_json::from_str(value).map(|read: Value| read.to_string()).is_ok_and(|text| text == value)
+            && Json::read(value.as_bytes()).is_ok_and(|read| read.to_string() == value)
     };
     let member = |(name, value): &Pair| {
         let value = if nested(value) { value.clone() } else { Value::from(value.as_str()).to_string() };
