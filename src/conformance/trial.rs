@@ -564,7 +564,8 @@ impl Trial {
     /// whom we were asked to judge.
     pub(super) fn door_of(&self, bought: &Bought) -> Url {
         let suite = &self.run.suite;
-        let told = bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_text()?.parse().ok());
+        let told =
+            bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_text()?.parse().ok());
         let near = told.filter(|url: &Url| url.authority() == suite.url.authority());
         suite.sign_on.clone().or(near).unwrap_or_else(|| suite.url.clone())
     }

@@ -524,6 +524,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_keep_the_digits_the_hook_wrote() {
+        for number in ["202611300000000000000001", "1e3", "1.50", "-0", "18446744073709551616"] {
+            let text =
+                format!(r#"{{"instance_id": {number}, "info": {{"x": {number}}}, "body": [{number}]}}"#);
+            let answer = Said::success(Said::read_any(text.as_bytes()).unwrap(), Action::Other).unwrap();
+            assert_eq!(answer.instance_id.as_deref(), Some(number));
+            assert_eq!(answer.info["x"].expose(), number);
+            assert_eq!(answer.body.unwrap().expose(), format!("[{number}]"));
+        }
+        let wait = |text: &str| Said::read(format!(r#"{{"retry_after": {text}}}"#).as_bytes());
+        assert_eq!(wait("5").unwrap().retry_after, Some(Duration::from_secs(5)));
+        assert!(wait("5.5").is_err() && wait("-1").is_err() && wait("\"5\"").is_err());
+    }
+
+    #[test]
     fn each_action_has_what_it_cannot_do_without() {
         let retry = HookErrorKind::Retry { after: None };
         assert_eq!(success(json!({}), Action::Create), Ok(Answer::default()));

@@ -378,6 +378,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_are_compared_digit_for_digit() {
+        let check = |wanted: &str, body: &str| {
+            let mut failures = Vec::new();
+            let pattern = Pattern::Exactly(Json::read(wanted.as_bytes()).unwrap());
+            pattern.check("json", Some(&Json::read(body.as_bytes()).unwrap()), &Known::new(), &mut failures);
+            failures.into_iter().map(|it| it.actual).collect::<Vec<_>>()
+        };
+        assert_eq!(check("7", "7"), Vec::<String>::new());
+        let other = "202611300000000000000002";
+        assert_eq!(check("202611300000000000000001", other), [other]);
+        let id = value_at(br#"{"instanceId": 202611300000000000000001}"#, "instanceId");
+        assert_eq!(id.as_deref(), Some("202611300000000000000001"));
+    }
+
+    #[test]
     fn a_missing_member_is_no_other_text() {
         let wanted = members(vec![("id", Pattern::Not(Template::literal("0")))]);
         assert_eq!(differences(&wanted, &json!({})), [r#"json.id: a text other than "0" / nothing"#]);

@@ -182,6 +182,17 @@ mod tests {
     }
 
     #[test]
+    fn quantities_and_ids_keep_their_digits() {
+        let text = an_answer().to_string().replace("\"linearValue\":5", "\"linearValue\":5.10");
+        let text = text.replace("\"buyer-1\"", "202611300000000000000001");
+        let mut callback = asked(Action::Create);
+        learn(&mut callback, 200, text.as_bytes()).unwrap();
+        assert_eq!(callback.items.get("linearValue").map(String::as_str), Some("5.10"));
+        assert_eq!(callback.buyer.as_deref(), Some("202611300000000000000001"));
+        assert_eq!(callback.learned.unwrap().get("product.linearValue"), Some("5.10"));
+    }
+
+    #[test]
     fn an_upgrade_learns_its_sku_and_keeps_its_term() {
         let mut callback = asked(Action::Upgrade);
         learned(&mut callback, &an_answer()).unwrap();
