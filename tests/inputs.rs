@@ -11,8 +11,8 @@ mod admin;
 #[path = "common/daemon.rs"]
 mod common;
 
-use admin::{admin_of, post, with_admin};
-use common::{Home, create};
+use admin::{admin_of, ask, post, with_admin};
+use common::{Home, KEY, create, exchange, get_text};
 
 // Numbers.
 
@@ -49,4 +49,50 @@ fn answers_given_by_hand_keep_their_digits() {
     home.look(&["instances", "complete", "biz-2", "--who", "w", "--why", "y", "--answer", &answer]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "202611300000000000000001");
     assert_eq!(daemon.deliver(&create("biz-2")).id(), "202611300000000000000002");
+}
+
+// Tokens.
+
+#[test]
+fn a_genuine_token_under_another_name_is_shown_nowhere() {
+    let home = Home::with_log_hook();
+    with_admin(&home, "");
+    let daemon = home.start();
+    let admin = admin_of(&daemon);
+    let request = create("biz-1");
+    let token = request.token();
+    let pairs = request.encoded();
+    let twisted = [
+        format!("{pairs}&amp;token={token}"),
+        format!("{pairs}&Token={token}"),
+        format!("{pairs}&%2574oken={token}"),
+        format!("{pairs}&remark={token}"),
+        format!("{pairs}&{token}=x"),
+        format!("{pairs}&{token}=1&{token}=2"),
+        format!("{pairs}&x{token}={token}&token={token}"),
+        format!("{pairs}&token={token}&token={token}"),
+        format!("{pairs}&token={token}{token}"),
+        format!("{pairs}&a=%{token}"),
+    ];
+    let mut shown = String::new();
+    for query in &twisted {
+        let answer = daemon.get(query);
+        assert!(answer.status >= 400, "{answer:?}");
+        shown.push_str(&answer.body);
+        let url = format!("http://127.0.0.1/spi?{query}");
+        for json in [&[][..], &["--json"]] {
+            let ran = home.run(&[&["verify", "--key-file", "isv-key", &url], json].concat());
+            shown.push_str(&(ran.stdout + &ran.stderr));
+        }
+    }
+    // A token that was appended to the path.
+    let path = get_text(&format!("/spi/{token}"), "a=1");
+    shown.push_str(&exchange(daemon.address, &path).unwrap().body);
+    shown.push_str(&ask(admin, "/v1/refusals").body);
+    shown.push_str(&ask(admin, "/console/refusals").body);
+    shown.push_str(&daemon.log());
+    assert!(shown.contains("wrong-signature") && shown.contains("biz-1"), "{shown}");
+    assert!(!shown.to_lowercase().contains(&token), "{shown}");
+    assert!(!shown.contains(KEY));
+    assert!(daemon.deliver(&request).is_success(), "the token was a genuine one");
 }

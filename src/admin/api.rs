@@ -16,7 +16,7 @@ use crate::http::{Method, Request, Response};
 use crate::instance::State;
 use crate::refusals::Shown;
 use crate::store::{CallbackRow, Disposition, Errand, Filter, InstanceRow, JobRow, Reader};
-use crate::{hook, job, limits};
+use crate::{hook, job, limits, text};
 
 /// What an act is asked with.
 #[derive(Debug, Deserialize)]
@@ -96,7 +96,7 @@ pub(super) fn refuse(fault: &Fault) -> Response {
 
 fn json(status: u16, value: &impl Serialize) -> Answered {
     let text = serde_json::to_string(value);
-    text.map(|text| Response::json(status, text))
+    text.map(|text| Response::json(status, text::plain_json(&text).into_owned()))
         .map_err(|_| Fault::new(500, "the answer is not JSON: this is a bug"))
 }
 

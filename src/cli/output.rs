@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Write};
 use serde::Serialize;
 
 use super::{Exit, Failure};
+use crate::text;
 
 /// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
 #[derive(Default)]
@@ -18,7 +19,8 @@ impl Output {
         if self.closed {
             return Ok(());
         }
-        match writeln!(std::io::stdout().lock(), "{line}") {
+        // A sentence may quote what another program wrote.
+        match writeln!(std::io::stdout().lock(), "{}", text::plain_lines(line)) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.closed = true;
@@ -37,7 +39,7 @@ impl Output {
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::new(Exit::Bug, format!("the answer is not JSON: {error}")))?;
-        self.line(&text)
+        self.line(&text::plain_json(&text))
     }
 
     /// Writes a table: a header, and rows of as many cells, in columns as wide as they need to be.
@@ -60,15 +62,13 @@ impl Output {
 
     /// Writes to stderr, where everything goes that is not data.
     pub(super) fn complain(&mut self, line: &str) {
-        let _ = writeln!(std::io::stderr().lock(), "{line}");
+        let _ = writeln!(std::io::stderr().lock(), "{}", text::plain_lines(line));
     }
 }
 
-/// A text from outside, for a terminal: what could move the cursor is shown as an escape.
+/// A text from outside, for a terminal: what could move the cursor or turn the text is shown as an escape.
 pub(super) fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    text::plain(text).into_owned()
 }
 
 #[cfg(test)]
@@ -78,5 +78,6 @@ mod tests {
     #[test]
     fn hostile_text_cannot_move_the_cursor() {
         assert_eq!(shown("a\u{1b}[2Jb\n中"), "a\\u{1b}[2Jb\\n中");
+        assert_eq!(shown("i-\u{202e}1"), "i-\\u{202e}1");
     }
 }

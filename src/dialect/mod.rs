@@ -44,7 +44,7 @@ mod jdcloud;
 mod koogallery;
 mod token;
 
-pub use explain::explain;
+pub use explain::{explain, shown_base};
 
 /// Every dialect, by name.
 static DIALECTS: [&dyn Dialect; 4] =

@@ -13,6 +13,7 @@ use crate::http::ClientResponse;
 use crate::instance::State;
 use crate::json::Json;
 use crate::outbound as shown;
+use crate::text::plain;
 
 /// Longest text of an answer that is repeated in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;
@@ -37,7 +38,14 @@ impl Failure {
         expected: impl Into<String>,
         actual: impl Into<String>,
     ) -> Failure {
-        Failure { delivery: None, what: what.into(), expected: expected.into(), actual: actual.into() }
+        // All of it is printed, and a receiver may have written any of it.
+        let shown = |text: String| plain(&text).into_owned();
+        Failure {
+            delivery: None,
+            what: shown(what.into()),
+            expected: shown(expected.into()),
+            actual: shown(actual.into()),
+        }
     }
 }
 
@@ -175,7 +183,11 @@ impl Expectation {
         if let Some(pattern) = &self.json {
             match Json::read(&answer.body) {
                 Ok(json) => pattern.check("json", Some(&json), known, &mut failures),
-                Err(_) => failures.push(Failure::new("json", "a JSON document", shorten(&body))),
+                Err(_) => failures.push(Failure::new(
+                    "json",
+                    "a JSON document",
+                    shorten(&shown::body(&answer.body)),
+                )),
             }
         }
         failures

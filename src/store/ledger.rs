@@ -19,7 +19,7 @@ use crate::instance::{
     Wants,
 };
 use crate::job::{self, Extra, Next, Progress, Schedule};
-use crate::limits;
+use crate::{limits, text};
 
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
@@ -1020,7 +1020,10 @@ pub(crate) fn fault_of_id(id: &str) -> Option<String> {
         return Some("`0` tells a marketplace that there is no id yet".to_owned());
     }
     let most = limits::NAME_MAX_BYTES;
-    (id.len() > most).then(|| format!("it is longer than {most} bytes"))
+    if id.len() > most {
+        return Some(format!("it is longer than {most} bytes"));
+    }
+    text::fault_of_name(id)
 }
 
 /// What the end of a job means for its lane: without its create nothing can follow; with a release

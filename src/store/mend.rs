@@ -21,6 +21,7 @@ use crate::job::{self, Extra};
 use crate::limits;
 use crate::seal::{KeySource, Sealer};
 use crate::signature::Secret;
+use crate::text::fault_of_name;
 
 /// Why an act was not done. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -617,8 +618,7 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     match tenant {
         empty if empty.trim().is_empty() => Some("it is empty".to_owned()),
         long if long.len() > most => Some(format!("it is longer than {most} bytes")),
-        odd if odd.contains(char::is_control) => Some("it holds a control character".to_owned()),
-        _ => None,
+        name => fault_of_name(name),
     }
 }
 
