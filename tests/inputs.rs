@@ -11,6 +11,9 @@ mod admin;
 #[path = "common/daemon.rs"]
 mod common;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+
 use admin::{admin_of, ask, post, with_admin};
 use common::{Home, KEY, create, exchange, get_text};
 
@@ -95,4 +98,50 @@ fn a_genuine_token_under_another_name_is_shown_nowhere() {
     assert!(!shown.to_lowercase().contains(&token), "{shown}");
     assert!(!shown.contains(KEY));
     assert!(daemon.deliver(&request).is_success(), "the token was a genuine one");
+}
+
+// Answers that are shown.
+
+/// A receiver that answers everything alike, for as long as the test runs.
+fn receiver(body: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut request = [0; 16 * 1024];
+            let _ = stream.read(&mut request);
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close";
+            let _ = write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+        }
+    });
+    address
+}
+
+#[test]
+fn a_replay_shows_neither_secrets_nor_control_characters_of_an_answer() {
+    let home = Home::with_log_hook();
+    std::fs::write(
+        home.path("f.toml"),
+        "version = 1\ntitle = \"t\"\ndialect = \"alibaba\"\nsource = \"s\"\n[[step]]\nname = \"buy\"\n\
+         action = \"createInstance\"\nparams = { orderBizId = \"b\" }\n\
+         expect = { json = { instanceId = \"i\" }, body_contains = \"nowhere\", status = 201 }\n",
+    )
+    .unwrap();
+    for body in [
+        "Warning: line 7\n{\"instanceId\":\"i-1\",\"appInfo\":{\"password\":\"fake-canary\"}}\u{1b}]0;gotcha\u{7}",
+        "{\"instanceId\":\"\u{1b}[2Ji-\u{202e}1\",\"message\":\"\u{9b}31m\",\"password\":\"fake-canary\"",
+        "{\"instanceId\":\"i-\u{202e}1\",\"note\":\"{\\\"pwd\\\":\\\"fake-canary\\\"}\"}",
+    ] {
+        let to = format!("http://{}/spi", receiver(body));
+        let usual = ["replay", "f.toml", "--to", &to, "--key-file", "isv-key"];
+        for more in [&["--junit", "j.xml"][..], &["--json"]] {
+            let ran = home.run(&[&usual[..], more].concat());
+            assert_eq!(ran.code, 1, "{}{}", ran.stdout, ran.stderr);
+            let junit = std::fs::read_to_string(home.path("j.xml")).unwrap();
+            for shown in [ran.stdout, ran.stderr, junit] {
+                assert!(!shown.contains("fake-canary"), "{shown}");
+                assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{shown:?}");
+            }
+        }
+    }
 }
