@@ -14,7 +14,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 
-use admin::{admin_of, ask, post, with_admin};
+use admin::{admin_of, ask, ask_with, post, with_admin};
 use common::{Home, KEY, create, exchange, get_text};
 
 // Numbers.
@@ -144,4 +144,33 @@ fn a_replay_shows_neither_secrets_nor_control_characters_of_an_answer() {
             }
         }
     }
+}
+
+// The admin token.
+
+#[test]
+fn a_revoked_admin_token_is_refused_after_a_reload_and_wrong_ones_lock_nobody_out() {
+    let home = Home::with_log_hook();
+    let (old, new) = ("fake-canary-admin-token-old", "fake-canary-admin-token-new");
+    std::fs::write(home.path("admin-token"), old).unwrap();
+    with_admin(&home, &format!("admin_token = {{ file = \"{}\" }}", home.path("admin-token").display()));
+    let daemon = home.start();
+    let admin = admin_of(&daemon);
+    let status =
+        |token: &str| ask_with(admin, "/v1/jobs", &format!("authorization: Bearer {token}\r\n")).status;
+    assert_eq!((status(old), status(new)), (200, 401));
+    std::fs::write(home.path("admin-token"), new).unwrap();
+    daemon.reload();
+    assert_eq!((status(old), status(new)), (401, 200));
+    std::thread::scope(|scope| {
+        for _ in 0..30 {
+            scope.spawn(|| assert!([401, 429].contains(&status("fake-canary-guess"))));
+            assert_eq!(status(new), 200, "the right token is let in whoever else asks");
+        }
+    });
+    let metrics = ask_with(admin, "/metrics", &format!("authorization: Bearer {new}\r\n")).body;
+    assert!(metrics.contains("spid_turned_away_total{reason=\"wrong-admin-token\"} 32"), "{metrics}");
+    let log = daemon.log();
+    assert!(log.contains("a wrong token was shown to the admin listener"), "{log}");
+    assert!(log.matches("a wrong token was shown").count() < 32 && !log.contains("fake-canary"), "{log}");
 }

@@ -49,12 +49,9 @@ pub use keys::read_key;
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
 /// The keys a daemon that runs cannot change: it is bound to them.
-pub const NEEDS_RESTART: [&str; 12] = [
+pub const NEEDS_RESTART: [&str; 9] = [
     "server.listen",
     "server.admin_listen",
-    "server.admin_token.file",
-    "server.admin_token.env",
-    "server.admin_token.credential",
     "store.path",
     "telemetry.otlp",
     "telemetry.ca_file",
