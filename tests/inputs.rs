@@ -3,6 +3,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::panic,
     reason = "a test that panics has said what it found"
 )]
 
@@ -173,4 +174,73 @@ fn a_revoked_admin_token_is_refused_after_a_reload_and_wrong_ones_lock_nobody_ou
     let log = daemon.log();
     assert!(log.contains("a wrong token was shown to the admin listener"), "{log}");
     assert!(log.matches("a wrong token was shown").count() < 32 && !log.contains("fake-canary"), "{log}");
+}
+
+// Keys.
+
+/// Characters that nobody sees, each with its number and its position in the key.
+const UNSEEN: [(&str, &str); 4] = [
+    ("\u{feff}fake-canary-0123456789", "character 1 of 23 is U+FEFF"),
+    ("fake-canary-0123456789\u{200b}", "character 23 of 23 is U+200B"),
+    ("fake-canary\u{a0}0123456789", "character 12 of 22 is U+00A0"),
+    ("fake-canary-0123456789 ", "character 23 of 23 is a space"),
+];
+
+#[test]
+fn a_key_with_a_character_that_nobody_sees_is_refused_wherever_it_is_read() {
+    let home = Home::empty();
+    let config = r#"
+[server]
+admin_listen = "127.0.0.1:0"
+admin_token = { file = "odd" }
+[store]
+path = "spid.db"
+sealing_key = "odd"
+[[endpoint]]
+name = "a"
+path = "/a"
+dialect = "alibaba"
+keys = [{ file = "odd" }, { env = "ODD" }, { credential = "odd" }]
+[[endpoint]]
+name = "b"
+path = "/b"
+dialect = "koogallery"
+keys = [{ file = "isv-key" }]
+orders = { access_key = "FAKE", secret_key = { file = "odd" } }
+[[hook]]
+name = "call"
+http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
+"#;
+    home.configure(config);
+    let places = [
+        "`server.admin_token.file`",
+        "`store.sealing_key`",
+        "`endpoint[0].keys[0].file`",
+        "`endpoint[0].keys[1].env`",
+        "`endpoint[0].keys[2].credential`",
+        "`endpoint[1].orders.secret_key.file`",
+        "`hook[0].http.secret.file`",
+    ];
+    for (odd, said) in UNSEEN {
+        std::fs::write(home.path("odd"), format!("{odd}\n")).unwrap();
+        let folder = home.path("").display().to_string();
+        let variables = [("ODD", odd), ("CREDENTIALS_DIRECTORY", folder.as_str())];
+        let checked = home.run_in(&["check-config", "--config", "spid.toml"], &variables);
+        assert_eq!(checked.code, 78, "{}", checked.stderr);
+        for place in places {
+            let line = checked.stderr.lines().find(|line| line.contains(place));
+            let line = line.unwrap_or_else(|| panic!("{place}\n{}", checked.stderr));
+            // White space around a sealing key has always been trimmed.
+            assert!(line.contains(said) || place.contains("sealing") && odd.ends_with(' '), "{said}: {line}");
+        }
+        let verify = |from: [&str; 2]| home.run_in(&["verify", from[0], from[1], "a=b&token=c"], &variables);
+        for ran in [verify(["--key-file", "odd"]), verify(["--key-env", "ODD"])] {
+            assert!(ran.code == 78 && ran.stderr.contains(said), "{}", ran.stderr);
+            assert!(!ran.stderr.contains("canary"), "{}", ran.stderr);
+        }
+        assert!(!checked.stderr.contains("canary"), "{}", checked.stderr);
+    }
+    std::fs::write(home.path("fine"), "fake key+/=~!\r\n").unwrap();
+    let ran = home.run(&["verify", "--key-file", "fine", "a=b&token=c"]);
+    assert_eq!(ran.code, 1, "one line ending is trimmed as ever: {}", ran.stderr);
 }

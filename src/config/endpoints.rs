@@ -16,6 +16,7 @@ use crate::http::Url;
 use crate::intake::Endpoint;
 use crate::orders::Desk;
 use crate::signature::{AccessKey, BadKey, Cipher};
+use crate::text::fault_of_secret;
 
 /// The endpoints as they stand in the file.
 pub(super) struct Endpoints {
@@ -155,6 +156,10 @@ fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
         return None;
     };
     let (member, secret) = secret?;
+    if let Some(fault) = fault_of_secret(&id) {
+        table.mistake("access_key", format!("the key cannot be used: {fault}"));
+        return None;
+    }
     let wrong = |wrong: BadKey| secret_table.mistake(member, wrong.to_string());
     let key = AccessKey::new(id, secret).map_err(wrong).ok()?;
     match scope {

@@ -387,7 +387,7 @@ fn admin_token(table: &Table<'_>) -> Option<Secret> {
     let (member, secret) = keys::secret(table)?;
     let least = limits::ADMIN_TOKEN_MIN_BYTES;
     let wrong = match Key::new("admin", secret.clone()) {
-        Err(_) => "it is empty, or has white space or a control character in it".to_owned(),
+        Err(wrong) => wrong.to_string(),
         Ok(_) if secret.expose().len() < least => {
             format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
         }
