@@ -57,6 +57,12 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut 
     Cow::Owned(shown)
 }
 
+/// The first character of a text that would not show as what it is, and its position in characters, from 1.
+pub fn fault_of_text(text: &str) -> Option<String> {
+    let (index, c) = text.chars().enumerate().find(|(_, c)| !is_plain(*c))?;
+    Some(format!("character {} is {}, which cannot be shown", index + 1, code_point(c)))
+}
+
 /// The first character that a name must not hold, and its position in characters, from 1.
 ///
 /// A name is what an instance, a tenant or an account is found by: people compare it by eye and copy it, so it

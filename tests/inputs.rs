@@ -244,3 +244,97 @@ http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
     let ran = home.run(&["verify", "--key-file", "fine", "a=b&token=c"]);
     assert_eq!(ran.code, 1, "one line ending is trimmed as ever: {}", ran.stderr);
 }
+
+// Ids and other texts.
+
+/// As JSON writes them, and as an error names them.
+const ODD: [(&str, &str); 6] = [
+    ("i\\n1", "U+000A"),
+    ("i\\u001b[2J", "U+001B"),
+    ("i-\\u202e1", "U+202E"),
+    ("i-\\u2028", "U+2028"),
+    ("\\ufeffi-1", "U+FEFF"),
+    ("i-1 ", "a space"),
+];
+
+/// Whether nothing in a text could move a cursor or turn the text around.
+fn assert_plain(shown: &str) {
+    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');
+    assert!(
+        !shown.contains(odd) && !shown.contains(['\u{202e}', '\u{2028}', '\u{61c}', '\u{feff}']),
+        "{shown:?}"
+    );
+}
+
+#[test]
+fn ids_that_cannot_be_seen_are_refused_from_hooks_by_hand_and_from_imports() {
+    let home = Home::with_hook(
+        r#"[ -e id ] && printf '{"instance_id": "%s"}' "$(cat id)" || printf '{"pending": "p"}'"#,
+    );
+    let daemon = home.start();
+    assert!(!daemon.deliver(&create("by-hand")).is_success());
+    let db = home.path("spid.db").display().to_string();
+    for (number, (id, fault)) in ODD.into_iter().enumerate() {
+        std::fs::write(home.path("id"), id).unwrap();
+        let name = format!("biz-{number}");
+        assert!(!daemon.deliver(&create(&name)).is_success());
+        let shown = home.look(&["instances", "show", &name]);
+        assert!(shown.contains(fault) && home.state(&name) == "pending", "{id}: {shown}");
+        assert_plain(&shown);
+
+        let act = ["--who", "w", "--why", "y", "--db", &db];
+        std::fs::write(home.path("answer"), format!(r#"{{"instance_id": "{id}"}}"#)).unwrap();
+        let ran = home.run(&[&["instances", "complete", "by-hand", "--answer", "answer"], &act[..]].concat());
+        assert!(ran.code != 0 && ran.stderr.contains(fault), "{id}: {}", ran.stderr);
+        assert_plain(&ran.stderr);
+        for line in [
+            format!(r#"{{"account": "alibaba-cn", "id": "{id}"}}"#),
+            format!(r#"{{"account": "alibaba-cn", "id": "i-{number}", "order_biz_id": "{id}"}}"#),
+            format!(r#"{{"account": "alibaba-cn", "id": "i-{number}", "tenant": "{id}"}}"#),
+        ] {
+            std::fs::write(home.path("lines"), &line).unwrap();
+            let ran = home.run(&[&["instances", "import", "lines"], &act[..]].concat());
+            assert!(ran.code != 0 && ran.stderr.contains(fault), "{line}: {}", ran.stderr);
+            assert_plain(&ran.stderr);
+        }
+        let tenant = serde_json::from_str::<String>(&format!("\"{id}\"")).unwrap();
+        let ran = home.run(&[&["instances", "claim", "by-hand", "--tenant", &tenant], &act[..]].concat());
+        assert!(ran.code != 0 && ran.stderr.contains(fault), "{id}: {}", ran.stderr);
+    }
+    std::fs::remove_file(home.path("id")).unwrap();
+}
+
+#[test]
+fn what_a_marketplace_or_a_hook_wrote_is_shown_without_moving_a_cursor() {
+    let home = Home::with_hook(
+        r#"printf 'hook says \033[2J\342\200\256 hello\n' >&2; printf '{"refuse": "no \\u001b]0;x\\u202e"}'; exit 65"#,
+    );
+    with_admin(&home, "");
+    let daemon = home.start();
+    let admin = admin_of(&daemon);
+    let odd = "biz-\u{1b}[2J\u{202e}\u{61c}\u{2028}1";
+    assert!(!daemon.deliver(&create(odd).with("note", odd)).is_success());
+    for arguments in [
+        &["instances", "list"][..],
+        &["instances", "list", "--json"],
+        &["instances", "show", odd],
+        &["instances", "show", odd, "--json"],
+        &["callbacks", "list"],
+        &["callbacks", "show", "1"],
+        &["callbacks", "show", "1", "--json"],
+        &["jobs", "list"],
+    ] {
+        assert_plain(&home.look(arguments));
+    }
+    let exported = home.look(&["callbacks", "export", "1", "--keep-personal"]);
+    assert_plain(&exported);
+    std::fs::write(home.path("exported.toml"), &exported).unwrap();
+    let checked = home.run(&["fixtures", "check", "exported.toml"]);
+    assert_eq!(checked.code, 0, "{exported}{}", checked.stderr);
+    let shown = home.json(&["callbacks", "show", "1"]).to_string();
+    assert!(shown.contains('\u{61c}'), "JSON means what was sent: {shown}");
+    for target in ["/v1/instances", "/v1/callbacks", "/console/instances", "/console/work", "/console/"] {
+        assert_plain(&ask(admin, target).body);
+    }
+    assert_plain(&daemon.log());
+}

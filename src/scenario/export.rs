@@ -15,6 +15,7 @@ use jiff::tz::TimeZone;
 
 use super::expect::Seen;
 use crate::callback::{Action, Callback};
+use crate::text::is_plain;
 
 /// A callback that was kept, and what became of it.
 #[derive(Debug, Clone)]
@@ -407,7 +408,7 @@ fn quoted(text: &str) -> String {
     for c in text.chars() {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c if !is_plain(c) => quoted.push_str(&format!("\\U{:08x}", u32::from(c))),
             c => quoted.push(c),
         }
     }
