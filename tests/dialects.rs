@@ -695,6 +695,18 @@ fn generic_takes_json_and_forms_alike() {
 }
 
 #[test]
+fn generic_for_ever_is_a_date_in_every_spelling() {
+    for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59+08:00", "9999-12-31 23:59:59"] {
+        for action in ["create", "renew", "refund-renew"] {
+            let sent = [("instance_id", "i-1"), ("order_biz_id", "ob-1"), ("expires_on", text)];
+            let callback = understood("generic", action, &sent);
+            assert_eq!(callback.doubts, [], "{action} {text}");
+            assert!(callback.expires_on.unwrap().at.unwrap().to_string().starts_with("9999-12-30"), "{text}");
+        }
+    }
+}
+
+#[test]
 fn generic_numbers_keep_the_digits_they_were_sent_with() {
     for number in ["202611300000000000000001", "18446744073709551616", "1e3", "1.50", "0.10", "-0", "-1.0E-2"]
     {

@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 
 use admin::{admin_of, ask, ask_with, post, with_admin};
-use common::{Home, KEY, create, exchange, get_text};
+use common::{Home, KEY, create, exchange, get_text, renew};
 
 // Numbers.
 
@@ -337,4 +337,18 @@ fn what_a_marketplace_or_a_hook_wrote_is_shown_without_moving_a_cursor() {
         assert_plain(&ask(admin, target).body);
     }
     assert_plain(&daemon.log());
+}
+
+#[test]
+fn an_import_may_say_for_ever() {
+    let home = Home::with_log_hook();
+    let daemon = home.start();
+    let line = r#"{"account": "alibaba-cn", "id": "i-1", "expires_on": "9999-12-31T23:59:59Z"}"#;
+    std::fs::write(home.path("lines"), line).unwrap();
+    let lines = home.path("lines").display().to_string();
+    home.look(&["instances", "import", &lines, "--who", "w", "--why", "y"]);
+    assert!(
+        home.json(&["instances", "show", "i-1"])["expires_on"].as_str().unwrap().starts_with("9999-12-30")
+    );
+    assert!(daemon.deliver(&renew("i-1", "9999-12-31 23:59:59")).is_success());
 }

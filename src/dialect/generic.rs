@@ -18,6 +18,7 @@ use super::{
     RawRequest, Refusal, Reply, SendForm, Sending, Signed, Unchecked, Verified, message, object, read_civil,
     read_word,
 };
+use crate::clock::read_rfc3339;
 use crate::json::Json;
 use crate::limits::DATED_WINDOW_MS;
 use crate::query;
@@ -151,7 +152,7 @@ impl Dialect for Generic {
 
 /// RFC 3339 with its offset, or `yyyy-MM-dd HH:mm:ss` in the endpoint's zone.
 fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
-    text.parse().ok().or_else(|| read_civil(text, zone))
+    read_rfc3339(text).or_else(|| read_civil(text, zone))
 }
 
 /// The date of a request. A stale one is turned away before the digest is made: it costs nothing.

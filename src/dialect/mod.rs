@@ -32,7 +32,7 @@ use serde_json::{Map, Value};
 use crate::callback::{
     Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
 };
-use crate::clock::{Id, from_millis};
+use crate::clock::{Id, last_instant};
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Cipher, Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
@@ -700,8 +700,7 @@ fn read_civil(text: &str, zone: &TimeZone) -> Option<Timestamp> {
         });
     let civil: jiff::civil::DateTime = text.parse().ok().filter(|_| fits)?;
     // "For ever" is commonly written 9999-12-31, which lies a day behind the last instant we can name.
-    let last = || from_millis(Timestamp::MAX.as_millisecond());
-    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last))
+    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
 }
 
 fn read_word<'a>(parameters: &'a Parameters, name: &str) -> &'a str {
@@ -729,6 +728,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::clock::from_millis;
 
     fn shanghai() -> TimeZone {
         Options::default().timezone

@@ -26,7 +26,7 @@ use super::{
     Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
     read_word,
 };
-use crate::clock::plus_millis;
+use crate::clock::{last_instant, plus_millis};
 use crate::json::Json;
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
 use crate::query;
@@ -262,7 +262,10 @@ fn read_compact(text: &str, _zone: &TimeZone) -> Option<Timestamp> {
     }
     let (seconds, millis) = text.split_at_checked(14)?;
     let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", seconds).ok()?;
-    let at = TimeZone::UTC.to_timestamp(civil).ok()?;
+    // As everywhere, "for ever" is the last instant that can be named.
+    let Ok(at) = TimeZone::UTC.to_timestamp(civil) else {
+        return (civil.year() == 9999).then(last_instant);
+    };
     Some(plus_millis(at, if millis.is_empty() { 0 } else { millis.parse().ok()? }))
 }
 

@@ -623,6 +623,15 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
 }
 
 #[test]
+fn for_ever_is_a_date() {
+    for text in ["99991231235959", "99991231235959999"] {
+        let at = read_compact(text, &TimeZone::UTC).unwrap();
+        assert!(at.to_string().starts_with("9999-12-30"), "{at}");
+    }
+    assert_eq!(read_compact("99991331235959", &TimeZone::UTC), None);
+}
+
+#[test]
 fn numbers_keep_the_digits_they_were_sent_with() {
     let body = r#"{"activity":"newInstance","orderId":202611300000000000000001,"orderAmount":12.50,
                    "extendParams":[{"name":"gb","value":1e3}]}"#;
