@@ -30,6 +30,11 @@ pub fn plain(text: &str) -> Cow<'_, str> {
     escaped(text, is_plain, |c, out| out.extend(c.escape_default()))
 }
 
+/// A text on one line that keeps its tabs: the stack traces of programs are indented with them.
+pub fn plain_log(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c == '\t' || is_plain(c), |c, out| out.extend(c.escape_default()))
+}
+
 /// A text that keeps its line breaks and tabs.
 pub fn plain_lines(text: &str) -> Cow<'_, str> {
     let stays = |c| matches!(c, '\n' | '\t') || is_plain(c);
@@ -167,6 +172,7 @@ mod tests {
             assert!(fault_of_secret(&text).unwrap().contains("character 2 of 3 is U+"), "{c:?}");
         }
         assert_eq!(plain_lines("a\n\tb\r"), "a\n\tb\\r");
+        assert_eq!(plain_log("a\n\tb\r"), "a\\n\tb\\r");
     }
 
     #[test]

@@ -1,11 +1,6 @@
 //! Input that other programs and people write: numbers with all their digits, ids and keys without invisible
 //! characters, tokens that are never shown.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test that panics has said what it found"
-)]
+#![expect(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 #[path = "common/admin.rs"]
 mod admin;

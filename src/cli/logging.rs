@@ -124,7 +124,7 @@ where
 
 /// What a hook or a marketplace says must not look like a line of ours.
 fn one_line(text: &str) -> Cow<'_, str> {
-    text::plain(text.trim_end_matches('\n'))
+    text::plain_log(text.trim_end_matches('\n'))
 }
 
 /// One flat object: what an event says, and what the spans it is in say. That of tracing-subscriber nests the

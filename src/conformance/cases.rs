@@ -468,7 +468,7 @@ async fn answer_time(t: &mut Trial) -> Said {
 async fn app_info(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let told = |name: &&str| {
-        let value = bought.answer.member("appInfo").and_then(|app| app.get(*name));
+        let value = bought.answer.member("appInfo").and_then(|app| app.get(name));
         value.and_then(Json::as_text).is_some_and(|text| !text.is_empty())
     };
     let missing: Vec<&str> =

@@ -5,6 +5,7 @@
 //! them with the keys we have finds it in a millisecond. What is told is the mistake, never a digest
 //! and never a key.
 
+use crate::json::Json;
 use crate::query::{self, TOKEN_PLACEHOLDER};
 use crate::signature::{Keys, Mismatch, Parts, Signed};
 
@@ -129,7 +130,7 @@ fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
         "the body had been signed without the white space around it".to_owned(),
         body.trim_ascii().to_vec(),
     )];
-    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) {
+    if let Ok(value) = Json::read(body) {
         let mistake = "the body had been signed with its members sorted and without white space between them";
         suspects.push((mistake.to_owned(), value.to_string().into_bytes()));
     }

@@ -369,7 +369,7 @@ impl LineLog {
 }
 
 fn printable(line: &[u8]) -> String {
-    text::plain(&String::from_utf8_lossy(line.trim_ascii_end())).into_owned()
+    text::plain_log(&String::from_utf8_lossy(line.trim_ascii_end())).into_owned()
 }
 
 /// What the exit and the output together mean.
