@@ -10,18 +10,21 @@ use crate::text::{plain as on_one_line, plain_json, plain_lines};
 /// What stands for a secret.
 const HIDDEN: &str = "***";
 /// What a name has in it when its value is nobody's business. Too much is hidden rather than too little.
-const SECRET_WORDS: [&str; 11] = [
+const SECRET_WORDS: [&str; 13] = [
+    "bearer",
     "credential",
     "database",
     "key",
     "license",
-    "passwd",
-    "password",
+    "pass",
     "pwd",
     "redirect",
     "secret",
     "ticket",
     "token",
+    // "Password", in Chinese.
+    "\u{5bc6}\u{7801}",
+    "\u{53e3}\u{4ee4}",
 ];
 /// The section whose names are the hook's own: none of them tells whether it is secret.
 const REMARKS: &str = "info";
@@ -191,9 +194,10 @@ mod tests {
             "appInfo": {"frontEndUrl": "https://a.example", "username": "root", "password": "fake", "licenseId": "fake"},
             "hostInfo": {"ip": "192.0.2.1", "ftpPassword": "fake", "databaseInfo": {"x": ["fake", 7]}},
             "info": {"anything": "fake"}, "redirect": "fake", "scimAppsecret": "fake",
+            "initialPass": "fake", "密码": "fake", "pass": 1234,
         });
         let shown = body(answer.to_string().as_bytes());
-        assert!(!shown.contains("fake"), "{shown}");
+        assert!(!shown.contains("fake") && !shown.contains("1234"), "{shown}");
         for kept in ["i-1", "https://a.example", "root", "192.0.2.1", "true"] {
             assert!(shown.contains(kept), "{kept} in {shown}");
         }

@@ -276,12 +276,11 @@ impl Writer<'_> {
 
     fn step(&mut self, index: usize, kept: &Kept, is_last: bool) -> String {
         let Kept { callback, became } = kept;
-        let mut step = format!(
-            "\n[[step]]\nname = \"{} {}\"\naction = {}\n",
-            index + 1,
-            callback.action,
-            quoted(&callback.action_name)
-        );
+        let is_kept = self.export.keeps_personal || is_code(&callback.action_name);
+        let word =
+            if is_kept { callback.action_name.clone() } else { self.names.personal(&callback.action_name) };
+        let mut step =
+            format!("\n[[step]]\nname = \"{} {}\"\naction = {}\n", index + 1, callback.action, quoted(&word));
         if *became == Became::Done {
             step.push_str("retry = { every = \"200ms\", limit = 150 }\n");
         }
@@ -600,7 +599,7 @@ mod tests {
             ("idcard", "330106199001011234"),
             ("empty", ""),
         ];
-        let mut create = callback(Action::Create, "createInstance", &own);
+        let mut create = callback(Action::Other, "call Wang Fang", &own);
         create.items = [("Seats", "+49-170-1234567"), ("Label", "Wang")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into();
