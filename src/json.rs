@@ -5,9 +5,11 @@
 //! keep the digits, but it changes the type behind `Value` for the whole program: a seller's own hook that is
 //! linked with spid could no longer read numbers inside flattened or tagged types. So numbers are kept here.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -38,9 +40,12 @@ impl Json {
     /// message of the error may quote values.
     pub fn read(text: &[u8]) -> serde_json::Result<Json> {
         // The first pass checks everything and bounds the depth. The second one is needed by few documents.
-        let value: Value = serde_json::from_slice(text)?;
-        if is_exact(&value) {
-            return Ok(Json::from(value));
+        let inexact = Cell::new(false);
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let json = Reading { inexact: &inexact }.deserialize(&mut reader)?;
+        reader.end()?;
+        if !inexact.get() {
+            return Ok(json);
         }
         let raw: &RawValue = serde_json::from_slice(text)?;
         Json::of(raw)
@@ -89,13 +94,74 @@ impl Json {
     }
 }
 
-/// Whether no number in it has lost a digit.
-fn is_exact(value: &Value) -> bool {
-    match value {
-        Value::Number(number) => number.is_u64() || number.is_i64(),
-        Value::Array(list) => list.iter().all(is_exact),
-        Value::Object(members) => members.values().all(is_exact),
-        Value::Null | Value::Bool(_) | Value::String(_) => true,
+/// What names of `serde_json` itself begin with. Its own reader takes an object with such a member for something
+/// else, and depending on its features it writes numbers like that.
+const PRIVATE: &str = "$serde_json::private::";
+
+/// The first pass, which notes if a number has lost digits. `serde_json::Value` is not used for it, because it
+/// follows documents inside of texts behind a private name, beyond the bound on the depth.
+#[derive(Clone, Copy)]
+struct Reading<'a> {
+    inexact: &'a Cell<bool>,
+}
+
+impl<'de> DeserializeSeed<'de> for Reading<'_> {
+    type Value = Json;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Reading<'_> {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Json, E> {
+        Ok(Json::Bool(flag))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Json, E> {
+        Ok(Json::Number(number.to_string()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Json, E> {
+        Ok(Json::Number(number.to_string()))
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
+        self.inexact.set(true);
+        Ok(Json::Number(number.to_string()))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json, E> {
+        Ok(Json::Text(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Json, A::Error> {
+        let mut read = Vec::new();
+        while let Some(value) = list.next_element_seed(self)? {
+            read.push(value);
+        }
+        Ok(Json::List(read))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut members = BTreeMap::new();
+        while let Some(name) = map.next_key::<String>()? {
+            if name.starts_with(PRIVATE) {
+                self.inexact.set(true);
+            }
+            members.insert(name, map.next_value_seed(self)?);
+        }
+        Ok(Json::Object(members))
     }
 }
 
@@ -192,6 +258,21 @@ mod tests {
     fn a_second_reading_decides_nothing_else() {
         let json = Json::read(br#" { "b" : 1.50 , "a" : "x\u00e9\"" , "b" : [ 2.50 ] } "#).unwrap();
         assert_eq!(json.to_string(), r#"{"a":"xé\"","b":[2.50]}"#);
+    }
+
+    #[test]
+    fn a_private_name_of_the_library_is_a_name_like_any_other() {
+        let mut nested = "[1.5]".to_owned();
+        for _ in 0..10 {
+            nested = serde_json::json!({"$serde_json::private::RawValue": nested}).to_string();
+        }
+        for text in [
+            nested.as_str(),
+            r#"{"$serde_json::private::Number":"1"}"#,
+            r#"{"$serde_json::private::Number":1.50}"#,
+        ] {
+            assert_eq!(Json::read(text.as_bytes()).unwrap().to_string(), text);
+        }
     }
 
     #[test]
