@@ -739,6 +739,26 @@ mod tests {
     }
 
     #[test]
+    fn integers_are_compared_with_all_their_digits() {
+        for (written, digits) in [
+            ("7", "7"),
+            ("+7", "7"),
+            ("-7", "-7"),
+            ("1_000", "1000"),
+            ("0x1F", "31"),
+            ("202611300000000000000001", "202611300000000000000001"),
+        ] {
+            let text = format!(
+                "{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nexpect = {{ json = {{ n = {written} }} }}\n"
+            );
+            let scenario = read(&text, None).unwrap_or_else(|mistakes| panic!("{written}: {mistakes:?}"));
+            let Some(Pattern::Members(members)) = &scenario.steps[0].expect.json else { panic!("{written}") };
+            let [(_, Pattern::Exactly(number))] = members.as_slice() else { panic!("{written}") };
+            assert_eq!(number.to_string(), digits, "{written}");
+        }
+    }
+
+    #[test]
     fn all_mistakes_are_reported_together_in_order() {
         let text = "version = 2\ntitel = \"t\"\ndialect = \"alibab\"\nsource = \"\"\n\n[[step]]\nname = \"a\"\n\n\
                     [[step]]\naction = \"x\"\nname = 5\nrepat = 2\n";
