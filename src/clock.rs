@@ -5,6 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use jiff::fmt::temporal::Pieces;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
@@ -74,6 +75,21 @@ pub fn monotonic_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
     u64::try_from(micros).unwrap_or(0)
+}
+
+/// The last instant that is kept, which stands for "for ever".
+pub fn last_instant() -> Timestamp {
+    from_millis(Timestamp::MAX.as_millisecond())
+}
+
+/// Reads an instant of RFC 3339, with its offset. "For ever" is commonly written 9999-12-31, which lies a day
+/// behind the last instant that can be named; it is read as that.
+pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
+    text.parse().ok().or_else(|| {
+        let pieces = Pieces::parse(text).ok()?;
+        let is_whole = pieces.time().is_some() && pieces.offset().is_some();
+        (is_whole && pieces.date().year() == 9999).then(last_instant)
+    })
 }
 
 /// The instant `millis` after the epoch, clamped to what can be represented.
@@ -309,5 +325,27 @@ mod tests {
     fn instants_are_clamped_not_wrapped() {
         assert_eq!(from_millis(i64::MAX), Timestamp::MAX);
         assert_eq!(plus_millis(from_millis(1), i64::MAX), Timestamp::MAX);
+    }
+
+    #[test]
+    fn for_ever_is_an_instant_in_every_spelling() {
+        for text in [
+            "9999-12-31T23:59:59Z",
+            "9999-12-31T23:59:59.999Z",
+            "9999-12-31t23:59:59z",
+            "9999-12-31T23:59:59+08:00",
+            "9999-12-31T00:00:00-12:00",
+            "9999-12-30T23:00:00Z",
+        ] {
+            let at = read_rfc3339(text).unwrap_or_else(|| panic!("{text}"));
+            assert_eq!(at, last_instant(), "{text}");
+            assert_eq!(from_millis(at.as_millisecond()), at, "it reads back as it was stored");
+        }
+        for text in
+            ["9999-12-31", "9999-12-31T23:59:59", "9999-13-31T23:59:59Z", "10000-01-01T00:00:00Z", "", "x"]
+        {
+            assert_eq!(read_rfc3339(text), None, "{text}");
+        }
+        assert!(read_rfc3339("9999-12-29T00:00:00Z").unwrap() < last_instant());
     }
 }

@@ -89,6 +89,8 @@ pub struct Changes {
     pub sealer: Option<Sealer>,
     /// After how long without a signature a previous key is named as one that can go.
     pub key_unused_after: Duration,
+    /// What is chosen about the admin listener.
+    pub admin: AdminOptions,
 }
 
 impl DaemonOptions {
@@ -156,6 +158,8 @@ pub struct Daemon {
     tls: Option<ServerTls>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
+    /// The admin listener's handler, whose token may change.
+    operators: Admin,
     dispatch: JoinHandle<usize>,
     telemetry: Option<Telemetry>,
     ended: watch::Receiver<Option<&'static str>>,
@@ -217,8 +221,7 @@ impl Daemon {
         }
         let refusals = Refusals::new(clock.clone(), metrics.clone());
         // While nothing runs yet: it is the last that may fail.
-        let shown = shown(&store, database, &metrics, &refusals, &clock);
-        let handler = Admin::new(shown, options.admin)?;
+        let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
@@ -242,8 +245,9 @@ impl Daemon {
         let front = Front::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
-        let admin = admin
-            .map(|listener| serve(listener, options.server, handler, &stop_front, part("admin listener")));
+        let admin = admin.map(|listener| {
+            serve(listener, options.server, operators.clone(), &stop_front, part("admin listener"))
+        });
         Ok(Daemon {
             address,
             admin_address,
@@ -261,6 +265,7 @@ impl Daemon {
             tls: options.tls,
             front,
             admin,
+            operators,
             dispatch,
             telemetry,
             ended,
@@ -293,7 +298,9 @@ impl Daemon {
             secrets_window_ms,
             sealer,
             key_unused_after,
+            admin,
         } = changes;
+        self.operators.change(admin);
         self.watched.send_replace(watched(&endpoints, key_unused_after));
         self.store.repeat_secrets_for(secrets_window_ms);
         if let Some(sealer) = sealer {
@@ -370,8 +377,8 @@ impl Daemon {
                 telemetry.stop().await;
             }
         };
-        // The writer ends with the last handle on the store: the doors have one, and the key watch.
-        drop((self.store, self.liveness, self.doors, self.watched));
+        // The writer ends with the last handle on the store: the doors have one, the admin listener, and the key watch.
+        drop((self.store, self.liveness, self.doors, self.watched, self.operators));
         let closing = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait());
         let (closed, ()) = tokio::join!(closing, telling);
         let closed = closed.is_ok();

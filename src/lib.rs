@@ -6,7 +6,8 @@
 //!
 //! The modules, from the bottom up; each may use only those above it in this list:
 //!
-//! * [`limits`], [`clock`], [`metrics`]: every bound; time and ids; what is counted
+//! * [`limits`], [`clock`], [`metrics`], [`json`], [`text`]: every bound; time and ids; what is counted; JSON with
+//!   its digits; text fit to be shown
 //! * [`signature`], [`seal`], [`http`], [`supervisor`], [`trace`]: the only place that touches a key; secrets at
 //!   rest; hyper; systemd; what a callback is followed by
 //! * [`callback`], [`query`], [`telemetry`]: the words everything else speaks; strict query strings; spans for a
@@ -37,6 +38,7 @@ pub mod http;
 pub mod instance;
 pub mod intake;
 pub mod job;
+pub mod json;
 pub mod keywatch;
 pub mod limits;
 pub mod market;
@@ -52,6 +54,7 @@ pub mod store;
 pub mod supervisor;
 pub mod telemetry;
 pub mod testing;
+pub mod text;
 pub mod trace;
 
 use std::process::ExitCode;

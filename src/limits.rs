@@ -145,6 +145,16 @@ pub const READY_REMEMBERED_MS: i64 = 1_000;
 pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
 /// Shortest token that opens the admin listener, in bytes.
 pub const ADMIN_TOKEN_MIN_BYTES: usize = 16;
+/// Wrong tokens that one address may show the admin listener before it has to wait for its answer.
+pub const ADMIN_GUESSES_FREE_COUNT: u32 = 10;
+/// How long one of them is remembered, in milliseconds.
+pub const ADMIN_GUESS_FORGOTTEN_MS: u64 = 10_000;
+/// How long the answer to a wrong token waits then, in milliseconds.
+pub const ADMIN_GUESS_WAIT_MS: u64 = 1_000;
+/// How many answers wait at once; the others are 429 at once.
+pub const ADMIN_GUESSES_WAITING_COUNT: usize = 16;
+/// How often wrong tokens are logged at most, in milliseconds.
+pub const ADMIN_GUESSES_LOGGED_EVERY_MS: u64 = 10_000;
 /// Rows a list shows unless asked for more.
 pub const LIST_DEFAULT_COUNT: usize = 100;
 /// Most rows a list of the admin listener shows at once.

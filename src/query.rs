@@ -11,7 +11,11 @@
 //!
 //! What strictness cannot settle is an `&` *inside* a value: see [`ambiguous`].
 
+mod tokens;
+
 use std::fmt;
+
+pub use tokens::{TOKEN_PLACEHOLDER, masked, names_a_token, without_tokens};
 
 use crate::limits::{PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES, PARAMETERS_MAX_COUNT};
 
@@ -121,7 +125,8 @@ pub struct QueryError {
 impl QueryError {
     fn new(rule: Rule, name: Option<&str>, place: Option<Place>) -> QueryError {
         // Enough to recognise it, and short enough for a log line whoever chose the name.
-        let parameter = name.map(|name| name.chars().take(64).collect());
+        // A token that stands in the name is taken out before the name is cut.
+        let parameter = name.map(|name| without_tokens(name).chars().take(64).collect());
         QueryError { rule, parameter, place }
     }
 

@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::clock::Clock;
-use crate::dialect::{Refusal, explain};
+use crate::dialect::{Refusal, explain, shown_base};
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::signature::{Keys, Mismatch, Parts};
@@ -78,7 +78,7 @@ pub struct Shown {
     /// What would have made the signature hold, as far as that can be found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
-    /// The text the digest is made from, with `<key>` where the key belongs.
+    /// The text the digest is made from, with `<key>` where the key belongs and `<token>` for what may be a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
     /// Whether only the beginning of the base string was kept; then there is no explanation.
@@ -214,7 +214,9 @@ impl Entry {
 
     fn show(&self) -> Shown {
         let (base, explanation, base_cut) = match &self.base {
-            Some(Base::Whole(evidence)) => (Some(evidence.parts.base()), Some(evidence.explain()), false),
+            Some(Base::Whole(evidence)) => {
+                (Some(shown_base(&evidence.parts)), Some(evidence.explain()), false)
+            }
             Some(Base::Beginning(text)) => (Some(text.clone()), None, true),
             None => (None, None, false),
         };
@@ -250,7 +252,7 @@ impl Base {
         if evidence.bytes() <= limits::REFUSAL_EVIDENCE_MAX_BYTES {
             Base::Whole(evidence)
         } else {
-            Base::Beginning(cut(evidence.parts.base(), limits::REFUSAL_EVIDENCE_MAX_BYTES))
+            Base::Beginning(cut(shown_base(&evidence.parts), limits::REFUSAL_EVIDENCE_MAX_BYTES))
         }
     }
 }

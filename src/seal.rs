@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::files;
 use crate::signature::Secret;
+use crate::text::fault_of_secret;
 
 const NONCE_BYTES: usize = 24;
 const KEY_BYTES: usize = 32;
@@ -63,11 +64,13 @@ pub enum SealError {
     },
     /// It holds something else.
     #[error(
-        "the sealing key {name} is not 64 hex digits; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)"
+        "the sealing key {name} is not 64 hex digits{fault}; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)"
     )]
     NotAKey {
         /// Where it came from.
         name: String,
+        /// The first character that cannot be one, and its position, behind a colon; empty if its length is wrong.
+        fault: String,
     },
     /// The same key twice.
     #[error("the sealing key {name} is the same as an earlier one")]
@@ -142,8 +145,10 @@ impl KeySource {
 
     fn of_text(&self, text: &str) -> Result<SealingKey, SealError> {
         let mut key = Zeroizing::new([0u8; KEY_BYTES]);
-        hex::decode_to_slice(text.trim(), key.as_mut())
-            .map_err(|_| SealError::NotAKey { name: self.name() })?;
+        let text = text.trim();
+        let fault = || fault_of_secret(text).map(|fault| format!(": {fault}")).unwrap_or_default();
+        hex::decode_to_slice(text, key.as_mut())
+            .map_err(|_| SealError::NotAKey { name: self.name(), fault: fault() })?;
         Ok(SealingKey::new(&key))
     }
 }

@@ -32,6 +32,8 @@ use zeroize::Zeroizing;
 
 pub use field::Cipher;
 
+use crate::text::fault_of_secret;
+
 /// What stands for the key wherever a base string is shown.
 pub const KEY_PLACEHOLDER: &str = "<key>";
 
@@ -126,9 +128,9 @@ pub enum BadKey {
     /// There is no text in it.
     #[error("the key is empty: a request could be signed by anyone")]
     Empty,
-    /// It begins or ends with white space, or holds a control character.
-    #[error("the key has white space around it or a control character in it: was more than the key copied?")]
-    Unclean,
+    /// It holds a character that no marketplace puts into a key, or has a space at its beginning or end.
+    #[error("the key cannot be used: {0}")]
+    Unclean(String),
 }
 
 impl Key {
@@ -140,9 +142,8 @@ impl Key {
         if secret.is_empty() {
             return Err(BadKey::Empty);
         }
-        let text = secret.expose();
-        if text.trim() != text || text.chars().any(char::is_control) {
-            return Err(BadKey::Unclean);
+        if let Some(fault) = fault_of_secret(secret.expose()) {
+            return Err(BadKey::Unclean(fault));
         }
         Ok(Key { label: label.into(), secret })
     }
@@ -509,6 +510,9 @@ pub struct WebhookKey(Arc<Zeroizing<Vec<u8>>>);
 /// A text that is no key of Standard Webhooks. It never says what the text is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadWebhookKey {
+    /// It holds a character that no key has, or has a space at its beginning or end.
+    #[error("the secret cannot be used: {0}")]
+    Unclean(String),
     /// It does not begin as one.
     #[error("the secret does not begin with `whsec_`; make one with `echo whsec_$(openssl rand -base64 32)`")]
     Prefix,
@@ -526,6 +530,9 @@ impl WebhookKey {
     /// # Errors
     /// [`BadWebhookKey`].
     pub fn new(secret: &Secret) -> Result<WebhookKey, BadWebhookKey> {
+        if let Some(fault) = fault_of_secret(secret.expose()) {
+            return Err(BadWebhookKey::Unclean(fault));
+        }
         let text = secret.expose().strip_prefix(WEBHOOK_KEY_PREFIX).ok_or(BadWebhookKey::Prefix)?;
         let bytes = BASE64.decode(text).map(Zeroizing::new).map_err(|_| BadWebhookKey::NotBase64)?;
         if !WEBHOOK_KEY_BYTES.contains(&bytes.len()) {
@@ -842,7 +849,10 @@ mod tests {
         assert_ne!(digest(&present), digest(&other));
         assert!(!format!("{key:?}{present}{older}").contains("fake-secret"));
         assert_eq!(AccessKey::new("", Secret::new("s")).unwrap_err(), BadKey::Empty);
-        assert_eq!(AccessKey::new("FAKE", Secret::new(" s")).unwrap_err(), BadKey::Unclean);
+        for unclean in [" s", "s\u{200b}"] {
+            assert!(matches!(AccessKey::new("FAKE", Secret::new(unclean)), Err(BadKey::Unclean(_))));
+            assert!(matches!(AccessKey::new(unclean, Secret::new("s")), Err(BadKey::Unclean(_))));
+        }
     }
 
     /// The example key of the specification's own libraries.
@@ -873,7 +883,7 @@ mod tests {
             (String::new(), BadWebhookKey::Prefix),
             (WEBHOOK_EXAMPLE.replace("whsec_", ""), BadWebhookKey::Prefix),
             (WEBHOOK_EXAMPLE.replace("whsec_", "whpk_"), BadWebhookKey::Prefix),
-            (format!("{WEBHOOK_EXAMPLE} "), BadWebhookKey::NotBase64),
+            (WEBHOOK_EXAMPLE.replace('M', " "), BadWebhookKey::NotBase64),
             (WEBHOOK_EXAMPLE.replace('M', "-"), BadWebhookKey::NotBase64),
             ("whsec_".to_owned(), BadWebhookKey::Length(0)),
             (of(23), BadWebhookKey::Length(23)),
@@ -897,9 +907,20 @@ mod tests {
     fn a_suspicious_key_is_no_key() {
         let refused = |text: &str| Key::new("current", Secret::new(text)).unwrap_err();
         assert_eq!(refused(""), BadKey::Empty);
-        for unclean in [" ", "fake\n", " fake", "fa\0ke", "fake\u{feff}\t"] {
-            assert_eq!(refused(unclean), BadKey::Unclean, "{unclean:?}");
-            assert!(!refused(unclean).to_string().contains("fake"));
+        for (unclean, fault) in [
+            (" ", "character 1 of 1 is a space"),
+            ("fake\n", "character 5 of 5 is U+000A"),
+            (" fake", "character 1 of 5 is a space"),
+            ("fa\0ke", "character 3 of 5 is U+0000"),
+            ("\u{feff}fake", "character 1 of 5 is U+FEFF"),
+            ("fake\u{200b}", "character 5 of 5 is U+200B"),
+            ("fake\u{a0}key", "character 5 of 8 is U+00A0"),
+            ("\u{ff46}ake", "character 1 of 4 is U+FF46"),
+        ] {
+            let said = refused(unclean).to_string();
+            assert!(said.contains(fault) && !said.contains("fake"), "{said}");
+            let said = WebhookKey::new(&Secret::new(unclean)).unwrap_err().to_string();
+            assert!(said.contains(fault) && !said.contains("fake"), "{said}");
         }
         assert!(Keys::new(Vec::new()).is_none());
     }

@@ -23,6 +23,7 @@ use crate::http::{Client, ClientError, ClientOptions, ClientRequest, Method, Not
 use crate::limits;
 use crate::metrics::{Metric, Metrics};
 use crate::signature::Secret;
+use crate::text::fault_of_secret;
 use crate::trace::{SpanId, TraceContext};
 
 /// Where spans are sent, and as whose.
@@ -44,8 +45,14 @@ pub struct TelemetryHeaders(Vec<(String, Secret)>);
 
 /// A text that is no list of header fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {0} is not a header field, like `authorization: Bearer …`, or is one we set ourselves")]
-pub struct NotHeaders(usize);
+#[error(
+    "line {line} is not a header field, like `authorization: Bearer …`, or is one we set ourselves{fault}"
+)]
+pub struct NotHeaders {
+    line: usize,
+    /// The first character that a header cannot have, and its position, behind a colon; empty if there is none.
+    fault: String,
+}
 
 /// What belongs to the request and to nobody else.
 const OURS: [&str; 6] =
@@ -58,7 +65,11 @@ impl TelemetryHeaders {
     /// The number of a line that is none, and nothing of it.
     pub fn read(text: &Secret) -> Result<TelemetryHeaders, NotHeaders> {
         let lines = text.expose().lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let read = |(index, line): (usize, &str)| header(line).ok_or(NotHeaders(index + 1));
+        let wrong = |index, line: &str| {
+            let fault = fault_of_secret(line.trim()).map(|fault| format!(": {fault}")).unwrap_or_default();
+            NotHeaders { line: index + 1, fault }
+        };
+        let read = |(index, line): (usize, &str)| header(line).ok_or_else(|| wrong(index, line));
         lines.map(read).collect::<Result<_, _>>().map(TelemetryHeaders)
     }
 }
@@ -446,8 +457,9 @@ mod tests {
             ("content-type: fake-canary-5", 1),
             ("a: fake-canary-\u{e9}", 1),
         ] {
-            assert_eq!(read(text).unwrap_err(), NotHeaders(line), "{text}");
-            assert!(!NotHeaders(line).to_string().contains("canary"));
+            let wrong = read(text).unwrap_err();
+            assert_eq!(wrong.line, line, "{text}");
+            assert!(!wrong.to_string().contains("canary"));
         }
     }
 

@@ -4,12 +4,43 @@
 //! `Host`, which a page from elsewhere cannot have. Doing: whoever may read may act, but a browser on the
 //! operator's machine sends along what it was told once, so an act must also come from our own page.
 
+use std::sync::{PoisonError, RwLock};
+
 use crate::http::{Request, Response};
 use crate::signature::{Presented, Secret};
 
-/// The rule for who may ask.
+/// The rule for who may ask. The token changes with the configuration, while requests are answered.
 pub(super) struct Access {
-    token: Option<Secret>,
+    token: RwLock<Option<Secret>>,
+}
+
+/// Why a request is not an operator's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// It shows no token, and there is one.
+    NoToken,
+    /// It shows another token.
+    WrongToken,
+    /// It asks for another host than this machine.
+    OtherHost,
+}
+
+impl Denied {
+    /// The word it is counted under.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Denied::NoToken | Denied::OtherHost => "no-operator",
+            Denied::WrongToken => "wrong-admin-token",
+        }
+    }
+
+    /// What the client is told.
+    pub(super) fn response(self) -> Response {
+        match self {
+            Denied::NoToken | Denied::WrongToken => ask_for_token(),
+            Denied::OtherHost => Response::text(403, "ask for it as localhost, 127.0.0.1 or [::1]\n"),
+        }
+    }
 }
 
 /// Somebody who may ask.
@@ -21,32 +52,42 @@ pub(super) struct Operator {
 
 impl Access {
     pub(super) fn new(token: Option<Secret>) -> Access {
-        Access { token }
+        Access { token: RwLock::new(token) }
     }
 
-    /// Whether this is an operator; if not, what they are told.
-    pub(super) fn check(&self, request: &Request) -> Result<Operator, Response> {
-        match &self.token {
-            Some(token) => shown(request, token).ok_or_else(ask_for_token),
+    /// Replaces the token. A request that is looked at from now on needs the new one.
+    pub(super) fn change(&self, token: Option<Secret>) {
+        *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
+    }
+
+    fn token(&self) -> Option<Secret> {
+        self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the operator; if this is none, why not.
+    pub(super) fn check(&self, request: &Request) -> Result<Operator, Denied> {
+        match self.token() {
+            Some(token) => shown(request, &token),
             None if request.headers.only("host").is_some_and(is_this_machine) => Ok(Operator { name: None }),
-            None => Err(Response::text(403, "ask for it as localhost, 127.0.0.1 or [::1]\n")),
+            None => Err(Denied::OtherHost),
         }
     }
 
     /// Whether they may see totals. On loopback everybody may: there is nothing personal in them.
-    pub(super) fn may_count(&self, request: &Request) -> Result<(), Response> {
-        if self.token.is_none() { Ok(()) } else { self.check(request).map(drop) }
-    }
-
-    /// Whether they may see why it is not ready.
-    pub(super) fn may_see_detail(&self, request: &Request) -> bool {
-        self.check(request).is_ok()
+    pub(super) fn may_count(&self, request: &Request) -> Result<(), Denied> {
+        if self.token().is_none() { Ok(()) } else { self.check(request).map(drop) }
     }
 }
 
-fn shown(request: &Request, token: &Secret) -> Option<Operator> {
-    let presented = Presented::of(request.headers.only("authorization")?)?;
-    (presented.token == *token).then_some(Operator { name: presented.name })
+fn shown(request: &Request, token: &Secret) -> Result<Operator, Denied> {
+    if request.headers.get("authorization").is_none() {
+        return Err(Denied::NoToken);
+    }
+    let presented = request.headers.only("authorization").and_then(Presented::of);
+    match presented.filter(|presented| presented.token == *token) {
+        Some(presented) => Ok(Operator { name: presented.name }),
+        None => Err(Denied::WrongToken),
+    }
 }
 
 fn ask_for_token() -> Response {
@@ -107,11 +148,20 @@ mod tests {
         let basic = asked("authorization", "Basic b3BzOmZha2UtYWRtaW4tdG9rZW4tb2YtYS10ZXN0");
         assert_eq!(access.check(&basic).unwrap(), Operator { name: Some("ops".into()) });
         for wrong in ["Bearer", "Bearer ", "Bearer fake", "Basic !", "Digest x", TOKEN, "Basic b3Bz"] {
-            assert_eq!(access.check(&asked("authorization", wrong)).unwrap_err().status, 401, "{wrong}");
+            assert_eq!(
+                access.check(&asked("authorization", wrong)).unwrap_err(),
+                Denied::WrongToken,
+                "{wrong}"
+            );
             assert!(access.may_count(&asked("authorization", wrong)).is_err());
         }
         let twice = bearer.with_header("authorization", "Bearer fake");
-        assert!(access.check(&twice).is_err() && access.check(&asked("host", "localhost")).is_err());
+        assert_eq!(access.check(&twice), Err(Denied::WrongToken));
+        assert_eq!(access.check(&asked("host", "localhost")), Err(Denied::NoToken));
+        let bearer = asked("authorization", &format!("Bearer {TOKEN}"));
+        access.change(Some(Secret::new("fake-admin-token-number-2")));
+        assert_eq!(access.check(&bearer), Err(Denied::WrongToken), "a token that was revoked is a wrong one");
+        assert_eq!(Denied::WrongToken.response().status, 401);
     }
 
     #[test]
@@ -119,8 +169,8 @@ mod tests {
         let access = Access::new(None);
         assert!(access.check(&asked("host", "localhost:8081")).is_ok());
         let rebound = asked("host", "evil.example");
-        assert_eq!(access.check(&rebound).unwrap_err().status, 403);
-        assert!(!access.may_see_detail(&rebound) && access.may_count(&rebound).is_ok());
+        assert_eq!(access.check(&rebound).unwrap_err().response().status, 403);
+        assert!(access.may_count(&rebound).is_ok());
         assert!(access.check(&Request::get("/v1/jobs")).is_err());
     }
 

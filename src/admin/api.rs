@@ -5,7 +5,7 @@
 //! never allowed.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::acts::{Deed, Named, Report, signed};
 use super::target::Target;
@@ -16,7 +16,7 @@ use crate::http::{Method, Request, Response};
 use crate::instance::State;
 use crate::refusals::Shown;
 use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
-use crate::{hook, job, limits};
+use crate::{hook, job, limits, text};
 
 /// What an act is asked with.
 #[derive(Debug, Deserialize)]
@@ -29,7 +29,7 @@ struct ActBody {
     /// What a conflicting create is really.
     r#as: Option<String>,
     /// What completes the work: the JSON of docs/hooks.md.
-    answer: Option<Value>,
+    answer: Option<Box<RawValue>>,
 }
 
 #[derive(Serialize)]
@@ -98,7 +98,7 @@ pub(super) fn refuse(fault: &Fault) -> Response {
 
 fn json(status: u16, value: &impl Serialize) -> Answered {
     let text = serde_json::to_string(value);
-    text.map(|text| Response::json(status, text))
+    text.map(|text| Response::json(status, text::plain_json(&text).into_owned()))
         .map_err(|_| Fault::new(500, "the answer is not JSON: this is a bug"))
 }
 
@@ -286,8 +286,8 @@ pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     instead.map(Some).ok_or_else(|| Fault::new(400, "`as` is renew, upgrade or conversion"))
 }
 
-fn answer_given(value: Option<&serde_json::Value>) -> Result<Box<Answer>, Fault> {
-    let answer = value.map(|value| read_answer(value.to_string().as_bytes())).transpose()?;
+fn answer_given(given: Option<&Box<RawValue>>) -> Result<Box<Answer>, Fault> {
+    let answer = given.map(|text| read_answer(text.get().as_bytes())).transpose()?;
     Ok(Box::new(answer.unwrap_or_default()))
 }
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::{Admin, Fault};
+use super::{Admin, Denied, Fault};
 use crate::http::{Request, Response};
 use crate::instance::State;
 use crate::metrics::{Gauges, Metric};
@@ -148,7 +148,11 @@ impl Admin {
 
     /// `/readyz`: a status code for everybody, and why for an operator.
     pub(super) async fn ready(&self, request: &Request) -> Response {
-        if !self.inner.access.may_see_detail(request) {
+        if let Err(denied) = self.inner.access.check(request) {
+            // A probe without a token is a stranger's, and no attack.
+            if denied == Denied::WrongToken {
+                self.note(denied, request);
+            }
             return match self.ready_for_strangers().await {
                 true => Response::text(200, "ready\n"),
                 false => Response::text(503, "not ready\n"),

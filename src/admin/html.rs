@@ -4,6 +4,7 @@
 //! our own (`&'static str`), values and texts are escaped, and whatever leads somewhere is a [`Link`].
 
 use super::target::Link;
+use crate::text;
 
 /// A piece of a page.
 #[derive(Debug, Default)]
@@ -23,7 +24,7 @@ impl Html {
                 '"' => self.0.push_str("&quot;"),
                 '\'' => self.0.push_str("&#39;"),
                 // What could turn the text around it, or hide it, is shown instead of done.
-                c if is_invisible(c) => self.0.push_str(&c.escape_unicode().to_string()),
+                c if is_invisible(c) => self.0.extend(c.escape_unicode()),
                 c => self.0.push(c),
             }
         }
@@ -91,9 +92,7 @@ impl Html {
 }
 
 fn is_invisible(c: char) -> bool {
-    let is_break = matches!(c, '\n' | '\t');
-    let turns = matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}');
-    c.is_control() && !is_break || turns || c == '\u{feff}'
+    !matches!(c, '\n' | '\t') && !text::is_plain(c)
 }
 
 #[cfg(test)]
@@ -117,6 +116,9 @@ mod tests {
     #[test]
     fn what_turns_text_around_is_shown() {
         assert_eq!(page("a\u{202e}b\0"), "<p title=\"a\\u{202e}b\\u{0}\">a\\u{202e}b\\u{0}</p>");
+        for odd in ['\u{61c}', '\u{2028}', '\u{2029}', '\u{ad}', '\u{180e}', '\u{fff9}', '\u{e0041}', '\r'] {
+            assert!(!page(&format!("a{odd}b")).contains(odd), "{odd:?}");
+        }
     }
 
     proptest! {

@@ -15,12 +15,14 @@ mod access;
 mod acts;
 mod api;
 mod console;
+mod guesses;
 mod health;
 mod html;
 mod target;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use jiff::Timestamp;
 
@@ -31,11 +33,9 @@ use crate::query::QueryError;
 use crate::refusals::Refusals;
 use crate::signature::Secret;
 use crate::store::{MendError, Reader, Store, StoreError, StoreOptions, ViewError};
-use access::{Access, Operator};
+use access::{Access, Denied, Operator};
+use guesses::Guesses;
 use target::Target;
-
-/// What a request is counted under that comes from nobody who may ask.
-const NO_OPERATOR: &str = "no-operator";
 
 /// What can be chosen about the admin listener.
 #[derive(Debug, Clone, Default)]
@@ -67,6 +67,7 @@ pub struct Admin {
 struct Inner {
     parts: AdminParts,
     access: Access,
+    guesses: Guesses,
     /// Stands in every form of the console, and a page of another site cannot read it.
     form_token: Secret,
     started: Timestamp,
@@ -135,10 +136,19 @@ impl Admin {
             Id::new(started).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
         };
         let form_token = Secret::new(format!("{}{}", random()?, random()?));
-        parts.metrics.announce(Metric::TurnedAway, [NO_OPERATOR, ""]);
+        for denied in [Denied::NoToken, Denied::WrongToken] {
+            parts.metrics.announce(Metric::TurnedAway, [denied.as_str(), ""]);
+        }
         let access = Access::new(options.token);
         Ok(Admin {
-            inner: Arc::new(Inner { parts, access, form_token, started, remembered: Mutex::default() }),
+            inner: Arc::new(Inner {
+                parts,
+                access,
+                guesses: Guesses::default(),
+                form_token,
+                started,
+                remembered: Mutex::default(),
+            }),
         })
     }
 
@@ -146,9 +156,33 @@ impl Admin {
         self.inner.parts.clock.now()
     }
 
-    /// Lets in, or counts who was not.
-    fn guarded<T>(&self, checked: Result<T, Response>) -> Result<T, Response> {
-        checked.inspect_err(|_| self.inner.parts.metrics.count(Metric::TurnedAway, [NO_OPERATOR, ""]))
+    /// Replaces what can be chosen about the listener. What a request has been let in for already is finished.
+    pub fn change(&self, options: AdminOptions) {
+        self.inner.access.change(options.token);
+    }
+
+    /// Counts and logs a request that is no operator's. Returns whether its answer has to wait.
+    fn note(&self, denied: Denied, request: &Request) -> bool {
+        self.inner.parts.metrics.count(Metric::TurnedAway, [denied.as_str(), ""]);
+        if denied != Denied::WrongToken {
+            return false;
+        }
+        let peer = request.peer;
+        let turn = self.inner.guesses.note(peer.ip(), Instant::now());
+        if let Some(unlogged) = turn.log {
+            let suppressed = (unlogged > 0).then_some(unlogged);
+            tracing::warn!(%peer, suppressed, "a wrong token was shown to the admin listener");
+        }
+        turn.slow
+    }
+
+    /// The answer to a request that is no operator's.
+    async fn deny(&self, denied: Denied, request: &Request) -> Response {
+        if self.note(denied, request) && !self.inner.guesses.wait().await {
+            return Response::text(429, "too many wrong tokens came from this address\n")
+                .with_header("retry-after", "1");
+        }
+        denied.response()
     }
 
     /// Reads what is committed, on a thread that may wait for the disk.
@@ -188,13 +222,13 @@ impl Handler for Admin {
             }
             "/livez" => Response::text(200, "alive\n"),
             "/readyz" => self.ready(&request).await,
-            "/metrics" => match self.guarded(self.inner.access.may_count(&request)) {
+            "/metrics" => match self.inner.access.may_count(&request) {
                 Ok(()) => self.metrics().await,
-                Err(denied) => denied,
+                Err(denied) => self.deny(denied, &request).await,
             },
-            _ => match self.guarded(self.inner.access.check(&request)) {
+            _ => match self.inner.access.check(&request) {
                 Ok(operator) => self.operate(&operator, &request).await,
-                Err(denied) => denied,
+                Err(denied) => self.deny(denied, &request).await,
             },
         };
         answer.with_header("x-content-type-options", "nosniff")

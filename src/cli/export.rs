@@ -14,6 +14,7 @@ use crate::job;
 use crate::scenario::Seen;
 use crate::scenario::export::{Became, Export, Kept};
 use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader, each_instance};
+use crate::text::plain_json;
 
 #[derive(Args)]
 pub(super) struct ExportArguments {
@@ -121,7 +122,8 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
             return Ok(());
         }
         owing += u64::from(possession.owes);
-        let text = serde_json::to_string(&InstanceLine::from(possession));
+        let text =
+            serde_json::to_string(&InstanceLine::from(possession)).map(|text| plain_json(&text).into_owned());
         output.line(&text.map_err(|error| Failure::new(Exit::Bug, format!("a line is not JSON: {error}")))?)
     })?;
     if pending > 0 {

@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
+use crate::text::is_plain;
+
 /// What came of one test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) enum Came {
@@ -78,7 +80,7 @@ fn escaped(text: &str) -> String {
             '"' => escaped.push_str("&quot;"),
             '\n' => escaped.push_str("&#10;"),
             '\t' => escaped.push_str("&#9;"),
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => escaped.push('\u{fffd}'),
+            c if !is_plain(c) => escaped.push('\u{fffd}'),
             c => escaped.push(c),
         }
     }

@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::clock::read_rfc3339;
 use crate::instance::{Instance, State};
 use crate::store::{Import, Possession};
 
@@ -40,7 +42,7 @@ pub(super) struct InstanceLine {
     orders: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     trial: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "read_expiry", skip_serializing_if = "Option::is_none")]
     expires_on: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_on_raw: Option<String>,
@@ -62,6 +64,13 @@ pub(super) struct InstanceLine {
     created_at: Option<Timestamp>,
     #[serde(skip_serializing_if = "Option::is_none")]
     updated_at: Option<Timestamp>,
+}
+
+/// An expiry, of which "for ever" is one.
+fn read_expiry<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let wrong = || D::Error::custom(format!("`{text}` is not an instant, like 2030-01-01T00:00:00Z"));
+    read_rfc3339(&text).map(Some).ok_or_else(wrong)
 }
 
 impl From<Possession> for InstanceLine {

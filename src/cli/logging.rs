@@ -22,6 +22,7 @@ use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::config::LogFormat;
 use crate::metrics::Metrics;
+use crate::text;
 
 /// Says what is logged from now on.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;
@@ -158,15 +159,7 @@ where
 
 /// What a hook or a marketplace says must not look like a line of ours.
 fn one_line(text: &str) -> Cow<'_, str> {
-    let text = text.trim_end_matches('\n');
-    if !text.contains(|c: char| c.is_control() && c != '\t') {
-        return Cow::Borrowed(text);
-    }
-    let escaped = |c: char| match c.is_control() && c != '\t' {
-        true => c.escape_default().to_string(),
-        false => c.to_string(),
-    };
-    Cow::Owned(text.chars().map(escaped).collect())
+    text::plain_log(text.trim_end_matches('\n'))
 }
 
 /// One flat object: what an event says, and what the spans it is in say. That of tracing-subscriber nests the
@@ -194,7 +187,7 @@ where
     let mut visitor = SerdeMapVisitor::new(map);
     event.record(&mut visitor);
     visitor.take_serializer()?.end()?;
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    Ok(text::plain_json(&String::from_utf8_lossy(&line)).into_owned())
 }
 
 fn now() -> String {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::stderr::Stderr;
 use super::{Exit, Failure};
+use crate::text;
 
 /// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
 #[derive(Default)]
@@ -25,7 +26,8 @@ impl Output {
         if self.closed {
             return Ok(());
         }
-        match writeln!(std::io::stdout().lock(), "{line}") {
+        // A sentence may quote what another program wrote.
+        match writeln!(std::io::stdout().lock(), "{}", text::plain_lines(line)) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
                 self.closed = true;
@@ -44,7 +46,7 @@ impl Output {
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::new(Exit::Bug, format!("the answer is not JSON: {error}")))?;
-        self.line(&text)
+        self.line(&text::plain_json(&text))
     }
 
     /// Writes a table: a header, and rows of as many cells, in columns as wide as they need to be.
@@ -67,15 +69,13 @@ impl Output {
 
     /// Writes to stderr, where everything goes that is not data.
     pub(super) fn complain(&mut self, line: &str) {
-        self.stderr.write(format!("{line}\n").as_bytes());
+        self.stderr.write(format!("{}\n", text::plain_lines(line)).as_bytes());
     }
 }
 
-/// A text from outside, for a terminal: what could move the cursor is shown as an escape.
+/// A text from outside, for a terminal: what could move the cursor or turn the text is shown as an escape.
 pub(super) fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() })
-        .collect()
+    text::plain(text).into_owned()
 }
 
 #[cfg(test)]
@@ -85,5 +85,6 @@ mod tests {
     #[test]
     fn hostile_text_cannot_move_the_cursor() {
         assert_eq!(shown("a\u{1b}[2Jb\n中"), "a\\u{1b}[2Jb\\n中");
+        assert_eq!(shown("i-\u{202e}1"), "i-\\u{202e}1");
     }
 }

@@ -128,6 +128,7 @@ impl Reloader {
             secrets_window_ms: config.store.secrets_window_ms,
             sealer: Some(sealer),
             key_unused_after: config.key_unused_after,
+            admin: config.admin.clone(),
         });
         self.logging.configure(config.log_level, config.log_format);
         self.current = config;

@@ -16,6 +16,7 @@ use crate::limits;
 use crate::market::Market;
 use crate::market::ledger::{Kind, Ledger, Summary};
 use crate::market::plan::Plan;
+use crate::text::plain_json;
 
 /// A day longer than this would let dates on the wire run away from any clock.
 const DAY_MAX: Span = Span::from_millis(5 * 60_000);
@@ -128,7 +129,7 @@ fn lines(ledger: &Ledger) -> Result<String, Failure> {
     for entry in ledger.entries() {
         let line = serde_json::to_string(entry)
             .map_err(|error| Failure::new(Exit::Bug, format!("an account is not JSON: {error}")))?;
-        text.push_str(&line);
+        text.push_str(&plain_json(&line));
         text.push('\n');
     }
     Ok(text)

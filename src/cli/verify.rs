@@ -12,7 +12,8 @@ use super::sign::dialect_named;
 use super::{Done, Exit, Failure};
 use crate::callback::Callback;
 use crate::clock::Clock;
-use crate::dialect::{Options, RawRequest, Refusal, explain};
+use crate::dialect::{Options, RawRequest, Refusal, explain, shown_base};
+use crate::query::{TOKEN_PLACEHOLDER, names_a_token};
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {
@@ -85,15 +86,26 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
             key: Some(verified.key_label().to_string()),
             reason: None,
             explanation: None,
-            base: Some(parts.base()),
-            callback: Some(dialect.callback(verified, &Options::default())),
+            base: Some(shown_base(&parts)),
+            callback: Some(without_tokens(dialect.callback(verified, &Options::default()))),
         },
         Err(mismatch) => Verdict {
             explanation: Some(explain(mismatch, &parts, presented.as_deref(), &keys)),
-            base: Some(parts.base()),
+            base: Some(shown_base(&parts)),
             ..refused(&mismatch.into())
         },
     })
+}
+
+/// The callback without what stands under a name like a token's.
+fn without_tokens(callback: Callback) -> Callback {
+    let value = |name: &str, value: &str| match names_a_token(name) {
+        true => TOKEN_PLACEHOLDER.to_owned(),
+        false => value.to_owned(),
+    };
+    let parameters =
+        callback.parameters.iter().map(|(name, it)| (name.to_owned(), value(name, it))).collect();
+    Callback { parameters, ..callback }
 }
 
 fn refused(refusal: &Refusal) -> Verdict {

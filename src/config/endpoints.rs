@@ -16,6 +16,7 @@ use crate::http::Url;
 use crate::intake::Endpoint;
 use crate::orders::Desk;
 use crate::signature::{AccessKey, BadKey, Cipher};
+use crate::text::fault_of_secret;
 
 /// The endpoints as they stand in the file.
 pub(super) struct Endpoints {
@@ -106,11 +107,69 @@ fn account(table: &Table<'_>, name: &str) -> String {
 
 fn path(table: &Table<'_>) -> Option<String> {
     let path = table.required("path")?;
-    if !path.is_empty() && (!path.starts_with('/') || path.contains(['?', '#', ' '])) {
-        let text = format!("`{path}` is not a path: it begins with `/` and has no `?`, `#` or space");
-        table.mistake("path", text);
+    if let Some(fault) = fault_of_path(&path).filter(|_| !path.is_empty()) {
+        table.mistake("path", fault);
     }
     Some(path)
+}
+
+/// The reason why no caller asks for a path as it is written, and what to write instead. Paths are compared as
+/// they are sent: percent-encoded, with `.` and `..` resolved by the caller.
+fn fault_of_path(path: &str) -> Option<String> {
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Some(format!("`{path}` is not a path: it begins with `/` and has no `?` or `#`"));
+    }
+    let broken = path.split('%').skip(1).find(|behind| {
+        let digits = behind.bytes().take(2).filter(u8::is_ascii_hexdigit).count();
+        digits < 2
+    });
+    if broken.is_some() {
+        return Some(format!(
+            "`{path}` has a `%` without two hex digits behind it; write a percent sign as `%25`"
+        ));
+    }
+    let encoded = percent_encoded(path);
+    let resolved = resolved(&encoded);
+    if resolved == path {
+        return None;
+    }
+    let why = match encoded == path {
+        true => "callers resolve `.` and `..` before they send a path",
+        false => "callers send a path percent-encoded",
+    };
+    Some(format!("`{path}` is never asked for, because {why}; write `{resolved}`"))
+}
+
+/// The path with everything encoded that may not stand in one (RFC 3986, section 3.3). What is encoded already
+/// stays.
+fn percent_encoded(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            byte if byte.is_ascii_alphanumeric() || b"/%-._~!$&'()*+,;=:@".contains(&byte) => {
+                encoded.push(char::from(byte));
+            }
+            other => encoded.push_str(&format!("%{other:02X}")),
+        }
+    }
+    encoded
+}
+
+/// The path without segments that mean this folder or the one above (RFC 3986, section 5.2.4).
+fn resolved(path: &str) -> String {
+    let mut segments: Vec<&str> = Vec::new();
+    let mut ends_in_folder = false;
+    for segment in path.split('/').skip(1) {
+        let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+        ends_in_folder = matches!(plain.as_str(), "." | "..");
+        match plain.as_str() {
+            "." => {}
+            ".." => drop(segments.pop()),
+            _ => segments.push(segment),
+        }
+    }
+    let end = if ends_in_folder && !segments.is_empty() { "/" } else { "" };
+    format!("/{}{end}", segments.join("/"))
 }
 
 fn dialect(table: &Table<'_>) -> Option<&'static dyn Dialect> {
@@ -130,7 +189,10 @@ fn options(table: &Table<'_>) -> Options {
     };
     let url = |what: &'static str| {
         move |text: &str| match text.parse::<Url>() {
-            Ok(_) => Ok(text.to_owned()),
+            Ok(url) => match fault_of_path(url.target().split('?').next().unwrap_or_default()) {
+                None => Ok(text.to_owned()),
+                Some(fault) => Err(format!("it is not the URL of {what}: {fault}")),
+            },
             Err(wrong) => Err(format!("it is not the URL of {what}: {wrong}")),
         }
     };
@@ -192,6 +254,10 @@ fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
         return None;
     };
     let (member, secret) = secret?;
+    if let Some(fault) = fault_of_secret(&id) {
+        table.mistake("access_key", format!("the key cannot be used: {fault}"));
+        return None;
+    }
     let wrong = |wrong: BadKey| secret_table.mistake(member, wrong.to_string());
     let key = AccessKey::new(id, secret).map_err(wrong).ok()?;
     match scope {

@@ -50,12 +50,9 @@ pub use keys::read_key;
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
 /// The keys a daemon that runs cannot change: it is bound to them.
-pub const NEEDS_RESTART: [&str; 12] = [
+pub const NEEDS_RESTART: [&str; 9] = [
     "server.listen",
     "server.admin_listen",
-    "server.admin_token.file",
-    "server.admin_token.env",
-    "server.admin_token.credential",
     "store.path",
     "telemetry.otlp",
     "telemetry.ca_file",
@@ -404,7 +401,7 @@ fn admin_token(table: &Table<'_>) -> Option<Secret> {
     let (member, secret) = keys::secret(table)?;
     let least = limits::ADMIN_TOKEN_MIN_BYTES;
     let wrong = match Key::new("admin", secret.clone()) {
-        Err(_) => "it is empty, or has white space or a control character in it".to_owned(),
+        Err(wrong) => wrong.to_string(),
         Ok(_) if secret.expose().len() < least => {
             format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
         }

@@ -337,6 +337,51 @@ fn the_public_url_is_one_a_browser_can_open() {
     }
 }
 
+#[test]
+fn a_path_that_no_caller_asks_for_is_refused_with_the_one_to_write() {
+    let told = |path: &str| {
+        let endpoint = ENDPOINT.replace("\"/spi\"", &format!("\"{path}\""));
+        assert!(endpoint.contains(path), "{endpoint}");
+        lines(&format!("{endpoint}{HOOK}")).join("\n")
+    };
+    for fine in [
+        "/spi",
+        "/",
+        "/a/b/",
+        "/%E5%9B%9E%E8%B0%83",
+        "/a%20b",
+        "/v1.0/~x_y-z/a:b@c",
+        "/...",
+        "/.well-known/x",
+    ] {
+        assert_eq!(told(fine), "", "{fine}");
+    }
+    for (path, instead) in [
+        ("/回调", "`/%E5%9B%9E%E8%B0%83`"),
+        ("/a b", "`/a%20b`"),
+        ("/{x}", "`/%7Bx%7D`"),
+        ("/a/../spi", "`/spi`"),
+        ("/./spi", "`/spi`"),
+        ("/a/%2E%2e/spi", "`/spi`"),
+        ("/spi/..", "`/`"),
+        ("/a/b/..", "`/a/`"),
+        ("/回/../调", "`/%E8%B0%83`"),
+        ("/100%", "`%25`"),
+        ("/%zz", "`%25`"),
+        ("spi", "begins with `/`"),
+        ("/spi?x", "no `?`"),
+        ("/spi#x", "no `?` or `#`"),
+    ] {
+        assert!(told(path).contains("`endpoint[0].path`") && told(path).contains(instead), "{}", told(path));
+    }
+    for url in ["https://a.example/回", "https://a.example/x/../y", "https://a.example/%zz"] {
+        for name in ["public_url", "test_url"] {
+            let said = lines(&format!("{ENDPOINT}{name} = \"{url}\"\n{HOOK}"));
+            assert!(said.len() == 1 && said[0].contains(name), "{said:?}");
+        }
+    }
+}
+
 // Changes.
 
 #[test]

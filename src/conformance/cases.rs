@@ -6,11 +6,10 @@
 use std::pin::Pin;
 use std::sync::PoisonError;
 
-use serde_json::Value as Json;
-
 use super::recipe::Recipe;
 use super::trial::{Ask, Bought, Heard, Token, Trial};
 use super::{Aspect, Case, Level};
+use crate::json::Json;
 use crate::limits::CONFORMANCE_CONCURRENT_COUNT;
 use crate::outbound;
 
@@ -469,8 +468,8 @@ async fn answer_time(t: &mut Trial) -> Said {
 async fn app_info(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let told = |name: &&str| {
-        let value = bought.answer.member("appInfo").and_then(|app| app.get(*name));
-        value.and_then(Json::as_str).is_some_and(|text| !text.is_empty())
+        let value = bought.answer.member("appInfo").and_then(|app| app.get(name));
+        value.and_then(Json::as_text).is_some_and(|text| !text.is_empty())
     };
     let missing: Vec<&str> =
         ["frontEndUrl", "adminUrl", "username", "password"].into_iter().filter(|name| !told(name)).collect();
@@ -483,7 +482,7 @@ async fn app_info(t: &mut Trial) -> Said {
 async fn id_is_text(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     match bought.answer.member("instanceId") {
-        Some(Json::String(_)) => Ok("it is a text".to_owned()),
+        Some(Json::Text(_)) => Ok("it is a text".to_owned()),
         other => Err(format!("it is {}, without quotes", other.cloned().unwrap_or_default())),
     }
 }

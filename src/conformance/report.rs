@@ -8,6 +8,7 @@
 use std::fmt::{self, Write as _};
 
 use super::{Aspect, Exchange, Judged, Judgement, Verdict};
+use crate::text::is_plain;
 
 /// What the vendor's self-test asks, and what only a person can see of it.
 const ASKED: [(Aspect, &str, &str); 5] = [
@@ -80,7 +81,7 @@ pub fn markdown(judgement: &Judgement) -> String {
 
 fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
     writeln!(text, "# Self-test of a marketplace receiver\n")?;
-    writeln!(text, "* receiver: {}", plain(&judgement.receiver))?;
+    writeln!(text, "* receiver: {}", in_markdown(&judgement.receiver))?;
     writeln!(text, "* judged: {}, by spid {}", judgement.began_at, judgement.spid)?;
     writeln!(text, "* level: {}", judgement.level)?;
     writeln!(text, "* result: **{}**\n", verdict_of(judgement))?;
@@ -101,7 +102,7 @@ fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
         writeln!(text, "\n## To be released by hand\n")?;
         writeln!(text, "These instances were bought and could not be given back.\n")?;
         for id in &judgement.left_behind {
-            writeln!(text, "* {}", plain(id))?;
+            writeln!(text, "* {}", in_markdown(id))?;
         }
     }
     Ok(())
@@ -119,7 +120,7 @@ fn write_markdown_cases(judgement: &Judgement, aspect: Aspect, text: &mut String
     )?;
     for case in cases {
         let Judged { id, level, rule, .. } = case;
-        let (verdict, said) = (case.verdict.as_str(), plain(&case.said));
+        let (verdict, said) = (case.verdict.as_str(), in_markdown(&case.said));
         writeln!(text, "| `{id}` | {level} | {verdict} | {rule} | {said} |")?;
     }
     Ok(())
@@ -128,25 +129,25 @@ fn write_markdown_cases(judgement: &Judgement, aspect: Aspect, text: &mut String
 fn write_markdown_findings(judgement: &Judgement, text: &mut String) -> fmt::Result {
     for case in judgement.cases.iter().filter(|case| case.verdict == Verdict::Failed) {
         writeln!(text, "\n## Failed: `{}`\n", case.id)?;
-        writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, plain(&case.said))?;
+        writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, in_markdown(&case.said))?;
         for exchange in &case.exchanges {
             let block = exchange_text(exchange);
             let fence = "`".repeat(longest_run(&block, '`').max(2) + 1);
-            writeln!(text, "{}:\n\n{fence}text\n{block}\n{fence}\n", plain(&exchange.what))?;
+            writeln!(text, "{}:\n\n{fence}text\n{block}\n{fence}\n", in_markdown(&exchange.what))?;
         }
     }
     Ok(())
 }
 
 /// A text that is nothing but text in Markdown, on one line.
-fn plain(text: &str) -> String {
+fn in_markdown(text: &str) -> String {
     let mut plain = String::new();
     for c in text.chars() {
         match c {
             '&' => plain.push_str("&amp;"),
             '<' => plain.push_str("&lt;"),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' | '~' => plain.extend(['\\', c]),
-            c if c.is_control() => plain.push(' '),
+            c if !is_plain(c) => plain.push(' '),
             c => plain.push(c),
         }
     }
@@ -162,7 +163,7 @@ fn exchange_text(exchange: &Exchange) -> String {
     let body = if body.is_empty() { String::new() } else { format!("\n\n{body}") };
     let status = exchange.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let text = format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}");
-    text.chars().filter(|c| *c == '\n' || !c.is_control()).collect()
+    text.chars().filter(|c| *c == '\n' || is_plain(*c)).collect()
 }
 
 const STYLE: &str = "\
@@ -301,7 +302,7 @@ fn escaped(text: &str) -> String {
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
             '\'' => escaped.push_str("&#39;"),
-            c if c.is_control() && c != '\n' => {}
+            c if !is_plain(c) && c != '\n' => {}
             c => escaped.push(c),
         }
     }

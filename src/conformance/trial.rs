@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use serde_json::Value as Json;
 use tokio::time::{Instant, sleep};
 
 use super::recipe::Recipe;
@@ -13,6 +12,7 @@ use super::{Exchange, Suite, Unjudged};
 use crate::clock::{Id, plus_millis};
 use crate::dialect::{self, Dialect, OutRequest, SendForm, SendSignature, Sending};
 use crate::http::{Client, ClientError, ClientRequest, ClientResponse, Url};
+use crate::json::Json;
 use crate::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};
 use crate::outbound;
 use crate::query::Pair;
@@ -241,7 +241,7 @@ impl Heard {
             status: answer.status,
             content_type: text("content-type").unwrap_or_default(),
             location: text("location"),
-            json: serde_json::from_slice(&answer.body).ok(),
+            json: Json::read(&answer.body).ok(),
         }
     }
 
@@ -252,8 +252,7 @@ impl Heard {
     /// The id it tells: not missing, not empty, not the 0 that means "call again".
     pub(super) fn id(&self) -> Option<String> {
         let id = match self.member("instanceId")? {
-            Json::String(text) => text.clone(),
-            Json::Number(number) => number.to_string(),
+            Json::Text(text) | Json::Number(text) => text.clone(),
             _ => return None,
         };
         (!id.is_empty() && id != "0").then_some(id)
@@ -263,8 +262,8 @@ impl Heard {
     pub(super) fn success(&self) -> Option<bool> {
         match self.member("success")? {
             Json::Bool(success) => Some(*success),
-            Json::String(text) if text == "true" => Some(true),
-            Json::String(text) if text == "false" => Some(false),
+            Json::Text(text) if text == "true" => Some(true),
+            Json::Text(text) if text == "false" => Some(false),
             _ => None,
         }
     }
@@ -565,7 +564,8 @@ impl Trial {
     /// whom we were asked to judge.
     pub(super) fn door_of(&self, bought: &Bought) -> Url {
         let suite = &self.run.suite;
-        let told = bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_str()?.parse().ok());
+        let told =
+            bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_text()?.parse().ok());
         let near = told.filter(|url: &Url| url.authority() == suite.url.authority());
         suite.sign_on.clone().or(near).unwrap_or_else(|| suite.url.clone())
     }
@@ -682,7 +682,7 @@ mod tests {
     use super::*;
 
     fn heard(status: u16, body: &str) -> Heard {
-        let json = serde_json::from_str(body).ok();
+        let json = Json::read(body.as_bytes()).ok();
         Heard { status, content_type: String::new(), location: None, json }
     }
 

@@ -5,8 +5,41 @@
 //! them with the keys we have finds it in a millisecond. What is told is the mistake, never a digest
 //! and never a key.
 
-use crate::query;
+use crate::json::Json;
+use crate::query::{self, TOKEN_PLACEHOLDER};
 use crate::signature::{Keys, Mismatch, Parts, Signed};
+
+/// The text the digest is made from, fit to be shown: `<key>` stands for the key, and `<token>` for whatever may
+/// be a token, under whichever name it was sent.
+pub fn shown_base(parts: &Parts) -> String {
+    let masked = |pairs: &[(String, String)]| -> Vec<(String, String)> {
+        let value = |name: &str, value: &str| match query::names_a_token(name) && !value.is_empty() {
+            true => TOKEN_PLACEHOLDER.to_owned(),
+            false => query::without_tokens(value).into_owned(),
+        };
+        pairs.iter().map(|(name, it)| (query::without_tokens(name).into_owned(), value(name, it))).collect()
+    };
+    match parts {
+        Parts::Pairs(pairs) => Parts::Pairs(masked(pairs)).base(),
+        Parts::Stamped { timestamp, pairs } => {
+            Parts::Stamped { timestamp: timestamp.clone(), pairs: masked(pairs) }.base()
+        }
+        Parts::Dated { timestamp, body } => {
+            Parts::Dated { timestamp: timestamp.clone(), body: masked_body(body) }.base()
+        }
+        Parts::Nonced { nonce, timestamp, body, digested } => {
+            // Honest nonces are shorter than this scheme's signatures.
+            let is_short = nonce.len() < parts.scheme().characters();
+            let nonce = if is_short { nonce.clone() } else { TOKEN_PLACEHOLDER.to_owned() };
+            let (timestamp, body, digested) = (timestamp.clone(), masked_body(body), *digested);
+            Parts::Nonced { nonce, timestamp, body, digested }.base()
+        }
+    }
+}
+
+fn masked_body(body: &[u8]) -> Vec<u8> {
+    query::masked(&String::from_utf8_lossy(body)).into_bytes()
+}
 
 /// Says of a signature that did not hold what would have made it hold, if that can be found.
 ///
@@ -25,6 +58,11 @@ use crate::signature::{Keys, Mismatch, Parts, Signed};
 /// assert!(text.contains("as they are encoded in the URL"), "{text}");
 /// ```
 pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
+    // The names of parameters are quoted, and a sender may have put anything there.
+    query::without_tokens(&explanation(mismatch, parts, presented, keys)).into_owned()
+}
+
+fn explanation(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
     let found = match (mismatch, presented) {
         (Mismatch::Wrong, Some(presented)) => {
             suspects(parts).into_iter().find(|(_, parts)| holds(parts.clone(), presented, keys))
@@ -92,7 +130,7 @@ fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
         "the body had been signed without the white space around it".to_owned(),
         body.trim_ascii().to_vec(),
     )];
-    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(body) {
+    if let Ok(value) = Json::read(body) {
         let mistake = "the body had been signed with its members sorted and without white space between them";
         suspects.push((mistake.to_owned(), value.to_string().into_bytes()));
     }
@@ -172,6 +210,35 @@ mod tests {
         ] {
             let text = told(&received, &signed);
             assert!(text.contains(mistake), "{signed:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn no_token_is_told_whatever_its_name_became() {
+        let signed = [("action", "x"), ("orderBizId", "ob-1")];
+        let token = Parts::Pairs(pairs(&signed)).sign(&keys());
+        for name in ["amp;token", "Token", "%74oken", "tokem", "remark", token.as_str()] {
+            for value in
+                [token.clone(), format!("x{token}x"), token.to_uppercase(), format!("{token}{token}")]
+            {
+                let received = [&signed[..], &[(name, value.as_str())]].concat();
+                let parts = Parts::Pairs(pairs(&received));
+                let base = shown_base(&parts);
+                let said = explain(Mismatch::Wrong, &parts, Some(&token), &keys());
+                for shown in [base.to_lowercase(), said.to_lowercase()] {
+                    assert!(!shown.contains(&token), "{name}: {shown}");
+                }
+                assert!(base.contains("orderBizId=ob-1") && base.contains("<token>"), "{base}");
+            }
+        }
+        let body = format!(r#"{{"note": "{token}", "token": "abc", "order": "ob-1"}}"#).into_bytes();
+        let (nonce, timestamp) = ("n".to_owned(), "17".to_owned());
+        for parts in [
+            Parts::Dated { timestamp: timestamp.clone(), body: body.clone() },
+            Parts::Nonced { nonce, timestamp, body, digested: true },
+        ] {
+            let base = shown_base(&parts);
+            assert!(!base.contains(&token) && !base.contains("abc") && base.contains("ob-1"), "{base}");
         }
     }
 

@@ -4,11 +4,13 @@
 //! minutes, the neutral names of [`crate::callback`]. `docs/dialects/generic.md` is the contract;
 //! a caller can be written from that page alone.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::{
@@ -16,6 +18,8 @@ use super::{
     RawRequest, Refusal, Reply, SendForm, Sending, Signed, Unchecked, Verified, message, object, read_civil,
     read_word,
 };
+use crate::clock::read_rfc3339;
+use crate::json::Json;
 use crate::limits::DATED_WINDOW_MS;
 use crate::query;
 
@@ -96,13 +100,13 @@ impl Dialect for Generic {
     }
 
     fn reply(&self, _callback: &Callback, outcome: &Outcome, _options: &Options) -> Reply {
-        let mut body = Map::from_iter([("status".to_owned(), Value::from(outcome.as_str()))]);
+        let mut body = BTreeMap::from([("status".to_owned(), Json::from(outcome.as_str()))]);
         match outcome {
             Outcome::Applied { instance_id, answer } => {
-                let redirect = answer.redirect.as_ref().map(|url| Value::from(url.expose()));
+                let redirect = answer.redirect.as_ref().map(|url| Json::from(url.expose()));
                 let free = answer.body.as_ref().map(|text| free_value(text.expose()));
                 let sections = [
-                    ("instance_id", instance_id.as_deref().map(Value::from)),
+                    ("instance_id", instance_id.as_deref().map(Json::from)),
                     ("app", section(object(&answer.app, str::to_owned))),
                     ("host", section(object(&answer.host, str::to_owned))),
                     ("info", section(object(&answer.info, str::to_owned))),
@@ -113,10 +117,10 @@ impl Dialect for Generic {
                 body.extend(told);
             }
             _ => {
-                body.insert("message".to_owned(), Value::from(message(outcome)));
+                body.insert("message".to_owned(), Json::from(message(outcome).as_str()));
             }
         }
-        Reply::json(200, &Value::Object(body))
+        Reply::json(200, &body)
     }
 
     fn refuse(&self, _request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
@@ -150,7 +154,7 @@ impl Dialect for Generic {
 
 /// RFC 3339 with its offset, or `yyyy-MM-dd HH:mm:ss` in the endpoint's zone.
 fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
-    text.parse().ok().or_else(|| read_civil(text, zone))
+    read_rfc3339(text).or_else(|| read_civil(text, zone))
 }
 
 /// The date of a request. A stale one is turned away before the digest is made: it costs nothing.
@@ -194,12 +198,12 @@ fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {
     Ok(pairs)
 }
 
-fn free_value(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::from(text))
+fn free_value(text: &str) -> Json {
+    Json::read(text.as_bytes()).unwrap_or_else(|_| Json::from(text))
 }
 
-fn section(fields: Map<String, Value>) -> Option<Value> {
-    (!fields.is_empty()).then_some(Value::Object(fields))
+fn section(fields: Map<String, Value>) -> Option<Json> {
+    (!fields.is_empty()).then_some(Json::from(Value::Object(fields)))
 }
 
 fn write_body(pairs: &[Pair], form: SendForm) -> String {
@@ -272,52 +276,20 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-/// Beyond this a JSON number has been rounded before we see it.
-const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
-
-impl<'de> Visitor<'de> for Member<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.may_nest { "an object" } else { "a text, a number, a boolean or null" })
-    }
-
-    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
-        self.keep(text.to_owned())
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.keep(value.to_string())
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.keep(value.to_string())
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.keep(value.to_string())
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        if value.abs() >= EXACT_MAX {
-            return Err(E::custom("a number is too large to be exact: send it as text"));
+        // Read as it is written: through a float, a number would lose digits.
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        if self.may_nest && raw.starts_with('{') {
+            let mut json = serde_json::Deserializer::from_str(raw);
+            let read = json.deserialize_map(Object { prefix: ITEM, pairs: self.pairs });
+            return read.map_err(|_| D::Error::custom("`items` holds more than texts, numbers and booleans"));
         }
-        self.keep(value.to_string())
-    }
-
-    /// An empty text is absent, and so is this.
-    fn visit_unit<E: Error>(self) -> Result<(), E> {
-        if self.may_nest { Ok(()) } else { self.keep(String::new()) }
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<(), A::Error> {
-        if !self.may_nest {
-            return Err(A::Error::custom("only `items` may be an object"));
+        match Json::read(raw.as_bytes()).map_err(|_| D::Error::custom("a value cannot be read"))? {
+            // An empty text is absent, and so is this.
+            Json::Null if self.may_nest => Ok(()),
+            Json::Null => self.keep(String::new()),
+            Json::Bool(flag) => self.keep(flag.to_string()),
+            Json::Number(text) | Json::Text(text) => self.keep(text),
+            Json::List(_) | Json::Object(_) => Err(D::Error::custom("only `items` may be an object")),
         }
-        Object { prefix: ITEM, pairs: self.pairs }.visit_map(map)
     }
 }

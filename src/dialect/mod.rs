@@ -26,12 +26,13 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::callback::{
     Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
 };
-use crate::clock::{Id, from_millis};
+use crate::clock::{Id, last_instant};
 use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Cipher, Keys, Mismatch, Parts, Secret, Signed, Signer, Verified};
@@ -43,7 +44,7 @@ mod jdcloud;
 mod koogallery;
 mod token;
 
-pub use explain::explain;
+pub use explain::{explain, shown_base};
 
 /// Every dialect, by name.
 static DIALECTS: [&dyn Dialect; 4] =
@@ -440,12 +441,13 @@ pub struct Seal {
 
 impl Reply {
     /// A JSON answer.
-    pub fn json(status: u16, body: &Value) -> Reply {
+    pub fn json(status: u16, body: &impl Serialize) -> Reply {
         Reply {
             status,
             content_type: "application/json",
             headers: vec![("cache-control", "no-store".to_owned())],
-            body: body.to_string().into_bytes(),
+            // What is answered consists of texts, numbers, lists and objects, which can always be written.
+            body: serde_json::to_vec(body).unwrap_or_default(),
             seal: Seal::default(),
         }
     }
@@ -735,8 +737,7 @@ fn read_civil(text: &str, zone: &TimeZone) -> Option<Timestamp> {
         });
     let civil: jiff::civil::DateTime = text.parse().ok().filter(|_| fits)?;
     // "For ever" is commonly written 9999-12-31, which lies a day behind the last instant we can name.
-    let last = || from_millis(Timestamp::MAX.as_millisecond());
-    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last))
+    zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
 }
 
 fn read_word<'a>(parameters: &'a Parameters, name: &str) -> &'a str {
@@ -764,6 +765,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::clock::from_millis;
 
     fn shanghai() -> TimeZone {
         Options::default().timezone

@@ -13,6 +13,7 @@ use super::{
     Pair, Parameters, Parts, RawRequest, Refusal, Reply, Secret, SendForm, Sending, Signed, SuccessAs,
     Unchecked, Verified, message, object, read_civil, read_word,
 };
+use crate::json::Json;
 use crate::query;
 
 /// A marketplace of the query-token family, as a table.
@@ -332,7 +333,7 @@ fn success_with_app_reply(outcome: &Outcome, options: &Options) -> Reply {
 /// The hook's own JSON, if it is done and gave some.
 fn free_reply(outcome: &Outcome) -> Option<Reply> {
     let Outcome::Applied { answer, .. } = outcome else { return None };
-    let body: Value = serde_json::from_str(answer.body.as_ref()?.expose()).ok()?;
+    let body = Json::read(answer.body.as_ref()?.expose().as_bytes()).ok()?;
     Some(Reply::json(200, &body))
 }
 

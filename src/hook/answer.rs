@@ -3,12 +3,12 @@
 //! The JSON is read by hand, because the messages of a derived reader quote the values they do not
 //! like, and the values here are passwords.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
-
-use serde_json::{Map, Value};
 
 use super::HookError;
 use crate::callback::{Action, Answer, Field, Fields, SECRET_FIELDS};
+use crate::json::Json;
 use crate::signature::Secret;
 
 pub(super) const APP_FIELDS: [&str; 8] = [
@@ -264,7 +264,7 @@ pub struct Reply(Secret);
 
 impl Reply {
     /// This JSON, as it is.
-    pub fn json(value: Value) -> Reply {
+    pub fn json(value: serde_json::Value) -> Reply {
         Reply(Secret::new(value.to_string()))
     }
 }
@@ -310,9 +310,9 @@ impl Said {
 
     /// Reads an answer.
     pub(crate) fn read(text: &[u8]) -> Result<Said, Unreadable> {
-        let value: Value = serde_json::from_slice(text)
+        let value = Json::read(text)
             .map_err(|error| Unreadable::NotJson { line: error.line(), column: error.column() })?;
-        let Value::Object(members) = value else { return Err(Unreadable::NotAnObject) };
+        let Json::Object(members) = value else { return Err(Unreadable::NotAnObject) };
         let mut said = Said::default();
         for (name, value) in members {
             said.take(&name, value)?;
@@ -320,8 +320,8 @@ impl Said {
         Ok(said)
     }
 
-    fn take(&mut self, name: &str, value: Value) -> Result<(), Unreadable> {
-        if value.is_null() && name != "body" {
+    fn take(&mut self, name: &str, value: Json) -> Result<(), Unreadable> {
+        if value == Json::Null && name != "body" {
             return known(name);
         }
         let answer = &mut self.answer;
@@ -391,49 +391,45 @@ fn complete(answer: Answer, action: Action) -> Result<Answer, Unreadable> {
     }
 }
 
-/// A text; a number or a boolean will do, as `8080` for a port is no crime.
-fn text(name: &str, value: Value) -> Result<String, Unreadable> {
-    match value {
-        Value::String(text) => Ok(text),
-        Value::Number(number) => Ok(number.to_string()),
-        Value::Bool(flag) => Ok(flag.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => {
-            Err(Unreadable::Type { name: name.to_owned(), expected: "a text" })
-        }
-    }
+/// A text. A number or a boolean is taken as the text it was written as: `8080` for a port is no mistake.
+fn text(name: &str, value: Json) -> Result<String, Unreadable> {
+    value.to_text().ok_or_else(|| Unreadable::Type { name: name.to_owned(), expected: "a text" })
 }
 
-fn seconds(name: &str, value: &Value) -> Result<Duration, Unreadable> {
-    let number = value.as_u64();
+fn seconds(name: &str, value: &Json) -> Result<Duration, Unreadable> {
+    let number = match value {
+        Json::Number(digits) => digits.parse().ok(),
+        _ => None,
+    };
     number
         .map(Duration::from_secs)
         .ok_or_else(|| Unreadable::Type { name: name.to_owned(), expected: "a whole number of seconds" })
 }
 
-fn object(name: &str, value: Value) -> Result<Map<String, Value>, Unreadable> {
+fn object(name: &str, value: Json) -> Result<BTreeMap<String, Json>, Unreadable> {
     match value {
-        Value::Object(members) => Ok(members),
+        Json::Object(members) => Ok(members),
         _ => Err(Unreadable::Type { name: name.to_owned(), expected: "an object" }),
     }
 }
 
 /// The fields of one section. A misspelt name is an error: its value would reach no buyer.
-fn section(section: &str, value: Value, known: Option<&[&str]>) -> Result<Fields, Unreadable> {
+fn section(section: &str, value: Json, known: Option<&[&str]>) -> Result<Fields, Unreadable> {
     let mut fields = Fields::new();
     for (name, value) in object(section, value)? {
         let full = format!("{section}.{name}");
         if known.is_some_and(|known| !known.contains(&name.as_str())) {
             return Err(Unreadable::Unknown(full));
         }
-        if !value.is_null() {
+        if value != Json::Null {
             put(&mut fields, &name, text(&full, value)?);
         }
     }
     Ok(fields)
 }
 
-fn secrets(section: &str, value: Value) -> Result<Fields, Unreadable> {
-    let members = object(section, value)?.into_iter().filter(|(_, value)| !value.is_null());
+fn secrets(section: &str, value: Json) -> Result<Fields, Unreadable> {
+    let members = object(section, value)?.into_iter().filter(|(_, value)| *value != Json::Null);
     members
         .map(|(name, value)| {
             let secret = Secret::new(text(&format!("{section}.{name}"), value)?);
@@ -444,7 +440,7 @@ fn secrets(section: &str, value: Value) -> Result<Fields, Unreadable> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::super::HookErrorKind;
     use super::*;
@@ -525,6 +521,21 @@ mod tests {
         assert_eq!(answer.instance_id.as_deref(), Some("7"));
         assert_eq!(answer.info.len(), 1);
         assert_eq!(answer.info["port"], Field::Plain("8080".into()));
+    }
+
+    #[test]
+    fn numbers_keep_the_digits_the_hook_wrote() {
+        for number in ["202611300000000000000001", "1e3", "1.50", "-0", "18446744073709551616"] {
+            let text =
+                format!(r#"{{"instance_id": {number}, "info": {{"x": {number}}}, "body": [{number}]}}"#);
+            let answer = Said::success(Said::read_any(text.as_bytes()).unwrap(), Action::Other).unwrap();
+            assert_eq!(answer.instance_id.as_deref(), Some(number));
+            assert_eq!(answer.info["x"].expose(), number);
+            assert_eq!(answer.body.unwrap().expose(), format!("[{number}]"));
+        }
+        let wait = |text: &str| Said::read(format!(r#"{{"retry_after": {text}}}"#).as_bytes());
+        assert_eq!(wait("5").unwrap().retry_after, Some(Duration::from_secs(5)));
+        assert!(wait("5.5").is_err() && wait("-1").is_err() && wait("\"5\"").is_err());
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::answer::Said;
 use super::leftovers::{Leftovers, Mark};
 use super::{Answering, AnyHook, Call, Context, DynHook, HookError};
 use crate::callback::{Action, Answer};
-use crate::limits;
+use crate::{limits, text};
 
 /// The variables a hook inherits, where they are set.
 pub const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
@@ -377,15 +377,7 @@ fn written_bytes(text: &str) -> usize {
 }
 
 fn printable(line: &[u8]) -> String {
-    let mut text = String::with_capacity(line.len());
-    for c in String::from_utf8_lossy(line.trim_ascii_end()).chars() {
-        if c.is_control() && c != '\t' {
-            text.extend(c.escape_default());
-        } else {
-            text.push(c);
-        }
-    }
-    text
+    text::plain_log(&String::from_utf8_lossy(line.trim_ascii_end())).into_owned()
 }
 
 /// What the exit and the output together mean.

@@ -19,7 +19,6 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::Value as Json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -27,6 +26,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use crate::clock::{Clock, plus_millis};
 use crate::dialect::{self, Options, Sending};
 use crate::http::{Client, ClientOptions, Url};
+use crate::json::Json;
 use crate::limits;
 use crate::outbound;
 use crate::query::Pair;
@@ -275,11 +275,10 @@ impl Seller {
 
 /// A purchase is done when there is an id, whatever else is said; anything else when success is.
 fn read(what: What, body: &[u8]) -> Said {
-    let Ok(json) = serde_json::from_slice::<Json>(body) else { return Said::NotYet };
+    let Ok(json) = Json::read(body) else { return Said::NotYet };
     if matches!(what, What::Create | What::LateCreate) {
         let id = match json.get("instanceId") {
-            Some(Json::String(text)) => Some(text.clone()),
-            Some(Json::Number(number)) => Some(number.to_string()),
+            Some(Json::Text(text) | Json::Number(text)) => Some(text.clone()),
             _ => None,
         };
         let id = id.filter(|id| !id.is_empty() && id != "0");
@@ -287,7 +286,7 @@ fn read(what: What, body: &[u8]) -> Said {
     }
     match json.get("success") {
         Some(Json::Bool(true)) => Said::Done(None),
-        Some(Json::String(text)) if text == "true" => Said::Done(None),
+        Some(Json::Text(text)) if text == "true" => Said::Done(None),
         _ => Said::NotYet,
     }
 }

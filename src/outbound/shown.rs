@@ -4,32 +4,37 @@
 //! that lets its bearer in. A run against a live receiver must not print those, so everything that
 //! is shown of an answer passes through here; comparing is done on the answer itself.
 
-use serde_json::Value as Json;
+use crate::json::Json;
+use crate::text::{plain as on_one_line, plain_json, plain_lines};
 
 /// What stands for a secret.
 const HIDDEN: &str = "***";
 /// What a name has in it when its value is nobody's business. Too much is hidden rather than too little.
-const SECRET_WORDS: [&str; 11] = [
+const SECRET_WORDS: [&str; 13] = [
+    "bearer",
     "credential",
     "database",
     "key",
     "license",
-    "passwd",
-    "password",
+    "pass",
     "pwd",
     "redirect",
     "secret",
     "ticket",
     "token",
+    // "Password", in Chinese.
+    "\u{5bc6}\u{7801}",
+    "\u{53e3}\u{4ee4}",
 ];
 /// The section whose names are the hook's own: none of them tells whether it is secret.
 const REMARKS: &str = "info";
 
-/// A body: JSON with its secrets hidden, anything else up to the first secret it seems to tell.
+/// A body: JSON with its secrets hidden, anything else up to the first secret it seems to tell. Characters that
+/// could move a terminal's cursor are escaped.
 pub fn body(bytes: &[u8]) -> String {
-    match serde_json::from_slice(bytes) {
+    match Json::read(bytes) {
         Ok(value) => json("", &value),
-        Err(_) => text(&String::from_utf8_lossy(bytes)),
+        Err(_) => plain_lines(&text(&String::from_utf8_lossy(bytes))).into_owned(),
     }
 }
 
@@ -53,29 +58,68 @@ fn without_digests(text: &str) -> String {
 /// What is no JSON is often nearly so: a warning of PHP stands before it, a byte order mark, or half of it is
 /// missing. So a name that is nobody's business hides all that is behind it.
 fn text(text: &str) -> String {
+    let end = [secret_word(text), secret_value(text)].into_iter().flatten().min();
+    without_digests(&cut_at(text, end))
+}
+
+/// Words that hide what follows in a sentence, whether or not a sign says that a value follows.
+const ALWAYS_SECRET: [&str; 8] = [
+    "passw",
+    "pwd",
+    "passphrase",
+    "credential",
+    "secret",
+    "\u{5bc6}\u{7801}",
+    "\u{53e3}\u{4ee4}",
+    "\u{5bc6}\u{94a5}",
+];
+
+/// Where the first word ends that can only be followed by a password or the like.
+fn secret_word(text: &str) -> Option<usize> {
+    let lower = text.to_ascii_lowercase();
+    let start = ALWAYS_SECRET.iter().filter_map(|word| Some((lower.find(word)?, word.len()))).min();
+    let (at, length) = start?;
+    let behind = text.get(at + length..)?;
+    Some(at + length + behind.find(|c| !is_of_name(c)).unwrap_or(behind.len()))
+}
+
+/// Where the first value begins whose name is secret.
+fn secret_value(text: &str) -> Option<usize> {
     let mut from = 0;
     while let Some(name) = next_name(text, from) {
         from = name.end;
-        let behind = text.get(name.end..).unwrap_or_default();
-        let value = behind.trim_start_matches(BETWEEN);
-        let tells = value.starts_with([':', '=', '>']) && text.get(name.clone()).is_some_and(is_secret);
-        if tells {
-            let end = text.len() - value.len() + 1;
-            return format!("{}{HIDDEN}", without_digests(text.get(..end).unwrap_or_default()));
+        let value = text.get(name.end..)?.trim_start_matches(BETWEEN);
+        let sign = value.chars().next().filter(|c| FOLLOWS.contains(c));
+        if let Some(sign) = sign
+            && text.get(name).is_some_and(is_secret)
+        {
+            return Some(text.len() - value.len() + sign.len_utf8());
         }
     }
-    without_digests(text)
+    None
+}
+
+fn cut_at(text: &str, end: Option<usize>) -> String {
+    match end.and_then(|end| text.get(..end)) {
+        Some(shown) => format!("{shown}{HIDDEN}"),
+        None => text.to_owned(),
+    }
 }
 
 /// What may stand between a name and the sign that says that its value follows.
 const BETWEEN: [char; 7] = ['"', '\'', '\\', ']', ')', ' ', '\t'];
+/// Signs that say that a value follows.
+const FOLLOWS: [char; 4] = [':', '=', '>', '\u{ff1a}'];
+
+fn is_of_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
+}
 
 /// Where the next word of letters, digits, `_` and `-` stands.
 fn next_name(text: &str, from: usize) -> Option<std::ops::Range<usize>> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     let rest = text.get(from..)?;
-    let start = rest.find(is_part)?;
-    let length = rest.get(start..)?.find(|c| !is_part(c)).unwrap_or(rest.len() - start);
+    let start = rest.find(is_of_name)?;
+    let length = rest.get(start..)?.find(|c| !is_of_name(c)).unwrap_or(rest.len() - start);
     Some(from + start..from + start + length)
 }
 
@@ -83,7 +127,7 @@ fn next_name(text: &str, from: usize) -> Option<std::ops::Range<usize>> {
 pub fn json(path: &str, value: &Json) -> String {
     let mut shown = value.clone();
     hide(&mut shown, path.split('.').any(is_secret));
-    shown.to_string()
+    plain_json(&shown.to_string()).into_owned()
 }
 
 /// Longest piece of a path that is shown, in bytes: a longer one may be a ticket.
@@ -111,7 +155,7 @@ pub fn header(value: &str) -> String {
         |piece: &str| if piece.len() > PIECE_MAX_BYTES { HIDDEN.to_owned() } else { piece.to_owned() };
     let path: Vec<String> = path.split('/').map(piece).collect();
     let hidden = if query.is_empty() { "" } else { HIDDEN };
-    format!("{host}{}{query}{hidden}", path.join("/"))
+    on_one_line(&format!("{host}{}{query}{hidden}", path.join("/"))).into_owned()
 }
 
 fn hide(value: &mut Json, is_hidden: bool) {
@@ -119,12 +163,14 @@ fn hide(value: &mut Json, is_hidden: bool) {
         Json::Object(members) => {
             members.iter_mut().for_each(|(name, value)| hide(value, is_hidden || is_secret(name)));
         }
-        Json::Array(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
-        Json::String(text) if text.is_empty() => {}
-        Json::String(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
+        Json::List(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
+        Json::Text(text) if text.is_empty() => {}
+        Json::Text(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
+        // A sentence, or another document.
+        Json::Text(sentence) if sentence.contains(' ') => *sentence = text(sentence),
         // One word alone may be an id.
-        Json::String(text) if text.contains(' ') => *text = without_digests(text),
-        Json::Null | Json::Bool(_) | Json::String(_) | Json::Number(_) => {}
+        Json::Text(word) => *word = cut_at(word, secret_value(word)),
+        Json::Null | Json::Bool(_) | Json::Number(_) => {}
     }
 }
 
@@ -148,14 +194,15 @@ mod tests {
             "appInfo": {"frontEndUrl": "https://a.example", "username": "root", "password": "fake", "licenseId": "fake"},
             "hostInfo": {"ip": "192.0.2.1", "ftpPassword": "fake", "databaseInfo": {"x": ["fake", 7]}},
             "info": {"anything": "fake"}, "redirect": "fake", "scimAppsecret": "fake",
+            "initialPass": "fake", "密码": "fake", "pass": 1234,
         });
         let shown = body(answer.to_string().as_bytes());
-        assert!(!shown.contains("fake"), "{shown}");
+        assert!(!shown.contains("fake") && !shown.contains("1234"), "{shown}");
         for kept in ["i-1", "https://a.example", "root", "192.0.2.1", "true"] {
             assert!(shown.contains(kept), "{kept} in {shown}");
         }
-        assert_eq!(json("json.info.anything", &json!("fake")), "\"***\"");
-        assert_eq!(json("json.appInfo.password", &json!("")), "\"\"", "that there is none is no secret");
+        assert_eq!(json("json.info.anything", &Json::from("fake")), "\"***\"");
+        assert_eq!(json("json.appInfo.password", &Json::from("")), "\"\"", "that there is none is no secret");
     }
 
     #[test]
@@ -202,6 +249,15 @@ mod tests {
     }
 
     #[test]
+    fn nothing_that_is_shown_moves_a_cursor() {
+        let odd = "a\u{1b}[2J\u{202e}b\u{9b}";
+        for shown in [body(odd.as_bytes()), body(json!({"message": odd}).to_string().as_bytes()), header(odd)]
+        {
+            assert!(!shown.contains(['\u{1b}', '\u{202e}', '\u{9b}']), "{shown:?}");
+        }
+    }
+
+    #[test]
     fn what_is_nearly_json_tells_no_secret_either() {
         let answer = r#"{"instanceId":"i-1","appInfo":{"password":"fake","adminUrl":"https://a.example"}}"#;
         for told in [
@@ -214,6 +270,13 @@ mod tests {
             "instanceId: i-1\ninitial_pwd: fake".to_owned(),
             "instanceId=i-1&ticket=fake".to_owned(),
             "<instanceId>i-1</instanceId><licenseKey>fake</licenseKey>".to_owned(),
+            "<td>i-1</td><td>password</td><td>fake</td>".to_owned(),
+            "i-1: the initial password is fake".to_owned(),
+            "i-1 \u{5bc6}\u{7801}\u{ff1a}fake".to_owned(),
+            "i-1 licenseId\u{ff1a}fake".to_owned(),
+            format!("{}", json!({"instanceId": "i-1", "message": answer})),
+            format!("{}", json!({"instanceId": "i-1", "message": "the pwd fake was set"})),
+            format!("{}", json!({"instanceId": "i-1", "next": "https://a.example/?ticket=fake"})),
         ] {
             let shown = body(told.as_bytes());
             assert!(!shown.contains("fake") && shown.contains("i-1"), "{told}: {shown}");

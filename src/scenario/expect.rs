@@ -7,12 +7,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
-use serde_json::Value as Json;
 
 use super::value::{Known, Template, read_instant};
 use crate::http::ClientResponse;
 use crate::instance::State;
+use crate::json::Json;
 use crate::outbound as shown;
+use crate::text::plain;
 
 /// Longest text of an answer that is repeated in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;
@@ -37,7 +38,14 @@ impl Failure {
         expected: impl Into<String>,
         actual: impl Into<String>,
     ) -> Failure {
-        Failure { delivery: None, what: what.into(), expected: expected.into(), actual: actual.into() }
+        // All of it is printed, and a receiver may have written any of it.
+        let shown = |text: String| plain(&text).into_owned();
+        Failure {
+            delivery: None,
+            what: shown(what.into()),
+            expected: shown(expected.into()),
+            actual: shown(actual.into()),
+        }
     }
 }
 
@@ -173,9 +181,13 @@ impl Expectation {
             ));
         }
         if let Some(pattern) = &self.json {
-            match serde_json::from_slice(&answer.body) {
+            match Json::read(&answer.body) {
                 Ok(json) => pattern.check("json", Some(&json), known, &mut failures),
-                Err(_) => failures.push(Failure::new("json", "a JSON document", shorten(&body))),
+                Err(_) => failures.push(Failure::new(
+                    "json",
+                    "a JSON document",
+                    shorten(&shown::body(&answer.body)),
+                )),
             }
         }
         failures
@@ -249,7 +261,7 @@ impl Pattern {
                 true
             }
             Pattern::List(patterns) => {
-                if let Some(Json::Array(list)) = actual.filter(|json| has_length(json, patterns.len())) {
+                if let Some(Json::List(list)) = actual.filter(|json| has_length(json, patterns.len())) {
                     for (index, (pattern, value)) in patterns.iter().zip(list).enumerate() {
                         pattern.check(&format!("{path}.{index}"), Some(value), known, failures);
                     }
@@ -257,11 +269,11 @@ impl Pattern {
                 }
                 true
             }
-            Pattern::Text(wanted) => actual.and_then(Json::as_str) != Some(&wanted.fill(known)),
+            Pattern::Text(wanted) => actual.and_then(Json::as_text) != Some(&wanted.fill(known)),
             Pattern::Exactly(wanted) => actual != Some(wanted),
             Pattern::Nonempty => !actual.is_some_and(is_filled),
             Pattern::Absent => actual.is_some(),
-            Pattern::Not(text) => actual.and_then(Json::as_str).is_none_or(|is| is == text.fill(known)),
+            Pattern::Not(text) => actual.and_then(Json::as_text).is_none_or(|is| is == text.fill(known)),
         };
         if fails {
             let actual = actual.map(|json| shorten(&shown::json(path, json)));
@@ -271,11 +283,11 @@ impl Pattern {
 
     fn describe(&self, known: &Known) -> String {
         match self {
-            Pattern::Text(text) => Json::from(text.fill(known)).to_string(),
+            Pattern::Text(text) => Json::Text(text.fill(known)).to_string(),
             Pattern::Exactly(json) => json.to_string(),
             Pattern::Nonempty => "a value that is not empty".to_owned(),
             Pattern::Absent => "nothing".to_owned(),
-            Pattern::Not(text) => format!("a text other than {}", Json::from(text.fill(known))),
+            Pattern::Not(text) => format!("a text other than {}", Json::Text(text.fill(known))),
             Pattern::Members(_) => "an object".to_owned(),
             Pattern::List(patterns) => format!("a list of {}", patterns.len()),
         }
@@ -283,14 +295,14 @@ impl Pattern {
 }
 
 fn has_length(json: &Json, length: usize) -> bool {
-    json.as_array().is_some_and(|list| list.len() == length)
+    matches!(json, Json::List(list) if list.len() == length)
 }
 
 fn is_filled(json: &Json) -> bool {
     match json {
-        Json::String(text) => !text.is_empty(),
+        Json::Text(text) => !text.is_empty(),
         Json::Number(_) | Json::Bool(_) => true,
-        Json::Null | Json::Array(_) | Json::Object(_) => false,
+        Json::Null | Json::List(_) | Json::Object(_) => false,
     }
 }
 
@@ -310,17 +322,12 @@ fn shorten(text: &str) -> String {
 
 /// The value at a path of member names and list positions with dots between them, as text.
 pub(super) fn value_at(body: &[u8], path: &str) -> Option<String> {
-    let json: Json = serde_json::from_slice(body).ok()?;
+    let json = Json::read(body).ok()?;
     let step = |value: &Json, name: &str| match value {
-        Json::Object(object) => object.get(name).cloned(),
-        Json::Array(list) => list.get(name.parse::<usize>().ok()?).cloned(),
-        _ => None,
+        Json::List(list) => list.get(name.parse::<usize>().ok()?).cloned(),
+        other => other.get(name).cloned(),
     };
-    match path.split('.').try_fold(json, |value, name| step(&value, name))? {
-        Json::String(text) => Some(text),
-        other @ (Json::Number(_) | Json::Bool(_)) => Some(other.to_string()),
-        Json::Null | Json::Array(_) | Json::Object(_) => None,
-    }
+    path.split('.').try_fold(json, |value, name| step(&value, name))?.to_text()
 }
 
 #[cfg(test)]
@@ -329,7 +336,8 @@ mod tests {
 
     use super::*;
 
-    fn differences(pattern: &Pattern, json: &Json) -> Vec<String> {
+    fn differences(pattern: &Pattern, json: &serde_json::Value) -> Vec<String> {
+        let json = &Json::from(json.clone());
         let mut failures = Vec::new();
         let known = Known::from([("order".to_owned(), "o-1".to_owned())]);
         pattern.check("json", Some(json), &known, &mut failures);
@@ -348,7 +356,7 @@ mod tests {
     fn a_subset_is_enough_and_every_difference_is_named() {
         let wanted = members(vec![
             ("instanceId", text("${order}")),
-            ("success", Pattern::Exactly(json!(true))),
+            ("success", Pattern::Exactly(Json::Bool(true))),
             ("info", members(vec![("key", Pattern::Nonempty)])),
             ("list", Pattern::List(vec![text("a"), Pattern::Not(Template::literal("0"))])),
             ("gone", Pattern::Absent),
@@ -379,6 +387,21 @@ mod tests {
             ]
         );
         assert_eq!(differences(&wanted, &json!([])), ["json: an object / []"]);
+    }
+
+    #[test]
+    fn numbers_are_compared_digit_for_digit() {
+        let check = |wanted: &str, body: &str| {
+            let mut failures = Vec::new();
+            let pattern = Pattern::Exactly(Json::read(wanted.as_bytes()).unwrap());
+            pattern.check("json", Some(&Json::read(body.as_bytes()).unwrap()), &Known::new(), &mut failures);
+            failures.into_iter().map(|it| it.actual).collect::<Vec<_>>()
+        };
+        assert_eq!(check("7", "7"), Vec::<String>::new());
+        let other = "202611300000000000000002";
+        assert_eq!(check("202611300000000000000001", other), [other]);
+        let id = value_at(br#"{"instanceId": 202611300000000000000001}"#, "instanceId");
+        assert_eq!(id.as_deref(), Some("202611300000000000000001"));
     }
 
     #[test]

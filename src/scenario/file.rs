@@ -11,7 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use serde_json::Value as Json;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -19,6 +18,7 @@ use super::expect::{Expectation, Pattern, WantedState};
 use super::value::{Format, Moment, Template, Value, is_name, read_offset, read_span};
 use super::{Mistake, Retry, Scenario, Step};
 use crate::dialect::{self, Dialect, Options, SendForm, SendSignature};
+use crate::json::Json;
 use crate::limits::CONNECTIONS_MAX_COUNT;
 
 type Item<'t> = &'t Spanned<DeValue<'t>>;
@@ -542,9 +542,14 @@ impl Reader<'_> {
     fn json(&mut self, item: Item<'_>) -> Option<Pattern> {
         match item.get_ref() {
             DeValue::String(_) => self.template(item, "json").map(Pattern::Text),
-            DeValue::Boolean(value) => Some(Pattern::Exactly(Json::from(*value))),
+            DeValue::Boolean(value) => Some(Pattern::Exactly(Json::Bool(*value))),
             DeValue::Integer(value) => {
-                Some(Pattern::Exactly(serde_json::from_str(value.as_str()).unwrap_or_default()))
+                let digits = value.as_str().replace('_', "");
+                let number = i128::from_str_radix(&digits, value.radix());
+                if number.is_err() {
+                    self.note(item.span().start, "the integer is too large: compare it as a text");
+                }
+                Some(Pattern::Exactly(Json::Number(number.ok()?.to_string())))
             }
             DeValue::Array(list) => {
                 Some(Pattern::List(list.iter().filter_map(|item| self.json(item)).collect()))
@@ -734,6 +739,26 @@ mod tests {
     }
 
     #[test]
+    fn integers_are_compared_with_all_their_digits() {
+        for (written, digits) in [
+            ("7", "7"),
+            ("+7", "7"),
+            ("-7", "-7"),
+            ("1_000", "1000"),
+            ("0x1F", "31"),
+            ("202611300000000000000001", "202611300000000000000001"),
+        ] {
+            let text = format!(
+                "{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nexpect = {{ json = {{ n = {written} }} }}\n"
+            );
+            let scenario = read(&text, None).unwrap_or_else(|mistakes| panic!("{written}: {mistakes:?}"));
+            let Some(Pattern::Members(members)) = &scenario.steps[0].expect.json else { panic!("{written}") };
+            let [(_, Pattern::Exactly(number))] = members.as_slice() else { panic!("{written}") };
+            assert_eq!(number.to_string(), digits, "{written}");
+        }
+    }
+
+    #[test]
     fn all_mistakes_are_reported_together_in_order() {
         let text = "version = 2\ntitel = \"t\"\ndialect = \"alibab\"\nsource = \"\"\n\n[[step]]\nname = \"a\"\n\n\
                     [[step]]\naction = \"x\"\nname = 5\nrepat = 2\n";
@@ -900,7 +925,7 @@ mod tests {
     /// What an editor accepts and what is read here are the same names.
     #[test]
     fn the_schema_knows_the_members_that_are_read() {
-        let schema: Json = serde_json::from_str(crate::scenario::SCHEMA).unwrap();
+        let schema: serde_json::Value = serde_json::from_str(crate::scenario::SCHEMA).unwrap();
         let names = |path: &str| -> Vec<String> {
             schema.pointer(path).unwrap().as_object().unwrap().keys().cloned().collect()
         };

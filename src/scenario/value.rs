@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use crate::clock::{Clock, Id, plus_millis};
+use crate::clock::{Clock, Id, last_instant, plus_millis, read_rfc3339};
 
 /// What the names of a scenario stand for, as far as the run has come.
 pub(super) type Known = BTreeMap<String, String>;
@@ -176,8 +176,11 @@ pub(super) fn read_span(text: &str) -> Option<i64> {
 
 /// Reads what [`Moment`] writes.
 pub(super) fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
-    let civil = || zone.to_timestamp(DateTime::strptime(CIVIL, text).ok()?).ok();
-    text.parse().ok().or_else(civil)
+    let civil = || {
+        let civil = DateTime::strptime(CIVIL, text).ok()?;
+        zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
+    };
+    read_rfc3339(text).or_else(civil)
 }
 
 #[cfg(test)]

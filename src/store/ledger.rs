@@ -20,8 +20,8 @@ use crate::instance::{
     View, Wants,
 };
 use crate::job::{self, Extra, Next, Progress, Schedule};
-use crate::limits;
 use crate::metrics::{Metric, Metrics};
+use crate::{limits, text};
 
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
@@ -1398,13 +1398,15 @@ fn name_instance(
     rows: &mut dyn Write,
     job: &mut JobRow,
     row: &mut InstanceRow,
-    id: Option<&str>,
+    answer_id: Option<&str>,
 ) -> Result<Option<String>> {
     let given = row.public_id.as_deref().or(row.instance.order_biz_id.as_deref());
-    let Some(id) = id.or(given).map(str::to_owned) else {
+    let Some(id) = answer_id.or(given).map(str::to_owned) else {
         return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
-    if let Some(fault) = fault_of_id(&id) {
+    // The marketplace's own name is used as it is: an order that was paid must not fail for its spelling.
+    let fault = if answer_id.is_some() { fault_of_id(&id) } else { fault_of_any_id(&id) };
+    if let Some(fault) = fault {
         return Ok(Some(format!("the id in the answer cannot be used: {fault}")));
     }
     if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
@@ -1418,8 +1420,13 @@ fn name_instance(
     Ok(None)
 }
 
-/// What is wrong with an id that somebody chose for an instance.
+/// The reason why an id that a hook or an operator chose cannot be an instance's.
 pub(crate) fn fault_of_id(id: &str) -> Option<String> {
+    fault_of_any_id(id).or_else(|| text::fault_of_name(id))
+}
+
+/// The reason why an id cannot be an instance's, also if the marketplace chose it.
+fn fault_of_any_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
         return Some("it is empty".to_owned());
     }

@@ -21,6 +21,7 @@ use crate::job::{self, Extra};
 use crate::limits;
 use crate::seal::{KeySource, Sealer};
 use crate::signature::Secret;
+use crate::text::{fault_of_name, fault_of_text};
 
 /// Why an act was not done. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -760,9 +761,25 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     match tenant {
         empty if empty.trim().is_empty() => Some("it is empty".to_owned()),
         long if long.len() > most => Some(format!("it is longer than {most} bytes")),
-        odd if odd.contains(char::is_control) => Some("it holds a control character".to_owned()),
-        _ => None,
+        name => fault_of_name(name),
     }
+}
+
+/// The first text of an imported instance that cannot be shown as it is. Its names are looked at on their own.
+fn fault_of_instance(instance: &Instance) -> Option<(&'static str, String)> {
+    let tenant = instance.tenant.as_deref().and_then(fault_of_tenant);
+    let texts = [
+        ("account", Some(&instance.account)),
+        ("endpoint", Some(&instance.endpoint)),
+        ("buyer", instance.buyer.as_ref()),
+        ("product", instance.product.as_ref()),
+        ("sku", instance.sku.as_ref()),
+        ("order_id", instance.order_id.as_ref()),
+    ];
+    let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text?)));
+    let items = instance.items.iter().flat_map(|(name, value)| [("items", name), ("items", value)]);
+    let odd = texts.chain(items).find_map(|(name, text)| Some((name, fault_of_text(text)?)));
+    tenant.map(|fault| ("tenant", fault)).or(odd)
 }
 
 /// The number of the tombstone that these names have, if they have one, and nothing was ever done for it.
@@ -787,6 +804,9 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
+    }
+    if let Some((name, fault)) = fault_of_instance(&instance) {
+        return impossible(format!("`{name}` cannot be used: {fault}"));
     }
     let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
     let names: Vec<&String> = own.chain(&import.names).collect();

@@ -5,8 +5,9 @@ use jiff::Timestamp;
 use super::super::html::Html;
 use super::super::target::Link;
 use super::Desk;
+use crate::callback::Parameters;
 use crate::clock::Id;
-use crate::limits;
+use crate::{limits, query};
 
 /// A state, as a word with a colour. The words are ours.
 pub(super) fn badge(html: &mut Html, word: &str) {
@@ -112,6 +113,20 @@ pub(super) fn facts(html: &mut Html, facts: &[(&str, Option<String>)]) {
                 html.leaf("dd", "", value);
             });
         }
+    });
+}
+
+/// The parameters a marketplace signed, behind a fold. What has a name like a token's is not shown.
+pub(super) fn signed(html: &mut Html, parameters: &Parameters) {
+    html.element("details", &[("class", "more")], |html| {
+        html.leaf("summary", "", &times(parameters.len() as u64, "signed parameter"));
+        let value = |name: &str, value: &str| match query::names_a_token(name) {
+            true => query::TOKEN_PLACEHOLDER.to_owned(),
+            false => value.to_owned(),
+        };
+        let shown: Vec<(&str, Option<String>)> =
+            parameters.iter().map(|(name, it)| (name, Some(value(name, it)))).collect();
+        facts(html, &shown);
     });
 }
 

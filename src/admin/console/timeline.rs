@@ -258,12 +258,7 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
     if let Some(at) = body.pruned_at {
         return html.leaf("p", "soft", &format!("what it said was pruned {}", moment(at)));
     }
-    html.element("details", &[("class", "more")], |html| {
-        html.leaf("summary", "", &parts::times(body.parameters.len() as u64, "signed parameter"));
-        let parameters: Vec<(&str, Option<String>)> =
-            body.parameters.iter().map(|(name, value)| (name, Some(value.to_owned()))).collect();
-        facts(html, &parameters);
-    });
+    parts::signed(html, &body.parameters);
 }
 
 fn word(disposition: Disposition) -> &'static str {

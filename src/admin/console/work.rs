@@ -6,7 +6,7 @@ use super::super::html::Html;
 use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{
-    badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, table, time, times,
+    badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
 };
 use super::{Desk, Page, Paged, Place, words};
 use crate::callback::Callback;
@@ -127,12 +127,7 @@ fn draw(html: &mut Html, desk: &Desk, errand: &Errand, callback: &Callback) {
     });
     html.leaf("p", "said", &errand.reason);
     html.leaf("p", "hint", words::advice(errand.kind, errand.reason_code.as_deref()));
-    html.element("details", &[("class", "more")], |html| {
-        html.leaf("summary", "", &times(callback.parameters.len() as u64, "signed parameter"));
-        let parameters: Vec<(&str, Option<String>)> =
-            callback.parameters.iter().map(|(name, value)| (name, Some(value.to_owned()))).collect();
-        facts(html, &parameters);
-    });
+    signed(html, &callback.parameters);
     html.element("div", &[("class", "acts")], |html| match errand.job {
         Some(job) => {
             let named = errand.instance.as_deref().map(|name| (name, errand.account.as_str()));

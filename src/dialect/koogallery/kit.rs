@@ -17,6 +17,7 @@ use super::super::{
 };
 use super::{Once, legacy, malformed, missing, read_body, read_sent_at, write_body};
 use crate::clock::plus_millis;
+use crate::json::Json;
 use crate::limits::NONCED_WINDOW_MS;
 
 const SIGN: &str = "x-sign";
@@ -195,11 +196,10 @@ fn read(kind: &str, parameters: &Parameters) -> Result<Message, Doubt> {
 }
 
 /// A list, or a text that holds one; the vendor's sample leaves out the quotes around names.
-fn list(text: &str) -> Option<Vec<Value>> {
-    let value: Value = serde_json::from_str(text).or_else(|_| serde_json::from_str(&quoted(text))).ok()?;
-    match value {
-        Value::Array(list) => Some(list),
-        Value::String(text) => list(&text),
+fn list(text: &str) -> Option<Vec<Json>> {
+    match Json::read(text.as_bytes()).or_else(|_| Json::read(quoted(text).as_bytes())).ok()? {
+        Json::List(list) => Some(list),
+        Json::Text(text) => list(&text),
         _ => None,
     }
 }
@@ -224,19 +224,14 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-fn member(value: &Value, names: &[&str]) -> Option<String> {
-    let found = names.iter().find_map(|name| value.get(*name))?;
-    match found {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(yes) => Some(yes.to_string()),
-        _ => None,
-    }
+fn member(value: &Json, names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| value.get(name))?.to_text()
 }
 
-fn user(value: &Value) -> Option<User> {
+fn user(value: &Json) -> Option<User> {
     const OWN: [&str; 5] = ["userName", "name", "orgCode", "role", "enable"];
-    let others = value.as_object()?.keys().filter(|name| !OWN.contains(&name.as_str()));
+    let Json::Object(members) = value else { return None };
+    let others = members.keys().filter(|name| !OWN.contains(&name.as_str()));
     Some(User {
         user_name: member(value, &["userName"])?,
         name: member(value, &["name"]).unwrap_or_default(),
@@ -248,7 +243,7 @@ fn user(value: &Value) -> Option<User> {
 }
 
 /// The pages spell the name in three ways.
-fn org(value: &Value) -> Option<Org> {
+fn org(value: &Json) -> Option<Org> {
     Some(Org {
         code: member(value, &["orgCode"])?,
         name: member(value, &["orgName", "OrgName", "name"])?,
@@ -290,9 +285,11 @@ mod tests {
         let sample =
             r#"[{orgCode:"1",orgName:"a: {b} \"c\", d",parentCode:""},{"orgCode":"2", OrgName :"x2"}]"#;
         let read = list(sample).unwrap();
-        assert_eq!(read[0], json!({"orgCode": "1", "orgName": "a: {b} \"c\", d", "parentCode": ""}));
-        assert_eq!(read[1], json!({"orgCode": "2", "OrgName": "x2"}));
-        assert_eq!(list("\"[{orgCode:\\\"1\\\"}]\""), Some(vec![json!({"orgCode": "1"})]));
+        let first = json!({"orgCode": "1", "orgName": "a: {b} \"c\", d", "parentCode": ""});
+        assert_eq!(read[0], Json::from(first));
+        assert_eq!(read[1], Json::from(json!({"orgCode": "2", "OrgName": "x2"})));
+        let expected = vec![Json::from(json!({"orgCode": "1"}))];
+        assert_eq!(list("\"[{orgCode:\\\"1\\\"}]\""), Some(expected));
         assert_eq!(list("{}"), None);
         assert_eq!(list("nonsense"), None);
     }

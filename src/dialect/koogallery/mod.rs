@@ -18,7 +18,7 @@ mod reply;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -26,7 +26,8 @@ use super::{
     Pair, Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
     read_word,
 };
-use crate::clock::plus_millis;
+use crate::clock::{last_instant, plus_millis};
+use crate::json::Json;
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
 use crate::query;
 
@@ -247,13 +248,18 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
 /// The members of the body: scalars as text, anything nested as the JSON it is. The signature covers the
 /// bytes, so a name may be whatever it likes; what is unknown is tolerated.
 fn read_body(body: &[u8]) -> Result<Parameters, Refusal> {
-    let members: Map<String, Value> = serde_json::from_slice(body).map_err(|error| {
-        // Where the JSON is wrong, not how: `serde_json` quotes values.
-        malformed(format!("the body is no JSON object (line {}, column {})", error.line(), error.column()))
-    })?;
-    let text = |value: Value| match value {
-        Value::Null => String::new(),
-        Value::String(text) => text,
+    let members = match Json::read(body) {
+        Ok(Json::Object(members)) => members,
+        Ok(_) => return Err(malformed("the body is JSON, but no object")),
+        Err(error) => {
+            // Where the JSON is wrong, not how: `serde_json` quotes values.
+            let (line, column) = (error.line(), error.column());
+            return Err(malformed(format!("the body is no JSON object (line {line}, column {column})")));
+        }
+    };
+    let text = |value: Json| match value {
+        Json::Null => String::new(),
+        Json::Text(text) => text,
         other => other.to_string(),
     };
     let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
@@ -270,7 +276,10 @@ fn read_compact(text: &str, _zone: &TimeZone) -> Option<Timestamp> {
     }
     let (seconds, millis) = text.split_at_checked(14)?;
     let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", seconds).ok()?;
-    let at = TimeZone::UTC.to_timestamp(civil).ok()?;
+    // As everywhere, "for ever" is the last instant that can be named.
+    let Ok(at) = TimeZone::UTC.to_timestamp(civil) else {
+        return (civil.year() == 9999).then(last_instant);
+    };
     Some(plus_millis(at, if millis.is_empty() { 0 } else { millis.parse().ok()? }))
 }
 
@@ -446,8 +455,8 @@ fn describe(callback: &mut Callback) {
 /// A question: asked again it wants to be answered again, so its nonce is its name.
 fn describe_check(callback: &mut Callback) {
     let target = callback.parameters.filled("productInfo");
-    let target: Option<Value> = target.and_then(|text| serde_json::from_str(text).ok());
-    let text = |name: &str| target.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    let target = target.and_then(|text| Json::read(text.as_bytes()).ok());
+    let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
     callback.product = text("productId");
     callback.sku = text("skuCode");
     callback.request_id = callback.once.as_ref().map(|once| once.nonce.clone());
@@ -502,7 +511,7 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
 fn write_body(pairs: &[Pair]) -> String {
     let nested = |value: &str| {
         value.starts_with(['{', '['])
-            && serde_json::from_str(value).map(|read: Value| read.to_string()).is_ok_and(|text| text == value)
+            && Json::read(value.as_bytes()).is_ok_and(|read| read.to_string() == value)
     };
     let member = |(name, value): &Pair| {
         let value = if nested(value) { value.clone() } else { Value::from(value.as_str()).to_string() };

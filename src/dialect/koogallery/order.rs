@@ -5,10 +5,9 @@
 //! were read in part only, so whatever an order says is kept in `learned`, whether it has a neutral name
 //! or not.
 
-use serde_json::{Map, Value};
-
 use super::super::{Action, Callback, Enquiry, Expiry, Parameters, Unlearned};
 use super::{ACTIVITY, legacy, read_compact};
+use crate::json::Json;
 
 /// The site for China; the others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
 pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
@@ -28,9 +27,9 @@ pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
 }
 
 pub(super) fn learn(callback: &mut Callback, status: u16, body: &[u8]) -> Result<(), Unlearned> {
-    let answer: Value = serde_json::from_slice(body).unwrap_or_default();
+    let answer = Json::read(body).unwrap_or_default();
     check(status, &answer)?;
-    let order = answer.get("orderInfo").filter(|order| order.is_object());
+    let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));
     let order = order.ok_or_else(|| later("the marketplace's answer holds no order"))?;
     if text(order, "orderId") != callback.order_id {
         return Err(later("the marketplace's answer is about another order"));
@@ -63,7 +62,7 @@ fn later(text: &str) -> Unlearned {
 }
 
 /// Codes end alike under both of the vendor's prefixes (`MKT`, formerly `CBC`).
-fn check(status: u16, answer: &Value) -> Result<(), Unlearned> {
+fn check(status: u16, answer: &Json) -> Result<(), Unlearned> {
     let code = text(answer, "resultCode").or_else(|| text(answer, "error_code")).unwrap_or_default();
     let shown: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(16).collect();
     let said = format!("the marketplace does not say what was ordered: HTTP {status}, code `{shown}`");
@@ -78,26 +77,20 @@ fn check(status: u16, answer: &Value) -> Result<(), Unlearned> {
 }
 
 /// A member as text; numbers and booleans count as the text of their value, empty as absent.
-fn text(value: &Value, name: &str) -> Option<String> {
-    let text = match value.get(name)? {
-        Value::String(text) => text.clone(),
-        Value::Number(number) => number.to_string(),
-        Value::Bool(yes) => yes.to_string(),
-        _ => return None,
-    };
-    Some(text).filter(|text| !text.is_empty())
+fn text(value: &Json, name: &str) -> Option<String> {
+    value.get(name)?.to_text().filter(|text| !text.is_empty())
 }
 
 /// A list, or the one thing that stands in a list's place.
-fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
+fn list<'a>(value: &'a Json, name: &str) -> &'a [Json] {
     match value.get(name) {
-        Some(Value::Array(list)) => list,
-        Some(one @ Value::Object(_)) => std::slice::from_ref(one),
+        Some(Json::List(list)) => list,
+        Some(one @ Json::Object(_)) => std::slice::from_ref(one),
         _ => &[],
     }
 }
 
-fn line_of<'a>(callback: &Callback, order: &'a Value) -> Option<&'a Value> {
+fn line_of<'a>(callback: &Callback, order: &'a Json) -> Option<&'a Json> {
     let lines = list(order, "orderLine");
     match callback.parameters.filled("orderLineId") {
         Some(wanted) => lines.iter().find(|line| text(line, "orderLineId").as_deref() == Some(wanted)),
@@ -105,7 +98,7 @@ fn line_of<'a>(callback: &Callback, order: &'a Value) -> Option<&'a Value> {
     }
 }
 
-fn product_of<'a>(callback: &Callback, line: &'a Value) -> Option<&'a Value> {
+fn product_of<'a>(callback: &Callback, line: &'a Json) -> Option<&'a Json> {
     let products = list(line, "productInfo");
     match callback.product.as_deref() {
         Some(wanted) => products.iter().find(|product| text(product, "productId").as_deref() == Some(wanted)),
@@ -114,12 +107,12 @@ fn product_of<'a>(callback: &Callback, line: &'a Value) -> Option<&'a Value> {
 }
 
 /// Everything the order says that is a text, by the names it stands under.
-fn facts(order: &Value, line: &Value, product: &Value) -> Parameters {
+fn facts(order: &Json, line: &Json, product: &Json) -> Parameters {
     let mut facts = Vec::new();
-    let empty = Map::new();
-    let buyer = order.get("buyerInfo").unwrap_or(&Value::Null);
+    let buyer = order.get("buyerInfo").unwrap_or(&Json::Null);
     for (prefix, section) in [("", order), ("buyer.", buyer), ("line.", line), ("product.", product)] {
-        let names = section.as_object().unwrap_or(&empty).keys();
+        let Json::Object(members) = section else { continue };
+        let names = members.keys();
         facts.extend(names.filter_map(|name| Some((format!("{prefix}{name}"), text(section, name)?))));
     }
     for (prefix, section) in [("extend.", order), ("line.extend.", line)] {
@@ -135,7 +128,7 @@ fn facts(order: &Value, line: &Value, product: &Value) -> Parameters {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::callback::Callback;
@@ -187,6 +180,17 @@ mod tests {
         assert_eq!(facts.get("line.chargingMode"), Some("PERIOD"));
         assert_eq!(facts.get("buyer.customerName"), Some("Acme"));
         assert_eq!(super::enquiry(&callback), None, "it is asked once");
+    }
+
+    #[test]
+    fn quantities_and_ids_keep_their_digits() {
+        let text = an_answer().to_string().replace("\"linearValue\":5", "\"linearValue\":5.10");
+        let text = text.replace("\"buyer-1\"", "202611300000000000000001");
+        let mut callback = asked(Action::Create);
+        learn(&mut callback, 200, text.as_bytes()).unwrap();
+        assert_eq!(callback.items.get("linearValue").map(String::as_str), Some("5.10"));
+        assert_eq!(callback.buyer.as_deref(), Some("202611300000000000000001"));
+        assert_eq!(callback.learned.unwrap().get("product.linearValue"), Some("5.10"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::super::{
     Action, Answer, Callback, Options, Outcome, Refusal, Reply, Seal, ascii, message, object,
 };
 use super::legacy;
+use crate::json::Json;
 
 const SUCCESS: &str = "000000";
 const FORBIDDEN: &str = "000001";
@@ -126,9 +127,9 @@ fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
 
 /// A check that a hook answered with `{"allowed": false}`.
 fn says_no(callback: &Callback, answer: &Answer) -> bool {
-    let body = || answer.body.as_ref().and_then(|body| serde_json::from_str::<Value>(body.expose()).ok());
+    let body = || answer.body.as_ref().and_then(|body| Json::read(body.expose().as_bytes()).ok());
     callback.action_name == "changeInstanceCheck"
-        && body().is_some_and(|body| body.get("allowed") == Some(&Value::Bool(false)))
+        && body().is_some_and(|body| body.get("allowed") == Some(&Json::Bool(false)))
 }
 
 fn refused<'a>(code: &str, reason: &'a str) -> (&'static str, &'a str) {

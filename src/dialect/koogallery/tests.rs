@@ -620,6 +620,31 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
 }
 
 #[test]
+fn for_ever_is_a_date() {
+    for text in ["99991231235959", "99991231235959999"] {
+        let at = read_compact(text, &TimeZone::UTC).unwrap();
+        assert!(at.to_string().starts_with("9999-12-30"), "{at}");
+    }
+    assert_eq!(read_compact("99991331235959", &TimeZone::UTC), None);
+}
+
+#[test]
+fn numbers_keep_the_digits_they_were_sent_with() {
+    let body = r#"{"activity":"newInstance","orderId":202611300000000000000001,"orderAmount":12.50,
+                   "extendParams":[{"name":"gb","value":1e3}]}"#;
+    let parameters = read_body(body.as_bytes()).unwrap();
+    assert_eq!(parameters.get("orderId"), Some("202611300000000000000001"));
+    assert_eq!(parameters.get("orderAmount"), Some("12.50"));
+    assert_eq!(parameters.get("extendParams"), Some(r#"[{"name":"gb","value":1e3}]"#));
+    let users = r#"[{"userName":123456789012345678901234567890,"rate":0.10}]"#;
+    let tenant = [("instanceId", "b-1"), ("tenantId", "t-1"), ("testFlag", "0"), ("timeStamp", "1")];
+    let more = [("appId", "a"), ("userList", users), ("currentSyncTime", "x"), ("flag", "1")];
+    let body = understood("authSync", &[&tenant[..], &more[..]].concat()).body.unwrap();
+    assert_eq!(body["users"][0]["user_name"], "123456789012345678901234567890");
+    assert_eq!(body["users"][0]["more"], json!({"rate": "0.10"}));
+}
+
+#[test]
 fn what_the_kit_leaves_out_is_doubted() {
     let mut without = TENANT.to_vec();
     without.retain(|(name, _)| *name != "tenantCode");

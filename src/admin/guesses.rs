@@ -1,0 +1,159 @@
+//! Wrong tokens: each is counted, some are logged, and an address that shows many of them waits for its answer.
+//!
+//! The right token is let in at once, also from an address that has shown a thousand wrong ones: an attacker
+//! who shares an address with the operator (a proxy, this machine) must not keep the operator out. A token of
+//! 16 bytes is not guessed at any speed. What waits is bounded, so that answers which are delayed do not use
+//! up the listener's connections.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+
+use crate::limits;
+
+/// The wrong tokens of the last while.
+pub(super) struct Guesses {
+    known: Mutex<Known>,
+    waiting: Semaphore,
+}
+
+#[derive(Default)]
+struct Known {
+    /// By address: when all of its wrong tokens are forgotten.
+    forgotten_at: HashMap<IpAddr, Instant>,
+    logged_at: Option<Instant>,
+    unlogged: u64,
+}
+
+/// What follows from a wrong token.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Turn {
+    /// Log it, and say how many were not logged before it.
+    pub(super) log: Option<u64>,
+    /// Whether the answer has to wait.
+    pub(super) slow: bool,
+}
+
+impl Default for Guesses {
+    fn default() -> Guesses {
+        Guesses { known: Mutex::default(), waiting: Semaphore::new(limits::ADMIN_GUESSES_WAITING_COUNT) }
+    }
+}
+
+impl Guesses {
+    /// Takes a wrong token in.
+    pub(super) fn note(&self, address: IpAddr, now: Instant) -> Turn {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).note(subscriber(address), now)
+    }
+
+    /// Waits as long as a wrong token has to. Returns whether there was room to wait.
+    pub(super) async fn wait(&self) -> bool {
+        let Ok(_place) = self.waiting.try_acquire() else { return false };
+        tokio::time::sleep(Duration::from_millis(limits::ADMIN_GUESS_WAIT_MS)).await;
+        true
+    }
+}
+
+impl Known {
+    fn note(&mut self, address: IpAddr, now: Instant) -> Turn {
+        let each = Duration::from_millis(limits::ADMIN_GUESS_FORGOTTEN_MS);
+        let burst = each * limits::ADMIN_GUESSES_FREE_COUNT;
+        if self.forgotten_at.len() >= limits::CLIENTS_KNOWN_MAX_COUNT {
+            self.forgotten_at.retain(|_, at| *at > now);
+        }
+        // So many addresses at once are an attack; one that is not known yet counts as one of them.
+        let is_full = self.forgotten_at.len() >= limits::CLIENTS_KNOWN_MAX_COUNT;
+        let slow = match self.forgotten_at.get_mut(&address) {
+            None if is_full => true,
+            None => {
+                self.forgotten_at.insert(address, now + each);
+                false
+            }
+            Some(at) => {
+                let slow = *at + each > now + burst;
+                *at = ((*at).max(now) + each).min(now + burst);
+                slow
+            }
+        };
+        let window = Duration::from_millis(limits::ADMIN_GUESSES_LOGGED_EVERY_MS);
+        let is_due = self.logged_at.is_none_or(|at| now.duration_since(at) >= window);
+        if is_due {
+            self.logged_at = Some(now);
+            return Turn { log: Some(std::mem::take(&mut self.unlogged)), slow };
+        }
+        self.unlogged += 1;
+        Turn { log: None, slow }
+    }
+}
+
+/// The address that stands for a subscriber: of IPv6, the network of 64 bits.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from(u128::from(six) & !u128::from(u64::MAX))),
+        four => four,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_with_many_wrong_tokens_waits_until_they_are_forgotten() {
+        let guesses = Guesses::default();
+        let begin = Instant::now();
+        let [one, other] = [[192, 0, 2, 1], [192, 0, 2, 2]].map(IpAddr::from);
+        let slow = |address, after_ms| guesses.note(address, begin + Duration::from_millis(after_ms)).slow;
+        let free = limits::ADMIN_GUESSES_FREE_COUNT;
+        assert!((0..free).all(|_| !slow(one, 0)));
+        assert!(slow(one, 0) && slow(one, 0));
+        assert!(!slow(other, 0), "another address is another address");
+        assert!(slow(one, limits::ADMIN_GUESS_FORGOTTEN_MS - 1));
+        assert!(!slow(one, limits::ADMIN_GUESS_FORGOTTEN_MS * (u64::from(free) + 2)));
+    }
+
+    #[test]
+    fn the_log_has_few_lines_and_says_what_it_left_out() {
+        let guesses = Guesses::default();
+        let begin = Instant::now();
+        let log = |after_ms| {
+            guesses.note(IpAddr::from([192, 0, 2, 1]), begin + Duration::from_millis(after_ms)).log
+        };
+        assert_eq!([log(0), log(1), log(2)], [Some(0), None, None]);
+        assert_eq!(log(limits::ADMIN_GUESSES_LOGGED_EVERY_MS), Some(2));
+    }
+
+    #[test]
+    fn what_is_known_is_bounded_and_a_network_is_one_subscriber() {
+        let guesses = Guesses::default();
+        let now = Instant::now();
+        for number in 0..2 * limits::CLIENTS_KNOWN_MAX_COUNT {
+            let bits = (0x2001_0db8 << 96) | (number as u128) << 64 | number as u128;
+            guesses.note(IpAddr::V6(Ipv6Addr::from(bits)), now);
+        }
+        let known = guesses.known.lock().unwrap().forgotten_at.len();
+        assert_eq!(known, limits::CLIENTS_KNOWN_MAX_COUNT);
+        assert!(guesses.note(IpAddr::from([192, 0, 2, 9]), now).slow);
+        let [one, other] = ["2001:db8::1", "2001:db8::2"].map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(subscriber(one), subscriber(other));
+        assert_eq!(subscriber("::ffff:192.0.2.1".parse().unwrap()), IpAddr::from([192, 0, 2, 1]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_bounded() {
+        let guesses = std::sync::Arc::new(Guesses::default());
+        let waits = (0..=limits::ADMIN_GUESSES_WAITING_COUNT).map(|_| {
+            let guesses = guesses.clone();
+            tokio::spawn(async move { guesses.wait().await })
+        });
+        let waits: Vec<_> = waits.collect();
+        let mut waited = 0;
+        for wait in waits {
+            waited += usize::from(wait.await.unwrap());
+        }
+        assert_eq!(waited, limits::ADMIN_GUESSES_WAITING_COUNT);
+    }
+}

@@ -1,0 +1,227 @@
+//! Text that other people wrote: fit to be shown, and fit to be a name.
+//!
+//! A hook, a marketplace or an import may send any character there is. Some of them move a terminal's cursor,
+//! some turn the text around them, and some cannot be seen at all, so that two different ids look alike. Those
+//! are shown as escapes everywhere, and no new id or key may hold one.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Whether a character shows as what it is: it is no control character, turns nothing around, and can be seen
+/// or is a space.
+pub fn is_plain(c: char) -> bool {
+    if c.is_ascii() {
+        return !c.is_ascii_control();
+    }
+    match c {
+        // Spaces of other widths, which text in Chinese holds.
+        '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => true,
+        // Letters and marks without a shape.
+        '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' => false,
+        '\u{3164}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}' => false,
+        // The standard library knows every other character that cannot be printed. A mark counts as one
+        // at the beginning of a text, so another character stands before it.
+        _ => ['x', c].iter().collect::<String>().escape_debug().count() == 2,
+    }
+}
+
+/// A text on one line, for a terminal, a log or a table.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    escaped(text, is_plain, |c, out| out.extend(c.escape_default()))
+}
+
+/// A text on one line that keeps its tabs: the stack traces of programs are indented with them.
+pub fn plain_log(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c == '\t' || is_plain(c), |c, out| out.extend(c.escape_default()))
+}
+
+/// A text that keeps its line breaks and tabs.
+pub fn plain_lines(text: &str) -> Cow<'_, str> {
+    let stays = |c| matches!(c, '\n' | '\t') || is_plain(c);
+    escaped(text, stays, |c, out| out.extend(c.escape_default()))
+}
+
+/// A JSON document with the same meaning that is safe to print: what is not plain stands there as `\uXXXX`.
+pub fn plain_json(json: &str) -> Cow<'_, str> {
+    let stays = |c| matches!(c, '\n' | '\r' | '\t') || is_plain(c);
+    escaped(json, stays, |c, out| {
+        for unit in c.encode_utf16(&mut [0; 2]) {
+            let _ = write!(out, "\\u{unit:04x}");
+        }
+    })
+}
+
+fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
+    if text.chars().all(&stays) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if stays(c) { shown.push(c) } else { escape(c, &mut shown) }
+    }
+    Cow::Owned(shown)
+}
+
+/// The first character of a text that would not show as what it is, and its position in characters, from 1.
+pub fn fault_of_text(text: &str) -> Option<String> {
+    let (index, c) = text.chars().enumerate().find(|(_, c)| !is_plain(*c))?;
+    Some(format!("character {} is {}, which cannot be shown", index + 1, code_point(c)))
+}
+
+/// The first character that a name must not hold, and its position in characters, from 1.
+///
+/// A name is what an instance, a tenant or an account is found by: people compare it by eye and copy it, so it
+/// holds plain characters only, no space but U+0020, and none at its ends.
+pub fn fault_of_name(name: &str) -> Option<String> {
+    let fits =
+        |c: char| is_plain(c) && (c == ' ' || !c.is_whitespace()) && !matches!(c, '\u{fe00}'..='\u{fe0f}');
+    let odd = name.chars().enumerate().find(|(_, c)| !fits(*c));
+    if let Some((index, c)) = odd {
+        return Some(format!("character {} is {}, which a name must not hold", index + 1, code_point(c)));
+    }
+    let has_space = name.starts_with(' ') || name.ends_with(' ');
+    has_space.then(|| "there is a space at its beginning or end".to_owned())
+}
+
+/// What is wrong with a key, a token or another secret that was read from outside. Names one character and
+/// its position, and nothing else of the secret.
+///
+/// Every character must be printable ASCII (U+0020 to U+007E), and none at the ends a space: marketplaces hand
+/// out letters, digits and punctuation, and whatever else is there was copied along with the key.
+pub fn fault_of_secret(secret: &str) -> Option<String> {
+    let last = secret.chars().count();
+    for (index, c) in secret.chars().enumerate() {
+        let at = index + 1;
+        if !(' '..='~').contains(&c) {
+            return Some(format!(
+                "character {at} of {last} is {}; a key holds printable ASCII only, so copy it again without it",
+                code_point(c)
+            ));
+        }
+        if c == ' ' && (at == 1 || at == last) {
+            return Some(format!(
+                "character {at} of {last} is a space (U+0020); remove the space around the key"
+            ));
+        }
+    }
+    None
+}
+
+/// A character by its number, and by its name where people know one.
+fn code_point(c: char) -> String {
+    let name = match c {
+        '\0' => " (NUL)",
+        '\t' => " (a tab)",
+        '\n' => " (a line break)",
+        '\r' => " (a carriage return)",
+        '\u{1b}' => " (ESC)",
+        '\u{a0}' => " (a no-break space)",
+        '\u{200b}' => " (a zero-width space)",
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}' | '\u{200e}' | '\u{200f}' => {
+            " (it turns the direction of text)"
+        }
+        '\u{3000}' => " (an ideographic space)",
+        '\u{feff}' => " (a byte order mark)",
+        _ => "",
+    };
+    format!("U+{:04X}{name}", u32::from(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Characters that turn, hide or break what stands around them.
+    const ODD: [char; 24] = [
+        '\0',
+        '\n',
+        '\r',
+        '\u{1b}',
+        '\u{7f}',
+        '\u{85}',
+        '\u{9b}',
+        '\u{ad}',
+        '\u{61c}',
+        '\u{180e}',
+        '\u{200b}',
+        '\u{200d}',
+        '\u{200f}',
+        '\u{2028}',
+        '\u{2029}',
+        '\u{202e}',
+        '\u{2060}',
+        '\u{2066}',
+        '\u{3164}',
+        '\u{feff}',
+        '\u{fff9}',
+        '\u{fffe}',
+        '\u{e0041}',
+        '\u{e0100}',
+    ];
+
+    #[test]
+    fn what_does_not_show_is_shown_as_an_escape() {
+        for c in ODD {
+            let text = format!("a{c}b");
+            for shown in [plain(&text), plain_json(&text)] {
+                let kept = matches!(c, '\n' | '\r');
+                assert!(kept || !shown.contains(c), "{c:?}: {shown:?}");
+            }
+            assert_eq!(plain(&text), format!("a{}b", c.escape_default()));
+            assert!(fault_of_name(&text).unwrap().contains("character 2 is U+"), "{c:?}");
+            assert!(fault_of_secret(&text).unwrap().contains("character 2 of 3 is U+"), "{c:?}");
+        }
+        assert_eq!(plain_lines("a\n\tb\r"), "a\n\tb\\r");
+        assert_eq!(plain_log("a\n\tb\r"), "a\\n\tb\\r");
+    }
+
+    #[test]
+    fn languages_stay() {
+        for text in [
+            "order-1",
+            "中文　名",
+            "Ünïcödé",
+            "e\u{301}",
+            "ชื่อ",
+            "नाम",
+            "😀",
+            "\u{2764}\u{fe0f}",
+            "R&D \"x\" \\'",
+        ] {
+            assert_eq!(plain(text), text);
+            assert!(matches!(plain_json(text), Cow::Borrowed(_)));
+        }
+        for name in ["order-1", "中文名", "a b", "e\u{301}", "😀"] {
+            assert_eq!(fault_of_name(name), None, "{name}");
+        }
+        for name in [" a", "a ", "a\u{a0}b", "a　b", "\u{2764}\u{fe0f}"] {
+            assert!(fault_of_name(name).is_some(), "{name}");
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_meaning() {
+        let text: String = ODD.iter().collect();
+        let json = serde_json::to_string_pretty(&vec![text.clone()]).unwrap();
+        let shown = plain_json(&json);
+        assert!(shown.chars().all(|c| c == '\n' || c.is_ascii_graphic() || c == ' '), "{shown}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&shown).unwrap(), [text]);
+    }
+
+    #[test]
+    fn a_secret_is_printable_ascii_and_never_told() {
+        for (secret, said) in [
+            ("\u{feff}fake-canary", "character 1 of 12 is U+FEFF (a byte order mark)"),
+            ("fake-canary\u{200b}", "character 12 of 12 is U+200B (a zero-width space)"),
+            ("fake canary ", "character 12 of 12 is a space"),
+            ("fäke", "character 2 of 4 is U+00E4"),
+        ] {
+            let fault = fault_of_secret(secret).unwrap();
+            assert!(
+                fault.starts_with(said) && !fault.contains("fake") && !fault.contains("canary"),
+                "{fault}"
+            );
+        }
+        assert_eq!(fault_of_secret("fake canary+/=~!"), None);
+    }
+}
