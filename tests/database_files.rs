@@ -74,6 +74,26 @@ fn a_database_moved_away_acknowledges_nothing_until_it_is_back() {
 }
 
 #[test]
+fn what_a_hook_did_meanwhile_is_kept_once_the_database_is_back() {
+    let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    let (address, query) = (daemon.address, create("ob-1").signed());
+    let in_flight = std::thread::spawn(move || get(address, &query));
+    until("the hook has begun", || (home.begun("create").len() == 1).then_some(()));
+    std::fs::create_dir(home.path("away")).unwrap();
+    move_all(&home, "", "away");
+    home.open_gate("go");
+    daemon.wait_for_log("the end of an attempt could not be kept");
+    move_all(&home, "away", "");
+    let id = daemon.deliver_until_done(&create("ob-1")).id();
+    // It may have been told already, by the end that was kept first.
+    if let Some(answer) = in_flight.join().unwrap().filter(common::Answer::is_success) {
+        assert_eq!(answer.id(), id);
+    }
+    assert_eq!(home.begun("create").len(), 1);
+}
+
+#[test]
 fn another_file_in_its_place_is_not_the_database() {
     let home = home();
     let daemon = home.start();
