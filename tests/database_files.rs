@@ -155,6 +155,26 @@ fn a_database_that_is_gone_is_not_begun_anew() {
     daemon.stop();
 }
 
+/// Without the key the log is left, and after that the mark of a hook that was running.
+#[test]
+fn what_a_killed_daemon_left_shows_that_there_was_a_database() {
+    let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    let (address, query) = (daemon.address, create("ob-1").signed());
+    let in_flight = std::thread::spawn(move || get(address, &query));
+    until("the hook has begun", || (home.begun("create").len() == 1).then_some(()));
+    daemon.kill();
+    let _ = in_flight.join();
+    for file in ["spid.db", "spid.db.key"] {
+        std::fs::remove_file(home.path(file)).unwrap();
+    }
+    for (left, gone) in [("spid.db-wal", Some("spid.db-wal")), ("spid.db.running", None)] {
+        let ran = serve(&home, "spid.toml");
+        assert!(ran.code == 66 && ran.stderr.contains(&format!("{left}` shows")), "{left}: {ran:?}");
+        gone.into_iter().for_each(|file| std::fs::remove_file(home.path(file)).unwrap());
+    }
+}
+
 /// Whoever starts a second daemon, and however it comes by the database: the first one's hook must live.
 #[test]
 fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
