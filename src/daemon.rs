@@ -286,7 +286,8 @@ impl Daemon {
     }
 
     /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
-    /// that runs, end with what they began with.
+    /// that runs, end with what they began with. Call [`Daemon::check_accounts`] before: endpoints that leave live
+    /// instances without one are taken here as they are.
     pub fn change(&self, changes: Changes) {
         let Changes {
             endpoints,

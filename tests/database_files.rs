@@ -74,6 +74,26 @@ fn a_database_moved_away_acknowledges_nothing_until_it_is_back() {
 }
 
 #[test]
+fn what_a_hook_did_meanwhile_is_kept_once_the_database_is_back() {
+    let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    let (address, query) = (daemon.address, create("ob-1").signed());
+    let in_flight = std::thread::spawn(move || get(address, &query));
+    until("the hook has begun", || (home.begun("create").len() == 1).then_some(()));
+    std::fs::create_dir(home.path("away")).unwrap();
+    move_all(&home, "", "away");
+    home.open_gate("go");
+    daemon.wait_for_log("the end of an attempt could not be kept");
+    move_all(&home, "away", "");
+    let id = daemon.deliver_until_done(&create("ob-1")).id();
+    // It may have been told already, by the end that was kept first.
+    if let Some(answer) = in_flight.join().unwrap().filter(common::Answer::is_success) {
+        assert_eq!(answer.id(), id);
+    }
+    assert_eq!(home.begun("create").len(), 1);
+}
+
+#[test]
 fn another_file_in_its_place_is_not_the_database() {
     let home = home();
     let daemon = home.start();
@@ -133,6 +153,26 @@ fn a_database_that_is_gone_is_not_begun_anew() {
     let daemon = home.start();
     assert_eq!(home.list(&["instances", "list"]).len(), 0);
     daemon.stop();
+}
+
+/// Without the key the log is left, and after that the mark of a hook that was running.
+#[test]
+fn what_a_killed_daemon_left_shows_that_there_was_a_database() {
+    let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    let (address, query) = (daemon.address, create("ob-1").signed());
+    let in_flight = std::thread::spawn(move || get(address, &query));
+    until("the hook has begun", || (home.begun("create").len() == 1).then_some(()));
+    daemon.kill();
+    let _ = in_flight.join();
+    for file in ["spid.db", "spid.db.key"] {
+        std::fs::remove_file(home.path(file)).unwrap();
+    }
+    for (left, gone) in [("spid.db-wal", Some("spid.db-wal")), ("spid.db.running", None)] {
+        let ran = serve(&home, "spid.toml");
+        assert!(ran.code == 66 && ran.stderr.contains(&format!("{left}` shows")), "{left}: {ran:?}");
+        gone.into_iter().for_each(|file| std::fs::remove_file(home.path(file)).unwrap());
+    }
 }
 
 /// Whoever starts a second daemon, and however it comes by the database: the first one's hook must live.

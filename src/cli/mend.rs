@@ -364,9 +364,9 @@ pub(super) struct ResendArguments {
     act: ActArguments,
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
-    #[arg(long, default_value = "alibaba")]
-    dialect: String,
+    /// The dialect, where the callback does not say it (an older spid kept none): alibaba unless it is given.
+    #[arg(long)]
+    dialect: Option<String>,
     /// The endpoint.
     #[arg(long, value_name = "URL")]
     to: Url,
@@ -396,7 +396,8 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
             format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
         return Err(Failure::new(Exit::Data, text));
     }
-    let dialect = dialect_named(&arguments.dialect)?;
+    let said = arguments.dialect.as_deref().or(callback.dialect.as_deref());
+    let dialect = dialect_named(said.unwrap_or("alibaba"))?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);
     let sent = outbound::addressed(&request, &arguments.to)
