@@ -15,7 +15,7 @@ use common::*;
 use spid::callback::{Action, Answer};
 use spid::instance::UnknownInstance;
 use spid::job;
-use spid::store::{Act, Ending, Mender, StoreOptions};
+use spid::store::{Act, Ending, Instead, Mender, StoreOptions};
 
 /// Small, and the same everywhere.
 struct Dice(u64);
@@ -85,7 +85,8 @@ fn mend(bench: &Bench, dice: &mut Dice) -> bool {
         5 if dice.roll(4) == 0 => dice.pick(&instances).map(|number| mender.release(number, &act()).is_ok()),
         5 => None,
         _ => {
-            let instead = dice.pick(&[None, Some(Action::Renew), Some(Action::Upgrade)]).unwrap();
+            let choices = Instead::ALL.map(Some).into_iter().chain([None]).collect::<Vec<_>>();
+            let instead = dice.pick(&choices).unwrap();
             dice.pick(&held).map(|number| mender.approve(number, instead, &act()).is_ok())
         }
     };

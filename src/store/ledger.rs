@@ -657,7 +657,12 @@ fn may_run_again(
     if judged.job.as_ref().is_some_and(|job| job.state == job::State::Done) {
         return Ok(false);
     }
-    let Some((_, body)) = rows.callback(row.number)? else { return Ok(false) };
+    let body = match rows.callback(row.number) {
+        Ok(Some((_, body))) => body,
+        // What cannot be read stays as it is, for whoever looks into it.
+        Ok(None) | Err(StoreError::Unreadable(_)) => return Ok(false),
+        Err(error) => return Err(error),
+    };
     if body.asks_the_same(&acceptance.callback) {
         return Ok(true);
     }

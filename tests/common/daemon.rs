@@ -362,16 +362,6 @@ name = "provision"
         Ran::of(output_of(command))
     }
 
-    /// Runs a command to its end with these variables, without a store.
-    pub(crate) fn run_in(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
-        let output = self.command(arguments).envs(variables.iter().copied()).output().unwrap();
-        Ran {
-            code: output.status.code().unwrap(),
-            stdout: String::from_utf8(output.stdout).unwrap(),
-            stderr: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-
     /// Runs a command with this stdout to its end.
     pub(crate) fn run_into(&self, arguments: &[&str], stdout: Stdio) -> ExitStatus {
         self.command(arguments).stdout(stdout).status().unwrap()
