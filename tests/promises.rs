@@ -1,4 +1,4 @@
-//! The ten promises, each attacked: by crashes, by repetition, by impatience, by whoever sends what.
+//! The fourteen promises, each attacked: by crashes, by repetition, by impatience, by whoever sends what.
 //!
 //! The daemon is the real binary over real sockets and files; the requests are signed by hand.
 #![expect(
@@ -335,6 +335,32 @@ fn p04_a_result_nobody_came_back_for_is_listed_until_it_is_told() {
     assert_eq!(untold(), rows);
     assert_ne!(daemon.deliver(&request).id(), "0");
     assert_eq!(untold(), Vec::<Value>::new());
+}
+
+#[test]
+fn p04_success_is_never_claimed_for_what_is_no_longer_so() {
+    let home = Home::impatient(&format!("wait_for \"$SPID_ACTION\"; {QUICK}"));
+    ["create", "renew"].iter().for_each(|action| home.open_gate(action));
+    let daemon = home.start();
+    let id = daemon.deliver_until_done(&create("ob-4")).id();
+    // The marketplace is told "not yet", and does not come back for the result.
+    assert!(!daemon.deliver(&upgrade(&id, "b")).success());
+    home.open_gate("upgrade");
+    home.wait_until_idle();
+    assert!(daemon.deliver_until_done(&upgrade(&id, "s")).success());
+    // The same words again: a late repeat, or bought anew. Neither is so.
+    for _ in 0..3 {
+        assert!(!daemon.deliver(&upgrade(&id, "b")).success());
+    }
+    assert_eq!(home.json(&["instances", "show", &id])["sku"], "s");
+    assert_eq!(home.begun("upgrade").len(), 2);
+    // With an order of its own it is the one that was carried out, or one that was not.
+    let ordered = |order: &str, sku: &str| upgrade(&id, sku).with("orderId", order);
+    assert!(daemon.deliver_until_done(&ordered("o-1", "c")).success());
+    assert!(daemon.deliver_until_done(&ordered("o-2", "s")).success());
+    assert!(daemon.deliver(&ordered("o-1", "c")).success(), "it was carried out");
+    assert_eq!(home.json(&["instances", "show", &id])["sku"], "s");
+    assert_eq!(home.begun("upgrade").len(), 4);
 }
 
 // 5. Released stays released.
@@ -958,4 +984,83 @@ fn the_harness_itself_finds_a_secret_in_every_disguise() {
         assert!(found.is_err(), "{leak}");
     }
     assert_clean("nothing", b"nothing to see", &[KEY, PASSWORD]);
+}
+
+// 11. One bad thing stops only itself.
+
+#[test]
+fn p11_an_order_that_cannot_be_read_stops_only_itself_and_a_full_log_nothing() {
+    let home = Home::impatient(&format!("wait_for go; {QUICK}"));
+    let daemon = home.start();
+    for name in ["ob-bad", "ob-good"] {
+        assert_eq!(daemon.deliver(&create(name)).id(), "0");
+    }
+    daemon.kill();
+    let db = rusqlite::Connection::open(home.path("spid.db")).unwrap();
+    let spoilt =
+        "UPDATE callback SET body = '{}' WHERE json_extract(body, '$.subject.order_biz_id') = 'ob-bad'";
+    assert_eq!(db.execute(spoilt, []).unwrap(), 1);
+    drop(db);
+    home.open_gate("go");
+    let daemon = home.start();
+    daemon.deliver_until_done(&create("ob-good"));
+    daemon.deliver_until_done(&create("ob-new"));
+    let items = home.list(&["attention"]);
+    let named = |item: &Value| item["detail"].as_str().unwrap().contains("callback");
+    assert!(items.iter().any(|item| item["reason"] == "held" && named(item)), "{items:#?}");
+}
+
+// 12. Identity is explicit.
+
+#[test]
+fn p12_a_start_that_would_orphan_instances_says_so_and_does_not_start() {
+    let home = Home::with_hook(QUICK);
+    let daemon = home.start();
+    daemon.deliver_until_done(&create("ob-12"));
+    daemon.stop();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let account = text.lines().find(|line| line.starts_with("account = ")).unwrap().to_owned();
+    home.configure(&text.replace(&account, "account = \"another\""));
+    for command in [["check-config", "--config", "spid.toml"], ["serve", "--config", "spid.toml"]] {
+        let ran = home.run(&command);
+        assert_eq!(ran.code, 78, "{}{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains(&account), "the line to write: {}", ran.stderr);
+    }
+    home.configure(&text);
+    assert!(!home.start().deliver(&create("ob-12")).id().is_empty());
+}
+
+// 13. A number leaves as it came.
+
+#[test]
+fn p13_an_id_of_many_digits_keeps_them() {
+    let hook =
+        r#"printf '{"instance_id":2026113000000000000000%02d}' "$(ls | grep -c '^made-')"; : > "made-$$""#;
+    let home = Home::with_hook(hook);
+    let daemon = home.start();
+    let ids: Vec<String> = ["ob-a", "ob-b"].map(|name| daemon.deliver_until_done(&create(name)).id()).into();
+    assert_eq!(ids, ["202611300000000000000000", "202611300000000000000001"]);
+}
+
+// 14. A paid order that nobody will provision is never silent.
+
+#[test]
+fn p14_an_order_that_the_hook_refuses_is_on_the_list_until_somebody_has_seen_to_it() {
+    let home = Home::with_hook(r#"printf '{"refuse":"not to this buyer"}'; exit 65"#);
+    let daemon = home.start();
+    for _ in 0..3 {
+        assert_eq!(daemon.deliver(&create("ob-14")).id(), "0");
+    }
+    let items = home.list(&["attention"]);
+    assert_eq!(items.len(), 1, "{items:#?}");
+    let item = &items[0];
+    assert_eq!((&item["reason"], &item["instance"]), (&json!("refused"), &json!("ob-14")));
+    assert_eq!((&item["deliveries"], &item["delivery_limit"]), (&json!(3), &json!(120)));
+    assert_eq!((&item["order"], &item["buyer"]), (&json!("order-of-ob-14"), &json!("10001")));
+    assert!(item["detail"].as_str().unwrap().contains("not to this buyer"), "{item:#}");
+    let number = item["callback"].to_string();
+    let db = home.path("spid.db");
+    let dismiss = ["attention", "dismiss", &number, "--db", db.to_str().unwrap(), "--why", "refunded"];
+    assert_eq!(home.run(&dismiss).code, 0);
+    assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
 }

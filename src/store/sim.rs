@@ -485,17 +485,14 @@ mod tests {
             let store = store.clone();
             tokio::spawn(async move { store.accept(acceptance).await })
         };
-        let first = deliver("ob-1", "n-1");
-        turn(&mut writer).await;
-        drop(first.await.unwrap().unwrap());
-
+        // All of them before anything is committed: later a reader knows the copy, and no writer sees it.
         let before = begun.load(Ordering::Relaxed);
-        let (order, copy) = (deliver("ob-2", "n-2"), deliver("ob-1", "n-1"));
-        while writer.writer.queue.len() < 2 {
+        let (first, order, copy) = (deliver("ob-1", "n-1"), deliver("ob-2", "n-2"), deliver("ob-1", "n-1"));
+        while writer.writer.queue.len() < 3 {
             tokio::task::yield_now().await;
         }
         turn(&mut writer).await;
-        assert!(order.await.unwrap().is_ok());
+        assert!(first.await.unwrap().is_ok() && order.await.unwrap().is_ok());
         assert_eq!(copy.await.unwrap().unwrap_err(), StoreError::Replayed);
         assert_eq!(begun.load(Ordering::Relaxed) - before, 1, "the batch ran more than once");
         let rows = disk.reader().callbacks(&Filter { limit: 9, ..Filter::default() }).unwrap();

@@ -114,7 +114,7 @@ fn prepare() -> tempfile::TempDir {
     let mut text = format!("server.reply_within = \"200ms\"\nstore.path = {:?}\n", at("spid.db"));
     for (account, dialect) in ENDPOINTS {
         text.push_str(&format!(
-            "[[endpoint]]\nname = \"{account}\"\npath = \"/{account}\"\ndialect = \"{dialect}\"\n\
+            "[[endpoint]]\nname = \"{account}\"\naccount = \"{account}\"\nshared_key = true\npath = \"/{account}\"\ndialect = \"{dialect}\"\n\
              timezone = \"UTC\"\nkeys = [{{ file = {:?} }}]\n",
             at("key")
         ));

@@ -224,7 +224,8 @@ pub(crate) fn remains(path: &Path, key: Option<&Path>) -> Option<PathBuf> {
     }
     let (log, running) = (beside(path, "-wal"), beside(path, ".running"));
     let has_marks = std::fs::read_dir(&running).is_ok_and(|mut marks| marks.next().is_some());
-    let key = key.filter(|key| key.exists()).map(Path::to_owned);
+    // Whatever is no file was made by no start; that it is no key is said elsewhere.
+    let key = key.filter(|key| key.is_file()).map(Path::to_owned);
     let log = Some(log).filter(|log| is_filled(log));
     log.or_else(|| Some(running).filter(|_| has_marks)).or(key)
 }
