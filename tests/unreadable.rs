@@ -115,12 +115,13 @@ fn check_commands(home: &Home, daemon: &Daemon) {
         &["jobs", "list"],
         &["callbacks", "list"],
         &["held", "list"],
+        &["attention"],
         &["acts"],
     ] {
         assert!(!home.look(list).is_empty());
         home.list(list);
     }
-    for path in ["/v1/instances", "/v1/jobs", "/v1/callbacks", "/v1/held", "/v1/acts"] {
+    for path in ["/v1/instances", "/v1/jobs", "/v1/callbacks", "/v1/held", "/v1/attention", "/v1/acts"] {
         let body = daemon.admin(path);
         let parsed: Value =
             serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path}: {error}: {body}"));

@@ -128,7 +128,8 @@ pub struct Attention {
 /// A callback that needs a person, before it is described.
 struct Found {
     reason: AttentionReason,
-    row: CallbackRow,
+    /// `None` where it cannot be read; then there is a job, and its note says why.
+    row: Option<CallbackRow>,
     job: Option<JobRow>,
     since: Timestamp,
 }
@@ -168,8 +169,12 @@ impl Reader {
         let mut seen = BTreeSet::new();
         let states = vec![job::State::Held, job::State::Dead, job::State::Pending];
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
-            let Some(row) = self.with(|rows| rows.callback_row(job.callback))? else { continue };
-            seen.insert(row.number);
+            let row = match self.with(|rows| rows.callback_row(job.callback)) {
+                Ok(row) => row,
+                Err(StoreError::Unreadable(_)) => None,
+                Err(error) => return Err(error),
+            };
+            seen.insert(job.callback);
             let reason = match job.state {
                 job::State::Held => AttentionReason::Held,
                 job::State::Dead => AttentionReason::Dead,
@@ -183,7 +188,7 @@ impl Reader {
                 continue;
             }
             if let Some((reason, since)) = reason_of(&row, job.as_ref(), now) {
-                all.push(Found { reason, row, job, since });
+                all.push(Found { reason, row: Some(row), job, since });
             }
         }
         Ok(all)
@@ -191,6 +196,9 @@ impl Reader {
 
     fn describe(&self, found: Found) -> Result<Option<AttentionItem>, StoreError> {
         let Found { reason, row, job, since } = found;
+        let Some(row) = row else {
+            return job.map(|job| self.describe_unreadable(reason, job, since)).transpose();
+        };
         let callback = match self.content(row.number) {
             Ok(callback) => callback,
             Err(ViewError::Store(error)) => return Err(error),
@@ -221,6 +229,37 @@ impl Reader {
             then: gives_up.map(|gives_up| gives_up.then),
             may_be_dismissed: !reason.waits(),
         }))
+    }
+}
+
+impl Reader {
+    /// A job whose callback cannot be read: it waits all the same.
+    fn describe_unreadable(
+        &self,
+        reason: AttentionReason,
+        job: JobRow,
+        since: Timestamp,
+    ) -> Result<AttentionItem, StoreError> {
+        let instance = self.readable_instance(job.instance)?;
+        Ok(AttentionItem {
+            reason,
+            callback: job.callback,
+            detail: job.note.unwrap_or_default(),
+            todo: todo(reason, job.callback, Some((job.id, job.state))),
+            job: Some(job.id),
+            account: instance.as_ref().map(|row| row.instance.account.clone()).unwrap_or_default(),
+            endpoint: String::new(),
+            instance: instance.as_ref().and_then(|row| row.name().map(str::to_owned)),
+            order: instance.as_ref().and_then(|row| row.instance.order_id.clone()),
+            buyer: instance.and_then(|row| row.instance.buyer),
+            action: job.action,
+            deliveries: 0,
+            delivery_limit: None,
+            since,
+            deadline: None,
+            then: None,
+            may_be_dismissed: false,
+        })
     }
 }
 
