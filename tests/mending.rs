@@ -1126,3 +1126,12 @@ fn the_commands_of_the_docs_are_commands() {
         assert_ne!(ran.code, 64, "{command}: {}", ran.stderr);
     }
 }
+
+#[test]
+fn a_release_that_came_before_anything_else_is_listed_by_the_name_it_used() {
+    let (home, daemon) = started(&[]);
+    assert!(!daemon.deliver(&about(RELEASE, "old-7")).success());
+    let list = home.look(&["instances", "list"]);
+    assert!(list.lines().any(|line| line.starts_with("old-7 ") && line.contains("released")), "{list}");
+    assert_eq!(home.json(&["instances", "show", "old-7"])["known_as"], "old-7");
+}

@@ -598,7 +598,7 @@ fn new_instance(
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
     }
-    let mut row = InstanceRow { number, created_by: None, public_id: None, instance };
+    let mut row = InstanceRow { number, created_by: None, public_id: None, known_as: None, instance };
     name_publicly(rows, &mut row, callback)?;
     if row.public_id.is_some() {
         rows.put_instance(&row)?;

@@ -375,7 +375,8 @@ impl Reader {
     /// # Errors
     /// [`StoreError`], when the database cannot be read. The same holds for all reads.
     pub fn instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>, StoreError> {
-        self.with(|rows| rows.list_instances(filter))
+        let rows = self.with(|rows| rows.list_instances(filter))?;
+        rows.into_iter().map(|row| self.named(row)).collect()
     }
 
     /// The instances that have this name, whatever their account.
@@ -383,7 +384,8 @@ impl Reader {
     /// # Errors
     /// As [`Reader::instances`].
     pub fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>, StoreError> {
-        self.with(|rows| rows.instances_named(name))
+        let rows = self.with(|rows| rows.instances_named(name))?;
+        rows.into_iter().map(|row| self.named(row)).collect()
     }
 
     /// The instance with this number.
@@ -391,7 +393,8 @@ impl Reader {
     /// # Errors
     /// As [`Reader::instances`].
     pub fn instance(&self, number: i64) -> Result<Option<InstanceRow>, StoreError> {
-        self.with(|rows| rows.instance(number))
+        let row = self.with(|rows| rows.instance(number))?;
+        row.map(|row| self.named(row)).transpose()
     }
 
     /// Jobs, the newest first.

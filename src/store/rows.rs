@@ -47,6 +47,10 @@ pub struct InstanceRow {
     /// instance's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_id: Option<String>,
+    /// The name its first callback used, where it has neither an id nor an orderBizId: a release that came before
+    /// anything else. A reader fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known_as: Option<String>,
     /// The record.
     #[serde(flatten)]
     pub instance: Instance,

@@ -140,9 +140,10 @@ impl Errand {
 }
 
 impl InstanceRow {
-    /// A name it is known by: its id, or until it has one its orderBizId.
+    /// A name it is known by: its id, or until it has one its orderBizId, or what it was first called by.
     pub fn name(&self) -> Option<&str> {
-        self.instance.id.as_deref().or(self.instance.order_biz_id.as_deref())
+        let own = self.instance.id.as_ref().or(self.instance.order_biz_id.as_ref());
+        own.or(self.known_as.as_ref()).map(String::as_str)
     }
 }
 
@@ -334,6 +335,21 @@ impl Reader {
             Err(StoreError::Unreadable(_)) => Ok(None),
             row => Ok(row?.flatten()),
         }
+    }
+
+    /// The instance with the name that its first callback used, where it has no other.
+    pub(super) fn named(&self, row: InstanceRow) -> Result<InstanceRow, StoreError> {
+        if row.name().is_some() {
+            return Ok(row);
+        }
+        let first = Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
+        let Some(callback) = self.callbacks(&first)?.pop() else { return Ok(row) };
+        let known_as = match self.content(callback.number) {
+            Ok(callback) => callback.subject.names().next().map(str::to_owned),
+            Err(ViewError::Store(error)) => return Err(error),
+            Err(_) => None,
+        };
+        Ok(InstanceRow { known_as, ..row })
     }
 
     /// The content of a callback; where it cannot be read, one that says so.

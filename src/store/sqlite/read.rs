@@ -150,7 +150,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         created_at: columns.instant()?,
         updated_at: columns.instant()?,
     };
-    Ok(InstanceRow { number, created_by, public_id, instance })
+    Ok(InstanceRow { number, created_by, public_id, known_as: None, instance })
 }
 
 fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
