@@ -632,6 +632,11 @@ impl Attempt {
                 tracing::error!(job = %job.id, action = %job.action, "the hook does not support what the marketplace asks: {reason}");
                 Ending::Refused { reason }
             }
+            // The browser does not wait, so nothing could complete it.
+            Attempted::Pending { note } if job.action == Action::SignOn => {
+                let error = format!("a sign-on cannot be pending ({note}): answer it, or refuse it");
+                self.misconfigured(job, "the hook", error, None)
+            }
             Attempted::Pending { note } => Ending::Pending { note },
         }
     }

@@ -1135,3 +1135,15 @@ fn a_release_that_came_before_anything_else_is_listed_by_the_name_it_used() {
     assert!(list.lines().any(|line| line.starts_with("old-7 ") && line.contains("released")), "{list}");
     assert_eq!(home.json(&["instances", "show", "old-7"])["known_as"], "old-7");
 }
+
+#[test]
+fn a_sign_on_that_a_hook_leaves_pending_is_a_mistake_of_the_hook_and_waits_for_nobody() {
+    let (home, daemon, id) = sold();
+    tell_hook(&home, "pend-sign-on");
+    let now = jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::get("Asia/Shanghai").unwrap());
+    let ticket = about("verify", &id).with("timeStamp", &now.strftime("%Y-%m-%d %H:%M:%S").to_string());
+    assert_ne!(daemon.deliver(&ticket).status, 302);
+    daemon.wait_for_log("a sign-on cannot be pending");
+    assert_eq!(jobs(&home, "pending"), [] as [Value; 0]);
+    assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
+}
