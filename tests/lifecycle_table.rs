@@ -388,7 +388,7 @@ fn read_expire(case: &Case, column: &Column) -> Reading {
         matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
     let run: Reading = What::Run.into();
     // A dead renewal does not matter any more if what it was paid for is over. The lane's is not.
-    assert!(LANE_RENEWS_TO > TODAY);
+    const { assert!(LANE_RENEWS_TO > TODAY) };
     match (column, case.applied) {
         (Column::Absent, _) => policy(case).into(),
         _ if ordered && done => What::Repeat.into(),

@@ -268,11 +268,11 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
         }
         ["instances", name, "complete"] => {
             extra(false, true, false)?;
-            Ok(Deed::Complete { instance: named(name), answer: answer_given(answer.as_ref())? })
+            Ok(Deed::Complete { instance: named(name), answer: answer_given(answer.as_deref())? })
         }
         ["jobs", id, "complete"] => {
             extra(true, true, false)?;
-            Ok(Deed::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_ref())? })
+            Ok(Deed::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? })
         }
         ["instances", name, "release"] => extra(false, true, true).map(|()| Deed::Release(named(name))),
         _ => Err(Fault::new(404, "there is no such act")),
@@ -286,7 +286,7 @@ pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     instead.map(Some).ok_or_else(|| Fault::new(400, "`as` is renew, upgrade or conversion"))
 }
 
-fn answer_given(given: Option<&Box<RawValue>>) -> Result<Box<Answer>, Fault> {
+fn answer_given(given: Option<&RawValue>) -> Result<Box<Answer>, Fault> {
     let answer = given.map(|text| read_answer(text.get().as_bytes())).transpose()?;
     Ok(Box::new(answer.unwrap_or_default()))
 }

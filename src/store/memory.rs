@@ -349,7 +349,13 @@ impl Write for Memory {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         let tables = self.tables()?;
         let number = next(&tables.instances);
-        let row = InstanceRow { number, created_by: None, public_id: None, known_as: None, instance: instance.clone() };
+        let row = InstanceRow {
+            number,
+            created_by: None,
+            public_id: None,
+            known_as: None,
+            instance: instance.clone(),
+        };
         tables.instances.insert(number, row);
         Ok(number)
     }

@@ -834,7 +834,13 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
     let was_released = tombstone.is_some() && instance.state != State::Released;
     if tombstone.is_some() || import.public_id.is_some() {
         let public_id = import.public_id.clone();
-        rows.replace_instance(&InstanceRow { number, created_by: None, public_id, known_as: None, instance })?;
+        rows.replace_instance(&InstanceRow {
+            number,
+            created_by: None,
+            public_id,
+            known_as: None,
+            instance,
+        })?;
     }
     Ok(was_released)
 }
