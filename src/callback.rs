@@ -287,6 +287,10 @@ pub struct Callback {
     /// changes the product. Each has a job of its own; the request is answered once all of them are done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Action>,
+    /// True for the part of a create that is a renewal: what it renews was a trial, or an earlier purchase, and is
+    /// bought for good now.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub converts: bool,
     /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
     #[serde(skip)]
     pub once: Option<Once>,
@@ -343,6 +347,7 @@ impl Callback {
             made_elsewhere: false,
             ordered: false,
             also: Vec::new(),
+            converts: false,
             once: None,
             learned: None,
             body: None,
@@ -377,7 +382,10 @@ impl Callback {
             Action::Upgrade if self.action != Action::Upgrade => part.expires_on = None,
             // The product it names is the one that the other part changes to.
             Action::Renew if !self.also.is_empty() => part.product = None,
-            Action::Renew if self.action == Action::Create => part.trial = Some(false),
+            Action::Renew if self.action == Action::Create => {
+                part.trial = Some(false);
+                part.converts = true;
+            }
             _ => {}
         }
         part
@@ -394,6 +402,7 @@ impl Callback {
             also: self.also,
             expires_on: self.expires_on,
             trial: self.trial,
+            converts: self.converts,
             product: part.product.clone().or(self.product),
             ..part.clone()
         }
@@ -402,6 +411,11 @@ impl Callback {
     /// True if a hook would be told the same by both. The date and the nonce of a delivery, and what was
     /// learned since, are not what was asked.
     pub fn asks_the_same(&self, other: &Callback) -> bool {
+        // What was learned stands in the neutral fields as well, so only what was said can be compared.
+        if self.learned.is_some() || other.learned.is_some() {
+            return (self.action, &self.also, &self.subject, &self.order_id, &self.parameters)
+                == (other.action, &other.also, &other.subject, &other.order_id, &other.parameters);
+        }
         let bare = |callback: &Callback| Callback {
             dialect: None,
             sent_at: None,

@@ -193,11 +193,6 @@ impl Instance {
         if self.expires_on != before {
             self.expires_on_raw = callback.expires_on.as_ref().map(|expiry| expiry.raw.clone());
         }
-        // A trial that is paid for is none any more.
-        if callback.action == Action::Renew {
-            self.converted |= self.trial == Some(true) && callback.trial == Some(false);
-            self.trial = callback.trial.or(self.trial);
-        }
         self.updated_at = now;
     }
 
@@ -209,7 +204,14 @@ impl Instance {
             Action::Create => self.state = State::Active,
             Action::Renew => {
                 self.state = State::Active;
-                self.expires_on = self.expires_on.max(wants.expires_on);
+                // A trial that is paid for is none any more, and its end is not the end of what was bought.
+                let converts = wants.converts || self.trial == Some(true) && wants.trial == Some(false);
+                self.converted |= converts;
+                self.trial = wants.trial.or(self.trial);
+                self.expires_on = match wants.expires_on {
+                    None if converts => None,
+                    until => self.expires_on.max(until),
+                };
             }
             Action::RefundRenew => self.expires_on = wants.expires_on.or(self.expires_on),
             Action::Upgrade => {
@@ -243,11 +245,16 @@ impl Instance {
 
     /// True if the callback names another SKU or other quantities than those in force.
     pub fn differs_from(&self, callback: &Callback) -> bool {
-        !self.has(&Wants::of(callback))
+        let wants = Wants::of(callback);
+        wants.says_what_changes() && !self.has(&wants)
     }
 
-    /// Whether the upgrade asks for what is already so.
+    /// Whether the upgrade asks for what is already so. One that does not say what it changes never does: the
+    /// marketplace has to be asked for that.
     fn has(&self, wants: &Wants) -> bool {
+        if !wants.says_what_changes() {
+            return false;
+        }
         let same_sku = wants.sku.is_none() || wants.sku == self.sku;
         same_sku && wants.items.iter().all(|(name, value)| self.items.get(name) == Some(value))
     }
@@ -262,15 +269,25 @@ pub struct Wants {
     pub sku: Option<String>,
     /// The new billed quantities.
     pub items: BTreeMap<String, String>,
+    /// The trial flag from now on.
+    pub trial: Option<bool>,
+    /// True if it buys for good what was a trial or another purchase.
+    pub converts: bool,
 }
 
 impl Wants {
+    fn says_what_changes(&self) -> bool {
+        self.sku.is_some() || !self.items.is_empty()
+    }
+
     /// The values this callback sets.
     pub fn of(callback: &Callback) -> Wants {
         Wants {
             expires_on: callback.expires_on.as_ref().and_then(|expiry| expiry.at),
             sku: callback.sku.clone(),
             items: callback.items.clone(),
+            trial: callback.trial,
+            converts: callback.converts,
         }
     }
 }
@@ -306,6 +323,8 @@ pub struct Occurrence {
 pub struct Done {
     /// True if its success was reported to the marketplace.
     pub told: bool,
+    /// True if a job of its own carried it out, and not one that it merely joined.
+    pub own: bool,
 }
 
 /// Where an occurrence stands.
@@ -381,6 +400,8 @@ pub struct View<'a> {
     pub policy: Policy,
     /// True while another purchase of this instance is held: what it turns out to be decides about an expire.
     pub conflict: bool,
+    /// True if the callback reads like an earlier one by its key, and names other quantities.
+    pub other_values: bool,
     /// Whether an operator has looked at this callback and wants it done.
     pub approved: bool,
     /// The present instant.
@@ -427,6 +448,11 @@ pub enum Reason {
         "this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew"
     )]
     AmbiguousRepeat(Action),
+    /// An expire of what was bought for good after a trial, and nothing says until when.
+    #[error(
+        "a trial was bought for good, and nothing says when that term ends; this may be the end of the trial"
+    )]
+    UnknownTerm,
     /// An expire while another purchase of the instance is held.
     #[error(
         "another purchase of this instance is held, and may have bought it for good; decide that one first"
@@ -502,6 +528,7 @@ impl Reason {
             Reason::ConflictingCreate => "conflicting-create",
             Reason::RepeatedWithOtherValues => "create-repeated-with-other-values",
             Reason::AmbiguousRepeat(_) => "ambiguous-repeat",
+            Reason::UnknownTerm => "unknown-term",
             Reason::ConversionHeld => "conversion-held",
             Reason::Gone => "gone",
             Reason::NameTaken(_) => "name-taken",
@@ -698,14 +725,19 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
 
 /// True if the callback is about the purchase the instance was made by. The marketplace may leave out order or
 /// buyer; the SKU, the quantities and the expiry may move between two deliveries of one purchase.
-fn is_same_purchase(instance: &Instance, callback: &Callback) -> bool {
+pub fn is_same_purchase(instance: &Instance, callback: &Callback) -> bool {
     agree(&instance.order_biz_id, &callback.subject.order_biz_id)
         && agree(&instance.order_id, &callback.order_id)
         && !is_another_buyers(instance, callback)
 }
 
+/// True unless instance and callback name different buyers.
+pub fn is_by_the_same_buyer(instance: &Instance, callback: &Callback) -> bool {
+    agree(&instance.buyer, &callback.buyer)
+}
+
 /// True if the callback is a create by another buyer than the one the instance was made for.
-pub fn is_another_buyers(instance: &Instance, callback: &Callback) -> bool {
+fn is_another_buyers(instance: &Instance, callback: &Callback) -> bool {
     callback.action == Action::Create && !agree(&instance.buyer, &callback.buyer)
 }
 
@@ -852,7 +884,8 @@ impl Known<'_> {
         if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
             return Decision::Join(job.job).into();
         }
-        let notice = self.done.is_none().then_some(Reason::RepeatedWithOtherValues);
+        let says_what_was_done = self.done.is_some_and(|done| done.own) && !self.view.other_values;
+        let notice = (!says_what_was_done).then_some(Reason::RepeatedWithOtherValues);
         let late = self.future.state == State::Released;
         Verdict { alert: late, ..Verdict::from(Decision::Repeat).noticing(notice) }
     }
@@ -868,6 +901,8 @@ impl Known<'_> {
             // Arrears that were paid may repeat order and date. If it was a late repeat after all, that costs a
             // few free days; the other way round it would keep a payer frozen.
             State::Frozen => return run(),
+            // It does not depend on a renewal that may never come.
+            State::Pending | State::Active if self.thaws && self.waits_for_the_dead() => return run(),
             State::Pending | State::Active if self.thaws && self.instance.state != State::Pending => {
                 self.coming(&[Action::Renew])
             }
@@ -889,8 +924,8 @@ impl Known<'_> {
     fn refund_renew(&self) -> Decision {
         match self.future.state {
             State::Released => self.released(),
-            _ if self.done.is_none() => Decision::Run,
-            _ if self.ordered => Decision::Repeat,
+            _ if self.done.is_none() && !self.refused_since() => Decision::Run,
+            _ if self.done.is_some() && self.ordered => Decision::Repeat,
             _ if self.is_made() && self.wants.expires_on == self.instance.expires_on => Decision::Repeat,
             _ if self.wants.expires_on == self.future.expires_on => {
                 self.coming(&[Action::Renew, Action::RefundRenew])
@@ -937,10 +972,19 @@ impl Known<'_> {
             return Decision::Hold(Reason::ConversionHeld);
         }
         let believed_until = plus_millis(self.view.now, limits::EXPIRE_EARLY_MS);
-        let paid_until = self.future.expires_on.filter(|expiry| *expiry > believed_until);
+        let is_ahead = |expiry: &Timestamp| *expiry > believed_until;
+        let applied = self.instance.expires_on.filter(is_ahead);
+        // A refund that is on its way may still be dropped, so the longer term counts.
+        let paid_until = self.future.expires_on.filter(is_ahead).max(applied);
+        let is_renewing = applied.is_none() && self.instance.state != State::Pending;
         let is_first_doubted = !self.view.approved && (self.future.converted || self.future.adopted);
         match (self.done, paid_until) {
-            _ if self.no_copy => Decision::Run,
+            _ if self.no_copy || self.view.approved => Decision::Run,
+            // What ends is the term before the renewal that is on its way.
+            (_, Some(expiry)) if is_renewing => Decision::Hold(Reason::EarlyExpire(expiry)),
+            (None, None) if self.future.converted && self.future.expires_on.is_none() => {
+                Decision::Hold(Reason::UnknownTerm)
+            }
             (Some(_), Some(expiry)) => Decision::Hold(Reason::EarlyExpire(expiry)),
             // Arrears, most likely. But the end of a trial that was bought, and of a term that was not bought
             // here, may be announced late.
@@ -948,7 +992,7 @@ impl Known<'_> {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
             // Without a known term it cannot be told from a repeat whose answer got lost.
-            (Some(Done { told: false }), None) if self.future.expires_on.is_none() => {
+            (Some(Done { told: false, .. }), None) if self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
             (None | Some(_), _) => Decision::Run,
@@ -1005,6 +1049,12 @@ impl Known<'_> {
         let last = |wanted: &[Action]| self.view.lane.iter().rev().find(|job| wanted.contains(&job.action));
         let job = last(actions).or_else(|| last(&[Action::Create]));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
+    }
+
+    /// True if the renewal that would thaw the instance is out of tries.
+    fn waits_for_the_dead(&self) -> bool {
+        let last = self.view.lane.iter().rev().find(|job| job.action == Action::Renew);
+        self.instance.state == State::Frozen && last.is_some_and(|job| job.dead)
     }
 
     /// True if what is applied is there and can be in use: only then can anything be so.
@@ -1095,6 +1145,10 @@ pub enum Subject<'a> {
     Instance(i64),
     /// Nothing that is known; the name the callback used, or its order.
     Named(&'a str),
+    /// A purchase of an instance that another purchase made: by order and buyer, however its values move.
+    Purchase(i64),
+    /// The purchase that made an instance, repeated with these quantities.
+    OtherValues(i64),
 }
 
 /// The 16 bytes that are equal for the redeliveries of one request, and differ for anything that
@@ -1110,6 +1164,19 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
         _ if callback.action == Action::Payment => {}
         Subject::Instance(number) => digest.text(&format!("instance {number}")),
         Subject::Named(name) => digest.text(&format!("name {name}")),
+        Subject::Purchase(number) => {
+            digest.text(&format!("purchase of instance {number}"));
+            digest.option(callback.order_id.as_deref());
+            digest.option(callback.buyer.as_deref());
+            return digest.finish();
+        }
+        Subject::OtherValues(number) => {
+            digest.text(&format!("other values of instance {number}"));
+            for (name, value) in &callback.items {
+                digest.text(name);
+                digest.text(value);
+            }
+        }
     }
     digest.text(callback.action.as_str());
     if callback.doubts.is_empty() {

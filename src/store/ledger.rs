@@ -165,6 +165,8 @@ pub(crate) enum Finished {
 
 /// What was read to decide one callback.
 struct Judged {
+    /// The key that the callback is kept under.
+    key: [u8; 16],
     instance: Option<InstanceRow>,
     lane: Vec<(JobRow, Callback)>,
     /// The latest occurrence like it.
@@ -181,7 +183,13 @@ struct Judged {
 fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Option<Known>) -> Result<Judged> {
     let callback = &*acceptance.callback;
     let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
-    let occurrences = rows.occurrences(&key_of(acceptance, callback, instance.as_ref()))?;
+    let mut key = key_of(acceptance, callback, instance.as_ref());
+    let mut occurrences = rows.occurrences(&key)?;
+    let other_values = names_other_values(rows, callback, instance.as_ref(), &occurrences)?;
+    if let Some(other) = other_key(acceptance, callback, instance.as_ref(), other_values, &occurrences) {
+        key = other;
+        occurrences = rows.occurrences(&key)?;
+    }
     let whole = occurrence(occurrences.iter());
     let lane_view: Vec<LaneJob> = lane.iter().map(lane_job).collect();
     let view = View {
@@ -190,6 +198,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         occurrence: whole.as_ref(),
         policy: acceptance.policy,
         conflict: callback.action == Action::Expire && holds_a_purchase(rows, instance.as_ref())?,
+        other_values,
         approved: acceptance.approved,
         now: acceptance.received_at,
     };
@@ -201,12 +210,71 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         }
         let part = callback.part(*action);
         let own = occurrence_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
-        verdicts.push((*action, instance::decide(View { occurrence: own.as_ref(), ..view }, &part)));
+        let is_done = matches!(own, Some(Occurrence { standing: Standing::Done(_), .. }));
+        // However often it is approved, a part that was carried out is not carried out again.
+        let verdict = match acceptance.approved && is_done {
+            true => Decision::Repeat.into(),
+            false => instance::decide(View { occurrence: own.as_ref(), ..view }, &part),
+        };
+        verdicts.push((*action, verdict));
     }
     let (verdict, runs) = instance::combine(verdicts);
     let (latest, job) =
         occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
-    Ok(Judged { instance, lane, latest, job, verdict, runs })
+    Ok(Judged { key, instance, lane, latest, job, verdict, runs })
+}
+
+/// True if a create of something that is made names other quantities than the create like it that was kept.
+fn names_other_values(
+    rows: &dyn Read,
+    callback: &Callback,
+    instance: Option<&InstanceRow>,
+    occurrences: &[Stands],
+) -> Result<bool> {
+    let made = instance.filter(|row| row.instance.id.is_some() && callback.action == Action::Create);
+    let (Some(made), Some((first, _))) = (made, occurrences.first()) else { return Ok(false) };
+    if made.instance.items == callback.items {
+        return Ok(false);
+    }
+    // They may have been changed by an upgrade since.
+    match rows.callback(first.number) {
+        Ok(Some((_, body))) => {
+            Ok(body.pruned_at.is_none() && body.learned.is_none() && body.items != callback.items)
+        }
+        Ok(None) | Err(StoreError::Unreadable(_)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The key of a create that is not the one its first key stands for: another purchase of the instance, which is
+/// the same however its date moves, or the same purchase with other quantities. What was kept under the first key
+/// stays there.
+fn other_key(
+    acceptance: &Acceptance,
+    callback: &Callback,
+    found: Option<&InstanceRow>,
+    other_values: bool,
+    occurrences: &[Stands],
+) -> Option<[u8; 16]> {
+    let row = found.filter(|row| {
+        callback.action == Action::Create
+            && callback.doubts.is_empty()
+            && row.instance.id.is_some()
+            && !instance::is_anothers(&row.instance, callback)
+    })?;
+    let subject = match instance::is_same_purchase(&row.instance, callback) {
+        false if occurrences.is_empty() || is_told_to_another(&row.instance, callback) => {
+            Subject::Purchase(row.number)
+        }
+        true if other_values => Subject::OtherValues(row.number),
+        _ => return None,
+    };
+    Some(instance::occurrence_key(&acceptance.account, subject, callback))
+}
+
+/// True if what stands under the callback's own key was said by another buyer: that key does not hold the buyer.
+fn is_told_to_another(instance: &Instance, callback: &Callback) -> bool {
+    instance.order_id == callback.order_id
 }
 
 /// A stored callback, and its job if it has one.
@@ -220,11 +288,14 @@ fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> 
         let has_done_job = job.as_ref().is_some_and(|job| job.state == job::State::Done);
         has_done_job || (row.told_at.is_some() && !is_settled)
     };
-    let done = rows.rev().find(is_carried_out).map(|(row, _)| Done { told: row.told_at.is_some() });
+    let done = rows.rev().find(is_carried_out).map(|(row, job)| Done {
+        told: row.told_at.is_some(),
+        own: job.as_ref().is_none_or(|job| job.callback == row.number),
+    });
     Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
 }
 
-/// What is known of one part of a request that asks several things.
+/// What is known of one part of a request that asks several things: each part by its own jobs.
 fn occurrence_of_part(
     rows: &dyn Read,
     acceptance: &Acceptance,
@@ -232,19 +303,27 @@ fn occurrence_of_part(
     instance: Option<&InstanceRow>,
     whole: &[Stands],
 ) -> Result<Option<Occurrence>> {
-    let has_job_for =
-        |action: Action| move |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.action == action);
-    let is_first = part.action == acceptance.callback.action;
-    let any_job = whole.iter().any(|(_, job)| job.is_some());
-    if is_first || acceptance.approved || !any_job {
+    let Some(instance) = instance else { return Ok(occurrence(whole.iter())) };
+    let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
+    let jobs = rows.list_jobs(&of_instance)?;
+    let is_of = |row: &CallbackRow, job: &&JobRow| job.callback == row.number;
+    let own: Vec<Stands> = whole
+        .iter()
+        .filter_map(|(row, _)| {
+            let mut latest = jobs.iter().filter(|job| is_of(row, job) && job.action == part.action);
+            // The newest first.
+            latest.next().map(|job| (row.clone(), Some(job.clone())))
+        })
+        .collect();
+    if !own.is_empty() {
+        return Ok(occurrence(own.iter()));
+    }
+    let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
+    if !has_jobs || part.action == acceptance.callback.action {
         return Ok(occurrence(whole.iter()));
     }
-    // A callback has the job of its last part, unless an earlier part ended it.
-    if whole.iter().any(|stands| has_job_for(part.action)(&stands)) {
-        return Ok(occurrence(whole.iter().filter(has_job_for(part.action))));
-    }
     // An older spid kept each part as a callback of its own.
-    let own = rows.occurrences(&key_of(acceptance, part, instance))?;
+    let own = rows.occurrences(&key_of(acceptance, part, Some(instance)))?;
     Ok(occurrence(own.iter()))
 }
 
@@ -257,7 +336,17 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
         limit: usize::MAX,
         ..Filter::default()
     };
-    Ok(rows.list_callbacks(&held)?.iter().any(|held| held.action == Action::Create))
+    for held in rows.list_callbacks(&held)?.iter().filter(|held| held.action == Action::Create) {
+        let is_theirs = match rows.callback(held.number) {
+            Ok(Some((_, callback))) => instance::is_by_the_same_buyer(&row.instance, &callback),
+            Ok(None) | Err(StoreError::Unreadable(_)) => true,
+            Err(error) => return Err(error),
+        };
+        if is_theirs {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<Known>> {
@@ -283,16 +372,8 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
 
 fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option<&InstanceRow>) -> [u8; 16] {
     // What is said of another order must never count as said of this instance.
-    let is_of = |row: &&InstanceRow| {
-        !instance::is_anothers(&row.instance, callback)
-            && !instance::is_another_buyers(&row.instance, callback)
-    };
-    let instance = found.filter(is_of).map(|row| row.number);
+    let instance = found.filter(|row| !instance::is_anothers(&row.instance, callback)).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
-    // The key of a create does not hold its buyer, and what another buyer was told is not for this one.
-    let buyer = callback.buyer.as_deref().unwrap_or_default();
-    let by_another = found.is_some_and(|row| instance::is_another_buyers(&row.instance, callback));
-    let named = if by_another { &*format!("{named} for {buyer}") } else { named };
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
     instance::occurrence_key(&acceptance.account, subject, callback)
 }
@@ -330,7 +411,10 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
         action: job.action,
         running: job.state == job::State::Running,
         dead: job.state == job::State::Dead,
-        wants: Wants::of(callback),
+        wants: match job.action == callback.action {
+            true => Wants::of(callback),
+            false => Wants::of(&callback.part(job.action)),
+        },
     }
 }
 
@@ -354,7 +438,9 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
         }));
     }
     let verdict = &judged.verdict;
-    if verdict.decision != Decision::Repeat || verdict.alert || !verdict.cancels.is_empty() {
+    let code = judged.latest.as_ref().and_then(|row| row.reason_code.as_deref());
+    let says_more = verdict.notice.as_ref().is_some_and(|notice| code != Some(notice.code()));
+    if verdict.decision != Decision::Repeat || verdict.alert || says_more || !verdict.cancels.is_empty() {
         return Ok(None);
     }
     let Some(row) = judged.latest.as_ref().filter(|row| row.told_at.is_some()) else { return Ok(None) };
@@ -428,6 +514,7 @@ pub(super) fn accept_for(
     let instance = settle_instance(rows, acceptance, &judged, birth)?;
     let mut row = callback_row(rows, acceptance, &judged, instance.as_ref())?;
     decide_row(&mut row, &judged, acceptance);
+    let before = judged.latest.as_ref().filter(|before| before.number == row.number);
     let mut made = new_jobs(acceptance, &judged, instance.as_ref(), birth);
     if !made.is_empty() {
         // Known beforehand, so that the callback is written once. It has the job of its last part: once that
@@ -436,6 +523,12 @@ pub(super) fn accept_for(
             job.number = number;
             row.job = Some(number);
         }
+    }
+    // What was dismissed is another matter by now.
+    if before.is_some_and(|before| {
+        (before.disposition, &before.reason_code, before.job) != (row.disposition, &row.reason_code, row.job)
+    }) {
+        row.dismissed_at = None;
     }
     let is_new = row.number == 0;
     if is_new {
@@ -513,14 +606,17 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
     Ok(())
 }
 
+/// The beginning of the note of a part that ended because an earlier part of its request did.
+pub(super) const LATER_PART: &str = "another part of its request,";
+
 /// A request that asks several things is done once all of them are. So when one part ends undone, the parts
 /// behind it end with it, and the callback has the job that ended: its redelivery is decided by that one.
 fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     let mut has_ended_any = false;
     for mut part in rows.lane_jobs(instance)? {
-        if part.callback == job.callback && part.number > job.number {
-            part.note = Some(format!("another part of its request, the {}, was not done", job.action));
+        if part.callback == job.callback && part.action != job.action && part.number > job.number {
+            part.note = Some(format!("{LATER_PART} the {}, was not done", job.action));
             end(&mut part, job::State::Cancelled, now);
             rows.put_job(&part)?;
             has_ended_any = true;
@@ -632,6 +728,9 @@ fn callback_row(
     // What was refused for want of an instance stays a row of its own once there is one.
     let elsewhere = |row: &CallbackRow| judged.verdict.decision == Decision::Run && row.instance != number;
     let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
+    if let (Some(row), Decision::Hold(_)) = (counted, &judged.verdict.decision) {
+        keep_latest_words(rows, row, acceptance)?;
+    }
     if let Some(row) = counted.filter(|row| !elsewhere(row))
         && (judged.runs.is_empty() || may_run_again(rows, row, judged, acceptance)?)
     {
@@ -642,7 +741,21 @@ fn callback_row(
         }
         return Ok(row);
     }
-    Ok(new_callback_row(acceptance, instance))
+    Ok(new_callback_row(acceptance, judged.key, instance))
+}
+
+/// What is held is decided by what was said last, as long as nothing has run for it.
+fn keep_latest_words(rows: &mut dyn Write, row: &CallbackRow, acceptance: &Acceptance) -> Result<()> {
+    if row.job.is_some() || acceptance.approved {
+        return Ok(());
+    }
+    match rows.callback(row.number) {
+        Ok(Some((_, body))) if !body.asks_the_same(&acceptance.callback) => {
+            rows.put_body(row.number, &acceptance.callback)
+        }
+        Ok(_) | Err(StoreError::Unreadable(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// True if a new job may belong to this row. What was carried out stays as it is: what runs now is another
@@ -654,7 +767,7 @@ fn may_run_again(
     judged: &Judged,
     acceptance: &Acceptance,
 ) -> Result<bool> {
-    if judged.job.as_ref().is_some_and(|job| job.state == job::State::Done) {
+    if judged.job.as_ref().is_some_and(|job| job.state == job::State::Done || job.state.is_live()) {
         return Ok(false);
     }
     let body = match rows.callback(row.number) {
@@ -673,14 +786,14 @@ fn may_run_again(
     Ok(true)
 }
 
-fn new_callback_row(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> CallbackRow {
+fn new_callback_row(acceptance: &Acceptance, key: [u8; 16], instance: Option<&InstanceRow>) -> CallbackRow {
     let number = instance.map(|row| row.number);
     CallbackRow {
         number: 0,
         account: acceptance.account.clone(),
         endpoint: acceptance.endpoint.clone(),
         key_label: acceptance.key_label.clone(),
-        occurrence: key_of(acceptance, &acceptance.callback, instance),
+        occurrence: key,
         instance: number,
         job: None,
         action: acceptance.callback.action,
@@ -698,10 +811,14 @@ fn new_callback_row(acceptance: &Acceptance, instance: Option<&InstanceRow>) -> 
 
 /// Writes the decision into the row. A row that was told is history: it only counts.
 fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
+    let decision = &judged.verdict.decision;
     if row.told_at.is_some() {
+        if let (Some(notice), None) = (&judged.verdict.notice, &row.reason_code) {
+            row.reason_code = Some(notice.code().to_owned());
+            row.reason = Some(notice.to_string());
+        }
         return;
     }
-    let decision = &judged.verdict.decision;
     if *decision == Decision::Repeat && row.reason_code.as_deref() == Some(SETTLED) {
         return;
     }
@@ -888,7 +1005,14 @@ fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
 
 fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
     let due = job::forward_due(job.attempted_at, now);
-    if job.state == job::State::Queued && (job.attempts == 0 || job.due_at <= due) {
+    // Never tried, it waits for its turn; a time that lies ahead is one of before the clock was set back.
+    let is_untried = job.state == job::State::Queued && job.attempts == 0;
+    if is_untried && job.due_at > now {
+        job.due_at = now;
+        rows.put_job(&job)?;
+        return Ok(true);
+    }
+    if is_untried || job.state == job::State::Queued && job.due_at <= due {
         return Ok(false);
     }
     job.extra = match job.state {
@@ -935,14 +1059,17 @@ fn create_answer(
     let Some(creator) = instance.created_by.filter(|_| instance.instance.state != State::Released) else {
         return Ok(id_only);
     };
-    let is_own = row.job == Some(creator);
+    let is_own = row.job == Some(creator) && job.is_none_or(|job| job.callback == row.number);
     let read = match job.filter(|_| is_own) {
         Some(_) => None,
         None => rows.job(creator)?,
     };
     let Some(job) = job.filter(|_| is_own).or(read.as_ref()) else { return Ok(id_only) };
     if row.action == Action::Create && !is_own {
-        return Ok(Stored { open: job.answer.clone(), ..id_only });
+        // The same purchase, with other values. Another purchase is told the id, and nothing of the first one.
+        let is_same = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
+        let open = job.answer.clone().filter(|_| is_same);
+        return Ok(Stored { open, ..id_only });
     }
     let told_at = match job.callback == row.number {
         true => row.told_at,

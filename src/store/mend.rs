@@ -16,7 +16,7 @@ use super::sqlite::{Sqlite, Vacancy};
 use super::{Store, StoreError, StoreOptions};
 use crate::callback::{Action, Answer, Callback, InstanceRef};
 use crate::clock::{Clock, Id};
-use crate::instance::{Instance, Policy, Reason, State, UnknownInstance};
+use crate::instance::{self, Instance, Policy, Reason, State, UnknownInstance};
 use crate::job::{self, Extra};
 use crate::limits;
 use crate::seal::{KeySource, Sealer};
@@ -371,14 +371,9 @@ impl Mender {
     /// When it is not held, or is a create of something that has no id to be told.
     pub fn settle(&mut self, number: i64, act: &Act) -> Mended<()> {
         self.act(act, "settle", &format!("callback {number}"), |rows, _| {
-            let (mut row, _) = find_held(rows, number)?;
+            let (mut row, callback) = find_held(rows, number)?;
             if row.action == Action::Create {
-                let instance = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-                if instance.and_then(|row| row.told_id()).is_none() {
-                    return impossible(
-                        "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
-                    );
-                }
+                check_settled_create(rows, &row, &callback)?;
             }
             row.disposition = Disposition::Recorded;
             row.reason_code = Some(SETTLED.to_owned());
@@ -560,11 +555,38 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
         job.proposed_id = None;
     }
     job.extra = one_more(job);
+    let was_refused = job.state == job::State::Refused;
     job.state = job::State::Queued;
     job.due_at = now;
     job.ended_at = None;
     rows.put_job(job)?;
+    if was_refused {
+        bring_back_later_parts(rows, job, now)?;
+    }
     Ok(ahead.map(|ahead| ahead.id))
+}
+
+/// A part that comes back brings those behind it along: half of a request is not what was asked.
+fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Mended<()> {
+    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    let all = super::Filter { instance: Some(instance), limit: usize::MAX, ..super::Filter::default() };
+    let is_later = |part: &JobRow| {
+        part.callback == job.callback
+            && part.number > job.number
+            && part.state == job::State::Cancelled
+            && part.note.as_deref().is_some_and(|note| note.starts_with(ledger::LATER_PART))
+    };
+    let mut later: Vec<JobRow> = rows.list_jobs(&all)?.into_iter().filter(is_later).collect();
+    later.sort_by_key(|part| part.number);
+    for part in &mut later {
+        (part.state, part.due_at, part.ended_at) = (job::State::Queued, now, None);
+        rows.put_job(part)?;
+    }
+    if let (Some(last), Some(mut row)) = (later.last(), rows.callback_row(job.callback)?) {
+        row.job = Some(last.number);
+        rows.put_callback(&row)?;
+    }
+    Ok(())
 }
 
 fn named(job: &JobRow) -> String {
@@ -617,6 +639,7 @@ fn approve(
 ) -> Mended<Approved> {
     let (row, callback) = find_held(rows, number)?;
     let asked: Vec<Action> = match (row.reason_code.as_deref(), instead) {
+        (Some("conflicting-create"), None) if !is_made(rows, &row)? => callback.actions().collect(),
         (Some("conflicting-create"), Some(instead)) => asked_instead(rows, &row, &callback, instead)?,
         (Some("conflicting-create"), None) => {
             return impossible(
@@ -643,6 +666,30 @@ fn approve(
     Ok(approved)
 }
 
+/// Refuses to settle a create that cannot be a repeat: it would succeed with the id of what another purchase made.
+fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> Mended<()> {
+    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let Some(made) = found.filter(|row| row.told_id().is_some()) else {
+        return impossible(
+            "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
+        );
+    };
+    let is_theirs = instance::is_by_the_same_buyer(&made.instance, callback)
+        && !instance::is_anothers(&made.instance, callback);
+    if is_theirs {
+        return Ok(());
+    }
+    impossible(
+        "the instance of that name was bought by another purchase, so this is no repeat; refund the order at the marketplace and reject it here",
+    )
+}
+
+/// True if the instance that a held create is about has an id.
+fn is_made(rows: &dyn Read, row: &CallbackRow) -> Mended<bool> {
+    let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    Ok(found.is_some_and(|row| row.instance.id.is_some()))
+}
+
 /// The actions that a conflicting create really asks of the instance that is there.
 fn asked_instead(
     rows: &dyn Read,
@@ -652,14 +699,30 @@ fn asked_instead(
 ) -> Mended<Vec<Action>> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(instance) = found.map(|row| row.instance).filter(|instance| instance.id.is_some()) else {
-        return impossible("its instance has no id yet; approve it once the instance is created");
+        return impossible("nothing was made of the first purchase; approve it without --as");
     };
+    if !instance::is_by_the_same_buyer(&instance, callback) {
+        return impossible(
+            "another buyer bought the instance, and nothing of one buyer's is another's; refund the order at the marketplace and reject it here",
+        );
+    }
     if instance.state == State::Released {
         return impossible(
             "its instance is released, and stays so; refund the order at the marketplace and reject it here, or settle it",
         );
     }
+    let until = callback.expires_on.as_ref().and_then(|expiry| expiry.at);
     Ok(match instead {
+        Instead::Renew if instance.differs_from(callback) => {
+            return impossible(
+                "the purchase changes SKU or quantities, too, and would be answered as done; say --as conversion",
+            );
+        }
+        Instead::Upgrade if until > instance.expires_on => {
+            return impossible(
+                "the purchase buys a longer term, too, and would be answered as done; say --as conversion",
+            );
+        }
         Instead::Renew => vec![Action::Renew],
         Instead::Upgrade => vec![Action::Upgrade],
         Instead::Conversion if instance.differs_from(callback) => vec![Action::Renew, Action::Upgrade],
