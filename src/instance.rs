@@ -353,7 +353,9 @@ pub enum Standing {
     },
     /// Something that came later made its job unnecessary.
     Superseded,
-    /// It was held or refused without a job, or its job was dropped: as if never asked.
+    /// It was held, and no operator has decided yet.
+    Held,
+    /// It was refused without a job, or its job was dropped: as if never asked.
     Void,
     /// It needed no job.
     Recorded,
@@ -664,7 +666,11 @@ fn judge(view: View<'_>, callback: &Callback) -> Verdict {
 fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
     let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
         Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
-        Standing::Rejected { .. } | Standing::Settled { .. } | Standing::Superseded | Standing::Void => false,
+        Standing::Rejected { .. }
+        | Standing::Settled { .. }
+        | Standing::Superseded
+        | Standing::Held
+        | Standing::Void => false,
     });
     let verdict = undoubted(view, callback);
     match verdict.decision {
@@ -844,10 +850,11 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     }
 }
 
-/// Whether what was asked before came to nothing, and the instance has moved on since.
+/// Whether what was asked before came to nothing, or waits for an operator, and the instance may have moved on
+/// since.
 fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
     match occurrence.standing {
-        Standing::Superseded => true,
+        Standing::Superseded | Standing::Held => true,
         Standing::RefusedByHook { at, .. } => instance.updated_at > at,
         _ => false,
     }
@@ -1121,7 +1128,7 @@ fn payment(view: View<'_>) -> Decision {
     match view.occurrence.map(|occurrence| &occurrence.standing) {
         None => Decision::RunBeside { told: true },
         // It was held, so nothing has run for it yet.
-        Some(Standing::Void | Standing::Rejected { .. }) if view.approved => {
+        Some(Standing::Held | Standing::Void | Standing::Rejected { .. }) if view.approved => {
             Decision::RunBeside { told: true }
         }
         Some(_) => Decision::Repeat,

@@ -640,15 +640,158 @@ async fn a_dead_renew_that_was_paid_beyond_now_is_not_cancelled_by_an_expire(ben
     bench.deliver(&renew("b", "r", day(730))).await;
     let dead = bench.run_to_death().await;
     bench.go_to_day(365);
-    // Accepted behind it.
-    assert_eq!(bench.deliver(&expire("b")).await, Outcome::NotYet);
+    // What ends is the old term.
+    assert!(is_held(&bench.deliver(&expire("b")).await));
     assert_eq!(bench.job(dead.number).state, job::State::Dead);
     assert!(bench.take(9).await.is_empty(), "the buyer is not frozen before somebody has looked");
-    // The renewal comes again and succeeds this time; what waits behind it follows.
+    // The renewal comes again and succeeds this time.
+    bench.done(&renew("b", "r", day(730))).await;
+    assert_eq!((bench.state(), bench.only().expires_on), (State::Active, Some(day(730))));
+    assert!(is_held(&bench.deliver(&expire("b")).await));
+}
+
+async fn an_expire_of_the_old_term_does_not_run_behind_the_renewal(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.go_to_day(365);
+    // Paid in the last minute, and the hook takes its time.
     bench.deliver(&renew("b", "r", day(730))).await;
     let renewing = bench.take_one().await;
+    assert!(is_held(&bench.deliver(&expire("b")).await));
     bench.finish_done(&renewing).await;
-    assert_eq!(bench.only().expires_on, Some(day(730)));
+    assert!(bench.take(9).await.is_empty());
+    assert_eq!(bench.state(), State::Active);
+}
+
+async fn the_end_of_a_trial_does_not_run_behind_what_bought_it(bench: &Bench) {
+    for until in [None, expiry(day(730))] {
+        let biz = format!("b-{}", until.is_some());
+        bench.done(&Callback { trial: Some(true), expires_on: expiry(day(7)), ..create(&biz) }).await;
+        bench.deliver(&Callback { trial: Some(false), expires_on: until.clone(), ..renew(&biz, "paid", day(0)) }).await;
+        assert!(is_held(&bench.deliver(&expire(&biz)).await), "{until:?}: while it is on its way");
+        bench.run_due().await;
+        assert!(is_held(&bench.deliver(&expire(&biz)).await), "{until:?}: once it is done");
+        let now = bench.instances().into_iter().find(|row| row.instance.id.as_deref() == Some(&biz)).unwrap();
+        let term = until.and_then(|expiry| expiry.at);
+        assert_eq!((now.instance.state, now.instance.converted, now.instance.expires_on), (State::Active, true, term));
+    }
+}
+
+async fn an_upgrade_that_does_not_say_what_it_changes_is_never_so_by_itself(bench: &Bench) {
+    let silent = Callback { sku: None, ordered: true, order_id: Some("u".into()), ..upgrade("b", "") };
+    bench.done(&create("b")).await;
+    bench.deliver(&silent).await;
+    let upgrading = bench.take_one().await;
+    bench.finish(&upgrading, refused()).await;
+    bench.advance(60);
+    bench.done(&renew("b", "r", day(730))).await;
+    bench.advance(60);
+    assert!(is_held(&bench.deliver(&silent).await), "it was refused, and nothing ran since");
+    assert_eq!(bench.jobs_of(Action::Upgrade).len(), 1);
+}
+
+async fn a_refund_the_hook_refused_takes_nothing_that_was_paid_since(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.done(&renew("b", "r1", day(730))).await;
+    bench.deliver(&refund_renew("b", "x", day(365))).await;
+    let refunding = bench.take_one().await;
+    bench.finish(&refunding, refused()).await;
+    bench.advance(60);
+    bench.done(&renew("b", "r2", day(1000))).await;
+    bench.advance(60);
+    assert!(is_held(&bench.deliver(&refund_renew("b", "x", day(365))).await));
+    assert_eq!(bench.only().expires_on, Some(day(1000)));
+}
+
+async fn an_expire_is_judged_by_the_longer_term_while_a_refund_is_on_its_way(bench: &Bench) {
+    bench.done(&create("b")).await;
+    bench.done(&expire("b")).await;
+    bench.done(&renew("b", "r1", day(730))).await;
+    bench.deliver(&refund_renew("b", "x", day(1))).await;
+    bench.run_to_death().await;
+    assert!(is_held(&bench.deliver(&expire("b")).await));
+}
+
+async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(bench: &Bench) {
+    let marked = |nonce: &str, callback: Callback| Callback {
+        once: Some(spid::callback::Once { nonce: nonce.into(), until: day(9) }),
+        ..callback
+    };
+    let thaw = |nonce: &str| marked(nonce, Callback { action: Action::Renew, ..expire("b") });
+    bench.done(&create("b")).await;
+    bench.done(&marked("f1", expire("b"))).await;
+    bench.deliver(&thaw("t1")).await;
+    bench.deliver(&marked("f2", expire("b"))).await;
+    bench.deliver(&thaw("t2")).await;
+    let thawing = bench.take_one().await;
+    bench.finish(&thawing, refused()).await;
+    bench.run_due().await;
+    assert_eq!(bench.state(), State::Active, "the last word counts");
+    assert_eq!(bench.jobs_of(Action::Renew).len(), 2);
+    let of: Vec<i64> = bench.jobs_of(Action::Renew).iter().map(|job| job.callback).collect();
+    assert_ne!(of[0], of[1]);
+}
+
+async fn a_thaw_does_not_depend_on_a_dead_renewal(bench: &Bench) {
+    let once = Some(spid::callback::Once { nonce: "t".into(), until: day(9) });
+    bench.done(&create("b")).await;
+    bench.done(&expire("b")).await;
+    bench.deliver(&renew("b", "r", day(730))).await;
+    bench.run_to_death().await;
+    bench.deliver(&Callback { action: Action::Renew, once, ..expire("b") }).await;
+    assert_eq!(bench.jobs_of(Action::Renew).len(), 2, "it has a job of its own");
+}
+
+async fn a_part_that_was_done_does_not_run_again(bench: &Bench) {
+    bench.done(&create("b")).await;
+    let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };
+    bench.deliver(&both).await;
+    let renewing = bench.take_one().await;
+    bench.finish_done(&renewing).await;
+    let upgrading = bench.take_one().await;
+    bench.finish(&upgrading, refused()).await;
+    for _ in 0..2 {
+        bench.advance(60);
+        bench.deliver(&both).await;
+        let again = bench.take_one().await;
+        assert_eq!(again.job.action, Action::Upgrade);
+        bench.finish(&again, refused()).await;
+    }
+    assert_eq!(bench.jobs_of(Action::Renew).len(), 1, "one order, one renewal");
+    bench.advance(60);
+    bench.done(&both).await;
+    assert_eq!(bench.only().sku.as_deref(), Some("gold"));
+}
+
+async fn a_purchase_that_repeats_with_other_quantities_is_noticed(bench: &Bench) {
+    let seats = |count: &str| Callback {
+        items: [("seats".to_owned(), count.to_owned())].into(),
+        ..create("b")
+    };
+    bench.done(&seats("5")).await;
+    for _ in 0..2 {
+        assert_eq!(told_id(&bench.deliver(&seats("500")).await), Some("b"));
+    }
+    let noticed = || {
+        let rows = bench.callbacks().into_iter();
+        rows.filter(|row| row.reason_code.as_deref() == Some("create-repeated-with-other-values")).count()
+    };
+    assert_eq!((noticed(), bench.jobs().len()), (1, 1));
+    // What an upgrade changed since is not what the purchase said.
+    bench.done(&Callback { items: [("seats".to_owned(), "9".to_owned())].into(), ..upgrade("b", "basic") }).await;
+    assert_eq!(told_id(&bench.deliver(&seats("5")).await), Some("b"));
+    assert_eq!(noticed(), 1);
+}
+
+async fn another_purchase_is_one_callback_however_its_date_moves(bench: &Bench) {
+    bench.done(&create("b")).await;
+    for days in 400..404 {
+        let moved = Callback { order_id: Some("another".into()), expires_on: expiry(day(days)), ..create("b") };
+        assert!(is_held(&bench.deliver(&moved).await));
+    }
+    let held = bench.held();
+    assert_eq!((held.len(), held[0].deliveries), (1, 4));
+    let said = bench.store.reader().callback(held[0].number).unwrap().unwrap().1;
+    assert_eq!(said.expires_on, expiry(day(403)), "it is decided by what was said last");
 }
 
 async fn a_renew_that_dies_before_a_waiting_expire_stays_dead(bench: &Bench) {

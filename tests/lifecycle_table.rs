@@ -89,6 +89,8 @@ enum Seen {
     /// The hook refused it, and the instance has changed since.
     RefusedBeforeAChange,
     Superseded,
+    /// Held, and nobody has decided.
+    Held,
     Void,
     /// Carried out once and reported, and held when it came again.
     DoneThenHeld,
@@ -115,6 +117,8 @@ struct Case {
     unknown: UnknownInstance,
     /// Whether another purchase of the instance is held.
     conflict: bool,
+    /// Whether it names other quantities than the purchase it reads like.
+    other_values: bool,
 }
 
 /// The reading's answer.
@@ -263,7 +267,7 @@ fn read_create(case: &Case, column: &Column) -> Reading {
         column => Reading {
             alert: *column == Column::Released,
             // The same purchase with other values.
-            notice: (!case.seen.done()).then_some("create-repeated-with-other-values"),
+            notice: (!case.seen.done() || case.other_values).then_some("create-repeated-with-other-values"),
             ..What::Repeat.into()
         },
     }
@@ -345,8 +349,9 @@ fn read_refund(case: &Case, column: &Column) -> What {
     match column {
         Column::Absent => policy(case),
         Column::Released => with_the_release(case),
-        _ if !case.seen.done() => What::Run,
-        _ if case.callback.ordered => What::Repeat,
+        // Refused, and the instance has changed since: run late, it would take back what was paid later.
+        _ if !case.seen.done() && case.seen != Seen::RefusedBeforeAChange => What::Run,
+        _ if case.seen.done() && case.callback.ordered => What::Repeat,
         // It is so.
         _ if term == asked => What::Repeat,
         // It will be so.
@@ -381,8 +386,21 @@ fn read_upgrade(case: &Case, column: &Column) -> Reading {
     }
 }
 
+const fn is_ahead(until: i64) -> bool {
+    until > TODAY + 1
+}
+
+/// The term that is coming, or the applied one if it is longer.
+fn longer(coming: Option<i64>, applied: Applied) -> Option<i64> {
+    match applied {
+        Applied::Active { until, .. } => coming.max(until),
+        Applied::Pending { .. } => coming.max(Some(365)),
+        _ => coming,
+    }
+}
+
 fn read_expire(case: &Case, column: &Column) -> Reading {
-    let overtaken = matches!(case.seen, Seen::Superseded | Seen::RefusedBeforeAChange);
+    let overtaken = matches!(case.seen, Seen::Superseded | Seen::Held | Seen::RefusedBeforeAChange);
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
     let doubted =
         matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
@@ -397,14 +415,24 @@ fn read_expire(case: &Case, column: &Column) -> Reading {
         (Column::Released, _) => with_the_release(case).into(),
         (Column::Frozen { .. }, _) => with_the_job(case, coming(case, Action::Expire)).into(),
         (Column::Active { .. }, _) if case.conflict => What::Hold("conversion-held").into(),
-        (Column::Active { until, .. }, _) => match (done, until) {
-            (true, Some(until)) if *until > TODAY + 1 => What::Hold("early-expire").into(),
+        // What ends is the term before the renewal that is on its way.
+        (Column::Active { until: Some(until), .. }, Applied::Active { until: applied, .. })
+            if is_ahead(*until) && !applied.is_some_and(is_ahead) =>
+        {
+            What::Hold("early-expire").into()
+        }
+        (Column::Active { until: None, .. }, Applied::Active { origin: Origin::Converted, .. }) if !done => {
+            What::Hold("unknown-term").into()
+        }
+        // A refund that is on its way may still be dropped: the longer term counts.
+        (Column::Active { until, .. }, applied) => match (done, longer(*until, applied)) {
+            (true, Some(until)) if is_ahead(until) => What::Hold("early-expire").into(),
             (true, Some(_)) => run,
             (true, None) if case.seen == (Seen::Done { reported: false }) => {
                 What::Hold("ambiguous-repeat").into()
             }
             (true, None) => run,
-            (false, Some(until)) if *until > TODAY + 1 && (overtaken || doubted) => {
+            (false, Some(until)) if is_ahead(until) && (overtaken || doubted) => {
                 What::Hold("early-expire").into()
             }
             (false, _) => run,
@@ -480,7 +508,7 @@ fn seconds_ago(seconds: i64) -> Timestamp {
 }
 
 fn occurrence(seen: Seen) -> Option<Occurrence> {
-    let done = |told| Done { told };
+    let done = |told| Done { told, own: true };
     let refused = |seconds| Standing::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
     let settled = |told_at| Standing::Settled { told_at };
     let (told, done, standing) = match seen {
@@ -492,8 +520,9 @@ fn occurrence(seen: Seen) -> Option<Occurrence> {
         // A day before the instance was last changed.
         Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
         Seen::Superseded => (false, None, Standing::Superseded),
+        Seen::Held => (false, None, Standing::Held),
         Seen::Void => (false, None, Standing::Void),
-        Seen::DoneThenHeld => (false, Some(done(true)), Standing::Void),
+        Seen::DoneThenHeld => (false, Some(done(true)), Standing::Held),
         Seen::Rejected => (false, None, Standing::Rejected { reason: "no".into() }),
         Seen::Settled => (false, None, settled(None)),
         Seen::SettledLongAgo => (true, None, settled(Some(seconds_ago(2 * 24 * 3600)))),
@@ -511,6 +540,7 @@ fn judge(case: &Case) -> Verdict {
         occurrence: occurrence.as_ref(),
         policy: Policy { unknown_instance: case.unknown, ..Policy::default() },
         conflict: case.conflict,
+        other_values: case.other_values,
         approved: false,
         now: day(TODAY),
     };
@@ -558,6 +588,10 @@ fn callbacks() -> Vec<Callback> {
         all.push(upgrade("b", sku));
         all.push(ordered(upgrade("b", sku)));
     }
+    // It does not say what it changes: the marketplace has to be asked.
+    let silent = Callback { sku: None, ..upgrade("b", SKU) };
+    all.push(ordered(silent.clone()));
+    all.push(silent);
     all
 }
 
@@ -565,7 +599,7 @@ const fn bought(until: i64) -> Applied {
     Applied::Active { until: Some(until), origin: Origin::Bought }
 }
 
-const APPLIED: [Applied; 15] = [
+const APPLIED: [Applied; 16] = [
     Applied::Absent,
     Applied::Pending { began: false },
     Applied::Pending { began: true },
@@ -575,6 +609,7 @@ const APPLIED: [Applied; 15] = [
     bought(365),
     Applied::Active { until: None, origin: Origin::Bought },
     Applied::Active { until: Some(365), origin: Origin::Converted },
+    Applied::Active { until: None, origin: Origin::Converted },
     Applied::Active { until: Some(365), origin: Origin::Elsewhere },
     Applied::Frozen { until: TODAY - 10 },
     Applied::Frozen { until: 365 },
@@ -640,6 +675,7 @@ fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
         Seen::RefusedLongAgo,
         Seen::RefusedBeforeAChange,
         Seen::Superseded,
+        Seen::Held,
         Seen::Void,
         Seen::Rejected,
         Seen::Settled,
@@ -660,6 +696,15 @@ fn policies(applied: Applied) -> &'static [UnknownInstance] {
     }
 }
 
+/// A held purchase matters to an expire, other quantities to a create.
+fn variants(action: Action) -> Vec<(bool, bool)> {
+    match action {
+        Action::Expire => vec![(false, false), (true, false)],
+        Action::Create => vec![(false, false), (false, true)],
+        _ => vec![(false, false)],
+    }
+}
+
 #[test]
 fn every_cell_of_the_table_is_decided_as_it_is_written() {
     let mut cells = 0;
@@ -672,10 +717,7 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
                         continue;
                     }
                     for unknown in policies(applied) {
-                        for conflict in [false, true] {
-                            if conflict && callback.action != Action::Expire {
-                                continue;
-                            }
+                        for (conflict, other_values) in variants(callback.action) {
                             let case = Case {
                                 applied,
                                 lane: lane.clone(),
@@ -683,6 +725,7 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
                                 callback: callback.clone(),
                                 unknown: *unknown,
                                 conflict,
+                                other_values,
                             };
                             assert_eq!(read_back(&judge(&case)), reading(&case), "{case:#?}");
                             cells += 1;
@@ -705,7 +748,15 @@ fn a_doubt_comes_before_everything() {
             for seen in all {
                 let callback = callback.clone();
                 let unknown = UnknownInstance::Succeed;
-                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
+                let case = Case {
+                    applied,
+                    lane: Vec::new(),
+                    seen,
+                    callback,
+                    unknown,
+                    conflict: false,
+                    other_values: false,
+                };
                 let verdict = judge(&case);
                 let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
                 // What was approved is told again, and nothing runs for it that was not approved.
@@ -726,7 +777,15 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
                 let mut callback = Callback::new(action, action.as_str());
                 callback.sent_at = Some(day(TODAY));
                 let unknown = UnknownInstance::Adopt;
-                let case = Case { applied, lane: Vec::new(), seen, callback, unknown, conflict: false };
+                let case = Case {
+                    applied,
+                    lane: Vec::new(),
+                    seen,
+                    callback,
+                    unknown,
+                    conflict: false,
+                    other_values: false,
+                };
                 let verdict = judge(&case);
                 assert_ne!(verdict.decision, Decision::Run, "{case:?}");
                 assert!(verdict.cancels.is_empty() && !verdict.entombs);
@@ -774,11 +833,11 @@ proptest! {
             let mine = lane.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
             let occurrence = match (mine, told.get(&key)) {
                 (Some(job), before) => {
-                    let done = before.map(|_| Done { told: true });
+                    let done = before.map(|_| Done { told: true, own: true });
                     Some(Occurrence { told: false, done, standing: Standing::Open(job) })
                 }
                 (None, Some(job)) => {
-                    let done = Some(Done { told: true });
+                    let done = Some(Done { told: true, own: true });
                     Some(Occurrence { told: true, done, standing: Standing::Done(*job) })
                 }
                 (None, None) => None,
@@ -789,6 +848,7 @@ proptest! {
                 occurrence: occurrence.as_ref(),
                 policy: Policy::default(),
                 conflict: false,
+                other_values: false,
                 approved: false,
                 now: day(TODAY),
             };

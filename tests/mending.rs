@@ -514,15 +514,22 @@ fn a_conflicting_create_is_approved_as_what_it_is() {
     for (way, runs) in ways {
         let (home, daemon, id) = sold();
         let before = home.json(&["instances", "show", &id]);
-        let other = create("biz-1")
-            .with("orderId", "order-2")
-            .with("skuId", "gold")
-            .with("expiredOn", "2032-01-01 00:00:00");
+        // Each buys just what it is approved as.
+        let (sku, term) = match way {
+            "renew" => ("basic", "2032-01-01 00:00:00"),
+            "upgrade" => ("gold", "2030-01-01 00:00:00"),
+            _ => ("gold", "2032-01-01 00:00:00"),
+        };
+        let other = create("biz-1").with("orderId", "order-2").with("skuId", sku).with("expiredOn", term);
         assert_eq!(daemon.deliver(&other).id(), "0");
         let number = held_number(&home);
         let said = refused(&home, 65, &["held", "approve", &number]);
         assert!(said.contains("a conversion of a trial, a renew, an upgrade"), "{said}");
         refused(&home, 64, &["held", "approve", &number, "--as", "release"]);
+        for half in ["renew", "upgrade"].into_iter().filter(|_| way == "conversion") {
+            let said = refused(&home, 65, &["held", "approve", &number, "--as", half]);
+            assert!(said.contains("say --as conversion"), "{said}");
+        }
         refused(&home, 64, &["held", "approve", &number, "--as", "dance"]);
         done(&home, &["held", "approve", &number, "--as", way]);
         for (action, shows) in runs {
@@ -1146,4 +1153,36 @@ fn a_sign_on_that_a_hook_leaves_pending_is_a_mistake_of_the_hook_and_waits_for_n
     daemon.wait_for_log("a sign-on cannot be pending");
     assert_eq!(jobs(&home, "pending"), [] as [Value; 0]);
     assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
+}
+
+#[test]
+fn a_purchase_of_another_buyer_gets_nothing_of_the_first_whatever_an_operator_says() {
+    let (home, daemon, id) = sold();
+    let other = create("biz-1").with("orderId", "order-2").with("aliUid", "66666");
+    let answer = daemon.deliver(&other);
+    assert_eq!(answer.id(), "0");
+    let number = held_number(&home);
+    assert!(refused(&home, 65, &["held", "settle", &number]).contains("this is no repeat"));
+    for way in ["renew", "upgrade", "conversion"] {
+        let said = refused(&home, 65, &["held", "approve", &number, "--as", way]);
+        assert!(said.contains("another buyer"), "{said}");
+    }
+    assert_eq!(daemon.deliver(&other).id(), "0");
+    // It keeps nobody else's term from ending.
+    meddle(&home, "UPDATE instance SET expires_on = 1");
+    daemon.deliver_until_done(&about(EXPIRE, &id));
+    assert_eq!(home.state(&id), "frozen");
+}
+
+#[test]
+fn a_second_purchase_is_approved_where_nothing_was_made_of_the_first() {
+    let (home, daemon) = started(&["refuse-create"]);
+    assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
+    untell_hook(&home, "refuse-create");
+    // While the refusal is fresh, the second one is another matter.
+    let second = create("biz-1").with("orderId", "order-2");
+    let id = daemon.deliver_until_done(&second).id();
+    assert_ne!(id, "0");
+    assert_eq!(home.json(&["instances", "show", &id])["order_id"], "order-2");
+    assert!(home.list(&["attention"]).iter().all(|item| item["reason"] != "refused"), "it was made since");
 }

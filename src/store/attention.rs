@@ -187,11 +187,32 @@ impl Reader {
             if seen.contains(&row.number) {
                 continue;
             }
-            if let Some((reason, since)) = reason_of(&row, job.as_ref(), now) {
+            if let Some((reason, since)) = reason_of(&row, job.as_ref(), now)
+                && !self.was_done_since(reason, &row)?
+            {
                 all.push(Found { reason, row: Some(row), job, since });
             }
         }
         Ok(all)
+    }
+
+    /// True if the same was asked again later, under a callback that counts instead; or if what was refused to be
+    /// made has been made since.
+    fn was_done_since(&self, reason: AttentionReason, row: &CallbackRow) -> Result<bool, StoreError> {
+        if matches!(reason, AttentionReason::Held | AttentionReason::OtherValues) {
+            return Ok(false);
+        }
+        let alike = self.with(|rows| rows.occurrences(&row.occurrence));
+        let is_followed = match alike {
+            Ok(alike) => alike.last().is_some_and(|(latest, _)| latest.number > row.number),
+            Err(StoreError::Unreadable(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if is_followed || reason != AttentionReason::Refused || row.action != Action::Create {
+            return Ok(is_followed);
+        }
+        let made = self.readable_instance(row.instance)?.and_then(|row| row.created_by);
+        Ok(made > row.job && row.job.is_some())
     }
 
     fn describe(&self, found: Found) -> Result<Option<AttentionItem>, StoreError> {

@@ -391,6 +391,7 @@ fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
         }
         // What was told was done; its job has been pruned.
         (_, None) if row.told_at.is_some() && row.job.is_some() => Standing::Recorded,
+        (Disposition::Held, None) => Standing::Held,
         (_, None) => Standing::Void,
         (_, Some(job)) => match job.state {
             job::State::Done => Standing::Done(job.number),
@@ -525,9 +526,12 @@ pub(super) fn accept_for(
         }
     }
     // What was dismissed is another matter by now.
-    if before.is_some_and(|before| {
-        (before.disposition, &before.reason_code, before.job) != (row.disposition, &row.reason_code, row.job)
-    }) {
+    let changes = |before: &CallbackRow| {
+        let is_decided = matches!(row.disposition, Disposition::Held | Disposition::Refused);
+        (before.disposition, before.job) != (row.disposition, row.job)
+            || is_decided && before.reason_code != row.reason_code
+    };
+    if before.is_some_and(changes) {
         row.dismissed_at = None;
     }
     let is_new = row.number == 0;
@@ -741,7 +745,13 @@ fn callback_row(
         }
         return Ok(row);
     }
-    Ok(new_callback_row(acceptance, judged.key, instance))
+    // Of an instance that is made now, it is kept under that.
+    let is_made_now = judged.instance.is_none() && instance.is_some();
+    let key = match is_made_now {
+        true => key_of(acceptance, &acceptance.callback, instance),
+        false => judged.key,
+    };
+    Ok(new_callback_row(acceptance, key, instance))
 }
 
 /// What is held is decided by what was said last, as long as nothing has run for it.
