@@ -38,6 +38,9 @@ pub(super) fn advice(kind: &str, reason_code: Option<&str>) -> &'static str {
         (_, "early-expire") => {
             "An expire long before the paid term ends: the late end of a trial or of an earlier term, or a replayed URL. Look at the buyer's order; approve it if the buyer is in arrears, settle it if not."
         }
+        (_, "unknown-term") => {
+            "The trial was bought for good, and nothing says until when: most likely the end of the trial. Look at the buyer's order; settle it if so."
+        }
         (_, "conversion-held") => {
             "Another purchase of this instance is held. Decide that one first: if it bought the trial for good, settle or reject this."
         }
