@@ -188,9 +188,9 @@ pub trait Dialect: Send + Sync {
 /// The end of a marketplace's patience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GivesUp {
-    /// When, where it is a matter of time and not of deliveries.
+    /// The time, where it is a matter of time and not of deliveries.
     pub at: Option<Timestamp>,
-    /// What happens then.
+    /// The consequence.
     pub then: &'static str,
 }
 

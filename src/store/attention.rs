@@ -1,5 +1,5 @@
 //! Everything that needs a person, on one list: orders that were refused, dead or held work, results that were
-//! reported to nobody. Sorted by what is lost first.
+//! not reported. Sorted by deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::instance::Reason;
 use crate::job;
 use crate::limits;
 
-/// Why something needs a person.
+/// The reason why something needs a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttentionReason {
@@ -78,7 +78,7 @@ impl AttentionReason {
 /// One thing that needs a person.
 #[derive(Debug, Clone, Serialize)]
 pub struct AttentionItem {
-    /// Why.
+    /// The reason.
     pub reason: AttentionReason,
     /// The callback's number.
     pub callback: i64,
@@ -101,15 +101,15 @@ pub struct AttentionItem {
     pub deliveries: u64,
     /// The number of deliveries after which the marketplace gives up; `None` when that is not counted.
     pub delivery_limit: Option<u32>,
-    /// Since when it needs somebody.
+    /// The time since when it needs a person.
     pub since: Timestamp,
-    /// When the marketplace gives up, where it says so.
+    /// The time at which the marketplace gives up, where it says so.
     pub deadline: Option<Timestamp>,
-    /// What the marketplace does once it has given up.
+    /// The marketplace's reaction once it has given up.
     pub then: Option<&'static str>,
-    /// What is known about it: the hook's words, or the rule.
+    /// The hook's words, or the rule.
     pub detail: String,
-    /// What to do about it.
+    /// The next step for an operator.
     pub todo: String,
     /// True if it can be taken off the list without anything else being done.
     #[serde(skip)]
@@ -284,7 +284,7 @@ impl Reader {
     }
 }
 
-/// When the marketplace gives up on a callback, if it still waits for the answer.
+/// The time at which the marketplace gives up on a callback, if it still waits for the answer.
 fn gives_up(row: &CallbackRow, callback: &Callback) -> Option<GivesUp> {
     if row.told_at.is_some() || row.deliveries == 0 {
         return None;

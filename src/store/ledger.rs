@@ -782,7 +782,7 @@ fn may_run_again(
     }
     let body = match rows.callback(row.number) {
         Ok(Some((_, body))) => body,
-        // What cannot be read stays as it is, for whoever looks into it.
+        // An unreadable body stays as it is, so that an operator can look into it.
         Ok(None) | Err(StoreError::Unreadable(_)) => return Ok(false),
         Err(error) => return Err(error),
     };
@@ -840,7 +840,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
         Decision::Run | Decision::RunBeside { .. } | Decision::Join(_) => Disposition::Job,
         // The hook's own refusal stands in its job.
         Decision::Refuse(Reason::Hook(_)) => row.disposition,
-        // It was carried out, and nobody has heard of it yet.
+        // It was carried out, and the result has not been reported yet.
         Decision::Repeat if row.disposition == Disposition::Job && is_done(judged) => Disposition::Job,
         Decision::Record | Decision::Repeat => Disposition::Recorded,
         Decision::Refuse(_) => Disposition::Refused,

@@ -52,7 +52,7 @@ pub struct Act {
     pub why: String,
 }
 
-/// What an operator says a conflicting create really is.
+/// The operator's word for a conflicting create.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instead {
     /// A renewal of the instance that is there.
@@ -382,7 +382,7 @@ impl Mender {
         })
     }
 
-    /// Takes a callback off the list of what needs attention: somebody has seen to it. Nothing else changes.
+    /// Takes a callback off the list of what needs attention. Nothing else changes.
     ///
     /// # Errors
     /// When there is no such callback.

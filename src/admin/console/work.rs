@@ -90,7 +90,7 @@ fn untold(html: &mut Html, desk: &Desk, rows: &[(CallbackRow, Option<String>)]) 
     });
 }
 
-/// What no job and no decision waits for, though somebody should see to it.
+/// An item that no job and no decision waits for, but that needs a person.
 fn draw_item(html: &mut Html, desk: &Desk, item: &AttentionItem) {
     html.element("h2", &[], |html| {
         badge(html, item.reason.as_str());
