@@ -164,7 +164,7 @@ pub const LIST_MAX_COUNT: usize = 1_000;
 pub const LEASE_MS: i64 = 30_000;
 /// How often leases are renewed while the hook runs, in milliseconds.
 pub const LEASE_RENEW_MS: u64 = 10_000;
-/// Calls of hooks that run at once, over all hooks. Jobs that wait for a hook, and questions to a marketplace,
+/// Calls of hooks that run at once, over all hooks. One of them is reserved for each hook. Jobs that wait for a hook, and questions to a marketplace,
 /// have bounds of their own and do not count.
 pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
 /// Jobs that are taken and wait for one busy hook, or for one marketplace that is asked what was ordered. Each
