@@ -102,6 +102,8 @@ pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
 /// Most store operations in one commit.
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
+/// Instances of one order that are looked at for an instance whose name is missing.
+pub const ORDER_INSTANCES_READ_COUNT: usize = 100;
 /// For how long a job is left alone that a newer spid wrote, in milliseconds.
 pub const NEWER_PAUSE_MS: i64 = 60_000;
 /// Most unreadable rows one connection names.

@@ -281,6 +281,9 @@ pub(crate) trait Read {
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
     /// Up to two instances with this order: one is a match, two are none.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
+    /// The instance that was bought by this order under this `orderBizId`, among the first
+    /// [`crate::limits::ORDER_INSTANCES_READ_COUNT`] of the order.
+    fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>>;
     /// The live jobs of the lane, in order, each with its callback.
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
     /// Whether there is a live job in the lane.
