@@ -18,7 +18,7 @@ use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
 use crate::callback::Answer;
 use crate::job::Schedule;
 use crate::limits;
-use crate::text::is_plain;
+use crate::text::{is_plain, without_user_info};
 
 /// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
 /// at once; one that blocks its thread cannot be stopped, and is left behind.
@@ -208,6 +208,7 @@ impl From<Result<Answer, HookError>> for Attempted {
 /// `…` where it was cut.
 fn bounded(text: &str) -> String {
     const MORE: char = '…';
+    let text = without_user_info(text);
     let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
     if clean.len() <= limits::REASON_MAX_BYTES {
         return clean;
