@@ -82,6 +82,8 @@ pub const QUERY_MAX_COUNT: usize = 100;
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Longest file with a key, in bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+/// A marketplace's key that is shorter than this is warned of, in bytes: part of it is missing.
+pub const KEY_USUAL_MIN_BYTES: usize = 8;
 /// Longest configuration, in bytes.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
 /// Longest file of certificates, in bytes: all the roots of a system are a quarter of a megabyte.

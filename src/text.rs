@@ -5,7 +5,9 @@
 //! are shown as escapes everywhere, and no new id or key may hold one.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// Whether a character shows as what it is: it is no control character, turns nothing around, and can be seen
 /// or is a space.
@@ -60,6 +62,16 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut 
         if stays(c) { shown.push(c) } else { escape(c, &mut shown) }
     }
     Cow::Owned(shown)
+}
+
+/// A path in a configuration, as an error names it. A text that does not look like a path may be a key that was
+/// pasted there, and is not shown.
+pub fn named_file(path: &Path) -> String {
+    let is_extension =
+        |end: &str| (2..=8).contains(&end.len()) && end.bytes().all(|c| c.is_ascii_lowercase());
+    let text = path.display().to_string();
+    let is_path = text.contains('/') || path.extension().and_then(OsStr::to_str).is_some_and(is_extension);
+    if is_path { format!("`{text}`") } else { "the file that is named there".to_owned() }
 }
 
 /// A text with `***` for the user and the password of every URL in it.
