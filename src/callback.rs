@@ -4,6 +4,7 @@
 //! A dialect turns a verified request into a [`Callback`] and an [`Outcome`] into a reply. Between
 //! the two nobody knows which marketplace it was.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::signature::Secret;
+use crate::text::without_user_info;
 
 /// What a callback asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -573,6 +575,8 @@ fn to_json(text: &AnswerText) -> Option<String> {
 fn split_fields(fields: &Fields, open: &mut BTreeMap<String, String>, secret: &mut BTreeMap<String, String>) {
     for (name, field) in fields {
         let side = match field {
+            // A URL that holds a password is as secret as the password.
+            Field::Plain(text) if matches!(without_user_info(text), Cow::Owned(_)) => &mut *secret,
             Field::Plain(_) => &mut *open,
             Field::Secret(_) => &mut *secret,
         };
@@ -656,6 +660,18 @@ mod tests {
         let without = Answer::join(split.open.as_deref(), None).unwrap();
         assert!(!without.app.contains_key("password"));
         assert_eq!(without.instance_id.as_deref(), Some("i-1"));
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_sealed() {
+        let url = "https://root:fake@a.example/";
+        let mut answer = Answer::default();
+        answer.app.insert("admin_url".into(), Field::Plain(url.into()));
+        answer.info.insert("shell".into(), Field::Plain(format!("ssh://fake@b.example, {url}")));
+        let split = answer.split();
+        assert_eq!(split.open, None);
+        let told = Answer::join(None, split.secret.as_ref()).unwrap();
+        assert_eq!(told.app["admin_url"].expose(), url);
     }
 
     #[test]

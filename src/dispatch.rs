@@ -6,8 +6,9 @@
 //!
 //! What runs a job has a bound of its own: each hook, and each marketplace that is asked what was ordered. A job
 //! holds the permit of one of them at a time, and one of those for calls of hooks, over all hooks, only while
-//! its hook runs.
+//! its hook runs. A job that was taken holds a place until it is known where it waits or runs.
 
+mod calls;
 mod rooms;
 
 mod endpoints;
@@ -23,7 +24,7 @@ use tracing::Instrument as _;
 
 use crate::callback::{Action, Answer, Callback};
 use crate::clock::{Clock, plus_millis};
-use crate::hook::runner::{Attempted, Runner, Slot};
+use crate::hook::runner::{Attempted, Place, Runner, Slot};
 use crate::hook::{Call, CallFacts, Subject};
 use crate::job;
 use crate::limits;
@@ -32,6 +33,7 @@ use crate::orders::{Asker, Orders, Unasked};
 use crate::store::{Ending, Finished, JobRow, Postpone, Ready, Retrying, Store, StoreError, Taken};
 use crate::telemetry::{Begun, Kind, Span, Spans, Value};
 use crate::trace::TraceContext;
+use calls::Calls;
 use rooms::{Rooms, Server};
 
 pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
@@ -39,7 +41,7 @@ pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 /// What can be chosen about the dispatcher.
 #[derive(Debug, Clone)]
 pub struct DispatchOptions {
-    /// Calls of hooks that run at once, over all hooks.
+    /// Calls of hooks that run at once, over all hooks. One of them is each hook's own.
     pub places: usize,
     /// Jobs that are taken and wait for one busy hook, or for one marketplace.
     pub waiting: usize,
@@ -118,6 +120,7 @@ pub struct Dispatch {
     options: DispatchOptions,
     held: Held,
     rooms: Rooms,
+    calls: Calls,
     orders: watch::Receiver<Orders>,
     endpoints: watch::Receiver<KnownEndpoints>,
     spans: Spans,
@@ -136,12 +139,26 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let rooms = Rooms::new(options.waiting, options.poll);
+        let calls = Calls::new(options.places, &runner.borrow());
         announce(&metrics, &runner.borrow());
         let (_, orders) = watch::channel(Orders::default());
         let (_, endpoints) = watch::channel(KnownEndpoints::default());
         let (turned, _) = watch::channel(Instant::now());
         let (held, spans) = (Held::default(), Spans::default());
-        Dispatch { store, clock, metrics, runner, options, held, rooms, orders, endpoints, spans, turned }
+        Dispatch {
+            store,
+            clock,
+            metrics,
+            runner,
+            options,
+            held,
+            rooms,
+            calls,
+            orders,
+            endpoints,
+            spans,
+            turned,
+        }
     }
 
     /// The same, asking there what was ordered where a callback does not say.
@@ -189,6 +206,7 @@ impl Dispatch {
         stop: watch::Receiver<bool>,
     ) -> mpsc::UnboundedReceiver<Ready> {
         let mut stopping = stop.clone();
+        let mut runner = self.runner.clone();
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
         loop {
@@ -204,6 +222,7 @@ impl Dispatch {
                     Some(handed) => self.start(handed, running, &stop),
                     None => return ready,
                 },
+                Ok(()) = runner.changed() => self.calls.configure(&runner.borrow_and_update()),
                 () = self.store.work() => look = true,
                 () = sleep_until(look_at), if !look => look = true,
                 // There is something to take and no place for it: the first that is given back will do.
@@ -318,6 +337,7 @@ impl Dispatch {
             runner: self.runner.clone(),
             stop: stop.clone(),
             rooms: self.rooms.clone(),
+            calls: self.calls.clone(),
             orders: self.orders.borrow().clone(),
             endpoints: self.endpoints.borrow().clone(),
             spans: self.spans.clone(),
@@ -415,6 +435,7 @@ struct Attempt {
     runner: watch::Receiver<Runner>,
     stop: watch::Receiver<bool>,
     rooms: Rooms,
+    calls: Calls,
     orders: Orders,
     endpoints: KnownEndpoints,
     spans: Spans,
@@ -460,35 +481,36 @@ impl Attempt {
         }
     }
 
-    /// The right to run the hook, and the place among the calls that run. Whoever must wait for the hook gives
-    /// the place back meanwhile: a hook that is slow must not keep the jobs of the others from running. `None`
-    /// when there is no room to wait, or everything stops.
+    /// The right to run the hook, and the permit for one more call. A job that must wait for either gives its place
+    /// back and waits in the room of its hook: a hook that is slow must not keep the jobs of the others from running.
+    /// `None` when there is no room to wait, or everything stops.
     async fn slot(
         &mut self,
         subject: &Subject<'_>,
         place: Option<OwnedSemaphorePermit>,
-    ) -> Option<(Slot, OwnedSemaphorePermit)> {
+    ) -> Option<(Slot, Place)> {
         let free = self.runner.borrow_and_update().try_reserve(subject);
-        let slot = match (free, place) {
-            (Some(slot), Some(place)) => return Some((slot, place)),
-            (Some(slot), None) => slot,
-            (None, place) => {
-                drop(place);
-                self.wait_for_slot(subject).await?
-            }
+        if let Some(slot) = &free
+            && let Some(permit) = self.calls.try_take(slot.hook_name())
+        {
+            return free.map(|slot| (slot, permit));
+        }
+        drop(place);
+        let hook = self.runner.borrow().route(subject).hook.to_owned();
+        let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
+        let slot = match free {
+            Some(slot) => slot,
+            None => self.wait_for_slot(subject).await?,
         };
-        let places = self.store.places().clone();
+        let calls = self.calls.clone();
         tokio::select! {
             biased;
-            // Closed, once everything stops.
-            place = places.acquire_owned() => Some((slot, place.ok()?)),
             _ = self.stop.wait_for(|stop| *stop) => None,
+            permit = calls.take(slot.hook_name()) => Some((slot, permit)),
         }
     }
 
     async fn wait_for_slot(&mut self, subject: &Subject<'_>) -> Option<Slot> {
-        let hook = self.runner.borrow().route(subject).hook.to_owned();
-        let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
         loop {
             let runner = self.runner.borrow_and_update().clone();
             tokio::select! {
@@ -584,7 +606,7 @@ impl Attempt {
             Err(ending) => return ending,
         };
         let subject = Subject::new(&endpoint, callback, instance.as_ref());
-        let Some((slot, _place)) = self.slot(&subject, place).await else { return Ending::GivenBack };
+        let Some((slot, _permit)) = self.slot(&subject, place).await else { return Ending::GivenBack };
         let timeout = i64::try_from(slot.timeout().as_millis()).unwrap_or(i64::MAX);
         let call = Call::new(CallFacts {
             callback,

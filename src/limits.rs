@@ -82,6 +82,8 @@ pub const QUERY_MAX_COUNT: usize = 100;
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Longest file with a key, in bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
+/// A marketplace's key that is shorter than this is warned of, in bytes: part of it is missing.
+pub const KEY_USUAL_MIN_BYTES: usize = 8;
 /// Longest configuration, in bytes.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
 /// Longest file of certificates, in bytes: all the roots of a system are a quarter of a megabyte.
@@ -102,6 +104,8 @@ pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
 /// Most store operations in one commit.
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
+/// Instances of one order that are looked at for an instance whose name is missing.
+pub const ORDER_INSTANCES_READ_COUNT: usize = 100;
 /// For how long a job is left alone that a newer spid wrote, in milliseconds.
 pub const NEWER_PAUSE_MS: i64 = 60_000;
 /// Most unreadable rows one connection names.
@@ -164,7 +168,7 @@ pub const LIST_MAX_COUNT: usize = 1_000;
 pub const LEASE_MS: i64 = 30_000;
 /// How often leases are renewed while the hook runs, in milliseconds.
 pub const LEASE_RENEW_MS: u64 = 10_000;
-/// Calls of hooks that run at once, over all hooks. Jobs that wait for a hook, and questions to a marketplace,
+/// Calls of hooks that run at once, over all hooks. One of them is reserved for each hook. Jobs that wait for a hook, and questions to a marketplace,
 /// have bounds of their own and do not count.
 pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
 /// Jobs that are taken and wait for one busy hook, or for one marketplace that is asked what was ordered. Each

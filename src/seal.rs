@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use crate::files;
 use crate::signature::Secret;
-use crate::text::fault_of_secret;
+use crate::text::{fault_of_secret, named_file};
 
 const NONCE_BYTES: usize = 24;
 const KEY_BYTES: usize = 32;
@@ -41,7 +41,7 @@ const ID_TEXT: &[u8] = b"spid sealing key id";
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The key file could not be read or written.
-    #[error("the sealing key `{}`: {source}", path.display())]
+    #[error("the sealing key {}: {source}", named_file(path))]
     File {
         /// Which file.
         path: PathBuf,
@@ -114,7 +114,7 @@ impl KeySource {
 
     fn name(&self) -> String {
         match self {
-            KeySource::Own(path) | KeySource::File(path) => format!("`{}`", path.display()),
+            KeySource::Own(path) | KeySource::File(path) => named_file(path),
             KeySource::Text { name, .. } => name.clone(),
         }
     }

@@ -5,7 +5,9 @@
 //! are shown as escapes everywhere, and no new id or key may hold one.
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::path::Path;
 
 /// Whether a character shows as what it is: it is no control character, turns nothing around, and can be seen
 /// or is a space.
@@ -60,6 +62,49 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut 
         if stays(c) { shown.push(c) } else { escape(c, &mut shown) }
     }
     Cow::Owned(shown)
+}
+
+/// A path in a configuration, as an error names it. A text that does not look like a path may be a key that was
+/// pasted there, and is not shown.
+pub fn named_file(path: &Path) -> String {
+    let is_extension =
+        |end: &str| (2..=8).contains(&end.len()) && end.bytes().all(|c| c.is_ascii_lowercase());
+    let text = path.display().to_string();
+    let is_path = text.contains('/') || path.extension().and_then(OsStr::to_str).is_some_and(is_extension);
+    if is_path { format!("`{text}`") } else { "the file that is named there".to_owned() }
+}
+
+/// A text with `***` for the user and the password of every URL in it.
+pub fn without_user_info(text: &str) -> Cow<'_, str> {
+    let mut shown = String::new();
+    let mut rest = text;
+    while let Some((before, behind)) = rest.split_once("://") {
+        shown.push_str(before);
+        shown.push_str("://");
+        rest = behind;
+        if let Some((_, host)) = user_info_end(behind).and_then(|end| behind.split_at_checked(end)) {
+            shown.push_str("***");
+            rest = host;
+        }
+    }
+    if rest.len() == text.len() {
+        return Cow::Borrowed(text);
+    }
+    shown.push_str(rest);
+    if shown == text { Cow::Borrowed(text) } else { Cow::Owned(shown) }
+}
+
+/// Where the `@` stands that ends the user and the password of a URL, in the text behind its `://`.
+fn user_info_end(behind: &str) -> Option<usize> {
+    let ends_url = |c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\');
+    let url = behind.split(ends_url).next()?;
+    let authority = url.split(['/', '?', '#']).next()?;
+    let is_port = |port: &str| port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit());
+    match authority.rfind('@') {
+        Some(end) => Some(end),
+        // A password with an unencoded `/`, `?` or `#`.
+        None => authority.rsplit_once(':').filter(|(_, port)| !is_port(port)).and_then(|_| url.rfind('@')),
+    }
 }
 
 /// The first character of a text that would not show as what it is, and its position in characters, from 1.
@@ -130,6 +175,29 @@ fn code_point(c: char) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_loses_its_user_and_password() {
+        for (text, shown) in [
+            ("https://root:fake@a.example/", "https://***@a.example/"),
+            ("postgres://u:fa@ke@db:5432/x and http://t@b", "postgres://***@db:5432/x and http://***@b"),
+            ("https://root:fa?k#e@a.example/", "https://***@a.example/"),
+            ("{\"a\":\"https://r:fake@a\",\"b\":\"x@y\"}", "{\"a\":\"https://***@a\",\"b\":\"x@y\"}"),
+        ] {
+            assert_eq!(without_user_info(text), shown);
+        }
+        for text in [
+            "",
+            "://",
+            "a@b",
+            "https://a.example:8443/@x",
+            "https://[2001:db8::1]/@x",
+            "https://a/ b@c",
+            "https://***@a",
+        ] {
+            assert_eq!(without_user_info(text), text);
+        }
+    }
 
     /// Characters that turn, hide or break what stands around them.
     const ODD: [char; 24] = [

@@ -123,6 +123,49 @@ fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
     assert!(code == 64 && complaint.contains("give `--config` or `--dev`"), "{complaint}");
 }
 
+// Keys that may be none.
+
+#[test]
+fn a_doubtful_key_is_warned_of_and_the_documented_one_stays_on_this_machine() {
+    let home = home_with(&[("a", "/a", "alibaba", "account = \"a\"")], "");
+    let check = || home.run(&["check-config", "--config", "spid.toml"]);
+    let ran = check();
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{}", ran.stderr);
+    for (key, said) in [
+        ("a", "the key has 1 characters"),
+        ("\"fake-key-of-a\"", "quotes"),
+        ("'fake-key-of-a'", "quotes"),
+        ("CHANGEME", "word of an example"),
+        ("change-me-1", "word of an example"),
+        ("isvkey", "word of an example"),
+    ] {
+        std::fs::write(home.path("a.key"), format!("{key}\n")).unwrap();
+        let ran = check();
+        assert_eq!(ran.code, 0, "{}", ran.stderr);
+        let line = ran
+            .stderr
+            .lines()
+            .find(|line| line.contains(said))
+            .unwrap_or_else(|| panic!("{key}: {}", ran.stderr));
+        assert!(line.contains("spid.toml:8: `endpoint[0].keys[0]`"), "{line}");
+        assert!(key.len() < 4 || !ran.stderr.contains(key), "{line}");
+        let daemon = home.start();
+        assert!(daemon.log().contains(said), "{key}: {}", daemon.log());
+        daemon.stop();
+    }
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replace("127.0.0.1:0", "0.0.0.0:0"));
+    for command in ["check-config", "serve"] {
+        let ran = home.run(&[command, "--config", "spid.toml"]);
+        assert_eq!(ran.code, 78, "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("`endpoint[0].keys`") && ran.stderr.contains("`isvkey`"),
+            "{}",
+            ran.stderr
+        );
+    }
+}
+
 // check-config.
 
 #[test]
@@ -406,7 +449,9 @@ fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
         endpoint("shop-cn", "/spi", "alibaba", "account = \"shop\""),
         endpoint("shop-b", "/b", "alibaba", "account = \"shop\"")
     ));
-    daemon.wait_for_log("endpoint `shop` is not configured any more, and there are routes by endpoint");
+    daemon.wait_for_log(
+        "not done: endpoint `shop` is not configured any more, and there are routes by endpoint",
+    );
     assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (false, false));
     let jobs = home.list(&["jobs", "list"]);
     assert_eq!(jobs[0]["state"], "queued");

@@ -86,12 +86,17 @@ fn keys() -> Keys {
 /// A daemon with two places, and two hooks of which the slow one runs one call at a time.
 async fn daemon(slow: Slow, folder: &std::path::Path) -> Daemon {
     let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
-    daemon_with(NamedHook::new("quick", LogHook), slow, folder, dispatch).await
+    daemon_with(NamedHook::new("quick", LogHook), one_at_a_time(slow), folder, dispatch).await
 }
 
+fn one_at_a_time(slow: Slow) -> NamedHook {
+    NamedHook::new("slow", slow).concurrency(1)
+}
+
+/// A daemon with the hook `slow` for the product `slow`, and another one for the rest.
 async fn daemon_with(
     other: NamedHook,
-    slow: Slow,
+    slow: NamedHook,
     folder: &std::path::Path,
     dispatch: DispatchOptions,
 ) -> Daemon {
@@ -109,7 +114,7 @@ async fn daemon_with(
         buyer: None,
         hook: "slow".to_owned(),
     };
-    let hooks = vec![other, NamedHook::new("slow", slow).concurrency(1)];
+    let hooks = vec![other, slow];
     let runner = Runner::new(hooks, vec![route]).unwrap();
     let mut options = DaemonOptions {
         intake: IntakeOptions { reply_within: Duration::from_millis(200), ..IntakeOptions::default() },
@@ -177,7 +182,8 @@ async fn a_hook_with_more_orders_than_may_wait_keeps_nobody_else_waiting() {
         poll: Duration::from_millis(50),
         ..DispatchOptions::default()
     };
-    let daemon = daemon_with(NamedHook::new("flaky", Flaky), Slow::new(&gate), folder.path(), dispatch).await;
+    let slow = one_at_a_time(Slow::new(&gate));
+    let daemon = daemon_with(NamedHook::new("flaky", Flaky), slow, folder.path(), dispatch).await;
     let slow: Vec<String> = (0..12).map(|number| format!("slow-{number}")).collect();
     for order in &slow {
         assert_eq!(buy(&daemon, order, "slow").await, r#"{"instanceId":"0"}"#);
@@ -200,6 +206,7 @@ async fn no_more_calls_run_at_once_than_there_are_places() {
     let other = Slow(other_gate.clone(), slow.1.clone());
     let running = slow.1.clone();
     let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
+    let slow = one_at_a_time(slow);
     let daemon = daemon_with(NamedHook::new("other", other), slow, folder.path(), dispatch).await;
     // The second waits for its hook, and its place goes to the third.
     for (order, product) in [("slow-1", "slow"), ("slow-2", "slow"), ("other-1", "other")] {
@@ -216,5 +223,31 @@ async fn no_more_calls_run_at_once_than_there_are_places() {
         made(&daemon, order, product).await;
     }
     assert_eq!((running.begun.load(Ordering::SeqCst), running.most.load(Ordering::SeqCst)), (4, 2));
+    assert_eq!(daemon.stop().await.cut, 0);
+}
+
+/// The slow hook may run as many calls as there are in all, and more of its orders wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_that_hangs_cannot_take_the_last_call() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Semaphore::new(0));
+    let slow = Slow::new(&gate);
+    let running = slow.1.clone();
+    let dispatch = DispatchOptions { places: 3, waiting: 16, ..DispatchOptions::default() };
+    let hook = NamedHook::new("slow", slow).concurrency(64);
+    let daemon = daemon_with(NamedHook::new("quick", LogHook), hook, folder.path(), dispatch).await;
+    let slow: Vec<String> = (0..8).map(|number| format!("slow-{number}")).collect();
+    for order in &slow {
+        assert_eq!(buy(&daemon, order, "slow").await, r#"{"instanceId":"0"}"#);
+    }
+    for number in 0..4 {
+        made(&daemon, &format!("quick-{number}"), "other").await;
+    }
+    assert_eq!(running.now.load(Ordering::SeqCst), 2, "one of three calls is the other hook's");
+    gate.add_permits(slow.len());
+    for order in &slow {
+        made(&daemon, order, "slow").await;
+    }
+    assert_eq!((running.begun.load(Ordering::SeqCst), running.most.load(Ordering::SeqCst)), (8, 2));
     assert_eq!(daemon.stop().await.cut, 0);
 }

@@ -9,6 +9,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::Mutex;
 
 use admin::{admin_of, ask, ask_with, post, with_admin};
 use common::{Home, KEY, create, exchange, get_text, renew};
@@ -98,7 +99,10 @@ fn a_genuine_token_under_another_name_is_shown_nowhere() {
 
 // Answers that are shown.
 
-/// A receiver that answers everything alike, for as long as the test runs.
+/// The tokens that receivers were sent.
+static TOKENS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// A receiver that answers everything alike, for as long as the test runs. `TOKEN` stands for the token of the request.
 fn receiver(body: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -106,6 +110,10 @@ fn receiver(body: &'static str) -> SocketAddr {
         for mut stream in listener.incoming().flatten() {
             let mut request = [0; 16 * 1024];
             let _ = stream.read(&mut request);
+            let request = String::from_utf8_lossy(&request);
+            let token = request.split_once("token=").map_or("", |(_, rest)| rest.get(..32).unwrap_or(""));
+            TOKENS.lock().unwrap().push(token.to_owned());
+            let body = body.replace("TOKEN", token);
             let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close";
             let _ = write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
         }
@@ -126,6 +134,9 @@ fn a_replay_shows_neither_secrets_nor_control_characters_of_an_answer() {
     for body in [
         "Warning: line 7\n{\"instanceId\":\"i-1\",\"appInfo\":{\"password\":\"fake-canary\"}}\u{1b}]0;gotcha\u{7}",
         "{\"instanceId\":\"\u{1b}[2Ji-\u{202e}1\",\"message\":\"\u{9b}31m\",\"password\":\"fake-canary\"",
+        "{\"instanceId\":\"i-1\",\"message\":\"tok:TOKEN\",\"TOKEN\":1,\"trace\":[\"TOKEN\"]}",
+        "{\"instanceId\":\"TOKEN\"}",
+        "{\"instanceId\":\"i-1\",\"a\":\"https://root:fake-canary@x/\",\"b\":\"https://x/?pw=fake-canary\"}",
         "{\"instanceId\":\"i-\u{202e}1\",\"note\":\"{\\\"pwd\\\":\\\"fake-canary\\\"}\"}",
     ] {
         let to = format!("http://{}/spi", receiver(body));
@@ -136,6 +147,9 @@ fn a_replay_shows_neither_secrets_nor_control_characters_of_an_answer() {
             let junit = std::fs::read_to_string(home.path("j.xml")).unwrap();
             for shown in [ran.stdout, ran.stderr, junit] {
                 assert!(!shown.contains("fake-canary"), "{shown}");
+                for token in TOKENS.lock().unwrap().iter().filter(|token| !token.is_empty()) {
+                    assert!(!shown.contains(token), "{shown}");
+                }
                 assert!(!shown.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{shown:?}");
             }
         }

@@ -660,7 +660,7 @@ fn p08_without_a_sound_key_nothing_starts() {
 /// A hook whose every word is a secret, and whose mistakes are, too.
 fn telltale() -> String {
     let answer = format!(
-        r#"{{"instance_id":"%s","app":{{"front_end_url":"https://app.example","admin_url":"https://app.example/admin","username":"root","password":"{PASSWORD}","license_id":"{PASSWORD}"}},"host":{{"ip":"192.0.2.1","ftp_username":"ftp","ftp_password":"{PASSWORD}","database_info":"{PASSWORD}"}},"secret_info":{{"pin":"{PASSWORD}"}}}}"#
+        r#"{{"instance_id":"%s","app":{{"front_end_url":"https://app.example","admin_url":"https://root:{PASSWORD}@app.example/admin","username":"root","password":"{PASSWORD}","license_id":"{PASSWORD}"}},"host":{{"ip":"192.0.2.1","ftp_username":"ftp","ftp_password":"{PASSWORD}","database_info":"{PASSWORD}"}},"secret_info":{{"pin":"{PASSWORD}"}}}}"#
     );
     format!(
         r#"

@@ -256,6 +256,7 @@ fn a_row_of_what_stands_beside_orders_stops_none() {
         bad("UPDATE key_use SET mark = x'00'", ""),
         bad("UPDATE key_use SET since = 'ever'", ""),
         bad("UPDATE purchase SET instance = 'which' WHERE order_id = 'order-of-biz-bad'", ""),
+        bad("UPDATE purchase SET account = CAST(x'ff' AS TEXT) WHERE order_id = 'order-of-biz-bad'", ""),
         bad("UPDATE once SET until = 'then'", ""),
     ]);
 }
@@ -321,13 +322,16 @@ fn an_order_is_done_once_its_row_is_mended() {
     daemon.stop();
 }
 
-/// A name that leads nowhere is not free: its order must not be done a second time.
+/// A name that leads nowhere or is gone is not free: its order must not be done a second time.
 #[test]
 fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
     let template = lived();
     for sql in [
         "UPDATE name SET instance = 'which' WHERE name = 'biz-good'",
         "UPDATE name SET instance = 99 WHERE name = 'biz-good'",
+        "UPDATE name SET name = CAST(x'ff' AS TEXT) WHERE name = 'biz-good'",
+        "UPDATE name SET account = CAST(x'ff' AS TEXT) WHERE name = 'biz-good'",
+        "DELETE FROM name WHERE name = 'biz-good'",
     ] {
         let home = copy(&template);
         spoil(&home, sql);

@@ -191,8 +191,8 @@ async fn listen(
     dev: bool,
 ) -> Result<(TcpListener, Option<TcpListener>), Failure> {
     let listener = match supervised::handed(sockets.spi, Some(config.listen))? {
-        Some(listener) if dev => {
-            supervised::only_on_this_machine(&listener, "--dev has a key everybody knows")?;
+        Some(listener) if dev || config.has_known_key() => {
+            supervised::only_on_this_machine(&listener, "an endpoint has a key that everyone knows")?;
             listener
         }
         Some(listener) => listener,

@@ -1,11 +1,13 @@
 //! `[[endpoint]]`: a path, one seller account, its keys.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+use super::DEV_KEY;
 use super::front;
 use super::hooks::tls;
 use super::keys::{endpoint_keys, secret};
@@ -15,7 +17,7 @@ use crate::front::Network;
 use crate::http::Url;
 use crate::intake::Endpoint;
 use crate::orders::Desk;
-use crate::signature::{AccessKey, BadKey, Cipher};
+use crate::signature::{AccessKey, BadKey, Cipher, Keys, Secret};
 use crate::text::fault_of_secret;
 
 /// The endpoints as they stand in the file.
@@ -30,7 +32,7 @@ pub(super) struct Endpoints {
     pub(super) allow: HashMap<Arc<str>, Vec<Network>>,
 }
 
-pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
+pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
     let tables = root.tables("endpoint", false);
     if root.lacks("endpoint") {
         root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
@@ -56,6 +58,7 @@ pub(super) fn endpoints(root: &Table<'_>) -> Endpoints {
         let shared_key = table.flag("shared_key");
         if let Some(endpoint) = endpoint(&table, &name, dialect) {
             refuse_shared_key(&table, &endpoint, shared_key, &sound);
+            refuse_known_key(&table, &endpoint, listen);
             sound.push((path.clone(), endpoint, shared_key));
         }
         allow.extend(front::allow(&table).map(|networks| (Arc::from(name.as_str()), networks)));
@@ -86,6 +89,21 @@ fn refuse_shared_key(
             ));
         }
     }
+}
+
+/// The key of the marketplace's documentation is for tests on this machine: everyone can sign with it.
+fn refuse_known_key(table: &Table<'_>, endpoint: &Endpoint, listen: SocketAddr) {
+    if !listen.ip().is_loopback() && is_known_key(&endpoint.keys) {
+        table.mistake("keys", format!(
+            "the key `{DEV_KEY}` stands in the documentation, so everyone can sign with it, and `server.listen` is {listen}; use the marketplace's key, or listen on 127.0.0.1"
+        ));
+    }
+}
+
+/// True if a key of the documentation is among these.
+pub(super) fn is_known_key(keys: &Keys) -> bool {
+    let known = Keys::single(Secret::new(DEV_KEY));
+    known.is_ok_and(|known| keys.shared_with(&known).is_some())
 }
 
 fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>) -> Option<Endpoint> {

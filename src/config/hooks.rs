@@ -101,7 +101,7 @@ impl Bounds {
     fn of(table: &Table<'_>) -> Bounds {
         Bounds {
             timeout: table.duration("timeout", Duration::from_millis(limits::HOOK_TIMEOUT_MS)),
-            concurrency: table.count("concurrency", limits::HOOK_CONCURRENCY_COUNT),
+            concurrency: concurrency(table),
             retry: retry(table),
         }
     }
@@ -113,6 +113,17 @@ impl Bounds {
             None => hook,
         }
     }
+}
+
+fn concurrency(table: &Table<'_>) -> usize {
+    let (wanted, most) =
+        (table.count("concurrency", limits::HOOK_CONCURRENCY_COUNT), limits::JOBS_RUNNING_MAX_COUNT);
+    if wanted > most {
+        table.warning(format!(
+            "concurrency is {wanted}, but {most} calls run at once over all hooks, of which one is reserved for each other hook; write {most} or less"
+        ));
+    }
+    wanted
 }
 
 fn retry(table: &Table<'_>) -> Option<Schedule> {

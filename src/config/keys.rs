@@ -13,6 +13,7 @@ use crate::files;
 use crate::limits;
 use crate::seal::KeySource;
 use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
+use crate::text::named_file;
 
 const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
@@ -38,10 +39,37 @@ pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
                 table.mistake("label", format!("`{label}` is the label of an earlier key"));
             }
             let (member, secret) = secret(&table)?;
+            if let Some(doubt) = doubt_of_key(secret.expose()) {
+                table.warning(doubt);
+            }
             Key::new(label, secret).map_err(|wrong| table.mistake(member, wrong.to_string())).ok()
         })
         .collect();
     if keys.len() == count { Keys::new(keys) } else { None }
+}
+
+/// Words that stand in examples where a key belongs.
+const PLACEHOLDERS: [&str; 6] = ["changeme", "replaceme", "yourkey", "isvkey", "placeholder", "example"];
+
+/// The reason to look at a key again, which may be genuine all the same.
+fn doubt_of_key(key: &str) -> Option<String> {
+    let (least, length) = (limits::KEY_USUAL_MIN_BYTES, key.len());
+    let letters: String = key.chars().filter(char::is_ascii_alphabetic).collect();
+    if PLACEHOLDERS.contains(&letters.to_ascii_lowercase().as_str()) {
+        return Some(
+            "the key is a word of an example, which is no secret; get the marketplace's key".to_owned(),
+        );
+    }
+    let is_short = length < least;
+    is_short
+        .then(|| format!("the key has {length} characters, and a key has {least} or more; copy all of it"))
+}
+
+/// True for a text in quotes, which were copied along with it.
+fn is_quoted(text: &str) -> bool {
+    ['"', '\'', '`']
+        .into_iter()
+        .any(|quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote))
 }
 
 /// What a key is called by its place alone: a label is shown everywhere, so nothing of the key is in it.
@@ -86,7 +114,12 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
             return None;
         }
     };
-    secret.map(|secret| (member, secret)).map_err(|wrong| table.mistake(member, wrong)).ok()
+    let secret = secret.map_err(|wrong| table.mistake(member, wrong)).ok()?;
+    if is_quoted(secret.expose()) {
+        table
+            .warning("there are quotes around it, and they count as part of it; remove them from the source");
+    }
+    Some((member, secret))
 }
 
 /// Where the sealing keys come from, the current one first; none when the one beside the database will do.
@@ -108,11 +141,13 @@ fn sealing_key(table: &Table<'_>) -> Option<KeySource> {
         (Some(path), None, None) => Some(KeySource::File(PathBuf::from(path))),
         (None, Some(name), None) => Some(KeySource::Text {
             text: variable(environment, &name),
-            name: format!("of the variable `{name}`"),
+            name: format!("of {}", named_variable(&name)),
         }),
         (None, None, Some(name)) => Some(match credential_file(environment, &name) {
             Ok(path) => KeySource::File(path),
-            Err(why) => KeySource::Text { name: format!("of the credential `{name}`"), text: Err(why) },
+            Err(why) => {
+                KeySource::Text { name: "of the credential that is named there".to_owned(), text: Err(why) }
+            }
         }),
         _ => {
             table.mistake("", ONE_SOURCE);
@@ -123,11 +158,23 @@ fn sealing_key(table: &Table<'_>) -> Option<KeySource> {
 
 fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
     let value = environment.get(name).map(Secret::new);
-    value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text"))
+    value.ok_or_else(|| format!("{} is not set, or not text", named_variable(name)))
 }
 
+/// A variable, as an error names it. A text that does not look like a variable may be a key that was pasted there,
+/// and is not shown.
+fn named_variable(name: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    match name.chars().all(is_plain) {
+        true => format!("the environment variable `{name}`"),
+        false => "the environment variable that is named there".to_owned(),
+    }
+}
+
+/// The name of a credential is not shown: it may be a key that was pasted there.
 fn credential(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
-    read_key_file(&credential_file(environment, name)?)
+    let path = credential_file(environment, name)?;
+    key_in("the credential that is named there", files::open(&path))
 }
 
 /// The file of a systemd credential: it lies in the folder the unit was given.
@@ -136,14 +183,14 @@ pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Resu
         "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
     )?;
     if name.contains('/') || name.is_empty() {
-        return Err(format!("`{name}` is not the name of a credential"));
+        return Err("this is not the name of a credential: it is empty, or holds `/`".to_owned());
     }
     Ok(Path::new(&folder).join(name))
 }
 
 /// Reads the key file of a configuration: a regular file, because a daemon must not wait for one.
 fn read_key_file(path: &Path) -> Result<Secret, String> {
-    key_in(path, files::open(path))
+    key_in(&named_file(path), files::open(path))
 }
 
 /// Reads a key file that was named on the command line, which may be a pipe. One line ending at its end is not part
@@ -152,18 +199,18 @@ fn read_key_file(path: &Path) -> Result<Secret, String> {
 /// # Errors
 /// What is wrong with the file, never what is in it.
 pub fn read_key(path: &Path) -> Result<Secret, String> {
-    key_in(path, File::open(path))
+    key_in(&format!("`{}`", path.display()), File::open(path))
 }
 
-fn key_in(path: &Path, file: std::io::Result<File>) -> Result<Secret, String> {
-    let unreadable = |error: std::io::Error| format!("`{}` cannot be read: {error}", path.display());
+fn key_in(name: &str, file: std::io::Result<File>) -> Result<Secret, String> {
+    let unreadable = |error: std::io::Error| format!("{name} cannot be read: {error}");
     let mut bytes = Zeroizing::new(Vec::new());
     let file = file.map_err(unreadable)?;
     file.take(limits::KEY_FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limits::KEY_FILE_MAX_BYTES {
-        return Err(format!("`{}` is too long to be a key", path.display()));
+        return Err(format!("{name} is too long to be a key"));
     }
-    let text = std::str::from_utf8(&bytes).map_err(|_| format!("`{}` is not text", path.display()))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| format!("{name} is not text"))?;
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     Ok(Secret::new(text))

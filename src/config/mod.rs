@@ -307,7 +307,8 @@ impl Config {
     pub fn dev(flags: &[Flag], hook: Option<AnyHook>) -> Result<Config, Mistakes> {
         let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
         let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
-        Config::parse(DEV_CONFIG, "--dev", &environment, flags, Some(hook))
+        let config = Config::parse(DEV_CONFIG, "--dev", &environment, flags, Some(hook))?;
+        Ok(Config { warnings: Vec::new(), ..config })
     }
 
     /// `None` where something is missing for which there is no stand-in; then there is a mistake, too.
@@ -329,7 +330,7 @@ impl Config {
         look(&store_table, &store_path, &store);
         let (log_level, log_format) = log(&root.table("log"));
         let telemetry = telemetry::telemetry(&root.table("telemetry"));
-        let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root);
+        let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root, listen);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
@@ -352,6 +353,11 @@ impl Config {
             warnings: Vec::new(),
             settings: Settings::new(),
         })
+    }
+
+    /// True if an endpoint has the key of the documentation, with which everyone can sign.
+    pub fn has_known_key(&self) -> bool {
+        self.endpoints.iter().any(|(_, endpoint)| endpoints::is_known_key(&endpoint.keys))
     }
 
     /// The keys that are not as they are in `other`, in text or, for those of endpoints, in secret. Of the

@@ -78,7 +78,7 @@ pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, M
 fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     let line = error.span().map(|span| line_of(text, &span));
     let written = line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
-    let name = written.map(|(name, _)| name.trim()).filter(|name| is_plain(name));
+    let name = written.map(|(name, _)| name.trim()).filter(|name| is_named_like_a_key(name, &[]));
     Mistake {
         key: name.unwrap_or_default().to_owned(),
         origin: Origin::File { line },
@@ -86,8 +86,10 @@ fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     }
 }
 
-fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+/// True if a name resembles a configuration key. Another name may be a secret that was pasted there.
+fn is_named_like_a_key(name: &str, known: &[&str]) -> bool {
+    let is_word = |word: &str| word.len() <= 16 && word.bytes().all(|c| c.is_ascii_lowercase());
+    !name.is_empty() && (name.split(['_', '.']).all(is_word) || meant(name, known.iter().copied()).is_some())
 }
 
 /// A reason without what stands in double quotes in it; names stand in backticks.
@@ -480,8 +482,17 @@ impl Drop for Table<'_> {
                 continue;
             }
             let line = Some(line_of(self.reader.text, &span));
-            let text = format!("there is no such key; {}", unknown(name, &asked));
-            self.reader.mistake(self.path(name), Origin::File { line }, text);
+            let (path, text) = match is_named_like_a_key(name, &asked) {
+                true => (self.path(name), format!("there is no such key; {}", unknown(name, &asked))),
+                false => (
+                    self.path(""),
+                    format!(
+                        "there is no such key, and its name is not shown, because it may be a secret; there is {}",
+                        asked.join(", ")
+                    ),
+                ),
+            };
+            self.reader.mistake(path, Origin::File { line }, text);
         }
     }
 }

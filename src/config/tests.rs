@@ -316,6 +316,19 @@ fn what_may_be_a_key_is_not_repeated() {
         "keys = [{ file = \"fake-canary }]",
         "keys = [{ file = fake-canary }]",
         "key = \"fake-canary\"",
+        "keys = [{ env = \"fake-canary\" }]",
+        "keys = [{ file = \"fake-canary\" }]",
+        "keys = [{ credential = \"fake-canary\" }]",
+        "keys = [{ credential = \"fake/canary\" }]",
+        "keys = [{ fake-canary = 1 }]",
+        "fake-canary = 1",
+        "fake-canary = ",
+        "fake-canary",
+        "keys = [{ env = \"FAKE\" }]\n[store]\nsealing_keys = [{ env = \"fake-canary\" }]\nx = 1",
+        "keys = [{ env = \"FAKE\" }]\n[server]\nadmin_token = { file = \"fake-canary\" }",
+        "keys = [{ env = \"FAKE\" }]\n[server]\nadmin_token = { env = \"fake-canary\" }",
+        "keys = [{ env = \"FAKE\" }]\n[server]\nadmin_token = { fake-canary = 1 }",
+        "keys = [{ env = \"FAKE\" }]\n[server]\nadmin_token = \"fake-canary\"",
     ] {
         let text =
             format!("[[endpoint]]\nname = \"a\"\npath = \"/spi\"\ndialect = \"alibaba\"\n{text}\n{HOOK}");

@@ -18,7 +18,7 @@ use super::{AnyHook, Call, HookError, HookErrorKind, Subject};
 use crate::callback::Answer;
 use crate::job::Schedule;
 use crate::limits;
-use crate::text::is_plain;
+use crate::text::{is_plain, without_user_info};
 
 /// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
 /// at once; one that blocks its thread cannot be stopped, and is left behind.
@@ -208,6 +208,7 @@ impl From<Result<Answer, HookError>> for Attempted {
 /// `…` where it was cut.
 fn bounded(text: &str) -> String {
     const MORE: char = '…';
+    let text = without_user_info(text);
     let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
     if clean.len() <= limits::REASON_MAX_BYTES {
         return clean;
@@ -224,25 +225,25 @@ struct Entry {
     places: Places,
 }
 
-/// The bound of a hook. Whoever has the hook's name after a reload has it, too.
+/// A bound that can change while permits are out: that of a hook, which outlives a reload under the hook's name.
 #[derive(Debug, Clone)]
-struct Places {
+pub(crate) struct Places {
     free: Arc<Semaphore>,
     /// Places in use that are not given back: there are to be fewer.
     surplus: Arc<AtomicUsize>,
 }
 
 impl Places {
-    fn new(count: usize) -> Places {
+    pub(crate) fn new(count: usize) -> Places {
         Places { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
     }
 
-    fn more(&self, count: usize) {
+    pub(crate) fn more(&self, count: usize) {
         let kept = (0..count).filter(|_| self.take_surplus()).count();
         self.free.add_permits(count - kept);
     }
 
-    fn fewer(&self, count: usize) {
+    pub(crate) fn fewer(&self, count: usize) {
         self.surplus.fetch_add(count, Ordering::AcqRel);
         while self.surplus.load(Ordering::Acquire) > 0 {
             let Some(place) = self.try_take() else { return };
@@ -255,21 +256,21 @@ impl Places {
         self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
     }
 
-    fn try_take(&self) -> Option<Place> {
+    pub(crate) fn try_take(&self) -> Option<Place> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
         Some(Place { permit: Some(permit), places: self.clone() })
     }
 
-    async fn take(&self) -> Place {
+    pub(crate) async fn take(&self) -> Place {
         // The semaphore is never closed; if it were, running unbounded beats not running.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
         Place { permit, places: self.clone() }
     }
 }
 
-/// One place among a hook's.
+/// One permit of [`Places`]; given back when dropped.
 #[derive(Debug)]
-struct Place {
+pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
     places: Places,
 }

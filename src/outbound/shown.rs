@@ -5,7 +5,8 @@
 //! is shown of an answer passes through here; comparing is done on the answer itself.
 
 use crate::json::Json;
-use crate::text::{plain as on_one_line, plain_json, plain_lines};
+use crate::query::without_tokens;
+use crate::text::{plain as on_one_line, plain_json, plain_lines, without_user_info};
 
 /// What stands for a secret.
 const HIDDEN: &str = "***";
@@ -38,28 +39,31 @@ pub fn body(bytes: &[u8]) -> String {
     }
 }
 
-/// Digits of a token or a signature.
-const DIGEST_DIGITS: [usize; 2] = [32, 64];
-
-/// A sentence without the tokens in it: receivers tell which one they had expected.
-fn without_digests(text: &str) -> String {
-    let is_part = |c: char| c.is_ascii_alphanumeric();
+/// A text without the passwords in its URLs and without tokens: receivers tell which one they had expected.
+fn masked(text: &str) -> String {
+    let text = without_user_info(text);
     let mut shown = String::with_capacity(text.len());
-    for piece in text.split_inclusive(|c| !is_part(c)) {
-        let word = piece.trim_end_matches(|c| !is_part(c));
-        let is_digest =
-            DIGEST_DIGITS.contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-        shown.push_str(if is_digest { HIDDEN } else { word });
-        shown.push_str(piece.get(word.len()..).unwrap_or_default());
+    let mut rest = &*text;
+    while let Some((before, url)) = rest.split_once("://") {
+        let (url, after) = url.split_at(url.find(ends_url).unwrap_or(url.len()));
+        shown.push_str(before);
+        shown.push_str("://");
+        shown.push_str(&cut_at(url, url.find(['?', '#']).map(|query| query + 1)));
+        rest = after;
     }
-    shown
+    shown.push_str(rest);
+    without_tokens(&shown).into_owned()
+}
+
+fn ends_url(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\')
 }
 
 /// What is no JSON is often nearly so: a warning of PHP stands before it, a byte order mark, or half of it is
 /// missing. So a name that is nobody's business hides all that is behind it.
 fn text(text: &str) -> String {
     let end = [secret_word(text), secret_value(text)].into_iter().flatten().min();
-    without_digests(&cut_at(text, end))
+    masked(&cut_at(text, end))
 }
 
 /// Words that hide what follows in a sentence, whether or not a sign says that a value follows.
@@ -135,6 +139,7 @@ const PIECE_MAX_BYTES: usize = 24;
 
 /// The value of a header. A link loses its query, and whatever else of it may be a ticket or a password.
 pub fn header(value: &str) -> String {
+    let value = &*without_user_info(value);
     let (plain, query) = match value.find(['?', '#']) {
         Some(end) => (value.get(..end).unwrap_or_default(), value.get(end..=end).unwrap_or_default()),
         None => (value, ""),
@@ -147,31 +152,33 @@ pub fn header(value: &str) -> String {
         }
         None => ("", plain),
     };
-    let host = match host.split_once("://").zip(host.rsplit_once('@')) {
-        Some(((scheme, _), (_, host))) => format!("{scheme}://{HIDDEN}@{host}"),
-        None => host.to_owned(),
-    };
     let piece =
         |piece: &str| if piece.len() > PIECE_MAX_BYTES { HIDDEN.to_owned() } else { piece.to_owned() };
     let path: Vec<String> = path.split('/').map(piece).collect();
     let hidden = if query.is_empty() { "" } else { HIDDEN };
-    on_one_line(&format!("{host}{}{query}{hidden}", path.join("/"))).into_owned()
+    on_one_line(&without_tokens(&format!("{host}{}{query}{hidden}", path.join("/")))).into_owned()
 }
 
 fn hide(value: &mut Json, is_hidden: bool) {
     match value {
         Json::Object(members) => {
-            members.iter_mut().for_each(|(name, value)| hide(value, is_hidden || is_secret(name)));
+            let shown = std::mem::take(members).into_iter().map(|(name, mut value)| {
+                hide(&mut value, is_hidden || is_secret(&name));
+                (shown_text(&name), value)
+            });
+            *members = shown.collect();
         }
         Json::List(list) => list.iter_mut().for_each(|value| hide(value, is_hidden)),
         Json::Text(text) if text.is_empty() => {}
         Json::Text(_) | Json::Number(_) if is_hidden => *value = Json::from(HIDDEN),
-        // A sentence, or another document.
-        Json::Text(sentence) if sentence.contains(' ') => *sentence = text(sentence),
-        // One word alone may be an id.
-        Json::Text(word) => *word = cut_at(word, secret_value(word)),
+        Json::Text(text) => *text = shown_text(text),
         Json::Null | Json::Bool(_) | Json::Number(_) => {}
     }
+}
+
+/// A text or a name in a JSON document: a sentence, another document, or one word, which may be an id.
+fn shown_text(word: &str) -> String {
+    if word.contains(' ') { text(word) } else { masked(&cut_at(word, secret_value(word))) }
 }
 
 /// Whether a value of this name is nobody's business.
@@ -216,15 +223,48 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_was_expected_is_not_told_and_an_id_is() {
+    fn a_token_is_shown_nowhere() {
         let digest = "0123456789abcdef".repeat(2);
         let expected = format!("no: it should have been {digest}.");
-        assert_eq!(body(expected.as_bytes()), "no: it should have been ***.");
-        let answer = json!({"instanceId": digest, "message": expected, "trace": [digest.to_uppercase()]});
-        let shown = body(answer.to_string().as_bytes());
-        assert_eq!(shown.to_lowercase().matches(&digest).count(), 2, "{shown}");
+        assert_eq!(body(expected.as_bytes()), "no: it should have been <token>.");
         let long = format!("signature {0}{0}, not {0}{0}0", digest);
-        assert_eq!(body(long.as_bytes()), format!("signature ***, not {0}{0}0", digest));
+        let mut names = serde_json::Map::new();
+        names.insert(digest.clone(), json!("x"));
+        names.insert(format!("the token {digest}"), json!("x"));
+        for answer in [
+            json!({"instanceId": "i-1", "message": format!("tok:{digest}")}),
+            json!({"instanceId": digest, "message": expected}),
+            json!([digest.to_uppercase(), format!("x{digest}x"), long]),
+            json!({"instanceId": "i-1", "x": names}),
+        ] {
+            let shown = body(answer.to_string().as_bytes());
+            assert!(!shown.to_lowercase().contains(&digest) && shown.contains("<token>"), "{shown}");
+            assert!(!json("json", &Json::from(answer)).to_lowercase().contains(&digest));
+        }
+        assert!(!header(&format!("https://{digest}.example/{digest}")).contains(&digest));
+        assert!(!body(long.as_bytes()).contains(&digest));
+        assert_eq!(
+            body(br#"{"instanceId":"202611300000000000000001"}"#),
+            r#"{"instanceId":"202611300000000000000001"}"#
+        );
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_password_and_its_query() {
+        for (told, shown) in [
+            ("https://root:fake@a.example/x", "https://***@a.example/x"),
+            ("https://root:fa/ke@a.example/x", "https://***@a.example/x"),
+            ("https://a.example:8443/?pw=fake&a=1", "https://a.example:8443/?***"),
+            ("https://a.example/#fake", "https://a.example/#***"),
+            (
+                "see https://root:fake@a.example/?fake or ssh://fake@b.example",
+                "see https://***@a.example/?*** or ssh://***@b.example",
+            ),
+            ("https://a.example:8443/of/a@b.example", "https://a.example:8443/of/a@b.example"),
+        ] {
+            assert_eq!(body(told.as_bytes()), shown);
+            assert_eq!(body(json!([told]).to_string().as_bytes()), json!([shown]).to_string());
+        }
     }
 
     #[test]

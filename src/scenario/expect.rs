@@ -13,6 +13,7 @@ use crate::http::ClientResponse;
 use crate::instance::State;
 use crate::json::Json;
 use crate::outbound as shown;
+use crate::query::without_tokens;
 use crate::text::plain;
 
 /// Longest text of an answer that is repeated in a failure, in characters.
@@ -39,7 +40,7 @@ impl Failure {
         actual: impl Into<String>,
     ) -> Failure {
         // All of it is printed, and a receiver may have written any of it.
-        let shown = |text: String| plain(&text).into_owned();
+        let shown = |text: String| plain(&without_tokens(&text)).into_owned();
         Failure {
             delivery: None,
             what: shown(what.into()),

@@ -356,7 +356,7 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
         }
     }
     if callback.subject.names().next().is_some() {
-        return Ok(None);
+        return refuse_missing_name(rows, account, callback).map(|()| None);
     }
     let Some(order) = callback.order_id.as_deref().filter(|order| !order.is_empty()) else {
         return Ok(None);
@@ -367,6 +367,24 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
             None => Ok(None),
         },
         _ => Ok(None),
+    }
+}
+
+/// Fails if the order has an instance of this `orderBizId`: then its row in `name` is missing or spoilt, and an order
+/// that looks new would run twice.
+fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> Result<()> {
+    let (Some(order), Some(name)) = (callback.order_id.as_deref(), callback.subject.order_biz_id.as_deref())
+    else {
+        return Ok(());
+    };
+    match rows.instance_bought(account, order, name)? {
+        Some(number) => Err(StoreError::Unreadable(Box::new(Unreadable {
+            table: "name",
+            row: format!("{account}/{name}"),
+            fault: format!("instance {number} has this name, and there is no such row"),
+            newer: false,
+        }))),
+        None => Ok(()),
     }
 }
 

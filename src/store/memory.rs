@@ -16,6 +16,7 @@ use crate::callback::{Action, Callback};
 use crate::clock::Id;
 use crate::instance::{Instance, Reason, State};
 use crate::job;
+use crate::limits;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
@@ -248,6 +249,23 @@ macro_rules! reads {
                 let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
                 Ok(self
                     .with(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
+            }
+            fn instance_bought(
+                &self,
+                account: &str,
+                order_id: &str,
+                order_biz_id: &str,
+            ) -> Result<Option<i64>> {
+                let from = (account.to_owned(), order_id.to_owned(), i64::MIN);
+                let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
+                Ok(self.with(|tables| {
+                    let is_it = |number: &i64| {
+                        let row = tables.instances.get(number);
+                        row.is_some_and(|row| row.instance.order_biz_id.as_deref() == Some(order_biz_id))
+                    };
+                    let of_order = tables.orders.range(from..=to).map(|(key, ())| key.2);
+                    of_order.take(limits::ORDER_INSTANCES_READ_COUNT).find(is_it)
+                }))
             }
             fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
                 Ok(self.with(|tables| tables.lane_said(instance)))

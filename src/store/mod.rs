@@ -891,7 +891,7 @@ impl Store {
         }
     }
 
-    /// Makes this the place where jobs are run, `places` of them at once. The receiver yields jobs that
+    /// Makes this the place where jobs are run; `places` of them may begin at once. The receiver yields jobs that
     /// were born leased; `None` when a dispatcher is attached already.
     pub fn attach(&self, places: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
         let receiver = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner).take()?;
@@ -899,7 +899,7 @@ impl Store {
         Some(receiver)
     }
 
-    /// The places for running jobs. Closing them ends the birth of leased jobs.
+    /// The places for jobs that begin. Closing them ends the birth of leased jobs.
     pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
         &self.inner.shared.signals.places
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::StoreError;
 use crate::callback::{Action, Callback};
@@ -14,6 +14,7 @@ use crate::clock::Id;
 use crate::instance::{Instance, State};
 use crate::job;
 use crate::signature::KEY_MARK_BYTES;
+use crate::text::without_user_info;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
@@ -159,7 +160,8 @@ pub struct JobRow {
     pub attempted_at: Option<Timestamp>,
     /// What the last attempt said, or why an operator must look.
     pub note: Option<String>,
-    /// The plain part of the answer.
+    /// The plain part of the answer. A database of an older spid may hold URLs with a password in it.
+    #[serde(serialize_with = "without_passwords")]
     pub answer: Option<String>,
     /// The secret part of the answer, sealed.
     #[serde(skip)]
@@ -170,6 +172,13 @@ pub struct JobRow {
     pub created_at: Timestamp,
     /// When it ended.
     pub ended_at: Option<Timestamp>,
+}
+
+fn without_passwords<S: Serializer>(
+    answer: &Option<String>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    answer.as_deref().map(without_user_info).serialize(serializer)
 }
 
 /// One attempt that did not succeed. One that did is told by its job.
@@ -281,6 +290,9 @@ pub(crate) trait Read {
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
     /// Up to two instances with this order: one is a match, two are none.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
+    /// The instance that was bought by this order under this `orderBizId`, among the first
+    /// [`crate::limits::ORDER_INSTANCES_READ_COUNT`] of the order.
+    fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>>;
     /// The live jobs of the lane, in order, each with its callback.
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
     /// Whether there is a live job in the lane.

@@ -195,6 +195,9 @@ impl Read for Failing {
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
         self.decided_on().instances_by_order(account, order_id)
     }
+    fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>> {
+        self.decided_on().instance_bought(account, order_id, order_biz_id)
+    }
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.decided_on().lane(instance)
     }

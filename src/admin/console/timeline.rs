@@ -13,6 +13,7 @@ use crate::callback::Callback;
 use crate::instance::{Instance, State};
 use crate::job;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
+use crate::text::without_user_info;
 
 /// Events on one page, and acts that are looked through for those about this instance.
 const EVENTS: usize = 300;
@@ -290,7 +291,7 @@ fn stands(html: &mut Html, job: &JobRow) {
     if let Some(answer) = &job.answer {
         html.element("details", &[("class", "more")], |html| {
             html.leaf("summary", "", "answer, less its secrets");
-            html.leaf("pre", "", answer);
+            html.leaf("pre", "", &without_user_info(answer));
         });
     }
 }

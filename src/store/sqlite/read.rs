@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, Type, Value, ValueRef};
-use rusqlite::{Row, params_from_iter};
+use rusqlite::{Row, params, params_from_iter};
 
 use super::Sqlite;
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, from_millis};
 use crate::instance::{Instance, State};
 use crate::job;
+use crate::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
@@ -427,6 +428,17 @@ impl Read for Sqlite {
         )
     }
 
+    fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>> {
+        let most = i64::try_from(limits::ORDER_INSTANCES_READ_COUNT).unwrap_or(i64::MAX);
+        self.one(
+            "SELECT instance.number FROM
+               (SELECT instance FROM purchase WHERE account = ?1 AND order_id = ?2 LIMIT ?4) AS bought
+             JOIN instance ON instance.number = bought.instance WHERE instance.order_biz_id = ?3",
+            params![account, order_id, order_biz_id, most],
+            |row| row.get(0),
+        )
+    }
+
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.many(
             concat!(
@@ -700,7 +712,9 @@ impl Sqlite {
     /// Every account that has an instance which can be found. Both tables are sorted by account, so each step
     /// skips to the next one: a start must not read a million rows to learn three words.
     fn accounts(&self) -> Result<Vec<String>> {
-        self.many(
+        // One row that is spoilt must not keep the daemon from starting; no instance is kept under its account.
+        let read = |row: &Row<'_>| Ok(row.get_ref(0)?.as_str().ok().map(str::to_owned));
+        let accounts: Vec<Option<String>> = self.many(
             "WITH RECURSIVE
                named(account) AS (SELECT min(account) FROM name UNION ALL
                  SELECT (SELECT min(account) FROM name WHERE account > named.account) FROM named
@@ -711,7 +725,8 @@ impl Sqlite {
              SELECT account FROM named WHERE account IS NOT NULL
              UNION SELECT account FROM ordered WHERE account IS NOT NULL",
             [],
-            |row| row.get(0),
-        )
+            read,
+        )?;
+        Ok(accounts.into_iter().flatten().collect())
     }
 }
