@@ -205,7 +205,7 @@ impl Instance {
             Action::Renew => {
                 self.state = State::Active;
                 // A trial that is paid for is none any more, and its end is not the end of what was bought.
-                let converts = wants.converts || self.trial == Some(true) && wants.trial == Some(false);
+                let converts = wants.converts || self.trial != Some(false) && wants.trial == Some(false);
                 self.converted |= converts;
                 self.trial = wants.trial.or(self.trial);
                 self.expires_on = match wants.expires_on {
@@ -947,6 +947,8 @@ impl Known<'_> {
             Some(_) if self.ordered => Decision::Repeat,
             None if is_released => return self.paid_for_nothing(Action::Upgrade),
             None if !self.refused_since() => Decision::Run,
+            // Whatever made it so, an order that the hook refused was not carried out.
+            None if self.ordered => Decision::Hold(Reason::LeftSku),
             _ if self.is_made() && self.instance.has(&self.wants) => Decision::Repeat,
             _ if self.future.has(&self.wants) && !is_released => self.coming(&[Action::Upgrade]),
             // It may be the earlier of two, and running it would undo the later one.
@@ -983,7 +985,7 @@ impl Known<'_> {
         let applied = self.instance.expires_on.filter(is_ahead);
         // A refund that is on its way may still be dropped, so the longer term counts.
         let paid_until = self.future.expires_on.filter(is_ahead).max(applied);
-        let is_renewing = applied.is_none() && self.instance.state != State::Pending;
+        let is_renewing = applied.is_none();
         let is_first_doubted = !self.view.approved && (self.future.converted || self.future.adopted);
         match (self.done, paid_until) {
             _ if self.no_copy || self.view.approved => Decision::Run,
@@ -1152,7 +1154,7 @@ pub enum Subject<'a> {
     Instance(i64),
     /// Nothing that is known; the name the callback used, or its order.
     Named(&'a str),
-    /// A purchase of an instance that another purchase made: by order and buyer, however its values move.
+    /// A purchase of an instance that another purchase made: by its order, however its date moves.
     Purchase(i64),
     /// The purchase that made an instance, repeated with these quantities.
     OtherValues(i64),
@@ -1173,8 +1175,15 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
         Subject::Named(name) => digest.text(&format!("name {name}")),
         Subject::Purchase(number) => {
             digest.text(&format!("purchase of instance {number}"));
-            digest.option(callback.order_id.as_deref());
-            digest.option(callback.buyer.as_deref());
+            let order = callback.order_id.as_deref().filter(|order| !order.is_empty());
+            digest.option(order);
+            // An order has one buyer, whether a delivery names him or not.
+            digest.option(callback.buyer.as_deref().filter(|_| order.is_none()));
+            digest.option(callback.sku.as_deref());
+            for (name, value) in &callback.items {
+                digest.text(name);
+                digest.text(value);
+            }
             return digest.finish();
         }
         Subject::OtherValues(number) => {

@@ -791,7 +791,33 @@ async fn another_purchase_is_one_callback_however_its_date_moves(bench: &Bench) 
     let held = bench.held();
     assert_eq!((held.len(), held[0].deliveries), (1, 4));
     let said = bench.store.reader().callback(held[0].number).unwrap().unwrap().1;
-    assert_eq!(said.expires_on, expiry(day(403)), "it is decided by what was said last");
+    assert_eq!(said.expires_on, expiry(day(400)), "what an operator looks at does not change under the eyes");
+    let more = Callback { order_id: Some("another".into()), sku: Some("gold".into()), ..create("b") };
+    assert!(is_held(&bench.deliver(&more).await));
+    assert_eq!(bench.held().len(), 2, "another SKU is another matter");
+}
+
+async fn another_buyer_hears_nothing_of_a_create_that_is_still_open(bench: &Bench) {
+    let first = Callback { buyer: Some("buyer-1".into()), ..create("b") };
+    bench.deliver(&first).await;
+    let evil = Callback { buyer: Some("buyer-2".into()), ..create("b") };
+    assert!(is_held(&bench.deliver(&evil).await));
+    bench.run_due().await;
+    assert!(is_held(&bench.deliver(&evil).await));
+    assert_eq!(bench.untold().len(), 1, "the first buyer has not heard yet");
+    assert_eq!(told_id(&bench.deliver(&first).await), Some("b"));
+}
+
+async fn an_ordered_upgrade_that_was_refused_is_not_done_because_another_made_it_so(bench: &Bench) {
+    let ordered = |order: &str| Callback { ordered: true, order_id: Some(order.into()), ..upgrade("b", "gold") };
+    bench.done(&create("b")).await;
+    bench.deliver(&ordered("u1")).await;
+    let upgrading = bench.take_one().await;
+    bench.finish(&upgrading, refused()).await;
+    bench.advance(60);
+    bench.done(&ordered("u2")).await;
+    bench.advance(60);
+    assert!(is_held(&bench.deliver(&ordered("u1")).await));
 }
 
 async fn a_renew_that_dies_before_a_waiting_expire_stays_dead(bench: &Bench) {

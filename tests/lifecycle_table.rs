@@ -376,6 +376,8 @@ fn read_upgrade(case: &Case, column: &Column) -> Reading {
         }
         _ if done && ordered => What::Repeat.into(),
         _ if !done && !refused_before => What::Run.into(),
+        // Whatever made it so, this order was not carried out.
+        _ if !done && ordered => What::Hold("left-sku").into(),
         // Done before, or refused before: it is so already, or about to be.
         _ if is_so && !matches!(case.applied, Applied::Pending { .. }) => What::Repeat.into(),
         Column::Active { sku, .. } | Column::Frozen { sku, .. } if asked == Some(*sku) => {

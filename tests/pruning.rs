@@ -356,6 +356,26 @@ async fn a_leaked_url_is_no_first_occurrence_once_its_body_is_gone() {
 }
 
 #[tokio::test]
+async fn a_request_of_two_parts_is_done_though_its_jobs_are_gone() {
+    let bench = Bench::sqlite().await;
+    bench.done(&create("b1")).await;
+    let both = Callback {
+        also: vec![Action::Upgrade],
+        sku: Some("gold".into()),
+        parameters: BTreeMap::from([("scene".to_owned(), "both".to_owned())]).into_iter().collect(),
+        ..renew("b1", "r1", day(730))
+    };
+    bench.done(&both).await;
+    let later = Callback { ordered: true, order_id: Some("u".into()), ..upgrade("b1", "platinum") };
+    bench.done(&later).await;
+    bench.go_to_day(100);
+    prune(&bench, options(30)).unwrap();
+    assert!(bench.deliver(&both).await.is_success());
+    assert!(bench.take(9).await.is_empty(), "nothing runs again");
+    assert_eq!(bench.only().sku.as_deref(), Some("platinum"));
+}
+
+#[tokio::test]
 async fn a_doubtful_question_that_was_approved_is_answered_for_ever() {
     let bench = Bench::sqlite().await;
     lived(&bench).await;

@@ -12,7 +12,7 @@ use super::{Reader, StoreError, ViewError};
 use crate::callback::{Action, Callback};
 use crate::clock::{Id, plus_millis};
 use crate::dialect::{self, GivesUp};
-use crate::instance::Reason;
+use crate::instance::{self, Reason};
 use crate::job;
 use crate::limits;
 
@@ -202,17 +202,33 @@ impl Reader {
         if matches!(reason, AttentionReason::Held | AttentionReason::OtherValues) {
             return Ok(false);
         }
-        let alike = self.with(|rows| rows.occurrences(&row.occurrence));
-        let is_followed = match alike {
-            Ok(alike) => alike.last().is_some_and(|(latest, _)| latest.number > row.number),
-            Err(StoreError::Unreadable(_)) => false,
+        let said = |number: i64| match self.content(number) {
+            Err(ViewError::Store(error)) => Err(error),
+            said => Ok(said.ok()),
+        };
+        let Some(asked) = said(row.number)? else { return Ok(false) };
+        let alike = match self.with(|rows| rows.occurrences(&row.occurrence)) {
+            Ok(alike) => alike,
+            Err(StoreError::Unreadable(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
-        if is_followed || reason != AttentionReason::Refused || row.action != Action::Create {
-            return Ok(is_followed);
+        for (later, job) in alike.into_iter().filter(|(later, _)| later.number > row.number) {
+            let is_done = later.told_at.is_some() || job.is_some_and(|job| job.state == job::State::Done);
+            let is_theirs = said(later.number)?.is_some_and(|said| said.buyer == asked.buyer);
+            if is_done && is_theirs {
+                return Ok(true);
+            }
         }
-        let made = self.readable_instance(row.instance)?.and_then(|row| row.created_by);
-        Ok(made > row.job && row.job.is_some())
+        if reason != AttentionReason::Refused || row.action != Action::Create {
+            return Ok(false);
+        }
+        let made = self.readable_instance(row.instance)?;
+        Ok(made.is_some_and(|made| {
+            made.created_by > row.job
+                && row.job.is_some()
+                && made.instance.order_id == asked.order_id
+                && instance::is_same_purchase(&made.instance, &asked)
+        }))
     }
 
     fn describe(&self, found: Found) -> Result<Option<AttentionItem>, StoreError> {

@@ -185,8 +185,15 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
     let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
     let mut key = key_of(acceptance, callback, instance.as_ref());
     let mut occurrences = rows.occurrences(&key)?;
+    if let Some(another) =
+        key_of_another_purchase(rows, acceptance, callback, instance.as_ref(), &occurrences)?
+    {
+        key = another;
+        occurrences = rows.occurrences(&key)?;
+    }
     let other_values = names_other_values(rows, callback, instance.as_ref(), &occurrences)?;
-    if let Some(other) = other_key(acceptance, callback, instance.as_ref(), other_values, &occurrences) {
+    if let Some(other) = key_of_other_values(acceptance, callback, instance.as_ref()).filter(|_| other_values)
+    {
         key = other;
         occurrences = rows.occurrences(&key)?;
     }
@@ -224,7 +231,8 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
     Ok(Judged { key, instance, lane, latest, job, verdict, runs })
 }
 
-/// True if a create of something that is made names other quantities than the create like it that was kept.
+/// True if a create of something that is made names other values than the create like it that was carried out:
+/// other quantities, which its key does not hold, or another date where the key holds none.
 fn names_other_values(
     rows: &dyn Read,
     callback: &Callback,
@@ -232,49 +240,66 @@ fn names_other_values(
     occurrences: &[Stands],
 ) -> Result<bool> {
     let made = instance.filter(|row| row.instance.id.is_some() && callback.action == Action::Create);
-    let (Some(made), Some((first, _))) = (made, occurrences.first()) else { return Ok(false) };
-    if made.instance.items == callback.items {
+    let Some(made) = made else { return Ok(false) };
+    let is_same_purchase = instance::is_same_purchase(&made.instance, callback);
+    if is_same_purchase && made.instance.items == callback.items {
         return Ok(false);
     }
-    // They may have been changed by an upgrade since.
-    match rows.callback(first.number) {
-        Ok(Some((_, body))) => {
-            Ok(body.pruned_at.is_none() && body.learned.is_none() && body.items != callback.items)
-        }
-        Ok(None) | Err(StoreError::Unreadable(_)) => Ok(false),
+    let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == job::State::Done);
+    let Some((row, _)) = occurrences.iter().find(is_done).or(occurrences.last()) else { return Ok(false) };
+    // They may have been changed by an upgrade since, so what was said then counts.
+    let Some(said) = readable_body(rows, row.number)? else { return Ok(false) };
+    if said.pruned_at.is_some() || said.learned.is_some() {
+        return Ok(false);
+    }
+    Ok(said.items != callback.items || !is_same_purchase && said.expires_on != callback.expires_on)
+}
+
+/// What a callback says; `None` where it cannot be read.
+fn readable_body(rows: &dyn Read, number: i64) -> Result<Option<Callback>> {
+    match rows.callback(number) {
+        Ok(found) => Ok(found.map(|(_, body)| body)),
+        Err(StoreError::Unreadable(_)) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// The key of a create that is not the one its first key stands for: another purchase of the instance, which is
-/// the same however its date moves, or the same purchase with other quantities. What was kept under the first key
-/// stays there.
-fn other_key(
+/// The key of a create by another purchase than the one the instance was made by. What an older spid kept under
+/// the first key stays there, unless another buyer said it: that key does not hold the buyer.
+fn key_of_another_purchase(
+    rows: &dyn Read,
     acceptance: &Acceptance,
     callback: &Callback,
     found: Option<&InstanceRow>,
-    other_values: bool,
     occurrences: &[Stands],
-) -> Option<[u8; 16]> {
-    let row = found.filter(|row| {
+) -> Result<Option<[u8; 16]>> {
+    let is_another = |row: &&InstanceRow| {
         callback.action == Action::Create
             && callback.doubts.is_empty()
-            && row.instance.id.is_some()
             && !instance::is_anothers(&row.instance, callback)
-    })?;
-    let subject = match instance::is_same_purchase(&row.instance, callback) {
-        false if occurrences.is_empty() || is_told_to_another(&row.instance, callback) => {
-            Subject::Purchase(row.number)
-        }
-        true if other_values => Subject::OtherValues(row.number),
-        _ => return None,
+            && !instance::is_same_purchase(&row.instance, callback)
     };
-    Some(instance::occurrence_key(&acceptance.account, subject, callback))
+    let Some(row) = found.filter(is_another) else { return Ok(None) };
+    if row.instance.order_id != callback.order_id
+        && let Some((first, _)) = occurrences.first()
+    {
+        let said = readable_body(rows, first.number)?;
+        if said.is_none_or(|said| said.buyer.is_none() || said.buyer == callback.buyer) {
+            return Ok(None);
+        }
+    }
+    let subject = Subject::Purchase(row.number);
+    Ok(Some(instance::occurrence_key(&acceptance.account, subject, callback)))
 }
 
-/// True if what stands under the callback's own key was said by another buyer: that key does not hold the buyer.
-fn is_told_to_another(instance: &Instance, callback: &Callback) -> bool {
-    instance.order_id == callback.order_id
+/// The key of the purchase that made an instance, repeated with other quantities.
+fn key_of_other_values(
+    acceptance: &Acceptance,
+    callback: &Callback,
+    found: Option<&InstanceRow>,
+) -> Option<[u8; 16]> {
+    let row = found.filter(|row| instance::is_same_purchase(&row.instance, callback))?;
+    Some(instance::occurrence_key(&acceptance.account, Subject::OtherValues(row.number), callback))
 }
 
 /// A stored callback, and its job if it has one.
@@ -318,31 +343,43 @@ fn occurrence_of_part(
     if !own.is_empty() {
         return Ok(occurrence(own.iter()));
     }
-    let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
-    if !has_jobs || part.action == acceptance.callback.action {
+    if part.action == acceptance.callback.action {
         return Ok(occurrence(whole.iter()));
     }
     // An older spid kept each part as a callback of its own.
-    let own = rows.occurrences(&key_of(acceptance, part, Some(instance)))?;
-    Ok(occurrence(own.iter()))
+    let kept_apart = rows.occurrences(&key_of(acceptance, part, Some(instance)))?;
+    if !kept_apart.is_empty() {
+        return Ok(occurrence(kept_apart.iter()));
+    }
+    // What was reported was done, though its jobs are gone.
+    let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
+    let is_told = whole.iter().any(|(row, _)| row.told_at.is_some());
+    Ok(if is_told || !has_jobs { occurrence(whole.iter()) } else { None })
 }
 
-/// True while another purchase of the instance waits for an operator.
+/// True while another purchase of the instance, or a renewal of it, waits for an operator or came to nothing yet.
 fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<bool> {
     let Some(row) = instance else { return Ok(false) };
-    let held = Filter {
-        instance: Some(row.number),
-        disposition: Some(Disposition::Held),
-        limit: usize::MAX,
-        ..Filter::default()
-    };
-    for held in rows.list_callbacks(&held)?.iter().filter(|held| held.action == Action::Create) {
-        let is_theirs = match rows.callback(held.number) {
-            Ok(Some((_, callback))) => instance::is_by_the_same_buyer(&row.instance, &callback),
-            Ok(None) | Err(StoreError::Unreadable(_)) => true,
-            Err(error) => return Err(error),
+    let all = Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
+    for callback in rows.list_callbacks(&all)? {
+        let waits = match callback.action {
+            Action::Create => {
+                let is_open = matches!(callback.disposition, Disposition::Held | Disposition::Job);
+                is_open && callback.job.is_none_or(|job| row.created_by.is_some_and(|creator| creator != job))
+            }
+            Action::Renew => callback.disposition == Disposition::Held,
+            _ => false,
         };
-        if is_theirs {
+        if !waits || callback.told_at.is_some() {
+            continue;
+        }
+        let body = readable_body(rows, callback.number)?;
+        let is_another = |body: Callback| {
+            callback.action == Action::Renew
+                || instance::is_by_the_same_buyer(&row.instance, &body)
+                    && !instance::is_same_purchase(&row.instance, &body)
+        };
+        if body.is_none_or(is_another) {
             return Ok(true);
         }
     }
@@ -748,11 +785,12 @@ fn callback_row(
     );
     let number = instance.map(|row| row.number);
     // What was refused for want of an instance stays a row of its own once there is one.
-    let elsewhere = |row: &CallbackRow| judged.verdict.decision == Decision::Run && row.instance != number;
+    let elsewhere = |row: &CallbackRow| {
+        let is_under_another_key = judged.runs.contains(&Action::Create)
+            && row.occurrence != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
+        judged.verdict.decision == Decision::Run && (row.instance != number || is_under_another_key)
+    };
     let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
-    if let (Some(row), Decision::Hold(_)) = (counted, &judged.verdict.decision) {
-        keep_latest_words(rows, row, acceptance)?;
-    }
     if let Some(row) = counted.filter(|row| !elsewhere(row))
         && (judged.runs.is_empty() || may_run_again(rows, row, judged, acceptance)?)
     {
@@ -763,27 +801,13 @@ fn callback_row(
         }
         return Ok(row);
     }
-    // Of an instance that is made now, it is kept under that.
+    // A create that runs makes the instance its own, and is kept under that.
     let is_made_now = judged.instance.is_none() && instance.is_some();
-    let key = match is_made_now {
+    let key = match is_made_now || judged.runs.contains(&Action::Create) {
         true => key_of(acceptance, &acceptance.callback, instance),
         false => judged.key,
     };
     Ok(new_callback_row(acceptance, key, instance))
-}
-
-/// What is held is decided by what was said last, as long as nothing has run for it.
-fn keep_latest_words(rows: &mut dyn Write, row: &CallbackRow, acceptance: &Acceptance) -> Result<()> {
-    if row.job.is_some() || acceptance.approved {
-        return Ok(());
-    }
-    match rows.callback(row.number) {
-        Ok(Some((_, body))) if !body.asks_the_same(&acceptance.callback) => {
-            rows.put_body(row.number, &acceptance.callback)
-        }
-        Ok(_) | Err(StoreError::Unreadable(_)) => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 /// True if a new job may belong to this row. What was carried out stays as it is: what runs now is another

@@ -555,6 +555,10 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
         job.proposed_id = None;
     }
     job.extra = one_more(job);
+    if let Some(mut row) = rows.callback_row(job.callback)?.filter(|row| row.dismissed_at.is_some()) {
+        row.dismissed_at = None;
+        rows.put_callback(&row)?;
+    }
     let was_refused = job.state == job::State::Refused;
     job.state = job::State::Queued;
     job.due_at = now;
@@ -662,6 +666,16 @@ fn approve(
     let approved = accept(rows, acceptance, &asked, now)?;
     if approved.callback != number {
         settle_held(rows, row, &approved, act, now)?;
+        return Ok(approved);
+    }
+    // All of it was carried out before: then it is answered as that.
+    if let Some(mut row) = rows.callback_row(number)?.filter(|row| row.action == Action::Create)
+        && instead.is_some()
+        && row.disposition == Disposition::Recorded
+    {
+        row.reason_code = Some(SETTLED.to_owned());
+        row.reason = Some("approved by the seller: done before, nothing to run".to_owned());
+        rows.put_callback(&row)?;
     }
     Ok(approved)
 }
@@ -674,7 +688,8 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
             "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
         );
     };
-    let is_theirs = instance::is_by_the_same_buyer(&made.instance, callback)
+    let is_theirs = callback.buyer.is_some()
+        && made.instance.buyer == callback.buyer
         && !instance::is_anothers(&made.instance, callback);
     if is_theirs {
         return Ok(());
@@ -718,9 +733,9 @@ fn asked_instead(
                 "the purchase changes SKU or quantities, too, and would be answered as done; say --as conversion",
             );
         }
-        Instead::Upgrade if until > instance.expires_on => {
+        Instead::Upgrade if until > instance.expires_on || instance.trial != Some(false) => {
             return impossible(
-                "the purchase buys a longer term, too, and would be answered as done; say --as conversion",
+                "the purchase buys a longer term, or a trial for good, and would be answered as done; say --as conversion",
             );
         }
         Instead::Renew => vec![Action::Renew],
@@ -766,6 +781,7 @@ fn accept(
         )),
         Disposition::Job | Disposition::Recorded => {
             let job = accepted.row.job.map(|number| rows.job(number)).transpose()?.flatten();
+            let job = job.filter(|job| job.state.is_live());
             Ok(Approved { callback: accepted.row.number, job: job.map(|job| job.id) })
         }
     }
