@@ -13,7 +13,7 @@ mod common;
 
 use std::net::TcpListener;
 
-use common::{Daemon, Home, KEY, create, exchange, get_text};
+use common::{Daemon, Home, KEY, create, exchange, get_text, until};
 use serde_json::json;
 
 const LOG_HOOK: &str = "[[hook]]\nname = \"try\"\nlog = {}\n";
@@ -453,8 +453,8 @@ fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
         "not done: endpoint `shop` is not configured any more, and there are routes by endpoint",
     );
     assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (false, false));
-    let jobs = home.list(&["jobs", "list"]);
-    assert_eq!(jobs[0]["state"], "queued");
+    // The line comes before the commit.
+    until("it is queued", || (home.list(&["jobs", "list"])[0]["state"] == "queued").then_some(()));
 }
 
 // What is made of the definitions.

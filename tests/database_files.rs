@@ -209,6 +209,9 @@ fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
     assert_ne!(in_flight.join().unwrap().unwrap().id(), "0");
     assert_eq!(home.begun("create").len(), 1, "the hook of the first daemon was killed and begun again");
     daemon.stop();
+    // With the lock its note is gone, and either name may be the one with the log.
+    assert_eq!(serve(&home, "spid.toml").code, 65);
+    std::fs::remove_file(home.path("links/hard.db")).unwrap();
     home.start().stop();
 }
 
@@ -289,4 +292,108 @@ fn what_other_commands_write_is_not_taken_for_an_overwriting() {
     assert!(order(&daemon, "ob-9").is_some());
     daemon.stop();
     assert!(order(&home.start(), "ob-10").is_some());
+}
+
+/// A configuration whose database is called otherwise.
+fn with_database_at(home: &Home, config: &str, database: &str) {
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let other = text.replace(home.path("spid.db").to_str().unwrap(), home.path(database).to_str().unwrap());
+    assert_ne!(other, text);
+    std::fs::write(home.path(config), other).unwrap();
+}
+
+/// After a crash everything may be in the log. Without it the file is no new database.
+#[test]
+fn a_database_without_its_log_is_not_begun_anew() {
+    let home = home();
+    let daemon = home.start();
+    let first = order(&daemon, "ob-1").unwrap();
+    daemon.kill();
+    let refused = |config: &str| {
+        for command in ["serve", "check-config"] {
+            let ran = home.run(&[command, "--config", config]);
+            assert!(matches!(ran.code, 66 | 78), "{command} {config}: {ran:?}");
+            assert!(ran.stderr.contains("shows that there was one"), "{command} {config}: {ran:?}");
+        }
+    };
+    std::fs::create_dir(home.path("new")).unwrap();
+    with_database_at(&home, "new.toml", "new/spid.db");
+    for file in ["spid.db", "spid.db.key"] {
+        std::fs::copy(home.path(file), home.path("new").join(file)).unwrap();
+    }
+    refused("new.toml");
+    let log = home.path("spid.db-wal");
+    std::fs::rename(&log, home.path("log")).unwrap();
+    refused("spid.toml");
+    // Neither does a key that lies elsewhere hide it.
+    std::fs::rename(home.path("spid.db.key"), home.path("key")).unwrap();
+    refused("spid.toml");
+    std::fs::rename(home.path("key"), home.path("spid.db.key")).unwrap();
+    let _ = std::fs::remove_file(home.path("spid.db-shm"));
+    std::fs::rename(home.path("log"), &log).unwrap();
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "ob-1"), Some(first.clone()));
+    daemon.stop();
+    // What was closed in order needs no log, and may go anywhere.
+    for file in ["spid.db", "spid.db.key"] {
+        std::fs::rename(home.path(file), home.path("new").join(file)).unwrap();
+    }
+    for left in ["spid.db-wal", "spid.db-shm"] {
+        let _ = std::fs::remove_file(home.path("new").join(left));
+    }
+    std::fs::rename(home.path("new.toml"), home.path("spid.toml")).unwrap();
+    let daemon = home.start();
+    assert_eq!(order(&daemon, "ob-1"), Some(first));
+    assert_eq!(home.begun("create").len(), 1);
+}
+
+/// Part of it is in the database, the rest in the log that lies beside the first name.
+#[test]
+fn a_start_through_a_hard_link_is_refused() {
+    let home = home();
+    let daemon = home.start();
+    order(&daemon, "ob-1").unwrap();
+    daemon.stop();
+    let daemon = home.start();
+    order(&daemon, "ob-2").unwrap();
+    daemon.kill();
+    std::fs::create_dir(home.path("hard")).unwrap();
+    std::fs::hard_link(home.path("spid.db"), home.path("hard/spid.db")).unwrap();
+    with_database_at(&home, "hard.toml", "hard/spid.db");
+    for command in [&["serve"][..], &["check-config"], &["instances", "list"], &["backup", "copy.db"]] {
+        let ran = home.run(&[command, &["--config", "hard.toml"]].concat());
+        assert!(matches!(ran.code, 65 | 78) && ran.stderr.contains("several names"), "{command:?}: {ran:?}");
+    }
+    assert!(!home.path("copy.db").exists());
+    let daemon = home.start();
+    assert!(order(&daemon, "ob-2").is_some());
+    assert_eq!(home.begun("create").len(), 2);
+}
+
+#[test]
+fn a_command_through_another_name_leaves_the_database_of_a_daemon_alone() {
+    let home = home();
+    home.start().stop();
+    let daemon = home.start();
+    let first = order(&daemon, "ob-1").unwrap();
+    std::fs::create_dir(home.path("hard")).unwrap();
+    std::fs::hard_link(home.path("spid.db"), home.path("hard/spid.db")).unwrap();
+    std::fs::write(home.path("list"), "{\"account\":\"a\",\"id\":\"i-1\",\"state\":\"active\"}\n").unwrap();
+    for command in [
+        &["prune", "--older-than", "30d", "--vacuum", "--why", "test"][..],
+        &["instances", "release", "ob-1", "--why", "test"],
+        &["instances", "import", "list", "--any-account", "--why", "test"],
+        &["backup", "copy.db"],
+        &["instances", "list"],
+        &["attention"],
+    ] {
+        let ran = home.run(&[command, &["--db", home.path("hard/spid.db").to_str().unwrap()]].concat());
+        assert!(ran.code == 75 && ran.stderr.contains("under another name"), "{command:?}: {ran:?}");
+    }
+    assert_eq!(std::fs::read_dir(home.path("hard")).unwrap().count(), 1, "nothing was made there");
+    home.look(&["backup", "copy.db"]);
+    assert_eq!(order(&daemon, "ob-1"), Some(first.clone()));
+    assert!(order(&daemon, "ob-2").is_some());
+    daemon.stop();
+    assert_eq!(order(&home.start(), "ob-1"), Some(first));
 }

@@ -566,7 +566,8 @@ fn columns(path: &std::path::Path) -> Vec<(String, String)> {
     let mut columns = connection
         .prepare(
             "SELECT tables.name, columns.name FROM sqlite_schema AS tables
-             JOIN pragma_table_info(tables.name) AS columns WHERE tables.type = 'table' ORDER BY 1, columns.cid",
+             JOIN pragma_table_info(tables.name) AS columns
+             WHERE tables.type = 'table' AND tables.name <> 'sqlite_sequence' ORDER BY 1, columns.cid",
         )
         .unwrap();
     let found = columns.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();

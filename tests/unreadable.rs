@@ -345,3 +345,61 @@ fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
         assert_eq!(sold, 1, "{sql}");
     }
 }
+
+/// The number of a new row: whatever became of the count of those before, or of one of them.
+#[test]
+fn a_number_that_is_lost_or_has_no_next_stops_no_new_order() {
+    check_all(&[
+        bad("DELETE FROM sqlite_sequence WHERE name = 'job'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'job'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 'many' WHERE name = 'job'", ""),
+        bad("UPDATE sqlite_sequence SET seq = -9223372036854775808 WHERE name = 'job'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'job'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'callback'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'instance'", ""),
+        bad("UPDATE sqlite_sequence SET seq = 9223372036854775807 WHERE name = 'act'", ""),
+        bad("UPDATE job SET number = 99 WHERE number = 2", ""),
+        bad("UPDATE job SET number = 9223372036854775807 WHERE number = 2", ""),
+        bad("UPDATE callback SET number = 9223372036854775807 WHERE number = 2", ""),
+        bad("UPDATE instance SET number = 9223372036854775807 WHERE number = 2", ""),
+        bad("UPDATE act SET number = 9223372036854775807 WHERE number = 2", ""),
+    ]);
+}
+
+#[test]
+fn an_account_that_cannot_be_read_stops_no_start() {
+    check_all(&[
+        bad(
+            "UPDATE name SET account = CAST(x'ff' AS TEXT) WHERE name = 'biz-bad'",
+            "of table `name` cannot be read: `account` is not UTF-8",
+        ),
+        bad(
+            "UPDATE purchase SET account = CAST(x'ff' AS TEXT) WHERE order_id = 'order-of-biz-bad'",
+            "of table `purchase` cannot be read: `account` is not UTF-8",
+        ),
+    ]);
+}
+
+#[test]
+fn an_instance_that_cannot_be_read_is_not_called_missing() {
+    let template = lived();
+    for (sql, named) in [
+        (
+            "UPDATE instance SET buyer = CAST(x'ff' AS TEXT) WHERE number = 2",
+            "row 2 of table `instance` cannot be read: `buyer` is not UTF-8",
+        ),
+        ("DELETE FROM instance WHERE number = 2", "row alibaba-cn/biz-bad of table `name` cannot be read"),
+    ] {
+        let home = copy(&template);
+        spoil(&home, sql);
+        let daemon = home.start();
+        for command in [&["show"][..], &["release", "--why", "test"]] {
+            let ran = home.run(&[&["instances"], command, &["biz-bad", "--config", "spid.toml"]].concat());
+            assert!(ran.code == 65 && ran.stderr.contains(named), "{sql}: {command:?}: {ran:?}");
+        }
+        for path in ["/v1/instances/biz-bad", "/console/instances/biz-bad"] {
+            let body = daemon.admin(path);
+            assert!(body.contains("cannot be read"), "{sql}: {path}: {body}");
+        }
+    }
+}

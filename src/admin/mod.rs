@@ -94,7 +94,9 @@ impl Fault {
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
-        Fault::new(503, error.to_string())
+        // To come again does not help before the row is mended.
+        let status = if matches!(error, StoreError::Unreadable(_)) { 500 } else { 503 };
+        Fault::new(status, error.to_string())
     }
 }
 

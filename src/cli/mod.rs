@@ -107,10 +107,13 @@ impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
             StoreError::NotThere(_) | StoreError::Lost(..) | StoreError::Outdated(..) => Exit::NoInput,
-            StoreError::Busy | StoreError::InUse(_) | StoreError::Overloaded => Exit::TryAgain,
+            StoreError::Busy | StoreError::InUse(_) | StoreError::OtherName(_) | StoreError::Overloaded => {
+                Exit::TryAgain
+            }
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
             | StoreError::Older(..)
+            | StoreError::Linked(_)
             | StoreError::Unreadable(_)
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,

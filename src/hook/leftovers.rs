@@ -38,17 +38,25 @@ pub struct Leftovers {
 
 impl Leftovers {
     /// Kills what the marks in `folder` lead to, waits until it is dead, and makes the folder if there
-    /// is none. The caller must be the only daemon that uses it.
+    /// is none. The caller must be the only daemon that uses it. What is no mark is left alone.
     ///
     /// # Errors
-    /// When the folder cannot be made or read.
+    /// When the folder cannot be made or read, or is a link: what lies behind one may be of somebody else.
     pub async fn clear(folder: &Path) -> io::Result<Leftovers> {
         match DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
+        if !fs::symlink_metadata(folder)?.is_dir() {
+            let message = format!("`{}` must be a folder, and no link to one: remove it", folder.display());
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
+        }
         for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
+            let entry = entry?;
+            let path = entry.path();
+            if Marked::name(&path).is_none() || !entry.file_type()?.is_file() {
+                continue;
+            }
             if let Some(marked) = Marked::read(&path) {
                 marked.end().await;
             }
@@ -88,9 +96,16 @@ struct Marked {
 }
 
 impl Marked {
+    /// The numbers that a mark is called by.
+    fn name(path: &Path) -> Option<(&str, &str)> {
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
+        (is_number(leader) && is_number(began)).then_some((leader, began))
+    }
+
     /// Reads a mark of this boot. One that is cut short was never followed by a call.
     fn read(path: &Path) -> Option<Marked> {
-        let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
+        let (leader, began) = Marked::name(path)?;
         let text = files::read_text(path, limits::OWN_FILE_MAX_BYTES).ok()?;
         let (in_boot, key) = text.strip_suffix('\n')?.split_once('\n')?;
         let leader = pid_of(leader).filter(|leader| leader.as_raw_nonzero().get() > 1)?;
@@ -266,9 +281,7 @@ mod tests {
             (format!("{number}-{began}"), String::new()),
             (format!("{number}-{began}"), boot()),
             ("1-0".to_owned(), format!("{}\n{KEY}\n", boot())),
-            ("-1".to_owned(), format!("{}\n{KEY}\n", boot())),
             ("0-0".to_owned(), format!("{}\n{KEY}\n", boot())),
-            ("note".to_owned(), "not a mark".to_owned()),
         ] {
             fs::write(leftovers.folder.join(&name), text).unwrap();
             clear_again(&leftovers).await;
@@ -276,6 +289,24 @@ mod tests {
         }
         drop(child.stdin.take());
         assert!(child.wait().is_ok());
+    }
+
+    #[tokio::test]
+    async fn what_is_no_mark_stays_and_a_link_is_not_followed() {
+        let (folder, leftovers) = cleared().await;
+        for name in ["note", "-1", "1-", "1-a"] {
+            fs::write(leftovers.folder.join(name), "of somebody else").unwrap();
+        }
+        std::os::unix::fs::symlink("note", leftovers.folder.join("7-7")).unwrap();
+        fs::create_dir(leftovers.folder.join("8-8")).unwrap();
+        Leftovers::clear(&leftovers.folder).await.unwrap();
+        assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 6);
+        fs::write(leftovers.folder.join("9-9"), "").unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&leftovers.folder, &link).unwrap();
+        let refused = Leftovers::clear(&link).await.unwrap_err().to_string();
+        assert!(refused.contains("no link"), "{refused}");
+        assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 7);
     }
 
     #[tokio::test]

@@ -109,11 +109,17 @@ pub enum StoreError {
     #[error("`{}` is older than what was acknowledged last, as `{}` shows: its -wal was lost, or an older copy was put in its place; put the newest files back, with the -wal, or put the copy in place with `spid restore`, which holds what is unfinished in it; to begin with it as it is, and have newer orders done once more, remove `{}`", .0.display(), .1.display(), .1.display())]
     Outdated(PathBuf, PathBuf),
     /// There was a database, and now there is none.
-    #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
+    #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, together with its -wal if that is anywhere, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
     Lost(PathBuf, PathBuf),
     /// Another daemon runs on it.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
+    /// A daemon has it open, and its log lies beside another name.
+    #[error("a daemon has `{}` open under another name, and its -wal lies there: through this one, what is in that would be missed and spoilt; use the path that the daemon has as `store.path`, or restart the daemon if its .lock file was removed", .0.display())]
+    OtherName(PathBuf),
+    /// It has several names.
+    #[error("`{}` has several names (hard links), and its -wal may lie beside another one: use the name that a daemon last had it under, or remove the others; to have it at another place, copy it with `spid backup`", .0.display())]
+    Linked(PathBuf),
     /// A row that cannot be read.
     #[error("{0}; mend it, or restore a backup")]
     Unreadable(Box<Unreadable>),
@@ -241,8 +247,8 @@ impl StoreOptions {
         (!is_listed).then_some(beside)
     }
 
-    /// What shows that there was a database at `path`, where there is none now.
-    fn remains(&self, path: &Path) -> Option<PathBuf> {
+    /// What shows that there was a database at `path`, where nothing is in it now.
+    fn remains(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
         let sources = self.key_sources(path);
         let own = match sources.as_slice() {
             [KeySource::Own(own)] => Some(own.as_path()),
@@ -494,11 +500,11 @@ pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 /// # Errors
 /// What a start would fail with.
 pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, StoreError> {
-    let found = sqlite::Sqlite::check(path)?;
-    if let Some(remains) = options.remains(path) {
-        return Err(StoreError::Lost(path.to_owned(), remains));
+    match (sqlite::Sqlite::check(path)?, options.remains(path)?) {
+        (Some(found), _) => found.sealed_by(),
+        (None, Some(remains)) => Err(StoreError::Lost(path.to_owned(), remains)),
+        (None, None) => Ok(Sealed::new()),
     }
-    found.map_or(Ok(Sealed::new()), |found| found.sealed_by())
 }
 
 /// The accounts beside the `served` ones that have instances in the database at `path` which are not released,
@@ -543,10 +549,10 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// Opens the database once nobody else has it. A daemon that was killed may hold the lock for a moment
 /// longer: a child that was about to become a hook has it until its program is loaded.
-async fn open_alone(path: &Path) -> Result<sqlite::Sqlite, StoreError> {
+async fn open_alone(path: &Path, remains: Option<&Path>) -> Result<sqlite::Sqlite, StoreError> {
     let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
     loop {
-        match sqlite::Sqlite::open(path) {
+        match sqlite::Sqlite::open(path, remains) {
             Err(StoreError::InUse(_)) if Instant::now() < deadline => sleep(LOCK_PAUSE).await,
             opened => return opened,
         }
@@ -607,10 +613,11 @@ impl Store {
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        if let Some(remains) = options.remains(path) {
+        let remains = options.remains(path)?;
+        if let Some(remains) = remains.clone().filter(|_| !sqlite::is_filled(path)) {
             return Err(StoreError::Lost(path.to_owned(), remains));
         }
-        let backend = open_alone(path).await?;
+        let backend = open_alone(path, remains.as_deref()).await?;
         let sources = options.key_sources(path);
         if let [KeySource::Own(own)] = sources.as_slice()
             && !own.exists()

@@ -28,8 +28,8 @@ use rustix::fs::Access;
 use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
 use crate::limits;
-use files::{InodeLock, lock, make_private, may, sync_folder};
-pub(crate) use files::{Place, Vacancy, may_make_files_beside, remains};
+use files::{InodeLock, check_links, check_name, lock, make_private, may, sync_folder};
+pub(crate) use files::{Place, Vacancy, is_filled, may_make_files_beside, remains};
 pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
 use written::{Seen, check_noted};
@@ -102,12 +102,17 @@ pub(crate) struct SqliteReaders {
 
 impl Sqlite {
     /// Opens the store for the daemon: makes the file, takes the lock, brings the schema up to date.
-    pub(crate) fn open(path: &Path) -> Result<Sqlite> {
+    /// Where nothing is in it, `remains` would show that something was.
+    pub(crate) fn open(path: &Path, remains: Option<&Path>) -> Result<Sqlite> {
         make_private(path)?;
         let beside = lock(path)?;
         let inode = InodeLock::take(path)?;
+        check_links(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = recognise(&connection, path)?;
+        if let Some(remains) = remains.filter(|_| version == 0) {
+            return Err(StoreError::Lost(path.to_owned(), remains.to_owned()));
+        }
         insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
@@ -144,13 +149,28 @@ impl Sqlite {
             return Ok(None);
         }
         may(path, Access::READ_OK | Access::WRITE_OK)?;
+        match check_links(path) {
+            Err(StoreError::Linked(_)) if InodeLock::is_taken(path)? => {
+                return Err(StoreError::InUse(path.to_owned()));
+            }
+            checked => checked?,
+        }
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let is_empty = recognise(&connection, path)? == 0;
+        if !is_empty {
+            check_noted(&connection, path)?;
+        }
         Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
 
     /// Opens the store to look at it, while a daemon runs or not.
     pub(crate) fn open_readonly(path: &Path) -> Result<Sqlite> {
+        check_there(path)?;
+        Sqlite::open_reader(path)
+    }
+
+    /// The same under the name that the daemon itself has it under.
+    fn open_reader(path: &Path) -> Result<Sqlite> {
         let reader = Sqlite::open_beside(path)?;
         reader.connection.pragma_update(None, "query_only", true)?;
         // Readers stand on the threads that serve: they must not wait for long.
@@ -161,7 +181,9 @@ impl Sqlite {
     /// Opens the store to mend it: without the daemon's lock, so beside a daemon or without one. SQLite's
     /// own lock puts the two in order.
     pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
+        check_there(path)?;
         let mender = Sqlite::open_beside(path)?;
+        check_noted(&mender.connection, path)?;
         mender.connection.pragma_update(None, "synchronous", "FULL")?;
         mender.connection.pragma_update(None, "foreign_keys", true)?;
         Ok(mender)
@@ -202,6 +224,7 @@ impl Sqlite {
 
     /// Opens a backup to copy it. It may be one that an older spid made.
     pub(crate) fn open_backup(path: &Path) -> Result<Sqlite> {
+        check_there(path)?;
         let (backup, _) = Sqlite::open_of_any_version(path)?;
         backup.connection.pragma_update(None, "query_only", true)?;
         Ok(backup)
@@ -316,6 +339,7 @@ impl SqliteReaders {
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
             Some(reader) => reader,
+            None if self.place.is_some() => Sqlite::open_reader(&self.path)?,
             None => Sqlite::open_readonly(&self.path)?,
         };
         let known = self.place.as_ref().and_then(Place::known);
@@ -339,6 +363,14 @@ fn in_snapshot<T>(reader: &Sqlite, read: impl FnOnce(&Sqlite) -> Result<T>) -> R
     let value = result?;
     ended?;
     Ok(value)
+}
+
+/// Looks whether a database is there, and is to be opened under this name.
+fn check_there(path: &Path) -> Result<()> {
+    if !path.exists() {
+        return Err(StoreError::NotThere(path.to_owned()));
+    }
+    check_name(path)
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
@@ -467,14 +499,14 @@ mod tests {
         let path = folder.path().join("spid.db");
         of_version_1(&path);
         assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
-        let mut store = Sqlite::open(&path).unwrap();
+        let mut store = Sqlite::open(&path, None).unwrap();
         let (mut row, _) = store.instance_by_name("acme", "i-1").unwrap().unwrap();
         assert_eq!((row.public_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
         row.public_id = Some("b-1".to_owned());
         store.put_instance(&row).unwrap();
         assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
         drop(store);
-        let mut store = Sqlite::open(&path).unwrap();
+        let mut store = Sqlite::open(&path, None).unwrap();
         assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
     }
@@ -482,7 +514,7 @@ mod tests {
     /// The steps SQLite's machine takes to look for due jobs beside so many queues that a dead job blocks.
     fn steps_of_a_look(queues: u32) -> i32 {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = Sqlite::open(&folder.path().join("spid.db")).unwrap();
+        let mut store = Sqlite::open(&folder.path().join("spid.db"), None).unwrap();
         store.connection.execute_batch("BEGIN").unwrap();
         for number in 0..queues {
             let sql = "INSERT INTO instance (state, account, endpoint, began, tombstone, adopted, created_at,
@@ -540,7 +572,7 @@ mod tests {
     #[test]
     fn a_commit_is_on_the_disk_before_it_is_believed() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Sqlite::open(&folder.path().join("spid.db")).unwrap();
+        let store = Sqlite::open(&folder.path().join("spid.db"), None).unwrap();
         let pragma = |name: &str| -> String {
             store
                 .connection

@@ -12,8 +12,8 @@ use rustix::fs::Access;
 
 use super::written::Stamp;
 use super::{Result, StoreError};
-use crate::limits;
 use crate::store::LOCK_PAUSE;
+use crate::{files, limits};
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -105,7 +105,7 @@ const STAMP_DIGITS: usize = 20;
 /// The stamp noted beside the database, and where it is noted.
 pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
     let note = lock_path(path)?;
-    match std::fs::read(&note) {
+    match files::read(&note, limits::OWN_FILE_MAX_BYTES) {
         Ok(text) => Ok(stamp_of(&text).map(|stamp| (stamp, note))),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::of_file(&note, &error)),
@@ -182,6 +182,58 @@ fn is_lockable(file: &File) -> bool {
     // The number has 32 bits; the type it comes in differs from platform to platform.
     let kind = rustix::fs::fstatfs(file).map(|volume| volume.f_type as u32);
     !kind.is_ok_and(|kind| SHARED_LOCK_FILESYSTEMS.contains(&kind))
+}
+
+/// Looks, beside a daemon or without one, whether `path` is the name that the database's log lies beside. Through
+/// another one SQLite would miss what is in the log, and write past it.
+pub(super) fn check_name(path: &Path) -> Result<()> {
+    if is_held_beside(path)? {
+        return Ok(());
+    }
+    if !InodeLock::is_taken(path)? {
+        return check_links(path);
+    }
+    // The lock file may have been removed: where the only name of the file has a log, it is that of the daemon.
+    let has_log = ["-wal", "-shm"].iter().all(|suffix| beside(path, suffix).exists());
+    let is_only_name = std::fs::metadata(path).is_ok_and(|file| file.nlink() == 1);
+    if has_log && is_only_name { Ok(()) } else { Err(StoreError::OtherName(path.to_owned())) }
+}
+
+/// Whether a daemon holds the lock that lies beside this name.
+pub(super) fn is_held_beside(path: &Path) -> Result<bool> {
+    let lock_path = lock_path(path)?;
+    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
+    match files::open(&lock_path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(file_error(error)),
+        Ok(file) => match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(error)) => Err(file_error(error)),
+        },
+    }
+}
+
+/// Refuses a database that has several names and no daemon under this one that noted a commit. One without a
+/// log, as `spid backup` makes it, is the same under each.
+pub(super) fn check_links(path: &Path) -> Result<()> {
+    let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+    let links = std::fs::metadata(path).map_err(file_error)?.nlink();
+    if links < 2 || noted_stamp(path)?.is_some() {
+        return Ok(());
+    }
+    let file = File::open(path).map_err(file_error)?;
+    let has_log = changes_with_log(&file).is_some();
+    keep_open(file);
+    if has_log { Err(StoreError::Linked(path.to_owned())) } else { Ok(()) }
+}
+
+/// The count of changes in the header of a database; `None` where it is not the header of one with a log.
+pub(super) fn changes_with_log(file: &File) -> Option<u32> {
+    let mut header = [0; 28];
+    file.read_exact_at(&mut header, 0).ok()?;
+    let [.., 2, 2, _, _, _, _, a, b, c, d] = header else { return None };
+    Some(u32::from_be_bytes([a, b, c, d]))
 }
 
 /// Leaves it open until the process ends.
@@ -267,19 +319,25 @@ fn has_gone((path, id): &(PathBuf, FileId)) -> bool {
     FileId::at(path) != Some(*id)
 }
 
-/// The file or folder that shows that there was a database at `path`: its log, the mark of a running hook, or the
-/// key that a first start made. `None` while there is a database, or was none.
-pub(crate) fn remains(path: &Path, key: Option<&Path>) -> Option<PathBuf> {
-    let is_filled = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
-    if is_filled(path) {
-        return None;
-    }
+/// The file or folder that shows that there was a database at `path`, where nothing is in it: its log, the mark of a
+/// running hook, the key that a first start made, or the note of a commit. `None` where there was none.
+pub(crate) fn remains(path: &Path, key: Option<&Path>) -> Result<Option<PathBuf>> {
     let (log, running) = (beside(path, "-wal"), beside(path, ".running"));
     let has_marks = std::fs::read_dir(&running).is_ok_and(|mut marks| marks.next().is_some());
-    // Whatever is no file was made by no start; that it is no key is said elsewhere.
+    // What is no file was made by no start; that it is no key is said elsewhere.
     let key = key.filter(|key| key.is_file()).map(Path::to_owned);
-    let log = Some(log).filter(|log| is_filled(log));
-    log.or_else(|| Some(running).filter(|_| has_marks)).or(key)
+    let found =
+        Some(log).filter(|log| is_filled(log)).or_else(|| Some(running).filter(|_| has_marks)).or(key);
+    match found {
+        // The note of a database that was removed stays, and means nothing by itself.
+        None if is_filled(path) => Ok(noted_stamp(path)?.map(|(_, note)| note)),
+        found => Ok(found),
+    }
+}
+
+/// Whether there is a file with anything in it.
+pub(crate) fn is_filled(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
 /// Whether files can be made beside this one.

@@ -1,6 +1,6 @@
 //! What is kept, found: rows and how they are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use rusqlite::types::{FromSql, Type, Value, ValueRef};
@@ -231,6 +231,21 @@ struct Version {
     version: u32,
 }
 
+/// The number of the row that is added next: behind all that are there, and behind those that were removed, which
+/// SQLite remembers in `sqlite_sequence`. What is there by hand, or is missing, must not stop those who come after:
+/// a number that nothing could follow does not count (2^53; JSON knows no higher ones), nor does what is no number.
+macro_rules! next_number {
+    ($table:literal) => {
+        concat!(
+            "1 + max(0, coalesce((SELECT max(number) FROM ",
+            $table,
+            " WHERE number < 9007199254740991), 0), coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = '",
+            $table,
+            "' AND typeof(seq) = 'integer' AND seq < 9007199254740991), 0))"
+        )
+    };
+}
+
 /// The columns of a job, in the order they are read.
 macro_rules! job_columns {
     () => {
@@ -384,16 +399,34 @@ impl Read for Sqlite {
     }
 
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-        self.readable(
-            concat!(
-                "SELECT ",
-                instance_columns!(),
-                " FROM name JOIN instance ON instance.number = name.instance
-                 WHERE name.name = ?1 ORDER BY instance.number"
-            ),
-            [name],
-            read_instance,
-        )
+        let sql = concat!(
+            "SELECT ",
+            instance_columns!(),
+            ", name.account FROM name LEFT JOIN instance ON instance.number = name.instance
+             WHERE name.name = ?1 ORDER BY instance.number"
+        );
+        let mut unreadable = None;
+        let found = self.many(sql, [name], |row| {
+            let read = match row.get_ref(0)? {
+                ValueRef::Null => {
+                    let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
+                    Err(leads_nowhere("name", &String::from_utf8_lossy(account), name))
+                }
+                _ => read_instance(row),
+            };
+            Ok(read.map_err(|error| unreadable = Some(StoreError::from(error))).ok())
+        })?;
+        let readable: Vec<InstanceRow> = found.into_iter().flatten().collect();
+        match unreadable {
+            // One that is there and cannot be read must not pass for one that is not there.
+            Some(error) if readable.is_empty() => Err(error),
+            Some(StoreError::Unreadable(unreadable)) => {
+                self.name(*unreadable);
+                Ok(readable)
+            }
+            Some(error) => Err(error),
+            None => Ok(readable),
+        }
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
@@ -507,8 +540,8 @@ impl Read for Sqlite {
     }
 
     fn next_job(&self) -> Result<i64> {
-        let last = self.one("SELECT seq FROM sqlite_sequence WHERE name = 'job'", [], |row| row.get(0))?;
-        Ok(last.unwrap_or(0) + 1)
+        let next = self.one(concat!("SELECT ", next_number!("job")), [], |row| row.get(0))?;
+        next.ok_or(StoreError::Inconsistent("a job has no number"))
     }
 
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
@@ -708,25 +741,28 @@ impl Read for Sqlite {
     }
 }
 
+macro_rules! accounts {
+    ($table:literal) => {
+        concat!(
+            "WITH RECURSIVE found(account) AS (SELECT min(account) FROM ",
+            $table,
+            " UNION ALL SELECT (SELECT min(account) FROM ",
+            $table,
+            " WHERE account > found.account) FROM found WHERE found.account IS NOT NULL)
+             SELECT account FROM found WHERE account IS NOT NULL"
+        )
+    };
+}
+
 impl Sqlite {
     /// Every account that has an instance which can be found. Both tables are sorted by account, so each step
-    /// skips to the next one: a start must not read a million rows to learn three words.
-    fn accounts(&self) -> Result<Vec<String>> {
-        // One row that is spoilt must not keep the daemon from starting; no instance is kept under its account.
-        let read = |row: &Row<'_>| Ok(row.get_ref(0)?.as_str().ok().map(str::to_owned));
-        let accounts: Vec<Option<String>> = self.many(
-            "WITH RECURSIVE
-               named(account) AS (SELECT min(account) FROM name UNION ALL
-                 SELECT (SELECT min(account) FROM name WHERE account > named.account) FROM named
-                 WHERE named.account IS NOT NULL),
-               ordered(account) AS (SELECT min(account) FROM purchase UNION ALL
-                 SELECT (SELECT min(account) FROM purchase WHERE account > ordered.account) FROM ordered
-                 WHERE ordered.account IS NOT NULL)
-             SELECT account FROM named WHERE account IS NOT NULL
-             UNION SELECT account FROM ordered WHERE account IS NOT NULL",
-            [],
-            read,
-        )?;
-        Ok(accounts.into_iter().flatten().collect())
+    /// skips to the next one: a start must not read a million rows to learn three words. An account that cannot be
+    /// read is named, and left out.
+    fn accounts(&self) -> Result<BTreeSet<String>> {
+        let mut accounts = BTreeSet::new();
+        for (table, sql) in [("name", accounts!("name")), ("purchase", accounts!("purchase"))] {
+            accounts.extend(self.readable(sql, [], |row| Columns::of(table, row).next())?);
+        }
+        Ok(accounts)
     }
 }

@@ -4,13 +4,13 @@
 //! Which of it may go is decided in `prune`; here it is only found, and removed.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{OpenOptions, TryLockError};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::files::{InodeLock, lock_path, noted_stamp, stamp_line};
+use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
@@ -40,10 +40,8 @@ pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return without_note(path),
         file => file.map_err(file_error)?,
     };
-    match file.try_lock_shared() {
-        Ok(()) => return without_note(path),
-        Err(TryLockError::WouldBlock) => {}
-        Err(TryLockError::Error(error)) => return Err(file_error(error)),
+    if !is_held_beside(path)? {
+        return without_note(path);
     }
     let text = std::io::read_to_string(file).map_err(file_error)?;
     Ok(Some(text.lines().map(str::to_owned).collect()))

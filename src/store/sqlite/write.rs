@@ -16,10 +16,10 @@ use crate::store::rows::{
 impl Write for Sqlite {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         self.insert(
-            "INSERT INTO instance (id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
+            concat!("INSERT INTO instance (number, id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id,
                trial, expires_on, expires_on_raw, items, began, tombstone, adopted, claimed_at, tenant,
                created_at, updated_at, converted)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+             VALUES (", next_number!("instance"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)"),
             params![
                 instance.id,
                 instance.order_biz_id,
@@ -115,9 +115,9 @@ impl Write for Sqlite {
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64> {
         let body = body_text(callback)?;
         self.insert(
-            "INSERT INTO callback (account, endpoint, key_label, occurrence, instance, job, action,
+            concat!("INSERT INTO callback (number, account, endpoint, key_label, occurrence, instance, job, action,
                disposition, reason_code, reason, received_at, last_received_at, deliveries, budget, told_at, body)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+             VALUES (", next_number!("callback"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)"),
             params![
                 row.account,
                 row.endpoint,
@@ -186,10 +186,10 @@ impl Write for Sqlite {
 
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.insert(
-            "INSERT INTO job (id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
-               lease_until, created_at, blocked) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
+            concat!("INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
+               lease_until, created_at, blocked) VALUES (", next_number!("job"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
                CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND state < 5)
-                 ELSE 0 END)",
+                 ELSE 0 END)"),
             params![
                 row.id.as_bytes(),
                 row.callback,
@@ -261,7 +261,11 @@ impl Write for Sqlite {
 
     fn add_act(&mut self, row: &ActRow) -> Result<()> {
         self.run(
-            "INSERT INTO act (at, who, act, target, why) VALUES (?1, ?2, ?3, ?4, ?5)",
+            concat!(
+                "INSERT INTO act (number, at, who, act, target, why) VALUES (",
+                next_number!("act"),
+                ", ?1, ?2, ?3, ?4, ?5)"
+            ),
             params![row.at.as_millisecond(), row.who, row.act, row.target, row.why],
         )?;
         Ok(())

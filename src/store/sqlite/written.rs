@@ -6,14 +6,13 @@
 //! writes to anyway. It is looked for before and after each commit, and by each reader; the stamp of the last
 //! commit is noted in the file that the daemon keeps locked, for the next start.
 
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::Connection;
 
-use super::files::{InodeLock, Place, note_stamp, noted_stamp};
+use super::files::{Place, changes_with_log, note_stamp, noted_stamp};
 use super::read::integer;
 use super::{DaemonLocks, Result, Sqlite, StoreError};
 
@@ -62,19 +61,13 @@ fn follows(found: Option<i64>, known: i64) -> bool {
 /// Looks whether the database at `path` holds all that the last daemon here said it had committed. Gives the
 /// stamp it has. A database that was never written is `None`, and has nothing to hold.
 pub(super) fn check_noted(connection: &Connection, path: &Path) -> Result<Option<i64>> {
+    // Before the database, which a daemon that runs goes on writing to.
+    let noted = noted_stamp(path)?;
     let found = stamp_in(connection)?;
-    match noted_stamp(path)? {
+    match noted {
         Some((known, note)) if !follows(found, known) => Err(StoreError::Outdated(path.to_owned(), note)),
         _ => Ok(found),
     }
-}
-
-/// The count of changes in the header of the file; `None` where it is not the header of a database with a log.
-fn changes_of(file: &InodeLock) -> Option<u32> {
-    let mut header = [0; 28];
-    file.file().read_exact_at(&mut header, 0).ok()?;
-    let [.., 2, 2, _, _, _, _, a, b, c, d] = header else { return None };
-    Some(u32::from_be_bytes([a, b, c, d]))
 }
 
 impl DaemonLocks {
@@ -88,7 +81,7 @@ impl DaemonLocks {
     fn look(&mut self, connection: &Connection) -> Result<()> {
         self.seen.others = commits_of_others(connection)?;
         self.seen.log_bytes = self.place.log_bytes();
-        self.seen.file_changes = changes_of(&self.inode).unwrap_or(self.seen.file_changes);
+        self.seen.file_changes = changes_with_log(self.inode.file()).unwrap_or(self.seen.file_changes);
         Ok(())
     }
 
@@ -109,7 +102,7 @@ impl DaemonLocks {
         let is_older = |changes: u32| changes.wrapping_sub(self.seen.file_changes).cast_signed() < 0;
         let is_cut = commits_of_others(connection)? == self.seen.others
             && self.place.log_bytes() < self.seen.log_bytes;
-        if is_cut || changes_of(&self.inode).is_none_or(is_older) {
+        if is_cut || changes_with_log(self.inode.file()).is_none_or(is_older) {
             return Err(self.overwritten());
         }
         self.look(connection)?;
