@@ -211,3 +211,82 @@ fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
     daemon.stop();
     home.start().stop();
 }
+
+fn copy_all(home: &Home, from: &str, to: &str) {
+    for file in FILES {
+        // Written into, as `cp` does it: the file stays the same.
+        std::fs::write(home.path(to).join(file), std::fs::read(home.path(from).join(file)).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn an_old_copy_written_over_the_open_files_acknowledges_nothing_and_is_not_started_on() {
+    let home = home();
+    let daemon = home.start();
+    let first = order(&daemon, "ob-1").unwrap();
+    std::fs::create_dir(home.path("old")).unwrap();
+    copy_all(&home, "", "old");
+    let second = order(&daemon, "ob-2").unwrap();
+    std::fs::create_dir(home.path("new")).unwrap();
+    copy_all(&home, "", "new");
+    copy_all(&home, "old", "");
+    for _ in 0..3 {
+        for name in ["ob-2", "ob-3", "ob-1"] {
+            assert_eq!(order(&daemon, name), None, "{name}");
+        }
+    }
+    let why = unready(&daemon).expect("it is not ready");
+    assert!(why.contains("is not what this daemon wrote") && why.contains("spid restore"), "{why}");
+    daemon.kill();
+    copy_all(&home, "old", "");
+    let ran = serve(&home, "spid.toml");
+    assert!(ran.code == 66 && ran.stderr.contains("is older than what was acknowledged"), "{ran:?}");
+    copy_all(&home, "new", "");
+    let daemon = home.start();
+    assert_eq!((order(&daemon, "ob-1"), order(&daemon, "ob-2")), (Some(first), Some(second)));
+    assert_eq!(home.begun("create").len(), 2);
+}
+
+/// A database that was copied alone is put over the open one, and one of no bytes; then the log is cut.
+#[test]
+fn one_file_overwritten_or_cut_is_noticed() {
+    for spoil in ["backup", "empty", "log"] {
+        let home = home();
+        let daemon = home.start();
+        order(&daemon, "ob-1").unwrap();
+        home.look(&["backup", "copy.db"]);
+        let (file, with) = match spoil {
+            "backup" => ("spid.db", std::fs::read(home.path("copy.db")).unwrap()),
+            "empty" => ("spid.db", Vec::new()),
+            _ => ("spid.db-wal", Vec::new()),
+        };
+        std::fs::write(home.path(file), with).unwrap();
+        assert_eq!(order(&daemon, "ob-2"), None, "{spoil}");
+        assert_eq!(order(&daemon, "ob-2"), None, "{spoil}");
+        assert!(unready(&daemon).is_some(), "{spoil}");
+        assert_eq!(home.begun("create").len(), 1, "{spoil}");
+    }
+}
+
+/// What other commands write beside the daemon, and how they cut the log, is no overwriting.
+#[test]
+fn what_other_commands_write_is_not_taken_for_an_overwriting() {
+    let home = home();
+    let daemon = home.start();
+    for round in 0..3 {
+        for number in 0..4 {
+            order(&daemon, &format!("ob-{round}-{number}")).unwrap();
+        }
+        home.look(&["prune", "--older-than", "30d", "--vacuum", "--why", "test"]);
+        order(&daemon, &format!("ob-{round}-after")).unwrap();
+        home.look(&["instances", "release", &format!("ob-{round}-0"), "--why", "test"]);
+        assert_eq!(unready(&daemon), None);
+    }
+    daemon.kill();
+    // What looks at the database brings the log home, and removes it.
+    home.look(&["instances", "list"]);
+    let daemon = home.start();
+    assert!(order(&daemon, "ob-9").is_some());
+    daemon.stop();
+    assert!(order(&home.start(), "ob-10").is_some());
+}

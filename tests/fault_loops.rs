@@ -436,8 +436,8 @@ fn a_start_while_another_process_holds_the_database_says_so() {
     assert_eq!(ended.status.code(), Some(75), "{}", ended.log);
 }
 
-/// Nobody can give back what a damaged log held. But the daemon must not choke on it, nor make more of
-/// it than was there, and what is called again must be done.
+/// Nobody can give back what a damaged log held, and a start must not pass over that in silence. Once it is told to
+/// go on, the daemon must not choke on it, nor make more of it than was there, and what is called again must be done.
 #[test]
 fn a_damaged_log_costs_no_more_than_it_held() {
     if library().is_none() {
@@ -464,6 +464,9 @@ fn a_damaged_log_costs_no_more_than_it_held() {
         marketplace.insist(&daemon, 3, |_| {}).unwrap();
         daemon.kill();
         bench.damage("spid.db-wal", damage);
+        let refused = bench.start().err().expect("orders were lost");
+        assert!(refused.log.contains("is older than what was acknowledged last"), "{what}: {}", refused.log);
+        std::fs::remove_file(bench.database().with_extension("db.lock")).unwrap();
         let daemon = bench.start_unharmed();
         // What was in the database is there; the rest may have to be called again.
         marketplace.acknowledged.retain(|index, _| *index < 2);

@@ -106,7 +106,7 @@ impl From<Mistakes> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
-            StoreError::NotThere(_) | StoreError::Lost(..) => Exit::NoInput,
+            StoreError::NotThere(_) | StoreError::Lost(..) | StoreError::Outdated(..) => Exit::NoInput,
             StoreError::Busy | StoreError::InUse(_) | StoreError::Overloaded => Exit::TryAgain,
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
@@ -120,6 +120,7 @@ impl From<StoreError> for Failure {
             | StoreError::Full
             | StoreError::File(..)
             | StoreError::Moved(_)
+            | StoreError::Overwritten(_)
             | StoreError::LogMoved(_) => Exit::Io,
         };
         Failure::new(exit, error.to_string())

@@ -102,6 +102,12 @@ pub enum StoreError {
     /// Its write-ahead log, or the index of that, is not there any more, or another one is.
     #[error("`{}` was deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; stop the daemon in order, which brings home what it has open, and run no other command on the database before", .0.display())]
     LogMoved(PathBuf),
+    /// Other files were copied over those that are open.
+    #[error("`{}` is not what this daemon wrote: it, or its -wal, was overwritten or cut short under the daemon, with an older copy or another database: nothing is kept, and nothing is acknowledged; stop the daemon, move the database away together with its -wal and -shm, and restore a backup with `spid restore`", .0.display())]
+    Overwritten(PathBuf),
+    /// It lacks what was committed last.
+    #[error("`{}` is older than what was acknowledged last, as `{}` shows: its -wal was lost, or an older copy was put in its place; put the newest files back, with the -wal, or put the copy in place with `spid restore`, which holds what is unfinished in it; to begin with it as it is, and have newer orders done once more, remove `{}`", .0.display(), .1.display(), .1.display())]
+    Outdated(PathBuf, PathBuf),
     /// There was a database, and now there is none.
     #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
     Lost(PathBuf, PathBuf),

@@ -3,13 +3,15 @@
 //! One connection writes, on the writer's thread; readers have their own and see what is committed.
 //! The file is made readable by its owner alone. Two locks keep a second daemon out, one beside the file and one on
 //! the file itself, which no link to it gets around: SQLite would let both in, and each would take the
-//! other's running jobs for lost. A commit counts only if the file is still where it was opened.
+//! other's running jobs for lost. A commit counts only if the file is still where it was opened, and holds
+//! what was committed before.
 
 mod files;
 #[macro_use]
 mod read;
 mod upkeep;
 mod write;
+mod written;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -30,6 +32,7 @@ use files::{InodeLock, lock, make_private, may, sync_folder};
 pub(crate) use files::{Place, Vacancy, may_make_files_beside, remains};
 pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
+use written::{Seen, check_noted};
 
 /// Marks the file as ours: "spid" in ASCII.
 const APPLICATION_ID: i64 = 0x7370_6964;
@@ -83,8 +86,9 @@ pub(crate) struct Sqlite {
 #[derive(Debug)]
 struct DaemonLocks {
     place: Place,
-    _inode: InodeLock,
-    _beside: File,
+    inode: InodeLock,
+    beside: File,
+    seen: Seen,
 }
 
 /// Connections that read what is committed.
@@ -111,9 +115,11 @@ impl Sqlite {
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
         // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
+        let stamp = if version > 0 { check_noted(&connection, path)? } else { None };
         migrate(&connection, version)?;
         let place = Place::of(path, &inode)?;
-        let daemon = DaemonLocks { place, _inode: inode, _beside: beside };
+        let mut daemon = DaemonLocks { place, inode, beside, seen: Seen::default() };
+        daemon.start_from(&connection, stamp)?;
         Ok(Sqlite { daemon: Some(daemon), ..Sqlite::of(connection) })
     }
 
@@ -295,9 +301,10 @@ impl SqliteReaders {
         SqliteReaders { path: path.to_owned(), place: place.cloned(), idle: Mutex::default() }
     }
 
-    /// Looks whether the daemon still has the database where it opened it.
+    /// Looks whether the daemon still has the database where it opened it, and what it committed there.
     pub(crate) fn is_in_place(&self) -> Result<()> {
-        self.place.as_ref().map_or(Ok(()), Place::check)
+        self.place.as_ref().map_or(Ok(()), Place::check)?;
+        self.with(|_| Ok(()))
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -311,7 +318,11 @@ impl SqliteReaders {
             Some(reader) => reader,
             None => Sqlite::open_readonly(&self.path)?,
         };
-        let result = in_snapshot(&reader, read);
+        let known = self.place.as_ref().and_then(Place::known);
+        let result = in_snapshot(&reader, |reader| {
+            self.place.as_ref().map_or(Ok(()), |place| place.check_read(reader, known))?;
+            read(reader)
+        });
         // A connection that failed is not kept: the next reader gets a fresh one.
         if result.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
@@ -389,10 +400,18 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
 impl Backend for Sqlite {
     fn begin(&mut self) -> Result<()> {
         self.is_in_place()?;
-        self.run("BEGIN IMMEDIATE", []).map(drop)
+        self.run("BEGIN IMMEDIATE", [])?;
+        let Some(daemon) = &mut self.daemon else { return Ok(()) };
+        daemon.check_begun(&self.connection).inspect_err(|_| {
+            let _ = self.connection.execute_batch("ROLLBACK");
+        })
     }
     fn commit(&mut self) -> Result<()> {
+        let stamp = self.daemon.as_ref().map(|daemon| daemon.put_stamp(self)).transpose()?;
         self.run("COMMIT", [])?;
+        if let (Some(daemon), Some(stamp)) = (&mut self.daemon, stamp) {
+            daemon.check_committed(&self.connection, stamp)?;
+        }
         // What went into a file that no start will find is not kept, though SQLite says so.
         self.is_in_place()
     }

@@ -3,13 +3,14 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::fd::IntoRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::park_timeout;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Access;
 
+use super::written::Stamp;
 use super::{Result, StoreError};
 use crate::limits;
 use crate::store::LOCK_PAUSE;
@@ -32,7 +33,7 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
 pub(crate) struct Vacancy {
     path: PathBuf,
     partial: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 impl Vacancy {
@@ -49,7 +50,7 @@ impl Vacancy {
             // What an earlier restore left that did not come to its end.
             let _ = std::fs::remove_file(beside(&partial, suffix));
         }
-        Ok(Ok(Vacancy { path: path.to_owned(), partial, _lock: lock }))
+        Ok(Ok(Vacancy { path: path.to_owned(), partial, lock }))
     }
 
     /// Where the database is made ready.
@@ -59,6 +60,8 @@ impl Vacancy {
 
     /// Puts it in its place, ready as it is.
     pub(crate) fn fill(self) -> Result<()> {
+        // What was committed to the database before says nothing about the one that takes its place.
+        self.lock.set_len(0).map_err(|error| StoreError::of_file(&self.path, &error))?;
         let moved = std::fs::rename(&self.partial, &self.path);
         moved.map_err(|error| StoreError::of_file(&self.path, &error))?;
         sync_folder(&self.path)
@@ -96,6 +99,36 @@ pub(super) fn lock(path: &Path) -> Result<File> {
     }
 }
 
+/// The digits of the stamp that stands in the first line of the file the daemon keeps locked.
+const STAMP_DIGITS: usize = 20;
+
+/// The stamp noted beside the database, and where it is noted.
+pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
+    let note = lock_path(path)?;
+    match std::fs::read(&note) {
+        Ok(text) => Ok(stamp_of(&text).map(|stamp| (stamp, note))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::of_file(&note, &error)),
+    }
+}
+
+fn stamp_of(note: &[u8]) -> Option<i64> {
+    let line = note.split(|byte| *byte == b'\n').next()?;
+    let is_one = line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit);
+    let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_one)?.parse().ok()?;
+    Some(stamp.cast_signed()).filter(|stamp| *stamp != 0)
+}
+
+/// The first line of the note.
+pub(super) fn stamp_line(stamp: i64) -> String {
+    format!("{:0STAMP_DIGITS$}\n", stamp.cast_unsigned())
+}
+
+/// Notes the stamp of a commit. A note that could not be written is of an earlier commit, and holds for less.
+pub(super) fn note_stamp(note: &File, stamp: i64) {
+    let _ = note.write_all_at(stamp_line(stamp).as_bytes(), 0);
+}
+
 /// The network filesystems (NFS, SMB, SMB2) where a lock of the whole file is kept as, or checked against, the byte
 /// locks that SQLite sets: one would block the other.
 const SHARED_LOCK_FILESYSTEMS: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
@@ -129,6 +162,10 @@ impl InodeLock {
                 Err(TryLockError::Error(error)) => return Err(file_error(error)),
             }
         }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.0
     }
 
     /// Whether a process has it.
@@ -177,6 +214,8 @@ pub(crate) struct Place {
     database: (PathBuf, FileId),
     /// The write-ahead log and its index.
     beside: Vec<(PathBuf, FileId)>,
+    /// What was committed there last.
+    stamp: Stamp,
 }
 
 impl Place {
@@ -187,9 +226,22 @@ impl Place {
         let real = path.canonicalize().map_err(file_error)?;
         let files = ["-wal", "-shm"].map(|suffix| beside(&real, suffix)).into_iter();
         let beside = files.filter_map(|file| FileId::at(&file).map(|id| (file, id))).collect();
-        let place = Place { database: (path.to_owned(), file), beside };
+        let place = Place { database: (path.to_owned(), file), beside, stamp: Stamp::default() };
         place.check()?;
         Ok(place)
+    }
+
+    pub(super) fn stamp(&self) -> &Stamp {
+        &self.stamp
+    }
+
+    pub(super) fn database(&self) -> &Path {
+        &self.database.0
+    }
+
+    pub(super) fn log_bytes(&self) -> u64 {
+        let log = self.beside.first().and_then(|(log, _)| std::fs::metadata(log).ok());
+        log.map_or(0, |log| log.len())
     }
 
     /// Looks whether all of it is where it was.

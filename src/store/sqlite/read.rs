@@ -103,7 +103,7 @@ pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> ru
 }
 
 /// The integer in a column of a sum; `None` where it cannot be read.
-fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
+pub(super) fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
     row.get(column).ok()
 }
 

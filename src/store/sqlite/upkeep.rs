@@ -10,7 +10,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::files::{InodeLock, lock_path};
+use super::files::{InodeLock, lock_path, noted_stamp, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::clock::Id;
@@ -24,8 +24,10 @@ use crate::store::rows::{Disposition, InstanceRow};
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     let lock_path = lock_path(path)?;
     let words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
+    let stamp = noted_stamp(path)?.map_or(0, |(stamp, _)| stamp);
     let file = OpenOptions::new().write(true).truncate(true).open(&lock_path);
-    let written = file.and_then(|mut file| file.write_all(words.join("\n").as_bytes()));
+    let text = stamp_line(stamp) + &words.join("\n");
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
     written.map_err(|error| StoreError::of_file(&lock_path, &error))
 }
 
