@@ -40,15 +40,21 @@ impl Json {
     /// message of the error may quote values.
     pub fn read(text: &[u8]) -> serde_json::Result<Json> {
         // The first pass checks everything and bounds the depth. The second one is needed by few documents.
-        let inexact = Cell::new(false);
-        let mut reader = serde_json::Deserializer::from_slice(text);
-        let json = Reading { inexact: &inexact }.deserialize(&mut reader)?;
-        reader.end()?;
-        if !inexact.get() {
+        let losses = Losses::default();
+        let json = losses.read(text)?;
+        if !losses.inexact.get() {
             return Ok(json);
         }
         let raw: &RawValue = serde_json::from_slice(text)?;
         Json::of(raw)
+    }
+
+    /// Reads one document that can be written again without a loss: no member is repeated, and each number is an
+    /// integer of 64 bits.
+    pub fn read_exact(text: &[u8]) -> Option<Json> {
+        let losses = Losses::default();
+        let json = losses.read(text).ok()?;
+        (!losses.inexact.get() && !losses.repeated.get()).then_some(json)
     }
 
     fn of(raw: &RawValue) -> serde_json::Result<Json> {
@@ -98,11 +104,29 @@ impl Json {
 /// else, and depending on its features it writes numbers like that.
 const PRIVATE: &str = "$serde_json::private::";
 
+/// What the first pass has lost.
+#[derive(Default)]
+struct Losses {
+    /// Digits of a number.
+    inexact: Cell<bool>,
+    /// All but the last member of one name.
+    repeated: Cell<bool>,
+}
+
+impl Losses {
+    fn read(&self, text: &[u8]) -> serde_json::Result<Json> {
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let json = Reading { losses: self }.deserialize(&mut reader)?;
+        reader.end()?;
+        Ok(json)
+    }
+}
+
 /// The first pass, which notes if a number has lost digits. `serde_json::Value` is not used for it, because it
 /// follows documents inside of texts behind a private name, beyond the bound on the depth.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
-    inexact: &'a Cell<bool>,
+    losses: &'a Losses,
 }
 
 impl<'de> DeserializeSeed<'de> for Reading<'_> {
@@ -137,7 +161,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
     }
 
     fn visit_f64<E>(self, number: f64) -> Result<Json, E> {
-        self.inexact.set(true);
+        self.losses.inexact.set(true);
         Ok(Json::Number(number.to_string()))
     }
 
@@ -157,9 +181,11 @@ impl<'de> Visitor<'de> for Reading<'_> {
         let mut members = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
             if name.starts_with(PRIVATE) {
-                self.inexact.set(true);
+                self.losses.inexact.set(true);
             }
-            members.insert(name, map.next_value_seed(self)?);
+            if members.insert(name, map.next_value_seed(self)?).is_some() {
+                self.losses.repeated.set(true);
+            }
         }
         Ok(Json::Object(members))
     }

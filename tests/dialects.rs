@@ -516,9 +516,22 @@ fn jdcloud_s_items_stand_in_json_texts_and_keep_their_digits() {
     assert_eq!(disks.len(), 2, "one of two items with one name was lost: {packed}");
     assert!(!packed.contains("Code"), "{packed}");
     // Whatever cannot be taken apart without a loss stays whole.
-    for whole in [r#"{"disk":12.50}"#, r#"{"disk":100,}"#, "[1]", "plain", r#"{"a":[{"b":1.0}]}"#] {
+    for whole in [
+        r#"{"disk":12.50}"#,
+        r#"{"disk":100,}"#,
+        "[1]",
+        "plain",
+        r#"{"a":[{"b":1.0}]}"#,
+        r#"{"seats":1,"seats":5}"#,
+        r#"{"a":[{"seats":1,"seats":5}]}"#,
+    ] {
         assert_eq!(items(&[("orderBizId", "b-1"), ("extraInfo", whole)]), format!("extraInfo={whole}"));
     }
+    let taken = [("orderBizId", "b-1"), ("seats", "1"), ("extraInfo", r#"{"seats":5,"extraInfo.seats":9}"#)];
+    assert_eq!(items(&taken), r#"extraInfo={"seats":5,"extraInfo.seats":9} seats=1"#);
+    let taken = [("orderBizId", "b-1"), ("additionInfo", "plain"), ("extraInfo", r#"{"additionInfo":"x"}"#)];
+    let taken = items(&taken);
+    assert!(taken.contains("plain") && taken.contains('x'), "{taken}");
     assert_eq!(items(&[("orderBizId", "b-1"), ("extraInfo", ""), ("additionInfo", "{}")]), "");
     let renewal =
         understood("jdcloud", "renewInstance", &[("instanceId", "i"), ("extraInfo", r#"{"a":"1"}"#)]);

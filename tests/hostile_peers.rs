@@ -201,6 +201,7 @@ fn nonsense_is_answered_with_an_error_or_not_at_all() {
         (chunked, "3\r\nabcX\r\n0\r\n\r\n"),
         (chunked, "3;\r\nabc"),
         ("transfer-encoding: gzip, chunked, gzip", "0\r\n\r\n"),
+        ("transfer-encoding: gzip, chunked", "0\r\n\r\n"),
         ("transfer-encoding: chunked, identity", "0\r\n\r\n"),
         ("content-length: -1", ""),
         ("content-length: 5x", "abcde"),

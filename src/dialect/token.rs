@@ -226,30 +226,41 @@ fn unpack(name: &str, text: &str, items: &mut BTreeMap<String, String>) {
     if text.is_empty() {
         return;
     }
-    let members =
-        serde_json::from_str::<Map<String, Value>>(text).ok().filter(|it| it.values().all(is_exact));
-    let Some(members) = members else {
-        items.insert(name.to_owned(), text.to_owned());
+    if let Some(members) = members_of(text).and_then(|members| named(name, members, items)) {
+        items.extend(members);
         return;
-    };
-    for (member, value) in members {
-        let value = match value {
-            Value::String(text) => text,
-            other => other.to_string(),
-        };
-        let member = if items.contains_key(&member) { format!("{name}.{member}") } else { member };
-        items.insert(member, value);
+    }
+    let mut key = name.to_owned();
+    while items.contains_key(&key) {
+        key = format!("{name}.{key}");
+    }
+    items.insert(key, text.to_owned());
+}
+
+/// The members of a JSON object, if none is lost by reading it.
+fn members_of(text: &str) -> Option<BTreeMap<String, Json>> {
+    match Json::read_exact(text.as_bytes())? {
+        Json::Object(members) => Some(members),
+        _ => None,
     }
 }
 
-/// Whether it can be written again digit by digit: a number with a fraction would be read as a float.
-fn is_exact(value: &Value) -> bool {
-    match value {
-        Value::Number(number) => !number.is_f64(),
-        Value::Array(list) => list.iter().all(is_exact),
-        Value::Object(members) => members.values().all(is_exact),
-        Value::Null | Value::Bool(_) | Value::String(_) => true,
+/// The members as items, each under its own name or, where that is taken, behind the name of the parameter. `None`
+/// when two of them would have one name.
+fn named(
+    name: &str,
+    members: BTreeMap<String, Json>,
+    items: &BTreeMap<String, String>,
+) -> Option<BTreeMap<String, String>> {
+    let mut named = BTreeMap::new();
+    for (member, value) in members {
+        let value = value.as_text().map_or_else(|| value.to_string(), str::to_owned);
+        let key = if items.contains_key(&member) { format!("{name}.{member}") } else { member };
+        if items.contains_key(&key) || named.insert(key, value).is_some() {
+            return None;
+        }
     }
+    Some(named)
 }
 
 /// What a buyer reads whose sign-on was turned away.

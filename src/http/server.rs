@@ -687,6 +687,9 @@ async fn receive(
     if *request.method() == WireMethod::CONNECT {
         return Err(TurnedAway::NoProxy);
     }
+    if !is_plainly_framed(request.headers()) {
+        return Err(TurnedAway::Malformed);
+    }
     let (mut request, body) = Request::from_wire(request, line.peer);
     if body.is_end_stream() {
         return Ok(request);
@@ -701,6 +704,15 @@ async fn receive(
         Unread::Broken(_) => TurnedAway::BodyBroken,
     })?;
     Ok(request)
+}
+
+/// False for a transfer coding beside `chunked`, which would be left in the body, and which a proxy before us may have
+/// read as another framing. Of a request with both framings hyper keeps `chunked`, hides the length, and closes the
+/// connection behind the answer.
+fn is_plainly_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 fn uri_length(uri: &hyper::Uri) -> usize {
