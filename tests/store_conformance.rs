@@ -630,7 +630,9 @@ async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
     let repeat = Callback {
         subject: InstanceRef { instance_id: None, order_biz_id: Some("biz-1".into()) },
         order_id: Some("order-1".into()),
+        buyer: Some("10001".into()),
         sku: Some("basic".into()),
+        items: [("seats".into(), "5".into())].into(),
         trial: Some(false),
         expires_on: Some(Expiry {
             raw: "2030-01-01 00:00:00".into(),
