@@ -236,6 +236,12 @@ macro_rules! reads {
                     numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
                 }))
             }
+            fn name_of(&self, number: i64) -> Result<Option<String>> {
+                Ok(self.with(|tables| {
+                    let named = tables.names.iter().filter(|(_, instance)| **instance == number);
+                    named.map(|((_, name), _)| name.clone()).min()
+                }))
+            }
             fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
                 let key = (account.to_owned(), name.to_owned());
                 Ok(self.with(|tables| {

@@ -48,8 +48,8 @@ pub struct InstanceRow {
     /// instance's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_id: Option<String>,
-    /// The name its first callback used, where it has neither an id nor an orderBizId: a release that came before
-    /// anything else. A reader fills it in.
+    /// A name it is known by, where it has neither an id nor an orderBizId: its release came before anything else.
+    /// A reader fills it in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_as: Option<String>,
     /// The record.
@@ -286,6 +286,8 @@ pub(crate) trait Read {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
     /// The instances with this name, whatever their account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
+    /// A name of the instance with this number, if it has any.
+    fn name_of(&self, number: i64) -> Result<Option<String>>;
     /// The instance with this name, and its lane.
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
     /// Up to two instances with this order: one is a match, two are none.

@@ -15,3 +15,6 @@ UPDATE job SET blocked = 1 WHERE state < 5 AND in_lane = 1 AND EXISTS (
   AND before.number < job.number AND before.state < 5);
 DROP INDEX job_due;
 CREATE INDEX job_due ON job (due_at) WHERE state = 0 AND blocked = 0;
+
+-- An instance that has neither an id nor an orderBizId is listed by the name it is found by.
+CREATE INDEX name_instance ON name (instance);

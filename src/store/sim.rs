@@ -189,6 +189,9 @@ impl Read for Failing {
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
         self.rows.instances_named(name)
     }
+    fn name_of(&self, number: i64) -> Result<Option<String>> {
+        self.rows.name_of(number)
+    }
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
         self.decided_on().instance_by_name(account, name)
     }

@@ -337,18 +337,12 @@ impl Reader {
         }
     }
 
-    /// The instance with the name that its first callback used, where it has no other.
+    /// The instance with one of the names it is found by, where it has no id yet and no orderBizId.
     pub(super) fn named(&self, row: InstanceRow) -> Result<InstanceRow, StoreError> {
         if row.name().is_some() {
             return Ok(row);
         }
-        let first = Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
-        let Some(callback) = self.callbacks(&first)?.pop() else { return Ok(row) };
-        let known_as = match self.content(callback.number) {
-            Ok(callback) => callback.subject.names().next().map(str::to_owned),
-            Err(ViewError::Store(error)) => return Err(error),
-            Err(_) => None,
-        };
+        let known_as = self.with(|rows| rows.name_of(row.number))?;
         Ok(InstanceRow { known_as, ..row })
     }
 

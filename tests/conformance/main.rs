@@ -242,7 +242,7 @@ async fn nothing_that_was_sent_can_be_sent_again_by_a_reader_of_the_report() {
 async fn what_a_receiver_blurts_out_is_not_in_the_report() {
     let judgement = judge(&suite(&receiver(Fault::Chatters).await)).await;
     let text = serde_json::to_string(&judgement).unwrap();
-    assert!(text.contains("Warning: in spi.php") && text.contains("should have been ***"), "{text}");
+    assert!(text.contains("Warning: in spi.php") && text.contains("should have been <token>"), "{text}");
     let digests = text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 32);
     assert_eq!(digests.collect::<Vec<_>>(), Vec::<&str>::new());
     for secret in ["fake-password", "fake-page"] {

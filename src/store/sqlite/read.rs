@@ -429,6 +429,11 @@ impl Read for Sqlite {
         }
     }
 
+    fn name_of(&self, number: i64) -> Result<Option<String>> {
+        let sql = "SELECT name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
+        self.one(sql, [number], |row| row.get(0))
+    }
+
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
         let sql = concat!(
             "SELECT ",
