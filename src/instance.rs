@@ -902,6 +902,12 @@ impl Known<'_> {
         let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
         let is_so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         let decision = match self.future.state {
+            // Frozen until the release that is coming has come, it is not what a renewal promises.
+            State::Released
+                if self.done.is_some() && self.ordered && self.instance.state != State::Active =>
+            {
+                self.released()
+            }
             State::Released if self.done.is_some() && (self.ordered || is_so) => Decision::Repeat,
             State::Released => return self.paid_for_nothing(Action::Renew),
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),

@@ -305,6 +305,10 @@ fn read_renew(case: &Case, column: &Column) -> Reading {
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
     match (column, case.applied) {
         (Column::Absent, _) => policy(case).into(),
+        // It was carried out, but is no use before it is in use again, or gone.
+        (Column::Released, applied) if done && ordered && !matches!(applied, Applied::Active { .. }) => {
+            with_the_release(case).into()
+        }
         (Column::Released, applied) => {
             gone(case, matches!(applied, Applied::Active { until: Some(until), .. } if asked <= until))
         }

@@ -81,6 +81,7 @@ fn what_was_found_stays_mended() {
         (47, "a release reached the instance whose hook had chosen that order's name as its id"),
         (163, "a success was told on what was only coming"),
         (352, "an order the hook had refused was told done, because another order had made it so"),
+        (541, "a renewal was told done of what was frozen, because its release was on its way"),
         (2726, "a job lost its lease on its way to the dispatcher, and was run all the same"),
         (51721, "the same, behind a busy hook"),
         (89327, "an answer waited for as long as a commit hung"),
