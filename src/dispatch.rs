@@ -498,15 +498,20 @@ impl Attempt {
         drop(place);
         let hook = self.runner.borrow().route(subject).hook.to_owned();
         let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
-        let slot = match free {
-            Some(slot) => slot,
-            None => self.wait_for_slot(subject).await?,
-        };
         let calls = self.calls.clone();
-        tokio::select! {
-            biased;
-            _ = self.stop.wait_for(|stop| *stop) => None,
-            permit = calls.take(slot.hook_name()) => Some((slot, permit)),
+        let mut free = free;
+        loop {
+            let slot = match free.take() {
+                Some(slot) => slot,
+                None => self.wait_for_slot(subject).await?,
+            };
+            tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => return None,
+                // What waits has not begun: it takes the hook that is configured by then.
+                Ok(()) = self.runner.changed() => {}
+                permit = calls.take(slot.hook_name()) => return Some((slot, permit)),
+            }
         }
     }
 

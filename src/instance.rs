@@ -804,14 +804,24 @@ fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
 }
 
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
+    let has_begun = view.instance.is_some_and(|instance| instance.began);
+    let is_superseded = view.occurrence.is_some_and(|known| {
+        // What was held for it, an operator may have decided since.
+        matches!(known.standing, Standing::Superseded | Standing::Rejected { .. } | Standing::Settled { .. })
+    });
     match callback.action {
         // Its redelivery could not be told from another one: each would be an instance of its own.
         Action::Create if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
         }
+        // It was tried, and nobody knows how far it came before its release cancelled it: to try it anew under
+        // another key could make it twice.
+        Action::Create if !view.approved && has_begun && is_superseded => {
+            Decision::Hold(Reason::LateCreate).into()
+        }
         Action::Create => Decision::Run.into(),
         // A create began here once and ended without success: something may have to be cleaned up.
-        Action::Release if view.instance.is_some_and(|instance| instance.began) => Decision::Run.into(),
+        Action::Release if has_begun => Decision::Run.into(),
         Action::Release if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
         }

@@ -279,6 +279,20 @@ async fn a_part_that_is_dead_is_brought_forward_by_a_repeat_of_the_whole(bench: 
     assert_eq!(bench.jobs().len(), 3);
 }
 
+async fn a_create_that_was_tried_is_not_tried_anew_because_its_release_was_refused(bench: &Bench) {
+    bench.deliver(&create("b")).await;
+    let tried = bench.take_one().await;
+    bench.finish(&tried, retry()).await;
+    bench.deliver(&release("b")).await;
+    let taken = bench.take_one().await;
+    assert_eq!(taken.job.action, Action::Release);
+    bench.finish(&taken, refused()).await;
+    bench.advance(60);
+    assert!(is_held(&bench.deliver(&create("b")).await));
+    assert!(is_held(&bench.deliver(&create("b")).await));
+    assert_eq!(bench.jobs_of(Action::Create).len(), 1, "under no other key");
+}
+
 async fn a_release_cancels_both_parts(bench: &Bench) {
     bench.done(&create("b")).await;
     let both = Callback { also: vec![Action::Upgrade], sku: Some("gold".into()), ..renew("b", "r", day(730)) };

@@ -254,7 +254,18 @@ fn read_create(case: &Case, column: &Column) -> Reading {
         || case.applied == Applied::Released { named: true };
     let other_order = case.callback.order_id.is_some() && case.callback.order_id != create("b").order_id;
     let other_buyer = case.callback.buyer.as_deref().is_some_and(|buyer| buyer != BUYER);
+    let was_tried = case.applied == Applied::Pending { began: true };
     match column {
+        // A release cancelled it, and came to nothing itself: how far the create got, nobody knows.
+        Column::Absent
+            if was_tried
+                && matches!(
+                    case.seen,
+                    Seen::Superseded | Seen::Rejected | Seen::Settled | Seen::SettledLongAgo
+                ) =>
+        {
+            What::Hold("late-create").into()
+        }
         Column::Absent => What::Run.into(),
         // A create that matches a tombstone, or whose own release is coming, is held.
         Column::Released if !named => What::Hold("late-create").into(),

@@ -1064,3 +1064,22 @@ fn p14_an_order_that_the_hook_refuses_is_on_the_list_until_somebody_has_seen_to_
     assert_eq!(home.run(&dismiss).code, 0);
     assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
 }
+
+/// The marketplace is told of a payment before the hook runs: nobody but the seller can hear of the refusal.
+#[test]
+fn p14_a_payment_that_the_hook_refuses_is_on_the_list_too() {
+    let home =
+        Home::with_hook(r#"case $SPID_ACTION in payment) exit 65;; esac; echo '{"instance_id":"i-1"}'"#);
+    let daemon = home.start();
+    daemon.deliver_until_done(&create("ob-14"));
+    let payment = about("orderPay", "ob-14").with("requestId", "request-1").with("orderBizId", "ob-14");
+    assert!(daemon.deliver(&payment).is_success());
+    until("the refusal is listed", || (!home.list(&["attention"]).is_empty()).then_some(()));
+    let items = home.list(&["attention"]);
+    assert_eq!((items.len(), &items[0]["reason"]), (1, &json!("refused")), "{items:#?}");
+    assert_eq!(items[0]["action"], json!("payment"));
+    let (number, db) = (items[0]["callback"].to_string(), home.path("spid.db"));
+    let dismiss = ["attention", "dismiss", &number, "--db", db.to_str().unwrap(), "--why", "written off"];
+    assert_eq!(home.run(&dismiss).code, 0);
+    assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
+}

@@ -217,9 +217,12 @@ fn ends(row: &InstanceRow, from: Timestamp, to: Timestamp) -> bool {
     instance.state != State::Released && instance.expires_on.is_some_and(|at| from <= at && at < to)
 }
 
-fn may_need_a_person(row: &CallbackRow) -> bool {
+fn may_need_a_person(row: &CallbackRow, job: Option<&JobRow>) -> bool {
     let other_values = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
-    let is_shown = row.told_at.is_none() || other_values;
+    // Told before its hook ran.
+    let refused_payment =
+        row.action == Action::Payment && job.is_some_and(|job| job.state == job::State::Refused);
+    let is_shown = row.told_at.is_none() || other_values || refused_payment;
     is_shown && row.dismissed_at.is_none() && !matches!(row.action, Action::SignOn | Action::Query)
 }
 
@@ -336,8 +339,10 @@ macro_rules! reads {
             fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
                 Ok(self.with(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
-                    let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
-                    rows.filter(|row| may_need_a_person(row)).map(|row| (row.clone(), job(row))).collect()
+                    let job = |row: &CallbackRow| tables.jobs.get(&row.job?);
+                    rows.filter(|row| may_need_a_person(row, job(row)))
+                        .map(|row| (row.clone(), job(row).cloned()))
+                        .collect()
                 }))
             }
             fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {

@@ -18,3 +18,6 @@ CREATE INDEX job_due ON job (due_at) WHERE state = 0 AND blocked = 0;
 
 -- An instance that has neither an id nor an orderBizId is listed by the name it is found by.
 CREATE INDEX name_instance ON name (instance);
+
+-- A payment is told before its hook runs, so a refusal of it is found by its job.
+CREATE INDEX job_payment_refused ON job (callback) WHERE action = 7 AND state = 6;

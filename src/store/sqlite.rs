@@ -113,6 +113,11 @@ impl Sqlite {
         if let Some(remains) = remains.filter(|_| version == 0) {
             return Err(StoreError::Lost(path.to_owned(), remains.to_owned()));
         }
+        if version == 0 {
+            // A note of a database that is gone: a start that is killed here must not leave it beside a file that
+            // is begun.
+            beside.set_len(0).map_err(|error| StoreError::of_file(path, &error))?;
+        }
         insist_on_writing(&connection)?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;

@@ -641,6 +641,9 @@ impl Read for Sqlite {
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
         found.extend(self.readable(&sql(noticed), [], read_standing)?);
+        // Told before its hook ran, so nobody but the seller can hear that it was refused.
+        let refused_payment = "job.action = 7 AND job.state = 6 AND callback.told_at IS NOT NULL";
+        found.extend(self.readable(&sql(refused_payment), [], read_standing)?);
         found.sort_by_key(|(row, _)| row.number);
         Ok(found)
     }
