@@ -159,6 +159,24 @@ fn a_replay_shows_neither_secrets_nor_control_characters_of_an_answer() {
 // The admin token.
 
 #[test]
+fn an_error_about_a_url_does_not_repeat_its_password() {
+    let home = Home::with_log_hook();
+    let url = "http://seller:fake-password@127.0.0.1:1/spi";
+    let commands: [&[&str]; 4] = [
+        &["replay", "--dev", "--to", url, "fixture.toml"],
+        &["conformance", "--dev", "--to", url],
+        &["simulate", "--dev", "--to", url],
+        &["callbacks", "resend", "1", "--dev", "--to", url],
+    ];
+    for command in commands {
+        let ran = home.run(command);
+        assert_eq!(ran.code, 64, "{}", ran.stderr);
+        assert!(ran.stderr.contains("http://***@127.0.0.1:1/spi"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("fake-password"), "{}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_revoked_admin_token_is_refused_after_a_reload_and_wrong_ones_lock_nobody_out() {
     let home = Home::with_log_hook();
     let (old, new) = ("fake-canary-admin-token-old", "fake-canary-admin-token-new");

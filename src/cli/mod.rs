@@ -34,6 +34,7 @@ mod supervised;
 mod upkeep;
 mod verify;
 
+use std::borrow::Cow;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -295,7 +296,13 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
-            let _ = error.print();
+            let text = error.render().to_string();
+            match crate::text::without_user_info(&text) {
+                // The error repeats the value, and a URL may hold a password.
+                Cow::Owned(masked) => output.complain(masked.trim_end()),
+                Cow::Borrowed(_) => drop(error.print()),
+            }
+            stderr.flush();
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
