@@ -489,7 +489,7 @@ impl Attempt {
         subject: &Subject<'_>,
         place: Option<OwnedSemaphorePermit>,
     ) -> Option<(Slot, Place)> {
-        let free = self.runner.borrow_and_update().try_reserve(subject);
+        let mut free = self.runner.borrow_and_update().try_reserve(subject);
         if let Some(slot) = &free
             && let Some(permit) = self.calls.try_take(slot.hook_name())
         {
@@ -499,7 +499,6 @@ impl Attempt {
         let hook = self.runner.borrow().route(subject).hook.to_owned();
         let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
         let calls = self.calls.clone();
-        let mut free = free;
         loop {
             let slot = match free.take() {
                 Some(slot) => slot,

@@ -805,8 +805,8 @@ fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
 
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
     let has_begun = view.instance.is_some_and(|instance| instance.began);
-    let is_superseded = view.occurrence.is_some_and(|known| {
-        // What was held for it, an operator may have decided since.
+    let was_cancelled = view.occurrence.is_some_and(|known| {
+        // A rejection or settlement came after the cancellation.
         matches!(known.standing, Standing::Superseded | Standing::Rejected { .. } | Standing::Settled { .. })
     });
     match callback.action {
@@ -816,7 +816,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
         }
         // It was tried, and nobody knows how far it came before its release cancelled it: to try it anew under
         // another key could make it twice.
-        Action::Create if !view.approved && has_begun && is_superseded => {
+        Action::Create if !view.approved && has_begun && was_cancelled => {
             Decision::Hold(Reason::LateCreate).into()
         }
         Action::Create => Decision::Run.into(),
