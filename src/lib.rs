@@ -22,40 +22,18 @@
 //!   and compared; any receiver, judged; a marketplace, pretended
 //! * [`daemon`]: start and stop, in order
 
-pub mod admin;
-pub mod callback;
+mod admin;
 mod cli;
-pub mod clock;
-pub mod config;
-pub mod conformance;
-pub mod daemon;
-pub mod dialect;
-pub mod dispatch;
-pub mod files;
-pub mod front;
+mod config;
+mod core;
 pub mod hook;
-pub mod http;
-pub mod instance;
-pub mod intake;
-pub mod job;
-pub mod json;
-pub mod keywatch;
-pub mod limits;
-pub mod market;
-pub mod metrics;
-pub mod orders;
-pub mod outbound;
-pub mod query;
-pub mod refusals;
-pub mod scenario;
-pub mod seal;
-pub mod signature;
-pub mod store;
-pub mod supervisor;
-pub mod telemetry;
-pub mod testing;
-pub mod text;
-pub mod trace;
+mod hooks;
+mod lab;
+mod market_api;
+mod net;
+mod observe;
+mod serve;
+mod store;
 
 use std::process::ExitCode;
 
@@ -68,4 +46,49 @@ pub fn run() -> ExitCode {
 /// hook of `serve` and `demo`, and the configuration needs no `[[hook]]`.
 pub fn run_with(hook: impl hook::ProvisioningHook) -> ExitCode {
     cli::run(Some(hook::AnyHook::new(hook)))
+}
+
+/// The rooms of the daemon, for its own tests and benches. Not a part of the interface: it changes without notice.
+#[doc(hidden)]
+pub mod internals {
+    /// The room `admin`.
+    pub mod admin {
+        pub use crate::admin::*;
+    }
+    /// The room `config`.
+    pub mod config {
+        pub use crate::config::*;
+    }
+    /// The room `core`.
+    pub mod core {
+        pub use crate::core::*;
+    }
+    /// The room `hooks`.
+    pub mod hooks {
+        pub use crate::hooks::*;
+    }
+    /// The room `lab`.
+    pub mod lab {
+        pub use crate::lab::*;
+    }
+    /// The room `market_api`.
+    pub mod market_api {
+        pub use crate::market_api::*;
+    }
+    /// The room `net`.
+    pub mod net {
+        pub use crate::net::*;
+    }
+    /// The room `observe`.
+    pub mod observe {
+        pub use crate::observe::*;
+    }
+    /// The room `serve`.
+    pub mod serve {
+        pub use crate::serve::*;
+    }
+    /// The room `store`.
+    pub mod store {
+        pub use crate::store::*;
+    }
 }

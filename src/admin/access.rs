@@ -6,8 +6,8 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use crate::http::{Request, Response};
-use crate::signature::{Presented, Secret};
+use crate::core::signature::{Presented, Secret};
+use crate::net::{Request, Response};
 
 /// The rule for who may ask. The token changes with the configuration, while requests are answered.
 pub(super) struct Access {

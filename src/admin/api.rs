@@ -7,16 +7,19 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::acts::{Deed, Named, Report, signed};
+use super::operations::{Deed, Named, Report, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
-use crate::callback::Answer;
-use crate::clock::Id;
-use crate::http::{Method, Request, Response};
-use crate::instance::State;
-use crate::refusals::Shown;
+use crate::core::lifecycle::State;
+use crate::core::lifecycle::schedule;
+use crate::hook;
+use crate::hook::callback::Answer;
+use crate::hook::clock::Id;
+use crate::hook::text;
+use crate::net::{Method, Request, Response};
+use crate::observe::denied::Shown;
+use crate::observe::limits;
 use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
-use crate::{hook, job, limits, text};
 
 /// What an act is asked with.
 #[derive(Debug, Deserialize)]
@@ -193,7 +196,7 @@ async fn instances(admin: &Admin, target: &Target) -> Answered {
 async fn jobs(admin: &Admin, target: &Target) -> Answered {
     target.only(&["state", "before", "limit"])?;
     let state = target.get("state").map(|word| {
-        let known = job::State::ALL.into_iter().find(|state| state.as_str() == word);
+        let known = schedule::JobState::ALL.into_iter().find(|state| state.as_str() == word);
         known.ok_or_else(|| Fault::new(400, format!("`{word}` is not a state of a job")))
     });
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;

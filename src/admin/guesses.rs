@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use crate::limits;
+use crate::observe::limits;
 
 /// The wrong tokens of the last while.
 pub(super) struct Guesses {

@@ -9,11 +9,12 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{Admin, Denied, Fault};
-use crate::http::{Request, Response};
-use crate::instance::State;
-use crate::metrics::{Gauges, Metric};
+use crate::core::lifecycle::State;
+use crate::core::lifecycle::schedule;
+use crate::net::{Request, Response};
+use crate::observe::limits;
+use crate::observe::metrics::{Gauges, Metric};
 use crate::store::Totals;
-use crate::{job, limits};
 
 /// Whether the daemon can do its work, and what that was judged by.
 #[derive(Serialize)]
@@ -87,18 +88,18 @@ fn is_fresh(at: Timestamp, now_ms: i64) -> bool {
     (0..limits::READY_REMEMBERED_MS).contains(&(now_ms - at.as_millisecond()))
 }
 
-fn of_jobs(totals: &Totals, state: job::State) -> u64 {
+fn of_jobs(totals: &Totals, state: schedule::JobState) -> u64 {
     totals.jobs.get(state.as_str()).copied().unwrap_or(0)
 }
 
 impl Backlog {
     fn of(totals: &Totals, now: Timestamp) -> Backlog {
         Backlog {
-            queued: of_jobs(totals, job::State::Queued),
-            running: of_jobs(totals, job::State::Running),
-            dead: of_jobs(totals, job::State::Dead),
-            held: of_jobs(totals, job::State::Held) + totals.held,
-            pending: of_jobs(totals, job::State::Pending),
+            queued: of_jobs(totals, schedule::JobState::Queued),
+            running: of_jobs(totals, schedule::JobState::Running),
+            dead: of_jobs(totals, schedule::JobState::Dead),
+            held: of_jobs(totals, schedule::JobState::Held) + totals.held,
+            pending: of_jobs(totals, schedule::JobState::Pending),
             untold: totals.untold,
             oldest_job_age_seconds: seconds_since(totals.oldest_job, now),
             overdue_seconds: seconds_since(totals.next_due, now),
@@ -216,7 +217,7 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
         let count = totals.instances.get(state.as_str()).copied().unwrap_or(0);
         gauges.set(Metric::Instances, state.as_str(), count as f64);
     }
-    for state in job::State::ALL.into_iter().filter(|state| state.is_live()) {
+    for state in schedule::JobState::ALL.into_iter().filter(|state| state.is_live()) {
         gauges.set(Metric::Jobs, state.as_str(), of_jobs(totals, state) as f64);
     }
     gauges.set(Metric::OldestJobAge, "", seconds_since(totals.oldest_job, now));

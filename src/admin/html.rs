@@ -4,7 +4,7 @@
 //! our own (`&'static str`), values and texts are escaped, and whatever leads somewhere is a [`Link`].
 
 use super::target::Link;
-use crate::text;
+use crate::hook::text;
 
 /// A piece of a page.
 #[derive(Debug, Default)]

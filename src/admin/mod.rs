@@ -12,12 +12,12 @@
 //! * `acts` is what both do by hand, through the store's own mender.
 
 mod access;
-mod acts;
 mod api;
 mod console;
 mod guesses;
 mod health;
 mod html;
+mod operations;
 mod target;
 
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use crate::clock::{Clock, Id};
-use crate::http::{Handler, Method, Request, Response};
-use crate::metrics::{Metric, Metrics};
-use crate::query::QueryError;
-use crate::refusals::Refusals;
-use crate::signature::Secret;
+use crate::core::query::QueryError;
+use crate::core::signature::Secret;
+use crate::hook::clock::{Clock, Id};
+use crate::net::{Handler, Method, Request, Response};
+use crate::observe::denied::Refusals;
+use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{MendError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Denied, Operator};
 use guesses::Guesses;

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::Fault;
-use crate::http::Request;
-use crate::limits;
-use crate::query;
+use crate::core::query;
+use crate::net::Request;
+use crate::observe::limits;
 
 /// A decoded request target.
 #[derive(Debug)]

@@ -13,11 +13,11 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::span::Span;
 use super::{Done, Exit, Failure, runtime};
-use crate::conformance::{
+use crate::lab::conformance::{
     Case, Exchange, Goods, Judged, Judgement, Level, Suite, Unjudged, Verdict, Watcher, report,
 };
-use crate::http::Url;
-use crate::limits;
+use crate::net::Url;
+use crate::observe::limits;
 
 /// How often the bar is drawn.
 const TICK_MS: u64 = 200;

@@ -9,13 +9,13 @@ use tokio::net::TcpListener;
 use super::output::Output;
 use super::scenario::{Kept, Narrator, summary};
 use super::{Done, Exit, Failure, runtime};
-use crate::clock::Clock;
 use crate::config::{Config, DEV_KEY};
-use crate::daemon::{Daemon, DaemonOptions};
+use crate::core::signature::{Keys, Secret};
 use crate::hook::AnyHook;
-use crate::http::Url;
-use crate::scenario::{Scenario, Target};
-use crate::signature::{Keys, Secret};
+use crate::hook::clock::Clock;
+use crate::lab::scenario::{Scenario, Target};
+use crate::net::Url;
+use crate::serve::daemon::{Daemon, DaemonOptions};
 
 const LIFE: &str = include_str!("../../spi-fixtures/alibaba/life.toml");
 

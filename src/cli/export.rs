@@ -8,13 +8,13 @@ use super::lines::InstanceLine;
 use super::output::Output;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments};
-use crate::callback::Action;
-use crate::instance::State;
-use crate::job;
-use crate::scenario::Seen;
-use crate::scenario::export::{Became, Export, Kept};
+use crate::core::lifecycle::State;
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::Action;
+use crate::hook::text::plain_json;
+use crate::lab::scenario::Seen;
+use crate::lab::scenario::export::{Became, Export, Kept};
 use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader, each_instance};
-use crate::text::plain_json;
 
 #[derive(Args)]
 pub(super) struct ExportArguments {
@@ -197,7 +197,7 @@ fn became(row: &CallbackRow, jobs: &Jobs) -> Became {
         // A payment is answered when it is recorded, whatever its hook says later.
         Disposition::Job if row.action == Action::Payment => Became::Done,
         Disposition::Job => match row.job.and_then(|number| jobs.get(&number)).map(|job| job.state) {
-            Some(job::State::Done) => Became::Done,
+            Some(schedule::JobState::Done) => Became::Done,
             _ => Became::Open,
         },
     }

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure};
-use crate::scenario::{SCHEMA, Scenario, ScenarioError};
+use crate::lab::scenario::{SCHEMA, Scenario, ScenarioError};
 
 #[derive(Subcommand)]
 pub(super) enum FixturesCommand {

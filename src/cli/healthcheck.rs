@@ -12,8 +12,8 @@ use clap::Args;
 use super::output::Output;
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
-use crate::http::{Client, ClientOptions, ClientRequest, Url};
-use crate::limits;
+use crate::net::{Client, ClientOptions, ClientRequest, Url};
+use crate::observe::limits;
 
 #[derive(Args)]
 pub(super) struct HealthcheckArguments {

@@ -14,17 +14,17 @@ use tokio::process::Command;
 
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure, runtime};
-use crate::callback::Action;
 use crate::config::{self, Config, Environment, ProcessEnvironment};
-use crate::hook::exec::ExecHook;
-use crate::hook::http::{HttpHook, HttpHookOptions};
-use crate::hook::runner::Runner;
+use crate::core::lifecycle::Instance;
+use crate::core::signature::{Secret, WebhookKey, WebhookKeys};
+use crate::hook::callback::Action;
+use crate::hook::testing::{Attempted, Check, Observer};
 use crate::hook::{AnyHook, HookError};
-use crate::http::Url;
-use crate::instance::Instance;
-use crate::limits;
-use crate::signature::{Secret, WebhookKey, WebhookKeys};
-use crate::testing::{Attempted, Check, Observer};
+use crate::hooks::exec::ExecHook;
+use crate::hooks::http::{HttpHook, HttpHookOptions};
+use crate::hooks::runner::Runner;
+use crate::net::Url;
+use crate::observe::limits;
 
 /// Attempts at each action that are cut short at a moment drawn by chance: an executable is killed then.
 const KILLS_COUNT: u32 = 4;
@@ -184,7 +184,7 @@ impl TestArguments {
                 .runner
                 .hook(name)
                 .ok_or_else(|| wrong("--hook", not_reached(&config.runner, name.unwrap_or_default())))?;
-            return Ok((named.hook.clone(), Some(named.timeout)));
+            return Ok((named.hook.clone().into(), Some(named.timeout)));
         }
         let hook = in_process.ok_or_else(|| {
             Failure::new(Exit::Usage, "which hook?").hint("--exec CMD…, --http URL or --config FILE")

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::text::is_plain;
+use crate::hook::text::is_plain;
 
 /// What came of one test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Exit, Failure};
 use crate::config::{self, DEV_KEY, Environment, ProcessEnvironment};
-use crate::signature::{Key, Keys, Secret};
+use crate::core::signature::{Key, Keys, Secret};
 
 /// The key to sign or verify with.
 #[derive(Args)]

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::clock::read_rfc3339;
-use crate::instance::{Instance, State};
+use crate::core::lifecycle::{Instance, State};
+use crate::hook::clock::read_rfc3339;
 use crate::store::{Import, Possession};
 
 /// One line.

@@ -21,8 +21,8 @@ use tracing_subscriber::registry::LookupSpan;
 use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::config::LogFormat;
-use crate::metrics::Metrics;
-use crate::text;
+use crate::hook::text;
+use crate::observe::metrics::Metrics;
 
 /// Says what is logged from now on.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;

@@ -14,13 +14,13 @@ use super::output::{Output, shown};
 use super::scenario::briefly;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
-use crate::callback::Answer;
-use crate::clock::{Clock, Id};
 use crate::config::{self, Environment, ProcessEnvironment};
-use crate::dialect::Sending;
+use crate::core::dialect::Sending;
 use crate::hook;
-use crate::http::{Client, ClientOptions, Url};
-use crate::outbound;
+use crate::hook::callback::Answer;
+use crate::hook::clock::{Clock, Id};
+use crate::lab::exchange;
+use crate::net::{Client, ClientOptions, Url};
 use crate::store::{Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored};
 
 /// What every act needs.
@@ -400,7 +400,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let dialect = dialect_named(said.unwrap_or("alibaba"))?;
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);
-    let sent = outbound::addressed(&request, &arguments.to)
+    let sent = exchange::addressed(&request, &arguments.to)
         .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     let (mut mender, act) = arguments.act.begin()?;
     let target = format!("callback {} to {}", arguments.number, arguments.to.authority());
@@ -408,7 +408,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let answer = runtime()?
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
-    let body = outbound::body(&answer.body);
+    let body = exchange::body(&answer.body);
     output.line(&format!("{} {}", answer.status, shown(briefly(body.trim()))))
 }
 

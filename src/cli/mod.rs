@@ -42,8 +42,8 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
-use crate::daemon::StartError;
 use crate::hook::AnyHook;
+use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
 use logging::Logging;
 use output::Output;
@@ -297,7 +297,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
         Ok(arguments) => arguments,
         Err(error) => {
             let text = error.render().to_string();
-            match crate::text::without_user_info(&text) {
+            match crate::hook::text::without_user_info(&text) {
                 // The error repeats the value, and a URL may hold a password.
                 Cow::Owned(masked) => output.complain(masked.trim_end()),
                 Cow::Borrowed(_) => drop(error.print()),

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::stderr::Stderr;
 use super::{Exit, Failure};
-use crate::text;
+use crate::hook::text;
 
 /// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
 #[derive(Default)]

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use super::logging::Logging;
 use super::serve;
 use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
-use crate::daemon::{Changes, Daemon};
 use crate::hook::AnyHook;
-use crate::metrics::Metric;
-use crate::seal::Sealer;
+use crate::observe::metrics::Metric;
+use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;
+use crate::store::encryption::Sealer;
 
 /// Where the configuration comes from, every time.
 #[derive(Clone)]

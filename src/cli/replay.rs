@@ -10,10 +10,10 @@ use super::keys::{KeyArguments, keys_in};
 use super::output::Output;
 use super::scenario::{Kept, Narrator, Progress, summary};
 use super::{Done, Exit, Failure, runtime};
-use crate::clock::Clock;
 use crate::config::{self, ProcessEnvironment};
-use crate::http::Url;
-use crate::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
+use crate::hook::clock::Clock;
+use crate::lab::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
+use crate::net::Url;
 use crate::store::Reader;
 
 #[derive(Args)]

@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure};
 use crate::config::{Config, ProcessEnvironment};
-use crate::hook::runner::{NamedHook, Route, Runner};
+use crate::core::lifecycle::schedule::Schedule;
 use crate::hook::{AnyHook, Subject};
-use crate::job::Schedule;
+use crate::hooks::runner::{NamedHook, Route, Runner};
 
 #[derive(Args)]
 pub(super) struct RouteArguments {

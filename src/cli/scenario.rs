@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::{Output, shown};
-use crate::instance::State;
-use crate::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
+use crate::core::lifecycle::State;
+use crate::lab::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
 use crate::store::Reader;
 
 /// What the store says of the instances a scenario is about.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::output::Output;
 use super::upkeep::Ticker;
 use super::{Done, Exit, Failure, StoreArguments, mend};
-use crate::seal::KeyId;
+use crate::store::encryption::KeyId;
 
 #[derive(Subcommand)]
 pub(super) enum SealCommand {

@@ -13,13 +13,13 @@ use super::output::Output;
 use super::reload::{Reloader, Source};
 use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
-use crate::daemon::{Daemon, DaemonOptions, Stopped};
-use crate::dispatch::DispatchOptions;
 use crate::hook::AnyHook;
-use crate::http::ServerOptions;
-use crate::limits;
-use crate::metrics::Metrics;
-use crate::supervisor::{Sockets, Supervisor};
+use crate::net::ServerOptions;
+use crate::observe::limits;
+use crate::observe::metrics::Metrics;
+use crate::serve::daemon::{Daemon, DaemonOptions, Stopped};
+use crate::serve::dispatch::DispatchOptions;
+use crate::serve::supervisor::{Sockets, Supervisor};
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = true)]

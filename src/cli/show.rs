@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
-use crate::clock::{Clock, Id};
-use crate::instance::State;
-use crate::job;
-use crate::limits;
+use crate::core::lifecycle::State;
+use crate::core::lifecycle::schedule;
+use crate::hook::clock::{Clock, Id};
+use crate::observe::limits;
 use crate::store::{
     ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
     JobRow, Life, ListedCallback, ViewError,
@@ -279,8 +279,8 @@ fn print_life(life: &Life, output: &mut Output) -> Done {
 pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
     match command {
         JobsCommand::List { list, state } => {
-            let find = |word: &str| job::State::ALL.into_iter().find(|state| state.as_str() == word);
-            let words: Vec<&str> = job::State::ALL.iter().map(|state| state.as_str()).collect();
+            let find = |word: &str| schedule::JobState::ALL.into_iter().find(|state| state.as_str() == word);
+            let words: Vec<&str> = schedule::JobState::ALL.iter().map(|state| state.as_str()).collect();
             let state = state.map(|word| known(&word, find(&word), &words.join(", "))).transpose()?;
             let filter = Filter { jobs: state.into_iter().collect(), limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.jobs(&filter)?;
@@ -288,7 +288,8 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
                 return output.json(&rows);
             }
             jobs_table(&rows, output)?;
-            if rows.iter().any(|row| matches!(row.state, job::State::Dead | job::State::Held)) {
+            if rows.iter().any(|row| matches!(row.state, schedule::JobState::Dead | schedule::JobState::Held))
+            {
                 output.complain(JOB_HINT);
             }
             Ok(())
@@ -318,7 +319,7 @@ fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
             row.state.as_str().to_owned(),
             row.attempts.to_string(),
             row.created_at.to_string(),
-            if row.state == job::State::Queued { row.due_at.to_string() } else { time(row.ended_at) },
+            if row.state == schedule::JobState::Queued { row.due_at.to_string() } else { time(row.ended_at) },
             text(row.note.as_deref()),
         ]
     };

@@ -6,8 +6,9 @@ use serde::Serialize;
 use super::keys::KeyArguments;
 use super::output::Output;
 use super::{Done, Exit, Failure};
-use crate::clock::Clock;
-use crate::dialect::{self, Dialect, OutRequest, SendForm, Sending};
+use crate::core::dialect;
+use crate::core::dialect::{Dialect, OutRequest, SendForm, Sending};
+use crate::hook::clock::Clock;
 
 #[derive(Args)]
 pub(super) struct SignArguments {

@@ -10,13 +10,13 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::span::Span;
 use super::{Done, Exit, Failure, runtime};
-use crate::clock::{Clock, Id};
-use crate::http::Url;
-use crate::limits;
-use crate::market::Market;
-use crate::market::ledger::{Kind, Ledger, Summary};
-use crate::market::plan::Plan;
-use crate::text::plain_json;
+use crate::hook::clock::{Clock, Id};
+use crate::hook::text::plain_json;
+use crate::lab::simulator::Market;
+use crate::lab::simulator::ledger::{Kind, Ledger, Summary};
+use crate::lab::simulator::plan::Plan;
+use crate::net::Url;
+use crate::observe::limits;
 
 /// A day longer than this would let dates on the wire run away from any clock.
 const DAY_MAX: Span = Span::from_millis(5 * 60_000);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::scenario;
+use crate::lab::scenario;
 
 /// How long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

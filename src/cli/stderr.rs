@@ -15,8 +15,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use crate::limits;
-use crate::metrics::{Metric, Metrics};
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
 
 /// The queue had no room: the thread that writes is stuck, or too slow.
 const QUEUE_FULL: &str = "queue-full";

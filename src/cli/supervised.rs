@@ -7,8 +7,8 @@ use tokio::time::sleep;
 
 use super::{Exit, Failure};
 use crate::config::{Environment as _, ProcessEnvironment};
-use crate::daemon::Daemon;
-use crate::supervisor::{BadSocket, Sockets, Supervisor};
+use crate::serve::daemon::Daemon;
+use crate::serve::supervisor::{BadSocket, Sockets, Supervisor};
 
 impl From<BadSocket> for Failure {
     fn from(error: BadSocket) -> Failure {

@@ -10,10 +10,10 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure};
-use crate::callback::Callback;
-use crate::clock::Clock;
-use crate::dialect::{Options, RawRequest, Refusal, explain, shown_base};
-use crate::query::{TOKEN_PLACEHOLDER, names_a_token};
+use crate::core::dialect::{Options, RawRequest, Refusal, explain, shown_base};
+use crate::core::query::{TOKEN_PLACEHOLDER, names_a_token};
+use crate::hook::callback::Callback;
+use crate::hook::clock::Clock;
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {

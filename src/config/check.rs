@@ -5,8 +5,8 @@ use std::path::Path;
 use super::reader::Table;
 use super::{Config, Environment, Mistake, Mistakes, Origin, text_of};
 use crate::hook::AnyHook;
-use crate::intake::Orphans;
-use crate::seal::KeyId;
+use crate::serve::intake::Orphans;
+use crate::store::encryption::KeyId;
 use crate::store::{self, Sealed, StoreOptions};
 
 /// A configuration a daemon would start with.

@@ -12,13 +12,14 @@ use super::front;
 use super::hooks::tls;
 use super::keys::{endpoint_keys, secret};
 use super::reader::{Table, unknown};
-use crate::dialect::{self, Dialect, Options, SuccessAs};
-use crate::front::Network;
-use crate::http::Url;
-use crate::intake::Endpoint;
-use crate::orders::Desk;
-use crate::signature::{AccessKey, BadKey, Cipher, Keys, Secret};
-use crate::text::fault_of_secret;
+use crate::core::dialect;
+use crate::core::dialect::{Dialect, Options, SuccessAs};
+use crate::core::signature::{AccessKey, BadKey, Cipher, Keys, Secret};
+use crate::hook::text::fault_of_secret;
+use crate::market_api::order_lookup::Desk;
+use crate::net::Url;
+use crate::serve::intake::Endpoint;
+use crate::serve::public::Network;
 
 /// The endpoints as they stand in the file.
 pub(super) struct Endpoints {

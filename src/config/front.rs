@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use super::keys::credential_file;
 use super::reader::Table;
-use crate::front::{Network, Proxies, ProxyHeader, Rate, RateOptions};
-use crate::http::ServerTls;
+use crate::net::ServerTls;
+use crate::serve::public::{Network, Proxies, ProxyHeader, Rate, RateOptions};
 
 /// `server.tls`: the certificate and its key, read now, so that what is wrong with them is a mistake now.
 pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {

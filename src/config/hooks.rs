@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use super::keys::webhook_keys;
 use super::reader::{Table, unknown};
+use crate::core::lifecycle::schedule::Schedule;
 use crate::hook::AnyHook;
-use crate::hook::exec::{BadCommand, ExecHook};
-use crate::hook::http::{HttpHook, HttpHookOptions};
-use crate::hook::log::LogHook;
-use crate::hook::runner::{NamedHook, Route, Runner};
-use crate::http::{Tls, Url};
-use crate::job::Schedule;
-use crate::limits;
+use crate::hooks::exec::{BadCommand, ExecHook};
+use crate::hooks::http::{HttpHook, HttpHookOptions};
+use crate::hooks::log::LogHook;
+use crate::hooks::runner::{NamedHook, Route, Runner};
+use crate::net::{Tls, Url};
+use crate::observe::limits;
 
 /// The name of the hook of a program that has one inside.
 const IN_PROCESS: &str = "in-process";
@@ -157,7 +157,7 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
         Err(wrong) if is_given => table.mistake("command", wrong.to_string()),
         Err(_) => {}
     }
-    Bounds::of(table).around(NamedHook::new(name, AnyHook::built_in(hook)))
+    Bounds::of(table).around(NamedHook::exec(name, hook))
 }
 
 fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {

@@ -9,11 +9,11 @@ use zeroize::Zeroizing;
 
 use super::Environment;
 use super::reader::Table;
-use crate::files;
-use crate::limits;
-use crate::seal::KeySource;
-use crate::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
-use crate::text::named_file;
+use crate::core::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
+use crate::hook::text::named_file;
+use crate::observe::files;
+use crate::observe::limits;
+use crate::store::encryption::KeySource;
 
 const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 

@@ -26,20 +26,20 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::AdminOptions;
-use crate::files;
-use crate::front::Guard;
+use crate::core::lifecycle::UnknownInstance;
+use crate::core::signature::{Key, Secret};
 use crate::hook::AnyHook;
-use crate::hook::log::LogHook;
-use crate::hook::runner::Runner;
-use crate::http::ServerTls;
-use crate::instance::UnknownInstance;
-use crate::intake::{Endpoint, IntakeOptions};
-use crate::limits;
-use crate::orders::Orders;
-use crate::seal::KeySource;
-use crate::signature::{Key, Secret};
+use crate::hooks::log::LogHook;
+use crate::hooks::runner::Runner;
+use crate::market_api::order_lookup::Orders;
+use crate::net::ServerTls;
+use crate::observe::files;
+use crate::observe::limits;
+use crate::serve::intake::{Endpoint, IntakeOptions};
+use crate::serve::public::Guard;
+use crate::serve::spans::TelemetryOptions;
 use crate::store::StoreOptions;
-use crate::telemetry::TelemetryOptions;
+use crate::store::encryption::KeySource;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
 
@@ -440,14 +440,14 @@ fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
 }
 
 struct PolicyTable {
-    of_instances: crate::instance::Policy,
+    of_instances: crate::core::lifecycle::Policy,
     secrets_window: Duration,
     key_unused_after: Duration,
     retired_accounts: Vec<String>,
 }
 
 fn policy(table: &Table<'_>) -> PolicyTable {
-    let default = crate::instance::Policy::default();
+    let default = crate::core::lifecycle::Policy::default();
     let words = [
         ("refuse", UnknownInstance::Refuse),
         ("succeed", UnknownInstance::Succeed),
@@ -459,7 +459,7 @@ fn policy(table: &Table<'_>) -> PolicyTable {
         table.mistake("sign_on_window", "it is longer than 24h: whoever finds an old sign-on would get in");
     }
     PolicyTable {
-        of_instances: crate::instance::Policy {
+        of_instances: crate::core::lifecycle::Policy {
             unknown_instance: table.choice("unknown_instance", default.unknown_instance, &words),
             sign_on_window_ms: millis(window),
         },

@@ -18,7 +18,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Environment, Flag, Mistake, Mistakes, Origin};
-use crate::limits;
+use crate::observe::limits;
 
 /// Variables that begin like overrides and are something else.
 const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];

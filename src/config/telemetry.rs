@@ -5,9 +5,9 @@ use std::path::Path;
 use super::hooks::tls;
 use super::keys::secret;
 use super::reader::Table;
-use crate::http::Url;
-use crate::signature::Secret;
-use crate::telemetry::{TelemetryHeaders, TelemetryOptions};
+use crate::core::signature::Secret;
+use crate::net::Url;
+use crate::serve::spans::{TelemetryHeaders, TelemetryOptions};
 
 /// `None` where nobody is told.
 pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {

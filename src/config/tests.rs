@@ -420,7 +420,10 @@ fn a_hook_has_a_retry_list_of_its_own() {
     };
     let config = read(&text(r#"["5s", "1m 30s", "24h"]"#), &[], &[]).unwrap();
     let retry = config.runner.hooks().next().unwrap().retry.clone();
-    assert_eq!(retry, Some(crate::job::Schedule::from_millis(vec![5_000, 90_000, 86_400_000])));
+    assert_eq!(
+        retry,
+        Some(crate::core::lifecycle::schedule::Schedule::from_millis(vec![5_000, 90_000, 86_400_000]))
+    );
     let many = format!("[{}]", ["\"5s\""; limits::RETRY_LIST_MAX_COUNT + 1].join(", "));
     for waits in
         ["[]", many.as_str(), r#"["5s", "soon"]"#, r#"["999ms"]"#, r#"["25h"]"#, r#"["-5s"]"#, r#""5s""#]

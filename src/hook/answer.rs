@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::HookError;
-use crate::callback::{Action, Answer, Field, Fields, SECRET_FIELDS};
-use crate::json::Json;
-use crate::signature::Secret;
+use crate::core::signature::Secret;
+use crate::hook::callback::{Action, Answer, Field, Fields, SECRET_FIELDS};
+use crate::hook::json::Json;
 
 pub(super) const APP_FIELDS: [&str; 8] = [
     "front_end_url",

@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use crate::callback::{Action, Callback, Expiry, Parameters};
-use crate::instance::{Instance, State};
-use crate::trace::TraceContext;
+use crate::core::lifecycle::{Instance, State};
+use crate::hook::callback::{Action, Callback, Expiry, Parameters};
+use crate::hook::trace::TraceContext;
 
 /// The version of the JSON contract, its first member.
 pub const SCHEMA: &str = "spid.hook/1";

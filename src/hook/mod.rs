@@ -64,18 +64,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::callback::Answer;
+use crate::hook::callback::Answer;
 
-mod answer;
-mod call;
-pub mod exec;
-pub mod http;
-pub mod leftovers;
-pub mod log;
-pub mod runner;
+pub mod answer;
+pub(crate) mod call;
+pub mod callback;
+pub mod clock;
+pub mod json;
 pub mod schema;
+pub mod testing;
+pub mod text;
+pub mod trace;
 
-use self::leftovers::Leftovers;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
@@ -233,6 +233,12 @@ impl HookError {
         HookError { kind: HookErrorKind::Pending, message: note.into() }
     }
 
+    /// An error of this kind.
+    #[doc(hidden)]
+    pub fn new(kind: HookErrorKind, message: impl Into<String>) -> HookError {
+        HookError { kind, message: message.into() }
+    }
+
     /// The hook does not do `what`.
     pub fn unsupported(what: impl fmt::Display) -> HookError {
         HookError { kind: HookErrorKind::Unsupported, message: format!("the hook does not support {what}") }
@@ -264,40 +270,38 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HookError {
     }
 }
 
-/// A hook's answer on its way.
-pub(crate) type Answering<'a> = Pin<Box<dyn Future<Output = Result<Answer, HookError>> + Send + 'a>>;
-
-/// The erased twin of [`ProvisioningHook`]: one method, so that the built-in kinds, which treat
-/// every action alike, need not pretend to be nine.
-pub(crate) trait DynHook: Send + Sync + 'static {
-    fn answer(&self, call: Call) -> Answering<'_>;
-
-    /// As [`DynHook::answer`]. A kind that starts processes marks them, so that they do not outlive a
-    /// daemon that is killed.
-    fn answer_marked(&self, call: Call, _leftovers: Leftovers) -> Answering<'_> {
-        self.answer(call)
-    }
-}
+/// The future of a hook's answer.
+type Answering = Pin<Box<dyn Future<Output = Result<Answer, HookError>> + Send>>;
 
 /// A hook of any kind. Clones share it.
 #[derive(Clone)]
-pub struct AnyHook(Arc<dyn DynHook>);
+pub struct AnyHook(Arc<dyn Fn(Call) -> Answering + Send + Sync>);
 
 impl AnyHook {
     /// Wraps an author's hook.
     pub fn new(hook: impl ProvisioningHook) -> AnyHook {
-        AnyHook(Arc::new(Typed(hook)))
+        let hook = Arc::new(hook);
+        AnyHook::from_fn(move |call| {
+            let hook = hook.clone();
+            async move { answer(&*hook, call).await }
+        })
     }
 
-    pub(crate) fn built_in(hook: impl DynHook) -> AnyHook {
-        AnyHook(Arc::new(hook))
+    /// Wraps a function that treats every action alike: a program or a service that gets the call as JSON.
+    #[doc(hidden)]
+    pub fn from_fn<F>(function: impl Fn(Call) -> F + Send + Sync + 'static) -> AnyHook
+    where
+        F: Future<Output = Result<Answer, HookError>> + Send + 'static,
+    {
+        AnyHook(Arc::new(move |call| Box::pin(function(call))))
     }
 
-    pub(crate) fn answer(&self, call: Call, leftovers: Option<Leftovers>) -> Answering<'_> {
-        match leftovers {
-            Some(leftovers) => self.0.answer_marked(call, leftovers),
-            None => self.0.answer(call),
-        }
+    /// Runs one call.
+    ///
+    /// # Errors
+    /// The hook's own [`HookError`].
+    pub async fn answer(&self, call: Call) -> Result<Answer, HookError> {
+        (self.0)(call).await
     }
 }
 
@@ -313,25 +317,19 @@ impl fmt::Debug for AnyHook {
     }
 }
 
-struct Typed<H>(H);
-
-impl<H: ProvisioningHook> DynHook for Typed<H> {
-    fn answer(&self, call: Call) -> Answering<'_> {
-        let hook = &self.0;
-        Box::pin(async move {
-            Ok(match call {
-                Call::Create(call) => hook.create(*call).await?.into(),
-                Call::Renew(call) => hook.renew(*call).await?.into(),
-                Call::RefundRenew(call) => hook.refund_renew(*call).await?.into(),
-                Call::Upgrade(call) => hook.upgrade(*call).await?.into(),
-                Call::Expire(call) => hook.expire(*call).await.map(|()| Answer::default())?,
-                Call::Release(call) => hook.release(*call).await.map(|()| Answer::default())?,
-                Call::SignOn(call) => hook.sign_on(*call).await?.into(),
-                Call::Payment(call) => hook.payment(*call).await.map(|()| Answer::default())?,
-                Call::Other(call) => hook.other(*call).await?.into(),
-            })
-        })
-    }
+/// Calls the method of the trait that the call is for.
+async fn answer(hook: &impl ProvisioningHook, call: Call) -> Result<Answer, HookError> {
+    Ok(match call {
+        Call::Create(call) => hook.create(*call).await?.into(),
+        Call::Renew(call) => hook.renew(*call).await?.into(),
+        Call::RefundRenew(call) => hook.refund_renew(*call).await?.into(),
+        Call::Upgrade(call) => hook.upgrade(*call).await?.into(),
+        Call::Expire(call) => hook.expire(*call).await.map(|()| Answer::default())?,
+        Call::Release(call) => hook.release(*call).await.map(|()| Answer::default())?,
+        Call::SignOn(call) => hook.sign_on(*call).await?.into(),
+        Call::Payment(call) => hook.payment(*call).await.map(|()| Answer::default())?,
+        Call::Other(call) => hook.other(*call).await?.into(),
+    })
 }
 
 #[cfg(test)]

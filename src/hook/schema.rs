@@ -15,7 +15,7 @@ use super::{
     CreateCall, ExpireCall, OtherCall, PaymentCall, RefundRenewCall, ReleaseCall, RenewCall, SCHEMA,
     SignOnCall, UpgradeCall,
 };
-use crate::callback::Action;
+use crate::hook::callback::Action;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -135,7 +135,7 @@ mod tests {
     use super::super::answer::Said;
     use super::super::call::tests::{a_call, an_instance};
     use super::*;
-    use crate::callback::Callback;
+    use crate::hook::callback::Callback;
 
     fn validator(schema: &Value) -> Validator {
         jsonschema::draft202012::new(schema).unwrap()

@@ -9,12 +9,14 @@ use serde::Serialize;
 use super::ledger::REJECTED;
 use super::rows::{CallbackRow, Disposition, Filter, JobRow};
 use super::{Reader, StoreError, ViewError};
-use crate::callback::{Action, Callback};
-use crate::clock::{Id, plus_millis};
-use crate::dialect::{self, GivesUp};
-use crate::instance::{self, Reason};
-use crate::job;
-use crate::limits;
+use crate::core::dialect;
+use crate::core::dialect::GivesUp;
+use crate::core::lifecycle;
+use crate::core::lifecycle::Reason;
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::{Id, plus_millis};
+use crate::observe::limits;
 
 /// The reason why something needs a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -167,7 +169,7 @@ impl Reader {
     fn in_need(&self, now: Timestamp) -> Result<Vec<Found>, StoreError> {
         let mut all = Vec::new();
         let mut seen = BTreeSet::new();
-        let states = vec![job::State::Held, job::State::Dead, job::State::Pending];
+        let states = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
             let row = match self.with(|rows| rows.callback_row(job.callback)) {
                 Ok(row) => row,
@@ -176,8 +178,8 @@ impl Reader {
             };
             seen.insert(job.callback);
             let reason = match job.state {
-                job::State::Held => AttentionReason::Held,
-                job::State::Dead => AttentionReason::Dead,
+                schedule::JobState::Held => AttentionReason::Held,
+                schedule::JobState::Dead => AttentionReason::Dead,
                 _ => AttentionReason::Pending,
             };
             let since = job.attempted_at.unwrap_or(job.created_at);
@@ -213,7 +215,8 @@ impl Reader {
             Err(error) => return Err(error),
         };
         for (later, job) in alike.into_iter().filter(|(later, _)| later.number > row.number) {
-            let is_done = later.told_at.is_some() || job.is_some_and(|job| job.state == job::State::Done);
+            let is_done =
+                later.told_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
             let is_theirs = said(later.number)?.is_some_and(|said| said.buyer == asked.buyer);
             if is_done && is_theirs {
                 return Ok(true);
@@ -227,7 +230,7 @@ impl Reader {
             made.created_by > row.job
                 && row.job.is_some()
                 && made.instance.order_id == asked.order_id
-                && instance::is_same_purchase(&made.instance, &asked)
+                && lifecycle::is_same_purchase(&made.instance, &asked)
         }))
     }
 
@@ -334,15 +337,15 @@ fn reason_of(
         (Disposition::Recorded, _) if code == Reason::RepeatedWithOtherValues.code() => {
             Some((AttentionReason::OtherValues, row.received_at))
         }
-        (Disposition::Recorded, _) | (Disposition::Job, Some(job::State::Done)) => {
+        (Disposition::Recorded, _) | (Disposition::Job, Some(schedule::JobState::Done)) => {
             let is_awaited = row.deliveries > 0 && row.told_at.is_none() && long_ago(row.last_received_at);
             is_awaited.then_some((AttentionReason::Unreported, ended))
         }
-        (Disposition::Job, Some(job::State::Refused)) => Some((AttentionReason::Refused, ended)),
-        (Disposition::Job, Some(job::State::Cancelled)) => {
+        (Disposition::Job, Some(schedule::JobState::Refused)) => Some((AttentionReason::Refused, ended)),
+        (Disposition::Job, Some(schedule::JobState::Cancelled)) => {
             is_paid_for(row.action).then_some((AttentionReason::Superseded, ended))
         }
-        (Disposition::Job, Some(job::State::Queued | job::State::Running)) => {
+        (Disposition::Job, Some(schedule::JobState::Queued | schedule::JobState::Running)) => {
             long_ago(row.received_at).then_some((AttentionReason::Pending, row.received_at))
         }
         (Disposition::Job, _) => None,
@@ -350,7 +353,8 @@ fn reason_of(
     let is_half_spent = row.told_at.is_none()
         && row.budget.is_some_and(|limit| row.deliveries >= u64::from(limit).div_ceil(2));
     // Whatever was dropped or rejected is an operator's own decision.
-    let is_open = matches!(job.map(|job| job.state), Some(job::State::Queued | job::State::Running));
+    let is_open =
+        matches!(job.map(|job| job.state), Some(schedule::JobState::Queued | schedule::JobState::Running));
     found.or_else(|| (is_half_spent && is_open).then_some((AttentionReason::Deliveries, row.received_at)))
 }
 
@@ -363,7 +367,7 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
         | AttentionReason::Refused
         | AttentionReason::Deliveries => note.or_else(|| row.reason.clone()),
         AttentionReason::Held => match job.map(|job| job.state) {
-            Some(job::State::Held) => note,
+            Some(schedule::JobState::Held) => note,
             _ => row.reason.clone(),
         },
         AttentionReason::UnknownInstance | AttentionReason::OtherValues => row.reason.clone(),
@@ -375,10 +379,10 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
     text.unwrap_or_else(|| "not done yet".to_owned())
 }
 
-fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, job::State)>) -> String {
+fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobState)>) -> String {
     let dismiss = format!("then spid attention dismiss {callback}");
     match (reason, job) {
-        (AttentionReason::Held, Some((id, job::State::Held))) => {
+        (AttentionReason::Held, Some((id, schedule::JobState::Held))) => {
             format!("spid jobs show {id}, then spid jobs retry, complete or drop it")
         }
         (AttentionReason::Held, _) => {
@@ -387,7 +391,7 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, job::State)>) -
         (AttentionReason::Dead, Some((id, _))) => {
             format!("spid jobs show {id}; mend the hook, then spid jobs retry {id}")
         }
-        (AttentionReason::Pending, Some((id, job::State::Pending))) => {
+        (AttentionReason::Pending, Some((id, schedule::JobState::Pending))) => {
             format!("spid jobs complete {id} --answer FILE once it is done")
         }
         (AttentionReason::Pending | AttentionReason::Deliveries, Some((id, _))) => {

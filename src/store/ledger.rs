@@ -13,15 +13,18 @@ use super::rows::{
     Unreadable, Write,
 };
 use super::{Postpone, Retrying, Schedules, StoreError};
-use crate::callback::{Action, Callback, Once};
-use crate::clock::{Id, plus_millis};
-use crate::instance::{
-    self, Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict,
-    View, Wants,
+use crate::core::lifecycle;
+use crate::core::lifecycle::schedule;
+use crate::core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
+use crate::core::lifecycle::{
+    Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
+    Wants,
 };
-use crate::job::{self, Extra, Next, Progress, Schedule};
-use crate::metrics::{Metric, Metrics};
-use crate::{limits, text};
+use crate::hook::callback::{Action, Callback, Once};
+use crate::hook::clock::{Id, plus_millis};
+use crate::hook::text;
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
 
 /// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
 pub(super) const REJECTED: &str = "rejected";
@@ -153,7 +156,7 @@ pub(crate) struct Finish {
 pub(crate) enum Finished {
     /// The job ended or waits; this may be told.
     Kept {
-        state: job::State,
+        state: schedule::JobState,
         told: Told,
         note: Option<String>,
         /// Whether something may be due now, or will be sooner than anybody knew.
@@ -212,7 +215,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
     let mut verdicts = Vec::new();
     for action in asked {
         if *action == callback.action && callback.also.is_empty() {
-            verdicts.push((*action, instance::decide(view, callback)));
+            verdicts.push((*action, lifecycle::decide(view, callback)));
             continue;
         }
         let part = callback.part(*action);
@@ -221,11 +224,11 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         // However often it is approved, a part that was carried out is not carried out again.
         let verdict = match acceptance.approved && is_done {
             true => Decision::Repeat.into(),
-            false => instance::decide(View { occurrence: own.as_ref(), ..view }, &part),
+            false => lifecycle::decide(View { occurrence: own.as_ref(), ..view }, &part),
         };
         verdicts.push((*action, verdict));
     }
-    let (verdict, runs) = instance::combine(verdicts);
+    let (verdict, runs) = lifecycle::combine(verdicts);
     let (latest, job) =
         occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
     Ok(Judged { key, instance, lane, latest, job, verdict, runs })
@@ -241,11 +244,11 @@ fn names_other_values(
 ) -> Result<bool> {
     let made = instance.filter(|row| row.instance.id.is_some() && callback.action == Action::Create);
     let Some(made) = made else { return Ok(false) };
-    let is_same_purchase = instance::is_same_purchase(&made.instance, callback);
+    let is_same_purchase = lifecycle::is_same_purchase(&made.instance, callback);
     if is_same_purchase && made.instance.items == callback.items {
         return Ok(false);
     }
-    let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == job::State::Done);
+    let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
     let Some((row, _)) = occurrences.iter().find(is_done).or(occurrences.last()) else { return Ok(false) };
     // They may have been changed by an upgrade since, so what was said then counts.
     let Some(said) = readable_body(rows, row.number)? else { return Ok(false) };
@@ -276,8 +279,8 @@ fn key_of_another_purchase(
     let is_another = |row: &&InstanceRow| {
         callback.action == Action::Create
             && callback.doubts.is_empty()
-            && !instance::is_anothers(&row.instance, callback)
-            && !instance::is_same_purchase(&row.instance, callback)
+            && !lifecycle::is_anothers(&row.instance, callback)
+            && !lifecycle::is_same_purchase(&row.instance, callback)
     };
     let Some(row) = found.filter(is_another) else { return Ok(None) };
     if row.instance.order_id != callback.order_id
@@ -289,7 +292,7 @@ fn key_of_another_purchase(
         }
     }
     let subject = Subject::Purchase(row.number);
-    Ok(Some(instance::occurrence_key(&acceptance.account, subject, callback)))
+    Ok(Some(lifecycle::occurrence_key(&acceptance.account, subject, callback)))
 }
 
 /// The key of the purchase that made an instance, repeated with other quantities.
@@ -298,8 +301,8 @@ fn key_of_other_values(
     callback: &Callback,
     found: Option<&InstanceRow>,
 ) -> Option<[u8; 16]> {
-    let row = found.filter(|row| instance::is_same_purchase(&row.instance, callback))?;
-    Some(instance::occurrence_key(&acceptance.account, Subject::OtherValues(row.number), callback))
+    let row = found.filter(|row| lifecycle::is_same_purchase(&row.instance, callback))?;
+    Some(lifecycle::occurrence_key(&acceptance.account, Subject::OtherValues(row.number), callback))
 }
 
 /// A stored callback, and its job if it has one.
@@ -310,7 +313,7 @@ fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> 
     let (latest, job) = rows.clone().next_back()?;
     let is_carried_out = |(row, job): &&Stands| {
         let is_settled = row.reason_code.as_deref() == Some(SETTLED);
-        let has_done_job = job.as_ref().is_some_and(|job| job.state == job::State::Done);
+        let has_done_job = job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
         has_done_job || (row.told_at.is_some() && !is_settled)
     };
     let done = rows.rev().find(is_carried_out).map(|(row, job)| Done {
@@ -376,8 +379,8 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
         let body = readable_body(rows, callback.number)?;
         let is_another = |body: Callback| {
             callback.action == Action::Renew
-                || instance::is_by_the_same_buyer(&row.instance, &body)
-                    && !instance::is_same_purchase(&row.instance, &body)
+                || lifecycle::is_by_the_same_buyer(&row.instance, &body)
+                    && !lifecycle::is_same_purchase(&row.instance, &body)
         };
         if body.is_none_or(is_another) {
             return Ok(true);
@@ -427,10 +430,10 @@ fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> R
 
 fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option<&InstanceRow>) -> [u8; 16] {
     // What is said of another order must never count as said of this instance.
-    let instance = found.filter(|row| !instance::is_anothers(&row.instance, callback)).map(|row| row.number);
+    let instance = found.filter(|row| !lifecycle::is_anothers(&row.instance, callback)).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
-    instance::occurrence_key(&acceptance.account, subject, callback)
+    lifecycle::occurrence_key(&acceptance.account, subject, callback)
 }
 
 /// Where an occurrence stands, and its job.
@@ -449,9 +452,9 @@ fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
         (Disposition::Held, None) => Standing::Held,
         (_, None) => Standing::Void,
         (_, Some(job)) => match job.state {
-            job::State::Done => Standing::Done(job.number),
-            job::State::Cancelled => Standing::Superseded,
-            job::State::Refused => Standing::RefusedByHook {
+            schedule::JobState::Done => Standing::Done(job.number),
+            schedule::JobState::Cancelled => Standing::Superseded,
+            schedule::JobState::Refused => Standing::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
                 reason: job.note.clone().unwrap_or_default(),
             },
@@ -465,8 +468,8 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
     LaneJob {
         job: job.number,
         action: job.action,
-        running: job.state == job::State::Running,
-        dead: job.state == job::State::Dead,
+        running: job.state == schedule::JobState::Running,
+        dead: job.state == schedule::JobState::Dead,
         wants: match job.action == callback.action {
             true => Wants::of(callback),
             false => Wants::of(&callback.part(job.action)),
@@ -658,7 +661,7 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
             return Ok(());
         }
         job.note = Some(format!("made unnecessary by a later {by}"));
-        end(&mut job, job::State::Cancelled, now);
+        end(&mut job, schedule::JobState::Cancelled, now);
         rows.put_job(&job)?;
         end_later_parts(rows, &job, now)?;
     }
@@ -676,7 +679,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     for mut part in rows.lane_jobs(instance)? {
         if part.callback == job.callback && part.action != job.action && part.number > job.number {
             part.note = Some(format!("{LATER_PART} the {}, was not done", job.action));
-            end(&mut part, job::State::Cancelled, now);
+            end(&mut part, schedule::JobState::Cancelled, now);
             rows.put_job(&part)?;
             has_ended_any = true;
         }
@@ -688,7 +691,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     Ok(())
 }
 
-pub(super) fn end(job: &mut JobRow, state: job::State, now: Timestamp) {
+pub(super) fn end(job: &mut JobRow, state: schedule::JobState, now: Timestamp) {
     job.state = state;
     job.lease_until = None;
     job.ended_at = Some(now);
@@ -819,7 +822,7 @@ fn may_run_again(
     judged: &Judged,
     acceptance: &Acceptance,
 ) -> Result<bool> {
-    if judged.job.as_ref().is_some_and(|job| job.state == job::State::Done || job.state.is_live()) {
+    if judged.job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done || job.state.is_live()) {
         return Ok(false);
     }
     let body = match rows.callback(row.number) {
@@ -899,7 +902,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
 }
 
 fn is_done(judged: &Judged) -> bool {
-    judged.job.as_ref().is_some_and(|job| job.state == job::State::Done)
+    judged.job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done)
 }
 
 /// The jobs of a request, in order: one for each part of it that runs. The first may be born leased.
@@ -920,7 +923,11 @@ fn new_jobs(
             instance: instance.map(|row| row.number),
             in_lane,
             action: *action,
-            state: if lease_until.is_some() { job::State::Running } else { job::State::Queued },
+            state: if lease_until.is_some() {
+                schedule::JobState::Running
+            } else {
+                schedule::JobState::Queued
+            },
             attempts: u32::from(lease_until.is_some()),
             step: 0,
             extra: Extra::No,
@@ -961,7 +968,7 @@ fn begin_job(
         Some(_) => Told::Applied(Box::default()),
         None => Told::Wait(job.number),
     };
-    if job.state != job::State::Running {
+    if job.state != schedule::JobState::Running {
         accepted.wakes |= accepted.taken.is_none();
         return Ok(());
     }
@@ -1014,7 +1021,7 @@ fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Tol
     let filter =
         Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
     let mut jobs = rows.list_jobs(&filter)?.into_iter();
-    let create = jobs.find(|job| job.action == Action::Create && job.state == job::State::Refused);
+    let create = jobs.find(|job| job.action == Action::Create && job.state == schedule::JobState::Refused);
     let waits = rows.has_lane(row.number)?;
     Ok(match create.filter(|_| !waits) {
         Some(job) => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
@@ -1032,19 +1039,21 @@ fn join(
 ) -> Result<Told> {
     let job = rows.job(number)?.ok_or(StoreError::Inconsistent("a callback's job is missing"))?;
     Ok(match job.state {
-        job::State::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
-        job::State::Running => Told::Wait(number),
-        job::State::Queued | job::State::Dead => {
+        schedule::JobState::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
+        schedule::JobState::Running => Told::Wait(number),
+        schedule::JobState::Queued | schedule::JobState::Dead => {
             let first = first_part(rows, &job)?;
             accepted.wakes = match first.state {
-                job::State::Queued | job::State::Dead => bring_forward(rows, first, now)?,
+                schedule::JobState::Queued | schedule::JobState::Dead => bring_forward(rows, first, now)?,
                 _ => false,
             };
             Told::Wait(number)
         }
-        job::State::Held => Told::Held(HELD.to_owned()),
-        job::State::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
-        job::State::Pending | job::State::Dropped | job::State::Cancelled => Told::NotYet,
+        schedule::JobState::Held => Told::Held(HELD.to_owned()),
+        schedule::JobState::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        schedule::JobState::Pending | schedule::JobState::Dropped | schedule::JobState::Cancelled => {
+            Told::NotYet
+        }
     })
 }
 
@@ -1056,23 +1065,23 @@ fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
 }
 
 fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
-    let due = job::forward_due(job.attempted_at, now);
+    let due = schedule::forward_due(job.attempted_at, now);
     // Never tried, it waits for its turn; a time that lies ahead is one of before the clock was set back.
-    let is_untried = job.state == job::State::Queued && job.attempts == 0;
+    let is_untried = job.state == schedule::JobState::Queued && job.attempts == 0;
     if is_untried && job.due_at > now {
         job.due_at = now;
         rows.put_job(&job)?;
         return Ok(true);
     }
-    if is_untried || job.state == job::State::Queued && job.due_at <= due {
+    if is_untried || job.state == schedule::JobState::Queued && job.due_at <= due {
         return Ok(false);
     }
     job.extra = match job.state {
-        job::State::Dead => Extra::Dead,
+        schedule::JobState::Dead => Extra::Dead,
         _ if job.extra == Extra::Dead => Extra::Dead,
         _ => Extra::Waiting,
     };
-    job.state = job::State::Queued;
+    job.state = schedule::JobState::Queued;
     job.due_at = due;
     rows.put_job(&job)?;
     Ok(true)
@@ -1090,7 +1099,7 @@ fn stored_answer(
     }
     // A job that is not there any more had nothing to answer: that is why it could be pruned.
     Ok(match row.job.and(job) {
-        Some(job) if job.state == job::State::Done => answer_of(job, instance, row.told_at),
+        Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.told_at),
         Some(_) => Stored::default(),
         None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
     })
@@ -1274,7 +1283,7 @@ fn take_one(
         rows.put_job(&job)?;
         return Ok(None);
     }
-    job.state = job::State::Running;
+    job.state = schedule::JobState::Running;
     job.attempts += 1;
     job.lease_until = Some(lease_until);
     rows.put_job(&job)?;
@@ -1313,7 +1322,7 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
     note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
     if job.action == Action::SignOn {
         job.note = Some("the daemon stopped while the browser waited".to_owned());
-        end(&mut job, job::State::Dropped, now);
+        end(&mut job, schedule::JobState::Dropped, now);
     } else {
         let progress = Progress { step: job.step, extra: job.extra };
         let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
@@ -1376,13 +1385,13 @@ fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
     job.note = Some(note);
     match next {
         Next::Wait { due_at, progress } => {
-            job.state = job::State::Queued;
+            job.state = schedule::JobState::Queued;
             job.due_at = due_at;
             job.step = progress.step;
             job.extra = progress.extra;
         }
         Next::Dead => {
-            job.state = job::State::Dead;
+            job.state = schedule::JobState::Dead;
             job.extra = Extra::No;
         }
     }
@@ -1428,7 +1437,7 @@ pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp
 
 fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<JobRow>> {
     let job = rows.job(number)?;
-    Ok(job.filter(|job| job.state == job::State::Running && job.attempts == attempt))
+    Ok(job.filter(|job| job.state == schedule::JobState::Running && job.attempts == attempt))
 }
 
 /// Keeps how an attempt ended. `told` are the callbacks whose senders wait for it and hear it now. Where a row
@@ -1451,7 +1460,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
                 (job.answer, job.sealed) = (open.clone(), sealed.clone());
             }
             job.attempted_at = Some(finish.now);
-            job.state = job::State::Held;
+            job.state = schedule::JobState::Held;
             job.lease_until = None;
             job.note = Some(note.clone());
             rows.put_job(&job)?;
@@ -1460,7 +1469,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
         Err(error) => return Err(error),
     }
     let told = Told::Held(HELD.to_owned());
-    Ok(Finished::Kept { state: job::State::Held, told, note: Some(note), wakes: false })
+    Ok(Finished::Kept { state: schedule::JobState::Held, told, note: Some(note), wakes: false })
 }
 
 fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
@@ -1478,7 +1487,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
         // The browser has gone; whoever signs on again asks again.
         Ending::Retry { error: note, .. } | Ending::Pending { note } if job.action == Action::SignOn => {
             job.note = Some(note.clone());
-            end(&mut job, job::State::Dropped, finish.now);
+            end(&mut job, schedule::JobState::Dropped, finish.now);
             Told::NotYet
         }
         Ending::Retry { error, after_ms } => {
@@ -1491,17 +1500,17 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
         }
         Ending::Refused { reason } => {
             job.note = Some(reason.clone());
-            end(&mut job, job::State::Refused, finish.now);
+            end(&mut job, schedule::JobState::Refused, finish.now);
             Told::Refused(Reason::HOOK, reason.clone())
         }
         Ending::Pending { note } => {
             job.note = Some(note.clone());
-            job.state = job::State::Pending;
+            job.state = schedule::JobState::Pending;
             job.lease_until = None;
             Told::NotYet
         }
         Ending::GivenBack => {
-            job.state = job::State::Queued;
+            job.state = schedule::JobState::Queued;
             job.lease_until = None;
             job.due_at = finish.now;
             Told::NotYet
@@ -1512,7 +1521,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
     if matches!(kept, Told::Applied(_)) {
         tell_waiting(rows, told, finish.now)?;
     }
-    let wakes = job.state == job::State::Queued || is_followed(rows, &job)?;
+    let wakes = job.state == schedule::JobState::Queued || is_followed(rows, &job)?;
     Ok(Finished::Kept { state: job.state, told: kept, note: job.note, wakes })
 }
 
@@ -1552,12 +1561,12 @@ pub(super) fn complete(
 ) -> Result<Told> {
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let (Some(mut row), true) = (instance.clone(), job.in_lane) else {
-        end(job, job::State::Done, now);
+        end(job, schedule::JobState::Done, now);
         return Ok(Told::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
     };
     if job.action == Action::Create {
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
-            job.state = job::State::Held;
+            job.state = schedule::JobState::Held;
             job.lease_until = None;
             job.note = Some(trouble);
             return Ok(Told::Held(HELD.to_owned()));
@@ -1572,7 +1581,7 @@ pub(super) fn complete(
         }
     }
     rows.put_instance(&row)?;
-    end(job, job::State::Done, now);
+    end(job, schedule::JobState::Done, now);
     job.note = None;
     Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
 }
@@ -1625,25 +1634,25 @@ fn fault_of_any_id(id: &str) -> Option<String> {
 /// coming nothing is tried again; and what died does not stop what supersedes it.
 pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
-    if job.state == job::State::Done || job.state == job::State::Running {
+    if job.state == schedule::JobState::Done || job.state == schedule::JobState::Running {
         return Ok(());
     }
     let lane = rows.lane_jobs(instance)?;
     let releasing = lane.iter().any(|other| other.action == Action::Release && other.number != job.number);
     let mut behind = lane.iter().filter(|other| other.number > job.number);
     let wanted = match job.state {
-        job::State::Dead => wants_of(rows, job)?,
+        schedule::JobState::Dead => wants_of(rows, job)?,
         _ => None,
     };
     let superseded = wanted.is_some_and(|wanted| {
-        behind.any(|other| instance::supersedes(other.action, job.action, &wanted, now))
+        behind.any(|other| lifecycle::supersedes(other.action, job.action, &wanted, now))
     });
     if releasing && job.state.is_live() {
         job.note = Some("made unnecessary by a later release".to_owned());
-        end(job, job::State::Cancelled, now);
-    } else if superseded && job.state == job::State::Dead {
+        end(job, schedule::JobState::Cancelled, now);
+    } else if superseded && job.state == schedule::JobState::Dead {
         job.note = Some("dead, and made unnecessary by what came behind it".to_owned());
-        end(job, job::State::Cancelled, now);
+        end(job, schedule::JobState::Cancelled, now);
     }
     if !job.state.is_live() {
         end_later_parts(rows, job, now)?;
@@ -1660,7 +1669,7 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
 
 fn cancel_behind(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<()> {
     job.note = Some("its instance was not created".to_owned());
-    end(&mut job, job::State::Cancelled, now);
+    end(&mut job, schedule::JobState::Cancelled, now);
     rows.put_job(&job)
 }
 

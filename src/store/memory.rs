@@ -12,11 +12,11 @@ use super::rows::{
     ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
     Known, Read, Readable, Result, Totals, Write,
 };
-use crate::callback::{Action, Callback};
-use crate::clock::Id;
-use crate::instance::{Instance, Reason, State};
-use crate::job;
-use crate::limits;
+use crate::core::lifecycle::schedule;
+use crate::core::lifecycle::{Instance, Reason, State};
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::Id;
+use crate::observe::limits;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
@@ -93,7 +93,7 @@ impl Tables {
     }
 
     fn queued(&self) -> impl Iterator<Item = &JobRow> {
-        self.jobs.values().filter(|job| job.state == job::State::Queued)
+        self.jobs.values().filter(|job| job.state == schedule::JobState::Queued)
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Vec<JobRow> {
@@ -110,7 +110,8 @@ impl Tables {
     }
 
     fn untold(&self, row: &CallbackRow) -> bool {
-        let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == job::State::Done);
+        let done =
+            |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == schedule::JobState::Done);
         let is_done = match row.disposition {
             Disposition::Job => row.job.is_some_and(done),
             Disposition::Recorded => true,
@@ -167,7 +168,9 @@ impl Tables {
     /// Whether a marketplace still calls for it because it wants its answer.
     fn is_wanted(&self, row: &CallbackRow) -> bool {
         let lives = |number: i64| {
-            self.jobs.get(&number).is_some_and(|job| job.state.is_live() || job.state == job::State::Done)
+            self.jobs
+                .get(&number)
+                .is_some_and(|job| job.state.is_live() || job.state == schedule::JobState::Done)
         };
         row.told_at.is_none()
             && match row.disposition {
@@ -203,8 +206,10 @@ impl Tables {
                 totals.tries_ratio = totals.tries_ratio.max(row.deliveries as f64 / f64::from(budget));
             }
         }
-        let begun =
-            self.jobs.values().filter(|job| matches!(job.state, job::State::Queued | job::State::Running));
+        let begun = self
+            .jobs
+            .values()
+            .filter(|job| matches!(job.state, schedule::JobState::Queued | schedule::JobState::Running));
         totals.oldest_job = begun.map(|job| job.created_at).min();
         totals.next_due = self.queued().filter(|job| self.is_head(job)).map(|job| job.due_at).min();
         totals
@@ -221,7 +226,7 @@ fn may_need_a_person(row: &CallbackRow, job: Option<&JobRow>) -> bool {
     let other_values = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
     // Told before its hook ran.
     let refused_payment =
-        row.action == Action::Payment && job.is_some_and(|job| job.state == job::State::Refused);
+        row.action == Action::Payment && job.is_some_and(|job| job.state == schedule::JobState::Refused);
     let is_shown = row.told_at.is_none() || other_values || refused_payment;
     is_shown && row.dismissed_at.is_none() && !matches!(row.action, Action::SignOn | Action::Query)
 }
@@ -323,7 +328,7 @@ macro_rules! reads {
                     ended_before.is_none_or(before)
                 };
                 Ok(self.with(|tables| {
-                    let jobs = tables.jobs.values().filter(|job| job.state == job::State::Running);
+                    let jobs = tables.jobs.values().filter(|job| job.state == schedule::JobState::Running);
                     jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
                 }))
             }
@@ -450,7 +455,7 @@ impl Write for Memory {
     }
     fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
         if let Some(row) = self.tables()?.jobs.get_mut(&job) {
-            row.state = job::State::Held;
+            row.state = schedule::JobState::Held;
             row.lease_until = None;
             row.note = Some(note.to_owned());
         }

@@ -9,18 +9,19 @@
 //! marketplace was told" is written in the very commit that makes it true.
 
 mod attention;
-mod keys;
+pub mod encryption;
+mod key_use;
 mod ledger;
 mod memory;
-mod mend;
+mod operations;
 mod prune;
-mod reseal;
+mod reencrypt;
 mod rows;
-mod signals;
 #[doc(hidden)]
 pub mod sim;
 mod sqlite;
 mod views;
+mod waiters;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -33,34 +34,34 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::callback::{Answer, Callback, Once, Outcome};
-use crate::clock::{Clock, Id, Ids};
-use crate::instance::Instance;
-use crate::job::Schedule;
-use crate::limits;
-use crate::metrics::{Metric, Metrics};
-use crate::seal::{KeyId, KeySource, SealError, Sealer};
-use keys::KeysUsed;
+use crate::core::lifecycle::Instance;
+use crate::core::lifecycle::schedule::Schedule;
+use crate::hook::callback::{Answer, Callback, Once, Outcome};
+use crate::hook::clock::{Clock, Id, Ids};
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
+use crate::store::encryption::{KeyId, KeySource, SealError, Sealer};
+use key_use::KeysUsed;
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
-use signals::Signals;
+use waiters::Signals;
 use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
-pub use keys::ConfiguredKey;
+pub use key_use::ConfiguredKey;
 pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Aside, Taken};
-pub use mend::{
+pub use operations::{
     Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored, backup, restore,
 };
 pub use prune::{PruneOptions, Pruned};
-pub use reseal::{Resealed, Revealed};
+pub use reencrypt::{Resealed, Revealed};
 pub use rows::{
     ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
 };
-pub use signals::{Ready, Waiting};
 pub use sqlite::Possession;
 pub use views::{CallbackDetail, Errand, JobDetail, Life, ListedCallback, ViewError};
+pub use waiters::{Ready, Waiting};
 pub use writer::Taking;
 
 /// Why the store did not do something. Nothing of the operation was kept.
@@ -315,7 +316,7 @@ pub enum Finished {
     /// It was kept, and the job stands here now.
     Kept {
         /// Where the job stands.
-        state: crate::job::State,
+        state: crate::core::lifecycle::schedule::JobState,
         /// What the job says about it.
         note: Option<String>,
     },
@@ -968,7 +969,9 @@ impl Store {
         }
         let job = &handed.taken.job;
         let row = self.inner.reader.job(job.id)?;
-        Ok(row.is_some_and(|row| row.state == crate::job::State::Running && row.attempts == job.attempts))
+        Ok(row.is_some_and(|row| {
+            row.state == crate::core::lifecycle::schedule::JobState::Running && row.attempts == job.attempts
+        }))
     }
 
     /// Prolongs the leases of these (job, attempt).

@@ -21,12 +21,13 @@ use serde::Serialize;
 
 use super::StoreError;
 use super::ledger::REJECTED;
-use super::mend::{Act, MendError, Mended, Mender, impossible};
+use super::operations::{Act, MendError, Mended, Mender, impossible};
 use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
 use super::sqlite::Sqlite;
-use crate::callback::{Action, Callback};
-use crate::clock::plus_millis;
-use crate::{job, limits};
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::plus_millis;
+use crate::observe::limits;
 
 /// What is to be forgotten.
 #[derive(Debug, Clone, Copy)]
@@ -113,7 +114,7 @@ impl Line {
             return FateOfJob::Stays;
         }
         let is_latest = row.job == Some(job.number);
-        let is_done = job.state == job::State::Done;
+        let is_done = job.state == schedule::JobState::Done;
         // Whatever became of it: its date is past every window.
         if job.action == Action::SignOn && !(is_done && row.told_at.is_none()) {
             return if is_latest { FateOfJob::BothGo } else { FateOfJob::Goes };
@@ -150,7 +151,7 @@ impl Line {
             }
             (Action::SignOn, ..) | (_, _, None) => FateOfCallback::Stays,
             _ if callback.pruned_at.is_some() => FateOfCallback::Stays,
-            _ if job.is_none_or(|job| job.state == job::State::Done && self.has_ended(job)) => {
+            _ if job.is_none_or(|job| job.state == schedule::JobState::Done && self.has_ended(job)) => {
                 FateOfCallback::Emptied
             }
             _ => FateOfCallback::Stays,

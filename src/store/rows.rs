@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::StoreError;
-use crate::callback::{Action, Callback};
-use crate::clock::Id;
-use crate::instance::{Instance, State};
-use crate::job;
-use crate::signature::KEY_MARK_BYTES;
-use crate::text::without_user_info;
+use crate::core::lifecycle::schedule;
+use crate::core::lifecycle::{Instance, State};
+use crate::core::signature::KEY_MARK_BYTES;
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::Id;
+use crate::hook::text::without_user_info;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
@@ -145,13 +145,13 @@ pub struct JobRow {
     /// What it does.
     pub action: Action,
     /// Where it stands.
-    pub state: job::State,
+    pub state: schedule::JobState,
     /// Attempts begun; also what fences a finish.
     pub attempts: u32,
     /// Steps of the retry schedule spent.
     pub step: u32,
     /// Whether the attempt that runs or comes next is extra.
-    pub extra: job::Extra,
+    pub extra: schedule::Extra,
     /// When it may run, while it is queued.
     pub due_at: Timestamp,
     /// Until when its dispatcher holds it, while it runs.
@@ -243,7 +243,7 @@ pub struct Filter {
     /// Rows of this instance.
     pub instance: Option<i64>,
     /// Jobs in one of these states.
-    pub jobs: Vec<job::State>,
+    pub jobs: Vec<schedule::JobState>,
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
     /// Callbacks that a marketplace sent, that are done, and whose success it was not told.

@@ -16,11 +16,11 @@ use super::rows::{
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
-use crate::callback::Callback;
-use crate::clock::{Clock, Id};
-use crate::instance::Instance;
-use crate::job;
-use crate::seal::Sealer;
+use crate::core::lifecycle::Instance;
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::Callback;
+use crate::hook::clock::{Clock, Id};
+use crate::store::encryption::Sealer;
 
 /// What survives a crash: what was committed, and the sealing key.
 #[derive(Clone)]
@@ -218,8 +218,8 @@ impl Read for Failing {
         if self.planted == Planted::DoneJoins {
             let unreported = occurrences.iter_mut().filter(|(row, _)| row.told_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
-                if job.state == job::State::Done {
-                    job.state = job::State::Pending;
+                if job.state == schedule::JobState::Done {
+                    job.state = schedule::JobState::Pending;
                 }
             }
         }
@@ -402,8 +402,8 @@ mod tests {
 
     use super::super::{Acceptance, Ending};
     use super::*;
-    use crate::callback::{Action, Answer, InstanceRef, Once};
-    use crate::instance::Policy;
+    use crate::core::lifecycle::Policy;
+    use crate::hook::callback::{Action, Answer, InstanceRef, Once};
 
     fn a_create(clock: &Clock) -> Acceptance {
         let subject = InstanceRef { instance_id: None, order_biz_id: Some("ob-1".to_owned()) };

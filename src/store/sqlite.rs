@@ -27,7 +27,7 @@ use rustix::fs::Access;
 
 use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
-use crate::limits;
+use crate::observe::limits;
 use files::{InodeLock, check_links, check_name, lock, make_private, may, sync_folder};
 pub(crate) use files::{Place, Vacancy, is_filled, may_make_files_beside, remains};
 pub use upkeep::Possession;
@@ -481,9 +481,9 @@ mod tests {
 
     use super::super::rows::{JobRow, Read as _, Write as _};
     use super::*;
-    use crate::callback::Action;
-    use crate::clock::{Id, from_millis};
-    use crate::job;
+    use crate::core::lifecycle::schedule;
+    use crate::hook::callback::Action;
+    use crate::hook::clock::{Id, from_millis};
 
     /// A database as the first version left it, with an instance in it.
     fn of_version_1(path: &Path) {
@@ -529,7 +529,9 @@ mod tests {
                          received_at, last_received_at, deliveries, body) VALUES ('acme', 'e', 'k', x'00', 1, 0, 0, 0, 1, '{}')";
             let callback = store.insert(sql, []).unwrap();
             for (place, state) in
-                [job::State::Dead, job::State::Queued, job::State::Queued].into_iter().enumerate()
+                [schedule::JobState::Dead, schedule::JobState::Queued, schedule::JobState::Queued]
+                    .into_iter()
+                    .enumerate()
             {
                 let id = Id::from_bytes((u128::from(number) * 3 + place as u128).to_be_bytes());
                 store.add_job(&waiting(id, callback, instance, state)).unwrap();
@@ -542,7 +544,7 @@ mod tests {
         steps(read::DUE) + steps(read::NEXT_DUE)
     }
 
-    fn waiting(id: Id, callback: i64, instance: i64, state: job::State) -> JobRow {
+    fn waiting(id: Id, callback: i64, instance: i64, state: schedule::JobState) -> JobRow {
         JobRow {
             number: 0,
             id,
@@ -553,7 +555,7 @@ mod tests {
             state,
             attempts: 0,
             step: 0,
-            extra: job::Extra::No,
+            extra: schedule::Extra::No,
             due_at: Timestamp::UNIX_EPOCH,
             lease_until: None,
             attempted_at: None,

@@ -6,10 +6,10 @@ use serde::Serialize;
 
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
-use crate::callback::{Action, Callback};
-use crate::clock::Id;
-use crate::job;
-use crate::trace::TraceId;
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::Id;
+use crate::hook::trace::TraceId;
 
 /// Why something cannot be shown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -207,7 +207,7 @@ impl Reader {
             callbacks.extend(self.callbacks(&held)?);
         }
         if let Some(last) = jobs.last().filter(|_| older) {
-            let live = job::State::ALL.into_iter().filter(|state| state.is_live()).collect();
+            let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             jobs.extend(self.jobs(&Filter { jobs: live, before: Some(last.number), ..all })?);
         }
         callbacks.reverse();
@@ -271,7 +271,7 @@ impl Reader {
         for row in self.callbacks(&filter)? {
             errands.push(self.held_callback(row)?);
         }
-        let jobs = vec![job::State::Held, job::State::Dead, job::State::Pending];
+        let jobs = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
         for job in self.jobs(&Filter { jobs, limit: all, ..Filter::default() })? {
             errands.extend(self.stopped_job(job)?);
         }
@@ -308,8 +308,8 @@ impl Reader {
         };
         Ok(Some(Errand {
             kind: match job.state {
-                job::State::Held => "held-job",
-                job::State::Dead => "dead-job",
+                schedule::JobState::Held => "held-job",
+                schedule::JobState::Dead => "dead-job",
                 _ => "pending-job",
             },
             callback: row.number,
@@ -374,9 +374,9 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::callback::{Answer, InstanceRef};
-    use crate::clock::Clock;
-    use crate::instance::Policy;
+    use crate::core::lifecycle::Policy;
+    use crate::hook::callback::{Answer, InstanceRef};
+    use crate::hook::clock::Clock;
     use crate::store::{Acceptance, Ending, Store, StoreOptions};
 
     fn asked(action: Action, number: u32, clock: &Clock) -> Acceptance {

@@ -13,16 +13,16 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::keys::{self, ConfiguredKey};
+use super::key_use::{self, ConfiguredKey};
 use super::ledger::{self, Acceptance, Accepted, Aside, Birth, Finish, Finished, Taken, Told};
 use super::rows::{Backend, Result};
-use super::signals::{Claimed, Signals, Waiting};
+use super::waiters::{Claimed, Signals, Waiting};
 use super::{Postpone, Shared, StoreError};
-use crate::callback::{Action, Answer, Callback, Once, Outcome};
-use crate::clock::{Id, plus_millis};
-use crate::instance::Instance;
-use crate::limits;
-use crate::metrics::Metric;
+use crate::core::lifecycle::Instance;
+use crate::hook::callback::{Action, Answer, Callback, Once, Outcome};
+use crate::hook::clock::{Id, plus_millis};
+use crate::observe::limits;
+use crate::observe::metrics::Metric;
 
 /// What a caller waits for: what the operation came to, once that is committed.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub(crate) enum Command {
     },
     Count {
         counts: Vec<(i64, u64, Timestamp)>,
-        keys: Vec<keys::Used>,
+        keys: Vec<key_use::Used>,
         asked: Asked<()>,
     },
     ConfigureKeys {
@@ -112,7 +112,7 @@ pub(crate) struct AcceptCommand {
     /// A place among the running jobs: with it the new job may be born leased.
     pub(crate) place: Option<OwnedSemaphorePermit>,
     /// Keys whose use is to be written by now.
-    pub(crate) keys: Vec<keys::Used>,
+    pub(crate) keys: Vec<key_use::Used>,
     /// `None`: the request is a copy. Like a fenced finish that is an outcome and no failure, which would have
     /// the whole batch run again.
     pub(crate) asked: Asked<Option<(Accepted, Option<Waiting>)>>,
@@ -341,11 +341,11 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
             asked.come_to(guarded(backend, guard, recover))
         }
         Command::Count { counts, keys, asked } => {
-            let count = |rows: &mut B| ledger::count(rows, counts).and_then(|()| keys::used(rows, keys));
+            let count = |rows: &mut B| ledger::count(rows, counts).and_then(|()| key_use::used(rows, keys));
             asked.come_to(guarded(backend, guard, count))
         }
         Command::ConfigureKeys { keys, now, asked } => {
-            asked.come_to(guarded(backend, guard, |rows| keys::configure(rows, keys, *now)))
+            asked.come_to(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
         }
         Command::Spend { account, once, now, asked } => {
             asked.come_to(guarded(backend, guard, |rows| ledger::spend(rows, account, once, *now)))
@@ -364,7 +364,7 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     // Whoever gave up waiting for the store has answered "call again" by now.
     let birth = Birth { id: *id, lease_until, heard: !asked.is_deserted() };
     let accepted = guarded(backend, guard, |rows| {
-        keys::used(rows, keys)?;
+        key_use::used(rows, keys)?;
         ledger::accept_once(rows, acceptance, birth)
     });
     let with_waiter = |accepted: Accepted| {
@@ -452,7 +452,7 @@ mod tests {
     use super::super::memory::Memory;
     use super::super::rows::{ActRow, JobRow, Read, Write};
     use super::*;
-    use crate::clock::from_millis;
+    use crate::hook::clock::from_millis;
 
     fn act(text: &str) -> ActRow {
         let text = text.to_owned();
@@ -503,7 +503,7 @@ mod tests {
         backend.add_job(&running()).unwrap();
         backend.commit().unwrap();
         let (signals, _ready) = Signals::new();
-        let (schedules, metrics) = (Schedules::default(), crate::metrics::Metrics::default());
+        let (schedules, metrics) = (Schedules::default(), crate::observe::metrics::Metrics::default());
         let shared = Arc::new(Shared { signals, schedules, metrics });
         let (_queue, commands) = mpsc::channel(1);
         Writer::new(backend, commands, shared)
@@ -517,10 +517,10 @@ mod tests {
             instance: None,
             in_lane: false,
             action: Action::Payment,
-            state: crate::job::State::Running,
+            state: crate::core::lifecycle::schedule::JobState::Running,
             attempts: 1,
             step: 0,
-            extra: crate::job::Extra::No,
+            extra: crate::core::lifecycle::schedule::Extra::No,
             due_at: Timestamp::UNIX_EPOCH,
             lease_until: None,
             attempted_at: None,

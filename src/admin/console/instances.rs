@@ -9,7 +9,7 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault, api};
 use super::parts::{badge, instance_link, label, nothing, table, time};
 use super::{Desk, Page, Paged, Place};
-use crate::instance::State;
+use crate::core::lifecycle::State;
 use crate::store::InstanceRow;
 
 /// Instances on one page.

@@ -14,13 +14,13 @@ mod words;
 mod work;
 
 use super::access::{self, Operator};
-use super::acts::{Deed, Named, signed};
 use super::html::Html;
+use super::operations::{Deed, Named, signed};
 use super::target::{Link, Target};
 use super::{Admin, Fault, api, is_read};
-use crate::http::{Method, Request, Response};
-use crate::query;
-use crate::signature::Secret;
+use crate::core::query;
+use crate::core::signature::Secret;
+use crate::net::{Method, Request, Response};
 use crate::store::Act;
 use jiff::Timestamp;
 use std::collections::BTreeMap;

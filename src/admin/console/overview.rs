@@ -7,7 +7,7 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
 use super::{Desk, Page, Paged, Place};
-use crate::job;
+use crate::core::lifecycle::schedule;
 use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
 
 /// Rows of each list on this page.
@@ -47,7 +47,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
 }
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
-    let states = vec![job::State::Running, job::State::Queued];
+    let states = vec![schedule::JobState::Running, schedule::JobState::Queued];
     let mut jobs = Vec::new();
     for job in reader.jobs(&Filter { jobs: states, limit: ROWS, ..Filter::default() })? {
         let row = reader.readable_instance(job.instance)?;
@@ -63,18 +63,25 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
 }
 
 fn tiles(html: &mut Html, totals: &Totals) {
-    let jobs = |state: job::State| totals.jobs.get(state.as_str()).copied().unwrap_or(0);
-    let waiting = totals.held + jobs(job::State::Dead) + jobs(job::State::Held) + jobs(job::State::Pending);
+    let jobs = |state: schedule::JobState| totals.jobs.get(state.as_str()).copied().unwrap_or(0);
+    let waiting = totals.held
+        + jobs(schedule::JobState::Dead)
+        + jobs(schedule::JobState::Held)
+        + jobs(schedule::JobState::Pending);
     let tone = if waiting > 0 { "alarm" } else { "calm" };
     let detail = format!(
         "{} dead · {} held · {} pending",
-        jobs(job::State::Dead),
-        totals.held + jobs(job::State::Held),
-        jobs(job::State::Pending)
+        jobs(schedule::JobState::Dead),
+        totals.held + jobs(schedule::JobState::Held),
+        jobs(schedule::JobState::Pending)
     );
     tile(html, tone, "Waits for a person", &waiting.to_string(), &detail, Some(Link::to("/console/work")));
-    let under_way = jobs(job::State::Running) + jobs(job::State::Queued);
-    let detail = format!("{} running · {} queued", jobs(job::State::Running), jobs(job::State::Queued));
+    let under_way = jobs(schedule::JobState::Running) + jobs(schedule::JobState::Queued);
+    let detail = format!(
+        "{} running · {} queued",
+        jobs(schedule::JobState::Running),
+        jobs(schedule::JobState::Queued)
+    );
     tile(html, "", "Under way", &under_way.to_string(), &detail, None);
     let of = |state: &str| totals.instances.get(state).copied().unwrap_or(0);
     let detail = format!("{} pending · {} frozen · {} released", of("pending"), of("frozen"), of("released"));

@@ -5,9 +5,10 @@ use jiff::Timestamp;
 use super::super::html::Html;
 use super::super::target::Link;
 use super::Desk;
-use crate::callback::Parameters;
-use crate::clock::Id;
-use crate::{limits, query};
+use crate::core::query;
+use crate::hook::callback::Parameters;
+use crate::hook::clock::Id;
+use crate::observe::limits;
 
 /// A state, as a word with a colour. The words are ours.
 pub(super) fn badge(html: &mut Html, word: &str) {
@@ -315,7 +316,7 @@ pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{from_millis, plus_millis};
+    use crate::hook::clock::{from_millis, plus_millis};
 
     #[test]
     fn distances_and_sizes_are_said_shortly() {

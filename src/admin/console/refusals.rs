@@ -5,8 +5,8 @@ use super::super::html::Html;
 use super::super::target::Target;
 use super::parts::{badge, nothing, time};
 use super::{Desk, Page, Paged, Place, words};
-use crate::limits;
-use crate::refusals::Shown;
+use crate::observe::denied::Shown;
+use crate::observe::limits;
 
 pub(super) fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     target.only(&["done"])?;

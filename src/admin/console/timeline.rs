@@ -9,11 +9,11 @@ use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{Desk, Page, Paged, Place, words};
-use crate::callback::Callback;
-use crate::instance::{Instance, State};
-use crate::job;
+use crate::core::lifecycle::schedule;
+use crate::core::lifecycle::{Instance, State};
+use crate::hook::callback::Callback;
+use crate::hook::text::without_user_info;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
-use crate::text::without_user_info;
 
 /// Events on one page, and acts that are looked through for those about this instance.
 const EVENTS: usize = 300;
@@ -112,8 +112,9 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
     let row = &shown.life.instance;
     let named = row.name().map(|name| (name, row.instance.account.as_str()));
     let mut any = false;
-    let waits =
-        |job: &&JobRow| matches!(job.state, job::State::Dead | job::State::Held | job::State::Pending);
+    let waits = |job: &&JobRow| {
+        matches!(job.state, schedule::JobState::Dead | schedule::JobState::Held | schedule::JobState::Pending)
+    };
     for job in shown.life.jobs.iter().filter(waits) {
         any = true;
         html.element("div", &[("class", "errand")], |html| {
@@ -197,9 +198,9 @@ fn tone(what: &What<'_>) -> &'static str {
         What::Told(_) => "good",
         What::Failed(..) => "warn",
         What::Stands(job) => match job.state {
-            job::State::Done => "good",
-            job::State::Dead => "bad",
-            job::State::Refused | job::State::Held | job::State::Pending => "warn",
+            schedule::JobState::Done => "good",
+            schedule::JobState::Dead => "bad",
+            schedule::JobState::Refused | schedule::JobState::Held | schedule::JobState::Pending => "warn",
             _ => "",
         },
         What::Act(_) => "hand",
@@ -277,7 +278,7 @@ fn stands(html: &mut Html, job: &JobRow) {
         html.text(" ");
         badge(html, job.state.as_str());
         html.text(&format!(" after {}", parts::times(u64::from(job.attempts), "attempt")));
-        if job.state == job::State::Queued {
+        if job.state == schedule::JobState::Queued {
             html.text(&format!(", due {}", moment(job.due_at)));
         }
     });

@@ -9,8 +9,8 @@ use super::parts::{
     badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
 };
 use super::{Desk, Page, Paged, Place, words};
-use crate::callback::Callback;
-use crate::limits;
+use crate::hook::callback::Callback;
+use crate::observe::limits;
 use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
 
 /// What the page shows.

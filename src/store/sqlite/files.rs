@@ -12,8 +12,8 @@ use rustix::fs::Access;
 
 use super::written::Stamp;
 use super::{Result, StoreError};
+use crate::observe::{files, limits};
 use crate::store::LOCK_PAUSE;
-use crate::{files, limits};
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();

@@ -7,11 +7,11 @@ use rusqlite::types::{FromSql, Type, Value, ValueRef};
 use rusqlite::{Row, params, params_from_iter};
 
 use super::Sqlite;
-use crate::callback::{Action, Callback};
-use crate::clock::{Id, from_millis};
-use crate::instance::{Instance, State};
-use crate::job;
-use crate::limits;
+use crate::core::lifecycle::schedule;
+use crate::core::lifecycle::{Instance, State};
+use crate::hook::callback::{Action, Callback};
+use crate::hook::clock::{Id, from_millis};
+use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
@@ -272,10 +272,10 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
         instance: columns.next()?,
         in_lane: columns.next()?,
         action: columns.one_of(&Action::ALL)?,
-        state: columns.one_of(&job::State::ALL)?,
+        state: columns.one_of(&schedule::JobState::ALL)?,
         attempts: columns.next()?,
         step: columns.next()?,
-        extra: columns.one_of(&job::Extra::ALL)?,
+        extra: columns.one_of(&schedule::Extra::ALL)?,
         due_at: columns.instant()?,
         lease_until: columns.instant_or_none()?,
         attempted_at: columns.instant_or_none()?,
@@ -603,8 +603,11 @@ impl Read for Sqlite {
         let mut conditions = Conditions::new(filter);
         conditions.add("instance = ?", filter.instance);
         if !filter.jobs.is_empty() {
-            let numbers: Vec<String> =
-                filter.jobs.iter().map(|state| position(&job::State::ALL, state).to_string()).collect();
+            let numbers: Vec<String> = filter
+                .jobs
+                .iter()
+                .map(|state| position(&schedule::JobState::ALL, state).to_string())
+                .collect();
             conditions.sql.push_str(&format!(" AND state IN ({})", numbers.join(", ")));
         }
         let (sql, values) = conditions.query(job_columns!(), "job", filter.limit);
@@ -708,7 +711,7 @@ impl Read for Sqlite {
         for (state, count) in
             pairs("SELECT state, count(*) FROM job WHERE state < 5 OR state > 8 GROUP BY state")?
         {
-            let state = at_position(&job::State::ALL, state).map(|state| state.as_str());
+            let state = at_position(&schedule::JobState::ALL, state).map(|state| state.as_str());
             *totals.jobs.entry(word(state)).or_default() += count;
         }
         let count = |sql: &str| -> Result<u64> {

@@ -13,11 +13,12 @@ use jiff::Timestamp;
 use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
-use crate::clock::Id;
-use crate::files;
-use crate::limits;
-use crate::seal::{self, KeyId};
+use crate::hook::clock::Id;
+use crate::observe::files;
+use crate::observe::limits;
 use crate::store::Sealed;
+use crate::store::encryption;
+use crate::store::encryption::KeyId;
 use crate::store::rows::{Disposition, InstanceRow};
 
 /// Says beside the database which sealing keys the daemon has, in the file it keeps locked.
@@ -68,12 +69,12 @@ impl Sqlite {
     /// How many answers each key has sealed.
     pub(in crate::store) fn sealed_by(&self) -> Result<Sealed> {
         let sql = "SELECT substr(sealed, 1, ?1), count(*) FROM job WHERE sealed IS NOT NULL GROUP BY 1";
-        let found = self.many(sql, [seal::HEADER_BYTES as i64], |row| {
+        let found = self.many(sql, [encryption::HEADER_BYTES as i64], |row| {
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?.unsigned_abs()))
         })?;
         let mut sealed = Sealed::new();
         for (beginning, count) in found {
-            *sealed.entry(seal::key_of(&beginning)).or_default() += count;
+            *sealed.entry(encryption::key_of(&beginning)).or_default() += count;
         }
         Ok(sealed)
     }

@@ -5,9 +5,9 @@ use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
 use super::read::{STATES, leads_nowhere, millis, position};
-use crate::callback::{Action, Callback};
-use crate::instance::Instance;
-use crate::job;
+use crate::core::lifecycle::Instance;
+use crate::core::lifecycle::schedule;
+use crate::hook::callback::{Action, Callback};
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
@@ -196,15 +196,15 @@ impl Write for Sqlite {
                 row.instance,
                 row.in_lane,
                 position(&Action::ALL, &row.action),
-                position(&job::State::ALL, &row.state),
+                position(&schedule::JobState::ALL, &row.state),
                 row.attempts,
                 row.step,
-                position(&job::Extra::ALL, &row.extra),
+                position(&schedule::Extra::ALL, &row.extra),
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 row.created_at.as_millisecond(),
                 // A job that runs from the start is the first of its lane, which saves looking.
-                row.in_lane && row.state == job::State::Queued,
+                row.in_lane && row.state == schedule::JobState::Queued,
             ],
         )
     }
@@ -216,10 +216,10 @@ impl Write for Sqlite {
                blocked = blocked AND ?2 < 5 WHERE number = ?1",
             params![
                 row.number,
-                position(&job::State::ALL, &row.state),
+                position(&schedule::JobState::ALL, &row.state),
                 row.attempts,
                 row.step,
-                position(&job::Extra::ALL, &row.extra),
+                position(&schedule::Extra::ALL, &row.extra),
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 millis(row.attempted_at),
@@ -237,7 +237,7 @@ impl Write for Sqlite {
     }
 
     fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
-        let held = position(&job::State::ALL, &job::State::Held);
+        let held = position(&schedule::JobState::ALL, &schedule::JobState::Held);
         self.run_or_leave(
             job,
             "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND state < 5",

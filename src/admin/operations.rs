@@ -1,0 +1,183 @@
+//! What is done by hand from here: the acts of the command line, through the same mender, each with who
+//! and why.
+//!
+//! The mender opens the database beside the daemon's own writer; SQLite's lock puts the two in order.
+//! Afterwards the dispatcher is woken, so that nobody waits for its next look.
+
+use serde::Serialize;
+
+use super::{Admin, Fault};
+use crate::hook::callback::Answer;
+use crate::hook::clock::Id;
+use crate::observe::limits;
+use crate::store::{Act, Approved, Instead, MendError, Mender};
+
+/// An act, and to what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Deed {
+    Retry(Id),
+    Drop(Id),
+    Approve { callback: i64, instead: Option<Instead> },
+    Reject(i64),
+    Settle(i64),
+    Dismiss(i64),
+    Complete { instance: Named, answer: Box<Answer> },
+    CompleteJob { job: Id, answer: Box<Answer> },
+    Release(Named),
+}
+
+/// An instance by name; the account is needed where several have one of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) name: String,
+    pub(super) account: Option<String>,
+}
+
+/// What an act led to.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Report {
+    /// The word of the act.
+    pub(super) act: &'static str,
+    /// In a sentence.
+    pub(super) message: String,
+    /// The job it is about, or that was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) job: Option<Id>,
+    /// The job that has to end before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) behind: Option<Id>,
+    /// The callback it is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) callback: Option<i64>,
+}
+
+impl Deed {
+    pub(super) const fn word(&self) -> &'static str {
+        match self {
+            Deed::Retry(_) => "retry",
+            Deed::Drop(_) => "drop",
+            Deed::Approve { .. } => "approve",
+            Deed::Reject(_) => "reject",
+            Deed::Settle(_) => "settle",
+            Deed::Dismiss(_) => "dismiss",
+            Deed::Complete { .. } | Deed::CompleteJob { .. } => "complete",
+            Deed::Release(_) => "release",
+        }
+    }
+
+    fn report(&self, message: impl Into<String>) -> Report {
+        let job = match self {
+            Deed::Retry(id) | Deed::Drop(id) | Deed::CompleteJob { job: id, .. } => Some(*id),
+            _ => None,
+        };
+        let callback = match self {
+            Deed::Reject(number) | Deed::Settle(number) | Deed::Dismiss(number) => Some(*number),
+            _ => None,
+        };
+        Report { act: self.word(), message: message.into(), job, behind: None, callback }
+    }
+
+    fn approved(&self, approved: &Approved) -> Report {
+        let Approved { callback, job } = *approved;
+        let message = match job {
+            Some(job) => format!("callback {callback}: job {job} is queued"),
+            None => format!("callback {callback}: done, there was nothing to run"),
+        };
+        Report { job, callback: Some(callback), ..self.report(message) }
+    }
+
+    /// Does it; `instance` is the number of the one that is named.
+    fn run(&self, mender: &mut Mender, instance: i64, act: &Act) -> Result<Report, MendError> {
+        Ok(match self {
+            Deed::Retry(id) => match mender.retry(*id, act)? {
+                None => self.report(format!("job {id} is due now")),
+                Some(ahead) => {
+                    let message = format!("job {id} is due once job {ahead} before it has ended");
+                    Report { behind: Some(ahead), ..self.report(message) }
+                }
+            },
+            Deed::Drop(id) => {
+                mender.drop_job(*id, act)?;
+                self.report(format!(
+                    "job {id} is dropped; if the marketplace still calls for it, that is a new job"
+                ))
+            }
+            Deed::Approve { callback, instead } => self.approved(&mender.approve(*callback, *instead, act)?),
+            Deed::Reject(callback) => {
+                mender.reject(*callback, act)?;
+                self.report(format!("callback {callback} is refused, and so are its redeliveries"))
+            }
+            Deed::Settle(callback) => {
+                mender.settle(*callback, act)?;
+                self.report(format!(
+                    "callback {callback} is settled: its next delivery is answered with success, and nothing runs"
+                ))
+            }
+            Deed::Dismiss(callback) => {
+                mender.dismiss(*callback, act)?;
+                self.report(format!("callback {callback} is off the list of what needs attention"))
+            }
+            Deed::CompleteJob { job, answer } => {
+                let action = mender.complete_job(*job, answer, act)?;
+                self.report(format!(
+                    "job {job}, a {action}, is done; the marketplace hears it when it calls again"
+                ))
+            }
+            Deed::Complete { instance: named, answer } => {
+                let action = mender.complete(instance, answer, act)?;
+                let name = &named.name;
+                self.report(format!(
+                    "the {action} of {name} is done; the marketplace hears it when it calls again"
+                ))
+            }
+            Deed::Release(_) => self.approved(&mender.release(instance, act)?),
+        })
+    }
+}
+
+/// Who acts and why, said in full.
+pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
+    let said = |name: &str, text: &str| {
+        let text = text.trim();
+        match text.len() {
+            0 => Err(Fault::new(
+                400,
+                format!("`{name}` is empty: say it in a few words, somebody will want to know"),
+            )),
+            1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
+            _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
+        }
+    };
+    Ok(Act { who: said("who", who)?, why: said("why", why)? })
+}
+
+impl Admin {
+    /// Does something by hand.
+    pub(super) async fn act(&self, deed: Deed, act: Act) -> Result<Report, Fault> {
+        let instance = match &deed {
+            Deed::Complete { instance: named, .. } | Deed::Release(named) => self.number_of(named).await?,
+            _ => 0,
+        };
+        let parts = &self.inner.parts;
+        let Some((path, options)) = parts.database.clone() else {
+            return Err(Fault::new(501, "this store lives in memory and cannot be mended"));
+        };
+        let (clock, word, who) = (parts.clock.clone(), deed.word(), act.who.clone());
+        let store = parts.store.clone();
+        let work = move || {
+            store.is_in_place()?;
+            let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
+            deed.run(&mut mender, instance, &act)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        let report = done.map_err(|_| Fault::new(500, "the act fell over: this is a bug"))??;
+        tracing::info!(act = word, who, "done by hand: {}", report.message);
+        parts.store.wake();
+        Ok(report)
+    }
+
+    async fn number_of(&self, named: &Named) -> Result<i64, Fault> {
+        let Named { name, account } = named.clone();
+        self.read(move |reader| Ok(reader.find(&name, account.as_deref())?.number)).await
+    }
+}

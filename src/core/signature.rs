@@ -1,0 +1,927 @@
+//! The only place that touches a key.
+//!
+//! A dialect knows *what* was signed; this module knows *how*. The dialect hands over the
+//! [`Scheme`], the parts and the payload; here the key is added, the digest made, and the compare
+//! done in constant time against every configured key. A [`Verified`] can be made nowhere else, so
+//! a function that takes one cannot be called with an unverified request.
+//!
+//! A mismatch is explained from the parts, with `<key>` where the key stood: see [`Signed::base`].
+//!
+//! Rules: Alibaba Cloud Marketplace, "SPI security scheme" (help.aliyun.com/document_detail/147280.html);
+//! JD Cloud, "Notify-Interface-Standard" (github.com/jdcloudcom/en), whose worked example is the
+//! first test vector below; Huawei KooGallery, "Request signature" and "Body-Sign"
+//! (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html and …0070649157.html); the HMAC
+//! scheme is our own, see `docs/dialects/generic.md`. What *we* send is signed as Standard Webhooks says
+//! (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//!
+//! An answer that has to be signed, too, is signed by the [`Signer`] that comes out of a verification: it
+//! holds the key that matched and shows nothing of it.
+
+mod field;
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use hmac::{Hmac, KeyInit, Mac};
+use md5::{Digest, Md5};
+use sha2::Sha256;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+pub use field::Cipher;
+
+use crate::hook::text::fault_of_secret;
+
+/// What stands for the key wherever a base string is shown.
+pub const KEY_PLACEHOLDER: &str = "<key>";
+
+/// Text that cannot be printed: a key, a password, a licence key.
+///
+/// It has no `Display` and no `Serialize`; `Debug` shows that something is there and nothing of
+/// it. The memory is wiped when the last clone goes.
+///
+/// ```
+/// use spid::signature::Secret;
+/// let password = Secret::new("hunter2");
+/// assert_eq!(format!("{password:?}"), "Secret(***)");
+/// assert_eq!(password.expose(), "hunter2");
+/// ```
+#[derive(Clone)]
+pub struct Secret(Arc<Zeroizing<String>>);
+
+impl Secret {
+    /// Wraps a text.
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(Arc::new(Zeroizing::new(text.into())))
+    }
+
+    /// The text itself. Every call of this is a place to look at in a review.
+    pub fn expose(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(***)")
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        self.expose().as_bytes().ct_eq(other.expose().as_bytes()).into()
+    }
+}
+
+impl Eq for Secret {}
+
+impl<'de> serde::Deserialize<'de> for Secret {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+        String::deserialize(deserializer).map(Secret::new)
+    }
+}
+
+/// What somebody shows to be let in: an `Authorization` header, taken apart. Programs send
+/// `Bearer TOKEN`, browsers `Basic`, with a name of their choice and the token as the password.
+#[derive(Debug, Clone)]
+pub struct Presented {
+    /// The name a browser's user gave; nobody has checked it.
+    pub name: Option<String>,
+    /// The token. Compare it with `==`, which takes the same time for every wrong one.
+    pub token: Secret,
+}
+
+impl Presented {
+    /// Reads the header's value. `None` when it is of another kind, or broken.
+    pub fn of(authorization: &str) -> Option<Presented> {
+        let (scheme, rest) = authorization.split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Some(Presented { name: None, token: Secret::new(rest.trim()) });
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return None;
+        }
+        let plain = Zeroizing::new(BASE64.decode(rest.trim()).ok()?);
+        let (name, token) = std::str::from_utf8(&plain).ok()?.split_once(':')?;
+        let name = Some(name.to_owned()).filter(|name| !name.is_empty());
+        Some(Presented { name, token: Secret::new(token) })
+    }
+}
+
+/// A key with the name it has in logs, metrics and `callbacks show`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    label: Arc<str>,
+    secret: Secret,
+}
+
+/// A key that must not be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadKey {
+    /// There is no text in it.
+    #[error("the key is empty: a request could be signed by anyone")]
+    Empty,
+    /// It holds a character that no marketplace puts into a key, or has a space at its beginning or end.
+    #[error("the key cannot be used: {0}")]
+    Unclean(String),
+}
+
+impl Key {
+    /// A labelled key. Fails closed: an empty or suspicious text is no key.
+    ///
+    /// # Errors
+    /// [`BadKey`] says what is wrong with it, never what it is.
+    pub fn new(label: impl Into<Arc<str>>, secret: Secret) -> Result<Key, BadKey> {
+        if secret.is_empty() {
+            return Err(BadKey::Empty);
+        }
+        if let Some(fault) = fault_of_secret(secret.expose()) {
+            return Err(BadKey::Unclean(fault));
+        }
+        Ok(Key { label: label.into(), secret })
+    }
+
+    /// The name of this key; never a part of the key.
+    pub fn label(&self) -> &Arc<str> {
+        &self.label
+    }
+
+    /// Tells, most of the time, whether a label still stands for the same key after a restart. It has
+    /// [`KEY_MARK_BYTES`], so few that it says nothing about a key that is worth the name.
+    pub fn mark(&self, endpoint: &str) -> [u8; KEY_MARK_BYTES] {
+        let digest = hmac_sha256(self.secret.expose().as_bytes(), &[b"spid key mark ", endpoint.as_bytes()]);
+        digest.first_chunk().copied().unwrap_or_default()
+    }
+}
+
+/// How long a [mark](Key::mark) is.
+pub const KEY_MARK_BYTES: usize = 2;
+
+/// The keys of one endpoint: the current one first, then previous ones. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Keys(Arc<[Key]>);
+
+impl Keys {
+    /// Keeps the keys in the order given. `None` when there is none: nothing may be verified
+    /// against nothing.
+    pub fn new(keys: Vec<Key>) -> Option<Keys> {
+        if keys.is_empty() { None } else { Some(Keys(keys.into())) }
+    }
+
+    /// One key, labelled `current`.
+    ///
+    /// # Errors
+    /// As [`Key::new`].
+    pub fn single(secret: Secret) -> Result<Keys, BadKey> {
+        Ok(Keys(Arc::from([Key::new("current", secret)?])))
+    }
+
+    /// The labels, the current key's first.
+    pub fn labels(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().map(Key::label)
+    }
+
+    /// The keys, the current one first.
+    pub fn iter(&self) -> std::slice::Iter<'_, Key> {
+        self.0.iter()
+    }
+
+    /// The first key that is also among `others`, by its label here and its label there. Labels do not count.
+    pub fn shared_with<'k>(&'k self, others: &'k Keys) -> Option<(&'k Arc<str>, &'k Arc<str>)> {
+        self.iter().find_map(|own| {
+            let same = others.iter().find(|other| other.secret == own.secret)?;
+            Some((own.label(), same.label()))
+        })
+    }
+
+    /// What signs the answer to somebody who has not shown that they know a key: the current one.
+    pub fn signer(&self) -> Option<Signer> {
+        self.current().cloned().map(Signer)
+    }
+
+    /// The key requests are signed with: the first.
+    fn current(&self) -> Option<&Key> {
+        self.0.first()
+    }
+}
+
+/// How a digest is made from the parts and the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// `MD5(name=value&…&key=<key>)` over the decoded parameters, names in byte order, 16 bytes.
+    QueryToken,
+    /// `HMAC-SHA256(key, timestamp.body)`, 32 bytes.
+    HmacSha256,
+    /// `HMAC-SHA256(key, key nonce timestamp hex(HMAC-SHA256(key, body)))`, 32 bytes.
+    NoncedDigest,
+    /// `HMAC-SHA256(key, key nonce timestamp body)`, 32 bytes.
+    NoncedBody,
+    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded parameters, names in byte order, 32
+    /// bytes, written in base64.
+    StampedQuery,
+}
+
+impl Scheme {
+    /// Characters of a whole digest, as it is sent.
+    pub const fn characters(self) -> usize {
+        match self {
+            Scheme::QueryToken => 32,
+            Scheme::HmacSha256 | Scheme::NoncedDigest | Scheme::NoncedBody => 64,
+            Scheme::StampedQuery => 44,
+        }
+    }
+
+    /// The digest as it is sent.
+    fn write(self, digest: &[u8]) -> String {
+        match self {
+            Scheme::StampedQuery => BASE64.encode(digest),
+            _ => hex::encode(digest),
+        }
+    }
+
+    /// The bytes of a digest that was sent; hex in either case.
+    fn read(self, presented: &str) -> Result<Vec<u8>, Mismatch> {
+        if presented.len() != self.characters() {
+            return Err(Mismatch::Malformed);
+        }
+        match self {
+            Scheme::StampedQuery => BASE64.decode(presented).map_err(|_| Mismatch::Malformed),
+            _ => hex::decode(presented).map_err(|_| Mismatch::Malformed),
+        }
+    }
+}
+
+/// What the signature covers, in the form its scheme needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parts {
+    /// Names and values, decoded; the order does not matter, the signature sorts them.
+    Pairs(Vec<(String, String)>),
+    /// The text before the first dot, and the raw body after it.
+    Dated {
+        /// The timestamp as it was sent.
+        timestamp: String,
+        /// The body as it was sent.
+        body: Vec<u8>,
+    },
+    /// A nonce, a timestamp and the raw body.
+    Nonced {
+        /// The nonce as it was sent.
+        nonce: String,
+        /// The timestamp as it was sent.
+        timestamp: String,
+        /// The body as it was sent.
+        body: Vec<u8>,
+        /// Whether a digest of the body stands in its place.
+        digested: bool,
+    },
+    /// Names and values, decoded, in any order, under a key that the timestamp is a part of.
+    Stamped {
+        /// The timestamp as it was sent; it is among the pairs, too.
+        timestamp: String,
+        /// The pairs.
+        pairs: Vec<(String, String)>,
+    },
+}
+
+/// A request that claims to be signed: the parts, the digest it came with, and what it carries.
+#[derive(Debug, Clone)]
+pub struct Signed<T> {
+    /// What the signature covers.
+    pub parts: Parts,
+    /// The digest as it was sent, `None` when there was none.
+    pub presented: Option<String>,
+    /// What becomes usable once the signature holds.
+    pub payload: T,
+}
+
+/// A payload whose signature held. Only this module makes one.
+#[derive(Debug, Clone)]
+pub struct Verified<T> {
+    payload: T,
+    key: Key,
+}
+
+impl<T> Verified<T> {
+    /// What was signed.
+    pub fn payload(&self) -> &T {
+        &self.payload
+    }
+
+    /// The label of the key that matched.
+    pub fn key_label(&self) -> &Arc<str> {
+        self.key.label()
+    }
+
+    /// What signs the answer: the key that matched.
+    pub fn signer(&self) -> Signer {
+        Signer(self.key.clone())
+    }
+
+    /// Takes the payload out.
+    pub fn into_payload(self) -> T {
+        self.payload
+    }
+}
+
+/// Why a signature did not hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// There was no digest.
+    #[error("the request carries no signature")]
+    Missing,
+    /// What was sent cannot be a digest.
+    #[error("the signature is not the right number of the right characters")]
+    Malformed,
+    /// No configured key gives this digest.
+    #[error("the signature matches none of the configured keys")]
+    Wrong,
+}
+
+impl<T> Signed<T> {
+    /// Checks the digest against every key and hands out the payload if one matches.
+    ///
+    /// Every key is tried, also after a match: the time does not tell which one it was.
+    ///
+    /// # Errors
+    /// [`Mismatch`], which says as little as a stranger may know.
+    pub fn verify(self, keys: &Keys) -> Result<Verified<T>, Mismatch> {
+        let presented = self.presented.as_deref().ok_or(Mismatch::Missing)?;
+        let presented = self.parts.scheme().read(presented)?;
+        let mut matched: Option<&Key> = None;
+        for key in keys.iter() {
+            let expected = self.parts.digest(&key.secret);
+            let equal: bool = expected.ct_eq(presented.as_slice()).into();
+            if equal && matched.is_none() {
+                matched = Some(key);
+            }
+        }
+        let key = matched.ok_or(Mismatch::Wrong)?.clone();
+        Ok(Verified { payload: self.payload, key })
+    }
+
+    /// The text the digest was made from, with `<key>` in the key's place.
+    pub fn base(&self) -> String {
+        self.parts.base()
+    }
+}
+
+impl Parts {
+    /// The scheme these parts belong to.
+    pub fn scheme(&self) -> Scheme {
+        match self {
+            Parts::Pairs(_) => Scheme::QueryToken,
+            Parts::Dated { .. } => Scheme::HmacSha256,
+            Parts::Nonced { digested: true, .. } => Scheme::NoncedDigest,
+            Parts::Nonced { digested: false, .. } => Scheme::NoncedBody,
+            Parts::Stamped { .. } => Scheme::StampedQuery,
+        }
+    }
+
+    /// Signs with the current key, as the scheme writes it.
+    pub fn sign(&self, keys: &Keys) -> String {
+        keys.current().map(|key| self.scheme().write(&self.digest(&key.secret))).unwrap_or_default()
+    }
+
+    /// How many bytes they hold.
+    pub fn bytes(&self) -> usize {
+        let of =
+            |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
+        match self {
+            Parts::Pairs(pairs) => of(pairs),
+            Parts::Dated { timestamp, body } => timestamp.len() + body.len(),
+            Parts::Nonced { nonce, timestamp, body, .. } => nonce.len() + timestamp.len() + body.len(),
+            Parts::Stamped { timestamp, pairs } => timestamp.len() + of(pairs),
+        }
+    }
+
+    /// As [`Parts::sign`], by a reader of the international page who appends the key itself where `&key=` and
+    /// the key belong: to find out whether a receiver does that. Nothing verifies such a signature here.
+    pub fn sign_without_key_name(&self, keys: &Keys) -> String {
+        let digest = keys.current().and_then(|key| self.digest_without_key_name(&key.secret));
+        digest.map(hex::encode).unwrap_or_default()
+    }
+
+    /// Whether a signature would hold if the key had been appended alone: to tell a sender of that mistake.
+    pub fn holds_without_key_name(&self, presented: &str, keys: &Keys) -> bool {
+        let Ok(presented) = self.scheme().read(presented) else { return false };
+        let holds = |digest: Vec<u8>| bool::from(digest.ct_eq(presented.as_slice()));
+        keys.iter().any(|key| self.digest_without_key_name(&key.secret).is_some_and(holds))
+    }
+
+    fn digest_without_key_name(&self, key: &Secret) -> Option<Vec<u8>> {
+        let Parts::Pairs(pairs) = self else { return None };
+        let mut md5 = Md5::new();
+        md5.update(canonical(pairs).as_bytes());
+        md5.update(key.expose().as_bytes());
+        Some(md5.finalize().to_vec())
+    }
+
+    /// The text the digest is made from, with `<key>` in the key's place. A body that is not text
+    /// is shown with replacement characters.
+    pub fn base(&self) -> String {
+        match self {
+            Parts::Pairs(pairs) => format!("{}{KEY_PLACEHOLDER}", before_key(pairs)),
+            Parts::Dated { timestamp, body } => format!("{timestamp}.{}", String::from_utf8_lossy(body)),
+            Parts::Nonced { nonce, timestamp, body, digested } => {
+                let body = String::from_utf8_lossy(body);
+                let (before, behind) = if *digested { ("<digest of ", ">") } else { ("", "") };
+                format!("{KEY_PLACEHOLDER}{nonce}{timestamp}{before}{body}{behind}")
+            }
+            Parts::Stamped { pairs, .. } => canonical(pairs),
+        }
+    }
+
+    fn digest(&self, key: &Secret) -> Vec<u8> {
+        let key = key.expose().as_bytes();
+        match self {
+            Parts::Pairs(pairs) => {
+                let mut md5 = Md5::new();
+                md5.update(before_key(pairs).as_bytes());
+                md5.update(key);
+                md5.finalize().to_vec()
+            }
+            Parts::Dated { timestamp, body } => hmac_sha256(key, &[timestamp.as_bytes(), b".", body]),
+            Parts::Nonced { nonce, timestamp, body, digested } => {
+                let inner = if *digested {
+                    hex::encode(hmac_sha256(key, &[body])).into_bytes()
+                } else {
+                    body.clone()
+                };
+                hmac_sha256(key, &[key, nonce.as_bytes(), timestamp.as_bytes(), &inner])
+            }
+            Parts::Stamped { timestamp, pairs } => {
+                let key = Zeroizing::new([key, timestamp.as_bytes()].concat());
+                hmac_sha256(&key, &[canonical(pairs).as_bytes()])
+            }
+        }
+    }
+}
+
+/// `name=value&…`, names in byte order, as the marketplaces' pages have it.
+fn canonical(pairs: &[(String, String)]) -> String {
+    let mut sorted: Vec<&(String, String)> = pairs.iter().collect();
+    sorted.sort();
+    let mut text = String::with_capacity(pairs.iter().map(|(n, v)| n.len() + v.len() + 2).sum::<usize>());
+    for (name, value) in sorted {
+        if !text.is_empty() {
+            text.push('&');
+        }
+        text.push_str(name);
+        text.push('=');
+        text.push_str(value);
+    }
+    text
+}
+
+/// `name=value&…&key=`: what the key is put behind.
+fn before_key(pairs: &[(String, String)]) -> String {
+    let mut text = canonical(pairs);
+    text.push_str(if pairs.is_empty() { "key=" } else { "&key=" });
+    text
+}
+
+/// Signs what is answered with one of the seller's keys, and shows nothing of it.
+#[derive(Debug, Clone)]
+pub struct Signer(Key);
+
+impl Signer {
+    /// The base64 of `HMAC-SHA256(key, body)`.
+    pub fn sign(&self, body: &[u8]) -> String {
+        BASE64.encode(hmac_sha256(self.0.secret.expose().as_bytes(), &[body]))
+    }
+}
+
+/// What a key of Standard Webhooks begins with.
+pub const WEBHOOK_KEY_PREFIX: &str = "whsec_";
+/// How many bytes a key of Standard Webhooks has ("Signature scheme" of the specification).
+pub const WEBHOOK_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// A key of Standard Webhooks, decoded.
+#[derive(Clone)]
+pub struct WebhookKey(Arc<Zeroizing<Vec<u8>>>);
+
+/// A text that is no key of Standard Webhooks. It never says what the text is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadWebhookKey {
+    /// It holds a character that no key has, or has a space at its beginning or end.
+    #[error("the secret cannot be used: {0}")]
+    Unclean(String),
+    /// It does not begin as one.
+    #[error("the secret does not begin with `whsec_`; make one with `echo whsec_$(openssl rand -base64 32)`")]
+    Prefix,
+    /// What follows is not base64.
+    #[error("what follows `whsec_` in the secret is not base64 (with its padding)")]
+    NotBase64,
+    /// There are too few bytes, or too many.
+    #[error("the secret has {0} bytes; Standard Webhooks wants 24 to 64")]
+    Length(usize),
+}
+
+impl WebhookKey {
+    /// Reads `whsec_` and base64.
+    ///
+    /// # Errors
+    /// [`BadWebhookKey`].
+    pub fn new(secret: &Secret) -> Result<WebhookKey, BadWebhookKey> {
+        if let Some(fault) = fault_of_secret(secret.expose()) {
+            return Err(BadWebhookKey::Unclean(fault));
+        }
+        let text = secret.expose().strip_prefix(WEBHOOK_KEY_PREFIX).ok_or(BadWebhookKey::Prefix)?;
+        let bytes = BASE64.decode(text).map(Zeroizing::new).map_err(|_| BadWebhookKey::NotBase64)?;
+        if !WEBHOOK_KEY_BYTES.contains(&bytes.len()) {
+            return Err(BadWebhookKey::Length(bytes.len()));
+        }
+        Ok(WebhookKey(Arc::new(bytes)))
+    }
+}
+
+impl fmt::Debug for WebhookKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WebhookKey(***)")
+    }
+}
+
+/// The keys what we send is signed with: all of them, so that the receiver can change from one to the
+/// other at its own time. Never empty.
+#[derive(Debug, Clone)]
+pub struct WebhookKeys(Arc<[WebhookKey]>);
+
+impl WebhookKeys {
+    /// Keeps the keys in the order given; `None` when there is none.
+    pub fn new(keys: Vec<WebhookKey>) -> Option<WebhookKeys> {
+        if keys.is_empty() { None } else { Some(WebhookKeys(keys.into())) }
+    }
+
+    /// The value of `webhook-signature`: for each key `v1,` and the base64 of
+    /// `HMAC-SHA256(key, id.timestamp.body)`, with a space between.
+    ///
+    /// `id` must hold no dot, or two messages could have one signature; `timestamp` is in seconds
+    /// since the epoch.
+    pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
+        let timestamp = timestamp.to_string();
+        let pieces = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
+        let one = |key: &WebhookKey| format!("v1,{}", BASE64.encode(hmac_sha256(&key.0, &pieces)));
+        self.0.iter().map(one).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// A seller's own key at a marketplace's gateway: what *we* ask there is signed with it.
+///
+/// The scheme is `SDK-HMAC-SHA256` of Huawei's API gateway ("Signing algorithm",
+/// support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-algorithm.html), which has two forms: the present one,
+/// and the older one whose key is derived for a day, a region and a service.
+#[derive(Debug, Clone)]
+pub struct AccessKey {
+    id: String,
+    secret: Secret,
+    scope: Option<(String, String)>,
+}
+
+/// A request without a body, in the form its signature needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The `Host` header.
+    pub host: &'a str,
+    /// The path, encoded, without a query.
+    pub path: &'a str,
+    /// The query: names and values encoded, sorted by name.
+    pub query: &'a str,
+    /// The `Content-Type` header.
+    pub content_type: &'a str,
+    /// The `X-Sdk-Date` header: `yyyyMMddTHHmmssZ`, in UTC.
+    pub date: &'a str,
+}
+
+impl AccessKey {
+    const ALGORITHM: &'static str = "SDK-HMAC-SHA256";
+    const SIGNED_HEADERS: &'static str = "content-type;host;x-sdk-date";
+
+    /// The key with this public id.
+    ///
+    /// # Errors
+    /// As [`Key::new`], of either half.
+    pub fn new(id: impl Into<String>, secret: Secret) -> Result<AccessKey, BadKey> {
+        let id = id.into();
+        Key::new("id", Secret::new(id.clone()))?;
+        Key::new("secret", secret.clone())?;
+        Ok(AccessKey { id, secret, scope: None })
+    }
+
+    /// The same key, signing in the older form, for this region and service.
+    pub fn scoped(self, region: impl Into<String>, service: impl Into<String>) -> AccessKey {
+        AccessKey { scope: Some((region.into(), service.into())), ..self }
+    }
+
+    /// The value of the `Authorization` header.
+    pub fn authorization(&self, asked: &Asked<'_>) -> String {
+        let secret = self.secret.expose().as_bytes();
+        let hash = hex::encode(Sha256::digest(canonical_request(asked)));
+        let (claim, key, scope) = match &self.scope {
+            None => (format!("Access={}", self.id), Zeroizing::new(secret.to_vec()), String::new()),
+            Some((region, service)) => {
+                let day = asked.date.get(..8).unwrap_or_default();
+                let scope = format!("{day}/{region}/{service}/sdk_request");
+                let first = Zeroizing::new([b"SDK", secret].concat());
+                let key = [day, region.as_str(), service.as_str(), "sdk_request"]
+                    .iter()
+                    .fold(first, |key, piece| Zeroizing::new(hmac_sha256(&key, &[piece.as_bytes()])));
+                (format!("Credential={}/{scope}", self.id), key, format!("{scope}\n"))
+            }
+        };
+        let text = format!("{}\n{}\n{scope}{hash}", Self::ALGORITHM, asked.date);
+        let signature = hex::encode(hmac_sha256(&key, &[text.as_bytes()]));
+        format!("{} {claim}, SignedHeaders={}, Signature={signature}", Self::ALGORITHM, Self::SIGNED_HEADERS)
+    }
+}
+
+fn canonical_request(asked: &Asked<'_>) -> String {
+    let Asked { method, host, path, query, content_type, date } = asked;
+    let slash = if path.ends_with('/') { "" } else { "/" };
+    let nothing = hex::encode(Sha256::digest(b""));
+    format!(
+        "{method}\n{path}{slash}\n{query}\ncontent-type:{content_type}\nhost:{host}\nx-sdk-date:{date}\n\n{}\n{nothing}",
+        AccessKey::SIGNED_HEADERS
+    )
+}
+
+/// HMAC-SHA256 over the pieces, one after the other (RFC 2104).
+fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
+    // HMAC takes a key of any length; the error type has no case that can happen.
+    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
+    for piece in pieces {
+        mac.update(piece);
+    }
+    mac.finalize().into_bytes().to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(label: &str, text: &str) -> Key {
+        Key::new(label, Secret::new(text)).unwrap()
+    }
+
+    fn two_keys() -> Keys {
+        Keys::new(vec![key("current", "fake-new"), key("previous", "fake-old")]).unwrap()
+    }
+
+    fn parts() -> Parts {
+        Parts::Pairs(vec![("b".into(), "2".into()), ("a".into(), "1".into())])
+    }
+
+    fn signed(presented: Option<&str>) -> Signed<u8> {
+        Signed { parts: parts(), presented: presented.map(str::to_owned), payload: 7 }
+    }
+
+    fn token(text: &str) -> String {
+        parts().sign(&Keys::single(Secret::new(text)).unwrap())
+    }
+
+    #[test]
+    fn the_documentation_s_example_holds() {
+        let pairs = [("p3", "3"), ("p1", "1"), ("p2", "2")];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let token = Parts::Pairs(pairs).sign(&Keys::single(Secret::new("isvkey")).unwrap());
+        assert_eq!(token, "691b1c2be27485a87fb000de6f89f1d3");
+    }
+
+    #[test]
+    fn any_configured_key_opens_and_says_which_it_was() {
+        for (text, label) in [("fake-new", "current"), ("fake-old", "previous")] {
+            let verified = signed(Some(&token(text))).verify(&two_keys()).unwrap();
+            assert_eq!(&**verified.key_label(), label);
+            assert_eq!((*verified.payload(), verified.into_payload()), (7, 7));
+        }
+        assert_eq!(signed(Some(&token("fake-third"))).verify(&two_keys()).unwrap_err(), Mismatch::Wrong);
+        assert_eq!(parts().sign(&two_keys()), token("fake-new"), "signed with the current key");
+    }
+
+    #[test]
+    fn a_digest_is_so_many_hex_digits_in_either_case() {
+        let right = token("fake-new");
+        assert!(signed(Some(&right.to_uppercase())).verify(&two_keys()).is_ok());
+        let refused = |text: Option<&str>| signed(text).verify(&two_keys()).unwrap_err();
+        assert_eq!(refused(None), Mismatch::Missing);
+        let spaced = format!(" {}", &right[1..]);
+        for malformed in ["", &right[..31], &format!("{right}0"), &"g".repeat(32), &"é".repeat(16), &spaced]
+        {
+            assert_eq!(refused(Some(malformed)), Mismatch::Malformed, "{malformed}");
+        }
+        assert_eq!(refused(Some(&"0".repeat(32))), Mismatch::Wrong);
+    }
+
+    #[test]
+    fn the_hmac_is_the_standard_s() {
+        // RFC 4231, test case 2, in pieces.
+        let digest = hmac_sha256(b"Jefe", &[b"what do ya want ", b"", b"for nothing?"]);
+        let expected = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
+        assert_eq!(hex::encode(digest), expected);
+    }
+
+    #[test]
+    fn a_dated_body_is_covered_with_its_timestamp() {
+        let dated =
+            |timestamp: &str, body: &[u8]| Parts::Dated { timestamp: timestamp.into(), body: body.into() };
+        let digest = dated("17", b"{}").sign(&two_keys());
+        assert_eq!(digest.len(), Scheme::HmacSha256.characters());
+        let verify =
+            |parts: Parts| Signed { parts, presented: Some(digest.clone()), payload: () }.verify(&two_keys());
+        assert!(verify(dated("17", b"{}")).is_ok());
+        for other in [dated("18", b"{}"), dated("17", b"{ }"), dated("17", b"")] {
+            assert_eq!(verify(other).unwrap_err(), Mismatch::Wrong);
+        }
+    }
+
+    fn nonced(nonce: &str, timestamp: &str, body: &[u8], digested: bool) -> Parts {
+        Parts::Nonced { nonce: nonce.into(), timestamp: timestamp.into(), body: body.into(), digested }
+    }
+
+    #[test]
+    fn koogallery_s_request_and_answer_signatures() {
+        // Made by the documented rule with another implementation; the vendor publishes none that can be checked.
+        let keys = Keys::single(Secret::new("xxxxxxx")).unwrap();
+        let nonce = "50D83FDECAED6CCD8EF597F2A577950527928BA287D04E6036E92B2806FD17DA";
+        let body = br#"{"activity":"newInstance","businessId":"87b94795-0603-4e24-8ae5-69420d60e3c8","orderId":"CS2211181819B4LVS","orderLineId":"CS2211181819B4LVS-000001","testFlag":"1"}"#;
+        let base = nonced(nonce, "1680508066618", body, true);
+        assert_eq!(base.sign(&keys), "5cba99cdfd4be412ef7ee87accf419acfc21297ae13a457e8776a5d0693ae907");
+        let kit = nonced(nonce, "1680508066618", body, false);
+        assert_eq!(kit.sign(&keys), "e1eda2571c0bdeb8d035c88282430dcfd63670c5011fbe0c15b78de37aa7ba1c");
+        let signed = Signed { parts: base, presented: Some(kit.sign(&keys)), payload: () };
+        assert_eq!(signed.verify(&keys).unwrap_err(), Mismatch::Wrong);
+        let answer = br#"{"resultCode":"000000","resultMsg":"success."}"#;
+        let signed =
+            Signed { parts: kit.clone(), presented: Some(kit.sign(&keys).to_uppercase()), payload: () };
+        let signer = signed.verify(&keys).unwrap().signer();
+        assert_eq!(signer.sign(answer), "YB9MRaDz8ENM8JzoKzW8YT4yUrcMdby3kM31MTz8tO4=");
+        assert_eq!(keys.signer().unwrap().sign(answer), signer.sign(answer));
+        assert!(!format!("{signer:?}").contains("xxxxxxx"));
+    }
+
+    #[test]
+    fn an_answer_is_signed_with_the_key_that_matched() {
+        let parts = nonced("n", "17", b"{}", true);
+        let old = Keys::single(Secret::new("fake-old")).unwrap();
+        let signed = Signed { presented: Some(parts.sign(&old)), parts, payload: () };
+        let signer = signed.verify(&two_keys()).unwrap().signer();
+        assert_eq!(signer.sign(b"{}"), old.signer().unwrap().sign(b"{}"));
+        assert_ne!(signer.sign(b"{}"), two_keys().signer().unwrap().sign(b"{}"));
+    }
+
+    #[test]
+    fn koogallery_s_published_example_of_the_older_token() {
+        // support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0272346898.html
+        let pairs = [
+            ("activity", "newInstance"),
+            ("businessId", "61e834ba-7b97-4418-b8f7-e5345137278c"),
+            ("customerId", "68cbc86abc2018ab880d92f36422fa0e"),
+            ("expireTime", "20200727153156"),
+            ("orderId", "CS1906666666ABCDE"),
+            ("productId", "00301-666666-0--0"),
+            ("testFlag", "1"),
+            ("timeStamp", "20200727073711903"),
+        ];
+        let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let parts = Parts::Stamped { timestamp: "20200727073711903".into(), pairs };
+        let keys = Keys::single(Secret::new("xxxxxxx")).unwrap();
+        assert_eq!(parts.sign(&keys), "Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ=");
+        let verify = |token: &str| {
+            Signed { parts: parts.clone(), presented: Some(token.into()), payload: () }.verify(&keys).err()
+        };
+        assert_eq!(verify("Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ="), None);
+        assert_eq!(
+            verify("gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ="),
+            Some(Mismatch::Wrong),
+            "case counts"
+        );
+        assert_eq!(verify("Gzbfjf9LHRBcI3bFVi++sLinCNOBF6qa7is1fvjEgYQ"), Some(Mismatch::Malformed));
+        assert_eq!(verify(&"*".repeat(44)), Some(Mismatch::Malformed));
+    }
+
+    #[test]
+    fn the_base_string_shows_everything_but_the_key() {
+        assert_eq!(nonced("n", "17", b"{}", true).base(), "<key>n17<digest of {}>");
+        assert_eq!(nonced("n", "17", b"{}", false).base(), "<key>n17{}");
+        assert_eq!(signed(None).base(), "a=1&b=2&key=<key>");
+        let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
+        assert_eq!(dated.base(), "17.{}");
+    }
+
+    /// The vendor's example, of which it publishes the digest of the canonical request; its secret is masked.
+    const ASKED: Asked<'static> = Asked {
+        method: "GET",
+        host: "service.region.example.com",
+        path: "/v1/77b6a44cba5143ab91d13ab9a8ff44fd/vpcs",
+        query: "limit=2&marker=13551d6b-755d-4757-b956-536f674975c0",
+        content_type: "application/json",
+        date: "20191115T033655Z",
+    };
+
+    #[test]
+    fn the_gateway_s_published_canonical_request_holds() {
+        let hash = hex::encode(Sha256::digest(canonical_request(&ASKED)));
+        assert_eq!(hash, "b25362e603ee30f4f25e7858e8a7160fd36e803bb2dfe206278659d71a9bcd7a");
+    }
+
+    #[test]
+    fn both_forms_name_the_key_and_show_nothing_of_the_secret() {
+        let key = AccessKey::new("FAKEACCESS", Secret::new("fake-secret")).unwrap();
+        let present = key.authorization(&ASKED);
+        let older = key.clone().scoped("cn-north-4", "mkt").authorization(&ASKED);
+        assert!(present.starts_with(
+            "SDK-HMAC-SHA256 Access=FAKEACCESS, SignedHeaders=content-type;host;x-sdk-date, Signature="
+        ));
+        assert!(older.starts_with(
+            "SDK-HMAC-SHA256 Credential=FAKEACCESS/20191115/cn-north-4/mkt/sdk_request, SignedHeaders="
+        ));
+        let digest = |text: &str| text.rsplit('=').next().unwrap().to_owned();
+        assert_ne!(digest(&present), digest(&older));
+        let other = AccessKey::new("FAKEACCESS", Secret::new("fake-other")).unwrap().authorization(&ASKED);
+        assert_ne!(digest(&present), digest(&other));
+        assert!(!format!("{key:?}{present}{older}").contains("fake-secret"));
+        assert_eq!(AccessKey::new("", Secret::new("s")).unwrap_err(), BadKey::Empty);
+        for unclean in [" s", "s\u{200b}"] {
+            assert!(matches!(AccessKey::new("FAKE", Secret::new(unclean)), Err(BadKey::Unclean(_))));
+            assert!(matches!(AccessKey::new(unclean, Secret::new("s")), Err(BadKey::Unclean(_))));
+        }
+    }
+
+    /// The example key of the specification's own libraries.
+    const WEBHOOK_EXAMPLE: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn webhook_key(text: &str) -> Result<WebhookKey, BadWebhookKey> {
+        WebhookKey::new(&Secret::new(text))
+    }
+
+    #[test]
+    fn the_webhook_example_holds() {
+        let (id, body) = ("msg_p5jXN8AQM9LWM0D4loKWxJek", br#"{"test": 2432232314}"#);
+        let signature = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        let key = webhook_key(WEBHOOK_EXAMPLE).unwrap();
+        let keys = WebhookKeys::new(vec![key.clone()]).unwrap();
+        assert_eq!(keys.sign(id, 1_614_265_330, body), signature);
+        let other = webhook_key(&format!("whsec_{}", BASE64.encode([b'f'; 24]))).unwrap();
+        let both = WebhookKeys::new(vec![other.clone(), key]).unwrap().sign(id, 1_614_265_330, body);
+        let others = WebhookKeys::new(vec![other]).unwrap().sign(id, 1_614_265_330, body);
+        assert_eq!(both, format!("{others} {signature}"));
+        assert_ne!(others, signature);
+    }
+
+    #[test]
+    fn a_webhook_key_is_whsec_base64_and_long_enough() {
+        let of = |count: usize| format!("whsec_{}", BASE64.encode(vec![b'f'; count]));
+        for (text, error) in [
+            (String::new(), BadWebhookKey::Prefix),
+            (WEBHOOK_EXAMPLE.replace("whsec_", ""), BadWebhookKey::Prefix),
+            (WEBHOOK_EXAMPLE.replace("whsec_", "whpk_"), BadWebhookKey::Prefix),
+            (WEBHOOK_EXAMPLE.replace('M', " "), BadWebhookKey::NotBase64),
+            (WEBHOOK_EXAMPLE.replace('M', "-"), BadWebhookKey::NotBase64),
+            ("whsec_".to_owned(), BadWebhookKey::Length(0)),
+            (of(23), BadWebhookKey::Length(23)),
+            (of(65), BadWebhookKey::Length(65)),
+        ] {
+            assert_eq!(webhook_key(&text).unwrap_err(), error, "{text}");
+        }
+        assert!(webhook_key(&of(24)).is_ok() && webhook_key(&of(64)).is_ok());
+        assert!(WebhookKeys::new(Vec::new()).is_none());
+        assert_eq!(format!("{:?}", webhook_key(WEBHOOK_EXAMPLE).unwrap()), "WebhookKey(***)");
+    }
+
+    #[test]
+    fn nothing_prints_a_key() {
+        let shown = format!("{:?} {:?}", two_keys(), Secret::new("fake-secret"));
+        assert!(!shown.contains("fake-"), "{shown}");
+        assert!(shown.contains("previous"), "labels are for people: {shown}");
+    }
+
+    #[test]
+    fn a_suspicious_key_is_no_key() {
+        let refused = |text: &str| Key::new("current", Secret::new(text)).unwrap_err();
+        assert_eq!(refused(""), BadKey::Empty);
+        for (unclean, fault) in [
+            (" ", "character 1 of 1 is a space"),
+            ("fake\n", "character 5 of 5 is U+000A"),
+            (" fake", "character 1 of 5 is a space"),
+            ("fa\0ke", "character 3 of 5 is U+0000"),
+            ("\u{feff}fake", "character 1 of 5 is U+FEFF"),
+            ("fake\u{200b}", "character 5 of 5 is U+200B"),
+            ("fake\u{a0}key", "character 5 of 8 is U+00A0"),
+            ("\u{ff46}ake", "character 1 of 4 is U+FF46"),
+        ] {
+            let said = refused(unclean).to_string();
+            assert!(said.contains(fault) && !said.contains("fake"), "{said}");
+            let said = WebhookKey::new(&Secret::new(unclean)).unwrap_err().to_string();
+            assert!(said.contains(fault) && !said.contains("fake"), "{said}");
+        }
+        assert!(Keys::new(Vec::new()).is_none());
+    }
+}

@@ -1,0 +1,506 @@
+//! The hook that is an executable: the call as JSON on its standard input, the answer as JSON on
+//! its standard output, its standard error in the log.
+//!
+//! Buyers choose parameter values, so nothing of a call ever reaches a shell, an argument or the
+//! environment. The child leads a process group of its own, and the group is killed whole when the
+//! attempt is over, however it ends: what is left running would be outside of every deadline and
+//! could meet the next attempt. (A hook that wants to leave something behind starts it under
+//! another process group, as `setsid` does.)
+//!
+//! There is no deadline in here: the runner drops the future, and the drop kills.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::leftovers::{Leftovers, Mark};
+use crate::hook::answer::Said;
+use crate::hook::callback::{Action, Answer};
+use crate::hook::text;
+use crate::hook::{AnyHook, Call, Context, HookError};
+use crate::observe::limits;
+
+/// The variables a hook inherits, where they are set.
+pub const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
+/// The exit code that means: it will not be done, do not try again (`EX_DATAERR`).
+pub const EXIT_REFUSE: i32 = 65;
+/// How long output is still read after the child has exited, in milliseconds, when another process
+/// holds the pipe open.
+const EXIT_GRACE_MS: u64 = 500;
+/// Where the search for a command goes when there is no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// An executable as a hook.
+#[derive(Debug, Clone)]
+pub struct ExecHook {
+    command: Vec<String>,
+    environment: Vec<(OsString, OsString)>,
+    /// Absolute, so that it means the same before and after the child has gone there.
+    folder: Option<PathBuf>,
+}
+
+/// A command that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadCommand {
+    /// There is nothing to run.
+    #[error("the hook's command is empty")]
+    Empty,
+    /// The file is not there.
+    #[error("the hook's command `{0}` is not there; a name without `/` is looked for in PATH")]
+    Missing(String),
+    /// The file is there and cannot be run.
+    #[error("the hook's command `{0}` is not an executable file (is its executable bit set?)")]
+    NotExecutable(String),
+    /// The working folder is not there, or is something else.
+    #[error("the hook's working folder `{}` is not a folder that is there", .0.display())]
+    NoFolder(PathBuf),
+}
+
+impl ExecHook {
+    /// Runs `command`: the program, then fixed arguments. Of this process's environment it gets
+    /// [`KEPT_VARIABLES`] as they are now.
+    pub fn new(command: impl IntoIterator<Item = impl Into<String>>) -> ExecHook {
+        let kept = |name: &str| Some((OsString::from(name), std::env::var_os(name)?));
+        ExecHook {
+            command: command.into_iter().map(Into::into).collect(),
+            environment: KEPT_VARIABLES.into_iter().filter_map(kept).collect(),
+            folder: None,
+        }
+    }
+
+    /// Runs it in this folder instead of this process's own. A command that is a relative path is looked
+    /// for there.
+    pub fn working_dir(self, folder: impl AsRef<Path>) -> ExecHook {
+        let folder = folder.as_ref();
+        let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        ExecHook { folder: Some(folder), ..self }
+    }
+
+    /// Looks whether the command could be started: for `check-config` and for the start.
+    ///
+    /// # Errors
+    /// [`BadCommand`] says what is wrong.
+    pub fn check(&self) -> Result<(), BadCommand> {
+        let program = self.command.first().filter(|program| !program.is_empty()).ok_or(BadCommand::Empty)?;
+        if let Some(folder) = self.folder.as_ref().filter(|folder| !folder.is_dir()) {
+            return Err(BadCommand::NoFolder(folder.clone()));
+        }
+        let found: Vec<PathBuf> = self.candidates(program).into_iter().filter(|path| path.exists()).collect();
+        if found.is_empty() {
+            Err(BadCommand::Missing(program.clone()))
+        } else if found.iter().any(|path| is_executable(path)) {
+            Ok(())
+        } else {
+            Err(BadCommand::NotExecutable(program.clone()))
+        }
+    }
+
+    fn candidates(&self, program: &str) -> Vec<PathBuf> {
+        if program.contains('/') {
+            return vec![self.in_folder(program)];
+        }
+        let path = self.environment.iter().find(|(name, _)| name == "PATH");
+        let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+        std::env::split_paths(path).map(|folder| folder.join(program)).collect()
+    }
+
+    /// A path of the command line, as the child finds it in its working folder.
+    fn in_folder(&self, path: &str) -> PathBuf {
+        self.folder.as_ref().map_or_else(|| PathBuf::from(path), |folder| folder.join(path))
+    }
+
+    fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
+        let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
+        let context = call.context();
+        // Whether a relative path is looked for before or after the change of folder is up to the system.
+        let path = if program.contains('/') { self.in_folder(program) } else { PathBuf::from(program) };
+        let mut command = Command::new(path);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .env("SPID_ACTION", call.action().as_str())
+            .env("SPID_IDEMPOTENCY_KEY", &context.idempotency_key)
+            .env("SPID_ATTEMPT", context.attempt.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        if let Some(traceparent) = &context.traceparent {
+            command.env("TRACEPARENT", traceparent);
+        }
+        if let Some(folder) = &self.folder {
+            command.current_dir(folder);
+        }
+        let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
+        let mut group = Group::led_by(&child);
+        group.mark(leftovers, &context.idempotency_key);
+        Ok((child, group))
+    }
+
+    /// The system's error does not say what is missing: the command, its interpreter or the folder.
+    fn not_started(&self, program: &str, error: &std::io::Error) -> HookError {
+        match self.check() {
+            Err(wrong) => HookError::misconfigured(format!("cannot start `{program}`: {error}: {wrong}")),
+            Ok(()) => HookError::retry(format!("cannot start `{program}`: {error}")),
+        }
+    }
+
+    pub(super) async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
+        let request = serde_json::to_vec(&call)?;
+        let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
+        let mut heard = Heard::new(&call);
+        let ended = converse(&mut child, &request, &mut heard).await;
+        drop(group);
+        let status = ended?;
+        heard.log.finish();
+        judge(status, &heard, call.action())
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata().is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+impl From<ExecHook> for AnyHook {
+    fn from(hook: ExecHook) -> AnyHook {
+        unmarked(Arc::new(hook))
+    }
+}
+
+/// Runs the hook outside of a daemon, where no start looks for processes that were left.
+pub(super) fn unmarked(hook: Arc<ExecHook>) -> AnyHook {
+    AnyHook::from_fn(move |call| {
+        let hook = hook.clone();
+        async move { hook.run(call, None).await }
+    })
+}
+
+/// The child's process group, killed when this goes.
+///
+/// After the child has been reaped its number could in theory be given to a stranger; it is kept
+/// for [`EXIT_GRACE_MS`] at most, while the system hands out every other number first.
+struct Group {
+    leader: Option<Pid>,
+    /// Goes once the group is killed.
+    mark: Option<Mark>,
+}
+
+impl Group {
+    fn led_by(child: &Child) -> Group {
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        Group { leader: id.and_then(Pid::from_raw), mark: None }
+    }
+
+    /// Before the hook gets its call. A mark that cannot be made is no reason not to run it: it
+    /// matters only if the daemon is killed, and then the idempotency key protects.
+    fn mark(&mut self, leftovers: Option<&Leftovers>, key: &str) {
+        let (Some(leftovers), Some(leader)) = (leftovers, self.leader) else { return };
+        match leftovers.mark(leader, key) {
+            Ok(mark) => self.mark = mark,
+            Err(error) => {
+                tracing::warn!(idempotency_key = key, %error, "the running hook could not be marked; if the daemon is killed now, the next start does not find it");
+            }
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader {
+            // An error means that the group is already empty.
+            let _ = kill_process_group(leader, Signal::KILL);
+        }
+        drop(self.mark.take());
+    }
+}
+
+/// What the child has said so far. It stands outside of the reading, which may be cut short.
+struct Heard {
+    stdout: Vec<u8>,
+    log: LineLog,
+}
+
+impl Heard {
+    fn new(call: &Call) -> Heard {
+        Heard { stdout: Vec::new(), log: LineLog::new(call.action(), call.context().clone()) }
+    }
+
+    async fn listen(
+        &mut self,
+        stdout: Option<impl AsyncRead + Unpin>,
+        stderr: Option<impl AsyncRead + Unpin>,
+    ) -> Result<(), HookError> {
+        let Heard { stdout: answer, log } = self;
+        tokio::try_join!(read_answer(stdout, answer), read_log(stderr, log))?;
+        Ok(())
+    }
+}
+
+/// Feeds and listens at once, until the child has exited and its output has ended. A process that
+/// inherited the output and outlives the child is not waited for.
+async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Result<ExitStatus, HookError> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (feed, listen, exit) = (feed(stdin, request), heard.listen(stdout, stderr), child.wait());
+    tokio::pin!(feed, listen, exit);
+    let (mut fed, mut listened) = (false, false);
+    let status = loop {
+        tokio::select! {
+            () = &mut feed, if !fed => fed = true,
+            ended = &mut listen, if !listened => {
+                ended?;
+                listened = true;
+            }
+            status = &mut exit => break status?,
+        }
+    };
+    if !listened {
+        let grace = Duration::from_millis(EXIT_GRACE_MS);
+        tokio::time::timeout(grace, &mut listen).await.unwrap_or(Ok(()))?;
+    }
+    Ok(status)
+}
+
+/// A child need not read its input: a broken pipe says nothing about its answer.
+async fn feed(stdin: Option<ChildStdin>, request: &[u8]) {
+    if let Some(mut stdin) = stdin {
+        let _ = stdin.write_all(request).await;
+        let _ = stdin.shutdown().await;
+    }
+}
+
+async fn read_answer(stdout: Option<impl AsyncRead + Unpin>, answer: &mut Vec<u8>) -> Result<(), HookError> {
+    let Some(stdout) = stdout else { return Ok(()) };
+    let most = limits::HOOK_ANSWER_MAX_BYTES;
+    stdout.take(most as u64 + 1).read_to_end(answer).await?;
+    if answer.len() > most {
+        return Err(HookError::retry(format!("the hook's answer is longer than {most} bytes")));
+    }
+    Ok(())
+}
+
+async fn read_log(stderr: Option<impl AsyncRead + Unpin>, log: &mut LineLog) -> Result<(), HookError> {
+    let Some(mut stderr) = stderr else { return Ok(()) };
+    let mut chunk = [0u8; 1024];
+    loop {
+        let count = stderr.read(&mut chunk).await?;
+        match chunk.get(..count) {
+            None | Some([]) => return Ok(()),
+            Some(bytes) => log.push(bytes),
+        }
+    }
+}
+
+/// Standard error, cut into lines: each is logged once, bounded, with control characters spelt out.
+struct LineLog {
+    action: Action,
+    context: Context,
+    line: Vec<u8>,
+    cut: bool,
+    /// Bytes of the log this attempt may still write.
+    left: usize,
+    last: Option<String>,
+}
+
+impl LineLog {
+    fn new(action: Action, context: Context) -> LineLog {
+        LineLog {
+            action,
+            context,
+            line: Vec::new(),
+            cut: false,
+            left: limits::HOOK_LOG_MAX_BYTES,
+            last: None,
+        }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        let mut pieces = bytes.split(|byte| *byte == b'\n');
+        if let Some(first) = pieces.next() {
+            self.extend(first);
+        }
+        for piece in pieces {
+            self.finish();
+            self.extend(piece);
+        }
+    }
+
+    fn extend(&mut self, piece: &[u8]) {
+        let room = limits::HOOK_LOG_LINE_MAX_BYTES - self.line.len();
+        self.cut |= piece.len() > room;
+        self.line.extend(piece.iter().take(room));
+    }
+
+    /// Ends the line that was being collected.
+    fn finish(&mut self) {
+        let line = std::mem::take(&mut self.line);
+        let mut text = printable(&line);
+        if std::mem::take(&mut self.cut) {
+            text.push('…');
+        }
+        if text.trim().is_empty() {
+            return;
+        }
+        self.log(&text);
+        self.last = Some(text);
+    }
+
+    fn log(&mut self, text: &str) {
+        if self.left == 0 {
+            return;
+        }
+        self.left = self.left.saturating_sub(written_bytes(text));
+        let (action, context) = (self.action.as_str(), &self.context);
+        let (key, attempt) = (context.idempotency_key.as_str(), context.attempt);
+        if self.left > 0 {
+            tracing::info!(target: "spid::hook", action, idempotency_key = key, attempt, "{text}");
+        } else {
+            tracing::warn!(target: "spid::hook", action, idempotency_key = key, attempt,
+                "the hook wrote more to standard error than is logged; the rest is left out");
+        }
+    }
+}
+
+/// The bytes a line takes in the log, at most: a quotation mark, a backslash and a tab are two in JSON.
+fn written_bytes(text: &str) -> usize {
+    let doubled = text.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | b'\t')).count();
+    limits::HOOK_LOG_LINE_EXTRA_BYTES + text.len() + doubled
+}
+
+fn printable(line: &[u8]) -> String {
+    text::plain_log(&String::from_utf8_lossy(line.trim_ascii_end())).into_owned()
+}
+
+/// What the exit and the output together mean.
+fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, HookError> {
+    match status.code() {
+        Some(0) => Said::success(Said::read_any(&heard.stdout)?, action),
+        Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
+        _ => Err(failure(status, heard)),
+    }
+}
+
+/// The reason of a refusal. The marketplace reads it, so it is what the hook meant for others, and never
+/// a line of its log.
+fn refusal(heard: &Heard) -> String {
+    let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
+    given.unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
+}
+
+fn failure(status: ExitStatus, heard: &Heard) -> HookError {
+    let how = match (status.code(), status.signal()) {
+        (Some(code), _) => format!("the hook exited with code {code}"),
+        (None, Some(signal)) => format!("the hook was killed by {}", signal_name(signal)),
+        (None, None) => "the hook ended in an unknown way".to_owned(),
+    };
+    let message = match &heard.log.last {
+        Some(line) => format!("{how}: {line}"),
+        None => how,
+    };
+    match Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
+        Some(after) => HookError::retry_after(message, after),
+        None => HookError::retry(message),
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    const NAMES: [(Signal, &str); 13] = [
+        (Signal::HUP, "SIGHUP"),
+        (Signal::INT, "SIGINT"),
+        (Signal::QUIT, "SIGQUIT"),
+        (Signal::ILL, "SIGILL"),
+        (Signal::ABORT, "SIGABRT"),
+        (Signal::BUS, "SIGBUS"),
+        (Signal::FPE, "SIGFPE"),
+        (Signal::KILL, "SIGKILL"),
+        (Signal::SEGV, "SIGSEGV"),
+        (Signal::PIPE, "SIGPIPE"),
+        (Signal::ALARM, "SIGALRM"),
+        (Signal::TERM, "SIGTERM"),
+        (Signal::XCPU, "SIGXCPU"),
+    ];
+    let known = NAMES.iter().find(|(signal, _)| signal.as_raw() == number);
+    known.map_or_else(|| format!("signal {number}"), |(_, name)| (*name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hook::call::tests::{a_call, an_instance};
+    use crate::hook::callback::Callback;
+
+    fn log() -> LineLog {
+        let call = a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()));
+        LineLog::new(Action::Create, call.context().clone())
+    }
+
+    #[test]
+    fn lines_are_put_together_across_reads() {
+        let mut log = log();
+        log.push(b"one\ntw");
+        assert_eq!(log.last.as_deref(), Some("one"));
+        log.push(b"o\r\n\n");
+        assert_eq!(log.last.as_deref(), Some("two"));
+        log.push(b"no newline");
+        log.finish();
+        assert_eq!(log.last.as_deref(), Some("no newline"));
+    }
+
+    #[test]
+    fn lines_are_bounded_and_printable() {
+        let mut log = log();
+        log.push(b"\x1b[31mred\xff\n");
+        assert_eq!(log.last.as_deref(), Some("\\u{1b}[31mred\u{fffd}"));
+        log.push(&vec![b'x'; limits::HOOK_LOG_LINE_MAX_BYTES * 3]);
+        assert_eq!(log.line.len(), limits::HOOK_LOG_LINE_MAX_BYTES);
+        log.push(b"\nnext\n");
+        assert_eq!(log.last.as_deref(), Some("next"));
+        for _ in 0..limits::HOOK_LOG_MAX_BYTES {
+            log.push(b"word\n");
+        }
+        assert_eq!(log.left, 0);
+    }
+
+    #[test]
+    fn a_command_is_checked_before_it_is_needed() {
+        let check = |command: &[&str]| ExecHook::new(command.iter().copied()).check();
+        assert_eq!(check(&["sh", "-c", "true"]), Ok(()));
+        assert_eq!(check(&["/bin/sh"]), Ok(()));
+        assert_eq!(check(&[]), Err(BadCommand::Empty));
+        assert_eq!(check(&[""]), Err(BadCommand::Empty));
+        assert_eq!(check(&["/no/such/file"]), Err(BadCommand::Missing("/no/such/file".into())));
+        let nowhere = "no-such-command-anywhere";
+        assert_eq!(check(&[nowhere]), Err(BadCommand::Missing(nowhere.into())));
+        assert_eq!(check(&["/"]), Err(BadCommand::NotExecutable("/".into())));
+        let plain = tempfile::NamedTempFile::new().unwrap();
+        let path = plain.path().to_str().unwrap();
+        assert_eq!(check(&[path]), Err(BadCommand::NotExecutable(path.into())));
+    }
+
+    #[test]
+    fn a_working_folder_is_checked_and_is_where_relative_commands_are() {
+        let check = |folder: &Path, command: &str| ExecHook::new([command]).working_dir(folder).check();
+        assert_eq!(check(Path::new("/bin"), "./sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "bin/sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "sh"), Ok(()));
+        assert_eq!(check(Path::new("/"), "./sh"), Err(BadCommand::Missing("./sh".into())));
+        for nowhere in ["/no/such/folder", "/bin/sh"] {
+            assert_eq!(check(Path::new(nowhere), "/bin/sh"), Err(BadCommand::NoFolder(nowhere.into())));
+        }
+    }
+
+    #[test]
+    fn signals_have_names() {
+        assert_eq!(signal_name(Signal::KILL.as_raw()), "SIGKILL");
+        assert_eq!(signal_name(120), "signal 120");
+    }
+}

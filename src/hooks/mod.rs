@@ -1,0 +1,7 @@
+//! Running the seller's hook: a program, an HTTP service or the author's own code.
+
+pub mod exec;
+pub mod http;
+pub mod leftovers;
+pub mod log;
+pub mod runner;

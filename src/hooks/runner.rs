@@ -1,0 +1,845 @@
+//! Runs hooks so that none of them can hurt the daemon.
+//!
+//! Which hook, how many at once, for how long, and what is left when it panics, hangs or is no
+//! longer wanted: all of that is decided here, and the author writes none of it. What comes out is
+//! an [`Attempted`]; when to try again is the dispatcher's business.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinError, JoinHandle};
+use tracing::Instrument as _;
+
+use super::exec::{self, ExecHook};
+use super::leftovers::Leftovers;
+use crate::core::lifecycle::schedule::Schedule;
+use crate::hook::callback::Answer;
+use crate::hook::text::{is_plain, without_user_info};
+use crate::hook::{AnyHook, Call, HookError, HookErrorKind, Subject};
+use crate::observe::limits;
+
+/// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
+/// at once; one that blocks its thread cannot be stopped, and is left behind.
+const ABORT_GRACE_MS: u64 = 1_000;
+
+/// Code or a program that runs the calls of one hook. Clones share it.
+#[derive(Debug, Clone)]
+pub enum Executor {
+    /// Code in this process, or a service.
+    Code(AnyHook),
+    /// A program, whose processes the daemon marks.
+    Exec(Arc<ExecHook>),
+}
+
+impl Executor {
+    async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
+        match self {
+            Executor::Code(hook) => hook.answer(call).await,
+            Executor::Exec(hook) => hook.run(call, leftovers).await,
+        }
+    }
+}
+
+impl From<Executor> for AnyHook {
+    fn from(executor: Executor) -> AnyHook {
+        match executor {
+            Executor::Code(hook) => hook,
+            Executor::Exec(hook) => exec::unmarked(hook),
+        }
+    }
+}
+
+/// A hook under the name routes and logs know it by.
+#[derive(Debug, Clone)]
+pub struct NamedHook {
+    /// The name.
+    pub name: String,
+    /// The hook.
+    pub hook: Executor,
+    /// How long one attempt may take.
+    pub timeout: Duration,
+    /// How many attempts may run at once, over all instances; at least one.
+    pub concurrency: usize,
+    /// The waits between failed attempts; `None` for the usual ones.
+    pub retry: Option<Schedule>,
+}
+
+impl NamedHook {
+    /// A hook with the default timeout and concurrency.
+    pub fn new(name: impl Into<String>, hook: impl Into<AnyHook>) -> NamedHook {
+        NamedHook::run_by(name, Executor::Code(hook.into()))
+    }
+
+    /// A program with the default timeout and concurrency. Its processes are marked, so that none outlives a daemon
+    /// that is killed.
+    pub fn exec(name: impl Into<String>, hook: ExecHook) -> NamedHook {
+        NamedHook::run_by(name, Executor::Exec(Arc::new(hook)))
+    }
+
+    fn run_by(name: impl Into<String>, hook: Executor) -> NamedHook {
+        NamedHook {
+            name: name.into(),
+            hook,
+            timeout: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
+            concurrency: limits::HOOK_CONCURRENCY_COUNT,
+            retry: None,
+        }
+    }
+
+    fn places(&self) -> usize {
+        self.concurrency.min(Semaphore::MAX_PERMITS)
+    }
+
+    /// The same with another timeout.
+    pub fn timeout(self, timeout: Duration) -> NamedHook {
+        NamedHook { timeout, ..self }
+    }
+
+    /// The same with another concurrency.
+    pub fn concurrency(self, concurrency: usize) -> NamedHook {
+        NamedHook { concurrency, ..self }
+    }
+
+    /// The same with another retry schedule.
+    pub fn retry(self, schedule: Schedule) -> NamedHook {
+        NamedHook { retry: Some(schedule), ..self }
+    }
+}
+
+/// Sends calls to a hook. What is `None` matches everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Route {
+    /// The endpoint the callback came through.
+    pub endpoint: Option<String>,
+    /// The product.
+    pub product: Option<String>,
+    /// The SKU.
+    pub sku: Option<String>,
+    /// The buyer's account.
+    pub buyer: Option<String>,
+    /// The name of the hook.
+    pub hook: String,
+}
+
+impl Route {
+    fn matches(&self, subject: &Subject<'_>) -> bool {
+        self.unmet(subject).next().is_none()
+    }
+
+    fn wanted(&self) -> [(&'static str, Option<&str>); 4] {
+        [
+            ("endpoint", self.endpoint.as_deref()),
+            ("product", self.product.as_deref()),
+            ("sku", self.sku.as_deref()),
+            ("buyer", self.buyer.as_deref()),
+        ]
+    }
+
+    /// Its conditions: the name of each value, and what it has to be.
+    pub fn conditions(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.wanted().into_iter().filter_map(|(name, wanted)| Some((name, wanted?)))
+    }
+
+    /// The conditions that this subject does not meet, by name.
+    pub fn unmet(&self, subject: &Subject<'_>) -> impl Iterator<Item = &'static str> {
+        let given = [Some(subject.endpoint), subject.product, subject.sku, subject.buyer];
+        let both = self.wanted().into_iter().zip(given);
+        both.filter(|((_, wanted), given)| wanted.is_some() && wanted != given).map(|((name, _), _)| name)
+    }
+}
+
+/// Where a subject leads, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routed<'a> {
+    /// The hook.
+    pub hook: &'a str,
+    /// The first route that matches, by its place in the list; `None` when the default hook gets it.
+    pub route: Option<(usize, &'a Route)>,
+}
+
+/// Something that is wrong with a set of hooks and routes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRouting {
+    /// There is no hook at all.
+    #[error("there is no hook: nothing could be provisioned")]
+    NoHook,
+    /// Two hooks have one name.
+    #[error("two hooks are called `{0}`")]
+    DuplicateName(String),
+    /// A hook that may never run.
+    #[error("the hook `{0}` has a concurrency of 0: it would never run")]
+    NoConcurrency(String),
+    /// A route to a hook that is not there.
+    #[error("a route leads to the hook `{0}`, which is not configured")]
+    UnknownHook(String),
+}
+
+/// How an attempt ended. Texts are bounded by [`limits::REASON_MAX_BYTES`] and free of control
+/// characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attempted {
+    /// It is done.
+    Done(Answer),
+    /// It did not work, and may later.
+    Retry {
+        /// What went wrong.
+        error: String,
+        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
+    /// As a retry, and somebody has to look: the hook is set up wrongly.
+    Misconfigured {
+        /// What went wrong.
+        error: String,
+        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
+    /// It will not be done.
+    Refused {
+        /// Why, in words the marketplace's staff may read.
+        reason: String,
+    },
+    /// The hook does not know the action.
+    Unsupported {
+        /// Why, in words the marketplace's staff may read.
+        reason: String,
+    },
+    /// It is accepted, and completed later by somebody.
+    Pending {
+        /// What it waits for.
+        note: String,
+    },
+}
+
+impl Attempted {
+    fn retry(error: String) -> Attempted {
+        Attempted::Retry { error: bounded(&error), after: None }
+    }
+}
+
+impl From<Result<Answer, HookError>> for Attempted {
+    fn from(result: Result<Answer, HookError>) -> Attempted {
+        let error = match result {
+            Ok(answer) => return Attempted::Done(answer),
+            Err(error) => error,
+        };
+        let text = bounded(error.message());
+        let clamped = |after: Option<Duration>| {
+            after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
+        };
+        match error.kind() {
+            HookErrorKind::Retry { after } => Attempted::Retry { error: text, after: clamped(after) },
+            HookErrorKind::Misconfigured { after } => {
+                Attempted::Misconfigured { error: text, after: clamped(after) }
+            }
+            HookErrorKind::Refuse => Attempted::Refused { reason: text },
+            HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
+            HookErrorKind::Pending => Attempted::Pending { note: text },
+        }
+    }
+}
+
+/// A text that may be stored, logged and shown: control characters are spaces, and it ends with
+/// `…` where it was cut.
+fn bounded(text: &str) -> String {
+    const MORE: char = '…';
+    let text = without_user_info(text);
+    let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
+    if clean.len() <= limits::REASON_MAX_BYTES {
+        return clean;
+    }
+    let room = limits::REASON_MAX_BYTES - MORE.len_utf8();
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
+    clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
+}
+
+/// A hook and its bound.
+#[derive(Debug)]
+struct Entry {
+    named: NamedHook,
+    places: Places,
+}
+
+/// A bound that can change while permits are out: that of a hook, which outlives a reload under the hook's name.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    free: Arc<Semaphore>,
+    /// Places in use that are not given back: there are to be fewer.
+    surplus: Arc<AtomicUsize>,
+}
+
+impl Places {
+    pub(crate) fn new(count: usize) -> Places {
+        Places { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
+    }
+
+    pub(crate) fn more(&self, count: usize) {
+        let kept = (0..count).filter(|_| self.take_surplus()).count();
+        self.free.add_permits(count - kept);
+    }
+
+    pub(crate) fn fewer(&self, count: usize) {
+        self.surplus.fetch_add(count, Ordering::AcqRel);
+        while self.surplus.load(Ordering::Acquire) > 0 {
+            let Some(place) = self.try_take() else { return };
+            drop(place);
+        }
+    }
+
+    fn take_surplus(&self) -> bool {
+        let less = |surplus: usize| surplus.checked_sub(1);
+        self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
+    }
+
+    pub(crate) fn try_take(&self) -> Option<Place> {
+        let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
+        Some(Place { permit: Some(permit), places: self.clone() })
+    }
+
+    pub(crate) async fn take(&self) -> Place {
+        // The semaphore is never closed; if it were, running unbounded beats not running.
+        let permit = Arc::clone(&self.free).acquire_owned().await.ok();
+        Place { permit, places: self.clone() }
+    }
+}
+
+/// One permit of [`Places`]; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    permit: Option<OwnedSemaphorePermit>,
+    places: Places,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take_if(|_| self.places.take_surplus()) {
+            permit.forget();
+        }
+    }
+}
+
+/// All hooks of the daemon, and the way to the right one. Clones share the bounds.
+#[derive(Debug, Clone)]
+pub struct Runner {
+    inner: Arc<Inner>,
+    leftovers: Option<Leftovers>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// All of them, those that no route leads to as well.
+    hooks: Vec<Arc<Entry>>,
+    default: Arc<Entry>,
+    routes: Vec<(Route, Arc<Entry>)>,
+}
+
+impl Runner {
+    /// Hooks by name, and the routes to them. The first route that matches wins; what none matches
+    /// goes to the first hook.
+    ///
+    /// # Errors
+    /// Every mistake at once.
+    pub fn new(hooks: Vec<NamedHook>, routes: Vec<Route>) -> Result<Runner, Vec<BadRouting>> {
+        let mut mistakes = mistakes(&hooks);
+        let entries: Vec<Arc<Entry>> = hooks.into_iter().map(Entry::new).collect();
+        let mut resolved = Vec::new();
+        for route in routes {
+            match entries.iter().find(|entry| entry.named.name == route.hook) {
+                Some(entry) => resolved.push((route, Arc::clone(entry))),
+                None => mistakes.push(BadRouting::UnknownHook(route.hook)),
+            }
+        }
+        match entries.first().cloned() {
+            Some(default) if mistakes.is_empty() => {
+                let inner = Inner { hooks: entries, default, routes: resolved };
+                Ok(Runner { inner: Arc::new(inner), leftovers: None })
+            }
+            _ => Err(mistakes),
+        }
+    }
+
+    /// The same hooks under the same bounds; what they start is marked in `leftovers`.
+    pub fn marking(self, leftovers: Leftovers) -> Runner {
+        Runner { leftovers: Some(leftovers), ..self }
+    }
+
+    /// Which hook gets calls about this subject, and by which route.
+    pub fn route(&self, subject: &Subject<'_>) -> Routed<'_> {
+        let mut routes = self.inner.routes.iter().enumerate();
+        match routes.find(|(_, (route, _))| route.matches(subject)) {
+            Some((index, (route, entry))) => Routed { hook: &entry.named.name, route: Some((index, route)) },
+            None => Routed { hook: self.default_hook(), route: None },
+        }
+    }
+
+    /// The same hooks in the place of those of `before`: what still runs under a name counts for the hook
+    /// that has the name now. A runner has one successor at most.
+    pub fn succeeding(self, before: &Runner) -> Runner {
+        let old = before.entries();
+        let mut made: BTreeMap<&str, Arc<Entry>> = BTreeMap::new();
+        for (name, entry) in self.entries() {
+            let entry = match old.get(name) {
+                Some(old) => Arc::new(entry.succeeding(old)),
+                None => Arc::clone(entry),
+            };
+            made.insert(name, entry);
+        }
+        let now = |entry: &Arc<Entry>| Arc::clone(made.get(entry.named.name.as_str()).unwrap_or(entry));
+        let hooks = self.inner.hooks.iter().map(now).collect();
+        let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
+        let inner = Arc::new(Inner { hooks, default: now(&self.inner.default), routes });
+        Runner { inner, leftovers: before.leftovers.clone() }
+    }
+
+    fn entries(&self) -> BTreeMap<&str, &Arc<Entry>> {
+        self.inner.hooks.iter().map(|entry| (entry.named.name.as_str(), entry)).collect()
+    }
+
+    /// The hooks, in the order they were given.
+    pub fn hooks(&self) -> impl Iterator<Item = &NamedHook> {
+        self.inner.hooks.iter().map(|entry| &entry.named)
+    }
+
+    /// The routes, in the order in which they are tried.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.inner.routes.iter().map(|(route, _)| route)
+    }
+
+    /// Whether any route asks for the endpoint.
+    pub fn routes_by_endpoint(&self) -> bool {
+        self.routes().any(|route| route.endpoint.is_some())
+    }
+
+    /// The name of the hook that gets what no route matches.
+    pub fn default_hook(&self) -> &str {
+        &self.inner.default.named.name
+    }
+
+    /// The retry schedule of the hook that gets calls about this subject, if it has one of its own.
+    pub fn retry(&self, subject: &Subject<'_>) -> Option<&Schedule> {
+        self.entry(subject).named.retry.as_ref()
+    }
+
+    /// How long an attempt at a call about this subject may take.
+    pub fn timeout(&self, subject: &Subject<'_>) -> Duration {
+        self.entry(subject).named.timeout
+    }
+
+    /// Waits until the hook for this subject may run once more.
+    ///
+    /// Build the call afterwards: time spent in the queue is not time the hook had.
+    pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
+        let entry = Arc::clone(self.entry(subject));
+        let place = entry.places.take().await;
+        Slot { entry, place, leftovers: self.leftovers.clone() }
+    }
+
+    /// As [`Runner::reserve`], but `None` when the hook is busy.
+    pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
+        let entry = Arc::clone(self.entry(subject));
+        let place = entry.places.try_take()?;
+        Some(Slot { entry, place, leftovers: self.leftovers.clone() })
+    }
+
+    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
+    pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
+        let Inner { default, routes, .. } = &*self.inner;
+        let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
+        all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
+    }
+
+    /// Reserves and runs. Dropping the returned future stops the hook.
+    pub async fn run(&self, call: Call) -> Attempted {
+        let slot = self.reserve(&call.subject()).await;
+        slot.run(call).await
+    }
+
+    fn entry(&self, subject: &Subject<'_>) -> &Arc<Entry> {
+        let route = self.inner.routes.iter().find(|(route, _)| route.matches(subject));
+        route.map_or(&self.inner.default, |(_, entry)| entry)
+    }
+}
+
+fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
+    let mut mistakes = Vec::new();
+    if hooks.is_empty() {
+        mistakes.push(BadRouting::NoHook);
+    }
+    let mut names = BTreeSet::new();
+    for hook in hooks {
+        if !names.insert(hook.name.as_str()) {
+            mistakes.push(BadRouting::DuplicateName(hook.name.clone()));
+        }
+        if hook.concurrency == 0 {
+            mistakes.push(BadRouting::NoConcurrency(hook.name.clone()));
+        }
+    }
+    mistakes
+}
+
+impl Entry {
+    fn new(named: NamedHook) -> Arc<Entry> {
+        let places = Places::new(named.places());
+        Arc::new(Entry { named, places })
+    }
+
+    /// This hook with the places of `old`. Where there are to be fewer, those in use go as they come free.
+    fn succeeding(&self, old: &Entry) -> Entry {
+        let (named, places) = (self.named.clone(), old.places.clone());
+        let (wanted, there) = (named.places(), old.named.places());
+        places.more(wanted.saturating_sub(there));
+        places.fewer(there.saturating_sub(wanted));
+        Entry { named, places }
+    }
+}
+
+/// The right to run one hook once.
+#[derive(Debug)]
+pub struct Slot {
+    entry: Arc<Entry>,
+    place: Place,
+    leftovers: Option<Leftovers>,
+}
+
+impl Slot {
+    /// The hook's name.
+    pub fn hook_name(&self) -> &str {
+        &self.entry.named.name
+    }
+
+    /// How long the attempt may take, counted from [`Slot::run`].
+    pub fn timeout(&self) -> Duration {
+        self.entry.named.timeout
+    }
+
+    /// Runs the hook: at most [`Slot::timeout`], behind a panic wall. Dropping the returned future
+    /// stops the hook.
+    pub async fn run(self, call: Call) -> Attempted {
+        let Slot { entry, place, leftovers } = self;
+        let hook = entry.named.hook.clone();
+        // The place travels with the work, so that a hook which cannot be stopped still counts.
+        let work = async move {
+            let _place = place;
+            hook.run(call, leftovers).await
+        };
+        // What a hook says while it works stands in the attempt's span, too.
+        let mut work = AbortOnDrop(tokio::spawn(work.in_current_span()));
+        match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
+            Ok(Ok(result)) => Attempted::from(result),
+            Ok(Err(error)) => fell(&entry.named.name, &error),
+            Err(_elapsed) => {
+                work.stop(&entry.named.name).await;
+                let timeout = entry.named.timeout;
+                Attempted::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
+            }
+        }
+    }
+}
+
+/// The panic's own text is left out: it is the author's, and may hold anything.
+fn fell(name: &str, error: &JoinError) -> Attempted {
+    let how = if error.is_panic() { "panicked" } else { "was stopped" };
+    Attempted::retry(format!("the hook `{name}` {how}"))
+}
+
+struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
+
+impl AbortOnDrop {
+    /// Stops the work and waits until it is gone: a child process must be dead before anybody
+    /// thinks of the next attempt.
+    async fn stop(&mut self, name: &str) {
+        self.0.abort();
+        let grace = Duration::from_millis(ABORT_GRACE_MS);
+        if tokio::time::timeout(grace, &mut self.0).await.is_err() {
+            tracing::error!(
+                hook = name,
+                "the hook blocks its thread and cannot be stopped; it is left behind"
+            );
+        }
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{Notify, mpsc};
+
+    use super::super::log::LogHook;
+    use super::*;
+    use crate::hook::call::tests::{a_call, an_instance};
+    use crate::hook::callback::{Action, Callback};
+    use crate::hook::{
+        CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    };
+
+    /// A hook that does what the test says.
+    fn puppet<F>(act: impl Fn() -> F + Send + Sync + 'static) -> NamedHook
+    where
+        F: Future<Output = Result<Answer, HookError>> + Send + 'static,
+    {
+        NamedHook::new("puppet", AnyHook::from_fn(move |_call| act()))
+    }
+
+    fn create() -> Call {
+        a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()))
+    }
+
+    fn only(hook: NamedHook) -> Runner {
+        Runner::new(vec![hook], Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn places_grow_at_once_and_shrink_as_they_come_free() {
+        let places = Places::new(2);
+        let taken = [places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        places.fewer(1);
+        let [first, second] = taken;
+        drop(first);
+        assert!(places.try_take().is_none(), "the second still runs");
+        drop(second);
+        assert!(places.try_take().is_some());
+        places.more(2);
+        let taken = [places.try_take(), places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        places.fewer(2);
+        places.more(1);
+        drop(taken);
+        let taken = [places.try_take(), places.try_take()];
+        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        drop(taken);
+        places.fewer(1);
+        let _one = places.try_take().unwrap();
+        assert!(places.try_take().is_none(), "a free place goes at once");
+    }
+
+    #[tokio::test]
+    async fn a_successor_s_hooks_stand_in_the_places_of_their_names() {
+        let named = |name: &str, concurrency: usize| NamedHook::new(name, LogHook).concurrency(concurrency);
+        let call = create();
+        let before = Runner::new(vec![named("a", 1)], Vec::new()).unwrap();
+        let slot = before.try_reserve(&call.subject()).unwrap();
+        let other = Runner::new(vec![named("b", 1), named("a", 1)], Vec::new()).unwrap().succeeding(&before);
+        assert_eq!(other.route(&call.subject()).hook, "b");
+        assert!(other.try_reserve(&call.subject()).is_some());
+        let same = Runner::new(vec![named("a", 1)], Vec::new()).unwrap().succeeding(&before);
+        assert!(same.try_reserve(&call.subject()).is_none());
+        drop(slot);
+        assert!(same.try_reserve(&call.subject()).is_some());
+    }
+
+    struct Signal(Arc<Notify>);
+    impl Drop for Signal {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+
+    #[tokio::test]
+    async fn each_error_has_its_end() {
+        let ends = [
+            (HookError::refuse("no"), Attempted::Refused { reason: "no".into() }),
+            (
+                HookError::misconfigured("gone"),
+                Attempted::Misconfigured { error: "gone".into(), after: None },
+            ),
+            (HookError::pending("wait"), Attempted::Pending { note: "wait".into() }),
+            (
+                HookError::unsupported("x"),
+                Attempted::Unsupported { reason: "the hook does not support x".into() },
+            ),
+            (
+                HookError::retry_after("busy", Duration::MAX),
+                Attempted::Retry {
+                    error: "busy".into(),
+                    after: Some(Duration::from_secs(limits::RETRY_AFTER_MAX_S)),
+                },
+            ),
+        ];
+        for (error, end) in ends {
+            let runner = only(puppet(move || std::future::ready(Err(error.clone()))));
+            assert_eq!(runner.run(create()).await, end);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_retry_and_its_text_stays_out() {
+        let runner = only(puppet(|| async { panic!("fake-canary-password") }));
+        let Attempted::Retry { error, after: None } = runner.run(create()).await else {
+            panic!("not a retry")
+        };
+        assert_eq!(error, "the hook `puppet` panicked");
+        let again =
+            only(puppet(|| -> std::future::Ready<Result<Answer, HookError>> { panic!("before the future") }));
+        assert!(matches!(again.run(create()).await, Attempted::Retry { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hook_that_hangs_is_dropped_at_its_deadline() {
+        let gone = Arc::new(Notify::new());
+        let signal = Arc::clone(&gone);
+        let hanging = puppet(move || {
+            let signal = Signal(Arc::clone(&signal));
+            async move {
+                let _signal = signal;
+                std::future::pending().await
+            }
+        });
+        let runner = only(hanging.timeout(Duration::from_secs(5)));
+        let end = runner.run(create()).await;
+        assert_eq!(
+            end,
+            Attempted::Retry { error: "the hook `puppet` took longer than 5s".into(), after: None }
+        );
+        gone.notified().await;
+    }
+
+    #[tokio::test]
+    async fn dropping_the_run_stops_the_hook() {
+        let (began_tx, mut began) = mpsc::unbounded_channel();
+        let gone = Arc::new(Notify::new());
+        let signal = Arc::clone(&gone);
+        let runner = only(puppet(move || {
+            let signal = Signal(Arc::clone(&signal));
+            let began = began_tx.clone();
+            async move {
+                let _signal = signal;
+                began.send(()).unwrap();
+                std::future::pending().await
+            }
+        }));
+        tokio::select! {
+            _ = runner.run(create()) => panic!("it never ends by itself"),
+            _ = began.recv() => {}
+        }
+        gone.notified().await;
+        assert!(runner.try_reserve(&create().subject()).is_some());
+    }
+
+    #[tokio::test]
+    async fn no_more_run_at_once_than_allowed() {
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counters = (Arc::clone(&now), Arc::clone(&most));
+        let counting = puppet(move || {
+            let (now, most) = counters.clone();
+            async move {
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok(Answer::default())
+            }
+        });
+        let runner = only(counting.concurrency(2));
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..10 {
+            let runner = runner.clone();
+            tasks.spawn(async move { runner.run(create()).await });
+        }
+        while let Some(end) = tasks.join_next().await {
+            assert_eq!(end.unwrap(), Attempted::Done(Answer::default()));
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_a_slot_spends_no_time_of_the_hook() {
+        let slow = puppet(|| async {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            Ok(Answer::default())
+        });
+        let runner = only(slow.concurrency(1).timeout(Duration::from_secs(5)));
+        let (one, two) = tokio::join!(runner.run(create()), runner.run(create()));
+        assert_eq!((one, two), (Attempted::Done(Answer::default()), Attempted::Done(Answer::default())));
+    }
+
+    #[test]
+    fn the_first_route_that_matches_wins() {
+        let hooks = ["default", "special", "test"].map(|name| NamedHook::new(name, LogHook)).to_vec();
+        let route = |hook: &str| Route { hook: hook.into(), ..Route::default() };
+        let routes = vec![
+            Route { buyer: Some("10001".into()), ..route("test") },
+            Route { product: Some("p".into()), sku: Some("s".into()), ..route("special") },
+            Route { endpoint: Some("e".into()), ..route("test") },
+        ];
+        let runner = Runner::new(hooks, routes).unwrap();
+        let name = |endpoint, product, sku, buyer| {
+            let routed = runner.route(&Subject { endpoint, product, sku, buyer });
+            (routed.hook.to_owned(), routed.route.map(|(index, _)| index))
+        };
+        assert_eq!(name("x", Some("p"), Some("s"), Some("10001")), ("test".into(), Some(0)));
+        assert_eq!(name("e", Some("p"), Some("s"), Some("2")), ("special".into(), Some(1)));
+        assert_eq!(name("x", Some("p"), None, None), ("default".into(), None));
+        assert_eq!(name("e", Some("p"), None, None), ("test".into(), Some(2)));
+        let conditions: Vec<_> = runner.routes().nth(1).unwrap().conditions().collect();
+        assert_eq!(conditions, [("product", "p"), ("sku", "s")]);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let hooks = vec![NamedHook::new("a", LogHook), NamedHook::new("a", LogHook).concurrency(0)];
+        let routes = vec![Route { hook: "b".into(), ..Route::default() }];
+        let mistakes = Runner::new(hooks, routes).unwrap_err();
+        assert_eq!(
+            mistakes,
+            [
+                BadRouting::DuplicateName("a".into()),
+                BadRouting::NoConcurrency("a".into()),
+                BadRouting::UnknownHook("b".into())
+            ]
+        );
+        assert_eq!(Runner::new(Vec::new(), Vec::new()).unwrap_err(), [BadRouting::NoHook]);
+    }
+
+    #[test]
+    fn texts_are_cut_at_a_character_and_cleaned() {
+        let long = bounded(&"é\n".repeat(limits::REASON_MAX_BYTES));
+        assert!(long.len() <= limits::REASON_MAX_BYTES, "{}", long.len());
+        assert!(long.ends_with('…'));
+        assert!(!long.contains('\n'));
+        assert_eq!(bounded(" short\u{1b}[2J "), "short [2J");
+    }
+
+    struct Minimal;
+
+    impl ProvisioningHook for Minimal {
+        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+            Ok(Provisioned::new().id("i-9").admin("https://a.example", "root", "fake-canary-password"))
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Ok(Updated::new())
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Ok(())
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_author_left_out_is_unsupported() {
+        let runner = only(NamedHook::new("mine", Minimal));
+        let call = |action| a_call(&Callback::new(action, "x"), Some(&an_instance()));
+        for action in [Action::Upgrade, Action::RefundRenew, Action::SignOn, Action::Payment, Action::Other] {
+            let end = runner.run(call(action)).await;
+            assert!(matches!(end, Attempted::Unsupported { .. }), "{action}: {end:?}");
+        }
+        for action in [Action::Renew, Action::Expire, Action::Release] {
+            assert_eq!(runner.run(call(action)).await, Attempted::Done(Answer::default()), "{action}");
+        }
+        let end = runner.run(call(Action::Create)).await;
+        assert!(!format!("{end:?}").contains("fake-canary-password"));
+        let Attempted::Done(answer) = end else { panic!("not done") };
+        assert_eq!(answer.instance_id.as_deref(), Some("i-9"));
+    }
+}

@@ -1,0 +1,689 @@
+//! The table of cases, and what each of them does.
+//!
+//! Every case buys its own instances, and sends nothing but what it is about: with a new name, an empty
+//! value or a capital in a request that is about something else, one fault would fail many cases.
+
+use std::pin::Pin;
+use std::sync::PoisonError;
+
+use super::recipe::Recipe;
+use super::trial::{Ask, Bought, Heard, Token, Trial};
+use super::{Aspect, Case, Level};
+use crate::hook::json::Json;
+use crate::lab::exchange;
+use crate::observe::limits::CONFORMANCE_CONCURRENT_COUNT;
+
+/// What is said of a case: of one that passed, or of one that did not.
+type Said = Result<String, String>;
+/// A case under way.
+pub(super) type Judging<'a> = Pin<Box<dyn Future<Output = Said> + Send + 'a>>;
+/// What a case does.
+pub(super) type Judge = fn(&mut Trial) -> Judging<'_>;
+
+const CREATE: &str = "help.aliyun.com/document_detail/147358.html";
+const RENEW: &str = "help.aliyun.com/zh/marketplace/renewinstance";
+const REFUND: &str = "help.aliyun.com/zh/marketplace/refundrenewinstance";
+const UPGRADE: &str = "help.aliyun.com/document_detail/147369.html";
+const EXPIRE: &str = "help.aliyun.com/zh/marketplace/expiredinstance";
+const RELEASE: &str = "help.aliyun.com/zh/marketplace/releaseinstance";
+const VERIFY: &str = "help.aliyun.com/document_detail/147370.html";
+const PAY: &str = "help.aliyun.com/zh/marketplace/orderpay";
+const TOKEN: &str = "help.aliyun.com/document_detail/147280.html";
+const SPI: &str = "help.aliyun.com/document_detail/445547.htm";
+const SELF_TEST: &str = "help.aliyun.com/zh/marketplace/self-test-saas-commodities";
+const INTL_UPGRADE: &str = "www.alibabacloud.com/help/en/marketplace/upgradeinstance";
+const INTL_RELEASE: &str = "www.alibabacloud.com/help/en/marketplace/releaseinstance";
+
+/// Hours in thirty days.
+const MONTH: i64 = 30 * 24;
+
+macro_rules! case {
+    ($id:literal, $level:ident, $aspect:ident, $source:ident, [$($needs:literal),*], $judge:ident, $rule:literal) => {
+        Case {
+            id: $id,
+            level: Level::$level,
+            aspect: Aspect::$aspect,
+            rule: $rule,
+            source: $source,
+            needs: &[$($needs),*],
+            judge: |trial| Box::pin($judge(trial)),
+        }
+    };
+}
+
+/// Every case, in the order in which they are judged: what others stand on comes first.
+pub fn cases() -> &'static [Case] {
+    &CASES
+}
+
+#[rustfmt::skip] // a table: a line of facts, a line of words
+static CASES: [Case; 61] = [
+    // Buying.
+    case!("create", Must, Activation, CREATE, [], create,
+        "A purchase is answered with an id that is not 0, at once or when the marketplace calls again."),
+    case!("create-distinct", Must, Purchase, CREATE, ["create"], create_distinct,
+        "Two purchases are two instances."),
+    case!("create-repeat", Must, Purchase, CREATE, ["create"], create_repeat,
+        "The same purchase again is answered with the same id."),
+    case!("create-concurrent", Must, Purchase, CREATE, ["create-repeat"], create_concurrent,
+        "The same purchase 32 times at once is one instance."),
+    case!("create-trial", Must, Purchase, CREATE, ["create"], create_trial,
+        "A trial is answered with an id, too."),
+    // The token.
+    case!("token-order", Must, Signature, TOKEN, ["create"], token_order,
+        "The token is made of the parameters sorted by their names."),
+    case!("token-decoded", Must, Signature, TOKEN, ["create"], token_decoded,
+        "The token is made of decoded values."),
+    case!("token-key", Must, Signature, TOKEN, ["create"], token_key,
+        "The key is appended as &key=, not alone."),
+    case!("token-lower", Must, Signature, TOKEN, ["create"], token_lower,
+        "A token in small letters is taken: the marketplace sends no other."),
+    case!("wrong-token", Must, Signature, TOKEN, ["create"], wrong_token,
+        "A request with a wrong token is not acted upon."),
+    case!("missing-token", Must, Signature, TOKEN, ["wrong-token"], missing_token,
+        "A request without a token is not acted upon."),
+    case!("empty-token", Must, Signature, TOKEN, ["wrong-token"], empty_token,
+        "A request with an empty token is not acted upon."),
+    case!("token-end", Must, Signature, TOKEN, ["wrong-token"], token_end,
+        "The token is compared to its last digit."),
+    case!("token-short", Must, Signature, TOKEN, ["wrong-token", "token-end"], token_short,
+        "Half of a token is no token."),
+    case!("token-long", Must, Signature, TOKEN, ["wrong-token", "token-end"], token_long,
+        "A token with more digits is no token."),
+    case!("altered-expiry", Must, Signature, TOKEN, ["wrong-token"], altered_expiry,
+        "An expiry changed after signing is not believed."),
+    case!("unknown-parameter", Must, Signature, TOKEN, ["create"], unknown_parameter,
+        "Parameters nobody has heard of are part of the token: new ones may come any day."),
+    case!("empty-value", Must, Signature, TOKEN, ["create"], empty_value,
+        "A parameter with an empty value is part of the token."),
+    case!("capital-names", Must, Signature, TOKEN, ["unknown-parameter"], capital_names,
+        "Names are sorted by their bytes: capitals come before small letters."),
+    case!("space-percent", Must, Signature, TOKEN, ["unknown-parameter"], space_percent,
+        "A space encoded as %20 is a space, in whichever value it stands."),
+    case!("space-plus", Must, Signature, TOKEN, ["create"], space_plus,
+        "A space encoded as + is a space."),
+    case!("utf8", Must, Signature, TOKEN, ["unknown-parameter"], utf8,
+        "Values are UTF-8."),
+    // Signing on.
+    case!("sign-on", Must, SignOn, VERIFY, ["create-distinct"], sign_on,
+        "A buyer's link leads somewhere: a page or a redirect."),
+    case!("sign-on-forged", Must, SignOn, VERIFY, ["sign-on", "wrong-token"], sign_on_forged,
+        "A link with a wrong token leads nowhere."),
+    case!("sign-on-stale", Must, SignOn, VERIFY, ["sign-on"], sign_on_stale,
+        "A link a day old leads nowhere: timeStamp is checked."),
+    // What the buyer's console shows.
+    case!("app-info", Must, Information, SELF_TEST, ["create"], app_info,
+        "The answer to a purchase tells the front end, the back end, a user name and a password."),
+    // Renewing and the rest of a life.
+    case!("renew", Must, Renewal, RENEW, ["create-distinct"], renew,
+        "A renewal is answered with success."),
+    case!("renew-repeat", Must, Renewal, SPI, ["renew"], renew_repeat,
+        "The same renewal again is answered with success again: an answer may get lost."),
+    case!("upgrade", Must, Life, UPGRADE, ["create-distinct"], upgrade,
+        "An upgrade is answered with success."),
+    case!("extra-items", Must, Purchase, CREATE, ["unknown-parameter", "upgrade"], extra_items,
+        "Extra billing items, called as the seller published them, come with purchases and upgrades."),
+    case!("expire", Must, Life, EXPIRE, ["create-distinct"], expire,
+        "The end of a term is answered with success."),
+    case!("expire-repeat", Must, Life, SPI, ["expire"], expire_repeat,
+        "The same expiry again is answered with success again."),
+    case!("expire-again", Must, Life, EXPIRE, ["expire", "renew"], expire_again,
+        "What expired, was renewed and expires again is answered with success each time, though the second expiry is byte for byte the first."),
+    case!("release", Must, Life, RELEASE, ["create-distinct"], release,
+        "A release is answered with success."),
+    case!("release-repeat", Must, Life, SPI, ["release"], release_repeat,
+        "The same release again is answered with success again."),
+    // What follows from the pages, and what one of the two sites does.
+    case!("id-is-text", Should, Purchase, CREATE, ["create"], id_is_text,
+        "instanceId is a text, not a number."),
+    case!("id-is-order", Should, Purchase, CREATE, ["create-repeat", "create-distinct", "id-is-text"], id_is_order,
+        "instanceId is the orderBizId, as recommended: the two sites disagree on which of them later requests carry."),
+    case!("success-is-boolean", Should, Life, RENEW, ["renew"], success_is_boolean,
+        "success is a boolean, as the tables have it."),
+    case!("json-type", Should, Purchase, PAY, ["create"], json_type,
+        "Answers are sent as application/json."),
+    case!("refusal-status", Should, Signature, TOKEN, ["wrong-token"], refusal_status,
+        "A wrong token is answered with a status from 400 to 499, as the vendor's own example does."),
+    case!("ampersand", Should, Signature, TOKEN, ["unknown-parameter"], ampersand,
+        "A value with an encoded & in it, like R&D, is one value."),
+    case!("image", Should, Purchase, RENEW, ["renew", "release"], image,
+        "Image products send ecsInstanceId, too."),
+    case!("arrears", Should, Renewal, SPI, ["expire", "renew"], arrears,
+        "Arrears freeze a pay-as-you-go instance, and their payment comes as a renewal."),
+    case!("refund-renew", Should, Renewal, REFUND, ["renew"], refund_renew,
+        "A refunded renewal is answered with success, and so is its repetition."),
+    case!("refund-release", Should, Life, RELEASE, ["release"], refund_release,
+        "A release after a refund is answered with success."),
+    case!("order-pay", Should, Purchase, PAY, ["create"], order_pay,
+        "A payment is answered with status 200, application/json and success, a boolean; so is its repetition."),
+    case!("intl-upgrade", Should, Life, INTL_UPGRADE, ["upgrade"], intl_upgrade,
+        "The international site upgrades without an orderId."),
+    case!("intl-release", Should, Life, INTL_RELEASE, ["release"], intl_release,
+        "The international site releases without isRefund."),
+    case!("renew-unknown", Should, Renewal, RENEW, ["renew"], renew_unknown,
+        "A renewal of an instance nobody has is no success: somebody paid for it."),
+    case!("renew-released", Should, Renewal, RELEASE, ["renew", "release"], renew_released,
+        "A renewal of what was released is no success: somebody paid for it."),
+    case!("late-create", Should, Purchase, RELEASE, ["create-repeat", "renew-released"], late_create,
+        "A purchase that comes again after the release brings nothing back to life."),
+    // What no page speaks of.
+    case!("token-upper", Hardening, Signature, TOKEN, ["create"], token_upper,
+        "A token in capitals is taken or refused, and nothing falls over."),
+    case!("unsigned-parameter", Hardening, Robustness, TOKEN, ["wrong-token", "unknown-parameter"], unsigned_parameter,
+        "A parameter added after signing makes the token wrong."),
+    case!("duplicate-before", Hardening, Robustness, TOKEN, ["wrong-token"], duplicate_before,
+        "A name given twice is refused: with another value before the signed one."),
+    case!("duplicate-behind", Hardening, Robustness, TOKEN, ["wrong-token"], duplicate_behind,
+        "A name given twice is refused: with another value behind the signed one."),
+    case!("hidden-parameter", Hardening, Robustness, TOKEN, ["wrong-token"], hidden_parameter,
+        "A parameter swallowed by the value before it is noticed, though the token is the same."),
+    case!("broken-encoding", Hardening, Robustness, TOKEN, ["wrong-token"], broken_encoding,
+        "Broken percent-encoding, bytes that are not UTF-8 and NUL are refused, and nothing falls over."),
+    case!("unknown-action", Hardening, Robustness, SPI, ["create"], unknown_action,
+        "An action nobody has heard of is no success, and nothing falls over."),
+    case!("post-form", Hardening, Robustness, TOKEN, ["create"], post_form,
+        "The same as a POST form is understood: the pages say GET, and the vendor's demo is posted to."),
+    case!("sign-on-once", Hardening, SignOn, VERIFY, ["sign-on"], sign_on_once,
+        "A link leads in once: it stays in histories and logs."),
+    // Over all that was asked before.
+    case!("answer-time", Should, Activation, CREATE, ["create"], answer_time,
+        "Every answer comes in time: what takes longer is answered with 0 and done meanwhile."),
+];
+
+async fn create(t: &mut Trial) -> Said {
+    t.exchanges = t.learnt.exchanges.clone();
+    match &t.learnt.first {
+        Ok(bought) => Ok(format!("the id is {}", bought.id)),
+        Err(found) => Err(format!(
+            "{found}, whichever way its token was made; is the key the receiver's? `spid verify` explains a token"
+        )),
+    }
+}
+
+fn learnt(t: &mut Trial, is_about: fn(Recipe) -> bool) -> Said {
+    t.exchanges = t.learnt.exchanges.clone();
+    let recipe = t.learnt.recipe;
+    if is_about(recipe) {
+        let seems = recipe.seems_to();
+        return Err(format!("it seems to {seems}: a purchase with a token made so was answered with an id"));
+    }
+    Ok("purchases signed so are answered with an id".to_owned())
+}
+
+async fn token_order(t: &mut Trial) -> Said {
+    learnt(t, |recipe| matches!(recipe, Recipe::ByValue | Recipe::AsSent))
+}
+
+async fn token_decoded(t: &mut Trial) -> Said {
+    learnt(t, |recipe| recipe == Recipe::Encoded)
+}
+
+async fn token_key(t: &mut Trial) -> Said {
+    learnt(t, |recipe| recipe == Recipe::BareKey)
+}
+
+async fn token_lower(t: &mut Trial) -> Said {
+    learnt(t, |recipe| recipe == Recipe::Capitals)
+}
+
+/// A purchase with this done to it is not to be acted upon.
+async fn forged(t: &mut Trial, forge: impl FnOnce(Ask) -> Ask) -> Result<Heard, String> {
+    let order = t.order(MONTH);
+    let ask = forge(t.purchase(&order));
+    t.refused(&ask).await
+}
+
+async fn forged_token(t: &mut Trial, token: Token, what: &str) -> Said {
+    let heard = forged(t, |ask| ask.token(token).what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn wrong_token(t: &mut Trial) -> Said {
+    forged_token(t, Token::Wrong, "a purchase with a wrong token").await
+}
+
+async fn missing_token(t: &mut Trial) -> Said {
+    forged_token(t, Token::Missing, "a purchase without a token").await
+}
+
+async fn empty_token(t: &mut Trial) -> Said {
+    forged_token(t, Token::Empty, "a purchase with an empty token").await
+}
+
+async fn token_end(t: &mut Trial) -> Said {
+    forged_token(t, Token::LastDigit, "a purchase with a token wrong in its last digit").await
+}
+
+async fn token_short(t: &mut Trial) -> Said {
+    forged_token(t, Token::Short, "a purchase with the first half of its token").await
+}
+
+async fn token_long(t: &mut Trial) -> Said {
+    forged_token(t, Token::Long, "a purchase with two digits behind its token").await
+}
+
+async fn altered_expiry(t: &mut Trial) -> Said {
+    let later = t.hence(12 * MONTH);
+    let what = "a purchase whose expiry was changed after signing";
+    let heard = forged(t, |ask| ask.altered("expiredOn", &later).what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+/// A purchase with this done to it is answered with an id.
+async fn honest(t: &mut Trial, change: impl FnOnce(Ask) -> Ask) -> Said {
+    let order = t.order(MONTH);
+    let ask = change(t.purchase(&order));
+    let (id, _) = t.until_id(&ask).await?;
+    Ok(format!("the id is {id}"))
+}
+
+async fn unknown_parameter(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("channel", "new").what("a purchase with a parameter nobody knows")).await
+}
+
+async fn empty_value(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("template", "").what("a purchase with an empty template")).await
+}
+
+async fn capital_names(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("Count", "2").with("Num", "3").what("a purchase with Count and Num")).await
+}
+
+async fn space_percent(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("label", "two words").what("a purchase with %20 in expiredOn and in label"))
+        .await
+}
+
+async fn space_plus(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with_plus().what("a purchase with + in expiredOn")).await
+}
+
+async fn utf8(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("label", "中文").what("a purchase with Chinese in a value")).await
+}
+
+async fn ampersand(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("label", "R&D").what("a purchase with R&D in a value")).await
+}
+
+async fn create_trial(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.with("trial", "true").what("a trial")).await
+}
+
+async fn create_repeat(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order);
+    let (first, _) = t.until_id(&ask).await?;
+    for _ in 0..3 {
+        let (again, _) = t.until_id(&ask.clone().what("the same purchase again")).await?;
+        if again != first {
+            return Err(format!("the id was {first}, and the same purchase again was answered with {again}"));
+        }
+    }
+    Ok(format!("the id is {first} each time"))
+}
+
+async fn create_concurrent(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order).what("one of 32 at once");
+    let mut ids = Vec::new();
+    for heard in t.send_at_once(&vec![ask.clone(); CONFORMANCE_CONCURRENT_COUNT]).await {
+        ids.extend(heard?.id());
+    }
+    let (last, _) = t.until_id(&ask.what("the same purchase once more")).await?;
+    match ids.iter().find(|id| **id != last) {
+        Some(other) => Err(format!("one order was answered with the ids {other} and {last}")),
+        None => Ok(format!("{} answers told the id {last}, and none another one", ids.len() + 1)),
+    }
+}
+
+async fn create_distinct(t: &mut Trial) -> Said {
+    let (one, other) = (t.buy().await?, t.buy().await?);
+    if one.id == other.id {
+        return Err(format!("two orders were answered with one id, {}", one.id));
+    }
+    Ok(format!("the ids are {} and {}", one.id, other.id))
+}
+
+async fn extra_items(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order).with("bandwidth", "5").with("seats", "2").what("a purchase of two items");
+    let (id, _) = t.until_id(&ask).await?;
+    let more = t.upgrade(&id).with("bandwidth", "5").with("seats", "7").what("an upgrade of one of them");
+    t.until_success(&more).await?;
+    Ok(format!("bought with {id}, and upgraded"))
+}
+
+async fn sign_on(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let heard = t.go_in(&bought).await?;
+    Ok(match heard.door() {
+        Some(door) => {
+            let door = exchange::header(door);
+            format!("it leads to {door}; whether that is the application, a person must see")
+        }
+        None => "it shows a page; whether that is the application, a person must see".to_owned(),
+    })
+}
+
+/// A link that must not lead where the good one leads.
+async fn stays_out(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> Said {
+    let door = t.door_of(bought);
+    let heard = t.send_to(&door, ask).await?;
+    if heard.lets_in() && heard.door() == good.door() {
+        return Err(format!("{} was answered {}, like a good one", ask.what_it_is(), heard.status));
+    }
+    Ok(format!("it was answered {}", heard.status))
+}
+
+async fn sign_on_forged(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let good = t.go_in(&bought).await?;
+    let ask = t.sign_on(&bought.id, 0).token(Token::Wrong).what("a link with a wrong token");
+    stays_out(t, &bought, &good, &ask).await
+}
+
+async fn sign_on_stale(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let good = t.go_in(&bought).await?;
+    let ask = t.sign_on(&bought.id, -24).what("a link a day old");
+    stays_out(t, &bought, &good, &ask).await
+}
+
+async fn sign_on_once(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.sign_on(&bought.id, 0);
+    let good = t.follow(&bought, &ask).await?;
+    stays_out(t, &bought, &good, &ask.what("the same link again")).await
+}
+
+async fn renew(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
+    t.until_success(&ask).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+/// The same again is success again.
+async fn twice(t: &mut Trial, ask: Ask) -> Said {
+    t.until_success(&ask).await?;
+    let again = format!("{}, once more,", ask.what_it_is());
+    t.until_success(&ask.what(&again)).await?;
+    Ok("it was answered with success both times".to_owned())
+}
+
+async fn renew_repeat(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
+    twice(t, ask).await
+}
+
+async fn upgrade(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.upgrade(&bought.id);
+    twice(t, ask).await
+}
+
+async fn expire(t: &mut Trial) -> Said {
+    let bought = t.buy_for(1).await?;
+    t.until_success(&Trial::expiry(&bought.id)).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+async fn expire_repeat(t: &mut Trial) -> Said {
+    let bought = t.buy_for(1).await?;
+    twice(t, Trial::expiry(&bought.id)).await
+}
+
+/// The terms end within hours, since a receiver may know that nothing expires a month too early.
+async fn expire_again(t: &mut Trial) -> Said {
+    let bought = t.buy_for(1).await?;
+    t.until_success(&Trial::expiry(&bought.id)).await?;
+    let ask = t.renewal(&bought.id, &t.hence(2));
+    t.until_success(&ask).await?;
+    t.until_success(&Trial::expiry(&bought.id).what("the second expiry")).await?;
+    Ok("each was answered with success".to_owned())
+}
+
+async fn release(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    t.until_success(&Trial::release(&bought.id)).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+async fn release_repeat(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    twice(t, Trial::release(&bought.id)).await
+}
+
+async fn answer_time(t: &mut Trial) -> Said {
+    let limit = t.run.suite.within.as_millis();
+    let (slowest, what) = t.run.slowest.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if u128::from(slowest) > limit {
+        return Err(format!("{what} was answered after {slowest} ms; more than {limit} ms is too long"));
+    }
+    Ok(format!("the slowest answer so far took {slowest} ms, to {what}"))
+}
+
+async fn app_info(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let told = |name: &&str| {
+        let value = bought.answer.member("appInfo").and_then(|app| app.get(name));
+        value.and_then(Json::as_text).is_some_and(|text| !text.is_empty())
+    };
+    let missing: Vec<&str> =
+        ["frontEndUrl", "adminUrl", "username", "password"].into_iter().filter(|name| !told(name)).collect();
+    if missing.is_empty() {
+        return Ok("appInfo tells all four".to_owned());
+    }
+    Err(format!("appInfo has no {}; the self-test fails where the buyer sees nothing", missing.join(", ")))
+}
+
+async fn id_is_text(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    match bought.answer.member("instanceId") {
+        Some(Json::Text(_)) => Ok("it is a text".to_owned()),
+        other => Err(format!("it is {}, without quotes", other.cloned().unwrap_or_default())),
+    }
+}
+
+async fn id_is_order(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    if bought.id == bought.order.biz {
+        return Ok("it is the orderBizId".to_owned());
+    }
+    Err(format!("orderBizId {} was answered with the id {}", bought.order.biz, bought.id))
+}
+
+async fn success_is_boolean(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
+    match t.until_success(&ask).await?.member("success") {
+        Some(Json::Bool(_)) => Ok("it is a boolean".to_owned()),
+        other => Err(format!("it is {}", other.cloned().unwrap_or_default())),
+    }
+}
+
+async fn json_type(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    is_json(&bought.answer)?;
+    Ok("they are".to_owned())
+}
+
+fn is_json(heard: &Heard) -> Result<(), String> {
+    let kind = heard.content_type.split(';').next().unwrap_or_default().trim();
+    if kind.eq_ignore_ascii_case("application/json") {
+        return Ok(());
+    }
+    Err(format!("the answer's Content-Type is `{}`", heard.content_type))
+}
+
+async fn refusal_status(t: &mut Trial) -> Said {
+    let heard = forged(t, |ask| ask.token(Token::Wrong).what("a purchase with a wrong token")).await?;
+    if (400..500).contains(&heard.status) {
+        return Ok(format!("the status is {}", heard.status));
+    }
+    Err(format!("the status is {}", heard.status))
+}
+
+async fn image(t: &mut Trial) -> Said {
+    let machine = ("ecsInstanceId", "i-0123456789abcdef");
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order).with(machine.0, machine.1).what("a purchase with ecsInstanceId");
+    let (id, _) = t.until_id(&ask).await?;
+    let renewal = t.renewal(&id, &t.hence(2 * MONTH)).with(machine.0, machine.1);
+    t.until_success(&renewal.what("a renewal with ecsInstanceId")).await?;
+    let release = Trial::release(&id).with(machine.0, machine.1);
+    t.until_success(&release.what("a release with ecsInstanceId")).await?;
+    Ok("bought, renewed and released".to_owned())
+}
+
+/// Pay as you go has no term: none is sent until the arrears are paid.
+async fn arrears(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order).without("expiredOn").what("a purchase without a term");
+    let (id, _) = t.until_id(&ask).await?;
+    t.until_success(&Trial::expiry(&id).what("arrears")).await?;
+    let paid = t.renewal(&id, &t.hence(MONTH)).what("the payment of the arrears");
+    t.until_success(&paid).await?;
+    Ok("frozen and thawed".to_owned())
+}
+
+async fn refund_renew(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
+    t.until_success(&ask).await?;
+    let params = [("instanceId", bought.id.as_str()), ("expiredOn", &bought.order.term)];
+    twice(t, Ask::new("the refund of a renewal", "refundRenewInstance", &params)).await
+}
+
+async fn refund_release(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = Trial::release(&bought.id).with("isRefund", "true").what("a release after a refund");
+    t.until_success(&ask).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+async fn order_pay(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let request = format!("{}-paid", order.order);
+    let goods = &t.run.suite.goods;
+    let params = [
+        ("requestId", request.as_str()),
+        ("aliUid", &goods.buyer),
+        ("orderBizId", &order.biz),
+        ("orderId", &order.order),
+        ("productCode", &goods.product),
+        ("skuId", &goods.sku),
+    ];
+    let ask = Ask::new("a payment", "orderPay", &params);
+    for _ in 0..2 {
+        let heard = t.until_success(&ask).await?;
+        if heard.member("success") != Some(&Json::Bool(true)) {
+            return Err("success is not a boolean, as this page has it".to_owned());
+        }
+        is_json(&heard)?;
+    }
+    Ok("it was acknowledged both times".to_owned())
+}
+
+async fn intl_upgrade(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = t.upgrade(&bought.id).without("orderId").what("an upgrade without orderId");
+    t.until_success(&ask).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+async fn intl_release(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = Trial::release(&bought.id).without("isRefund").what("a release without isRefund");
+    t.until_success(&ask).await?;
+    Ok("it was answered with success".to_owned())
+}
+
+async fn renew_unknown(t: &mut Trial) -> Said {
+    let nobody = t.order(MONTH);
+    let ask = t.renewal(&nobody.biz, &t.hence(2 * MONTH)).what("a renewal of an instance nobody has");
+    let heard = t.refused_calmly(&ask).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn renew_released(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    t.until_success(&Trial::release(&bought.id)).await?;
+    let ask = t.renewal(&bought.id, &t.hence(2 * MONTH)).what("a renewal of what was released");
+    let heard = t.refused_calmly(&ask).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+/// From the outside, what is alive is what can be renewed.
+async fn late_create(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order);
+    let (id, _) = t.until_id(&ask).await?;
+    t.until_success(&Trial::release(&id)).await?;
+    let late = t.patiently(&ask.what("the purchase once more, after the release")).await?;
+    if let Some(other) = late.id().filter(|other| *other != id) {
+        return Err(format!("the order had the id {id}, and after its release it has {other}"));
+    }
+    let renewal = t.renewal(&id, &t.hence(2 * MONTH)).what("a renewal after that");
+    match t.refused(&renewal).await {
+        Ok(_) => Ok(format!("it was answered {}, and cannot be renewed", late.shortly())),
+        Err(_) => Err("it can be renewed again: the late purchase brought it back to life".to_owned()),
+    }
+}
+
+async fn token_upper(t: &mut Trial) -> Said {
+    let order = t.order(MONTH);
+    let ask = t.purchase(&order).token(Token::Upper).what("a purchase with its token in capitals");
+    let heard = t.send(&ask).await?;
+    if heard.status >= 500 || heard.json.is_none() && heard.status < 400 {
+        return Err(format!("it was answered {}", heard.shortly()));
+    }
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn unsigned_parameter(t: &mut Trial) -> Said {
+    let what = "a purchase with a parameter added after signing";
+    let heard = forged(t, |ask| ask.behind("channel=new").what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn duplicate_before(t: &mut Trial) -> Said {
+    let what = "a purchase with a second skuId before the signed one";
+    let heard = forged(t, |ask| ask.before("skuId=yuncode0000100009").what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn duplicate_behind(t: &mut Trial) -> Said {
+    let what = "a purchase with a second skuId behind the signed one";
+    let heard = forged(t, |ask| ask.behind("skuId=yuncode0000100009").what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+/// `aliUid=1&expiredOn=…` has one token, whether that is two parameters or one.
+async fn hidden_parameter(t: &mut Trial) -> Said {
+    let what = "a purchase whose expiredOn was swallowed by aliUid";
+    let heard = forged(t, |ask| ask.swallowing("aliUid", "expiredOn").what(what)).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn broken_encoding(t: &mut Trial) -> Said {
+    for broken in ["label=%zz", "label=%ff", "label=%00", "label=%"] {
+        let order = t.order(MONTH);
+        let ask = t.purchase(&order).behind(broken).what(&format!("a purchase with {broken} behind it"));
+        t.refused_calmly(&ask).await?;
+    }
+    Ok("each was refused".to_owned())
+}
+
+async fn unknown_action(t: &mut Trial) -> Said {
+    let bought = t.buy().await?;
+    let ask = Ask::new("an action nobody knows", "rebootInstance", &[("instanceId", &bought.id)]);
+    let heard = t.refused_calmly(&ask).await?;
+    Ok(format!("it was answered {}", heard.shortly()))
+}
+
+async fn post_form(t: &mut Trial) -> Said {
+    honest(t, |ask| ask.posted().what("a purchase as a POST form")).await
+}

@@ -1,0 +1,112 @@
+//! The ways receivers make the token: the documented one, and the wrong ones seen in the wild.
+
+use crate::core::query;
+use crate::core::query::Pair;
+use crate::core::signature::{Keys, Parts};
+
+/// How a receiver makes its token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recipe {
+    /// Decoded values, sorted by name (help.aliyun.com/document_detail/147280.html).
+    Documented,
+    /// Sorted by value.
+    ByValue,
+    /// In the order in which they came.
+    AsSent,
+    /// Values as they are encoded in the URL.
+    Encoded,
+    /// With the key alone behind them: the prose of the international page can be read so, its example cannot.
+    BareKey,
+    /// In capitals.
+    Capitals,
+}
+
+impl Recipe {
+    /// The wrong ones.
+    pub(super) const WRONG: [Recipe; 5] =
+        [Recipe::ByValue, Recipe::AsSent, Recipe::Encoded, Recipe::BareKey, Recipe::Capitals];
+
+    /// The token of `pairs`, which stand in the order in which they are sent; `plus` says whether a space is
+    /// sent as `+`.
+    pub(super) fn token(self, pairs: &[Pair], plus: bool, keys: &Keys) -> String {
+        let parts = Parts::Pairs(self.pairs(pairs, plus));
+        match self {
+            Recipe::BareKey => parts.sign_without_key_name(keys),
+            Recipe::Capitals => parts.sign(keys).to_ascii_uppercase(),
+            Recipe::Documented | Recipe::ByValue | Recipe::AsSent | Recipe::Encoded => parts.sign(keys),
+        }
+    }
+
+    /// The pairs that, signed as documented, give the token.
+    fn pairs(self, pairs: &[Pair], plus: bool) -> Vec<Pair> {
+        match self {
+            Recipe::Documented | Recipe::BareKey | Recipe::Capitals => pairs.to_vec(),
+            Recipe::ByValue => {
+                let mut sorted = pairs.to_vec();
+                sorted.sort_by(|one, other| one.1.cmp(&other.1));
+                in_this_order(&sorted)
+            }
+            Recipe::AsSent => in_this_order(pairs),
+            Recipe::Encoded => {
+                pairs.iter().map(|(name, value)| (name.clone(), encoded(value, plus))).collect()
+            }
+        }
+    }
+
+    /// What the receiver does, behind "it seems to ".
+    pub(super) fn seems_to(self) -> &'static str {
+        match self {
+            Recipe::Documented => "do as documented",
+            Recipe::ByValue => "sort by the values, not by the names",
+            Recipe::AsSent => "take the parameters in the order in which they come, unsorted",
+            Recipe::Encoded => "sign the values as they are encoded in the URL, not decoded",
+            Recipe::BareKey => "append the key without `&key=` before it",
+            Recipe::Capitals => "make the token in capitals, and to take no other",
+        }
+    }
+}
+
+/// One pair, whose value swallows all the others: the text that is signed does not mark where a value ends.
+fn in_this_order(pairs: &[Pair]) -> Vec<Pair> {
+    let mut rest = pairs.iter();
+    let Some((name, first)) = rest.next() else { return Vec::new() };
+    let mut value = first.clone();
+    for (name, more) in rest {
+        value.push_str(&format!("&{name}={more}"));
+    }
+    vec![(name.clone(), value)]
+}
+
+/// A text as it stands in a query.
+fn encoded(text: &str, plus: bool) -> String {
+    let encoded = query::encode(&[(String::new(), text.to_owned())]);
+    let encoded = encoded.trim_start_matches('=');
+    if plus { encoded.to_owned() } else { encoded.replace('+', "%20") }
+}
+
+#[cfg(test)]
+mod tests {
+    use md5::{Digest, Md5};
+
+    use super::*;
+    use crate::core::signature::Secret;
+
+    #[test]
+    fn every_recipe_signs_what_it_says() {
+        let keys = Keys::single(Secret::new("fake-key")).unwrap();
+        let pairs: Vec<Pair> =
+            [("b", "1 2"), ("a", "x")].map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        let md5 = |text: &str| hex::encode(Md5::digest(text));
+        for (recipe, base) in [
+            (Recipe::Documented, "a=x&b=1 2&key=fake-key"),
+            (Recipe::ByValue, "b=1 2&a=x&key=fake-key"),
+            (Recipe::AsSent, "b=1 2&a=x&key=fake-key"),
+            (Recipe::Encoded, "a=x&b=1%202&key=fake-key"),
+            (Recipe::BareKey, "a=x&b=1 2fake-key"),
+        ] {
+            assert_eq!(recipe.token(&pairs, false, &keys), md5(base), "{recipe:?}");
+        }
+        let capitals = Recipe::Capitals.token(&pairs, false, &keys);
+        assert_eq!(capitals, md5("a=x&b=1 2&key=fake-key").to_uppercase());
+    }
+}

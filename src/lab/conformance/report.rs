@@ -1,0 +1,412 @@
+//! A judgement as a document a seller can attach: Markdown, or one page of HTML that needs nothing else.
+//!
+//! Before a product is listed its seller tests it and sends a report (the vendor's template is not public:
+//! help.aliyun.com/zh/marketplace/self-test-saas-commodities). These documents answer what that page asks,
+//! in its order, and say what only a person can see. All that a receiver said is foreign text here:
+//! it is escaped, and it cannot end the block it stands in.
+
+use std::fmt::{self, Write as _};
+
+use super::{Aspect, Exchange, Judged, Judgement, Verdict};
+use crate::hook::text::is_plain;
+
+/// What the vendor's self-test asks, and what only a person can see of it.
+const ASKED: [(Aspect, &str, &str); 5] = [
+    (
+        Aspect::Purchase,
+        "A buyer opens the preview page and buys.",
+        "The product was bought from its preview page, with the order's price changed to 0 if need be.",
+    ),
+    (
+        Aspect::Activation,
+        "The buyer's console shows it as activated.",
+        "The buyer's console shows the order as activated, not as being activated.",
+    ),
+    (
+        Aspect::SignOn,
+        "A click in the console leads into the application's back end.",
+        "The click led into the back end: not to a login page, the vendor's home page or an error.",
+    ),
+    (
+        Aspect::Information,
+        "The buyer sees front end, back end, user name and password.",
+        "The buyer's console shows all four, and they work.",
+    ),
+    (
+        Aspect::Renewal,
+        "A renewal extends the term.",
+        "After a renewal the application shows the new term. Its own entrances for buying, renewing and upgrading are hidden or lead to the marketplace.",
+    ),
+];
+
+/// What is true of everything that is about `aspect`; `None` when nothing of it was judged.
+fn summary(judgement: &Judgement, aspect: Aspect) -> Option<(Verdict, usize, usize)> {
+    let cases: Vec<&Judged> = judgement.cases.iter().filter(|case| case.aspect == aspect).collect();
+    let passed = cases.iter().filter(|case| case.verdict == Verdict::Passed).count();
+    let failed = cases.iter().any(|case| case.verdict == Verdict::Failed);
+    let verdict = match (failed, passed == cases.len()) {
+        (true, _) => Verdict::Failed,
+        (false, true) => Verdict::Passed,
+        (false, false) => Verdict::NotJudged,
+    };
+    (!cases.is_empty()).then_some((verdict, passed, cases.len()))
+}
+
+fn said_of(judgement: &Judgement, aspect: Aspect) -> (Verdict, String) {
+    match summary(judgement, aspect) {
+        Some((verdict, passed, all)) => (verdict, format!("{}: {passed} of {all} cases", verdict.as_str())),
+        None => (Verdict::NotJudged, "not judged".to_owned()),
+    }
+}
+
+fn verdict_of(judgement: &Judgement) -> String {
+    let count = |verdict| judgement.count(verdict);
+    let stopped = if judgement.stopped { "; stopped before its end" } else { "" };
+    format!(
+        "{} of {} cases passed, {} failed, {} not judged{stopped}",
+        count(Verdict::Passed),
+        judgement.cases.len(),
+        count(Verdict::Failed),
+        count(Verdict::NotJudged)
+    )
+}
+
+/// The judgement as Markdown.
+pub fn markdown(judgement: &Judgement) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    let _ = write_markdown(judgement, &mut text);
+    text
+}
+
+fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
+    writeln!(text, "# Self-test of a marketplace receiver\n")?;
+    writeln!(text, "* receiver: {}", in_markdown(&judgement.receiver))?;
+    writeln!(text, "* judged: {}, by spid {}", judgement.began_at, judgement.spid)?;
+    writeln!(text, "* level: {}", judgement.level)?;
+    writeln!(text, "* result: **{}**\n", verdict_of(judgement))?;
+    writeln!(text, "## What the marketplace's self-test asks\n")?;
+    writeln!(text, "| | asked | result |\n|---|---|---|")?;
+    for (aspect, asked, _) in ASKED {
+        writeln!(text, "| {} | {asked} | {} |", aspect.title(), said_of(judgement, aspect).1)?;
+    }
+    writeln!(text, "\nOnly a person can see these:\n")?;
+    for (_, _, by_hand) in ASKED {
+        writeln!(text, "- [ ] {by_hand}")?;
+    }
+    for aspect in Aspect::ALL {
+        write_markdown_cases(judgement, aspect, text)?;
+    }
+    write_markdown_findings(judgement, text)?;
+    if !judgement.left_behind.is_empty() {
+        writeln!(text, "\n## To be released by hand\n")?;
+        writeln!(text, "These instances were bought and could not be given back.\n")?;
+        for id in &judgement.left_behind {
+            writeln!(text, "* {}", in_markdown(id))?;
+        }
+    }
+    Ok(())
+}
+
+fn write_markdown_cases(judgement: &Judgement, aspect: Aspect, text: &mut String) -> fmt::Result {
+    let mut cases = judgement.cases.iter().filter(|case| case.aspect == aspect).peekable();
+    if cases.peek().is_none() {
+        return Ok(());
+    }
+    writeln!(
+        text,
+        "\n## {}\n\n| case | level | result | rule | found |\n|---|---|---|---|---|",
+        aspect.title()
+    )?;
+    for case in cases {
+        let Judged { id, level, rule, .. } = case;
+        let (verdict, said) = (case.verdict.as_str(), in_markdown(&case.said));
+        writeln!(text, "| `{id}` | {level} | {verdict} | {rule} | {said} |")?;
+    }
+    Ok(())
+}
+
+fn write_markdown_findings(judgement: &Judgement, text: &mut String) -> fmt::Result {
+    for case in judgement.cases.iter().filter(|case| case.verdict == Verdict::Failed) {
+        writeln!(text, "\n## Failed: `{}`\n", case.id)?;
+        writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, in_markdown(&case.said))?;
+        for exchange in &case.exchanges {
+            let block = exchange_text(exchange);
+            let fence = "`".repeat(longest_run(&block, '`').max(2) + 1);
+            writeln!(text, "{}:\n\n{fence}text\n{block}\n{fence}\n", in_markdown(&exchange.what))?;
+        }
+    }
+    Ok(())
+}
+
+/// A text that is nothing but text in Markdown, on one line.
+fn in_markdown(text: &str) -> String {
+    let mut plain = String::new();
+    for c in text.chars() {
+        match c {
+            '&' => plain.push_str("&amp;"),
+            '<' => plain.push_str("&lt;"),
+            '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' | '~' => plain.extend(['\\', c]),
+            c if !is_plain(c) => plain.push(' '),
+            c => plain.push(c),
+        }
+    }
+    plain
+}
+
+fn longest_run(text: &str, of: char) -> usize {
+    text.split(|c| c != of).map(str::len).max().unwrap_or_default()
+}
+
+fn exchange_text(exchange: &Exchange) -> String {
+    let Exchange { method, target, body, answer, duration_ms, .. } = exchange;
+    let body = if body.is_empty() { String::new() } else { format!("\n\n{body}") };
+    let status = exchange.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let text = format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}");
+    text.chars().filter(|c| *c == '\n' || is_plain(*c)).collect()
+}
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1d2733;--dim:#5d6b7a;--line:#d9e0e7;--ground:#f6f8fa;--card:#fff;\
+--good:#137a4b;--bad:#b3261e;--none:#7a6a14}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6ebf0;--dim:#9aa8b6;--line:#2f3a45;--ground:#12181f;\
+--card:#1a222b;--good:#4cc38a;--bad:#ff8a80;--none:#d9c35a}}\
+*{box-sizing:border-box}body{margin:0;background:var(--ground);color:var(--ink);\
+font:16px/1.5 system-ui,sans-serif}main{max-width:62rem;margin:0 auto;padding:2.5rem 1.25rem}\
+h1{font-size:1.8rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2.25rem 0 .75rem}\
+.dim{color:var(--dim)}.tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:1.5rem 0}\
+.tile{flex:1 1 10rem;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.9rem 1rem}\
+.tile b{display:block;font-size:1.7rem;line-height:1.2}\
+table{width:100%;border-collapse:collapse;background:var(--card);border:1px solid var(--line)}\
+th,td{text-align:left;vertical-align:top;padding:.55rem .75rem;border-top:1px solid var(--line)}\
+details{background:var(--card);border:1px solid var(--line);border-radius:.6rem;margin:.4rem 0}\
+summary{cursor:pointer;padding:.6rem .9rem;display:flex;gap:.75rem;align-items:baseline}\
+summary::-webkit-details-marker{display:none}.id{font-family:ui-monospace,monospace;font-size:.9rem}\
+.rule{flex:1}.mark{font-weight:600;min-width:5.5rem}.level{font-size:.8rem;color:var(--dim);min-width:5rem}\
+.passed{color:var(--good)}.failed{color:var(--bad)}.not{color:var(--none)}\
+.in{padding:0 .9rem .9rem}pre{background:var(--ground);border:1px solid var(--line);border-radius:.4rem;\
+padding:.7rem;overflow-x:auto;white-space:pre-wrap;word-break:break-all;font-size:.82rem}\
+ul.check{list-style:none;padding:0}ul.check li::before{content:\"\\2610\\00a0\\00a0\"}\
+@media print{details{break-inside:avoid}}";
+
+/// The judgement as a page of HTML.
+pub fn html(judgement: &Judgement) -> String {
+    let mut page = String::new();
+    // Writing to a text cannot fail.
+    let _ = write_html(judgement, &mut page);
+    page
+}
+
+fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
+    let receiver = escaped(&judgement.receiver);
+    write!(
+        page,
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
+         <title>Self-test of {receiver}</title><style>{STYLE}</style></head>\n<body><main>\n\
+         <h1>Self-test of a marketplace receiver</h1>\n\
+         <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}<br>{}</p>\n",
+        judgement.began_at,
+        judgement.spid,
+        judgement.level,
+        verdict_of(judgement)
+    )?;
+    write_html_tiles(judgement, page)?;
+    write_html_asked(judgement, page)?;
+    for aspect in Aspect::ALL {
+        write_html_cases(judgement, aspect, page)?;
+    }
+    if !judgement.left_behind.is_empty() {
+        page.push_str("<h2>To be released by hand</h2>\n<p>Bought, and not given back:</p><ul>");
+        judgement.left_behind.iter().try_for_each(|id| write!(page, "<li>{}</li>", escaped(id)))?;
+        page.push_str("</ul>\n");
+    }
+    page.push_str("</main></body></html>\n");
+    Ok(())
+}
+
+fn write_html_tiles(judgement: &Judgement, page: &mut String) -> fmt::Result {
+    page.push_str("<div class=\"tiles\">");
+    for verdict in [Verdict::Passed, Verdict::Failed, Verdict::NotJudged] {
+        let (count, class) = (judgement.count(verdict), class_of(verdict));
+        let class = if count == 0 { "dim" } else { class };
+        write!(page, "<div class=\"tile\"><b class=\"{class}\">{count}</b>{}</div>", verdict.as_str())?;
+    }
+    page.push_str("</div>\n");
+    Ok(())
+}
+
+fn write_html_asked(judgement: &Judgement, page: &mut String) -> fmt::Result {
+    page.push_str("<h2>What the marketplace's self-test asks</h2>\n<table>");
+    for (aspect, asked, _) in ASKED {
+        let (verdict, said) = said_of(judgement, aspect);
+        let (title, class) = (aspect.title(), class_of(verdict));
+        write!(page, "<tr><th>{title}</th><td>{asked}</td><td class=\"{class}\">{said}</td></tr>")?;
+    }
+    page.push_str("</table>\n<h2>Only a person can see these</h2>\n<ul class=\"check\">");
+    ASKED.iter().try_for_each(|(_, _, by_hand)| write!(page, "<li>{by_hand}</li>"))?;
+    page.push_str("</ul>\n");
+    Ok(())
+}
+
+fn write_html_cases(judgement: &Judgement, aspect: Aspect, page: &mut String) -> fmt::Result {
+    let mut cases = judgement.cases.iter().filter(|case| case.aspect == aspect).peekable();
+    if cases.peek().is_none() {
+        return Ok(());
+    }
+    writeln!(page, "<h2>{}</h2>", aspect.title())?;
+    cases.try_for_each(|case| write_html_case(case, page))
+}
+
+fn write_html_case(case: &Judged, page: &mut String) -> fmt::Result {
+    let Judged { id, level, rule, .. } = case;
+    let open = if case.verdict == Verdict::Failed { " open" } else { "" };
+    write!(
+        page,
+        "<details{open}><summary><span class=\"mark {}\">{}</span><span class=\"level\">{level}</span>\
+         <span class=\"rule\">{}</span><span class=\"id\">{id}</span></summary><div class=\"in\"><p>{}</p>\
+         <p class=\"dim\">{}</p>",
+        class_of(case.verdict),
+        case.verdict.as_str(),
+        escaped(rule),
+        escaped(&case.said),
+        escaped(case.source),
+    )?;
+    for exchange in &case.exchanges {
+        let block = exchange_text(exchange);
+        write!(page, "<p class=\"dim\">{}</p><pre>{}</pre>", escaped(&exchange.what), escaped(&block))?;
+    }
+    if case.left_out > 0 {
+        write!(page, "<p class=\"dim\">and {} more</p>", case.left_out)?;
+    }
+    page.push_str("</div></details>\n");
+    Ok(())
+}
+
+fn class_of(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "passed",
+        Verdict::Failed => "failed",
+        Verdict::NotJudged => "not",
+    }
+}
+
+/// A text that is nothing but text in HTML, between tags and in attributes.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            c if !is_plain(c) && c != '\n' => {}
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    const HOSTILE: &str = "</pre><script>alert(1)</script> | **bold** ```\n# heading & 'x' \"y\" \u{1b}[2J";
+
+    fn judgement() -> Judgement {
+        let exchange = Exchange {
+            what: HOSTILE.to_owned(),
+            method: "GET",
+            target: "/spi?token=<token>".to_owned(),
+            body: HOSTILE.to_owned(),
+            status: Some(200),
+            answer: HOSTILE.to_owned(),
+            duration_ms: 7,
+        };
+        let case = |id, aspect, verdict| Judged {
+            id,
+            level: Level::Must,
+            aspect,
+            rule: "A rule.",
+            source: "help.example",
+            verdict,
+            said: HOSTILE.to_owned(),
+            exchanges: vec![exchange.clone()],
+            left_out: 2,
+            duration_ms: 9,
+        };
+        Judgement {
+            spid: "0",
+            receiver: HOSTILE.to_owned(),
+            began_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            level: Level::Must,
+            passed: false,
+            stopped: false,
+            cases: vec![
+                case("create", Aspect::Activation, Verdict::Passed),
+                case("renew", Aspect::Renewal, Verdict::Failed),
+                case("late", Aspect::Renewal, Verdict::NotJudged),
+            ],
+            left_behind: vec![HOSTILE.to_owned()],
+        }
+    }
+
+    #[test]
+    fn nothing_a_receiver_says_is_markup() {
+        let page = html(&judgement());
+        assert!(!page.contains("<script") && !page.contains("</pre><script"), "{page}");
+        assert_eq!(page.matches("<pre>").count(), page.matches("</pre>").count());
+        let text = markdown(&judgement());
+        let outside_of_fences: String = text.split("````").step_by(2).collect();
+        assert!(
+            !outside_of_fences.contains("<script") && !outside_of_fences.contains("\n# heading"),
+            "{text}"
+        );
+        for line in text.lines().filter(|line| line.starts_with("| `")) {
+            let cells = line.replace("\\|", "").matches('|').count();
+            assert_eq!(cells, 6, "{line}");
+        }
+        assert!(text.contains("````text\n"), "a fence that the answer cannot close");
+        assert!(!text.contains('\u{1b}') && !page.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn what_was_stopped_says_so() {
+        let stopped = Judgement { stopped: true, ..judgement() };
+        for (text, whole) in
+            [(markdown(&stopped), markdown(&judgement())), (html(&stopped), html(&judgement()))]
+        {
+            assert!(text.contains("stopped before its end") && !whole.contains("stopped"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_page_needs_nothing_else() {
+        let page = html(&judgement());
+        for outside in ["http://", "https://", "src=", "url(", "@import", "<link"] {
+            assert!(!page.contains(outside), "{outside}");
+        }
+    }
+
+    #[test]
+    fn every_question_of_the_self_test_has_its_answer() {
+        let text = markdown(&judgement());
+        assert!(
+            text.contains(
+                "| Activation | The buyer's console shows it as activated. | passed: 1 of 1 cases |"
+            )
+        );
+        assert!(text.contains("| Renewal | A renewal extends the term. | failed: 0 of 2 cases |"));
+        assert!(text.contains("| Purchase | A buyer opens the preview page and buys. | not judged |"));
+        assert!(
+            text.contains("## Failed: `renew`")
+                && text.contains("**1 of 3 cases passed, 1 failed, 1 not judged**")
+        );
+        for aspect in Aspect::SELF_TEST {
+            assert!(html(&judgement()).contains(&format!("<th>{}</th>", aspect.title())));
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Tools that play the marketplace: fixtures, conformance, the simulator.
+
+pub mod conformance;
+pub mod exchange;
+pub mod scenario;
+pub mod simulator;

@@ -1,0 +1,650 @@
+//! From production to a fixture: what a marketplace really sent, as a scenario that can be replayed and
+//! shown to others.
+//!
+//! What a store has kept is decoded and verified; here it becomes steps again. Unless it is told otherwise it
+//! replaces what is somebody's own, the same by the same wherever it stands, so that the steps still fit
+//! together; and it moves dates into the next hours, in their order: a recorded renewal lies in the past one
+//! day, and a receiver is right not to believe it then.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use super::expect::Seen;
+use crate::hook::callback::{Action, Callback};
+use crate::hook::text::is_plain;
+
+/// A callback that was kept, and what became of it.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// What was said.
+    pub callback: Callback,
+    /// What came of it.
+    pub became: Became,
+}
+
+/// What came of a callback, as far as its sender can see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Became {
+    /// It was done.
+    Done,
+    /// It was refused.
+    Refused,
+    /// It waits for an operator.
+    Held,
+    /// It has not ended, or ended in a way no replay can repeat.
+    Open,
+}
+
+/// How a scenario is made of what was kept.
+#[derive(Debug, Clone)]
+pub struct Export<'a> {
+    /// The scenario's title.
+    pub title: String,
+    /// The dialect it is replayed in.
+    pub dialect: &'a str,
+    /// Leave in what is somebody's own: buyers, order numbers, addresses, secrets.
+    pub keeps_personal: bool,
+    /// Leave the dates as they were sent.
+    pub keeps_dates: bool,
+    /// What the instance was in the end, to be expected of the last step.
+    pub end: Option<Seen>,
+}
+
+impl Export<'_> {
+    /// The scenario's text.
+    pub fn scenario(&self, kept: &[Kept]) -> String {
+        let mut writer = Writer {
+            export: self,
+            names: Names::default(),
+            dates: Dates::of(kept),
+            text: String::new(),
+            captures: false,
+        };
+        let steps: Vec<String> = kept
+            .iter()
+            .enumerate()
+            .map(|(index, one)| writer.step(index, one, index + 1 == kept.len()))
+            .collect();
+        writer.head(kept);
+        writer.text.push_str(&steps.concat());
+        writer.text
+    }
+}
+
+/// What stands in the place of what is somebody's own: the same for the same.
+#[derive(Default)]
+struct Names {
+    known: BTreeMap<String, String>,
+    orders: BTreeMap<String, String>,
+}
+
+impl Names {
+    fn order(&mut self, value: &str) -> String {
+        let next = self.orders.len() + 1;
+        self.orders.entry(value.to_owned()).or_insert_with(|| format!("${{order}}-{next}")).clone()
+    }
+
+    /// Another value of the same shape.
+    fn personal(&mut self, value: &str) -> String {
+        let next = self.known.len() + 1;
+        self.known.entry(value.to_owned()).or_insert_with(|| another(value, next)).clone()
+    }
+}
+
+/// A value that means nothing, of the shape that dialects look for: a list, an object, digits, or a text.
+fn another(value: &str, number: usize) -> String {
+    let trimmed = value.trim_start();
+    if value.is_empty() {
+        String::new()
+    } else if trimmed.starts_with('[') {
+        "[]".to_owned()
+    } else if trimmed.starts_with('{') {
+        "{}".to_owned()
+    } else if value.bytes().all(|byte| byte.is_ascii_digit()) {
+        let width = value.len();
+        format!("{number:0>width$}")
+    } else {
+        format!("replaced-{number}")
+    }
+}
+
+/// Names whose values are words of a marketplace or the seller's own catalogue, and decide what a request asks:
+/// without them no replay comes to the same end. docs/fixtures.md lists them. A name belongs here only if no
+/// buyer can write its value.
+const KEPT: [&str; 24] = [
+    "action",
+    "activity",
+    "chargingMode",
+    "flag",
+    "instanceStatus",
+    "isRefund",
+    "orderAmount",
+    "package_version",
+    "periodNumber",
+    "periodType",
+    "product",
+    "productCode",
+    "productId",
+    "refund",
+    "scene",
+    "serviceCode",
+    "sku",
+    "skuCode",
+    "skuId",
+    "status",
+    "testFlag",
+    "trial",
+    "trialFlag",
+    "trialToFormal",
+];
+
+/// Longest value that is kept, in bytes.
+const KEPT_MAX_BYTES: usize = 64;
+/// Longest quantity that is kept, in bytes: a telephone number is longer.
+const QUANTITY_MAX_BYTES: usize = 6;
+
+/// Whether a value may leave the house under its name.
+fn is_kept(callback: &Callback, name: &str, value: &str) -> bool {
+    if callback.items.contains_key(name) || callback.items.contains_key(item_name(name)) {
+        return is_quantity(value);
+    }
+    KEPT.contains(&name) && is_code(value)
+}
+
+/// The name of a billing item where items cannot be nested.
+fn item_name(name: &str) -> &str {
+    name.strip_prefix("items.").unwrap_or(name)
+}
+
+/// Whether a text is a short number: it cannot tell one person from another.
+fn is_quantity(value: &str) -> bool {
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    value.len() <= QUANTITY_MAX_BYTES && is_number
+}
+
+/// Whether a text is a code: one word in ASCII, and no number of a length that telephones have.
+fn is_code(value: &str) -> bool {
+    let digits = value.bytes().filter(u8::is_ascii_digit).count();
+    let is_word = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/".contains(&byte));
+    let is_telephone = (7..=15).contains(&digits) && digits == value.trim_start_matches(['+', '-']).len();
+    value.len() <= KEPT_MAX_BYTES && is_word && !is_telephone
+}
+
+/// The dates of all steps, in their order.
+struct Dates {
+    instants: Vec<Timestamp>,
+    zone: Option<&'static str>,
+}
+
+/// Zones that fixed dates are looked for in, beside those of whole hours.
+const ZONES: [&str; 2] = ["Asia/Shanghai", "UTC"];
+/// The dates of a scenario lie within this time from now: an expiry is believed a day ahead.
+const SPREAD_MINUTES: usize = 20 * 60;
+
+impl Dates {
+    fn of(kept: &[Kept]) -> Dates {
+        let expiries = || kept.iter().filter_map(|one| one.callback.expires_on.as_ref());
+        let instants: BTreeSet<Timestamp> = expiries().filter_map(|expiry| expiry.at).collect();
+        let fits = |name: &&str| {
+            let zone = TimeZone::get(name).ok();
+            expiries().all(|expiry| {
+                let civil = DateTime::strptime("%Y-%m-%d %H:%M:%S", &expiry.raw).ok();
+                let read = civil.zip(zone.clone()).and_then(|(civil, zone)| zone.to_timestamp(civil).ok());
+                read.is_none() || expiry.at.is_none() || read == expiry.at
+            })
+        };
+        Dates { instants: instants.into_iter().collect(), zone: ZONES.into_iter().find(fits) }
+    }
+
+    fn name(&self, at: Timestamp) -> Option<String> {
+        let position = self.instants.iter().position(|instant| *instant == at)?;
+        Some(format!("date{}", position + 1))
+    }
+
+    /// Minutes from now, as far apart as they can be.
+    fn minutes(&self, position: usize) -> usize {
+        let gap = (SPREAD_MINUTES / self.instants.len().max(1)).clamp(1, 60);
+        (position + 1) * gap
+    }
+}
+
+struct Writer<'a> {
+    export: &'a Export<'a>,
+    names: Names,
+    dates: Dates,
+    text: String,
+    /// Whether a create before captured the id.
+    captures: bool,
+}
+
+/// The words of a dialect's answers.
+struct Words {
+    id: &'static str,
+    done: &'static str,
+    not_done: &'static str,
+}
+
+fn words(dialect: &str) -> Words {
+    match dialect {
+        "generic" => Words { id: "instance_id", done: "status = \"applied\"", not_done: "" },
+        "alibaba" | "jdcloud" => {
+            Words { id: "instanceId", done: "success = true", not_done: "success = false" }
+        }
+        // How others say it is theirs to write down.
+        _ => Words { id: "instanceId", done: "", not_done: "" },
+    }
+}
+
+impl Writer<'_> {
+    fn head(&mut self, kept: &[Kept]) {
+        let Export { title, dialect, keeps_personal, keeps_dates, .. } = self.export;
+        let mut head = String::new();
+        if !keeps_personal {
+            head.push_str(
+                "# Only what the marketplace and the seller's catalogue wrote is as it was; see docs/fixtures.md.\n",
+            );
+        }
+        let zone = self.dates.zone.filter(|zone| *zone != "Asia/Shanghai");
+        // Writing to a text cannot fail.
+        let _ = write!(
+            head,
+            "version = 1\ntitle = {}\ndialect = {}\nsource = \"recorded\"\n",
+            quoted(title),
+            quoted(dialect)
+        );
+        if let Some(zone) = zone {
+            let _ = writeln!(head, "timezone = {}", quoted(zone));
+        }
+        head.push_str("\n[vars]\n");
+        if !keeps_personal {
+            head.push_str("order = { unique = \"order\" }\n");
+        }
+        let format = if *dialect == "generic" { ", format = \"rfc3339\"" } else { "" };
+        for position in 0..if *keeps_dates { 0 } else { self.dates.instants.len() } {
+            let minutes = self.dates.minutes(position);
+            let _ = writeln!(head, "date{} = {{ time = \"now + {minutes}m\"{format} }}", position + 1);
+        }
+        if kept.is_empty() {
+            head.push_str("# there is nothing to replay\n");
+        }
+        self.text = head;
+    }
+
+    fn step(&mut self, index: usize, kept: &Kept, is_last: bool) -> String {
+        let Kept { callback, became } = kept;
+        let is_kept = self.export.keeps_personal || is_code(&callback.action_name);
+        let word =
+            if is_kept { callback.action_name.clone() } else { self.names.personal(&callback.action_name) };
+        let mut step =
+            format!("\n[[step]]\nname = \"{} {}\"\naction = {}\n", index + 1, callback.action, quoted(&word));
+        if *became == Became::Done {
+            step.push_str("retry = { every = \"200ms\", limit = 150 }\n");
+        }
+        if *became == Became::Done && callback.action == Action::Create {
+            let _ = writeln!(step, "capture = {{ id = \"{}\" }}", words(self.export.dialect).id);
+            self.captures = true;
+        }
+        step.push_str("\n[step.params]\n");
+        for (name, value) in callback.parameters.iter().filter(|(name, _)| *name != "action") {
+            let written = self.value(callback, name, value);
+            let _ = writeln!(step, "{} = {written}", key(name));
+        }
+        step.push_str("\n[step.expect]\n");
+        step.push_str(&self.expect(callback, *became));
+        if is_last {
+            step.push_str(&self.end(callback.action));
+        }
+        step
+    }
+
+    /// A value as it stands in the file.
+    fn value(&mut self, callback: &Callback, name: &str, value: &str) -> String {
+        if let Some(date) = self.date(callback, name, value) {
+            return date;
+        }
+        let is = |other: &Option<String>| other.as_deref() == Some(value);
+        if is(&callback.subject.instance_id) && self.captures {
+            return "\"${id}\"".to_owned();
+        }
+        if self.export.keeps_personal {
+            return template(value);
+        }
+        if is(&callback.subject.order_biz_id) {
+            return "\"${order}\"".to_owned();
+        }
+        if is(&callback.subject.instance_id) {
+            return "\"${order}\"".to_owned();
+        }
+        if is(&callback.order_id) || is(&callback.request_id) {
+            return format!("\"{}\"", self.names.order(value));
+        }
+        let is_expiry = callback.expires_on.as_ref().is_some_and(|expiry| expiry.raw == value);
+        if is_expiry && is_date(value) || is_kept(callback, name, value) {
+            return template(value);
+        }
+        template(&self.names.personal(value))
+    }
+
+    fn date(&self, callback: &Callback, name: &str, value: &str) -> Option<String> {
+        if name == "timeStamp" {
+            return Some("{ time = \"now\" }".to_owned());
+        }
+        let expiry =
+            callback.expires_on.as_ref().filter(|expiry| expiry.raw == value && !self.export.keeps_dates)?;
+        Some(format!("\"${{{}}}\"", self.dates.name(expiry.at?)?))
+    }
+
+    fn expect(&self, callback: &Callback, became: Became) -> String {
+        let words = words(self.export.dialect);
+        let json = match (became, callback.action) {
+            (_, Action::SignOn) | (Became::Open, _) => return String::new(),
+            (Became::Done, Action::Create) => format!("{} = {{ not = \"0\" }}", words.id),
+            (Became::Done, Action::Other | Action::Query) => return String::new(),
+            (Became::Done, _) => words.done.to_owned(),
+            (Became::Refused | Became::Held, Action::Create) => String::new(),
+            (Became::Refused | Became::Held, _) => words.not_done.to_owned(),
+        };
+        let mut expect = String::new();
+        if !json.is_empty() {
+            let _ = writeln!(expect, "json = {{ {json} }}");
+        }
+        if became == Became::Held {
+            expect.push_str("held = true\n");
+        }
+        expect
+    }
+
+    fn end(&mut self, last: Action) -> String {
+        let Some(end) = self.export.end.as_ref().filter(|_| self.captures) else { return String::new() };
+        let mut expect = format!("state = \"{}\"\n", end.state);
+        // The purchase itself is about the order; its answer is known to the steps behind it.
+        if last != Action::Create {
+            expect.push_str("instance = \"${id}\"\n");
+        }
+        if let Some(at) = end.expires_on {
+            let moved = self.dates.name(at).filter(|_| !self.export.keeps_dates);
+            let written = match moved {
+                Some(name) => Some(format!("\"${{{name}}}\"")),
+                None if self.export.keeps_dates => Some(quoted(&at.to_string())),
+                None => None,
+            };
+            if let Some(written) = written {
+                let _ = writeln!(expect, "expires_on = {written}");
+            }
+        }
+        let keeps = self.export.keeps_personal;
+        if let Some(sku) = &end.sku {
+            let kept = keeps || is_code(sku);
+            let sku = if kept { sku.clone() } else { self.names.personal(sku) };
+            let _ = writeln!(expect, "sku = {}", template(&sku));
+        }
+        let mut items = Vec::new();
+        for (name, value) in &end.items {
+            let kept = keeps || is_quantity(value);
+            let value = if kept { value.clone() } else { self.names.personal(value) };
+            items.push(format!("{} = {}", key(name), template(&value)));
+        }
+        if !items.is_empty() {
+            let _ = writeln!(expect, "items = {{ {} }}", items.join(", "));
+        }
+        expect
+    }
+}
+
+/// Whether a text holds nothing that a date does not.
+fn is_date(value: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_digit() || b"-:+.TZ ".contains(&byte);
+    value.len() <= 40 && value.bytes().all(is_part)
+}
+
+/// A text in quotes, on one line, as TOML has it: of a value and of a name alike.
+fn quoted(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if !is_plain(c) => quoted.push_str(&format!("\\U{:08x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+/// A text in quotes that means itself.
+fn template(text: &str) -> String {
+    quoted(&text.replace("${", "$${"))
+}
+
+/// The name of a member, in quotes where TOML wants them.
+fn key(name: &str) -> String {
+    let bare =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    if bare { name.to_owned() } else { quoted(name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::value::{Known, Value};
+    use super::*;
+    use crate::core::lifecycle::State;
+    use crate::hook::callback::{Expiry, InstanceRef};
+    use crate::lab::scenario::Scenario;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    fn callback(action: Action, word: &str, pairs: &[(&str, &str)]) -> Callback {
+        let get =
+            |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        Callback {
+            subject: InstanceRef { instance_id: get("instanceId"), order_biz_id: get("orderBizId") },
+            order_id: get("orderId"),
+            buyer: get("aliUid"),
+            items: get("Count").map(|count| ("Count".to_owned(), count)).into_iter().collect(),
+            expires_on: get("expiredOn").map(|raw| Expiry {
+                at: Some(format!("{}+08:00", raw.replace(' ', "T")).parse().unwrap()),
+                raw,
+            }),
+            parameters: pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            ..Callback::new(action, word)
+        }
+    }
+
+    fn life() -> Vec<Kept> {
+        let done = |callback| Kept { callback, became: Became::Done };
+        vec![
+            done(callback(
+                Action::Create,
+                "createInstance",
+                &[
+                    ("action", "createInstance"),
+                    ("aliUid", "1958273645"),
+                    ("orderBizId", "4711"),
+                    ("orderId", "815"),
+                    ("expiredOn", "2024-01-31 00:00:00"),
+                    ("mobile", "13912345678"),
+                    ("note", "say \"${hi}\" \\ 中\n"),
+                    ("adminPassword", "hunter2"),
+                    ("Count", "2"),
+                    ("contact", "Li Lei"),
+                    ("mail to", "li@acme.cn"),
+                ],
+            )),
+            done(callback(
+                Action::Renew,
+                "renewInstance",
+                &[
+                    ("instanceId", "tenant-9"),
+                    ("orderId", "816"),
+                    ("expiredOn", "2024-03-01 00:00:00"),
+                    ("aliUid", "1958273645"),
+                ],
+            )),
+            Kept {
+                callback: callback(Action::Expire, "expiredInstance", &[("instanceId", "tenant-9")]),
+                became: Became::Held,
+            },
+        ]
+    }
+
+    fn export(keeps: bool) -> String {
+        let end = Seen {
+            id: Some("tenant-9".to_owned()),
+            state: State::Active,
+            expires_on: Some(at("2024-02-29T16:00:00Z")),
+            sku: Some("basic".to_owned()),
+            items: BTreeMap::from([("Count".to_owned(), "2".to_owned())]),
+        };
+        let export = Export {
+            title: "a \"life\"".to_owned(),
+            dialect: "alibaba",
+            keeps_personal: keeps,
+            keeps_dates: keeps,
+            end: Some(end),
+        };
+        export.scenario(&life())
+    }
+
+    #[test]
+    fn what_is_exported_is_a_scenario() {
+        for keeps in [false, true] {
+            let text = export(keeps);
+            let scenario = Scenario::parse(&text, "t.toml").unwrap_or_else(|error| panic!("{error}\n{text}"));
+            assert_eq!(scenario.steps().collect::<Vec<_>>(), ["1 create", "2 renew", "3 expire"]);
+        }
+    }
+
+    #[test]
+    fn what_is_somebodys_own_is_replaced_and_still_fits_together() {
+        let text = export(false);
+        for own in [
+            "1958273645",
+            "4711",
+            "815",
+            "816",
+            "13912345678",
+            "hunter2",
+            "Li Lei",
+            "acme",
+            "tenant-9",
+            "2024",
+        ] {
+            assert!(!text.contains(own), "{own} in\n{text}");
+        }
+        for kept in [
+            "Count = \"2\"",
+            "orderBizId = \"${order}\"",
+            "orderId = \"${order}-2\"",
+            "instanceId = \"${id}\"",
+        ] {
+            assert!(text.contains(kept), "{kept} in\n{text}");
+        }
+        let buyer = text.lines().find(|line| line.starts_with("aliUid = ")).unwrap();
+        assert_eq!(text.matches(buyer).count(), 2, "the same by the same\n{text}");
+        assert!(
+            text.contains("date1 = { time = \"now + 60m\" }") && text.contains("expires_on = \"${date2}\"")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_was_sent_is_sent_again(
+            parameters in prop::collection::btree_map("[^\0]{1,12}", "[^\0]{0,30}", 0..6)
+        ) {
+            let mut callback = Callback::new(Action::Other, "x");
+            callback.parameters = parameters.clone().into_iter().filter(|(name, _)| name != "action").collect();
+            let export = Export {
+                title: "t".to_owned(), dialect: "alibaba", keeps_personal: true, keeps_dates: true, end: None,
+            };
+            let text = export.scenario(&[Kept { callback: callback.clone(), became: Became::Done }]);
+            let scenario = Scenario::parse(&text, "t.toml").map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?;
+            let sent: BTreeMap<String, String> = scenario.steps[0]
+                .params
+                .iter()
+                .map(|(name, value)| match value {
+                    Value::Text(template) => (name.clone(), template.fill(&Known::new())),
+                    other => panic!("{other:?}"),
+                })
+                .collect();
+            let kept: BTreeMap<String, String> =
+                callback.parameters.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+            prop_assert_eq!(sent, kept);
+        }
+    }
+
+    #[test]
+    fn only_what_is_known_to_be_needed_is_kept() {
+        let own = [
+            ("name", "Wang-Fang"),
+            ("vatNumber", "DE123456789"),
+            ("remark", "call 13912345678"),
+            ("remark2", "+8613912345678"),
+            ("city", "Hangzhou"),
+            ("isRefundTo", "6222021234567890"),
+            ("skuId", "13912345678"),
+            ("trial", "fang@example.cn"),
+            ("status", "Wang Fang"),
+            ("Seats", "+49-170-1234567"),
+            ("Label", "Wang"),
+            ("userList", r#"[{"userName":"Wang"}]"#),
+            ("extra", r#"{"phone":"13912345678"}"#),
+            ("idcard", "330106199001011234"),
+            ("empty", ""),
+        ];
+        let mut create = callback(Action::Other, "call Wang Fang", &own);
+        create.items = [("Seats", "+49-170-1234567"), ("Label", "Wang")]
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        let mut renew = callback(
+            Action::Renew,
+            "renewInstance",
+            &[("again", "Hangzhou"), ("productCode", "cmgj000001"), ("Seats", "25")],
+        );
+        renew.items = [("Seats".to_owned(), "25".to_owned())].into();
+        let end = Seen {
+            id: None,
+            state: State::Active,
+            expires_on: None,
+            sku: Some("13912345678".to_owned()),
+            items: create.items.clone(),
+        };
+        let export = Export {
+            title: "t".into(),
+            dialect: "alibaba",
+            keeps_personal: false,
+            keeps_dates: false,
+            end: Some(end),
+        };
+        let kept = [create, renew].map(|callback| Kept { callback, became: Became::Done });
+        let text = export.scenario(&kept);
+        for (_, value) in own.into_iter().filter(|(_, value)| !value.is_empty()) {
+            assert!(!text.contains(value), "{value} in\n{text}");
+        }
+        for word in ["Wang", "1391", "1234"] {
+            assert!(!text.contains(word), "{word} in\n{text}");
+        }
+        assert!(text.contains("productCode = \"cmgj000001\"") && text.contains("Seats = \"25\""), "{text}");
+        let city = text.lines().find_map(|line| line.strip_prefix("city = ")).unwrap();
+        assert!(text.contains(&format!("again = {city}")), "the same by the same\n{text}");
+        assert!(text.contains("userList = \"[]\"") && text.contains("extra = \"{}\""), "{text}");
+        Scenario::parse(&text, "t.toml").unwrap_or_else(|error| panic!("{error}\n{text}"));
+    }
+
+    #[test]
+    fn what_is_to_be_kept_is_kept() {
+        let text = export(true);
+        for own in
+            ["1958273645", "4711", "815", "Li Lei", "2024-01-31 00:00:00", "hunter2", "2024-02-29T16:00:00Z"]
+        {
+            assert!(text.contains(own), "{own} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,969 @@
+//! Reading a scenario's file.
+//!
+//! The file is walked by hand instead of derived, because whoever writes a fixture deserves all
+//! mistakes at once, each with its line, and a hint where a name is nearly right. A [`Table`] is the
+//! heart of it: it hands out the members it is asked for, and whatever was never asked for is a
+//! mistake.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::expect::{Expectation, Pattern, WantedState};
+use super::value::{Format, Moment, Template, Value, is_name, read_offset, read_span};
+use super::{Mistake, Retry, Scenario, Step};
+use crate::core::dialect;
+use crate::core::dialect::{Dialect, Options, SendForm, SendSignature};
+use crate::hook::json::Json;
+use crate::observe::limits::CONNECTIONS_MAX_COUNT;
+
+type Item<'t> = &'t Spanned<DeValue<'t>>;
+
+/// The version of the format this reads.
+const VERSION: u64 = 1;
+/// What `matches` may ask for.
+const MATCHES: [&str; 2] = ["nonempty", "absent"];
+
+/// How deep files may include each other. Deeper they go in a circle.
+const INCLUDES_MAX_DEPTH: usize = 8;
+/// The defaults of every action.
+const ANY_ACTION: &str = "any";
+
+/// Reads a scenario, or says everything that is wrong with it. What it includes is looked for in `folder`.
+pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
+    read_as(text, folder, 0).map(|(scenario, _)| scenario)
+}
+
+fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario, Defaults), Vec<Mistake>> {
+    let (root, errors) = DeTable::parse_recoverable(text);
+    let mut reader = Reader {
+        text,
+        folder: folder.map(Path::to_owned),
+        depth,
+        mistakes: Vec::new(),
+        known: BTreeSet::new(),
+        used: BTreeSet::new(),
+        defaults: Defaults::new(),
+    };
+    for error in &errors {
+        reader.note(error.span().map_or(0, |span| span.start), error.message());
+    }
+    // What was recovered from a broken file would be full of mistakes that are none.
+    let scenario = if errors.is_empty() { reader.scenario(root.get_ref()) } else { None };
+    let mut mistakes = reader.mistakes;
+    mistakes.sort_by_key(|mistake| mistake.line);
+    match scenario {
+        Some(scenario) if mistakes.is_empty() => Ok((scenario, reader.defaults)),
+        _ => Err(mistakes),
+    }
+}
+
+/// What steps of an action have unless they say something else, by the marketplace's word.
+type Defaults = BTreeMap<String, ActionDefaults>;
+
+#[derive(Clone)]
+struct ActionDefaults {
+    params: Vec<(String, Value)>,
+    /// The names the params need.
+    needs: BTreeSet<String>,
+    form: Option<SendForm>,
+    retry: Option<Retry>,
+    wait: Option<Duration>,
+}
+
+/// `; did you mean …?`, if one of `candidates` is close to `name`.
+pub(super) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
+    let near = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).min();
+    match near {
+        Some((distance, candidate)) if distance <= name.chars().count().div_ceil(3) => {
+            format!("; did you mean `{candidate}`?")
+        }
+        _ => String::new(),
+    }
+}
+
+/// How many characters must be added, dropped or changed to make one text of the other, whatever
+/// their case.
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (index, left) in one.to_lowercase().chars().enumerate() {
+        let mut diagonal = index;
+        let mut behind = index + 1;
+        for (cell, right) in row.iter_mut().skip(1).zip(&other) {
+            let changed = diagonal + usize::from(left != *right);
+            diagonal = *cell;
+            behind = changed.min(diagonal + 1).min(behind + 1);
+            *cell = behind;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = index + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// A table being read: every member that is asked for is known, and at the end the others are not.
+struct Table<'t> {
+    what: String,
+    at: usize,
+    members: Vec<(&'t str, usize, Item<'t>)>,
+    asked: Vec<&'static str>,
+}
+
+impl<'t> Table<'t> {
+    fn new(what: impl Into<String>, at: usize, table: &'t DeTable<'t>) -> Table<'t> {
+        Table { what: what.into(), at, members: in_order(table), asked: Vec::new() }
+    }
+
+    fn take(&mut self, name: &'static str) -> Option<Item<'t>> {
+        self.asked.push(name);
+        let at = self.members.iter().position(|(member, ..)| *member == name)?;
+        Some(self.members.remove(at).2)
+    }
+
+    fn need(&mut self, name: &'static str, reader: &mut Reader<'_>) -> Option<Item<'t>> {
+        let found = self.take(name);
+        if found.is_none() {
+            reader.note(self.at, format!("{} has no `{name}`", self.what));
+        }
+        found
+    }
+
+    fn finish(self, reader: &mut Reader<'_>) {
+        for (name, at, _) in &self.members {
+            let hint = did_you_mean(name, self.asked.iter().copied());
+            reader.note(*at, format!("`{name}` is unknown in {}{hint}", self.what));
+        }
+    }
+}
+
+/// The members of a table in the order of the file: it is the order they are sent in.
+fn in_order<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, usize, Item<'t>)> {
+    let mut members: Vec<_> =
+        table.iter().map(|(name, value)| (name.get_ref().as_ref(), name.span().start, value)).collect();
+    members.sort_by_key(|(_, at, _)| *at);
+    members
+}
+
+/// What is being read, and what was wrong so far.
+struct Reader<'f> {
+    text: &'f str,
+    /// Where the file stands.
+    folder: Option<PathBuf>,
+    /// How many files include this one, one another.
+    depth: usize,
+    mistakes: Vec<Mistake>,
+    /// The names that have a value by now: variables above, and what earlier steps captured.
+    known: BTreeSet<String>,
+    /// The names used since somebody last looked.
+    used: BTreeSet<String>,
+    defaults: Defaults,
+}
+
+impl Reader<'_> {
+    fn note(&mut self, at: usize, message: impl Into<String>) {
+        let before = self.text.as_bytes().iter().take(at);
+        let line = 1 + before.filter(|byte| **byte == b'\n').count();
+        self.mistakes.push(Mistake { line, message: message.into() });
+    }
+
+    fn scenario(&mut self, root: &DeTable<'_>) -> Option<Scenario> {
+        let mut table = Table::new("the scenario", 0, root);
+        if let Some(version) = table.need("version", self) {
+            self.version(version);
+        }
+        let title = self.whole(&mut table, "title").and_then(|item| self.filled(item, "title"));
+        let dialect = table.need("dialect", self).and_then(|item| self.dialect(item));
+        let source = self.whole(&mut table, "source").and_then(|item| self.filled(item, "source"));
+        let timezone = table.take("timezone").and_then(|item| self.timezone(item));
+        let mut vars = Vec::new();
+        let mut steps: Vec<Arc<Step>> = Vec::new();
+        for included in table.take("include").map(|item| self.include(item, dialect)).unwrap_or_default() {
+            vars.extend(included.vars);
+            steps.extend(included.steps);
+        }
+        vars.extend(table.take("vars").map(|item| self.vars(item)).unwrap_or_default());
+        self.used.clear();
+        if let Some(item) = table.take("defaults") {
+            self.read_defaults(item);
+        }
+        let own = self.whole(&mut table, "step").map(|item| self.steps(item, &steps)).unwrap_or_default();
+        steps.extend(own);
+        table.finish(self);
+        let is_part = self.depth > 0;
+        Some(Scenario {
+            title: title.or_else(|| is_part.then(String::new))?,
+            source: source.or_else(|| is_part.then(String::new))?,
+            dialect: dialect?,
+            timezone: timezone.unwrap_or_else(|| Options::default().timezone),
+            vars,
+            steps,
+        })
+    }
+
+    /// A member a scenario needs and a part of one may leave out.
+    fn whole<'t>(&mut self, table: &mut Table<'t>, name: &'static str) -> Option<Item<'t>> {
+        if self.depth > 0 { table.take(name) } else { table.need(name, self) }
+    }
+
+    /// The files it begins with.
+    fn include(&mut self, item: Item<'_>, dialect: Option<&'static dyn Dialect>) -> Vec<Scenario> {
+        let DeValue::Array(names) = item.get_ref() else {
+            self.note(item.span().start, "`include` must be a list of files");
+            return Vec::new();
+        };
+        let mut included = Vec::new();
+        for item in names.iter() {
+            let Some(name) = self.filled(item, "include") else { continue };
+            let at = item.span().start;
+            match self.part(&name) {
+                Ok((part, _)) if dialect.is_some_and(|dialect| dialect.name() != part.dialect.name()) => {
+                    self.note(at, format!("{name} speaks another dialect, {}", part.dialect.name()));
+                }
+                Ok((part, defaults)) => {
+                    self.known.extend(part.vars.iter().map(|(name, _)| name.clone()));
+                    let captured = part.steps.iter().flat_map(|step| &step.capture);
+                    self.known.extend(captured.map(|(name, _)| name.clone()));
+                    self.defaults.extend(defaults);
+                    included.push(part);
+                }
+                Err(messages) => messages.into_iter().for_each(|message| self.note(at, message)),
+            }
+        }
+        included
+    }
+
+    fn part(&self, name: &str) -> Result<(Scenario, Defaults), Vec<String>> {
+        if self.depth >= INCLUDES_MAX_DEPTH {
+            return Err(vec![format!("{name}: the files include one another in a circle")]);
+        }
+        let path = self.beside(name);
+        let text = std::fs::read_to_string(&path).map_err(|error| vec![format!("{name}: {error}")])?;
+        let told = |mistakes: Vec<Mistake>| {
+            mistakes.into_iter().map(|it| format!("{name}:{}: {}", it.line, it.message)).collect()
+        };
+        read_as(&text, path.parent(), self.depth + 1).map_err(told)
+    }
+
+    /// A file that is named in this one.
+    fn beside(&self, name: &str) -> PathBuf {
+        self.folder.as_deref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
+    }
+
+    fn read_defaults(&mut self, item: Item<'_>) {
+        for (action, _, item) in self.members(item, "defaults") {
+            let Some(mut table) = self.table(item, action) else { continue };
+            table.what = format!("the defaults of `{action}`");
+            self.used.clear();
+            let default = ActionDefaults {
+                params: table.take("params").map(|item| self.params(item)).unwrap_or_default(),
+                form: table.take("send").and_then(|item| self.form(item)),
+                retry: table.take("retry").and_then(|item| self.retry(item)),
+                wait: table.take("wait").and_then(|item| self.duration(item, "wait")),
+                needs: std::mem::take(&mut self.used),
+            };
+            table.finish(self);
+            self.defaults.insert(action.to_owned(), default);
+        }
+    }
+
+    fn version(&mut self, item: Item<'_>) {
+        let version = self.integer(item, "version");
+        if version.is_some_and(|version| version != VERSION) {
+            self.note(item.span().start, format!("this spid reads version {VERSION} of the format only"));
+        }
+    }
+
+    fn dialect(&mut self, item: Item<'_>) -> Option<&'static dyn Dialect> {
+        let name = self.text(item, "dialect")?;
+        let found = dialect::by_name(name);
+        if found.is_none() {
+            self.note(item.span().start, unknown_word("dialect", name, dialect::names()));
+        }
+        found
+    }
+
+    fn timezone(&mut self, item: Item<'_>) -> Option<TimeZone> {
+        let name = self.text(item, "timezone")?;
+        let found = TimeZone::get(name).ok();
+        if found.is_none() {
+            self.note(item.span().start, format!("`{name}` is no time zone; one is `Asia/Shanghai`"));
+        }
+        found
+    }
+
+    fn vars(&mut self, item: Item<'_>) -> Vec<(String, Value)> {
+        let mut vars = Vec::new();
+        for (name, at, item) in self.members(item, "vars") {
+            if !is_name(name) {
+                self.note(at, format!("`{name}` is no name: letters, digits, `-` and `_` make one"));
+            }
+            vars.extend(self.value(item, name, true).map(|value| (name.to_owned(), value)));
+            self.known.insert(name.to_owned());
+        }
+        vars
+    }
+
+    fn steps(&mut self, item: Item<'_>, included: &[Arc<Step>]) -> Vec<Arc<Step>> {
+        let DeValue::Array(array) = item.get_ref() else {
+            self.note(item.span().start, "`step` must be a list of tables: write `[[step]]`");
+            return Vec::new();
+        };
+        if array.is_empty() {
+            self.note(item.span().start, "there must be at least one step");
+        }
+        let mut names: BTreeSet<String> = included.iter().map(|step| step.name.clone()).collect();
+        let mut steps = Vec::new();
+        for item in array.iter() {
+            let Some(step) = self.step(item) else { continue };
+            if !names.insert(step.name.clone()) {
+                self.note(item.span().start, format!("there are two steps called `{}`", step.name));
+            }
+            steps.push(Arc::new(step));
+        }
+        steps
+    }
+
+    fn step(&mut self, item: Item<'_>) -> Option<Step> {
+        let DeValue::Table(members) = item.get_ref() else {
+            self.note(item.span().start, "a step must be a table: write `[[step]]`");
+            return None;
+        };
+        let mut table = Table::new("a step", item.span().start, members);
+        let name = table.need("name", self).and_then(|item| self.filled(item, "name"));
+        if let Some(name) = &name {
+            table.what = format!("step `{name}`");
+        }
+        let request = self.recorded(&mut table);
+        let action = match &request {
+            Some(_) => Some(self.unasked(&mut table)),
+            None => table.need("action", self).and_then(|item| self.filled(item, "action")),
+        };
+        let params = table.take("params").map(|item| self.params(item)).unwrap_or_default();
+        let altered = table.take("alter").map(|item| self.altered(item, &params)).unwrap_or_default();
+        let duplicated = table.take("duplicate").map(|item| self.templates(item, "duplicate"));
+        let form = table.take("send").and_then(|item| self.form(item));
+        let retry = table.take("retry").and_then(|item| self.retry(item));
+        let wait = table.take("wait").and_then(|item| self.duration(item, "wait"));
+        let mut step = Step {
+            name: name.unwrap_or_default(),
+            action: action.clone().unwrap_or_default(),
+            params,
+            request,
+            endpoint: table.take("endpoint").and_then(|item| self.filled(item, "endpoint")),
+            key: table.take("key").and_then(|item| self.filled(item, "key")),
+            form: form.unwrap_or_default(),
+            signature: table.take("token").and_then(|item| self.signature(item)).unwrap_or_default(),
+            dated_ms: table.take("dated").and_then(|item| self.offset(item, "dated")).unwrap_or_default(),
+            altered,
+            duplicated: duplicated.unwrap_or_default(),
+            raw: table.take("raw").and_then(|item| self.filled(item, "raw")).unwrap_or_default(),
+            wait: wait.unwrap_or_default(),
+            repeat: table.take("repeat").and_then(|item| self.count(item, "repeat")).unwrap_or(1),
+            concurrent: table.take("concurrent").and_then(|item| self.concurrent(item)).unwrap_or(1),
+            retry: retry.unwrap_or(Retry::ONCE),
+            expect: table.take("expect").and_then(|item| self.expect(item)).unwrap_or_default(),
+            capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
+            needs: BTreeSet::new(),
+        };
+        step.needs = std::mem::take(&mut self.used);
+        self.fill_in(&mut step, [form.is_some(), retry.is_some(), wait.is_some()]);
+        table.finish(self);
+        action.map(|_| step)
+    }
+
+    /// What the step does not say itself, from the defaults of its action and of any.
+    fn fill_in(&self, step: &mut Step, [has_form, has_retry, has_wait]: [bool; 3]) {
+        if step.request.is_some() {
+            return;
+        }
+        let defaults =
+            || [step.action.as_str(), ANY_ACTION].into_iter().filter_map(|it| self.defaults.get(it));
+        let form = defaults().find_map(|default| default.form).filter(|_| !has_form);
+        let retry = defaults().find_map(|default| default.retry).filter(|_| !has_retry);
+        let wait = defaults().find_map(|default| default.wait).filter(|_| !has_wait);
+        let mut params = step.params.clone();
+        let mut needs = BTreeSet::new();
+        for default in defaults() {
+            let is_new = |(name, _): &&(String, Value)| !params.iter().any(|(known, _)| known == name);
+            let new: Vec<(String, Value)> = default.params.iter().filter(is_new).cloned().collect();
+            params.extend(new);
+            needs.extend(default.needs.iter().cloned());
+        }
+        step.form = form.unwrap_or(step.form);
+        step.retry = retry.unwrap_or(step.retry);
+        step.wait = wait.unwrap_or(step.wait);
+        step.params = params;
+        step.needs.append(&mut needs);
+    }
+
+    /// A request that is sent byte for byte: as text, or from a file beside this one.
+    fn recorded(&mut self, table: &mut Table<'_>) -> Option<Vec<u8>> {
+        if let Some(item) = table.take("request") {
+            return self.filled(item, "request").map(String::into_bytes);
+        }
+        let item = table.take("request_file")?;
+        let name = self.filled(item, "request_file").unwrap_or_default();
+        let bytes = std::fs::read(self.beside(&name));
+        let noted = bytes.inspect_err(|error| self.note(item.span().start, format!("{name}: {error}")));
+        Some(noted.unwrap_or_default())
+    }
+
+    /// A recorded request has everything in it already.
+    fn unasked(&mut self, table: &mut Table<'_>) -> String {
+        for name in ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"] {
+            if let Some(item) = table.take(name) {
+                self.note(item.span().start, format!("`{name}` says nothing of a recorded request"));
+            }
+        }
+        "recorded".to_owned()
+    }
+
+    fn params(&mut self, item: Item<'_>) -> Vec<(String, Value)> {
+        let members = self.members(item, "params");
+        let read = members.into_iter().filter_map(|(name, _, item)| {
+            self.value(item, name, false).map(|value| (name.to_owned(), value))
+        });
+        read.collect()
+    }
+
+    fn altered(&mut self, item: Item<'_>, params: &[(String, Value)]) -> Vec<(String, Template)> {
+        for (name, at, _) in self.members(item, "alter") {
+            if name != "action" && !params.iter().any(|(param, _)| param == name) {
+                let hint = did_you_mean(name, params.iter().map(|(param, _)| param.as_str()));
+                self.note(at, format!("`{name}` cannot be altered: it is not among the params{hint}"));
+            }
+        }
+        self.templates(item, "alter")
+    }
+
+    fn form(&mut self, item: Item<'_>) -> Option<SendForm> {
+        match self.text(item, "send")? {
+            "usual" => Some(SendForm::Usual),
+            "form" => Some(SendForm::Form),
+            other => {
+                self.note(item.span().start, unknown_word("way to send", other, ["usual", "form"]));
+                None
+            }
+        }
+    }
+
+    fn signature(&mut self, item: Item<'_>) -> Option<SendSignature> {
+        let text = self.text(item, "token")?;
+        match text {
+            "wrong" => Some(SendSignature::Altered),
+            "missing" => Some(SendSignature::Omitted),
+            hex if !hex.is_empty() && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                Some(SendSignature::Pinned(hex.to_owned()))
+            }
+            other => {
+                let message = format!("`{other}` is neither `wrong`, `missing` nor hex digits");
+                self.note(item.span().start, message);
+                None
+            }
+        }
+    }
+
+    fn concurrent(&mut self, item: Item<'_>) -> Option<u32> {
+        let count = self.count(item, "concurrent")?;
+        let fits = usize::try_from(count).is_ok_and(|count| count <= CONNECTIONS_MAX_COUNT);
+        if !fits {
+            let message = format!("`concurrent` can be at most {CONNECTIONS_MAX_COUNT}");
+            self.note(item.span().start, message);
+        }
+        Some(count)
+    }
+
+    fn retry(&mut self, item: Item<'_>) -> Option<Retry> {
+        let mut table = self.table(item, "retry")?;
+        let every = table.need("every", self).and_then(|item| self.duration(item, "every"));
+        let limit = table.need("limit", self).and_then(|item| self.count(item, "limit"));
+        table.finish(self);
+        Some(Retry { every: every?, limit: limit? })
+    }
+
+    fn capture(&mut self, item: Item<'_>) -> Vec<(String, String)> {
+        let mut captures = Vec::new();
+        for (name, at, item) in self.members(item, "capture") {
+            if !is_name(name) {
+                self.note(at, format!("`{name}` is no name: letters, digits, `-` and `_` make one"));
+            }
+            captures.extend(self.filled(item, name).map(|path| (name.to_owned(), path)));
+            self.known.insert(name.to_owned());
+        }
+        captures
+    }
+
+    fn expect(&mut self, item: Item<'_>) -> Option<Expectation> {
+        let mut table = self.table(item, "expect")?;
+        let template = |reader: &mut Self, table: &mut Table<'_>, name| {
+            table.take(name).and_then(|item| reader.template(item, name))
+        };
+        let expect = Expectation {
+            status: table.take("status").and_then(|item| self.status(item)).unwrap_or(200),
+            headers: table.take("header").map(|it| self.templates(it, "header")).unwrap_or_default(),
+            body_contains: template(self, &mut table, "body_contains"),
+            json: table.take("json").and_then(|item| self.json(item)),
+            instance: template(self, &mut table, "instance"),
+            state: table.take("state").and_then(|item| self.state(item)),
+            expires_on: template(self, &mut table, "expires_on"),
+            sku: template(self, &mut table, "sku"),
+            items: table.take("items").map(|item| self.templates(item, "items")).unwrap_or_default(),
+            held: table.take("held").and_then(|item| self.boolean(item, "held")),
+            within: table.take("within").and_then(|item| self.duration(item, "within")).unwrap_or_default(),
+        };
+        table.finish(self);
+        Some(expect)
+    }
+
+    fn status(&mut self, item: Item<'_>) -> Option<u16> {
+        let status = self.integer(item, "status")?;
+        let status = u16::try_from(status).ok().filter(|status| (100..=999).contains(status));
+        if status.is_none() {
+            self.note(item.span().start, "`status` must be an HTTP status, such as 200");
+        }
+        status
+    }
+
+    fn state(&mut self, item: Item<'_>) -> Option<WantedState> {
+        let word = self.text(item, "state")?;
+        let state = WantedState::from_word(word);
+        if state.is_none() {
+            self.note(item.span().start, unknown_word("state", word, WantedState::WORDS));
+        }
+        state
+    }
+
+    fn json(&mut self, item: Item<'_>) -> Option<Pattern> {
+        match item.get_ref() {
+            DeValue::String(_) => self.template(item, "json").map(Pattern::Text),
+            DeValue::Boolean(value) => Some(Pattern::Exactly(Json::Bool(*value))),
+            DeValue::Integer(value) => {
+                let digits = value.as_str().replace('_', "");
+                let number = i128::from_str_radix(&digits, value.radix());
+                if number.is_err() {
+                    self.note(item.span().start, "the integer is too large: compare it as a text");
+                }
+                Some(Pattern::Exactly(Json::Number(number.ok()?.to_string())))
+            }
+            DeValue::Array(list) => {
+                Some(Pattern::List(list.iter().filter_map(|item| self.json(item)).collect()))
+            }
+            DeValue::Table(table) => self.json_table(item, table),
+            DeValue::Float(_) | DeValue::Datetime(_) => {
+                self.note(item.span().start, "an answer is compared with texts, integers and booleans only");
+                None
+            }
+        }
+    }
+
+    fn json_table(&mut self, item: Item<'_>, table: &DeTable<'_>) -> Option<Pattern> {
+        if let [(name @ ("matches" | "not"), _, value)] = in_order(table).as_slice() {
+            return match *name {
+                "not" => self.template(value, "not").map(Pattern::Not),
+                _ => self.matches(value),
+            };
+        }
+        let members = self.members(item, "json").into_iter();
+        let read = members.filter_map(|(name, _, item)| Some((name.to_owned(), self.json(item)?)));
+        Some(Pattern::Members(read.collect()))
+    }
+
+    fn matches(&mut self, item: Item<'_>) -> Option<Pattern> {
+        match self.text(item, "matches")? {
+            "nonempty" => Some(Pattern::Nonempty),
+            "absent" => Some(Pattern::Absent),
+            other => {
+                self.note(item.span().start, unknown_word("match", other, MATCHES));
+                None
+            }
+        }
+    }
+
+    /// A value of a variable or a parameter.
+    fn value(&mut self, item: Item<'_>, name: &str, is_var: bool) -> Option<Value> {
+        let DeValue::Table(members) = item.get_ref() else {
+            return self.template(item, name).map(Value::Text);
+        };
+        let mut table = Table::new(format!("`{name}`"), item.span().start, members);
+        if let Some(unique) = table.take("unique") {
+            if !is_var {
+                let message =
+                    "`unique` belongs under `[vars]`: later steps need its name to say the same again";
+                self.note(unique.span().start, message);
+            }
+            table.finish(self);
+            return self.filled(unique, "unique").map(Value::Unique);
+        }
+        let offset_ms = table.need("time", self).and_then(|item| self.offset(item, "time"));
+        let format = table.take("format").map(|item| self.format(item)).unwrap_or_default();
+        table.finish(self);
+        Some(Value::Moment(Moment { offset_ms: offset_ms?, format }))
+    }
+
+    fn format(&mut self, item: Item<'_>) -> Format {
+        let word = self.text(item, "format").unwrap_or("civil");
+        Format::from_word(word).unwrap_or_else(|| {
+            self.note(item.span().start, unknown_word("format", word, ["civil", "rfc3339"]));
+            Format::Civil
+        })
+    }
+
+    fn templates(&mut self, item: Item<'_>, name: &str) -> Vec<(String, Template)> {
+        let members = self.members(item, name).into_iter();
+        let read = members.filter_map(|(name, _, item)| Some((name.to_owned(), self.template(item, name)?)));
+        read.collect()
+    }
+
+    fn template(&mut self, item: Item<'_>, name: &str) -> Option<Template> {
+        let text = self.text(item, name)?;
+        let template = Template::parse(text).inspect_err(|error| self.note(item.span().start, error)).ok()?;
+        for missing in template.names().filter(|name| !self.known.contains(*name)).collect::<Vec<_>>() {
+            let hint = did_you_mean(missing, self.known.iter().map(String::as_str));
+            self.note(
+                item.span().start,
+                format!(
+                    "nothing gives `${{{missing}}}` a value: no variable above, no earlier capture{hint}"
+                ),
+            );
+        }
+        self.used.extend(template.names().map(str::to_owned));
+        Some(template)
+    }
+
+    fn offset(&mut self, item: Item<'_>, name: &str) -> Option<i64> {
+        let offset = read_offset(self.text(item, name)?);
+        if offset.is_none() {
+            let message = format!("`{name}` must look like `now`, `now + 30d` or `now - 10m` (ms s m h d)");
+            self.note(item.span().start, message);
+        }
+        offset
+    }
+
+    fn duration(&mut self, item: Item<'_>, name: &str) -> Option<Duration> {
+        let span = read_span(self.text(item, name)?).and_then(|ms| u64::try_from(ms).ok());
+        if span.is_none() {
+            self.note(item.span().start, format!("`{name}` must look like `200ms` or `5s` (ms s m h d)"));
+        }
+        span.map(Duration::from_millis)
+    }
+
+    fn count(&mut self, item: Item<'_>, name: &str) -> Option<u32> {
+        let count = u32::try_from(self.integer(item, name)?).ok().filter(|count| *count > 0);
+        if count.is_none() {
+            self.note(item.span().start, format!("`{name}` must be a number from 1 to {}", u32::MAX));
+        }
+        count
+    }
+
+    fn filled(&mut self, item: Item<'_>, name: &str) -> Option<String> {
+        let text = self.text(item, name)?;
+        if text.trim().is_empty() {
+            self.note(item.span().start, format!("`{name}` is empty"));
+        }
+        Some(text.to_owned())
+    }
+
+    fn text<'t>(&mut self, item: Item<'t>, name: &str) -> Option<&'t str> {
+        let text = item.get_ref().as_str();
+        if text.is_none() {
+            self.note(item.span().start, format!("`{name}` must be a text, in quotes"));
+        }
+        text
+    }
+
+    fn integer(&mut self, item: Item<'_>, name: &str) -> Option<u64> {
+        let number = item.get_ref().as_integer().filter(|number| number.radix() == 10);
+        let number = number.and_then(|number| number.as_str().parse().ok());
+        if number.is_none() {
+            self.note(item.span().start, format!("`{name}` must be a whole number, without quotes"));
+        }
+        number
+    }
+
+    fn boolean(&mut self, item: Item<'_>, name: &str) -> Option<bool> {
+        let value = item.get_ref().as_bool();
+        if value.is_none() {
+            self.note(item.span().start, format!("`{name}` must be `true` or `false`, without quotes"));
+        }
+        value
+    }
+
+    fn table<'t>(&mut self, item: Item<'t>, name: &str) -> Option<Table<'t>> {
+        let DeValue::Table(table) = item.get_ref() else {
+            self.note(item.span().start, format!("`{name}` must be a table"));
+            return None;
+        };
+        Some(Table::new(format!("`{name}`"), item.span().start, table))
+    }
+
+    /// The members of a table whose names are anybody's.
+    fn members<'t>(&mut self, item: Item<'t>, name: &str) -> Vec<(&'t str, usize, Item<'t>)> {
+        self.table(item, name).map(|table| table.members).unwrap_or_default()
+    }
+}
+
+impl Retry {
+    /// No retry at all.
+    const ONCE: Retry = Retry { every: Duration::ZERO, limit: 1 };
+}
+
+fn unknown_word<'a>(what: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.into_iter().collect();
+    let hint = did_you_mean(word, known.iter().copied());
+    format!("`{word}` is no {what} ({}){hint}", known.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "version = 1\ntitle = \"t\"\ndialect = \"alibaba\"\nsource = \"s\"\n";
+
+    /// The mistakes in a file that begins with the head, as `line: message`; the fifth line is the first of `text`.
+    fn mistakes(text: &str) -> Vec<String> {
+        let Err(mistakes) = read(&format!("{HEAD}{text}"), None) else { panic!("no mistake in {text}") };
+        mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.line, mistake.message)).collect()
+    }
+
+    /// The one mistake in a step that has these further lines, the first of them line 8.
+    fn in_step(lines: &str) -> String {
+        let found = mistakes(&format!("[[step]]\nname = \"buy\"\naction = \"x\"\n{lines}"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.into_iter().next().unwrap()
+    }
+
+    #[test]
+    fn integers_are_compared_with_all_their_digits() {
+        for (written, digits) in [
+            ("7", "7"),
+            ("+7", "7"),
+            ("-7", "-7"),
+            ("1_000", "1000"),
+            ("0x1F", "31"),
+            ("202611300000000000000001", "202611300000000000000001"),
+        ] {
+            let text = format!(
+                "{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nexpect = {{ json = {{ n = {written} }} }}\n"
+            );
+            let scenario = read(&text, None).unwrap_or_else(|mistakes| panic!("{written}: {mistakes:?}"));
+            let Some(Pattern::Members(members)) = &scenario.steps[0].expect.json else { panic!("{written}") };
+            let [(_, Pattern::Exactly(number))] = members.as_slice() else { panic!("{written}") };
+            assert_eq!(number.to_string(), digits, "{written}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together_in_order() {
+        let text = "version = 2\ntitel = \"t\"\ndialect = \"alibab\"\nsource = \"\"\n\n[[step]]\nname = \"a\"\n\n\
+                    [[step]]\naction = \"x\"\nname = 5\nrepat = 2\n";
+        let mistakes = read(text, None).unwrap_err();
+        let found: Vec<_> = mistakes.iter().map(|it| (it.line, it.message.as_str())).collect();
+        assert_eq!(
+            found,
+            [
+                (1, "this spid reads version 1 of the format only"),
+                (1, "the scenario has no `title`"),
+                (2, "`titel` is unknown in the scenario; did you mean `title`?"),
+                (
+                    3,
+                    "`alibab` is no dialect (alibaba, generic, jdcloud, koogallery); did you mean `alibaba`?"
+                ),
+                (4, "`source` is empty"),
+                (6, "step `a` has no `action`"),
+                (11, "`name` must be a text, in quotes"),
+                (12, "`repat` is unknown in a step; did you mean `repeat`?"),
+            ]
+        );
+    }
+
+    #[test]
+    fn broken_toml_is_a_mistake_with_a_line() {
+        let found = mistakes("step = [\n");
+        assert!(found[0].starts_with("5: ") || found[0].starts_with("6: "), "{found:?}");
+        let found = mistakes("\ntitle = \"again\"\n");
+        assert!(found[0].starts_with("6: "), "{found:?}");
+    }
+
+    #[test]
+    fn every_member_says_what_it_takes() {
+        for (lines, mistake) in [
+            ("params = { a = 5 }", "8: `a` must be a text, in quotes"),
+            ("params = 5", "8: `params` must be a table"),
+            ("params.a = { unique = \"x\" }", "8: `unique` belongs under `[vars]`"),
+            ("params.a = {}", "8: `a` has no `time`"),
+            ("params.a = { time = \"soon\" }", "8: `time` must look like"),
+            ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is no format"),
+            ("params.a = \"${a\"", "8: a `${` is not closed"),
+            ("params.a = \"${order}\"", "8: nothing gives `${order}` a value"),
+            ("alter = { a = \"1\" }", "8: `a` cannot be altered"),
+            ("duplicate = { a = 1 }", "8: `a` must be a text"),
+            ("token = \"wrnog\"", "8: `wrnog` is neither"),
+            ("send = \"GET\"", "8: `GET` is no way to send (usual, form)"),
+            ("dated = \"10m\"", "8: `dated` must look like"),
+            ("raw = \"\"", "8: `raw` is empty"),
+            ("wait = \"5\"", "8: `wait` must look like"),
+            ("repeat = 0", "8: `repeat` must be a number from 1"),
+            ("repeat = \"2\"", "8: `repeat` must be a whole number"),
+            ("concurrent = 2000", "8: `concurrent` can be at most 1024"),
+            ("retry = { every = \"1s\" }", "8: `retry` has no `limit`"),
+            ("retry = { every = \"1s\", limit = 2, until = \"x\" }", "8: `until` is unknown in `retry`"),
+            ("capture = { \"a b\" = \"id\" }", "8: `a b` is no name"),
+            ("\n[step.expect]\nstatus = 1000", "10: `status` must be an HTTP status"),
+            ("expect = { state = \"activ\" }", "8: `activ` is no state (pending, active,"),
+            ("expect = { held = \"yes\" }", "8: `held` must be `true` or `false`"),
+            ("expect = { json = 1.5 }", "8: an answer is compared with"),
+            ("expect = { json.a = { matches = \"empty\" } }", "8: `empty` is no match"),
+            ("expect = { json.a = \"${id}\" }", "8: nothing gives `${id}` a value"),
+            ("expect = { jsn = {} }", "8: `jsn` is unknown in `expect`; did you mean `json`?"),
+        ] {
+            let found = in_step(lines);
+            assert!(found.starts_with(mistake), "{lines}: {found}");
+        }
+    }
+
+    #[test]
+    fn names_are_known_from_where_they_get_their_value() {
+        let step = |name: &str, rest: &str| format!("[[step]]\nname = \"{name}\"\naction = \"x\"\n{rest}\n");
+        let capture = "capture = { id = \"instanceId\" }";
+        let uses = "params = { instanceId = \"${id}\" }";
+        assert!(read(&format!("{HEAD}{}{}", step("a", capture), step("b", uses)), None).is_ok());
+        let found = mistakes(&format!("{}{}", step("b", uses), step("a", capture)));
+        assert!(found[0].starts_with("8: nothing gives `${id}` a value"), "{found:?}");
+        let vars = "[vars]\nb = \"${a}\"\na = \"1\"\n";
+        let found = mistakes(&format!("{vars}{}", step("x", "")));
+        assert!(found[0].starts_with("6: nothing gives `${a}`"), "a variable uses those above it: {found:?}");
+        let found = mistakes(&format!("{}{}", step("a", ""), step("a", "")));
+        assert!(found[0].ends_with("there are two steps called `a`"), "{found:?}");
+    }
+
+    #[test]
+    fn parameters_keep_the_order_of_the_file() {
+        let text = format!(
+            "{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nparams = {{ z = \"1\", a = \"2\", M = \"3\" }}\n"
+        );
+        let scenario = read(&text, None).unwrap();
+        let names: Vec<&str> = scenario.steps[0].params.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["z", "a", "M"]);
+    }
+
+    #[test]
+    fn a_recorded_request_has_everything_in_it() {
+        let step = |rest: &str| format!("[[step]]\nname = \"a\"\n{rest}\n");
+        let scenario =
+            read(&format!("{HEAD}{}", step("request = \"GET / HTTP/1.1\\r\\n\\r\\n\"")), None).unwrap();
+        assert_eq!(scenario.steps[0].request.as_deref(), Some(&b"GET / HTTP/1.1\r\n\r\n"[..]));
+        let found = mistakes(&step("request = \"GET /\"\ntoken = \"wrong\""));
+        assert_eq!(found, ["8: `token` says nothing of a recorded request"]);
+        let found = mistakes(&step("request_file = \"nowhere.http\""));
+        assert!(found[0].starts_with("7: nowhere.http: "), "{found:?}");
+        assert!(mistakes(&step(""))[0].contains("step `a` has no `action`"));
+    }
+
+    #[test]
+    fn steps_have_what_the_defaults_of_their_action_have() {
+        let text = "[vars]\norder = \"o\"\n[defaults.any]\nretry = { every = \"1s\", limit = 9 }\n\
+                    [defaults.x]\nparams = { a = \"${order}\", b = \"2\" }\nsend = \"form\"\n\
+                    [[step]]\nname = \"one\"\naction = \"x\"\nparams = { b = \"own\" }\n\
+                    [[step]]\nname = \"two\"\naction = \"y\"\nretry = { every = \"1s\", limit = 2 }\n";
+        let scenario = read(&format!("{HEAD}{text}"), None).unwrap();
+        let names = |step: usize| -> Vec<&str> {
+            scenario.steps[step].params.iter().map(|(name, _)| name.as_str()).collect()
+        };
+        assert_eq!((names(0), names(1)), (vec!["b", "a"], vec![]));
+        assert_eq!([scenario.steps[0].retry.limit, scenario.steps[1].retry.limit], [9, 2]);
+        assert_eq!([scenario.steps[0].form, scenario.steps[1].form], [SendForm::Form, SendForm::Usual]);
+        assert!(scenario.steps[0].needs.contains("order"));
+        let found = mistakes("[defaults.x]\nexpect = {}\n[[step]]\nname = \"a\"\naction = \"x\"\n");
+        assert_eq!(found, ["6: `expect` is unknown in the defaults of `x`"]);
+    }
+
+    #[test]
+    fn files_begin_with_what_they_include() {
+        let folder = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let part = "version = 1\ndialect = \"alibaba\"\n";
+        put(
+            "vars.toml",
+            &format!(
+                "{part}vars = {{ order = \"o\" }}\ndefaults = {{ x = {{ params = {{ z = \"1\" }} }} }}\n"
+            ),
+        );
+        put(
+            "buy.toml",
+            &format!(
+                "{part}include = [\"vars.toml\"]\n[[step]]\nname = \"buy\"\naction = \"x\"\ncapture = {{ id = \"i\" }}\n"
+            ),
+        );
+        put("circle.toml", &format!("{part}include = [\"circle.toml\"]\n"));
+        put("broken.toml", &format!("{part}\nvarz = {{}}\n"));
+        let whole = |includes: &str, step: &str| {
+            let text = format!(
+                "{HEAD}include = [{includes}]\n[[step]]\nname = \"{step}\"\naction = \"x\"\nparams = {{ a = \"${{order}} ${{id}}\" }}\n"
+            );
+            read(&text, Some(folder.path()))
+        };
+        let scenario = whole("\"buy.toml\"", "use").unwrap();
+        let names: Vec<&str> = scenario.steps().collect();
+        assert_eq!(names, ["buy", "use"]);
+        assert_eq!(scenario.steps[1].params.len(), 2, "the defaults of what is included hold here, too");
+        let said = |includes: &str, step: &str| whole(includes, step).unwrap_err()[0].message.clone();
+        assert!(said("\"buy.toml\"", "buy").contains("two steps called `buy`"));
+        assert!(said("\"circle.toml\"", "use").contains("in a circle"));
+        assert_eq!(
+            said("\"broken.toml\"", "use"),
+            "broken.toml:4: `varz` is unknown in the scenario; did you mean `vars`?"
+        );
+        assert!(said("\"none.toml\"", "use").starts_with("none.toml: "));
+    }
+
+    /// What an editor accepts and what is read here are the same names.
+    #[test]
+    fn the_schema_knows_the_members_that_are_read() {
+        let schema: serde_json::Value = serde_json::from_str(crate::lab::scenario::SCHEMA).unwrap();
+        let names = |path: &str| -> Vec<String> {
+            schema.pointer(path).unwrap().as_object().unwrap().keys().cloned().collect()
+        };
+        let unknown = |text: &str, name: &str| {
+            let mistakes = read(text, None).err().unwrap_or_default();
+            mistakes.iter().any(|it| it.message.starts_with(&format!("`{name}` is unknown")))
+        };
+        for name in names("/properties") {
+            assert!(!unknown(&format!("{name} = 1\n"), &name), "{name}");
+        }
+        for name in names("/$defs/step/properties") {
+            assert!(!unknown(&format!("{HEAD}[[step]]\n{name} = 1\n"), &name), "{name}");
+        }
+        for name in names("/$defs/expect/properties") {
+            let text = format!("{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nexpect.{name} = 1\n");
+            assert!(!unknown(&text, &name), "{name}");
+        }
+        let page = include_str!("../../../docs/fixtures.md");
+        let rows =
+            page.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
+        let all: BTreeSet<String> = ["/properties", "/$defs/step/properties", "/$defs/expect/properties"]
+            .into_iter()
+            .flat_map(names)
+            .collect();
+        let told: BTreeSet<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+        for name in &all {
+            let shown = told.iter().any(|word| word.trim_matches(['[', ']']) == name);
+            assert!(shown, "docs/fixtures.md does not tell of `{name}`");
+        }
+    }
+
+    #[test]
+    fn near_names_are_offered_and_far_ones_are_not() {
+        assert_eq!(did_you_mean("statsu", ["status", "json"]), "; did you mean `status`?");
+        assert_eq!(did_you_mean("skuid", ["skuId"]), "; did you mean `skuId`?");
+        assert_eq!(did_you_mean("colour", ["status", "json"]), "");
+        assert_eq!(did_you_mean("x", []), "");
+        assert_eq!([distance("", "abc"), distance("abc", ""), distance("kitten", "sitting")], [3, 3, 3]);
+    }
+}

@@ -1,0 +1,335 @@
+//! Scenarios: callbacks as files, sent to any URL and compared with what was expected.
+//!
+//! A marketplace cannot be asked to press "buy" in a test. A scenario can: it says in one TOML file
+//! what a marketplace would send, signs it when it is sent, and says what must come back. The same
+//! files are this project's own tests, an operator's first check of a new deployment, and a hook
+//! author's marketplace on the desk. The format is described in `docs/fixtures.md`.
+//!
+//! * [`Scenario::parse`] reads a file and reports all its mistakes together, each with its line;
+//! * [`Scenario::set`] overrides a value, and fails when there is nothing to override;
+//! * [`Scenario::run`] sends the steps to a [`Target`] and returns a [`Report`]. Whoever wants to
+//!   watch is an [`Observer`]; whoever can look into the store is [`States`].
+
+mod expect;
+pub mod export;
+mod file;
+mod run;
+mod value;
+
+use std::collections::{BTreeSet, HashSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+
+use crate::core::dialect::{Dialect, SendForm, SendSignature};
+
+pub use expect::{Failure, Seen};
+pub use run::{Answered, Observer, Report, Sent, States, StepReport, Target};
+
+use expect::Expectation;
+use value::{Template, Value};
+
+/// The JSON Schema of the format, for editors.
+pub const SCHEMA: &str = include_str!("../../../docs/scenario.schema.json");
+
+/// A sequence of callbacks and what must come of each.
+///
+/// ```
+/// let text = r#"
+///     version = 1
+///     title = "A payment is acknowledged"
+///     dialect = "alibaba"
+///     source = "help.aliyun.com/zh/marketplace/orderpay"
+///
+///     [vars]
+///     order = { unique = "order" }
+///
+///     [[step]]
+///     name = "pay"
+///     action = "orderPay"
+///     params = { requestId = "${order}-paid", orderId = "${order}" }
+///     expect = { json = { success = true } }
+/// "#;
+/// let mut scenario = spid::scenario::Scenario::parse(text, "pay.toml").unwrap();
+/// scenario.set("vars.order", "order-7").unwrap();
+/// assert!(scenario.set("vars.ordre", "order-7").unwrap_err().to_string().contains("vars.order"));
+/// ```
+#[derive(Clone)]
+pub struct Scenario {
+    title: String,
+    source: String,
+    dialect: &'static dyn Dialect,
+    timezone: TimeZone,
+    vars: Vec<(String, Value)>,
+    steps: Vec<Arc<Step>>,
+}
+
+/// One callback, or the same one several times.
+#[derive(Debug, Clone)]
+struct Step {
+    name: String,
+    /// The marketplace's word.
+    action: String,
+    params: Vec<(String, Value)>,
+    /// Sent byte for byte in the place of all that.
+    request: Option<Vec<u8>>,
+    /// The endpoint it goes to, if not the usual one.
+    endpoint: Option<String>,
+    /// The key it is signed with, if not the usual one.
+    key: Option<String>,
+    form: SendForm,
+    signature: SendSignature,
+    /// How far from now a dated request is dated, in milliseconds.
+    dated_ms: i64,
+    altered: Vec<(String, Template)>,
+    duplicated: Vec<(String, Template)>,
+    raw: String,
+    /// A pause before the step.
+    wait: Duration,
+    /// How many deliveries.
+    repeat: u32,
+    /// How many of them at once.
+    concurrent: u32,
+    retry: Retry,
+    expect: Expectation,
+    /// Names, and where in the JSON of the answer their values stand.
+    capture: Vec<(String, String)>,
+    /// The names without which it cannot be sent or judged.
+    needs: BTreeSet<String>,
+}
+
+/// How often one delivery is sent until it is answered as expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Retry {
+    every: Duration,
+    limit: u32,
+}
+
+/// A mistake in a scenario's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong, and where easy what was probably meant.
+    pub message: String,
+}
+
+/// A file that is no scenario.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// It cannot be read at all.
+    #[error("{}: {cause}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// It says something a scenario cannot say. `Display` has a line for every mistake.
+    #[error("{}", listed(file, mistakes))]
+    Mistakes {
+        /// The file, as it was named.
+        file: String,
+        /// All of them, in the order of their lines.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+fn listed(file: &str, mistakes: &[Mistake]) -> String {
+    let lines: Vec<String> =
+        mistakes.iter().map(|it| format!("{file}:{}: {}", it.line, it.message)).collect();
+    lines.join("\n")
+}
+
+/// An override that overrides nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("nothing is called `{name}`{}; there are: {}", nearest(name, known), known.join(", "))]
+pub struct NoMatch {
+    /// The name that was given.
+    pub name: String,
+    /// The names that exist.
+    pub known: Vec<String>,
+}
+
+fn nearest(name: &str, known: &[String]) -> String {
+    file::did_you_mean(name, known.iter().map(String::as_str))
+}
+
+/// Reads `200ms`, `5s`, `10m`, `2h`, `30d`, as scenarios write times.
+pub fn span(text: &str) -> Option<Duration> {
+    value::read_span(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
+}
+
+impl Scenario {
+    /// Reads a scenario. `file_name` stands before the line of every mistake; what it includes is looked for
+    /// beside it.
+    ///
+    /// # Errors
+    /// [`ScenarioError::Mistakes`], all of them together.
+    pub fn parse(text: &str, file_name: &str) -> Result<Scenario, ScenarioError> {
+        let folder = Path::new(file_name).parent();
+        file::read(text, folder)
+            .map_err(|mistakes| ScenarioError::Mistakes { file: file_name.to_owned(), mistakes })
+    }
+
+    /// Reads a scenario from a file.
+    ///
+    /// # Errors
+    /// [`ScenarioError`].
+    pub fn load(path: &Path) -> Result<Scenario, ScenarioError> {
+        let unreadable = |cause| ScenarioError::Unreadable { path: path.to_owned(), cause };
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        Scenario::parse(&text, &path.display().to_string())
+    }
+
+    /// What it is about, in a sentence.
+    pub fn title(&self) -> &str {
+        &self.title
+    }
+
+    /// The vendor's page it was written from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// How it speaks.
+    pub fn dialect(&self) -> &'static dyn Dialect {
+        self.dialect
+    }
+
+    /// The names of its steps, in order.
+    pub fn steps(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.steps.iter().map(|step| step.name.as_str())
+    }
+
+    /// How many deliveries it makes when everything is answered as expected at once.
+    pub fn deliveries(&self) -> u64 {
+        self.steps.iter().map(|step| u64::from(step.repeat)).sum()
+    }
+
+    /// The endpoints its steps name, beside the usual one.
+    pub fn endpoints(&self) -> BTreeSet<&str> {
+        self.steps.iter().filter_map(|step| step.endpoint.as_deref()).collect()
+    }
+
+    /// The keys its steps name, beside the usual one.
+    pub fn keys(&self) -> BTreeSet<&str> {
+        self.steps.iter().filter_map(|step| step.key.as_deref()).collect()
+    }
+
+    /// Overrides a value: `vars.NAME`, `params.NAME` (in every step that has it) or
+    /// `STEP.params.NAME`. The new value means itself: no `${}` is looked for in it.
+    ///
+    /// # Errors
+    /// [`NoMatch`] when there is no such value: an override that does nothing is a mistake.
+    pub fn set(&mut self, name: &str, value: &str) -> Result<(), NoMatch> {
+        let known = self.names();
+        let matched = known.iter().any(|known| known == name);
+        if !matched {
+            return Err(NoMatch { name: name.to_owned(), known });
+        }
+        let new = Value::Text(Template::literal(value));
+        for (var, old) in &mut self.vars {
+            if format!("vars.{var}") == name {
+                *old = new.clone();
+            }
+        }
+        for step in self.steps.iter_mut().map(Arc::make_mut) {
+            for (param, old) in &mut step.params {
+                if format!("params.{param}") == name || format!("{}.params.{param}", step.name) == name {
+                    *old = new.clone();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Every name [`Scenario::set`] takes, each once, in the order of the file.
+    fn names(&self) -> Vec<String> {
+        let vars = self.vars.iter().map(|(name, _)| format!("vars.{name}"));
+        let params = self.steps.iter().flat_map(|step| {
+            let names = step.params.iter().map(|(param, _)| param);
+            names.flat_map(|param| [format!("params.{param}"), format!("{}.params.{param}", step.name)])
+        });
+        let mut seen = HashSet::new();
+        vars.chain(params).filter(|name| seen.insert(name.clone())).collect()
+    }
+}
+
+impl fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Scenario")
+            .field("title", &self.title)
+            .field("dialect", &self.dialect.name())
+            .field("steps", &self.steps.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scenario() -> Scenario {
+        let text = r#"
+            version = 1
+            title = "t"
+            dialect = "alibaba"
+            source = "s"
+            vars = { order = { unique = "o" } }
+            step = [
+                { name = "buy", action = "createInstance", params = { orderBizId = "${order}", skuId = "a" } },
+                { name = "buy.again", action = "createInstance", params = { skuId = "a" }, repeat = 3 },
+            ]
+        "#;
+        Scenario::parse(text, "t.toml").unwrap()
+    }
+
+    fn text_of(value: &Value) -> String {
+        match value {
+            Value::Text(template) => template.fill(&value::Known::new()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_override_reaches_one_step_or_all_that_have_the_name() {
+        let mut scenario = scenario();
+        scenario.set("params.skuId", "b").unwrap();
+        assert_eq!(text_of(&scenario.steps[0].params[1].1), "b");
+        assert_eq!(text_of(&scenario.steps[1].params[0].1), "b");
+        scenario.set("buy.again.params.skuId", "${order}").unwrap();
+        assert_eq!(text_of(&scenario.steps[0].params[1].1), "b");
+        assert_eq!(text_of(&scenario.steps[1].params[0].1), "${order}", "an override means itself");
+        scenario.set("vars.order", "o-7").unwrap();
+        assert_eq!(text_of(&scenario.vars[0].1), "o-7");
+    }
+
+    #[test]
+    fn an_override_of_nothing_names_what_there_is() {
+        let error = scenario().set("buy.params.skuid", "b").unwrap_err();
+        let said = error.to_string();
+        assert!(said.contains("did you mean `buy.params.skuId`?"), "{said}");
+        for name in ["vars.order", "params.orderBizId", "params.skuId", "buy.again.params.skuId"] {
+            assert!(error.known.iter().any(|known| known == name), "{name} in {said}");
+        }
+        assert_eq!(error.known.iter().filter(|name| *name == "params.skuId").count(), 1);
+    }
+
+    #[test]
+    fn a_scenario_says_what_it_is() {
+        let scenario = scenario();
+        assert_eq!((scenario.title(), scenario.source(), scenario.dialect().name()), ("t", "s", "alibaba"));
+        assert_eq!(scenario.steps().collect::<Vec<_>>(), ["buy", "buy.again"]);
+        assert_eq!(scenario.deliveries(), 4);
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = Scenario::load(Path::new("/nowhere/at-all.toml")).unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/at-all.toml: "), "{error}");
+    }
+}

@@ -1,0 +1,684 @@
+//! Running a scenario: sign, send, compare.
+//!
+//! The deliveries of a step run as tasks, as many at once as the step says, and tell what they do
+//! through one channel; the run itself reads it, so an [`Observer`] needs no lock and sees one thing
+//! after the other. State is looked at right after the answers: a daemon answers after its commit.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::expect::{Expectation, Failure, Seen, value_at};
+use super::value::Known;
+use super::{Scenario, Step};
+use crate::core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
+use crate::core::query::Pair;
+use crate::core::signature::Keys;
+use crate::hook::clock::{Clock, plus_millis};
+use crate::lab::exchange as shown;
+use crate::lab::exchange::{addressed, masked};
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Url};
+use crate::observe::limits;
+
+/// Things told and not yet read by the run; a slow observer slows the sending down.
+const EVENTS_MAX_COUNT: usize = 64;
+/// How soon an instance is looked at again that is not yet as expected.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// Where a scenario is sent, and how.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The endpoint, as the marketplace would be given it.
+    pub url: Url,
+    /// The endpoint's keys; the first one signs.
+    pub keys: Keys,
+    /// What sends.
+    pub client: Client,
+    /// Whether the steps after a failed one are run nevertheless.
+    pub keep_going: bool,
+    /// Further endpoints, by the names steps have for them.
+    pub endpoints: BTreeMap<String, Url>,
+    /// Further keys, by the names steps have for them.
+    pub other_keys: BTreeMap<String, Keys>,
+}
+
+impl Target {
+    /// A target that is given as long as our own listener gives a peer, and no step after a failed one.
+    pub fn new(url: Url, keys: Keys) -> Target {
+        let connect = Duration::from_millis(limits::HEADERS_READ_MS);
+        let total = connect + Duration::from_millis(limits::BODY_READ_MS);
+        let client = Client::new(ClientOptions { connect, total, ..ClientOptions::default() });
+        Target {
+            url,
+            keys,
+            client,
+            keep_going: false,
+            endpoints: BTreeMap::new(),
+            other_keys: BTreeMap::new(),
+        }
+    }
+}
+
+/// Looking at what the receiver has kept. Without it, expectations about that are not checked.
+pub trait States: Sync {
+    /// The instance that has this name: its own id, or its orderBizId.
+    fn state(&self, name: &str) -> Option<Seen>;
+
+    /// How many callbacks are held for an operator.
+    fn held(&self) -> u64;
+}
+
+/// Watching a run. Nothing it is shown holds a key, a token or a buyer's secret.
+pub trait Observer: Send {
+    /// A step begins.
+    fn step_started(&mut self, name: &str, action: &str) {
+        let _ = (name, action);
+    }
+
+    /// A request goes out.
+    fn sent(&mut self, request: &Sent) {
+        let _ = request;
+    }
+
+    /// An answer came.
+    fn answered(&mut self, answer: &Answered) {
+        let _ = answer;
+    }
+
+    /// The instance a step was about was looked at; `None` when there is none of that name.
+    fn looked(&mut self, name: &str, seen: Option<&Seen>) {
+        let _ = (name, seen);
+    }
+
+    /// A step has ended.
+    fn step_ended(&mut self, step: &StepReport) {
+        let _ = step;
+    }
+}
+
+/// Watches nothing.
+impl Observer for () {}
+
+/// A request, fit to be shown: the token is replaced by `<token>`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sent {
+    /// Which delivery of its step, from 1.
+    pub delivery: u32,
+    /// The method.
+    pub method: &'static str,
+    /// The path, with the query if there is one, as sent.
+    pub target: String,
+    /// The body as text; empty for none.
+    pub body: String,
+}
+
+/// An answer, fit to be shown: passwords, licence keys and tickets are replaced by `***`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Which delivery of its step, from 1.
+    pub delivery: u32,
+    /// The HTTP status.
+    pub status: u16,
+    /// Where it redirects to.
+    pub location: Option<String>,
+    /// The body as text.
+    pub body: String,
+}
+
+/// How a run went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// The scenario's title.
+    pub title: String,
+    /// Its dialect.
+    pub dialect: &'static str,
+    /// Whether every step was run and met its expectations.
+    pub passed: bool,
+    /// Why the run could not be carried on, whatever was expected: nobody answers there, for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// The steps that were run, in order.
+    pub steps: Vec<StepReport>,
+    /// The steps that were not run any more, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_run: Vec<String>,
+}
+
+/// How a step went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepReport {
+    /// Its name.
+    pub name: String,
+    /// How many requests were sent, retries included.
+    pub requests: u64,
+    /// Whether everything was as expected.
+    pub passed: bool,
+    /// What was not.
+    pub failures: Vec<Failure>,
+    /// Expectations nobody could look at, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub not_checked: Vec<&'static str>,
+    /// How long it took, in milliseconds.
+    pub duration_ms: i64,
+}
+
+impl StepReport {
+    fn unsent(step: &Step, failures: Vec<Failure>) -> StepReport {
+        let name = step.name.clone();
+        StepReport { name, requests: 0, passed: false, failures, not_checked: Vec::new(), duration_ms: 0 }
+    }
+}
+
+impl Scenario {
+    /// Sends the steps, one after the other, and compares what comes back.
+    ///
+    /// It ends at the first failed step unless the target says `keep_going`, and always where no
+    /// answer came at all. Dropping the future stops sending.
+    pub async fn run(
+        &self,
+        target: &Target,
+        states: Option<&dyn States>,
+        clock: &Clock,
+        observer: &mut dyn Observer,
+    ) -> Report {
+        let mut runner = Runner { scenario: self, target, states, clock, observer, known: Known::new() };
+        let mut steps = Vec::new();
+        let error = match (self.unmet_names(target), runner.vars()) {
+            (Some(unmet), _) => Some(unmet),
+            (None, Ok(())) => runner.steps(&mut steps).await.err(),
+            (None, Err(error)) => Some(no_randomness(&error)),
+        };
+        let not_run: Vec<String> = self.steps().skip(steps.len()).map(str::to_owned).collect();
+        let passed = error.is_none() && not_run.is_empty() && steps.iter().all(|step| step.passed);
+        Report { title: self.title.clone(), dialect: self.dialect.name(), passed, error, steps, not_run }
+    }
+}
+
+impl Scenario {
+    /// What its steps name and the target does not have.
+    fn unmet_names(&self, target: &Target) -> Option<String> {
+        let endpoints = self.endpoints().into_iter().filter(|name| !target.endpoints.contains_key(*name));
+        let keys = self.keys().into_iter().filter(|name| !target.other_keys.contains_key(*name));
+        let unmet: Vec<String> = endpoints
+            .map(|name| format!("an endpoint `{name}` (--endpoint {name}=URL)"))
+            .chain(keys.map(|name| format!("a key `{name}` (--other-key {name}=FILE)")))
+            .collect();
+        (!unmet.is_empty()).then(|| format!("`{}` needs {}", self.title, unmet.join(" and ")))
+    }
+}
+
+fn no_randomness(error: &getrandom::Error) -> String {
+    format!("the system's random generator failed, so no unique value can be made: {error}")
+}
+
+struct Runner<'a> {
+    scenario: &'a Scenario,
+    target: &'a Target,
+    states: Option<&'a dyn States>,
+    clock: &'a Clock,
+    observer: &'a mut dyn Observer,
+    known: Known,
+}
+
+impl Runner<'_> {
+    fn vars(&mut self) -> Result<(), getrandom::Error> {
+        for (name, value) in &self.scenario.vars {
+            let value = value.resolve(&self.known, self.clock, &self.scenario.timezone)?;
+            self.known.insert(name.clone(), value);
+        }
+        Ok(())
+    }
+
+    /// Runs the steps; the error is why they could not be carried on.
+    async fn steps(&mut self, reports: &mut Vec<StepReport>) -> Result<(), String> {
+        for step in &self.scenario.steps {
+            let (report, error) = self.step(step).await?;
+            self.observer.step_ended(&report);
+            let stops = !report.passed && !self.target.keep_going;
+            reports.push(report);
+            match error {
+                Some(error) => return Err(error),
+                None if stops => break,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn step(&mut self, step: &Arc<Step>) -> Result<(StepReport, Option<String>), String> {
+        let started = self.clock.now();
+        tokio::time::sleep(step.wait).await;
+        self.observer.step_started(&step.name, &step.action);
+        let missing: Vec<Failure> = self.missing(step).collect();
+        if !missing.is_empty() {
+            // Sent with nothing in its place, it would be about another instance, or all of them.
+            return Ok((StepReport::unsent(step, missing), None));
+        }
+        let held_before = self.states.map(States::held);
+        let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
+        let mut tally = self.deliver(&delivery).await;
+        let mut not_checked = Vec::new();
+        if tally.failures.is_empty() && tally.error.is_none() {
+            self.known.append(&mut tally.captured);
+            self.look(&delivery, held_before, &mut tally.failures, &mut not_checked).await;
+        }
+        let passed = tally.failures.is_empty() && tally.error.is_none();
+        let duration_ms = self.clock.now().as_millisecond() - started.as_millisecond();
+        let Tally { requests, failures, error, .. } = tally;
+        let name = step.name.clone();
+        Ok((StepReport { name, requests, passed, failures, not_checked, duration_ms }, error))
+    }
+
+    /// What an earlier step, which failed, should have captured.
+    fn missing(&self, step: &Step) -> impl Iterator<Item = Failure> {
+        let missing = step.needs.iter().filter(|name| !self.known.contains_key(*name));
+        missing.map(|name| Failure::new(format!("${{{name}}}"), "a value captured before", "nothing"))
+    }
+
+    /// What every delivery of a step needs. Values are made once: a repeat says the same again.
+    fn delivery(&self, step: &Arc<Step>) -> Result<Delivery, getrandom::Error> {
+        let zone = &self.scenario.timezone;
+        let resolve = |(name, value): &(String, super::Value)| {
+            Ok((name.clone(), value.resolve(&self.known, self.clock, zone)?))
+        };
+        Ok(Delivery {
+            step: step.clone(),
+            dialect: self.scenario.dialect,
+            target: self.target_of(step),
+            clock: self.clock.clone(),
+            known: self.known.clone(),
+            parameters: step.params.iter().map(resolve).collect::<Result<_, getrandom::Error>>()?,
+        })
+    }
+
+    /// The endpoint and the key of a step, where it has its own.
+    fn target_of(&self, step: &Step) -> Target {
+        let mut target = self.target.clone();
+        if let Some(url) = step.endpoint.as_ref().and_then(|name| target.endpoints.get(name)) {
+            target.url = url.clone();
+        }
+        if let Some(keys) = step.key.as_ref().and_then(|name| target.other_keys.get(name)) {
+            target.keys = keys.clone();
+        }
+        target
+    }
+
+    async fn deliver(&mut self, delivery: &Arc<Delivery>) -> Tally {
+        let (events, mut inbox) = mpsc::channel(EVENTS_MAX_COUNT);
+        let begun = Arc::new(AtomicU32::new(0));
+        let mut tasks = JoinSet::new();
+        for _ in 0..delivery.step.concurrent.min(delivery.step.repeat) {
+            tasks.spawn(work(delivery.clone(), begun.clone(), events.clone()));
+        }
+        drop(events);
+        let mut tally = Tally::default();
+        while let Some(event) = inbox.recv().await {
+            match event {
+                Event::Sent(sent) => {
+                    tally.requests += 1;
+                    self.observer.sent(&sent);
+                }
+                Event::Answered(answered) => self.observer.answered(&answered),
+                Event::Ended(number, ended) => tally.add(number, ended),
+            }
+            if tally.is_over() {
+                // What is under way comes to its end; nothing new begins.
+                begun.store(delivery.step.repeat, Ordering::Relaxed);
+            }
+        }
+        tally
+    }
+
+    /// Compares what the receiver has kept, again and again while the step gives it time.
+    async fn look(
+        &mut self,
+        delivery: &Delivery,
+        held_before: Option<u64>,
+        failures: &mut Vec<Failure>,
+        not_checked: &mut Vec<&'static str>,
+    ) {
+        let expect = &delivery.step.expect;
+        let (Some(states), Some(held_before)) = (self.states, held_before) else {
+            not_checked.extend(expect.is_about_an_instance().then_some("state"));
+            not_checked.extend(expect.held.map(|_| "held"));
+            return;
+        };
+        let given = expect.instance.as_ref().map(|name| name.fill(&self.known));
+        let name = given.or_else(|| delivery.subject(&self.scenario.timezone));
+        let deadline = Instant::now() + expect.within;
+        loop {
+            let seen = name.as_deref().and_then(|name| states.state(name));
+            let mut found = self.compare(expect, name.as_deref(), seen.as_ref());
+            found.extend(expect.check_held(held_before, states.held()));
+            if found.is_empty() || Instant::now() >= deadline {
+                if let Some(name) = &name {
+                    self.observer.looked(name, seen.as_ref());
+                }
+                failures.extend(found);
+                return;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn compare(&self, expect: &Expectation, name: Option<&str>, seen: Option<&Seen>) -> Vec<Failure> {
+        match name {
+            Some(name) => expect.check_instance(name, seen, &self.known, &self.scenario.timezone),
+            None if expect.is_about_an_instance() => {
+                let hint = "the callback names none: say `instance = \"…\"` in `expect`";
+                vec![Failure::new("state", "an instance to look at", hint)]
+            }
+            None => Vec::new(),
+        }
+    }
+}
+
+/// What has come of a step's deliveries so far.
+#[derive(Default)]
+struct Tally {
+    requests: u64,
+    failures: Vec<Failure>,
+    error: Option<String>,
+    captured: Known,
+}
+
+impl Tally {
+    fn is_over(&self) -> bool {
+        !self.failures.is_empty() || self.error.is_some()
+    }
+
+    /// Adds a delivery that has ended. Of several that failed the first is reported: the others
+    /// would say the same again.
+    fn add(&mut self, delivery: u32, ended: Result<Known, Ended>) {
+        if self.is_over() {
+            return;
+        }
+        match ended {
+            Ok(captured) => self.failures = self.contradictions(&captured),
+            Err(Ended::Unmet(failures)) => self.failures = failures,
+            Err(Ended::Unanswered(error)) => self.error = Some(error),
+        }
+        for failure in &mut self.failures {
+            failure.delivery = Some(delivery);
+        }
+    }
+
+    /// Takes captured values over. Deliveries of one thing must be answered with one thing.
+    fn contradictions(&mut self, captured: &Known) -> Vec<Failure> {
+        let mut found = Vec::new();
+        for (name, value) in captured {
+            let first = self.captured.entry(name.clone()).or_insert_with(|| value.clone());
+            if first != value {
+                found.push(Failure::new(format!("capture {name}"), first.as_str(), value.as_str()));
+            }
+        }
+        found
+    }
+}
+
+/// Why a delivery did not end well.
+enum Ended {
+    /// It was answered, but not as expected, as often as it was sent.
+    Unmet(Vec<Failure>),
+    /// It was not answered.
+    Unanswered(String),
+}
+
+/// What the tasks of a step tell.
+enum Event {
+    Sent(Sent),
+    Answered(Answered),
+    Ended(u32, Result<Known, Ended>),
+}
+
+/// One callback of a step, ready to be sent any number of times.
+struct Delivery {
+    step: Arc<Step>,
+    dialect: &'static dyn Dialect,
+    target: Target,
+    clock: Clock,
+    known: Known,
+    parameters: Vec<Pair>,
+}
+
+/// Makes deliveries until all of the step's have been begun.
+async fn work(delivery: Arc<Delivery>, begun: Arc<AtomicU32>, events: mpsc::Sender<Event>) {
+    loop {
+        let number = begun.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if number > delivery.step.repeat {
+            return;
+        }
+        let ended = delivery.make(number, &events).await;
+        if events.send(Event::Ended(number, ended)).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl Delivery {
+    /// Sends it until it is answered as expected, as often as the step allows.
+    async fn make(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<Known, Ended> {
+        let mut unmet = Vec::new();
+        for attempt in 0..self.step.retry.limit {
+            if attempt > 0 {
+                tokio::time::sleep(self.step.retry.every).await;
+            }
+            let answer = self.send(number, events).await.map_err(Ended::Unanswered)?;
+            let answered = Event::Answered(Answered {
+                delivery: number,
+                status: answer.status,
+                location: answer.headers.text("location").map(shown::header),
+                body: shown::body(&answer.body),
+            });
+            let _ = events.send(answered).await;
+            match self.judge(&answer) {
+                Ok(captured) => return Ok(captured),
+                Err(failures) => unmet = failures,
+            }
+        }
+        Err(Ended::Unmet(unmet))
+    }
+
+    fn judge(&self, answer: &ClientResponse) -> Result<Known, Vec<Failure>> {
+        let mut failures = self.step.expect.check_answer(answer, &self.known);
+        let mut captured = Known::new();
+        for (name, path) in &self.step.capture {
+            match value_at(&answer.body, path) {
+                Some(value) => {
+                    captured.insert(name.clone(), value);
+                }
+                None => failures.push(Failure::new(
+                    format!("capture {name}"),
+                    format!("a text at `{path}` of the JSON"),
+                    "nothing",
+                )),
+            }
+        }
+        if failures.is_empty() { Ok(captured) } else { Err(failures) }
+    }
+
+    async fn send(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<ClientResponse, String> {
+        if let Some(bytes) = &self.step.request {
+            let _ = events.send(Event::Sent(recorded(number, bytes))).await;
+            let sent = self.target.client.send_raw(&self.target.url, bytes).await;
+            return sent.map_err(|error| self.explain(&error));
+        }
+        let out = self.request();
+        let request = self.on_the_wire(&out)?;
+        let sent = Sent {
+            delivery: number,
+            method: out.method,
+            target: masked(request.url.target()),
+            body: masked(&String::from_utf8_lossy(&out.body)),
+        };
+        let _ = events.send(Event::Sent(sent)).await;
+        self.target.client.send(request).await.map_err(|error| self.explain(&error))
+    }
+
+    /// The request, dated now: a marketplace signs every call anew.
+    fn request(&self) -> OutRequest {
+        let fill = |pairs: &[(String, super::Template)]| {
+            pairs.iter().map(|(name, text)| (name.clone(), text.fill(&self.known))).collect()
+        };
+        let sending = Sending {
+            form: self.step.form,
+            signature: self.step.signature.clone(),
+            altered: fill(&self.step.altered),
+            appended: fill(&self.step.duplicated),
+            raw: self.step.raw.clone(),
+            ..Sending::at(plus_millis(self.clock.now(), self.step.dated_ms))
+        };
+        self.dialect.request(&self.step.action, &self.parameters, &self.target.keys, &sending)
+    }
+
+    fn on_the_wire(&self, out: &OutRequest) -> Result<ClientRequest, String> {
+        addressed(out, &self.target.url)
+            .map_err(|error| format!("step `{}` cannot be sent: {error}", self.step.name))
+    }
+
+    fn explain(&self, error: &ClientError) -> String {
+        let hint = match error {
+            ClientError::Connect { .. } => {
+                "\nhint: is the receiver running, and is this its address? `spid serve --dev` listens on \
+                 http://127.0.0.1:8080/spi"
+            }
+            ClientError::Broken(_) => {
+                "\nhint: it went away, or does not speak plain HTTP. If it is spid that was stopped, start it and replay \
+                 again: what it had kept is not done twice (`spid callbacks list` shows it)"
+            }
+            _ => "",
+        };
+        format!("step `{}`, sent to {}: {error}{hint}", self.step.name, self.target.url)
+    }
+
+    /// The instance the callback is about, as its dialect understands the honest form of it.
+    fn subject(&self, zone: &jiff::tz::TimeZone) -> Option<String> {
+        let now = self.clock.now();
+        let out =
+            self.dialect.request(&self.step.action, &self.parameters, &self.target.keys, &Sending::at(now));
+        let header = |name: &str| out.header(name);
+        let raw =
+            RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
+        let verified = self.dialect.parts(&raw, now).ok()?.verify(&self.target.keys).ok()?;
+        let options = Options { timezone: zone.clone(), ..Options::default() };
+        let callback = self.dialect.callback(verified, &options);
+        callback.subject.names().next().map(str::to_owned)
+    }
+}
+
+/// A recorded request, fit to be shown.
+fn recorded(delivery: u32, bytes: &[u8]) -> Sent {
+    let text = String::from_utf8_lossy(bytes);
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let mut words = head.lines().next().unwrap_or_default().split(' ');
+    let method = match words.next() {
+        Some("GET") => "GET",
+        Some("POST") => "POST",
+        _ => "(recorded)",
+    };
+    let target = masked(words.next().unwrap_or_default());
+    Sent { delivery, method, target, body: masked(body) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+    use crate::core::dialect;
+    use crate::core::dialect::{Refusal, SendSignature};
+    use crate::core::signature::Secret;
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    }
+
+    fn fixtures() -> Vec<(PathBuf, Scenario)> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures");
+        let folders = files(&root);
+        assert_eq!(folders.len(), dialect::names().count(), "a folder for every dialect, and nothing else");
+        let files = folders.iter().flat_map(|folder| files(folder));
+        files.map(|file| (file.clone(), Scenario::load(&file).unwrap())).collect()
+    }
+
+    fn target() -> Target {
+        let keys = Keys::single(Secret::new("isvkey")).unwrap();
+        Target::new("http://127.0.0.1:9/spi".parse().unwrap(), keys)
+    }
+
+    /// What a receiver makes of the step, everything captured being `x`.
+    fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Refusal> {
+        let (target, clock) = (target(), Clock::default());
+        let known = step.needs.iter().map(|name| (name.clone(), "x".to_owned())).collect();
+        let mut nobody = ();
+        let (target, clock, observer) = (&target, &clock, &mut nobody);
+        let mut runner = Runner { scenario, target, states: None, clock, observer, known };
+        runner.vars().unwrap();
+        let out = runner.delivery(step).unwrap().request();
+        let header = |name: &str| out.header(name);
+        let raw =
+            RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
+        scenario.dialect.parts(&raw, clock.now())?.verify(&target.keys)?;
+        Ok(())
+    }
+
+    #[test]
+    fn every_fixture_is_in_the_folder_of_its_dialect_and_signs_as_it_wants() {
+        for (file, scenario) in fixtures() {
+            let folder = file.parent().unwrap().file_name().unwrap();
+            assert_eq!(folder, scenario.dialect.name(), "{}", file.display());
+            for step in scenario.steps.iter().filter(|step| step.request.is_none()) {
+                let is_honest = step.signature == SendSignature::Computed
+                    && step.altered.is_empty()
+                    && step.duplicated.is_empty()
+                    && step.raw.is_empty()
+                    && step.dated_ms == 0;
+                let received = received(&scenario, step);
+                assert_eq!(received.is_ok(), is_honest, "{}: {}: {received:?}", file.display(), step.name);
+                let is_refused = [400, 403].contains(&step.expect.status);
+                assert!(is_honest || is_refused, "{}: {}", file.display(), step.name);
+            }
+        }
+    }
+
+    #[test]
+    fn every_documented_action_has_a_fixture() {
+        let fixtures = fixtures();
+        for word in [
+            "createInstance",
+            "renewInstance",
+            "refundRenewInstance",
+            "upgradeInstance",
+            "expiredInstance",
+            "releaseInstance",
+            "verify",
+            "orderPay",
+            "createIdaas",
+        ] {
+            let alibaba = fixtures.iter().filter(|(_, scenario)| scenario.dialect.name() == "alibaba");
+            let mut steps = alibaba.flat_map(|(_, scenario)| &scenario.steps);
+            assert!(steps.any(|step| step.action == word), "{word}");
+        }
+    }
+
+    #[test]
+    fn the_first_failed_delivery_is_the_one_reported() {
+        let mut tally = Tally::default();
+        tally.add(1, Ok(Known::from([("id".to_owned(), "a".to_owned())])));
+        tally.add(2, Ok(Known::from([("id".to_owned(), "b".to_owned())])));
+        tally.add(3, Err(Ended::Unanswered("gone".to_owned())));
+        assert_eq!(tally.failures.len(), 1);
+        assert_eq!(
+            tally.failures[0].to_string(),
+            "delivery 2: capture id\n  expected  a\n  actual    b",
+            "two answers to one question"
+        );
+        assert_eq!(tally.error, None);
+    }
+}

@@ -1,0 +1,252 @@
+//! What a fixture writes where a marketplace would write a value: text with `${names}` in it, a time
+//! relative to now, an id nobody has used before.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use crate::hook::clock::{Clock, Id, last_instant, plus_millis, read_rfc3339};
+
+/// What the names of a scenario stand for, as far as the run has come.
+pub(super) type Known = BTreeMap<String, String>;
+
+/// Text in which `${name}` stands for a variable or a captured value. `$${` is a literal `${`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Template(Vec<Piece>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Name(String),
+}
+
+impl Template {
+    /// Text that means itself, whatever stands in it.
+    pub(super) fn literal(text: &str) -> Template {
+        Template(vec![Piece::Text(text.to_owned())])
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// A sentence, when a `${` is not closed or has no name in it.
+    pub(super) fn parse(text: &str) -> Result<Template, String> {
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some((before, after)) = rest.split_once("${") {
+            if let Some(before) = before.strip_suffix('$') {
+                pieces.push(Piece::Text(format!("{before}${{")));
+                rest = after;
+                continue;
+            }
+            let (name, behind) =
+                after.split_once('}').ok_or("a `${` is not closed; a literal one is written `$${`")?;
+            if !is_name(name) {
+                return Err(format!("`${{{name}}}` is no name: letters, digits, `-` and `_` make one"));
+            }
+            pieces.push(Piece::Text(before.to_owned()));
+            pieces.push(Piece::Name(name.to_owned()));
+            rest = behind;
+        }
+        pieces.push(Piece::Text(rest.to_owned()));
+        Ok(Template(pieces))
+    }
+
+    /// The names it needs.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|piece| match piece {
+            Piece::Name(name) => Some(name.as_str()),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// The text, with what is known in the places of the names.
+    pub(super) fn fill(&self, known: &Known) -> String {
+        // Reading a file refuses names that nothing gives a value to, so none is missing here.
+        let fill = |piece: &Piece| match piece {
+            Piece::Text(text) => text.clone(),
+            Piece::Name(name) => known.get(name).cloned().unwrap_or_default(),
+        };
+        self.0.iter().map(fill).collect()
+    }
+}
+
+/// Whether a text can stand between `${` and `}`.
+pub(super) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
+}
+
+/// One value of a variable or a parameter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    /// `"text with ${names}"`.
+    Text(Template),
+    /// `{ unique = "prefix" }`: the prefix and an id that sorts by time.
+    Unique(String),
+    /// `{ time = "now + 30d" }`.
+    Moment(Moment),
+}
+
+impl Value {
+    /// The value as it is sent.
+    ///
+    /// # Errors
+    /// When the system gives no randomness for a unique id.
+    pub(super) fn resolve(
+        &self,
+        known: &Known,
+        clock: &Clock,
+        zone: &TimeZone,
+    ) -> Result<String, getrandom::Error> {
+        Ok(match self {
+            Value::Text(template) => template.fill(known),
+            Value::Unique(prefix) => format!("{prefix}-{}", Id::new(clock.now())?),
+            Value::Moment(moment) => moment.write(clock.now(), zone),
+        })
+    }
+}
+
+/// A time relative to now, and how it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) offset_ms: i64,
+    pub(super) format: Format,
+}
+
+/// How a time is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `yyyy-MM-dd HH:mm:ss` in the scenario's zone, as the marketplaces write it.
+    #[default]
+    Civil,
+    /// RFC 3339, in UTC.
+    Rfc3339,
+}
+
+impl Format {
+    /// The format with this word.
+    pub(super) fn from_word(word: &str) -> Option<Format> {
+        match word {
+            "civil" => Some(Format::Civil),
+            "rfc3339" => Some(Format::Rfc3339),
+            _ => None,
+        }
+    }
+}
+
+const CIVIL: &str = "%Y-%m-%d %H:%M:%S";
+
+impl Moment {
+    fn write(&self, now: Timestamp, zone: &TimeZone) -> String {
+        let at = plus_millis(now, self.offset_ms);
+        match self.format {
+            Format::Civil => at.to_zoned(zone.clone()).strftime(CIVIL).to_string(),
+            Format::Rfc3339 => at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+        }
+    }
+}
+
+/// Reads `now`, `now + 30d`, `now - 10m` as the distance from now, in milliseconds.
+pub(super) fn read_offset(text: &str) -> Option<i64> {
+    let rest = text.trim().strip_prefix("now")?.trim_start();
+    match rest.split_at_checked(1) {
+        None => Some(0),
+        Some(("+", span)) => read_span(span.trim_start()),
+        Some(("-", span)) => read_span(span.trim_start()).map(|ms| -ms),
+        Some(_) => None,
+    }
+}
+
+/// Reads `200ms`, `5s`, `10m`, `2h`, `30d` as milliseconds.
+pub(super) fn read_span(text: &str) -> Option<i64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (count, unit) = text.split_at_checked(digits)?;
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    count.parse::<i64>().ok()?.checked_mul(unit_ms)
+}
+
+/// Reads what [`Moment`] writes.
+pub(super) fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    let civil = || {
+        let civil = DateTime::strptime(CIVIL, text).ok()?;
+        zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
+    };
+    read_rfc3339(text).or_else(civil)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known() -> Known {
+        Known::from([("order".to_owned(), "o-1".to_owned())])
+    }
+
+    #[test]
+    fn names_are_filled_in_and_a_dollar_is_a_dollar() {
+        for (text, filled) in [
+            ("", ""),
+            ("plain", "plain"),
+            ("${order}", "o-1"),
+            ("a ${order} b ${order}", "a o-1 b o-1"),
+            ("$5 and $order", "$5 and $order"),
+            ("$${order}", "${order}"),
+            ("中${order}文", "中o-1文"),
+        ] {
+            assert_eq!(Template::parse(text).unwrap().fill(&known()), filled, "{text}");
+        }
+        assert_eq!(Template::literal("${order}").fill(&known()), "${order}");
+        assert_eq!(Template::parse("${a} ${b-1}").unwrap().names().collect::<Vec<_>>(), ["a", "b-1"]);
+        for broken in ["${", "${a", "${}", "${a b}", "x ${a${b}}"] {
+            assert!(Template::parse(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn times_are_relative_to_the_clock_that_was_given() {
+        let clock = Clock::manual("2026-01-01T00:00:00.250Z".parse().unwrap());
+        let zone = TimeZone::get("Asia/Shanghai").unwrap();
+        let written = |offset: &str, format| {
+            let moment = Moment { offset_ms: read_offset(offset).unwrap(), format };
+            Value::Moment(moment).resolve(&known(), &clock, &zone).unwrap()
+        };
+        assert_eq!(written("now", Format::Civil), "2026-01-01 08:00:00");
+        assert_eq!(written("now + 30d", Format::Civil), "2026-01-31 08:00:00");
+        assert_eq!(written("now-10m", Format::Civil), "2026-01-01 07:50:00");
+        assert_eq!(written("now + 2h", Format::Rfc3339), "2026-01-01T02:00:00Z");
+        for format in [Format::Civil, Format::Rfc3339] {
+            let back = read_instant(&written("now + 1d", format), &zone).unwrap();
+            assert_eq!(back.to_string(), "2026-01-02T00:00:00Z");
+        }
+        for broken in ["", "today", "now 5m", "now + ", "now + 5", "now + 5 weeks", "now + -5m", "nowhere"] {
+            assert_eq!(read_offset(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn spans_have_a_unit() {
+        for (text, ms) in [("200ms", 200), ("5s", 5_000), ("10m", 600_000), ("2h", 7_200_000), ("0s", 0)] {
+            assert_eq!(read_span(text), Some(ms));
+        }
+        for broken in ["", "5", "s", "-5s", "1.5s", "5 s", "9223372036854775807d"] {
+            assert_eq!(read_span(broken), None, "{broken}");
+        }
+    }
+
+    #[test]
+    fn unique_values_are_unique() {
+        let clock = Clock::default();
+        let make = || Value::Unique("order".to_owned()).resolve(&known(), &clock, &TimeZone::UTC).unwrap();
+        let (one, other) = (make(), make());
+        assert!(one.starts_with("order-") && one != other);
+    }
+}

@@ -1,0 +1,3 @@
+//! Requests to the marketplaces' own APIs.
+
+pub mod order_lookup;

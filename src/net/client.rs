@@ -1,0 +1,526 @@
+//! Sending one request, for hooks and for replays.
+//!
+//! Whether a request that may have arrived is sent again is the caller's decision, because only the
+//! caller knows its key: nothing is sent twice in here. A connection may be kept for the next request
+//! ([`ClientOptions::keep`]); if the server has closed it by then, *before* a byte of the request was
+//! written, the request goes over a new connection. If it closes at the very moment of writing, nobody
+//! knows whether the request arrived, and that is what the error says.
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use jiff::Timestamp;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+
+use super::link::{Kept, Link, Question, Unanswered};
+use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect};
+use crate::observe::limits;
+
+/// How long and how much.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// Time to find the host, to connect to it and to agree on TLS.
+    pub connect: Duration,
+    /// Time for everything, from the connection to the last byte of the answer.
+    pub total: Duration,
+    /// Longest body of an answer, in bytes.
+    pub body_max_bytes: usize,
+    /// How far it goes.
+    pub reach: Reach,
+    /// Whom it trusts over https; without it the system's roots, read when they are first needed.
+    pub tls: Option<Tls>,
+    /// How many connections it keeps for the next request; with 0 every request has its own.
+    pub keep: usize,
+}
+
+impl Default for ClientOptions {
+    /// As patient as a hook is allowed to be slow, and connecting as patient as our own listener.
+    fn default() -> ClientOptions {
+        ClientOptions {
+            connect: Duration::from_millis(limits::HEADERS_READ_MS),
+            total: Duration::from_millis(limits::HOOK_TIMEOUT_MS),
+            body_max_bytes: limits::HOOK_ANSWER_MAX_BYTES,
+            reach: Reach::default(),
+            tls: None,
+            keep: 0,
+        }
+    }
+}
+
+/// A request to send.
+#[derive(Clone)]
+pub struct ClientRequest {
+    /// What is asked.
+    pub method: Method,
+    /// Where it goes.
+    pub url: Url,
+    /// Header fields. `Host` is added unless it is given; the framing is ours.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl ClientRequest {
+    /// A GET.
+    pub fn get(url: Url) -> ClientRequest {
+        ClientRequest { method: Method::Get, url, headers: Vec::new(), body: Bytes::new() }
+    }
+
+    /// A POST of `body`, whose media type is `kind`.
+    pub fn post(url: Url, kind: &str, body: impl Into<Bytes>) -> ClientRequest {
+        let headers = vec![("content-type".to_owned(), kind.to_owned())];
+        ClientRequest { method: Method::Post, url, headers, body: body.into() }
+    }
+
+    /// The request with one more header field.
+    pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> ClientRequest {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+}
+
+/// Neither query nor body nor header values: they may hold secrets.
+impl fmt::Debug for ClientRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("ClientRequest")
+            .field("method", &self.method)
+            .field("url", &self.url)
+            .field("headers", &names)
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// The answer to a [`ClientRequest`], read to its end.
+#[derive(Clone)]
+pub struct ClientResponse {
+    /// The status code.
+    pub status: u16,
+    /// The header fields.
+    pub headers: Headers,
+    /// The body.
+    pub body: Bytes,
+}
+
+impl ClientResponse {
+    /// How long the server asks to be left alone (`Retry-After`): seconds, or a date that is compared
+    /// with `now`. `None` when it does not ask, or not in words HTTP knows.
+    pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
+        let text = self.headers.text("retry-after")?.trim();
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+        }
+        // HTTP's dates end a day later than ours; none lies before 1970.
+        let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).unwrap_or(Timestamp::MAX);
+        Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
+    }
+}
+
+/// Without the body, which may hold a first password.
+impl fmt::Debug for ClientResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientResponse")
+            .field("status", &self.status)
+            .field("headers", &self.headers)
+            .field("body_bytes", &self.body.len())
+            .finish()
+    }
+}
+
+/// Why there is no answer.
+///
+/// [`ClientError::may_have_arrived`] says what the other end may know of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// There is no TLS to speak.
+    #[error("{0}")]
+    NoTls(NoTls),
+    /// The host has addresses, and [`Reach`] allows none of them.
+    #[error("{authority} is not connected to: {address} is {why}")]
+    Forbidden {
+        /// Host and port.
+        authority: String,
+        /// The address that was looked at last.
+        address: IpAddr,
+        /// Why it is out of reach.
+        why: &'static str,
+    },
+    /// The request is not one that HTTP can carry.
+    #[error("the request cannot be sent: {0}")]
+    Unsendable(&'static str),
+    /// Nobody could be reached.
+    #[error("cannot connect to {authority}: {cause}")]
+    Connect {
+        /// Host and port.
+        authority: String,
+        /// What the system says.
+        cause: io::Error,
+    },
+    /// No complete answer came in time.
+    #[error("no complete answer from {authority} within {within:?}")]
+    Late {
+        /// Host and port.
+        authority: String,
+        /// The time that was given.
+        within: Duration,
+    },
+    /// The body of the answer is longer than allowed.
+    #[error("the answer is longer than {max_bytes} bytes")]
+    TooLarge {
+        /// The bound.
+        max_bytes: usize,
+    },
+    /// The connection broke, or what came is not an HTTP answer.
+    #[error("no usable answer: {0}")]
+    Broken(String),
+}
+
+impl ClientError {
+    /// Whether the other end may have received and acted on the request. Only if not, sending it again
+    /// is certainly not sending it twice.
+    pub fn may_have_arrived(&self) -> bool {
+        matches!(self, ClientError::Late { .. } | ClientError::TooLarge { .. } | ClientError::Broken(_))
+    }
+
+    pub(super) fn broken(error: &hyper::Error) -> ClientError {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+        ClientError::Broken(format!("{error}{}", cause.unwrap_or_default()))
+    }
+}
+
+/// Sends requests. Clones share the connections that are kept.
+#[derive(Debug, Clone, Default)]
+pub struct Client {
+    options: ClientOptions,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    tls: OnceLock<Tls>,
+    kept: Kept,
+}
+
+impl Client {
+    /// A client with the given bounds.
+    pub fn new(options: ClientOptions) -> Client {
+        Client { options, shared: Arc::default() }
+    }
+
+    /// Sends `request` once and reads the answer, whatever its status. Redirects are answers too.
+    ///
+    /// # Errors
+    /// When there is no complete answer; see [`ClientError`].
+    pub async fn send(&self, request: ClientRequest) -> Result<ClientResponse, ClientError> {
+        let url = request.url.clone();
+        let question = encode(request, self.options.keep > 0)?;
+        self.within(&url, async {
+            let (link, answer) = self.ask(&url, question).await?;
+            let answer = read(answer, self.options.body_max_bytes).await?;
+            self.shared.kept.put(&url, link, self.options.keep);
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Sends `bytes`, a request as it was recorded, to the host of `url` and reads one answer.
+    ///
+    /// # Errors
+    /// When there is no complete answer; see [`ClientError`].
+    pub async fn send_raw(&self, url: &Url, bytes: &[u8]) -> Result<ClientResponse, ClientError> {
+        let question = question_of(bytes)?;
+        self.within(url, async {
+            let mut stream = self.connect(url).await?;
+            // A server that refuses a request may close before it has read all of it; its answer
+            // can be there nevertheless.
+            let written = async {
+                stream.write_all(bytes).await?;
+                stream.flush().await
+            }
+            .await;
+            let answer = async {
+                let (_link, answer) = ask_over(Spoken::new(stream), question).await?;
+                read(answer, self.options.body_max_bytes).await
+            }
+            .await;
+            match written {
+                Err(error) if answer.is_err() => Err(ClientError::Broken(error.to_string())),
+                _ => answer,
+            }
+        })
+        .await
+    }
+
+    /// Over a kept connection; over a new one, if there is none or the question never went out on it.
+    async fn ask(
+        &self,
+        url: &Url,
+        question: Question,
+    ) -> Result<(Link, hyper::Response<Incoming>), ClientError> {
+        let Some(mut link) = self.shared.kept.take(url, self.options.connect).await else {
+            return ask_over(self.connect(url).await?, question).await;
+        };
+        match link.ask(question).await {
+            Ok(answer) => Ok((link, answer)),
+            Err(Unanswered::Unasked(question)) => ask_over(self.connect(url).await?, question).await,
+            Err(Unanswered::Broken(error)) => Err(error),
+        }
+    }
+
+    async fn within<T>(
+        &self,
+        url: &Url,
+        work: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let within = self.options.total;
+        let late = |_| ClientError::Late { authority: url.authority(), within };
+        timeout(within, work).await.map_err(late)?
+    }
+
+    async fn connect(&self, url: &Url) -> Result<Box<dyn Stream>, ClientError> {
+        let connected = timeout(self.options.connect, self.reach(url)).await;
+        connected.unwrap_or_else(|_| Err(unreachable(url, io::ErrorKind::TimedOut.into())))
+    }
+
+    async fn reach(&self, url: &Url) -> Result<Box<dyn Stream>, ClientError> {
+        let tls = if url.is_secure() { Some(self.tls()?) } else { None };
+        let stream = self.connect_tcp(url).await?;
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = tls else { return Ok(Box::new(stream)) };
+        let stream = tls.connect(url.host(), stream).await.map_err(|cause| unreachable(url, cause))?;
+        Ok(Box::new(stream))
+    }
+
+    /// Tries the addresses of the host in turn, none of which is out of reach.
+    async fn connect_tcp(&self, url: &Url) -> Result<TcpStream, ClientError> {
+        let found = lookup_host((url.host(), url.port())).await.map_err(|cause| unreachable(url, cause))?;
+        let mut failed = unreachable(url, io::Error::other("the name has no address"));
+        for address in found {
+            failed = match self.connect_to(url, address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+        }
+        Err(failed)
+    }
+
+    async fn connect_to(&self, url: &Url, address: SocketAddr) -> Result<TcpStream, ClientError> {
+        if let Some(why) = self.options.reach.forbids(address.ip(), url.is_secure()) {
+            return Err(ClientError::Forbidden { authority: url.authority(), address: address.ip(), why });
+        }
+        TcpStream::connect(address).await.map_err(|cause| unreachable(url, cause))
+    }
+
+    /// The TLS that was given, or the system's.
+    fn tls(&self) -> Result<Tls, ClientError> {
+        if let Some(tls) = self.options.tls.as_ref().or_else(|| self.shared.tls.get()) {
+            return Ok(tls.clone());
+        }
+        let tls = Tls::new(None).map_err(ClientError::NoTls)?;
+        Ok(self.shared.tls.get_or_init(|| tls).clone())
+    }
+}
+
+/// What bytes go over.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+fn unreachable(url: &Url, cause: io::Error) -> ClientError {
+    ClientError::Connect { authority: url.authority(), cause }
+}
+
+fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
+    let mut headers = Headers::default();
+    for (name, value) in &request.headers {
+        headers
+            .append(name, value)
+            .ok_or(ClientError::Unsendable("a header has a name or a value HTTP forbids"))?;
+    }
+    let mut headers = headers.0;
+    if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
+        return Err(ClientError::Unsendable(
+            "its framing (Content-Length, Transfer-Encoding) is not to be given",
+        ));
+    }
+    if !headers.contains_key(HOST) {
+        let host = HeaderValue::try_from(request.url.authority());
+        headers.insert(HOST, host.map_err(|_| ClientError::Unsendable("the host does not fit a header"))?);
+    }
+    if !keep {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let mut wire = hyper::Request::new(Full::new(request.body));
+    *wire.method_mut() = wire_method(request.method.as_str())?;
+    *wire.uri_mut() = request.url.target;
+    *wire.headers_mut() = headers;
+    Ok(wire)
+}
+
+fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
+    hyper::Method::from_bytes(name.as_bytes())
+        .map_err(|_| ClientError::Unsendable("its method has a character no method has"))
+}
+
+/// The request hyper is to believe it has sent: of the recorded one only the method matters for reading
+/// the answer, since one to HEAD has no body.
+fn question_of(bytes: &[u8]) -> Result<Question, ClientError> {
+    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
+    // Garbage may be what is replayed; whatever answers it answers as to a GET.
+    let method = hyper::Method::from_bytes(method).unwrap_or(hyper::Method::GET);
+    if bytes.is_empty() {
+        return Err(ClientError::Unsendable("it is empty"));
+    }
+    let mut question = hyper::Request::new(Full::default());
+    *question.method_mut() = method;
+    Ok(question)
+}
+
+/// Asks over a new connection.
+async fn ask_over(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    question: Question,
+) -> Result<(Link, hyper::Response<Incoming>), ClientError> {
+    let mut link = Link::open(stream).await?;
+    match link.ask(question).await {
+        Ok(answer) => Ok((link, answer)),
+        Err(Unanswered::Unasked(_)) => {
+            Err(ClientError::Broken("the connection was closed as soon as it was open".to_owned()))
+        }
+        Err(Unanswered::Broken(error)) => Err(error),
+    }
+}
+
+async fn read(answer: hyper::Response<Incoming>, max_bytes: usize) -> Result<ClientResponse, ClientError> {
+    let (head, body) = answer.into_parts();
+    let body = collect(body, max_bytes).await.map_err(|unread| match unread {
+        Unread::TooLarge => ClientError::TooLarge { max_bytes },
+        Unread::Broken(error) => ClientError::broken(&error),
+    })?;
+    Ok(ClientResponse { status: head.status.as_u16(), headers: Headers(head.headers), body })
+}
+
+/// A socket on which the request has been spoken already: what hyper writes is dropped, so that it
+/// reads the answer to bytes it could never have written itself.
+struct Spoken {
+    stream: Box<dyn Stream>,
+    /// hyper has "sent" its request. An answer it saw earlier would be one to no question, an error.
+    asked: bool,
+    reader: Option<Waker>,
+}
+
+impl Spoken {
+    fn new(stream: Box<dyn Stream>) -> Spoken {
+        Spoken { stream, asked: false, reader: None }
+    }
+}
+
+impl AsyncRead for Spoken {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.asked {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        self.reader = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl AsyncWrite for Spoken {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.asked = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_sent_is_refused_before_connecting() {
+        let request = ClientRequest::get(url("http://isv.example/"));
+        for (name, value) in [("x", "a\r\nb: c"), ("bad name", "x"), ("Content-Length", "3")] {
+            let error = encode(request.clone().with_header(name, value), false).unwrap_err();
+            assert!(!error.may_have_arrived(), "{error}");
+        }
+        let request = ClientRequest { method: Method::Other("GE T".to_owned()), ..request };
+        assert!(encode(request, false).unwrap_err().to_string().contains("method"));
+    }
+
+    #[test]
+    fn the_host_is_the_urls_unless_given() {
+        let wire = encode(ClientRequest::get(url("http://[::1]:81/x?y=%20")), true).unwrap();
+        assert_eq!(
+            (wire.headers()[HOST].as_bytes(), wire.uri().to_string()),
+            (&b"[::1]:81"[..], "/x?y=%20".into())
+        );
+        let wire = encode(ClientRequest::get(url("http://[::1]/")).with_header("host", "isv.example"), true)
+            .unwrap();
+        assert_eq!(wire.headers()[HOST], "isv.example");
+    }
+
+    #[test]
+    fn a_server_may_ask_to_be_left_alone() {
+        let now = "1994-11-06T08:49:00Z".parse().unwrap();
+        let asks = |text: &str| {
+            let mut headers = Headers::default();
+            headers.append("Retry-After", text).unwrap();
+            ClientResponse { status: 503, headers, body: Bytes::new() }.retry_after(now)
+        };
+        for (text, seconds) in [
+            ("120", Some(120)),
+            ("0", Some(0)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(37)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(37)),
+            ("Sun Nov  6 08:49:37 1994", Some(37)),
+            ("Sun, 06 Nov 1994 08:48:37 GMT", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            assert_eq!(asks(text), seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_secrets() {
+        let request = ClientRequest::post(url("http://isv.example/spi?token=sesame"), "text/plain", "sesame")
+            .with_header("authorization", "sesame");
+        assert!(!format!("{request:?}").contains("sesame"));
+        let response = ClientResponse { status: 200, headers: Headers::default(), body: "sesame".into() };
+        assert!(!format!("{response:?}").contains("sesame"));
+    }
+}

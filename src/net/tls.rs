@@ -1,0 +1,251 @@
+//! https on both sides, and *the* user of rustls.
+//!
+//! Whom we trust when we call is the system administrator's choice: the roots are the system's, not ones
+//! compiled in, and a file of further ones for hooks inside of a company. There is no way to trust everybody.
+//!
+//! What we show when we are called stands in two files, which somebody else renews. [`ServerTls::reload`]
+//! reads them again: a new certificate is shown from the next handshake on, the connections that are open
+//! keep what they agreed on, and files that do not fit together change nothing.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, RootCertStore, ServerConfig};
+use tokio_rustls::{TlsAcceptor, TlsConnector, server};
+
+use crate::observe::{files, limits};
+
+/// The one protocol we speak inside of TLS.
+const ALPN: &[u8] = b"http/1.1";
+
+/// Whom a client trusts over https. Clones share it.
+#[derive(Clone)]
+pub struct Tls(Arc<ClientConfig>);
+
+/// Why there is no TLS: nobody could be trusted, or nothing shown.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum NoTls {
+    /// The system has no roots, and no file was named.
+    #[error("the system trusts no certificate authority{why}: install its package `ca-certificates`")]
+    NoRoots {
+        /// What the system says, if it says something.
+        why: String,
+    },
+    /// A file of certificates cannot be used.
+    #[error("`{}` is not a file of PEM certificates: {why}", path.display())]
+    BadFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file of our own key cannot be used. What stands in it is not repeated.
+    #[error("`{}` is not a PEM file with a private key: {why}", path.display())]
+    BadKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Our own certificate cannot be shown with our key.
+    #[error("the certificate in `{}` and the key in `{}` do not fit together: {why}", certificate.display(), key.display())]
+    Misfit {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// The file of the key.
+        key: PathBuf,
+        /// What does not fit.
+        why: rustls::Error,
+    },
+    /// This build cannot do it.
+    #[error("TLS cannot be set up: {0}")]
+    Setup(rustls::Error),
+}
+
+impl Tls {
+    /// Trusts the roots of the system, and those in `more`, a file of PEM certificates. Reads files.
+    ///
+    /// # Errors
+    /// [`NoTls`].
+    pub fn new(more: Option<&Path>) -> Result<Tls, NoTls> {
+        let system = rustls_native_certs::load_native_certs();
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(system.certs);
+        if let Some(path) = more {
+            add_file(&mut roots, path)?;
+        }
+        if roots.is_empty() {
+            let why = system.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+            return Err(NoTls::NoRoots { why });
+        }
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(NoTls::Setup)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        Ok(Tls(Arc::new(config)))
+    }
+
+    /// Makes sure that the other end is `host`, and encrypts from there on.
+    pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+        TlsConnector::from(self.0.clone()).connect(name, stream).await
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+/// What a listener shows over https: a certificate, and its key. Clones share it, so that who reloads one
+/// reloads the listener's.
+#[derive(Clone)]
+pub struct ServerTls(Arc<Shown>);
+
+struct Shown {
+    certificate: PathBuf,
+    key: PathBuf,
+    acceptor: RwLock<TlsAcceptor>,
+}
+
+impl ServerTls {
+    /// Shows the certificate of one PEM file, the chain behind it, with the key of another. Reads files.
+    ///
+    /// # Errors
+    /// [`NoTls`], when a file cannot be used or the two do not fit together.
+    pub fn load(certificate: &Path, key: &Path) -> Result<ServerTls, NoTls> {
+        let acceptor = RwLock::new(acceptor(certificate, key)?);
+        Ok(ServerTls(Arc::new(Shown { certificate: certificate.to_owned(), key: key.to_owned(), acceptor })))
+    }
+
+    /// Reads both files again and shows what stands in them from the next handshake on. Reads files.
+    ///
+    /// # Errors
+    /// [`NoTls`]; then what was shown is shown further on.
+    pub fn reload(&self) -> Result<(), NoTls> {
+        let acceptor = acceptor(&self.0.certificate, &self.0.key)?;
+        *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+        Ok(())
+    }
+
+    /// Shows from the next handshake on what `other` shows, for whoever has read everything anew and now
+    /// changes all of it at once.
+    pub fn show(&self, other: &ServerTls) {
+        let acceptor = other.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+    }
+
+    /// Agrees with a peer. An error of the kind `InvalidData` is the peer's fault; it has had its alert.
+    pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+        let acceptor = self.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
+        acceptor.accept(stream).await
+    }
+}
+
+impl fmt::Debug for ServerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ServerTls").field(&self.0.certificate).finish()
+    }
+}
+
+fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, NoTls> {
+    let chain = certificates(certificate)?;
+    let text = files::read(key, limits::PEM_FILE_MAX_BYTES)
+        .map_err(|error| NoTls::BadKey { path: key.to_owned(), why: error.to_string() })?;
+    let private = PrivateKeyDer::from_pem_slice(&text).map_err(|error| bad_key(key, &error))?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(NoTls::Setup)?
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|why| NoTls::Misfit { certificate: certificate.to_owned(), key: key.to_owned(), why })?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The reader's own reasons quote what it read.
+fn bad_key(path: &Path, error: &pem::Error) -> NoTls {
+    let why = match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "there is none in it".to_owned(),
+        _ => "it is damaged".to_owned(),
+    };
+    NoTls::BadKey { path: path.to_owned(), why }
+}
+
+fn bad_file(path: &Path, why: impl fmt::Display) -> NoTls {
+    NoTls::BadFile { path: path.to_owned(), why: why.to_string() }
+}
+
+/// Every certificate of the file, or none: half of a file is a mistake.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NoTls> {
+    let text = files::read(path, limits::PEM_FILE_MAX_BYTES).map_err(|error| bad_file(path, error))?;
+    let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let found = read.map_err(|error| bad_file(path, error))?;
+    if found.is_empty() { Err(bad_file(path, "there is none in it")) } else { Ok(found) }
+}
+
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), NoTls> {
+    for certificate in certificates(path)? {
+        roots.add(certificate).map_err(|error| bad_file(path, error))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A certificate and its key, as PEM.
+    fn pair() -> (String, String) {
+        let made = rcgen::generate_simple_self_signed(vec!["spi.example".to_owned()]).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    }
+
+    #[test]
+    fn what_cannot_be_shown_is_a_mistake_and_its_key_is_not_repeated() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+        let ((mine, my_key), (_, their_key)) = (pair(), pair());
+        let line = my_key.lines().nth(1).unwrap().to_owned();
+        std::fs::write(&certificate, &mine).unwrap();
+        let damaged = my_key.replacen("-----END", "-----ENDE", 1);
+        for (text, said) in [
+            (their_key.as_str(), "do not fit together"),
+            ("", "there is none in it"),
+            (mine.as_str(), "there is none in it"),
+            (damaged.as_str(), "it is damaged"),
+            (&my_key.replace(&line, &format!("{line}!?")), "it is damaged"),
+        ] {
+            std::fs::write(&key, text).unwrap();
+            let why = ServerTls::load(&certificate, &key).unwrap_err().to_string();
+            assert!(why.contains(said) && !why.contains(&line), "{why}");
+        }
+        std::fs::write(&key, &my_key).unwrap();
+        let shown = ServerTls::load(&certificate, &key).unwrap();
+        assert!(!format!("{shown:?}").contains(&line));
+        std::fs::remove_file(&certificate).unwrap();
+        assert!(matches!(shown.reload(), Err(NoTls::BadFile { .. })));
+    }
+
+    #[test]
+    fn a_file_without_certificates_is_a_mistake() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let why = |path: &Path| Tls::new(Some(path)).unwrap_err().to_string();
+        assert!(why(file.path()).ends_with("there is none in it"), "{}", why(file.path()));
+        assert!(why(Path::new("/no/such/file")).starts_with("`/no/such/file` is not a file of PEM"));
+        std::fs::write(file.path(), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+            .unwrap();
+        assert!(Tls::new(Some(file.path())).is_err());
+    }
+}

@@ -1,0 +1,375 @@
+//! The requests that were turned away, for whoever wonders why.
+//!
+//! There are three readers, and each gets as much as it can bear. The metrics count every refusal.
+//! The log has one line a second for each endpoint and reason, with the number it left out, so that
+//! a flood of forged tokens fills no disk. The last few are kept here with what is needed to explain
+//! them, in memory and nowhere else: nobody has verified them, so they are worth no write, and what
+//! stands in them may be personal.
+//!
+//! A flood is also why nothing is explained before somebody asks, and why only the first few of a
+//! second are kept: for the others a refusal costs a lock and a look into a small table, and the
+//! earlier ones are not pushed out by a thousand of the same kind.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::core::dialect::{Refusal, explain, shown_base};
+use crate::core::signature::{Keys, Mismatch, Parts};
+use crate::hook::clock::Clock;
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
+
+/// Counts, logs and keeps refusals. Clones share them.
+#[derive(Clone)]
+pub struct Refusals {
+    clock: Clock,
+    metrics: Metrics,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// What is known of a request that was turned away.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The name of the endpoint it came to.
+    pub endpoint: &'a Arc<str>,
+    /// The other end of the connection.
+    pub peer: SocketAddr,
+    /// Whose request it was, by what a trusted proxy says.
+    pub client: IpAddr,
+    /// The method, as it was sent.
+    pub method: &'a str,
+    /// Why it was turned away.
+    pub refusal: &'a Refusal,
+}
+
+/// What a signature that did not hold is explained from. It has no `Debug`: values may be personal.
+pub struct Evidence {
+    /// Why it did not hold.
+    pub mismatch: Mismatch,
+    /// What was signed, as we read it.
+    pub parts: Parts,
+    /// The digest it came with.
+    pub presented: Option<String>,
+    /// The keys it was checked against.
+    pub keys: Keys,
+}
+
+/// A refusal, as it is shown. It may hold personal data: not for the log.
+#[derive(Serialize)]
+pub struct Shown {
+    /// When.
+    pub at: Timestamp,
+    /// The endpoint.
+    pub endpoint: String,
+    /// The other end of the connection, which may be a proxy.
+    pub peer: SocketAddr,
+    /// Whose request it was: the peer's, or whose a trusted proxy says it is.
+    pub client: IpAddr,
+    /// The method, shortened.
+    pub method: String,
+    /// The word it was counted under.
+    pub reason: &'static str,
+    /// What the log says of it.
+    pub message: String,
+    /// What would have made the signature hold, as far as that can be found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub explanation: Option<String>,
+    /// The text the digest is made from, with `<key>` where the key belongs and `<token>` for what may be a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
+    /// Whether only the beginning of the base string was kept; then there is no explanation.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub base_cut: bool,
+    /// Refusals of this endpoint and reason just before it that were counted and not kept.
+    pub not_kept_before: u64,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// One for each endpoint and reason: both are words of our own, so there are few.
+    lanes: BTreeMap<(Arc<str>, &'static str), Lane>,
+    /// The same for lines about verified requests.
+    repeated: BTreeMap<(Arc<str>, String), Lane>,
+    entries: VecDeque<Arc<Entry>>,
+}
+
+/// What happened lately at one endpoint for one reason.
+#[derive(Clone, Copy, Default)]
+struct Lane {
+    began: Timestamp,
+    seen: u64,
+}
+
+/// What is to be done with one refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Turn {
+    /// Log it, and say how many were not logged before it.
+    log: Option<u64>,
+    /// Keep it, and remember how many were not kept before it.
+    keep: Option<u64>,
+}
+
+impl Lane {
+    /// Takes the next refusal in. A clock that was set back begins anew.
+    fn next(&mut self, now: Timestamp) -> Turn {
+        let age_ms = now.as_millisecond().saturating_sub(self.began.as_millisecond());
+        if self.seen > 0 && (0..limits::REFUSALS_WINDOW_MS).contains(&age_ms) {
+            self.seen += 1;
+            let keep = (self.seen <= limits::REFUSALS_KEPT_PER_WINDOW_COUNT).then_some(0);
+            return Turn { log: None, keep };
+        }
+        let before = std::mem::replace(self, Lane { began: now, seen: 1 }).seen;
+        let not_kept = before.saturating_sub(limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        Turn { log: Some(before.saturating_sub(1)), keep: Some(not_kept) }
+    }
+}
+
+struct Entry {
+    at: Timestamp,
+    endpoint: Arc<str>,
+    peer: SocketAddr,
+    client: IpAddr,
+    method: String,
+    reason: &'static str,
+    message: String,
+    not_kept_before: u64,
+    base: Option<Base>,
+}
+
+/// As much of what was signed as fits.
+enum Base {
+    Whole(Evidence),
+    Beginning(String),
+}
+
+impl Refusals {
+    /// None so far.
+    pub fn new(clock: Clock, metrics: Metrics) -> Refusals {
+        Refusals { clock, metrics, kept: Arc::default() }
+    }
+
+    /// Counts a refusal, and logs and keeps it unless there were many alike just now. `evidence` is
+    /// called for one that is kept.
+    pub fn note(&self, facts: Facts<'_>, evidence: impl FnOnce() -> Option<Evidence>) {
+        let Facts { endpoint, peer, client, refusal, .. } = facts;
+        let reason = refusal.reason();
+        self.metrics.count(Metric::Refusals, [endpoint, reason]);
+        let now = self.clock.now();
+        let turn = self.lock().lanes.entry((endpoint.clone(), reason)).or_default().next(now);
+        if let Some(unlogged) = turn.log {
+            let suppressed = (unlogged > 0).then_some(unlogged);
+            let client = (client != peer.ip().to_canonical()).then(|| tracing::field::display(client));
+            tracing::warn!(%endpoint, %peer, client, reason, suppressed, "refused: {refusal}");
+        }
+        if let Some(not_kept_before) = turn.keep {
+            let base = evidence().map(Base::of);
+            self.keep(Entry::new(facts, now, not_kept_before, base));
+        }
+    }
+
+    /// The turn of a line about verified requests that can be as frequent as they are: `None` when the log has had a line about this
+    /// endpoint and reason just now, otherwise the number of lines that were left out before.
+    pub fn turn_to_log(&self, endpoint: &Arc<str>, reason: &str) -> Option<u64> {
+        let now = self.clock.now();
+        self.lock().repeated.entry((endpoint.clone(), reason.to_owned())).or_default().next(now).log
+    }
+
+    /// The last `limit` that were kept, the newest first, explained.
+    pub fn latest(&self, limit: usize) -> Vec<Shown> {
+        let latest: Vec<Arc<Entry>> = self.lock().entries.iter().rev().take(limit).cloned().collect();
+        latest.iter().map(|entry| entry.show()).collect()
+    }
+
+    fn keep(&self, entry: Entry) {
+        let mut kept = self.lock();
+        if kept.entries.len() >= limits::REFUSALS_KEPT_MAX_COUNT {
+            kept.entries.pop_front();
+        }
+        kept.entries.push_back(Arc::new(entry));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entry {
+    fn new(facts: Facts<'_>, at: Timestamp, not_kept_before: u64, base: Option<Base>) -> Entry {
+        Entry {
+            at,
+            endpoint: facts.endpoint.clone(),
+            peer: facts.peer,
+            client: facts.client,
+            method: facts.method.chars().take(16).collect(),
+            reason: facts.refusal.reason(),
+            message: cut(facts.refusal.to_string(), limits::REASON_MAX_BYTES),
+            not_kept_before,
+            base,
+        }
+    }
+
+    fn show(&self) -> Shown {
+        let (base, explanation, base_cut) = match &self.base {
+            Some(Base::Whole(evidence)) => {
+                (Some(shown_base(&evidence.parts)), Some(evidence.explain()), false)
+            }
+            Some(Base::Beginning(text)) => (Some(text.clone()), None, true),
+            None => (None, None, false),
+        };
+        Shown {
+            at: self.at,
+            endpoint: self.endpoint.to_string(),
+            peer: self.peer,
+            client: self.client,
+            method: self.method.clone(),
+            reason: self.reason,
+            message: self.message.clone(),
+            explanation,
+            base,
+            base_cut,
+            not_kept_before: self.not_kept_before,
+        }
+    }
+}
+
+impl Evidence {
+    fn explain(&self) -> String {
+        explain(self.mismatch, &self.parts, self.presented.as_deref(), &self.keys)
+    }
+
+    fn bytes(&self) -> usize {
+        let presented = self.presented.as_ref().map_or(0, String::len);
+        presented + self.parts.bytes()
+    }
+}
+
+impl Base {
+    fn of(evidence: Evidence) -> Base {
+        if evidence.bytes() <= limits::REFUSAL_EVIDENCE_MAX_BYTES {
+            Base::Whole(evidence)
+        } else {
+            Base::Beginning(cut(shown_base(&evidence.parts), limits::REFUSAL_EVIDENCE_MAX_BYTES))
+        }
+    }
+}
+
+/// The beginning of a text, at most so many bytes of it, in memory of its own size.
+fn cut(mut text: String, most: usize) -> String {
+    let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or_default());
+    text.shrink_to_fit();
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::core::signature::Secret;
+    use crate::hook::clock::from_millis;
+
+    struct Bench {
+        clock: Clock,
+        metrics: Metrics,
+        refusals: Refusals,
+        endpoint: Arc<str>,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            let (clock, metrics) = (Clock::manual(from_millis(1_000_000)), Metrics::default());
+            let refusals = Refusals::new(clock.clone(), metrics.clone());
+            Bench { clock, metrics, refusals, endpoint: "shop".into() }
+        }
+
+        fn note(&self, refusal: &Refusal, evidence: impl FnOnce() -> Option<Evidence>) {
+            let peer = SocketAddr::from(([127, 0, 0, 1], 9));
+            let facts = Facts { endpoint: &self.endpoint, peer, client: peer.ip(), method: "GET", refusal };
+            self.refusals.note(facts, evidence);
+        }
+
+        fn later(&self, millis: i64) {
+            self.clock.advance(SignedDuration::from_millis(millis));
+        }
+    }
+
+    const WRONG: Refusal = Refusal::Signature(Mismatch::Wrong);
+
+    fn evidence(received: &str, signed: &str) -> Option<Evidence> {
+        let keys = Keys::single(Secret::new("fake-key")).unwrap();
+        let parts = |value: &str| Parts::Pairs(vec![("name".to_owned(), value.to_owned())]);
+        let presented = Some(parts(signed).sign(&keys));
+        Some(Evidence { mismatch: Mismatch::Wrong, parts: parts(received), presented, keys })
+    }
+
+    #[test]
+    fn a_refusal_is_shown_with_its_base_string_and_explained() {
+        let bench = Bench::new();
+        bench.note(&WRONG, || evidence("a b", "a+b"));
+        bench.note(&Refusal::Undated, || None);
+        let shown = bench.refusals.latest(10);
+        assert_eq!(shown.iter().map(|it| it.reason).collect::<Vec<_>>(), ["undated", "wrong-signature"]);
+        assert_eq!(shown[1].base.as_deref(), Some("name=a b&key=<key>"));
+        assert!(shown[1].explanation.as_ref().unwrap().contains("as they are encoded"));
+        assert!(shown[0].base.is_none() && shown[0].explanation.is_none());
+        let json = serde_json::to_string(&shown).unwrap();
+        assert!(!json.contains("fake-key"), "{json}");
+        assert_eq!(bench.refusals.latest(1).len(), 1);
+    }
+
+    #[test]
+    fn many_alike_are_counted_and_few_of_them_kept() {
+        let bench = Bench::new();
+        let mut asked = 0;
+        for _ in 0..1_000 {
+            bench.note(&WRONG, || {
+                asked += 1;
+                None
+            });
+        }
+        bench.note(&Refusal::Undated, || None);
+        assert_eq!(asked, limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        assert_eq!(bench.metrics.value(Metric::Refusals, ["shop", "wrong-signature"]), 1_000);
+        bench.later(limits::REFUSALS_WINDOW_MS);
+        bench.note(&WRONG, || None);
+        let shown = bench.refusals.latest(2);
+        assert_eq!(shown[0].not_kept_before, 1_000 - limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        assert_eq!(shown[1].reason, "undated", "another reason has a lane of its own");
+    }
+
+    #[test]
+    fn the_log_has_one_line_a_window_and_says_what_it_left_out() {
+        let mut lane = Lane::default();
+        let at = |millis: i64| from_millis(1_000_000 + millis);
+        assert_eq!(lane.next(at(0)), Turn { log: Some(0), keep: Some(0) });
+        assert_eq!(lane.next(at(999)), Turn { log: None, keep: Some(0) });
+        for _ in 0..50 {
+            lane.next(at(999));
+        }
+        assert_eq!(lane.next(at(1_000)).log, Some(51));
+        assert_eq!(lane.next(at(900)).log, Some(0), "a clock that was set back silences nothing");
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_in_number_and_size() {
+        let bench = Bench::new();
+        let long = "é".repeat(limits::REFUSAL_EVIDENCE_MAX_BYTES);
+        for _ in 0..limits::REFUSALS_KEPT_MAX_COUNT + 10 {
+            bench.later(limits::REFUSALS_WINDOW_MS);
+            bench.note(&WRONG, || evidence(&long, "x"));
+        }
+        let shown = bench.refusals.latest(usize::MAX);
+        assert_eq!(shown.len(), limits::REFUSALS_KEPT_MAX_COUNT);
+        assert!(shown.iter().all(|it| it.base_cut && it.explanation.is_none()));
+        let longest = shown.iter().filter_map(|it| it.base.as_ref()).map(String::len).max();
+        assert!(longest.unwrap() <= limits::REFUSAL_EVIDENCE_MAX_BYTES);
+        let detail = "x".repeat(100_000);
+        bench.note(&Refusal::Malformed { detail }, || None);
+        assert_eq!(bench.refusals.latest(1)[0].message.len(), limits::REASON_MAX_BYTES);
+    }
+}

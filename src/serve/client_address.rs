@@ -1,0 +1,339 @@
+//! Who is calling: networks, and the address behind a proxy.
+//!
+//! What a peer says of itself in a header is worth nothing; what a proxy of ours adds to that header is worth
+//! as much as the proxy. So the header is read from its end, where the nearest proxy wrote, and only as
+//! far as proxies of ours did the writing. It is *one* header, the one that proxy is known to write: it
+//! passes the other on as the caller made it up.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use crate::net::{Headers, Request};
+use crate::observe::limits;
+
+/// A network of addresses, in the usual notation.
+///
+/// ```
+/// use spid::front::Network;
+/// let network: Network = "203.0.113.0/24".parse().unwrap();
+/// assert!(network.contains("203.0.113.7".parse().unwrap()));
+/// assert!(network.contains("::ffff:203.0.113.7".parse().unwrap()));
+/// assert!(!network.contains("203.0.114.7".parse().unwrap()));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+/// A text that is no network.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotANetwork {
+    /// It cannot be read.
+    #[error("`{0}` is not a network, like 203.0.113.0/24, 2001:db8::/32 or a single address")]
+    Unreadable(String),
+    /// It can be read in two ways: an address, or its network.
+    #[error("`{given}` has bits beyond its length: the network is `{meant}`, the address alone has no `/`")]
+    Beyond {
+        /// What was written.
+        given: String,
+        /// The network it is in.
+        meant: Network,
+    },
+}
+
+impl Network {
+    /// Whether it has every address of its family.
+    pub fn is_everything(&self) -> bool {
+        self.bits == 0
+    }
+
+    /// Whether the address is one of the network's. An IPv4 address in IPv6 clothes is the IPv4 address.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        masked(address.to_canonical(), self.bits) == Some(self.address)
+    }
+}
+
+/// The address with all but its first bits cleared; `None` if it has not as many.
+fn masked(address: IpAddr, bits: u32) -> Option<IpAddr> {
+    let keep = |width: u32| width.checked_sub(bits);
+    Some(match address {
+        IpAddr::V4(v4) => (v4.to_bits() & u32::MAX.checked_shl(keep(32)?).unwrap_or(0)).to_be_bytes().into(),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(keep(128)?).unwrap_or(0)).into()),
+    })
+}
+
+impl FromStr for Network {
+    type Err = NotANetwork;
+
+    fn from_str(text: &str) -> Result<Network, NotANetwork> {
+        let unreadable = || NotANetwork::Unreadable(text.to_owned());
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| unreadable())?;
+        // A length of a mapped network counts the 96 bits in front; nobody means that here.
+        if address.to_canonical() != address {
+            return Err(unreadable());
+        }
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let digits = |bits: &str| bits.bytes().all(|byte| byte.is_ascii_digit());
+        let bits = match bits {
+            None => width,
+            Some(bits) => bits.parse().ok().filter(|_| digits(bits)).ok_or_else(unreadable)?,
+        };
+        let network = Network { address: masked(address, bits).ok_or_else(unreadable)?, bits };
+        if network.address != address {
+            return Err(NotANetwork::Beyond { given: text.to_owned(), meant: network });
+        }
+        Ok(network)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+/// The proxies before us. None, unless there are some: then the peer is the client.
+#[derive(Debug, Clone, Default)]
+pub struct Proxies {
+    /// Where they call from.
+    pub trusted: Vec<Network>,
+    /// In which header they write down whom they speak for.
+    pub header: ProxyHeader,
+}
+
+/// The header in which a proxy writes down whom it speaks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProxyHeader {
+    /// `X-Forwarded-For`: what nearly all of them write.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` (RFC 7239).
+    Forwarded,
+}
+
+impl Proxies {
+    /// The address a request came from: the last one that is not a proxy's. Where a proxy wrote something
+    /// else than an address, it is as far as anybody can know, the proxy's own.
+    pub fn client(&self, request: &Request) -> IpAddr {
+        let peer = request.peer.ip().to_canonical();
+        if !self.trusts(peer) {
+            return peer;
+        }
+        let mut client = peer;
+        for hop in self.hops(&request.headers).take(limits::PROXY_HOPS_MAX_COUNT) {
+            let Some(address) = hop else { break };
+            client = address;
+            if !self.trusts(address) {
+                break;
+            }
+        }
+        client
+    }
+
+    /// Whether the request came through one of them.
+    pub fn brought(&self, request: &Request) -> bool {
+        !self.trusted.is_empty() && self.trusts(request.peer.ip().to_canonical())
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|network| network.contains(address))
+    }
+
+    /// What the proxies wrote, the nearest one first.
+    fn hops<'a>(&self, headers: &'a Headers) -> Box<dyn Iterator<Item = Option<IpAddr>> + 'a> {
+        let lines = |name| headers.all(name).map(|line| std::str::from_utf8(line).unwrap_or("?"));
+        match self.header {
+            ProxyHeader::XForwardedFor => {
+                let lines: Vec<&str> = lines("x-forwarded-for").collect();
+                Box::new(lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(node))
+            }
+            ProxyHeader::Forwarded => {
+                let lines: Vec<&str> = lines("forwarded").collect();
+                Box::new(lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(forwarded_for))
+            }
+        }
+    }
+}
+
+/// The `for` of one element of `Forwarded`. A comma or semicolon inside of quotes is in no address, so that
+/// an element which has one is not read.
+fn forwarded_for(element: &str) -> Option<IpAddr> {
+    let mut nodes = element.split(';').filter_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("for").then_some(value)
+    });
+    let value = nodes.next().filter(|_| nodes.next().is_none())?.trim();
+    let plain = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+    node(plain.unwrap_or(value))
+}
+
+/// An address, as proxies write them: with a port or without, an IPv6 address in brackets or without.
+fn node(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let address = text.parse::<IpAddr>().ok().or_else(with_port).or_else(bracketed)?;
+    Some(address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        text.parse().unwrap()
+    }
+
+    fn contains(text: &str, address: &str) -> bool {
+        network(text).contains(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_network_has_the_addresses_it_says() {
+        for (text, inside, outside) in [
+            ("203.0.113.0/24", "203.0.113.255", "203.0.112.255"),
+            ("203.0.113.7", "203.0.113.7", "203.0.113.8"),
+            ("203.0.113.128/25", "203.0.113.128", "203.0.113.127"),
+            ("2001:db8::/32", "2001:db8:ffff::1", "2001:db9::"),
+            ("2001:db8::1", "2001:db8::1", "2001:db8::2"),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", "::10.1.2.3"),
+            ("0.0.0.0/0", "255.255.255.255", "::1"),
+            ("::/0", "ffff::1", "1.2.3.4"),
+        ] {
+            assert!(contains(text, inside) && !contains(text, outside), "{text}");
+        }
+        assert_eq!(network("203.0.113.7").to_string(), "203.0.113.7/32");
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_no_network() {
+        for text in [
+            "",
+            "/",
+            "10",
+            "10.0.0/8",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "010.0.0.0/8",
+            "10.0.0.0/8 ",
+            "10.0.0.0/255.0.0.0",
+            "::/129",
+            "::ffff:10.0.0.0/104",
+            "fe80::1%eth0",
+            "a.example",
+        ] {
+            assert!(matches!(text.parse::<Network>(), Err(NotANetwork::Unreadable(_))), "{text}");
+        }
+        let beyond = "203.0.113.7/24".parse::<Network>().unwrap_err().to_string();
+        assert!(beyond.contains("`203.0.113.0/24`"), "{beyond}");
+    }
+
+    /// The client of a request from `peer` behind proxies in 10.0.0.0/8 and at ::1.
+    fn client(header: ProxyHeader, peer: &str, lines: &[(&str, &str)]) -> String {
+        let proxies = Proxies { trusted: vec![network("10.0.0.0/8"), network("::1")], header };
+        let peer = SocketAddr::new(peer.parse().unwrap(), 4711);
+        let request = Request::get("/spi").with_peer(peer);
+        let request = lines.iter().fold(request, |request, (name, value)| request.with_header(name, value));
+        proxies.client(&request).to_string()
+    }
+
+    #[test]
+    fn only_a_proxy_of_ours_is_believed_and_only_what_it_wrote() {
+        let xff = |peer, lines: &[&str]| {
+            let lines: Vec<_> = lines.iter().map(|line| ("X-Forwarded-For", *line)).collect();
+            client(ProxyHeader::XForwardedFor, peer, &lines)
+        };
+        for (peer, lines, expected, why) in [
+            ("203.0.113.7", &["198.51.100.1"][..], "203.0.113.7", "a stranger says what it likes"),
+            ("10.0.0.1", &["198.51.100.1"], "198.51.100.1", "our proxy says who called it"),
+            ("::1", &["198.51.100.1"], "198.51.100.1", "as does this one"),
+            ("::ffff:10.0.0.1", &["198.51.100.1"], "198.51.100.1", "in whatever clothes it calls"),
+            (
+                "10.0.0.1",
+                &["1.1.1.1, 198.51.100.1"],
+                "198.51.100.1",
+                "what the caller sent itself is not read",
+            ),
+            ("10.0.0.1", &["1.1.1.1", "198.51.100.1"], "198.51.100.1", "in two lines neither"),
+            ("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.0.0.2"], "198.51.100.1", "through two proxies of ours"),
+            ("10.0.0.1", &["1.1.1.1, 10.0.0.9, 198.51.100.1"], "198.51.100.1", "a proxy's name in vain"),
+            ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3", "the call came from inside"),
+            ("10.0.0.1", &[], "10.0.0.1", "it wrote nothing"),
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1", "it does not know, and nobody else does"),
+            ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1", "an empty one is not the one before"),
+            ("10.0.0.1", &["198.51.100.1:443"], "198.51.100.1", "with a port"),
+            ("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1", "with a port"),
+            ("10.0.0.1", &["2001:db8::1"], "2001:db8::1", "without"),
+            ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1", "bracketed"),
+            ("10.0.0.1", &["::ffff:198.51.100.1"], "198.51.100.1", "mapped"),
+            ("10.0.0.1", &["for=198.51.100.1"], "10.0.0.1", "the other header's way of writing"),
+        ] {
+            assert_eq!(xff(peer, lines), expected, "{why}: {peer} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn the_other_header_is_the_caller_s_own() {
+        let both = [("Forwarded", "for=1.1.1.1"), ("X-Forwarded-For", "198.51.100.1")];
+        assert_eq!(client(ProxyHeader::XForwardedFor, "10.0.0.1", &both), "198.51.100.1");
+        assert_eq!(client(ProxyHeader::Forwarded, "10.0.0.1", &both), "1.1.1.1");
+        assert_eq!(client(ProxyHeader::Forwarded, "10.0.0.1", &both[1..]), "10.0.0.1");
+    }
+
+    #[test]
+    fn forwarded_is_read_as_its_rfc_writes_it() {
+        let forwarded = |line| client(ProxyHeader::Forwarded, "10.0.0.1", &[("Forwarded", line)]);
+        for (line, expected) in [
+            ("for=192.0.2.60;proto=https;by=203.0.113.43", "192.0.2.60"),
+            ("by=203.0.113.43; For=\"[2001:db8:cafe::17]:4711\"", "2001:db8:cafe::17"),
+            ("for=1.1.1.1, for=192.0.2.43, for=10.0.0.9", "192.0.2.43"),
+            ("for=192.0.2.43;for=1.1.1.1", "10.0.0.1"),
+            ("for=unknown", "10.0.0.1"),
+            ("for=_hidden", "10.0.0.1"),
+            ("proto=https", "10.0.0.1"),
+            ("for=\"1.1.1.1", "10.0.0.1"),
+            ("for=192.0.2.43;ext=\"a,for=1.1.1.1\"", "10.0.0.1"),
+        ] {
+            assert_eq!(forwarded(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_list_without_an_end_is_not_read_to_its_end() {
+        let long = vec!["10.0.0.5"; 2_000].join(",");
+        assert_eq!(client(ProxyHeader::XForwardedFor, "10.0.0.1", &[("x-forwarded-for", &long)]), "10.0.0.5");
+    }
+
+    proptest! {
+        /// Whatever a stranger writes in front, the address its proxy saw is found.
+        #[test]
+        fn nothing_in_front_changes_what_our_proxy_wrote(made_up in "[ -~]{0,200}") {
+            let line = format!("{made_up}, 198.51.100.1");
+            let lines = [("x-forwarded-for", made_up.as_str()), ("x-forwarded-for", line.as_str())];
+            prop_assert_eq!(client(ProxyHeader::XForwardedFor, "10.0.0.1", &lines), "198.51.100.1");
+            let line = format!("{made_up}, for=198.51.100.1");
+            let lines = [("forwarded", made_up.as_str()), ("forwarded", line.as_str())];
+            prop_assert_eq!(client(ProxyHeader::Forwarded, "10.0.0.1", &lines), "198.51.100.1");
+        }
+
+        #[test]
+        fn a_network_has_its_own_first_and_last_address(bits in 0_u32..=32, address: u32) {
+            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            let first = std::net::Ipv4Addr::from(address & mask);
+            let network: Network = format!("{first}/{bits}").parse().unwrap();
+            prop_assert!(network.contains(IpAddr::V4((address | !mask).into())));
+            prop_assert!(bits == 0 || !network.contains(IpAddr::V4((address ^ (1 << (32 - bits))).into())));
+        }
+    }
+}

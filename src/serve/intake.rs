@@ -1,0 +1,478 @@
+//! The path of a callback: verify, keep, wait a little, answer what is true by then.
+//!
+//! Everything that comes in goes through [`Intake::receive`], and there is no second way. Before the
+//! signature holds nothing is kept and little is said. After it nothing may vanish: what cannot be
+//! stored now is answered "call again", never "done".
+//!
+//! Intake and dispatch never meet. A job that was made here is run elsewhere; what is heard of it
+//! comes through the store's signals.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+
+use crate::core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
+use crate::core::lifecycle::{Policy, Reason, State};
+use crate::core::signature::{Keys, Signer};
+use crate::hook::callback::{Action, Callback, Outcome};
+use crate::hook::clock::{Clock, Id};
+use crate::net::{Request, Response};
+use crate::observe::denied::{Evidence, Facts, Refusals};
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
+use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
+
+/// A configured URL path: one dialect, one seller account, its keys.
+#[derive(Clone)]
+pub struct Endpoint {
+    /// Its name in logs, metrics and the store.
+    pub name: Arc<str>,
+    /// The stable name its instances are kept under.
+    pub account: Arc<str>,
+    /// How its marketplace speaks.
+    pub dialect: &'static dyn Dialect,
+    /// Its keys, the current one first.
+    pub keys: Keys,
+    /// What it decides about its dialect.
+    pub options: Options,
+}
+
+/// Live instances of accounts that no endpoint serves. With them a redelivered create would be taken for a new
+/// one, and every renewal for one of an unknown instance, so no daemon starts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.lines().collect::<Vec<_>>().join("; "))]
+pub struct Orphans {
+    /// How many instances each account has.
+    accounts: BTreeMap<String, u64>,
+    /// The endpoint that has most likely got a new name.
+    renamed: Option<Arc<str>>,
+}
+
+impl Orphans {
+    /// Finds them. `unserved` looks for the accounts with live instances that are none of the given ones.
+    ///
+    /// # Errors
+    /// Those of `unserved`.
+    pub fn find(
+        endpoints: &[(String, Endpoint)],
+        retired: &[String],
+        unserved: impl FnOnce(&[&str]) -> Result<BTreeMap<String, u64>, StoreError>,
+    ) -> Result<Option<Orphans>, StoreError> {
+        let served = endpoints.iter().map(|(_, endpoint)| &*endpoint.account);
+        let known: Vec<&str> = served.chain(retired.iter().map(String::as_str)).collect();
+        let accounts = unserved(&known)?;
+        if accounts.is_empty() {
+            return Ok(None);
+        }
+        // An account that is called like its endpoint may be one that only the new name made.
+        let mut named = endpoints.iter().filter(|(_, endpoint)| endpoint.account == endpoint.name);
+        let renamed = match (named.next(), named.next()) {
+            (Some((_, only)), None) => Some(only.name.clone()),
+            _ => None,
+        };
+        Ok(Some(Orphans { accounts, renamed }))
+    }
+
+    /// One line for each account, with the line to write.
+    pub fn lines(&self) -> impl Iterator<Item = String> {
+        let endpoint = self.renamed.as_ref().map_or_else(
+            || "the [[endpoint]] that its marketplace calls".to_owned(),
+            |name| format!("the [[endpoint]] `{name}`"),
+        );
+        self.accounts.iter().map(move |(account, count)| {
+            format!(
+                "account `{account}` has {count} live instances and no [[endpoint]]: write `account = \"{account}\"` in {endpoint}, or, if the account is closed, `retired_accounts = [\"{account}\"]` in [policy]"
+            )
+        })
+    }
+}
+
+/// What can be chosen about the intake.
+#[derive(Debug, Clone)]
+pub struct IntakeOptions {
+    /// How long a marketplace is kept waiting for a hook.
+    pub reply_within: Duration,
+    /// What the seller decided beforehand.
+    pub policy: Policy,
+}
+
+impl Default for IntakeOptions {
+    fn default() -> IntakeOptions {
+        IntakeOptions {
+            reply_within: Duration::from_millis(limits::REPLY_WITHIN_MS),
+            policy: Policy::default(),
+        }
+    }
+}
+
+/// Receives callbacks.
+#[derive(Clone)]
+pub struct Intake {
+    store: Store,
+    clock: Clock,
+    metrics: Metrics,
+    refusals: Refusals,
+    options: IntakeOptions,
+}
+
+/// A request whose signature held.
+pub struct Received {
+    callback: Callback,
+    key_label: Arc<str>,
+    signer: Signer,
+    id: Option<Id>,
+}
+
+impl Received {
+    /// The same, as the request with this id: the first job it makes has it, too.
+    pub fn as_request(self, id: Option<Id>) -> Received {
+        Received { id, ..self }
+    }
+
+    /// What it asks.
+    pub fn action(&self) -> Action {
+        self.callback.action
+    }
+}
+
+/// An answer, and what it is called in one word.
+pub struct Answered {
+    /// What is sent.
+    pub response: Response,
+    /// What was asked; `None` for what nobody has verified.
+    pub action: Option<Action>,
+    /// What became of the first that was asked, or why the request was refused.
+    pub outcome: &'static str,
+}
+
+/// Who asks, and until when an answer is due.
+#[derive(Clone, Copy)]
+struct Asking<'a> {
+    endpoint: &'a Endpoint,
+    key_label: &'a str,
+    /// Of the request.
+    id: Option<Id>,
+    deadline: Instant,
+}
+
+/// Nothing was kept: the request is a copy of one that was.
+struct Copied;
+
+impl Intake {
+    /// An intake that keeps what it receives in `store`, and what it turns away in `refusals`.
+    pub fn new(
+        store: Store,
+        clock: Clock,
+        metrics: Metrics,
+        refusals: Refusals,
+        options: IntakeOptions,
+    ) -> Intake {
+        let intake = Intake { store, clock, metrics, refusals, options };
+        intake.announce_counts();
+        intake
+    }
+
+    /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+    fn announce_counts(&self) {
+        for action in Action::ALL.map(Action::as_str) {
+            for outcome in Outcome::WORDS {
+                self.metrics.announce(Metric::Callbacks, [action, outcome]);
+            }
+            self.metrics.announce(Metric::Repeats, [action, ""]);
+        }
+        for reason in ["late-create", "paid-for-nothing", "budget"] {
+            self.metrics.announce(Metric::Alerts, [reason, ""]);
+        }
+        for operation in ["accept", "accept-late", "spend"] {
+            self.metrics.announce(Metric::StoreFaults, [operation, ""]);
+        }
+    }
+
+    /// The same for the refusals of an endpoint.
+    pub fn announce(&self, endpoint: &Endpoint) {
+        for reason in Refusal::reasons() {
+            self.metrics.announce(Metric::Refusals, [&endpoint.name, reason]);
+        }
+    }
+
+    /// The same intake with other choices.
+    pub fn with_options(&self, options: IntakeOptions) -> Intake {
+        Intake { options, ..self.clone() }
+    }
+
+    /// Answers one request to `endpoint`.
+    pub async fn receive(&self, endpoint: &Endpoint, request: Request) -> Response {
+        match self.verify(endpoint, &request) {
+            Ok(received) => self.answer(endpoint, &request, received).await.response,
+            Err(refused) => refused.response,
+        }
+    }
+
+    /// An id for a request; `None` when the system has no randomness to give, and then the store says so.
+    pub fn new_id(&self) -> Option<Id> {
+        self.store.new_id(self.clock.now()).ok()
+    }
+
+    /// Answers a callback whose signature held. The marketplace is kept waiting from now on.
+    pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Answered {
+        let deadline = Instant::now() + self.options.reply_within;
+        let Received { callback, key_label, signer, id } = received;
+        self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
+        self.store.note_key_use(&endpoint.name, &key_label);
+        let asking = Asking { endpoint, key_label: &key_label, id, deadline };
+        match self.keep_all(asking, callback).await {
+            Ok(answered) => {
+                let (action, outcome) = first(&answered);
+                let reply = endpoint.dialect.reply_to_all(&answered, &endpoint.options);
+                Answered { response: response(reply.sealed(&signer)), action, outcome }
+            }
+            Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
+        }
+    }
+
+    /// Whether the request says of itself, unverified, that the browser of a buyer sent it.
+    pub fn is_for_a_browser(&self, endpoint: &Endpoint, request: &Request) -> bool {
+        let header = |name: &str| request.headers.only(name);
+        endpoint.dialect.is_for_a_browser(&raw(request, &header))
+    }
+
+    /// Turns a request away: counted, kept in memory if there are few, this dialect's "no".
+    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Answered {
+        self.refuse_as(endpoint, request, refusal, endpoint.keys.signer())
+    }
+
+    /// Before the signature: cheap, strict, and without a trace on disk.
+    ///
+    /// # Errors
+    /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
+    pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Answered> {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
+        let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
+        let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
+        let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
+        let (key_label, signer) = (verified.key_label().clone(), verified.signer());
+        let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
+        callback.dialect = Some(endpoint.dialect.name().to_owned());
+        Ok(Received { callback, key_label, signer, id: None })
+    }
+
+    fn refuse_as(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+        refusal: &Refusal,
+        signer: Option<Signer>,
+    ) -> Answered {
+        let header = |name: &str| request.headers.only(name);
+        let raw = raw(request, &header);
+        let facts = Facts {
+            endpoint: &endpoint.name,
+            peer: request.peer,
+            client: request.client,
+            method: raw.method,
+            refusal,
+        };
+        self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
+        let reply = endpoint.dialect.refuse(&raw, refusal);
+        let reply = match signer {
+            Some(signer) => reply.sealed(&signer),
+            None => reply,
+        };
+        Answered { response: response(reply), action: None, outcome: refusal.reason() }
+    }
+
+    /// After the signature: what is true by the deadline of everything that the request asks.
+    async fn keep_all(
+        &self,
+        mut asking: Asking<'_>,
+        callback: Callback,
+    ) -> Result<Vec<(Callback, Outcome)>, Copied> {
+        // All of it is kept before anything is waited for.
+        let mut kept = Vec::new();
+        for callback in asking.endpoint.dialect.apart(callback) {
+            let mut callback = Arc::new(callback);
+            let reply = if callback.test {
+                Reply::Now(self.try_out(asking, &callback).await?)
+            } else {
+                self.keep(asking, &mut callback).await?
+            };
+            // Of several jobs one can have it.
+            asking.id = None;
+            kept.push((callback, reply));
+        }
+        let mut answered = Vec::new();
+        for (callback, reply) in kept {
+            let outcome = match reply {
+                Reply::Now(outcome) => outcome,
+                Reply::Wait(waiting) => waiting.until(asking.deadline).await,
+            };
+            self.metrics.count(Metric::Callbacks, [callback.action.as_str(), outcome.as_str()]);
+            answered.push((Arc::unwrap_or_clone(callback), outcome));
+        }
+        Ok(answered)
+    }
+
+    /// What would be true if the marketplace meant it. It only tries, so no hook runs and nothing comes of it
+    /// in the store but its mark; that this can be written is a part of what it tries.
+    async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
+        let Asking { endpoint, deadline, .. } = asking;
+        if let Some(once) = callback.once.clone() {
+            match timeout_at(deadline, self.store.spend(&endpoint.account, once)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(StoreError::Replayed)) => return Err(Copied),
+                Ok(Err(_)) | Err(_) => {
+                    self.metrics.count(Metric::StoreFaults, ["spend", ""]);
+                    return Ok(Outcome::Unavailable);
+                }
+            }
+        }
+        tracing::info!(endpoint = %endpoint.name, action = %callback.action, "the marketplace tries whether this works");
+        Ok(match (callback.doubts.first(), &callback.public_id) {
+            (Some(doubt), _) => refused(&Reason::Doubt(doubt.clone())),
+            (None, Some(id)) => Outcome::done(Some(id.clone())),
+            // One of its own test orders it is not; then it has to be an instance that lives.
+            (None, None) if self.is_alive(&endpoint.account, callback) => Outcome::done(None),
+            (None, None) => refused(&Reason::UnknownInstance),
+        })
+    }
+
+    /// Whether what the callback names is there, and not released. Who names nothing means nothing in
+    /// particular, and of what is made elsewhere there may be more than was ever heard of here.
+    fn is_alive(&self, account: &str, callback: &Callback) -> bool {
+        let named = callback.subject.names().next().filter(|_| !callback.made_elsewhere);
+        let Some(name) = named else { return true };
+        let rows = self.store.reader().instances_named(name).unwrap_or_default();
+        rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
+    }
+
+    /// After the signature: keeps the callback. What may be answered, or the wait for it.
+    async fn keep(&self, asking: Asking<'_>, callback: &mut Arc<Callback>) -> Result<Reply, Copied> {
+        let Asking { endpoint, key_label, id, deadline } = asking;
+        let acceptance = Acceptance {
+            account: endpoint.account.to_string(),
+            endpoint: endpoint.name.to_string(),
+            key_label: key_label.to_string(),
+            budget: endpoint.dialect.budget_of(callback),
+            callback: callback.clone(),
+            received_at: self.clock.now(),
+            policy: self.options.policy,
+            approved: false,
+        };
+        let receipt = match timeout_at(deadline, self.store.accept_as(id, acceptance)).await {
+            Ok(Ok(receipt)) => receipt,
+            Ok(Err(StoreError::Replayed)) => return Err(Copied),
+            Ok(Err(error)) => {
+                self.metrics.count(Metric::StoreFaults, ["accept", ""]);
+                if let Some(suppressed) = self.turn_to_log(endpoint, "accept") {
+                    tracing::error!(endpoint = %endpoint.name, action = %callback.action, %error, suppressed, "the callback could not be kept; the marketplace is told to call again");
+                }
+                return Ok(Reply::Now(Outcome::Unavailable));
+            }
+            Err(_) => {
+                self.metrics.count(Metric::StoreFaults, ["accept-late", ""]);
+                if let Some(suppressed) = self.turn_to_log(endpoint, "accept-late") {
+                    tracing::error!(endpoint = %endpoint.name, action = %callback.action, suppressed, "the store is slow: the callback was not kept in time; the marketplace is told to call again");
+                }
+                return Ok(Reply::Now(Outcome::Unavailable));
+            }
+        };
+        self.note(endpoint, callback, &receipt);
+        // What it is called was decided by whoever came first.
+        if callback.public_id != receipt.public_id {
+            Arc::make_mut(callback).public_id = receipt.public_id;
+        }
+        Ok(receipt.reply)
+    }
+
+    fn note(&self, endpoint: &Endpoint, callback: &Callback, receipt: &Receipt) {
+        let row = &receipt.row;
+        if receipt.repeated {
+            self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
+        }
+        // A request that holds can be sent again without end: the log has a line about it in a second.
+        let turn = |reason| match receipt.repeated {
+            true => self.turn_to_log(endpoint, reason),
+            false => Some(None),
+        };
+        if receipt.alert {
+            let reason = row.reason_code.as_deref().unwrap_or("late-create");
+            self.metrics.count(Metric::Alerts, [reason, ""]);
+            if let Some(suppressed) = turn(reason) {
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+            }
+        } else if let Some(reason) = row.reason.as_deref() {
+            if let Some(suppressed) = turn(row.reason_code.as_deref().unwrap_or_default()) {
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, suppressed, "{reason}");
+            }
+        } else if !receipt.repeated {
+            tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");
+        } else {
+            tracing::debug!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, deliveries = row.deliveries, "received again");
+        }
+        if callback.action == Action::Create
+            && callback.expires_on.as_ref().is_some_and(|expiry| expiry.at.is_none())
+        {
+            tracing::warn!(endpoint = %endpoint.name, callback = row.number, "the expiry cannot be read as a date; the instance has none");
+        }
+        self.warn_of_budget(endpoint, callback, row);
+    }
+
+    /// The turn of a line that can be as frequent as requests: `None` when the log has had one about this just now,
+    /// otherwise the number of lines that were left out, if there were any.
+    fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
+        let unlogged = self.refusals.turn_to_log(&endpoint.name, reason)?;
+        Some((unlogged > 0).then_some(unlogged))
+    }
+
+    /// Marketplaces stop calling after so many tries: say it in time.
+    fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
+        let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
+            return;
+        };
+        if row.deliveries == budget.div_ceil(2) {
+            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "half of the marketplace's tries are spent");
+        } else if row.deliveries == (budget * 9).div_ceil(10) {
+            self.metrics.count(Metric::Alerts, ["budget", ""]);
+            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
+        }
+    }
+}
+
+/// What a signature that did not hold is explained from. The request is taken apart once more, for the
+/// few refusals that are kept, so that nothing is copied for all the others.
+fn evidence(
+    endpoint: &Endpoint,
+    raw: &RawRequest<'_>,
+    now: Timestamp,
+    refusal: &Refusal,
+) -> Option<Evidence> {
+    let Refusal::Signature(mismatch) = *refusal else { return None };
+    let signed = endpoint.dialect.parts(raw, now).ok()?;
+    Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
+}
+
+/// What stands for a request that asks several things: the first of them.
+fn first(answered: &[(Callback, Outcome)]) -> (Option<Action>, &'static str) {
+    let first = answered.first();
+    first.map_or((None, "nothing"), |(callback, outcome)| (Some(callback.action), outcome.as_str()))
+}
+
+fn refused(reason: &Reason) -> Outcome {
+    Outcome::Refused { code: reason.code(), reason: reason.told() }
+}
+
+fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {
+    RawRequest { method: request.method.as_str(), query: request.query(), header, body: &request.body }
+}
+
+fn response(reply: WireReply) -> Response {
+    let mut response = Response::new(reply.status, reply.content_type, reply.body);
+    for (name, value) in reply.headers {
+        response = response.with_header(name, value);
+    }
+    response
+}

@@ -1,0 +1,12 @@
+//! The daemon: the public listener, the path of a callback, the path of a job, start and stop.
+
+pub mod client_address;
+pub mod daemon;
+pub mod dispatch;
+pub mod intake;
+pub mod keywatch;
+pub mod limiter;
+mod liveness;
+pub mod public;
+pub mod spans;
+pub mod supervisor;
