@@ -1,6 +1,6 @@
-//! A provisioning hook in Rust: a folder per customer, and the whole of spid around it.
+//! Provisioning hook in Rust: one folder per customer, with spid in the same program.
 //!
-//! It has the complete command line: try `cargo run --example my_hook -- serve --dev`, or `… -- demo`.
+//! The program has the complete command line: try `cargo run --example my_hook -- serve --dev`, or `… -- demo`.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -60,7 +60,7 @@ impl ProvisioningHook for MyHook {
         if call.instance.state != State::Active {
             return Err(HookError::refuse("it is frozen"));
         }
-        // Your application lets in whoever brings what stands in there, and removes it: once is enough.
+        // Your application accepts the ticket in this file and removes the file, so a ticket works only once.
         let file = self.folder(&call.instance)?.join(format!("ticket-{}", call.context.idempotency_key));
         let ticket = match std::fs::read_to_string(&file) {
             Ok(ticket) => ticket, // asked again, it is answered the same

@@ -1,5 +1,6 @@
-//! A provisioning hook in Rust that sells PostgreSQL databases: for each instance a role and a database
-//! of its own, and the whole of spid around it.
+//! Provisioning hook in Rust that sells PostgreSQL databases: one role and one database for each instance, with spid
+//! in
+//! the same program.
 //!
 //! ```sh
 //! psql -c 'CREATE ROLE provisioner LOGIN CREATEROLE CREATEDB' \
@@ -19,18 +20,20 @@
 //! | upgrade | the connection limit of the SKU |
 //! | release | both dropped |
 //!
-//! **Nothing is remembered here.** Each step looks at what is there and makes what is missing, so an
-//! attempt mends what a killed one left half made. The password is derived from a secret and the
-//! instance's name: every attempt at a create answers the same one, and none is stored.
+//! **The hook stores nothing.** Each step looks at what exists and creates what is missing, so an attempt repairs
+//! what
+//! a killed one left incomplete. The password is derived from a secret and the instance's name: every attempt at a
+//! create answers with the same password, and none is stored.
 //!
-//! **Attempts do not meet.** A call holds an advisory lock of its instance for as long as its session
-//! lives. A statement that a killed daemon had sent goes on running in the server; its session holds the
-//! lock until it has ended, and the next attempt begins behind it. These locks belong to one database, in
-//! which whoever may connect may take them: so it is one of the hook's own, closed to tenants. Connect to it
+//! **Attempts on the same instance never overlap.** A call holds an advisory lock of its instance for as long as its
+//! session lives. A statement of a killed daemon continues to run in the server; its session holds the lock until the
+//! statement has ended, and the next attempt begins after that. Advisory locks belong to one database, and every user
+//! who may connect to it may take them. So the hook has a database of its own, closed to tenants. Connect to it
 //! directly, not through a pooler that lends a session to others.
 //!
-//! **Ids are hostile**: they come from outside, may hold quotes, and may be longer than the 63 bytes of
-//! which PostgreSQL takes notice, so that two would share a database. So the name of a tenant is a digest.
+//! **Ids are hostile**: they come from outside, may contain quotes, and may be longer than the 63 bytes that
+//! PostgreSQL
+//! uses of a name, so two instances could share a database. For this reason the name of a tenant is a digest.
 
 use std::process::ExitCode;
 
@@ -46,23 +49,23 @@ use spid::instance::Instance;
 use spid::signature::Secret;
 use tokio_postgres::{Client, Config, NoTls};
 
-/// A session whose other end vanished with its machine gives the lock up, too; and notices that a step was
-/// done before are no news.
+/// Settings of a session. A session whose client vanished with its machine ends and releases the lock, too. Notices
+/// about steps that were done before are not shown.
 const SESSION: &str =
     "SET idle_session_timeout = '1min'; SET lock_timeout = '1min'; SET client_min_messages = warning";
 
 struct Tenants {
     admin: Config,
     secret: Secret,
-    /// Where buyers find the server: `HOST:PORT`.
+    /// Address of the server for buyers: `HOST:PORT`.
     at: String,
 }
 
-/// One instance as PostgreSQL knows it.
+/// Instance as PostgreSQL sees it.
 struct Tenant {
-    /// What its role and its database are called.
+    /// Name of its role and its database.
     name: String,
-    /// What the marketplace calls it, to be read by people.
+    /// Name of the instance at the marketplace, for people.
     sold: String,
 }
 
@@ -70,7 +73,8 @@ impl Tenant {
     fn of(instance: &Instance) -> Result<Tenant, HookError> {
         let order =
             instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
-        // No name holds a NUL, so that no two instances are one.
+        // A NUL separates account and order because neither can contain one: different instances never get the same
+        // digest.
         let digest = hex::encode(Sha256::digest(format!("{}\0{order}", instance.account)));
         let name = format!("tenant_{}", digest.get(..32).unwrap_or(&digest));
         Ok(Tenant { name, sold: format!("{}/{order}", instance.account) })
@@ -81,8 +85,8 @@ impl Tenant {
     }
 }
 
-/// How many connections are sold. An order for something else is paid: it waits until somebody has
-/// looked, and is not refused.
+/// Connection limit of a SKU. An order for an unknown SKU is paid, so it is not refused: it waits until an operator
+/// has looked at it.
 fn connections(sku: Option<&str>) -> Result<u32, HookError> {
     match sku {
         Some("basic") => Ok(5),
@@ -106,7 +110,8 @@ impl Tenants {
         Ok(Tenants { admin, secret: Secret::new(secret.trim()), at })
     }
 
-    /// A session that holds the tenant's lock until it ends, which is when the client is dropped.
+    /// Opens a session that holds the tenant's lock. The lock is released when the session ends: when the client is
+    /// dropped.
     async fn lock(&self, tenant: &Tenant) -> Result<Client, HookError> {
         let (client, connection) = self.admin.connect(NoTls).await?;
         tokio::spawn(connection);
@@ -134,7 +139,7 @@ async fn database_exists(client: &Client, tenant: &Tenant) -> Result<bool, HookE
     exists(client, "SELECT FROM pg_database WHERE datname = $1", tenant).await
 }
 
-/// No new sessions, and an end to those there are.
+/// Prevents new sessions, and ends the existing ones.
 async fn shut(client: &Client, tenant: &Tenant) -> Result<(), HookError> {
     client.batch_execute(&format!("ALTER ROLE {} NOLOGIN", tenant.quoted())).await?;
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1";
@@ -150,17 +155,17 @@ impl ProvisioningHook for Tenants {
         if !role_exists(&client, &tenant).await? {
             client.batch_execute(&format!("CREATE ROLE {name} NOLOGIN")).await?;
         }
-        // Who makes a database for a role has to be a member of it.
+        // PostgreSQL lets a user create a database only for a role that the user is a member of.
         client.batch_execute(&format!("GRANT {name} TO CURRENT_USER")).await?;
         if !database_exists(&client, &tenant).await? {
-            // From template0, to which nobody connects: a template that is in use cannot be copied.
+            // template0 accepts no connections. A template that is in use cannot be copied.
             client.batch_execute(&format!("CREATE DATABASE {name} OWNER {name} TEMPLATE template0")).await?;
         }
-        // Everybody may connect to a new database, the other tenants as well.
+        // By default every role may connect to a new database, including other tenants.
         client.batch_execute(&format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC")).await?;
         let comment = format!("COMMENT ON DATABASE {name} IS {}", escape_literal(&tenant.sold));
         client.batch_execute(&comment).await?;
-        // The verifier and not the password: a server writes statements to its log.
+        // The verifier instead of the password, because a server may log statements.
         let verifier = escape_literal(&scram_sha_256(password.as_bytes()));
         let open = format!("ALTER ROLE {name} LOGIN CONNECTION LIMIT {limit} PASSWORD {verifier}");
         client.batch_execute(&open).await?;

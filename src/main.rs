@@ -1,6 +1,6 @@
 //! The `spid` command: parse, run, exit code. Everything else is in the library.
 
-/// A request is many small texts that come and go together.
+/// Allocator of the whole process: a request consists of many small strings that are allocated and freed together.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

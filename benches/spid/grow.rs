@@ -1,4 +1,4 @@
-//! Stores of a size: so many orders, each bought and answered, made the way a daemon makes them.
+//! Stores of a given size: orders that were bought and answered, created by the daemon's own code.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use tokio::sync::watch;
 
 use crate::{orders, servers};
 
-/// Callbacks that are on their way at once.
+/// Maximum number of concurrent callbacks.
 const AT_ONCE: usize = 512;
 
-/// A folder with a database of `count` finished orders named `full-0000000` and so on. It is made once and
-/// copied from then on, for a million take minutes.
+/// Returns a folder with a database of `count` finished orders named `full-0000000` and so on. The database is created
+/// once and then copied, because a million orders take minutes.
 pub(crate) fn store(cache: &Path, count: usize) -> tempfile::TempDir {
     let kept = cache.join(format!("orders-{count}-schema-{}", schema_version(cache)));
     if !kept.join("whole").exists() {
@@ -30,6 +30,7 @@ pub(crate) fn store(cache: &Path, count: usize) -> tempfile::TempDir {
         std::fs::create_dir_all(&kept).unwrap();
         eprintln!("making a store of {count} orders …");
         fill(&kept.join("spid.db"), count);
+        // Written last: a store without this file was interrupted and is created again.
         std::fs::write(kept.join("whole"), "").unwrap();
     }
     let folder = tempfile::tempdir_in(cache).unwrap();
@@ -39,12 +40,12 @@ pub(crate) fn store(cache: &Path, count: usize) -> tempfile::TempDir {
     folder
 }
 
-/// A store of another schema is another store.
+/// Returns the schema version of a new database, because a cached store of another schema cannot be used.
 fn schema_version(cache: &Path) -> i64 {
     let probe = tempfile::tempdir_in(cache).unwrap();
     let path = probe.path().join("spid.db");
     fill(&path, 0);
-    // "user_version" stands at offset 60 of the file, big-endian: sqlite.org/fileformat.html
+    // `user_version` is at offset 60 of the file, big-endian (sqlite.org/fileformat.html).
     let head = std::fs::read(&path).unwrap();
     i64::from(u32::from_be_bytes([head[60], head[61], head[62], head[63]]))
 }
@@ -72,6 +73,7 @@ async fn fill_with(path: PathBuf, count: usize) {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
+    // The writer ends with the last handle on the store.
     stop.send_replace(true);
     dispatching.await.unwrap();
     drop((intake, store));
@@ -96,7 +98,7 @@ async fn buy(intake: Intake, next: Arc<AtomicUsize>, count: usize) {
     }
 }
 
-/// Whether the answer is an id, and not "call again".
+/// Returns true if the response contains an id, and false if it asks for another call.
 fn is_done(body: &[u8]) -> bool {
     !String::from_utf8_lossy(body).contains(r#""0""#)
 }

@@ -1,7 +1,7 @@
-//! The load: many connections that ask and check what they hear, on one thread.
+//! Load generator: many connections that send requests and check the responses, on one thread.
 //!
-//! It is to cost less than what it measures. Requests are bytes made beforehand, answers are searched
-//! and not parsed, and the processor time it takes itself is part of what it reports.
+//! The load must cost less than the server it measures. So requests are prepared in advance, and responses are searched
+//! and not parsed. The report includes the processor time of the load itself.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use crate::machine;
 
-/// Requests as they go out, and what each answer must contain.
+/// Prepared requests, and the text that each response must contain.
 pub(crate) struct Requests {
     texts: Vec<Vec<u8>>,
     needle: Vec<u8>,
@@ -22,17 +22,17 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    /// One and the same, over and over.
+    /// Repeats one request without end.
     pub(crate) fn same(text: Vec<u8>, needle: &str) -> Arc<Requests> {
         Requests::new(vec![text], needle, true)
     }
 
-    /// These, and then from the beginning.
+    /// Sends these requests in order, and then starts again.
     pub(crate) fn cycle(texts: Vec<Vec<u8>>, needle: &str) -> Arc<Requests> {
         Requests::new(texts, needle, true)
     }
 
-    /// Each of these once.
+    /// Sends each of these requests once.
     pub(crate) fn each(texts: Vec<Vec<u8>>, needle: &str) -> Arc<Requests> {
         Requests::new(texts, needle, false)
     }
@@ -48,16 +48,16 @@ impl Requests {
     }
 }
 
-/// What a run of the load found.
+/// Result of a run of the load.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    /// Answers a second that said what they should.
+    /// Correct responses per second.
     pub(crate) rate: f64,
-    /// Answers that did not.
+    /// Number of wrong responses.
     pub(crate) wrong: u64,
-    /// How long each took, in microseconds, sorted.
+    /// Times of all responses, in microseconds, sorted.
     pub(crate) took_us: Vec<u32>,
-    /// How much of one processor the load itself took.
+    /// Processor time of the load, as a share of one core.
     pub(crate) load_share: f64,
 }
 
@@ -77,8 +77,8 @@ impl Sample {
     }
 }
 
-/// Asks over so many connections, each as soon as it has its answer, for so long or until there is
-/// nothing more to ask.
+/// Runs a closed loop: each connection sends its next request as soon as it has a response. The run ends after
+/// `length`, or when no request is left.
 pub(crate) fn closed(
     address: SocketAddr,
     connections: usize,
@@ -88,6 +88,7 @@ pub(crate) fn closed(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut open = Vec::new();
+        // All connections are open before the time starts.
         for _ in 0..connections {
             open.push(Line::connect(address).await);
         }
@@ -104,10 +105,10 @@ pub(crate) fn closed(
     })
 }
 
-/// Asks at a steady rate, whether or not the answers come: request n is due at `n / rate`, and its time
-/// counts from then, also when no connection was free to send it.
+/// Runs an open loop at a steady rate, independent of the responses: request n is due at `n / rate`. Its time counts
+/// from then, even if no connection was free to send it.
 pub(crate) fn open(address: SocketAddr, connections: usize, requests: &Arc<Requests>, rate: f64) -> Sample {
-    // Threads that sleep, for a runtime's timers are no finer than a millisecond.
+    // Threads that sleep, because timers of a tokio runtime are no finer than a millisecond.
     let before = machine::processor_s(std::process::id());
     let begun = Instant::now() + Duration::from_millis(50);
     let asks = (0..connections).map(|_| {
@@ -170,7 +171,7 @@ impl Line {
         took
     }
 
-    /// Reads one answer, and whether it says what it should.
+    /// Reads one response and returns true if it is correct.
     async fn hear(&mut self, needle: &[u8]) -> bool {
         self.buffer.clear();
         loop {
@@ -183,7 +184,7 @@ impl Line {
     }
 }
 
-/// Where the answer at the beginning of `buffer` ends, once all of it is there.
+/// Returns the end of the response at the start of `buffer`, once it is complete.
 fn answer_end(buffer: &[u8]) -> Option<usize> {
     let head = find(buffer, b"\r\n\r\n")? + 4;
     let named = [&b"content-length: "[..], b"Content-Length: "];

@@ -1,25 +1,25 @@
-//! What this machine is, and what a process on it takes.
+//! Facts about the machine, and the resources used by a process.
 
 use std::fs::read_to_string;
 
-/// Clock ticks in a second, as Linux counts them for everybody.
+/// Clock ticks per second, the same on every Linux.
 const TICKS_PER_S: f64 = 100.0;
 
-/// The processor time a process has taken, in seconds.
+/// Returns the processor time used by a process, in seconds.
 pub(crate) fn processor_s(process: u32) -> f64 {
     let stat = read_to_string(format!("/proc/{process}/stat")).unwrap();
-    // The name stands in brackets and may hold blanks.
+    // The process name is in parentheses and may contain spaces.
     let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
     let ticks = |index: usize| fields[index].parse::<f64>().unwrap();
     (ticks(11) + ticks(12)) / TICKS_PER_S
 }
 
-/// The memory a process has at the moment, in megabytes: its own, and what of its file is mapped.
+/// Returns the resident memory of a process, in megabytes, mapped parts of its file included.
 pub(crate) fn memory_mb(process: u32) -> f64 {
     of_status(process, "VmRSS:")
 }
 
-/// The part of it that is the process's own.
+/// Returns the anonymous resident memory of a process, in megabytes: the part that is not its file.
 pub(crate) fn own_memory_mb(process: u32) -> f64 {
     of_status(process, "RssAnon:")
 }
@@ -30,7 +30,7 @@ fn of_status(process: u32, name: &str) -> f64 {
     line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
 }
 
-/// The machine in a line.
+/// Returns a description of the machine, in one line.
 pub(crate) fn described() -> String {
     let info = read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model =
@@ -43,7 +43,7 @@ pub(crate) fn described() -> String {
     format!("{model}, {cores} cores, {:.0} GB, Linux {}", total / 1024.0 / 1024.0, kernel.trim())
 }
 
-/// How long the disk takes for one durable write of a page, in milliseconds: the median of some.
+/// Returns the median time of a durable write of one page, in milliseconds.
 pub(crate) fn sync_ms(folder: &std::path::Path) -> f64 {
     use std::io::Write;
     let mut file = std::fs::File::create(folder.join("sync-probe")).unwrap();

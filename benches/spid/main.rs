@@ -1,4 +1,4 @@
-//! How fast and how small spid is, always beside something else in the same run.
+//! Benchmark of speed and size, always with another program in the same run for comparison.
 //!
 //! ```text
 //! cargo bench --bench spid                         # everything; a table
@@ -8,8 +8,8 @@
 //! cargo bench --bench spid -- --drive repeat       # ten seconds of one load, for a profiler to look at
 //! ```
 //!
-//! Rounds are interleaved (bare hyper, a repeat, a new order, …, and again), so that a machine that slows
-//! down slows everything down; a figure is the median of its rounds, and its spread stands beside it.
+//! Rounds are interleaved (bare hyper, a repeat, a new order, …, and again), so that a machine that slows down affects
+//! all of them alike. A figure is the median of its rounds, with its spread beside it.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,11 +36,11 @@ use std::time::Duration;
 
 use report::Report;
 
-/// As the `spid` command has it: what is measured runs in this program, bare hyper and the load, too.
+/// The allocator of the `spid` command. The measured spid, bare hyper and the load all run in this program.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// What is to be done, and how thoroughly.
+/// Options for the benchmark, from the command line.
 pub(crate) struct Plan {
     rounds: usize,
     round: Duration,
@@ -76,13 +76,14 @@ impl Plan {
     }
 }
 
-/// The arguments without the program, and without what cargo puts behind them.
+/// Returns the arguments without the program, and without those that cargo adds.
 fn said(arguments: &[String]) -> String {
     arguments.iter().skip(1).filter(|argument| *argument != "--bench").cloned().collect::<Vec<_>>().join(" ")
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
+    // This process was started again as a server to measure.
     if let Some(code) = servers::as_server(&arguments) {
         return code;
     }

@@ -1,17 +1,17 @@
-//! Signed requests as Alibaba sends them, made before anything is measured.
+//! Signed requests of Alibaba, prepared before the measurement.
 
 use spid::clock::Clock;
 use spid::dialect::{self, Sending};
 use spid::signature::{Keys, Secret};
 
-/// The key of every endpoint here. A fake one.
+/// The key of every endpoint in the benchmark; it is fake.
 pub(crate) const KEY: &str = "fake-bench-key";
 
 pub(crate) fn keys() -> Keys {
     Keys::single(Secret::new(KEY)).unwrap()
 }
 
-/// The query of a signed create.
+/// Returns the query of a signed create.
 pub(crate) fn query(name: &str) -> String {
     let order_id = format!("{name}-o");
     let pairs = [
@@ -28,12 +28,12 @@ pub(crate) fn query(name: &str) -> String {
     alibaba.request("createInstance", &pairs, &keys(), &Sending::at(Clock::System.now())).query
 }
 
-/// A signed create as bytes for the wire.
+/// Returns a signed create as bytes for the wire.
 pub(crate) fn create(name: &str) -> Vec<u8> {
     wire(&query(name))
 }
 
-/// The same with a token that is of another request.
+/// Returns a create with the token of another request.
 pub(crate) fn forged(name: &str) -> Vec<u8> {
     wire(&query(name).replace("accountQuantity=5", "accountQuantity=6"))
 }
@@ -43,12 +43,12 @@ fn wire(query: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A call of Debian's `webhook`.
+/// Returns a call of Debian's `webhook`.
 pub(crate) fn webhook() -> Vec<u8> {
     b"GET /hooks/nothing HTTP/1.1\r\nhost: spid.example\r\n\r\n".to_vec()
 }
 
-/// So many new orders; the names begin with `prefix`.
+/// Returns `count` new orders whose names begin with `prefix`.
 pub(crate) fn creates(prefix: &str, count: usize) -> Vec<Vec<u8>> {
     (0..count).map(|number| create(&format!("{prefix}-{number:07}"))).collect()
 }

@@ -1,4 +1,4 @@
-//! What is measured, part by part.
+//! Parts of the benchmark.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ fn folder(plan: &Plan) -> tempfile::TempDir {
     tempfile::tempdir_in(&plan.cache).unwrap()
 }
 
-/// New orders, enough for a round at a rate nobody reaches.
+/// Returns new orders, enough for a round at a rate that no server reaches.
 fn news(prefix: &str, round: Duration) -> Arc<Requests> {
     Requests::each(orders::creates(prefix, (round.as_secs_f64() * 25_000.0) as usize), r#""instanceId""#)
 }
@@ -41,14 +41,14 @@ fn run(server: &Server, connections: usize, requests: &Arc<Requests>, length: Du
     sample
 }
 
-/// An order that was bought, for its repeats.
+/// Buys an order and returns the same request for its repeats.
 fn bought(server: &Server, name: &str) -> Arc<Requests> {
     let once = Requests::each(vec![orders::create(name)], name);
     assert_eq!(load::closed(server.address, 1, &once, Duration::from_secs(30)).wrong, 0);
     Requests::same(orders::create(name), name)
 }
 
-/// Rounds of what is compared, one after the other, by name.
+/// Rates of the compared servers, round by round, by name.
 struct Rounds<'a> {
     names: Vec<&'a str>,
     rates: Vec<Vec<f64>>,
@@ -75,7 +75,7 @@ impl<'a> Rounds<'a> {
         self.shares[self.names.iter().position(|known| *known == name).unwrap()]
     }
 
-    /// How many times `base` a thing reaches, round by round.
+    /// Returns the ratio of `name` to `base`, round by round.
     fn ratio(&self, name: &str, base: &str) -> Figure {
         Figure::of(self.rates(name).iter().zip(self.rates(base)).map(|(one, other)| one / other).collect())
     }
@@ -85,7 +85,7 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// a, b, c and e: bare hyper, a repeat, a new order, a wrong token.
+/// Measures bare hyper, a repeat, a new order and a wrong token, at each number of connections.
 fn paths(plan: &Plan, report: &mut Report) {
     let (bare, null) = (servers::constant("hyper"), servers::constant("null"));
     let home = folder(plan);
@@ -103,6 +103,7 @@ fn paths(plan: &Plan, report: &mut Report) {
         let mut rounds = Rounds::new(&["null", "hyper", "repeat", "new", "wrong"]);
         for round in 0..=plan.rounds {
             let new = news(&format!("new-{connections}-{round}"), plan.round);
+            // Interleaved, so that a machine that slows down affects all servers alike.
             for (name, server, requests) in [
                 ("null", &null, &constant),
                 ("hyper", &bare, &constant),
@@ -111,7 +112,7 @@ fn paths(plan: &Plan, report: &mut Report) {
                 ("wrong", &spid, &forged),
             ] {
                 let sample = run(server, connections, requests, plan.round);
-                // The first round warms up.
+                // The first round is a warm-up.
                 if round > 0 {
                     rounds.add(name, &sample);
                 }
@@ -145,7 +146,7 @@ fn paths_rows(section: &mut Section, connections: usize, rounds: &Rounds<'_>) {
     );
 }
 
-/// d: a command as the hook, beside a runner of commands that keeps nothing.
+/// Measures a command as the hook, compared with Debian's `webhook`, which runs commands and stores nothing.
 fn exec(plan: &Plan, report: &mut Report) {
     let home = folder(plan);
     let Some(webhook) = servers::webhook(home.path()) else {
@@ -182,7 +183,7 @@ fn exec(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// What grows with the number of instances, and what does not.
+/// Measures start, memory, disk and rates on stores with different numbers of orders.
 fn growth(plan: &Plan, report: &mut Report) {
     let sizes: Vec<usize> =
         [100, 10_000, 1_000_000].into_iter().filter(|size| *size <= plan.largest).collect();
@@ -222,7 +223,7 @@ fn growth_rates(plan: &Plan, sizes: &[usize], homes: &[tempfile::TempDir], secti
     let (mut repeats, mut news_made) = (Rounds::new(&names), Rounds::new(&names));
     for round in 0..=plan.rounds {
         for ((size, name), daemon) in sizes.iter().zip(&names).zip(&daemons) {
-            // Repeats of orders from everywhere in the store, not of one that stays in every cache.
+            // Repeats of orders from all over the store: repeats of one order would stay in every cache.
             let texts = (0..5_000_usize).map(|n| orders::create(&format!("full-{:07}", n * 7_919 % size)));
             let old = Requests::cycle(texts.collect(), "full-");
             let new = news(&format!("grown-{round}"), plan.round);
@@ -253,7 +254,7 @@ fn growth_rates(plan: &Plan, sizes: &[usize], homes: &[tempfile::TempDir], secti
     }
 }
 
-/// Open loop: orders come at a rate, whether the answers do or not. With a disk as it is, and a slow one.
+/// Measures latency in an open loop: orders arrive at a fixed rate, independent of the responses.
 fn latency(plan: &Plan, report: &mut Report) {
     let mut section = Section::new(
         "Latency",
@@ -276,8 +277,8 @@ fn latency(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// Instructions, which are the same on a busy machine: counted by valgrind, the difference of a short run
-/// and a longer one.
+/// Counts instructions, which do not depend on the load of the machine. valgrind counts them, and the difference of a
+/// short and a long run leaves out the start.
 fn instructions(plan: &Plan, report: &mut Report) {
     const SHORT: usize = 200;
     const LONG: usize = 1_200;
@@ -310,7 +311,7 @@ fn instructions(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// How long a build from nothing takes.
+/// Measures the time of a build from scratch.
 fn build(plan: &Plan, report: &mut Report) {
     let target = folder(plan);
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -325,7 +326,7 @@ fn build(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// A disk whose every sync takes ten milliseconds: it must cost one a batch and not one an order.
+/// Measures a disk that takes 10 ms for a sync. The rate must depend on syncs per batch, not per order.
 fn disk(plan: &Plan, report: &mut Report) {
     let Some(library) = servers::faultfs() else {
         eprintln!("skipped: install a C linker (build-essential)");
@@ -360,7 +361,7 @@ fn disk(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// The write-ahead log under sustained load, and whether a checkpoint stalls answers.
+/// Measures the write-ahead log under sustained load, and the stalls that checkpoints cause.
 fn log(plan: &Plan, report: &mut Report) {
     let mut section = Section::new(
         "Under sustained load",
@@ -400,7 +401,7 @@ fn watch_log(home: &Path, measured: impl FnOnce() -> Sample) -> (Sample, u64) {
     (sample, watcher.join().unwrap())
 }
 
-/// How large the binary is.
+/// Measures the size of the binary.
 fn size(_plan: &Plan, report: &mut Report) {
     let mut section = Section::new("Size", "The release binary as `cargo build --release` leaves it.");
     let bytes = std::fs::metadata(env!("CARGO_BIN_EXE_spid")).unwrap().len();
@@ -413,7 +414,7 @@ fn size(_plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
-/// Ten seconds of one load on a daemon whose process number is printed.
+/// Runs one load for 10 seconds against a daemon and prints the daemon's process id, for a profiler.
 pub(crate) fn drive(plan: &Plan, kind: &str) {
     let home = folder(plan);
     let spid = servers::spid(home.path(), Hook::Inside, &[]);

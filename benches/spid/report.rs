@@ -1,11 +1,11 @@
-//! The figures: a table to read, JSON to keep, a page for the documents.
+//! Report of the figures: a table, JSON, and a page for the documents.
 
 use std::fmt::Write as _;
 
-/// What stands behind the figures; written by hand, about no figure that a run could change.
+/// Text below the figures, written by hand. It mentions no figure that a run could change.
 const BOUNDS: &str = include_str!("bounds.md");
 
-/// The median of some rounds, and how far they lay apart.
+/// Median of the rounds, and their spread.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub(crate) struct Figure {
     pub(crate) median: f64,
@@ -28,17 +28,17 @@ impl Figure {
     }
 }
 
-/// One line: what was measured, what came out, what was wanted.
+/// A row of the report: the measurement, the result and the goal.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Row {
     pub(crate) what: String,
     pub(crate) found: String,
     pub(crate) goal: Option<String>,
-    /// Whether the goal was reached; `None` without one.
+    /// True if the goal was reached; `None` without a goal.
     pub(crate) reached: Option<bool>,
 }
 
-/// Lines that belong together.
+/// A section of the report.
 #[derive(Debug, serde::Serialize)]
 pub(crate) struct Section {
     pub(crate) title: String,
@@ -55,12 +55,12 @@ impl Section {
         self.rows.push(Row { what: what.into(), found: found.into(), goal: None, reached: None });
     }
 
-    /// A figure that is to be at least so large.
+    /// Adds a figure that should be at least `goal`.
     pub(crate) fn at_least(&mut self, what: impl Into<String>, figure: Figure, goal: f64) {
         self.goal(what, figure.shown(2), format!("≥ {goal}"), figure.median >= goal);
     }
 
-    /// A figure that is to be at most so large.
+    /// Adds a figure that should be at most `goal`.
     pub(crate) fn at_most(&mut self, what: impl Into<String>, found: f64, goal: f64, unit: &str) {
         self.goal(what, format!("{found:.1} {unit}"), format!("≤ {goal} {unit}"), found <= goal);
     }
@@ -75,7 +75,7 @@ pub(crate) struct Report {
     machine: String,
     sync_ms: f64,
     version: &'static str,
-    /// What it was called with.
+    /// The command-line arguments of the run.
     arguments: String,
     pub(crate) sections: Vec<Section>,
 }

@@ -1,7 +1,7 @@
-//! What is measured: real processes behind real sockets.
+//! Measured servers: real processes behind real sockets.
 //!
-//! The bench starts itself again for the servers that are not the `spid` command: bare hyper with a
-//! constant answer, a socket that answers without reading, and spid with a hook inside.
+//! The benchmark starts its own binary again for the servers that are not the `spid` command. These are bare hyper with
+//! a constant response, a socket that answers without parsing, and spid with a hook in the process.
 
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader};
@@ -21,10 +21,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::orders;
 
-/// As long as a create's answer of spid, so that both send as much.
+/// Constant response, as long as spid's response to a create, so that both send the same number of bytes.
 const CONSTANT: &str = r#"{"instanceId":"bench-order-0000000"}"#;
 
-/// A server in its own process; killed when dropped.
+/// A server in its own process; a drop kills it.
 pub(crate) struct Server {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -56,28 +56,28 @@ fn that_says_where(mut command: Command) -> Server {
     Server { child, address: line.trim().parse().unwrap() }
 }
 
-/// Bare hyper that answers a constant, or a socket that answers whatever is said.
+/// Starts bare hyper with a constant response, or a socket that answers any input.
 pub(crate) fn constant(kind: &str) -> Server {
     let mut command = itself();
     command.arg(format!("server-{kind}"));
     that_says_where(command)
 }
 
-/// A port nobody has at the moment.
+/// Returns an address whose port is free at the moment.
 pub(crate) fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Which hook a spid runs.
+/// Hook of a measured spid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// One inside the process, that does nothing.
+    /// A hook inside the process that does nothing.
     Inside,
     /// A command that does nothing.
     Command,
 }
 
-/// A daemon on the database in `folder`; `environment` for what stands between it and the disk.
+/// Starts a daemon on the database in `folder`. `environment` can preload a library between daemon and disk.
 pub(crate) fn spid(folder: &Path, hook: Hook, environment: &[(&str, String)]) -> Server {
     let address = free_address();
     let config = configure(folder, address, hook);
@@ -109,13 +109,13 @@ fn configure(folder: &Path, address: SocketAddr, hook: Hook) -> PathBuf {
     path
 }
 
-/// A daemon under valgrind, which counts what it executes.
+/// A daemon under valgrind, which counts its instructions.
 pub(crate) struct Counted {
     server: Server,
     log: PathBuf,
 }
 
-/// It, on an empty database in `folder`; `None` without valgrind.
+/// Starts a daemon under valgrind on an empty database in `folder`; `None` without valgrind.
 pub(crate) fn counted(folder: &Path) -> Option<Counted> {
     let address = free_address();
     let config = configure(folder, address, Hook::Inside);
@@ -136,7 +136,7 @@ impl Counted {
         &self.server
     }
 
-    /// Stops it, and says how many instructions it executed.
+    /// Stops the daemon and returns the number of instructions it executed.
     pub(crate) fn executed(mut self) -> Option<f64> {
         let id = rustix::process::Pid::from_child(&self.server.child);
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
@@ -147,10 +147,10 @@ impl Counted {
     }
 }
 
-/// The library that stands between a daemon and its disk.
+/// Preload library between a daemon and its disk, which can slow down syncs.
 pub(crate) struct Faultfs(PathBuf);
 
-/// It, built now; `None` when nothing here can.
+/// Builds the library; `None` if this machine cannot build it.
 pub(crate) fn faultfs() -> Option<Faultfs> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faultfs/Cargo.toml");
@@ -165,7 +165,7 @@ pub(crate) fn faultfs() -> Option<Faultfs> {
 }
 
 impl Faultfs {
-    /// What makes every sync of the database in `folder` take so much longer.
+    /// Returns the environment that makes each sync of the database in `folder` take `slow_ms` longer.
     pub(crate) fn environment(&self, folder: &Path, slow_ms: u64) -> [(&'static str, String); 3] {
         let path = folder.canonicalize().unwrap().join("spid.db");
         [
@@ -176,7 +176,7 @@ impl Faultfs {
     }
 }
 
-/// Debian's `webhook`, with the same command; `None` when it is not installed.
+/// Starts Debian's `webhook` with the same command; `None` if it is not installed.
 pub(crate) fn webhook(folder: &Path) -> Option<Server> {
     let hooks = r#"[{"id":"nothing","execute-command":"/bin/echo","include-command-output-in-response":true,
         "pass-arguments-to-command":[{"source":"string","name":"{}"}]}]"#;
@@ -195,7 +195,7 @@ pub(crate) fn webhook(folder: &Path) -> Option<Server> {
     Some(server)
 }
 
-/// Until it answers: a socket that is open may belong to somebody who is not ready.
+/// Waits until the server answers a request. An open port is not enough, because the server may not be ready yet.
 fn wait_until_answered(address: SocketAddr) {
     let begun = Instant::now();
     while !answers(address) {
@@ -211,7 +211,7 @@ fn answers(address: SocketAddr) -> bool {
     asked.is_ok() && std::io::Read::read(&mut socket, &mut [0]).is_ok_and(|read| read > 0)
 }
 
-/// The part of this program that is started again, if this is it.
+/// Runs the server that the arguments name, if this process was started as one.
 pub(crate) fn as_server(arguments: &[String]) -> Option<ExitCode> {
     match arguments.get(1).map(String::as_str) {
         Some("server-hyper") => Some(serve(hyper_connection)),
@@ -258,7 +258,7 @@ async fn null_connection(mut socket: tokio::net::TcpStream) {
     }
 }
 
-/// The hook that does nothing.
+/// A hook that does nothing.
 pub(crate) struct Nothing;
 
 impl ProvisioningHook for Nothing {

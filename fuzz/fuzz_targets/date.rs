@@ -1,4 +1,4 @@
-//! What it checks stands in `src/lib.rs`.
+//! Fuzz target `date`; its check is in `src/lib.rs`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| spid_fuzz::date(data));

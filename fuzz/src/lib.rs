@@ -1,9 +1,12 @@
-//! What every fuzz target checks, one function each: bytes in, a panic if something does not hold.
+//! Checks of all fuzz targets, one function each: the input is bytes, and a failed check panics.
 //!
-//! Three things feed these functions: `cargo fuzz` for as long as one likes, and in the ordinary tests
-//! (`tests/fuzz_smoke.rs`, which includes this file) the seeds under `corpus/` and some thousand random
-//! inputs. Where it can be done, spid's reading is compared with a second one that is slow, obvious, and
-//! written here without spid's help.
+//! These functions are called with three kinds of input:
+//! - by `cargo fuzz`, for any time,
+//! - by the ordinary tests (`tests/fuzz_smoke.rs`, which includes this file), with the seeds under `corpus/`,
+//! - by the same tests, with some thousand random inputs.
+//!
+//! If possible, spid's result is compared with that of a second implementation. It is slow, simple, and written here
+//! without spid's code.
 #![allow(unreachable_pub, reason = "a library here, a module in the tests")]
 #![allow(
     clippy::unwrap_used,
@@ -29,10 +32,10 @@ use spid::query::{self, Pair};
 use spid::scenario::{Scenario, ScenarioError};
 use spid::signature::{Keys, Parts, Secret};
 
-/// A target's name and what it checks.
+/// Name and function of a target.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// Every target.
 pub const TARGETS: [Target; 6] = [
     ("query", query),
     ("token", token),
@@ -42,14 +45,14 @@ pub const TARGETS: [Target; 6] = [
     ("config", config),
 ];
 
-/// A query string and, behind the first line break, a form: what is read is what anybody reads, and
-/// nothing that could be read in two ways is.
+/// Checks a query string and, behind the first line break, a form. spid must read both as any decoder does, and reject
+/// input that can be read in two ways.
 pub fn query(data: &[u8]) {
     let (query, form) = halves(data);
     let read = query::parse(query, form);
     let slow = [query, form.unwrap_or_default()].map(read_slowly).concat();
     let Ok(pairs) = read else {
-        // What is refused must have a reason that can be shown.
+        // A rejected input must have a reason that can be printed.
         assert!(!read.unwrap_err().to_string().contains('\0'));
         return;
     };
@@ -69,8 +72,8 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// A key and, behind the first line break, a signed query: it is accepted if and only if the token is
-/// the one a second implementation computes.
+/// Checks a key and, behind the first line break, a signed query. spid must accept the query if and only if its token
+/// equals that of a second implementation.
 pub fn token(data: &[u8]) {
     let (key, Some(query)) = halves(data) else { return };
     let Some(key) = std::str::from_utf8(key).ok() else { return };
@@ -94,7 +97,7 @@ fn the_right_one_opens(dialect: &dyn Dialect, pairs: &[Pair], right: &str, keys:
         let signed = dialect.parts(&RawRequest::get(query.as_bytes()), Timestamp::UNIX_EPOCH);
         signed.ok().map(|signed| signed.verify(keys).is_ok())
     };
-    // One parameter more may be one too many.
+    // An added parameter may exceed the limit on parameters: then the query is rejected before its token is checked.
     assert_ne!(verify(pairs, right), Some(false), "the right token was refused");
     let first = if right.starts_with('0') { "1" } else { "0" };
     assert_ne!(verify(pairs, &format!("{first}{}", &right[1..])), Some(true), "a wrong token was accepted");
@@ -108,7 +111,7 @@ fn the_right_one_opens(dialect: &dyn Dialect, pairs: &[Pair], right: &str, keys:
     assert!(signed.is_err() || signed.unwrap().verify(keys).is_ok(), "what we sign ourselves holds");
 }
 
-/// An expiry as somebody may send it: it is read as the date it is, or not at all.
+/// Checks an expiry date from an untrusted sender. spid must read it as the date it is, or not at all.
 pub fn date(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some(callback) = callback_with("alibaba", "expiredOn", text) else { return };
@@ -124,7 +127,7 @@ pub fn date(data: &[u8]) {
     }
 }
 
-/// A renewal with one parameter more, signed and read by this dialect; `None` if that cannot be sent.
+/// Signs and reads a renewal with one additional parameter in this dialect; `None` if it cannot be sent.
 fn callback_with(dialect: &str, name: &str, value: &str) -> Option<Callback> {
     let dialect = dialect::by_name(dialect).unwrap();
     let keys = Keys::single(Secret::new("fake-key")).unwrap();
@@ -137,7 +140,7 @@ fn callback_with(dialect: &str, name: &str, value: &str) -> Option<Callback> {
     Some(dialect.callback(verified, &Options { timezone: TimeZone::UTC, ..Options::default() }))
 }
 
-/// A fixture: it is read, or every mistake has a line of the file and says something.
+/// Checks a fixture: spid must read it, or report every mistake with a line of the file and a message.
 pub fn scenario(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     match Scenario::parse(text, "fuzz.toml") {
@@ -161,8 +164,8 @@ pub fn scenario(data: &[u8]) {
     }
 }
 
-/// A hook's answer: it is read, or the mistake names members and no value. Either way no secret is
-/// printed.
+/// Checks a hook's answer: spid must read it, or report a mistake that names members and no value. In both cases no
+/// secret may be printed.
 pub fn answer(data: &[u8]) {
     let read = spid::hook::read_answer(data);
     let value = serde_json::from_slice::<Value>(data).ok();
@@ -175,7 +178,7 @@ pub fn answer(data: &[u8]) {
                     assert_eq!(matches!(field, Field::Secret(_)), secret, "{name}");
                 }
             }
-            // What is plain may be shown; what is secret may not.
+            // A plain field may be shown, a secret field may not.
             let sections = [&answer.app, &answer.host, &answer.info];
             let fields = sections.into_iter().flatten().map(|(_, field)| field);
             let secrets = fields.filter(|field| matches!(field, Field::Secret(_))).map(Field::expose);
@@ -194,7 +197,7 @@ pub fn answer(data: &[u8]) {
     }
 }
 
-/// Everything of an answer that may be shown.
+/// Returns all text of an answer that may be shown.
 fn plain_text(answer: &spid::callback::Answer) -> String {
     let sections = [&answer.app, &answer.host, &answer.info];
     let fields = sections.into_iter().flatten();
@@ -208,7 +211,7 @@ fn plain_text(answer: &spid::callback::Answer) -> String {
     text
 }
 
-/// Whether a text is long and strange enough that it stands nowhere by chance.
+/// Returns true if a text is long and unusual enough that it does not occur by chance.
 fn is_telling(text: &str) -> bool {
     text.len() >= 8
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
@@ -230,12 +233,12 @@ fn collect(value: &Value, names: &mut String, values: &mut Vec<String>) {
     }
 }
 
-/// A configuration: it is read, or every mistake is told, and no key is told with it. An admin listener
-/// that others could reach is a mistake, and so is an endpoint without a key.
+/// Checks a configuration: spid must read it, or report every mistake without a key. A public admin listener and an
+/// endpoint without a key are mistakes.
 pub fn config(data: &[u8]) {
     const KEY: &str = "fake-canary-key-7Q";
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // Keys from files and credentials would read whatever the fuzzer names; so would its `\u` escapes.
+    // Keys from files and credentials would read any path the fuzzer writes, and `\u` escapes can hide these words.
     if ["file", "credential", "sealing", "\\"].iter().any(|word| text.contains(word)) {
         return;
     }
@@ -260,7 +263,7 @@ pub fn config(data: &[u8]) {
     }
 }
 
-/// What stands before the first line break, and what stands behind it.
+/// Splits the input at the first line break.
 fn halves(data: &[u8]) -> (&[u8], Option<&[u8]>) {
     match data.iter().position(|byte| *byte == b'\n') {
         Some(at) => (&data[..at], Some(&data[at + 1..])),
@@ -270,7 +273,7 @@ fn halves(data: &[u8]) -> (&[u8], Option<&[u8]>) {
 
 type Bytes = Vec<u8>;
 
-/// Splits and decodes as every decoder does: a broken `%` stands for itself.
+/// Splits and decodes as common decoders do: a `%` without two hexadecimal digits is kept as it is.
 fn read_slowly(text: &[u8]) -> Vec<(Bytes, Bytes)> {
     let mut pairs = Vec::new();
     for pair in text.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty()) {
@@ -304,7 +307,7 @@ fn all_text(pairs: &[(Bytes, Bytes)]) -> Option<Vec<Pair>> {
     pairs.iter().map(|(name, value)| Some((text(name)?, text(value)?))).collect()
 }
 
-/// The vendor's page, step by step: sort by name, join with `=` and `&`, put `key=` behind.
+/// Builds the canonical string of the vendor's page, step by step: sort by name, join with `=` and `&`, append `key=`.
 fn canonical(pairs: &[Pair]) -> String {
     let mut left = pairs.to_vec();
     let mut text = String::new();
@@ -325,8 +328,8 @@ fn digest(pairs: &[Pair], key: &str) -> String {
     Md5::digest(canonical(pairs) + key).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `yyyy-MM-dd HH:mm:ss` in UTC as seconds, by counting days. A leap second is the second before
-/// it, and what lies behind the last instant is that instant.
+/// Converts `yyyy-MM-dd HH:mm:ss` in UTC to seconds by counting days. A leap second counts as the second before it, and
+/// a date after the last instant as the last instant.
 fn date_slowly(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| {
         let digits = text.get(from..to)?;
@@ -365,7 +368,7 @@ fn month_days(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days from the beginning of year 0 to the beginning of this one.
+/// Returns the days from the start of year 0 to the start of this year.
 fn days_until_year(year: i64) -> i64 {
     (0..year).map(|year| 365 + i64::from(is_leap(year))).sum()
 }

@@ -1,32 +1,35 @@
-//! Who may ask, and whether a browser asks by itself.
+//! Access control of the admin listener: the token of an operator, and protection against other sites in a browser.
 //!
-//! Two things protect what is behind here. Reading: a token, or without one the name of this machine in
-//! `Host`, which a page from elsewhere cannot have. Doing: whoever may read may act, but a browser on the
-//! operator's machine sends along what it was told once, so an act must also come from our own page.
+//! Two rules protect the listener:
+//!
+//! * Reading needs the token. Without a configured token, `Host` must be a name of this machine, which a page from
+//!   elsewhere cannot have.
+//! * Every client that may read may also run operations. But a browser on the operator's machine repeats credentials
+//!   it was given once, so an operation must also come from our own page.
 
 use std::sync::{PoisonError, RwLock};
 
 use crate::core::signature::{Presented, Secret};
 use crate::net::{Request, Response};
 
-/// The rule for who may ask. The token changes with the configuration, while requests are answered.
+/// Access rule of the listener. A reload can change the token while requests are answered.
 pub(super) struct Access {
     token: RwLock<Option<Secret>>,
 }
 
-/// Why a request is not an operator's.
+/// Reason why a request is not an operator's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
-    /// It shows no token, and there is one.
+    /// No token was shown, but one is configured.
     NoToken,
-    /// It shows another token.
+    /// A wrong token was shown.
     WrongToken,
-    /// It asks for another host than this machine.
+    /// `Host` is not a name of this machine, and no token is configured.
     OtherHost,
 }
 
 impl Denied {
-    /// The word it is counted under.
+    /// Label of the metric for denied requests.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Denied::NoToken | Denied::OtherHost => "no-operator",
@@ -34,7 +37,7 @@ impl Denied {
         }
     }
 
-    /// What the client is told.
+    /// Response to the client.
     pub(super) fn response(self) -> Response {
         match self {
             Denied::NoToken | Denied::WrongToken => ask_for_token(),
@@ -43,10 +46,10 @@ impl Denied {
     }
 }
 
-/// Somebody who may ask.
+/// Operator: a client that may ask.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Operator {
-    /// The name they gave; nobody has checked it.
+    /// Name that the client gave; nothing verifies it.
     pub(super) name: Option<String>,
 }
 
@@ -55,7 +58,7 @@ impl Access {
         Access { token: RwLock::new(token) }
     }
 
-    /// Replaces the token. A request that is looked at from now on needs the new one.
+    /// Replaces the token. Requests that are checked from now on need the new one.
     pub(super) fn change(&self, token: Option<Secret>) {
         *self.token.write().unwrap_or_else(PoisonError::into_inner) = token;
     }
@@ -64,7 +67,7 @@ impl Access {
         self.token.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the operator; if this is none, why not.
+    /// Returns the operator, or the reason why the request is not an operator's.
     pub(super) fn check(&self, request: &Request) -> Result<Operator, Denied> {
         match self.token() {
             Some(token) => shown(request, &token),
@@ -73,7 +76,8 @@ impl Access {
         }
     }
 
-    /// Whether they may see totals. On loopback everybody may: there is nothing personal in them.
+    /// Checks access to the totals. Without a token every client of this machine may see them: they contain no
+    /// personal data.
     pub(super) fn may_count(&self, request: &Request) -> Result<(), Denied> {
         if self.token().is_none() { Ok(()) } else { self.check(request).map(drop) }
     }
@@ -95,20 +99,22 @@ fn ask_for_token() -> Response {
         .with_header("www-authenticate", "Basic realm=\"spid\", charset=\"UTF-8\"")
 }
 
-/// Whether a `Host` header names this machine by a name nobody else can have.
+/// Returns true if a `Host` header names this machine, by a name that no other machine can have.
 fn is_this_machine(host: &str) -> bool {
+    // An IPv6 address contains colons itself, so only digits behind the last colon are a port.
     let without_port = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     matches!(without_port.map_or(host, |(name, _)| name), "localhost" | "127.0.0.1" | "[::1]")
 }
 
-/// Whether a request comes from a page of ours, or from no browser. Every browser says where a POST comes
-/// from: in `Sec-Fetch-Site`, which no page can set, or in `Origin`.
+/// Returns true if a request comes from a page of ours, or from no browser. Every browser declares the source of a
+/// POST: in `Sec-Fetch-Site`, which no page can set, or in `Origin`.
 pub(super) fn is_from_our_page(request: &Request) -> bool {
     let headers = &request.headers;
     if headers.get("sec-fetch-site").is_some() {
         return headers.only("sec-fetch-site") == Some("same-origin");
     }
     match (headers.get("origin"), headers.only("origin"), headers.only("host")) {
+        // Neither header: the client is no browser, so no other site can have caused the request.
         (None, ..) => true,
         (Some(_), Some(origin), Some(host)) => {
             origin.split_once("://").is_some_and(|(_, from)| from.eq_ignore_ascii_case(host))
@@ -184,7 +190,7 @@ mod tests {
             &[][..],
             &[("origin", "http://localhost:8081")],
             &[("sec-fetch-site", "same-origin")],
-            // A proxy before us that asks for us by another name.
+            // A proxy in front of us that knows us under another name.
             &[("sec-fetch-site", "same-origin"), ("origin", "https://ops.example")],
         ] {
             assert!(is_from_our_page(&from(ours)), "{ours:?}");

@@ -1,8 +1,8 @@
-//! The JSON under `/v1`: the objects that the command line prints with `--json`, and its acts.
+//! JSON API under `/v1`: the objects that the command line prints with `--json`, and its operations.
 //!
-//! A list is an object with its rows and, where there are more, `next`: give it back as `before`. An act is
-//! a POST of JSON with `who` and `why`; a browser sends that to a strange site only after asking, and is
-//! never allowed.
+//! A list is an object with its rows. If there are more rows, `next` is present: pass it as `before` to get the next
+//! page. An operation is a POST of JSON with `who` and `why`. A browser asks for permission before a page of another
+//! site may send JSON, and never gets it.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -21,17 +21,17 @@ use crate::observe::denied::Shown;
 use crate::observe::limits;
 use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
 
-/// What an act is asked with.
+/// Body of an operation.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ActBody {
     who: String,
     why: String,
-    /// Which instance is meant, where several accounts have one of that name.
+    /// Account of the instance, if several accounts have an instance of that name.
     account: Option<String>,
-    /// What a conflicting create is really.
+    /// Real meaning of a conflicting create.
     r#as: Option<String>,
-    /// What completes the work: the JSON of docs/hooks.md.
+    /// Answer that completes the work: the JSON of docs/hooks.md.
     answer: Option<Box<RawValue>>,
 }
 
@@ -59,7 +59,7 @@ struct Callbacks {
 #[derive(Serialize)]
 struct Held {
     held: Vec<Errand>,
-    /// How many more there are.
+    /// Number of items that are not listed.
     left_out: usize,
 }
 
@@ -68,7 +68,7 @@ struct Acts {
     acts: Vec<crate::store::ActRow>,
 }
 
-/// The newest first.
+/// Denied requests, the newest first.
 #[derive(Serialize)]
 struct RefusalsPage {
     refusals: Vec<Shown>,
@@ -81,7 +81,7 @@ struct Wrong<'a> {
 
 type Answered = Result<Response, Fault>;
 
-/// Answers what stands under `/v1`.
+/// Answers requests under `/v1`.
 pub(super) async fn answer(admin: &Admin, request: &Request, target: &Target) -> Response {
     let segments = target.segments();
     let answered = match &request.method {
@@ -162,12 +162,12 @@ pub(super) fn callback_number(text: &str) -> Result<i64, Fault> {
     text.parse().map_err(|_| Fault::new(404, "that is not the number of a callback"))
 }
 
-/// The number to go on from, if the page is full.
+/// Number to continue from, if the page is full.
 pub(super) fn next<T>(rows: &[T], limit: usize, number: impl Fn(&T) -> i64) -> Option<i64> {
     rows.last().filter(|_| rows.len() >= limit).map(number)
 }
 
-/// The filter for instances that a target asks for.
+/// Filter for instances, from the parameters of the request.
 pub(super) fn instances_filter(target: &Target, limit: usize) -> Result<Filter, Fault> {
     let state = target.get("state").map(|word| {
         State::from_word(word).ok_or_else(|| {
@@ -234,6 +234,7 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
         return Err(Fault::new(403, "an act is not taken from a page of another site"));
     }
     let kind = request.headers.only("content-type").unwrap_or_default();
+    // This content type forces a browser to ask first, so it is part of the protection against other sites.
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
         return Err(Fault::new(415, "an act is JSON: send it as application/json"));
     }
@@ -247,6 +248,7 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
 fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
     let ActBody { account, r#as: instead, answer, .. } = body;
     let named = |name: &str| Named { name: name.to_owned(), account: account.clone() };
+    // A member that the operation ignores is an error, because the client expects an effect of it.
     let extra = |of_account: bool, of_instead: bool, of_answer: bool| {
         let given = of_account && account.is_some()
             || of_instead && instead.is_some()
@@ -282,7 +284,7 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
     }
 }
 
-/// What a conflicting create is really.
+/// Parses the real meaning of a conflicting create.
 pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
     let instead = Instead::from_word(word);

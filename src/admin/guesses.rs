@@ -1,9 +1,10 @@
-//! Wrong tokens: each is counted, some are logged, and an address that shows many of them waits for its answer.
+//! Protection against guessed tokens: wrong ones are counted, some are logged, and an address with many of them is
+//! slowed down.
 //!
-//! The right token is let in at once, also from an address that has shown a thousand wrong ones: an attacker
-//! who shares an address with the operator (a proxy, this machine) must not keep the operator out. A token of
-//! 16 bytes is not guessed at any speed. What waits is bounded, so that answers which are delayed do not use
-//! up the listener's connections.
+//! The right token is accepted at once, even from an address with a thousand wrong ones. An attacker may share an
+//! address with the operator (a proxy, this machine), and must not lock the operator out. A token of 16 bytes cannot
+//! be guessed at any speed. The number of delayed answers is limited, so that they do not use up the listener's
+//! connections.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -14,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use crate::observe::limits;
 
-/// The wrong tokens of the last while.
+/// Recent wrong tokens.
 pub(super) struct Guesses {
     known: Mutex<Known>,
     waiting: Semaphore,
@@ -22,18 +23,18 @@ pub(super) struct Guesses {
 
 #[derive(Default)]
 struct Known {
-    /// By address: when all of its wrong tokens are forgotten.
+    /// Time at which all wrong tokens of an address are forgotten.
     forgotten_at: HashMap<IpAddr, Instant>,
     logged_at: Option<Instant>,
     unlogged: u64,
 }
 
-/// What follows from a wrong token.
+/// Consequence of a wrong token.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Turn {
-    /// Log it, and say how many were not logged before it.
+    /// If set, log this wrong token, with this number of unlogged ones before it.
     pub(super) log: Option<u64>,
-    /// Whether the answer has to wait.
+    /// True if the answer is delayed.
     pub(super) slow: bool,
 }
 
@@ -44,12 +45,12 @@ impl Default for Guesses {
 }
 
 impl Guesses {
-    /// Takes a wrong token in.
+    /// Counts a wrong token.
     pub(super) fn note(&self, address: IpAddr, now: Instant) -> Turn {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).note(subscriber(address), now)
     }
 
-    /// Waits as long as a wrong token has to. Returns whether there was room to wait.
+    /// Delays the answer to a wrong token. Returns false at once if too many answers are delayed already.
     pub(super) async fn wait(&self) -> bool {
         let Ok(_place) = self.waiting.try_acquire() else { return false };
         tokio::time::sleep(Duration::from_millis(limits::ADMIN_GUESS_WAIT_MS)).await;
@@ -61,10 +62,11 @@ impl Known {
     fn note(&mut self, address: IpAddr, now: Instant) -> Turn {
         let each = Duration::from_millis(limits::ADMIN_GUESS_FORGOTTEN_MS);
         let burst = each * limits::ADMIN_GUESSES_FREE_COUNT;
+        // The table is bounded: forget expired addresses before a new one needs room.
         if self.forgotten_at.len() >= limits::CLIENTS_KNOWN_MAX_COUNT {
             self.forgotten_at.retain(|_, at| *at > now);
         }
-        // So many addresses at once are an attack; one that is not known yet counts as one of them.
+        // So many addresses at once are an attack, so a new address is slowed down, too.
         let is_full = self.forgotten_at.len() >= limits::CLIENTS_KNOWN_MAX_COUNT;
         let slow = match self.forgotten_at.get_mut(&address) {
             None if is_full => true,
@@ -73,6 +75,8 @@ impl Known {
                 false
             }
             Some(at) => {
+                // A leaky bucket: each wrong token adds `each`, up to `burst`; the address is slow while the bucket
+                // is full.
                 let slow = *at + each > now + burst;
                 *at = ((*at).max(now) + each).min(now + burst);
                 slow
@@ -89,7 +93,7 @@ impl Known {
     }
 }
 
-/// The address that stands for a subscriber: of IPv6, the network of 64 bits.
+/// Address that represents a subscriber: for IPv6 the /64 network, else the address itself.
 fn subscriber(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(six) => IpAddr::V6(Ipv6Addr::from(u128::from(six) & !u128::from(u64::MAX))),

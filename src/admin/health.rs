@@ -1,4 +1,4 @@
-//! Alive, ready, and how much of everything.
+//! Liveness, readiness and metrics of the daemon.
 
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
@@ -16,11 +16,11 @@ use crate::observe::limits;
 use crate::observe::metrics::{Gauges, Metric};
 use crate::store::Totals;
 
-/// Whether the daemon can do its work, and what that was judged by.
+/// Readiness of the daemon, and the facts it is based on.
 #[derive(Serialize)]
 pub(super) struct Readiness {
     pub(super) ready: bool,
-    /// Why not.
+    /// Reasons why the daemon is not ready.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) reasons: Vec<String>,
     store: StoreHealth,
@@ -39,7 +39,7 @@ struct StoreHealth {
     error: Option<String>,
 }
 
-/// What is owed. It makes nobody unready: callbacks can be taken however much there is.
+/// Unfinished work. It does not affect readiness, because callbacks can be accepted with any backlog.
 #[derive(Serialize)]
 struct Backlog {
     queued: u64,
@@ -52,7 +52,7 @@ struct Backlog {
     overdue_seconds: f64,
 }
 
-/// The disk of the database, and what the database takes of it, in bytes.
+/// Disk of the database, and the space that the database uses, in bytes.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(super) struct Disk {
     pub(super) free_bytes: u64,
@@ -62,7 +62,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    /// Measures it. `None` where that cannot be.
+    /// Measures the disk; `None` if that fails.
     fn of(database: &Path) -> Option<Disk> {
         let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
         let volume = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))).ok()?;
@@ -70,6 +70,7 @@ impl Disk {
         wal.push("-wal");
         let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
         Some(Disk {
+            // `f_bavail` is the space for unprivileged processes; root has a reserve that the daemon cannot use.
             free_bytes: volume.f_bavail.saturating_mul(volume.f_frsize),
             size_bytes: volume.f_blocks.saturating_mul(volume.f_frsize),
             database_bytes: size(database),
@@ -78,7 +79,7 @@ impl Disk {
     }
 }
 
-/// Seconds from then to now; 0 when it lies ahead or was never.
+/// Seconds from `then` to `now`; 0 if `then` is in the future or `None`.
 fn seconds_since(then: Option<Timestamp>, now: Timestamp) -> f64 {
     let millis = then.map_or(0, |then| now.as_millisecond() - then.as_millisecond());
     millis.max(0) as f64 / 1000.0
@@ -108,7 +109,7 @@ impl Backlog {
 }
 
 impl Admin {
-    /// Whether a write goes through now, and in time.
+    /// Returns the error if a write to the store fails now, or takes too long.
     async fn fault_of_store(&self) -> Option<String> {
         let within = Duration::from_millis(limits::READY_WITHIN_MS);
         match timeout(within, self.inner.parts.store.probe()).await {
@@ -123,7 +124,7 @@ impl Admin {
         tokio::task::spawn_blocking(move || Disk::of(&database)).await.ok().flatten()
     }
 
-    /// Whether the daemon can do its work, and what there is.
+    /// Examines the readiness of the daemon, and reads the totals.
     pub(super) async fn examine(&self) -> (Readiness, Result<Totals, Fault>) {
         let error = self.fault_of_store().await;
         let totals = self.read(|reader| Ok(reader.totals()?)).await;
@@ -147,10 +148,10 @@ impl Admin {
         (readiness, totals)
     }
 
-    /// `/readyz`: a status code for everybody, and why for an operator.
+    /// Answers `/readyz`: a status code for every client, and the details for an operator.
     pub(super) async fn ready(&self, request: &Request) -> Response {
         if let Err(denied) = self.inner.access.check(request) {
-            // A probe without a token is a stranger's, and no attack.
+            // A probe without a token is normal. Only a wrong token is a possible attack.
             if denied == Denied::WrongToken {
                 self.note(denied, request);
             }
@@ -171,6 +172,8 @@ impl Admin {
         let remembered = || self.inner.remembered.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.now().as_millisecond();
         let last = *remembered();
+        // The last result is reused for a short time: otherwise strangers could make the daemon write as often as
+        // they like.
         if let Some((_, ready)) = last.filter(|(at, _)| is_fresh(*at, now)) {
             return ready;
         }
@@ -179,7 +182,7 @@ impl Admin {
         readiness.ready
     }
 
-    /// `/metrics`.
+    /// Answers `/metrics`.
     pub(super) async fn metrics(&self) -> Response {
         match self.gauges().await {
             Ok(gauges) => {
@@ -211,7 +214,7 @@ impl Admin {
     }
 }
 
-/// Every state has a row, also where there is nothing in it.
+/// Sets the gauges of the totals. A state with no rows is exported as 0, too.
 fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
     for state in State::ALL {
         let count = totals.instances.get(state.as_str()).copied().unwrap_or(0);

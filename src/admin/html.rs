@@ -1,20 +1,20 @@
-//! Markup that is right by its type: text gets in escaped, and there is no other way in.
+//! HTML that is safe by its types: text is always escaped, and nothing else adds text to a page.
 //!
-//! Everything a marketplace sends is hostile text here. Names of elements and of attributes are words of
-//! our own (`&'static str`), values and texts are escaped, and whatever leads somewhere is a [`Link`].
+//! Everything that a marketplace sends is untrusted. Names of elements and attributes are our own words
+//! (`&'static str`), values and texts are escaped, and every computed target of a link is a [`Link`].
 
 use super::target::Link;
 use crate::hook::text;
 
-/// A piece of a page.
+/// Fragment of a page.
 #[derive(Debug, Default)]
 pub(super) struct Html(String);
 
-/// Attributes: our own names, anybody's values.
+/// Attributes of an element: names of our own, values from anywhere.
 pub(super) type Attributes<'a> = &'a [(&'static str, &'a str)];
 
 impl Html {
-    /// Text, whoever wrote it.
+    /// Appends escaped text.
     pub(super) fn text(&mut self, text: &str) {
         for character in text.chars() {
             match character {
@@ -23,14 +23,14 @@ impl Html {
                 '>' => self.0.push_str("&gt;"),
                 '"' => self.0.push_str("&quot;"),
                 '\'' => self.0.push_str("&#39;"),
-                // What could turn the text around it, or hide it, is shown instead of done.
+                // Characters that could reverse or hide the text around them are shown as escapes.
                 c if is_invisible(c) => self.0.extend(c.escape_unicode()),
                 c => self.0.push(c),
             }
         }
     }
 
-    /// An element with something in it.
+    /// Appends an element with content.
     pub(super) fn element(
         &mut self,
         name: &'static str,
@@ -42,18 +42,18 @@ impl Html {
         self.close(name);
     }
 
-    /// An element with text in it.
+    /// Appends an element that contains only text.
     pub(super) fn leaf(&mut self, name: &'static str, class: &'static str, text: &str) {
         let attributes: Attributes<'_> = if class.is_empty() { &[] } else { &[("class", class)] };
         self.element(name, attributes, |html| html.text(text));
     }
 
-    /// An element that never has anything in it.
+    /// Appends an element that never has content.
     pub(super) fn void(&mut self, name: &'static str, attributes: Attributes<'_>) {
         self.open(name, attributes);
     }
 
-    /// A way to another page.
+    /// Appends a link to another page of the listener.
     pub(super) fn link(&mut self, class: &'static str, link: &Link, text: &str) {
         let link = link.to_string();
         let attributes = [("href", &*link), ("class", class)];
@@ -61,12 +61,12 @@ impl Html {
         self.element("a", attributes.get(..count).unwrap_or_default(), |html| html.text(text));
     }
 
-    /// Appends a piece.
+    /// Appends a fragment.
     pub(super) fn push(&mut self, piece: Html) {
         self.0.push_str(&piece.0);
     }
 
-    /// The page as it is sent.
+    /// Returns the complete page.
     pub(super) fn into_page(self) -> String {
         format!("<!doctype html>\n{}\n", self.0)
     }
@@ -107,7 +107,7 @@ mod tests {
         html.0
     }
 
-    /// What a browser makes of it.
+    /// Text as a browser decodes it.
     fn unescaped(markup: &str) -> String {
         let marks = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&#39;", "'"), ("&amp;", "&")];
         marks.iter().fold(markup.to_owned(), |text, (from, to)| text.replace(from, to))

@@ -1,15 +1,15 @@
-//! The second listener, for whoever runs the daemon: is it alive, is it ready, what has it counted, what
-//! is there, what waits for a person; and the acts that mend it.
+//! Admin listener, for the operator: liveness, readiness, metrics, recorded data, the list of what needs attention,
+//! and admin operations.
 //!
-//! It has an address of its own, on loopback. There it asks nobody who they are, but wants to be asked for
-//! by a name of this machine: a page in a browser that runs here could point a name of its own at 127.0.0.1
-//! and read along. With a token (and for any other address there has to be one) it wants the token instead.
-//! Whoever has neither learns from `/livez` and `/readyz` a status code each. See `access`.
+//! It has its own address, on loopback by default. There it needs no credentials, but the request must name this
+//! machine as its host. Otherwise a page in a local browser could point a name of its own at 127.0.0.1 and read the
+//! answers. If a token is configured, the token is required instead; any address but loopback requires a token.
+//! Without either, a client gets only the status codes of `/livez` and `/readyz`. See `access`.
 //!
 //! * `health` answers `/livez`, `/readyz` and `/metrics`.
-//! * `api` is the JSON under `/v1`: the objects of the command line's `--json`, and its acts.
-//! * `console` is the same for people: pages without a script, so that a strict browser may read them.
-//! * `acts` is what both do by hand, through the store's own mender.
+//! * `api` is the JSON under `/v1`: the objects of the command line's `--json`, and its operations.
+//! * `console` shows the same to people: pages without scripts, so that a strict content policy allows them.
+//! * `acts` runs the operations of both, through the store's own admin operations.
 
 mod access;
 mod api;
@@ -37,28 +37,28 @@ use access::{Access, Denied, Operator};
 use guesses::Guesses;
 use target::Target;
 
-/// What can be chosen about the admin listener.
+/// Options for the admin listener.
 #[derive(Debug, Clone, Default)]
 pub struct AdminOptions {
-    /// What whoever asks must show. `None` only where nobody but this machine can ask.
+    /// Token that clients must show. `None` is allowed only if no other machine can reach the listener.
     pub token: Option<Secret>,
 }
 
-/// What the admin listener shows, and where it mends.
+/// Parts of the daemon that the admin listener shows and changes.
 pub struct AdminParts {
-    /// What is kept.
+    /// Store of the daemon.
     pub store: Store,
-    /// The database behind it, and how it was opened; `None` for a store in memory, which cannot be mended.
+    /// Database file and its options, for operations; `None` for a store in memory, which has no operations.
     pub database: Option<(PathBuf, StoreOptions)>,
-    /// What was counted.
+    /// Metrics of the daemon.
     pub metrics: Metrics,
-    /// What was turned away.
+    /// Denied requests.
     pub refusals: Refusals,
-    /// The time.
+    /// Clock of the daemon.
     pub clock: Clock,
 }
 
-/// Answers what the operator asks. Clones share it.
+/// Handler of the admin listener. Clones share it.
 #[derive(Clone)]
 pub struct Admin {
     inner: Arc<Inner>,
@@ -68,14 +68,14 @@ struct Inner {
     parts: AdminParts,
     access: Access,
     guesses: Guesses,
-    /// Stands in every form of the console, and a page of another site cannot read it.
+    /// Token in every form of the console; a page of another site cannot read it.
     form_token: Secret,
     started: Timestamp,
-    /// When it was last found out for a stranger whether the daemon is ready, and what was found.
+    /// Time and result of the last readiness check for a client without access.
     remembered: Mutex<Option<(Timestamp, bool)>>,
 }
 
-/// Why something was not answered or not done, and the HTTP status for that.
+/// Reason why a request failed, and its HTTP status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Fault {
     status: u16,
@@ -94,7 +94,7 @@ impl Fault {
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Fault {
-        // To come again does not help before the row is mended.
+        // A retry does not help until the row is repaired, so the status is not 503.
         let status = if matches!(error, StoreError::Unreadable(_)) { 500 } else { 503 };
         Fault::new(status, error.to_string())
     }
@@ -128,10 +128,10 @@ impl From<QueryError> for Fault {
 }
 
 impl Admin {
-    /// An admin listener's handler.
+    /// Creates the handler of an admin listener.
     ///
     /// # Errors
-    /// When the system's random generator fails.
+    /// Returns an error if the system's random generator fails.
     pub fn new(parts: AdminParts, options: AdminOptions) -> Result<Admin, StoreError> {
         let started = parts.clock.now();
         let random = || {
@@ -158,14 +158,15 @@ impl Admin {
         self.inner.parts.clock.now()
     }
 
-    /// Replaces what can be chosen about the listener. What a request has been let in for already is finished.
+    /// Replaces the options. Requests that were accepted before are finished.
     pub fn change(&self, options: AdminOptions) {
         self.inner.access.change(options.token);
     }
 
-    /// Counts and logs a request that is no operator's. Returns whether its answer has to wait.
+    /// Counts and logs a denied request. Returns true if its answer must be delayed.
     fn note(&self, denied: Denied, request: &Request) -> bool {
         self.inner.parts.metrics.count(Metric::TurnedAway, [denied.as_str(), ""]);
+        // Only a wrong token can be a guess. A request without a token is counted, and not slowed down.
         if denied != Denied::WrongToken {
             return false;
         }
@@ -178,7 +179,7 @@ impl Admin {
         turn.slow
     }
 
-    /// The answer to a request that is no operator's.
+    /// Answers a denied request.
     async fn deny(&self, denied: Denied, request: &Request) -> Response {
         if self.note(denied, request) && !self.inner.guesses.wait().await {
             return Response::text(429, "too many wrong tokens came from this address\n")
@@ -187,7 +188,7 @@ impl Admin {
         denied.response()
     }
 
-    /// Reads what is committed, on a thread that may wait for the disk.
+    /// Reads committed data on a thread that may block on the disk.
     async fn read<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Reader) -> Result<T, Fault> + Send + 'static,
@@ -197,7 +198,7 @@ impl Admin {
         done.unwrap_or_else(|_| Err(Fault::new(500, "reading fell over: this is a bug")))
     }
 
-    /// What only an operator is answered.
+    /// Answers requests that only an operator may make.
     async fn operate(&self, operator: &Operator, request: &Request) -> Response {
         let target = match Target::of(request) {
             Ok(target) => target,
@@ -219,6 +220,7 @@ fn is_read(request: &Request) -> bool {
 impl Handler for Admin {
     async fn handle(&self, request: Request) -> Response {
         let answer = match request.path() {
+            // Health first: probes must work without a token.
             path @ ("/livez" | "/readyz" | "/metrics") if !is_read(&request) => {
                 Response::text(405, format!("{path} takes only GET\n")).with_header("allow", "GET, HEAD")
             }

@@ -1,8 +1,8 @@
-//! What is done by hand from here: the acts of the command line, through the same mender, each with who
-//! and why.
+//! Admin operations of the listener: the operations of the command line, through the same code, each with the acting
+//! person and the reason.
 //!
-//! The mender opens the database beside the daemon's own writer; SQLite's lock puts the two in order.
-//! Afterwards the dispatcher is woken, so that nobody waits for its next look.
+//! An operation opens the database beside the daemon's own writer; SQLite's lock orders the two. Afterwards the
+//! dispatcher is woken, so that due jobs do not wait for its next poll.
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::hook::clock::Id;
 use crate::observe::limits;
 use crate::store::{Act, Approved, Instead, MendError, Mender};
 
-/// An act, and to what.
+/// Admin operation and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deed {
     Retry(Id),
@@ -26,27 +26,27 @@ pub(super) enum Deed {
     Release(Named),
 }
 
-/// An instance by name; the account is needed where several have one of it.
+/// Instance by name. The account is needed if several accounts have an instance of that name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Named {
     pub(super) name: String,
     pub(super) account: Option<String>,
 }
 
-/// What an act led to.
+/// Result of an operation.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
-    /// The word of the act.
+    /// Name of the operation.
     pub(super) act: &'static str,
-    /// In a sentence.
+    /// Result as a sentence.
     pub(super) message: String,
-    /// The job it is about, or that was made.
+    /// Job that the operation changed or created.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) job: Option<Id>,
-    /// The job that has to end before.
+    /// Job that must end before this one runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) behind: Option<Id>,
-    /// The callback it is about.
+    /// Callback that the operation changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) callback: Option<i64>,
 }
@@ -86,7 +86,7 @@ impl Deed {
         Report { job, callback: Some(callback), ..self.report(message) }
     }
 
-    /// Does it; `instance` is the number of the one that is named.
+    /// Runs the operation; `instance` is the number of the named instance.
     fn run(&self, mender: &mut Mender, instance: i64, act: &Act) -> Result<Report, MendError> {
         Ok(match self {
             Deed::Retry(id) => match mender.retry(*id, act)? {
@@ -135,7 +135,7 @@ impl Deed {
     }
 }
 
-/// Who acts and why, said in full.
+/// Checks the acting person and the reason: both are required, and limited in length.
 pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
     let said = |name: &str, text: &str| {
         let text = text.trim();
@@ -152,7 +152,7 @@ pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
 }
 
 impl Admin {
-    /// Does something by hand.
+    /// Runs an operation and wakes the dispatcher.
     pub(super) async fn act(&self, deed: Deed, act: Act) -> Result<Report, Fault> {
         let instance = match &deed {
             Deed::Complete { instance: named, .. } | Deed::Release(named) => self.number_of(named).await?,
@@ -165,13 +165,17 @@ impl Admin {
         let (clock, word, who) = (parts.clock.clone(), deed.word(), act.who.clone());
         let store = parts.store.clone();
         let work = move || {
+            // If the database file was moved or replaced, the operation would write to a file that the daemon does
+            // not use.
             store.is_in_place()?;
+            // The operation encrypts with the keys of the running store, which a reload may have changed.
             let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
             deed.run(&mut mender, instance, &act)
         };
         let done = tokio::task::spawn_blocking(work).await;
         let report = done.map_err(|_| Fault::new(500, "the act fell over: this is a bug"))??;
         tracing::info!(act = word, who, "done by hand: {}", report.message);
+        // The operation may have made jobs due.
         parts.store.wake();
         Ok(report)
     }

@@ -1,5 +1,4 @@
-//! What was asked for: the segments of the path and the parameters behind it, decoded; and the way back, a
-//! link that leads to such a place.
+//! Request target: decoded path segments and parameters; and [`Link`], the reverse.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +7,7 @@ use crate::core::query;
 use crate::net::Request;
 use crate::observe::limits;
 
-/// A decoded request target.
+/// Decoded request target.
 #[derive(Debug)]
 pub(super) struct Target {
     segments: Vec<String>,
@@ -21,7 +20,7 @@ impl Target {
         let segments = segments.collect::<Option<_>>();
         let segments = segments.ok_or_else(|| Fault::new(400, "the path is not percent-encoded text"))?;
         let parameters = query::parse(request.query(), None)?;
-        // A form sends its empty fields along.
+        // A form also sends its empty fields; they count as absent.
         let filled = parameters.into_iter().filter(|(_, value)| !value.is_empty());
         Ok(Target { segments, parameters: filled.collect() })
     }
@@ -34,7 +33,7 @@ impl Target {
         self.parameters.get(name).map(String::as_str)
     }
 
-    /// Refuses parameters that mean nothing here: a misspelt filter must not show everything.
+    /// Refuses unknown parameters: a misspelled filter must not show everything.
     pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
         match self.parameters.keys().find(|name| !known.contains(&name.as_str())) {
             None => Ok(()),
@@ -43,7 +42,7 @@ impl Target {
         }
     }
 
-    /// How many rows to show.
+    /// Maximum number of rows to show.
     pub(super) fn limit(&self, default: usize) -> Result<usize, Fault> {
         let Some(text) = self.get("limit") else { return Ok(default) };
         let limit = text.parse().ok().filter(|limit| (1..=limits::LIST_MAX_COUNT).contains(limit));
@@ -51,7 +50,7 @@ impl Target {
         limit.ok_or_else(|| Fault::new(400, format!("`limit` is a number from 1 to {most}")))
     }
 
-    /// The row that the page before ended with.
+    /// Number of the last row of the previous page.
     pub(super) fn before(&self) -> Result<Option<i64>, Fault> {
         let before = self.get("before").map(str::parse).transpose();
         before.map_err(|_| Fault::new(400, "`before` is the `next` of the page before"))
@@ -72,7 +71,7 @@ fn decode(segment: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A link inside of this listener. It is made of our own words and encoded text, so it leads nowhere else.
+/// Link inside this listener. It consists of our own words and encoded text, so it cannot lead anywhere else.
 #[derive(Debug, Clone)]
 pub(super) struct Link {
     path: String,
@@ -84,7 +83,7 @@ impl Link {
         Link { path: path.to_owned(), parameters: Vec::new() }
     }
 
-    /// One more segment of the path.
+    /// Appends a path segment.
     pub(super) fn segment(mut self, text: &str) -> Link {
         self.path.push('/');
         for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! `conformance`: judge any receiver that speaks the Alibaba dialect.
+//! `conformance`: tests any SPI endpoint that speaks the Alibaba dialect.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,62 +19,63 @@ use crate::lab::conformance::{
 use crate::net::Url;
 use crate::observe::limits;
 
-/// How often the bar is drawn.
+/// Interval between two redraws of the progress bar, in milliseconds.
 const TICK_MS: u64 = 200;
 
 #[derive(Args)]
 pub(super) struct ConformanceArguments {
-    /// The receiver's endpoint, as the marketplace would be given it.
+    /// URL of the SPI endpoint under test, as the marketplace would be given it.
     #[arg(long, value_name = "URL")]
     to: Url,
     #[command(flatten)]
     key: KeyArguments,
-    /// How far to go: must, should (and must), or hardening (everything).
+    /// Highest level to test: must, should (and must), or hardening (everything).
     #[arg(long, value_name = "LEVEL", default_value = "hardening", value_parser = PossibleValuesParser::new(["must", "should", "hardening"]))]
     level: String,
-    /// Judge only this case and what it needs; may be given several times. docs/conformance.md lists them.
+    /// Test only this case and the cases it needs; can be repeated. docs/conformance.md lists the cases.
     #[arg(long, value_name = "CASE")]
     only: Vec<String>,
-    /// Write a report: Markdown to FILE.md, a page to FILE.html; may be given several times.
+    /// Write a report: Markdown to FILE.md, HTML to FILE.html; can be repeated.
     #[arg(long, value_name = "FILE")]
     report: Vec<PathBuf>,
-    /// Write JUnit's XML for a build server.
+    /// Write a JUnit XML report for a build server.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    /// Print the judgement as JSON.
+    /// Print the result as JSON.
     #[arg(long)]
     json: bool,
     /// Show every request and answer, not only those of failed cases.
     #[arg(long, short)]
     verbose: bool,
-    /// Really buy at an address that is not this machine.
+    /// Allow an address that is not this machine. The test really buys there.
     #[arg(long)]
     yes: bool,
-    /// The product that is bought.
+    /// Code of the product to buy.
     #[arg(long, value_name = "CODE", default_value_t = Goods::default().product)]
     product: String,
-    /// The SKU that is bought.
+    /// SKU to buy.
     #[arg(long, value_name = "SKU", default_value_t = Goods::default().sku)]
     sku: String,
-    /// The SKU an upgrade leads to.
+    /// SKU to upgrade to.
     #[arg(long, value_name = "SKU", default_value_t = Goods::default().upgrade)]
     upgrade_sku: String,
-    /// The buyer's account.
+    /// Account of the buyer.
     #[arg(long, value_name = "UID", default_value_t = Goods::default().buyer)]
     buyer: String,
-    /// Where sign-on links lead, if not where the receiver says (appInfo.authUrl) and not to the endpoint.
+    /// URL of sign-on links, if it is neither the appInfo.authUrl of the endpoint's answer nor the endpoint itself.
     #[arg(long, value_name = "URL")]
     sign_on_url: Option<Url>,
-    /// The zone of dates without one.
+    /// Time zone of dates that carry no zone.
     #[arg(long, value_name = "ZONE", default_value = "Asia/Shanghai")]
     timezone: String,
-    /// How long an answer may take.
+    /// Time limit for an answer.
     #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::CONFORMANCE_ANSWER_MS))]
     within: Span,
 }
 
 pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) -> Done {
     let suite = suite(&arguments)?;
+    // Check the names of the reports first: after the test has bought something, it is too late.
     for path in &arguments.report {
         kind_of(path)?;
     }
@@ -87,12 +88,12 @@ pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) 
         tell(&judgement, arguments.verbose, output)?;
     }
     tell_left_behind(&judgement, output);
-    // Last: a file that cannot be written must not take what was found along.
+    // Files come last: if a file cannot be written, the results are already printed.
     write_files(&arguments, &judgement)?;
     verdict(&judgement)
 }
 
-/// Ctrl-C ends the judging and gives back what was bought; once more, and it is left where it is.
+/// Runs the suite. The first Ctrl-C ends the tests and gives back what was bought; the second one ends at once.
 async fn judged(suite: &Suite, progress: &mut Progress) -> Result<Judgement, Failure> {
     let twice = async {
         interrupted().await;
@@ -178,14 +179,15 @@ fn kind_of(path: &Path) -> Result<Kind, Failure> {
     }
 }
 
-/// Ctrl-C: what is known by then is told.
+/// Completes at Ctrl-C; the caller then reports what it has so far.
 pub(super) async fn interrupted() {
     if tokio::signal::ctrl_c().await.is_err() {
+        // Without a signal handler the future never completes, and Ctrl-C ends the process as usual.
         std::future::pending::<()>().await;
     }
 }
 
-/// Writes a file that was asked for.
+/// Writes a file that the user asked for.
 pub(super) fn write(path: &Path, text: &str) -> Done {
     std::fs::write(path, text)
         .map_err(|error| Failure::new(Exit::Io, format!("{} cannot be written: {error}", path.display())))
@@ -205,7 +207,7 @@ fn junit_of(judgement: &Judgement) -> junit::Suite {
     junit::Suite { name, tests: judgement.cases.iter().map(test).collect() }
 }
 
-/// What stood against the rule, line by line.
+/// Details of a case, line by line: its rule, the source of the rule, and the exchanges.
 fn details(case: &Judged) -> Vec<String> {
     let mut lines = vec![case.rule.to_owned(), format!("source: {}", case.source)];
     lines.extend(case.exchanges.iter().flat_map(told));
@@ -269,7 +271,7 @@ fn verdict(judgement: &Judgement) -> Done {
     Err(Failure::new(Exit::NotMet, format!("{failed} {cases} failed")))
 }
 
-/// How far it is, on stderr, when somebody is there to see it.
+/// Progress bar on stderr; drawn only on a terminal.
 struct Progress(ProgressBar);
 
 impl Progress {

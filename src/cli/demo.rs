@@ -1,5 +1,5 @@
-//! `demo`: the whole round trip in one command. The daemon is the real one; only its folder is gone
-//! afterwards.
+//! `demo`: the whole life of an instance in one command. It runs the real daemon; its database is in a temporary
+//! folder, which is deleted afterwards.
 
 use std::net::Ipv4Addr;
 
@@ -21,7 +21,7 @@ const LIFE: &str = include_str!("../../spi-fixtures/alibaba/life.toml");
 
 #[derive(Args)]
 pub(super) struct DemoArguments {
-    /// Print the report as JSON, and nothing else.
+    /// Print only the report, as JSON.
     #[arg(long)]
     json: bool,
 }
@@ -58,6 +58,7 @@ async fn run(
         introduce(&daemon, scenario, output)?;
         scenario.run(&target, Some(&kept), &Clock::System, &mut Narrator::new(output)).await
     };
+    // The store's writer ends only when the last handle on the store is dropped; `stop` waits for that.
     drop(store);
     daemon.stop().await;
     if arguments.json {

@@ -1,4 +1,4 @@
-//! `callbacks export`, `instances export`: what happened, as a scenario on stdout; or what is, as lines.
+//! `callbacks export` and `instances export`: print recorded callbacks as a scenario, or instances as JSON lines.
 
 use std::collections::BTreeMap;
 
@@ -20,13 +20,13 @@ use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, 
 pub(super) struct ExportArguments {
     #[command(flatten)]
     store: StoreArguments,
-    /// How the marketplace speaks: alibaba, generic or jdcloud.
+    /// Dialect of the marketplace: alibaba, generic or jdcloud.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// Leave in buyers, order numbers, addresses and secrets.
+    /// Keep buyers, order numbers, addresses and secrets.
     #[arg(long)]
     keep_personal: bool,
-    /// Leave dates as they were sent. A receiver may be right not to believe them any more.
+    /// Keep dates as they were sent. An SPI endpoint may rightly refuse such old dates.
     #[arg(long)]
     keep_dates: bool,
 }
@@ -35,7 +35,7 @@ pub(super) struct ExportArguments {
 pub(super) struct ExportCallbacksArguments {
     #[command(flatten)]
     export: ExportArguments,
-    /// The callbacks' numbers, in the order in which they are to be sent.
+    /// Numbers of the callbacks, in the order to send them.
     #[arg(required = true, value_name = "NUMBER")]
     numbers: Vec<i64>,
 }
@@ -44,13 +44,14 @@ pub(super) struct ExportCallbacksArguments {
 pub(super) struct ExportInstanceArguments {
     #[command(flatten)]
     export: ExportArguments,
-    /// What is printed: a scenario that can be replayed, or what `instances import` takes back, one JSON object
-    /// an instance, with everything personal.
+    /// Form of the output: a scenario that can be replayed; or lines for `instances import`, one JSON object for each
+    /// instance, with personal data.
     #[arg(long = "as", value_name = "FORM", default_value = "scenario", value_parser = ["scenario", "lines"])]
     form: String,
-    /// Its id, or its orderBizId. As lines every instance is printed unless one is named.
+    /// Id or orderBizId of the instance. With `--as lines` the default is every instance.
     id: Option<String>,
-    /// Its account, if another one has an instance of that name. As lines: only instances of this account.
+    /// Account of the instance, if several accounts have an instance of that name. With `--as lines`: export only
+    /// instances of this account.
     #[arg(long)]
     account: Option<String>,
 }
@@ -117,6 +118,7 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
         if !wanted {
             return Ok(());
         }
+        // An import could not complete a pending instance, because its create stays here.
         if instance.state == State::Pending {
             pending += 1;
             return Ok(());
@@ -170,8 +172,8 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
     Ok(reader.jobs(&filter)?.into_iter().map(|job| (job.number, job)).collect())
 }
 
-/// What happened to an instance, in the order in which it was taken up: a callback that was held first and
-/// done later stands where it was done.
+/// Callbacks of an instance, in the order in which they were carried out. A callback that was held first and ran
+/// later has the position of its run.
 fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
     let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
     let mut rows = life.callbacks;
@@ -194,7 +196,7 @@ fn became(row: &CallbackRow, jobs: &Jobs) -> Became {
         Disposition::Recorded => Became::Done,
         Disposition::Held => Became::Held,
         Disposition::Refused => Became::Refused,
-        // A payment is answered when it is recorded, whatever its hook says later.
+        // A payment is answered as soon as it is recorded, so the later result of its hook does not matter here.
         Disposition::Job if row.action == Action::Payment => Became::Done,
         Disposition::Job => match row.job.and_then(|number| jobs.get(&number)).map(|job| job.state) {
             Some(schedule::JobState::Done) => Became::Done,

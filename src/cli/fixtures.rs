@@ -1,4 +1,4 @@
-//! `fixtures`: check scenarios without sending anything, and the schema editors check them with.
+//! `fixtures`: checks scenarios without sending anything, and prints the JSON Schema of their format.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::lab::scenario::{SCHEMA, Scenario, ScenarioError};
 
 #[derive(Subcommand)]
 pub(super) enum FixturesCommand {
-    /// Check files, and every file in folders; each mistake is told with its line.
+    /// Check files, and all files in folders; every mistake is reported with its line.
     Check(CheckArguments),
     /// Print the JSON Schema of the format, for editors.
     Schema,
@@ -18,10 +18,11 @@ pub(super) enum FixturesCommand {
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
-    /// Fixtures, or folders of them; in folders, files like `_common.toml` are parts of others and are checked with them.
+    /// Fixtures, or folders that contain them. In folders, files like `_common.toml` are parts of others, and are
+    /// checked with them.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Print nothing of files without a mistake.
+    /// Print nothing for files without mistakes.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -62,7 +63,7 @@ fn check(arguments: &CheckArguments, output: &mut Output) -> Done {
     }
 }
 
-/// The file, or the scenarios in the folder and the folders in it, in the order of their names.
+/// Collects the file, or all scenarios in the folder and its subfolders, ordered by name.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Done {
     if !path.is_dir() {
         files.push(path.to_owned());

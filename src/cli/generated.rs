@@ -1,4 +1,4 @@
-//! `completions`, `man` and `config default`: what is made of the definitions there are.
+//! `completions`, `man` and `config default`: output that is generated from the definitions of the program.
 
 use std::path::PathBuf;
 
@@ -11,13 +11,13 @@ use crate::config;
 
 #[derive(Args)]
 pub(super) struct CompletionsArguments {
-    /// The shell.
+    /// Name of the shell.
     shell: Shell,
 }
 
 #[derive(Args)]
 pub(super) struct ManArguments {
-    /// Write the page of every command into this folder, instead of the first one to stdout.
+    /// Write the page of every command into this folder, instead of the page of `spid` to stdout.
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
-//! `healthcheck`: asks the admin listener of a daemon how it is, for a container's runtime and for scripts.
+//! `healthcheck`: asks the admin listener of a daemon if it is ready, for a container's runtime and for scripts.
 //!
-//! It is a command of ours because a small image has no `curl`. It reads no key and no database: it may run as
-//! anybody who can read the configuration.
+//! The command exists because a small image contains no `curl`. It reads no key and no database, so any user who can
+//! read the configuration can run it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -17,13 +17,13 @@ use crate::observe::limits;
 
 #[derive(Args)]
 pub(super) struct HealthcheckArguments {
-    /// The configuration, which has the address of the admin listener.
+    /// Configuration file, which contains the address of the admin listener.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG", required_unless_present = "url")]
     config: Option<PathBuf>,
-    /// Ask here instead.
+    /// Send the request to this URL instead.
     #[arg(long, value_name = "URL", conflicts_with = "live")]
     url: Option<String>,
-    /// Ask whether it lives, and not whether it is ready: a daemon whose disk is full lives.
+    /// Ask if the daemon is alive, not if it is ready. A daemon with a full disk is alive but not ready.
     #[arg(long)]
     live: bool,
 }
@@ -41,7 +41,7 @@ pub(super) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) 
     }
 }
 
-/// What `/readyz` says in detail, as far as it is the answer; other bodies as they are.
+/// Readiness and its reasons, from the JSON of `/readyz`. Any other body is returned as it is.
 fn in_words(body: &[u8]) -> String {
     #[derive(serde::Deserialize)]
     struct Readiness {
@@ -70,7 +70,7 @@ impl HealthcheckArguments {
     }
 }
 
-/// A listener at every address of this machine is at its loopback address, too.
+/// Replaces an unspecified address by loopback: a listener on every address of this machine is reachable there, too.
 fn here(listens: SocketAddr) -> SocketAddr {
     let ip = match listens.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),

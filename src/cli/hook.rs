@@ -1,4 +1,4 @@
-//! `hook`: help for whoever writes one.
+//! `hook`: help for authors of hooks.
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
@@ -9,23 +9,23 @@ use crate::hook::{AnyHook, schema};
 
 #[derive(Subcommand)]
 pub(super) enum HookCommand {
-    /// Run a hook through whole lives, everything twice, and say where that does harm.
+    /// Test a hook through whole lives of instances: run everything twice and report where that does harm.
     Test(Box<hook_test::TestArguments>),
-    /// Print the JSON Schema of what a hook gets and gives.
+    /// Print the JSON Schema of the calls a hook gets and the answers it gives.
     Schema(SchemaArguments),
 }
 
 #[derive(Args)]
 pub(super) struct SchemaArguments {
-    /// Of the call or of the answer; without it both, under these names.
+    /// Part of the schema: the call or the answer. The default is both, under these names.
     part: Option<Part>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum Part {
-    /// What a hook gets.
+    /// Input of a hook.
     Call,
-    /// What a hook gives.
+    /// Output of a hook.
     Answer,
 }
 

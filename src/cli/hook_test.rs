@@ -1,7 +1,7 @@
-//! `hook test`: the hook author's test, from the shell, for hooks of every kind.
+//! `hook test`: the test for hook authors, from the shell, for hooks of every kind.
 //!
-//! The report is on stdout; what is being done meanwhile is on stderr, with every call and its end if
-//! that is asked for. The calls hold nothing but what the test made up.
+//! The report goes to stdout. Progress goes to stderr; with `--verbose` it contains every call and its result. The
+//! calls contain only invented data.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -26,49 +26,49 @@ use crate::hooks::runner::Runner;
 use crate::net::Url;
 use crate::observe::limits;
 
-/// Attempts at each action that are cut short at a moment drawn by chance: an executable is killed then.
+/// Default number of attempts at each action that are interrupted at a random moment; an executable is killed.
 const KILLS_COUNT: u32 = 4;
 
-/// Which hook, and what to ask of it.
+/// Arguments of `hook test`: the hook, and the test to run on it.
 #[derive(Args)]
 pub(super) struct TestArguments {
     #[command(flatten)]
     which: Which,
-    /// The secret calls are signed with: a file with `whsec_…`. Twice while it is changed.
+    /// File with the secret `whsec_…` that signs calls. Give the option twice during a key change.
     #[arg(long, value_name = "FILE", requires = "http")]
     secret_file: Vec<PathBuf>,
-    /// The same in an environment variable of this name.
+    /// Environment variable with the secret that signs calls.
     #[arg(long, value_name = "NAME", requires = "http", conflicts_with = "secret_file")]
     secret_env: Option<String>,
-    /// The hook of the configuration with this name; without it the first one.
+    /// Name of the hook in the configuration. The default is the first one.
     #[arg(long, value_name = "NAME", requires = "config")]
     hook: Option<String>,
     #[command(flatten)]
     wares: WaresArguments,
-    /// How long one attempt may take, like 30s or 2m.
+    /// Time limit of one attempt, like 30s or 2m.
     #[arg(long, value_name = "SPAN", value_parser = span)]
     timeout: Option<Duration>,
-    /// How many attempts are made at once.
+    /// Number of concurrent attempts.
     #[arg(long, value_name = "COUNT", default_value_t = limits::HOOK_TEST_AT_ONCE_COUNT)]
     at_once: usize,
-    /// How many attempts at each action are cut short at a moment drawn by chance; an executable is killed
-    /// with all it started.
+    /// Number of attempts at each action that are interrupted at a random moment; an executable is killed with all
+    /// its children.
     #[arg(long, value_name = "COUNT", default_value_t = KILLS_COUNT)]
     kills: u32,
-    /// Draw from this seed, to repeat a run.
+    /// Seed of the random choices, to repeat a run.
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
-    /// Leave an action out, like `upgrade`.
+    /// Skip an action, like `upgrade`.
     #[arg(long, value_name = "ACTION", value_parser = action)]
     without: Vec<Action>,
-    /// Make it a fault if an action is not supported.
+    /// Fail if this action is not supported.
     #[arg(long, value_name = "ACTION", value_parser = action)]
     require: Vec<Action>,
-    /// A command that prints how many things exist for an instance: it gets the instance as JSON on its
-    /// standard input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.
+    /// Command that prints how many resources exist for an instance. It gets the instance as JSON on its standard
+    /// input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.
     #[arg(long, value_name = "CMD", num_args = 1..)]
     probe: Vec<String>,
-    /// Show every call and how it ended, on stderr.
+    /// Show every call and its result on stderr.
     #[arg(long, short)]
     verbose: bool,
     /// Print the report as JSON.
@@ -79,39 +79,39 @@ pub(super) struct TestArguments {
 #[derive(Args)]
 #[group(multiple = false)]
 struct Which {
-    /// An executable and its arguments. One that begins with `-` is written `--exec=-x`.
+    /// Executable and its arguments. Write an executable whose name begins with `-` as `--exec=-x`.
     #[arg(long, value_name = "CMD", num_args = 1..)]
     exec: Vec<String>,
-    /// An endpoint.
+    /// URL of an HTTP hook.
     #[arg(long, value_name = "URL")]
     http: Option<Url>,
-    /// A hook of this configuration.
+    /// Configuration file that contains the hook.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
-/// What is bought.
+/// Product, SKU and parameters of the test's purchases.
 #[derive(Args)]
 struct WaresArguments {
-    /// Buy this product.
+    /// Product to buy.
     #[arg(long, value_name = "CODE")]
     product: Option<String>,
-    /// Buy this SKU.
+    /// SKU to buy.
     #[arg(long, value_name = "SKU")]
     sku: Option<String>,
-    /// Upgrade to this SKU.
+    /// SKU to upgrade to.
     #[arg(long, value_name = "SKU")]
     upgrade_to: Option<String>,
-    /// Buy as this account.
+    /// Account of the buyer.
     #[arg(long, value_name = "ACCOUNT")]
     buyer: Option<String>,
-    /// Buy this much of something beside the SKU.
+    /// Quantity to buy of an item beside the SKU.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     item: Vec<(String, String)>,
-    /// Ask for this much of it in the upgrade.
+    /// Quantity of an item in the upgrade.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     upgraded_item: Vec<(String, String)>,
-    /// Send this parameter with every call.
+    /// Parameter to send with every call.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     parameter: Vec<(String, String)>,
 }
@@ -149,7 +149,7 @@ pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut
     let mut teller = Teller { output: Output::default(), verbose: arguments.verbose };
     let runtime = runtime()?;
     let report = runtime.block_on(check.run_watched(&mut teller));
-    // A hook that blocks a thread is not waited for.
+    // Do not wait for a hook that blocks its thread.
     runtime.shutdown_background();
     if arguments.json {
         output.json(&report)?;
@@ -164,7 +164,7 @@ pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut
 }
 
 impl TestArguments {
-    /// The hook that is meant, and its own timeout where it has one.
+    /// Hook under test, and its configured timeout if it has one.
     fn hook(&self, in_process: Option<AnyHook>) -> Result<(AnyHook, Option<Duration>), Failure> {
         let wrong = |from: &str, text: String| Failure::new(Exit::Config, format!("`{from}`: {text}"));
         if !self.which.exec.is_empty() {
@@ -209,7 +209,7 @@ impl TestArguments {
     }
 }
 
-/// Why no order goes to a hook of this name.
+/// Explains why no order goes to a hook of this name.
 fn not_reached(runner: &Runner, name: &str) -> String {
     let known: Vec<&str> = runner.hooks().map(|hook| hook.name.as_str()).collect();
     match known.contains(&name) {
@@ -243,7 +243,7 @@ impl WaresArguments {
     }
 }
 
-/// Says on stderr what is being done.
+/// Prints progress on stderr.
 struct Teller {
     output: Output,
     verbose: bool,
@@ -265,7 +265,7 @@ impl Observer for Teller {
     }
 }
 
-/// What the probe says exists. It is the author's own, and gets the author's environment.
+/// Runs the probe and reads the number it prints. The probe is the author's own command, so it gets the environment.
 async fn counted(command: Vec<String>, instance: Instance) -> Result<usize, HookError> {
     let (program, arguments) = command.split_first().ok_or_else(|| HookError::retry("it is empty"))?;
     let mut child = Command::new(program)
@@ -277,7 +277,7 @@ async fn counted(command: Vec<String>, instance: Instance) -> Result<usize, Hook
         .kill_on_drop(true)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A probe that reads only its environment closes its input early.
+        // A probe that reads only its environment may close its input early.
         let _ = stdin.write_all(&serde_json::to_vec(&instance)?).await;
     }
     let ended = child.wait_with_output().await?;

@@ -1,4 +1,4 @@
-//! JUnit's XML: what build servers read.
+//! JUnit XML, the format of test results that build servers read.
 
 use std::fmt::Write as _;
 
@@ -6,34 +6,34 @@ use serde::Serialize;
 
 use crate::hook::text::is_plain;
 
-/// What came of one test.
+/// Result of one test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) enum Came {
     Passed,
-    /// In a sentence, and all of it.
+    /// Failed: one sentence, and all details.
     Failed(String, String),
     Skipped(String),
 }
 
-/// One test of a suite.
+/// Single test of a suite.
 pub(super) struct Test {
     pub(super) name: String,
     pub(super) duration_ms: u64,
     pub(super) came: Came,
 }
 
-/// Tests that belong together.
+/// Group of tests.
 pub(super) struct Suite {
     pub(super) name: String,
     pub(super) tests: Vec<Test>,
 }
 
-/// The document.
+/// Returns the whole XML document.
 pub(super) fn xml(suites: &[Suite]) -> String {
     let mut text = "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<testsuites>\n".to_owned();
     for suite in suites {
         let count = |is: fn(&Came) -> bool| suite.tests.iter().filter(|test| is(&test.came)).count();
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = writeln!(
             text,
             "  <testsuite name=\"{}\" tests=\"{}\" failures=\"{}\" skipped=\"{}\" time=\"{}\">",
@@ -69,7 +69,7 @@ fn seconds(ms: u64) -> String {
     format!("{}.{:03}", ms / 1_000, ms % 1_000)
 }
 
-/// A text as XML has it. What XML cannot carry at all becomes a replacement character.
+/// Escapes a text for XML. Characters that XML does not allow become replacement characters.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,5 @@
-//! Where a command takes its key from: never from its arguments, which everybody on the machine sees.
+//! Sources of a command's key: a file or an environment variable. Arguments are visible to every user of the machine,
+//! so a key is never taken from them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +9,17 @@ use super::{Exit, Failure};
 use crate::config::{self, DEV_KEY, Environment, ProcessEnvironment};
 use crate::core::signature::{Key, Keys, Secret};
 
-/// The key to sign or verify with.
+/// Key to sign or verify with.
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 pub(super) struct KeyArguments {
-    /// A file with the key.
+    /// File that contains the key.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// The name of an environment variable with the key.
+    /// Environment variable that contains the key.
     #[arg(long, value_name = "NAME")]
     key_env: Option<String>,
-    /// The key of `spid serve --dev`.
+    /// Use the key of `spid serve --dev`.
     #[arg(long)]
     dev: bool,
 }
@@ -43,7 +44,7 @@ impl KeyArguments {
     }
 }
 
-/// The key in a file.
+/// Reads the key in a file.
 pub(super) fn keys_in(path: &Path) -> Result<Keys, Failure> {
     let read =
         config::read_key(path).and_then(|secret| Keys::single(secret).map_err(|error| error.to_string()));

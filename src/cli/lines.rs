@@ -1,7 +1,7 @@
-//! Instances as JSON lines: what `instances export --as lines` writes and `instances import` reads.
+//! Instances as JSON lines: the format that `instances export --as lines` writes and `instances import` reads.
 //!
-//! One object a line, and all that makes an instance itself: its names, what it is now, and the orders that
-//! were done for it. Not what happened: neither callbacks nor jobs, and no passwords.
+//! Each line is one object with the instance itself: its names, its present state, and the orders that were carried
+//! out for it. The format leaves out the history: callbacks, jobs and passwords.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::core::lifecycle::{Instance, State};
 use crate::hook::clock::read_rfc3339;
 use crate::store::{Import, Possession};
 
-/// One line.
+/// Line of the file: a single instance.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct InstanceLine {
@@ -48,12 +48,12 @@ pub(super) struct InstanceLine {
     expires_on_raw: Option<String>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     items: BTreeMap<String, String>,
-    /// Whether anything was ever made of it.
+    /// True if an attempt of the create ever began: something may exist at the seller's side.
     #[serde(skip_serializing_if = "Option::is_none")]
     began: Option<bool>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     tombstone: bool,
-    /// Whether its trial was bought for good.
+    /// True if the trial was converted into a purchase.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     converted: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ pub(super) struct InstanceLine {
     updated_at: Option<Timestamp>,
 }
 
-/// An expiry, of which "for ever" is one.
+/// Reads an expiry, which may be the latest possible time ("for ever").
 fn read_expiry<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     let wrong = || D::Error::custom(format!("`{text}` is not an instant, like 2030-01-01T00:00:00Z"));
@@ -109,7 +109,7 @@ impl InstanceLine {
         self.state == Some(State::Pending)
     }
 
-    /// What it says, as it is taken over; `origin` is where it was read.
+    /// Converts the line for the store; `origin` is the file and line where it was read.
     pub(super) fn import(self, origin: String) -> Import {
         let created_at = self.created_at.unwrap_or(Timestamp::UNIX_EPOCH);
         let instance = Instance {

@@ -1,4 +1,4 @@
-//! The log on stderr: what is said in it, and whether a line is text or JSON. docs/logging.md describes both.
+//! Log on stderr: its filter, and its format (text or JSON). docs/logging.md describes both formats.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::borrow::Cow;
@@ -24,21 +24,21 @@ use crate::config::LogFormat;
 use crate::hook::text;
 use crate::observe::metrics::Metrics;
 
-/// Says what is logged from now on.
+/// Function that replaces the log filter.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;
 
-/// What is logged and how, as far as a configuration may still decide it.
+/// Log filter and log format, if a configuration may still set them.
 pub(super) struct Logging {
-    /// `None` where the command line has decided.
+    /// Sets the filter; `None` if the command line has set it.
     change: Option<Change>,
-    /// `None` likewise.
+    /// Sets the format; `None` if the command line has set it.
     shape: Option<Shape>,
     stderr: Stderr,
 }
 
 impl Logging {
-    /// Begins to log to stderr: what `filter` says, or else `usual` until a configuration is read; and so for
-    /// the format.
+    /// Starts logging to stderr. The filter is `filter`, or else `usual` until a configuration is read; the format
+    /// follows the same rule.
     pub(super) fn start(
         filter: Option<&str>,
         usual: &str,
@@ -55,14 +55,14 @@ impl Logging {
         let logger = tracing_subscriber::fmt()
             .with_env_filter(read)
             .with_writer(stderr.clone())
-            // They would be written to standard error directly, with a panic if that fails.
+            // tracing-subscriber would write internal errors to standard error directly, and panic if that fails.
             .log_internal_errors(false)
             .with_ansi(false)
             .fmt_fields(shape.clone())
             .event_format(shape.clone())
             .with_filter_reloading();
         let handle = logger.reload_handle();
-        // In a program that logs already, that program decides.
+        // If the embedding program has installed a logger already, that logger decides.
         let ours = logger.try_init().is_ok();
         let change: Change = Box::new(move |filter| drop(handle.reload(filter)));
         Ok(Logging {
@@ -72,14 +72,14 @@ impl Logging {
         })
     }
 
-    /// Makes the log one that keeps nothing waiting: lines are queued, and dropped and counted in `metrics` if they
-    /// cannot be written. Panics are logged, too. Starts a thread.
+    /// Makes the log non-blocking: lines are queued, and dropped and counted in `metrics` if they cannot be written.
+    /// Panics are logged in the same way. Starts a thread.
     pub(super) fn never_wait(&self, metrics: Metrics) -> Result<(), Failure> {
         let failed = |error| {
             Failure::new(Exit::Io, format!("the thread that writes the log cannot be started: {error}"))
         };
         self.stderr.start_queue(metrics).map_err(failed)?;
-        // The usual hook writes to standard error directly, and would wait for its reader.
+        // The default panic hook writes to standard error directly, and would wait for its reader.
         std::panic::set_hook(Box::new(|panic| {
             let thread = std::thread::current();
             let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -87,7 +87,7 @@ impl Logging {
             let text = payload.downcast_ref::<&str>().copied();
             let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
             let message = text.unwrap_or("a value that is not text");
-            // Empty unless RUST_BACKTRACE asks for one.
+            // Captured only if RUST_BACKTRACE asks for it.
             let trace = Backtrace::capture();
             let trace = if trace.status() == BacktraceStatus::Captured {
                 format!("\n{trace}")
@@ -99,7 +99,7 @@ impl Logging {
         Ok(())
     }
 
-    /// What the configuration says.
+    /// Applies the level and the format of the configuration.
     pub(super) fn configure(&self, level: LevelFilter, format: LogFormat) {
         if let Some(shape) = &self.shape {
             shape.set(format);
@@ -110,7 +110,7 @@ impl Logging {
     }
 }
 
-/// How a line looks. Clones share it, and it changes while lines are written.
+/// Format of log lines. Clones share it, and it can change while lines are written.
 #[derive(Clone, Default)]
 struct Shape {
     json: Arc<AtomicBool>,
@@ -157,13 +157,13 @@ where
     }
 }
 
-/// What a hook or a marketplace says must not look like a line of ours.
+/// Escapes line breaks and control characters, so that text of a hook or a marketplace cannot look like our own line.
 fn one_line(text: &str) -> Cow<'_, str> {
     text::plain_log(text.trim_end_matches('\n'))
 }
 
-/// One flat object: what an event says, and what the spans it is in say. That of tracing-subscriber nests the
-/// latter, and a collector finds the ids of a trace at the top alone
+/// Formats an event as one flat JSON object with the fields of the event and of its spans. The JSON format of
+/// tracing-subscriber nests the span fields, but a collector finds the trace ids only at the top level
 /// (opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context).
 fn object<S, N>(context: &FmtContext<'_, S, N>, event: &Event<'_>) -> Result<String, serde_json::Error>
 where
@@ -179,7 +179,7 @@ where
     for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
         let extensions = span.extensions();
         let fields = extensions.get::<FormattedFields<N>>().map_or("", |fields| fields.fields.as_str());
-        // A span that began when lines were text has no JSON to add.
+        // A span that began while the format was text has no JSON fields.
         for (name, value) in serde_json::from_str::<Map<String, Value>>(fields).unwrap_or_default() {
             map.serialize_entry(&name, &value)?;
         }
@@ -226,7 +226,7 @@ mod tests {
         }
     }
 
-    /// What is written of an event in a span that began in one format, said in another.
+    /// Output of an event that is logged in format `said`, in a span that began in format `began`.
     fn written(began: LogFormat, said: LogFormat, say: impl FnOnce()) -> String {
         let (paper, shape) = (Paper::default(), Shape::default());
         let logger = tracing_subscriber::fmt()

@@ -1,7 +1,7 @@
-//! Mending: what a person does by hand. Each act says who did it and why, and is kept.
+//! Admin operations: changes that a person makes by hand. Each needs a reason, and is recorded in the audit log.
 //!
-//! The commands open the database themselves, so they work while the daemon runs and while it does
-//! not. A running daemon takes up what became due within a few seconds.
+//! The commands open the database themselves, so they work with and without a running daemon. A running daemon starts
+//! jobs that became due within a few seconds.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -23,15 +23,15 @@ use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
 use crate::store::{Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored};
 
-/// What every act needs.
+/// Arguments of every admin operation.
 #[derive(Args)]
 pub(super) struct ActArguments {
     #[command(flatten)]
     pub(super) store: StoreArguments,
-    /// Why; it is kept with the act.
+    /// Reason, for the audit log.
     #[arg(long, value_name = "TEXT")]
     why: String,
-    /// Who, if not the user this runs as.
+    /// Name of the person who acts; the default is the user who runs the command.
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }
@@ -47,7 +47,7 @@ impl ActArguments {
     }
 }
 
-/// Who acts, and why.
+/// Audit information of an operation: the acting person and the reason.
 pub(super) fn act(who: Option<&str>, why: &str) -> Result<Act, Failure> {
     if why.trim().is_empty() {
         return Err(Failure::new(
@@ -55,12 +55,13 @@ pub(super) fn act(who: Option<&str>, why: &str) -> Result<Act, Failure> {
             "`--why` is empty: say it in a few words, somebody will want to know",
         ));
     }
+    // Under sudo the user who called sudo is the person who acts, not root.
     let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
     let who = who.map(str::to_owned).or_else(known).unwrap_or_else(|| "unknown".to_owned());
     Ok(Act { who, why: why.to_owned() })
 }
 
-/// Opens the database to mend it.
+/// Opens the database for admin operations.
 pub(super) fn mender(store: &StoreArguments) -> Result<Mender, Failure> {
     let (path, options) = store.place()?;
     Mender::open(&path, &options, Clock::System).map_err(not_there)
@@ -80,7 +81,7 @@ impl From<MendError> for Failure {
 pub(super) struct JobArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// The job's id.
+    /// Id of the job.
     id: Id,
 }
 
@@ -106,10 +107,10 @@ pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
 pub(super) struct ApproveArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// What a conflicting create really is: renew, upgrade or conversion (of a trial).
+    /// Run a conflicting create as renew, upgrade or conversion (of a trial).
     #[arg(long = "as", value_name = "WHAT")]
     instead: Option<String>,
-    /// The callback's number, from `held list`.
+    /// Number of the callback, from `held list`.
     number: i64,
 }
 
@@ -117,7 +118,7 @@ pub(super) struct ApproveArguments {
 pub(super) struct RejectArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// The callback's number, from `held list`.
+    /// Number of the callback, from `held list`.
     number: i64,
 }
 
@@ -161,7 +162,7 @@ pub(super) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
 pub(super) struct DismissArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// The callbacks' numbers, from `attention`.
+    /// Numbers of the callbacks, from `attention`.
     #[arg(required = true)]
     numbers: Vec<i64>,
 }
@@ -179,11 +180,10 @@ pub(super) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done 
 pub(super) struct CompleteJobArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// A file with the answer, in the JSON of docs/hooks.md; `-` for standard input. Without it the answer
-    /// is empty.
+    /// File with the answer, in the JSON of docs/hooks.md; `-` for standard input. The default is an empty answer.
     #[arg(long, value_name = "FILE")]
     answer: Option<PathBuf>,
-    /// The job's id, from `jobs list` or `held list`.
+    /// Id of the job, from `jobs list` or `held list`.
     id: Id,
 }
 
@@ -201,14 +201,13 @@ pub(super) fn complete_job(arguments: CompleteJobArguments, output: &mut Output)
 pub(super) struct CompleteArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Its account, if another one has an instance of that name.
+    /// Account of the instance, if several accounts have an instance of that name.
     #[arg(long)]
     account: Option<String>,
-    /// A file with the answer, in the JSON of docs/hooks.md; `-` for standard input. Without it the answer
-    /// is empty.
+    /// File with the answer, in the JSON of docs/hooks.md; `-` for standard input. The default is an empty answer.
     #[arg(long, value_name = "FILE")]
     answer: Option<PathBuf>,
-    /// The instance's id, or its orderBizId.
+    /// Id or orderBizId of the instance.
     id: String,
 }
 
@@ -246,16 +245,16 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
 pub(super) struct ClaimArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Its account, if another one has an instance of that name.
+    /// Account of the instance, if several accounts have an instance of that name.
     #[arg(long)]
     account: Option<String>,
-    /// Who has it now, in your words: the name of a tenant. It is shown, and handed to the hook.
+    /// Name of the tenant that has the instance now, in your words. The name is shown, and passed to the hook.
     #[arg(long, value_name = "NAME")]
     tenant: Option<String>,
-    /// It may take the place of a claim by somebody else.
+    /// Replace the claim of another tenant.
     #[arg(long)]
     replace: bool,
-    /// The instance's id, or its orderBizId.
+    /// Id or orderBizId of the instance.
     id: String,
 }
 
@@ -274,10 +273,10 @@ pub(super) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
 pub(super) struct ReleaseArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Its account, if another one has an instance of that name.
+    /// Account of the instance, if several accounts have an instance of that name.
     #[arg(long)]
     account: Option<String>,
-    /// The instance's id, or its orderBizId.
+    /// Id or orderBizId of the instance.
     id: String,
 }
 
@@ -292,12 +291,13 @@ pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done 
 pub(super) struct ImportArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Take accounts that no configuration has. Without a configuration there is nothing to compare them with.
+    /// Accept accounts that are not configured. Required without a configuration, because accounts cannot be checked
+    /// then.
     #[arg(long)]
     any_account: bool,
-    /// A file with one JSON object a line: account and id, and what is known of endpoint, order_biz_id, state,
-    /// buyer, product, sku, order_id, trial, expires_on, items, claimed_at, tenant, and whatever else an export
-    /// has; `-` for standard input.
+    /// File with one JSON object per line: account and id, and as far as known endpoint, order_biz_id, state, buyer,
+    /// product, sku, order_id, trial, expires_on, items, claimed_at, tenant, and all other members of an export; `-`
+    /// for standard input.
     file: PathBuf,
 }
 
@@ -321,7 +321,7 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     Ok(())
 }
 
-/// A line with a mistyped account would be kept where no callback finds it.
+/// Refuses unknown accounts: no callback would ever find an instance that is stored under a mistyped account.
 fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Failure> {
     let Some(known) = known else {
         return Err(Failure::new(Exit::Usage, "without a configuration the accounts cannot be checked")
@@ -364,16 +364,16 @@ pub(super) struct ResendArguments {
     act: ActArguments,
     #[command(flatten)]
     key: KeyArguments,
-    /// The dialect, where the callback does not say it (an older spid kept none): alibaba unless it is given.
+    /// Dialect, if the callback does not name it (an older spid did not store it). The default is alibaba.
     #[arg(long)]
     dialect: Option<String>,
-    /// The endpoint.
+    /// URL of the endpoint.
     #[arg(long, value_name = "URL")]
     to: Url,
-    /// Really send to an address that is not this machine.
+    /// Allow an address that is not this machine.
     #[arg(long)]
     yes: bool,
-    /// The callback's number.
+    /// Number of the callback.
     number: i64,
 }
 
@@ -385,6 +385,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let found = arguments.act.store.reader()?.callback(arguments.number)?;
     let (_, callback) = found
         .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {}", arguments.number)))?;
+    // The dialect adds `action` itself when it signs the request.
     let parameters: Vec<(String, String)> = callback
         .parameters
         .iter()
@@ -402,6 +403,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let request = dialect.request(&callback.action_name, &parameters, &arguments.key.keys()?, &sending);
     let sent = exchange::addressed(&request, &arguments.to)
         .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    // The audit entry comes before the request: a request that was sent must never be missing from the audit log.
     let (mut mender, act) = arguments.act.begin()?;
     let target = format!("callback {} to {}", arguments.number, arguments.to.authority());
     mender.record("resend", &target, &act)?;
@@ -416,7 +418,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
 pub(super) struct BackupArguments {
     #[command(flatten)]
     store: StoreArguments,
-    /// The file to make. It must not be there yet.
+    /// File to create. It must not exist yet.
     file: PathBuf,
 }
 
@@ -434,7 +436,7 @@ pub(super) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
 pub(super) struct RestoreArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// The backup.
+    /// Backup file.
     file: PathBuf,
 }
 

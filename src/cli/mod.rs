@@ -1,8 +1,8 @@
-//! The command line: one file per subcommand, and what they share.
+//! Command line: one file for each subcommand, and the parts they share.
 //!
-//! Stdout is data, stderr is everything else. A failure is one line that begins with `error:`, and a
-//! `hint:` where there is something to do. Exit codes are those of `sysexits.h`, so that a script can
-//! tell a wrong configuration from a disk that is full.
+//! Data goes to stdout, everything else to stderr. A failure is one line that begins with `error:`, and a `hint:`
+//! line if the user can do something about it. Exit codes follow `sysexits.h`, so a script can tell a wrong
+//! configuration from a full disk.
 
 mod conformance;
 mod demo;
@@ -49,32 +49,32 @@ use logging::Logging;
 use output::Output;
 use stderr::Stderr;
 
-/// How a command ends.
+/// Exit code of a failed command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// An expectation was not met.
+    /// An expectation of the command was not met: a check, test or comparison failed.
     NotMet = 1,
     /// The command line is wrong.
     Usage = 64,
-    /// The input is wrong.
+    /// The input data is wrong.
     Data = 65,
-    /// There is no such input.
+    /// The input does not exist.
     NoInput = 66,
-    /// Something that must answer does not.
+    /// A service that must answer does not answer.
     Unavailable = 69,
-    /// This program is broken.
+    /// spid has a bug.
     Bug = 70,
     /// Reading or writing failed.
     Io = 74,
-    /// It may work later.
+    /// Temporary failure: the same command may succeed later.
     TryAgain = 75,
-    /// Not allowed.
+    /// Permission denied.
     Permission = 77,
     /// The configuration is wrong.
     Config = 78,
 }
 
-/// Why a command failed, for the person in front of it.
+/// Reason of a failed command, as the user reads it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     exit: Exit,
@@ -149,16 +149,14 @@ impl From<StartError> for Failure {
 
 type Done = Result<(), Failure>;
 
-/// Receives the signed provisioning callbacks of cloud marketplaces, runs your hook, and keeps the
-/// state of every instance.
+/// Receive signed provisioning callbacks of cloud marketplaces, run your hook, and keep the state of every instance.
 #[derive(Parser)]
 #[command(name = "spid", version, arg_required_else_help = true, subcommand_required = true)]
 struct Arguments {
-    /// What is logged to stderr: error, warn, info, debug, or a filter like `spid=debug`. It comes before
-    /// what a configuration says.
+    /// Log filter for stderr: error, warn, info, debug, or a filter like `spid=debug`. Overrides the configuration.
     #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER")]
     log: Option<String>,
-    /// How: text, or json. It comes before what a configuration says.
+    /// Log format: text or json. Overrides the configuration.
     #[arg(long, global = true, env = "SPID_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
     #[command(subcommand)]
@@ -169,77 +167,78 @@ struct Arguments {
 enum Command {
     /// Run the daemon.
     Serve(serve::ServeArguments),
-    /// Check a configuration, and everything it points at, without binding anything.
+    /// Check a configuration and every file it names, without opening a listener.
     CheckConfig(serve::CheckArguments),
-    /// Ask the daemon how it is; for containers and scripts.
+    /// Ask the daemon if it is ready; for containers and scripts.
     Healthcheck(healthcheck::HealthcheckArguments),
-    /// What a configuration can say.
+    /// Print the default configuration file with every key.
     #[command(subcommand)]
     Config(generated::ConfigCommand),
-    /// Watch one instance being bought, upgraded, renewed, frozen, thawed and released.
+    /// Run a demo: one instance is bought, upgraded, renewed, frozen, unfrozen and released.
     Demo(demo::DemoArguments),
     /// Print a signed request, as a marketplace would send it.
     Sign(sign::SignArguments),
-    /// Check a signed request, and explain why its signature does not hold.
+    /// Verify the signature of a request, and explain why it is not valid.
     Verify(verify::VerifyArguments),
     /// Send fixtures to an endpoint and compare the answers.
     Replay(replay::ReplayArguments),
     /// Check fixtures without sending them.
     #[command(subcommand)]
     Fixtures(fixtures::FixturesCommand),
-    /// Judge any receiver of the Alibaba dialect: buy, renew, forge, repeat, and report.
+    /// Test an SPI endpoint of the Alibaba dialect: buy, renew, forge, repeat, and report.
     Conformance(Box<conformance::ConformanceArguments>),
-    /// Pretend to be the marketplace: orders, renewals, expiries and releases, and what was lost by the answers.
+    /// Simulate a marketplace: orders, renewals, expiries and releases, and the losses that the answers imply.
     Simulate(Box<simulate::SimulateArguments>),
     /// Copy the database while the daemon runs.
     Backup(mend::BackupArguments),
-    /// Put a backup in place, every unfinished job of it held.
+    /// Restore a backup; every unfinished job in it becomes held.
     Restore(mend::RestoreArguments),
-    /// Forget what is old and done. Instances, orders and whatever a decision hangs on stay.
+    /// Delete old, finished data. Instances, orders and everything needed to decide on a later callback are kept.
     Prune(upkeep::PruneArguments),
-    /// The keys that seal passwords in the database.
+    /// Show and rotate the sealing keys, which encrypt passwords in the database.
     #[command(subcommand)]
     Seal(seal::SealCommand),
-    /// What people did by hand.
+    /// List the audit log: operations that people ran by hand.
     Acts(show::ActsArguments),
-    /// Say which hook an order would go to, and why.
+    /// Show the hook that an order would go to, and why.
     Route(route::RouteArguments),
-    /// Help for whoever writes a hook.
+    /// Test a hook, or print the JSON Schema of hooks.
     #[command(subcommand)]
     Hook(hook::HookCommand),
-    /// What was sold.
+    /// List, show, change, export and import instances.
     #[command(subcommand)]
     Instances(show::InstancesCommand),
-    /// What the hook owes.
+    /// List, show, retry, drop and complete jobs: the work of hooks.
     #[command(subcommand)]
     Jobs(show::JobsCommand),
-    /// What the marketplace said.
+    /// List, show, export and resend callbacks: the requests of the marketplace.
     #[command(subcommand)]
     Callbacks(show::CallbacksCommand),
     /// List everything that needs a person: refused, dead, held, pending and unreported orders.
     Attention(show::AttentionArguments),
-    /// What waits for an operator.
+    /// List, show, approve, reject and settle held callbacks.
     #[command(subcommand)]
     Held(show::HeldCommand),
-    /// Print the completions of a shell.
+    /// Print shell completions.
     Completions(generated::CompletionsArguments),
-    /// Print the manual page, or write all of them.
+    /// Print the manual page, or write the pages of all commands.
     Man(generated::ManArguments),
 }
 
-/// Where the store is.
+/// Location of the database.
 #[derive(Args)]
 struct StoreArguments {
-    /// The configuration that names the database.
+    /// Configuration file that names the database.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// The database itself; `spid.db` here when neither is given. It comes before SPID_CONFIG.
+    /// Database file. Overrides SPID_CONFIG. The default is `spid.db` in the current folder, if no configuration is
+    /// given.
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
 }
 
-/// Whether a configuration was named on the command line. In the environment it stands for every command, and says
-/// nothing against another choice.
+/// Returns true if the configuration was given on the command line. The environment variable applies to every
+/// command, so it must not conflict with another choice on the command line.
 fn is_typed(config: Option<&Path>) -> bool {
     let known = ProcessEnvironment.get("SPID_CONFIG");
     config.is_some_and(|config| known.is_none_or(|known| Path::new(&known) != config))
@@ -251,18 +250,18 @@ impl StoreArguments {
         Reader::open(&path).map_err(not_there)
     }
 
-    /// Whether what the store is asked to keep comes from a configuration.
+    /// Returns true if the store's options come from a configuration.
     fn is_configured(&self) -> bool {
         self.db.is_none() && self.config.is_some()
     }
 
-    /// The accounts of the configuration that names the database; `None` when the database was named itself.
+    /// Accounts of the configuration that names the database; `None` if the database was named directly.
     fn accounts(&self) -> Result<Option<Vec<String>>, Failure> {
         let named = self.config.as_ref().filter(|_| self.is_configured());
         Ok(named.map(|file| config::accounts_of(file, &ProcessEnvironment)).transpose()?)
     }
 
-    /// The database, and what the configuration says about the store.
+    /// Path of the database, and the store options of the configuration.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
             (Some(_), config) if is_typed(config.as_deref()) => {
@@ -278,14 +277,14 @@ impl StoreArguments {
     }
 }
 
-/// A store error of a command that was told where the store is.
+/// Converts an error of opening the store; a missing database gets a hint with the options that name it.
 fn not_there(error: StoreError) -> Failure {
     let missing = matches!(error, StoreError::NotThere(_));
     let failure = Failure::from(error);
     if missing { failure.hint("name it with --db FILE, or --config FILE") } else { failure }
 }
 
-/// Runs the command line of this process; `hook` is an author's own hook.
+/// Runs the command line of this process. `hook` is the hook of a program that embeds spid.
 pub(crate) fn run(hook: Option<AnyHook>) -> ExitCode {
     run_from(std::env::args_os(), hook)
 }
@@ -298,7 +297,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
         Err(error) => {
             let text = error.render().to_string();
             match crate::hook::text::without_user_info(&text) {
-                // The error repeats the value, and a URL may hold a password.
+                // The error repeats the value of the argument, and a URL may contain a password.
                 Cow::Owned(masked) => output.complain(masked.trim_end()),
                 Cow::Borrowed(_) => drop(error.print()),
             }
@@ -306,6 +305,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };
+    // Arguments are valid from here on. Logging starts first, so that every command can log.
     let usual = usual_log(&arguments.command);
     let logging = Logging::start(arguments.log.as_deref(), usual, arguments.log_format, stderr.clone());
     let code = match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
@@ -319,6 +319,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
         }
     };
     stderr.flush();
+    // The process ends after this: write out the lines that are still queued.
     code
 }
 
@@ -356,7 +357,7 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
     }
 }
 
-/// What is logged unless it is said: the daemon tells what it does, the demo shows it itself.
+/// Default log filter of a command: `serve` logs its work, `demo` prints its work itself.
 fn usual_log(command: &Command) -> &'static str {
     match command {
         Command::Serve(_) => "info",
@@ -365,7 +366,7 @@ fn usual_log(command: &Command) -> &'static str {
     }
 }
 
-/// A runtime for a command that talks to sockets.
+/// Tokio runtime for a command that uses sockets.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! Writing for people and for programs.
+//! Output of commands: text for people, JSON for programs.
 
 use std::io::{ErrorKind, Write};
 
@@ -8,7 +8,7 @@ use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::hook::text;
 
-/// Stdout and stderr. A reader that went away (`| head`) is not an error; it ends the writing.
+/// Stdout and stderr. If the reader of stdout closes it (`| head`), that is no error: later lines are discarded.
 #[derive(Default)]
 pub(super) struct Output {
     closed: bool,
@@ -16,17 +16,17 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Writes to stdout and to this standard error.
+    /// Creates an output that writes to stdout and to `stderr`.
     pub(super) fn new(stderr: Stderr) -> Output {
         Output { closed: false, stderr }
     }
 
-    /// Writes a line of data.
+    /// Writes a line of data to stdout.
     pub(super) fn line(&mut self, line: &str) -> Result<(), Failure> {
         if self.closed {
             return Ok(());
         }
-        // A sentence may quote what another program wrote.
+        // The line may quote text of another program, so control characters are escaped.
         match writeln!(std::io::stdout().lock(), "{}", text::plain_lines(line)) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
@@ -37,19 +37,19 @@ impl Output {
         }
     }
 
-    /// Writes a text that has its line endings.
+    /// Writes a text that contains its own line breaks.
     pub(super) fn text(&mut self, text: &str) -> Result<(), Failure> {
         self.line(text.strip_suffix('\n').unwrap_or(text))
     }
 
-    /// Writes a value as JSON.
+    /// Writes a value as indented JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::new(Exit::Bug, format!("the answer is not JSON: {error}")))?;
         self.line(&text::plain_json(&text))
     }
 
-    /// Writes a table: a header, and rows of as many cells, in columns as wide as they need to be.
+    /// Writes a table: a header, and rows with one cell for each column. Columns are as wide as their longest cell.
     pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
@@ -67,13 +67,13 @@ impl Output {
         Ok(())
     }
 
-    /// Writes to stderr, where everything goes that is not data.
+    /// Writes a line to stderr: errors, warnings and hints.
     pub(super) fn complain(&mut self, line: &str) {
         self.stderr.write(format!("{}\n", text::plain_lines(line)).as_bytes());
     }
 }
 
-/// A text from outside, for a terminal: what could move the cursor or turn the text is shown as an escape.
+/// Escapes a text from outside for a terminal: control characters and characters that change the text direction.
 pub(super) fn shown(text: &str) -> String {
     text::plain(text).into_owned()
 }

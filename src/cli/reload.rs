@@ -1,8 +1,11 @@
-//! SIGHUP: the configuration is read again, and applied whole or not at all.
+//! Reload on SIGHUP: the configuration is read again, and applied completely or not at all.
 //!
-//! What runs is always one file somebody wrote, never half of one and half of another. So there are three
-//! outcomes, each said in one line and counted: it is applied; it needs a restart, and nothing of it is
-//! applied; or something is wrong with it, and the old one is kept.
+//! The running configuration is always one complete file, never a mixture of two. A reload has three outcomes; each
+//! is logged in one line and counted:
+//!
+//! * The new configuration is applied.
+//! * It needs a restart, and no part of it is applied.
+//! * It has a mistake, and the old configuration is kept.
 
 use std::path::PathBuf;
 
@@ -15,14 +18,14 @@ use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;
 use crate::store::encryption::Sealer;
 
-/// Where the configuration comes from, every time.
+/// Source of the configuration, for the start and for every reload.
 #[derive(Clone)]
 pub(super) struct Source {
-    /// The file; `None` for `--dev`.
+    /// Configuration file; `None` for `--dev`.
     pub(super) path: Option<PathBuf>,
-    /// What comes before it.
+    /// Flags of the command line, which override the file.
     pub(super) flags: Vec<Flag>,
-    /// The hook inside of this program.
+    /// Hook of a program that embeds spid.
     pub(super) hook: Option<AnyHook>,
 }
 
@@ -35,21 +38,21 @@ impl Source {
     }
 }
 
-/// What became of a reload.
+/// Outcome of a reload.
 enum Outcome {
     Applied { changed: Vec<String> },
     RestartRequired { keys: Vec<String> },
     Kept { why: String },
 }
 
-/// The configuration, and its sealing keys. A key that has gone is not made anew while a daemon has it.
+/// Reads the configuration and its sealing keys. A missing key file is not created again while a daemon uses the key.
 fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> {
     let config = source.read().map_err(|mistakes| mistakes.lines().collect::<Vec<_>>().join("; "))?;
     let sealer = config.store.sealer(&config.store_path);
     Ok((config, sealer))
 }
 
-/// Reads the configuration again, as often as it is asked to.
+/// Reloads the configuration, once for each SIGHUP.
 pub(super) struct Reloader {
     source: Source,
     current: Config,
@@ -57,12 +60,12 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    /// For a daemon that runs with `current`.
+    /// Creates a reloader for a daemon that runs with `current`.
     pub(super) fn new(source: Source, current: Config, logging: Logging) -> Reloader {
         Reloader { source, current, logging }
     }
 
-    /// Reads it again now. What runs already ends with what it began with.
+    /// Reloads now. Requests and jobs in progress keep the configuration they began with.
     pub(super) async fn reload(&mut self, daemon: &Daemon) {
         let outcome = self.apply(daemon).await;
         let word = match &outcome {
@@ -88,7 +91,7 @@ impl Reloader {
 
     async fn apply(&mut self, daemon: &Daemon) -> Outcome {
         let source = self.source.clone();
-        // A file may lie on a disk that hangs: nobody else waits for it.
+        // A file may be on a disk that hangs, so it is read on a thread of its own: nothing else waits for it.
         let (config, sealer) = match tokio::task::spawn_blocking(|| read(source)).await {
             Ok(Ok(read)) => read,
             Ok(Err(why)) => return Outcome::Kept { why },
@@ -96,13 +99,14 @@ impl Reloader {
                 return Outcome::Kept { why: format!("reading it failed, which is a bug: {error}") };
             }
         };
+        // Keys that a running daemon cannot change: refuse the whole reload, so that no half of it applies.
         let changed = self.current.changes(&config);
         let mut keys: Vec<String> =
             changed.iter().filter(|key| NEEDS_RESTART.contains(&key.as_str())).cloned().collect();
         if self.current.tls.is_some() != config.tls.is_some() {
             keys.push("server.tls".to_owned());
         }
-        // Whichever file they are in: a name that has changed is among the keys already.
+        // The values, wherever they are stored: a change of the header's source is in `keys` already.
         let headers = |config: &Config| config.telemetry.as_ref().map(|telemetry| telemetry.headers.clone());
         if keys.is_empty() && headers(&self.current) != headers(&config) {
             keys.push("telemetry.headers".to_owned());
@@ -114,10 +118,12 @@ impl Reloader {
             Ok(sealer) => sealer,
             Err(error) => return Outcome::Kept { why: error.to_string() },
         };
+        // Last check before anything changes: live instances must keep an endpoint of their account.
         if let Err(error) = daemon.check_accounts(&config.endpoints, &config.retired_accounts) {
             return Outcome::Kept { why: error.to_string() };
         }
         serve::warn(&config);
+        // Nothing can fail from here on.
         daemon.change(Changes {
             endpoints: config.endpoints.clone(),
             runner: config.runner.clone(),

@@ -1,4 +1,4 @@
-//! `replay`: send fixtures to an endpoint, compare the answers.
+//! `replay`: sends fixtures to an endpoint and compares the answers.
 
 use std::path::{Path, PathBuf};
 
@@ -18,10 +18,10 @@ use crate::store::Reader;
 
 #[derive(Args)]
 pub(super) struct ReplayArguments {
-    /// Fixtures; see docs/fixtures.md.
+    /// Fixture files; see docs/fixtures.md.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The endpoint.
+    /// URL of the endpoint.
     #[arg(long, value_name = "URL")]
     to: Url,
     #[command(flatten)]
@@ -29,31 +29,31 @@ pub(super) struct ReplayArguments {
     /// Override a value of every fixture, like `vars.order=order-7` or `buy.params.skuId=…`.
     #[arg(long = "set", value_name = "NAME=VALUE")]
     set: Vec<String>,
-    /// The daemon's database, to check the states of instances as well.
+    /// Database of the daemon, to check the states of instances as well.
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     db: Option<PathBuf>,
-    /// The daemon's configuration, which names the database.
+    /// Configuration of the daemon, which names the database.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Another endpoint, by the name steps have for it.
+    /// Another endpoint, under the name that steps use for it.
     #[arg(long = "endpoint", value_name = "NAME=URL")]
     endpoints: Vec<String>,
-    /// Another key, by the name steps have for it.
+    /// Another key, under the name that steps use for it.
     #[arg(long = "other-key", value_name = "NAME=FILE")]
     other_keys: Vec<String>,
-    /// Go on behind a step that failed.
+    /// Continue after a failed step.
     #[arg(long)]
     keep_going: bool,
-    /// Really send to an address that is not this machine.
+    /// Allow an address that is not this machine. The requests are really sent.
     #[arg(long)]
     yes: bool,
-    /// Print nothing but one line a fixture.
+    /// Print only one line for each fixture.
     #[arg(long, short)]
     quiet: bool,
     /// Print the reports as JSON.
     #[arg(long)]
     json: bool,
-    /// Write JUnit's XML for a build server.
+    /// Write a JUnit XML report for a build server.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
 }
@@ -76,7 +76,7 @@ pub(super) fn replay(arguments: ReplayArguments, output: &mut Output) -> Done {
             tell(report, arguments.quiet, output)?;
         }
     }
-    // Last: a file that cannot be written must not take what was found along.
+    // The file comes last: if it cannot be written, the results are already printed.
     if let Some(path) = &arguments.junit {
         write(path, &junit::xml(&reports.iter().map(junit_of).collect::<Vec<_>>()))?;
     }
@@ -160,7 +160,7 @@ fn tell(report: &Report, quiet: bool, output: &mut Output) -> Done {
     Ok(())
 }
 
-/// Nobody there is not the same as somebody who answers wrongly.
+/// Exit code of the run: an endpoint that does not answer (69) differs from one that answers wrongly (1).
 fn verdict(reports: &[Report]) -> Done {
     if let Some(error) = reports.iter().find_map(|report| report.error.as_deref()) {
         return Err(Failure::new(Exit::Unavailable, error));

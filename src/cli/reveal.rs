@@ -1,4 +1,4 @@
-//! `--reveal`: the passwords a hook answered with. Who looked, and why, is kept before anything is shown.
+//! `--reveal`: shows the passwords in a hook's answers. Who asked, and why, is recorded before anything is shown.
 
 use std::collections::BTreeMap;
 
@@ -12,19 +12,19 @@ use crate::store::{JobRow, Revealed};
 
 #[derive(Args)]
 pub(super) struct RevealArguments {
-    /// Show the passwords and licence keys it was answered with, too. It is kept who looked, and why.
+    /// Show passwords and license keys of the answers, too. The audit log records who looked, and why.
     #[arg(long, requires = "why")]
     reveal: bool,
-    /// Why they are looked at.
+    /// Reason for looking, for the audit log.
     #[arg(long, value_name = "TEXT", requires = "reveal")]
     why: Option<String>,
-    /// Who looks, if not the user this runs as.
+    /// Name of the person who looks; the default is the user who runs the command.
     #[arg(long, value_name = "NAME", requires = "reveal")]
     who: Option<String>,
 }
 
 impl RevealArguments {
-    /// What is sealed in the answers of these jobs; `None` when nobody asked for it.
+    /// Secrets in the answers of these jobs; `None` if `--reveal` was not given.
     pub(super) fn secrets(
         &self,
         store: &StoreArguments,
@@ -35,12 +35,13 @@ impl RevealArguments {
             return Ok(None);
         }
         let act = mend::act(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
+        // `reveal` writes the audit entry before it decrypts.
         let revealed = mend::mender(store)?.reveal(target, jobs, &act)?;
         Ok(Some(revealed.into_iter().map(Secrets::from).collect()))
     }
 }
 
-/// What is shown, and the secrets if they were asked for.
+/// JSON output: the shown object, and the secrets if `--reveal` was given.
 #[derive(Serialize)]
 pub(super) struct WithSecrets<'a, T> {
     #[serde(flatten)]
@@ -49,7 +50,7 @@ pub(super) struct WithSecrets<'a, T> {
     pub(super) secrets: Option<Vec<Secrets>>,
 }
 
-/// The secrets of one answer, by what they are called in the JSON of hooks.
+/// Secrets of one answer, with their names in the JSON of hooks.
 #[derive(Serialize)]
 pub(super) struct Secrets {
     job: String,

@@ -1,4 +1,4 @@
-//! `route`: which hook an order would go to, and why. It looks at the configuration alone.
+//! `route`: shows the hook that an order would go to, and why. It reads only the configuration.
 
 use std::path::PathBuf;
 
@@ -15,19 +15,19 @@ use crate::hooks::runner::{NamedHook, Route, Runner};
 
 #[derive(Args)]
 pub(super) struct RouteArguments {
-    /// The configuration.
+    /// Configuration file.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: PathBuf,
-    /// The endpoint's name; may be left out where there is only one.
+    /// Name of the endpoint. Optional if there is only one.
     #[arg(long, value_name = "NAME")]
     endpoint: Option<String>,
-    /// The product's code at the marketplace.
+    /// Code of the product at the marketplace.
     #[arg(long, value_name = "CODE")]
     product: Option<String>,
-    /// The SKU. Of an upgrade it is the one that is upgraded from.
+    /// SKU of the order. For an upgrade: the SKU before the upgrade.
     #[arg(long, value_name = "ID")]
     sku: Option<String>,
-    /// The buyer's account at the marketplace.
+    /// Account of the buyer at the marketplace.
     #[arg(long, value_name = "ACCOUNT")]
     buyer: Option<String>,
     /// Print JSON.
@@ -35,13 +35,13 @@ pub(super) struct RouteArguments {
     json: bool,
 }
 
-/// Where an order would go.
+/// Route of an order, as JSON.
 #[derive(Serialize)]
 struct Answered<'a> {
     hook: &'a str,
-    /// The place of the route that matched; null: the default hook.
+    /// Position of the matching route, from 0; null for the default hook.
     route: Option<usize>,
-    /// What was tried before, and what it wanted in vain.
+    /// Routes that were tried before, each with its conditions that did not match.
     passed: Vec<Passed>,
 }
 
@@ -79,7 +79,7 @@ pub(super) fn route(arguments: RouteArguments, hook: Option<AnyHook>, output: &m
     Ok(())
 }
 
-/// The endpoint an order comes through: the one named, or the only one.
+/// Endpoint of the order: the one that was named, or the only one.
 fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Failure> {
     let names: Vec<&str> = config.endpoints.iter().map(|(_, endpoint)| &*endpoint.name).collect();
     let known = || format!("there is {}", names.join(", "));
@@ -95,7 +95,7 @@ fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Fail
     }
 }
 
-/// The hooks, and the routes to them as they are tried, for `check-config`.
+/// Prints the hooks, and the routes in the order they are tried, for `check-config`.
 pub(super) fn print_all(runner: &Runner, output: &mut Output) -> Done {
     for hook in runner.hooks() {
         output.line(&format!("  hook {}", described(hook)))?;

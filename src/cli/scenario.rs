@@ -1,4 +1,4 @@
-//! What `demo` and `replay` share: looking into the store, and telling what happens.
+//! Parts that `demo` and `replay` share: reading instance states from the store, and printing progress.
 
 use std::io::IsTerminal;
 
@@ -9,7 +9,7 @@ use crate::core::lifecycle::State;
 use crate::lab::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
 use crate::store::Reader;
 
-/// What the store says of the instances a scenario is about.
+/// States of a scenario's instances, read from the store.
 pub(super) struct Kept<'a>(pub(super) &'a Reader);
 
 impl States for Kept<'_> {
@@ -33,7 +33,7 @@ impl States for Kept<'_> {
 /// Prints every step, request, answer and state as it happens.
 pub(super) struct Narrator<'a> {
     output: &'a mut Output,
-    /// Steps that send more than this many requests are summed up.
+    /// Maximum number of requests of a step that are printed; the others are only counted.
     most: u32,
     left_out: u32,
 }
@@ -44,7 +44,7 @@ impl<'a> Narrator<'a> {
     }
 
     fn say(&mut self, line: &str) {
-        // A reader that went away must not end what is being run.
+        // A closed stdout must not end the scenario that is running.
         let _ = self.output.line(line);
     }
 }
@@ -113,19 +113,19 @@ fn described(seen: &Seen) -> String {
     text
 }
 
-/// Longest page that is printed, in characters: a buyer is shown whole ones.
+/// Maximum length of a printed page, in characters. Only a buyer sees a whole page.
 const PAGE_MAX_COUNT: usize = 200;
 
-/// An answer that is fit to be shown: whole if it is one to a marketplace, else its beginning.
+/// Shortens an answer for printing: JSON for a marketplace stays whole, anything else is cut.
 pub(super) fn briefly(body: &str) -> &str {
     let end = body.char_indices().nth(PAGE_MAX_COUNT).map(|(end, _)| end);
     end.filter(|_| !body.starts_with('{')).and_then(|end| body.get(..end)).unwrap_or(body)
 }
 
-/// Requests above which a run that prints nothing shows how far it is.
+/// Minimum number of requests of a run for which a progress bar is shown.
 const LONG_RUN: u64 = 200;
 
-/// A bar on stderr for long runs, when somebody is there to see it.
+/// Progress bar on stderr for long runs; drawn only on a terminal.
 pub(super) struct Progress(ProgressBar);
 
 impl Progress {
@@ -152,7 +152,7 @@ impl Drop for Progress {
     }
 }
 
-/// One line on how a scenario went.
+/// Summary of a scenario's result, in one line.
 pub(super) fn summary(report: &Report) -> String {
     let requests: u64 = report.steps.iter().map(|step| step.requests).sum();
     let met = report.steps.iter().filter(|step| step.passed).count();

@@ -1,4 +1,4 @@
-//! `seal`: which key sealed what, and sealing it anew with the current one.
+//! `seal`: shows how many answers each sealing key encrypts, and encrypts them again with the current key.
 
 use std::collections::BTreeMap;
 
@@ -12,9 +12,9 @@ use crate::store::encryption::KeyId;
 
 #[derive(Subcommand)]
 pub(super) enum SealCommand {
-    /// Say which sealing keys there are, and how many answers each has sealed.
+    /// List the sealing keys, and the number of answers that each encrypts.
     Status(StatusArguments),
-    /// Seal everything anew that another key than the current one has sealed, so that the other can be destroyed.
+    /// Re-encrypt all answers of old sealing keys with the current key, so that the old keys can be destroyed.
     Rotate(RotateArguments),
 }
 
@@ -31,8 +31,8 @@ pub(super) struct StatusArguments {
 pub(super) struct RotateArguments {
     #[command(flatten)]
     act: mend::ActArguments,
-    /// Leave the file as it is at the end. In unused room of it may then stand what the old key opens; say the
-    /// command once more without this before you destroy the key.
+    /// Do not rewrite the file at the end. Unused space in it may then contain data that the old key decrypts: run
+    /// the command again without this option before you destroy the key.
     #[arg(long)]
     keep_traces: bool,
     /// Print JSON.
@@ -47,14 +47,14 @@ pub(super) fn seal(command: SealCommand, output: &mut Output) -> Done {
     }
 }
 
-/// One key.
+/// Sealing key and its use, as JSON.
 #[derive(Serialize)]
 struct KeyLine {
-    /// Its id; `None` for all that were sealed before what is sealed said by which key.
+    /// Id of the key; `None` for data of an older spid, which does not store the key's id.
     key: Option<KeyId>,
-    /// `current`, `previous`, `unknown` to the configuration, or `unnamed`.
+    /// Status of the key: `current`, `previous`, `unknown` to the configuration, or `unnamed`.
     which: &'static str,
-    /// The answers it has sealed.
+    /// Number of answers that the key encrypts.
     sealed: u64,
 }
 

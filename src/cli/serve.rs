@@ -1,4 +1,4 @@
-//! `serve` and `check-config`.
+//! `serve` and `check-config`: runs the daemon, and checks its configuration.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,11 +24,11 @@ use crate::serve::supervisor::{Sockets, Supervisor};
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = true)]
 pub(super) struct ModeArguments {
-    /// The configuration.
+    /// Configuration file.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: Option<PathBuf>,
-    /// No configuration, also not that of SPID_CONFIG: loopback only, paths `/spi` (alibaba), `/jdcloud`, `/koogallery` and `/generic`, key `isvkey`,
-    /// `./spid.db`, the log hook.
+    /// Run without a configuration, and ignore SPID_CONFIG: loopback only, paths `/spi` (alibaba), `/jdcloud`,
+    /// `/koogallery` and `/generic`, key `isvkey`, database `./spid.db`, the log hook.
     #[arg(long)]
     dev: bool,
 }
@@ -37,17 +37,17 @@ pub(super) struct ModeArguments {
 pub(super) struct ServeArguments {
     #[command(flatten)]
     mode: ModeArguments,
-    /// Listen here instead.
+    /// Address to listen on. Overrides the configuration.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
-    /// Keep the state in this database instead.
+    /// Database file. Overrides the configuration.
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
 }
 
 #[derive(Args)]
 pub(super) struct CheckArguments {
-    /// The configuration.
+    /// Configuration file.
     #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
     config: PathBuf,
 }
@@ -71,9 +71,12 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
 }
 
 pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
+    // Must run before a second thread exists: it removes the sockets from the environment, which is not thread-safe.
     let sockets = supervised::sockets()?;
     let metrics = Metrics::default();
+    // Starts the thread of the log. From here on a full or stuck stderr cannot delay an order.
     logging.never_wait(metrics.clone())?;
+    // Must run before the configuration is read, because reading it loads the keys.
     hide_memory();
     let dev = arguments.mode.dev;
     let source = arguments.source(hook)?;
@@ -84,20 +87,21 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
 }
 
-/// Logs what a configuration should say differently.
+/// Logs the warnings of a configuration.
 pub(super) fn warn(config: &Config) {
     for warning in &config.warnings {
         tracing::warn!("configuration: {warning}");
     }
 }
 
-/// Keeps the keys in memory from other programs: no core is written of this process, and none of the same user may
-/// read its memory or its environment in `/proc`. To be called before a key is read. Hooks are programs of their own,
-/// and what counts for them begins with their start; they inherit the soft limit, and may raise it.
+/// Hides the memory of this process, which holds keys: no core dump is written, and other processes of the same user
+/// cannot read its memory or its environment in `/proc`. Must be called before a key is read. Hooks are separate
+/// programs: the protection of `/proc` does not extend to them. They inherit the soft limit for core dumps, and may
+/// raise it.
 fn hide_memory() {
     let limit = getrlimit(Resource::Core);
     let none = Rlimit { current: Some(0), maximum: limit.maximum };
-    // A supervisor that has set the limit may have denied the call as well.
+    // A supervisor that has set the limit to 0 may also have forbidden this call, so it is made only if needed.
     let limited = if limit.current == Some(0) { Ok(()) } else { setrlimit(Resource::Core, none) };
     let hidden = limited.and(not_dumpable());
     if let Err(error) = hidden {
@@ -117,7 +121,7 @@ fn not_dumpable() -> rustix::io::Result<()> {
 }
 
 impl ServeArguments {
-    /// Where the configuration comes from, at the start and at every reload.
+    /// Source of the configuration, for the start and for every reload.
     fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
         let dev = self.mode.dev;
         if dev && is_typed(self.mode.config.as_deref()) {
@@ -143,8 +147,8 @@ impl ServeArguments {
     }
 }
 
-/// Runs `work` and leaves. What still blocks a thread then, a hook that never awaits, is not waited for:
-/// the process ends, and takes it along.
+/// Runs `work` to its end, and then does not wait for blocked threads. A hook that never awaits would block one for
+/// ever; it ends with the process.
 fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     let runtime = runtime()?;
     let done = runtime.block_on(work);
@@ -153,9 +157,10 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
 }
 
 async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) -> Done {
+    // The limit of open files decides how many connections and hooks are allowed below.
     let share = raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
-    // Installed before anything is started: a signal that comes early must not be lost.
+    // Signal handlers come before anything is started: an early signal must not be lost.
     let signals = Signals::install()?;
     let paths: Vec<String> = config
         .endpoints
@@ -177,14 +182,16 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         dispatch: DispatchOptions { places: share.jobs, ..DispatchOptions::default() },
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
+    // Opens the database and recovers jobs. Callbacks are accepted when this returns.
     let daemon = Daemon::start(listener, admin, options).await?;
     tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
     let supervisor = supervised::supervisor();
+    // The supervisor is told last: it may start other services that depend on this one.
     supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
     signals.until_stop(daemon, reloader, &supervisor).await
 }
 
-/// The listeners: sockets that were handed over, or else those that are configured.
+/// Opens the listeners: sockets of the supervisor first, or else the configured addresses.
 async fn listen(
     config: &Config,
     sockets: Sockets,
@@ -209,9 +216,10 @@ async fn listen(
     Ok((listener, admin))
 }
 
-/// Peers that only hold connections open must not take the descriptors that hooks and the database need.
-/// The limit is raised no further than that: hooks inherit it, and some close every number below it. Where it stays
-/// lower, fewer connections and running hooks share it.
+/// Raises the limit of open files, and divides it: peers that only hold connections open must not take the
+/// descriptors that hooks and the database need. The limit is not raised further than necessary, because hooks
+/// inherit it and some programs close every descriptor number below it. If the limit stays lower, fewer connections
+/// and running hooks share it.
 fn raise_descriptors() -> Share {
     let limit = getrlimit(Resource::Nofile);
     if let Some((soft, _)) = descriptors(limit.current, limit.maximum) {
@@ -220,6 +228,7 @@ fn raise_descriptors() -> Share {
             tracing::warn!(%error, "the limit of open files cannot be raised");
         }
     }
+    // Read the limit again: the kernel may allow less than was requested.
     let got = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let share = Share::of(got);
     if got < limits::DESCRIPTORS_WANTED_COUNT {
@@ -234,17 +243,18 @@ fn raise_descriptors() -> Share {
     share
 }
 
-/// The part of the open files that peers and hooks may take.
+/// Number of connections and running hooks that the limit of open files allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Share {
-    /// Connections of each listener.
+    /// Maximum number of connections of each listener.
     connections: usize,
-    /// Jobs that run at once.
+    /// Maximum number of jobs that run at once.
     jobs: usize,
 }
 
 impl Share {
-    /// Half of what is not reserved goes to hooks, as far as they can use it, and the rest to the two listeners.
+    /// Divides `limit`: hooks get half of the unreserved descriptors, or less if they cannot use so many. The two
+    /// listeners share the rest.
     fn of(limit: u64) -> Share {
         if limit >= limits::DESCRIPTORS_WANTED_COUNT {
             return Share {
@@ -263,7 +273,7 @@ impl Share {
     }
 }
 
-/// The soft limit to set, and whether it is enough; `None` when the present one is. No limit is `None`, too.
+/// Soft limit to set, and true if it is sufficient. `None` if the present limit is sufficient or there is no limit.
 fn descriptors(soft: Option<u64>, hard: Option<u64>) -> Option<(u64, bool)> {
     let wanted = limits::DESCRIPTORS_WANTED_COUNT;
     soft.filter(|soft| *soft < wanted)?;
@@ -301,8 +311,9 @@ impl Signals {
         })
     }
 
-    /// The first signal stops in order; the second means now. A daemon of which a part has ended cannot do
-    /// its work: it stops, too, and says so, and whoever supervises it starts another.
+    /// Runs until a signal or a failed component ends the daemon. The first signal stops the daemon in order, the
+    /// second one at once. If a component stops unexpectedly, the daemon stops and exits with 70, and its supervisor
+    /// starts another one.
     async fn until_stop(self, daemon: Daemon, mut reloader: Reloader, supervisor: &Supervisor) -> Done {
         let Signals { mut terminate, mut interrupt, mut hang_up } = self;
         let mut stop = async || {
@@ -319,17 +330,20 @@ impl Signals {
             }
             std::future::pending().await
         };
+        // First phase: serve until a signal arrives or a component ends. Reloads and the watchdog never complete.
         let broken = tokio::select! {
             () = stop() => None,
             part = daemon.ended() => Some(part),
             () = reloads => None,
             () = supervised::feed_watchdog(supervisor, &daemon) => None,
         };
+        // Tell the supervisor first: a stop may take long, and the supervisor must not call it a failure.
         supervisor.stopping("answering what is in flight, letting hooks end");
         match broken {
             None => tracing::info!("stopping"),
             Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
         }
+        // Second phase: the stop itself. Its steps have time limits, and a second signal ends it at once.
         tokio::select! {
             stopped = daemon.stop() => {
                 let Stopped { answered, cut, closed } = stopped;
@@ -374,7 +388,7 @@ mod tests {
         }
     }
 
-    /// If it did, this test would not end.
+    /// The test ends only if the blocked hook does not keep the program alive.
     #[test]
     fn a_hook_that_blocks_its_thread_does_not_keep_the_program() {
         let (release, blocked) = std::sync::mpsc::channel::<()>();

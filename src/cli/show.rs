@@ -1,5 +1,5 @@
-//! `instances`, `jobs`, `callbacks`, `held`: what happened. These read; only that somebody was shown a password
-//! is written.
+//! `instances`, `jobs`, `callbacks`, `held`, `attention`, `acts`: show recorded data. These commands only read,
+//! except `--reveal`: it writes an audit entry before it shows a password.
 
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
@@ -26,7 +26,7 @@ pub(super) struct ListArguments {
     /// Print JSON.
     #[arg(long)]
     json: bool,
-    /// At most this many, the newest first.
+    /// Maximum number of rows, the newest first.
     #[arg(long, value_name = "COUNT", default_value_t = limits::LIST_DEFAULT_COUNT)]
     limit: usize,
 }
@@ -46,10 +46,10 @@ pub(super) enum InstancesCommand {
     List {
         #[command(flatten)]
         list: ListArguments,
-        /// Only those in this state: pending, active, frozen or released.
+        /// List only instances in this state: pending, active, frozen or released.
         #[arg(long)]
         state: Option<String>,
-        /// Only those of this account.
+        /// List only instances of this account.
         #[arg(long)]
         account: Option<String>,
     },
@@ -59,21 +59,21 @@ pub(super) enum InstancesCommand {
         show: ShowArguments,
         #[command(flatten)]
         reveal: RevealArguments,
-        /// Its id, or its orderBizId.
+        /// Id or orderBizId of the instance.
         id: String,
-        /// Its account, if another one has an instance of that name.
+        /// Account of the instance, if several accounts have an instance of that name.
         #[arg(long)]
         account: Option<String>,
     },
-    /// Print an instance's life as a scenario that can be replayed, without what is somebody's own.
+    /// Export an instance's history as a scenario that can be replayed, without personal data.
     Export(export::ExportInstanceArguments),
-    /// Finish what an instance waits for: what a hook left pending, or what you did by hand.
+    /// Complete the job that an instance waits for: the hook left it pending, or you did the work by hand.
     Complete(mend::CompleteArguments),
-    /// Keep that the buyer has come and taken it: signed up, or chose a tenant.
+    /// Record that the buyer has claimed the instance: signed up, or chose a tenant.
     Claim(mend::ClaimArguments),
-    /// Release an instance as if the marketplace had asked for it.
+    /// Release an instance, as if the marketplace had asked for it.
     Release(mend::ReleaseArguments),
-    /// Take over instances that lived before spid did.
+    /// Import instances that existed before spid did.
     Import(mend::ImportArguments),
 }
 
@@ -83,7 +83,7 @@ pub(super) enum JobsCommand {
     List {
         #[command(flatten)]
         list: ListArguments,
-        /// Only those in this state: queued, running, pending, held, dead, done, refused, dropped or cancelled.
+        /// List only jobs in this state: queued, running, pending, held, dead, done, refused, dropped or cancelled.
         #[arg(long)]
         state: Option<String>,
     },
@@ -93,24 +93,25 @@ pub(super) enum JobsCommand {
         show: ShowArguments,
         #[command(flatten)]
         reveal: RevealArguments,
-        /// Its id: the idempotency key the hook was called with.
+        /// Id of the job: the idempotency key of the hook's calls.
         id: String,
     },
-    /// Try a job once more, now. Its schedule is neither spent nor doubled.
+    /// Retry a job once, now. The attempt does not count against its retry schedule.
     Retry(mend::JobArguments),
-    /// End a job unrun; those behind it go on, except behind a create: without it they end, too.
+    /// Cancel a job without running it. Jobs behind it go on; jobs behind a create end, too, because there is no
+    /// instance.
     Drop(mend::JobArguments),
-    /// Finish a job that is pending, dead or held, with the answer of what was done by hand.
+    /// Complete a pending, dead or held job with the answer of work that was done by hand.
     Complete(mend::CompleteJobArguments),
 }
 
 #[derive(Subcommand)]
 pub(super) enum CallbacksCommand {
-    /// List callbacks, the newest first. A redelivered one is one line with a count.
+    /// List callbacks, the newest first. Redeliveries are counted, not listed.
     List {
         #[command(flatten)]
         list: ListArguments,
-        /// Only those whose hook is done and whose success the marketplace never came back for.
+        /// List only callbacks with an unreported result: the hook is done, but the marketplace has not called again.
         #[arg(long)]
         untold: bool,
     },
@@ -118,19 +119,19 @@ pub(super) enum CallbacksCommand {
     Show {
         #[command(flatten)]
         show: ShowArguments,
-        /// Its number.
+        /// Number of the callback.
         number: i64,
     },
-    /// Print callbacks as a scenario that can be replayed, without what is somebody's own.
+    /// Export callbacks as a scenario that can be replayed, without personal data.
     Export(export::ExportCallbacksArguments),
-    /// Send a callback again, signed anew, to a URL. To a daemon it is a delivery like any other, so a
-    /// result that comes back here counts as told.
+    /// Resend a callback to a URL, with a new signature. A daemon treats it like any delivery, so a result in the
+    /// answer counts as reported to the marketplace.
     Resend(Box<mend::ResendArguments>),
 }
 
 #[derive(Subcommand)]
 pub(super) enum HeldCommand {
-    /// List what waits for an operator: held callbacks, held and dead jobs.
+    /// List everything that waits for an operator: held callbacks, held and dead jobs.
     List {
         #[command(flatten)]
         list: ListArguments,
@@ -139,14 +140,14 @@ pub(super) enum HeldCommand {
     Show {
         #[command(flatten)]
         show: ShowArguments,
-        /// Its number.
+        /// Number of the callback.
         number: i64,
     },
-    /// Have a held callback done after all.
+    /// Approve a held callback, so that it runs.
     Approve(mend::ApproveArguments),
-    /// Refuse a held callback, and its redeliveries.
+    /// Reject a held callback and its redeliveries.
     Reject(mend::RejectArguments),
-    /// Answer a held callback with success without running it: it was done before.
+    /// Settle a held callback that repeats finished work: answer it with success, and run nothing.
     Settle(mend::RejectArguments),
 }
 
@@ -161,7 +162,7 @@ pub(super) struct AttentionArguments {
 
 #[derive(Subcommand)]
 enum AttentionCommand {
-    /// Take callbacks off the list that you have seen to; nothing else changes.
+    /// Dismiss callbacks from the list after you have handled them. Nothing else changes.
     Dismiss(mend::DismissArguments),
 }
 
@@ -365,8 +366,8 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
     if show.json { output.json(&detail) } else { print_callback(&detail, output) }
 }
 
-/// How often it came, out of how often the marketplace tries. Once told it does not try any more.
-/// Says which callbacks a marketplace is about to give up on.
+/// Warns of unreported callbacks for which the marketplace has used at least half of its deliveries. A reported
+/// callback needs no warning, because the marketplace does not call again.
 fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
     for row in rows.filter(|row| row.told_at.is_none()) {
         let Some(budget) = row.budget.map(u64::from) else { continue };

@@ -1,4 +1,4 @@
-//! `sign`: a request as a marketplace would send it.
+//! `sign`: prints a signed request, as a marketplace would send it.
 
 use clap::Args;
 use serde::Serialize;
@@ -14,21 +14,21 @@ use crate::hook::clock::Clock;
 pub(super) struct SignArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
+    /// Dialect of the marketplace: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// The endpoint the request is for.
+    /// URL of the endpoint that the request is for.
     #[arg(long, alias = "url", value_name = "URL", default_value = "http://127.0.0.1:8080/spi")]
     to: String,
-    /// Put the parameters into a POST form.
+    /// Send the parameters as a POST form.
     #[arg(long)]
     post: bool,
     /// Print method, URL, headers and body as JSON.
     #[arg(long)]
     json: bool,
-    /// The action as the marketplace spells it, like createInstance.
+    /// Action in the marketplace's spelling, like createInstance.
     action: String,
-    /// Parameters.
+    /// Parameters of the request.
     #[arg(value_name = "NAME=VALUE")]
     parameters: Vec<String>,
 }

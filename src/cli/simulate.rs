@@ -1,4 +1,4 @@
-//! `simulate`: play the marketplace towards any URL, and say what a seller would have lost.
+//! `simulate`: acts as the marketplace towards any URL, and reports the losses that the answers imply.
 
 use std::path::PathBuf;
 
@@ -18,44 +18,44 @@ use crate::lab::simulator::plan::Plan;
 use crate::net::Url;
 use crate::observe::limits;
 
-/// A day longer than this would let dates on the wire run away from any clock.
+/// Maximum length of a simulated day. With longer days the dates on the wire would move too far from any clock.
 const DAY_MAX: Span = Span::from_millis(5 * 60_000);
 
 #[derive(Args)]
 pub(super) struct SimulateArguments {
-    /// The receiver's endpoint.
+    /// URL of the SPI endpoint under test.
     #[arg(long, value_name = "URL")]
     to: Url,
     #[command(flatten)]
     key: KeyArguments,
-    /// How many orders.
+    /// Number of orders.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=limits::MARKET_ORDERS_MAX_COUNT))]
     orders: u32,
-    /// How many of them arrive in a second.
+    /// Number of orders that arrive per second.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 20.0)]
     rate: f64,
-    /// What the market is planned from; the same seed is the same market. Without it, another one each time.
+    /// Seed of the plan: the same seed gives the same orders. The default is a new random seed.
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// What all order numbers begin with, if not with something nobody had before.
+    /// Prefix of all order numbers. The default is a new, unique prefix.
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
-    /// How long a market day takes.
+    /// Length of a simulated day.
     #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_DAY_MS))]
     day: Span,
-    /// How soon the market calls again; it does so 120 times.
+    /// Interval between two calls for the same order; the marketplace makes up to 120 more calls.
     #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_RETRY_MS))]
     retry: Span,
-    /// How long a minute of the ladder for payments takes.
+    /// Length of a simulated minute in the retry schedule of payments.
     #[arg(long, value_name = "TIME", default_value_t = Span::from_millis(limits::MARKET_MINUTE_MS))]
     minute: Span,
-    /// Write what was told of every order, a line of JSON each.
+    /// Write the ledger to this file: the answers for every order, one line of JSON each.
     #[arg(long, value_name = "FILE")]
     ledger: Option<PathBuf>,
     /// Print the summary as JSON.
     #[arg(long)]
     json: bool,
-    /// Really play with an address that is not this machine.
+    /// Allow an address that is not this machine. The simulation really buys there.
     #[arg(long)]
     yes: bool,
 }
@@ -70,7 +70,7 @@ pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
     } else {
         tell(&summary, output)?;
     }
-    // Last: a file that cannot be written must not take what was found along.
+    // The file comes last: if it cannot be written, the results are already printed.
     if let Some(path) = &arguments.ledger {
         write(path, &lines(&ledger)?)?;
     }
@@ -105,6 +105,7 @@ fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
     }
     let id = Id::new(Clock::System.now())
         .map_err(|error| Failure::new(Exit::Io, format!("the system's random generator failed: {error}")))?;
+    // The first bytes of an id are the time, the others are random: those make a seed of at most nine digits.
     let (_, random) = id.as_bytes().split_at(8);
     let seed = random.iter().fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte)) % 1_000_000_000;
     let plan = Plan::new(arguments.seed.unwrap_or(seed), arguments.orders, arguments.rate);

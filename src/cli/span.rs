@@ -1,4 +1,4 @@
-//! A time on the command line, written as in fixtures and configurations: `200ms`, `5s`, `10m`.
+//! Duration on the command line, written as in fixtures and configurations: `200ms`, `5s`, `10m`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::lab::scenario;
 
-/// How long.
+/// Duration with a text form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span(pub(super) Duration);
 

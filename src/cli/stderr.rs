@@ -1,9 +1,9 @@
-//! Standard error, which may be full, closed or read by a program that has stopped reading.
+//! Standard error, which may be full, closed, or read by a program that has stopped reading.
 //!
-//! A command writes to standard error directly and waits for its reader, as programs do. The daemon must not: an
-//! order would wait for a log. So `serve` turns on a queue of lines and a thread that writes them. A line that finds
-//! no room in the queue, or that cannot be written, is dropped and counted; the log says how many were dropped once
-//! lines get through again.
+//! A command writes to standard error directly and waits for its reader, as programs usually do. The daemon must not
+//! wait, because an order would wait for the log. So `serve` starts a queue of lines and a thread that writes them. A
+//! line is dropped and counted if the queue has no room for it, or if it cannot be written. Once lines get through
+//! again, the log says how many were dropped.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Write};
@@ -18,27 +18,27 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
-/// The queue had no room: the thread that writes is stuck, or too slow.
+/// Reason of a drop: the queue had no room, because the writing thread is stuck or too slow.
 const QUEUE_FULL: &str = "queue-full";
-/// The system refused to write the line.
+/// Reason of a drop: the system refused to write the line.
 const NOT_WRITTEN: &str = "not-written";
-/// The target of lines that hooks write, as docs/logging.md has it.
+/// Target of lines that hooks write, as in docs/logging.md.
 const OF_HOOKS: &str = "spid::hook";
-/// The memory a queued line takes beside its text, in bytes.
+/// Memory that a queued line takes beside its text, in bytes.
 const LINE_OVERHEAD_BYTES: usize = 32;
 
 /// Standard error of this process. Clones share it.
 #[derive(Clone, Default)]
 pub(super) struct Stderr {
-    /// Empty until the daemon starts the queue.
+    /// Queue of the daemon; empty until `start_queue`.
     queue: Arc<OnceLock<Queue>>,
 }
 
 impl Stderr {
-    /// Queues all lines from now on, and counts in `metrics` those that are dropped.
+    /// Queues all lines from now on, and counts dropped lines in `metrics`.
     pub(super) fn start_queue(&self, metrics: Metrics) -> io::Result<()> {
         let queue = Queue::start(metrics, Descriptor)?;
-        // A second call would find the first queue in place, and its own would stay empty.
+        // The first queue wins: a second call does not replace it, and its own queue stays empty.
         let _ = self.queue.set(queue);
         Ok(())
     }
@@ -48,7 +48,7 @@ impl Stderr {
         self.write_within(lines, limits::LOG_QUEUE_MAX_BYTES);
     }
 
-    /// Writes whole lines, or queues them if no more than `most` bytes wait then.
+    /// Writes whole lines, or queues them if at most `most` bytes are in the queue then.
     fn write_within(&self, lines: &[u8], most: usize) {
         match self.queue.get() {
             Some(queue) => queue.push(lines, most),
@@ -72,20 +72,21 @@ impl MakeWriter<'_> for Stderr {
     }
 
     fn make_writer_for(&self, event: &Metadata<'_>) -> Line {
+        // Chatter gets less of the queue, so that it cannot push out the daemon's own lines.
         let chatter = *event.level() > Level::INFO || event.target() == OF_HOOKS;
         let most = if chatter { limits::LOG_QUEUE_CHATTER_MAX_BYTES } else { limits::LOG_QUEUE_MAX_BYTES };
         Line { stderr: self.clone(), most }
     }
 }
 
-/// The writer of one event, which tracing-subscriber writes with a single call.
+/// Writer of one event, which tracing-subscriber writes with a single call.
 pub(super) struct Line {
     stderr: Stderr,
     most: usize,
 }
 
 impl Write for Line {
-    /// Never fails: tracing-subscriber would report a failure on standard error, and panic.
+    /// Never fails: tracing-subscriber would report a failure on standard error, and panic if that fails.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.stderr.write_within(bytes, self.most);
         Ok(bytes.len())
@@ -96,8 +97,8 @@ impl Write for Line {
     }
 }
 
-/// File descriptor 2, without the lock of [`std::io::stderr`]: a write that is stuck must not hold a lock that a
-/// panic or an author's hook waits for.
+/// File descriptor 2, without the lock of [`std::io::stderr`]. A panic or an author's hook may need that lock, so a
+/// stuck write must not hold it.
 struct Descriptor;
 
 impl Write for Descriptor {
@@ -105,7 +106,7 @@ impl Write for Descriptor {
         let stderr = io::stderr();
         loop {
             match rustix::io::write(stderr.as_fd(), bytes) {
-                // Another program has set the pipe or the terminal to non-blocking mode.
+                // Another program has set the pipe or the terminal to non-blocking mode: wait until it is writable.
                 Err(rustix::io::Errno::AGAIN) => {
                     poll(&mut [PollFd::new(&stderr, PollFlags::OUT)], None)?;
                 }
@@ -119,13 +120,13 @@ impl Write for Descriptor {
     }
 }
 
-/// Lines that wait to be written by a thread of their own. Clones share it.
+/// Queue of lines for the writing thread. Clones share it.
 #[derive(Clone)]
 struct Queue(Arc<Shared>);
 
 struct Shared {
     waiting: Mutex<Waiting>,
-    /// A line has come, or the last one has been written.
+    /// Notified when a line arrives, and when the last one has been written.
     changed: Condvar,
     metrics: Metrics,
 }
@@ -134,16 +135,16 @@ struct Shared {
 struct Waiting {
     lines: VecDeque<Box<[u8]>>,
     bytes: usize,
-    /// Lines that were dropped and that the log has not mentioned yet.
+    /// Number of dropped lines that the log has not mentioned yet.
     dropped: u64,
-    /// Whether a line is being written now.
+    /// True while a line is being written.
     writing: bool,
 }
 
-/// The next thing the writing thread does.
+/// Next step of the writing thread.
 enum Next {
     Write(Box<[u8]>),
-    /// Log that so many lines were dropped.
+    /// Log that this many lines were dropped.
     Mention(u64),
 }
 
@@ -160,7 +161,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Queues a line if no more than `most` bytes wait then, or drops it. Never waits.
+    /// Queues a line if at most `most` bytes are in the queue then, or drops it. Never blocks.
     fn push(&self, line: &[u8], most: usize) {
         let mut waiting = self.lock();
         let size = line.len() + LINE_OVERHEAD_BYTES;
@@ -172,11 +173,12 @@ impl Queue {
         }
         waiting.bytes += size;
         waiting.lines.push_back(line.into());
+        // Released before the notification, so that the woken thread does not wait for the lock.
         drop(waiting);
         self.0.changed.notify_all();
     }
 
-    /// Waits until everything is written, but no longer than `within`.
+    /// Waits until everything is written, but at most `within`.
     fn flush(&self, within: Duration) {
         let busy = |waiting: &mut Waiting| waiting.writing || !waiting.lines.is_empty();
         let waited = self.0.changed.wait_timeout_while(self.lock(), within, busy);
@@ -185,7 +187,7 @@ impl Queue {
 
     /// Writes lines until the process ends.
     fn write_all_to(&self, mut out: impl Write) {
-        // Whether the last line got through whole, and whether a part of one stands at the end of the log.
+        // `healthy`: the last line was written completely. `torn`: the log ends with a part of a line.
         let (mut healthy, mut torn) = (false, false);
         loop {
             match self.next(healthy) {
@@ -196,6 +198,7 @@ impl Queue {
                         self.0.metrics.count(Metric::LogLinesDropped, [NOT_WRITTEN, ""]);
                     }
                 }
+                // This event goes through the queue itself, which is empty now.
                 Next::Mention(dropped) => tracing::warn!(
                     suppressed = dropped,
                     "lines of the log were dropped: standard error could not be written, or not fast enough"
@@ -204,8 +207,8 @@ impl Queue {
         }
     }
 
-    /// Waits for the next thing to do. Dropped lines are mentioned when the queue is empty, so that the mention
-    /// finds room in it, and only after a line got through: on a log that fails it would be dropped itself.
+    /// Waits for the next step. Dropped lines are mentioned when the queue is empty, so that the message finds room
+    /// in it. They are mentioned only after a line was written: on a failing log the message would be dropped itself.
     fn next(&self, healthy: bool) -> Next {
         let mut waiting = self.lock();
         loop {
@@ -214,9 +217,11 @@ impl Queue {
                 waiting.writing = true;
                 return Next::Write(line);
             }
+            // Waiting lines come first; the message about dropped lines follows them.
             if healthy && waiting.dropped > 0 {
                 return Next::Mention(std::mem::take(&mut waiting.dropped));
             }
+            // Nothing left to do: wake `flush`, then wait for the next line.
             waiting.writing = false;
             self.0.changed.notify_all();
             waiting = self.0.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
@@ -228,8 +233,8 @@ impl Queue {
     }
 }
 
-/// Writes a line, behind a line break if a part of an earlier line stands before it. Returns whether all of it was
-/// written.
+/// Writes a line. If the log ends with a part of an earlier line, a line break comes first. Returns true if the whole
+/// line was written.
 fn write_line(out: &mut impl Write, line: &[u8], torn: &mut bool) -> bool {
     if *torn && out.write(b"\n").is_ok_and(|count| count == 1) {
         *torn = false;
@@ -257,7 +262,7 @@ mod tests {
 
     use super::*;
 
-    /// Fails when the test says so, and hands over what was written.
+    /// Fails if the test says so, and passes on what was written.
     struct Paper {
         written: SyncSender<Vec<u8>>,
         full: Arc<Mutex<bool>>,
@@ -284,7 +289,7 @@ mod tests {
         written: Receiver<Vec<u8>>,
     }
 
-    /// A queue whose writer is stuck until what it wrote is received.
+    /// Queue whose writer blocks until the test receives what was written.
     fn bench() -> Bench {
         let (metrics, full) = (Metrics::default(), Arc::new(Mutex::new(false)));
         let (sender, written) = sync_channel(0);
@@ -353,7 +358,7 @@ mod tests {
         assert_eq!((bench.dropped(NOT_WRITTEN), bench.dropped(QUEUE_FULL)), (3, 0));
     }
 
-    /// Has room for so many bytes until it is given more.
+    /// Writer with room for this many bytes.
     struct Small(Vec<u8>, usize);
 
     impl Write for Small {

@@ -1,4 +1,4 @@
-//! Running under a supervisor: its sockets, and its watchdog. See [`crate::supervisor`].
+//! Supervisor support (systemd): sockets it hands over, and its watchdog. See [`crate::supervisor`].
 
 use std::net::SocketAddr;
 
@@ -20,7 +20,7 @@ fn variable(name: &str) -> Option<String> {
     ProcessEnvironment.get(name)
 }
 
-/// The sockets this process was started with. To be called before it has a second thread.
+/// Takes the sockets that the supervisor handed to this process. Must run before the process has a second thread.
 pub(super) fn sockets() -> Result<Sockets, Failure> {
     Ok(Sockets::take(&variable)?)
 }
@@ -29,7 +29,8 @@ pub(super) fn supervisor() -> Supervisor {
     Supervisor::find(&variable)
 }
 
-/// A listener on a socket that was handed over, if one was; it comes before what is configured.
+/// Listener on a socket that the supervisor handed over, if there is one. Such a socket overrides the configured
+/// address.
 pub(super) fn handed(
     socket: Option<std::net::TcpListener>,
     configured: Option<SocketAddr>,
@@ -46,7 +47,7 @@ pub(super) fn handed(
     Ok(Some(listener))
 }
 
-/// A handed-over socket that everybody reaches, for something only this machine may reach.
+/// Refuses a handed-over socket that other machines can reach, for a service that only this machine may reach.
 pub(super) fn only_on_this_machine(listener: &TcpListener, why: &str) -> Result<(), Failure> {
     match listener.local_addr() {
         Ok(address) if !address.ip().is_loopback() => Err(Failure::new(
@@ -59,12 +60,13 @@ pub(super) fn only_on_this_machine(listener: &TcpListener, why: &str) -> Result<
     }
 }
 
-/// Gives a sign of life whenever one is due and there is life. Never ends.
+/// Notifies the watchdog at its interval while the daemon is alive. Never returns.
 pub(super) async fn feed_watchdog(supervisor: &Supervisor, daemon: &Daemon) {
     let Some(every) = supervisor.alive_every() else { return std::future::pending().await };
     loop {
         match daemon.alive().await {
             Ok(()) => supervisor.alive(),
+            // Without a notification the supervisor's timeout expires, and it restarts the daemon.
             Err(part) => {
                 tracing::error!(part, "no sign of life; the supervisor is not told that all is well")
             }
@@ -73,7 +75,7 @@ pub(super) async fn feed_watchdog(supervisor: &Supervisor, daemon: &Daemon) {
     }
 }
 
-/// Gives signs of life while the daemon stops: each step of a stop is bounded, so it needs no watching.
+/// Notifies the watchdog while the daemon stops. Every step of a stop has its own time limit, so no check is needed.
 pub(super) async fn feed_watchdog_while_stopping(supervisor: &Supervisor) {
     let Some(every) = supervisor.alive_every() else { return std::future::pending().await };
     loop {

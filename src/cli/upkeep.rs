@@ -1,4 +1,4 @@
-//! `prune`: forgetting what is old and done; and how a long work says how far it is.
+//! `prune`: deletes old, finished data; and the progress line of long operations.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::span::Span;
 use super::{Done, Exit, Failure, StoreArguments, mend};
 use crate::store::{Act, PruneOptions, Pruned};
 
-/// A line on a terminal that says how far a work is; nothing elsewhere.
+/// Progress line of a long operation; drawn only on a terminal.
 pub(super) struct Ticker(ProgressBar, &'static str);
 
 impl Ticker {
@@ -33,24 +33,24 @@ impl Ticker {
 pub(super) struct PruneArguments {
     #[command(flatten)]
     store: StoreArguments,
-    /// What nobody has come with, been told or worked on for longer than this, like 400d; 30d at least.
+    /// Delete records with no activity for longer than this, like 400d. The minimum is 30d.
     #[arg(long, value_name = "AGE")]
     older_than: Span,
-    /// Forget passwords and licence keys, too, that were told before then. It needs the configuration, which says
+    /// Also delete passwords and license keys that were reported before then. Requires a configuration, which says
     /// how long they are repeated.
     #[arg(long)]
     secrets: bool,
-    /// Only count what would go.
+    /// Only count the records that would be deleted.
     #[arg(long)]
     dry_run: bool,
-    /// Write the file anew at the end, so that the room goes back to the disk. It takes as much room again
-    /// meanwhile, and callbacks are told to come again.
+    /// Rewrite the file at the end, to return free space to the disk. The rewrite temporarily needs the same space
+    /// again, and callbacks are asked to come again meanwhile.
     #[arg(long, conflicts_with = "dry_run")]
     vacuum: bool,
-    /// Why; it is kept with the act.
+    /// Reason, for the audit log. Required without --dry-run.
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     why: Option<String>,
-    /// Who, if not the user this runs as.
+    /// Name of the person who acts; the default is the user who runs the command.
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
     /// Print JSON.
@@ -58,7 +58,7 @@ pub(super) struct PruneArguments {
     json: bool,
 }
 
-/// What was forgotten, and whether it was.
+/// Result of a prune, and true for `dry_run` if nothing was deleted.
 #[derive(Serialize)]
 struct Report<'a> {
     dry_run: bool,
@@ -89,7 +89,7 @@ impl PruneArguments {
     }
 }
 
-/// Before the beginning of all records nothing is old.
+/// Age in milliseconds, limited to a thousand years: a larger one would reach back before any record.
 fn millis(age: Duration) -> Result<i64, Failure> {
     let most = 1_000 * 365 * 24 * 60 * 60 * 1000;
     let millis = i64::try_from(age.as_millis()).ok().filter(|millis| *millis <= most);

@@ -1,7 +1,7 @@
-//! `verify`: does a signature hold, and if not, why not.
+//! `verify`: verifies the signature of a request, and explains why it is not valid.
 //!
-//! It never prints a key, nor the digest a key would give: whoever reads over the operator's shoulder
-//! learns nothing to sign with. What the sender may have done wrong is found by [`explain`].
+//! The command never prints a key or the digest that a key gives, so the output contains nothing to sign with.
+//! [`explain`] finds the likely mistake of the sender.
 
 use clap::Args;
 use serde::Serialize;
@@ -19,19 +19,19 @@ use crate::hook::clock::Clock;
 pub(super) struct VerifyArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// How the marketplace speaks: alibaba, generic, jdcloud or koogallery.
+    /// Dialect of the marketplace: alibaba, generic, jdcloud or koogallery.
     #[arg(long, default_value = "alibaba")]
     dialect: String,
-    /// The request's body; makes it a POST, of JSON if it looks like that, else of a form.
+    /// Body of the request. Makes it a POST request: JSON if the text begins with `{`, else a form.
     #[arg(long, value_name = "TEXT")]
     body: Option<String>,
-    /// A header of the request.
+    /// Header of the request; can be repeated.
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
     /// Print the verdict as JSON.
     #[arg(long)]
     json: bool,
-    /// The request's URL, or its query string alone.
+    /// URL of the request, or only its query string.
     #[arg(default_value = "")]
     url: String,
 }
@@ -97,7 +97,7 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
     })
 }
 
-/// The callback without what stands under a name like a token's.
+/// Replaces the values of parameters whose names look like a token's.
 fn without_tokens(callback: Callback) -> Callback {
     let value = |name: &str, value: &str| match names_a_token(name) {
         true => TOKEN_PLACEHOLDER.to_owned(),
@@ -133,6 +133,7 @@ fn headers(arguments: &VerifyArguments) -> Result<Vec<(String, String)>, Failure
             Failure::new(Exit::Usage, format!("`{text}` is not a header: expected NAME: VALUE"))
         })?;
         let name = name.trim().to_ascii_lowercase();
+        // A header of the command line replaces the default content type.
         headers.retain(|(known, _)| *known != name);
         headers.push((name, value.trim().to_owned()));
     }

@@ -1,4 +1,4 @@
-//! Everything a start would trip over, looked at without a start.
+//! Configuration check: finds everything that would make a start fail, without a start.
 
 use std::path::Path;
 
@@ -9,19 +9,19 @@ use crate::serve::intake::Orphans;
 use crate::store::encryption::KeyId;
 use crate::store::{self, Sealed, StoreOptions};
 
-/// A configuration a daemon would start with.
+/// Configuration that a daemon would start with.
 pub struct Checked {
     /// The configuration.
     pub config: Config,
-    /// What it would start with all the same, and somebody should know.
+    /// Problems that do not prevent a start, but that the operator should know.
     pub warnings: Vec<String>,
 }
 
-/// Reads a configuration as [`Config::load`] does, and looks at the database and the sealing key as a
-/// start would. Nothing is bound, made or changed; a daemon may be running.
+/// Reads a configuration as [`Config::load`] does, and checks the database and the sealing keys as a start would.
+/// Nothing is bound, created or changed; a daemon may be running.
 ///
 /// # Errors
-/// Every mistake at once.
+/// Returns all mistakes at once.
 pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) -> Result<Checked, Mistakes> {
     let mut warnings = Vec::new();
     let look = |table: &Table<'_>, database: &Path, options: &StoreOptions| {
@@ -34,7 +34,7 @@ pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) 
     Ok(Checked { config, warnings })
 }
 
-/// Accounts that live instances are kept under must be served.
+/// Checks that an endpoint serves every account with live instances.
 fn check_accounts(config: &Config, source: String) -> Result<(), Mistakes> {
     let mistake =
         |text: String| Mistake { key: "endpoint".to_owned(), origin: Origin::File { line: None }, text };
@@ -50,7 +50,7 @@ fn check_accounts(config: &Config, source: String) -> Result<(), Mistakes> {
 fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> Vec<String> {
     let sealed =
         store::check_database(database, options).map_err(|wrong| table.mistake("path", wrong.to_string()));
-    // Beside a database that cannot be, no key can be: that is said already.
+    // If the database cannot be used, its folder has no key either. That mistake is reported already.
     if sealed.is_err() && options.sealing_keys.is_empty() {
         return Vec::new();
     }
@@ -62,6 +62,7 @@ fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> 
         let lost = sealed.iter().any(|(_, count)| *count > 0);
         return lost.then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned()).into_iter().collect();
     };
+    // Answers of a key that is not configured do not prevent a start, but their passwords cannot be decrypted.
     let mut warnings: Vec<String> = of_unnamed(&sealed, database, &known).into_iter().collect();
     let unknown =
         sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
@@ -69,7 +70,7 @@ fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> 
     warnings
 }
 
-/// What does not say by which key it was sealed was sealed, most likely, with the one beside the database.
+/// Warning about data without a key id: most likely the key file beside the database encrypted it, but is not listed.
 fn of_unnamed(sealed: &Sealed, database: &Path, known: &[KeyId]) -> Option<String> {
     let count = sealed.get(&None).filter(|count| **count > 0)?;
     let key = StoreOptions::unlisted_key(database, known)?;

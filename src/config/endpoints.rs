@@ -1,4 +1,4 @@
-//! `[[endpoint]]`: a path, one seller account, its keys.
+//! `[[endpoint]]`: a path, a seller account, and its keys.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,15 +21,15 @@ use crate::net::Url;
 use crate::serve::intake::Endpoint;
 use crate::serve::public::Network;
 
-/// The endpoints as they stand in the file.
+/// Endpoints of the file.
 pub(super) struct Endpoints {
-    /// Those without a mistake, each with its path.
+    /// Endpoints without mistakes, each with its path.
     pub(super) sound: Vec<(String, Endpoint)>,
-    /// Where it is asked what was ordered, by the names of those that have to ask.
+    /// Clients for order lookups, by the names of the endpoints that need one.
     pub(super) desks: Vec<(String, Desk)>,
-    /// The names of all.
+    /// Names of all endpoints.
     pub(super) names: Vec<String>,
-    /// The networks that may call those which do not take calls from everywhere, by their names.
+    /// Networks that may call, by the names of the endpoints that have a list of them.
     pub(super) allow: HashMap<Arc<str>, Vec<Network>>,
 }
 
@@ -53,11 +53,13 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
         if let Some(dialect) = dialect {
             desks.extend(desk(&table, dialect).map(|desk| (name.clone(), desk)));
         } else {
-            // Whatever is wrong with it can be said once it is known for whom it is.
+            // The contents can be checked only if the dialect is known. Asking prevents a second mistake about an
+            // unknown key.
             table.has("orders");
         }
         let shared_key = table.flag("shared_key");
         if let Some(endpoint) = endpoint(&table, &name, dialect) {
+            // The checks compare with earlier endpoints, so that the line of the later one is named.
             refuse_shared_key(&table, &endpoint, shared_key, &sound);
             refuse_known_key(&table, &endpoint, listen);
             sound.push((path.clone(), endpoint, shared_key));
@@ -70,8 +72,9 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
     Endpoints { sound, desks, names, allow }
 }
 
-/// Nothing that is signed names the path or the account: with one key for two accounts, a request that was signed for
-/// one of them makes an instance in each whose path it is sent to.
+/// Reports a key that two accounts share. A signature covers neither path nor account: with one key for two accounts,
+/// a request that was signed for one account could be sent to the other's path, and would create an instance there,
+/// too.
 fn refuse_shared_key(
     table: &Table<'_>,
     endpoint: &Endpoint,
@@ -92,7 +95,8 @@ fn refuse_shared_key(
     }
 }
 
-/// The key of the marketplace's documentation is for tests on this machine: everyone can sign with it.
+/// Reports the key of the marketplace's documentation on a public listener: everyone can sign with it, so it may only
+/// be used for tests on this machine.
 fn refuse_known_key(table: &Table<'_>, endpoint: &Endpoint, listen: SocketAddr) {
     if !listen.ip().is_loopback() && is_known_key(&endpoint.keys) {
         table.mistake("keys", format!(
@@ -101,7 +105,7 @@ fn refuse_known_key(table: &Table<'_>, endpoint: &Endpoint, listen: SocketAddr) 
     }
 }
 
-/// True if a key of the documentation is among these.
+/// Returns true if the key of the documentation is among these keys.
 pub(super) fn is_known_key(keys: &Keys) -> bool {
     let known = Keys::single(Secret::new(DEV_KEY));
     known.is_ok_and(|known| keys.shared_with(&known).is_some())
@@ -114,7 +118,8 @@ fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>
     Some(Endpoint { name: name.into(), account: account.into(), dialect: dialect?, keys, options })
 }
 
-/// The account, which is the name only where an older file does not write it: a new name must not make a new account.
+/// Account of the endpoint. The default is the endpoint's name, with a warning: a changed name would change the
+/// account.
 fn account(table: &Table<'_>, name: &str) -> String {
     table.text("account").unwrap_or_else(|| {
         table.warning(format!(
@@ -132,8 +137,8 @@ fn path(table: &Table<'_>) -> Option<String> {
     Some(path)
 }
 
-/// The reason why no caller asks for a path as it is written, and what to write instead. Paths are compared as
-/// they are sent: percent-encoded, with `.` and `..` resolved by the caller.
+/// Explains why no request can match this path, and which path to write instead. Paths are compared as they are sent:
+/// percent-encoded, and without `.` and `..`, which callers resolve.
 fn fault_of_path(path: &str) -> Option<String> {
     if !path.starts_with('/') || path.contains(['?', '#']) {
         return Some(format!("`{path}` is not a path: it begins with `/` and has no `?` or `#`"));
@@ -159,8 +164,8 @@ fn fault_of_path(path: &str) -> Option<String> {
     Some(format!("`{path}` is never asked for, because {why}; write `{resolved}`"))
 }
 
-/// The path with everything encoded that may not stand in one (RFC 3986, section 3.3). What is encoded already
-/// stays.
+/// Percent-encodes all characters that a path must not contain (RFC 3986, section 3.3). Encoded characters stay as
+/// they are.
 fn percent_encoded(path: &str) -> String {
     let mut encoded = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -174,7 +179,7 @@ fn percent_encoded(path: &str) -> String {
     encoded
 }
 
-/// The path without segments that mean this folder or the one above (RFC 3986, section 5.2.4).
+/// Removes the segments `.` and `..` from a path (RFC 3986, section 5.2.4).
 fn resolved(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     let mut ends_in_folder = false;
@@ -232,8 +237,8 @@ fn options(table: &Table<'_>) -> Options {
     }
 }
 
-/// Where an endpoint asks what was ordered. A marketplace that has to be asked must not be forgotten: a hook
-/// would make something without knowing what was bought.
+/// Client for the order lookups of an endpoint. A dialect that needs lookups must configure them: without the order's
+/// details a hook would provision without knowing what was bought.
 fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
     let asks = endpoint.has("orders");
     let table = endpoint.table("orders");
@@ -251,7 +256,7 @@ fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
             None
         }
         Some(usual) if !none => {
-            // A URL that is wrong has been told; the usual one is not meant then.
+            // A wrong URL has been reported. The vendor's URL must not replace it.
             let url = if table.has("url") { url } else { usual.parse().ok() }?;
             let key = key?;
             let tls = tls(&table, &url, more.as_deref().map(Path::new));

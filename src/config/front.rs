@@ -1,4 +1,4 @@
-//! What stands before the endpoints: TLS, the proxies before us, who may call, and how often in vain.
+//! Configuration of the public listener: TLS, trusted proxies, allowed networks, and rates of denied requests.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use super::reader::Table;
 use crate::net::ServerTls;
 use crate::serve::public::{Network, Proxies, ProxyHeader, Rate, RateOptions};
 
-/// `server.tls`: the certificate and its key, read now, so that what is wrong with them is a mistake now.
+/// Reads `server.tls`: the certificate and its key are loaded now, so that a mistake in them is reported now.
 pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
     let tls = server.table("tls");
     let places = (place(&tls.table("certificate")), place(&tls.table("key")));
@@ -29,10 +29,10 @@ pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
     }
 }
 
-/// Where a file is.
+/// Location of a file.
 enum Place {
     Nowhere,
-    /// It was said, and is a mistake.
+    /// The table has a mistake, which is reported.
     Wrong,
     At(PathBuf),
 }
@@ -54,7 +54,7 @@ fn place(table: &Table<'_>) -> Place {
     }
 }
 
-/// `server.trusted_proxies` and `server.proxy_header`.
+/// Reads `server.trusted_proxies` and `server.proxy_header`.
 pub(super) fn proxies(server: &Table<'_>) -> Proxies {
     let trusted = networks(server, "trusted_proxies").unwrap_or_default();
     if trusted.iter().any(Network::is_everything) {
@@ -67,7 +67,7 @@ pub(super) fn proxies(server: &Table<'_>) -> Proxies {
     Proxies { trusted, header: server.choice("proxy_header", ProxyHeader::default(), &words) }
 }
 
-/// `allow` of an endpoint; `None` for everybody.
+/// Reads `allow` of an endpoint; `None` if every address may call.
 pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
     let networks = networks(endpoint, "allow");
     if endpoint.has("allow") && endpoint.lacks("allow") {
@@ -84,7 +84,7 @@ fn networks(table: &Table<'_>, key: &'static str) -> Option<Vec<Network>> {
     Some(table.texts(key)?.iter().filter_map(parse).collect())
 }
 
-/// `rate`.
+/// Reads `rate`.
 pub(super) fn rate(table: &Table<'_>) -> RateOptions {
     let default = RateOptions::default();
     let parse = |text: &str| match text {

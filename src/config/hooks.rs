@@ -1,4 +1,4 @@
-//! `[[hook]]` and `[[route]]`: what provisions, and which calls go where.
+//! `[[hook]]` and `[[route]]`: the hooks that provision, and the calls each of them gets.
 
 use std::path::Path;
 use std::time::Duration;
@@ -14,11 +14,11 @@ use crate::hooks::runner::{NamedHook, Route, Runner};
 use crate::net::{Tls, Url};
 use crate::observe::limits;
 
-/// The name of the hook of a program that has one inside.
+/// Name of the in-process hook, if no entry names it.
 const IN_PROCESS: &str = "in-process";
 
-/// The hooks and the routes to them. `in_process` is an author's own hook, which is the default one unless an
-/// entry says where it stands.
+/// Reads the hooks and routes. `in_process` is the hook of a program that embeds spid; it is the first and default
+/// hook, unless an entry with `in_process` gives it another position.
 pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &[&str]) -> Option<Runner> {
     let tables = root.tables("hook", false);
     if in_process.is_none() && root.lacks("hook") {
@@ -43,6 +43,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let routes: Vec<Option<Route>> =
         root.tables("route", false).iter().map(|table| route(table, &names, endpoints)).collect();
+    // A hook with a mistake is missing in the list. The mistake is reported already, so do not build a runner.
     let complete = hooks.len() == names.len();
     let routes = routes.into_iter().collect::<Option<Vec<Route>>>()?;
     if !complete || hooks.is_empty() {
@@ -89,11 +90,11 @@ fn in_process(table: &Table<'_>, name: &str, hook: Option<AnyHook>) -> Option<Na
     Some(bounds.around(NamedHook::new(name, hook?)))
 }
 
-/// What all kinds of hooks have that do something: how long, how many at once, and how often again.
+/// Limits that all kinds of hooks have, except the log hook: timeout, concurrency and retry schedule.
 struct Bounds {
     timeout: Duration,
     concurrency: usize,
-    /// Only if it has a list of its own.
+    /// Retry schedule of the hook; `None` for the default one.
     retry: Option<Schedule>,
 }
 
@@ -155,6 +156,7 @@ fn exec(table: &Table<'_>, name: &str) -> NamedHook {
         Ok(()) => {}
         Err(wrong @ BadCommand::NoFolder(_)) => table.mistake("working_dir", wrong.to_string()),
         Err(wrong) if is_given => table.mistake("command", wrong.to_string()),
+        // A command of the wrong type is reported already; an empty command would be a second mistake about it.
         Err(_) => {}
     }
     Bounds::of(table).around(NamedHook::exec(name, hook))
@@ -176,7 +178,8 @@ fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
     Some(bounds.around(NamedHook::new(name, AnyHook::from(hook))))
 }
 
-/// Whom the hook trusts: read now, so that a missing file is a mistake now.
+/// TLS configuration of a client, with additional trusted certificates. They are read now, so that a missing file is
+/// reported now.
 pub(super) fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
     if !url.is_secure() {
         if more.is_some() {

@@ -1,4 +1,4 @@
-//! Where keys come from: a file, a variable, a credential; never the configuration itself.
+//! Sources of keys: a file, an environment variable or a credential; never the configuration itself.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,7 +20,7 @@ const NO_KEY: &str = "there is none: give one as { file = \"â€¦\" }, { env = \"â
 const ONE_SOURCE: &str =
     "a key has exactly one of `file`, `env` and `credential`; it is never written here itself";
 
-/// The keys of an endpoint, the current one first.
+/// Keys of an endpoint, the current one first.
 pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
     let tables = endpoint.tables("keys", false);
     if endpoint.lacks("keys") {
@@ -48,10 +48,10 @@ pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
     if keys.len() == count { Keys::new(keys) } else { None }
 }
 
-/// Words that stand in examples where a key belongs.
+/// Placeholders of examples, compared without digits and punctuation.
 const PLACEHOLDERS: [&str; 6] = ["changeme", "replaceme", "yourkey", "isvkey", "placeholder", "example"];
 
-/// The reason to look at a key again, which may be genuine all the same.
+/// Warning about a suspicious key, which may nevertheless be genuine.
 fn doubt_of_key(key: &str) -> Option<String> {
     let (least, length) = (limits::KEY_USUAL_MIN_BYTES, key.len());
     let letters: String = key.chars().filter(char::is_ascii_alphabetic).collect();
@@ -65,14 +65,14 @@ fn doubt_of_key(key: &str) -> Option<String> {
         .then(|| format!("the key has {length} characters, and a key has {least} or more; copy all of it"))
 }
 
-/// True for a text in quotes, which were copied along with it.
+/// Returns true for a text in quotes, which were probably copied with it.
 fn is_quoted(text: &str) -> bool {
     ['"', '\'', '`']
         .into_iter()
         .any(|quote| text.len() > 1 && text.starts_with(quote) && text.ends_with(quote))
 }
 
-/// What a key is called by its place alone: a label is shown everywhere, so nothing of the key is in it.
+/// Default label of a key, from its position. Labels are shown everywhere, so they contain nothing of the key.
 fn usual_label(index: usize) -> String {
     match index {
         0 => "current".to_owned(),
@@ -81,7 +81,7 @@ fn usual_label(index: usize) -> String {
     }
 }
 
-/// The secrets of a hook: one, or a list of them while it is changed.
+/// Secrets of a hook: one, or several during a key change.
 pub(super) fn webhook_keys(hook: &Table<'_>) -> Option<WebhookKeys> {
     let tables = hook.tables("secret", true);
     if hook.lacks("secret") {
@@ -102,7 +102,7 @@ pub(super) fn webhook_keys(hook: &Table<'_>) -> Option<WebhookKeys> {
     if keys.len() == count { WebhookKeys::new(keys) } else { None }
 }
 
-/// The secret a table leads to, and the key it is named under.
+/// Secret that a table refers to, and the name of the member that refers to it.
 pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
     let environment = table.reader().environment();
     let (member, secret) = match (table.text("file"), table.text("env"), table.text("credential")) {
@@ -122,8 +122,9 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
     Some((member, secret))
 }
 
-/// Where the sealing keys come from, the current one first; none when the one beside the database will do.
-/// The file of `sealing_key` comes behind those that are listed, and is not made then. They are not read here: whoever reads the store need not be able to.
+/// Sources of the sealing keys, the current one first; empty if the key beside the database is used. The file of
+/// `sealing_key` follows the listed keys, and is not created then. The keys are not read here, because some commands
+/// read the store without permission to read the keys.
 pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
     let path = |text: &str| match text {
         "" => Err("it is empty".to_owned()),
@@ -161,8 +162,7 @@ fn variable(environment: &dyn Environment, name: &str) -> Result<Secret, String>
     value.ok_or_else(|| format!("{} is not set, or not text", named_variable(name)))
 }
 
-/// A variable, as an error names it. A text that does not look like a variable may be a key that was pasted there,
-/// and is not shown.
+/// Names a variable in an error. A text that does not look like a variable may be a pasted key, so it is not shown.
 fn named_variable(name: &str) -> String {
     let is_plain = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
     match name.chars().all(is_plain) {
@@ -171,13 +171,13 @@ fn named_variable(name: &str) -> String {
     }
 }
 
-/// The name of a credential is not shown: it may be a key that was pasted there.
+/// Reads a credential. Its name may be a pasted key, so errors do not show it.
 fn credential(environment: &dyn Environment, name: &str) -> Result<Secret, String> {
     let path = credential_file(environment, name)?;
     key_in("the credential that is named there", files::open(&path))
 }
 
-/// The file of a systemd credential: it lies in the folder the unit was given.
+/// File of a systemd credential, in the folder that systemd gives to the unit.
 pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Result<PathBuf, String> {
     let folder = environment.get("CREDENTIALS_DIRECTORY").ok_or(
         "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
@@ -188,16 +188,17 @@ pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Resu
     Ok(Path::new(&folder).join(name))
 }
 
-/// Reads the key file of a configuration: a regular file, because a daemon must not wait for one.
+/// Reads the key file of a configuration. It must be a regular file, because a daemon must not block on a pipe.
 fn read_key_file(path: &Path) -> Result<Secret, String> {
     key_in(&named_file(path), files::open(path))
 }
 
-/// Reads a key file that was named on the command line, which may be a pipe. One line ending at its end is not part
-/// of the key.
+/// Reads a key file that was named on the command line, which may be a pipe. A line break at its end is not part of
+/// the
+/// key.
 ///
 /// # Errors
-/// What is wrong with the file, never what is in it.
+/// Returns a description of the problem; it never contains the file's content.
 pub fn read_key(path: &Path) -> Result<Secret, String> {
     key_in(&format!("`{}`", path.display()), File::open(path))
 }
@@ -206,6 +207,7 @@ fn key_in(name: &str, file: std::io::Result<File>) -> Result<Secret, String> {
     let unreadable = |error: std::io::Error| format!("{name} cannot be read: {error}");
     let mut bytes = Zeroizing::new(Vec::new());
     let file = file.map_err(unreadable)?;
+    // The limit protects against a wrong file, like a device or a database: one byte more shows that it is too long.
     file.take(limits::KEY_FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > limits::KEY_FILE_MAX_BYTES {
         return Err(format!("{name} is too long to be a key"));

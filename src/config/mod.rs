@@ -1,14 +1,15 @@
-//! From a file, the environment and the command line to everything the daemon is made of.
+//! Configuration: reads a file, environment variables and flags into the options of all modules.
 //!
-//! Defaults < file < environment < flags. Every mistake is reported at once, each with the line and the
-//! key it stands under; a daemon with a mistake in its configuration does not start, and one that runs
-//! keeps the configuration it has. A key that is missing, empty or unreadable is such a mistake: there is
-//! no way to run unsigned.
+//! Order of precedence, the lowest first: defaults, file, environment, flags. All mistakes are reported at once, each
+//! with its line and key. A daemon does not start with a mistake in its configuration; a running daemon keeps its old
+//! one. A missing, empty or unreadable key is a mistake, too: there is no way to run without signatures.
 //!
-//! A new key of the configuration is asked for in one place: in `Config::read` or the file of its table
-//! (`endpoints`, `hooks`, `keys`), with its default from [`limits`], and a line in `default.toml`, which a
-//! test compares with what is asked for. If the daemon cannot change it while it runs, it stands in
-//! [`NEEDS_RESTART`], too.
+//! To add a key of the configuration:
+//!
+//! * Read it in `Config::read` or in the file of its table (`endpoints`, `hooks`, `keys`), with its default from
+//!   [`limits`].
+//! * Add a line to `default.toml`; a test compares that file with the keys that are read.
+//! * If a running daemon cannot change it, add it to [`NEEDS_RESTART`].
 
 mod check;
 mod endpoints;
@@ -46,10 +47,10 @@ use reader::{Reader, Settings, Table};
 pub use check::{Checked, check};
 pub use keys::read_key;
 
-/// The commented default file: every key there is. Its defaults are the defaults; a test compares them.
+/// Default configuration file with comments: every key there is. A test compares its defaults with those of the code.
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
 
-/// The keys a daemon that runs cannot change: it is bound to them.
+/// Keys that a running daemon cannot change: it keeps the values it was started with.
 pub const NEEDS_RESTART: [&str; 9] = [
     "server.listen",
     "server.admin_listen",
@@ -62,15 +63,15 @@ pub const NEEDS_RESTART: [&str; 9] = [
     "telemetry.service_name",
 ];
 
-/// The environment, as far as the configuration may see it.
+/// Environment variables, as the configuration reads them. Tests use a map.
 pub trait Environment {
-    /// The value of a variable.
+    /// Returns the value of a variable.
     fn get(&self, name: &str) -> Option<String>;
-    /// The names of all variables.
+    /// Returns the names of all variables.
     fn names(&self) -> Vec<String>;
 }
 
-/// The process's environment.
+/// Environment of this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ProcessEnvironment;
 
@@ -95,53 +96,53 @@ impl Environment for HashMap<String, String> {
     }
 }
 
-/// A key that was given on the command line.
+/// Key of the configuration that was given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// The flag, as `--listen`.
+    /// Name of the flag, like `--listen`.
     pub name: &'static str,
-    /// The key it stands for, as `server.listen`.
+    /// Key that the flag sets, like `server.listen`.
     pub key: &'static str,
-    /// What was given.
+    /// Value of the flag.
     pub value: String,
 }
 
-/// Where a mistake was made.
+/// Place of a mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
-    /// In the file.
+    /// The configuration file.
     File {
-        /// The line, from 1; `None` where something is missing from the file as a whole.
+        /// Line number, from 1; `None` if a part of the file is missing or the whole file is wrong.
         line: Option<usize>,
     },
-    /// In this environment variable.
+    /// Environment variable with this name.
     Variable(String),
-    /// In this flag.
+    /// Flag with this name.
     Flag(&'static str),
 }
 
-/// One mistake, and the key it stands under.
+/// Mistake in the configuration, with its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The key, as `server.listen` or `endpoint[0].keys[1].file`; empty for the file as a whole.
+    /// Name of the key, like `server.listen` or `endpoint[0].keys[1].file`; empty for the whole file.
     pub key: String,
-    /// Where it was made.
+    /// Place of the mistake.
     pub origin: Origin,
-    /// What is wrong, and what to do. Never a key.
+    /// Problem, and the action to take. Never contains a secret key.
     pub text: String,
 }
 
 /// All mistakes of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistakes {
-    /// Where the configuration came from.
+    /// Name of the source: the path of the file, or `--dev`.
     pub source: String,
-    /// Never empty.
+    /// List of mistakes; never empty.
     pub mistakes: Vec<Mistake>,
 }
 
 impl Mistake {
-    /// One line: `spid.toml:3: `server.listen`: …`.
+    /// Formats the mistake as one line: `spid.toml:3: `server.listen`: …`.
     fn line(&self, source: &str) -> String {
         let Mistake { key, origin, text } = self;
         let place = match origin {
@@ -155,13 +156,13 @@ impl Mistake {
 }
 
 impl Mistakes {
-    /// The file as a whole.
+    /// Creates a mistake about the whole file.
     fn whole(path: &Path, text: String) -> Mistakes {
         let mistake = Mistake { key: String::new(), origin: Origin::File { line: None }, text };
         Mistakes { source: path.display().to_string(), mistakes: vec![mistake] }
     }
 
-    /// The mistakes one by one, each a line: `spid.toml:3: `server.listen`: …`.
+    /// Returns the mistakes, each as one line: `spid.toml:3: `server.listen`: …`.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         self.mistakes.iter().map(|mistake| mistake.line(&self.source))
     }
@@ -175,61 +176,61 @@ impl std::fmt::Display for Mistakes {
 
 impl std::error::Error for Mistakes {}
 
-/// Everything a daemon is made of.
+/// Configuration of a daemon: the options of all its parts.
 #[derive(Clone)]
 pub struct Config {
-    /// Where the marketplace calls.
+    /// Address of the public listener, which the marketplace calls.
     pub listen: SocketAddr,
-    /// Where the operator looks; `None` for nowhere.
+    /// Address of the admin listener; `None` if there is none.
     pub admin_listen: Option<SocketAddr>,
-    /// What is chosen about the admin listener.
+    /// Options for the admin listener.
     pub admin: AdminOptions,
-    /// The database.
+    /// Path of the database.
     pub store_path: PathBuf,
-    /// What is chosen about the store.
+    /// Options for the store.
     pub store: StoreOptions,
-    /// The endpoints, each with its path.
+    /// Endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
-    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    /// Order lookups, for marketplaces whose callbacks do not say what was ordered.
     pub orders: Orders,
-    /// The hooks, and the way to the right one.
+    /// Hooks and routes.
     pub runner: Runner,
-    /// What is chosen about the intake.
+    /// Options for the intake.
     pub intake: IntakeOptions,
-    /// The certificate the marketplace is shown; without one, plain HTTP.
+    /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
-    /// Who may call.
+    /// Access rules of the public listener: proxies, allowed networks and rates.
     pub guard: Guard,
-    /// After how long without a signature a previous key is named as one that can go.
+    /// Time without a signature after which a previous key is reported as unused.
     pub key_unused_after: Duration,
-    /// Where spans are sent.
+    /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
-    /// What is logged, where the command line does not say.
+    /// Log level, unless the command line sets the filter.
     pub log_level: LevelFilter,
-    /// And how.
+    /// Log format, unless the command line sets it.
     pub log_format: LogFormat,
-    /// Accounts that no endpoint serves any more, on purpose, though they have live instances.
+    /// Accounts that have live instances and deliberately no endpoint.
     pub retired_accounts: Vec<String>,
-    /// Lines that work and should be written differently.
+    /// Warnings: the configuration works, but should be changed.
     pub warnings: Vec<String>,
     settings: Settings,
 }
 
-/// How a line of the log looks.
+/// Format of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     #[default]
     Text,
-    /// An object a line, for programs.
+    /// JSON for programs: one object per line.
     Json,
 }
 
 impl LogFormat {
-    /// All there are.
+    /// All formats.
     pub const ALL: [LogFormat; 2] = [LogFormat::Text, LogFormat::Json];
 
-    /// The word for it.
+    /// Name of the format in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             LogFormat::Text => "text",
@@ -247,16 +248,17 @@ impl std::str::FromStr for LogFormat {
     }
 }
 
-/// The database when none is named.
+/// Default path of the database.
 pub const DEFAULT_STORE: &str = "spid.db";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8080);
 
 impl Config {
-    /// Reads a configuration file, and every file it names. `hook` is an in-process hook, which then is
-    /// the default one.
+    /// Reads a configuration file, and every file it names. `hook` is the hook of a program that embeds spid; it is
+    /// the
+    /// default hook then.
     ///
     /// # Errors
-    /// Every mistake at once.
+    /// Returns all mistakes at once.
     pub fn load(
         path: &Path,
         environment: &dyn Environment,
@@ -266,10 +268,10 @@ impl Config {
         Config::parse(&text_of(path)?, &path.display().to_string(), environment, flags, hook)
     }
 
-    /// As [`Config::load`], from text.
+    /// Reads a configuration from text, like [`Config::load`] does from a file.
     ///
     /// # Errors
-    /// Every mistake at once.
+    /// Returns all mistakes at once.
     pub fn parse(
         text: &str,
         source: &str,
@@ -280,7 +282,7 @@ impl Config {
         Config::parse_and(text, source, environment, flags, hook, |_, _, _| {})
     }
 
-    /// As [`Config::parse`], with a `look` at the store that may find mistakes of its own.
+    /// Reads a configuration like [`Config::parse`], and calls `look` with the store's table, which may add mistakes.
     fn parse_and(
         text: &str,
         source: &str,
@@ -300,10 +302,11 @@ impl Config {
         }
     }
 
-    /// The fixed configuration of `serve --dev`: loopback, path `/spi`, dialect `alibaba`, key `isvkey`.
+    /// Returns the fixed configuration of `serve --dev`: loopback, paths `/spi` (alibaba), `/jdcloud`, `/generic` and
+    /// `/koogallery`, key `isvkey`.
     ///
     /// # Errors
-    /// Never, unless this program is broken or a flag is wrong.
+    /// Returns mistakes only if a flag is wrong or spid has a bug.
     pub fn dev(flags: &[Flag], hook: Option<AnyHook>) -> Result<Config, Mistakes> {
         let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
         let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
@@ -311,7 +314,7 @@ impl Config {
         Ok(Config { warnings: Vec::new(), ..config })
     }
 
-    /// `None` where something is missing for which there is no stand-in; then there is a mistake, too.
+    /// Reads all tables. Returns `None` if a part without a default is missing; the mistake is reported then.
     fn read(
         root: &Table<'_>,
         hook: Option<AnyHook>,
@@ -320,6 +323,7 @@ impl Config {
         let server_table = root.table("server");
         let Server { listen, admin_listen, admin, reply_within } = server(&server_table);
         let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
+        // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
         drop(server_table);
         let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
@@ -355,13 +359,13 @@ impl Config {
         })
     }
 
-    /// True if an endpoint has the key of the documentation, with which everyone can sign.
+    /// Returns true if an endpoint uses the key of the documentation, with which everyone can sign.
     pub fn has_known_key(&self) -> bool {
         self.endpoints.iter().any(|(_, endpoint)| endpoints::is_known_key(&endpoint.keys))
     }
 
-    /// The keys that are not as they are in `other`, in text or, for those of endpoints, in secret. Of the
-    /// other files that are named only the names are compared.
+    /// Returns the names of the keys that differ from `other`. Values are compared as text; for the keys of endpoints
+    /// the secrets are compared, too. For other files only their names are compared.
     pub fn changes(&self, other: &Config) -> Vec<String> {
         let keys = self.settings.keys().chain(other.settings.keys());
         let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();
@@ -402,7 +406,7 @@ fn server(table: &Table<'_>) -> Server {
     Server { listen, admin_listen, admin, reply_within }
 }
 
-/// What opens the admin listener. It is guessed at from outside, so it is not a short one.
+/// Token of the admin listener. It must be long enough that it cannot be guessed over the network.
 fn admin_token(table: &Table<'_>) -> Option<Secret> {
     let (member, secret) = keys::secret(table)?;
     let least = limits::ADMIN_TOKEN_MIN_BYTES;
@@ -421,7 +425,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| format!("`{text}` is not an address and a port, like 0.0.0.0:8080 or [::]:8080"))
 }
 
-/// Without a token the admin listener asks nobody who they are, so it stays on this machine.
+/// Checks the address of the admin listener. Without a token the listener does not identify its clients, so it must
+/// stay on loopback.
 fn for_admins(address: SocketAddr, guarded: bool) -> Result<SocketAddr, String> {
     if address.ip().is_loopback() || guarded {
         return Ok(address);
@@ -487,12 +492,12 @@ fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// What to say of a name that is not among the known ones.
+/// Suggestion for an unknown name.
 pub(crate) fn unknown(what: &str, known: &[&str]) -> String {
     reader::unknown(what, known)
 }
 
-/// The key of `--dev`: the one of the vendor's documentation, which nobody may use for anything else.
+/// Key of `--dev`: the key in the vendor's documentation. It must not be used for anything else.
 pub const DEV_KEY: &str = "isvkey";
 const DEV_KEY_VARIABLE: &str = "DEV_KEY";
 const DEV_CONFIG: &str = r#"
@@ -528,11 +533,11 @@ keys = [{ env = "DEV_KEY", label = "dev" }]
 orders = { none = true }
 "#;
 
-/// The database a configuration names, without looking at anything else in it: whoever reads the store
-/// need not be able to read the keys.
+/// Reads only the database and the store's options from a configuration. Commands that only use the store can run
+/// without permission to read the keys.
 ///
 /// # Errors
-/// When the file cannot be read, is not a configuration, or says something wrong about the store.
+/// Returns an error if the file cannot be read, is not a configuration, or has a mistake about the store.
 pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
@@ -550,11 +555,12 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     Err(Mistakes { source, mistakes })
 }
 
-/// Where a configuration has the admin listener, without looking at anything else in it: whoever asks the
-/// daemon how it is need not be able to read the keys.
+/// Reads only the address of the admin listener from a configuration. A health check can run without permission to
+/// read
+/// the keys.
 ///
 /// # Errors
-/// When the file cannot be read, is not a configuration, or has no such listener.
+/// Returns an error if the file cannot be read, is not a configuration, or has no admin listener.
 pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
     let text = text_of(path)?;
     let source = path.display().to_string();
@@ -571,11 +577,11 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
 }
 
-/// The accounts a configuration serves, or says to have given up, without looking at anything else in it: whoever
-/// imports instances need not be able to read the keys.
+/// Reads only the accounts from a configuration: those of endpoints and the retired ones. An import can run without
+/// permission to read the keys.
 ///
 /// # Errors
-/// When the file cannot be read, or is not a configuration.
+/// Returns an error if the file cannot be read or is not a configuration.
 pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
     let text = text_of(path)?;
     let document = reader::document(&text, &path.display().to_string())?;

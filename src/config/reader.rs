@@ -1,11 +1,11 @@
-//! Reads the file key by key, and remembers every mistake.
+//! Reader of the configuration file: reads it key by key, and collects all mistakes.
 //!
-//! Whoever needs a key asks for it here, once, with its default; nothing else has to be told. From what
-//! is asked follows the rest: which variable and which flag come before the file, which keys are unknown
-//! (those nobody asked for), and what the whole configuration is, defaults included.
+//! Code that needs a key reads it here, once, with its default. Everything else follows from these reads: the
+//! variable and the flag that override the file, the unknown keys (which no code has read), and the complete
+//! configuration with its defaults.
 //!
-//! The file is walked as a document and not deserialised, because a deserialiser ends at the first
-//! mistake, and an operator at night wants all of them, each with its line.
+//! The file is walked as a document and not deserialized. A deserializer ends at the first mistake, but an operator
+//! at night needs all of them, each with its line.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,11 +20,10 @@ use toml::de::{DeTable, DeValue};
 use super::{Environment, Flag, Mistake, Mistakes, Origin};
 use crate::observe::limits;
 
-/// Variables that begin like overrides and are something else.
+/// Variables with the prefix of overrides that have another meaning.
 const NOT_OVERRIDES: [&str; 2] = ["SPID_LOG", "SPID_CONFIG"];
 
-/// Every key that was asked for, and the value it has, whether given or by default. Secrets are not among
-/// them; where they are read from is.
+/// Keys that were read, with their values, given or default. Secrets are not included, but their sources are.
 pub(super) type Settings = BTreeMap<String, String>;
 
 #[derive(Default)]
@@ -35,16 +34,16 @@ struct Notes {
     variables: Vec<String>,
 }
 
-/// The result of one reading.
+/// Result of reading a configuration.
 pub(super) struct Findings {
     pub(super) settings: Settings,
-    /// Mistakes in the order of the file.
+    /// Mistakes, in the order of the file.
     pub(super) mistakes: Vec<Mistake>,
-    /// Lines that work and should be written differently.
+    /// Warnings: the configuration works, but should be changed.
     pub(super) warnings: Vec<Mistake>,
 }
 
-/// One reading of a configuration.
+/// State of reading one configuration.
 pub(super) struct Reader<'a> {
     text: &'a str,
     environment: &'a dyn Environment,
@@ -52,18 +51,18 @@ pub(super) struct Reader<'a> {
     notes: RefCell<Notes>,
 }
 
-/// What is given for a key.
+/// Value that was given for a key.
 enum Given<'a> {
     File(&'a Spanned<DeValue<'a>>),
-    /// By a variable or a flag, which have no types.
+    /// Text of a variable or a flag, which have no types.
     Text(String),
 }
 
-/// Parses a document.
+/// Parses a TOML document.
 ///
 /// # Errors
-/// Every mistake of syntax. What else is wrong is not looked for: of a file that is not TOML nobody knows
-/// what it means.
+/// Returns all mistakes of syntax. Other mistakes are not searched for: the meaning of a file that is not TOML is
+/// unknown.
 pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, Mistakes> {
     let (document, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
@@ -73,8 +72,8 @@ pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, M
     Err(Mistakes { source: source.to_owned(), mistakes })
 }
 
-/// Where the parser stopped, and why. Its reasons may quote the value: a key somebody wrote there by
-/// mistake must not go on into a log.
+/// Creates the mistake for an error of the parser. The parser's message may quote the value, which may be a secret
+/// key, and such a value must not reach a log.
 fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     let line = error.span().map(|span| line_of(text, &span));
     let written = line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
@@ -86,13 +85,13 @@ fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     }
 }
 
-/// True if a name resembles a configuration key. Another name may be a secret that was pasted there.
+/// Returns true if a name resembles a configuration key. Any other name may be a pasted secret.
 fn is_named_like_a_key(name: &str, known: &[&str]) -> bool {
     let is_word = |word: &str| word.len() <= 16 && word.bytes().all(|c| c.is_ascii_lowercase());
     !name.is_empty() && (name.split(['_', '.']).all(is_word) || meant(name, known.iter().copied()).is_some())
 }
 
-/// A reason without what stands in double quotes in it; names stand in backticks.
+/// Removes the text in double quotes from a message: a quoted value. Names are in backticks.
 fn without_values(reason: &str) -> String {
     match (reason.find('"'), reason.rfind('"')) {
         (Some(from), Some(to)) if from < to => {
@@ -107,14 +106,15 @@ fn line_of(text: &str, span: &Range<usize>) -> usize {
     text.get(..span.start).unwrap_or(text).matches('\n').count() + 1
 }
 
-/// The name that was probably meant.
+/// Known name that was probably meant.
 pub(super) fn meant<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     let near = |known: &&str| strsim::osa_distance(name, known);
+    // About one typing error is allowed for every four characters.
     let nearest = known.into_iter().min_by_key(near)?;
     (near(&nearest) <= 1 + name.chars().count() / 4).then_some(nearest)
 }
 
-/// What to say of a name that is not among the known ones.
+/// Suggestion for an unknown name.
 pub(super) fn unknown(what: &str, known: &[&str]) -> String {
     match meant(what, known.iter().copied()) {
         Some(meant) => format!("did you mean `{meant}`?"),
@@ -146,13 +146,13 @@ impl<'a> Reader<'a> {
         self.notes.borrow_mut().mistakes.push(Mistake { key, origin, text });
     }
 
-    /// Ends the reading: what was read, and all that was wrong with it, in the order of the file.
+    /// Ends the reading. Returns the values and all mistakes, in the order of the file.
     pub(super) fn finish(self) -> (Settings, Vec<Mistake>) {
         let Findings { settings, mistakes, .. } = self.findings();
         (settings, mistakes)
     }
 
-    /// Ends the reading, with its warnings.
+    /// Ends the reading. Returns the values, mistakes and warnings.
     pub(super) fn findings(self) -> Findings {
         self.note_unknown_variables();
         let Notes { mut mistakes, warnings, settings, .. } = self.notes.into_inner();
@@ -177,20 +177,19 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// One table of the file, or one that is not there. What nobody asked it for by the time it is dropped is
-/// a mistake.
+/// Table of the file, or a missing one. When it is dropped, every key of it that no code has read is a mistake.
 pub(super) struct Table<'a> {
     reader: &'a Reader<'a>,
     path: String,
     entries: Option<&'a DeTable<'a>>,
     line: Option<usize>,
-    /// Whether there can be only one of it: then variables and flags can name its keys.
+    /// True if the table cannot be one of several: variables and flags can name its keys then.
     single: bool,
     asked: RefCell<Vec<&'static str>>,
 }
 
 impl<'a> Table<'a> {
-    /// The whole name of one of its keys.
+    /// Full name of one of its keys.
     pub(super) fn path(&self, key: &str) -> String {
         match (self.path.as_str(), key) {
             (path, "") => path.to_owned(),
@@ -203,35 +202,36 @@ impl<'a> Table<'a> {
         self.reader
     }
 
-    /// Whether it is written at all.
+    /// Returns true if the table is present.
     pub(super) fn is_there(&self) -> bool {
         self.entries.is_some()
     }
 
-    /// Whether something is written there.
+    /// Returns true if the key is present.
     pub(super) fn has(&self, key: &'static str) -> bool {
         self.asked.borrow_mut().push(key);
         self.entries.is_some_and(|entries| entries.contains_key(key))
     }
 
-    /// Whether nothing is written there, or a list of nothing.
+    /// Returns true if the key is missing, or an empty list.
     pub(super) fn lacks(&self, key: &'static str) -> bool {
         let value = self.entries.and_then(|entries| entries.get(key));
         value.is_none_or(|value| value.as_ref().as_array().is_some_and(|list| list.is_empty()))
     }
 
-    /// A mistake under one of its keys; under the table itself when the key is empty.
+    /// Reports a mistake about one of its keys, or about the table itself if the key is empty.
     pub(super) fn mistake(&self, key: &str, text: impl Into<String>) {
         let written = self.entries.and_then(|entries| entries.get(key));
         let line = written.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
         let mut origin = Origin::File { line };
+        // An override is the effective value, so the mistake is in the variable or flag and not in the file.
         if self.single {
             origin = self.overridden(key).map_or(origin, |(origin, _)| origin);
         }
         self.reader.mistake(self.path(key), origin, text.into());
     }
 
-    /// A warning under the table itself: the configuration works, and should say more.
+    /// Reports a warning about the table: the configuration works, but should be changed.
     pub(super) fn warning(&self, text: impl Into<String>) {
         let warning =
             Mistake { key: self.path.clone(), origin: Origin::File { line: self.line }, text: text.into() };
@@ -246,7 +246,7 @@ impl<'a> Table<'a> {
         format!("SPID_{}", self.path(key).replace('.', "__").to_uppercase())
     }
 
-    /// What comes before the file: a flag, or else a variable.
+    /// Returns the value that overrides the file: of a flag, or else of a variable.
     fn overridden(&self, key: &str) -> Option<(Origin, String)> {
         let path = self.path(key);
         if let Some(flag) = self.reader.flags.iter().find(|flag| flag.key == path) {
@@ -268,7 +268,7 @@ impl<'a> Table<'a> {
         self.entries.and_then(|entries| entries.get(key)).map(Given::File)
     }
 
-    /// A value of the wrong type is named by its type alone: it may be a key.
+    /// Reports a value of the wrong type. Only its type is named, because the value may be a secret key.
     fn wrong_type(&self, key: &str, value: &DeValue<'_>, wanted: &str) {
         self.mistake(key, format!("it wants {wanted}, and this is {}", type_of(value)));
     }
@@ -286,14 +286,14 @@ impl<'a> Table<'a> {
         }
     }
 
-    /// A text, if there is one.
+    /// Reads an optional text.
     pub(super) fn text(&self, key: &'static str) -> Option<String> {
         let text = self.written(key);
         self.note(key, &text);
         text
     }
 
-    /// A text that must be there.
+    /// Reads a required text.
     pub(super) fn required(&self, key: &'static str) -> Option<String> {
         let text = self.text(key);
         match &text {
@@ -304,7 +304,7 @@ impl<'a> Table<'a> {
         text
     }
 
-    /// A value written as text, if there is one.
+    /// Reads an optional value that is written as text.
     pub(super) fn optional<T: Debug>(
         &self,
         key: &'static str,
@@ -316,7 +316,7 @@ impl<'a> Table<'a> {
         value
     }
 
-    /// A value written as text.
+    /// Reads a value that is written as text.
     pub(super) fn value<T: Debug>(
         &self,
         key: &'static str,
@@ -328,7 +328,7 @@ impl<'a> Table<'a> {
         value
     }
 
-    /// One of these words.
+    /// Reads one of these words.
     pub(super) fn choice<T: Debug + Copy>(
         &self,
         key: &'static str,
@@ -344,14 +344,14 @@ impl<'a> Table<'a> {
         })
     }
 
-    /// A time span that is not zero.
+    /// Reads a duration that is not zero.
     pub(super) fn duration(&self, key: &'static str, default: Duration) -> Duration {
         self.value(key, default, |text| {
             span(text).ok_or_else(|| format!("`{text}` is not a time span, like 500ms, 3s, 10m, 24h or 30d"))
         })
     }
 
-    /// A list of time spans that are not zero. `fault` says what is wrong with one of them.
+    /// Reads a list of durations that are not zero. `fault` describes the problem of a duration, if it has one.
     pub(super) fn durations(
         &self,
         key: &'static str,
@@ -375,7 +375,7 @@ impl<'a> Table<'a> {
         spans
     }
 
-    /// A number that is not zero.
+    /// Reads a number that is not zero.
     pub(super) fn count(&self, key: &'static str, default: usize) -> usize {
         let wanted = "a whole number above zero";
         let number = match self.given(key) {
@@ -392,7 +392,7 @@ impl<'a> Table<'a> {
         number
     }
 
-    /// Yes or no; no unless it is said.
+    /// Reads true or false; the default is false.
     pub(super) fn flag(&self, key: &'static str) -> bool {
         let said = match self.given(key) {
             None => Some(false),
@@ -406,7 +406,7 @@ impl<'a> Table<'a> {
         said.unwrap_or(false)
     }
 
-    /// A list of texts; none when there is no list.
+    /// Reads a list of texts; `None` if there is no list.
     pub(super) fn texts(&self, key: &'static str) -> Option<Vec<String>> {
         let wanted = "a list of texts";
         let texts = match self.given(key) {
@@ -429,7 +429,7 @@ impl<'a> Table<'a> {
         texts
     }
 
-    /// A table in this one. One that is not there is empty.
+    /// Returns a table in this one. A missing table is empty.
     pub(super) fn table(&self, key: &'static str) -> Table<'a> {
         self.asked.borrow_mut().push(key);
         let value = self.entries.and_then(|entries| entries.get(key));
@@ -442,7 +442,7 @@ impl<'a> Table<'a> {
         Table { reader: self.reader, path: self.path(key), entries, line, single, asked: RefCell::default() }
     }
 
-    /// The tables of a list. A table that stands alone is a list of one, where `alone` allows it.
+    /// Returns the tables of a list. A single table counts as a list of one if `alone` is true.
     pub(super) fn tables(&self, key: &'static str, alone: bool) -> Vec<Table<'a>> {
         self.asked.borrow_mut().push(key);
         let Some(value) = self.entries.and_then(|entries| entries.get(key)) else { return Vec::new() };
@@ -482,6 +482,7 @@ impl Drop for Table<'_> {
                 continue;
             }
             let line = Some(line_of(self.reader.text, &span));
+            // The name of an unknown key is shown only if it looks like a key: it may be a pasted secret.
             let (path, text) = match is_named_like_a_key(name, &asked) {
                 true => (self.path(name), format!("there is no such key; {}", unknown(name, &asked))),
                 false => (
@@ -513,7 +514,7 @@ fn type_of(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-/// A time span in words; a day has 24 hours.
+/// Parses a duration; a day has 24 hours.
 fn span(text: &str) -> Option<Duration> {
     let of_days = |text: &str| {
         let span = text.parse::<Span>().ok()?;

@@ -1,4 +1,4 @@
-//! `telemetry`: the collector that gets spans.
+//! `telemetry`: the collector that gets the spans.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::core::signature::Secret;
 use crate::net::Url;
 use crate::serve::spans::{TelemetryHeaders, TelemetryOptions};
 
-/// `None` where nobody is told.
+/// Reads the table; `None` if no collector is configured.
 pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
     let parse = |text: &str| text.parse::<Url>().map_err(|wrong| wrong.to_string());
     let url = table.optional("otlp", parse);

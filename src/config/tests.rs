@@ -1,4 +1,5 @@
-//! The default file against the defaults, who comes before whom, and how mistakes are told.
+//! Tests of the configuration: the default file against the defaults, the order of precedence, and reports of
+//! mistakes.
 
 use super::*;
 
@@ -34,13 +35,13 @@ fn complete(text: &str) -> String {
 
 // The default file.
 
-/// A line without its mark, if it holds a key or the head of a table.
+/// Line without its comment mark, if it holds a key or the head of a table.
 fn uncommented<'l>(line: &'l str, mark: &str) -> Option<&'l str> {
     let rest = line.strip_prefix(mark)?;
     rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[').then_some(rest)
 }
 
-/// The default file: its examples, and its defaults, too, if wanted.
+/// Default file with its examples, and optionally with its defaults.
 fn default_file(with_defaults: bool) -> String {
     let line = |line: &'static str| match (uncommented(line, "##"), uncommented(line, "#")) {
         (Some(example), _) => example,
@@ -50,7 +51,7 @@ fn default_file(with_defaults: bool) -> String {
     DEFAULT_FILE.lines().map(|it| line(it).to_owned() + "\n").collect()
 }
 
-/// Reads it where the files it names are.
+/// Reads the default file, with the files it names in a temporary folder.
 fn read_default_file(text: &str) -> Config {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).display().to_string();
@@ -100,7 +101,7 @@ fn every_key_there_is_stands_in_the_default_file_once() {
     let text = default_file(true);
     for key in known {
         let leaf = key.rsplit('.').next().unwrap();
-        // What an array of inline tables holds stands inside a line.
+        // Members of an inline table are within a line.
         let written =
             |line: &&str| line.starts_with(&format!("{leaf} = ")) || line.contains(&format!("{{ {leaf} = "));
         assert!(
@@ -112,7 +113,7 @@ fn every_key_there_is_stands_in_the_default_file_once() {
     let mut seen: Vec<String> = Vec::new();
     for line in text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
         if line.starts_with('[') {
-            // One of a list has its keys for itself.
+            // Each table of a list has keys of its own.
             table = format!("{line} {}", seen.len());
         } else if line.split(" = ").next() != Some("name") {
             seen.push(format!("{table} {}", line.split(" = ").next().unwrap()));
@@ -174,7 +175,7 @@ fn a_key_that_needs_a_restart_is_a_key() {
     }
 }
 
-// Who comes before whom.
+// Order of precedence.
 
 #[test]
 fn a_flag_comes_before_a_variable_before_the_file_before_the_default() {
@@ -457,7 +458,7 @@ fn the_admin_listener_leaves_this_machine_only_with_a_token() {
     assert!(short[0].contains("`server.admin_token.env`: it is shorter than 16 bytes"), "{short:?}");
 }
 
-// Asking what was ordered.
+// Order lookups.
 
 #[test]
 fn a_marketplace_that_has_to_be_asked_is_not_forgotten() {

@@ -1,15 +1,17 @@
-//! Query strings and forms, read so strictly that two parties cannot read them differently.
+//! Query strings and forms, read so strictly that two programs cannot read them differently.
 //!
-//! A query-string token signs *decoded* parameters. Wherever a lenient decoder picks one of two
-//! readings (the first of two equal names, a replacement character for a broken byte) an attacker
-//! may choose which one we see while the signature stays the same. So everything with two readings
-//! is refused here, before anybody looks at the signature, and only then decoded.
+//! A query-string token signs *decoded* parameters. A lenient decoder sometimes picks one of two readings: the
+//! first of two equal names, or a replacement character for a broken byte. Then an attacker could choose the
+//! reading that we see, while the signature stays valid. So every input with two readings is denied here, before
+//! the signature check, and only then decoded.
 //!
-//! Three things are not refused, because every decoder reads them alike: an empty pair
-//! (`a=1&&b=2`) is nothing, a pair without `=` has an empty value, and both `+` and `%20` are a
-//! space.
+//! Three things are accepted, because every decoder reads them alike:
 //!
-//! What strictness cannot settle is an `&` *inside* a value: see [`ambiguous`].
+//! * an empty pair (`a=1&&b=2`) is ignored;
+//! * a pair without `=` has an empty value;
+//! * both `+` and `%20` are a space.
+//!
+//! Strictness does not help against an `&` *inside* a value: see [`ambiguous`].
 
 mod tokens;
 
@@ -22,29 +24,29 @@ use crate::observe::limits::{PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES
 /// A decoded name and its decoded value.
 pub type Pair = (String, String);
 
-/// Which rule a query string or form broke.
+/// Rule for query strings and forms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Rule {
-    /// A `%` without two hex digits behind it.
+    /// `%` without two hex digits behind it.
     BadEncoding,
-    /// The decoded bytes are not UTF-8.
+    /// Decoded bytes that are not UTF-8.
     NotUtf8,
-    /// A NUL byte: what stands behind it is invisible to too many programs.
+    /// NUL byte. Many programs ignore the text behind it.
     Nul,
-    /// A name that is empty, or holds `&` or `=`.
+    /// Name that is empty, or contains `&` or `=`.
     BadName,
-    /// A name that is given twice, in one part or across both.
+    /// Name that is given twice, in one part or in both.
     DuplicateParameter,
     /// More parameters than [`PARAMETERS_MAX_COUNT`].
     TooManyParameters,
-    /// A name longer than [`PARAMETER_NAME_MAX_BYTES`].
+    /// Name longer than [`PARAMETER_NAME_MAX_BYTES`].
     NameTooLong,
-    /// A value longer than [`PARAMETER_VALUE_MAX_BYTES`].
+    /// Value longer than [`PARAMETER_VALUE_MAX_BYTES`].
     ValueTooLong,
 }
 
 impl Rule {
-    /// Every rule.
+    /// All rules.
     pub const ALL: [Rule; 8] = [
         Rule::BadEncoding,
         Rule::NotUtf8,
@@ -56,7 +58,7 @@ impl Rule {
         Rule::ValueTooLong,
     ];
 
-    /// The word refusals are counted under.
+    /// Word under which denied requests are counted.
     pub const fn as_str(self) -> &'static str {
         match self {
             Rule::BadEncoding => "bad-encoding",
@@ -84,12 +86,12 @@ impl Rule {
     }
 }
 
-/// Which part of a request a parameter stood in.
+/// Part of a request that contains a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// The query string.
+    /// Query string.
     Query,
-    /// The form in the body.
+    /// Form in the body.
     Form,
 }
 
@@ -102,35 +104,35 @@ impl fmt::Display for Part {
     }
 }
 
-/// Where in a request something stood.
+/// Position in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
-    /// The part.
+    /// Part of the request.
     pub part: Part,
-    /// How many bytes of the part, as it was sent, stand before it.
+    /// Offset from the start of the part as it was sent, in bytes.
     pub offset: usize,
 }
 
-/// Why a query string or form was refused. Names a parameter, never its value.
+/// Reason why a query string or form is denied. Names the parameter, never its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryError {
-    /// The rule that was broken.
+    /// Rule that was broken.
     pub rule: Rule,
-    /// The parameter, shortened; `None` when it is not about one.
+    /// Parameter name, shortened; `None` when the fault is not about one parameter.
     pub parameter: Option<String>,
-    /// Where; `None` when the parameters did not come as a query or a form.
+    /// Position; `None` when the parameters did not come as a query or a form.
     pub place: Option<Place>,
 }
 
 impl QueryError {
     fn new(rule: Rule, name: Option<&str>, place: Option<Place>) -> QueryError {
-        // Enough to recognise it, and short enough for a log line whoever chose the name.
-        // A token that stands in the name is taken out before the name is cut.
+        // Long enough to recognize, and short enough for a log line, because the sender chooses the name.
+        // Tokens are removed before the name is cut: half a token would not be recognized.
         let parameter = name.map(|name| without_tokens(name).chars().take(64).collect());
         QueryError { rule, parameter, place }
     }
 
-    /// The short, stable word refusals are counted under.
+    /// Short, stable word under which denied requests are counted.
     pub const fn reason(&self) -> &'static str {
         self.rule.as_str()
     }
@@ -151,7 +153,7 @@ impl fmt::Display for QueryError {
 
 impl std::error::Error for QueryError {}
 
-/// One pair as it was sent.
+/// A pair as it was sent.
 #[derive(Clone, Copy)]
 struct RawPair<'a> {
     place: Place,
@@ -159,8 +161,7 @@ struct RawPair<'a> {
     value: &'a [u8],
 }
 
-/// Reads the query string and, if there is one, the form, as one set of parameters in the order
-/// they were sent.
+/// Reads the query string and the form, if there is one, as one list of parameters in sending order.
 ///
 /// ```
 /// let pairs = spid::query::parse(b"on=2030-01-01+00%3A00&empty=", Some(b"label=%E4%B8%AD")).unwrap();
@@ -170,12 +171,12 @@ struct RawPair<'a> {
 /// ```
 ///
 /// # Errors
-/// [`QueryError`] names the first rule that was broken: encoding first, then names and lengths,
-/// each in the order sent.
+/// [`QueryError`] names the first broken rule: encoding first, then names and lengths, each in sending order.
 pub fn parse(query: &[u8], form: Option<&[u8]>) -> Result<Vec<Pair>, QueryError> {
     let form = form.unwrap_or_default();
     let raw: Vec<RawPair<'_>> = split(query, Part::Query)
         .chain(split(form, Part::Form))
+        // Take one pair more than allowed: enough to detect too many, and the rest is never split.
         .take(PARAMETERS_MAX_COUNT.saturating_add(1))
         .collect();
     if raw.len() > PARAMETERS_MAX_COUNT {
@@ -183,14 +184,15 @@ pub fn parse(query: &[u8], form: Option<&[u8]>) -> Result<Vec<Pair>, QueryError>
         return Err(QueryError::new(Rule::TooManyParameters, None, place));
     }
     let pairs = raw.iter().map(decode).collect::<Result<Vec<Pair>, _>>()?;
+    // Duplicates are searched among decoded names: `a` and `%61` are one name.
     check_decoded(pairs.iter().zip(raw.iter().map(|pair| Some(pair.place))))?;
     Ok(pairs)
 }
 
-/// Holds parameters that came in another form (JSON) to the same rules.
+/// Checks parameters that came in another form (JSON) against the same rules.
 ///
 /// # Errors
-/// As [`parse`], less the encoding, without a place.
+/// See [`parse`], except for encoding; without a position.
 pub fn check(pairs: &[Pair]) -> Result<(), QueryError> {
     if pairs.len() > PARAMETERS_MAX_COUNT {
         return Err(QueryError::new(Rule::TooManyParameters, None, None));
@@ -201,21 +203,25 @@ pub fn check(pairs: &[Pair]) -> Result<(), QueryError> {
     check_decoded(pairs.iter().zip(std::iter::repeat(None)))
 }
 
-/// Writes parameters as a query string or form, a space as `+`.
+/// Writes parameters as a query string or form, with `+` for a space.
 pub fn encode(pairs: &[Pair]) -> String {
-    // Pairs of texts have no case that cannot be written.
+    // Serialization of pairs of texts cannot fail.
     serde_urlencoded::to_string(pairs).unwrap_or_default()
 }
 
-/// The first parameter whose value may hide another signed parameter, if there is one. The pairs
-/// come sorted by name, each name once.
+/// Returns the first parameter whose value may hide another signed parameter, if there is one.
+/// The pairs come sorted by name, each name once.
 ///
-/// The token signs `a=1&b=2` without marking where a value ends, so `{a: "1&b=2"}` has the token of
-/// `{a: "1", b: "2"}`: whoever holds a signed URL can make a parameter vanish into the value before
-/// it. A value with an `&` may also be honest (`R&D`). It could be two parameters of an honest
-/// request put together only if, at some `&`, the text up to the next `=` holds no `&` and sorts
-/// strictly between this parameter's name and the next one's, since the signer sorts by name; behind
-/// the last parameter every later name fits.
+/// The token signs `a=1&b=2` without marking where a value ends. So `{a: "1&b=2"}` has the token of `{a: "1", b:
+/// "2"}`. An attacker with a signed URL can hide a parameter in the value before it. But a value with an `&` may also
+/// be honest (`R&D`).
+///
+/// A value is suspicious only if, for some `&` in it, the text up to the next `=`:
+///
+/// * contains no `&`;
+/// * sorts strictly between this parameter's name and the next one, because the signer sorts by name.
+///
+/// Behind the last parameter, every later name fits.
 ///
 /// ```
 /// use spid::query::ambiguous;
@@ -243,7 +249,7 @@ fn hides_a_name(name: &str, value: &str, next: Option<&str>) -> bool {
     })
 }
 
-/// The pairs of one part, empty ones left out: as every decoder, ours below included, does it.
+/// Splits one part into its pairs, without empty ones, as every decoder does (including ours below).
 fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
     let mut next_offset = 0;
     text.split(|byte| *byte == b'&')
@@ -254,6 +260,7 @@ fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
         })
         .filter(|(_, pair)| !pair.is_empty())
         .map(move |(offset, pair)| {
+            // Only the first `=` separates; all others belong to the value.
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let name = halves.next().unwrap_or_default();
             let value = halves.next().unwrap_or_default();
@@ -261,7 +268,7 @@ fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
         })
 }
 
-/// Decodes a name and its value: as `serde_urlencoded` would, which refuses nothing.
+/// Decodes a name and its value. Gives the result of `serde_urlencoded`, which denies nothing.
 fn decode(pair: &RawPair<'_>) -> Result<Pair, QueryError> {
     let text = |text: &[u8], start: usize| {
         decode_text(text).map_err(|(rule, at)| {
@@ -273,8 +280,8 @@ fn decode(pair: &RawPair<'_>) -> Result<Pair, QueryError> {
     Ok((text(pair.name, 0)?, text(pair.value, pair.name.len() + 1)?))
 }
 
-/// Decodes one name or value. The number is the offset of what is wrong, or 0 where that is only known
-/// after decoding.
+/// Decodes one name or value.
+/// The number in the error is the offset of the fault, or 0 if only the decoded text shows the fault.
 fn decode_text(text: &[u8]) -> Result<String, (Rule, usize)> {
     let decoded = unescape(text).map_err(|at| (Rule::BadEncoding, at))?;
     if decoded.contains(&0) {
@@ -283,7 +290,7 @@ fn decode_text(text: &[u8]) -> Result<String, (Rule, usize)> {
     String::from_utf8(decoded).map_err(|_| (Rule::NotUtf8, 0))
 }
 
-/// Undoes `+` and percent-encoding; the error is where a `%` stands without its two digits.
+/// Decodes `+` and percent-encoding. The error is the offset of a `%` without two hex digits.
 fn unescape(text: &[u8]) -> Result<Vec<u8>, usize> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.iter().enumerate();
@@ -305,7 +312,7 @@ fn check_decoded<'a>(
     pairs: impl Iterator<Item = (&'a Pair, Option<Place>)> + Clone,
 ) -> Result<(), QueryError> {
     for (count, ((name, value), place)) in pairs.clone().enumerate() {
-        // They are few, so that looking at all of them is quicker than a table of them.
+        // There are few parameters, so a scan is faster than a hash table.
         let is_given_before = || pairs.clone().take(count).any(|((before, _), _)| before == name);
         let broken = if name.is_empty() || name.contains(['&', '=']) {
             Some(Rule::BadName)
@@ -426,8 +433,8 @@ mod tests {
         assert_eq!(ambiguous([("a", "1&x&y=2")]), Some("a"));
     }
 
-    /// Every way to cut `value` at some of its `&` into a value and further pairs, as lists of the
-    /// names that appear. Pieces without `=` are no pairs.
+    /// Returns every way to cut `value` at some of its `&` into a value and further pairs, as lists of their
+    /// names. Pieces without `=` are not pairs.
     fn cuts(value: &str) -> Vec<Vec<String>> {
         let pieces: Vec<&str> = value.split('&').collect();
         let mut found = Vec::new();
@@ -496,7 +503,7 @@ mod tests {
                 let read: usize = pairs.iter().map(|(n, v)| n.matches('\u{fffd}').count() + v.matches('\u{fffd}').count()).sum();
                 prop_assert_eq!(read, sent, "no replacement character that was not sent");
                 prop_assert_eq!(&parse(encode(&pairs).as_bytes(), None).unwrap(), &pairs);
-                // What is not refused, a lenient decoder reads alike.
+                // A lenient decoder must read the same pairs from accepted input.
                 prop_assert_eq!(serde_urlencoded::from_bytes::<Vec<Pair>>(&query).unwrap(), pairs);
             }
         }

@@ -1,16 +1,16 @@
-//! Answers made fit for a terminal, a log and a report.
+//! Masking of answers for a terminal, a log and a report.
 //!
-//! An answer is what the marketplace passes on to the buyer: first passwords, licence keys, a link
-//! that lets its bearer in. A run against a live receiver must not print those, so everything that
-//! is shown of an answer passes through here; comparing is done on the answer itself.
+//! The marketplace passes an answer on to the buyer: initial passwords, license keys, a link that signs its bearer
+//! in. A run against a live SPI endpoint must not print those. So everything that is shown of an answer passes
+//! through this module. Comparisons use the unmasked answer.
 
 use crate::core::query::without_tokens;
 use crate::hook::json::Json;
 use crate::hook::text::{plain as on_one_line, plain_json, plain_lines, without_user_info};
 
-/// What stands for a secret.
+/// Placeholder for a secret.
 const HIDDEN: &str = "***";
-/// What a name has in it when its value is nobody's business. Too much is hidden rather than too little.
+/// Words in the name of a secret value. Masking too much is better than masking too little.
 const SECRET_WORDS: [&str; 13] = [
     "bearer",
     "credential",
@@ -27,11 +27,11 @@ const SECRET_WORDS: [&str; 13] = [
     "\u{5bc6}\u{7801}",
     "\u{53e3}\u{4ee4}",
 ];
-/// The section whose names are the hook's own: none of them tells whether it is secret.
+/// Section whose names the hook chooses: none of them tells whether its value is secret.
 const REMARKS: &str = "info";
 
-/// A body: JSON with its secrets hidden, anything else up to the first secret it seems to tell. Characters that
-/// could move a terminal's cursor are escaped.
+/// Masks a body: JSON with its secrets hidden, or any other text up to the first apparent secret.
+/// Characters that could move a terminal's cursor are escaped.
 pub fn body(bytes: &[u8]) -> String {
     match Json::read(bytes) {
         Ok(value) => json("", &value),
@@ -39,7 +39,8 @@ pub fn body(bytes: &[u8]) -> String {
     }
 }
 
-/// A text without the passwords in its URLs and without tokens: receivers tell which one they had expected.
+/// Removes passwords in URLs and tokens from a text, because some SPI endpoints answer with the token they
+/// expected.
 fn masked(text: &str) -> String {
     let text = without_user_info(text);
     let mut shown = String::with_capacity(text.len());
@@ -48,6 +49,7 @@ fn masked(text: &str) -> String {
         let (url, after) = url.split_at(url.find(ends_url).unwrap_or(url.len()));
         shown.push_str(before);
         shown.push_str("://");
+        // The query or fragment of a URL may hold a ticket.
         shown.push_str(&cut_at(url, url.find(['?', '#']).map(|query| query + 1)));
         rest = after;
     }
@@ -59,14 +61,16 @@ fn ends_url(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\')
 }
 
-/// What is no JSON is often nearly so: a warning of PHP stands before it, a byte order mark, or half of it is
-/// missing. So a name that is nobody's business hides all that is behind it.
+/// Masks a text that is not JSON.
+/// Such a text is often almost JSON: a PHP warning or a byte order mark comes before it, or half of it is
+/// missing. So a secret name hides everything behind it.
 fn text(text: &str) -> String {
+    // The earlier of the two hides more.
     let end = [secret_word(text), secret_value(text)].into_iter().flatten().min();
     masked(&cut_at(text, end))
 }
 
-/// Words that hide what follows in a sentence, whether or not a sign says that a value follows.
+/// Words that hide the rest of a sentence, with or without a sign that a value follows.
 const ALWAYS_SECRET: [&str; 8] = [
     "passw",
     "pwd",
@@ -78,7 +82,7 @@ const ALWAYS_SECRET: [&str; 8] = [
     "\u{5bc6}\u{94a5}",
 ];
 
-/// Where the first word ends that can only be followed by a password or the like.
+/// Returns the end of the first word that always announces a password or similar.
 fn secret_word(text: &str) -> Option<usize> {
     let lower = text.to_ascii_lowercase();
     let start = ALWAYS_SECRET.iter().filter_map(|word| Some((lower.find(word)?, word.len()))).min();
@@ -87,7 +91,7 @@ fn secret_word(text: &str) -> Option<usize> {
     Some(at + length + behind.find(|c| !is_of_name(c)).unwrap_or(behind.len()))
 }
 
-/// Where the first value begins whose name is secret.
+/// Returns the start of the first value that has a secret name.
 fn secret_value(text: &str) -> Option<usize> {
     let mut from = 0;
     while let Some(name) = next_name(text, from) {
@@ -110,16 +114,16 @@ fn cut_at(text: &str, end: Option<usize>) -> String {
     }
 }
 
-/// What may stand between a name and the sign that says that its value follows.
+/// Characters that may be between a name and the sign before its value.
 const BETWEEN: [char; 7] = ['"', '\'', '\\', ']', ')', ' ', '\t'];
-/// Signs that say that a value follows.
+/// Signs that announce a value.
 const FOLLOWS: [char; 4] = [':', '=', '>', '\u{ff1a}'];
 
 fn is_of_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-')
 }
 
-/// Where the next word of letters, digits, `_` and `-` stands.
+/// Returns the position of the next word of letters, digits, `_` and `-`.
 fn next_name(text: &str, from: usize) -> Option<std::ops::Range<usize>> {
     let rest = text.get(from..)?;
     let start = rest.find(is_of_name)?;
@@ -127,23 +131,24 @@ fn next_name(text: &str, from: usize) -> Option<std::ops::Range<usize>> {
     Some(from + start..from + start + length)
 }
 
-/// A JSON value that stands at this path of names with dots between them.
+/// Masks a JSON value. `path` is its path of names, separated by dots.
 pub fn json(path: &str, value: &Json) -> String {
     let mut shown = value.clone();
     hide(&mut shown, path.split('.').any(is_secret));
     plain_json(&shown.to_string()).into_owned()
 }
 
-/// Longest piece of a path that is shown, in bytes: a longer one may be a ticket.
+/// Maximum length of a path segment that is shown, in bytes: a longer segment may be a ticket.
 const PIECE_MAX_BYTES: usize = 24;
 
-/// The value of a header. A link loses its query, and whatever else of it may be a ticket or a password.
+/// Masks the value of a header. A link loses its query, and every other part that may be a ticket or a password.
 pub fn header(value: &str) -> String {
     let value = &*without_user_info(value);
     let (plain, query) = match value.find(['?', '#']) {
         Some(end) => (value.get(..end).unwrap_or_default(), value.get(end..=end).unwrap_or_default()),
         None => (value, ""),
     };
+    // The host is never cut: only path segments have a length limit.
     let (host, path) = match plain.find("://") {
         Some(scheme) => {
             let behind = scheme + "://".len();
@@ -163,7 +168,9 @@ fn hide(value: &mut Json, is_hidden: bool) {
     match value {
         Json::Object(members) => {
             let shown = std::mem::take(members).into_iter().map(|(name, mut value)| {
+                // Everything below a secret name is secret too.
                 hide(&mut value, is_hidden || is_secret(&name));
+                // An SPI endpoint may use a token as a name, so mask names too.
                 (shown_text(&name), value)
             });
             *members = shown.collect();
@@ -176,12 +183,12 @@ fn hide(value: &mut Json, is_hidden: bool) {
     }
 }
 
-/// A text or a name in a JSON document: a sentence, another document, or one word, which may be an id.
+/// Masks a text or a name within a JSON document: a sentence, another document, or one word, which may be an id.
 fn shown_text(word: &str) -> String {
     if word.contains(' ') { text(word) } else { masked(&cut_at(word, secret_value(word))) }
 }
 
-/// Whether a value of this name is nobody's business.
+/// Returns true if a value with this name is a secret.
 pub fn is_secret(name: &str) -> bool {
     let plain = name.to_ascii_lowercase();
     plain == REMARKS || SECRET_WORDS.iter().any(|word| plain.contains(word))

@@ -1,21 +1,25 @@
-//! The only place that touches a key.
+//! Signatures. This is the only module that has access to a key.
 //!
-//! A dialect knows *what* was signed; this module knows *how*. The dialect hands over the
-//! [`Scheme`], the parts and the payload; here the key is added, the digest made, and the compare
-//! done in constant time against every configured key. A [`Verified`] can be made nowhere else, so
-//! a function that takes one cannot be called with an unverified request.
+//! A dialect knows *what* was signed; this module knows *how*. The dialect passes the [`Parts`] and the payload.
+//! This module adds the key, computes the digest, and compares it in constant time with the digest for every
+//! configured key. No other module can create a [`Verified`]. So a function that takes one cannot be called with
+//! an unverified request.
 //!
-//! A mismatch is explained from the parts, with `<key>` where the key stood: see [`Signed::base`].
+//! A mismatch is explained from the parts, with `<key>` in place of the key: see [`Signed::base`].
 //!
-//! Rules: Alibaba Cloud Marketplace, "SPI security scheme" (help.aliyun.com/document_detail/147280.html);
-//! JD Cloud, "Notify-Interface-Standard" (github.com/jdcloudcom/en), whose worked example is the
-//! first test vector below; Huawei KooGallery, "Request signature" and "Body-Sign"
-//! (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html and …0070649157.html); the HMAC
-//! scheme is our own, see `docs/dialects/generic.md`. What *we* send is signed as Standard Webhooks says
-//! (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//! Sources of the rules:
 //!
-//! An answer that has to be signed, too, is signed by the [`Signer`] that comes out of a verification: it
-//! holds the key that matched and shows nothing of it.
+//! * Alibaba Cloud Marketplace: "SPI security scheme" (help.aliyun.com/document_detail/147280.html);
+//! * JD Cloud: "Notify-Interface-Standard" (github.com/jdcloudcom/en); its worked example is the first test
+//!   vector below;
+//! * Huawei KooGallery: "Request signature" and "Body-Sign"
+//!   (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html and …0070649157.html);
+//! * the HMAC scheme is our own: `docs/dialects/generic.md`;
+//! * requests that *we* send are signed according to Standard Webhooks
+//!   (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//!
+//! Some marketplaces require a signed answer. The [`Signer`] for it comes out of a verification. It holds the key
+//! that matched and shows nothing of it.
 
 mod field;
 
@@ -34,13 +38,13 @@ pub use field::Cipher;
 
 use crate::hook::text::fault_of_secret;
 
-/// What stands for the key wherever a base string is shown.
+/// Placeholder for the key in every base string that is shown.
 pub const KEY_PLACEHOLDER: &str = "<key>";
 
-/// Text that cannot be printed: a key, a password, a licence key.
+/// Text that is never printed: a key, a password, a license key.
 ///
-/// It has no `Display` and no `Serialize`; `Debug` shows that something is there and nothing of
-/// it. The memory is wiped when the last clone goes.
+/// A secret has no `Display` and no `Serialize`. `Debug` shows nothing of it. The memory is
+/// wiped when the last clone is dropped.
 ///
 /// ```
 /// use spid::signature::Secret;
@@ -57,12 +61,12 @@ impl Secret {
         Secret(Arc::new(Zeroizing::new(text.into())))
     }
 
-    /// The text itself. Every call of this is a place to look at in a review.
+    /// Returns the text itself. A review should look at every call of this function.
     pub fn expose(&self) -> &str {
         self.0.as_str()
     }
 
-    /// Whether there is nothing in it.
+    /// Returns true if the text is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -76,6 +80,7 @@ impl fmt::Debug for Secret {
 
 impl PartialEq for Secret {
     fn eq(&self, other: &Secret) -> bool {
+        // Constant time: the duration must not tell how much of a guess is right.
         self.expose().as_bytes().ct_eq(other.expose().as_bytes()).into()
     }
 }
@@ -88,18 +93,19 @@ impl<'de> serde::Deserialize<'de> for Secret {
     }
 }
 
-/// What somebody shows to be let in: an `Authorization` header, taken apart. Programs send
-/// `Bearer TOKEN`, browsers `Basic`, with a name of their choice and the token as the password.
+/// Credentials of a client: an `Authorization` header, split into its parts.
+/// Programs send `Bearer TOKEN`. Browsers send `Basic`, with a name of the user's choice and the token as the
+/// password.
 #[derive(Debug, Clone)]
 pub struct Presented {
-    /// The name a browser's user gave; nobody has checked it.
+    /// Name that a browser's user entered; it is not verified.
     pub name: Option<String>,
-    /// The token. Compare it with `==`, which takes the same time for every wrong one.
+    /// Token. Compare it with `==`, which takes the same time for every wrong token.
     pub token: Secret,
 }
 
 impl Presented {
-    /// Reads the header's value. `None` when it is of another kind, or broken.
+    /// Reads the header's value. `None` when the scheme is another one, or the value is malformed.
     pub fn of(authorization: &str) -> Option<Presented> {
         let (scheme, rest) = authorization.split_once(' ')?;
         if scheme.eq_ignore_ascii_case("bearer") {
@@ -108,6 +114,7 @@ impl Presented {
         if !scheme.eq_ignore_ascii_case("basic") {
             return None;
         }
+        // The decoded text contains the token, so wipe it afterwards.
         let plain = Zeroizing::new(BASE64.decode(rest.trim()).ok()?);
         let (name, token) = std::str::from_utf8(&plain).ok()?.split_once(':')?;
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
@@ -115,29 +122,29 @@ impl Presented {
     }
 }
 
-/// A key with the name it has in logs, metrics and `callbacks show`.
+/// A key with the label it has in logs, metrics and `callbacks show`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     label: Arc<str>,
     secret: Secret,
 }
 
-/// A key that must not be used.
+/// Reason why a key must not be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
-    /// There is no text in it.
+    /// Empty text.
     #[error("the key is empty: a request could be signed by anyone")]
     Empty,
-    /// It holds a character that no marketplace puts into a key, or has a space at its beginning or end.
+    /// A character that no marketplace uses in a key, or a space at the beginning or end.
     #[error("the key cannot be used: {0}")]
     Unclean(String),
 }
 
 impl Key {
-    /// A labelled key. Fails closed: an empty or suspicious text is no key.
+    /// Creates a labeled key. Fails closed: an empty or suspicious text is rejected.
     ///
     /// # Errors
-    /// [`BadKey`] says what is wrong with it, never what it is.
+    /// [`BadKey`] describes the fault, but never contains the key.
     pub fn new(label: impl Into<Arc<str>>, secret: Secret) -> Result<Key, BadKey> {
         if secret.is_empty() {
             return Err(BadKey::Empty);
@@ -148,52 +155,54 @@ impl Key {
         Ok(Key { label: label.into(), secret })
     }
 
-    /// The name of this key; never a part of the key.
+    /// Label of this key; never a part of the key.
     pub fn label(&self) -> &Arc<str> {
         &self.label
     }
 
-    /// Tells, most of the time, whether a label still stands for the same key after a restart. It has
-    /// [`KEY_MARK_BYTES`], so few that it says nothing about a key that is worth the name.
+    /// Short mark that tells, most of the time, whether a label still belongs to the same key after a restart.
+    /// It has only [`KEY_MARK_BYTES`] bytes, so it reveals nothing about a good key.
     pub fn mark(&self, endpoint: &str) -> [u8; KEY_MARK_BYTES] {
+        // The endpoint's name is part of the text, so one key has different marks at different endpoints.
         let digest = hmac_sha256(self.secret.expose().as_bytes(), &[b"spid key mark ", endpoint.as_bytes()]);
         digest.first_chunk().copied().unwrap_or_default()
     }
 }
 
-/// How long a [mark](Key::mark) is.
+/// Length of a [mark](Key::mark), in bytes.
 pub const KEY_MARK_BYTES: usize = 2;
 
-/// The keys of one endpoint: the current one first, then previous ones. Never empty.
+/// Keys of one endpoint: the current key first, then previous keys. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys(Arc<[Key]>);
 
 impl Keys {
-    /// Keeps the keys in the order given. `None` when there is none: nothing may be verified
-    /// against nothing.
+    /// Keeps the keys in the order given. `None` for an empty list, because no request may be verified without a
+    /// key.
     pub fn new(keys: Vec<Key>) -> Option<Keys> {
         if keys.is_empty() { None } else { Some(Keys(keys.into())) }
     }
 
-    /// One key, labelled `current`.
+    /// Creates a list of one key, labeled `current`.
     ///
     /// # Errors
-    /// As [`Key::new`].
+    /// See [`Key::new`].
     pub fn single(secret: Secret) -> Result<Keys, BadKey> {
         Ok(Keys(Arc::from([Key::new("current", secret)?])))
     }
 
-    /// The labels, the current key's first.
+    /// Labels, the current key's first.
     pub fn labels(&self) -> impl Iterator<Item = &Arc<str>> {
         self.0.iter().map(Key::label)
     }
 
-    /// The keys, the current one first.
+    /// Keys, the current key first.
     pub fn iter(&self) -> std::slice::Iter<'_, Key> {
         self.0.iter()
     }
 
-    /// The first key that is also among `others`, by its label here and its label there. Labels do not count.
+    /// Returns the first key that is also in `others`, by its label here and its label there. Only secrets are
+    /// compared.
     pub fn shared_with<'k>(&'k self, others: &'k Keys) -> Option<(&'k Arc<str>, &'k Arc<str>)> {
         self.iter().find_map(|own| {
             let same = others.iter().find(|other| other.secret == own.secret)?;
@@ -201,18 +210,18 @@ impl Keys {
         })
     }
 
-    /// What signs the answer to somebody who has not shown that they know a key: the current one.
+    /// Signer for answers to a client without a valid signature: it uses the current key.
     pub fn signer(&self) -> Option<Signer> {
         self.current().cloned().map(Signer)
     }
 
-    /// The key requests are signed with: the first.
+    /// Returns the key that signs requests: the first.
     fn current(&self) -> Option<&Key> {
         self.0.first()
     }
 }
 
-/// How a digest is made from the parts and the key.
+/// Rule to compute a digest from the parts and the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scheme {
     /// `MD5(name=value&…&key=<key>)` over the decoded parameters, names in byte order, 16 bytes.
@@ -223,13 +232,13 @@ pub enum Scheme {
     NoncedDigest,
     /// `HMAC-SHA256(key, key nonce timestamp body)`, 32 bytes.
     NoncedBody,
-    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded parameters, names in byte order, 32
-    /// bytes, written in base64.
+    /// `HMAC-SHA256(key timestamp, name=value&…)` over the decoded parameters, names in byte order, 32 bytes, in
+    /// base64.
     StampedQuery,
 }
 
 impl Scheme {
-    /// Characters of a whole digest, as it is sent.
+    /// Number of characters of a complete digest, as it is sent.
     pub const fn characters(self) -> usize {
         match self {
             Scheme::QueryToken => 32,
@@ -238,7 +247,7 @@ impl Scheme {
         }
     }
 
-    /// The digest as it is sent.
+    /// Encodes a digest as it is sent.
     fn write(self, digest: &[u8]) -> String {
         match self {
             Scheme::StampedQuery => BASE64.encode(digest),
@@ -246,7 +255,7 @@ impl Scheme {
         }
     }
 
-    /// The bytes of a digest that was sent; hex in either case.
+    /// Decodes a digest that was sent. Hex digits may have either case.
     fn read(self, presented: &str) -> Result<Vec<u8>, Mismatch> {
         if presented.len() != self.characters() {
             return Err(Mismatch::Malformed);
@@ -258,50 +267,50 @@ impl Scheme {
     }
 }
 
-/// What the signature covers, in the form its scheme needs.
+/// Signed content, in the form that its scheme needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parts {
-    /// Names and values, decoded; the order does not matter, the signature sorts them.
+    /// Decoded names and values, in any order, because the signature sorts them.
     Pairs(Vec<(String, String)>),
-    /// The text before the first dot, and the raw body after it.
+    /// A timestamp, a dot, and the raw body.
     Dated {
-        /// The timestamp as it was sent.
+        /// Timestamp as it was sent.
         timestamp: String,
-        /// The body as it was sent.
+        /// Body as it was sent.
         body: Vec<u8>,
     },
     /// A nonce, a timestamp and the raw body.
     Nonced {
-        /// The nonce as it was sent.
+        /// Nonce as it was sent.
         nonce: String,
-        /// The timestamp as it was sent.
+        /// Timestamp as it was sent.
         timestamp: String,
-        /// The body as it was sent.
+        /// Body as it was sent.
         body: Vec<u8>,
-        /// Whether a digest of the body stands in its place.
+        /// True if the scheme signs a digest of the body instead of the body.
         digested: bool,
     },
-    /// Names and values, decoded, in any order, under a key that the timestamp is a part of.
+    /// Decoded names and values, in any order. The timestamp is a part of the key.
     Stamped {
-        /// The timestamp as it was sent; it is among the pairs, too.
+        /// Timestamp as it was sent; the pairs contain it too.
         timestamp: String,
-        /// The pairs.
+        /// Names and values.
         pairs: Vec<(String, String)>,
     },
 }
 
-/// A request that claims to be signed: the parts, the digest it came with, and what it carries.
+/// An unverified request: the parts, the digest it came with, and its payload.
 #[derive(Debug, Clone)]
 pub struct Signed<T> {
-    /// What the signature covers.
+    /// Signed content.
     pub parts: Parts,
-    /// The digest as it was sent, `None` when there was none.
+    /// Digest as it was sent; `None` when there was none.
     pub presented: Option<String>,
-    /// What becomes usable once the signature holds.
+    /// Payload that becomes usable once the signature is valid.
     pub payload: T,
 }
 
-/// A payload whose signature held. Only this module makes one.
+/// Payload with a valid signature. Only this module creates it.
 #[derive(Debug, Clone)]
 pub struct Verified<T> {
     payload: T,
@@ -309,48 +318,48 @@ pub struct Verified<T> {
 }
 
 impl<T> Verified<T> {
-    /// What was signed.
+    /// Payload that was signed.
     pub fn payload(&self) -> &T {
         &self.payload
     }
 
-    /// The label of the key that matched.
+    /// Label of the key that matched.
     pub fn key_label(&self) -> &Arc<str> {
         self.key.label()
     }
 
-    /// What signs the answer: the key that matched.
+    /// Signer for the answer: it uses the key that matched.
     pub fn signer(&self) -> Signer {
         Signer(self.key.clone())
     }
 
-    /// Takes the payload out.
+    /// Returns the payload.
     pub fn into_payload(self) -> T {
         self.payload
     }
 }
 
-/// Why a signature did not hold.
+/// Reason why a signature is not valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Mismatch {
-    /// There was no digest.
+    /// Request without a digest.
     #[error("the request carries no signature")]
     Missing,
-    /// What was sent cannot be a digest.
+    /// Text that cannot be a digest.
     #[error("the signature is not the right number of the right characters")]
     Malformed,
-    /// No configured key gives this digest.
+    /// Digest that no configured key produces.
     #[error("the signature matches none of the configured keys")]
     Wrong,
 }
 
 impl<T> Signed<T> {
-    /// Checks the digest against every key and hands out the payload if one matches.
+    /// Checks the digest against every key, and returns the payload if one matches.
     ///
-    /// Every key is tried, also after a match: the time does not tell which one it was.
+    /// All keys are tried, even after a match, so the time does not tell which key matched.
     ///
     /// # Errors
-    /// [`Mismatch`], which says as little as a stranger may know.
+    /// [`Mismatch`], which contains only what a stranger may know.
     pub fn verify(self, keys: &Keys) -> Result<Verified<T>, Mismatch> {
         let presented = self.presented.as_deref().ok_or(Mismatch::Missing)?;
         let presented = self.parts.scheme().read(presented)?;
@@ -358,6 +367,7 @@ impl<T> Signed<T> {
         for key in keys.iter() {
             let expected = self.parts.digest(&key.secret);
             let equal: bool = expected.ct_eq(presented.as_slice()).into();
+            // No early exit: see above.
             if equal && matched.is_none() {
                 matched = Some(key);
             }
@@ -366,14 +376,14 @@ impl<T> Signed<T> {
         Ok(Verified { payload: self.payload, key })
     }
 
-    /// The text the digest was made from, with `<key>` in the key's place.
+    /// Base string of the digest, with `<key>` in place of the key.
     pub fn base(&self) -> String {
         self.parts.base()
     }
 }
 
 impl Parts {
-    /// The scheme these parts belong to.
+    /// Scheme of these parts.
     pub fn scheme(&self) -> Scheme {
         match self {
             Parts::Pairs(_) => Scheme::QueryToken,
@@ -384,12 +394,12 @@ impl Parts {
         }
     }
 
-    /// Signs with the current key, as the scheme writes it.
+    /// Signs with the current key, and encodes the digest as the scheme requires.
     pub fn sign(&self, keys: &Keys) -> String {
         keys.current().map(|key| self.scheme().write(&self.digest(&key.secret))).unwrap_or_default()
     }
 
-    /// How many bytes they hold.
+    /// Size of the parts, in bytes.
     pub fn bytes(&self) -> usize {
         let of =
             |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
@@ -401,14 +411,16 @@ impl Parts {
         }
     }
 
-    /// As [`Parts::sign`], by a reader of the international page who appends the key itself where `&key=` and
-    /// the key belong: to find out whether a receiver does that. Nothing verifies such a signature here.
+    /// Signs as [`Parts::sign`] does, but appends only the key instead of `&key=` and the key.
+    /// The prose of the international page can be read that way, so the conformance suite tests whether an SPI
+    /// endpoint does this. spid never accepts such a signature.
     pub fn sign_without_key_name(&self, keys: &Keys) -> String {
         let digest = keys.current().and_then(|key| self.digest_without_key_name(&key.secret));
         digest.map(hex::encode).unwrap_or_default()
     }
 
-    /// Whether a signature would hold if the key had been appended alone: to tell a sender of that mistake.
+    /// Returns true if the signature would be valid with the key appended without `&key=`. Used to tell a sender
+    /// about that mistake.
     pub fn holds_without_key_name(&self, presented: &str, keys: &Keys) -> bool {
         let Ok(presented) = self.scheme().read(presented) else { return false };
         let holds = |digest: Vec<u8>| bool::from(digest.ct_eq(presented.as_slice()));
@@ -423,8 +435,8 @@ impl Parts {
         Some(md5.finalize().to_vec())
     }
 
-    /// The text the digest is made from, with `<key>` in the key's place. A body that is not text
-    /// is shown with replacement characters.
+    /// Base string of the digest, with `<key>` in place of the key.
+    /// Bytes of a body that are not text become replacement characters.
     pub fn base(&self) -> String {
         match self {
             Parts::Pairs(pairs) => format!("{}{KEY_PLACEHOLDER}", before_key(pairs)),
@@ -454,6 +466,7 @@ impl Parts {
                 } else {
                     body.clone()
                 };
+                // The vendor's rule uses the key twice: as the HMAC key, and at the start of the text.
                 hmac_sha256(key, &[key, nonce.as_bytes(), timestamp.as_bytes(), &inner])
             }
             Parts::Stamped { timestamp, pairs } => {
@@ -464,7 +477,7 @@ impl Parts {
     }
 }
 
-/// `name=value&…`, names in byte order, as the marketplaces' pages have it.
+/// Canonical form of the marketplaces' pages: `name=value&…`, names in byte order.
 fn canonical(pairs: &[(String, String)]) -> String {
     let mut sorted: Vec<&(String, String)> = pairs.iter().collect();
     sorted.sort();
@@ -480,46 +493,46 @@ fn canonical(pairs: &[(String, String)]) -> String {
     text
 }
 
-/// `name=value&…&key=`: what the key is put behind.
+/// Base string up to the key: `name=value&…&key=`.
 fn before_key(pairs: &[(String, String)]) -> String {
     let mut text = canonical(pairs);
     text.push_str(if pairs.is_empty() { "key=" } else { "&key=" });
     text
 }
 
-/// Signs what is answered with one of the seller's keys, and shows nothing of it.
+/// Signer for answers. It holds one of the seller's keys and shows nothing of it.
 #[derive(Debug, Clone)]
 pub struct Signer(Key);
 
 impl Signer {
-    /// The base64 of `HMAC-SHA256(key, body)`.
+    /// Returns the base64 of `HMAC-SHA256(key, body)`.
     pub fn sign(&self, body: &[u8]) -> String {
         BASE64.encode(hmac_sha256(self.0.secret.expose().as_bytes(), &[body]))
     }
 }
 
-/// What a key of Standard Webhooks begins with.
+/// Prefix of a Standard Webhooks key.
 pub const WEBHOOK_KEY_PREFIX: &str = "whsec_";
-/// How many bytes a key of Standard Webhooks has ("Signature scheme" of the specification).
+/// Size of a Standard Webhooks key, in bytes ("Signature scheme" of the specification).
 pub const WEBHOOK_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
 
-/// A key of Standard Webhooks, decoded.
+/// A Standard Webhooks key, decoded.
 #[derive(Clone)]
 pub struct WebhookKey(Arc<Zeroizing<Vec<u8>>>);
 
-/// A text that is no key of Standard Webhooks. It never says what the text is.
+/// Reason why a text is not a Standard Webhooks key. It never contains the text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadWebhookKey {
-    /// It holds a character that no key has, or has a space at its beginning or end.
+    /// A character that no key has, or a space at the beginning or end.
     #[error("the secret cannot be used: {0}")]
     Unclean(String),
-    /// It does not begin as one.
+    /// A text without the prefix `whsec_`.
     #[error("the secret does not begin with `whsec_`; make one with `echo whsec_$(openssl rand -base64 32)`")]
     Prefix,
-    /// What follows is not base64.
+    /// A text behind the prefix that is not base64.
     #[error("what follows `whsec_` in the secret is not base64 (with its padding)")]
     NotBase64,
-    /// There are too few bytes, or too many.
+    /// Too few or too many bytes.
     #[error("the secret has {0} bytes; Standard Webhooks wants 24 to 64")]
     Length(usize),
 }
@@ -548,22 +561,23 @@ impl fmt::Debug for WebhookKey {
     }
 }
 
-/// The keys what we send is signed with: all of them, so that the receiver can change from one to the
-/// other at its own time. Never empty.
+/// Keys that sign the requests we send. Never empty.
+/// All keys sign each request, so that the receiving side can change from one key to the next at any time.
 #[derive(Debug, Clone)]
 pub struct WebhookKeys(Arc<[WebhookKey]>);
 
 impl WebhookKeys {
-    /// Keeps the keys in the order given; `None` when there is none.
+    /// Keeps the keys in the order given; `None` for an empty list.
     pub fn new(keys: Vec<WebhookKey>) -> Option<WebhookKeys> {
         if keys.is_empty() { None } else { Some(WebhookKeys(keys.into())) }
     }
 
-    /// The value of `webhook-signature`: for each key `v1,` and the base64 of
-    /// `HMAC-SHA256(key, id.timestamp.body)`, with a space between.
+    /// Returns the value of `webhook-signature`.
+    /// For each key it contains `v1,` and the base64 of `HMAC-SHA256(key, id.timestamp.body)`, separated by
+    /// spaces.
     ///
-    /// `id` must hold no dot, or two messages could have one signature; `timestamp` is in seconds
-    /// since the epoch.
+    /// `id` must not contain a dot, because otherwise two messages could have one signature. `timestamp` is in
+    /// seconds since the epoch.
     pub fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let timestamp = timestamp.to_string();
         let pieces = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
@@ -572,11 +586,11 @@ impl WebhookKeys {
     }
 }
 
-/// A seller's own key at a marketplace's gateway: what *we* ask there is signed with it.
+/// A seller's key at a marketplace's gateway. It signs the requests that *we* send there.
 ///
 /// The scheme is `SDK-HMAC-SHA256` of Huawei's API gateway ("Signing algorithm",
-/// support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-algorithm.html), which has two forms: the present one,
-/// and the older one whose key is derived for a day, a region and a service.
+/// support.huaweicloud.com/intl/en-us/devg-apisign/api-sign-algorithm.html). It has two forms: the present form,
+/// and an older form whose key is derived for a day, a region and a service.
 #[derive(Debug, Clone)]
 pub struct AccessKey {
     id: String,
@@ -584,20 +598,20 @@ pub struct AccessKey {
     scope: Option<(String, String)>,
 }
 
-/// A request without a body, in the form its signature needs.
+/// A request without a body, in the form that its signature needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Asked<'a> {
-    /// The method.
+    /// Method.
     pub method: &'a str,
-    /// The `Host` header.
+    /// `Host` header.
     pub host: &'a str,
-    /// The path, encoded, without a query.
+    /// Path, encoded, without a query.
     pub path: &'a str,
-    /// The query: names and values encoded, sorted by name.
+    /// Query: encoded names and values, sorted by name.
     pub query: &'a str,
-    /// The `Content-Type` header.
+    /// `Content-Type` header.
     pub content_type: &'a str,
-    /// The `X-Sdk-Date` header: `yyyyMMddTHHmmssZ`, in UTC.
+    /// `X-Sdk-Date` header: `yyyyMMddTHHmmssZ`, in UTC.
     pub date: &'a str,
 }
 
@@ -605,10 +619,10 @@ impl AccessKey {
     const ALGORITHM: &'static str = "SDK-HMAC-SHA256";
     const SIGNED_HEADERS: &'static str = "content-type;host;x-sdk-date";
 
-    /// The key with this public id.
+    /// Creates a key with this public id.
     ///
     /// # Errors
-    /// As [`Key::new`], of either half.
+    /// See [`Key::new`]; both the id and the secret are checked.
     pub fn new(id: impl Into<String>, secret: Secret) -> Result<AccessKey, BadKey> {
         let id = id.into();
         Key::new("id", Secret::new(id.clone()))?;
@@ -616,12 +630,12 @@ impl AccessKey {
         Ok(AccessKey { id, secret, scope: None })
     }
 
-    /// The same key, signing in the older form, for this region and service.
+    /// Makes the key sign in the older form, for this region and service.
     pub fn scoped(self, region: impl Into<String>, service: impl Into<String>) -> AccessKey {
         AccessKey { scope: Some((region.into(), service.into())), ..self }
     }
 
-    /// The value of the `Authorization` header.
+    /// Returns the value of the `Authorization` header.
     pub fn authorization(&self, asked: &Asked<'_>) -> String {
         let secret = self.secret.expose().as_bytes();
         let hash = hex::encode(Sha256::digest(canonical_request(asked)));
@@ -633,6 +647,7 @@ impl AccessKey {
                 let first = Zeroizing::new([b"SDK", secret].concat());
                 let key = [day, region.as_str(), service.as_str(), "sdk_request"]
                     .iter()
+                    // Each HMAC is the key of the next one.
                     .fold(first, |key, piece| Zeroizing::new(hmac_sha256(&key, &[piece.as_bytes()])));
                 (format!("Credential={}/{scope}", self.id), key, format!("{scope}\n"))
             }
@@ -645,6 +660,7 @@ impl AccessKey {
 
 fn canonical_request(asked: &Asked<'_>) -> String {
     let Asked { method, host, path, query, content_type, date } = asked;
+    // The gateway signs the path with a slash at its end, even if the request has none.
     let slash = if path.ends_with('/') { "" } else { "/" };
     let nothing = hex::encode(Sha256::digest(b""));
     format!(
@@ -653,9 +669,9 @@ fn canonical_request(asked: &Asked<'_>) -> String {
     )
 }
 
-/// HMAC-SHA256 over the pieces, one after the other (RFC 2104).
+/// Computes HMAC-SHA256 over the pieces, one after the other (RFC 2104).
 fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
-    // HMAC takes a key of any length; the error type has no case that can happen.
+    // HMAC accepts a key of any length, so this error cannot happen.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
     for piece in pieces {
         mac.update(piece);
@@ -748,7 +764,8 @@ mod tests {
 
     #[test]
     fn koogallery_s_request_and_answer_signatures() {
-        // Made by the documented rule with another implementation; the vendor publishes none that can be checked.
+        // Computed by the documented rule with another implementation, because the vendor publishes no example
+        // that can be checked.
         let keys = Keys::single(Secret::new("xxxxxxx")).unwrap();
         let nonce = "50D83FDECAED6CCD8EF597F2A577950527928BA287D04E6036E92B2806FD17DA";
         let body = br#"{"activity":"newInstance","businessId":"87b94795-0603-4e24-8ae5-69420d60e3c8","orderId":"CS2211181819B4LVS","orderLineId":"CS2211181819B4LVS-000001","testFlag":"1"}"#;
@@ -816,7 +833,7 @@ mod tests {
         assert_eq!(dated.base(), "17.{}");
     }
 
-    /// The vendor's example, of which it publishes the digest of the canonical request; its secret is masked.
+    /// The vendor's example. The vendor publishes the digest of the canonical request, but masks the secret.
     const ASKED: Asked<'static> = Asked {
         method: "GET",
         host: "service.region.example.com",
@@ -855,7 +872,7 @@ mod tests {
         }
     }
 
-    /// The example key of the specification's own libraries.
+    /// Example key of the specification's own libraries.
     const WEBHOOK_EXAMPLE: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 
     fn webhook_key(text: &str) -> Result<WebhookKey, BadWebhookKey> {

@@ -1,7 +1,7 @@
-//! What a hook may answer: builders for Rust, and the JSON of the `exec` and `http` hooks.
+//! Answers of a hook: builders for Rust, and the reader for the JSON of the `exec` and `http` hooks.
 //!
-//! The JSON is read by hand, because the messages of a derived reader quote the values they do not
-//! like, and the values here are passwords.
+//! The reader is written by hand. A derived reader quotes the values it rejects in its messages, and these
+//! values can be passwords.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,22 +57,22 @@ fn put_license(app: &mut Fields, id: String, valid_period: String, guide: String
     put(app, "license_for_user_guide", guide);
 }
 
-/// A plain value of the machine, for products that sell one. Logins have methods of their own.
+/// Plain value of the machine, for products that sell one. Logins have their own methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostField {
-    /// Its name.
+    /// The machine's name.
     Name,
-    /// Its public address.
+    /// The machine's public address.
     Ip,
-    /// Its address inside the cloud's network.
+    /// The machine's address inside the cloud's network.
     InnerIp,
-    /// The name to point a domain at.
+    /// The name that a domain must point to.
     Cname,
-    /// A domain to use until the buyer has one.
+    /// Temporary domain, until the buyer has one.
     TempDomain,
-    /// The region it stands in.
+    /// The machine's region.
     Region,
-    /// What the buyer needs for the ICP filing.
+    /// Information that the buyer needs for the ICP filing.
     BeianInfo,
 }
 
@@ -90,7 +90,7 @@ impl HostField {
     }
 }
 
-/// What a create made.
+/// Answer to a create.
 ///
 /// ```
 /// use spid::hook::Provisioned;
@@ -106,24 +106,25 @@ impl HostField {
 pub struct Provisioned(Answer);
 
 impl Provisioned {
-    /// It is made, and there is nothing to say: the instance keeps the marketplace's own id.
+    /// Creates an answer without details: the instance exists and keeps the marketplace's own id.
     pub fn new() -> Provisioned {
         Provisioned::default()
     }
 
-    /// The id the marketplace is to know it by. The same for every attempt, and nobody else's.
+    /// Sets the id by which the marketplace knows the instance. It must be the same for every attempt, and
+    /// unique to this instance.
     pub fn id(mut self, id: impl Into<String>) -> Provisioned {
         self.0.instance_id = Some(id.into());
         self
     }
 
-    /// Where the application is.
+    /// Sets the URL of the application.
     pub fn app(mut self, url: impl Into<String>) -> Provisioned {
         put(&mut self.0.app, "front_end_url", url);
         self
     }
 
-    /// Where it is administered, and how to get in the first time.
+    /// Sets the URL of the administration, and the login for the first time.
     pub fn admin(
         mut self,
         url: impl Into<String>,
@@ -134,13 +135,14 @@ impl Provisioned {
         self
     }
 
-    /// Where the marketplace sends a buyer who signs on; without it the endpoint's public URL is told.
+    /// Sets the URL to which the marketplace sends a buyer who signs on. Without it the answer holds the
+    /// endpoint's public URL.
     pub fn auth_url(mut self, url: impl Into<String>) -> Provisioned {
         put(&mut self.0.app, "auth_url", url);
         self
     }
 
-    /// A licence: its key, how long it is valid, where it is explained.
+    /// Sets the license: its key, its period of validity, and the URL of its guide.
     pub fn license(
         mut self,
         id: impl Into<String>,
@@ -151,39 +153,39 @@ impl Provisioned {
         self
     }
 
-    /// One value of the machine.
+    /// Sets one value of the machine.
     pub fn host(mut self, name: HostField, value: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, name.as_str(), value);
         self
     }
 
-    /// How to log in to the machine.
+    /// Sets the login of the machine.
     pub fn host_login(mut self, username: impl Into<String>, password: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, "username", username);
         put(&mut self.0.host, "password", password);
         self
     }
 
-    /// How to log in to the machine's FTP server.
+    /// Sets the login of the machine's FTP server.
     pub fn host_ftp(mut self, username: impl Into<String>, password: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, "ftp_username", username);
         put(&mut self.0.host, "ftp_password", password);
         self
     }
 
-    /// How to reach the machine's database. Kept as a secret: it commonly holds a password.
+    /// Sets the access to the machine's database. It is kept as a secret, because it commonly holds a password.
     pub fn host_database(mut self, text: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, "database_info", text);
         self
     }
 
-    /// A remark for the buyer.
+    /// Adds a remark for the buyer.
     pub fn info(mut self, name: impl Into<String>, text: impl Into<String>) -> Provisioned {
         self.0.info.insert(name.into(), Field::Plain(text.into()));
         self
     }
 
-    /// A remark that nobody but the buyer may read.
+    /// Adds a secret remark, which only the buyer may read.
     pub fn secret_info(mut self, name: impl Into<String>, text: impl Into<String>) -> Provisioned {
         self.0.info.insert(name.into(), Field::Secret(Secret::new(text)));
         self
@@ -196,23 +198,23 @@ impl From<Provisioned> for Answer {
     }
 }
 
-/// What a renew, an upgrade or a refunded renewal changed of what the buyer sees; commonly nothing.
+/// Answer to a renew, an upgrade or a refunded renewal: the changed values that the buyer sees. Commonly empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Updated(Answer);
 
 impl Updated {
-    /// It is done, and what the buyer sees stays.
+    /// Creates an answer without changes: the work is done, and the values that the buyer sees stay.
     pub fn new() -> Updated {
         Updated::default()
     }
 
-    /// Where the application is now.
+    /// Sets the new URL of the application.
     pub fn app(mut self, url: impl Into<String>) -> Updated {
         put(&mut self.0.app, "front_end_url", url);
         self
     }
 
-    /// Where it is administered now, and how to get in.
+    /// Sets the new URL of the administration, and its login.
     pub fn admin(
         mut self,
         url: impl Into<String>,
@@ -223,7 +225,7 @@ impl Updated {
         self
     }
 
-    /// The licence from now on: its key, how long it is valid, where it is explained.
+    /// Sets the new license: its key, its period of validity, and the URL of its guide.
     pub fn license(
         mut self,
         id: impl Into<String>,
@@ -241,12 +243,13 @@ impl From<Updated> for Answer {
     }
 }
 
-/// Where a buyer's browser goes. Whoever has the URL is in, so it is a secret.
+/// Answer to a sign-on: the URL to which the buyer's browser goes. The URL lets its bearer in, so it is a
+/// secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedOn(Secret);
 
 impl SignedOn {
-    /// Go there; the URL carries a one-time ticket of your own.
+    /// Sends the browser to this URL, which carries a one-time ticket of your own.
     pub fn redirect(url: impl Into<String>) -> SignedOn {
         SignedOn(Secret::new(url))
     }
@@ -258,12 +261,12 @@ impl From<SignedOn> for Answer {
     }
 }
 
-/// A free answer. It may hold credentials, so it is kept as a secret.
+/// Free answer to an `other` call. It may hold credentials, so it is kept as a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply(Secret);
 
 impl Reply {
-    /// This JSON, as it is.
+    /// Answers with this JSON, unchanged.
     pub fn json(value: serde_json::Value) -> Reply {
         Reply(Secret::new(value.to_string()))
     }
@@ -275,7 +278,7 @@ impl From<Reply> for Answer {
     }
 }
 
-/// An answer that cannot be understood. Names members, never values.
+/// Error for an answer that cannot be understood. It names members, and never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unreadable {
     #[error("the answer is not JSON: line {line}, column {column}")]
@@ -292,7 +295,7 @@ pub(crate) enum Unreadable {
     Empty(Action),
 }
 
-/// Everything a hook that speaks JSON may have said.
+/// All values that a hook which speaks JSON may answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Said {
     pub(crate) answer: Answer,
@@ -302,7 +305,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Reads an answer, `None` when there is nothing but white space.
+    /// Reads an answer. Returns `None` if the text is only white space.
     pub(crate) fn read_any(text: &[u8]) -> Result<Option<Said>, Unreadable> {
         let text = text.trim_ascii();
         if text.is_empty() { Ok(None) } else { Said::read(text).map(Some) }
@@ -310,6 +313,7 @@ impl Said {
 
     /// Reads an answer.
     pub(crate) fn read(text: &[u8]) -> Result<Said, Unreadable> {
+        // `Json` keeps the digits of numbers: an id may be a number of 24 digits.
         let value = Json::read(text)
             .map_err(|error| Unreadable::NotJson { line: error.line(), column: error.column() })?;
         let Json::Object(members) = value else { return Err(Unreadable::NotAnObject) };
@@ -321,6 +325,7 @@ impl Said {
     }
 
     fn take(&mut self, name: &str, value: Json) -> Result<(), Unreadable> {
+        // JSON null is a valid body; for every other member null counts as not sent.
         if value == Json::Null && name != "body" {
             return known(name);
         }
@@ -341,12 +346,14 @@ impl Said {
         Ok(())
     }
 
-    /// What a hook that reports success has said, `None` for an empty answer.
+    /// Checks the answer of a hook that reports success. An empty answer is `None`.
     pub(crate) fn success(said: Option<Said>, action: Action) -> Result<Answer, HookError> {
         let Some(said) = said else { return Ok(silence(action)?) };
+        // Pending comes first: it is no success yet, so nothing else of the answer counts.
         if let Some(note) = said.pending {
             return Err(HookError::pending(note));
         }
+        // `refuse` and `retry_after` contradict a success. A retry is safe; to pick one of the two is not.
         for (member, given) in
             [("refuse", said.refuse.is_some()), ("retry_after", said.retry_after.is_some())]
         {
@@ -358,15 +365,15 @@ impl Said {
     }
 }
 
-/// A member that is null counts as not sent, if it may be sent at all.
+/// Checks the name of a member that is null: it counts as not sent, but an unknown name is still an error.
 fn known(name: &str) -> Result<(), Unreadable> {
     const NAMES: [&str; 9] =
         ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
     if NAMES.contains(&name) { Ok(()) } else { Err(Unreadable::Unknown(name.to_owned())) }
 }
 
-/// An empty success will do where nothing has to be said. A create that says nothing is more
-/// likely a hook that does not know the action than one that made something.
+/// Accepts an empty success if the action needs no answer. An empty answer to a create more likely comes from a
+/// hook that does not know the action than from one that created something.
 fn silence(action: Action) -> Result<Answer, Unreadable> {
     match action {
         Action::Renew
@@ -379,6 +386,7 @@ fn silence(action: Action) -> Result<Answer, Unreadable> {
     }
 }
 
+/// Checks that the answer has the member that the action requires.
 fn complete(answer: Answer, action: Action) -> Result<Answer, Unreadable> {
     match action {
         Action::SignOn if answer.redirect.as_ref().is_none_or(Secret::is_empty) => {
@@ -391,7 +399,7 @@ fn complete(answer: Answer, action: Action) -> Result<Answer, Unreadable> {
     }
 }
 
-/// A text. A number or a boolean is taken as the text it was written as: `8080` for a port is no mistake.
+/// Reads a text. A number or a boolean is taken as it was written, because `8080` for a port is no mistake.
 fn text(name: &str, value: Json) -> Result<String, Unreadable> {
     value.to_text().ok_or_else(|| Unreadable::Type { name: name.to_owned(), expected: "a text" })
 }
@@ -413,7 +421,7 @@ fn object(name: &str, value: Json) -> Result<BTreeMap<String, Json>, Unreadable>
     }
 }
 
-/// The fields of one section. A misspelt name is an error: its value would reach no buyer.
+/// Reads the fields of one section. A misspelled name is an error, because its value would never reach a buyer.
 fn section(section: &str, value: Json, known: Option<&[&str]>) -> Result<Fields, Unreadable> {
     let mut fields = Fields::new();
     for (name, value) in object(section, value)? {

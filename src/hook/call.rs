@@ -1,7 +1,9 @@
-//! What a hook is told: one type per action, built from the callback and the instance as applied.
+//! Calls to a hook: one type per action, built from the callback and the instance as applied so far.
 //!
-//! The JSON of a [`Call`] is the contract of the `exec` and `http` hooks, described in
-//! `docs/hooks.md`. It grows by members; a change of meaning changes [`SCHEMA`].
+//! The JSON of a [`Call`] is the contract of the `exec` and `http` hooks, described in `docs/hooks.md`. New
+//! members may be added to it. A change of meaning changes [`SCHEMA`].
+//!
+//! The JSON Schema of the contract takes its descriptions from the doc comments of these types.
 
 use std::collections::BTreeMap;
 
@@ -13,52 +15,53 @@ use crate::core::lifecycle::{Instance, State};
 use crate::hook::callback::{Action, Callback, Expiry, Parameters};
 use crate::hook::trace::TraceContext;
 
-/// The version of the JSON contract, its first member.
+/// Version of the JSON contract. It is the first member of a call.
 pub const SCHEMA: &str = "spid.hook/1";
 
-/// What every call carries.
+/// Members of every call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct Context {
-    /// The same for every attempt at this job, and for nothing else, ever.
+    /// Identical for every attempt at this job, and never used for another job.
     pub idempotency_key: String,
-    /// Which attempt this is, from 1.
+    /// Number of this attempt, from 1.
     pub attempt: u32,
-    /// When the attempt is given up, whatever it is doing.
+    /// Time at which the attempt is given up, regardless of its progress.
     pub deadline: Timestamp,
-    /// When the callback was accepted.
+    /// Time at which the callback was accepted.
     pub received_at: Timestamp,
-    /// The seller account the instance belongs to.
+    /// The seller account that the instance belongs to.
     pub account: String,
-    /// The endpoint the callback came through.
+    /// The endpoint that received the callback.
     pub endpoint: String,
-    /// The action as the marketplace spells it.
+    /// The action in the marketplace's spelling.
     pub action_name: String,
-    /// The order of this callback, where it has one.
+    /// The order of this callback, if it has one.
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
-    /// What the marketplace says of the order beside the parameters, in its own words: what it was asked for,
-    /// or had encrypted.
+    /// Details of the order beside the parameters, in the marketplace's own words: the answer of the order
+    /// lookup, or values that the marketplace sent encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<Parameters>,
-    /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`, ready to
-    /// be sent with each of its calls, so that they count for this product and this buyer. `None` for other
-    /// marketplaces, and where product or buyer are not known.
+    /// For a product that calls Alibaba's Model Studio: the value of the header `x-dashscope-euid`. Send it
+    /// with each call to Model Studio, so that the call counts for this product and this buyer. `None` for
+    /// other marketplaces, and if the product or the buyer is unknown.
     pub dashscope_euid: Option<String>,
-    /// This attempt's place in the trace of its job, as W3C Trace Context writes it: pass it on with whatever you
-    /// call, and your logs and traces can be told to belong to it. `None` where the key is no id of a job.
+    /// The position of this attempt in the trace of its job, in the format of W3C Trace Context. Pass it on to
+    /// the services you call, so that your logs and traces can be assigned to this attempt. `None` if the key
+    /// is not the id of a job.
     pub traceparent: Option<String>,
 }
 
-/// Make what was bought.
+/// Create the instance that was bought.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct CreateCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
-    /// The instance to be: pending, without an id.
+    /// The instance to create: pending, without an id.
     pub instance: Instance,
     /// The buyer's account at the marketplace.
     pub buyer: Option<String>,
@@ -66,9 +69,10 @@ pub struct CreateCall {
     pub product: Option<String>,
     /// The SKU sold.
     pub sku: Option<String>,
-    /// Whether it is a trial; `None` when the marketplace did not say.
+    /// True for a trial; `None` if the marketplace did not say.
     pub trial: Option<bool>,
-    /// When the term ends; the raw text stands beside the instant, which may be unreadable.
+    /// End of the term: the instant and the raw text. The raw text may be unreadable; then the instant is
+    /// absent.
     pub expires_on: Option<Expiry>,
     /// The billed quantities beside the SKU.
     pub items: BTreeMap<String, String>,
@@ -78,45 +82,45 @@ pub struct CreateCall {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RenewCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
     /// The instance before the renewal.
     pub instance: Instance,
-    /// When the term ends from now on. Never earlier than before: a renewal that comes late does
-    /// not shorten what a later one gave.
+    /// New end of the term. Never earlier than before: a renewal that arrives late does not shorten the term
+    /// that a later renewal gave.
     pub expires_on: Option<Timestamp>,
-    /// The expiry as this callback sent it; it may lie before `expires_on`.
+    /// The expiry as this callback sent it. It may be earlier than `expires_on`.
     pub expires_on_raw: Option<String>,
-    /// When the term ended before.
+    /// Previous end of the term.
     pub previous_expires_on: Option<Timestamp>,
-    /// Whether the instance is frozen and is to be used again.
+    /// True if the instance is frozen and this renewal unfreezes it.
     pub thaws: bool,
 }
 
-/// Take a renewal back.
+/// Reverse a renewal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct RefundRenewCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
     /// The instance before the refund.
     pub instance: Instance,
-    /// When the term ends from now on; earlier than before.
+    /// New end of the term; earlier than before.
     pub expires_on: Option<Timestamp>,
     /// The expiry as this callback sent it.
     pub expires_on_raw: Option<String>,
-    /// When the term ended before.
+    /// Previous end of the term.
     pub previous_expires_on: Option<Timestamp>,
 }
 
 /// One billed quantity before and after an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
-    /// What it was; `None` when it is new.
+    /// Previous value; `None` if the quantity is new.
     pub from: Option<String>,
-    /// What it is now; `None` when it is gone.
+    /// New value; `None` if the quantity is removed.
     pub to: Option<String>,
 }
 
@@ -124,7 +128,7 @@ pub struct Change {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct UpgradeCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
     /// The instance before the upgrade.
@@ -133,7 +137,7 @@ pub struct UpgradeCall {
     pub sku: Option<String>,
     /// The SKU before.
     pub previous_sku: Option<String>,
-    /// All billed quantities from now on: those before, with what this callback changed.
+    /// All billed quantities from now on: the previous ones, with the changes of this callback.
     pub items: BTreeMap<String, String>,
     /// All billed quantities before.
     pub previous_items: BTreeMap<String, String>,
@@ -141,80 +145,79 @@ pub struct UpgradeCall {
     pub changes: BTreeMap<String, Change>,
 }
 
-/// Take away the use, keep the data.
+/// Stop the use and keep the data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ExpireCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
     /// The instance to freeze.
     pub instance: Instance,
 }
 
-/// Give everything up for good.
+/// Delete everything permanently.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct ReleaseCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
-    /// The instance to give up.
+    /// The instance to delete.
     pub instance: Instance,
-    /// Whether the buyer got the money back; `None` when the marketplace did not say, which is
-    /// not "no".
+    /// True if the buyer got the money back; `None` if the marketplace did not say, which does not mean "no".
     pub refund: Option<bool>,
-    /// A create was begun and never finished: something may exist under the create's
-    /// `order_biz_id`, or nothing. Clean up what is there, and succeed when nothing is.
+    /// True if a create began and never finished. Something may exist under the create's `order_biz_id`, or
+    /// nothing. Delete what exists, and succeed if nothing does.
     pub maybe_provisioned: bool,
 }
 
-/// A buyer's browser wants in.
+/// Let a buyer's browser sign on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct SignOnCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
-    /// The instance to sign on to. It may be frozen: whether that is let in is yours to say.
+    /// The instance to sign on to. It may be frozen; the hook decides if a frozen instance may be used.
     pub instance: Instance,
 }
 
-/// An order was paid.
+/// Take note that an order was paid.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct PaymentCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
-    /// The instance paid for, where one is known.
+    /// The instance that was paid for, if it is known.
     pub instance: Option<Instance>,
     /// The marketplace's id of the message.
     pub request_id: Option<String>,
     /// The buyer's account at the marketplace.
     pub buyer: Option<String>,
-    /// The product paid for.
+    /// The product that was paid for.
     pub product: Option<String>,
-    /// The SKU paid for.
+    /// The SKU that was paid for.
     pub sku: Option<String>,
 }
 
-/// Anything the dialect passes on unread.
+/// Handle a request that the dialect passes on without interpreting it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[non_exhaustive]
 pub struct OtherCall {
-    /// What every call carries.
+    /// Members of every call.
     #[serde(flatten)]
     pub context: Context,
-    /// The instance it is about, where one is known.
+    /// The instance of the request, if it is known.
     pub instance: Option<Instance>,
     /// The buyer's account at the marketplace.
     pub buyer: Option<String>,
-    /// The product it is about.
+    /// The product of the request.
     pub product: Option<String>,
-    /// The SKU it is about.
+    /// The SKU of the request.
     pub sku: Option<String>,
-    /// What the request says as a structure, for those whose parameters hold lists in texts.
+    /// The request as a structure, for marketplaces whose parameters hold lists in texts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
 }
@@ -222,74 +225,75 @@ pub struct OtherCall {
 /// One invocation of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
-    /// Make what was bought.
+    /// Create the instance that was bought.
     Create(Box<CreateCall>),
     /// Extend the term.
     Renew(Box<RenewCall>),
-    /// Take a renewal back.
+    /// Reverse a renewal.
     RefundRenew(Box<RefundRenewCall>),
     /// Change the SKU or the billed quantities.
     Upgrade(Box<UpgradeCall>),
-    /// Take away the use, keep the data.
+    /// Stop the use and keep the data.
     Expire(Box<ExpireCall>),
-    /// Give everything up for good.
+    /// Delete everything permanently.
     Release(Box<ReleaseCall>),
-    /// A buyer's browser wants in.
+    /// Let a buyer's browser sign on.
     SignOn(Box<SignOnCall>),
-    /// An order was paid.
+    /// Take note that an order was paid.
     Payment(Box<PaymentCall>),
-    /// Anything the dialect passes on unread.
+    /// Handle a request that the dialect passes on without interpreting it.
     Other(Box<OtherCall>),
 }
 
-/// What a [`Call`] is built from.
+/// Facts from which a [`Call`] is built.
 #[derive(Debug, Clone)]
 pub struct CallFacts<'a> {
-    /// What was asked.
+    /// The callback.
     pub callback: &'a Callback,
-    /// The instance as applied now.
+    /// The instance as applied so far.
     pub instance: Option<&'a Instance>,
-    /// The job's key.
+    /// The job's idempotency key.
     pub idempotency_key: String,
-    /// Which attempt this is, from 1.
+    /// Number of this attempt, from 1.
     pub attempt: u32,
-    /// When the attempt is given up.
+    /// Time at which the attempt is given up.
     pub deadline: Timestamp,
-    /// When the callback was accepted.
+    /// Time at which the callback was accepted.
     pub received_at: Timestamp,
     /// The seller account.
     pub account: &'a str,
-    /// The endpoint the callback came through.
+    /// The endpoint that received the callback.
     pub endpoint: &'a str,
-    /// The value of `x-dashscope-euid`, where there is one.
+    /// The value of `x-dashscope-euid`, if there is one.
     pub dashscope_euid: Option<String>,
 }
 
-/// A call that needs an instance was built without one: a bug in whoever built it.
+/// Error for a call that needs an instance and was built without one: a bug in the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a {action} call needs an instance, and there is none")]
 pub struct NoInstance {
-    /// What was asked.
+    /// The action of the callback.
     pub action: Action,
 }
 
-/// What a call is routed by. The values applied to the instance come first, so that one hook sees
-/// an instance's whole life as long as its SKU stays.
+/// Values by which a call is routed. The values applied to the instance take precedence over the callback's, so
+/// that one hook gets all calls for an instance while its SKU stays the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Subject<'a> {
-    /// The endpoint the callback came through.
+    /// The endpoint that received the callback.
     pub endpoint: &'a str,
     /// The product.
     pub product: Option<&'a str>,
-    /// The SKU; before an upgrade, the one that is upgraded from.
+    /// The SKU. For an upgrade, the SKU before the upgrade.
     pub sku: Option<&'a str>,
     /// The buyer's account.
     pub buyer: Option<&'a str>,
 }
 
 impl<'a> Subject<'a> {
-    /// What the call for this callback and instance will be routed by.
+    /// Returns the values by which the call for this callback and instance will be routed.
     pub fn new(endpoint: &'a str, callback: &'a Callback, instance: Option<&'a Instance>) -> Subject<'a> {
+        // The instance's values win: an upgrade to another SKU still goes to the hook that made the instance.
         let applied = instance.map_or_else(Subject::default, |instance| Subject::of(endpoint, instance));
         Subject {
             endpoint,
@@ -310,12 +314,12 @@ impl<'a> Subject<'a> {
 }
 
 impl Call {
-    /// Builds the call for a callback, given what has been applied to its instance so far.
+    /// Builds the call for a callback, from the instance as applied so far.
     ///
-    /// This is also how an author's tests make calls.
+    /// The tests of a hook author make their calls with this function, too.
     ///
     /// # Errors
-    /// [`NoInstance`] for every action but payment and other when there is no instance.
+    /// [`NoInstance`] if there is no instance, for every action except payment, query and other.
     pub fn new(facts: CallFacts<'_>) -> Result<Call, NoInstance> {
         let (callback, instance) = (facts.callback, facts.instance.cloned());
         let context = Context::new(&facts);
@@ -337,7 +341,7 @@ impl Call {
         })
     }
 
-    /// What is asked.
+    /// Returns the action.
     pub fn action(&self) -> Action {
         match self {
             Call::Create(_) => Action::Create,
@@ -352,7 +356,7 @@ impl Call {
         }
     }
 
-    /// What every call carries.
+    /// Returns the members of every call.
     pub fn context(&self) -> &Context {
         match self {
             Call::Create(call) => &call.context,
@@ -367,7 +371,7 @@ impl Call {
         }
     }
 
-    /// The instance as applied, where there is one.
+    /// Returns the instance as applied so far, if there is one.
     pub fn instance(&self) -> Option<&Instance> {
         match self {
             Call::Create(call) => Some(&call.instance),
@@ -382,7 +386,8 @@ impl Call {
         }
     }
 
-    /// What the call is routed by: the same as [`Subject::new`] of what it was built from.
+    /// Returns the values by which the call is routed. They equal [`Subject::new`] of the facts from which the
+    /// call was built.
     pub fn subject(&self) -> Subject<'_> {
         let endpoint = self.context().endpoint.as_str();
         let applied = self.instance().map_or_else(Subject::default, |it| Subject::of(endpoint, it));
@@ -390,6 +395,8 @@ impl Call {
             Call::Create(call) => (&call.product, &call.sku, &call.buyer),
             Call::Payment(call) => (&call.product, &call.sku, &call.buyer),
             Call::Other(call) => (&call.product, &call.sku, &call.buyer),
+            // The sku of an upgrade call is the new one. It is used only if the instance has none, as in
+            // `Subject::new`.
             Call::Upgrade(call) => (&None, &call.sku, &None),
             _ => (&None, &None, &None),
         };
@@ -421,6 +428,7 @@ impl Context {
     }
 }
 
+/// Returns the attempt's trace context, or `None` if the key is not the id of a job.
 fn traceparent(facts: &CallFacts<'_>) -> Option<String> {
     let job = facts.idempotency_key.parse().ok()?;
     Some(TraceContext::of_attempt(job, facts.attempt).to_string())
@@ -446,6 +454,7 @@ impl RenewCall {
         let (at, raw) = expiry(callback);
         RenewCall {
             context,
+            // A late renewal must not shorten the term, so take the later of the two dates.
             expires_on: instance.expires_on.max(at),
             expires_on_raw: raw,
             previous_expires_on: instance.expires_on,
@@ -472,6 +481,7 @@ impl UpgradeCall {
     fn new(context: Context, instance: Instance, callback: &Callback) -> UpgradeCall {
         let previous_items = instance.items.clone();
         let mut items = previous_items.clone();
+        // The callback names only the quantities that it changes.
         items.extend(callback.items.clone());
         UpgradeCall {
             context,
@@ -486,6 +496,7 @@ impl UpgradeCall {
 }
 
 fn changes(from: &BTreeMap<String, String>, to: &BTreeMap<String, String>) -> BTreeMap<String, Change> {
+    // The names of both sides, because a quantity can be new or removed.
     let names = from.keys().chain(to.keys());
     let change = |name: &String| Change { from: from.get(name).cloned(), to: to.get(name).cloned() };
     names.map(|name| (name.clone(), change(name))).filter(|(_, change)| change.from != change.to).collect()
@@ -493,6 +504,7 @@ fn changes(from: &BTreeMap<String, String>, to: &BTreeMap<String, String>) -> BT
 
 impl ReleaseCall {
     fn new(context: Context, instance: Instance, callback: &Callback) -> ReleaseCall {
+        // An attempt may have created something, and its id was never learned.
         let maybe_provisioned = instance.began && instance.id.is_none();
         ReleaseCall { context, instance, refund: callback.refund, maybe_provisioned }
     }
@@ -524,7 +536,7 @@ impl OtherCall {
     }
 }
 
-/// One call as one flat JSON object: the version, the action, then the call's own members.
+/// One call as a flat JSON object: the version, the action, then the call's own members.
 #[derive(Serialize)]
 struct Flat<'a, C> {
     schema: &'static str,

@@ -1,8 +1,7 @@
-//! The words everything else speaks: what a marketplace asked, in no marketplace's dialect, and
-//! what it may be told.
+//! Neutral types shared by all modules: the request of a marketplace and the possible answers, in no dialect.
 //!
-//! A dialect turns a verified request into a [`Callback`] and an [`Outcome`] into a reply. Between
-//! the two nobody knows which marketplace it was.
+//! A dialect turns a verified request into a [`Callback`], and an [`Outcome`] into a reply. Between the two, no module
+//! depends on the marketplace.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -15,34 +14,34 @@ use serde::{Deserialize, Serialize};
 use crate::core::signature::Secret;
 use crate::hook::text::without_user_info;
 
-/// What a callback asks.
+/// Actions that a callback can ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
-    /// Make an instance.
+    /// Create an instance.
     Create,
-    /// Extend an instance; thaws a frozen one.
+    /// Extend the term of an instance; unfreezes a frozen one.
     Renew,
-    /// Take a renewal back: the only action that may lower the expiry.
+    /// Take back a renewal: the only action that may lower the expiry.
     RefundRenew,
     /// Change the SKU or the billed quantities; the expiry stays.
     Upgrade,
-    /// Freeze: the term ended or arrears stand. Data stays.
+    /// Freeze: the term ended or payment is in arrears. Data stays.
     Expire,
-    /// Give the instance up for good.
+    /// Give up the instance for good.
     Release,
-    /// A buyer's browser wants in.
+    /// Sign on the browser of a buyer.
     SignOn,
-    /// An order was paid; a message, nothing is to be made.
+    /// Report a paid order: a message, so there is nothing to create.
     Payment,
-    /// The marketplace asks what it was told before.
+    /// Query the result of an earlier request.
     Query,
-    /// Anything else the dialect knows or does not know.
+    /// Any other action, known to the dialect or not.
     Other,
 }
 
 impl Action {
-    /// Every action.
+    /// All actions; the index of an action is the number that is stored.
     pub const ALL: [Action; 10] = [
         Action::Create,
         Action::Renew,
@@ -56,7 +55,7 @@ impl Action {
         Action::Other,
     ];
 
-    /// The word used in files, logs and `--json`.
+    /// Word for the action in files, logs and `--json`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Action::Create => "create",
@@ -72,12 +71,12 @@ impl Action {
         }
     }
 
-    /// The action with this word.
+    /// Returns the action with this word.
     pub fn from_word(word: &str) -> Option<Action> {
         Action::ALL.into_iter().find(|action| action.as_str() == word)
     }
 
-    /// Whether the action moves an instance through its life, and so has a place in its lane.
+    /// Returns true if the action changes the lifecycle of an instance, so its job belongs in the instance's queue.
     pub const fn is_lifecycle(self) -> bool {
         matches!(
             self,
@@ -103,27 +102,27 @@ impl fmt::Display for Action {
 pub struct Parameters(BTreeMap<String, String>);
 
 impl Parameters {
-    /// The value of `name`, `None` when it was not sent. Sent but empty is `Some("")`.
+    /// Value of `name`; `None` if it was not sent. An empty value is `Some("")`.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The value of `name`; not sent and sent empty are both `None`.
+    /// Value of `name`; `None` if it was not sent or is empty.
     pub fn filled(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|value| !value.is_empty())
     }
 
-    /// All of them, by name.
+    /// All parameters, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// How many there are.
+    /// Number of parameters.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no parameters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -135,19 +134,19 @@ impl FromIterator<(String, String)> for Parameters {
     }
 }
 
-/// The names a callback uses for its instance. Either may be missing.
+/// Names by which a callback refers to its instance. Either may be missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InstanceRef {
-    /// The id the hook (or the default) gave it.
+    /// The id that the hook gave the instance, or the default id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<String>,
-    /// The marketplace's own id of what was sold.
+    /// The marketplace's own id of the sold item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order_biz_id: Option<String>,
 }
 
 impl InstanceRef {
-    /// The names that say something: not missing, not empty, not the `0` that means "not ready".
+    /// Usable names: not missing, not empty, and not the `0` that means "not ready".
     pub fn names(&self) -> impl Iterator<Item = &str> {
         [self.instance_id.as_deref(), self.order_biz_id.as_deref()]
             .into_iter()
@@ -156,41 +155,41 @@ impl InstanceRef {
     }
 }
 
-/// An expiry as it was sent, and as we read it.
+/// An expiry: the text as it was sent, and the instant read from it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Expiry {
     /// The text as it was sent.
     pub raw: String,
-    /// The instant, `None` when the text could not be read as one.
+    /// The instant; `None` if the text is not a readable date.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
 }
 
-/// Why a verified callback must wait for an operator before anything is decided.
+/// Validation issues, for which a verified callback must wait for an operator before it is decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "doubt", rename_all = "kebab-case")]
 pub enum Doubt {
-    /// The value of this parameter holds an `&` behind which another parameter could have stood:
-    /// the signature would be the same.
+    /// The value of this parameter holds an `&`, behind which another parameter may be hidden. The signature would be
+    /// the same.
     AmbiguousValue {
-        /// The parameter.
+        /// Name of the parameter.
         name: String,
     },
-    /// A date the action cannot do without is missing or unreadable.
+    /// A date that the action requires is missing or unreadable.
     UnreadableDate {
-        /// The parameter.
+        /// Name of the parameter.
         name: String,
     },
     /// The dialect does not know the action.
     UnknownAction,
-    /// A parameter the action cannot do without is missing.
+    /// A parameter that the action requires is missing.
     MissingParameter {
-        /// The parameter.
+        /// Name of the parameter.
         name: String,
     },
-    /// A parameter has a value outside what the marketplace documents.
+    /// The value of a parameter is not among those that the marketplace documents.
     UnknownValue {
-        /// The parameter.
+        /// Name of the parameter.
         name: String,
     },
 }
@@ -212,34 +211,33 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// What makes a request one of its kind: a marketplace sends it anew with another one, so whoever sends
-/// the same again sends a copy.
+/// Nonce of a request. A marketplace that retries uses a new nonce, so a second request with the same nonce is a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Once {
-    /// The mark, as it was sent.
+    /// The nonce as it was sent.
     pub nonce: String,
-    /// Until when a copy would still pass for dated now.
+    /// End of the time in which a copy would still pass the check of its date.
     pub until: Timestamp,
 }
 
-/// One verified request from a marketplace, in no marketplace's dialect.
+/// A verified request of a marketplace, in no dialect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
-    /// The version of what is stored of it. A spid that reads a higher one than its own leaves the callback
-    /// to the newer spid that wrote it.
+    /// Version of the stored body. A spid that reads a higher version than its own leaves the callback to the newer
+    /// spid that wrote it.
     #[serde(default = "first_version", skip_serializing_if = "is_first_version")]
     pub version: u32,
-    /// What it asks.
+    /// The action that the callback asks for.
     pub action: Action,
     /// The action as the marketplace spells it.
     pub action_name: String,
-    /// Which instance it is about.
+    /// Names of the instance.
     #[serde(default)]
     pub subject: InstanceRef,
     /// The marketplace's order.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order_id: Option<String>,
-    /// The marketplace's id of this message, where it sends one.
+    /// The marketplace's id of this message, if it sends one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// The buyer's account at the marketplace.
@@ -248,68 +246,66 @@ pub struct Callback {
     /// The product sold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub product: Option<String>,
-    /// The SKU sold or moved to.
+    /// The SKU sold, or the new SKU of an upgrade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sku: Option<String>,
-    /// Whether it is a trial; `None` when the marketplace did not say.
+    /// True for a trial; `None` if the marketplace did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<bool>,
     /// The new expiry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_on: Option<Expiry>,
-    /// Whether the release follows a refund; `None` when the marketplace did not say.
+    /// True if the release follows a refund; `None` if the marketplace did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refund: Option<bool>,
-    /// The billed quantities beside the SKU: whatever the seller defined when publishing.
+    /// The billed quantities besides the SKU, as the seller defined them when publishing.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub items: BTreeMap<String, String>,
-    /// When the marketplace says it sent this, for requests that are dated.
+    /// Time at which the marketplace says it sent the request, for dated requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_at: Option<Timestamp>,
-    /// The id by which this marketplace calls what a create makes, where it chooses that itself. An id of the
-    /// hook's is then the seller's own business.
+    /// The id that the marketplace chose for the instance of a create, if it chooses ids itself. The id of the hook is
+    /// then internal to the seller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_id: Option<String>,
-    /// Whether the marketplace only tries whether it would work: nothing may come of it.
+    /// True for a test call of the marketplace, which must have no effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test: bool,
-    /// The dialect it was said in: with it the order can still be asked for when its endpoint is gone. `None`
-    /// for what an older spid kept.
+    /// Name of the dialect of the request. With it the order can still be looked up after its endpoint is gone. `None`
+    /// for callbacks that an older spid stored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dialect: Option<String>,
-    /// Whether the marketplace makes such instances itself: an unknown one is no mistake.
+    /// True if the marketplace provisions such instances itself, so that an unknown instance is no error.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_elsewhere: bool,
-    /// True if the request carries an id of the marketplace's own that is new for each happening, so that a
-    /// repeat of it asks "has this order been carried out?". Without one, two happenings read alike, and a
-    /// repeat can only ask "is it so?". The dialect decides; see [`Callback::ordering`].
+    /// True if the request carries an id of the marketplace's own that is new for each order. A repeat of it then asks
+    /// "has this order been carried out?". Without such an id, two different orders read alike, and a repeat can only
+    /// ask "is it so?". The dialect decides; see [`Callback::ordering`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered: bool,
-    /// Further actions that the same request asks, after [`action`](Callback::action): a renewal that also
-    /// changes the product. Each has a job of its own; the request is answered once all of them are done.
+    /// Further actions that the same request asks for, after [`action`](Callback::action): for example a renewal that
+    /// also changes the product. Each has its own job; the request is answered once all of them are done.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub also: Vec<Action>,
-    /// True for the part of a create that is a renewal: what it renews was a trial, or an earlier purchase, and is
-    /// bought for good now.
+    /// True for the part of a create that is a renewal: a trial, or an earlier purchase, is now bought for good.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub converts: bool,
-    /// What proves that it is no copy of an earlier request, for marketplaces that send such a thing.
+    /// Nonce of the request, for marketplaces that send one.
     #[serde(skip)]
     pub once: Option<Once>,
-    /// What is known of the order beside the parameters: what the marketplace said when it was asked, or what
-    /// it had encrypted.
+    /// Order details beyond the parameters: the answer of an order lookup, or decrypted fields of the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub learned: Option<Parameters>,
-    /// What the request says as a structure, where its parameters hold lists in texts.
+    /// The request as JSON, if its parameters hold lists as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
     /// Every signed parameter.
     #[serde(default)]
     pub parameters: Parameters,
-    /// Why it must wait for an operator; empty for almost every callback.
+    /// Validation issues, for which the callback must wait for an operator; empty for almost every callback.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub doubts: Vec<Doubt>,
-    /// When most of what it said was forgotten; see [`Callback::forgotten`].
+    /// Time at which most of the content was deleted; see [`Callback::forgotten`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned_at: Option<Timestamp>,
 }
@@ -323,10 +319,10 @@ const fn is_first_version(version: &u32) -> bool {
 }
 
 impl Callback {
-    /// The version of what is stored. Raised when an older spid would misunderstand what is new in it.
+    /// Current version of the stored body. Raise it when an older spid would misunderstand the new content.
     pub const VERSION: u32 = 1;
 
-    /// A callback that says nothing but its action; a dialect fills in the rest.
+    /// Creates a callback with its action only; a dialect fills in the rest.
     pub fn new(action: Action, action_name: impl Into<String>) -> Callback {
         Callback {
             version: Callback::VERSION,
@@ -361,28 +357,28 @@ impl Callback {
 
     /// Marks the callback as ordered if its action is one of `actions` and it names its order.
     ///
-    /// `actions` are those for which this marketplace's order id is a new one each time. An expire that
-    /// names the order of the purchase is not among them.
+    /// `actions` are those for which the marketplace sends a new order id each time. An expire that names the order of
+    /// the purchase is not among them.
     #[must_use]
     pub fn ordering(self, actions: &[Action]) -> Callback {
         let is_named = self.order_id.as_deref().is_some_and(|order| !order.is_empty());
         Callback { ordered: is_named && actions.contains(&self.action), ..self }
     }
 
-    /// Every action the request asks, in the order in which they are carried out.
+    /// All actions that the request asks for, in the order in which they are carried out.
     pub fn actions(&self) -> impl Iterator<Item = Action> {
         std::iter::once(self.action).chain(self.also.iter().copied())
     }
 
-    /// The part of the request that `action` is about, as a callback of its own.
+    /// Returns the part of the request that `action` is about, as a separate callback.
     ///
-    /// A create whose part is a renewal is a trial that was bought for good.
+    /// A renewal as a part of a create means that a trial was bought for good.
     #[must_use]
     pub fn part(&self, action: Action) -> Callback {
         let mut part = Callback { action, also: Vec::new(), ..self.clone() };
         match action {
             Action::Upgrade if self.action != Action::Upgrade => part.expires_on = None,
-            // The product it names is the one that the other part changes to.
+            // The product in the request is the one that the other part changes to.
             Action::Renew if !self.also.is_empty() => part.product = None,
             Action::Renew if self.action == Action::Create => {
                 part.trial = Some(false);
@@ -393,7 +389,7 @@ impl Callback {
         part
     }
 
-    /// The whole request again, with what was learned of its `part`.
+    /// Returns the whole request, with the order details that were added to its `part`.
     #[must_use]
     pub fn with_part(self, part: &Callback) -> Callback {
         if self.action == part.action && self.also.is_empty() {
@@ -410,10 +406,10 @@ impl Callback {
         }
     }
 
-    /// True if a hook would be told the same by both. The date and the nonce of a delivery, and what was
-    /// learned since, are not what was asked.
+    /// Returns true if a hook would get the same call for both. The date and the nonce of a delivery do not count, nor
+    /// do order details that were added later.
     pub fn asks_the_same(&self, other: &Callback) -> bool {
-        // What was learned stands in the neutral fields as well, so only what was said can be compared.
+        // Order details also stand in the neutral fields, so compare only the content of the request.
         if self.learned.is_some() || other.learned.is_some() {
             return (self.action, &self.also, &self.subject, &self.order_id, &self.parameters)
                 == (other.action, &other.also, &other.subject, &other.order_id, &other.parameters);
@@ -430,8 +426,8 @@ impl Callback {
         bare(self) == bare(other)
     }
 
-    /// What is left of it once it is old and done: which order it was, and what that set. Who bought, and
-    /// everything the marketplace said beside, is gone.
+    /// Returns the callback without most of its content, for a callback that is old and done. The order and the values
+    /// that it set remain. The buyer, and everything else that the marketplace said, is removed.
     pub fn forgotten(&self, now: Timestamp) -> Callback {
         Callback {
             subject: self.subject.clone(),
@@ -449,17 +445,17 @@ impl Callback {
     }
 }
 
-/// One value of an [`Answer`].
+/// Value in an [`Answer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Field {
-    /// May be shown and stored as it is.
+    /// Plain text, which may be shown and stored unencrypted.
     Plain(String),
-    /// Is shown to nobody but the marketplace, and sealed at rest.
+    /// Secret text, which only the marketplace gets. It is encrypted at rest.
     Secret(Secret),
 }
 
 impl Field {
-    /// The text, secret or not: for the reply to the marketplace.
+    /// Returns the text, secret or not, for the reply to the marketplace.
     pub fn expose(&self) -> &str {
         match self {
             Field::Plain(text) => text,
@@ -468,33 +464,32 @@ impl Field {
     }
 }
 
-/// Named values of one section of an [`Answer`].
+/// Named values in one section of an [`Answer`].
 pub type Fields = BTreeMap<String, Field>;
 
-/// What a hook produced, for the marketplace to show to the buyer.
+/// Result of a hook, which the marketplace shows to the buyer.
 ///
-/// Names are `snake_case`: `front_end_url`, `admin_url`, `username`, `password`, `auth_url`,
-/// `license_id`, `license_valid_period`, `license_for_user_guide` in `app`; `name`, `ip`,
-/// `inner_ip`, `username`, `password`, `cname`, `temp_domain`, `ftp_username`, `ftp_password`,
-/// `region`, `beian_info`, `database_info` in `host`; anything in `info`. Each dialect spells them
-/// its own way.
+/// Names are `snake_case`: `front_end_url`, `admin_url`, `username`, `password`, `auth_url`, `license_id`,
+/// `license_valid_period`, `license_for_user_guide` in `app`; `name`, `ip`, `inner_ip`, `username`, `password`,
+/// `cname`, `temp_domain`, `ftp_username`, `ftp_password`, `region`, `beian_info`, `database_info` in `host`; any name
+/// in `info`. Each dialect has its own spelling of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// The id the hook wants the instance to have.
+    /// The id that the hook chose for the instance.
     pub instance_id: Option<String>,
-    /// Where the application is and how to get in.
+    /// Address of the application, and the credentials for it.
     pub app: Fields,
     /// The machine, for products that sell one.
     pub host: Fields,
     /// Remarks for the buyer.
     pub info: Fields,
-    /// Where a sign-on sends the browser. It lets the bearer in, so it is secret.
+    /// URL to which a sign-on sends the browser. It signs on its bearer, so it is secret.
     pub redirect: Option<Secret>,
-    /// The whole answer as JSON text, for actions that answer freely. It may hold credentials.
+    /// The whole answer as JSON text, for actions with a free answer. It may hold credentials.
     pub body: Option<Secret>,
 }
 
-/// Keys of `app` and `host` that are secret whoever sets them.
+/// Keys of `app` and `host` whose values are always secret.
 pub const SECRET_FIELDS: [&str; 4] = ["password", "ftp_password", "database_info", "license_id"];
 
 #[derive(Default, Serialize, Deserialize)]
@@ -525,7 +520,7 @@ impl AnswerText {
     }
 }
 
-/// An answer taken apart for storage: what may lie open, and what must be sealed.
+/// An answer split for storage: one part is stored in plain text, the other is encrypted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SplitAnswer {
     /// The plain fields as JSON; `None` when there are none.
@@ -535,7 +530,7 @@ pub struct SplitAnswer {
 }
 
 impl Answer {
-    /// Takes the answer apart into what may lie open and what must be sealed.
+    /// Splits the answer into a plain part and a part to encrypt.
     pub fn split(&self) -> SplitAnswer {
         let mut open = AnswerText { instance_id: self.instance_id.clone(), ..AnswerText::default() };
         let mut secret = AnswerText {
@@ -549,7 +544,7 @@ impl Answer {
         SplitAnswer { open: to_json(&open), secret: to_json(&secret).map(Secret::new) }
     }
 
-    /// Puts a stored answer together again. Without `secret` it is the answer less its secrets.
+    /// Joins the parts of a stored answer. Without `secret` the result lacks the secret values.
     ///
     /// # Errors
     /// When the stored text is not what [`Answer::split`] wrote.
@@ -575,7 +570,7 @@ fn to_json(text: &AnswerText) -> Option<String> {
 fn split_fields(fields: &Fields, open: &mut BTreeMap<String, String>, secret: &mut BTreeMap<String, String>) {
     for (name, field) in fields {
         let side = match field {
-            // A URL that holds a password is as secret as the password.
+            // A URL with a password in it is as secret as the password.
             Field::Plain(text) if matches!(without_user_info(text), Cow::Owned(_)) => &mut *secret,
             Field::Plain(_) => &mut *open,
             Field::Secret(_) => &mut *secret,
@@ -589,49 +584,49 @@ fn join_fields(open: BTreeMap<String, String>, secret: BTreeMap<String, String>)
     open.chain(secret.into_iter().map(|(name, text)| (name, Field::Secret(Secret::new(text))))).collect()
 }
 
-/// What is true of a callback when it must be answered. A dialect turns it into a reply.
+/// Outcome of a callback at the time of its answer. A dialect turns it into a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done: `instance_id` is the instance's own id where there is an instance.
+    /// Done. `instance_id` is set if there is an instance.
     Applied {
-        /// The id the marketplace knows the instance by from now on.
+        /// The id by which the marketplace knows the instance from now on.
         instance_id: Option<String>,
-        /// What the hook produced.
+        /// The result of the hook.
         answer: Box<Answer>,
     },
-    /// The hook has not finished; the marketplace is to call again.
+    /// The hook has not finished; the marketplace must call again.
     NotYet,
-    /// It will not be done as things stand: the hook refused it, or the lifecycle forbids it.
+    /// The hook refused the request, or the lifecycle forbids it.
     Refused {
-        /// Why: the stable word, as in [`crate::instance::Reason::code`].
+        /// Stable code of the reason, as in [`crate::instance::Reason::code`].
         code: &'static str,
-        /// Why, in words the marketplace's staff may read.
+        /// The reason, in words that the marketplace's staff may read.
         reason: String,
     },
-    /// It waits for an operator; the marketplace is to call again.
+    /// The callback is held for an operator; the marketplace must call again.
     Held {
-        /// Why, in words the marketplace's staff may read.
+        /// The reason, in words that the marketplace's staff may read.
         reason: String,
     },
-    /// The store could not take it; the marketplace is to call again.
+    /// The store could not store the callback; the marketplace must call again.
     Unavailable,
 }
 
 impl Outcome {
-    /// Done, with nothing to show.
+    /// Creates an [`Outcome::Applied`] with an empty answer.
     pub fn done(instance_id: Option<String>) -> Outcome {
         Outcome::Applied { instance_id, answer: Box::default() }
     }
 
-    /// Whether this tells the marketplace that what it asked has been done.
+    /// Returns true if this reports success to the marketplace.
     pub const fn is_success(&self) -> bool {
         matches!(self, Outcome::Applied { .. })
     }
 
-    /// Every word that [`Outcome::as_str`] may be.
+    /// All words that [`Outcome::as_str`] can return.
     pub const WORDS: [&'static str; 5] = ["applied", "not-yet", "refused", "held", "unavailable"];
 
-    /// The word used in logs and `--json`.
+    /// Word for the outcome in logs and `--json`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Outcome::Applied { .. } => "applied",

@@ -1,7 +1,7 @@
-//! Time as an argument, and ids that sort by it.
+//! Time as an argument, and ids that sort by time.
 //!
-//! Nothing above this module reads the system's clock: it asks the [`Clock`] it was given, so that
-//! a test, the simulation and a replay decide what time it is. `clippy.toml` bans the shortcuts.
+//! No module above this one reads the system's clock. It asks the [`Clock`] it was given, so that a test, the
+//! simulation and a replay control the time. `clippy.toml` bans the direct calls.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use jiff::fmt::temporal::Pieces;
 use jiff::{SignedDuration, Timestamp};
 use sha2::{Digest, Sha256};
 
-/// Where the time comes from.
+/// Source of the time.
 ///
 /// ```
 /// use spid::clock::Clock;
@@ -24,11 +24,12 @@ pub enum Clock {
     System,
     /// A clock that stands still until it is moved; clones share it.
     Manual(Arc<Mutex<Timestamp>>),
-    /// A clock of the caller's own.
+    /// A clock that the caller provides.
     Given(Given),
 }
 
-/// A clock of the caller's own: a simulation's, which follows the time its runtime pretends.
+/// Clock that the caller provides, for example the clock of a simulation that follows its runtime's simulated
+/// time.
 #[derive(Clone)]
 pub struct Given(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
@@ -39,17 +40,17 @@ impl std::fmt::Debug for Given {
 }
 
 impl Clock {
-    /// A clock that stands at `start` until it is moved.
+    /// Creates a clock that stands at `start` until it is moved.
     pub fn manual(start: Timestamp) -> Clock {
         Clock::Manual(Arc::new(Mutex::new(start)))
     }
 
-    /// A clock that shows what `now` says.
+    /// Creates a clock that returns the value of `now`.
     pub fn given(now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Clock {
         Clock::Given(Given(Arc::new(now)))
     }
 
-    /// The present instant, to the millisecond: what is stored must read back equal.
+    /// Returns the present instant, to the millisecond, so that a stored instant reads back equal.
     pub fn now(&self) -> Timestamp {
         let now = match self {
             #[expect(clippy::disallowed_methods, reason = "this is the one place the system's clock is read")]
@@ -57,10 +58,11 @@ impl Clock {
             Clock::Manual(at) => *at.lock().unwrap_or_else(PoisonError::into_inner),
             Clock::Given(Given(now)) => now(),
         };
+        // The store keeps milliseconds.
         from_millis(now.as_millisecond())
     }
 
-    /// Moves a manual clock, forwards or back. Any other is not ours to move: it stays.
+    /// Moves a manual clock, forwards or back. Any other clock stays as it is.
     pub fn advance(&self, by: SignedDuration) {
         if let Clock::Manual(at) = self {
             let mut at = at.lock().unwrap_or_else(PoisonError::into_inner);
@@ -69,21 +71,21 @@ impl Clock {
     }
 }
 
-/// Microseconds on the clock that never jumps, which systemd tells one reload from the next by. It says nothing
-/// of the time of day.
+/// Returns the microseconds of the monotonic clock, which never jumps. systemd uses them to tell reloads apart.
+/// They say nothing about the time of day.
 pub fn monotonic_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
     u64::try_from(micros).unwrap_or(0)
 }
 
-/// The last instant that is kept, which stands for "for ever".
+/// Returns the last instant that can be stored. It means "for ever".
 pub fn last_instant() -> Timestamp {
     from_millis(Timestamp::MAX.as_millisecond())
 }
 
-/// Reads an instant of RFC 3339, with its offset. "For ever" is commonly written 9999-12-31, which lies a day
-/// behind the last instant that can be named; it is read as that.
+/// Reads an instant of RFC 3339, with its offset. "For ever" is commonly written 9999-12-31, which is one day
+/// after the last instant that can be represented. It is read as that last instant.
 pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| {
         let pieces = Pieces::parse(text).ok()?;
@@ -92,49 +94,52 @@ pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
     })
 }
 
-/// The instant `millis` after the epoch, clamped to what can be represented.
+/// Returns the instant `millis` after the epoch, clamped to the range that can be represented.
 pub fn from_millis(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
-/// `at` moved by `millis`, clamped to what can be represented.
+/// Returns `at` moved by `millis`, clamped to the range that can be represented.
 pub fn plus_millis(at: Timestamp, millis: i64) -> Timestamp {
     from_millis(at.as_millisecond().saturating_add(millis))
 }
 
-/// A 128-bit id that sorts by the time it was made: a UUID of version 7 (RFC 9562, section 5.7).
+/// A 128-bit id that sorts by the time of its creation: a UUID of version 7 (RFC 9562, section 5.7).
 ///
-/// It is unique across restarts and restored backups, because 74 of its bits are random.
+/// An id is unique across restarts and restored backups, because 74 of its bits are random.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id([u8; 16]);
 
 impl Id {
-    /// Makes an id at the instant `now`.
+    /// Creates an id at the instant `now`.
     ///
     /// # Errors
-    /// When the system's random generator gives nothing; then no id can be promised to be unique.
+    /// The system's random generator fails. Without it no id is guaranteed to be unique.
     pub fn new(now: Timestamp) -> Result<Id, getrandom::Error> {
         let mut bytes = [0u8; 16];
         getrandom::fill(&mut bytes)?;
         Ok(Id::from_parts(now, bytes))
     }
 
-    /// Makes an id at `now` from given randomness: for a simulation that must repeat itself.
+    /// Creates an id at `now` from the given random bytes, for a simulation that must be repeatable.
     pub fn from_parts(now: Timestamp, random: [u8; 16]) -> Id {
         let mut bytes = random;
         let millis = now.as_millisecond().max(0).to_be_bytes();
+        // The first 48 bits are the milliseconds since the epoch.
         for (slot, byte) in bytes.iter_mut().zip(millis.iter().skip(2)) {
             *slot = *byte;
         }
+        // Version 7, and the variant of RFC 9562.
         bytes[6] = (bytes[6] & 0x0f) | 0x70;
         bytes[8] = (bytes[8] & 0x3f) | 0x80;
         Id(bytes)
     }
 
-    /// The id of the part at `position` of what this id stands for: the id itself for the first, and for the
-    /// others one as hard to guess, made of it.
+    /// Returns the id for the part at `position` of the request with this id. The first part has the id itself.
+    /// The others have an id that is computed from it and is equally hard to guess.
     #[must_use]
     pub fn of_part(self, position: usize) -> Id {
+        // The first part has the request's id, so that a request of one part needs no second id.
         if position == 0 {
             return self;
         }
@@ -142,7 +147,7 @@ impl Id {
         digest.update(self.0);
         digest.update((position as u64).to_be_bytes());
         let mut bytes = self.0;
-        // The instant stays, so that ids sort by it.
+        // Keep the instant, so that ids still sort by it.
         for (slot, byte) in bytes.iter_mut().skip(6).zip(digest.finalize()) {
             *slot = byte;
         }
@@ -151,12 +156,12 @@ impl Id {
         Id(bytes)
     }
 
-    /// The id as the 16 bytes that are stored.
+    /// Returns the 16 bytes that are stored.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The id from its 16 stored bytes.
+    /// Creates the id from its 16 stored bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Id {
         Id(bytes)
     }
@@ -182,23 +187,23 @@ impl std::fmt::Debug for Id {
     }
 }
 
-/// Where ids come from.
+/// Source of ids.
 #[derive(Debug, Clone)]
 pub enum Ids {
-    /// The system's random generator; clones share what was drawn from it.
+    /// The system's random generator; clones share the random bytes drawn in advance.
     System(Arc<Mutex<Drawn>>),
-    /// A sequence that repeats itself from the same seed; clones share it.
+    /// A sequence that is the same for the same seed; clones share it.
     Seeded(Arc<Mutex<u64>>),
 }
 
-/// Randomness for the next ids, drawn for many at once: every request gets one, and to ask the system for each
-/// would cost more than the rest of it.
+/// Random bytes for the next ids, drawn for many ids at once. Every request needs an id, and one system call
+/// per id would cost more than all other steps of its creation.
 #[derive(Default)]
 pub struct Drawn(Vec<[u8; 16]>);
 
 impl std::fmt::Debug for Drawn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Ids that are still to come are nobody's business.
+        // Do not print the bytes: future ids must stay secret.
         write!(f, "Drawn({})", self.0.len())
     }
 }
@@ -213,6 +218,7 @@ impl Drawn {
         let mut bytes = [[0u8; 16]; Drawn::AT_ONCE];
         getrandom::fill(bytes.as_flattened_mut())?;
         self.0.extend_from_slice(&bytes);
+        // `pop` removes the bytes, so no id gets the same ones.
         Ok(self.0.pop().unwrap_or_default())
     }
 }
@@ -224,15 +230,15 @@ impl Default for Ids {
 }
 
 impl Ids {
-    /// Ids that are the same for the same `seed`: for a simulation.
+    /// Creates a source whose ids are the same for the same `seed`, for a simulation.
     pub fn seeded(seed: u64) -> Ids {
         Ids::Seeded(Arc::new(Mutex::new(seed)))
     }
 
-    /// The next id, made at the instant `now`.
+    /// Returns the next id, created at the instant `now`.
     ///
     /// # Errors
-    /// When the system's random generator gives nothing.
+    /// The system's random generator fails.
     pub fn next(&self, now: Timestamp) -> Result<Id, getrandom::Error> {
         let state = match self {
             Ids::System(drawn) => {
@@ -250,7 +256,7 @@ impl Ids {
     }
 }
 
-/// The generator `SplitMix64`: a counter, and a mixer that makes it look random.
+/// Generator `SplitMix64`: a counter and a mixer that makes its output look random.
 pub(crate) fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -258,7 +264,7 @@ pub(crate) fn split_mix(state: &mut u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
-/// A text that is not an [`Id`].
+/// Error for a text that is not an [`Id`].
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
     "`{0}` is not an id: expected 32 hex digits in five groups, like 01890a5d-ac96-774b-bcce-b302099a8057"

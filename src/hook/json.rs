@@ -1,9 +1,9 @@
-//! JSON that was written by another program, with every number kept digit for digit.
+//! JSON that another program wrote, with every number kept digit for digit.
 //!
-//! `serde_json::Value` reads whatever fits no 64-bit integer as a float: an id of 24 digits becomes
+//! `serde_json::Value` reads a number that is not a 64-bit integer as a float. An id of 24 digits becomes
 //! `2.026113e+23`, and a price of `1.50` becomes `1.5`. The feature `arbitrary_precision` of `serde_json` would
-//! keep the digits, but it changes the type behind `Value` for the whole program: a seller's own hook that is
-//! linked with spid could no longer read numbers inside flattened or tagged types. So numbers are kept here.
+//! keep the digits, but it changes `Value` for the whole program. A seller's own hook that is linked with spid
+//! could then no longer read numbers inside flattened or tagged types. So this module keeps the digits.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-/// One JSON value. Members are sorted by name; of two with one name the last counts.
+/// A JSON value. Members are sorted by name. If two members have one name, the last one counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Json {
     /// `null`.
@@ -36,21 +36,22 @@ impl Json {
     /// Reads one document.
     ///
     /// # Errors
-    /// When it is not JSON, nests deeper than `serde_json` follows, or holds a number beyond any float. The
-    /// message of the error may quote values.
+    /// The text is not JSON, nests deeper than `serde_json` permits, or holds a number beyond the range of
+    /// floats. The message of the error may quote values.
     pub fn read(text: &[u8]) -> serde_json::Result<Json> {
-        // The first pass checks everything and bounds the depth. The second one is needed by few documents.
+        // The first pass checks everything and limits the depth. Only few documents need the second pass.
         let losses = Losses::default();
         let json = losses.read(text)?;
         if !losses.inexact.get() {
             return Ok(json);
         }
+        // Second pass: read the numbers as raw text. The depth is already checked.
         let raw: &RawValue = serde_json::from_slice(text)?;
         Json::of(raw)
     }
 
-    /// Reads one document that can be written again without a loss: no member is repeated, and each number is an
-    /// integer of 64 bits.
+    /// Reads a document that can be written again without a loss: no member is repeated, and each number is a
+    /// 64-bit integer. Returns `None` for any other text.
     pub fn read_exact(text: &[u8]) -> Option<Json> {
         let losses = Losses::default();
         let json = losses.read(text).ok()?;
@@ -69,12 +70,13 @@ impl Json {
                 let list: Vec<&RawValue> = serde_json::from_str(text)?;
                 Json::List(list.into_iter().map(Json::of).collect::<serde_json::Result<_>>()?)
             }
+            // The raw text of a number is kept as it was written.
             Some(b'-' | b'0'..=b'9') => Json::Number(text.to_owned()),
             _ => Json::from(serde_json::from_str::<Value>(text)?),
         })
     }
 
-    /// The member of this name; `None` as well when this is no object.
+    /// Returns the member with this name, or `None` if there is none or the value is not an object.
     pub fn get(&self, name: &str) -> Option<&Json> {
         match self {
             Json::Object(members) => members.get(name),
@@ -82,7 +84,7 @@ impl Json {
         }
     }
 
-    /// The text; `None` when this is anything else.
+    /// Returns the text; `None` for any other type.
     pub fn as_text(&self) -> Option<&str> {
         match self {
             Json::Text(text) => Some(text),
@@ -90,7 +92,7 @@ impl Json {
         }
     }
 
-    /// A text, number or boolean as text; a number has the digits it was written with.
+    /// Returns a text, number or boolean as text. A number has the digits with which it was written.
     pub fn to_text(&self) -> Option<String> {
         match self {
             Json::Text(text) | Json::Number(text) => Some(text.clone()),
@@ -100,16 +102,16 @@ impl Json {
     }
 }
 
-/// What names of `serde_json` itself begin with. Its own reader takes an object with such a member for something
-/// else, and depending on its features it writes numbers like that.
+/// Prefix of internal names of `serde_json`. Its own reader interprets an object with such a member
+/// differently, and with some features it writes numbers in this form.
 const PRIVATE: &str = "$serde_json::private::";
 
-/// What the first pass has lost.
+/// Losses of the first pass.
 #[derive(Default)]
 struct Losses {
-    /// Digits of a number.
+    /// Digits of a number are lost.
     inexact: Cell<bool>,
-    /// All but the last member of one name.
+    /// Members are lost, because a later one has the same name.
     repeated: Cell<bool>,
 }
 
@@ -122,8 +124,8 @@ impl Losses {
     }
 }
 
-/// The first pass, which notes if a number has lost digits. `serde_json::Value` is not used for it, because it
-/// follows documents inside of texts behind a private name, beyond the bound on the depth.
+/// First pass, which notes if a number has lost digits. It does not use `serde_json::Value`, because `Value`
+/// follows documents inside texts behind a private name, beyond the limit on the depth.
 #[derive(Clone, Copy)]
 struct Reading<'a> {
     losses: &'a Losses,
@@ -180,6 +182,7 @@ impl<'de> Visitor<'de> for Reading<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let mut members = BTreeMap::new();
         while let Some(name) = map.next_key::<String>()? {
+            // Read such a document again from its raw text, so that the name is treated like any other.
             if name.starts_with(PRIVATE) {
                 self.losses.inexact.set(true);
             }
@@ -219,6 +222,7 @@ impl Serialize for Json {
             Json::Bool(flag) => serializer.serialize_bool(*flag),
             Json::Number(digits) => match RawValue::from_string(digits.clone()) {
                 Ok(raw) => raw.serialize(serializer),
+                // Digits that are not valid JSON cannot come from `read`; write them as a text.
                 Err(_) => serializer.serialize_str(digits),
             },
             Json::Text(text) => serializer.serialize_str(text),
@@ -228,7 +232,7 @@ impl Serialize for Json {
     }
 }
 
-/// One line, without white space outside of texts.
+/// Formats the value on one line, without white space outside of texts.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)

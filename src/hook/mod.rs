@@ -1,13 +1,13 @@
-//! The ISV's own code: what it is told, what it may answer, and how it is kept from doing harm.
+//! The interface to the seller's code: the calls, the answers, and the limits that protect the daemon.
 //!
-//! There is one contract in three forms: a Rust trait ([`ProvisioningHook`]), an executable
-//! ([`exec`]) and an HTTP endpoint ([`http`]). All three get the same [`Call`] and give the same answer, so
-//! that a seller can begin with a shell script and end with a service without learning anything
-//! new. [`runner`] chooses the hook, bounds its time and its number, and survives its panics.
+//! The contract has three forms: a Rust trait ([`ProvisioningHook`]), an executable ([`exec`]) and an HTTP
+//! endpoint ([`http`]). All three get the same [`Call`] and give the same answer. A seller can begin with a
+//! shell script and end with a service, and learns only one contract. [`runner`] chooses the hook, bounds its
+//! time and its concurrency, and catches its panics.
 //!
-//! A hook is run **at least once** for what the marketplace asked: after a crash or a timeout the
-//! same call comes again with the same `idempotency_key`. A hook that remembers the keys it has
-//! seen, or whose work can be repeated without harm, is all that is needed for "exactly once".
+//! spid runs a hook **at least once** for each request of the marketplace: after a crash or a timeout it sends
+//! the same call again with the same `idempotency_key`. For "exactly once", a hook remembers the keys it has
+//! seen, or does work that can be repeated without harm.
 //!
 //! ```
 //! use spid::hook::{
@@ -36,8 +36,8 @@
 //! }
 //! ```
 //!
-//! What a call carries is typed: previous and next values, the differences of the billed quantities, and for a
-//! product that calls Alibaba's Model Studio the header that says for whom.
+//! A call is typed. It carries the previous and the next values and the differences of the billed quantities.
+//! For a product that calls Alibaba's Model Studio it also carries the header that names the buyer.
 //!
 //! ```
 //! use spid::hook::{HookError, UpgradeCall, Updated};
@@ -82,11 +82,11 @@ pub use call::{
     RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UpgradeCall,
 };
 
-/// Reads an answer in the JSON of the `exec` and `http` hooks: what a person types in for work that was
-/// done by hand.
+/// Reads an answer in the JSON of the `exec` and `http` hooks. An operator types it in for work that was done
+/// by hand.
 ///
 /// # Errors
-/// What is wrong with it, never a value of it.
+/// The reason why the answer is invalid. The text never contains a value of the answer.
 pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
     let said = answer::Said::read(text).map_err(|error| error.to_string())?;
     match (said.pending, said.refuse) {
@@ -95,33 +95,33 @@ pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
     }
 }
 
-/// What an author implements.
+/// Trait that a hook author implements.
 ///
-/// Write `async fn`; the trait says `impl Future + Send` only because the daemon moves the work
-/// between threads. The four methods every product needs are required; the others are refused as
-/// unsupported until they are written, and the daemon alerts when a marketplace asks for one.
+/// Write `async fn`. The trait says `impl Future + Send` only because the daemon moves the work between
+/// threads. The four methods that every product needs are required. The other methods return "unsupported"
+/// until they are written, and the daemon raises an alert when a marketplace asks for one.
 ///
-/// What a call asks may already have been done by an earlier attempt: answer as if it had been
-/// done now. The future is dropped at its deadline, at any `await`.
+/// An earlier attempt may already have done the work of a call. Answer then as if this attempt had done it. At
+/// its deadline the future is dropped, at any `await`.
 pub trait ProvisioningHook: Send + Sync + 'static {
-    /// Make what was bought. Called again with the same key, it returns the same instance.
+    /// Creates the instance that was bought. Called again with the same key, it returns the same instance.
     fn create(&self, call: CreateCall) -> impl Future<Output = Result<Provisioned, HookError>> + Send;
 
-    /// Extend the term, and thaw what is frozen.
+    /// Extends the term, and unfreezes a frozen instance.
     fn renew(&self, call: RenewCall) -> impl Future<Output = Result<Updated, HookError>> + Send;
 
-    /// Take away the use and keep the data: the term ended or arrears stand.
+    /// Stops the use and keeps the data: the term has ended, or the buyer is in arrears.
     fn expire(&self, call: ExpireCall) -> impl Future<Output = Result<(), HookError>> + Send;
 
-    /// Give everything up for good. There may be nothing: see [`ReleaseCall::maybe_provisioned`].
+    /// Deletes everything permanently. There may be nothing to delete: see [`ReleaseCall::maybe_provisioned`].
     fn release(&self, call: ReleaseCall) -> impl Future<Output = Result<(), HookError>> + Send;
 
-    /// Change the SKU or the billed quantities. The expiry stays.
+    /// Changes the SKU or the billed quantities. The expiry stays.
     fn upgrade(&self, _call: UpgradeCall) -> impl Future<Output = Result<Updated, HookError>> + Send {
         unsupported("upgrade")
     }
 
-    /// Take a renewal back: the only call that may shorten the term.
+    /// Reverses a renewal. This is the only call that may shorten the term.
     fn refund_renew(
         &self,
         _call: RefundRenewCall,
@@ -129,17 +129,17 @@ pub trait ProvisioningHook: Send + Sync + 'static {
         unsupported("refund-renew")
     }
 
-    /// Say where the buyer's browser is to go, with a one-time ticket of yours in the URL.
+    /// Returns the URL to which the buyer's browser goes. The URL holds a one-time ticket of your own.
     fn sign_on(&self, _call: SignOnCall) -> impl Future<Output = Result<SignedOn, HookError>> + Send {
         unsupported("sign-on")
     }
 
-    /// Take note that an order was paid. Nothing is to be made yet.
+    /// Takes note that an order was paid. Do not create anything yet.
     fn payment(&self, _call: PaymentCall) -> impl Future<Output = Result<(), HookError>> + Send {
         unsupported("payment")
     }
 
-    /// Anything the dialect passes on unread; the answer is free JSON.
+    /// Handles a request that the dialect passes on without interpreting it. The answer is free JSON.
     fn other(&self, _call: OtherCall) -> impl Future<Output = Result<Reply, HookError>> + Send {
         unsupported("this action")
     }
@@ -149,11 +149,11 @@ fn unsupported<T: Send>(what: &str) -> std::future::Ready<Result<T, HookError>> 
     std::future::ready(Err(HookError::unsupported(what)))
 }
 
-/// Why a hook did not do what was asked, and what is to happen now.
+/// Error of a hook: the reason why the work was not done, and what spid does next.
 ///
-/// It is deliberately no [`std::error::Error`], so that `?` turns every ordinary error into a
-/// retry. The text is kept, logged and shown to operators; a refusal's is shown to the marketplace
-/// too. Put no secret in it.
+/// This type deliberately does not implement [`std::error::Error`], so that `?` turns every ordinary error into
+/// a retry. spid stores and logs the text and shows it to operators. The text of a refusal is also shown to the
+/// marketplace. Put no secret in it.
 ///
 /// ```
 /// use std::error::Error;
@@ -184,51 +184,53 @@ pub struct HookError {
     message: String,
 }
 
-/// What is to happen after a [`HookError`].
+/// Reaction of spid to a [`HookError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookErrorKind {
-    /// Try again, by the retry schedule unless the hook named a delay.
+    /// Try again, by the retry schedule or after the delay that the hook named.
     Retry {
-        /// The delay the hook asked for.
+        /// The delay that the hook asked for.
         after: Option<Duration>,
     },
-    /// Try again in the same way; and as it looks like a mistake in how the hook is set up, which
-    /// goes away by nobody's waiting, somebody is alerted.
+    /// Try again in the same way, and raise an alert: the hook is probably configured wrongly, and waiting does
+    /// not repair that.
     Misconfigured {
-        /// The delay the hook asked for.
+        /// The delay that the hook asked for.
         after: Option<Duration>,
     },
-    /// Do not try again: it will not be done.
+    /// Do not try again: the work will not be done.
     Refuse,
-    /// Accepted; somebody completes it later by hand or through the admin API.
+    /// Accepted. A person completes the work later, by hand or through the admin API.
     Pending,
-    /// The hook does not know the action. A refusal, and somebody is alerted.
+    /// The hook does not know the action. This is a refusal, and spid raises an alert.
     Unsupported,
 }
 
 impl HookError {
-    /// It may work later: try again by the schedule.
+    /// Creates an error that asks for a retry by the schedule: the work may succeed later.
     pub fn retry(message: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: None }, message: message.into() }
     }
 
-    /// It may work after this delay. Clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
+    /// Creates an error that asks for a retry after this delay, clamped to
+    /// [`crate::limits::RETRY_AFTER_MAX_S`].
     pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
     }
 
-    /// The way to whatever does the work is set up wrongly: try again, and alert somebody.
+    /// Creates an error for a wrong configuration of the hook: spid tries again and raises an alert.
     pub fn misconfigured(message: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Misconfigured { after: None }, message: message.into() }
     }
 
-    /// It will never be done. The marketplace's staff may read the reason.
+    /// Creates a refusal: the work will never be done. The marketplace's staff may read the reason.
     pub fn refuse(reason: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Refuse, message: reason.into() }
     }
 
-    /// It is accepted and will be completed later, by `spid instances complete`. For short manual
-    /// approvals: the marketplace goes on spending its tries.
+    /// Creates an error for accepted work that an operator completes later, with `spid instances complete`. Use
+    /// it for short manual approvals, because each further delivery by the marketplace counts toward its
+    /// delivery limit.
     pub fn pending(note: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Pending, message: note.into() }
     }
@@ -239,27 +241,28 @@ impl HookError {
         HookError { kind, message: message.into() }
     }
 
-    /// The hook does not do `what`.
+    /// Creates a refusal: the hook does not support `what`.
     pub fn unsupported(what: impl fmt::Display) -> HookError {
         HookError { kind: HookErrorKind::Unsupported, message: format!("the hook does not support {what}") }
     }
 
-    /// What is to happen now.
+    /// Returns the reaction that spid shows to this error.
     pub fn kind(&self) -> HookErrorKind {
         self.kind
     }
 
-    /// The error, the reason or the note.
+    /// Returns the text of the error, the reason of a refusal, or the note of pending work.
     pub fn message(&self) -> &str {
         &self.message
     }
 }
 
-/// So that `?` works on whatever says what went wrong: every [`Error`], `Box<dyn Error + Send + Sync>`, the
-/// boxes of the error crates, and a mere text. It may work later, so it is a retry.
+/// Conversion for `?`: accepts every [`Error`], `Box<dyn Error + Send + Sync>`, the boxes of the error crates,
+/// and a plain text. The result is a retry, because the work may succeed later.
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HookError {
     fn from(error: E) -> HookError {
         let error = error.into();
+        // Append the causes: an outer error alone ("cannot connect") rarely names the reason.
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -352,7 +355,7 @@ mod tests {
         fn boxed() -> Result<(), Box<dyn Error + Send + Sync>> {
             Err(Box::new("x".parse::<u8>().unwrap_err()))
         }
-        /// What the boxes of the error crates have in common: they turn into the standard one.
+        /// Model of the error crates' boxes: a type that converts into the standard boxed error.
         struct Report(Box<dyn Error + Send + Sync>);
         impl From<Report> for Box<dyn Error + Send + Sync> {
             fn from(report: Report) -> Self {

@@ -1,10 +1,10 @@
-//! The JSON Schema of what `exec` and `http` hooks get and give: for editors, generators and tests.
+//! JSON Schema of the calls and answers of `exec` and `http` hooks, for editors, generators and tests.
 //!
-//! It is made from the types that are sent and from the lists that are read by, so it cannot say anything
-//! else than what happens. `spid hook schema` prints it.
+//! The schema of a call is generated from the types that are sent. The schema of an answer uses the lists that
+//! the reader uses. So the schema matches the behavior. `spid hook schema` prints it.
 //!
-//! A call may have more members than its schema knows: contracts grow by members. An answer may not: what
-//! is misspelt there would reach no buyer, so it is refused, by the schema as by spid.
+//! A call may have more members than its schema knows, because the contract grows by members. An answer may
+//! not: a misspelled member would never reach a buyer, so both the schema and spid refuse it.
 
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};
@@ -19,8 +19,9 @@ use crate::hook::callback::Action;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
-/// The schema of a call.
+/// Returns the schema of a call.
 pub fn call() -> Value {
+    // `for_serialize`: the schema describes what spid sends, so every member that is always sent is required.
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let calls = [
         of::<CreateCall>(Action::Create, &mut generator),
@@ -44,7 +45,7 @@ pub fn call() -> Value {
     schema
 }
 
-/// The descriptions are those of the Rust types; JSON has another word for nothing.
+/// Adapts the descriptions, which come from the Rust types: JSON says null for `None`.
 fn reword(schema: &mut Value) {
     match schema {
         Value::Object(members) => {
@@ -58,8 +59,9 @@ fn reword(schema: &mut Value) {
     }
 }
 
-/// The call of one action: its own members, behind the version and the action's name.
+/// Returns the schema of one action's call: its own members, plus the version and the name of the action.
 fn of<C: JsonSchema>(action: Action, generator: &mut SchemaGenerator) -> Schema {
+    // The version and the action are added to each call when it is serialized, so add them here, too.
     let mut schema = C::json_schema(generator);
     for (name, value) in [("schema", SCHEMA), ("action", action.as_str())] {
         member(&mut schema, name, json!({ "const": value }));
@@ -77,7 +79,7 @@ fn member(schema: &mut Schema, name: &str, value: Value) {
     }
 }
 
-/// The schema of an answer.
+/// Returns the schema of an answer.
 pub fn answer() -> Value {
     json!({
         "$schema": DIALECT,
@@ -104,7 +106,7 @@ pub fn answer() -> Value {
     })
 }
 
-/// A number or a boolean will do for a text; null is as good as nothing.
+/// Returns the schema of a text. A number or a boolean is accepted as a text, and null counts as not sent.
 fn text(description: &str) -> Value {
     json!({ "description": description, "type": ["string", "number", "boolean", "null"] })
 }

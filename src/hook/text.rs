@@ -1,7 +1,7 @@
-//! Text that other people wrote: fit to be shown, and fit to be a name.
+//! Text from other programs and people: made safe to show, and checked before it becomes a name.
 //!
-//! A hook, a marketplace or an import may send any character there is. Some of them move a terminal's cursor,
-//! some turn the text around them, and some cannot be seen at all, so that two different ids look alike. Those
+//! A hook, a marketplace or an import may send any character. Some characters move a terminal's cursor, and
+//! some reverse the text around them. Others are invisible, so that two different ids look equal. All of these
 //! are shown as escapes everywhere, and no new id or key may hold one.
 
 use std::borrow::Cow;
@@ -9,41 +9,42 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Whether a character shows as what it is: it is no control character, turns nothing around, and can be seen
-/// or is a space.
+/// Returns true if a character can be shown as it is: it is no control character, does not change the direction
+/// of text, and is visible or a space.
 pub fn is_plain(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
     match c {
-        // Spaces of other widths, which text in Chinese holds.
+        // Spaces of other widths, which Chinese text contains.
         '\u{a0}' | '\u{2000}'..='\u{200a}' | '\u{202f}' | '\u{205f}' | '\u{3000}' => true,
-        // Letters and marks without a shape.
+        // Letters and marks without a visible shape.
         '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' => false,
         '\u{3164}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}' => false,
-        // The standard library knows every other character that cannot be printed. A mark counts as one
-        // at the beginning of a text, so another character stands before it.
+        // The standard library knows all other characters that cannot be printed. It escapes a combining mark
+        // at the beginning of a text, so put another character before it.
         _ => ['x', c].iter().collect::<String>().escape_debug().count() == 2,
     }
 }
 
-/// A text on one line, for a terminal, a log or a table.
+/// Escapes a text to one line, for a terminal, a log or a table.
 pub fn plain(text: &str) -> Cow<'_, str> {
     escaped(text, is_plain, |c, out| out.extend(c.escape_default()))
 }
 
-/// A text on one line that keeps its tabs: the stack traces of programs are indented with them.
+/// Escapes a text to one line and keeps its tabs, because stack traces are indented with tabs.
 pub fn plain_log(text: &str) -> Cow<'_, str> {
     escaped(text, |c| c == '\t' || is_plain(c), |c, out| out.extend(c.escape_default()))
 }
 
-/// A text that keeps its line breaks and tabs.
+/// Escapes a text and keeps its line breaks and tabs.
 pub fn plain_lines(text: &str) -> Cow<'_, str> {
     let stays = |c| matches!(c, '\n' | '\t') || is_plain(c);
     escaped(text, stays, |c, out| out.extend(c.escape_default()))
 }
 
-/// A JSON document with the same meaning that is safe to print: what is not plain stands there as `\uXXXX`.
+/// Escapes a JSON document without changing its meaning, so that it is safe to print. A character that is not
+/// plain becomes `\uXXXX`.
 pub fn plain_json(json: &str) -> Cow<'_, str> {
     let stays = |c| matches!(c, '\n' | '\r' | '\t') || is_plain(c);
     escaped(json, stays, |c, out| {
@@ -54,6 +55,7 @@ pub fn plain_json(json: &str) -> Cow<'_, str> {
 }
 
 fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut String)) -> Cow<'_, str> {
+    // Most texts need no escape, so return them without a copy.
     if text.chars().all(&stays) {
         return Cow::Borrowed(text);
     }
@@ -64,17 +66,18 @@ fn escaped(text: &str, stays: impl Fn(char) -> bool, escape: impl Fn(char, &mut 
     Cow::Owned(shown)
 }
 
-/// A path in a configuration, as an error names it. A text that does not look like a path may be a key that was
-/// pasted there, and is not shown.
+/// Formats a path of the configuration for an error. A text that does not look like a path may be a key that
+/// was pasted by mistake, so it is not shown.
 pub fn named_file(path: &Path) -> String {
     let is_extension =
         |end: &str| (2..=8).contains(&end.len()) && end.bytes().all(|c| c.is_ascii_lowercase());
+    // A text with a `/`, or with an extension of 2 to 8 lower-case letters, is taken for a path.
     let text = path.display().to_string();
     let is_path = text.contains('/') || path.extension().and_then(OsStr::to_str).is_some_and(is_extension);
     if is_path { format!("`{text}`") } else { "the file that is named there".to_owned() }
 }
 
-/// A text with `***` for the user and the password of every URL in it.
+/// Replaces the user and the password of every URL in a text with `***`.
 pub fn without_user_info(text: &str) -> Cow<'_, str> {
     let mut shown = String::new();
     let mut rest = text;
@@ -87,6 +90,7 @@ pub fn without_user_info(text: &str) -> Cow<'_, str> {
             rest = host;
         }
     }
+    // No `://` was found.
     if rest.len() == text.len() {
         return Cow::Borrowed(text);
     }
@@ -94,29 +98,31 @@ pub fn without_user_info(text: &str) -> Cow<'_, str> {
     if shown == text { Cow::Borrowed(text) } else { Cow::Owned(shown) }
 }
 
-/// Where the `@` stands that ends the user and the password of a URL, in the text behind its `://`.
+/// Returns the position of the `@` that ends the user and the password of a URL, in the text after its `://`.
 fn user_info_end(behind: &str) -> Option<usize> {
     let ends_url = |c: char| c.is_whitespace() || matches!(c, '"' | '<' | '>' | '\\');
+    // A text can hold several URLs, and other words after them.
     let url = behind.split(ends_url).next()?;
     let authority = url.split(['/', '?', '#']).next()?;
     let is_port = |port: &str| port.ends_with(']') || port.bytes().all(|byte| byte.is_ascii_digit());
     match authority.rfind('@') {
+        // The last `@`, because a password may contain one.
         Some(end) => Some(end),
-        // A password with an unencoded `/`, `?` or `#`.
+        // A password may contain an unencoded `/`, `?` or `#`, which seems to end the authority.
         None => authority.rsplit_once(':').filter(|(_, port)| !is_port(port)).and_then(|_| url.rfind('@')),
     }
 }
 
-/// The first character of a text that would not show as what it is, and its position in characters, from 1.
+/// Returns the first character of a text that cannot be shown as it is, and its position in characters, from 1.
 pub fn fault_of_text(text: &str) -> Option<String> {
     let (index, c) = text.chars().enumerate().find(|(_, c)| !is_plain(*c))?;
     Some(format!("character {} is {}, which cannot be shown", index + 1, code_point(c)))
 }
 
-/// The first character that a name must not hold, and its position in characters, from 1.
+/// Returns the first character that a name must not hold, and its position in characters, from 1.
 ///
-/// A name is what an instance, a tenant or an account is found by: people compare it by eye and copy it, so it
-/// holds plain characters only, no space but U+0020, and none at its ends.
+/// A name identifies an instance, a tenant or an account. People compare names by eye and copy them. So a name
+/// holds plain characters only, no space except U+0020, and no space at its ends.
 pub fn fault_of_name(name: &str) -> Option<String> {
     let fits =
         |c: char| is_plain(c) && (c == ' ' || !c.is_whitespace()) && !matches!(c, '\u{fe00}'..='\u{fe0f}');
@@ -128,11 +134,11 @@ pub fn fault_of_name(name: &str) -> Option<String> {
     has_space.then(|| "there is a space at its beginning or end".to_owned())
 }
 
-/// What is wrong with a key, a token or another secret that was read from outside. Names one character and
-/// its position, and nothing else of the secret.
+/// Returns the fault of a key, a token or another secret from outside. The text names one character and its
+/// position, and nothing else of the secret.
 ///
-/// Every character must be printable ASCII (U+0020 to U+007E), and none at the ends a space: marketplaces hand
-/// out letters, digits and punctuation, and whatever else is there was copied along with the key.
+/// Every character must be printable ASCII (U+0020 to U+007E), without a space at the ends. Marketplaces issue
+/// letters, digits and punctuation. Any other character was copied along with the key by mistake.
 pub fn fault_of_secret(secret: &str) -> Option<String> {
     let last = secret.chars().count();
     for (index, c) in secret.chars().enumerate() {
@@ -152,7 +158,7 @@ pub fn fault_of_secret(secret: &str) -> Option<String> {
     None
 }
 
-/// A character by its number, and by its name where people know one.
+/// Formats a character as its number, with its name if it is a common one.
 fn code_point(c: char) -> String {
     let name = match c {
         '\0' => " (NUL)",
@@ -199,7 +205,7 @@ mod tests {
         }
     }
 
-    /// Characters that turn, hide or break what stands around them.
+    /// Characters that reverse, hide or break the text around them.
     const ODD: [char; 24] = [
         '\0',
         '\n',

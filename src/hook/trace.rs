@@ -1,13 +1,13 @@
-//! What a callback is followed by, from the request that brought it to the last attempt of its hook: the
-//! ids of W3C Trace Context (w3.org/TR/trace-context).
+//! Trace ids of a callback, from the request that delivered it to the last attempt of its hook: the ids of W3C
+//! Trace Context (w3.org/TR/trace-context).
 //!
-//! Nothing is kept for it. A request has an [`Id`]; the job it makes has the same one; and the 128 bits of
-//! that id *are* the trace's. The request's own span is the second half of it, and an attempt's follows from
-//! that and from its number. So whoever knows a job, after any number of restarts, knows its trace and all
-//! spans in it, and whoever has a line of the log knows the job.
+//! Nothing is stored for a trace. A request has an [`Id`], and the job it creates has the same id. The 128 bits
+//! of that id *are* the id of the trace. The span of the request is the second half of the id. The span of an
+//! attempt is computed from that and from the attempt's number. So the id of a job gives its trace and all
+//! spans in it, after any number of restarts. And a line of the log gives the job.
 //!
-//! What comes from outside never becomes an id of ours: it would become the idempotency key of a hook. It is
-//! written down beside it.
+//! An id from outside never becomes an id of ours, because it would become the idempotency key of a hook. It is
+//! recorded beside ours.
 
 use std::fmt;
 
@@ -15,15 +15,15 @@ use serde::{Serialize, Serializer};
 
 use crate::hook::clock::Id;
 
-/// The id of a trace: never zero.
+/// Id of a trace; never zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TraceId([u8; 16]);
 
-/// The id of a span in a trace: never zero.
+/// Id of a span in a trace; never zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpanId(u64);
 
-/// A place in a trace.
+/// Position in a trace: the ids of a trace and of a span in it.
 ///
 /// ```
 /// use spid::trace::TraceContext;
@@ -34,39 +34,40 @@ pub struct SpanId(u64);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TraceContext {
-    /// The trace.
+    /// The id of the trace.
     pub trace: TraceId,
-    /// The span in it.
+    /// The id of the span.
     pub span: SpanId,
 }
 
-/// The length of a `traceparent` of version 00.
+/// Length of a `traceparent` of version 00, in bytes.
 const LENGTH: usize = 55;
 
 impl TraceId {
-    /// The trace of a request, and of the job it made. An [`Id`] has fixed bits that are set, so it is not zero.
+    /// Returns the trace of a request, and of the job it created. An [`Id`] has fixed bits that are set, so the
+    /// result is never zero.
     pub fn of(id: Id) -> TraceId {
         TraceId(*id.as_bytes())
     }
 }
 
 impl TraceContext {
-    /// The span of the request that made the job with this id.
+    /// Returns the span of the request that created the job with this id.
     pub fn of_request(id: Id) -> TraceContext {
         let bytes = id.as_bytes();
         let half = bytes.last_chunk::<8>().map_or(1, |half| u64::from_be_bytes(*half));
         TraceContext { trace: TraceId::of(id), span: SpanId(half) }
     }
 
-    /// The span of an attempt at a job. The first bit of a request's span is set and no attempt has so high a
-    /// number: it is neither zero nor another's.
+    /// Returns the span of an attempt at a job. The first bit of a request's span is set, and no attempt has so
+    /// high a number. So the span is not zero, and no other attempt has the same span.
     pub fn of_attempt(job: Id, attempt: u32) -> TraceContext {
         let TraceContext { trace, span } = TraceContext::of_request(job);
         TraceContext { trace, span: SpanId(span.0 ^ u64::from(attempt)) }
     }
 
-    /// Reads a `traceparent`, as strictly as its standard asks for. Of a later version than ours what is known
-    /// of it is read.
+    /// Reads a `traceparent`, as strictly as its standard requires. Of a later version it reads the part that
+    /// version 00 defines.
     pub fn read(text: &str) -> Option<TraceContext> {
         let (known, more) = text.split_at_checked(LENGTH)?;
         let mut parts = known.split('-');
@@ -74,6 +75,7 @@ impl TraceContext {
         let trace: [u8; 16] = unhex(parts.next()?)?;
         let span: [u8; 8] = unhex(parts.next()?)?;
         let _flags: [u8; 1] = unhex(parts.next()?)?;
+        // Version ff is invalid. A later version may append more fields after a `-`.
         let ends = match version {
             [0] => more.is_empty(),
             [0xff] => false,
@@ -85,22 +87,22 @@ impl TraceContext {
     }
 }
 
-/// Lower case alone: the standard allows no other.
+/// Decodes hexadecimal digits. Only lower case is allowed by the standard.
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let plain = text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     hex::decode_to_slice(text, &mut bytes).ok().filter(|()| plain).map(|()| bytes)
 }
 
-/// As `traceparent` carries it. It says "sampled": whether anybody collects our spans is no reason for whom we
-/// call to drop theirs.
+/// Format of the header `traceparent`. The flag is always "sampled": the called service must not drop its own
+/// spans only because nothing collects ours.
 impl fmt::Display for TraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "00-{}-{}-01", self.trace, self.span)
     }
 }
 
-/// Without an allocation: a line of the log has it.
+/// Formats the id without an allocation, because log lines contain it.
 impl fmt::Display for TraceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", u128::from_be_bytes(self.0))

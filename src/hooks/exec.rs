@@ -1,13 +1,12 @@
-//! The hook that is an executable: the call as JSON on its standard input, the answer as JSON on
-//! its standard output, its standard error in the log.
+//! The `exec` hook: an executable that gets the call as JSON on standard input and answers with JSON on
+//! standard output. Its standard error goes to the log.
 //!
-//! Buyers choose parameter values, so nothing of a call ever reaches a shell, an argument or the
-//! environment. The child leads a process group of its own, and the group is killed whole when the
-//! attempt is over, however it ends: what is left running would be outside of every deadline and
-//! could meet the next attempt. (A hook that wants to leave something behind starts it under
-//! another process group, as `setsid` does.)
+//! Buyers choose parameter values, so no value of a call ever reaches a shell, an argument or the environment.
+//! The child leads its own process group. spid kills the whole group when the attempt is over, however the
+//! attempt ends. A process left running would have no deadline and could meet the next attempt. (A hook that
+//! wants to leave a process running starts it in another process group, as `setsid` does.)
 //!
-//! There is no deadline in here: the runner drops the future, and the drop kills.
+//! This module has no deadline: the runner drops the future, and the drop kills the group.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::PermissionsExt;
@@ -28,14 +27,14 @@ use crate::hook::text;
 use crate::hook::{AnyHook, Call, Context, HookError};
 use crate::observe::limits;
 
-/// The variables a hook inherits, where they are set.
+/// Environment variables that a hook inherits, if they are set.
 pub const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
-/// The exit code that means: it will not be done, do not try again (`EX_DATAERR`).
+/// Exit code of a refusal (`EX_DATAERR`): the work will not be done, and spid does not try again.
 pub const EXIT_REFUSE: i32 = 65;
-/// How long output is still read after the child has exited, in milliseconds, when another process
-/// holds the pipe open.
+/// Time in milliseconds for which output is still read after the child has exited, when another process holds
+/// the pipe open.
 const EXIT_GRACE_MS: u64 = 500;
-/// Where the search for a command goes when there is no `PATH`.
+/// Search path for a command when `PATH` is not set.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// An executable as a hook.
@@ -43,30 +42,31 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub struct ExecHook {
     command: Vec<String>,
     environment: Vec<(OsString, OsString)>,
-    /// Absolute, so that it means the same before and after the child has gone there.
+    /// Working folder. It is absolute, so that it names the same folder before and after the child has changed
+    /// to it.
     folder: Option<PathBuf>,
 }
 
-/// A command that cannot work.
+/// Reason why a command cannot be started.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCommand {
-    /// There is nothing to run.
+    /// The command is empty.
     #[error("the hook's command is empty")]
     Empty,
-    /// The file is not there.
+    /// The file does not exist.
     #[error("the hook's command `{0}` is not there; a name without `/` is looked for in PATH")]
     Missing(String),
-    /// The file is there and cannot be run.
+    /// The file exists but cannot be executed.
     #[error("the hook's command `{0}` is not an executable file (is its executable bit set?)")]
     NotExecutable(String),
-    /// The working folder is not there, or is something else.
+    /// The working folder does not exist, or is not a folder.
     #[error("the hook's working folder `{}` is not a folder that is there", .0.display())]
     NoFolder(PathBuf),
 }
 
 impl ExecHook {
-    /// Runs `command`: the program, then fixed arguments. Of this process's environment it gets
-    /// [`KEPT_VARIABLES`] as they are now.
+    /// Creates a hook that runs `command`: the program, then fixed arguments. The hook inherits the present
+    /// values of [`KEPT_VARIABLES`] from this process, and no other variables.
     pub fn new(command: impl IntoIterator<Item = impl Into<String>>) -> ExecHook {
         let kept = |name: &str| Some((OsString::from(name), std::env::var_os(name)?));
         ExecHook {
@@ -76,23 +76,25 @@ impl ExecHook {
         }
     }
 
-    /// Runs it in this folder instead of this process's own. A command that is a relative path is looked
-    /// for there.
+    /// Sets the working folder of the command; the default is this process's own. A command that is a relative
+    /// path is searched there.
     pub fn working_dir(self, folder: impl AsRef<Path>) -> ExecHook {
         let folder = folder.as_ref();
+        // Without a current folder the path cannot be made absolute and stays as given.
         let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
         ExecHook { folder: Some(folder), ..self }
     }
 
-    /// Looks whether the command could be started: for `check-config` and for the start.
+    /// Checks that the command can be started. `check-config` and the start of the daemon use it.
     ///
     /// # Errors
-    /// [`BadCommand`] says what is wrong.
+    /// [`BadCommand`], with the reason.
     pub fn check(&self) -> Result<(), BadCommand> {
         let program = self.command.first().filter(|program| !program.is_empty()).ok_or(BadCommand::Empty)?;
         if let Some(folder) = self.folder.as_ref().filter(|folder| !folder.is_dir()) {
             return Err(BadCommand::NoFolder(folder.clone()));
         }
+        // Tell a missing file from one that cannot be executed: the remedies differ.
         let found: Vec<PathBuf> = self.candidates(program).into_iter().filter(|path| path.exists()).collect();
         if found.is_empty() {
             Err(BadCommand::Missing(program.clone()))
@@ -107,12 +109,13 @@ impl ExecHook {
         if program.contains('/') {
             return vec![self.in_folder(program)];
         }
+        // Search the PATH that the child gets, not the present one of this process.
         let path = self.environment.iter().find(|(name, _)| name == "PATH");
         let path = path.map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
         std::env::split_paths(path).map(|folder| folder.join(program)).collect()
     }
 
-    /// A path of the command line, as the child finds it in its working folder.
+    /// Resolves a path of the command line as the child finds it from its working folder.
     fn in_folder(&self, path: &str) -> PathBuf {
         self.folder.as_ref().map_or_else(|| PathBuf::from(path), |folder| folder.join(path))
     }
@@ -120,11 +123,14 @@ impl ExecHook {
     fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
         let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
         let context = call.context();
-        // Whether a relative path is looked for before or after the change of folder is up to the system.
+        // The system decides if a relative path is searched before or after the change of folder, so resolve it
+        // here.
         let path = if program.contains('/') { self.in_folder(program) } else { PathBuf::from(program) };
         let mut command = Command::new(path);
         command
             .args(arguments)
+            // Nothing of the call goes into an argument, and only ids of our own and the action go into the
+            // environment.
             .env_clear()
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("SPID_ACTION", call.action().as_str())
@@ -133,6 +139,7 @@ impl ExecHook {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // A process group of its own, so that one signal reaches the hook and everything it started.
             .process_group(0)
             .kill_on_drop(true);
         if let Some(traceparent) = &context.traceparent {
@@ -142,15 +149,20 @@ impl ExecHook {
             command.current_dir(folder);
         }
         let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
+        // Mark the group before the caller writes the call: a killed daemon must find every hook that got a
+        // call.
         let mut group = Group::led_by(&child);
         group.mark(leftovers, &context.idempotency_key);
         Ok((child, group))
     }
 
-    /// The system's error does not say what is missing: the command, its interpreter or the folder.
+    /// Builds the error of a failed start. The system's error does not say which file is missing: the command,
+    /// its interpreter or the folder. So the check names it.
     fn not_started(&self, program: &str, error: &std::io::Error) -> HookError {
         match self.check() {
+            // The file is missing or not executable. Waiting does not repair that, so raise an alert.
             Err(wrong) => HookError::misconfigured(format!("cannot start `{program}`: {error}: {wrong}")),
+            // For example no memory or no process is available at this moment.
             Ok(()) => HookError::retry(format!("cannot start `{program}`: {error}")),
         }
     }
@@ -159,9 +171,14 @@ impl ExecHook {
         let request = serde_json::to_vec(&call)?;
         let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
         let mut heard = Heard::new(&call);
+        // Feed the call and read the output until the child has exited. An error still goes through the next
+        // step.
         let ended = converse(&mut child, &request, &mut heard).await;
+        // Kill the whole group before the result is known, so that no process of this attempt meets the next
+        // one.
         drop(group);
         let status = ended?;
+        // Log a last line that has no newline.
         heard.log.finish();
         judge(status, &heard, call.action())
     }
@@ -185,13 +202,13 @@ pub(super) fn unmarked(hook: Arc<ExecHook>) -> AnyHook {
     })
 }
 
-/// The child's process group, killed when this goes.
+/// The child's process group. Dropping it kills the group.
 ///
-/// After the child has been reaped its number could in theory be given to a stranger; it is kept
-/// for [`EXIT_GRACE_MS`] at most, while the system hands out every other number first.
+/// After the child has been reaped, the system could in theory give its number to another process. The number
+/// is used for at most [`EXIT_GRACE_MS`] after that, and the system assigns every other number first.
 struct Group {
     leader: Option<Pid>,
-    /// Goes once the group is killed.
+    /// Mark of the group, removed after the group is killed.
     mark: Option<Mark>,
 }
 
@@ -201,8 +218,8 @@ impl Group {
         Group { leader: id.and_then(Pid::from_raw), mark: None }
     }
 
-    /// Before the hook gets its call. A mark that cannot be made is no reason not to run it: it
-    /// matters only if the daemon is killed, and then the idempotency key protects.
+    /// Marks the group before the hook gets its call. A mark that cannot be written does not prevent the run:
+    /// the mark matters only if the daemon is killed, and then the idempotency key protects.
     fn mark(&mut self, leftovers: Option<&Leftovers>, key: &str) {
         let (Some(leftovers), Some(leader)) = (leftovers, self.leader) else { return };
         match leftovers.mark(leader, key) {
@@ -220,11 +237,12 @@ impl Drop for Group {
             // An error means that the group is already empty.
             let _ = kill_process_group(leader, Signal::KILL);
         }
+        // Remove the mark last: while it exists, the next start can still find and kill the group.
         drop(self.mark.take());
     }
 }
 
-/// What the child has said so far. It stands outside of the reading, which may be cut short.
+/// Output of the child so far. The reading may be cut short, so this is kept outside of it.
 struct Heard {
     stdout: Vec<u8>,
     log: LineLog,
@@ -246,23 +264,30 @@ impl Heard {
     }
 }
 
-/// Feeds and listens at once, until the child has exited and its output has ended. A process that
-/// inherited the output and outlives the child is not waited for.
+/// Writes the call and reads the output at the same time, until the child has exited and its output has ended.
+/// It does not wait for a process that inherited the output and outlives the child.
 async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Result<ExitStatus, HookError> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (feed, listen, exit) = (feed(stdin, request), heard.listen(stdout, stderr), child.wait());
+    // Write and read at the same time. A child that answers before it reads would otherwise block on a full
+    // pipe.
     tokio::pin!(feed, listen, exit);
     let (mut fed, mut listened) = (false, false);
+    // Run until the child exits. An error while reading ends the conversation; the caller then kills the group.
     let status = loop {
         tokio::select! {
+            // 1. Write the call.
             () = &mut feed, if !fed => fed = true,
+            // 2. Read both outputs. An answer that is too long ends the attempt.
             ended = &mut listen, if !listened => {
                 ended?;
                 listened = true;
             }
+            // 3. Wait for the exit, even if the input is not read or the output is closed early.
             status = &mut exit => break status?,
         }
     };
+    // The child has exited, but its output may still be in the pipe, or another process may hold the pipe open.
     if !listened {
         let grace = Duration::from_millis(EXIT_GRACE_MS);
         tokio::time::timeout(grace, &mut listen).await.unwrap_or(Ok(()))?;
@@ -270,10 +295,12 @@ async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Resul
     Ok(status)
 }
 
-/// A child need not read its input: a broken pipe says nothing about its answer.
+/// Writes the call to standard input. A child need not read its input, so a broken pipe says nothing about the
+/// answer.
 async fn feed(stdin: Option<ChildStdin>, request: &[u8]) {
     if let Some(mut stdin) = stdin {
         let _ = stdin.write_all(request).await;
+        // Close the input, because hooks read up to its end.
         let _ = stdin.shutdown().await;
     }
 }
@@ -281,6 +308,7 @@ async fn feed(stdin: Option<ChildStdin>, request: &[u8]) {
 async fn read_answer(stdout: Option<impl AsyncRead + Unpin>, answer: &mut Vec<u8>) -> Result<(), HookError> {
     let Some(stdout) = stdout else { return Ok(()) };
     let most = limits::HOOK_ANSWER_MAX_BYTES;
+    // Read one byte more than allowed, to tell an answer of exactly the maximum from one that is too long.
     stdout.take(most as u64 + 1).read_to_end(answer).await?;
     if answer.len() > most {
         return Err(HookError::retry(format!("the hook's answer is longer than {most} bytes")));
@@ -290,6 +318,7 @@ async fn read_answer(stdout: Option<impl AsyncRead + Unpin>, answer: &mut Vec<u8
 
 async fn read_log(stderr: Option<impl AsyncRead + Unpin>, log: &mut LineLog) -> Result<(), HookError> {
     let Some(mut stderr) = stderr else { return Ok(()) };
+    // Read in small pieces: a line may have any length, and only its beginning is kept.
     let mut chunk = [0u8; 1024];
     loop {
         let count = stderr.read(&mut chunk).await?;
@@ -300,13 +329,14 @@ async fn read_log(stderr: Option<impl AsyncRead + Unpin>, log: &mut LineLog) -> 
     }
 }
 
-/// Standard error, cut into lines: each is logged once, bounded, with control characters spelt out.
+/// Standard error, split into lines. Each line is logged once, cut to a maximum length, with control characters
+/// escaped.
 struct LineLog {
     action: Action,
     context: Context,
     line: Vec<u8>,
     cut: bool,
-    /// Bytes of the log this attempt may still write.
+    /// Bytes of the log that this attempt may still write.
     left: usize,
     last: Option<String>,
 }
@@ -336,17 +366,20 @@ impl LineLog {
 
     fn extend(&mut self, piece: &[u8]) {
         let room = limits::HOOK_LOG_LINE_MAX_BYTES - self.line.len();
+        // Keep reading what does not fit, so that the child never blocks on a full pipe; only the log line is
+        // cut.
         self.cut |= piece.len() > room;
         self.line.extend(piece.iter().take(room));
     }
 
-    /// Ends the line that was being collected.
+    /// Logs the collected line and begins the next one.
     fn finish(&mut self) {
         let line = std::mem::take(&mut self.line);
         let mut text = printable(&line);
         if std::mem::take(&mut self.cut) {
             text.push('…');
         }
+        // Empty lines are not logged.
         if text.trim().is_empty() {
             return;
         }
@@ -358,6 +391,7 @@ impl LineLog {
         if self.left == 0 {
             return;
         }
+        // Count the bytes first: the line that uses up the budget is replaced by one warning.
         self.left = self.left.saturating_sub(written_bytes(text));
         let (action, context) = (self.action.as_str(), &self.context);
         let (key, attempt) = (context.idempotency_key.as_str(), context.attempt);
@@ -370,7 +404,8 @@ impl LineLog {
     }
 }
 
-/// The bytes a line takes in the log, at most: a quotation mark, a backslash and a tab are two in JSON.
+/// Returns the maximum number of bytes a line takes in the log: a quotation mark, a backslash and a tab take
+/// two in JSON.
 fn written_bytes(text: &str) -> usize {
     let doubled = text.bytes().filter(|byte| matches!(byte, b'"' | b'\\' | b'\t')).count();
     limits::HOOK_LOG_LINE_EXTRA_BYTES + text.len() + doubled
@@ -380,17 +415,18 @@ fn printable(line: &[u8]) -> String {
     text::plain_log(&String::from_utf8_lossy(line.trim_ascii_end())).into_owned()
 }
 
-/// What the exit and the output together mean.
+/// Combines the exit status and the output into a result.
 fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, HookError> {
     match status.code() {
         Some(0) => Said::success(Said::read_any(&heard.stdout)?, action),
+        // A refusal is final, so it needs this code. All other codes and signals are retries.
         Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
         _ => Err(failure(status, heard)),
     }
 }
 
-/// The reason of a refusal. The marketplace reads it, so it is what the hook meant for others, and never
-/// a line of its log.
+/// Returns the reason of a refusal. The marketplace reads it, so only the text that the hook wrote for others
+/// is used, and never a line of its log.
 fn refusal(heard: &Heard) -> String {
     let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
     given.unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
@@ -402,6 +438,7 @@ fn failure(status: ExitStatus, heard: &Heard) -> HookError {
         (None, Some(signal)) => format!("the hook was killed by {}", signal_name(signal)),
         (None, None) => "the hook ended in an unknown way".to_owned(),
     };
+    // The last line of standard error is usually the error itself.
     let message = match &heard.log.last {
         Some(line) => format!("{how}: {line}"),
         None => how,

@@ -1,14 +1,14 @@
-//! The hook that is an HTTP endpoint: the call as the JSON body of a signed POST, the answer as the
-//! JSON body of the response.
+//! The `http` hook: the call is the JSON body of a signed POST, and the answer is the JSON body of the
+//! response.
 //!
-//! The signature is that of Standard Webhooks (github.com/standard-webhooks/standard-webhooks), so that
-//! the receiving end can use a library it did not have to write: `webhook-id` is the idempotency key.
+//! The signature follows Standard Webhooks (github.com/standard-webhooks/standard-webhooks), so that the seller
+//! can verify it with an existing library. `webhook-id` is the idempotency key.
 //!
-//! Only two statuses are believed to come from the hook itself: a 2xx, and a 422 that says `refuse`.
-//! Everything else may come from a load balancer in the middle of a deployment, which must not refuse
-//! an order that was paid: it is a retry. One that waiting does not mend, a 404 say, is alerted besides.
+//! spid accepts only two kinds of response as the hook's own answer: a 2xx, and a 422 that says `refuse`. Any
+//! other response may come from a load balancer during a deployment, which must not refuse a paid order, so it
+//! is a retry. A status that waiting does not repair, for example 404, also raises an alert.
 //!
-//! There is no deadline in here: the runner drops the future, and the drop closes the connection.
+//! This module has no deadline: the runner drops the future, and the drop closes the connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,21 +24,21 @@ use crate::hook::{AnyHook, Call, HookError, HookErrorKind};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
 use crate::observe::limits;
 
-/// Statuses that say "not now" and of which nobody needs to hear.
+/// Statuses that mean "not now" and need no alert.
 const NOT_NOW: [u16; 3] = [408, 425, 429];
-/// Who we say we are.
+/// Value of the `user-agent` header.
 const USER_AGENT: &str = concat!("spid/", env!("CARGO_PKG_VERSION"));
 
-/// What can be chosen about an HTTP hook.
+/// Options for an HTTP hook.
 #[derive(Debug, Clone)]
 pub struct HttpHookOptions {
-    /// Whom it trusts over https; without it the system's roots, read when they are first needed.
+    /// Certificates trusted over https. `None` means the system's roots, which are read at the first use.
     pub tls: Option<Tls>,
-    /// Whether a call, which holds a buyer's data, may go unencrypted to a public address.
+    /// Permits a call, which holds a buyer's data, to go unencrypted to a public address.
     pub insecure: bool,
-    /// How many connections are kept for the next call.
+    /// Number of connections kept open for later calls.
     pub keep: usize,
-    /// The clock of `webhook-timestamp`.
+    /// Clock for `webhook-timestamp`.
     pub clock: Clock,
 }
 
@@ -59,7 +59,8 @@ pub struct HttpHook {
     clock: Clock,
 }
 
-/// A URL that is out of reach as it stands. A name is looked at when it is resolved, at each call.
+/// Error for a URL with an address that spid never connects to. A host name is checked when it is resolved, at
+/// each call.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{address} is {why}")]
 pub struct OutOfReach {
@@ -68,7 +69,7 @@ pub struct OutOfReach {
 }
 
 impl HttpHook {
-    /// Calls `url`, signing with every one of `keys`.
+    /// Creates a hook that calls `url` and signs with every key of `keys`.
     pub fn new(url: Url, keys: WebhookKeys, options: HttpHookOptions) -> HttpHook {
         let reach = if options.insecure { Reach::Hosts } else { Reach::Confidential };
         let client = Client::new(ClientOptions {
@@ -83,12 +84,13 @@ impl HttpHook {
         HttpHook { client, reach, url, keys, clock: options.clock }
     }
 
-    /// Looks whether the URL could ever be called: for `check-config` and for the start. It resolves
-    /// no name and opens no connection.
+    /// Checks that the URL could be called. `check-config` and the start of the daemon use it. It resolves no
+    /// name and opens no connection.
     ///
     /// # Errors
-    /// [`OutOfReach`], for an address that is never connected to.
+    /// [`OutOfReach`], for an address that spid never connects to.
     pub fn check(&self) -> Result<(), OutOfReach> {
+        // A host name is checked later, when it is resolved.
         let Ok(address) = self.url.host().parse::<IpAddr>() else { return Ok(()) };
         match self.reach.forbids(address, self.url.is_secure()) {
             Some(why) => Err(OutOfReach { address, why }),
@@ -97,7 +99,9 @@ impl HttpHook {
     }
 
     fn request(&self, call: &Call) -> Result<ClientRequest, HookError> {
+        // Sign exactly the bytes that are sent.
         let body = serde_json::to_vec(call)?;
+        // The id is the same for every attempt, so that the receiver recognizes a repetition.
         let id = call.context().idempotency_key.as_str();
         let timestamp = self.clock.now().as_second();
         let signature = self.keys.sign(id, timestamp, &body);
@@ -129,8 +133,10 @@ impl From<HttpHook> for AnyHook {
     }
 }
 
+/// Converts an error of the client. Errors that a retry alone cannot repair also raise an alert.
 fn unanswered(error: ClientError) -> HookError {
     match error {
+        // Waiting does not repair these errors.
         ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
             HookError::misconfigured(error.to_string())
         }
@@ -138,16 +144,17 @@ fn unanswered(error: ClientError) -> HookError {
     }
 }
 
-/// What status and body together mean.
+/// Combines the status and the body into a result.
 fn judge(response: &ClientResponse, action: Action, now: Timestamp) -> Result<Answer, HookError> {
     match response.status {
+        // 202 is "accepted, completed later". All other 2xx mean that the work is done.
         202 => Err(HookError::pending(note(response))),
         200..=299 => Said::success(Said::read_any(&response.body)?, action),
         _ => Err(refusal(response).unwrap_or_else(|| failure(response, now))),
     }
 }
 
-/// What an error's body says, if it is ours; the pages of proxies are not.
+/// Reads the body of an error response as an answer. Returns `None` for the error pages of proxies.
 fn said(response: &ClientResponse) -> Option<Said> {
     Said::read_any(&response.body).ok().flatten()
 }
@@ -157,7 +164,8 @@ fn note(response: &ClientResponse) -> String {
     given.unwrap_or_else(|| "the hook accepted it (202) and completes it later".to_owned())
 }
 
-/// A 422 alone is no refusal: frameworks answer it by themselves to a body they do not understand.
+/// Returns a refusal only if the body says `refuse`. A 422 alone is none: frameworks answer 422 to a body they
+/// do not understand.
 fn refusal(response: &ClientResponse) -> Option<HookError> {
     if response.status != 422 {
         return None;
@@ -167,8 +175,10 @@ fn refusal(response: &ClientResponse) -> Option<HookError> {
 
 fn failure(response: &ClientResponse, now: Timestamp) -> HookError {
     let status = response.status;
+    // The header takes precedence over the body's `retry_after`.
     let after = response.retry_after(now).or_else(|| said(response)?.retry_after);
     let kind = match status {
+        // A redirect or a client error comes from a wrong URL or a wrong request. 5xx may be temporary.
         300..=499 if !NOT_NOW.contains(&status) => HookErrorKind::Misconfigured { after },
         _ => HookErrorKind::Retry { after },
     };

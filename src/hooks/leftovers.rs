@@ -1,18 +1,17 @@
-//! What a daemon that died left running: process groups of hooks, found by their marks and killed.
+//! Hooks that a dead daemon left running: finds their process groups by marks, and kills them.
 //!
-//! `kill -9` does not reach the hooks of a daemon. Their jobs come back at the next start, and a hook
-//! that still runs would meet the next attempt at its own job. So every group is marked by a small file
-//! beside the database, made before the hook gets its call and gone once the group is dead; a start
-//! kills what is still marked before anything else runs. After a crash of the machine there is nothing
-//! to kill, so a mark is never synced to the disk.
+//! `kill -9` of the daemon does not reach its hooks. Their jobs run again after the next start, and a hook that
+//! is still running would meet the next attempt at its own job. So spid marks every group with a small file
+//! beside the database. The file is created before the hook gets its call, and removed after the group is dead.
+//! A start kills the marked groups before anything else runs. After a crash of the machine there is nothing to
+//! kill, so a mark is never synced to the disk.
 //!
-//! A process id alone proves nothing: the system hands the numbers out again. A mark says when the
-//! group's leader began, and in which boot; of a group whose leader is gone, a process must carry the
-//! idempotency key in its environment. What fits neither is a stranger, and is left alone.
+//! A process id alone proves nothing, because the system assigns the numbers again. A mark holds the start time
+//! of the group's leader and the id of the boot. If the leader is gone, a process of the group must carry the
+//! idempotency key in its environment. A group that fits neither is not ours and is left alone.
 //!
-//! Between the start of a process and its mark lies a moment. A hook caught in it reads an empty input
-//! instead of a call. All of this needs `/proc`; where there is none, nothing is marked and nothing is
-//! killed.
+//! A hook can be caught between its start and its mark. It then reads an empty input instead of a call. This
+//! module needs `/proc`; without it nothing is marked and nothing is killed.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -26,8 +25,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::observe::{files, limits};
 
-/// How often a group that was killed is looked at until it is gone: it is nobody's child any more, so
-/// nobody is told.
+/// Interval between checks for the end of a killed group. The group is no child of this process, so no signal
+/// reports its end.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// The folder in which running process groups are marked. Clones share it.
@@ -37,38 +36,43 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Kills what the marks in `folder` lead to, waits until it is dead, and makes the folder if there
-    /// is none. The caller must be the only daemon that uses it. What is no mark is left alone.
+    /// Kills the groups that are marked in `folder` and waits until they are dead. Creates the folder if it
+    /// does not exist. The caller must be the only daemon that uses the folder. Files that are not marks are
+    /// left alone.
     ///
     /// # Errors
-    /// When the folder cannot be made or read, or is a link: what lies behind one may be of somebody else.
+    /// The folder cannot be created or read, or is a link. A link could lead to files of another owner.
     pub async fn clear(folder: &Path) -> io::Result<Leftovers> {
         match DirBuilder::new().mode(0o700).create(folder) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
+        // `symlink_metadata` does not follow a link, so a link is refused here.
         if !fs::symlink_metadata(folder)?.is_dir() {
             let message = format!("`{}` must be a folder, and no link to one: remove it", folder.display());
             return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
         }
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
+            // Leave other files alone.
             if Marked::name(&path).is_none() {
                 continue;
             }
             if let Some(marked) = Marked::read(&path) {
                 marked.end().await;
             }
-            // One that stays leads to nobody at the next start.
+            // A mark that cannot be removed does no harm: at the next start its group no longer exists.
             let _ = fs::remove_file(&path);
         }
         Ok(Leftovers { folder: folder.into() })
     }
 
-    /// Marks the group led by `leader`, whose processes carry `key`. `None` where there is no `/proc`,
-    /// or the leader is gone already.
+    /// Marks the group led by `leader`, whose processes carry `key`. Returns `None` if there is no `/proc`, or
+    /// the leader is already gone.
     pub(super) fn mark(&self, leader: Pid, key: &str) -> io::Result<Option<Mark>> {
+        // No `/proc`, or the leader has ended: there is nothing to mark.
         let Some(process) = Process::read(leader) else { return Ok(None) };
+        // The process id and the start time together identify the leader.
         let path = self.folder.join(format!("{}-{}", leader.as_raw_nonzero(), process.began));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         let mark = Mark(path);
@@ -77,7 +81,7 @@ impl Leftovers {
     }
 }
 
-/// A mark; it goes when this goes.
+/// A mark. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct Mark(PathBuf);
 
@@ -87,7 +91,7 @@ impl Drop for Mark {
     }
 }
 
-/// What a mark says.
+/// Content of a mark.
 struct Marked {
     leader: Pid,
     began: u64,
@@ -95,29 +99,32 @@ struct Marked {
 }
 
 impl Marked {
-    /// The numbers that a mark is called by.
+    /// Returns the two numbers in the file name of a mark: the leader's process id and its start time.
     fn name(path: &Path) -> Option<(&str, &str)> {
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         let (leader, began) = path.file_name()?.to_str()?.split_once('-')?;
         (is_number(leader) && is_number(began)).then_some((leader, began))
     }
 
-    /// Reads a mark of this boot. One that is cut short was never followed by a call.
+    /// Reads a mark of this boot. A mark that is cut short is ignored: its hook never got a call.
     fn read(path: &Path) -> Option<Marked> {
         let (leader, began) = Marked::name(path)?;
         let text = files::read_text(path, limits::OWN_FILE_MAX_BYTES).ok()?;
         let (in_boot, key) = text.strip_suffix('\n')?.split_once('\n')?;
+        // A signal to the group 1 would be `kill(-1)`, which reaches every process.
         let leader = pid_of(leader).filter(|leader| leader.as_raw_nonzero().get() > 1)?;
         (in_boot == boot()).then_some(Marked { leader, began: began.parse().ok()?, key: key.to_owned() })
     }
 
     /// Kills the group, if it is still the one that was marked, and waits until it is dead.
     async fn end(&self) {
+        // The group has ended, or its number now belongs to other processes.
         if !self.is_ours(&members(self.leader)) {
             return;
         }
         let group = self.leader.as_raw_nonzero();
         match kill_process_group(self.leader, Signal::KILL) {
+            // SRCH: the group ended in the meantime.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => {
                 tracing::error!(group, idempotency_key = %self.key, %error, "a hook that the last daemon left running cannot be killed; it may meet the next attempt at its job");
@@ -125,6 +132,7 @@ impl Marked {
             }
         }
         let within = Duration::from_millis(limits::LEFTOVERS_END_MS);
+        // Wait for the end: the next attempt must not meet a process of this one.
         let gone = async {
             while !members(self.leader).is_empty() {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -137,6 +145,8 @@ impl Marked {
         }
     }
 
+    /// Checks that the group is the marked one: by the leader's start time, or by the key if the leader is
+    /// gone.
     fn is_ours(&self, members: &[Process]) -> bool {
         match members.iter().find(|process| process.pid == self.leader) {
             Some(leader) => leader.began == self.began,
@@ -145,31 +155,31 @@ impl Marked {
     }
 }
 
-/// The processes of a group that live.
+/// Returns the living processes of a group.
 fn members(group: Pid) -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| pid_of(entry.ok()?.file_name().to_str()?));
     pids.filter_map(Process::read).filter(|process| process.lives && process.group == group).collect()
 }
 
-/// A process or a group by its number. A process that is just being buried says that its group is -1.
+/// Parses the id of a process or a group. A process that is being reaped reports the group -1.
 fn pid_of(text: &str) -> Option<Pid> {
     text.parse().ok().filter(|number| *number > 0).and_then(Pid::from_raw)
 }
 
-/// This boot of the machine; empty where nobody says.
+/// Returns the id of this boot of the machine, or an empty text if it is unknown.
 fn boot() -> String {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
-/// A process, as `/proc/PID/stat` has it.
+/// A process, as described by `/proc/PID/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     pid: Pid,
     group: Pid,
-    /// Whether it still runs: what is dead stays listed until its parent has looked.
+    /// True while the process runs. A dead process stays listed until its parent has reaped it.
     lives: bool,
-    /// When it began, in ticks since the machine did.
+    /// Start time, in ticks since the machine was started.
     began: u64,
 }
 
@@ -179,8 +189,8 @@ impl Process {
         Process::parse(pid, &String::from_utf8_lossy(&stat))
     }
 
-    /// proc(5): the name is free text in parentheses; behind it stand the state, which is the third
-    /// field, the group, the fifth, and the start, the twenty-second.
+    /// Parses `stat` as proc(5) describes it. The name is free text in parentheses. After it follow the state
+    /// (third field), the group (fifth) and the start time (twenty-second).
     fn parse(pid: Pid, stat: &str) -> Option<Process> {
         let (_, behind_the_name) = stat.rsplit_once(") ")?;
         let fields: Vec<&str> = behind_the_name.split_ascii_whitespace().collect();
@@ -210,7 +220,7 @@ mod tests {
 
     const KEY: &str = "0190-key";
 
-    /// A process in a group of its own that ends when it is killed, or when `stdin` is closed.
+    /// A process in its own group, which ends when it is killed or when `stdin` is closed.
     fn a_group(script: &str) -> (Child, Pid) {
         let child = Command::new("sh")
             .args(["-c", script])
@@ -230,7 +240,7 @@ mod tests {
         (folder, leftovers)
     }
 
-    /// As a daemon that is killed: the mark stays.
+    /// Marks a group and keeps the mark, as a daemon that is killed does.
     fn mark(leftovers: &Leftovers, pid: Pid, key: &str) {
         std::mem::forget(leftovers.mark(pid, key).unwrap().unwrap());
     }
@@ -296,7 +306,7 @@ mod tests {
         for name in ["note", "-1", "1-", "1-a"] {
             fs::write(leftovers.folder.join(name), "of somebody else").unwrap();
         }
-        // A link that is called like a mark goes, and not what it leads to.
+        // A link with the name of a mark is removed; its target stays.
         std::os::unix::fs::symlink("note", leftovers.folder.join("7-7")).unwrap();
         Leftovers::clear(&leftovers.folder).await.unwrap();
         assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 4);
@@ -312,7 +322,7 @@ mod tests {
     async fn a_group_without_its_leader_is_known_by_the_key() {
         let (_folder, leftovers) = cleared().await;
         for (key, killed) in [("another-key", false), (KEY, true)] {
-            // The leader says that its child runs, is marked, and goes; its child holds the pipe.
+            // The leader reports that its child runs, is marked, and exits. Its child holds the pipe.
             let (mut child, pid) =
                 a_group("sh -c 'echo up; trap \"\" TERM; while :; do sleep 60; done' & read line");
             let mut stdout = child.stdout.take().unwrap();
@@ -339,7 +349,7 @@ mod tests {
         assert_eq!(Process::parse(pid, stat), Some(Process { pid, group, lives: true, began: 4242 }));
         assert_eq!(Process::parse(pid, "7 (cut"), None);
         assert_eq!(Process::parse(pid, "7 (cut) S 1"), None);
-        // The kernel's word for a process that is just being buried.
+        // The kernel's output for a process that is being reaped.
         let buried = stat.replace("S 1 9 7", "X 0 -1 -1");
         assert_eq!(Process::parse(pid, &buried), None);
     }

@@ -1,7 +1,7 @@
-//! The hook that provisions nothing: it says what it would do.
+//! The `log` hook: it provisions nothing and logs what it was asked to do.
 //!
-//! For the first day, for `--dev`, and for test buyers whose orders should go through every door
-//! and change nothing. It logs ids and the action, never a parameter: those hold what buyers typed.
+//! Use it on the first day, with `--dev`, and for test buyers whose orders must take the whole path but change
+//! nothing. It logs ids and the action, and never a parameter, because parameters hold text that buyers typed.
 
 use crate::core::lifecycle::Instance;
 use crate::hook::callback::Action;
@@ -10,9 +10,9 @@ use crate::hook::{
     RefundRenewCall, ReleaseCall, RenewCall, Reply, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
 
-/// Logs every call and answers success.
+/// Hook that logs every call and answers success.
 ///
-/// Only a sign-on is refused: there is no application to send a browser to.
+/// It refuses only a sign-on, because there is no application to send a browser to.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LogHook;
 

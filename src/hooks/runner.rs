@@ -1,8 +1,8 @@
-//! Runs hooks so that none of them can hurt the daemon.
+//! Runs hooks and protects the daemon from them.
 //!
-//! Which hook, how many at once, for how long, and what is left when it panics, hangs or is no
-//! longer wanted: all of that is decided here, and the author writes none of it. What comes out is
-//! an [`Attempted`]; when to try again is the dispatcher's business.
+//! This module decides which hook gets a call, how many calls run at once, and for how long. It also handles a
+//! hook that panics, hangs or is no longer wanted. The hook's author writes none of that. The result is an
+//! [`Attempted`]; the dispatcher decides when to try again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use crate::hook::text::{is_plain, without_user_info};
 use crate::hook::{AnyHook, Call, HookError, HookErrorKind, Subject};
 use crate::observe::limits;
 
-/// How long a hook that was told to stop is waited for, in milliseconds. One that awaits is gone
-/// at once; one that blocks its thread cannot be stopped, and is left behind.
+/// Time in milliseconds to wait for a hook that was told to stop. A hook that awaits stops at once. A hook that
+/// blocks its thread cannot be stopped, and is left behind.
 const ABORT_GRACE_MS: u64 = 1_000;
 
 /// Code or a program that runs the calls of one hook. Clones share it.
@@ -52,18 +52,18 @@ impl From<Executor> for AnyHook {
     }
 }
 
-/// A hook under the name routes and logs know it by.
+/// A hook with its name in routes and logs, and its limits.
 #[derive(Debug, Clone)]
 pub struct NamedHook {
     /// The name.
     pub name: String,
     /// The hook.
     pub hook: Executor,
-    /// How long one attempt may take.
+    /// Maximum duration of one attempt.
     pub timeout: Duration,
-    /// How many attempts may run at once, over all instances; at least one.
+    /// Maximum number of attempts in flight, over all instances; at least one.
     pub concurrency: usize,
-    /// The waits between failed attempts; `None` for the usual ones.
+    /// Delays between failed attempts. `None` means the default schedule.
     pub retry: Option<Schedule>,
 }
 
@@ -93,26 +93,26 @@ impl NamedHook {
         self.concurrency.min(Semaphore::MAX_PERMITS)
     }
 
-    /// The same with another timeout.
+    /// Sets the timeout.
     pub fn timeout(self, timeout: Duration) -> NamedHook {
         NamedHook { timeout, ..self }
     }
 
-    /// The same with another concurrency.
+    /// Sets the concurrency.
     pub fn concurrency(self, concurrency: usize) -> NamedHook {
         NamedHook { concurrency, ..self }
     }
 
-    /// The same with another retry schedule.
+    /// Sets the retry schedule.
     pub fn retry(self, schedule: Schedule) -> NamedHook {
         NamedHook { retry: Some(schedule), ..self }
     }
 }
 
-/// Sends calls to a hook. What is `None` matches everything.
+/// Condition that sends calls to a hook. A field that is `None` matches every call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Route {
-    /// The endpoint the callback came through.
+    /// The endpoint that received the callback.
     pub endpoint: Option<String>,
     /// The product.
     pub product: Option<String>,
@@ -138,12 +138,12 @@ impl Route {
         ]
     }
 
-    /// Its conditions: the name of each value, and what it has to be.
+    /// Returns the conditions: the name of each value, and the value it must have.
     pub fn conditions(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.wanted().into_iter().filter_map(|(name, wanted)| Some((name, wanted?)))
     }
 
-    /// The conditions that this subject does not meet, by name.
+    /// Returns the names of the conditions that this subject does not meet.
     pub fn unmet(&self, subject: &Subject<'_>) -> impl Iterator<Item = &'static str> {
         let given = [Some(subject.endpoint), subject.product, subject.sku, subject.buyer];
         let both = self.wanted().into_iter().zip(given);
@@ -151,65 +151,65 @@ impl Route {
     }
 }
 
-/// Where a subject leads, and why.
+/// Hook that a subject is routed to, and the route that matched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Routed<'a> {
     /// The hook.
     pub hook: &'a str,
-    /// The first route that matches, by its place in the list; `None` when the default hook gets it.
+    /// The first route that matches, with its index in the list. `None` means that the default hook gets the
+    /// call.
     pub route: Option<(usize, &'a Route)>,
 }
 
-/// Something that is wrong with a set of hooks and routes.
+/// Mistake in a set of hooks and routes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRouting {
-    /// There is no hook at all.
+    /// The list of hooks is empty.
     #[error("there is no hook: nothing could be provisioned")]
     NoHook,
-    /// Two hooks have one name.
+    /// Two hooks have the same name.
     #[error("two hooks are called `{0}`")]
     DuplicateName(String),
-    /// A hook that may never run.
+    /// A hook has a concurrency of 0 and could never run.
     #[error("the hook `{0}` has a concurrency of 0: it would never run")]
     NoConcurrency(String),
-    /// A route to a hook that is not there.
+    /// A route names a hook that is not configured.
     #[error("a route leads to the hook `{0}`, which is not configured")]
     UnknownHook(String),
 }
 
-/// How an attempt ended. Texts are bounded by [`limits::REASON_MAX_BYTES`] and free of control
-/// characters.
+/// Result of an attempt. Texts are at most [`limits::REASON_MAX_BYTES`] long and contain no control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Attempted {
-    /// It is done.
+    /// The work is done.
     Done(Answer),
-    /// It did not work, and may later.
+    /// The work failed, and may succeed later.
     Retry {
-        /// What went wrong.
+        /// The error text.
         error: String,
-        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        /// The delay that the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
         after: Option<Duration>,
     },
-    /// As a retry, and somebody has to look: the hook is set up wrongly.
+    /// Retried as above. An operator must look as well, because the hook is configured wrongly.
     Misconfigured {
-        /// What went wrong.
+        /// The error text.
         error: String,
-        /// The delay the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        /// The delay that the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
         after: Option<Duration>,
     },
-    /// It will not be done.
+    /// The work will not be done.
     Refused {
-        /// Why, in words the marketplace's staff may read.
+        /// The reason, in words that the marketplace's staff may read.
         reason: String,
     },
     /// The hook does not know the action.
     Unsupported {
-        /// Why, in words the marketplace's staff may read.
+        /// The reason, in words that the marketplace's staff may read.
         reason: String,
     },
-    /// It is accepted, and completed later by somebody.
+    /// The work is accepted, and a person completes it later.
     Pending {
-        /// What it waits for.
+        /// The event that the work waits for.
         note: String,
     },
 }
@@ -226,6 +226,7 @@ impl From<Result<Answer, HookError>> for Attempted {
             Ok(answer) => return Attempted::Done(answer),
             Err(error) => error,
         };
+        // Every text of a hook is stored, logged and shown, so bound and clean all of them here.
         let text = bounded(error.message());
         let clamped = |after: Option<Duration>| {
             after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
@@ -242,32 +243,35 @@ impl From<Result<Answer, HookError>> for Attempted {
     }
 }
 
-/// A text that may be stored, logged and shown: control characters are spaces, and it ends with
-/// `…` where it was cut.
+/// Returns a text that may be stored, logged and shown. Control characters become spaces, and a text that was
+/// cut ends with `…`.
 fn bounded(text: &str) -> String {
     const MORE: char = '…';
+    // An error often quotes a URL, for example a connection string with a password.
     let text = without_user_info(text);
     let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
     if clean.len() <= limits::REASON_MAX_BYTES {
         return clean;
     }
+    // Cut at a character, and leave room for the `…`.
     let room = limits::REASON_MAX_BYTES - MORE.len_utf8();
     let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
     clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
 }
 
-/// A hook and its bound.
+/// A hook and the bound on its concurrent attempts.
 #[derive(Debug)]
 struct Entry {
     named: NamedHook,
     places: Places,
 }
 
-/// A bound that can change while permits are out: that of a hook, which outlives a reload under the hook's name.
+/// Bound on concurrent attempts that can change while permits are in use. A hook's bound outlives a reload
+/// under the hook's name.
 #[derive(Debug, Clone)]
 pub(crate) struct Places {
     free: Arc<Semaphore>,
-    /// Places in use that are not given back: there are to be fewer.
+    /// Number of permits in use that are not given back when they are dropped, because the bound was lowered.
     surplus: Arc<AtomicUsize>,
 }
 
@@ -277,12 +281,16 @@ impl Places {
     }
 
     pub(crate) fn more(&self, count: usize) {
+        // Cancel pending reductions first. Only the rest needs new permits.
+        // A reduction and an increase cancel out.
         let kept = (0..count).filter(|_| self.take_surplus()).count();
         self.free.add_permits(count - kept);
     }
 
     pub(crate) fn fewer(&self, count: usize) {
+        // Record the reduction first, so that a permit dropped meanwhile is removed, too.
         self.surplus.fetch_add(count, Ordering::AcqRel);
+        // Remove free permits now. Those in use are removed by `Place::drop`, as they come free.
         while self.surplus.load(Ordering::Acquire) > 0 {
             let Some(place) = self.try_take() else { return };
             drop(place);
@@ -300,13 +308,13 @@ impl Places {
     }
 
     pub(crate) async fn take(&self) -> Place {
-        // The semaphore is never closed; if it were, running unbounded beats not running.
+        // The semaphore is never closed. If it were, running without a bound would be better than not running.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
         Place { permit, places: self.clone() }
     }
 }
 
-/// One permit of [`Places`]; given back when dropped.
+/// One permit of [`Places`]. Dropping it gives the permit back.
 #[derive(Debug)]
 pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
@@ -315,13 +323,14 @@ pub(crate) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
+        // After a reload with a lower bound, forget the permit instead of returning it.
         if let Some(permit) = self.permit.take_if(|_| self.places.take_surplus()) {
             permit.forget();
         }
     }
 }
 
-/// All hooks of the daemon, and the way to the right one. Clones share the bounds.
+/// All hooks of the daemon, with the routes to them. Clones share the bounds.
 #[derive(Debug, Clone)]
 pub struct Runner {
     inner: Arc<Inner>,
@@ -330,19 +339,20 @@ pub struct Runner {
 
 #[derive(Debug)]
 struct Inner {
-    /// All of them, those that no route leads to as well.
+    /// All hooks, including those that no route leads to.
     hooks: Vec<Arc<Entry>>,
     default: Arc<Entry>,
     routes: Vec<(Route, Arc<Entry>)>,
 }
 
 impl Runner {
-    /// Hooks by name, and the routes to them. The first route that matches wins; what none matches
-    /// goes to the first hook.
+    /// Creates a runner from hooks and the routes to them. The first route that matches wins. A call that no
+    /// route matches goes to the first hook.
     ///
     /// # Errors
-    /// Every mistake at once.
+    /// All mistakes, not only the first.
     pub fn new(hooks: Vec<NamedHook>, routes: Vec<Route>) -> Result<Runner, Vec<BadRouting>> {
+        // Collect all mistakes, so that an operator corrects the configuration in one step.
         let mut mistakes = mistakes(&hooks);
         let entries: Vec<Arc<Entry>> = hooks.into_iter().map(Entry::new).collect();
         let mut resolved = Vec::new();
@@ -353,6 +363,7 @@ impl Runner {
             }
         }
         match entries.first().cloned() {
+            // The first hook is the default.
             Some(default) if mistakes.is_empty() => {
                 let inner = Inner { hooks: entries, default, routes: resolved };
                 Ok(Runner { inner: Arc::new(inner), leftovers: None })
@@ -361,12 +372,12 @@ impl Runner {
         }
     }
 
-    /// The same hooks under the same bounds; what they start is marked in `leftovers`.
+    /// Makes the runner mark in `leftovers` every process that it starts. Hooks and bounds stay.
     pub fn marking(self, leftovers: Leftovers) -> Runner {
         Runner { leftovers: Some(leftovers), ..self }
     }
 
-    /// Which hook gets calls about this subject, and by which route.
+    /// Returns the hook that gets calls about this subject, and the route that leads to it.
     pub fn route(&self, subject: &Subject<'_>) -> Routed<'_> {
         let mut routes = self.inner.routes.iter().enumerate();
         match routes.find(|(_, (route, _))| route.matches(subject)) {
@@ -375,9 +386,10 @@ impl Runner {
         }
     }
 
-    /// The same hooks in the place of those of `before`: what still runs under a name counts for the hook
-    /// that has the name now. A runner has one successor at most.
+    /// Makes this runner the successor of `before`. An attempt that is still in flight counts for the hook that
+    /// now has the name. A runner has at most one successor.
     pub fn succeeding(self, before: &Runner) -> Runner {
+        // Hooks keep their permits by name. A hook with a new name begins with all permits free.
         let old = before.entries();
         let mut made: BTreeMap<&str, Arc<Entry>> = BTreeMap::new();
         for (name, entry) in self.entries() {
@@ -391,6 +403,7 @@ impl Runner {
         let hooks = self.inner.hooks.iter().map(now).collect();
         let routes = self.inner.routes.iter().map(|(route, entry)| (route.clone(), now(entry))).collect();
         let inner = Arc::new(Inner { hooks, default: now(&self.inner.default), routes });
+        // The marks belong to the store, which a reload does not change.
         Runner { inner, leftovers: before.leftovers.clone() }
     }
 
@@ -398,60 +411,62 @@ impl Runner {
         self.inner.hooks.iter().map(|entry| (entry.named.name.as_str(), entry)).collect()
     }
 
-    /// The hooks, in the order they were given.
+    /// Returns the hooks, in the order they were given.
     pub fn hooks(&self) -> impl Iterator<Item = &NamedHook> {
         self.inner.hooks.iter().map(|entry| &entry.named)
     }
 
-    /// The routes, in the order in which they are tried.
+    /// Returns the routes, in the order in which they are tried.
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
         self.inner.routes.iter().map(|(route, _)| route)
     }
 
-    /// Whether any route asks for the endpoint.
+    /// Returns true if any route has a condition on the endpoint.
     pub fn routes_by_endpoint(&self) -> bool {
         self.routes().any(|route| route.endpoint.is_some())
     }
 
-    /// The name of the hook that gets what no route matches.
+    /// Returns the name of the hook that gets the calls that no route matches.
     pub fn default_hook(&self) -> &str {
         &self.inner.default.named.name
     }
 
-    /// The retry schedule of the hook that gets calls about this subject, if it has one of its own.
+    /// Returns the retry schedule of the hook that gets calls about this subject, if the hook has its own.
     pub fn retry(&self, subject: &Subject<'_>) -> Option<&Schedule> {
         self.entry(subject).named.retry.as_ref()
     }
 
-    /// How long an attempt at a call about this subject may take.
+    /// Returns the maximum duration of an attempt at a call about this subject.
     pub fn timeout(&self, subject: &Subject<'_>) -> Duration {
         self.entry(subject).named.timeout
     }
 
-    /// Waits until the hook for this subject may run once more.
+    /// Waits until the hook for this subject may run one more attempt.
     ///
-    /// Build the call afterwards: time spent in the queue is not time the hook had.
+    /// Build the call afterwards, because its deadline must not include the time spent waiting.
     pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
         let entry = Arc::clone(self.entry(subject));
         let place = entry.places.take().await;
         Slot { entry, place, leftovers: self.leftovers.clone() }
     }
 
-    /// As [`Runner::reserve`], but `None` when the hook is busy.
+    /// Reserves a slot as [`Runner::reserve`] does, but returns `None` when the hook is busy.
     pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
         let entry = Arc::clone(self.entry(subject));
         let place = entry.places.try_take()?;
         Some(Slot { entry, place, leftovers: self.leftovers.clone() })
     }
 
-    /// The hook with this name, or the default one; `None` when no call can reach a hook of that name.
+    /// Returns the hook with this name, or the default one. `None` means that no call can reach a hook of that
+    /// name.
     pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
         let Inner { default, routes, .. } = &*self.inner;
+        // Only these hooks can get a call; a configured hook without a route cannot.
         let all = std::iter::once(default).chain(routes.iter().map(|(_, entry)| entry));
         all.map(|entry| &entry.named).find(|named| name.is_none_or(|name| named.name == name))
     }
 
-    /// Reserves and runs. Dropping the returned future stops the hook.
+    /// Reserves a slot and runs the call. Dropping the returned future stops the hook.
     pub async fn run(&self, call: Call) -> Attempted {
         let slot = self.reserve(&call.subject()).await;
         slot.run(call).await
@@ -486,7 +501,8 @@ impl Entry {
         Arc::new(Entry { named, places })
     }
 
-    /// This hook with the places of `old`. Where there are to be fewer, those in use go as they come free.
+    /// Returns this hook with the permits of `old`. If the new bound is lower, permits in use are removed as
+    /// they come free.
     fn succeeding(&self, old: &Entry) -> Entry {
         let (named, places) = (self.named.clone(), old.places.clone());
         let (wanted, there) = (named.places(), old.named.places());
@@ -496,7 +512,7 @@ impl Entry {
     }
 }
 
-/// The right to run one hook once.
+/// Right to run one hook once.
 #[derive(Debug)]
 pub struct Slot {
     entry: Arc<Entry>,
@@ -505,32 +521,36 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// The hook's name.
+    /// Returns the hook's name.
     pub fn hook_name(&self) -> &str {
         &self.entry.named.name
     }
 
-    /// How long the attempt may take, counted from [`Slot::run`].
+    /// Returns the maximum duration of the attempt, counted from [`Slot::run`].
     pub fn timeout(&self) -> Duration {
         self.entry.named.timeout
     }
 
-    /// Runs the hook: at most [`Slot::timeout`], behind a panic wall. Dropping the returned future
-    /// stops the hook.
+    /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops
+    /// the hook.
     pub async fn run(self, call: Call) -> Attempted {
         let Slot { entry, place, leftovers } = self;
         let hook = entry.named.hook.clone();
-        // The place travels with the work, so that a hook which cannot be stopped still counts.
+        // The permit moves into the task, so that a hook which cannot be stopped still counts.
         let work = async move {
             let _place = place;
             hook.run(call, leftovers).await
         };
-        // What a hook says while it works stands in the attempt's span, too.
+        // A task of its own catches a panic of the hook. The current span is kept, so that the hook's log lines
+        // belong to the attempt.
         let mut work = AbortOnDrop(tokio::spawn(work.in_current_span()));
+        // Wait for the end or the deadline, whichever comes first.
         match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
             Ok(Ok(result)) => Attempted::from(result),
+            // The task panicked or was aborted.
             Ok(Err(error)) => fell(&entry.named.name, &error),
             Err(_elapsed) => {
+                // Deadline: stop the hook and wait for its end, so that it cannot meet the next attempt.
                 work.stop(&entry.named.name).await;
                 let timeout = entry.named.timeout;
                 Attempted::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
@@ -539,7 +559,8 @@ impl Slot {
     }
 }
 
-/// The panic's own text is left out: it is the author's, and may hold anything.
+/// Returns the result for a task that panicked or was aborted. The panic's text is left out, because it is the
+/// author's and may hold anything.
 fn fell(name: &str, error: &JoinError) -> Attempted {
     let how = if error.is_panic() { "panicked" } else { "was stopped" };
     Attempted::retry(format!("the hook `{name}` {how}"))
@@ -548,9 +569,10 @@ fn fell(name: &str, error: &JoinError) -> Attempted {
 struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
 
 impl AbortOnDrop {
-    /// Stops the work and waits until it is gone: a child process must be dead before anybody
-    /// thinks of the next attempt.
+    /// Stops the work and waits until it has ended. A child process must be dead before the next attempt is
+    /// scheduled.
     async fn stop(&mut self, name: &str) {
+        // The abort drops the hook's future at its next `await`, which kills a child process.
         self.0.abort();
         let grace = Duration::from_millis(ABORT_GRACE_MS);
         if tokio::time::timeout(grace, &mut self.0).await.is_err() {

@@ -1,9 +1,8 @@
-//! Playing the marketplace: a signed request on its way to anybody's endpoint, and both sides of the
-//! exchange made fit to be shown.
+//! Requests to an SPI endpoint, as a marketplace sends them, and masking of what is shown of them.
 //!
-//! Fixtures, the conformance suite and the pretended market send what a dialect made; none of them may show a
-//! token, which is as good as a key until somebody asks for the same again, nor what an answer holds
-//! for the buyer alone.
+//! Fixtures, the conformance suite and the simulator send requests that a dialect built. None of them may show a
+//! token, because it allows the same request again and so is as good as a key. None of them may show the parts of
+//! an answer that are for the buyer only.
 
 pub use crate::core::redact::{body, header, is_secret, json};
 
@@ -12,10 +11,10 @@ pub use crate::core::query::masked;
 use crate::core::dialect::OutRequest;
 use crate::net::{ClientRequest, Method, NotAUrl, Url};
 
-/// The request as it goes to the endpoint `url`: behind its path, and behind its own query if it has one.
+/// Addresses the request to the endpoint `url`: behind its path, and behind its own query if it has one.
 ///
 /// # Errors
-/// When the query holds a character no URL has.
+/// [`NotAUrl`], if the query contains a character that no URL has.
 pub fn addressed(out: &OutRequest, url: &Url) -> Result<ClientRequest, NotAUrl> {
     let own = url.target();
     let separator = if own.contains('?') { "&" } else { "?" };

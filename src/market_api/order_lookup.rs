@@ -1,9 +1,11 @@
-//! Asks a marketplace what was ordered, where its callbacks do not say.
+//! Order lookup: asks a marketplace what was ordered, if its callbacks do not say that.
 //!
-//! A hook must not make something without knowing what was bought. So this comes before the hook, inside
-//! the job's attempt: a marketplace that does not answer is a failed attempt, which is kept and retried by the
-//! job's own schedule, and what it answered is kept before the hook hears of it. What is asked, and how the
-//! answer is read, only the dialect knows; here it is signed, sent and bounded.
+//! A hook must not create an instance without knowing what was bought. So the lookup runs before the hook, within
+//! the job's attempt. If the marketplace does not answer, the attempt fails: it is stored and retried by the
+//! job's own schedule. The order details are stored before the hook gets them.
+//!
+//! Only the dialect knows what to ask and how to read the answer. This module signs and sends the request, and
+//! bounds its duration.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use crate::observe::limits;
 
 const JSON_TYPE: &str = "application/json";
 
-/// Where one endpoint asks.
+/// Order lookup client of one endpoint.
 #[derive(Clone)]
 pub struct Desk {
     dialect: &'static dyn Dialect,
@@ -31,8 +33,9 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A desk at this address, which is asked with this key. It trusts `tls`, or the system's roots; over
-    /// plain http it goes no further than the private network.
+    /// Creates a client for this address, which signs with this key.
+    /// It trusts `tls`, or the system's roots. Over plain http it connects only to addresses of the private
+    /// network.
     pub fn new(dialect: &'static dyn Dialect, url: Url, key: AccessKey, tls: Option<Tls>) -> Desk {
         let client = Client::new(ClientOptions {
             total: Duration::from_millis(limits::ENQUIRY_MS),
@@ -47,6 +50,7 @@ impl Desk {
         let request =
             self.request(enquiry, now).map_err(|error| Unasked::Misconfigured(error.to_string()))?;
         let answer = self.client.send(request).await.map_err(|error| match error {
+            // A retry cannot correct these: an operator must change the configuration.
             ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
                 Unasked::Misconfigured(error.to_string())
             }
@@ -58,6 +62,7 @@ impl Desk {
     fn request(&self, enquiry: &Enquiry, now: Timestamp) -> Result<ClientRequest, NotAUrl> {
         let before = self.url.target().trim_end_matches('/');
         let path = format!("{before}{}", enquiry.path);
+        // Send the query exactly as it is signed, or the gateway computes another signature.
         let query = canonical(&enquiry.query);
         let (host, date) = (self.url.authority(), now.strftime("%Y%m%dT%H%M%SZ").to_string());
         let asked = Asked {
@@ -77,7 +82,7 @@ impl Desk {
     }
 }
 
-/// Names and values sorted, everything but the unreserved characters of RFC 3986 encoded.
+/// Canonical query: names and values sorted, everything encoded except the unreserved characters of RFC 3986.
 fn canonical(query: &[Pair]) -> String {
     let mut pairs: Vec<String> =
         query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
@@ -98,13 +103,13 @@ fn encode(text: &str) -> String {
     encoded
 }
 
-/// Why it is still not known what was ordered.
+/// Reason why the order details are still unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unasked {
-    /// It may be known later.
+    /// A later attempt may succeed.
     #[error("{0}")]
     Later(String),
-    /// Asking is set up wrongly: somebody has to look.
+    /// Order lookup is misconfigured; an operator must act.
     #[error("{0}")]
     Misconfigured(String),
 }
@@ -118,29 +123,31 @@ impl From<Unlearned> for Unasked {
     }
 }
 
-/// The desks, by the name of the endpoint they belong to. Clones share them.
+/// Order lookup clients, by endpoint name. Clones share them.
 #[derive(Clone, Default)]
 pub struct Orders(Arc<BTreeMap<String, Desk>>);
 
-/// The endpoint through which something came, and those that may ask in its place.
+/// Endpoint that received a callback, and the endpoints that may do the lookup for it.
 #[derive(Debug, Clone, Copy)]
 pub struct Asker<'a> {
-    /// The name it came under.
+    /// Name of the endpoint that received the callback.
     pub endpoint: &'a str,
-    /// The account it is for.
+    /// Account of that endpoint.
     pub account: &'a str,
-    /// The names of the configured endpoints that stand for it; empty when none does.
+    /// Names of the configured endpoints that can act for it; empty when there are none.
     pub successors: &'a [String],
 }
 
 impl Orders {
-    /// Desks by endpoint. The callbacks of an endpoint without one go to the hook as they are.
+    /// Creates the lookup from clients by endpoint. Callbacks of an endpoint without a client go to the hook as
+    /// they are.
     pub fn new(desks: impl IntoIterator<Item = (String, Desk)>) -> Orders {
         Orders(Arc::new(desks.into_iter().collect()))
     }
 
-    /// The endpoint whose marketplace has to be asked before the callback can go to a hook; `None` when there is
-    /// nothing to be asked. Where it is gone, its name all the same: asking then says so.
+    /// Returns the endpoint that must do an order lookup before the callback can go to a hook.
+    /// `None` when no lookup is needed. If the endpoint no longer exists, its name is returned anyway, and the
+    /// lookup then reports that.
     pub fn asked_endpoint<'a>(&'a self, asker: Asker<'a>, callback: &Callback) -> Option<&'a str> {
         match asker.successors.iter().find_map(|name| self.0.get_key_value(name)) {
             Some((name, desk)) => desk.dialect.enquiry(callback).map(|_| name.as_str()),
@@ -151,10 +158,11 @@ impl Orders {
         }
     }
 
-    /// The callback with what the marketplace says of its order; `None` when there is nothing to be asked.
+    /// Returns the callback with the order details added; `None` when no lookup is needed.
     ///
     /// # Errors
-    /// When it does not say, or must be asked and cannot: an endpoint that is gone is no reason to go on without.
+    /// Fails if the marketplace does not answer the question, or if a necessary lookup is impossible.
+    /// A removed endpoint is an error too: the hook must not run without the order details.
     pub async fn ask(
         &self,
         asker: Asker<'_>,
@@ -169,6 +177,7 @@ impl Orders {
         };
         let Some(enquiry) = desk.dialect.enquiry(callback) else { return Ok(None) };
         let (status, body) = desk.ask(&enquiry, now).await?;
+        // Change a copy: if the answer is unusable, the callback stays as it was.
         let mut known = callback.clone();
         desk.dialect.learn(&mut known, status, &body)?;
         Ok(Some(known))

@@ -1,10 +1,11 @@
-//! Sending one request, for hooks and for replays.
+//! Client that sends one request, for hooks and for replays.
 //!
-//! Whether a request that may have arrived is sent again is the caller's decision, because only the
-//! caller knows its key: nothing is sent twice in here. A connection may be kept for the next request
-//! ([`ClientOptions::keep`]); if the server has closed it by then, *before* a byte of the request was
-//! written, the request goes over a new connection. If it closes at the very moment of writing, nobody
-//! knows whether the request arrived, and that is what the error says.
+//! This module never sends a request twice after it may have arrived. Only the caller knows the idempotency key, so the
+//! caller decides about a retry.
+//!
+//! A connection may be kept for the next request ([`ClientOptions::keep`]). If the server has closed it *before* a byte
+//! of the request was written, the request goes over a new connection. If the server closes it during the write, spid
+//! cannot know if the request arrived, and the error says so.
 
 use std::fmt;
 use std::future::Future;
@@ -28,25 +29,25 @@ use super::link::{Kept, Link, Question, Unanswered};
 use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect};
 use crate::observe::limits;
 
-/// How long and how much.
+/// Options for the client: limits of time and size, allowed addresses, trust, kept connections.
 #[derive(Debug, Clone)]
 pub struct ClientOptions {
-    /// Time to find the host, to connect to it and to agree on TLS.
+    /// Time limit to resolve the host, to connect to it and to finish the TLS handshake.
     pub connect: Duration,
-    /// Time for everything, from the connection to the last byte of the answer.
+    /// Time limit for everything, from the connection to the last byte of the response.
     pub total: Duration,
-    /// Longest body of an answer, in bytes.
+    /// Maximum size of a response body, in bytes.
     pub body_max_bytes: usize,
-    /// How far it goes.
+    /// Addresses that the client may connect to.
     pub reach: Reach,
-    /// Whom it trusts over https; without it the system's roots, read when they are first needed.
+    /// Certificate authorities trusted over https. Default: the system's roots, read at first use.
     pub tls: Option<Tls>,
-    /// How many connections it keeps for the next request; with 0 every request has its own.
+    /// Maximum number of connections kept for the next request; with 0 every request opens its own.
     pub keep: usize,
 }
 
 impl Default for ClientOptions {
-    /// As patient as a hook is allowed to be slow, and connecting as patient as our own listener.
+    /// The time limit of a hook for the whole request, and the header limit of our own listener for the connection.
     fn default() -> ClientOptions {
         ClientOptions {
             connect: Duration::from_millis(limits::HEADERS_READ_MS),
@@ -62,36 +63,36 @@ impl Default for ClientOptions {
 /// A request to send.
 #[derive(Clone)]
 pub struct ClientRequest {
-    /// What is asked.
+    /// The method.
     pub method: Method,
-    /// Where it goes.
+    /// The URL that the request goes to.
     pub url: Url,
-    /// Header fields. `Host` is added unless it is given; the framing is ours.
+    /// Header fields. `Host` is added unless given; the client sets the framing headers itself.
     pub headers: Vec<(String, String)>,
     /// The body.
     pub body: Bytes,
 }
 
 impl ClientRequest {
-    /// A GET.
+    /// Returns a GET request.
     pub fn get(url: Url) -> ClientRequest {
         ClientRequest { method: Method::Get, url, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// A POST of `body`, whose media type is `kind`.
+    /// Returns a POST request with `body`, whose media type is `kind`.
     pub fn post(url: Url, kind: &str, body: impl Into<Bytes>) -> ClientRequest {
         let headers = vec![("content-type".to_owned(), kind.to_owned())];
         ClientRequest { method: Method::Post, url, headers, body: body.into() }
     }
 
-    /// The request with one more header field.
+    /// Adds one header field.
     pub fn with_header(mut self, name: impl Into<String>, value: impl Into<String>) -> ClientRequest {
         self.headers.push((name.into(), value.into()));
         self
     }
 }
 
-/// Neither query nor body nor header values: they may hold secrets.
+/// Shows no query, no body and no header values, because they may hold secrets.
 impl fmt::Debug for ClientRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
@@ -104,7 +105,7 @@ impl fmt::Debug for ClientRequest {
     }
 }
 
-/// The answer to a [`ClientRequest`], read to its end.
+/// The response to a [`ClientRequest`], read to its end.
 #[derive(Clone)]
 pub struct ClientResponse {
     /// The status code.
@@ -116,20 +117,21 @@ pub struct ClientResponse {
 }
 
 impl ClientResponse {
-    /// How long the server asks to be left alone (`Retry-After`): seconds, or a date that is compared
-    /// with `now`. `None` when it does not ask, or not in words HTTP knows.
+    /// Returns the wait that the server asks for (`Retry-After`): seconds, or a date that is compared with `now`.
+    /// Returns `None` if the header is missing or not valid HTTP.
     pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
         let text = self.headers.text("retry-after")?.trim();
+        // A number of seconds too large for `u64` is a valid number nevertheless: it means the longest wait.
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
-        // HTTP's dates end a day later than ours; none lies before 1970.
+        // The last HTTP date lies a day after the last `Timestamp`; none lies before 1970.
         let at = Timestamp::try_from(httpdate::parse_http_date(text).ok()?).unwrap_or(Timestamp::MAX);
         Some(Duration::try_from(at.duration_since(now)).unwrap_or_default())
     }
 }
 
-/// Without the body, which may hold a first password.
+/// Shows no body, which may hold an initial password.
 impl fmt::Debug for ClientResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientResponse")
@@ -140,12 +142,12 @@ impl fmt::Debug for ClientResponse {
     }
 }
 
-/// Why there is no answer.
+/// Reasons why a request got no response.
 ///
-/// [`ClientError::may_have_arrived`] says what the other end may know of it.
+/// [`ClientError::may_have_arrived`] tells if the server may have received the request.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// There is no TLS to speak.
+    /// TLS cannot be set up.
     #[error("{0}")]
     NoTls(NoTls),
     /// The host has addresses, and [`Reach`] allows none of them.
@@ -153,44 +155,44 @@ pub enum ClientError {
     Forbidden {
         /// Host and port.
         authority: String,
-        /// The address that was looked at last.
+        /// The last address that was checked.
         address: IpAddr,
-        /// Why it is out of reach.
+        /// Reason why the address is forbidden.
         why: &'static str,
     },
     /// The request is not one that HTTP can carry.
     #[error("the request cannot be sent: {0}")]
     Unsendable(&'static str),
-    /// Nobody could be reached.
+    /// No address of the host accepted a connection.
     #[error("cannot connect to {authority}: {cause}")]
     Connect {
         /// Host and port.
         authority: String,
-        /// What the system says.
+        /// Error of the operating system.
         cause: io::Error,
     },
-    /// No complete answer came in time.
+    /// No complete response came within the time limit.
     #[error("no complete answer from {authority} within {within:?}")]
     Late {
         /// Host and port.
         authority: String,
-        /// The time that was given.
+        /// The time limit.
         within: Duration,
     },
-    /// The body of the answer is longer than allowed.
+    /// The body of the response is longer than allowed.
     #[error("the answer is longer than {max_bytes} bytes")]
     TooLarge {
-        /// The bound.
+        /// The limit, in bytes.
         max_bytes: usize,
     },
-    /// The connection broke, or what came is not an HTTP answer.
+    /// The connection broke, or the received bytes are not an HTTP response.
     #[error("no usable answer: {0}")]
     Broken(String),
 }
 
 impl ClientError {
-    /// Whether the other end may have received and acted on the request. Only if not, sending it again
-    /// is certainly not sending it twice.
+    /// Returns true if the server may have received the request and acted on it. Only if this is false, a retry
+    /// certainly does not send the request twice.
     pub fn may_have_arrived(&self) -> bool {
         matches!(self, ClientError::Late { .. } | ClientError::TooLarge { .. } | ClientError::Broken(_))
     }
@@ -201,7 +203,7 @@ impl ClientError {
     }
 }
 
-/// Sends requests. Clones share the connections that are kept.
+/// An HTTP client. Clones share the kept connections.
 #[derive(Debug, Clone, Default)]
 pub struct Client {
     options: ClientOptions,
@@ -215,37 +217,39 @@ struct Shared {
 }
 
 impl Client {
-    /// A client with the given bounds.
+    /// Creates a client with the given options.
     pub fn new(options: ClientOptions) -> Client {
         Client { options, shared: Arc::default() }
     }
 
-    /// Sends `request` once and reads the answer, whatever its status. Redirects are answers too.
+    /// Sends `request` once and reads the response, with any status. The client does not follow redirects.
     ///
     /// # Errors
-    /// When there is no complete answer; see [`ClientError`].
+    /// Fails if there is no complete response; see [`ClientError`].
     pub async fn send(&self, request: ClientRequest) -> Result<ClientResponse, ClientError> {
         let url = request.url.clone();
         let question = encode(request, self.options.keep > 0)?;
         self.within(&url, async {
             let (link, answer) = self.ask(&url, question).await?;
             let answer = read(answer, self.options.body_max_bytes).await?;
+            // Only a connection whose response was read to its end is kept: unread bytes would mix with the next
+            // response.
             self.shared.kept.put(&url, link, self.options.keep);
             Ok(answer)
         })
         .await
     }
 
-    /// Sends `bytes`, a request as it was recorded, to the host of `url` and reads one answer.
+    /// Sends `bytes`, a recorded request, to the host of `url` and reads one response.
     ///
     /// # Errors
-    /// When there is no complete answer; see [`ClientError`].
+    /// Fails if there is no complete response; see [`ClientError`].
     pub async fn send_raw(&self, url: &Url, bytes: &[u8]) -> Result<ClientResponse, ClientError> {
         let question = question_of(bytes)?;
         self.within(url, async {
             let mut stream = self.connect(url).await?;
-            // A server that refuses a request may close before it has read all of it; its answer
-            // can be there nevertheless.
+            // A server that denies a request may close before it has read all of it. Its response can be readable
+            // nevertheless, so a failed write does not end the exchange.
             let written = async {
                 stream.write_all(bytes).await?;
                 stream.flush().await
@@ -264,7 +268,7 @@ impl Client {
         .await
     }
 
-    /// Over a kept connection; over a new one, if there is none or the question never went out on it.
+    /// Sends the request over a kept connection. Opens a new one if none is kept, or if the request was never written.
     async fn ask(
         &self,
         url: &Url,
@@ -275,6 +279,7 @@ impl Client {
         };
         match link.ask(question).await {
             Ok(answer) => Ok((link, answer)),
+            // No byte of the request was written, so this cannot send it twice.
             Err(Unanswered::Unasked(question)) => ask_over(self.connect(url).await?, question).await,
             Err(Unanswered::Broken(error)) => Err(error),
         }
@@ -296,15 +301,17 @@ impl Client {
     }
 
     async fn reach(&self, url: &Url) -> Result<Box<dyn Stream>, ClientError> {
+        // TLS is set up first: without trusted roots there is no reason to connect.
         let tls = if url.is_secure() { Some(self.tls()?) } else { None };
         let stream = self.connect_tcp(url).await?;
+        // A request is small and complete, so Nagle's delay only adds latency.
         let _ = stream.set_nodelay(true);
         let Some(tls) = tls else { return Ok(Box::new(stream)) };
         let stream = tls.connect(url.host(), stream).await.map_err(|cause| unreachable(url, cause))?;
         Ok(Box::new(stream))
     }
 
-    /// Tries the addresses of the host in turn, none of which is out of reach.
+    /// Tries the addresses of the host in order, except the forbidden ones.
     async fn connect_tcp(&self, url: &Url) -> Result<TcpStream, ClientError> {
         let found = lookup_host((url.host(), url.port())).await.map_err(|cause| unreachable(url, cause))?;
         let mut failed = unreachable(url, io::Error::other("the name has no address"));
@@ -318,13 +325,14 @@ impl Client {
     }
 
     async fn connect_to(&self, url: &Url, address: SocketAddr) -> Result<TcpStream, ClientError> {
+        // The check uses the resolved address that the next line connects to, not the name.
         if let Some(why) = self.options.reach.forbids(address.ip(), url.is_secure()) {
             return Err(ClientError::Forbidden { authority: url.authority(), address: address.ip(), why });
         }
         TcpStream::connect(address).await.map_err(|cause| unreachable(url, cause))
     }
 
-    /// The TLS that was given, or the system's.
+    /// Returns the configured TLS, or one with the system's roots, which is created at first use.
     fn tls(&self) -> Result<Tls, ClientError> {
         if let Some(tls) = self.options.tls.as_ref().or_else(|| self.shared.tls.get()) {
             return Ok(tls.clone());
@@ -334,7 +342,7 @@ impl Client {
     }
 }
 
-/// What bytes go over.
+/// A plain or encrypted byte stream.
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -351,6 +359,7 @@ fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
             .ok_or(ClientError::Unsendable("a header has a name or a value HTTP forbids"))?;
     }
     let mut headers = headers.0;
+    // hyper derives the framing from the body. A second length could let the server split the request at another place.
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
         return Err(ClientError::Unsendable(
             "its framing (Content-Length, Transfer-Encoding) is not to be given",
@@ -375,11 +384,11 @@ fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
         .map_err(|_| ClientError::Unsendable("its method has a character no method has"))
 }
 
-/// The request hyper is to believe it has sent: of the recorded one only the method matters for reading
-/// the answer, since one to HEAD has no body.
+/// Builds the request that hyper believes it sends. Only the method of the recorded request matters for the response: a
+/// response to HEAD has no body.
 fn question_of(bytes: &[u8]) -> Result<Question, ClientError> {
     let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
-    // Garbage may be what is replayed; whatever answers it answers as to a GET.
+    // The recorded bytes may be garbage. A server responds to garbage as it does to a GET.
     let method = hyper::Method::from_bytes(method).unwrap_or(hyper::Method::GET);
     if bytes.is_empty() {
         return Err(ClientError::Unsendable("it is empty"));
@@ -389,7 +398,7 @@ fn question_of(bytes: &[u8]) -> Result<Question, ClientError> {
     Ok(question)
 }
 
-/// Asks over a new connection.
+/// Sends a request over a new connection.
 async fn ask_over(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     question: Question,
@@ -413,11 +422,11 @@ async fn read(answer: hyper::Response<Incoming>, max_bytes: usize) -> Result<Cli
     Ok(ClientResponse { status: head.status.as_u16(), headers: Headers(head.headers), body })
 }
 
-/// A socket on which the request has been spoken already: what hyper writes is dropped, so that it
-/// reads the answer to bytes it could never have written itself.
+/// Socket on which the request has already been sent. Writes of hyper are dropped, so that hyper reads the response to
+/// bytes that it could never have written itself.
 struct Spoken {
     stream: Box<dyn Stream>,
-    /// hyper has "sent" its request. An answer it saw earlier would be one to no question, an error.
+    /// Set once hyper has "sent" its request. hyper treats a response that arrives before its request as an error.
     asked: bool,
     reader: Option<Waker>,
 }

@@ -1,4 +1,4 @@
-//! A connection to a server, and those that are kept for the next request.
+//! Connections to a server, and the pool that keeps them for the next request.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -16,20 +16,21 @@ use tokio::time::{Instant, timeout};
 use super::client::ClientError;
 use super::{Url, limits};
 
-/// A request in hyper's form.
+/// A client request in hyper's form.
 pub(super) type Question = hyper::Request<Full<Bytes>>;
 
-/// An open connection. It closes when this goes, whatever is under way on it.
+/// An open connection. A drop closes it and aborts any request in progress.
 pub(super) struct Link {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
 }
 
-/// Why a connection gave no answer.
+/// Reasons why a connection gave no response.
 pub(super) enum Unanswered {
-    /// It was closed before anything of the question was written: the question comes back whole.
+    /// The connection was closed before a byte of the request was written. The request is returned and may be sent
+    /// again.
     Unasked(Question),
-    /// It may have been heard.
+    /// The connection failed after the write began, so the server may have received the request.
     Broken(ClientError),
 }
 
@@ -41,12 +42,12 @@ impl Link {
         builder.max_buf_size(limits::HEADERS_MAX_BYTES);
         let (sender, connection) =
             builder.handshake(TokioIo::new(io)).await.map_err(|error| ClientError::broken(&error))?;
-        // An error of the connection shows in the answer to the question, too.
+        // An error of the connection is also reported to the pending request, so the task may discard it.
         let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
         Ok(Link { sender, driver })
     }
 
-    /// Asks, and returns the answer, its body still to be read.
+    /// Sends the request and returns the response, whose body is still unread.
     pub(super) async fn ask(&mut self, question: Question) -> Result<hyper::Response<Incoming>, Unanswered> {
         self.sender.try_send_request(question).await.map_err(|mut error| match error.take_message() {
             Some(question) => Unanswered::Unasked(question),
@@ -61,7 +62,7 @@ impl Drop for Link {
     }
 }
 
-/// Connections that wait for the next request.
+/// Pool of connections that wait for the next request.
 #[derive(Default)]
 pub(super) struct Kept(Mutex<Vec<Waiting>>);
 
@@ -73,11 +74,11 @@ struct Waiting {
 }
 
 impl Kept {
-    /// A connection to where `url` leads that is still good, if there is one.
+    /// Returns an open connection to the host of `url`, if the pool has one.
     pub(super) async fn take(&self, url: &Url, patience: Duration) -> Option<Link> {
         loop {
             let mut link = self.pick(url)?;
-            // At once, unless the server closed it or still has not read the last question.
+            // `ready` returns at once, unless the server closed the connection or has not read the previous request.
             if matches!(timeout(patience, link.sender.ready()).await, Ok(Ok(()))) {
                 return Some(link);
             }
@@ -87,14 +88,16 @@ impl Kept {
     fn pick(&self, url: &Url) -> Option<Link> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = Duration::from_millis(limits::HOOK_IDLE_MS);
+        // Connections that are too old or closed are dropped here, because no task of their own watches them.
         waiting.retain(|it| it.since.elapsed() < longest && !it.link.sender.is_closed());
         let authority = url.authority();
         let fits = |it: &Waiting| it.secure == url.is_secure() && it.authority == authority;
+        // `rposition` prefers the most recently used connection: the server is the least likely to have closed it.
         let found = waiting.iter().rposition(fits)?;
         Some(waiting.remove(found).link)
     }
 
-    /// Keeps a connection whose answer was read to its end, unless there are `most` already.
+    /// Keeps a connection whose response was read to its end, unless the pool has `most` already.
     pub(super) fn put(&self, url: &Url, link: Link, most: usize) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < most {

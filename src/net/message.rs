@@ -1,7 +1,7 @@
-//! Requests and responses, whole and without a socket.
+//! Requests and responses, complete and independent of a socket.
 //!
-//! `Debug` of all of them shows sizes and names only: a query string carries the token, an answer
-//! may carry a first password.
+//! Their `Debug` shows sizes and names only: a query string carries the token, and a response may carry an initial
+//! password.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,21 +10,21 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// A request method. Only those that some part of the daemon answers have a name here.
+/// HTTP method of a request. Only the methods that some part of the daemon answers have a variant of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Method {
-    /// Read; has no body.
+    /// GET: reads, has no body.
     Get,
-    /// Send.
+    /// POST: sends a body.
     Post,
-    /// A GET whose answer has no body.
+    /// HEAD: a GET whose response has no body.
     Head,
-    /// Any other method, as the peer wrote it: methods are case-sensitive.
+    /// Any other method, spelled as the peer sent it, because methods are case-sensitive.
     Other(String),
 }
 
 impl Method {
-    /// The method as it stands in a request line.
+    /// Returns the method in the form of the request line.
     pub fn as_str(&self) -> &str {
         match self {
             Method::Get => "GET",
@@ -57,45 +57,46 @@ impl fmt::Display for Method {
 pub struct Headers(pub(super) HeaderMap);
 
 impl Headers {
-    /// The first value of `name`. Where a second one would be an attack, ask [`Headers::all`].
+    /// Returns the first value of `name`. Use [`Headers::all`] if a second value would be an attack.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
         self.0.get(name).map(HeaderValue::as_bytes)
     }
 
-    /// The first value of `name`, if it is printable ASCII.
+    /// Returns the first value of `name`, if it is printable ASCII.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name)?.to_str().ok()
     }
 
-    /// The value of `name`, if it came once and is printable ASCII: of two, a proxy before us may have
-    /// read the other.
+    /// Returns the value of `name`, if the header occurs exactly once and is printable ASCII. Of two values, a proxy in
+    /// front of spid may have read the other one.
     pub fn only(&self, name: &str) -> Option<&str> {
+        // A second value makes the header ambiguous, even if both are equal.
         let mut values = self.0.get_all(name).iter();
         let value = values.next()?;
         if values.next().is_some() { None } else { value.to_str().ok() }
     }
 
-    /// Every value of `name`, in the order in which they came.
+    /// Returns every value of `name`, in the order received.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.0.get_all(name).into_iter().map(HeaderValue::as_bytes)
     }
 
-    /// Every field: its name in lower case, and its value.
+    /// Returns every field: its name in lower case, and its value.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_bytes()))
     }
 
-    /// How many fields there are; a name that came twice counts twice.
+    /// Returns the number of fields; a name that occurs twice counts twice.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether there is no field at all.
+    /// Returns true if there are no fields.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Adds a field after those of the same name. `None` if HTTP cannot carry the name or the value.
+    /// Adds a field after the existing fields of this name. Returns `None` if HTTP cannot carry the name or the value.
     pub(super) fn append(&mut self, name: &str, value: &str) -> Option<()> {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
         let value = HeaderValue::from_str(value).ok()?;
@@ -109,14 +110,14 @@ impl fmt::Debug for Headers {
     }
 }
 
-/// Where a request goes: parsed by hyper without a copy, or given by whoever made the request.
+/// Target of a request: parsed by hyper without a copy, or given by the caller that built the request.
 #[derive(Clone)]
 enum Target {
     Wire(hyper::Uri),
     Given(String),
 }
 
-/// A request, received whole.
+/// A complete request, with its body.
 ///
 /// ```
 /// use spid::http::Request;
@@ -126,59 +127,62 @@ enum Target {
 /// ```
 #[derive(Clone)]
 pub struct Request {
-    /// What is asked.
+    /// The method.
     pub method: Method,
     target: Target,
     /// The header fields.
     pub headers: Headers,
-    /// The body; empty if there was none.
+    /// The body; empty if the request has none.
     pub body: Bytes,
-    /// The other end of the connection, which may be a proxy.
+    /// Address of the other end of the connection, which may be a proxy.
     pub peer: SocketAddr,
-    /// Whose request it is: the peer's, unless the peer is a proxy that whoever handles the request trusts.
+    /// Address of the client: the peer's, unless the handler trusts the peer as a proxy and reads the client from a
+    /// header.
     pub client: IpAddr,
 }
 
 impl Request {
-    /// A request that came over no wire. `target` is a path, with a query if it has a `?`.
+    /// Returns a request that was not received over a socket. `target` is a path, with a query behind the first `?`.
     pub fn new(method: Method, target: impl Into<String>) -> Request {
+        // Loopback stands for the missing socket.
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let target = Target::Given(target.into());
         let (headers, client) = (Headers::default(), peer.ip());
         Request { method, target, headers, body: Bytes::new(), peer, client }
     }
 
-    /// A GET that came over no wire.
+    /// Returns a GET that was not received over a socket.
     pub fn get(target: impl Into<String>) -> Request {
         Request::new(Method::Get, target)
     }
 
-    /// A POST that came over no wire, with an empty body.
+    /// Returns a POST with an empty body that was not received over a socket.
     pub fn post(target: impl Into<String>) -> Request {
         Request::new(Method::Post, target)
     }
 
-    /// The request with `body` in place of its own.
+    /// Replaces the body with `body`.
     pub fn with_body(mut self, body: impl Into<Bytes>) -> Request {
         self.body = body.into();
         self
     }
 
-    /// The request with one more header field; one that HTTP cannot carry could not have arrived and
-    /// is left out.
+    /// Adds one header field. A field that HTTP cannot carry is left out, because it could not have been received
+    /// either.
     pub fn with_header(mut self, name: &str, value: &str) -> Request {
         let _ = self.headers.append(name, value);
         self
     }
 
-    /// The request as if it had come from `peer`.
+    /// Sets `peer` as the address that the request came from.
     pub fn with_peer(mut self, peer: SocketAddr) -> Request {
         self.peer = peer;
+        // `::ffff:10.0.0.7` becomes `10.0.0.7`, so that rules and limits for IPv4 addresses apply to it.
         self.client = peer.ip().to_canonical();
         self
     }
 
-    /// The request hyper has read the head of, still without its body.
+    /// Builds the request from the head that hyper has read, and returns the unread body beside it.
     pub(super) fn from_wire<B>(request: hyper::Request<B>, peer: SocketAddr) -> (Request, B) {
         let (head, body) = request.into_parts();
         let method = Method::from(head.method.as_str());
@@ -187,7 +191,7 @@ impl Request {
         (Request { method, target, headers, body: Bytes::new(), peer, client }, body)
     }
 
-    /// The path as it was sent, still percent-encoded.
+    /// Returns the path as received, still percent-encoded.
     pub fn path(&self) -> &str {
         match &self.target {
             Target::Wire(uri) => uri.path(),
@@ -195,7 +199,7 @@ impl Request {
         }
     }
 
-    /// What stands after the first `?`, as it was sent; empty if there is none.
+    /// Returns the bytes behind the first `?`, as received; empty if there is no query.
     pub fn query(&self) -> &[u8] {
         let query = match &self.target {
             Target::Wire(uri) => uri.query(),
@@ -219,48 +223,48 @@ impl fmt::Debug for Request {
     }
 }
 
-/// An answer.
+/// A response.
 ///
-/// `Content-Length`, `Date` and, unless a header of that name is given, `Cache-Control: no-store` are
-/// added when it is sent: an answer is about one callback and belongs in no cache.
+/// The server adds `Content-Length` and `Date`, and `Cache-Control: no-store` unless the response has that header. A
+/// response concerns one callback, so no cache may store it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Response {
-    /// The status code, 200 to 999; anything else is sent as 500.
+    /// Status code, 200 to 999; any other value is sent as 500.
     pub status: u16,
-    /// Header fields beside those that are always added.
+    /// Header fields in addition to those that are always added.
     pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
-    /// The body; not sent in answer to HEAD.
+    /// The body; not sent in response to HEAD.
     pub body: Bytes,
 }
 
 impl Response {
-    /// An answer with a body of the media type `kind`.
+    /// Returns a response with a body of the media type `kind`.
     pub fn new(status: u16, kind: &'static str, body: impl Into<Bytes>) -> Response {
         let headers = vec![(Cow::Borrowed("content-type"), Cow::Borrowed(kind))];
         Response { status, headers, body: body.into() }
     }
 
-    /// An answer without a body.
+    /// Returns a response without a body.
     pub fn empty(status: u16) -> Response {
         Response { status, headers: Vec::new(), body: Bytes::new() }
     }
 
-    /// A JSON answer; `body` is the text, already encoded.
+    /// Returns a JSON response; `body` is the encoded text.
     pub fn json(status: u16, body: impl Into<Bytes>) -> Response {
         Response::new(status, "application/json", body)
     }
 
-    /// A plain text answer.
+    /// Returns a plain text response.
     pub fn text(status: u16, body: impl Into<Bytes>) -> Response {
         Response::new(status, "text/plain; charset=utf-8", body)
     }
 
-    /// A `302 Found`: look at `location` instead. One that does not fit a header is sent as 500.
+    /// Returns a `302 Found` that redirects to `location`. A location that does not fit a header is sent as 500.
     pub fn redirect(location: impl Into<String>) -> Response {
         Response::empty(302).with_header("location", location.into())
     }
 
-    /// The answer with one more header field.
+    /// Adds one header field.
     pub fn with_header(
         mut self,
         name: impl Into<Cow<'static, str>>,

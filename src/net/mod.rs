@@ -1,10 +1,13 @@
-//! HTTP/1.1 in and out, and *the* user of hyper and of rustls.
+//! HTTP/1.1 server and client. Only this module uses hyper and rustls.
 //!
-//! A marketplace is a stranger with a socket, so everything a stranger can do to a server is met
-//! here and nowhere else: how much a peer may send, how long it may take, how many peers there may
-//! be, what happens when one hangs up. What comes out is a whole [`Request`], what goes in is a whole
-//! [`Response`]; no type of hyper passes this module, so that replacing it is a change to this
-//! folder.
+//! A marketplace is an untrusted peer, so all limits on a peer are in this module:
+//! - how many bytes a peer may send,
+//! - how long a peer may take,
+//! - how many peers may be connected at once,
+//! - how spid handles a peer that disconnects.
+//!
+//! The server hands a complete [`Request`] to its handler and sends a complete [`Response`]. No type of hyper leaves
+//! this module, so a replacement of hyper changes only this folder.
 //!
 //! * [`serve`] runs a [`Handler`] behind a listener until it is told to stop.
 //! * [`Client`] sends one request, for hooks and for replays.
@@ -30,19 +33,20 @@ use hyper::body::{Body as _, Incoming};
 
 use crate::observe::limits;
 
-/// Why a body was not read to its end.
+/// Reasons why a body was not read to its end.
 enum Unread {
-    /// It has more bytes than allowed.
+    /// The body has more bytes than allowed.
     TooLarge,
-    /// The peer broke off, or what it sent is not a body.
+    /// The peer closed the connection, or the bytes it sent are not a valid body.
     Broken(hyper::Error),
 }
 
 /// Reads a whole body of at most `max` bytes.
 ///
-/// The bytes are copied together: a list of the chunks as they came would let a peer that sends one
-/// byte per chunk occupy a multiple of `max`.
+/// The bytes are copied into one buffer. A list of the received chunks would let a peer that sends one byte per chunk
+/// occupy a multiple of `max`.
 async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Unread> {
+    // A declared length above the limit is denied before any byte is read or allocated.
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     if announced > max {
         return Err(Unread::TooLarge);
@@ -50,6 +54,7 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Unread> {
     let mut whole = BytesMut::with_capacity(announced);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(Unread::Broken)?.into_data() else { continue };
+        // `max - whole.len()` cannot underflow: every earlier chunk passed this check.
         if data.len() > max - whole.len() {
             return Err(Unread::TooLarge);
         }

@@ -1,39 +1,43 @@
-//! Which addresses we connect to.
+//! Addresses that a client may connect to.
 //!
-//! A hook's URL comes from the configuration, but the address behind its name comes from whoever
-//! answers for that name. A cloud's metadata service hands the machine's own credentials to any local
-//! process that asks, so it is never spoken to, whatever a name resolves to. The check is made on the
-//! very addresses the socket then connects to: a name that changes its mind in between changes nothing.
+//! The URL of a hook comes from the configuration, but the owner of the DNS name decides its address. The metadata
+//! service of a cloud gives the machine's credentials to any local process that asks. So spid never connects to a
+//! metadata service, even if a name resolves to it.
+//!
+//! The check is made on the exact addresses that the socket then connects to. A name that resolves differently in
+//! between therefore gains nothing.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// How far a [`Client`](super::Client) goes.
+/// Addresses that a [`Client`](super::Client) may connect to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reach {
-    /// Anywhere: a person typed the URL just now.
+    /// Any address, because a person typed the URL.
     #[default]
     Anywhere,
-    /// To hosts; never to link-local, multicast or unspecified addresses, nor to a cloud's metadata.
+    /// Any host, but no link-local, multicast or unspecified address and no metadata service of a cloud.
     Hosts,
-    /// As `Hosts`, and without TLS only to loopback and private addresses.
+    /// The addresses of `Hosts`; without TLS only loopback and private ones.
     Confidential,
 }
 
-/// Metadata services outside of the link-local range: Alibaba Cloud, Azure, Oracle Cloud.
+/// Metadata services outside the link-local range: Alibaba Cloud, Azure, Oracle Cloud.
 const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-/// Google Cloud's metadata service.
+/// Metadata service of Google Cloud.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
 
 impl Reach {
-    /// Why this address is out of reach, with or without TLS; `None` when it is not.
+    /// Returns the reason why this address is forbidden, with or without TLS; `None` if it is allowed.
     pub fn forbids(self, address: IpAddr, secure: bool) -> Option<&'static str> {
+        // An IPv6 address that leads to an IPv4 address must pass in both forms.
         let forms = [Some(address), embedded(address)];
         let forbidden = || forms.into_iter().flatten().find_map(never);
         match self {
             Reach::Anywhere => None,
             Reach::Hosts => forbidden(),
             Reach::Confidential => forbidden().or_else(|| {
+                // An IPv6 form of a private IPv4 address counts as private.
                 let open = !secure && !is_private(embedded(address).unwrap_or(address));
                 open.then_some("a public address, and http is not encrypted: use https")
             }),
@@ -44,7 +48,7 @@ impl Reach {
 fn never(address: IpAddr) -> Option<&'static str> {
     let metadata = match address {
         IpAddr::V4(v4) => METADATA_V4.contains(&v4),
-        // Amazon's fd00:ec2::/32 is instance metadata, credentials of pods, and name service.
+        // Amazon's fd00:ec2::/32 holds instance metadata, credentials of pods, and name service.
         IpAddr::V6(v6) => v6 == METADATA_V6 || v6.segments().starts_with(&[0xfd00, 0xec2]),
     };
     let link_local = match address {
@@ -64,8 +68,8 @@ fn never(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Loopback, the private ranges (RFC 1918, RFC 4193), and the carriers' shared one (RFC 6598), in which
-/// clouds put their inner services.
+/// Returns true for loopback, the private ranges (RFC 1918, RFC 4193), and the shared range of carriers (RFC 6598), in
+/// which clouds put their internal services.
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -76,7 +80,7 @@ fn is_private(address: IpAddr) -> bool {
     }
 }
 
-/// The IPv4 address a packet to this IPv6 address ends up at: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
+/// Returns the IPv4 address that a packet to this IPv6 address reaches: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
 fn embedded(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(v6) = address else { return None };
     let v4 = |high: u16, low: u16| {

@@ -1,12 +1,11 @@
-//! The accept loop that survives everything, and what a connection may do.
+//! HTTP server: the accept loop, which no error ends, and the limits on each connection.
 //!
-//! Three parts. [`serve`] accepts, makes room and drains. A [`Line`] is what the rest of the server
-//! knows of one connection: what it is doing, since when, and whether it was told to end. The path of
-//! one request is `answer`: receive it whole, run the handler behind a wall, send what it says.
+//! The server has three parts. [`serve`] accepts connections, makes room for them and drains them at a stop. A [`Line`]
+//! is the state of one connection: its phase, since when, and if it was told to end. `answer` is the path of one
+//! request: receive it whole, run the handler inside a panic catcher, send the response.
 //!
-//! All waiting for a peer is bounded by the line's own clock instead of hyper's header timer: one
-//! rule then covers headers, idling, answers nobody takes and the end of a connection, and no timer is
-//! set up per request.
+//! The state's own clock bounds every wait for a peer; hyper's header timer is off. So one rule covers headers, idle
+//! connections, responses that the peer does not read, and the end of a connection. No timer is created per request.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -44,19 +43,19 @@ use tracing::{debug, error, warn};
 use super::{Method, Request, Response, ServerTls, Unread, collect};
 use crate::observe::limits;
 
-/// What answers requests.
+/// A handler of requests.
 ///
-/// Clones answer alike: one is made per request, so keep what they share behind an `Arc`. A plain
-/// `async` closure that can be cloned is a handler too.
+/// The server clones the handler for each request and expects the same response of every clone, so keep shared state
+/// behind an `Arc`. A plain `async` closure that implements `Clone` is a handler too.
 pub trait Handler: Clone + Send + Sync + 'static {
-    /// Answers one request.
+    /// Handles one request.
     ///
-    /// The future is run to its end even when the peer hangs up meanwhile, because what it does may
-    /// concern more than this peer; only the end of `stop_within` cuts it off. A panic is answered
-    /// with 500 and an empty body, and ends nothing else.
+    /// The future runs to its end even if the peer disconnects meanwhile, because its work may concern more than this
+    /// peer. Only the end of `stop_within` aborts it. A panic is answered with 500 and an empty body, and affects no
+    /// other request.
     fn handle(&self, request: Request) -> impl Future<Output = Response> + Send;
 
-    /// Called for everything that was turned away before it became a request, to count it.
+    /// Counts a connection or request that was denied before it became a [`Request`].
     fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {
         let _ = (why, peer);
     }
@@ -72,39 +71,39 @@ where
     }
 }
 
-/// Why a peer got no further.
+/// HTTP faults: reasons why the server denied a connection or a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TurnedAway {
-    /// What it sent is not HTTP/1: 400.
+    /// The received bytes are not HTTP/1: 400.
     Malformed,
     /// Too many header fields, or too many bytes of them: 431.
     HeadersTooLarge,
-    /// The URI is too long: 414. One that is longer than all headers may be is `HeadersTooLarge`.
+    /// The URI is too long: 414. A URI longer than the limit of all headers is `HeadersTooLarge`.
     UriTooLong,
-    /// The method is CONNECT, and this is no proxy: 405.
+    /// The method is CONNECT, and spid is no proxy: 405.
     NoProxy,
-    /// A body where none belongs, in a GET or a HEAD: 400.
+    /// A GET or a HEAD has a body: 400.
     BodyUnexpected,
     /// The body is too large: 413.
     BodyTooLarge,
-    /// The body did not come in time: 408.
+    /// The body was not received in time: 408.
     BodyLate,
-    /// The body broke off or is not one: 400, if anybody is still there.
+    /// The body broke off or has invalid framing: 400, if the peer is still connected.
     BodyBroken,
-    /// The headers did not come in time: closed.
+    /// The headers were not received in time: closed.
     HeadersLate,
-    /// It did not take its answer in time: closed.
+    /// The peer did not read its response in time: closed.
     AnswerNotTaken,
-    /// All connections were taken, and this one had been without a request the longest: closed.
+    /// The connection limit was reached, and this connection was the longest without a request: closed.
     Displaced,
-    /// What it sent is not TLS, or none we speak: closed with an alert.
+    /// The received bytes are not TLS, or no TLS version that spid supports: closed with an alert.
     TlsFailed,
-    /// It did not finish the TLS handshake in time: closed.
+    /// The peer did not finish the TLS handshake in time: closed.
     TlsLate,
 }
 
 impl TurnedAway {
-    /// Every reason.
+    /// Every fault of HTTP; the two faults of TLS are not listed.
     pub const ALL: [TurnedAway; 11] = [
         TurnedAway::Malformed,
         TurnedAway::HeadersTooLarge,
@@ -119,7 +118,7 @@ impl TurnedAway {
         TurnedAway::Displaced,
     ];
 
-    /// The reason in one word, for metrics and logs.
+    /// Returns the fault as one word, for metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             TurnedAway::Malformed => "malformed",
@@ -150,33 +149,33 @@ impl TurnedAway {
     }
 }
 
-/// How much and how long a peer may.
+/// Options for the server: limits of size, time and number for its peers.
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
-    /// Longest request line plus headers, in bytes; below 8192 hyper's smallest buffer still holds 8192.
+    /// Maximum size of request line plus headers, in bytes. Below 8192 it is 8192, the smallest buffer of hyper.
     pub headers_max_bytes: usize,
-    /// Most header fields.
+    /// Maximum number of header fields.
     pub headers_max_count: usize,
-    /// Longest URI, in bytes.
+    /// Maximum length of a URI, in bytes.
     pub uri_max_bytes: usize,
-    /// Longest body, in bytes.
+    /// Maximum size of a body, in bytes.
     pub body_max_bytes: usize,
-    /// Time to send the headers, from the first byte; for the first request, from the connection, a TLS
-    /// handshake included.
+    /// Time limit to send the headers, from their first byte. For the first request it starts with the connection and
+    /// includes the TLS handshake.
     pub headers_read: Duration,
-    /// Time to send the body. Taking an answer, and closing after one, get as much.
+    /// Time limit to send the body. The same limit applies to reading a response and to closing after it.
     pub body_read: Duration,
-    /// How long a connection may stay between two requests.
+    /// Time limit for an idle connection between two requests.
     pub idle: Duration,
-    /// Most connections at once. At the bound, a new one displaces the one that has been without a
-    /// complete request the longest, so that holding connections open keeps nobody out.
+    /// Maximum number of connections. At the limit, a new connection displaces the one that is the longest without a
+    /// complete request. So a peer cannot block others by holding connections open.
     pub connections_max: usize,
-    /// How long a stop waits for requests in flight.
+    /// Time limit at a stop for requests in flight.
     pub stop_within: Duration,
-    /// How much of that a connection without a complete request gets: what its peer has sent already is
-    /// on its way, and is answered.
+    /// Part of `stop_within` for connections without a complete request. The peer may have sent bytes that are still on
+    /// their way, and that request is answered.
     pub stop_unasked: Duration,
-    /// The certificate to show; without one, plain HTTP.
+    /// Certificate of the listener; without one, plain HTTP.
     pub tls: Option<ServerTls>,
 }
 
@@ -198,22 +197,22 @@ impl Default for ServerOptions {
     }
 }
 
-/// How a stop went.
+/// Result of a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drained {
-    /// Whether every request in flight was answered, and every handler came to its end.
+    /// True if every request in flight was answered and every handler ended.
     pub finished: bool,
-    /// Handlers that were cut off.
+    /// Number of handlers that were aborted.
     pub left: usize,
 }
 
 /// Serves `listener` with `handler` until `stop` is ready, then drains.
 ///
-/// Nothing a peer or the system does ends the accept loop. On a stop the listener is closed, and what
-/// waits in its queue stays there for whoever else holds the socket. A request that comes within
-/// `stop_unasked` over a connection that is open is answered, with `connection: close`; connections that
-/// bring none are closed then. What is in flight, together with the handlers whose peer hung up, has
-/// `stop_within` to end.
+/// No error of a peer or of the system ends the accept loop. A stop has these steps:
+/// 1. The listener is closed. Connections in its queue stay there for another process that holds the socket.
+/// 2. A request received within `stop_unasked` over an open connection is answered, with `connection: close`.
+///    Connections without a request are closed after that.
+/// 3. Requests in flight, and handlers whose peer disconnected, have until `stop_within` to end.
 pub async fn serve<H: Handler>(
     listener: TcpListener,
     options: ServerOptions,
@@ -223,7 +222,7 @@ pub async fn serve<H: Handler>(
     serve_on(listener, options, handler, stop).await
 }
 
-/// Where connections come from: the listener, or in tests something that fails on cue.
+/// Source of connections: the listener, or in tests one that fails on demand.
 trait Accept: Send + Sync {
     fn accept(&self) -> impl Future<Output = io::Result<(TcpStream, SocketAddr)>> + Send;
 }
@@ -245,26 +244,30 @@ async fn serve_on<H: Handler>(
     let mut stop = pin!(stop);
     let mut stopping = false;
     while !stopping {
+        // `biased` polls the stop first, so that a busy listener cannot delay a stop.
         let (stream, peer) = select! {
             biased;
             () = stop.as_mut() => break,
             accepted = accept(&listener, &server) => accepted,
         };
-        // Who has been let in is served, even beyond the bound: the request may be on its way.
+        // An accepted connection is served even beyond the limit, because its request may be on its way.
         let permit = select! {
             biased;
             permit = server.make_room() => permit,
             () = stop.as_mut() => { stopping = true; None }
         };
+        // The slot is registered before the task starts, so that a drain or a displacement sees this connection.
         let seat = Seat::take(server.clone(), peer, permit);
         connections.spawn(attend(stream, seat));
+        // Finished tasks are removed here, because no other code joins them before the stop.
         while connections.try_join_next().is_some() {}
     }
+    // The listener closes before the drain, so that new connections go to the next daemon.
     drop(listener);
     server.drain(connections).await
 }
 
-/// What all connections share.
+/// State shared by all connections.
 struct Server<H> {
     options: ServerOptions,
     handler: H,
@@ -273,10 +276,10 @@ struct Server<H> {
     room: Arc<Semaphore>,
     lines: Mutex<HashMap<u64, Arc<Line>>>,
     next_line: AtomicU64,
-    /// Handlers that have begun and not ended.
+    /// Number of handlers that have started and not ended.
     running: AtomicUsize,
     quiet: Notify,
-    /// Handlers whose connection is gone. `None` once a stop has given up on them.
+    /// Handlers whose connection has ended. `None` once a stop has aborted them.
     detached: Mutex<Option<JoinSet<()>>>,
 }
 
@@ -297,19 +300,20 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Waits until there is room for one more connection, and takes it.
+    /// Waits for a free connection permit, and returns it.
     async fn make_room(&self) -> Option<OwnedSemaphorePermit> {
         if let Ok(permit) = self.room.clone().try_acquire_owned() {
             return Some(permit);
         }
         self.displace();
-        // The semaphore is never closed, so this is always a permit.
+        // The semaphore is never closed, so the result is always a permit.
         self.room.clone().acquire_owned().await.ok()
     }
 
-    /// Tells one connection to end, so that another finds room.
+    /// Tells one connection to end, so that its permit becomes free.
     fn displace(&self) {
         if let Some(line) = self.longest_without_a_request() {
+            // A connection in use ends its request normally, so it is not counted as denied.
             if line.progress().0.may_be_cut() {
                 self.handler.turned_away(TurnedAway::Displaced, line.peer);
             }
@@ -317,8 +321,8 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// The connection to displace: one without a complete request before one at work, the longest first.
-    /// One at work ends its request, and then closes instead of idling.
+    /// Returns the connection to displace: first those without a complete request, then those in use, the longest
+    /// first. A connection in use completes its request and then closes instead of staying idle.
     fn longest_without_a_request(&self) -> Option<Arc<Line>> {
         let lines = lock(&self.lines);
         let candidates = lines.values().filter(|line| !line.is_told_to_end());
@@ -329,20 +333,23 @@ impl<H: Handler> Server<H> {
         line.cloned()
     }
 
-    /// Ends the server: see [`serve`].
+    /// Drains the server: see [`serve`].
     async fn drain(&self, mut connections: JoinSet<()>) -> Drained {
+        // Step 1: from now on, every response says `connection: close`.
         lock(&self.lines).values().for_each(|line| line.next_is_last());
         let emptied = async {
             let mut all_ended = pin!(async { while connections.join_next().await.is_some() {} });
+            // Step 2: connections without a request get `stop_unasked` for a request on its way; then they are closed.
             if timeout(self.options.stop_unasked, all_ended.as_mut()).await.is_err() {
                 lock(&self.lines).values().for_each(|line| line.tell_to_end());
                 all_ended.await;
             }
+            // Step 3: handlers whose peer disconnected are awaited as well.
             self.handlers_end().await;
         };
         let finished = timeout(self.options.stop_within, emptied).await.is_ok();
         let left = self.running.load(Ordering::Acquire);
-        // From here on a handler that loses its connection is dropped, not detached.
+        // From here on, a handler that loses its connection is dropped and not detached.
         drop(lock(&self.detached).take());
         connections.shutdown().await;
         Drained { finished, left }
@@ -350,6 +357,7 @@ impl<H: Handler> Server<H> {
 
     async fn handlers_end(&self) {
         loop {
+            // Interest is registered before the check. Otherwise a handler that ends in between would wake no waiter.
             let mut quiet = pin!(self.quiet.notified());
             quiet.as_mut().enable();
             if self.running.load(Ordering::Acquire) == 0 {
@@ -359,10 +367,11 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    /// Receives a request and runs the handler on this connection's task. If the connection ends first,
-    /// the rest of it moves to a task of its own: that is cheaper than one task per request.
+    /// Receives a request and runs the handler on the task of its connection. If the connection ends first, the
+    /// remaining work moves to a new task. That costs less than one task per request.
     fn begin(self: &Arc<Self>, line: Arc<Line>, request: hyper::Request<Incoming>) -> Attached<H> {
         let server = self.clone();
+        // Counted before the first poll, so that a drain that starts now waits for this handler.
         let running = Running::begin(self.clone());
         let work = Box::pin(async move {
             let _running = running;
@@ -379,7 +388,8 @@ impl<H: Handler> Server<H> {
 
     fn turn_away(&self, why: TurnedAway, peer: SocketAddr) -> Response {
         self.handler.turned_away(why, peer);
-        // What follows on this connection may be the rest of what we refused to read.
+        // Further bytes on this connection may belong to the body that the server did not read, so the connection
+        // closes.
         Response::text(why.status(), format!("{}\n", why.as_str())).with_header("connection", "close")
     }
 
@@ -395,6 +405,7 @@ fn builder(options: &ServerOptions) -> Builder {
     // hyper panics on a smaller buffer.
     const BUFFER_MIN_BYTES: usize = 8192;
     let mut builder = Builder::new();
+    // `Line::poll_overdue` bounds the wait for headers instead.
     builder.header_read_timeout(None);
     builder.max_header_size(options.headers_max_bytes);
     builder.max_buf_size(options.headers_max_bytes.max(BUFFER_MIN_BYTES));
@@ -402,7 +413,7 @@ fn builder(options: &ServerOptions) -> Builder {
     builder
 }
 
-/// The next connection. Where no descriptor is left for it, another connection has to give up its own.
+/// Accepts the next connection. If no file descriptor is left, another connection is closed to free one.
 async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
@@ -417,8 +428,8 @@ async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpS
     }
 }
 
-/// An accept failed. A peer that went away again costs nothing; a system that has no descriptors or
-/// no memory left needs a moment, or the loop would spin.
+/// Handles an accept error. A peer that disconnected early costs nothing. A system without free descriptors or memory
+/// needs a pause, because the loop would otherwise spin.
 async fn survive(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
@@ -433,30 +444,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a connection is doing.
+/// Phases of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Nothing: between two requests.
+    /// Between two requests.
     Idle,
-    /// Sending the head of a request.
+    /// The peer sends the head of a request.
     Head,
-    /// Sending the body of a request.
+    /// The peer sends the body of a request.
     Body,
-    /// Waiting for the handler.
+    /// The handler runs.
     Busy,
-    /// Taking its answer.
+    /// The peer reads the response.
     Answer,
-    /// We have closed our side and discard what the peer still sends.
+    /// spid has closed its side and discards the bytes that the peer still sends.
     Closing,
 }
 
 impl Phase {
-    /// Whether closing the connection loses nothing that was begun.
+    /// Returns true if no work is lost when the connection closes now.
     fn may_be_cut(self) -> bool {
         !matches!(self, Phase::Busy | Phase::Answer)
     }
 
-    /// How long the peer may keep us in this phase. `Body` and `Busy` are timed where they are awaited.
+    /// Returns the time limit of this phase. `Body` and `Busy` have their limits in the code that awaits them.
     fn patience(self, options: &ServerOptions) -> Option<Duration> {
         match self {
             Phase::Idle => Some(options.idle),
@@ -467,7 +478,7 @@ impl Phase {
     }
 }
 
-/// What the server knows of one connection.
+/// State of one connection, shared with the server.
 struct Line {
     peer: SocketAddr,
     progress: Mutex<(Phase, Instant)>,
@@ -478,7 +489,8 @@ struct Line {
 
 impl Line {
     fn new(peer: SocketAddr) -> Line {
-        // A new peer has connected in order to send: it gets the time for a head, not for idling.
+        // A new peer has connected to send a request, so the limit for headers applies and not the one for idle
+        // connections.
         let progress = Mutex::new((Phase::Head, Instant::now()));
         let (told_to_end, last) = (AtomicBool::new(false), AtomicBool::new(false));
         Line { peer, progress, told_to_end, last, poke: Notify::new() }
@@ -498,8 +510,8 @@ impl Line {
         }
     }
 
-    /// The next answer says `connection: close`, and nobody sends another request then. A connection
-    /// that was closed instead could cross with a request on its way, and nobody would know its fate.
+    /// Makes the next response say `connection: close`, after which the peer sends no request. If the server closed the
+    /// connection instead, a request could be on its way, and the peer would not know if it was handled.
     fn next_is_last(&self) {
         self.last.store(true, Ordering::Release);
     }
@@ -518,10 +530,10 @@ impl Line {
         self.told_to_end.load(Ordering::Acquire)
     }
 
-    /// Ready with the phase the peer has stayed in for too long.
+    /// Becomes ready with the phase that lasted longer than its limit.
     ///
-    /// To be polled after the connection, on whose task alone the phase changes: a change moves the timer
-    /// forward here, and a timer that rings early is set again, so that most requests never touch it.
+    /// Poll this after the connection, because only the connection's task changes the phase. A phase with an earlier
+    /// deadline moves the timer forward here. A timer that fires early is set again, so most requests never touch it.
     fn poll_overdue(
         &self,
         options: &ServerOptions,
@@ -536,6 +548,7 @@ impl Line {
         }
         loop {
             ready!(timer.as_mut().poll(cx));
+            // The timer fired for an earlier phase: set it to the deadline of this one.
             if timer.deadline() >= due {
                 return Poll::Ready(phase);
             }
@@ -544,12 +557,12 @@ impl Line {
     }
 }
 
-/// A place among the connections, given back when it is dropped.
+/// A connection slot. A drop removes the connection from the server and returns its permit.
 struct Seat<H: Handler> {
     server: Arc<Server<H>>,
     line: Arc<Line>,
     id: u64,
-    // Dropped after `Drop::drop` has struck the line off, so that room is made before it is taken.
+    // Fields drop after `Drop::drop`: the connection leaves `lines` first, and then its permit becomes free.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -561,7 +574,7 @@ impl<H: Handler> Seat<H> {
         Seat { server, line, id, _permit: permit }
     }
 
-    /// Counts the end of a connection, if it was turned away.
+    /// Counts the end of a connection, if the server denied it.
     fn count(&self, why: Option<TurnedAway>) {
         if let Some(why) = why {
             self.server.handler.turned_away(why, self.line.peer);
@@ -575,9 +588,9 @@ impl<H: Handler> Drop for Seat<H> {
     }
 }
 
-/// Serves one connection until it ends, is told to end, or is overdue.
+/// Serves one connection until it ends, is told to end, or exceeds a time limit.
 async fn attend<H: Handler>(stream: TcpStream, seat: Seat<H>) {
-    // Answers are small and whole: waiting to fill a segment only costs the peer time.
+    // Responses are small and complete, so Nagle's delay only adds latency.
     let _ = stream.set_nodelay(true);
     match &seat.server.options.tls {
         None => converse(stream, &seat).await,
@@ -589,7 +602,7 @@ async fn attend<H: Handler>(stream: TcpStream, seat: Seat<H>) {
     }
 }
 
-/// Agrees on TLS, in the time a peer has for its first head.
+/// Runs the TLS handshake, within the time limit of the first headers.
 async fn shake_hands<H: Handler>(
     tls: &ServerTls,
     stream: TcpStream,
@@ -600,7 +613,7 @@ async fn shake_hands<H: Handler>(
         biased;
         shaken = tls.accept(stream) => match shaken {
             Ok(stream) => return Some(Box::new(stream)),
-            // Who merely went away did nothing wrong.
+            // A peer that only disconnected did nothing wrong.
             Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
             Err(error) => {
                 debug!(peer = %seat.line.peer, %error, "no TLS");
@@ -614,7 +627,7 @@ async fn shake_hands<H: Handler>(
     None
 }
 
-/// Speaks HTTP over one connection until it ends, is told to end, or is overdue.
+/// Serves HTTP on one connection until it ends, is told to end, or exceeds a time limit.
 async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat: &Seat<H>) {
     let (server, line) = (&seat.server, &seat.line);
     let wire = TokioIo::new(Wire::new(stream, line.clone(), server.options.body_max_bytes));
@@ -622,6 +635,7 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
     let mut connection = pin!(server.builder.serve_connection(wire, service));
     let mut timer = pin!(sleep_until(line.progress().1 + server.options.headers_read));
     loop {
+        // The order matters: `poll_overdue` must see the phase after the connection was polled.
         select! {
             biased;
             ended = connection.as_mut() => return seat.count(ended.err().and_then(|error| blame(&error))),
@@ -629,6 +643,7 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
                 return seat.count(reproach(phase));
             }
             () = line.poke.notified() => {
+                // A request in flight is completed; hyper then closes the connection.
                 if line.progress().0.may_be_cut() {
                     return;
                 }
@@ -638,7 +653,7 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
     }
 }
 
-/// What the peer did wrong, if a connection that ended with `error` ended by its fault.
+/// Returns the fault of the peer, if the peer caused this error of a connection.
 fn blame(error: &hyper::Error) -> Option<TurnedAway> {
     if error.is_parse_too_large() {
         Some(TurnedAway::HeadersTooLarge)
@@ -649,7 +664,7 @@ fn blame(error: &hyper::Error) -> Option<TurnedAway> {
     }
 }
 
-/// What it means to stay in `phase` for too long. To idle is no fault.
+/// Returns the fault for a phase that lasted too long. An idle connection is no fault.
 fn reproach(phase: Phase) -> Option<TurnedAway> {
     match phase {
         Phase::Head => Some(TurnedAway::HeadersLate),
@@ -658,8 +673,8 @@ fn reproach(phase: Phase) -> Option<TurnedAway> {
     }
 }
 
-/// The path of one request. The work is made here and not at the first poll: a request whose end of
-/// stream comes along with it is dropped by hyper unpolled, and goes on detached all the same.
+/// Handles one request. The work is created here and not at the first poll. If the peer's end of stream arrives with
+/// the request, hyper drops this future unpolled, and the work continues detached.
 fn answer<H: Handler>(
     server: &Arc<Server<H>>,
     line: &Arc<Line>,
@@ -668,6 +683,7 @@ fn answer<H: Handler>(
     let (attached, line) = (server.begin(line.clone(), request), line.clone());
     async move {
         let mut response = to_wire(attached.await);
+        // Read after the handler, because a stop may have begun while it ran.
         if line.is_last() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -681,6 +697,7 @@ async fn receive(
     line: &Line,
     request: hyper::Request<Incoming>,
 ) -> Result<Request, TurnedAway> {
+    // Cheap checks on the head come before the body is read.
     if uri_length(request.uri()) > options.uri_max_bytes {
         return Err(TurnedAway::UriTooLong);
     }
@@ -706,9 +723,9 @@ async fn receive(
     Ok(request)
 }
 
-/// False for a transfer coding beside `chunked`, which would be left in the body, and which a proxy before us may have
-/// read as another framing. Of a request with both framings hyper keeps `chunked`, hides the length, and closes the
-/// connection behind the answer.
+/// Returns false for a transfer coding other than a single `chunked`. Such a coding would stay in the body, and a proxy
+/// in front of spid may have read another framing. If a request has both framings, hyper keeps `chunked`, removes the
+/// length, and closes the connection after the response.
 fn is_plainly_framed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
@@ -741,7 +758,7 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header's name is none")?;
         let value =
             HeaderValue::from_str(value).map_err(|_| "a header's value has a line break or the like")?;
-        // Framing is not the handler's business: hyper derives it from the body that is really sent.
+        // The handler does not control the framing: hyper derives it from the body that is sent.
         if name != CONTENT_LENGTH && name != TRANSFER_ENCODING {
             headers.append(name, value);
         }
@@ -755,7 +772,7 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
 
 type Work = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// A handler at work on its connection's task; if dropped before its end, it goes on without.
+/// A handler that runs on the task of its connection. A drop before its end moves the work to a task of its own.
 struct Attached<H: Handler> {
     work: Option<Work>,
     server: Arc<Server<H>>,
@@ -765,7 +782,7 @@ impl<H: Handler> Future for Attached<H> {
     type Output = Response;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response> {
-        // Polled after its end there is no work left; nobody does that, and 500 is an answer too.
+        // After its end no work is left. hyper never polls again then, and 500 is a response too.
         let Some(work) = self.work.as_mut() else { return Poll::Ready(Response::empty(500)) };
         let response = ready!(poll_walled(work, cx));
         self.work = None;
@@ -781,8 +798,8 @@ impl<H: Handler> Drop for Attached<H> {
     }
 }
 
-/// Polls a handler behind a wall: its panic is an answer. After one it is not polled again, so a
-/// state that the panic left half changed is seen by nobody but what the handler itself shares.
+/// Polls a handler and turns a panic into a response. The handler is not polled again after a panic. So only state that
+/// handlers share can be seen half changed.
 fn poll_walled(work: &mut Work, cx: &mut Context<'_>) -> Poll<Response> {
     catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))).unwrap_or_else(|_| {
         error!("a handler panicked; answering 500");
@@ -790,7 +807,7 @@ fn poll_walled(work: &mut Work, cx: &mut Context<'_>) -> Poll<Response> {
     })
 }
 
-/// Counts a handler from its begin to its end, whatever the end is.
+/// Counts a handler from its start to any end, a panic included.
 struct Running<H: Handler>(Arc<Server<H>>);
 
 impl<H: Handler> Running<H> {
@@ -808,14 +825,14 @@ impl<H: Handler> Drop for Running<H> {
     }
 }
 
-/// The socket, as hyper sees it: it tells the line what passes, and it closes politely.
+/// The socket given to hyper. It reports progress to the connection state, and lingers before it closes.
 struct Wire<S> {
     stream: S,
     line: Arc<Line>,
-    /// The peer has closed its side.
+    /// True once the peer has closed its side.
     ended: bool,
     shut: bool,
-    /// How much is still discarded before the connection is cut, in bytes.
+    /// Number of bytes that are still discarded before the connection is cut.
     discard: usize,
 }
 
@@ -824,10 +841,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Wire { stream, line, ended: false, shut: false, discard }
     }
 
-    /// Discards what the peer still sends, until it closes too. Closing a socket with unread bytes
-    /// resets the connection, and the reset can overtake the answer that says why we close.
+    /// Discards the bytes that the peer still sends, until the peer closes too. A socket closed with unread bytes
+    /// resets the connection, and the reset can overtake the response that explains the close.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut scratch = [0u8; 2048];
+        // `discard` bounds the bytes, and the time limit of `Phase::Closing` bounds the wait.
         while !self.ended && self.discard > 0 && !self.line.is_told_to_end() {
             let mut buf = ReadBuf::new(&mut scratch);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
@@ -872,7 +890,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes once everything has been written: then the peer has its answer.
+    /// hyper flushes once it has written everything, so the peer now has its response.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.line.moves(Phase::Answer, Phase::Idle);
@@ -880,6 +898,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Our side closes first: the peer sees the end of the response, and the server then waits for the peer's end.
         if !self.shut {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             self.shut = true;
@@ -924,7 +943,7 @@ mod tests {
         );
     }
 
-    /// Fails as a system out of descriptors does, then as peers do, then accepts.
+    /// Fails first as a system out of descriptors does, then as peers do, and then accepts.
     struct Failing {
         listener: TcpListener,
         failures: Mutex<Vec<io::Error>>,

@@ -1,11 +1,11 @@
-//! https on both sides, and *the* user of rustls.
+//! TLS of client and server.
 //!
-//! Whom we trust when we call is the system administrator's choice: the roots are the system's, not ones
-//! compiled in, and a file of further ones for hooks inside of a company. There is no way to trust everybody.
+//! The system administrator decides which certificate authorities the client trusts. The roots are the system's, none
+//! are compiled in. A file can add roots, for hooks inside a company. No option turns certificate checks off.
 //!
-//! What we show when we are called stands in two files, which somebody else renews. [`ServerTls::reload`]
-//! reads them again: a new certificate is shown from the next handshake on, the connections that are open
-//! keep what they agreed on, and files that do not fit together change nothing.
+//! The certificate and key of the listener are two files, which another program renews. [`ServerTls::reload`] reads
+//! them again. A new certificate is used from the next handshake on. Open connections keep their session, and files
+//! that do not match each other change nothing.
 
 use std::fmt;
 use std::io;
@@ -22,20 +22,20 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 
 use crate::observe::{files, limits};
 
-/// The one protocol we speak inside of TLS.
+/// The only protocol inside TLS.
 const ALPN: &[u8] = b"http/1.1";
 
-/// Whom a client trusts over https. Clones share it.
+/// Certificate authorities that a client trusts over https. Clones share them.
 #[derive(Clone)]
 pub struct Tls(Arc<ClientConfig>);
 
-/// Why there is no TLS: nobody could be trusted, or nothing shown.
+/// Reasons why TLS cannot be set up: no trusted roots, or no usable certificate.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum NoTls {
-    /// The system has no roots, and no file was named.
+    /// The system has no roots, and no file was configured.
     #[error("the system trusts no certificate authority{why}: install its package `ca-certificates`")]
     NoRoots {
-        /// What the system says, if it says something.
+        /// Error of the operating system, if there is one.
         why: String,
     },
     /// A file of certificates cannot be used.
@@ -43,28 +43,28 @@ pub enum NoTls {
     BadFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with the file.
         why: String,
     },
-    /// The file of our own key cannot be used. What stands in it is not repeated.
+    /// The file of our own key cannot be used. The error never repeats its content.
     #[error("`{}` is not a PEM file with a private key: {why}", path.display())]
     BadKey {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with the file.
         why: String,
     },
-    /// Our own certificate cannot be shown with our key.
+    /// Our certificate does not match our key.
     #[error("the certificate in `{}` and the key in `{}` do not fit together: {why}", certificate.display(), key.display())]
     Misfit {
-        /// The file of the certificate.
+        /// File of the certificate.
         certificate: PathBuf,
-        /// The file of the key.
+        /// File of the key.
         key: PathBuf,
-        /// What does not fit.
+        /// The reason why they do not match.
         why: rustls::Error,
     },
-    /// This build cannot do it.
+    /// The TLS library in this build cannot provide the configuration.
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),
 }
@@ -73,10 +73,11 @@ impl Tls {
     /// Trusts the roots of the system, and those in `more`, a file of PEM certificates. Reads files.
     ///
     /// # Errors
-    /// [`NoTls`].
+    /// Returns [`NoTls`] if the file cannot be used or there are no roots at all.
     pub fn new(more: Option<&Path>) -> Result<Tls, NoTls> {
         let system = rustls_native_certs::load_native_certs();
         let mut roots = RootCertStore::empty();
+        // Unusable roots of the system are skipped: one damaged certificate must not disable all of TLS.
         roots.add_parsable_certificates(system.certs);
         if let Some(path) = more {
             add_file(&mut roots, path)?;
@@ -90,11 +91,12 @@ impl Tls {
             .map_err(NoTls::Setup)?
             .with_root_certificates(roots)
             .with_no_client_auth();
+        // HTTP/2 is not offered, because both sides of this module use HTTP/1.1 only.
         config.alpn_protocols = vec![ALPN.to_vec()];
         Ok(Tls(Arc::new(config)))
     }
 
-    /// Makes sure that the other end is `host`, and encrypts from there on.
+    /// Verifies that the other end is `host`, and encrypts the connection.
     pub(super) async fn connect(&self, host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         TlsConnector::from(self.0.clone()).connect(name, stream).await
@@ -107,8 +109,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// What a listener shows over https: a certificate, and its key. Clones share it, so that who reloads one
-/// reloads the listener's.
+/// Certificate and key of an https listener. Clones share them, so that a reload of any clone reloads the listener.
 #[derive(Clone)]
 pub struct ServerTls(Arc<Shown>);
 
@@ -119,34 +120,38 @@ struct Shown {
 }
 
 impl ServerTls {
-    /// Shows the certificate of one PEM file, the chain behind it, with the key of another. Reads files.
+    /// Loads the certificate and its chain from one PEM file and the key from another. Reads files.
     ///
     /// # Errors
-    /// [`NoTls`], when a file cannot be used or the two do not fit together.
+    /// Returns [`NoTls`] if a file cannot be used or the two do not match.
     pub fn load(certificate: &Path, key: &Path) -> Result<ServerTls, NoTls> {
         let acceptor = RwLock::new(acceptor(certificate, key)?);
         Ok(ServerTls(Arc::new(Shown { certificate: certificate.to_owned(), key: key.to_owned(), acceptor })))
     }
 
-    /// Reads both files again and shows what stands in them from the next handshake on. Reads files.
+    /// Reads both files again; their content is used from the next handshake on.
     ///
     /// # Errors
-    /// [`NoTls`]; then what was shown is shown further on.
+    /// Returns [`NoTls`]; the previous certificate then stays in use.
     pub fn reload(&self) -> Result<(), NoTls> {
+        // Both files are loaded before the lock is taken: an error changes nothing, and no handshake waits for the
+        // disk.
         let acceptor = acceptor(&self.0.certificate, &self.0.key)?;
         *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
         Ok(())
     }
 
-    /// Shows from the next handshake on what `other` shows, for whoever has read everything anew and now
-    /// changes all of it at once.
+    /// Uses the certificate of `other` from the next handshake on. A reload of the configuration reads all files first
+    /// and then applies them together.
     pub fn show(&self, other: &ServerTls) {
         let acceptor = other.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
         *self.0.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
     }
 
-    /// Agrees with a peer. An error of the kind `InvalidData` is the peer's fault; it has had its alert.
+    /// Runs the handshake with a peer. An error of the kind `InvalidData` is the peer's fault; rustls has sent the
+    /// alert.
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
+        // The acceptor is cloned, so that the lock is not held during the handshake.
         let acceptor = self.0.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone();
         acceptor.accept(stream).await
     }
@@ -159,6 +164,7 @@ impl fmt::Debug for ServerTls {
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, NoTls> {
+    // `with_single_cert` below checks that the key belongs to the certificate.
     let chain = certificates(certificate)?;
     let text = files::read(key, limits::PEM_FILE_MAX_BYTES)
         .map_err(|error| NoTls::BadKey { path: key.to_owned(), why: error.to_string() })?;
@@ -173,7 +179,7 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, NoTls> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// The reader's own reasons quote what it read.
+/// Describes the error without its own text, because that text quotes the content of the file.
 fn bad_key(path: &Path, error: &pem::Error) -> NoTls {
     let why = match error {
         pem::Error::Io(error) => error.to_string(),
@@ -187,7 +193,8 @@ fn bad_file(path: &Path, why: impl fmt::Display) -> NoTls {
     NoTls::BadFile { path: path.to_owned(), why: why.to_string() }
 }
 
-/// Every certificate of the file, or none: half of a file is a mistake.
+/// Returns every certificate of the file. One bad certificate fails the whole file, because a partial chain is a
+/// mistake.
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NoTls> {
     let text = files::read(path, limits::PEM_FILE_MAX_BYTES).map_err(|error| bad_file(path, error))?;
     let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
@@ -206,7 +213,7 @@ fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), NoTls> {
 mod tests {
     use super::*;
 
-    /// A certificate and its key, as PEM.
+    /// Returns a certificate and its key, as PEM.
     fn pair() -> (String, String) {
         let made = rcgen::generate_simple_self_signed(vec!["spi.example".to_owned()]).unwrap();
         (made.cert.pem(), made.signing_key.serialize_pem())

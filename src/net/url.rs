@@ -1,13 +1,13 @@
-//! Addresses we send to, parsed strictly.
+//! Addresses that spid sends requests to, with a strict parser.
 //!
-//! A lenient parser and a strict one that read the same address differently are how requests end up
-//! at the wrong host. What is unusual here is refused, and the refusal says which part is wrong.
+//! If a strict and a lenient parser read the same address differently, a request can reach the wrong host. So this
+//! parser rejects unusual input, and its error names the part that is wrong.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-/// A text that is not an address we would send to. It does not repeat the address: that may hold a token.
+/// Error for a text that is not a usable address. The error does not repeat the address, which may hold a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a usable URL: {0}")]
 pub struct NotAUrl(&'static str);
@@ -30,48 +30,49 @@ pub struct Url {
 }
 
 impl Url {
-    /// Whether the scheme is `https`.
+    /// Returns true if the scheme is `https`.
     pub fn is_secure(&self) -> bool {
         self.secure
     }
 
-    /// The host: a name or an address, an IPv6 address without its brackets.
+    /// Returns the host: a name or an address, an IPv6 address without its brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port; the scheme's own if the URL names none.
+    /// Returns the port; without one in the URL, the default port of the scheme.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Path and query, as they go into the request line.
+    /// Returns path and query in the form of the request line.
     pub fn target(&self) -> &str {
         self.target.path_and_query().map_or("/", |target| target.as_str())
     }
 
-    /// The host as a `Host` header wants it: brackets around IPv6, the port unless it is the scheme's own.
+    /// Returns the value of a `Host` header: brackets around IPv6, the port unless it is the default port of the
+    /// scheme.
     pub fn authority(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         if self.port == default_port(self.secure) { host } else { format!("{host}:{}", self.port) }
     }
 
-    /// Whether the host is certainly this machine. A name that merely resolves to it does not count.
+    /// Returns true if the host is certainly this machine. A name that only resolves to this machine does not count.
     pub fn is_loopback(&self) -> bool {
         let address = self.host.parse::<IpAddr>();
         self.host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
     }
 
-    /// The same host with another path and query.
+    /// Returns a URL with the same host and another path and query.
     ///
     /// # Errors
-    /// When `target` does not start with `/`, or holds a character no path or query may have.
+    /// Fails if `target` does not start with `/`, or holds a character that no path or query may have.
     pub fn with_target(&self, target: &str) -> Result<Url, NotAUrl> {
         Ok(Url { target: parse_target(target)?, ..self.clone() })
     }
 }
 
-/// Without the query, which may hold a token.
+/// Shows the URL without its query, which may hold a token.
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.secure { "https" } else { "http" };
@@ -92,6 +93,7 @@ impl FromStr for Url {
         check_characters(text)?;
         let (scheme, rest) = text.split_once("://").ok_or(NotAUrl("it does not start with `http://`"))?;
         let secure = parse_scheme(scheme)?;
+        // A query may follow the host without a path: `http://host?x=1`.
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
         let (host, port) = parse_authority(authority)?;
@@ -112,6 +114,7 @@ fn check_characters(text: &str) -> Result<(), NotAUrl> {
             0..=31 | 127 => return Err(NotAUrl("it contains a control character")),
             128.. => return Err(NotAUrl("it contains a character that is not ASCII: percent-encode it")),
             b'#' => return Err(NotAUrl("it has a fragment (`#`), which is never sent")),
+            // Browsers read a backslash as a slash, other parsers as part of the host.
             b'\\' => return Err(NotAUrl("it contains a backslash")),
             _ => {}
         }
@@ -128,6 +131,7 @@ fn parse_scheme(scheme: &str) -> Result<bool, NotAUrl> {
 }
 
 fn parse_authority(authority: &str) -> Result<(String, Option<u16>), NotAUrl> {
+    // User names are never sent, and `trusted.example@evil.example` misleads the reader about the host.
     if authority.contains('@') {
         return Err(NotAUrl("it has a user name or password before the host"));
     }
@@ -136,6 +140,7 @@ fn parse_authority(authority: &str) -> Result<(String, Option<u16>), NotAUrl> {
             bracketed.split_once(']').ok_or(NotAUrl("the bracket of the host is not closed"))?;
         let address: Ipv6Addr =
             host.parse().map_err(|_| NotAUrl("no IPv6 address stands in the brackets"))?;
+        // The parsed form is kept, so that two spellings of one address compare as equal.
         return Ok((address.to_string(), parse_port(rest)?));
     }
     let end = authority.find(':').unwrap_or(authority.len());
@@ -152,13 +157,14 @@ fn check_name(host: &str) -> Result<(), NotAUrl> {
     if host.bytes().all(allowed) { Ok(()) } else { Err(NotAUrl("the host has a character no host name has")) }
 }
 
-/// `rest` is what stands after the host: nothing, or a colon and a number.
+/// Parses the text behind the host: nothing, or a colon and a number.
 fn parse_port(rest: &str) -> Result<Option<u16>, NotAUrl> {
     const WRONG: NotAUrl = NotAUrl("the port is not a number from 1 to 65535");
     if rest.is_empty() {
         return Ok(None);
     }
     let digits = rest.strip_prefix(':').ok_or(WRONG)?;
+    // The standard parser also accepts `+80`.
     if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(WRONG);
     }

@@ -1,14 +1,13 @@
-//! The requests that were turned away, for whoever wonders why.
+//! Denied requests, for operators who look for the reason.
 //!
-//! There are three readers, and each gets as much as it can bear. The metrics count every refusal.
-//! The log has one line a second for each endpoint and reason, with the number it left out, so that
-//! a flood of forged tokens fills no disk. The last few are kept here with what is needed to explain
-//! them, in memory and nowhere else: nobody has verified them, so they are worth no write, and what
-//! stands in them may be personal.
+//! Denied requests go to three sinks: metrics (all), log (one line per second, endpoint and reason), memory
+//! (the last 256). A log line contains the number of lines left out before it, so a flood of forged tokens
+//! cannot fill the disk. The requests in memory are stored with the data needed to explain them. They are never
+//! written to disk, because they are not verified and may hold personal data.
 //!
-//! A flood is also why nothing is explained before somebody asks, and why only the first few of a
-//! second are kept: for the others a refusal costs a lock and a look into a small table, and the
-//! earlier ones are not pushed out by a thousand of the same kind.
+//! Because of floods, an explanation is computed only when it is requested. And only the first few requests per
+//! second are kept. Each further request costs a lock and a lookup in a small table. A thousand requests of one
+//! kind do not displace the earlier ones.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
@@ -23,7 +22,7 @@ use crate::hook::clock::Clock;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
-/// Counts, logs and keeps refusals. Clones share them.
+/// Handle that counts, logs and keeps denied requests. Clones share the data.
 #[derive(Clone)]
 pub struct Refusals {
     clock: Clock,
@@ -31,90 +30,91 @@ pub struct Refusals {
     kept: Arc<Mutex<Kept>>,
 }
 
-/// What is known of a request that was turned away.
+/// Facts about a denied request.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
-    /// The name of the endpoint it came to.
+    /// The name of the endpoint that received it.
     pub endpoint: &'a Arc<str>,
     /// The other end of the connection.
     pub peer: SocketAddr,
-    /// Whose request it was, by what a trusted proxy says.
+    /// Address of the client, by the header of a trusted proxy.
     pub client: IpAddr,
     /// The method, as it was sent.
     pub method: &'a str,
-    /// Why it was turned away.
+    /// Reason of the denial.
     pub refusal: &'a Refusal,
 }
 
-/// What a signature that did not hold is explained from. It has no `Debug`: values may be personal.
+/// Data from which an invalid signature is explained. This type has no `Debug`, because values may be personal.
 pub struct Evidence {
-    /// Why it did not hold.
+    /// Kind of the mismatch.
     pub mismatch: Mismatch,
-    /// What was signed, as we read it.
+    /// The signed parts of the request, as spid read them.
     pub parts: Parts,
-    /// The digest it came with.
+    /// The digest that came with the request.
     pub presented: Option<String>,
-    /// The keys it was checked against.
+    /// The keys that were tried.
     pub keys: Keys,
 }
 
-/// A refusal, as it is shown. It may hold personal data: not for the log.
+/// A denied request, as it is shown. It may hold personal data, so it must not be logged.
 #[derive(Serialize)]
 pub struct Shown {
-    /// When.
+    /// Time of the request.
     pub at: Timestamp,
     /// The endpoint.
     pub endpoint: String,
     /// The other end of the connection, which may be a proxy.
     pub peer: SocketAddr,
-    /// Whose request it was: the peer's, or whose a trusted proxy says it is.
+    /// Address of the client: the peer's, or the address that a trusted proxy gives.
     pub client: IpAddr,
     /// The method, shortened.
     pub method: String,
-    /// The word it was counted under.
+    /// The reason under which the metrics count it.
     pub reason: &'static str,
-    /// What the log says of it.
+    /// The text in the log.
     pub message: String,
-    /// What would have made the signature hold, as far as that can be found.
+    /// The change that would make the signature valid, as far as it can be found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explanation: Option<String>,
-    /// The text the digest is made from, with `<key>` where the key belongs and `<token>` for what may be a token.
+    /// The text that is hashed, with `<key>` for the key and `<token>` for a value that may be a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base: Option<String>,
-    /// Whether only the beginning of the base string was kept; then there is no explanation.
+    /// True if only the beginning of the base string was kept; then there is no explanation.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub base_cut: bool,
-    /// Refusals of this endpoint and reason just before it that were counted and not kept.
+    /// Number of requests just before it, with the same endpoint and reason, that were counted and not kept.
     pub not_kept_before: u64,
 }
 
 #[derive(Default)]
 struct Kept {
-    /// One for each endpoint and reason: both are words of our own, so there are few.
+    /// A counter for each endpoint and reason. Both are words of our own or of the configuration, so there are
+    /// few.
     lanes: BTreeMap<(Arc<str>, &'static str), Lane>,
-    /// The same for lines about verified requests.
+    /// Counters for log lines about verified requests.
     repeated: BTreeMap<(Arc<str>, String), Lane>,
     entries: VecDeque<Arc<Entry>>,
 }
 
-/// What happened lately at one endpoint for one reason.
+/// Counter of recent denials at one endpoint for one reason.
 #[derive(Clone, Copy, Default)]
 struct Lane {
     began: Timestamp,
     seen: u64,
 }
 
-/// What is to be done with one refusal.
+/// Decision about one denied request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Turn {
-    /// Log it, and say how many were not logged before it.
+    /// Log it, with this number of requests that were not logged before it.
     log: Option<u64>,
-    /// Keep it, and remember how many were not kept before it.
+    /// Keep it, with this number of requests that were not kept before it.
     keep: Option<u64>,
 }
 
 impl Lane {
-    /// Takes the next refusal in. A clock that was set back begins anew.
+    /// Counts the next request. A clock that was set back begins a new window.
     fn next(&mut self, now: Timestamp) -> Turn {
         let age_ms = now.as_millisecond().saturating_sub(self.began.as_millisecond());
         if self.seen > 0 && (0..limits::REFUSALS_WINDOW_MS).contains(&age_ms) {
@@ -122,6 +122,7 @@ impl Lane {
             let keep = (self.seen <= limits::REFUSALS_KEPT_PER_WINDOW_COUNT).then_some(0);
             return Turn { log: None, keep };
         }
+        // A new window. Report how many requests of the previous one were left out.
         let before = std::mem::replace(self, Lane { began: now, seen: 1 }).seen;
         let not_kept = before.saturating_sub(limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
         Turn { log: Some(before.saturating_sub(1)), keep: Some(not_kept) }
@@ -140,28 +141,31 @@ struct Entry {
     base: Option<Base>,
 }
 
-/// As much of what was signed as fits.
+/// The signed text, whole or cut to the maximum size.
 enum Base {
     Whole(Evidence),
     Beginning(String),
 }
 
 impl Refusals {
-    /// None so far.
+    /// Creates an empty collection.
     pub fn new(clock: Clock, metrics: Metrics) -> Refusals {
         Refusals { clock, metrics, kept: Arc::default() }
     }
 
-    /// Counts a refusal, and logs and keeps it unless there were many alike just now. `evidence` is
-    /// called for one that is kept.
+    /// Counts a denied request, and logs and keeps it unless there were many of its kind just now. `evidence`
+    /// is called only for a request that is kept.
     pub fn note(&self, facts: Facts<'_>, evidence: impl FnOnce() -> Option<Evidence>) {
         let Facts { endpoint, peer, client, refusal, .. } = facts;
         let reason = refusal.reason();
+        // The metrics count every denied request.
         self.metrics.count(Metric::Refusals, [endpoint, reason]);
         let now = self.clock.now();
+        // The lock is released at the end of this line, before the slow steps.
         let turn = self.lock().lanes.entry((endpoint.clone(), reason)).or_default().next(now);
         if let Some(unlogged) = turn.log {
             let suppressed = (unlogged > 0).then_some(unlogged);
+            // The client is logged only if a proxy gave another address than the peer's.
             let client = (client != peer.ip().to_canonical()).then(|| tracing::field::display(client));
             tracing::warn!(%endpoint, %peer, client, reason, suppressed, "refused: {refusal}");
         }
@@ -171,21 +175,24 @@ impl Refusals {
         }
     }
 
-    /// The turn of a line about verified requests that can be as frequent as they are: `None` when the log has had a line about this
-    /// endpoint and reason just now, otherwise the number of lines that were left out before.
+    /// Decides if a line about a verified request is logged, because such lines can be as frequent as the
+    /// requests. Returns `None` if the log just had a line about this endpoint and reason, otherwise the number
+    /// of lines left out before.
     pub fn turn_to_log(&self, endpoint: &Arc<str>, reason: &str) -> Option<u64> {
         let now = self.clock.now();
         self.lock().repeated.entry((endpoint.clone(), reason.to_owned())).or_default().next(now).log
     }
 
-    /// The last `limit` that were kept, the newest first, explained.
+    /// Returns the last `limit` kept requests, the newest first, with explanations.
     pub fn latest(&self, limit: usize) -> Vec<Shown> {
+        // Copy the entries and release the lock before the explanations, which take time.
         let latest: Vec<Arc<Entry>> = self.lock().entries.iter().rev().take(limit).cloned().collect();
         latest.iter().map(|entry| entry.show()).collect()
     }
 
     fn keep(&self, entry: Entry) {
         let mut kept = self.lock();
+        // The oldest entry makes room.
         if kept.entries.len() >= limits::REFUSALS_KEPT_MAX_COUNT {
             kept.entries.pop_front();
         }
@@ -204,6 +211,7 @@ impl Entry {
             endpoint: facts.endpoint.clone(),
             peer: facts.peer,
             client: facts.client,
+            // The caller chooses the method, so bound its length.
             method: facts.method.chars().take(16).collect(),
             reason: facts.refusal.reason(),
             message: cut(facts.refusal.to_string(), limits::REASON_MAX_BYTES),
@@ -257,7 +265,7 @@ impl Base {
     }
 }
 
-/// The beginning of a text, at most so many bytes of it, in memory of its own size.
+/// Returns the beginning of a text, at most `most` bytes. The memory is reduced to that size.
 fn cut(mut text: String, most: usize) -> String {
     let end = (0..=most.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text.truncate(end.unwrap_or_default());

@@ -1,8 +1,9 @@
-//! Files named by a path: opened without waiting, and read up to a limit.
+//! Files given by a path: opened without waiting, and read up to a limit.
 //!
-//! To open a named pipe waits for a writer, and a device or a pipe may never end. A daemon that waits for such a file
-//! neither starts nor reloads. So only regular files are read, and what a link leads to must be one. A descriptor
-//! that this process was started with (`/dev/stdin`, `/dev/fd/N`: a redirection of the shell) may be anything.
+//! Opening a named pipe waits for a writer, and a device or a pipe may never end. A daemon that waits for such
+//! a file can neither start nor reload. So only regular files are read, and a link must lead to one. An
+//! exception is a descriptor that this process was started with (`/dev/stdin`, `/dev/fd/N`: a redirection of
+//! the shell). It may be of any kind.
 
 use std::fs::{File, FileType};
 use std::io::{self, ErrorKind, Read as _};
@@ -12,20 +13,22 @@ use std::path::Path;
 use rustix::fs::{Mode, OFlags};
 use zeroize::Zeroizing;
 
-/// Where the system shows the descriptors of a process to itself.
+/// Paths under which the system shows a process its own descriptors.
 const DESCRIPTORS: [&str; 3] = ["/dev/fd", "/dev/stdin", "/proc/self/fd"];
 
-/// Opens a regular file to read it.
+/// Opens a regular file for reading.
 ///
 /// # Errors
-/// What the system says, or what the file is instead.
+/// The system's error, or the kind of a file that is not regular.
 pub fn open(path: &Path) -> io::Result<File> {
+    // The operator chose the redirection, so a pipe is intended here.
     if DESCRIPTORS.iter().any(|place| path.starts_with(place)) {
         return File::open(path);
     }
-    // Without NONBLOCK the open itself would wait for the writer of a named pipe.
+    // Without NONBLOCK, opening a named pipe would wait for a writer.
     let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())?;
     let file = File::from(opened);
+    // Check the opened file, not the path: the path could be replaced in between.
     let kind = file.metadata()?.file_type();
     if kind.is_file() {
         return Ok(file);
@@ -34,12 +37,13 @@ pub fn open(path: &Path) -> io::Result<File> {
     Err(io::Error::new(ErrorKind::InvalidInput, message))
 }
 
-/// Reads a regular file whole. What was read is wiped from memory when it is dropped.
+/// Reads a regular file completely. The bytes are wiped from memory when they are dropped.
 ///
 /// # Errors
-/// As [`open`], and when the file is longer than `most` bytes.
+/// Errors of [`open`], and an error if the file is longer than `most` bytes.
 pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut bytes = Zeroizing::new(Vec::new());
+    // Read one byte more than allowed, to detect a file that is too long.
     open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
         return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
@@ -47,10 +51,10 @@ pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-/// Reads a regular file of text whole.
+/// Reads a regular text file completely.
 ///
 /// # Errors
-/// As [`read`], and when it is not UTF-8.
+/// Errors of [`read`], and an error if the file is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let bytes = read(path, most)?;
     let text = std::str::from_utf8(&bytes)

@@ -1,314 +1,328 @@
-//! Every bound and every default of the daemon, in one place, units last in the name.
+//! All limits and defaults of the daemon, in one place, with the unit at the end of each name.
 //!
-//! A limit that is not here does not exist: code that needs a bound takes it from this file, so
-//! that an operator who asks "how much can a peer make us hold?" reads one page. Relations that
-//! must hold between the numbers are asserted at compile time at the bottom.
+//! Code that needs a limit takes it from this file, so that an operator who asks how much memory a peer can use
+//! reads one page. The relations between the numbers are asserted at compile time at the end of the file.
 
-/// Longest request line plus headers we read, in bytes.
+/// Maximum size of the request line and the headers, in bytes.
 pub const HEADERS_MAX_BYTES: usize = 32 * 1024;
-/// Most header fields in one request.
+/// Maximum number of header fields in one request.
 pub const HEADERS_MAX_COUNT: usize = 64;
-/// Longest request URI, in bytes.
+/// Maximum length of a request URI, in bytes.
 pub const URI_MAX_BYTES: usize = 16 * 1024;
-/// Longest request body, in bytes.
+/// Maximum size of a request body, in bytes.
 pub const BODY_MAX_BYTES: usize = 64 * 1024;
-/// Time a peer has to send its request headers, in milliseconds.
+/// Time for a peer to send its request headers, in milliseconds.
 pub const HEADERS_READ_MS: u64 = 10_000;
-/// Time a peer has to send its request body, in milliseconds.
+/// Time for a peer to send its request body, in milliseconds.
 pub const BODY_READ_MS: u64 = 10_000;
-/// How long an idle kept-alive connection stays open, in milliseconds.
+/// Time for which an idle kept-alive connection stays open, in milliseconds.
 pub const IDLE_MS: u64 = 75_000;
-/// Most connections open at once on one listener.
+/// Maximum number of open connections on one listener.
 pub const CONNECTIONS_MAX_COUNT: usize = 1024;
-/// File descriptors the daemon wants: both listeners full, the pipes of all running hooks, the database.
+/// Number of file descriptors the daemon wants: both listeners full, the pipes of all running hooks, and the
+/// database.
 pub const DESCRIPTORS_WANTED_COUNT: u64 =
     2 * CONNECTIONS_MAX_COUNT as u64 + 8 * JOBS_RUNNING_MAX_COUNT as u64 + 128;
-/// File descriptors that are kept free of connections and running hooks where fewer than wanted may be open: for the
-/// database and its readers, the listeners, and the start of a hook.
+/// Number of file descriptors kept free of connections and running hooks, if the system allows fewer than
+/// wanted. They are for the database and its readers, the listeners, and the start of a hook.
 pub const DESCRIPTORS_RESERVED_COUNT: u64 = 40;
-/// File descriptors a running hook takes: its three pipes, the process, a connection.
+/// Number of file descriptors of a running hook: three pipes, the process, and a connection.
 pub const DESCRIPTORS_PER_JOB_COUNT: u64 = 5;
-/// Connections a listener has at least, whatever the limit of open files.
+/// Minimum number of connections of a listener, for any limit of open files.
 pub const CONNECTIONS_MIN_COUNT: usize = 4;
-/// Pause after the system refused to hand over a connection (EMFILE and the like), in milliseconds.
+/// Pause in milliseconds after the system failed to accept a connection (EMFILE and similar errors).
 pub const ACCEPT_PAUSE_MS: u64 = 100;
 
-/// Most proxies a request is followed back through.
+/// Maximum number of proxies through which the client of a request is traced back.
 pub const PROXY_HOPS_MAX_COUNT: usize = 16;
-/// Refused requests of one address in a second that are borne in the long run; ten seconds' worth at once.
+/// Denied requests per second that one address may send in the long run. Ten seconds' worth may arrive at once.
 pub const REFUSED_PER_ADDRESS_PER_S: u32 = 20;
-/// Refused requests at one endpoint in a second that are borne in the long run; ten seconds' worth at once.
+/// Denied requests per second that one endpoint may receive in the long run. Ten seconds' worth may arrive at
+/// once.
 pub const REFUSED_PER_ENDPOINT_PER_S: u32 = 500;
-/// How many seconds' worth of a rate may come at once.
+/// Burst of a rate, in seconds: this many seconds' worth may arrive at once.
 pub const RATE_BURST_S: u32 = 10;
-/// Addresses of which something is remembered: that their requests were refused, or that one held.
+/// Maximum number of remembered addresses: those with denied requests, and those with a valid one.
 pub const CLIENTS_KNOWN_MAX_COUNT: usize = 8 * 1024;
-/// How long an address is remembered for a request that held, in seconds: some marketplaces call once a day.
+/// Time for which an address with a valid request is remembered, in seconds. Some marketplaces call only once a
+/// day.
 pub const CLIENT_GOOD_S: u64 = 48 * 60 * 60;
 
-/// Most parameters in one request, query and form together.
+/// Maximum number of parameters in one request, query and form together.
 pub const PARAMETERS_MAX_COUNT: usize = 128;
-/// Longest parameter name, in bytes after decoding.
+/// Maximum length of a parameter name, in bytes after decoding.
 pub const PARAMETER_NAME_MAX_BYTES: usize = 128;
-/// Longest parameter value, in bytes after decoding.
+/// Maximum length of a parameter value, in bytes after decoding.
 pub const PARAMETER_VALUE_MAX_BYTES: usize = 8 * 1024;
-/// Longest name of an instance (its id, its order business id), in bytes.
+/// Maximum length of the name of an instance (its id, its order business id), in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
 
-/// How long a callback that an operator settled goes on succeeding after its success was reported: for a
-/// marketplace that did not hear the answer.
+/// Time in milliseconds for which a callback that an operator settled still succeeds after its success was
+/// reported, for a marketplace that did not receive the answer.
 pub const SETTLED_REPEAT_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// How long something may go on by itself before it needs a person: an order that is still being tried, or a
-/// result that the marketplace has not come back for.
+/// Time in milliseconds after which something unfinished needs a person: an order that is still retried, or a
+/// result that the marketplace has not asked for again.
 pub const ATTENTION_AFTER_MS: i64 = 60 * 60 * 1000;
 
-/// How long the marketplace is kept waiting for a hook, in milliseconds. The vendor states no
-/// number; three seconds is below every common proxy and client timeout.
+/// Time in milliseconds for which the marketplace waits for a hook. The vendor states no number. Three seconds
+/// is below every common timeout of proxies and clients.
 pub const REPLY_WITHIN_MS: u64 = 3_000;
-/// How much longer it is kept waiting when what it waits for is being committed just then, in milliseconds.
+/// Additional wait in milliseconds if the result is being committed at the end of the first wait.
 pub const REPLY_GRACE_MS: u64 = 2_000;
-/// How far the clock of a signed, dated request may be off, in milliseconds.
+/// Maximum clock difference of a signed request with a date, in milliseconds.
 pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
-/// How far the clock of a request with a nonce may be off, in milliseconds: KooGallery's minute
+/// Maximum clock difference of a request with a nonce, in milliseconds. KooGallery allows one minute
 /// (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html).
 pub const NONCED_WINDOW_MS: i64 = 60 * 1000;
-/// How much longer than its window a nonce is remembered, in milliseconds: a clock that is set back must not
-/// make a copy pass for new.
+/// Time in milliseconds for which a nonce is remembered beyond its window. A clock that is set back must not
+/// make a copy look new.
 pub const NONCE_GRACE_MS: i64 = 15 * 60 * 1000;
-/// Most instances one query may name (KooGallery's hundred).
+/// Maximum number of instances in one query (KooGallery's limit of 100).
 pub const QUERY_MAX_COUNT: usize = 100;
-/// How long passwords and licence keys are repeated after the first complete answer, in milliseconds.
+/// Time in milliseconds for which passwords and license keys are repeated after the first complete answer.
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
-/// Longest file with a key, in bytes.
+/// Maximum size of a key file, in bytes.
 pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
-/// A marketplace's key that is shorter than this is warned of, in bytes: part of it is missing.
+/// Usual minimum length of a marketplace's key, in bytes. A shorter key causes a warning, because a part of it
+/// is probably missing.
 pub const KEY_USUAL_MIN_BYTES: usize = 8;
-/// Longest configuration, in bytes.
+/// Maximum size of the configuration, in bytes.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
-/// Longest file of certificates, in bytes: all the roots of a system are a quarter of a megabyte.
+/// Maximum size of a certificate file, in bytes. All root certificates of a system take a quarter of a
+/// megabyte.
 pub const PEM_FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
-/// Longest file that the daemon has written itself beside its database, in bytes.
+/// Maximum size of a file that the daemon itself has written beside its database, in bytes.
 pub const OWN_FILE_MAX_BYTES: u64 = 16 * 1024;
-/// After how long without a signature a previous key is named as one that can go, in milliseconds.
+/// Time in milliseconds without a signature after which a previous key is reported as removable.
 pub const KEY_UNUSED_AFTER_MS: u64 = 30 * 24 * 60 * 60 * 1000;
-/// How often keys that can go are looked for, in milliseconds.
+/// Interval between checks for removable keys, in milliseconds.
 pub const KEYS_CHECK_MS: u64 = 24 * 60 * 60 * 1000;
-/// How exactly is kept when a key signed last, in milliseconds: a write an hour costs nothing, one a callback
-/// would.
+/// Precision of the time at which a key signed last, in milliseconds. One write per hour costs nothing; one
+/// write per callback would.
 pub const KEY_USE_STEP_MS: i64 = 60 * 60 * 1000;
-/// A repeated expire is believed when the known expiry lies no further ahead than this, in milliseconds.
+/// Maximum time in milliseconds between now and the known expiry for which a repeated expire is accepted.
 pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// Most store operations that wait for the writer.
+/// Maximum number of store operations that wait for the writer.
 pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
-/// Most store operations in one commit.
+/// Maximum number of store operations in one commit.
 pub const WRITER_BATCH_MAX_COUNT: usize = 256;
-/// Instances of one order that are looked at for an instance whose name is missing.
+/// Maximum number of an order's instances that are searched for an instance whose name is missing.
 pub const ORDER_INSTANCES_READ_COUNT: usize = 100;
-/// For how long a job is left alone that a newer spid wrote, in milliseconds.
+/// Time in milliseconds for which a job written by a newer spid is left alone.
 pub const NEWER_PAUSE_MS: i64 = 60_000;
-/// Most unreadable rows one connection names.
+/// Maximum number of unreadable rows that one connection reports.
 pub const UNREADABLE_NAMED_MAX_COUNT: usize = 1_000;
-/// How long SQLite waits for a lock another process holds, in milliseconds.
+/// Time for which SQLite waits for a lock of another process, in milliseconds.
 pub const STORE_BUSY_MS: u64 = 2_000;
-/// How long a start waits for the lock of a daemon that was just killed, in milliseconds.
+/// Time for which a start waits for the lock of a daemon that was just killed, in milliseconds.
 pub const STORE_LOCK_MS: u64 = 1_000;
-/// How many rows are looked at, and changed, in one commit of a prune or of a change of the sealing key.
+/// Number of rows read and changed in one commit of a maintenance operation: a prune, or a change of the
+/// sealing key.
 pub const UPKEEP_BATCH_COUNT: usize = 200;
-/// How long such work leaves the database to others after each commit, in milliseconds; longer, if it kept it
-/// from them for longer.
+/// Minimum pause of a maintenance operation after each commit, in milliseconds, for other users of the
+/// database. The pause is longer if the commit took longer.
 pub const UPKEEP_PAUSE_MS: u64 = 5;
-/// How long such work waits for a lock another process holds, in milliseconds: it is in nobody's way.
+/// Time for which a maintenance operation waits for a lock of another process, in milliseconds. It can wait
+/// long, because nothing waits for it.
 pub const UPKEEP_BUSY_MS: u64 = 15_000;
-/// How often it waits so long for readers to let go of the write-ahead log.
+/// Number of such waits for readers to release the write-ahead log.
 pub const UPKEEP_JOURNAL_TRIES_COUNT: usize = 3;
-/// Age below which nothing is pruned, in milliseconds: longer than any marketplace calls again.
+/// Minimum age for pruning, in milliseconds. It is longer than the time after which any marketplace calls
+/// again.
 pub const PRUNE_AGE_MIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
-/// Widest window in which the date of a sign-on may be, in milliseconds.
+/// Maximum window for the date of a sign-on, in milliseconds.
 pub const SIGN_ON_WINDOW_MAX_MS: i64 = 24 * 60 * 60 * 1000;
-/// How long a reader waits for a lock another process holds, in milliseconds.
+/// Time for which a reader waits for a lock of another process, in milliseconds.
 pub const STORE_READ_BUSY_MS: u64 = 100;
-/// At how many pages of the write-ahead log its pages are copied into the database, by the thread that writes.
-/// More than SQLite does unasked: a page that changes with every order is then copied once for more of them. All
-/// of the log is read after a crash, so it must not be many.
+/// Size of the write-ahead log, in pages, at which the writer thread copies its pages into the database. The
+/// number is above SQLite's default, so that a page that changes with every order is copied less often. It must
+/// not be large, because the whole log is read after a crash.
 pub const STORE_CHECKPOINT_PAGES: u32 = 4_000;
-/// What the write-ahead log is cut back to after a checkpoint, in bytes.
+/// Size to which the write-ahead log is truncated after a checkpoint, in bytes.
 pub const STORE_JOURNAL_MAX_BYTES: i64 = 16 * 1024 * 1024;
-/// How often the counts of repeated deliveries are written, in milliseconds.
+/// Interval between writes of the counts of redeliveries, in milliseconds.
 pub const COUNTS_FLUSH_MS: u64 = 1_000;
-/// Most distinct callbacks whose counts wait to be written; past it they are written at once.
+/// Maximum number of callbacks whose counts wait to be written. Beyond it a count is written immediately.
 pub const COUNTS_PENDING_MAX_COUNT: usize = 4_096;
-/// How long a readiness probe waits for a write, in milliseconds: longer than a busy lock, shorter than any
-/// prober waits.
+/// Time for which a readiness probe waits for a write, in milliseconds. It is longer than a busy lock, and
+/// shorter than any prober waits.
 pub const READY_WITHIN_MS: u64 = 3_000;
-/// How long strangers are told what was found at the last probe, in milliseconds: they must not choose how
-/// often the disk is written.
+/// Time in milliseconds for which unauthenticated callers get the result of the last probe. They must not
+/// control how often the disk is written.
 pub const READY_REMEMBERED_MS: i64 = 1_000;
-/// With less room than this on its disk the daemon is not ready, in bytes: a full write-ahead log, twice.
+/// Minimum free disk space in bytes; below it the daemon is not ready. It is twice the size of a full
+/// write-ahead log.
 pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
-/// Shortest token that opens the admin listener, in bytes.
+/// Minimum length of the token of the admin listener, in bytes.
 pub const ADMIN_TOKEN_MIN_BYTES: usize = 16;
-/// Wrong tokens that one address may show the admin listener before it has to wait for its answer.
+/// Number of wrong tokens that one address may send to the admin listener before its answers are delayed.
 pub const ADMIN_GUESSES_FREE_COUNT: u32 = 10;
-/// How long one of them is remembered, in milliseconds.
+/// Time after which one wrong token is forgotten, in milliseconds.
 pub const ADMIN_GUESS_FORGOTTEN_MS: u64 = 10_000;
-/// How long the answer to a wrong token waits then, in milliseconds.
+/// Delay of the answer to a further wrong token, in milliseconds.
 pub const ADMIN_GUESS_WAIT_MS: u64 = 1_000;
-/// How many answers wait at once; the others are 429 at once.
+/// Maximum number of answers that are delayed at once. Further wrong tokens get 429 immediately.
 pub const ADMIN_GUESSES_WAITING_COUNT: usize = 16;
-/// How often wrong tokens are logged at most, in milliseconds.
+/// Minimum interval between log lines about wrong tokens, in milliseconds.
 pub const ADMIN_GUESSES_LOGGED_EVERY_MS: u64 = 10_000;
-/// Rows a list shows unless asked for more.
+/// Default number of rows in a list.
 pub const LIST_DEFAULT_COUNT: usize = 100;
-/// Most rows a list of the admin listener shows at once.
+/// Maximum number of rows in a list of the admin listener.
 pub const LIST_MAX_COUNT: usize = 1_000;
 
-/// How long a job belongs to the dispatcher that took it, in milliseconds.
+/// Duration of the lease of a dispatcher on a job, in milliseconds.
 pub const LEASE_MS: i64 = 30_000;
-/// How often leases are renewed while the hook runs, in milliseconds.
+/// Interval at which leases are renewed while the hook runs, in milliseconds.
 pub const LEASE_RENEW_MS: u64 = 10_000;
-/// Calls of hooks that run at once, over all hooks. One of them is reserved for each hook. Jobs that wait for a hook, and questions to a marketplace,
-/// have bounds of their own and do not count.
+/// Maximum number of hook calls in flight, over all hooks. One of them is reserved for each hook. Jobs that
+/// wait for a hook, and order lookups, have their own limits and do not count.
 pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
-/// Jobs that are taken and wait for one busy hook, or for one marketplace that is asked what was ordered. Each
-/// hook and each marketplace has so much room of its own. What finds none stays in the store.
+/// Maximum number of jobs that are taken and wait for one busy hook, or for the order lookup at one
+/// marketplace. Each hook and each marketplace has its own limit. Further jobs stay in the store.
 pub const JOBS_WAITING_MAX_COUNT: usize = 1_024;
-/// How often the dispatcher's poll passes at most before a job is looked at again that found no room.
+/// Maximum delay, in polls of the dispatcher, until a job that found no room is looked at again.
 pub const ROOM_PAUSES_MAX_COUNT: u32 = 12;
-/// Due jobs without room that are put off in one look; more of them are put off in the next.
+/// Maximum number of due jobs without room that are postponed at one poll. The others are postponed at the
+/// next.
 pub const JOBS_POSTPONED_MAX_COUNT: usize = 64;
-/// How often the dispatcher looks for due jobs though nothing woke it, in milliseconds.
+/// Interval at which the dispatcher looks for due jobs without being woken, in milliseconds.
 pub const DISPATCH_POLL_MS: u64 = 5_000;
-/// Shortest time between two attempts that redeliveries bring about, in milliseconds.
+/// Minimum time between two attempts that are caused by redeliveries, in milliseconds.
 pub const FORWARD_GAP_MS: i64 = 30_000;
-/// The retry schedule: seconds to wait after the first failure, the second, and so on; then dead.
+/// Default retry schedule: seconds to wait after the first failure, the second, and so on. Then the job is
+/// dead.
 pub const RETRY_SCHEDULE_S: [u64; 9] = [5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, 28_800];
-/// Most waits a hook's own retry list may have.
+/// Maximum length of a hook's own retry list.
 pub const RETRY_LIST_MAX_COUNT: usize = 32;
-/// Shortest wait in a hook's own retry list, in seconds.
+/// Minimum wait in a hook's own retry list, in seconds.
 pub const RETRY_LIST_WAIT_MIN_S: u64 = 1;
-/// Longest wait in a hook's own retry list, in seconds.
+/// Maximum wait in a hook's own retry list, in seconds.
 pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
-/// Longest wait a hook may ask for (`Retry-After`), in seconds.
+/// Maximum wait that a hook may ask for (`Retry-After`), in seconds.
 pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
-/// How much a retry is moved at random, in percent of the wait, so that a thousand jobs that failed
-/// together do not come back together.
+/// Random part of a retry's wait, in percent, so that a thousand jobs that failed together are not retried
+/// together.
 pub const RETRY_JITTER_PERCENT: u64 = 10;
 
-/// Questions to one marketplace that are under way at once.
+/// Maximum number of order lookups in flight at one marketplace.
 pub const ENQUIRIES_MAX_COUNT: usize = 16;
-/// How long a marketplace may take to say what was ordered, in milliseconds.
+/// Time for a marketplace to answer an order lookup, in milliseconds.
 pub const ENQUIRY_MS: u64 = 20_000;
 
-/// How long a hook may run unless it is configured otherwise, in milliseconds.
+/// Default timeout of a hook, in milliseconds.
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
-/// Invocations of one hook at once unless it is configured otherwise.
+/// Default concurrency of a hook.
 pub const HOOK_CONCURRENCY_COUNT: usize = 16;
-/// Most bytes a hook's answer may have.
+/// Maximum size of a hook's answer, in bytes.
 pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
-/// How long a connection to an `http` hook is kept for the next call, in milliseconds. Shorter than
-/// common servers keep one (5 s), so that we seldom speak to one that is closing at that moment.
+/// Time for which a connection to an `http` hook is kept for the next call, in milliseconds. It is shorter than
+/// the common idle time of servers (5 s), so that a call seldom uses a connection that the server is closing.
 pub const HOOK_IDLE_MS: u64 = 4_000;
-/// Memory that lines of the log may take which wait to be written, in bytes; further lines are dropped.
+/// Maximum memory of log lines that wait to be written, in bytes. Further lines are dropped.
 pub const LOG_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// The part of it that lines of hooks and of the levels debug and trace may take, so that there is room for the
-/// daemon's own.
+/// Part of that memory for lines of hooks and of the levels debug and trace, in bytes. The rest stays free for
+/// the daemon's own lines.
 pub const LOG_QUEUE_CHATTER_MAX_BYTES: usize = LOG_QUEUE_MAX_BYTES / 2;
-/// Longest line of a hook's standard error that is logged whole, in bytes.
+/// Maximum length of a line of a hook's standard error that is logged, in bytes. Longer lines are cut.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
-/// Most bytes that are logged of a hook's standard error for one attempt, with what is added to each line.
+/// Maximum number of bytes logged of a hook's standard error for one attempt, including the fields added to
+/// each line.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
-/// Bytes that a line of the log takes beside what the hook wrote: time, level, ids, names of fields. With it a hook
-/// that writes short lines gets some six hundred of them into the log.
+/// Bytes of a log line beside the hook's text: time, level, ids, names of fields. With it, a hook that writes
+/// short lines gets about 600 of them into the log.
 pub const HOOK_LOG_LINE_EXTRA_BYTES: usize = 420;
-/// How long an attempt may take in the hook author's test, in milliseconds, unless the test says otherwise:
-/// it provisions something small.
+/// Default timeout of an attempt in the hook author's test, in milliseconds. The test provisions something
+/// small.
 pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
-/// Attempts the test makes until it believes that a call fails.
+/// Number of attempts after which the test reports a call as failing.
 pub const HOOK_TEST_TRIES_COUNT: u32 = 3;
-/// Attempts the test makes at once, with one key and with several.
+/// Default number of attempts that the test makes at once, with one key and with several.
 pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
-/// Most places at which the test cuts the attempts at one call short.
+/// Maximum number of points at which the test cuts the attempts at one call short.
 pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
-/// How long a start waits for a hook of a dead daemon to die once it was killed, in milliseconds.
+/// Time for which a start waits for a killed hook of a dead daemon to end, in milliseconds.
 pub const LEFTOVERS_END_MS: u64 = 5_000;
-/// Longest error or reason text that is kept, in bytes.
+/// Maximum length of a stored error or reason text, in bytes.
 pub const REASON_MAX_BYTES: usize = 1024;
 
-/// How long any answer of a receiver that is judged may take, in milliseconds. The vendor says "do not
-/// block" and no number; five seconds is where common clients give up.
+/// Maximum time for any answer of an SPI endpoint under test, in milliseconds. The vendor says "do not block"
+/// and gives no number. Five seconds is the timeout of common clients.
 pub const CONFORMANCE_ANSWER_MS: u64 = 5_000;
-/// How soon a receiver that is judged is asked again when it says "call again", in milliseconds.
+/// Delay in milliseconds before an SPI endpoint under test that says "call again" is called again.
 pub const CONFORMANCE_RETRY_MS: u64 = 1_000;
-/// How often it is asked at most: the marketplace asks once and repeats 120 times.
+/// Maximum number of such calls: the marketplace calls once and repeats the call 120 times.
 pub const CONFORMANCE_RETRIES_COUNT: u32 = 121;
-/// How many requests for one order come at once.
+/// Number of concurrent requests for one order.
 pub const CONFORMANCE_CONCURRENT_COUNT: usize = 32;
-/// Exchanges of one case that are kept for the report.
+/// Maximum number of exchanges of one case in the report.
 pub const CONFORMANCE_SHOWN_COUNT: usize = 8;
 
-/// Longest span of time in a configuration, in seconds: a century. What is longer was mistyped, and no clock can
-/// be that far ahead.
+/// Maximum time span in a configuration, in seconds: a century. A longer one is a typing error, and no clock
+/// can be that far ahead.
 pub const SPAN_MAX_S: u64 = 100 * 365 * 86_400;
 
-/// How long a day of the pretended market takes, in milliseconds.
+/// Length of a day of the simulated marketplace, in milliseconds.
 pub const MARKET_DAY_MS: u64 = 1_000;
-/// How soon the pretended market calls again, in milliseconds. The vendor does not say.
+/// Delay before the simulated marketplace calls again, in milliseconds. The vendor does not state it.
 pub const MARKET_RETRY_MS: u64 = 200;
-/// How long a minute of its ladder for payments takes, in milliseconds.
+/// Length of a minute in the simulated marketplace's retry ladder for payments, in milliseconds.
 pub const MARKET_MINUTE_MS: u64 = 20;
-/// Requests it has on the way at once.
+/// Maximum number of requests of the simulated marketplace in flight.
 pub const MARKET_AT_ONCE_COUNT: usize = 64;
-/// Most orders of a pretended market: each is planned and kept in memory.
+/// Maximum number of orders of the simulated marketplace. Each order is planned and kept in memory.
 pub const MARKET_ORDERS_MAX_COUNT: i64 = 1_000_000;
 
-/// Refused requests that are kept to be looked at, in memory alone.
+/// Maximum number of denied requests that are kept for inspection, in memory only.
 pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
-/// Refusals of one endpoint and reason that are kept in a second; the rest are counted.
+/// Maximum number of denied requests of one endpoint and reason that are kept per second. The rest are only
+/// counted.
 pub const REFUSALS_KEPT_PER_WINDOW_COUNT: u64 = 8;
-/// How long the log is silent about an endpoint and a reason it has just logged, in milliseconds.
+/// Minimum interval between log lines about one endpoint and reason, in milliseconds.
 pub const REFUSALS_WINDOW_MS: i64 = 1_000;
-/// Longest signed text that is kept whole, to be explained; of a longer one the beginning is kept.
+/// Maximum length of a signed text that is kept whole for an explanation, in bytes. Of a longer text the
+/// beginning is kept.
 pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
-/// Refusals the admin listener shows unless asked for more.
+/// Default number of denied requests that the admin listener shows.
 pub const REFUSALS_SHOWN_COUNT: usize = 50;
 
-/// Spans that wait to be sent to a collector; what finds no room is dropped.
+/// Maximum number of spans that wait to be sent to a collector. Further spans are dropped.
 pub const SPANS_QUEUED_MAX_COUNT: usize = 2_048;
-/// Spans in one request to the collector.
+/// Maximum number of spans in one request to the collector.
 pub const SPANS_BATCH_MAX_COUNT: usize = 256;
-/// How long the first span of a batch waits for others, in milliseconds.
+/// Time for which the first span of a batch waits for others, in milliseconds.
 pub const SPANS_BATCH_MS: u64 = 1_000;
-/// How long the collector may take for a batch, in milliseconds.
+/// Time for the collector to accept a batch, in milliseconds.
 pub const SPANS_SEND_MS: u64 = 10_000;
-/// How often a batch is sent before it is dropped.
+/// Number of attempts to send a batch before it is dropped.
 pub const SPANS_TRIES_COUNT: usize = 4;
-/// The pause after the first of these, in milliseconds; after each further one it is doubled.
+/// Pause after the first failed attempt, in milliseconds. It is doubled after each further one.
 pub const SPANS_PAUSE_MS: u64 = 1_000;
-/// The longest pause a collector may ask for (`Retry-After`), in milliseconds.
+/// Maximum pause that a collector may ask for (`Retry-After`), in milliseconds.
 pub const SPANS_PAUSE_MAX_MS: u64 = 30_000;
 
-/// How long `healthcheck` waits for an answer, in milliseconds: longer than a readiness probe may take.
+/// Time for which `healthcheck` waits for an answer, in milliseconds. It is longer than a readiness probe may
+/// take.
 pub const HEALTHCHECK_MS: u64 = 5_000;
-/// How long a supervisor that does not listen keeps us, in milliseconds.
+/// Maximum time for a notification to a supervisor that does not read, in milliseconds.
 pub const NOTIFY_MS: u64 = 1_000;
-/// How long the writer and the dispatcher have to show that they are alive, in milliseconds. Longer than a disk
-/// that is merely slow: who misses this is ended and started again.
+/// Time for the writer and the dispatcher to show that they are alive, in milliseconds. It is longer than a
+/// slow disk needs, because the supervisor restarts a daemon that misses it.
 pub const ALIVE_WITHIN_MS: u64 = 20_000;
 
-/// How long a stop waits for requests in flight, in milliseconds.
+/// Time for which a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
-/// How long a stop leaves connections open that have brought no request yet, in milliseconds: a request that
-/// is on its way is answered. Longer than any way is, shorter than anybody minds.
+/// Time in milliseconds for which a stop keeps connections open that have not sent a request yet, so that a
+/// request on the network is still answered. It is longer than any network delay, and too short to be noticed.
 pub const STOP_UNASKED_MS: u64 = 500;
-/// How long a stop waits for running hooks before it leaves them to the next start, in milliseconds.
+/// Time for which a stop waits for running hooks before it leaves them to the next start, in milliseconds.
 pub const STOP_HOOKS_MS: u64 = 20_000;
-/// How long a stop waits for the last commit, in milliseconds.
+/// Time for which a stop waits for the last commit, in milliseconds.
 pub const STOP_STORE_MS: u64 = 5_000;
-/// How long a stop waits for a collector to take the last spans, in milliseconds.
+/// Time for which a stop waits for a collector to accept the last spans, in milliseconds.
 pub const STOP_SPANS_MS: u64 = 2_000;
-/// How long a stop waits until the last lines of the log are written, in milliseconds.
+/// Time for which a stop waits until the last lines of the log are written, in milliseconds.
 pub const STOP_LOG_MS: u64 = 1_000;
 
 const _: () = assert!(

@@ -1,92 +1,92 @@
-//! One table of metrics, and the handle that counts.
+//! The table of metrics, and the handle that counts.
 //!
-//! There is no global registry: a [`Metrics`] is made per daemon and passed down, so that two
-//! daemons in one process do not count into each other. Labels hold words from our own code or from the
-//! configuration, never an instance's id or anything a peer sent.
+//! There is no global registry. Each daemon creates its own [`Metrics`] and passes it down, so that two daemons
+//! in one process do not share counters. Labels hold words of our own code or of the configuration, and never
+//! an instance's id or anything that a peer sent.
 //!
-//! A row that has not happened yet is shown as 0 once somebody has [announced](Metrics::announce) it:
-//! an alert on the first dead job must not depend on there having been one before.
+//! A counter that has not been incremented is shown as 0 after it was [announced](Metrics::announce). An alert
+//! on the first dead job must not depend on an earlier one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What is counted or measured.
+/// Name of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Metric {
     /// Verified callbacks.
     Callbacks,
-    /// Requests that were turned away before they counted.
+    /// Requests that were denied before they were accepted.
     Refusals,
-    /// Connections and requests that never became one.
+    /// Connections and requests that ended before they reached an endpoint.
     TurnedAway,
-    /// Callbacks that came before, finished or not, and came again.
+    /// Redeliveries of callbacks, finished or not.
     Repeats,
     /// Ended attempts.
     Attempts,
-    /// Things somebody should look at.
+    /// Events that an operator should look at.
     Alerts,
     /// Store operations that failed.
     StoreFaults,
-    /// Signatures that held.
+    /// Valid signatures.
     Signatures,
-    /// Times the configuration was to be read again.
+    /// Reloads of the configuration, successful or not.
     Reloads,
-    /// Spans a collector has taken.
+    /// Spans that the collector accepted.
     SpansSent,
-    /// Spans that were dropped on the way to it.
+    /// Spans that were dropped before the collector accepted them.
     SpansDropped,
     /// Lines of the log that were dropped.
     LogLinesDropped,
-    /// How long hooks ran.
+    /// Duration of hook attempts.
     HookDuration,
-    /// How many operations a commit held.
+    /// Number of operations in a commit.
     CommitOperations,
-    /// Instances there are.
+    /// Number of instances.
     Instances,
-    /// Jobs that have not ended.
+    /// Number of jobs that have not ended.
     Jobs,
-    /// The age of the oldest job that waits for its hook.
+    /// Age of the oldest job that waits for its hook.
     OldestJobAge,
-    /// How long the job that is due the longest has been due.
+    /// Time since the job that has been due longest became due.
     JobsOverdue,
-    /// Callbacks that wait for an operator.
+    /// Callbacks held for an operator.
     HeldCallbacks,
-    /// Things that need a person.
+    /// Attention items: things that need a person.
     Attention,
-    /// Results the marketplace was not told.
+    /// Results that were not reported to the marketplace.
     UntoldResults,
-    /// Most tries a marketplace has spent on something it was not told.
+    /// Maximum number of deliveries that a marketplace has spent on a result that was not reported to it.
     TriesSpent,
-    /// The same, as a part of all the tries it has.
+    /// The same maximum as a fraction of the delivery limit.
     TriesSpentRatio,
-    /// Whether a write goes through.
+    /// 1 if a write succeeds in time.
     Ready,
-    /// The size of the database.
+    /// Size of the database.
     DatabaseSize,
-    /// The size of its write-ahead log.
+    /// Size of the database's write-ahead log.
     WalSize,
-    /// The room left on its disk.
+    /// Free space on the disk of the database.
     DiskFree,
-    /// The size of its disk.
+    /// Size of the disk of the database.
     DiskSize,
-    /// When the process started.
+    /// Start time of the process.
     ProcessStart,
-    /// What runs.
+    /// Version of the running program.
     BuildInfo,
 }
 
-/// What kind of metric it is.
+/// Type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Kind {
     Counter,
-    /// The upper bounds of its buckets, without the last one, which has none.
+    /// Upper bounds of the buckets. The last bucket has no bound and is not listed.
     Histogram(&'static [f64]),
     Gauge,
 }
 
-/// A row of the table.
+/// Row of the table.
 struct Family {
     metric: Metric,
     name: &'static str,
@@ -99,7 +99,7 @@ const HOOK_SECONDS: Kind =
     Kind::Histogram(&[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0]);
 const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0]);
 
-/// Every metric, in the order in which they are shown.
+/// All metrics, in the order in which they are shown.
 #[rustfmt::skip]
 const TABLE: [Family; 30] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
@@ -144,7 +144,7 @@ const fn family(
     Family { metric, name, kind, labels, help }
 }
 
-/// The names of all metrics as a scrape shows them; a histogram has three.
+/// Returns the names of all metrics as a scrape shows them. A histogram has three names.
 pub fn names() -> impl Iterator<Item = String> {
     TABLE.iter().flat_map(|family| {
         let suffixes: &[&str] = match family.kind {
@@ -157,11 +157,11 @@ pub fn names() -> impl Iterator<Item = String> {
 
 type Key = (Metric, [String; 2]);
 
-/// What was observed, in buckets that do not overlap yet.
+/// Observed values, in buckets that do not overlap. The rendering adds them up.
 #[derive(Debug, Default)]
 struct Distribution {
     buckets: Vec<AtomicU64>,
-    /// In millionths, so that it can be added to without a lock.
+    /// Sum in millionths, as an integer, so that it can be added to without a lock.
     sum_micros: AtomicU64,
 }
 
@@ -171,35 +171,36 @@ struct Cells {
     distributions: BTreeMap<Key, Distribution>,
 }
 
-/// Counts, and shows what was counted. Clones share it.
+/// Handle that counts and renders metrics. Clones share the counters.
 #[derive(Debug, Clone, Default)]
 pub struct Metrics(Arc<RwLock<Cells>>);
 
-/// What is measured at the moment somebody looks.
+/// Values that are measured when the metrics are read.
 #[derive(Debug, Default)]
 pub struct Gauges(Vec<(Metric, String, f64)>);
 
 impl Gauges {
-    /// Sets a gauge. A metric without a label has an empty one.
+    /// Sets a gauge. A metric without a label uses an empty one.
     pub fn set(&mut self, metric: Metric, label: &str, value: f64) {
         self.0.push((metric, label.to_owned(), value));
     }
 }
 
 impl Metrics {
-    /// Adds one. Missing labels are empty.
+    /// Adds one to a counter. Missing labels are empty.
     pub fn count(&self, metric: Metric, labels: [&str; 2]) {
         self.add(metric, labels, 1);
     }
 
-    /// Shows a count as 0 until it happens.
+    /// Shows a counter as 0 until it is incremented.
     pub fn announce(&self, metric: Metric, labels: [&str; 2]) {
         self.add(metric, labels, 0);
     }
 
-    /// Adds so many.
+    /// Adds `more` to a counter.
     pub fn add(&self, metric: Metric, labels: [&str; 2], more: u64) {
         let key = (metric, labels.map(str::to_owned));
+        // An existing counter needs only the shared lock; the exclusive lock is taken once per label set.
         if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).counts.get(&key) {
             cell.fetch_add(more, Ordering::Relaxed);
             return;
@@ -208,7 +209,7 @@ impl Metrics {
         cells.counts.entry(key).or_default().fetch_add(more, Ordering::Relaxed);
     }
 
-    /// Puts a measurement into its bucket. Missing labels are empty.
+    /// Adds a measurement to its bucket. Missing labels are empty.
     pub fn observe(&self, metric: Metric, labels: [&str; 2], value: f64) {
         let key = (metric, labels.map(str::to_owned));
         if let Some(cell) = self.0.read().unwrap_or_else(PoisonError::into_inner).distributions.get(&key) {
@@ -218,7 +219,7 @@ impl Metrics {
         self.distribution(key, |cell| cell.observe(bounds(metric), value));
     }
 
-    /// Shows a histogram as empty until something is observed.
+    /// Shows a histogram as empty until a value is observed.
     pub fn announce_distribution(&self, metric: Metric, labels: [&str; 2]) {
         self.distribution((metric, labels.map(str::to_owned)), |_| {});
     }
@@ -230,15 +231,15 @@ impl Metrics {
         work(cell);
     }
 
-    /// What was counted under these labels.
+    /// Returns the value of a counter with these labels.
     pub fn value(&self, metric: Metric, labels: [&str; 2]) -> u64 {
         let key = (metric, labels.map(str::to_owned));
         let cells = self.0.read().unwrap_or_else(PoisonError::into_inner);
         cells.counts.get(&key).map_or(0, |cell| cell.load(Ordering::Relaxed))
     }
 
-    /// Everything, and what was measured just now, in Prometheus' text format. A metric of which there is
-    /// nothing is left out.
+    /// Renders all counters, and the given gauges, in the text format of Prometheus. A metric without values is
+    /// left out.
     pub fn render(&self, gauges: &Gauges) -> String {
         let cells = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let mut page = String::new();
@@ -248,6 +249,7 @@ impl Metrics {
                 Kind::Histogram(bounds) => cells.distribution_rows(family, bounds),
                 Kind::Gauge => gauges.rows(family),
             };
+            // A family without values has no lines at all, not even HELP and TYPE.
             if !rows.is_empty() {
                 let Family { name, help, .. } = family;
                 let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {}\n{rows}", family.kind.word());
@@ -278,6 +280,7 @@ impl Distribution {
         if let Some(bucket) = self.buckets.get(position) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
+        // The sum of a histogram never decreases, so a negative value counts as zero.
         self.sum_micros.fetch_add((value.max(0.0) * 1e6) as u64, Ordering::Relaxed);
     }
 }
@@ -299,6 +302,7 @@ impl Cells {
             let mut below = 0;
             let uppers = bounds.iter().map(ToString::to_string).chain(["+Inf".to_owned()]);
             for (bucket, upper) in cell.buckets.iter().zip(uppers) {
+                // Prometheus buckets are cumulative.
                 below += bucket.load(Ordering::Relaxed);
                 let labels = braced(&[labels.clone(), vec![format!("le=\"{upper}\"")]].concat());
                 let _ = writeln!(rows, "{name}_bucket{labels} {below}");

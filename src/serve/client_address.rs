@@ -1,9 +1,11 @@
-//! Who is calling: networks, and the address behind a proxy.
+//! Source of a request: networks, and the client's address behind a proxy.
 //!
-//! What a peer says of itself in a header is worth nothing; what a proxy of ours adds to that header is worth
-//! as much as the proxy. So the header is read from its end, where the nearest proxy wrote, and only as
-//! far as proxies of ours did the writing. It is *one* header, the one that proxy is known to write: it
-//! passes the other on as the caller made it up.
+//! A header from an unknown peer proves nothing. The part that a trusted proxy adds to the header is as reliable as
+//! that proxy. So the header is read from its end, where the nearest proxy wrote, and only as far as trusted proxies
+//! wrote it.
+//!
+//! Only *one* header is read, the one that the proxy is configured to write. The proxy passes the other header on as
+//! the caller sent it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -12,7 +14,7 @@ use std::str::FromStr;
 use crate::net::{Headers, Request};
 use crate::observe::limits;
 
-/// A network of addresses, in the usual notation.
+/// A network of addresses, in CIDR notation.
 ///
 /// ```
 /// use spid::front::Network;
@@ -27,35 +29,35 @@ pub struct Network {
     bits: u32,
 }
 
-/// A text that is no network.
+/// Errors for a text that is not a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotANetwork {
-    /// It cannot be read.
+    /// The text cannot be parsed.
     #[error("`{0}` is not a network, like 203.0.113.0/24, 2001:db8::/32 or a single address")]
     Unreadable(String),
-    /// It can be read in two ways: an address, or its network.
+    /// The text has two meanings: an address, or the network that contains it.
     #[error("`{given}` has bits beyond its length: the network is `{meant}`, the address alone has no `/`")]
     Beyond {
-        /// What was written.
+        /// The text as given.
         given: String,
-        /// The network it is in.
+        /// The network that contains the address.
         meant: Network,
     },
 }
 
 impl Network {
-    /// Whether it has every address of its family.
+    /// Returns true if the network contains every address of its family.
     pub fn is_everything(&self) -> bool {
         self.bits == 0
     }
 
-    /// Whether the address is one of the network's. An IPv4 address in IPv6 clothes is the IPv4 address.
+    /// Returns true if the network contains the address. An IPv4-mapped IPv6 address counts as the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
         masked(address.to_canonical(), self.bits) == Some(self.address)
     }
 }
 
-/// The address with all but its first bits cleared; `None` if it has not as many.
+/// Returns the address with all but its first `bits` bits cleared; `None` if the address has fewer bits.
 fn masked(address: IpAddr, bits: u32) -> Option<IpAddr> {
     let keep = |width: u32| width.checked_sub(bits);
     Some(match address {
@@ -74,11 +76,12 @@ impl FromStr for Network {
             None => (text, None),
         };
         let address: IpAddr = address.parse().map_err(|_| unreadable())?;
-        // A length of a mapped network counts the 96 bits in front; nobody means that here.
+        // The prefix length of a mapped network includes the 96 bits in front, which is never intended here.
         if address.to_canonical() != address {
             return Err(unreadable());
         }
         let width = if address.is_ipv4() { 32 } else { 128 };
+        // The standard parser also accepts `+8`.
         let digits = |bits: &str| bits.bytes().all(|byte| byte.is_ascii_digit());
         let bits = match bits {
             None => width,
@@ -98,20 +101,20 @@ impl fmt::Display for Network {
     }
 }
 
-/// The proxies before us. None, unless there are some: then the peer is the client.
+/// Trusted proxies in front of spid. Default: none; then the peer is the client.
 #[derive(Debug, Clone, Default)]
 pub struct Proxies {
-    /// Where they call from.
+    /// Networks that the proxies call from.
     pub trusted: Vec<Network>,
-    /// In which header they write down whom they speak for.
+    /// Header in which they write the client's address.
     pub header: ProxyHeader,
 }
 
-/// The header in which a proxy writes down whom it speaks for.
+/// Header in which a proxy writes the address of its client.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProxyHeader {
-    /// `X-Forwarded-For`: what nearly all of them write.
+    /// `X-Forwarded-For`: written by nearly all proxies.
     #[default]
     XForwardedFor,
     /// `Forwarded` (RFC 7239).
@@ -119,15 +122,17 @@ pub enum ProxyHeader {
 }
 
 impl Proxies {
-    /// The address a request came from: the last one that is not a proxy's. Where a proxy wrote something
-    /// else than an address, it is as far as anybody can know, the proxy's own.
+    /// Returns the address that a request came from: the last one that is no proxy's. If a proxy wrote anything else
+    /// than an address, the source is unknown beyond that proxy, so the result is the proxy's own address.
     pub fn client(&self, request: &Request) -> IpAddr {
         let peer = request.peer.ip().to_canonical();
         if !self.trusts(peer) {
             return peer;
         }
         let mut client = peer;
+        // From the end of the header, so that the values the caller wrote in front are never reached.
         for hop in self.hops(&request.headers).take(limits::PROXY_HOPS_MAX_COUNT) {
+            // An unreadable value hides the addresses in front of it: stop at the proxy that wrote it.
             let Some(address) = hop else { break };
             client = address;
             if !self.trusts(address) {
@@ -137,7 +142,7 @@ impl Proxies {
         client
     }
 
-    /// Whether the request came through one of them.
+    /// Returns true if the request came through a trusted proxy.
     pub fn brought(&self, request: &Request) -> bool {
         !self.trusted.is_empty() && self.trusts(request.peer.ip().to_canonical())
     }
@@ -146,11 +151,12 @@ impl Proxies {
         self.trusted.iter().any(|network| network.contains(address))
     }
 
-    /// What the proxies wrote, the nearest one first.
+    /// Returns the addresses that the proxies wrote, the nearest proxy first.
     fn hops<'a>(&self, headers: &'a Headers) -> Box<dyn Iterator<Item = Option<IpAddr>> + 'a> {
         let lines = |name| headers.all(name).map(|line| std::str::from_utf8(line).unwrap_or("?"));
         match self.header {
             ProxyHeader::XForwardedFor => {
+                // Later header lines and later elements are nearer: read both from the end.
                 let lines: Vec<&str> = lines("x-forwarded-for").collect();
                 Box::new(lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(node))
             }
@@ -162,19 +168,20 @@ impl Proxies {
     }
 }
 
-/// The `for` of one element of `Forwarded`. A comma or semicolon inside of quotes is in no address, so that
-/// an element which has one is not read.
+/// Returns the `for` of one element of `Forwarded`. Quotes are not parsed: a quoted comma or semicolon splits the
+/// element too. No address contains either, so the quoted part itself is not read.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut nodes = element.split(';').filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;
         name.trim().eq_ignore_ascii_case("for").then_some(value)
     });
+    // An element with two `for` has no single client, so it is not read.
     let value = nodes.next().filter(|_| nodes.next().is_none())?.trim();
     let plain = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
     node(plain.unwrap_or(value))
 }
 
-/// An address, as proxies write them: with a port or without, an IPv6 address in brackets or without.
+/// Parses an address in the form that proxies write: with or without a port, an IPv6 address with or without brackets.
 fn node(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
@@ -239,7 +246,7 @@ mod tests {
         assert!(beyond.contains("`203.0.113.0/24`"), "{beyond}");
     }
 
-    /// The client of a request from `peer` behind proxies in 10.0.0.0/8 and at ::1.
+    /// Returns the client of a request from `peer` behind proxies in 10.0.0.0/8 and at ::1.
     fn client(header: ProxyHeader, peer: &str, lines: &[(&str, &str)]) -> String {
         let proxies = Proxies { trusted: vec![network("10.0.0.0/8"), network("::1")], header };
         let peer = SocketAddr::new(peer.parse().unwrap(), 4711);
@@ -316,7 +323,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever a stranger writes in front, the address its proxy saw is found.
+        /// Any text in front of it does not change the address that the trusted proxy wrote.
         #[test]
         fn nothing_in_front_changes_what_our_proxy_wrote(made_up in "[ -~]{0,200}") {
             let line = format!("{made_up}, 198.51.100.1");

@@ -1,8 +1,7 @@
-//! Puts the daemon together, starts it in order and stops it in order.
+//! Assembly, ordered start and ordered stop of the daemon.
 //!
-//! The caller brings the listeners and says when to stop, so that a test runs a whole daemon on a
-//! free port and an embedder runs one in a larger program. Two daemons in one process do not know of
-//! each other.
+//! The caller provides the listeners and decides when to stop. So a test can run a whole daemon on a free port, and a
+//! larger program can embed one. Two daemons in one process share nothing.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,66 +34,66 @@ use crate::serve::spans::{Telemetry, TelemetryOptions};
 use crate::store::encryption::Sealer;
 use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
 
-/// What a daemon is made of.
+/// Options for a daemon, with its parts.
 pub struct DaemonOptions {
-    /// The database; `None` for a store that lives in memory and dies with the daemon.
+    /// Path of the database; `None` for a store in memory, which is lost when the daemon ends.
     pub store_path: Option<PathBuf>,
-    /// What is chosen about the store.
+    /// Options for the store.
     pub store: StoreOptions,
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
-    /// Accounts that no endpoint serves any more, on purpose, though they have live instances.
+    /// Accounts with live instances that deliberately have no endpoint any more.
     pub retired_accounts: Vec<String>,
     /// The hooks.
     pub runner: Runner,
-    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    /// Order lookup at marketplaces whose callbacks do not contain the order details.
     pub orders: Orders,
-    /// What is chosen about the intake.
+    /// Options for the intake.
     pub intake: IntakeOptions,
-    /// What is chosen about the dispatcher.
+    /// Options for the dispatcher.
     pub dispatch: DispatchOptions,
-    /// After how long without a signature a previous key is named as one that can go.
+    /// Time without a signature after which a previous key is reported as removable.
     pub key_unused_after: Duration,
-    /// How much a peer may, at either listener.
+    /// Limits on peers, for both listeners.
     pub server: ServerOptions,
-    /// What is chosen about the admin listener.
+    /// Options for the admin listener.
     pub admin: AdminOptions,
-    /// The certificate the marketplace is shown; without one, plain HTTP.
+    /// Certificate of the public listener; without one, plain HTTP.
     pub tls: Option<ServerTls>,
-    /// Who may call.
+    /// Access policy for callers of the public listener.
     pub guard: Guard,
-    /// Where spans are sent; nowhere, unless it is said.
+    /// Collector of spans. Default: none.
     pub telemetry: Option<TelemetryOptions>,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
-/// What a daemon that runs can change. The rest it is bound to.
+/// Settings that a running daemon can change by a reload. All others need a restart.
 pub struct Changes {
     /// The endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
     /// The hooks.
     pub runner: Runner,
-    /// Where it is asked what was ordered, for marketplaces whose callbacks do not say.
+    /// Order lookup at marketplaces whose callbacks do not contain the order details.
     pub orders: Orders,
-    /// What is chosen about the intake.
+    /// Options for the intake.
     pub intake: IntakeOptions,
-    /// Who may call.
+    /// Access policy for callers of the public listener.
     pub guard: Guard,
-    /// The certificate the marketplace is shown from the next handshake on, if the daemon shows one.
+    /// Certificate used from the next handshake on; ignored if the daemon runs without TLS.
     pub tls: Option<ServerTls>,
-    /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
+    /// Time for which passwords and license keys are repeated after their first report, in milliseconds.
     pub secrets_window_ms: i64,
-    /// What seals from now on, and opens; `None` leaves that as it is.
+    /// Sealing keys from now on; `None` keeps the current ones.
     pub sealer: Option<Sealer>,
-    /// After how long without a signature a previous key is named as one that can go.
+    /// Time without a signature after which a previous key is reported as removable.
     pub key_unused_after: Duration,
-    /// What is chosen about the admin listener.
+    /// Options for the admin listener.
     pub admin: AdminOptions,
 }
 
 impl DaemonOptions {
-    /// A daemon with these endpoints and hooks, and the defaults for everything else.
+    /// Returns options with these endpoints and hooks, and defaults for everything else.
     pub fn new(
         store_path: Option<PathBuf>,
         endpoints: Vec<(String, Endpoint)>,
@@ -120,27 +119,27 @@ impl DaemonOptions {
     }
 }
 
-/// Why a daemon did not start.
+/// Reasons why a daemon did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The store.
+    /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The folder in which running hooks are marked, beside the database.
+    /// The folder beside the database in which running hooks are marked cannot be used.
     #[error("the folder that marks running hooks cannot be used: {0}")]
     Leftovers(#[source] std::io::Error),
-    /// Others than this machine could reach the admin listener, and nothing asks them who they are.
+    /// The admin listener is reachable from other machines, and no token protects it.
     #[error("the admin listener at {0} is not on loopback and has no token")]
     Unguarded(SocketAddr),
-    /// Accounts with live instances and without an endpoint.
+    /// Accounts have live instances, but no endpoint.
     #[error(transparent)]
     Orphans(#[from] Orphans),
-    /// A listener.
+    /// A listener cannot be used.
     #[error("the listener cannot be used: {0}")]
     Listener(#[from] std::io::Error),
 }
 
-/// A daemon that runs.
+/// A running daemon.
 pub struct Daemon {
     address: SocketAddr,
     admin_address: Option<SocketAddr>,
@@ -158,14 +157,14 @@ pub struct Daemon {
     tls: Option<ServerTls>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
-    /// The admin listener's handler, whose token may change.
+    /// Handler of the admin listener, kept because a reload may change its token.
     operators: Admin,
     dispatch: JoinHandle<usize>,
     telemetry: Option<Telemetry>,
     ended: watch::Receiver<Option<&'static str>>,
 }
 
-/// A part of the daemon that is to run until the stop. Dropped when the part ends, however it ends.
+/// A component that must run until the stop. Dropped when the component ends for any reason, a panic included.
 struct Part {
     name: &'static str,
     ended: watch::Sender<Option<&'static str>>,
@@ -173,6 +172,7 @@ struct Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
+        // Only the first end is reported, because the others usually follow from it.
         self.ended.send_if_modified(|first| {
             let is_first = first.is_none();
             first.get_or_insert(self.name);
@@ -181,22 +181,26 @@ impl Drop for Part {
     }
 }
 
-/// How a stop went.
+/// Result of a stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stopped {
-    /// Whether every request in flight was answered.
+    /// True if every request in flight was answered.
     pub answered: bool,
-    /// Hooks that were cut short; their jobs are due at the next start.
+    /// Number of aborted hook calls; their jobs are due at the next start.
     pub cut: usize,
-    /// Whether the database was closed in time.
+    /// True if the database was closed in time.
     pub closed: bool,
 }
 
 impl Daemon {
-    /// Starts a daemon behind these listeners.
+    /// Starts a daemon behind these listeners. The steps have a fixed order:
+    /// 1. Check the admin listener and the accounts, so that a start that fails here changes nothing on disk.
+    /// 2. Open the store with the retry lists, because its recovery already schedules retries.
+    /// 3. Kill the hooks that a dead daemon left running.
+    /// 4. Start the dispatcher, and then the listeners, so that the first callback finds a dispatcher.
     ///
     /// # Errors
-    /// When the store cannot be opened or a listener cannot be used; then nothing runs.
+    /// Fails if the store cannot be opened or a listener cannot be used; nothing runs then.
     pub async fn start(
         listener: TcpListener,
         admin: Option<TcpListener>,
@@ -214,13 +218,13 @@ impl Daemon {
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
         drop(log_backlog(store.clone()));
         announce(&metrics);
-        // Under the store's lock, and before the first attempt: what a dead daemon left must not meet it.
+        // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
         if let Some(path) = &options.store_path {
             let leftovers = clear_leftovers(path).await?;
             runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
         }
         let refusals = Refusals::new(clock.clone(), metrics.clone());
-        // While nothing runs yet: it is the last that may fail.
+        // The last step that can fail comes before any component runs.
         let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
@@ -272,10 +276,10 @@ impl Daemon {
         })
     }
 
-    /// Looks for live instances of accounts that none of these endpoints would serve.
+    /// Finds live instances of accounts that none of these endpoints serves.
     ///
     /// # Errors
-    /// When there are any, or the database cannot be read.
+    /// Fails if there are any, or if the database cannot be read.
     pub fn check_accounts(
         &self,
         endpoints: &[(String, Endpoint)],
@@ -285,9 +289,10 @@ impl Daemon {
         Ok(Orphans::find(endpoints, retired, unserved)?.map_or(Ok(()), Err)?)
     }
 
-    /// Changes what can be changed, between one request and the next: a request that has begun, and a hook
-    /// that runs, end with what they began with. Call [`Daemon::check_accounts`] before: endpoints that leave live
-    /// instances without one are taken here as they are.
+    /// Applies new settings between two requests. A request or a hook call in progress ends with its old settings.
+    ///
+    /// Call [`Daemon::check_accounts`] first. This method does not check if the endpoints leave live instances
+    /// unserved.
     pub fn change(&self, changes: Changes) {
         let Changes {
             endpoints,
@@ -307,7 +312,7 @@ impl Daemon {
         if let Some(sealer) = sealer {
             self.store.seal_with(sealer);
         }
-        // The hooks first: nothing may come through a new endpoint and go to an old hook.
+        // The hooks change before the routes: no callback of a new endpoint may reach an old hook.
         let runner = runner.succeeding(&self.runner.borrow());
         dispatch::announce(&self.metrics, &runner);
         self.runner.send_replace(runner);
@@ -315,53 +320,59 @@ impl Daemon {
         self.known.send_replace(known(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
+        // The routes change last, as one value, so that a request sees either all old or all new ones.
         self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
+        // A reload cannot turn TLS on or off, because the listener was created with or without it.
         if let (Some(shown), Some(new)) = (&self.tls, &tls) {
             shown.show(new);
         }
     }
 
-    /// Waits until a part of the daemon has ended that was to run until the stop, and says which. It means
-    /// a bug. What is left cannot do the work (it takes orders that nobody runs, say), so whoever runs the
-    /// daemon should [stop](Daemon::stop) it and start another.
+    /// Waits until a component ends that must run until the stop, and returns its name.
+    ///
+    /// An end before the stop is a bug. The remaining components cannot do the work: without a dispatcher, for example,
+    /// accepted orders are never run. So the caller should [stop](Daemon::stop) the daemon and start another.
     pub async fn ended(&self) -> &'static str {
         let mut ended = self.ended.clone();
         let part = ended.wait_for(Option::is_some).await.ok().and_then(|part| *part);
         part.unwrap_or("daemon")
     }
 
-    /// Whether the writer answers and the dispatcher goes round, within [`limits::ALIVE_WITHIN_MS`]: what a
-    /// watchdog is to be fed for.
+    /// Checks that the writer answers and the dispatcher turns, within [`limits::ALIVE_WITHIN_MS`]. Notify a watchdog
+    /// only after a success.
     ///
     /// # Errors
-    /// The name of the part that does not.
+    /// Returns the name of the part that is not alive.
     pub async fn alive(&self) -> Result<(), &'static str> {
         self.liveness.check().await
     }
 
-    /// Where the marketplace calls.
+    /// Returns the address of the public listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Where the operator looks.
+    /// Returns the address of the admin listener.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin_address
     }
 
-    /// What is kept.
+    /// Returns the store.
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    /// What was counted.
+    /// Returns the metrics.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Stops: accepts nothing more, answers what is in flight, takes no more jobs, lets hooks end or
-    /// gives their jobs back, writes, closes. Each step is bounded.
+    /// Stops the daemon in order. Each step has a time limit:
+    /// 1. Accept no more connections, and answer the requests in flight.
+    /// 2. Lease no more jobs. Let hooks end, or give their jobs back.
+    /// 3. Write the last commit, and close the database.
     pub async fn stop(self) -> Stopped {
+        // Step 1: the listeners, because a request in flight may still wait for a hook.
         self.stop_front.send_replace(true);
         let drained = self.front.await;
         let answered = matches!(drained, Ok(Drained { finished: true, .. }));
@@ -371,6 +382,7 @@ impl Daemon {
         if let Some(admin) = self.admin {
             let _ = admin.await;
         }
+        // Step 2: the dispatcher, after the last callback was accepted.
         self.stop_dispatch.send_replace(true);
         let cut = stopped(self.dispatch).await;
         let telling = async {
@@ -378,9 +390,11 @@ impl Daemon {
                 telemetry.stop().await;
             }
         };
-        // The writer ends with the last handle on the store: the doors have one, the admin listener, and the key watch.
+        // Step 3: the writer ends with the last handle on the store. The routes, the admin listener and the key watch
+        // hold one each.
         drop((self.store, self.liveness, self.doors, self.watched, self.operators));
         let closing = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait());
+        // The last spans are sent while the database closes, so that a slow collector does not delay the close.
         let (closed, ()) = tokio::join!(closing, telling);
         let closed = closed.is_ok();
         if !closed {
@@ -390,7 +404,8 @@ impl Daemon {
     }
 }
 
-/// Looks at the accounts before the schema is brought up to date: a start that is refused must leave the way back open.
+/// Checks the accounts before the schema is migrated: a start that fails here must leave the database usable for the
+/// older spid.
 fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
     let Some(path) = &options.store_path else { return Ok(()) };
     let unserved = |served: &[&str]| store::unserved_accounts(path, served);
@@ -398,7 +413,8 @@ fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
     Ok(orphans.map_or(Ok(()), Err)?)
 }
 
-/// Fails closed: what lets people look and mend is not for everybody who can reach it.
+/// Denies an admin listener without a token on any address but loopback. Every peer that reaches the listener could
+/// otherwise read and change data.
 fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<(), StartError> {
     match admin.filter(|address| !address.ip().is_loopback()) {
         Some(address) if options.token.is_none() => Err(StartError::Unguarded(address)),
@@ -417,8 +433,8 @@ async fn open_store(
     }
 }
 
-/// The end of the dispatcher: how many hooks it cut short. It bounds its own wait for hooks; a store that
-/// hangs must not keep it beyond that.
+/// Waits for the dispatcher and returns the number of aborted hook calls. The dispatcher limits its own wait for hooks.
+/// The limit here also covers a store that hangs.
 async fn stopped(mut dispatch: JoinHandle<usize>) -> usize {
     let bound = Duration::from_millis(limits::STOP_HOOKS_MS + limits::STOP_STORE_MS);
     match timeout(bound, &mut dispatch).await {
@@ -446,13 +462,13 @@ fn serve(
 ) -> JoinHandle<Drained> {
     let mut stopping = stop.subscribe();
     let stop = async move {
-        // An error means that the daemon itself is gone: that is a stop, too.
+        // An error means that the daemon was dropped, which counts as a stop.
         let _ = stopping.wait_for(|stop| *stop).await;
     };
     run(part, net::serve(listener, options, handler, stop))
 }
 
-/// What the admin listener shows.
+/// Returns the parts that the admin listener shows.
 fn shown(
     store: &Store,
     database: Option<(PathBuf, StoreOptions)>,
@@ -469,14 +485,14 @@ fn shown(
     }
 }
 
-/// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+/// Creates the counters with the value 0, so that an alert rule sees the first increment.
 fn announce(metrics: &Metrics) {
     for outcome in ["applied", "restart-required", "kept"] {
         metrics.announce(Metric::Reloads, [outcome, ""]);
     }
 }
 
-/// Runs a part of the daemon.
+/// Runs a component in a task of its own.
 fn run<T: Send + 'static>(part: Part, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(async move {
         let _part = part;
@@ -484,7 +500,7 @@ fn run<T: Send + 'static>(part: Part, work: impl Future<Output = T> + Send + 'st
     })
 }
 
-/// The endpoints, as far as jobs need them.
+/// Returns the facts about the endpoints that jobs need.
 fn known(endpoints: &[(String, Endpoint)]) -> KnownEndpoints {
     KnownEndpoints::new(endpoints.iter().map(|(_, endpoint)| {
         let known = KnownEndpoint { account: endpoint.account.clone(), dialect: endpoint.dialect };
@@ -492,8 +508,8 @@ fn known(endpoints: &[(String, Endpoint)]) -> KnownEndpoints {
     }))
 }
 
-/// The store knows no hooks: it is told how to find the retry list of the one a job is for now. Whoever
-/// embeds a daemon may have chosen otherwise.
+/// Adds the function that finds the retry list of a job's current hook, because the store does not know hooks. A
+/// function set by an embedding program is kept.
 fn with_retry_lists(
     mut options: StoreOptions,
     runners: watch::Receiver<Runner>,
@@ -501,6 +517,7 @@ fn with_retry_lists(
 ) -> StoreOptions {
     options.schedules.chosen.get_or_insert_with(|| {
         Arc::new(move |failed: &Retrying<'_>| {
+            // The endpoint may have been renamed since: route the job as the dispatcher does.
             let dialect = failed.callback.dialect.as_deref();
             let successors = known.borrow().successors(failed.endpoint, failed.account, dialect);
             let endpoint = successors.name().unwrap_or(failed.endpoint);
@@ -515,7 +532,7 @@ fn watched(endpoints: &[(String, Endpoint)], unused_after: Duration) -> Watched 
     Watched::new(endpoints.iter().map(|(_, endpoint)| (&endpoint.name, &endpoint.keys)), unused_after)
 }
 
-/// Watches these keys, and those that are sent, until the sender is dropped.
+/// Watches these keys, and the keys sent later, until the sender is dropped.
 async fn watch_keys(
     store: &Store,
     clock: &Clock,
@@ -529,16 +546,17 @@ async fn watch_keys(
     sender
 }
 
-/// Kills the hooks that a dead daemon of this database left running.
+/// Kills the hooks that an earlier daemon of this database left running.
 async fn clear_leftovers(store_path: &Path) -> Result<Leftovers, StartError> {
+    // One folder per database file: a symbolic link to the database must lead to the same marks.
     let real = store_path.canonicalize().map_err(StartError::Leftovers)?;
     let mut folder = real.into_os_string();
     folder.push(".running");
     Leftovers::clear(Path::new(&folder)).await.map_err(StartError::Leftovers)
 }
 
-/// What waits for somebody is said at every start. To count it takes longer the more there is in the store, so
-/// nobody waits for that.
+/// Logs the backlog that waits for an operator, at every start. The count takes longer in a larger store, so the start
+/// does not wait for it.
 fn log_backlog(store: Store) -> JoinHandle<()> {
     tokio::task::spawn_blocking(move || match store.reader().totals() {
         Ok(totals) => {
@@ -604,7 +622,7 @@ mod tests {
         daemon.stop().await;
     }
 
-    /// The loop goes round though its one place is taken by a hook that does not end.
+    /// The loop turns although a hook that does not end has its only permit.
     #[tokio::test]
     async fn a_dispatcher_is_alive_as_long_as_it_turns() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

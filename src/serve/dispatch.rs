@@ -1,12 +1,14 @@
-//! Runs what is owed: takes jobs under a lease, runs their hooks, keeps how they ended.
+//! Dispatcher: leases due jobs, runs their hooks, stores the outcomes.
 //!
-//! One loop takes jobs; each runs in a task of its own. A hook never runs inside a transaction. While
-//! it runs its lease is renewed; if that fails for long enough somebody else may take the job, and
-//! the late end is fenced off by the store. Nothing a hook does ends the loop.
+//! One loop leases jobs, and each job runs in a task of its own. A hook never runs inside a transaction. While a job
+//! runs, its lease is renewed. If the renewal fails for too long, the job may be leased again, and the store then
+//! fences off the late outcome. No error of a hook ends the loop.
 //!
-//! What runs a job has a bound of its own: each hook, and each marketplace that is asked what was ordered. A job
-//! holds the permit of one of them at a time, and one of those for calls of hooks, over all hooks, only while
-//! its hook runs. A job that was taken holds a place until it is known where it waits or runs.
+//! These limits apply:
+//! - A *start permit* covers a job from its lease until it is known where the job waits or runs.
+//! - Each hook has its own slots, and each marketplace its own permits for order lookups. A job holds one of them at a
+//!   time.
+//! - A *call permit* counts calls over all hooks. A job holds one only while its hook runs.
 
 mod calls;
 mod rooms;
@@ -38,18 +40,18 @@ use rooms::{Rooms, Server};
 
 pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 
-/// What can be chosen about the dispatcher.
+/// Options for the dispatcher.
 #[derive(Debug, Clone)]
 pub struct DispatchOptions {
-    /// Calls of hooks that run at once, over all hooks. One of them is each hook's own.
+    /// Maximum number of concurrent hook calls, over all hooks. One permit is reserved for each hook.
     pub places: usize,
-    /// Jobs that are taken and wait for one busy hook, or for one marketplace.
+    /// Maximum number of leased jobs that wait for one busy hook, or for one marketplace.
     pub waiting: usize,
-    /// How often it looks for due jobs though nothing woke it.
+    /// Interval of the poll for due jobs, in addition to wake-ups.
     pub poll: Duration,
-    /// How often leases are renewed.
+    /// Interval of the lease renewal.
     pub renew: Duration,
-    /// How long a stop waits for running hooks.
+    /// Time limit at a stop for running hooks.
     pub stop_within: Duration,
 }
 
@@ -65,23 +67,24 @@ impl Default for DispatchOptions {
     }
 }
 
-/// How long to wait before a store that failed is asked again; how long at most, when it fails again and
-/// again: a full disk must not be filled with the news of it.
+/// First pause after an error of the store. While an outcome cannot be stored, the pause doubles up to the maximum
+/// below, because log lines must not fill a disk that is already full.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(8);
 
-/// The attempts that run now, by job and attempt.
+/// Attempts in flight, by job and attempt.
 type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
 
-/// A job that runs. A task that panics holds it no longer: its lease is left to run out, and the job
-/// comes back. A task that is cut short by a stop still does: the stop gives its job back.
+/// Entry of an attempt in flight. If its task panics, the entry is removed: the lease expires, and the job runs again.
+/// If a stop aborts the task, the entry remains, and the stop gives the job back.
 struct Holding {
     held: Held,
     attempt: (i64, u32),
 }
 
 impl Holding {
-    /// Holds the job. `None` when a later attempt at it runs here: then this lease was lost on its way.
+    /// Adds the attempt. Returns `None` if this or a later attempt at the job is in flight here: this lease was lost
+    /// then.
     fn begin(held: &Held, job: &JobRow) -> Option<Holding> {
         let attempt = (job.number, job.attempts);
         let mut all = lock(held);
@@ -111,7 +114,7 @@ impl Drop for Holding {
     }
 }
 
-/// Runs jobs.
+/// The dispatcher.
 pub struct Dispatch {
     store: Store,
     clock: Clock,
@@ -124,13 +127,13 @@ pub struct Dispatch {
     orders: watch::Receiver<Orders>,
     endpoints: watch::Receiver<KnownEndpoints>,
     spans: Spans,
-    /// When the loop last went round.
+    /// Time of the last turn of the loop.
     turned: watch::Sender<Instant>,
 }
 
 impl Dispatch {
-    /// A dispatcher for the jobs of `store`. Each attempt begins with the runner that is there then, and
-    /// ends with it.
+    /// Creates a dispatcher for the jobs of `store`. Each attempt uses the runner that is current at its start, to its
+    /// end.
     pub fn new(
         store: Store,
         clock: Clock,
@@ -161,28 +164,28 @@ impl Dispatch {
         }
     }
 
-    /// The same, asking there what was ordered where a callback does not say.
+    /// Returns the dispatcher with an order lookup, for callbacks that do not contain the order details.
     pub fn asking(self, orders: watch::Receiver<Orders>) -> Dispatch {
         Dispatch { orders, ..self }
     }
 
-    /// The same, with the endpoints that are configured: what comes from another one is not taken for theirs.
+    /// Returns the dispatcher with the configured endpoints. It then checks the account of a job's endpoint.
     pub fn knowing(self, endpoints: watch::Receiver<KnownEndpoints>) -> Dispatch {
         Dispatch { endpoints, ..self }
     }
 
-    /// The same, telling a collector of each attempt.
+    /// Returns the dispatcher with a span for each attempt, for a collector.
     pub fn telling(self, spans: Spans) -> Dispatch {
         Dispatch { spans, ..self }
     }
 
-    /// When the loop last went round. It does so at least once in each [poll](DispatchOptions::poll), as long
-    /// as the store answers: whoever watches this knows that it is not stuck.
+    /// Returns the time of the loop's last turn. The loop turns at least once in each [poll](DispatchOptions::poll) as
+    /// long as the store answers, so an old time means that it is stuck.
     pub fn turned(&self) -> watch::Receiver<Instant> {
         self.turned.subscribe()
     }
 
-    /// Runs until `stop` is set, then lets running hooks end. Returns how many were cut short; their
+    /// Runs until `stop` is set, then waits for running hooks. Returns the number of hooks that were aborted; their
     /// jobs are due again at the next start.
     pub async fn run(self, stop: watch::Receiver<bool>) -> usize {
         let Some(ready) = self.store.attach(self.options.places) else {
@@ -193,12 +196,13 @@ impl Dispatch {
         let ready = tokio::select! {
             biased;
             ready = self.take_and_run(ready, &mut running, stop.clone()) => ready,
+            // Never ends; it is polled here so that leases are renewed while the loop runs.
             () = self.keep_house() => return 0,
         };
         self.drain(ready, running).await
     }
 
-    /// The loop: hand-overs, wake-ups, due times, and a poll for whatever all of these missed.
+    /// Runs the loop. A turn starts at a handed-over job, a wake-up, a due time, or the poll that finds missed ones.
     async fn take_and_run(
         &self,
         mut ready: mpsc::UnboundedReceiver<Ready>,
@@ -210,37 +214,46 @@ impl Dispatch {
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
         loop {
+            // The watchdog reads this.
             self.turned.send_replace(Instant::now());
+            // Lease due jobs only if at least one of them can start.
             if look && self.store.places().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop).await;
             }
             tokio::select! {
                 biased;
+                // A stop comes first, so that a busy store cannot delay it.
                 _ = stopping.wait_for(|stop| *stop) => return ready,
+                // A job created in state running is handed over with its lease and its start permit.
                 handed = ready.recv() => match handed {
                     Some(handed) => self.start(handed, running, &stop),
                     None => return ready,
                 },
+                // A reload added or removed hooks.
                 Ok(()) = runner.changed() => self.calls.configure(&runner.borrow_and_update()),
+                // A commit made a job due.
                 () = self.store.work() => look = true,
+                // The next due time, or the poll.
                 () = sleep_until(look_at), if !look => look = true,
-                // There is something to take and no place for it: the first that is given back will do.
+                // Jobs are due, but no start permit is free: the next one returned starts a turn.
                 Some(()) = self.free(), if look => {}
+                // Removes finished tasks from the set.
                 Some(_) = running.join_next(), if !running.is_empty() => {}
-                // To be seen turning, though all places are taken for long.
+                // Starts a turn once per poll, so that the watchdog sees progress although all permits are in use for
+                // long.
                 () = sleep(self.options.poll) => {}
             }
         }
     }
 
-    /// Waits until one more job could be taken. `None` once there never will be.
+    /// Waits until a start permit is free. Returns `None` once the store is closed for new jobs.
     async fn free(&self) -> Option<()> {
         let _place = self.store.places().acquire().await.ok()?;
         Some(())
     }
 
-    /// Starts what is on its way here, so that its lease counts as held when jobs are taken.
+    /// Starts jobs that were already handed over, so that `take` counts their leases as held.
     fn start_handed(
         &self,
         ready: &mut mpsc::UnboundedReceiver<Ready>,
@@ -252,22 +265,25 @@ impl Dispatch {
         }
     }
 
-    /// Starts a job that was handed over, unless its lease was lost on the way: the clock may have
-    /// jumped while it and a take of ours were both under way, and that take has ended its lease.
+    /// Starts a job that was handed over, unless its lease was lost on the way. The clock may have jumped while the job
+    /// and a `take` of this dispatcher were both under way, and that `take` has ended the lease.
     fn start(&self, handed: Ready, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) {
         match self.store.holds(&handed) {
             Ok(false) => {
                 tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
             }
+            // On a read error the job runs all the same: the store fences its outcome if the lease was lost.
             Ok(true) | Err(_) => self.spawn(*handed.taken, handed.place, running, stop),
         }
     }
 
-    /// Leaves jobs in the store whose hook, or whose marketplace, has as many waiting as it has room for.
+    /// Returns the function that leaves a job in the store if the waiting room of its hook or marketplace is full.
+    /// Returns `None` if no room is full.
     fn postpone(&self) -> Option<Arc<Postpone>> {
         if !self.rooms.is_any_full() {
             return None;
         }
+        // Snapshots, because the function runs inside the transaction that leases jobs.
         let (rooms, orders) = (self.rooms.clone(), self.orders.borrow().clone());
         let endpoints = self.endpoints.borrow().clone();
         let runner = self.runner.borrow().clone();
@@ -287,8 +303,10 @@ impl Dispatch {
         }))
     }
 
-    /// Takes as many due jobs as there are places. Returns whether to look again, and when.
+    /// Leases at most as many due jobs as there are start permits. Returns true if more may be due, and the next due
+    /// time.
     async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
+        // Permits come before jobs, so that every leased job can start at once.
         let mut places = Vec::new();
         while let Ok(place) = self.store.places().clone().try_acquire_owned() {
             places.push(place);
@@ -297,6 +315,7 @@ impl Dispatch {
         let poll = Instant::now() + self.options.poll;
         match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
             Ok(taking) => {
+                // A full batch may have left more due jobs in the store, so the loop looks again at once.
                 let more = taking.taken.len() == limit
                     || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
                 let full = limit > 0 && more;
@@ -345,7 +364,7 @@ impl Dispatch {
         };
         let TraceContext { trace, span } = TraceContext::of_attempt(taken.job.id, taken.job.attempts);
         let span = tracing::error_span!("attempt", trace_id = %trace, span_id = %span, callback = taken.job.callback);
-        // On the heap: it is large, and would be moved about with the task.
+        // Boxed, because the future is large and would be copied with the task.
         let work = Box::pin(async move {
             attempt.run(taken, place).await;
             holding.end();
@@ -357,6 +376,7 @@ impl Dispatch {
     async fn keep_house(&self) {
         let mut renew = interval(self.options.renew);
         let mut flush = interval(Duration::from_millis(limits::COUNTS_FLUSH_MS));
+        // A late tick must not be followed by a burst of missed ones.
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -368,7 +388,7 @@ impl Dispatch {
         }
     }
 
-    /// The attempts that run now.
+    /// Returns the attempts in flight.
     fn held(&self) -> Vec<(i64, u32)> {
         lock(&self.held).keys().copied().collect()
     }
@@ -391,10 +411,12 @@ impl Dispatch {
         }
     }
 
-    /// Lets running hooks end, within bounds; gives back the jobs of those that do not.
+    /// Waits for running hooks, within the time limit, and gives back the jobs of the others.
     async fn drain(&self, mut ready: mpsc::UnboundedReceiver<Ready>, mut running: JoinSet<()>) -> usize {
+        // From here on, no job is created in state running.
         self.store.places().close();
         ready.close();
+        // Jobs handed over but not started go back at once.
         while let Ok(Ready { taken, .. }) = ready.try_recv() {
             self.give_back(&taken.job).await;
         }
@@ -402,11 +424,13 @@ impl Dispatch {
         let in_time = tokio::select! {
             biased;
             ended = timeout(self.options.stop_within, all_ended) => ended.is_ok(),
+            // Leases are renewed during the wait, because the hooks still run.
             () = self.keep_house() => false,
         };
         if !in_time {
             running.shutdown().await;
         }
+        // The entries left belong to tasks that were aborted.
         let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
         for job in &cut {
             tracing::warn!(job = %job.id, action = %job.action, "the hook was still running; its job is due again at the next start");
@@ -427,7 +451,7 @@ fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<(i64, u32), JobRow>> 
     held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One attempt at one job.
+/// An attempt at a job.
 struct Attempt {
     store: Store,
     clock: Clock,
@@ -439,17 +463,19 @@ struct Attempt {
     orders: Orders,
     endpoints: KnownEndpoints,
     spans: Spans,
-    /// The hook that was run, once it was.
+    /// Name of the hook that was called, once it was.
     hook: Option<String>,
 }
 
 impl Attempt {
     async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
+        // Step 1: look up the order details, if the callback lacks them. Step 2: call the hook.
         let begun = self.spans.begin();
         let ending = match self.complete(&mut taken, place).await {
             Ok(place) => self.call(&taken, place).await,
             Err(ending) => ending,
         };
+        // The span ends before the outcome is stored, so that it does not include retries of the store.
         if let Some(begun) = begun {
             self.spans.end(self.span(&taken, begun, &ending));
         }
@@ -457,7 +483,7 @@ impl Attempt {
         self.finish(&taken, ending).await;
     }
 
-    /// What a collector is told of it. It belongs to the request that made the job.
+    /// Returns the span of the attempt, a child of the request that created the job.
     fn span(&self, taken: &Taken, begun: Begun, ending: &Ending) -> Span {
         let Taken { job, instance, origin, .. } = taken;
         let name = instance.as_ref().and_then(|it| it.id.as_ref().or(it.order_biz_id.as_ref()));
@@ -481,14 +507,16 @@ impl Attempt {
         }
     }
 
-    /// The right to run the hook, and the permit for one more call. A job that must wait for either gives its place
-    /// back and waits in the room of its hook: a hook that is slow must not keep the jobs of the others from running.
-    /// `None` when there is no room to wait, or everything stops.
+    /// Waits for a slot of the hook and a call permit. A job that must wait for either first releases its start permit,
+    /// and then enters the waiting room of its hook. So a slow hook does not block the jobs of others.
+    ///
+    /// Returns `None` if the waiting room is full, or at a stop.
     async fn slot(
         &mut self,
         subject: &Subject<'_>,
         place: Option<OwnedSemaphorePermit>,
     ) -> Option<(Slot, Place)> {
+        // The usual case: both are free, and no waiting room is needed.
         let mut free = self.runner.borrow_and_update().try_reserve(subject);
         if let Some(slot) = &free
             && let Some(permit) = self.calls.try_take(slot.hook_name())
@@ -507,7 +535,7 @@ impl Attempt {
             tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|stop| *stop) => return None,
-                // What waits has not begun: it takes the hook that is configured by then.
+                // A waiting job has not begun, so it uses the hook that a reload has configured meanwhile.
                 Ok(()) = self.runner.changed() => {}
                 permit = calls.take(slot.hook_name()) => return Some((slot, permit)),
             }
@@ -519,7 +547,7 @@ impl Attempt {
             let runner = self.runner.borrow_and_update().clone();
             tokio::select! {
                 biased;
-                // What waits has not begun: it takes the hook that is configured by then.
+                // A waiting job has not begun, so it uses the hook that a reload has configured meanwhile.
                 Ok(()) = self.runner.changed() => {}
                 slot = runner.reserve(subject) => return Some(slot),
                 _ = self.stop.wait_for(|stop| *stop) => return None,
@@ -527,8 +555,8 @@ impl Attempt {
         }
     }
 
-    /// Makes sure that the callback says what was ordered: what it does not say is asked for, and kept. The place
-    /// is given back before a marketplace is asked: however long that takes, it keeps no hook from running.
+    /// Completes the callback: missing order details are looked up and stored. The start permit is released before the
+    /// lookup, so that a slow marketplace does not block other jobs.
     async fn complete(
         &mut self,
         taken: &mut Taken,
@@ -541,6 +569,7 @@ impl Attempt {
         let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(place)) };
         drop(place);
         let room = self.rooms.of(Server::Orders(asked.to_owned()));
+        // A full room gives the job back, and `postpone` keeps it in the store until the room has space.
         let Some(_waiting) = room.enter() else { return Err(Ending::GivenBack) };
         let asking = async {
             let _turn = room.turn().await;
@@ -566,7 +595,7 @@ impl Attempt {
         };
         match self.store.learn(&taken.job, known.clone()).await {
             Ok(Some(instance)) => taken.instance = Some(instance),
-            // The lease is lost: the end of this attempt will be fenced off.
+            // The lease is lost, so the store will fence off the outcome of this attempt.
             Ok(None) => return Err(Ending::GivenBack),
             Err(error) => return again(format!("what was ordered could not be kept: {error}")),
         }
@@ -574,14 +603,14 @@ impl Attempt {
         Ok(())
     }
 
-    /// The endpoints that stand for the one the callback came through.
+    /// Returns the configured endpoints that replace the one the callback came through.
     fn successors(&self, taken: &Taken) -> Successors {
         let Taken { origin, callback, .. } = taken;
         self.endpoints.successors(&origin.endpoint, &origin.account, callback.dialect.as_deref())
     }
 
-    /// The name of the endpoint that routes are decided by. A route that nobody can decide must not lead to
-    /// whatever hook is the first.
+    /// Returns the endpoint name that decides routes. Fails if the endpoint is gone and a route depends on it: the job
+    /// must not go to a hook that was not chosen for it.
     fn routed_as(&self, taken: &Taken) -> Result<String, Ending> {
         let origin = &taken.origin;
         match self.successors(taken).name() {
@@ -610,11 +639,13 @@ impl Attempt {
             Err(ending) => return ending,
         };
         let subject = Subject::new(&endpoint, callback, instance.as_ref());
+        // The slot comes before the call is built: time spent waiting must not count against the hook's deadline.
         let Some((slot, _permit)) = self.slot(&subject, place).await else { return Ending::GivenBack };
         let timeout = i64::try_from(slot.timeout().as_millis()).unwrap_or(i64::MAX);
         let call = Call::new(CallFacts {
             callback,
             instance: instance.as_ref(),
+            // The job's id stays the same for all attempts, so that the hook can recognize a retry.
             idempotency_key: job.id.to_string(),
             attempt: job.attempts,
             deadline: plus_millis(self.clock.now(), timeout),
@@ -636,7 +667,8 @@ impl Attempt {
         }
     }
 
-    /// The buyer and the product are the instance's, so the marketplace is the one it was bought at.
+    /// Returns the value of the header `x-dashscope-euid`, for products that call Model Studio. Product and buyer
+    /// belong to the instance, so the dialect of the endpoint that created it decides.
     fn dashscope_euid(&self, taken: &Taken, subject: &Subject<'_>) -> Option<String> {
         let successors = match &taken.instance {
             Some(instance) => self.endpoints.successors(&instance.endpoint, &instance.account, None),
@@ -651,14 +683,14 @@ impl Attempt {
             Attempted::Retry { error, after } => Ending::Retry { error, after },
             Attempted::Misconfigured { error, after } => self.misconfigured(job, "the hook", error, after),
             Attempted::Refused { reason } => Ending::Refused { reason },
-            // A payment is a message: that nobody listens to it is no reason to refuse it.
+            // A payment is only a notification: a hook that does not handle it is no reason to refuse it.
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),
             Attempted::Unsupported { reason } => {
                 self.metrics.count(Metric::Alerts, ["unsupported", ""]);
                 tracing::error!(job = %job.id, action = %job.action, "the hook does not support what the marketplace asks: {reason}");
                 Ending::Refused { reason }
             }
-            // The browser does not wait, so nothing could complete it.
+            // The browser does not wait, so no later step could complete a pending sign-on.
             Attempted::Pending { note } if job.action == Action::SignOn => {
                 let error = format!("a sign-on cannot be pending ({note}): answer it, or refuse it");
                 self.misconfigured(job, "the hook", error, None)
@@ -667,13 +699,14 @@ impl Attempt {
         }
     }
 
-    /// Keeps the end, however long the store takes to come back: the hook has done its work. A store that
-    /// has ended does not come back.
+    /// Stores the outcome and retries until the store accepts it, because the hook has already done its work. A store
+    /// that has stopped does not come back, so the loop ends there.
     async fn finish(&mut self, taken: &Taken, ending: Ending) {
         let mut pause = STORE_PAUSE;
         loop {
             match self.store.finish(taken, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
+                // A later attempt owns the job: this outcome must not change it.
                 Ok(Finished::Fenced) => {
                     self.metrics.count(Metric::Alerts, ["lease-lost", ""]);
                     tracing::warn!(job = %taken.job.id, attempt = taken.job.attempts, "the attempt ended after its lease was lost; its end was not used");
@@ -718,7 +751,7 @@ impl Attempt {
     }
 }
 
-/// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+/// Creates the counters with the value 0, so that an alert rule sees the first increment.
 pub(crate) fn announce(metrics: &Metrics, runner: &Runner) {
     for action in Action::ALL.map(Action::as_str) {
         for ending in ["done", "retry", "refused", "pending", "given-back"] {
@@ -759,7 +792,7 @@ mod tests {
     use crate::hooks::runner::NamedHook;
     use crate::store::{Acceptance, StoreOptions};
 
-    /// A hook whose create begins and never ends.
+    /// A hook whose create starts and never ends.
     struct Endless(Arc<Notify>);
 
     impl ProvisioningHook for Endless {
@@ -792,7 +825,7 @@ mod tests {
         }
     }
 
-    /// Time that is paused moves on only while nothing is ready: a loop that spins stops it for ever.
+    /// Paused time advances only while no task is ready, so a loop that spins makes this test hang.
     #[tokio::test(start_paused = true)]
     async fn a_dispatcher_without_a_free_place_sleeps() {
         let clock = Clock::System;

@@ -1,11 +1,11 @@
-//! The path of a callback: verify, keep, wait a little, answer what is true by then.
+//! The path of a callback: verify, store, wait a short time, and answer with the result so far.
 //!
-//! Everything that comes in goes through [`Intake::receive`], and there is no second way. Before the
-//! signature holds nothing is kept and little is said. After it nothing may vanish: what cannot be
-//! stored now is answered "call again", never "done".
+//! Every request goes through [`Intake::receive`] or the same steps, [`Intake::verify`] and [`Intake::answer`]. Before
+//! the signature is verified, nothing is stored and the answer says little. After that no callback may be lost: a
+//! callback that cannot be stored now is answered "call again", never "done".
 //!
-//! Intake and dispatch never meet. A job that was made here is run elsewhere; what is heard of it
-//! comes through the store's signals.
+//! Intake and dispatcher never call each other. The dispatcher runs the job that intake creates, and intake hears of
+//! its result through the signals of the store.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,37 +25,37 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
 
-/// A configured URL path: one dialect, one seller account, its keys.
+/// A configured URL path: one dialect, one seller account, and its keys.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// Its name in logs, metrics and the store.
+    /// Name in logs, metrics and the store.
     pub name: Arc<str>,
-    /// The stable name its instances are kept under.
+    /// Account, the stable name under which the instances are stored.
     pub account: Arc<str>,
-    /// How its marketplace speaks.
+    /// Dialect: the protocol of the marketplace.
     pub dialect: &'static dyn Dialect,
-    /// Its keys, the current one first.
+    /// Keys of the endpoint, the current one first.
     pub keys: Keys,
-    /// What it decides about its dialect.
+    /// Options for the dialect.
     pub options: Options,
 }
 
-/// Live instances of accounts that no endpoint serves. With them a redelivered create would be taken for a new
-/// one, and every renewal for one of an unknown instance, so no daemon starts.
+/// Live instances of accounts that no endpoint serves. The daemon does not start with them: it would take a redelivered
+/// create for a new one, and every renewal for that of an unknown instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.lines().collect::<Vec<_>>().join("; "))]
 pub struct Orphans {
-    /// How many instances each account has.
+    /// Number of live instances by account.
     accounts: BTreeMap<String, u64>,
-    /// The endpoint that has most likely got a new name.
+    /// Endpoint that was probably renamed.
     renamed: Option<Arc<str>>,
 }
 
 impl Orphans {
-    /// Finds them. `unserved` looks for the accounts with live instances that are none of the given ones.
+    /// Finds unserved accounts with live instances. `unserved` returns all such accounts that are not in its argument.
     ///
     /// # Errors
-    /// Those of `unserved`.
+    /// The errors of `unserved`.
     pub fn find(
         endpoints: &[(String, Endpoint)],
         retired: &[String],
@@ -67,7 +67,7 @@ impl Orphans {
         if accounts.is_empty() {
             return Ok(None);
         }
-        // An account that is called like its endpoint may be one that only the new name made.
+        // An account with the name of its endpoint may be a default, which a renamed endpoint changed by accident.
         let mut named = endpoints.iter().filter(|(_, endpoint)| endpoint.account == endpoint.name);
         let renamed = match (named.next(), named.next()) {
             (Some((_, only)), None) => Some(only.name.clone()),
@@ -76,7 +76,7 @@ impl Orphans {
         Ok(Some(Orphans { accounts, renamed }))
     }
 
-    /// One line for each account, with the line to write.
+    /// Returns a message for each account, with the line to add to the configuration.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let endpoint = self.renamed.as_ref().map_or_else(
             || "the [[endpoint]] that its marketplace calls".to_owned(),
@@ -90,12 +90,12 @@ impl Orphans {
     }
 }
 
-/// What can be chosen about the intake.
+/// Options for the intake.
 #[derive(Debug, Clone)]
 pub struct IntakeOptions {
-    /// How long a marketplace is kept waiting for a hook.
+    /// Longest time that a marketplace waits for a hook.
     pub reply_within: Duration,
-    /// What the seller decided beforehand.
+    /// Policy of the seller.
     pub policy: Policy,
 }
 
@@ -108,7 +108,7 @@ impl Default for IntakeOptions {
     }
 }
 
-/// Receives callbacks.
+/// Receiver of callbacks.
 #[derive(Clone)]
 pub struct Intake {
     store: Store,
@@ -118,7 +118,7 @@ pub struct Intake {
     options: IntakeOptions,
 }
 
-/// A request whose signature held.
+/// A request with a valid signature.
 pub struct Received {
     callback: Callback,
     key_label: Arc<str>,
@@ -127,42 +127,42 @@ pub struct Received {
 }
 
 impl Received {
-    /// The same, as the request with this id: the first job it makes has it, too.
+    /// Sets the id of the request. The first job that the request creates gets the same id.
     pub fn as_request(self, id: Option<Id>) -> Received {
         Received { id, ..self }
     }
 
-    /// What it asks.
+    /// Action that the request asks for.
     pub fn action(&self) -> Action {
         self.callback.action
     }
 }
 
-/// An answer, and what it is called in one word.
+/// An answer and its outcome in one word.
 pub struct Answered {
-    /// What is sent.
+    /// Response to send.
     pub response: Response,
-    /// What was asked; `None` for what nobody has verified.
+    /// Action that was asked for; `None` if the request was not verified.
     pub action: Option<Action>,
-    /// What became of the first that was asked, or why the request was refused.
+    /// Outcome of the first callback in the request, or the reason why the request was denied.
     pub outcome: &'static str,
 }
 
-/// Who asks, and until when an answer is due.
+/// Origin of a request, and the deadline of its answer.
 #[derive(Clone, Copy)]
 struct Asking<'a> {
     endpoint: &'a Endpoint,
     key_label: &'a str,
-    /// Of the request.
+    /// Id of the request.
     id: Option<Id>,
     deadline: Instant,
 }
 
-/// Nothing was kept: the request is a copy of one that was.
+/// Error: the request is a copy of an accepted one, so nothing was stored.
 struct Copied;
 
 impl Intake {
-    /// An intake that keeps what it receives in `store`, and what it turns away in `refusals`.
+    /// Creates an intake that stores callbacks in `store` and denied requests in `refusals`.
     pub fn new(
         store: Store,
         clock: Clock,
@@ -175,7 +175,7 @@ impl Intake {
         intake
     }
 
-    /// Shows what may be counted as 0, so that somebody can be alerted by the first of it.
+    /// Registers all counters with 0, so that an alert can fire on the first increase.
     fn announce_counts(&self) {
         for action in Action::ALL.map(Action::as_str) {
             for outcome in Outcome::WORDS {
@@ -191,14 +191,14 @@ impl Intake {
         }
     }
 
-    /// The same for the refusals of an endpoint.
+    /// Registers the counters of denied requests of an endpoint with 0.
     pub fn announce(&self, endpoint: &Endpoint) {
         for reason in Refusal::reasons() {
             self.metrics.announce(Metric::Refusals, [&endpoint.name, reason]);
         }
     }
 
-    /// The same intake with other choices.
+    /// Returns this intake with other options.
     pub fn with_options(&self, options: IntakeOptions) -> Intake {
         Intake { options, ..self.clone() }
     }
@@ -211,12 +211,12 @@ impl Intake {
         }
     }
 
-    /// An id for a request; `None` when the system has no randomness to give, and then the store says so.
+    /// Creates an id for a request; `None` if the system's random generator fails, which the store reports later.
     pub fn new_id(&self) -> Option<Id> {
         self.store.new_id(self.clock.now()).ok()
     }
 
-    /// Answers a callback whose signature held. The marketplace is kept waiting from now on.
+    /// Answers a request with a valid signature. The time limit of the answer starts with this call.
     pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Answered {
         let deadline = Instant::now() + self.options.reply_within;
         let Received { callback, key_label, signer, id } = received;
@@ -229,25 +229,26 @@ impl Intake {
                 let reply = endpoint.dialect.reply_to_all(&answered, &endpoint.options);
                 Answered { response: response(reply.sealed(&signer)), action, outcome }
             }
+            // Sign this answer too: the caller proved that it has the key.
             Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
         }
     }
 
-    /// Whether the request says of itself, unverified, that the browser of a buyer sent it.
+    /// Returns true if the request claims, unverified, to come from the browser of a buyer.
     pub fn is_for_a_browser(&self, endpoint: &Endpoint, request: &Request) -> bool {
         let header = |name: &str| request.headers.only(name);
         endpoint.dialect.is_for_a_browser(&raw(request, &header))
     }
 
-    /// Turns a request away: counted, kept in memory if there are few, this dialect's "no".
+    /// Denies a request: counts it, keeps it in memory if there are few, and returns the dialect's error answer.
     pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Answered {
         self.refuse_as(endpoint, request, refusal, endpoint.keys.signer())
     }
 
-    /// Before the signature: cheap, strict, and without a trace on disk.
+    /// Verifies a request before anything is stored: cheap, strict, and without a trace on disk.
     ///
     /// # Errors
-    /// The answer to a request that was turned away; then it was [refused](Intake::refuse).
+    /// The answer to a request that was [denied](Intake::refuse).
     pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Answered> {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
@@ -285,13 +286,13 @@ impl Intake {
         Answered { response: response(reply), action: None, outcome: refusal.reason() }
     }
 
-    /// After the signature: what is true by the deadline of everything that the request asks.
+    /// Stores everything that the request asks for, and returns the outcomes at the deadline.
     async fn keep_all(
         &self,
         mut asking: Asking<'_>,
         callback: Callback,
     ) -> Result<Vec<(Callback, Outcome)>, Copied> {
-        // All of it is kept before anything is waited for.
+        // Store all parts before waiting for any: a slow hook must not keep a later part out of the store.
         let mut kept = Vec::new();
         for callback in asking.endpoint.dialect.apart(callback) {
             let mut callback = Arc::new(callback);
@@ -300,7 +301,7 @@ impl Intake {
             } else {
                 self.keep(asking, &mut callback).await?
             };
-            // Of several jobs one can have it.
+            // Only the first job can have the id of the request.
             asking.id = None;
             kept.push((callback, reply));
         }
@@ -316,8 +317,8 @@ impl Intake {
         Ok(answered)
     }
 
-    /// What would be true if the marketplace meant it. It only tries, so no hook runs and nothing comes of it
-    /// in the store but its mark; that this can be written is a part of what it tries.
+    /// Answers a test call of the marketplace with the outcome that a real call would have. A test call runs no hook
+    /// and stores only its nonce digest, because the test includes that the store can be written.
     async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
         let Asking { endpoint, deadline, .. } = asking;
         if let Some(once) = callback.once.clone() {
@@ -334,14 +335,14 @@ impl Intake {
         Ok(match (callback.doubts.first(), &callback.public_id) {
             (Some(doubt), _) => refused(&Reason::Doubt(doubt.clone())),
             (None, Some(id)) => Outcome::done(Some(id.clone())),
-            // One of its own test orders it is not; then it has to be an instance that lives.
+            // The test call is no test order of the marketplace's own, so it must name a live instance.
             (None, None) if self.is_alive(&endpoint.account, callback) => Outcome::done(None),
             (None, None) => refused(&Reason::UnknownInstance),
         })
     }
 
-    /// Whether what the callback names is there, and not released. Who names nothing means nothing in
-    /// particular, and of what is made elsewhere there may be more than was ever heard of here.
+    /// Returns true if the callback names a live instance. A callback without a name always passes. So does one about
+    /// an externally provisioned instance, because this store may not know all of those.
     fn is_alive(&self, account: &str, callback: &Callback) -> bool {
         let named = callback.subject.names().next().filter(|_| !callback.made_elsewhere);
         let Some(name) = named else { return true };
@@ -349,7 +350,7 @@ impl Intake {
         rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
     }
 
-    /// After the signature: keeps the callback. What may be answered, or the wait for it.
+    /// Stores the callback. Returns the answer, or a wait for it.
     async fn keep(&self, asking: Asking<'_>, callback: &mut Arc<Callback>) -> Result<Reply, Copied> {
         let Asking { endpoint, key_label, id, deadline } = asking;
         let acceptance = Acceptance {
@@ -381,7 +382,7 @@ impl Intake {
             }
         };
         self.note(endpoint, callback, &receipt);
-        // What it is called was decided by whoever came first.
+        // The first delivery decided the marketplace's id of the instance.
         if callback.public_id != receipt.public_id {
             Arc::make_mut(callback).public_id = receipt.public_id;
         }
@@ -393,7 +394,7 @@ impl Intake {
         if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
-        // A request that holds can be sent again without end: the log has a line about it in a second.
+        // A valid request can be repeated without end, so the log has at most one line per second about redeliveries.
         let turn = |reason| match receipt.repeated {
             true => self.turn_to_log(endpoint, reason),
             false => Some(None),
@@ -421,14 +422,14 @@ impl Intake {
         self.warn_of_budget(endpoint, callback, row);
     }
 
-    /// The turn of a line that can be as frequent as requests: `None` when the log has had one about this just now,
-    /// otherwise the number of lines that were left out, if there were any.
+    /// Takes a turn to log a line that can be as frequent as requests. `None`: a line for this reason was logged just
+    /// now. Otherwise the number of suppressed lines, if there were any.
     fn turn_to_log(&self, endpoint: &Endpoint, reason: &str) -> Option<Option<u64>> {
         let unlogged = self.refusals.turn_to_log(&endpoint.name, reason)?;
         Some((unlogged > 0).then_some(unlogged))
     }
 
-    /// Marketplaces stop calling after so many tries: say it in time.
+    /// Warns before the delivery limit of the marketplace is reached: at half of it and at 90 %.
     fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
         let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
             return;
@@ -442,8 +443,8 @@ impl Intake {
     }
 }
 
-/// What a signature that did not hold is explained from. The request is taken apart once more, for the
-/// few refusals that are kept, so that nothing is copied for all the others.
+/// Collects the evidence that explains a signature mismatch. It parses the request again, and only for the few denied
+/// requests that are kept, so that no data is copied for the others.
 fn evidence(
     endpoint: &Endpoint,
     raw: &RawRequest<'_>,
@@ -455,7 +456,7 @@ fn evidence(
     Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
 }
 
-/// What stands for a request that asks several things: the first of them.
+/// Action and outcome that represent a request of several parts: those of the first part.
 fn first(answered: &[(Callback, Outcome)]) -> (Option<Action>, &'static str) {
     let first = answered.first();
     first.map_or((None, "nothing"), |(callback, outcome)| (Some(callback.action), outcome.as_str()))

@@ -1,8 +1,8 @@
-//! Says of an old key that it can go.
+//! Reports previous keys that can be removed.
 //!
-//! A rotation that is never ended leaves a key in force that somebody may have copied long ago; one that
-//! is ended too early turns paid orders away. So each endpoint's keys are watched: a previous one that has
-//! signed nothing for long, while the current one has signed since, is named in the log.
+//! A rotation that is never finished keeps a key valid that an attacker may have copied long ago. A rotation
+//! that is finished too early denies paid orders. So spid watches the keys of each endpoint. It logs a previous
+//! key that has signed nothing for a long time, while the current key has signed since.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +17,14 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{ConfiguredKey, KeyUse, Store};
 
-/// The keys of every endpoint, and how long is long.
+/// The keys of every endpoint, and the time after which a previous key can be removed.
 #[derive(Debug, Clone)]
 pub struct Watched {
     keys: Vec<ConfiguredKey>,
     unused_after: Duration,
 }
 
-/// A key that can go.
+/// A previous key that can be removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Idle {
     endpoint: String,
@@ -33,7 +33,7 @@ struct Idle {
 }
 
 impl Watched {
-    /// These keys; each endpoint's current one is its first.
+    /// Creates the list of watched keys. The first key of each endpoint is the current one.
     pub fn new<'e>(
         endpoints: impl IntoIterator<Item = (&'e Arc<str>, &'e Keys)>,
         unused_after: Duration,
@@ -48,7 +48,7 @@ impl Watched {
         Watched { keys: endpoints.into_iter().flat_map(of_endpoint).collect(), unused_after }
     }
 
-    /// Which can go.
+    /// Returns the keys that can be removed.
     fn idle(&self, uses: &[KeyUse], now: Timestamp) -> Vec<Idle> {
         let used = |key: &ConfiguredKey| {
             uses.iter().find(|used| used.endpoint == *key.endpoint && used.label == *key.label)
@@ -56,10 +56,12 @@ impl Watched {
         let current = |key: &ConfiguredKey| self.keys.iter().find(|other| other.endpoint == key.endpoint);
         let idle = |key: &ConfiguredKey| {
             let own = used(key)?;
+            // A key that never signed counts from the time when it was first seen.
             let last = own.used_at.unwrap_or(own.since);
-            // Where nothing is signed with the current key, nobody knows that the marketplace has changed.
+            // Without a signature of the current key, the marketplace may still use the previous one.
             let current = current(key).filter(|current| *current != key).and_then(used)?.used_at?;
             let silent = now.duration_since(last);
+            // `is_positive`: after the clock was set back, the last use is in the future and says nothing.
             (current > last && silent.unsigned_abs() >= self.unused_after && silent.is_positive()).then(
                 || Idle {
                     endpoint: own.endpoint.clone(),
@@ -72,7 +74,7 @@ impl Watched {
     }
 }
 
-/// Watches.
+/// Task that watches the keys.
 pub struct KeyWatch {
     store: Store,
     clock: Clock,
@@ -81,22 +83,24 @@ pub struct KeyWatch {
 }
 
 impl KeyWatch {
-    /// A watch over the keys that are sent, beginning with those that are there.
+    /// Creates the watch. It receives the keys through `watched`, beginning with the present ones.
     pub fn new(store: Store, clock: Clock, metrics: Metrics, watched: watch::Receiver<Watched>) -> KeyWatch {
         KeyWatch { store, clock, metrics, watched }
     }
 
-    /// Looks once a day, and whenever the keys change. Ends when nobody can change them any more.
+    /// Checks the keys once a day, and after each change of the keys. Ends when the sender of the keys is gone.
     pub async fn run(mut self) {
         let pause = Duration::from_millis(limits::KEYS_CHECK_MS);
+        // The wait ends after a day, or earlier when the keys change. It fails when the sender is gone.
         while !matches!(timeout(pause, self.watched.changed()).await, Ok(Err(_))) {
             self.look().await;
         }
     }
 
-    /// Looks now. What the store cannot do is done the next time.
+    /// Checks the keys now. After an error of the store the next check does the work.
     pub async fn look(&mut self) {
         let watched = self.watched.borrow_and_update().clone();
+        // Tell the store which keys exist, so that it begins to record their use.
         let configured = self.store.configure_keys(watched.keys.clone()).await;
         match configured.and_then(|()| self.store.reader().key_uses()) {
             Ok(uses) => self.say(&watched.idle(&uses, self.clock.now())),

@@ -1,15 +1,19 @@
-//! How many forged requests are looked at, and on which side of the signature that is counted.
+//! Limits on denied requests: counted after the verification, enforced before it.
 //!
-//! A limit that counted *requests* would turn callbacks away: the marketplace would lose one of its few
-//! tries because somebody else was loud. So what is counted stands behind the check, and is the refusals alone: a
-//! request whose signature holds costs its caller nothing, however many there are. And what is turned away stands
-//! before the check, where it spares the work: first who had too many requests refused lately, and, when so
-//! many come from so many that one endpoint has had too many, everybody of whom nothing good is known. An
-//! address that lately sent something which held is let through both: it is the marketplace's, or a
-//! proxy's that the marketplace stands behind, and it is checked like any other.
+//! A limit on all *requests* would deny callbacks. The marketplace would lose one of its few deliveries because another
+//! caller sent a flood. So only requests that fail the verification are counted. A valid request costs its caller
+//! nothing, in any number.
 //!
-//! Loopback is nobody's address: it is this machine, or a proxy on it that nobody has told us of, with
-//! everybody behind it.
+//! The limits apply before the verification, where they save its work:
+//! - An address with too many denied requests lately is denied.
+//! - If one endpoint had too many denied requests from many addresses, every address without a recent valid request is
+//!   denied there.
+//!
+//! An address with a recent valid request passes both limits. It belongs to the marketplace, or to a proxy in front of
+//! the marketplace, and its requests are verified as usual.
+//!
+//! Loopback addresses are not counted. A loopback peer is this machine, or a local proxy that is not configured as
+//! trusted and carries the requests of all callers.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,25 +26,25 @@ use tokio::time::Instant;
 
 use crate::observe::limits;
 
-/// How often something may happen: a steady rate, and ten seconds of it at once.
+/// A steady rate of events. A burst may hold ten seconds' worth, or ten events if the rate is below one per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// What one occurrence takes of the time.
+    /// Share of time that one event uses.
     each: Duration,
 }
 
-/// A text that is no rate.
+/// Error for a text that is not a rate.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a rate, like 20/s or 600/m")]
 pub struct NotARate(String);
 
 impl Rate {
-    /// So many in a second; at least one.
+    /// Returns a rate of `count` events per second; 0 counts as 1.
     pub const fn per_second(count: u32) -> Rate {
         Rate { each: Duration::from_nanos(1_000_000_000 / if count == 0 { 1 } else { count as u64 }) }
     }
 
-    /// How long it takes to use up what may happen at once.
+    /// Returns the time that a full burst uses.
     fn burst(self) -> Duration {
         self.each.max(Duration::from_secs(1)) * limits::RATE_BURST_S
     }
@@ -57,6 +61,7 @@ impl FromStr for Rate {
             "m" => Duration::from_secs(60),
             _ => return Err(wrong()),
         };
+        // The standard parser also accepts `+1`.
         let digits = count.bytes().all(|byte| byte.is_ascii_digit());
         let count: u32 = count.parse().ok().filter(|count| *count > 0 && digits).ok_or_else(wrong)?;
         Ok(Rate { each: span / count })
@@ -69,12 +74,12 @@ impl fmt::Display for Rate {
     }
 }
 
-/// How many refused requests are borne.
+/// Limits on denied requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RateOptions {
-    /// From one address (of IPv6, one /64); `None` for any number.
+    /// Limit for one address (for IPv6, for one /64); `None` for no limit.
     pub per_address: Option<Rate>,
-    /// At one endpoint; `None` for any number.
+    /// Limit for one endpoint; `None` for no limit.
     pub per_endpoint: Option<Rate>,
 }
 
@@ -87,7 +92,7 @@ impl Default for RateOptions {
     }
 }
 
-/// What has flowed in lately. One instant says it all: when it will be empty.
+/// Leaky bucket of recent events. One instant is its whole state: the time at which it will be empty.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     empty_at: Instant,
@@ -98,21 +103,22 @@ impl Bucket {
         Bucket { empty_at: now }
     }
 
-    /// How long until there is room again; `None` when there is.
+    /// Returns the wait until the bucket has room for one event; `None` if it has room now.
     fn full_for(self, rate: Rate, now: Instant) -> Option<Duration> {
+        // The level after one more event must not exceed a full burst.
         let room_at = self.empty_at + rate.each;
         let wait = room_at.saturating_duration_since(now + rate.burst());
         (!wait.is_zero()).then_some(wait)
     }
 
-    /// What was let in while there was room is never more than fills it.
+    /// Adds one event. The level never exceeds a full burst.
     fn add(self, rate: Rate, now: Instant) -> Bucket {
         Bucket { empty_at: (self.empty_at.max(now) + rate.each).min(now + rate.burst()) }
     }
 }
 
-/// What is known of some addresses, the latest ones: a bounded number, without a search for the oldest. When
-/// one half is full, it becomes the older half, and what was that is forgotten.
+/// Bounded map of the most recent addresses, which needs no search for the oldest. When one half is full, it becomes
+/// the old half, and the previous old half is dropped.
 #[derive(Debug)]
 struct Latest<T> {
     young: HashMap<IpAddr, T>,
@@ -131,6 +137,7 @@ impl<T: Copy> Latest<T> {
     }
 
     fn put(&mut self, address: IpAddr, known: T) {
+        // A flood from many addresses drops the old half, and uses no more memory.
         if self.young.len() >= limits::CLIENTS_KNOWN_MAX_COUNT / 2 && !self.young.contains_key(&address) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -138,37 +145,38 @@ impl<T: Copy> Latest<T> {
     }
 }
 
-/// The refused requests of all endpoints and addresses. Clones share them. What is borne is said at each
-/// question, so that it may change while they are remembered.
+/// Counts of denied requests for all endpoints and addresses. Clones share them. The limits are an argument of each
+/// call, so a reload can change them without a loss of the counts.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Rates(Arc<Mutex<Counts>>);
 
 #[derive(Debug, Default)]
 struct Counts {
     refused: Latest<Bucket>,
-    /// Since when something is known to be good of an address.
+    /// Time of the last valid request of an address.
     good: Latest<Instant>,
-    /// By the endpoint's name: there are few.
+    /// Counts by endpoint name; unbounded, because there are few endpoints.
     endpoints: HashMap<Arc<str>, Bucket>,
 }
 
-/// Too many.
+/// Limits that a request exceeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TooMany {
-    /// From this address: it may ask again after so long.
+    /// The address has too many denied requests; it may call again after this wait.
     FromAddress(Duration),
-    /// At this endpoint.
+    /// The endpoint has too many denied requests; an unknown address may call again after this wait.
     AtEndpoint(Duration),
 }
 
 impl Rates {
-    /// Before the signature is looked at: whether too many of this kind did not hold.
+    /// Checks a request before its verification. Fails if its address or its endpoint has too many denied requests.
     pub(super) fn check(
         &self,
         borne: RateOptions,
         endpoint: &Arc<str>,
         client: IpAddr,
     ) -> Result<(), TooMany> {
+        // Loopback addresses have no limits.
         let Some(client) = counted(client) else { return Ok(()) };
         let now = Instant::now();
         let counts = self.lock();
@@ -177,13 +185,15 @@ impl Rates {
         let endpoint = full(counts.endpoints.get(endpoint).copied(), borne.per_endpoint);
         let too_many = match (address, endpoint) {
             (None, None) => return Ok(()),
+            // The limit of the address comes first, because only that one is caused by the caller itself.
             (Some(wait), _) => TooMany::FromAddress(wait),
             (None, Some(wait)) => TooMany::AtEndpoint(wait),
         };
+        // An address with a recent valid request passes both limits: its owner is probably the marketplace.
         if counts.good.get(client).is_some_and(|since| is_fresh(since, now)) { Ok(()) } else { Err(too_many) }
     }
 
-    /// A request was refused after it was looked at.
+    /// Counts a request that failed its verification.
     pub(super) fn refused(&self, borne: RateOptions, endpoint: &Arc<str>, client: IpAddr) {
         let Some(client) = counted(client) else { return };
         let now = Instant::now();
@@ -198,7 +208,7 @@ impl Rates {
         }
     }
 
-    /// A request held.
+    /// Notes a valid request of an address.
     pub(super) fn held(&self, client: IpAddr) {
         if let Some(client) = counted(client) {
             self.lock().good.put(client, Instant::now());
@@ -214,7 +224,8 @@ fn is_fresh(since: Instant, now: Instant) -> bool {
     now.saturating_duration_since(since) < Duration::from_secs(limits::CLIENT_GOOD_S)
 }
 
-/// What is counted for an address: of IPv6, the network that one customer gets; of this machine, nothing.
+/// Returns the key under which an address is counted: for IPv6 its /64, the network of one customer; `None` for
+/// loopback.
 fn counted(client: IpAddr) -> Option<IpAddr> {
     match client {
         _ if client.is_loopback() => None,
@@ -239,7 +250,7 @@ mod tests {
         endpoint: Arc<str>,
     }
 
-    /// Two a second of an address, ten a second of an endpoint.
+    /// Limits of 2 per second for an address and 10 per second for an endpoint.
     fn bench() -> Bench {
         let borne =
             RateOptions { per_address: Some(Rate::per_second(2)), per_endpoint: Some(Rate::per_second(10)) };
@@ -251,7 +262,7 @@ mod tests {
             self.rates.check(self.borne, &self.endpoint, address(client))
         }
 
-        /// Sends forgeries; returns how many of them were looked at.
+        /// Sends forged requests; returns the number that passed the limits.
         fn forge(&self, client: &str, count: usize) -> usize {
             let looked_at = |_: &usize| {
                 let passed = self.check(client).is_ok();

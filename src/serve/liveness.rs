@@ -1,8 +1,9 @@
-//! Whether the daemon lives, for a supervisor that ends and restarts it if not.
+//! Liveness check of the daemon, for a supervisor that restarts the process after a failed check.
 //!
-//! A process that exists proves nothing, and neither does a timer that rings. What has to be alive is the
-//! writer, without which nothing is kept, and the dispatcher, without which nothing is done; so one is asked, and
-//! the other is watched. An error is an answer: a full disk is mended by an operator and by no restart.
+//! A running process or a firing timer proves nothing. Two parts must be alive: the writer, which stores everything,
+//! and the dispatcher, which runs the jobs. The check sends a probe to the writer and reads the dispatcher's last turn.
+//!
+//! An error counts as an answer: an operator can repair a full disk, a restart cannot.
 
 use std::future::Future;
 use std::time::Duration;
@@ -13,23 +14,24 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::observe::limits;
 use crate::store::{Store, StoreError};
 
-/// What has to be alive.
+/// The parts that must be alive.
 pub(super) struct Liveness {
     pub(super) store: Store,
-    /// When the dispatcher last went round.
+    /// Time of the last turn of the dispatcher's loop.
     pub(super) turned: watch::Receiver<Instant>,
-    /// How long both have.
+    /// Time limit for both parts.
     pub(super) within: Duration,
 }
 
 impl Liveness {
-    /// Both are given the usual time.
+    /// Creates a check with the default time limit for both parts.
     pub(super) fn of(store: Store, turned: watch::Receiver<Instant>) -> Liveness {
         Liveness { store, turned, within: Duration::from_millis(limits::ALIVE_WITHIN_MS) }
     }
 
-    /// The part that is not alive, if one is not.
+    /// Returns the name of the first part that is not alive, as the error.
     pub(super) async fn check(&self) -> Result<(), &'static str> {
+        // The probe passes through the same queue as every write, so a writer that hangs is noticed.
         if !answers(|| self.store.probe(), self.within).await {
             return Err("writer");
         }
@@ -37,8 +39,8 @@ impl Liveness {
     }
 }
 
-/// Whether the writer comes to this question in time, whatever it then says. A queue that is full may be full
-/// because it does not move.
+/// Returns true if the writer answers the probe in time, with success or an error. A full queue is not an answer,
+/// because the queue may be full since the writer hangs.
 async fn answers<A>(ask: impl Fn() -> A, within: Duration) -> bool
 where
     A: Future<Output = Result<(), StoreError>>,
@@ -47,6 +49,7 @@ where
     let answered = timeout(within, async {
         loop {
             match ask().await {
+                // The probe found no room in the queue: ask again until the time limit.
                 Err(StoreError::Overloaded) => sleep(pause).await,
                 Err(StoreError::Stopped) => return false,
                 Ok(()) | Err(_) => return true,

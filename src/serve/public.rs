@@ -1,11 +1,10 @@
-//! The listener the marketplace calls: a path leads to an endpoint, and everything else to nothing.
+//! Public listener, which the marketplaces call: each path leads to an endpoint, and any other path gets a 404.
 //!
-//! What is behind the paths may change while requests are answered: the whole of it at once, between one
-//! request and the next. A request ends with what it began with.
+//! A reload replaces the routes as a whole, between two requests. A request keeps the routes that it started with.
 //!
-//! Before the signature is looked at there are two cheap questions: does the endpoint take calls from this
-//! [source], and were there too many forgeries lately ([rate]). Neither answer depends on anything but
-//! addresses, and a request that neither turns away is checked as ever: an address is no proof.
+//! Two cheap checks come before the signature: may this [source] call the endpoint, and were too many requests denied
+//! lately ([rate]). Both depend on addresses only. A request that passes both is verified as usual, because an address
+//! proves nothing.
 //!
 //! [source]: Network
 //! [rate]: RateOptions
@@ -31,34 +30,34 @@ use crate::serve::intake::{Answered, Endpoint, Intake};
 use crate::serve::spans;
 use crate::serve::spans::{Kind, Span, Spans, Value};
 
-/// Who may call. Without a word: everybody, and the peer is the client.
+/// Access policy for callers. Default: any address may call, and the peer is the client.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
-    /// The proxies before us.
+    /// The trusted proxies in front of spid.
     pub proxies: Proxies,
-    /// The networks an endpoint takes calls from, by its name; without an entry, from anywhere. A sign-on comes
-    /// from the browser of a buyer, who may be anywhere: it is never asked for its source.
+    /// Networks that may call an endpoint, by its name; without an entry, any address may call. A sign-on comes from
+    /// the browser of a buyer, which may have any address, so it always passes.
     pub allow: HashMap<Arc<str>, Vec<Network>>,
-    /// How many forgeries are looked at.
+    /// Limits on denied requests.
     pub rate: RateOptions,
 }
 
-/// What a request that led nowhere is counted under.
+/// Reason under which a request to an unknown path is counted.
 const UNKNOWN_PATH: &str = "unknown-path";
 
-/// What is behind the paths: everything a request is judged by.
+/// Routes of the public listener: everything that decides about a request.
 pub struct Doors {
     /// The endpoints by path.
     pub endpoints: HashMap<String, Endpoint>,
-    /// The intake behind them.
+    /// The intake for all endpoints.
     pub intake: Intake,
-    /// Who may call.
+    /// Access policy for callers.
     pub guard: Guard,
 }
 
 impl Doors {
-    /// These endpoints, each with the path it answers on. What its marketplace calls behind that path is its
-    /// own, unless it is another endpoint's path.
+    /// Creates the routes for these endpoints, each with its path. An endpoint also owns the paths that its marketplace
+    /// calls below that path, except a path that is configured for another endpoint.
     pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, guard: Guard) -> Doors {
         let mut behind: HashMap<String, Endpoint> = HashMap::new();
         for (path, endpoint) in &endpoints {
@@ -66,12 +65,13 @@ impl Doors {
                 behind.insert(format!("{}{tail}", path.trim_end_matches('/')), endpoint.clone());
             }
         }
+        // Configured paths are inserted last, so that they replace a derived path of another endpoint.
         behind.extend(endpoints);
         Doors { endpoints: behind, intake, guard }
     }
 }
 
-/// The listener's handler. Clones share the doors.
+/// Handler of the public listener. Clones share the routes.
 #[derive(Clone)]
 pub struct Front {
     doors: watch::Receiver<Arc<Doors>>,
@@ -81,7 +81,7 @@ pub struct Front {
 }
 
 impl Front {
-    /// A front for these doors, and for those that are sent after them.
+    /// Creates a handler for these routes, and for the routes sent later.
     pub fn new(doors: watch::Receiver<Arc<Doors>>, metrics: Metrics) -> Front {
         for reason in TurnedAway::ALL.map(TurnedAway::as_str).into_iter().chain([UNKNOWN_PATH]) {
             metrics.announce(Metric::TurnedAway, [reason, ""]);
@@ -91,18 +91,20 @@ impl Front {
         Front { doors, metrics, rates: Rates::default(), spans: Spans::default() }
     }
 
-    /// The same, telling a collector of each request.
+    /// Returns the handler with a span for each request, for a collector.
     pub fn telling(self, spans: Spans) -> Front {
         Front { spans, ..self }
     }
 
-    /// Receives a request under an id of its own, which stands in every line of the log about it.
+    /// Receives a request under a new id, which every log line about the request contains.
     async fn follow(&self, doors: &Doors, endpoint: &Endpoint, request: Request) -> Response {
+        // Without an id the request is handled all the same, but without a trace.
         let Some(id) = doors.intake.new_id() else {
             return self.receive(doors, endpoint, request, None).await.response;
         };
         let context = TraceContext::of_request(id);
         let brought = doors.guard.proxies.brought(&request);
+        // Only a trusted proxy may name a parent span, and it becomes a link: the trace id is always our own.
         let parent = brought.then(|| request.headers.only("traceparent")).flatten();
         let parent = parent.and_then(TraceContext::read);
         let span = tracing::error_span!(
@@ -122,7 +124,7 @@ impl Front {
             self.spans.end(Span { kind, context, parent: None, link, begun, action, failed, attributes });
         }
         let response = answered.response;
-        // For the log of the proxy; a marketplace has no use for it.
+        // Only the log of the proxy needs this header; a marketplace does not use it.
         if brought { response.with_header("x-request-id", context.trace.to_string()) } else { response }
     }
 
@@ -136,9 +138,12 @@ impl Front {
         let Doors { intake, guard, .. } = doors;
         request.client = guard.proxies.client(&request);
         let welcome = guard.lets_in(endpoint, &request);
+        // A sign-on passes to the verification, because its browser may have any address.
         if !welcome && !intake.is_for_a_browser(endpoint, &request) {
             return intake.refuse(endpoint, &request, &Refusal::Source);
         }
+        // The rate check comes before the verification, so that a flood of invalid requests does not cost a signature
+        // check each.
         if let Err(too_many) = self.rates.check(guard.rate, &endpoint.name, request.client) {
             return put_off(intake, endpoint, &request, too_many);
         }
@@ -147,11 +152,12 @@ impl Front {
                 self.rates.refused(guard.rate, &endpoint.name, request.client);
                 refused
             }
-            // It only looked like a sign-on.
+            // The request only looked like a sign-on, so the source check applies to it after all.
             Ok(received) if !welcome && received.action() != Action::SignOn => {
                 intake.refuse(endpoint, &request, &Refusal::Source)
             }
             Ok(received) => {
+                // A valid signature costs its address nothing and exempts it from the limits for a while.
                 self.rates.held(request.client);
                 intake.answer(endpoint, &request, received.as_request(id)).await
             }
@@ -166,7 +172,7 @@ impl Guard {
     }
 }
 
-/// What a collector is told of a request.
+/// Returns the attributes of a request's span.
 fn attributes(endpoint: &Endpoint, method: &'static str, answered: &Answered) -> Vec<(&'static str, Value)> {
     let status = i64::from(answered.response.status);
     vec![
@@ -188,13 +194,14 @@ fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: To
     Answered { response, action, outcome }
 }
 
-/// Rounded up: who comes back then is not too early.
+/// Rounds up to whole seconds, so that a client which waits that long does not return too early.
 fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl Handler for Front {
     async fn handle(&self, request: Request) -> Response {
+        // One clone for the whole request: a reload in between must not mix two configurations.
         let doors = self.doors.borrow().clone();
         match doors.endpoints.get(request.path()) {
             Some(endpoint) => self.follow(&doors, endpoint, request).await,

@@ -1,13 +1,19 @@
-//! Spans for an OpenTelemetry collector: one for each request of a marketplace, one for each attempt of a hook.
+//! Spans for an OpenTelemetry collector: one span for each request of a marketplace, and one for each attempt
+//! of a hook.
 //!
-//! They are sent as OTLP over HTTP, in its JSON encoding, by our own client. The official crates (0.33) were
-//! weighed and left out: 36 more crates on 170 and 0.6 MB more of program for one kind of document, a thread and
-//! an executor of their own that our client cannot run in, settings from variables that `check-config` knows
-//! nothing of, and no number of what was dropped. Their types read in the tests what is sent here.
+//! Spans are sent as OTLP over HTTP, in its JSON encoding, by our own client. The official crates (0.33) were
+//! considered and rejected for these reasons:
 //!
-//! Nothing waits for a collector. What is to be sent goes into a bounded queue, and what finds it full is
-//! dropped and counted. An attribute is one of the few this crate names; there is no way for a parameter, a
-//! header or a query string to become one.
+//! * They add 36 crates to 170, and 0.6 MB to the program, for one kind of document.
+//! * They need their own thread and executor, in which our client cannot run.
+//! * They read settings from variables that `check-config` does not know.
+//! * They do not count dropped spans.
+//!
+//! The tests decode the sent data with the types of these crates.
+//!
+//! No other part of spid waits for a collector. Spans go into a bounded queue, and a span that finds the queue
+//! full is dropped and counted. An attribute is one of the few that this crate names; a parameter, a header or
+//! a query string can never become one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,16 +32,16 @@ use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, NotA
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
-/// Where spans are sent, and as whose.
+/// Options for sending spans: the collector, and our name and credentials there.
 #[derive(Debug, Clone)]
 pub struct TelemetryOptions {
     /// The collector's base URL; `/v1/traces` is added to its path.
     pub url: Url,
-    /// Whom it trusts over https.
+    /// Certificates trusted over https.
     pub tls: Option<Tls>,
-    /// Header fields of each request, which let us in.
+    /// Header fields of each request, which authenticate spid at the collector.
     pub headers: TelemetryHeaders,
-    /// The name we are known by there.
+    /// Name of this service at the collector.
     pub service_name: String,
 }
 
@@ -43,26 +49,26 @@ pub struct TelemetryOptions {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TelemetryHeaders(Vec<(String, Secret)>);
 
-/// A text that is no list of header fields.
+/// Error for a text that is not a list of header fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "line {line} is not a header field, like `authorization: Bearer …`, or is one we set ourselves{fault}"
 )]
 pub struct NotHeaders {
     line: usize,
-    /// The first character that a header cannot have, and its position, behind a colon; empty if there is none.
+    /// The first character that a header cannot have, and its position, after a colon; empty if there is none.
     fault: String,
 }
 
-/// What belongs to the request and to nobody else.
+/// Header fields that only the HTTP client may set.
 const OURS: [&str; 6] =
     ["connection", "content-encoding", "content-length", "content-type", "host", "transfer-encoding"];
 
 impl TelemetryHeaders {
-    /// Reads `name: value`, a line each.
+    /// Reads header fields, one `name: value` per line.
     ///
     /// # Errors
-    /// The number of a line that is none, and nothing of it.
+    /// The number of the first invalid line, and none of its text.
     pub fn read(text: &Secret) -> Result<TelemetryHeaders, NotHeaders> {
         let lines = text.expose().lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let wrong = |index, line: &str| {
@@ -74,6 +80,7 @@ impl TelemetryHeaders {
     }
 }
 
+/// Reads one line. The value must be visible ASCII or spaces, because other bytes cannot be sent in a header.
 fn header(line: &str) -> Option<(String, Secret)> {
     let (name, value) = line.split_once(':')?;
     let (name, value) = (name.trim().to_ascii_lowercase(), value.trim());
@@ -84,20 +91,22 @@ fn header(line: &str) -> Option<(String, Secret)> {
 }
 
 impl TelemetryOptions {
-    /// Where the spans go.
+    /// Returns the URL that the spans are sent to.
     ///
     /// # Errors
-    /// Never, unless the path was none to begin with.
+    /// The base URL has an invalid path. A parsed URL never has one.
     fn target(&self) -> Result<Url, NotAUrl> {
+        // A collector may be served under a path.
         let base = self.url.target();
         self.url.with_target(&format!("{}/v1/traces", base.trim_end_matches('/')))
     }
 
-    /// Looks whether spans could ever be sent there. It resolves no name and opens no connection.
+    /// Checks that spans could be sent to the URL. It resolves no name and opens no connection.
     ///
     /// # Errors
-    /// What is wrong with the URL.
+    /// The fault of the URL.
     pub fn check(&self) -> Result<(), String> {
+        // A query usually holds credentials, which belong into `headers`.
         if self.url.target().contains('?') {
             return Err("it has a query; what lets us in belongs into `headers`".to_owned());
         }
@@ -110,7 +119,7 @@ impl TelemetryOptions {
     }
 }
 
-/// What a span is of.
+/// Kind of a span.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A request of a marketplace.
@@ -119,7 +128,7 @@ pub enum Kind {
     Attempt,
 }
 
-/// The value of an attribute.
+/// Value of an attribute.
 #[derive(Debug, Clone)]
 pub enum Value {
     /// A word of our own.
@@ -130,7 +139,7 @@ pub enum Value {
     Number(i64),
 }
 
-/// When a span began.
+/// Start time of a span.
 #[derive(Debug, Clone, Copy)]
 pub struct Begun {
     at: Timestamp,
@@ -140,31 +149,31 @@ pub struct Begun {
 /// A span that has ended.
 #[derive(Debug, Clone)]
 pub struct Span {
-    /// What it is of.
+    /// Kind of the span.
     pub kind: Kind,
-    /// Where it stands.
+    /// Trace and id of the span.
     pub context: TraceContext,
-    /// The span it belongs to, in the same trace.
+    /// The parent span, in the same trace.
     pub parent: Option<SpanId>,
-    /// A span of somebody else's trace.
+    /// A span of a caller's trace.
     pub link: Option<TraceContext>,
-    /// When it began. It ends when it is handed over.
+    /// Start time. The span ends when it is handed over.
     pub begun: Begun,
-    /// What was asked; `None` for what nobody has verified.
+    /// Action of the callback; `None` for a request that is not verified.
     pub action: Option<&'static str>,
-    /// Whether it failed.
+    /// True if the request or the attempt failed.
     pub failed: bool,
-    /// What else is said of it.
+    /// Further attributes.
     pub attributes: Vec<(&'static str, Value)>,
 }
 
-/// A span, and how long it took.
+/// A span with its duration.
 struct Ended {
     span: Span,
     took: Duration,
 }
 
-/// Takes spans. Without a collector nothing is taken and nothing costs anything. Clones share the queue.
+/// Handle that accepts spans. Without a collector it accepts none and costs nothing. Clones share the queue.
 #[derive(Clone, Default)]
 pub struct Spans(Option<Arc<Taking>>);
 
@@ -175,7 +184,7 @@ struct Taking {
 }
 
 impl Spans {
-    /// Begins a span; `None` when nobody collects it.
+    /// Begins a span. Returns `None` if there is no collector.
     pub fn begin(&self) -> Option<Begun> {
         let taking = self.0.as_ref()?;
         Some(Begun { at: taking.clock.now(), since: Instant::now() })
@@ -185,20 +194,23 @@ impl Spans {
     pub fn end(&self, span: Span) {
         let Some(taking) = &self.0 else { return };
         let took = span.begun.since.elapsed();
-        // What nobody has verified has half of the queue: a flood of it must not crowd out the orders.
+        // Spans of unverified requests get only half of the queue. A flood of them must not displace the spans
+        // of orders.
         let crowded = taking.queue.capacity() <= limits::SPANS_QUEUED_MAX_COUNT / 2;
+        // `try_send` never waits: a full queue drops the span.
         if (crowded && span.action.is_none()) || taking.queue.try_send(Ended { span, took }).is_err() {
             taking.metrics.count(Metric::SpansDropped, [QUEUE_FULL, ""]);
         }
     }
 }
 
-/// Why a span was dropped.
+/// Reasons why a span is dropped.
 const QUEUE_FULL: &str = "queue-full";
 const UNDELIVERED: &str = "undelivered";
 const REJECTED: &str = "rejected";
 
-/// A request's method as the conventions of OpenTelemetry want it: one that is made up is not told.
+/// Returns the name of a request's method by the conventions of OpenTelemetry. An unknown method is reported as
+/// `_OTHER`.
 pub fn method(method: &Method) -> &'static str {
     match method {
         Method::Get => "GET",
@@ -208,7 +220,7 @@ pub fn method(method: &Method) -> &'static str {
     }
 }
 
-/// What sends spans to a collector, until it is stopped.
+/// Task that sends spans to a collector until it is stopped.
 pub struct Telemetry {
     spans: Spans,
     stop: watch::Sender<bool>,
@@ -216,12 +228,13 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Begins to send.
+    /// Starts the task.
     pub fn start(options: TelemetryOptions, metrics: Metrics, clock: Clock) -> Telemetry {
         for reason in [QUEUE_FULL, UNDELIVERED, REJECTED] {
             metrics.announce(Metric::SpansDropped, [reason, ""]);
         }
         metrics.announce(Metric::SpansSent, ["", ""]);
+        // The queue bounds the memory that waiting spans take.
         let (sender, queue) = mpsc::channel(limits::SPANS_QUEUED_MAX_COUNT);
         let (stop, stopping) = watch::channel(false);
         let client = Client::new(ClientOptions {
@@ -237,15 +250,16 @@ impl Telemetry {
         Telemetry { spans: Spans(Some(Arc::new(taking))), stop, work: tokio::spawn(courier.run()) }
     }
 
-    /// Where spans are handed over.
+    /// Returns the handle that accepts spans.
     pub fn spans(&self) -> Spans {
         self.spans.clone()
     }
 
-    /// Sends what is there, for a moment, and no more.
+    /// Stops the task. The spans in the queue are still sent, for a limited time.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         let within = Duration::from_millis(limits::STOP_SPANS_MS);
+        // The queue is still sent, but a stop does not wait for a collector that hangs.
         if timeout(within, &mut self.work).await.is_err() {
             tracing::warn!("the collector does not take the last spans in time; they are lost");
             self.work.abort();
@@ -253,14 +267,15 @@ impl Telemetry {
     }
 }
 
-/// Why a batch was not taken.
+/// Reason why a batch was not accepted.
 struct Undelivered {
     why: String,
-    /// When it may be tried again; `None` for never.
+    /// `None`: never send it again. `Some`: send it again, after the delay that the collector asked for, if
+    /// any.
     again: Option<Option<Duration>>,
 }
 
-/// Carries batches to the collector, one at a time.
+/// Sends batches to the collector, one at a time.
 struct Courier {
     options: TelemetryOptions,
     client: Client,
@@ -269,7 +284,7 @@ struct Courier {
     metrics: Metrics,
     clock: Clock,
     stopping: watch::Receiver<bool>,
-    /// Whether it was said that nothing is taken.
+    /// True after the log said that the collector accepts no spans.
     away: bool,
 }
 
@@ -283,14 +298,15 @@ impl Courier {
         }
     }
 
-    /// Fills the batch: the first that comes, and what comes soon after it. `false` once all is sent and
-    /// nothing will come.
+    /// Fills the batch: waits for the first span, then for a short time for more. Returns false when the daemon
+    /// stops and all spans are sent.
     async fn gather(&mut self) -> bool {
         let most = limits::SPANS_BATCH_MAX_COUNT;
         let Courier { queue, batch, stopping, .. } = self;
         let came = tokio::select! {
             biased;
             came = queue.recv_many(batch, most) => came,
+            // Stopping: close the queue to new spans, and take the rest.
             () = told(stopping) => {
                 queue.close();
                 queue.recv_many(batch, most).await
@@ -298,6 +314,7 @@ impl Courier {
         };
         let soon = sleep(Duration::from_millis(limits::SPANS_BATCH_MS));
         tokio::pin!(soon);
+        // Wait a moment for more spans. A stop or a full batch ends the wait.
         while came > 0 && batch.len() < most {
             let left = most - batch.len();
             tokio::select! {
@@ -310,8 +327,8 @@ impl Courier {
         came > 0
     }
 
-    /// Sends a batch, more than once if need be. Meanwhile the queue fills, and then spans are dropped: memory
-    /// does not grow.
+    /// Sends a batch, with retries. Meanwhile the queue fills and further spans are dropped, so memory does not
+    /// grow.
     async fn deliver(&mut self, body: Vec<u8>, count: usize) {
         let mut pause = Duration::from_millis(limits::SPANS_PAUSE_MS);
         for _ in 0..limits::SPANS_TRIES_COUNT {
@@ -319,9 +336,11 @@ impl Courier {
                 Ok(rejected) => return self.note_sent(count, rejected.min(count)),
                 Err(Undelivered { why, again }) => {
                     self.note_away(&why);
+                    // While stopping, a failed attempt is the last one, because the time is limited.
                     let stopping = *self.stopping.borrow();
                     let Some(asked) = again.filter(|_| !stopping) else { break };
                     let most = Duration::from_millis(limits::SPANS_PAUSE_MAX_MS);
+                    // The collector's own delay takes precedence over ours.
                     let wait = asked.unwrap_or(pause).min(most);
                     pause *= 2;
                     tokio::select! {
@@ -334,7 +353,7 @@ impl Courier {
         self.metrics.add(Metric::SpansDropped, [UNDELIVERED, ""], count as u64);
     }
 
-    /// Sends it once. Returns how many spans the collector has rejected.
+    /// Sends the batch once. Returns the number of spans that the collector rejected.
     async fn send(&self, body: Vec<u8>) -> Result<usize, Undelivered> {
         let never = |why: String| Undelivered { why, again: None };
         let url = self.options.target().map_err(|wrong| never(wrong.to_string()))?;
@@ -350,6 +369,7 @@ impl Courier {
             200..=299 => Ok(rejected(&response.body)),
             status => Err(Undelivered {
                 why: format!("the collector answered {status}"),
+                // OTLP allows a retry only for these statuses.
                 again: [429, 502, 503, 504].contains(&status).then(|| response.retry_after(self.clock.now())),
             }),
         }
@@ -358,6 +378,7 @@ impl Courier {
     fn note_sent(&mut self, count: usize, rejected: usize) {
         self.metrics.add(Metric::SpansSent, ["", ""], (count - rejected) as u64);
         self.metrics.add(Metric::SpansDropped, [REJECTED, ""], rejected as u64);
+        // Log only the change, not every batch.
         if std::mem::take(&mut self.away) {
             tracing::info!("the collector takes spans again");
         }
@@ -370,16 +391,17 @@ impl Courier {
     }
 }
 
-/// Waits until it is time to stop.
+/// Waits for the signal to stop.
 async fn told(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stop| *stop).await;
 }
 
+/// Returns true if sending again may succeed. A wrong configuration does not repair itself.
 fn may_work_later(error: &ClientError) -> bool {
     !matches!(error, ClientError::NoTls(_) | ClientError::Forbidden { .. } | ClientError::Unsendable(_))
 }
 
-/// `partialSuccess.rejectedSpans` of an answer: a number, which JSON of this kind writes as a text.
+/// Returns `partialSuccess.rejectedSpans` of an answer. OTLP writes the number as a text in JSON.
 fn rejected(body: &[u8]) -> usize {
     let answer: Json = serde_json::from_slice(body).unwrap_or_default();
     let rejected = answer.pointer("/partialSuccess/rejectedSpans");
@@ -387,7 +409,8 @@ fn rejected(body: &[u8]) -> usize {
     count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
 }
 
-/// `ExportTraceServiceRequest` in the JSON encoding of OTLP: ids in hex, long numbers as texts, enums as numbers.
+/// Encodes an `ExportTraceServiceRequest` in the JSON encoding of OTLP: ids in hex, 64-bit numbers as texts,
+/// enums as numbers.
 fn encode(service_name: &str, spans: &[Ended]) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION");
     let resource = [
@@ -404,6 +427,7 @@ fn encode(service_name: &str, spans: &[Ended]) -> Vec<u8> {
 fn encode_span(Ended { span, took }: &Ended) -> Json {
     let start = span.begun.at.as_nanosecond();
     let end = start.saturating_add(i128::try_from(took.as_nanos()).unwrap_or(0));
+    // The numbers are SPAN_KIND_SERVER and SPAN_KIND_CLIENT.
     let (word, kind) = match span.kind {
         Kind::Request => ("callback", 2),
         Kind::Attempt => ("hook", 3),
@@ -424,6 +448,7 @@ fn encode_span(Ended { span, took }: &Ended) -> Json {
         "endTimeUnixNano": end.to_string(),
         "attributes": attributes,
         "links": links,
+        // Status code 2 is STATUS_CODE_ERROR.
         "status": if span.failed { json!({ "code": 2 }) } else { json!({}) },
     })
 }

@@ -1,10 +1,10 @@
-//! Whoever started us, if it is systemd or speaks as systemd does: the sockets it hands over, and what it
-//! wants to hear.
+//! Supervisor: systemd, or a program with the same protocols. It hands over listening sockets and receives
+//! notifications.
 //!
-//! A socket that is handed over outlives the daemon: while one stops and the next starts, calls wait in
-//! its queue instead of being refused. So an upgrade loses none. The other direction is a datagram for each
-//! thing that became true (ready, reloading, stopping), and a sign of life in time, or we are ended and started
-//! again. Without a supervisor all of this does nothing.
+//! A socket that is handed over outlives the daemon. While one daemon stops and the next starts, calls wait in
+//! the socket's queue instead of being refused, so an upgrade loses none. In the other direction the daemon
+//! sends a datagram for each change (ready, reloading, stopping) and regular watchdog signals. Without these
+//! signals in time, the supervisor ends and restarts the daemon. Without a supervisor this module does nothing.
 //!
 //! The protocols: `sd_listen_fds(3)`, `sd_notify(3)`, `sd_watchdog_enabled(3)`.
 
@@ -19,68 +19,69 @@ use rustix::net::sockopt::socket_acceptconn;
 use crate::hook::clock::monotonic_us;
 use crate::observe::limits;
 
-/// What looks up a variable of the environment.
+/// Lookup of an environment variable.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// Whether a variable names this process, and not one that we inherited it from.
+/// Returns true if a variable names this process, and not a parent from which the variable was inherited.
 fn names_us(pid: &str) -> bool {
     pid.parse() == Ok(std::process::id())
 }
 
-/// The listening sockets we were started with.
+/// The listening sockets that the supervisor handed over.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    /// The one marketplaces call.
+    /// Socket of the public listener, which marketplaces call.
     pub spi: Option<TcpListener>,
-    /// The one the operator looks at.
+    /// Socket of the admin listener, for the operator.
     pub admin: Option<TcpListener>,
 }
 
-/// Why a socket we were started with cannot be used.
+/// Reason why a socket of the supervisor cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSocket {
-    /// It has no name we know.
+    /// The name is unknown.
     #[error(
         "a socket is called `{name}`, and only `spi` and `admin` are known: set FileDescriptorName= in its socket unit"
     )]
     Unknown {
-        /// Its name; empty for none.
+        /// The socket's name; empty if it has none.
         name: String,
     },
-    /// Its name is taken.
+    /// The name is already used.
     #[error(
         "two sockets are called `{name}`, and there is one listener: use one ListenStream= (`[::]:8080` takes both families)"
     )]
     Twice {
-        /// Its name.
+        /// The socket's name.
         name: &'static str,
     },
-    /// It is something else.
+    /// The socket does not listen for TCP connections.
     #[error(
         "the socket `{name}` is not one that listens for TCP connections: use ListenStream= with Accept=no"
     )]
     NotListening {
-        /// Its name.
+        /// The socket's name.
         name: &'static str,
     },
-    /// The system does not let us.
+    /// The system reports an error.
     #[error("the socket `{name}` cannot be used: {error}")]
     Io {
-        /// Its name.
+        /// The socket's name.
         name: &'static str,
-        /// What the system says.
+        /// The system's error.
         error: io::Error,
     },
 }
 
 impl Sockets {
-    /// Takes the sockets, and strikes them out of the environment: to be called once, while this process has
+    /// Takes the sockets and removes their variables from the environment. Call it once, while this process has
     /// a single thread.
     ///
     /// # Errors
-    /// [`BadSocket`]. A socket that is not understood is not left in its queue's silence.
+    /// [`BadSocket`]. A socket that is not understood is an error, because calls would wait in its queue
+    /// without an answer.
     pub fn take(variables: Variables<'_>) -> Result<Sockets, BadSocket> {
-        // `listenfd` does without the pid; the sockets of a parent that forgot to close them are not ours.
+        // `listenfd` does not check the pid. Sockets that a parent forgot to close are not for this process.
         if !variables("LISTEN_PID").is_some_and(|pid| names_us(&pid)) {
             return Ok(Sockets::default());
         }
@@ -89,6 +90,7 @@ impl Sockets {
         let names = assign(&names, given.len())?;
         let mut sockets = Sockets::default();
         for (index, name) in names.into_iter().enumerate() {
+            // `assign` has checked that each name occurs once.
             let slot = if name == ADMIN { &mut sockets.admin } else { &mut sockets.spi };
             *slot = Some(take(&mut given, index, name)?);
         }
@@ -99,7 +101,8 @@ impl Sockets {
 const SPI: &str = "spi";
 const ADMIN: &str = "admin";
 
-/// What each of `count` sockets is for. A single one needs no name: systemd gives it its unit's.
+/// Assigns a purpose to each of `count` sockets. A single socket needs no name, because systemd then uses the
+/// name of its unit.
 fn assign(names: &str, count: usize) -> Result<Vec<&'static str>, BadSocket> {
     let mut given = names.split(':');
     let mut assigned = Vec::new();
@@ -121,15 +124,16 @@ fn assign(names: &str, count: usize) -> Result<Vec<&'static str>, BadSocket> {
 fn take(given: &mut ListenFd, index: usize, name: &'static str) -> Result<TcpListener, BadSocket> {
     let taken = given.take_tcp_listener(index).ok().flatten();
     let socket = taken.ok_or(BadSocket::NotListening { name })?;
-    // A socket that does not listen (Accept=yes) would fail each accept, and nobody would see why.
+    // A socket that does not listen (Accept=yes) would fail each accept, without a visible reason.
     if !socket_acceptconn(&socket).unwrap_or(false) {
         return Err(BadSocket::NotListening { name });
     }
+    // The listener is used by tokio, which needs nonblocking sockets.
     socket.set_nonblocking(true).map_err(|error| BadSocket::Io { name, error })?;
     Ok(socket)
 }
 
-/// Where to say what became true.
+/// Address of the supervisor's notification socket, and the period of its watchdog.
 #[derive(Debug, Clone, Default)]
 pub struct Supervisor {
     address: Option<SocketAddr>,
@@ -137,55 +141,59 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// The supervisor that the environment tells of; one that hears nothing if it tells of none.
+    /// Finds the supervisor that the environment names. Without one the result ignores all notifications.
     pub fn find(variables: Variables<'_>) -> Supervisor {
         let address = variables("NOTIFY_SOCKET").and_then(|name| address(&name));
+        // Without WATCHDOG_PID the watchdog is meant for the process that gets the variable.
         let ours = variables("WATCHDOG_PID").is_none_or(|pid| names_us(&pid));
         let period = variables("WATCHDOG_USEC").and_then(|text| text.parse().ok());
         let watchdog = period.filter(|us| ours && *us > 0).map(Duration::from_micros);
         Supervisor { address, watchdog }
     }
 
-    /// The daemon is up, or up again after a reload: `status` is what it does, for whoever looks.
+    /// Reports that the daemon is up, or up again after a reload. `status` describes its work for the operator.
     pub fn ready(&self, status: &str) {
         self.say(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// The daemon reads its configuration anew; [`Supervisor::ready`] follows, whatever comes of it.
+    /// Reports that the daemon reads its configuration again. [`Supervisor::ready`] follows in every case.
     pub fn reloading(&self) {
-        // systemd wants to know which reload this is about (Type=notify-reload).
+        // systemd needs this time to tell reloads apart (Type=notify-reload).
         self.say(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic_us()));
     }
 
-    /// The daemon has begun to stop.
+    /// Reports that the daemon has begun to stop.
     pub fn stopping(&self, status: &str) {
         self.say(&format!("STOPPING=1\nSTATUS={}", one_line(status)));
     }
 
-    /// How often to give a sign of life; `None` when nobody waits for one. A quarter of the time after which
-    /// we would be ended: one that fails, though it took its time, is followed by another in time.
+    /// Returns the interval between watchdog signals; `None` if the supervisor expects none. It is a quarter of
+    /// the time after which the supervisor ends the daemon, so that a slow signal that fails is followed by
+    /// another one in time.
     pub fn alive_every(&self) -> Option<Duration> {
         self.address.as_ref().and(self.watchdog).map(|period| period / 4)
     }
 
-    /// A sign of life. Say it only of what was looked at.
+    /// Sends a watchdog signal. Send it only after a check of the components.
     pub fn alive(&self) {
         self.say("WATCHDOG=1");
     }
 
     fn say(&self, words: &str) {
         let Some(address) = &self.address else { return };
+        // A lost notification must not stop the daemon.
         if let Err(error) = send(address, words) {
             tracing::warn!(%error, "the supervisor could not be told: {}", words.lines().next().unwrap_or(words));
         }
     }
 }
 
-/// A line break would begin another assignment.
+/// Replaces line breaks, because a line break would begin another assignment.
 fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
+/// Parses the address of the notification socket. A leading `@` means an abstract socket.
 fn address(name: &str) -> Option<SocketAddr> {
     let address = match name.strip_prefix('@') {
         Some(name) => abstract_address(name),
@@ -207,6 +215,7 @@ fn abstract_address(_: &str) -> io::Result<SocketAddr> {
 
 fn send(address: &SocketAddr, words: &str) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
+    // A supervisor that does not read must not block the daemon for long.
     socket.set_write_timeout(Some(Duration::from_millis(limits::NOTIFY_MS)))?;
     socket.send_to_addr(words.as_bytes(), address).map(drop)
 }

@@ -1,5 +1,6 @@
-//! Everything that needs a person, on one list: orders that were refused, dead or held work, results that were
-//! not reported. Sorted by deadline.
+//! Attention list: everything that needs a person, the soonest deadline first.
+//!
+//! It lists refused orders, dead or held work, and results that were not reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,27 +19,27 @@ use crate::hook::callback::{Action, Callback};
 use crate::hook::clock::{Id, plus_millis};
 use crate::observe::limits;
 
-/// The reason why something needs a person.
+/// Reason why a callback or a job needs a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AttentionReason {
     /// A callback or a job waits for a decision.
     Held,
-    /// A job used up its retry schedule.
+    /// A job has used up its retry schedule.
     Dead,
-    /// A person has to finish it, or it has been tried in vain for long.
+    /// A person has to finish the job, or it has been tried without success for long.
     Pending,
-    /// The hook, or a rule, refused what a buyer ordered.
+    /// The hook or a rule refused an order of a buyer.
     Refused,
     /// The callback is about an instance that was never created or imported here.
     UnknownInstance,
-    /// Something that came later ended it unrun, though it was paid for.
+    /// A later callback ended the job before it ran, though it was paid for.
     Superseded,
-    /// It is done, and the marketplace has not come back for the result.
+    /// The job is done, and the marketplace has not called again for the result.
     Unreported,
     /// The marketplace has used up half of its deliveries.
     Deliveries,
-    /// A purchase was repeated with other values; nothing was run for them.
+    /// A purchase was repeated with other values. No hook ran for these values.
     OtherValues,
 }
 
@@ -56,7 +57,7 @@ impl AttentionReason {
         AttentionReason::OtherValues,
     ];
 
-    /// The word in JSON, on the metrics page and in lists.
+    /// Returns the word for the reason in JSON, in metrics and in lists.
     pub const fn as_str(self) -> &'static str {
         match self {
             AttentionReason::Held => "held",
@@ -71,76 +72,76 @@ impl AttentionReason {
         }
     }
 
-    /// True if it is off the list only once it has been dealt with: it cannot be dismissed.
+    /// Returns true if only a solution takes the item off the list. Such an item cannot be dismissed.
     const fn waits(self) -> bool {
         matches!(self, AttentionReason::Held | AttentionReason::Dead | AttentionReason::Pending)
     }
 }
 
-/// One thing that needs a person.
+/// An item of the attention list.
 #[derive(Debug, Clone, Serialize)]
 pub struct AttentionItem {
     /// The reason.
     pub reason: AttentionReason,
-    /// The callback's number.
+    /// Number of the callback.
     pub callback: i64,
-    /// The job's id, if it has one.
+    /// Id of the job, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Id>,
-    /// The account.
+    /// Account of the callback.
     pub account: String,
-    /// The endpoint it came through.
+    /// Name of the endpoint that the callback came through.
     pub endpoint: String,
-    /// A name of its instance, or the name the callback uses.
+    /// A name of the instance, or the name that the callback uses.
     pub instance: Option<String>,
-    /// The marketplace's order.
+    /// Order id of the marketplace.
     pub order: Option<String>,
-    /// The buyer's account at the marketplace.
+    /// Account of the buyer at the marketplace.
     pub buyer: Option<String>,
-    /// The action that was asked for.
+    /// The requested action.
     pub action: Action,
-    /// The number of times the marketplace has delivered it.
+    /// Number of deliveries by the marketplace.
     pub deliveries: u64,
-    /// The number of deliveries after which the marketplace gives up; `None` when that is not counted.
+    /// Delivery limit: the marketplace gives up after this many deliveries. `None`: not counted.
     pub delivery_limit: Option<u32>,
-    /// The time since when it needs a person.
+    /// Time since which the item needs a person.
     pub since: Timestamp,
-    /// The time at which the marketplace gives up, where it says so.
+    /// Time at which the marketplace gives up, if the dialect knows it.
     pub deadline: Option<Timestamp>,
-    /// The marketplace's reaction once it has given up.
+    /// Reaction of the marketplace after it has given up.
     pub then: Option<&'static str>,
     /// The hook's words, or the rule.
     pub detail: String,
-    /// The next step for an operator.
+    /// Next step for an operator.
     pub todo: String,
-    /// True if it can be taken off the list without anything else being done.
+    /// True if an operator can dismiss the item without doing anything else.
     #[serde(skip)]
     pub may_be_dismissed: bool,
 }
 
-/// The list, and how much of it is not shown.
+/// The attention list, and the number of items that it leaves out.
 #[derive(Debug, Clone, Serialize)]
 pub struct Attention {
     /// The items, the soonest deadline first, then the oldest.
     pub items: Vec<AttentionItem>,
-    /// The number of items that were left out.
+    /// Number of items that were left out.
     pub left_out: usize,
 }
 
 /// A callback that needs a person, before it is described.
 struct Found {
     reason: AttentionReason,
-    /// `None` where it cannot be read; then there is a job, and its note says why.
+    /// Row of the callback. `None`: it cannot be read; then there is a job, and its note gives the reason.
     row: Option<CallbackRow>,
     job: Option<JobRow>,
     since: Timestamp,
 }
 
 impl Reader {
-    /// Everything that needs a person, at most `limit` items of it.
+    /// Returns everything that needs a person, at most `limit` items.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn attention(&self, now: Timestamp, limit: usize) -> Result<Attention, StoreError> {
         let mut items = Vec::new();
         for found in self.in_need(now)? {
@@ -149,15 +150,16 @@ impl Reader {
         let order =
             |item: &AttentionItem| (item.deadline.is_none(), item.deadline, item.since, item.callback);
         items.sort_by_key(order);
+        // Cut after sorting, so that the most urgent items are shown.
         let left_out = items.len().saturating_sub(limit);
         items.truncate(limit);
         Ok(Attention { items, left_out })
     }
 
-    /// The number of items by reason; every reason has one.
+    /// Returns the number of items by reason. Every reason has an entry, also with 0.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn attention_counts(&self, now: Timestamp) -> Result<BTreeMap<AttentionReason, u64>, StoreError> {
         let mut counts: BTreeMap<_, u64> = AttentionReason::ALL.map(|reason| (reason, 0)).into();
         for found in self.in_need(now)? {
@@ -170,9 +172,11 @@ impl Reader {
         let mut all = Vec::new();
         let mut seen = BTreeSet::new();
         let states = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
+        // Jobs first: a job that waits is shown once, with the state of the job and not of its callback.
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
             let row = match self.with(|rows| rows.callback_row(job.callback)) {
                 Ok(row) => row,
+                // The job still waits, so it must be on the list.
                 Err(StoreError::Unreadable(_)) => None,
                 Err(error) => return Err(error),
             };
@@ -198,8 +202,10 @@ impl Reader {
         Ok(all)
     }
 
-    /// True if the same was asked again later, under a callback that counts instead; or if what was refused to be
-    /// made has been made since.
+    /// Returns true if the callback no longer needs a person.
+    ///
+    /// Either the same was asked later under another callback, which counts instead. Or a create that was refused has
+    /// been carried out since.
     fn was_done_since(&self, reason: AttentionReason, row: &CallbackRow) -> Result<bool, StoreError> {
         if matches!(reason, AttentionReason::Held | AttentionReason::OtherValues) {
             return Ok(false);
@@ -208,6 +214,7 @@ impl Reader {
             Err(ViewError::Store(error)) => Err(error),
             said => Ok(said.ok()),
         };
+        // A callback that cannot be read stays on the list.
         let Some(asked) = said(row.number)? else { return Ok(false) };
         let alike = match self.with(|rows| rows.occurrences(&row.occurrence)) {
             Ok(alike) => alike,
@@ -217,6 +224,7 @@ impl Reader {
         for (later, job) in alike.into_iter().filter(|(later, _)| later.number > row.number) {
             let is_done =
                 later.told_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
+            // The key of a create does not hold the buyer, so compare the buyers.
             let is_theirs = said(later.number)?.is_some_and(|said| said.buyer == asked.buyer);
             if is_done && is_theirs {
                 return Ok(true);
@@ -242,6 +250,7 @@ impl Reader {
         let callback = match self.content(row.number) {
             Ok(callback) => callback,
             Err(ViewError::Store(error)) => return Err(error),
+            // The callback was deleted meanwhile.
             Err(_) => return Ok(None),
         };
         let instance = match self.instance_name(row.instance)? {
@@ -273,7 +282,7 @@ impl Reader {
 }
 
 impl Reader {
-    /// A job whose callback cannot be read: it waits all the same.
+    /// Describes a job whose callback cannot be read. The job needs a person all the same.
     fn describe_unreadable(
         &self,
         reason: AttentionReason,
@@ -303,8 +312,9 @@ impl Reader {
     }
 }
 
-/// The time at which the marketplace gives up on a callback, if it still waits for the answer.
+/// Returns the time at which the marketplace gives up on a callback, if it still waits for the answer.
 fn gives_up(row: &CallbackRow, callback: &Callback) -> Option<GivesUp> {
+    // Reported, or asked for only by an operator: no marketplace waits for the answer.
     if row.told_at.is_some() || row.deliveries == 0 {
         return None;
     }
@@ -316,7 +326,7 @@ const fn is_paid_for(action: Action) -> bool {
     matches!(action, Action::Create | Action::Renew | Action::Upgrade)
 }
 
-/// The reason why a callback that was not reported needs a person, and since when. `job` is its own.
+/// Returns the reason why an unreported callback needs a person, and the time since then. `job` is its own job.
 fn reason_of(
     row: &CallbackRow,
     job: Option<&JobRow>,
@@ -327,6 +337,7 @@ fn reason_of(
     let code = row.reason_code.as_deref().unwrap_or_default();
     let found = match (row.disposition, job.map(|job| job.state)) {
         (Disposition::Held, _) => Some((AttentionReason::Held, row.received_at)),
+        // Rejected by an operator, who knows about it.
         (Disposition::Refused, _) if code == REJECTED => None,
         (Disposition::Refused, _) if code == Reason::UnknownInstance.code() => {
             Some((AttentionReason::UnknownInstance, row.received_at))
@@ -338,6 +349,7 @@ fn reason_of(
             Some((AttentionReason::OtherValues, row.received_at))
         }
         (Disposition::Recorded, _) | (Disposition::Job, Some(schedule::JobState::Done)) => {
+            // A marketplace that still calls will get the result, so only a long silence counts.
             let is_awaited = row.deliveries > 0 && row.told_at.is_none() && long_ago(row.last_received_at);
             is_awaited.then_some((AttentionReason::Unreported, ended))
         }

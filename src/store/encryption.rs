@@ -1,15 +1,15 @@
-//! Sealing the secret fields of answers at rest.
+//! Encryption at rest of the secret fields in answers.
 //!
-//! A database is copied: into backups, onto a colleague's laptop, into a ticket. The passwords a
-//! hook answered with must not travel along. They are sealed with XChaCha20-Poly1305 under a key that
-//! lives beside the database, not in it; a random 24-byte nonce stands in front of each. What is
-//! sealed is bound to the job it belongs to, so that it cannot be moved to another.
+//! Databases are copied: into backups, onto laptops, into tickets. The passwords in the answers of a hook must not
+//! travel along. They are encrypted with XChaCha20-Poly1305, under a key that is stored beside the database and not in
+//! it. A random nonce of 24 bytes precedes each ciphertext. The ciphertext is bound to its job, so it cannot be moved
+//! to another job.
 //!
-//! In front of the nonce stands which key it was: while a key is changed there are several, and an old one
-//! may go only once nothing is left that it sealed. What was sealed before there was such a header has
-//! none; it is tried with every key.
+//! A header before the nonce names the key. While a key is changed there are several keys, and an old one may be
+//! removed only when no ciphertext needs it. Older versions of spid wrote no header; such a ciphertext is tried with
+//! every key.
 //!
-//! Losing the key loses the passwords, never an order: the id and the addresses lie open.
+//! A lost key loses the passwords but never an order: ids and addresses are not encrypted.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -29,74 +29,74 @@ const NONCE_BYTES: usize = 24;
 const KEY_BYTES: usize = 32;
 const KEY_ID_BYTES: usize = 8;
 
-/// How long what stands before the nonce is.
+/// Length of the header before the nonce, in bytes.
 pub const HEADER_BYTES: usize = FORM.len() + KEY_ID_BYTES;
 
-/// What stands before the key's id: the name of the form, and its version.
+/// First part of the header: name and version of the format.
 const FORM: [u8; 4] = *b"spd1";
-/// What a key's id is made of, beside the key.
+/// Text that is hashed together with the key to give the key's id.
 const ID_TEXT: &[u8] = b"spid sealing key id";
 
-/// Why something could not be sealed or opened. It never says what.
+/// Errors of encryption and decryption. They never contain the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The key file could not be read or written.
     #[error("the sealing key {}: {source}", named_file(path))]
     File {
-        /// Which file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system said.
+        /// Error of the system.
         source: std::io::Error,
     },
-    /// The key that the daemon makes is not there, and it is not to be made now.
+    /// The key that the daemon creates does not exist, and may not be created now.
     #[error("there is no sealing key at `{}`; the daemon makes one at its first start, and --config FILE says where it is if it is not beside the database", path.display())]
     Missing {
-        /// Which file.
+        /// Path of the missing file.
         path: PathBuf,
     },
-    /// A key that is named cannot be had.
+    /// A configured key is not available.
     #[error("the sealing key {name}: {why}")]
     Unavailable {
-        /// Where it should come from.
+        /// Configured source of the key.
         name: String,
-        /// What is wrong there.
+        /// Reason why the source has no key.
         why: String,
     },
-    /// It holds something else.
+    /// The source does not hold a key.
     #[error(
         "the sealing key {name} is not 64 hex digits{fault}; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)"
     )]
     NotAKey {
-        /// Where it came from.
+        /// Source of the text.
         name: String,
-        /// The first character that cannot be one, and its position, behind a colon; empty if its length is wrong.
+        /// A colon, the first invalid character and its position; empty if only the length is wrong.
         fault: String,
     },
-    /// The same key twice.
+    /// Two sources hold the same key.
     #[error("the sealing key {name} is the same as an earlier one")]
     Twice {
-        /// Where the second one came from.
+        /// Source of the second copy.
         name: String,
     },
-    /// The system's generator gave nothing.
+    /// The random generator of the system failed.
     #[error("the system's random generator failed")]
     Random,
-    /// It was sealed with another key, for another job, or has been altered.
+    /// The ciphertext was made with another key or for another job, or was altered.
     #[error("sealed with another key, or altered")]
     Unopenable,
 }
 
-/// Where a sealing key comes from. It is looked for when it is needed: whoever only reads ids need not be
-/// able to read it.
+/// Source of a sealing key. The key is read only when it is needed, so a command that reads only ids does not need
+/// permission to read the key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// A file that the daemon makes if it is not there.
+    /// A file that the daemon creates if it does not exist.
     Own(PathBuf),
-    /// A file that must be there.
+    /// A file that must exist.
     File(PathBuf),
-    /// A text from elsewhere, or why it cannot be had.
+    /// A text from another source, or the reason why it is not available.
     Text {
-        /// What it is called in messages.
+        /// Name of the source in messages.
         name: String,
         /// The text.
         text: Result<Secret, String>,
@@ -104,7 +104,7 @@ pub enum KeySource {
 }
 
 impl KeySource {
-    /// The file, if it is one.
+    /// Returns the path, if the source is a file.
     pub fn path(&self) -> Option<&Path> {
         match self {
             KeySource::Own(path) | KeySource::File(path) => Some(path),
@@ -136,6 +136,7 @@ impl KeySource {
     }
 
     fn of_file(&self, file: File, path: &Path) -> Result<SealingKey, SealError> {
+        // Limit the read, because the path may name any file.
         let mut text = Zeroizing::new(String::new());
         file.take(1024)
             .read_to_string(&mut text)
@@ -153,7 +154,7 @@ impl KeySource {
     }
 }
 
-/// Tells one sealing key from another, and nothing of either.
+/// Id of a sealing key: a part of a hash, which reveals nothing about the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId([u8; KEY_ID_BYTES]);
 
@@ -190,22 +191,23 @@ impl SealingKey {
         [FORM.as_slice(), &self.id.0].concat()
     }
 
-    /// Opens what stands behind a header, which may be none.
+    /// Decrypts the bytes after the header. `header` is empty for a ciphertext of an older spid.
     fn open(&self, header: &[u8], bound_to: &[u8], sealed: &[u8]) -> Option<Secret> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>()?;
+        // Header and job are authenticated too, so neither can be exchanged.
         let aad = [header, bound_to].concat();
         let plain = self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: &aad }).ok()?;
         String::from_utf8(plain).map(Secret::new).ok()
     }
 }
 
-/// The key that sealed this, if it says so.
+/// Returns the id of the key that made this ciphertext, if it has a header.
 pub fn key_of(sealed: &[u8]) -> Option<KeyId> {
     let id = sealed.strip_prefix(&FORM)?.first_chunk::<KEY_ID_BYTES>()?;
     Some(KeyId(*id))
 }
 
-/// Seals with the current key, and opens with every one.
+/// Encrypts with the current key, and decrypts with every key.
 #[derive(Clone)]
 pub struct Sealer {
     current: SealingKey,
@@ -219,7 +221,7 @@ impl std::fmt::Debug for Sealer {
 }
 
 impl Sealer {
-    /// A sealer with a key of its own that nobody keeps: for stores that live in memory.
+    /// Creates a sealer with a random key that is never stored, for stores in memory.
     ///
     /// # Errors
     /// [`SealError::Random`].
@@ -228,11 +230,11 @@ impl Sealer {
         Ok(Sealer { current: SealingKey::new(&key), previous: Vec::new() })
     }
 
-    /// With these keys, the current one first. One that the daemon keeps itself, and that is not there, is
-    /// made, readable by its owner alone.
+    /// Creates a sealer with these keys, the current one first. Creates a missing key that belongs to the daemon
+    /// ([`KeySource::Own`]) in a file that only its owner can read.
     ///
     /// # Errors
-    /// When a key cannot be read or made, or is none.
+    /// When a key cannot be read or created, or is not valid.
     pub fn from_sources(sources: &[KeySource]) -> Result<Sealer, SealError> {
         for source in sources {
             if let (KeySource::Own(path), Err(SealError::Missing { .. })) = (source, source.key()) {
@@ -243,11 +245,11 @@ impl Sealer {
         Sealer::from_existing(sources)
     }
 
-    /// With these keys, all of which must be there: whoever works beside a daemon must not make a key that
-    /// the daemon does not have.
+    /// Creates a sealer with these keys, the current one first. All of them must exist: a command beside a daemon must
+    /// not create a key that the daemon does not have.
     ///
     /// # Errors
-    /// When a key is missing, cannot be read, or is none.
+    /// When a key is missing, cannot be read, or is not valid.
     pub fn from_existing(sources: &[KeySource]) -> Result<Sealer, SealError> {
         let mut keys: Vec<SealingKey> = Vec::new();
         for source in sources {
@@ -263,17 +265,17 @@ impl Sealer {
         Ok(Sealer { current: keys.next().ok_or_else(none)?, previous: keys.collect() })
     }
 
-    /// The ids of its keys, the current one first.
+    /// Returns the ids of the keys, the current one first.
     pub fn ids(&self) -> Vec<KeyId> {
         self.keys().map(|key| key.id).collect()
     }
 
-    /// What stands before everything it seals.
+    /// Returns the header of every ciphertext that this sealer makes.
     pub fn header(&self) -> Vec<u8> {
         self.current.header()
     }
 
-    /// The id of the key that seals.
+    /// Returns the id of the key that encrypts.
     pub fn current(&self) -> KeyId {
         self.current.id
     }
@@ -282,10 +284,10 @@ impl Sealer {
         std::iter::once(&self.current).chain(&self.previous)
     }
 
-    /// Seals `secret` for the place `bound_to`.
+    /// Encrypts `secret` and binds it to `bound_to`.
     ///
     /// # Errors
-    /// [`SealError::Random`] when no nonce can be had.
+    /// [`SealError::Random`] when the system gives no nonce.
     pub fn seal(&self, bound_to: &[u8], secret: &Secret) -> Result<Vec<u8>, SealError> {
         let mut nonce = [0u8; NONCE_BYTES];
         getrandom::fill(&mut nonce).map_err(|_| SealError::Random)?;
@@ -297,7 +299,7 @@ impl Sealer {
         Ok([header.as_slice(), &nonce, &sealed].concat())
     }
 
-    /// Opens what [`Sealer::seal`] sealed for the same place.
+    /// Decrypts a ciphertext of [`Sealer::seal`] with the same `bound_to`.
     ///
     /// # Errors
     /// [`SealError::Unopenable`].
@@ -307,7 +309,7 @@ impl Sealer {
             let (header, rest) = sealed.split_at_checked(HEADER_BYTES)?;
             key.open(header, bound_to, rest)
         });
-        // What was sealed before there were headers begins with its nonce.
+        // A ciphertext without a header begins with its nonce. Try every key.
         let opened = opened.or_else(|| self.keys().find_map(|key| key.open(&[], bound_to, sealed)));
         opened.ok_or(SealError::Unopenable)
     }
@@ -319,18 +321,19 @@ fn random_key() -> Result<Zeroizing<[u8; KEY_BYTES]>, SealError> {
     Ok(key)
 }
 
-/// Written whole under another name, then moved: a crash leaves a key or none, never half of one.
+/// Writes a key file under another name, then renames it, so that a crash leaves a whole key or none.
 fn write_key(path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".new");
     let partial = PathBuf::from(name);
-    // What stands there is what an earlier crash left, or no file at all: to open a named pipe would wait.
+    // Remove the rest of an earlier crash. Opening a special file here, such as a named pipe, could block.
     let _ = std::fs::remove_file(&partial);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
     file.write_all(Zeroizing::new(hex::encode(key)).as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
+    // Without this sync, a power cut could undo the rename, and the passwords encrypted meanwhile would be lost.
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         File::open(folder)?.sync_all()?;
     }
@@ -389,7 +392,7 @@ mod tests {
         assert!(new.open(b"job", &before).is_err() && old.open(b"job", &since).is_err());
     }
 
-    /// As it was written before what is sealed had a header.
+    /// Checks a ciphertext as spid wrote it before headers existed.
     #[test]
     fn what_was_sealed_without_a_header_opens_with_the_key_it_was() {
         let key = [1; KEY_BYTES];

@@ -1,9 +1,11 @@
-//! When each key of an endpoint signed last, so that somebody can say of an old one that it can go.
+//! Last use of each signature key of an endpoint, so that an operator knows when an old key can be removed.
 //!
-//! It must survive restarts, and redeliveries count as much as first ones: a marketplace that signs with
-//! the old key in any request would be turned away without it. So it is a table of its own and not read
-//! off the callbacks. A use is remembered at once and written, in a commit that is made anyway or with the
-//! counts of repeats, at most once an hour.
+//! The last use must survive restarts, and a redelivery counts as much as a first delivery. Without the old key a
+//! marketplace that still uses it in any request would be denied. So this is a table of its own, and is not derived
+//! from the callbacks.
+//!
+//! A use is noted in memory at once. It is written at most once an hour, in a commit that is made anyway or with the
+//! counts of redeliveries.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,24 +16,24 @@ use super::rows::{KeyUse, Result, Write};
 use crate::core::signature::KEY_MARK_BYTES;
 use crate::observe::limits;
 
-/// A key that is configured now.
+/// A signature key in the present configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfiguredKey {
-    /// The endpoint.
+    /// Name of the endpoint.
     pub endpoint: Arc<str>,
-    /// The label of the key.
+    /// Label of the key.
     pub label: Arc<str>,
-    /// Its [mark](crate::signature::Key::mark).
+    /// [Mark](crate::signature::Key::mark) of the key.
     pub mark: [u8; KEY_MARK_BYTES],
 }
 
-/// Endpoint and label.
+/// Endpoint and label of a key.
 type Name = (Arc<str>, Arc<str>);
 
-/// A use of a key: the endpoint, its label, and when.
+/// Use of a key: endpoint, label and time.
 pub(super) type Used = (Arc<str>, Arc<str>, Timestamp);
 
-/// What was used lately, and until when that is written.
+/// Last use of each key, and the last use that was written.
 #[derive(Debug, Default)]
 pub(super) struct KeysUsed(Mutex<BTreeMap<Name, (Timestamp, Option<Timestamp>)>>);
 
@@ -43,10 +45,11 @@ impl KeysUsed {
     pub(super) fn note(&self, endpoint: &Arc<str>, label: &Arc<str>, now: Timestamp) {
         let mut used = self.lock();
         let entry = used.entry((endpoint.clone(), label.clone())).or_insert((now, None));
+        // The clock may be set back: keep the latest use.
         entry.0 = entry.0.max(now);
     }
 
-    /// What is to be written.
+    /// Returns the uses that are due to be written.
     pub(super) fn due(&self) -> Vec<Used> {
         let is_due = |at: Timestamp, written: Option<Timestamp>| {
             written.is_none_or(|written| {
@@ -58,6 +61,7 @@ impl KeysUsed {
         due.map(|((endpoint, label), (at, _))| (endpoint.clone(), label.clone(), *at)).collect()
     }
 
+    // Called only after the commit, so that a failed commit loses no use.
     pub(super) fn written(&self, uses: Vec<Used>) {
         let mut used = self.lock();
         for (endpoint, label, at) in uses {
@@ -67,19 +71,19 @@ impl KeysUsed {
         }
     }
 
-    /// Labels may stand for other keys from now on: what comes is written at once.
+    /// Forgets all uses. After a reload a label may stand for another key, so its next use is written at once.
     pub(super) fn forget(&self) {
         self.lock().clear();
     }
 }
 
-/// Makes these the keys that are watched. A label that has come, or stands for another key than before,
-/// begins anew.
+/// Sets the keys whose last use is recorded. A new label, or a label with a new key, starts without a use.
 pub(super) fn configure(rows: &mut dyn Write, keys: &[ConfiguredKey], now: Timestamp) -> Result<()> {
     let known = rows.key_uses()?;
     let is = |row: &KeyUse, key: &ConfiguredKey| {
         row.endpoint == *key.endpoint && row.label == *key.label && row.mark == key.mark
     };
+    // A label that now stands for another key loses its old row here and gets a new one below.
     for row in known.iter().filter(|row| !keys.iter().any(|key| is(row, key))) {
         rows.drop_key_use(&row.endpoint, &row.label)?;
     }
@@ -90,7 +94,7 @@ pub(super) fn configure(rows: &mut dyn Write, keys: &[ConfiguredKey], now: Times
     Ok(())
 }
 
-/// Keeps that keys were used. One that is no longer configured is passed over.
+/// Writes uses of keys. A use of a key that is no longer configured is skipped.
 pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
     if uses.is_empty() {
         return Ok(());

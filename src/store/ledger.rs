@@ -1,7 +1,7 @@
-//! The rules of keeping: accept, take, finish. Each is kept whole or not at all.
+//! Rules of the store: accept a callback, lease jobs, record results. Each operation is kept whole or not at all.
 //!
-//! Written once over [`Write`], so that every backend decides alike. Nothing here waits, logs or
-//! knows a hook; what should happen after the commit is in what is returned.
+//! The rules are written once over [`Write`], so that every backend decides alike. No code here waits, logs or knows a
+//! hook. The returned values say what the caller must do after the commit.
 
 use std::sync::Arc;
 
@@ -26,59 +26,59 @@ use crate::hook::text;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
-/// The reason code of what an operator rejected: [`Reason::Rejected`]'s.
+/// Reason code of a callback that an operator rejected: the code of [`Reason::Rejected`].
 pub(super) const REJECTED: &str = "rejected";
 
-/// The reason code of what an operator settled: success without running.
+/// Reason code of a callback that an operator settled: success without running.
 pub(super) const SETTLED: &str = "settled";
 
-/// What is told of a job that is held: why it is held is for the seller, and may name another instance.
+/// Text for the marketplace about a held job. The real reason is for the seller, and may name another instance.
 const HELD: &str = "its instance needs the seller's decision";
 
-/// A verified callback to be kept.
+/// A verified callback for the store to keep.
 #[derive(Debug, Clone)]
 pub struct Acceptance {
-    /// The account it is for.
+    /// Account of the callback.
     pub account: String,
-    /// The endpoint it came through.
+    /// Name of the endpoint that it came through.
     pub endpoint: String,
-    /// The label of the key that signed it.
+    /// Label of the key that signed it.
     pub key_label: String,
-    /// How often the marketplace calls before it gives up; `None` when that is not counted.
+    /// Delivery limit: the number of times that the marketplace calls before it gives up. `None`: not counted.
     pub budget: Option<u32>,
-    /// What it asks.
+    /// The content of the callback.
     pub callback: Arc<Callback>,
-    /// When it came.
+    /// Time of the delivery.
     pub received_at: Timestamp,
-    /// What the seller decided beforehand.
+    /// Policy of the seller for cases that need a decision.
     pub policy: Policy,
-    /// Whether an operator has looked at it and wants it done. Then it is no delivery, and counts as none.
+    /// True if an operator has approved the callback. Then this is not a delivery, and is not counted as one.
     pub approved: bool,
 }
 
-/// How a new job is born.
+/// Values for a new job.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Birth {
-    /// The id it gets.
+    /// Id of the job.
     pub(crate) id: Id,
-    /// Whether it may be leased at once, until then.
+    /// End of the lease, if the job may be created in state running.
     pub(crate) lease_until: Option<Timestamp>,
-    /// Whether whoever asks is still there to hear the answer: only then can it count as told.
+    /// True if the caller still waits for the answer. Only then can a result count as reported.
     pub(crate) heard: bool,
 }
 
-/// What is to be answered, as far as the store knows it.
+/// The answer to a callback, as far as the store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Told {
-    /// It is done.
+    /// The callback was carried out.
     Applied(Box<Stored>),
-    /// It is not done.
+    /// The callback has no result yet.
     NotYet,
-    /// It was refused: the stable word, and the sentence.
+    /// The callback was refused: the stable reason code, and the sentence.
     Refused(&'static str, String),
-    /// It waits for an operator.
+    /// The callback waits for an operator.
     Held(String),
-    /// It will be known when this job's attempt ends.
+    /// The answer is the result of this job's attempt.
     Wait(i64),
 }
 
@@ -88,52 +88,52 @@ pub(crate) struct Stored {
     pub(crate) instance_id: Option<String>,
     pub(crate) open: Option<String>,
     pub(crate) sealed: Option<Vec<u8>>,
-    /// The job it is sealed for.
+    /// Id of the job for which the secrets were encrypted.
     pub(crate) sealed_for: Option<Id>,
-    /// When the marketplace was first told.
+    /// Time of the first report to the marketplace.
     pub(crate) told_at: Option<Timestamp>,
 }
 
-/// What became of an accepted callback.
+/// Result of accepting a callback.
 #[derive(Debug, Clone)]
 pub(crate) struct Accepted {
     pub(crate) row: CallbackRow,
     pub(crate) told: Told,
-    /// The id by which the marketplace calls the instance, where it chose that itself.
+    /// Id that the marketplace itself chose for the instance.
     pub(crate) public_id: Option<String>,
-    /// A job born leased.
+    /// The job, if it was created in state running.
     pub(crate) taken: Option<Box<Taken>>,
-    /// Whether a job was made that somebody else must take, or one was brought forward.
+    /// True if a job was queued for the dispatcher or brought forward.
     pub(crate) wakes: bool,
-    /// Whether somebody should look.
+    /// True if a person should look at the callback.
     pub(crate) alert: bool,
 }
 
-/// A job that belongs to a dispatcher until its lease ends.
+/// A job that belongs to one dispatcher until its lease ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Taken {
-    /// The job, its attempt counted.
+    /// The job. Its attempts include this one.
     pub job: JobRow,
-    /// What is to be done.
+    /// The callback, or the part of it that this job is for.
     pub callback: Arc<Callback>,
-    /// Where it came from.
+    /// Row of the callback.
     pub origin: CallbackRow,
-    /// The instance as applied now.
+    /// The instance in its applied state.
     pub instance: Option<Instance>,
 }
 
-/// How an attempt ended.
+/// Result of an attempt.
 #[derive(Debug, Clone)]
 pub(crate) enum Ending {
-    /// Done; the answer taken apart.
+    /// The hook succeeded. Its answer is split into an open part and an encrypted part.
     Done { instance_id: Option<String>, open: Option<String>, sealed: Option<Vec<u8>> },
-    /// Not done; again.
+    /// The attempt failed, and the job is tried again.
     Retry { error: String, after_ms: Option<i64> },
-    /// The hook said no.
+    /// The hook refused the job.
     Refused { reason: String },
     /// The hook will finish later.
     Pending { note: String },
-    /// It was not tried, or was cut short by our own stop: it is due at once and spends nothing.
+    /// The attempt never began, or a stop of the daemon cut it short. The job is due at once and spends no retry.
     GivenBack,
 }
 
@@ -141,52 +141,53 @@ pub(crate) enum Ending {
 #[derive(Debug, Clone)]
 pub(crate) struct Finish {
     pub(crate) job: i64,
-    /// The attempt that ended: an older one than the job's last is fenced off.
+    /// Number of the attempt that ended. An attempt older than the job's last one is fenced.
     pub(crate) attempt: u32,
-    /// What was to be done, by whoever has it at hand: what a marketplace said is history and does not change
-    /// while its job runs.
+    /// The callback, if the caller has it in memory. It does not change while its job runs, so it is not read again.
     pub(crate) callback: Option<Arc<Callback>>,
     pub(crate) ending: Ending,
     pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
 }
 
-/// What a finish led to.
+/// Result of recording the end of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finished {
-    /// The job ended or waits; this may be told.
+    /// The job ended or waits. `told` is the answer that may be reported.
     Kept {
         state: schedule::JobState,
         told: Told,
         note: Option<String>,
-        /// Whether something may be due now, or will be sooner than anybody knew.
+        /// True if a job may be due now, or earlier than the dispatcher knows.
         wakes: bool,
     },
-    /// The lease was lost; nothing was changed.
+    /// The lease was lost. Nothing was changed.
     Fenced,
 }
 
-/// What was read to decide one callback.
+/// The rows that decide about one callback, and the decision.
 struct Judged {
-    /// The key that the callback is kept under.
+    /// Deduplication key under which the callback is kept.
     key: [u8; 16],
     instance: Option<InstanceRow>,
     lane: Vec<(JobRow, Callback)>,
-    /// The latest occurrence like it.
+    /// The latest earlier callback with the same key.
     latest: Option<CallbackRow>,
-    /// That occurrence's job.
+    /// Job of that earlier callback.
     job: Option<JobRow>,
-    /// On the whole request.
+    /// Verdict on the whole request.
     verdict: Verdict,
-    /// The actions of the request that get a job.
+    /// Actions of the request that get a job.
     runs: Vec<Action>,
 }
 
-/// `asked`: the actions the request is to be taken for.
+/// Reads the rows that a callback depends on and decides about it. The request is handled as the actions in `asked`.
 fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Option<Known>) -> Result<Judged> {
     let callback = &*acceptance.callback;
     let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
     let mut key = key_of(acceptance, callback, instance.as_ref());
+    // Earlier callbacks with the same key. A create by another purchase, or with other values, gets a key of its own:
+    // it must not count as a redelivery of the first create.
     let mut occurrences = rows.occurrences(&key)?;
     if let Some(another) =
         key_of_another_purchase(rows, acceptance, callback, instance.as_ref(), &occurrences)?
@@ -212,6 +213,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         approved: acceptance.approved,
         now: acceptance.received_at,
     };
+    // A request of several parts: each part is decided by its own jobs, then one verdict is made of all.
     let mut verdicts = Vec::new();
     for action in asked {
         if *action == callback.action && callback.also.is_empty() {
@@ -221,7 +223,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         let part = callback.part(*action);
         let own = occurrence_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
         let is_done = matches!(own, Some(Occurrence { standing: Standing::Done(_), .. }));
-        // However often it is approved, a part that was carried out is not carried out again.
+        // An approval does not carry out again a part that was carried out.
         let verdict = match acceptance.approved && is_done {
             true => Decision::Repeat.into(),
             false => lifecycle::decide(View { occurrence: own.as_ref(), ..view }, &part),
@@ -234,8 +236,9 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
     Ok(Judged { key, instance, lane, latest, job, verdict, runs })
 }
 
-/// True if a create of something that is made names other values than the create like it that was carried out:
-/// other quantities, which its key does not hold, or another date where the key holds none.
+/// Returns true if a create of an existing instance names other values than the create that was carried out.
+///
+/// The values are quantities, which the deduplication key does not hold, or a date if the key holds none.
 fn names_other_values(
     rows: &dyn Read,
     callback: &Callback,
@@ -250,15 +253,16 @@ fn names_other_values(
     }
     let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
     let Some((row, _)) = occurrences.iter().find(is_done).or(occurrences.last()) else { return Ok(false) };
-    // They may have been changed by an upgrade since, so what was said then counts.
+    // An upgrade may have changed the instance since, so compare with the values of the earlier create.
     let Some(said) = readable_body(rows, row.number)? else { return Ok(false) };
+    // A pruned body, or one with looked-up order details, is not what the earlier request said.
     if said.pruned_at.is_some() || said.learned.is_some() {
         return Ok(false);
     }
     Ok(said.items != callback.items || !is_same_purchase && said.expires_on != callback.expires_on)
 }
 
-/// What a callback says; `None` where it cannot be read.
+/// Returns the content of a callback. `None`: the row is missing or cannot be read.
 fn readable_body(rows: &dyn Read, number: i64) -> Result<Option<Callback>> {
     match rows.callback(number) {
         Ok(found) => Ok(found.map(|(_, body)| body)),
@@ -267,8 +271,10 @@ fn readable_body(rows: &dyn Read, number: i64) -> Result<Option<Callback>> {
     }
 }
 
-/// The key of a create by another purchase than the one the instance was made by. What an older spid kept under
-/// the first key stays there, unless another buyer said it: that key does not hold the buyer.
+/// Returns the key of a create by another purchase than the one that made the instance.
+///
+/// A create that an older spid kept under the first key stays there, unless another buyer sent it. The first key does
+/// not hold the buyer.
 fn key_of_another_purchase(
     rows: &dyn Read,
     acceptance: &Acceptance,
@@ -295,7 +301,7 @@ fn key_of_another_purchase(
     Ok(Some(lifecycle::occurrence_key(&acceptance.account, subject, callback)))
 }
 
-/// The key of the purchase that made an instance, repeated with other quantities.
+/// Returns the key for a create by the purchase that made the instance, with other quantities.
 fn key_of_other_values(
     acceptance: &Acceptance,
     callback: &Callback,
@@ -305,12 +311,14 @@ fn key_of_other_values(
     Some(lifecycle::occurrence_key(&acceptance.account, Subject::OtherValues(row.number), callback))
 }
 
-/// A stored callback, and its job if it has one.
+/// A stored callback with its job, if it has one.
 type Stands = (CallbackRow, Option<JobRow>);
 
-/// What is known of callbacks that read alike, the oldest first.
+/// Combines the rows of callbacks with one key, the oldest first, into one earlier callback.
 fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<Occurrence> {
     let (latest, job) = rows.clone().next_back()?;
+    // A job that is done, or a reported result, shows that the request was carried out. A settled callback was reported
+    // without running.
     let is_carried_out = |(row, job): &&Stands| {
         let is_settled = row.reason_code.as_deref() == Some(SETTLED);
         let has_done_job = job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
@@ -323,7 +331,7 @@ fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> 
     Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
 }
 
-/// What is known of one part of a request that asks several things: each part by its own jobs.
+/// Returns the earlier callback of one part of a request. Each part is judged by its own jobs.
 fn occurrence_of_part(
     rows: &dyn Read,
     acceptance: &Acceptance,
@@ -339,7 +347,7 @@ fn occurrence_of_part(
         .iter()
         .filter_map(|(row, _)| {
             let mut latest = jobs.iter().filter(|job| is_of(row, job) && job.action == part.action);
-            // The newest first.
+            // `list_jobs` returns the newest first.
             latest.next().map(|job| (row.clone(), Some(job.clone())))
         })
         .collect();
@@ -354,13 +362,13 @@ fn occurrence_of_part(
     if !kept_apart.is_empty() {
         return Ok(occurrence(kept_apart.iter()));
     }
-    // What was reported was done, though its jobs are gone.
+    // A reported request was carried out, even if its jobs have been pruned.
     let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
     let is_told = whole.iter().any(|(row, _)| row.told_at.is_some());
     Ok(if is_told || !has_jobs { occurrence(whole.iter()) } else { None })
 }
 
-/// True while another purchase of the instance, or a renewal of it, waits for an operator or came to nothing yet.
+/// Returns true if another purchase of the instance is open and unreported, or if a renewal of it is held.
 fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<bool> {
     let Some(row) = instance else { return Ok(false) };
     let all = Filter { instance: Some(row.number), limit: usize::MAX, ..Filter::default() };
@@ -376,6 +384,7 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
         if !waits || callback.told_at.is_some() {
             continue;
         }
+        // An unreadable body may be another purchase, so it counts as one.
         let body = readable_body(rows, callback.number)?;
         let is_another = |body: Callback| {
             callback.action == Action::Renew
@@ -390,6 +399,7 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
 }
 
 fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<Known>> {
+    // Names decide first. An order id finds an instance only for a callback without any name.
     for name in callback.subject.names() {
         if let Some(known) = rows.instance_by_name(account, name)? {
             return Ok(Some(known));
@@ -401,6 +411,7 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     let Some(order) = callback.order_id.as_deref().filter(|order| !order.is_empty()) else {
         return Ok(None);
     };
+    // An order with several instances does not say which one is meant.
     match rows.instances_by_order(account, order)?.as_slice() {
         [only] => match rows.instance(*only)? {
             Some(row) => Ok(Some((row, rows.lane(*only)?))),
@@ -410,8 +421,9 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     }
 }
 
-/// Fails if the order has an instance of this `orderBizId`: then its row in `name` is missing or spoilt, and an order
-/// that looks new would run twice.
+/// Fails if the order already has an instance with this `orderBizId`.
+///
+/// Then the row in table `name` is missing or damaged, and a known order would look new and run twice.
 fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> Result<()> {
     let (Some(order), Some(name)) = (callback.order_id.as_deref(), callback.subject.order_biz_id.as_deref())
     else {
@@ -429,16 +441,16 @@ fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> R
 }
 
 fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option<&InstanceRow>) -> [u8; 16] {
-    // What is said of another order must never count as said of this instance.
+    // A callback about another order must not count as one about this instance.
     let instance = found.filter(|row| !lifecycle::is_anothers(&row.instance, callback)).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
     lifecycle::occurrence_key(&acceptance.account, subject, callback)
 }
 
-/// Where an occurrence stands, and its job.
+/// Returns the outcome of an earlier callback and its job.
 fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
-    // What was held or refused since still has the job it had.
+    // A callback that was held or refused again later still has its earlier job, so the disposition decides first.
     match (row.disposition, job) {
         (Disposition::Recorded, _) if row.reason_code.as_deref() == Some(SETTLED) => {
             Standing::Settled { told_at: row.told_at }
@@ -447,7 +459,7 @@ fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
             Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
         }
-        // What was told was done; its job has been pruned.
+        // A reported callback was carried out. Its job has been pruned.
         (_, None) if row.told_at.is_some() && row.job.is_some() => Standing::Recorded,
         (Disposition::Held, None) => Standing::Held,
         (_, None) => Standing::Void,
@@ -477,9 +489,12 @@ fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
     }
 }
 
-/// The answer to a repeat of something told or refused, if that is what this is: read only, nothing changes.
+/// Returns the answer to a redelivery of a reported or refused callback. It only reads.
+///
+/// `None` means that the callback needs the writer.
 pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Accepted>> {
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
+    // A create of an unknown instance always needs the writer.
     if found.is_none() && acceptance.callback.action == Action::Create {
         return Ok(None);
     }
@@ -496,6 +511,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
             alert: false,
         }));
     }
+    // A redelivery that changes a row, for example by a new notice or an alert, needs the writer.
     let verdict = &judged.verdict;
     let code = judged.latest.as_ref().and_then(|row| row.reason_code.as_deref());
     let says_more = verdict.notice.as_ref().is_some_and(|notice| code != Some(notice.code()));
@@ -514,9 +530,11 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }))
 }
 
-/// The refusal, or the hold, that would only count a delivery: the row it counts on says the same already. A genuine
-/// request can be sent again without end, a sign-on by everybody who finds its link. While a marketplace has tries
-/// left, each one is written, because a warning depends on their number.
+/// Returns the stored refusal or hold, if this delivery would only be counted because the row says the same already.
+///
+/// A genuine request can be sent again without end, and a sign-on by every visitor with its link. So such deliveries
+/// cost no write. Below the marketplace's delivery limit each delivery is written, because a warning depends on the
+/// number.
 fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<Told>> {
     let (reason, disposition) = match &judged.verdict {
         Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),
@@ -540,14 +558,14 @@ fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Res
     }))
 }
 
-/// Keeps a callback, unless its request is a copy of one that was accepted before: then `None`, and nothing is
-/// kept of it.
+/// Keeps a callback. `None`: the request is a copy of one that was accepted before, and nothing is kept of it.
 pub(crate) fn accept_once(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     birth: Birth,
 ) -> Result<Option<Accepted>> {
     match &acceptance.callback.once {
+        // The nonce is consumed in the transaction that keeps the callback, so that both are kept or none.
         Some(once) if !spend(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
         _ => {
             let asked: Vec<Action> = acceptance.callback.actions().collect();
@@ -556,34 +574,39 @@ pub(crate) fn accept_once(
     }
 }
 
-/// Keeps a callback: reads, decides, and writes callback, instance and jobs together. `asked` is what the request
-/// is to be taken for: what it says itself, or what an operator says it is.
+/// Keeps a callback: reads, decides, and writes callback, instance and jobs together.
+///
+/// The request is handled as the actions in `asked`: its own actions, or those that an operator chose.
 pub(super) fn accept_for(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     asked: &[Action],
     birth: Birth,
 ) -> Result<Accepted> {
+    // All rows that decide are read in the transaction that writes the decision.
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
     let judged = judge(rows, acceptance, asked, found)?;
+    // Cancel superseded jobs first: the new job may be the first in the instance's queue only without them.
     for number in &judged.verdict.cancels {
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
+    // Only the first job in the instance's queue may be created in state running.
     let birth = Birth { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
+    // Write the instance before the callback, because the callback row names its number.
     let instance = settle_instance(rows, acceptance, &judged, birth)?;
     let mut row = callback_row(rows, acceptance, &judged, instance.as_ref())?;
     decide_row(&mut row, &judged, acceptance);
     let before = judged.latest.as_ref().filter(|before| before.number == row.number);
     let mut made = new_jobs(acceptance, &judged, instance.as_ref(), birth);
     if !made.is_empty() {
-        // Known beforehand, so that the callback is written once. It has the job of its last part: once that
-        // is done, all are.
+        // Assign the job numbers before the insert, so that the callback is written once. The callback has the job of
+        // its last part: when that job is done, all parts are done.
         for (number, job) in (rows.next_job()?..).zip(&mut made) {
             job.number = number;
             row.job = Some(number);
         }
     }
-    // What was dismissed is another matter by now.
+    // An operator dismissed the old decision. A new decision must be shown again.
     let changes = |before: &CallbackRow| {
         let is_decided = matches!(row.disposition, Disposition::Held | Disposition::Refused);
         (before.disposition, before.job) != (row.disposition, row.job)
@@ -605,13 +628,14 @@ pub(super) fn accept_for(
         wakes: false,
         alert: judged.verdict.alert,
     };
+    // Without a new job the answer is known now. With a job, `begin_job` sets it.
     if made.is_empty() {
         accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
     for job in made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     }
-    // An operator who approves is told; the marketplace is not, before it calls again.
+    // The marketplace is not the caller when an operator approves. It receives the result when it calls again.
     if matches!(accepted.told, Told::Applied(_)) && birth.heard {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
@@ -621,16 +645,18 @@ pub(super) fn accept_for(
     Ok(accepted)
 }
 
-/// Keeps the mark of a request for as long as a copy could pass for new, and somewhat longer: the clock may
-/// be set back. What has outlived that is forgotten on the way, so they are as many as came in that time.
-/// `false`: it is kept already, and the request is a copy.
+/// Keeps the nonce digest of a request for as long as a copy could pass for a new request, plus a grace time.
+///
+/// The grace time is needed because the clock may be set back. Digests older than that are deleted first, so the table
+/// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
 pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
     rows.forget_once(remembered_from(now))?;
     rows.add_once(account, &mark_of(once), once.until)
 }
 
-/// Whether a request is a copy of one that was accepted: read only, so that a copy that comes again and again costs no
-/// write. `false` decides nothing, [`spend`] does.
+/// Returns true if a request is a copy of one that was accepted.
+///
+/// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`spend`] does.
 pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
     let until = rows.once_until(account, &mark_of(once))?;
     Ok(until.is_some_and(|until| until >= remembered_from(now)))
@@ -640,6 +666,7 @@ fn remembered_from(now: Timestamp) -> Timestamp {
     plus_millis(now, -limits::NONCE_GRACE_MS)
 }
 
+// Half of a SHA-256: enough to tell nonces apart.
 fn mark_of(once: &Once) -> [u8; 16] {
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
@@ -648,7 +675,7 @@ fn mark_of(once: &Once) -> [u8; 16] {
     mark
 }
 
-/// Whether a job that is made now has nothing before it in its lane.
+/// Returns true if a new job has no other job before it in the instance's queue.
 fn is_first(judged: &Judged) -> bool {
     let in_lane = judged.verdict.decision == Decision::Run;
     !in_lane || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
@@ -656,7 +683,7 @@ fn is_first(judged: &Judged) -> bool {
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
     if let Some(mut job) = rows.job(number)? {
-        // One of its parts may have been cancelled with it already.
+        // The job may be a part that was canceled together with an earlier part.
         if !job.state.is_live() {
             return Ok(());
         }
@@ -668,14 +695,17 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
     Ok(())
 }
 
-/// The beginning of the note of a part that ended because an earlier part of its request did.
+/// Start of the note of a job that ended because an earlier part of its request ended undone.
 pub(super) const LATER_PART: &str = "another part of its request,";
 
-/// A request that asks several things is done once all of them are. So when one part ends undone, the parts
-/// behind it end with it, and the callback has the job that ended: its redelivery is decided by that one.
+/// Cancels the later parts of a request after one part has ended undone.
+///
+/// A request of several parts is done when all of them are. The callback then has the job that ended undone, and that
+/// job decides about a redelivery.
 fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     let mut has_ended_any = false;
+    // Jobs of one request have increasing numbers in the order of its parts.
     for mut part in rows.lane_jobs(instance)? {
         if part.callback == job.callback && part.action != job.action && part.number > job.number {
             part.note = Some(format!("{LATER_PART} the {}, was not done", job.action));
@@ -697,7 +727,7 @@ pub(super) fn end(job: &mut JobRow, state: schedule::JobState, now: Timestamp) {
     job.ended_at = Some(now);
 }
 
-/// The instance the callback is about once it is kept: made, described anew, or entombed.
+/// Returns the instance of the callback after it is written: created, described again, or left as a tombstone.
 fn settle_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
@@ -728,13 +758,14 @@ fn settle_instance(
         (None, true) => Some(new_instance(rows, acceptance, judged, begins)?),
         (known, false) => known.clone(),
     };
+    // A later callback without a name may find the instance by its order id.
     if let (Some(row), Some(order), true) = (&row, callback.order_id.as_deref(), runs) {
         rows.add_order(&acceptance.account, order, row.number)?;
     }
     Ok(row)
 }
 
-/// `begins`: its create is attempted at once.
+/// Creates the instance. `begins`: its create job starts at once.
 fn new_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
@@ -747,6 +778,7 @@ fn new_instance(
         _ => Instance::adopted,
     };
     let mut instance = begin(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
+    // A release of an unknown instance leaves a tombstone. A create that comes after it is then held.
     if judged.verdict.entombs {
         instance.state = State::Released;
         instance.tombstone = true;
@@ -764,8 +796,9 @@ fn new_instance(
     Ok(row)
 }
 
-/// Gives an instance the id its marketplace wants to call it by: the first one, for good. One that another
-/// instance has already is no name; then the instance's own id is told.
+/// Gives an instance the id that its marketplace wants to use. The first such id stays for good.
+///
+/// An id that another instance already has is not used. Then the instance's own id is reported.
 fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callback) -> Result<()> {
     if let (Action::Create, Some(id), None) = (callback.action, &callback.public_id, &row.public_id)
         && rows.add_name(&row.instance.account, id, row.number)?
@@ -775,7 +808,7 @@ fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callbac
     Ok(())
 }
 
-/// The row this delivery counts on: the open occurrence's, the repeated one's, or a new one.
+/// Returns the row on which this delivery is counted: of the open callback, of the repeated one, or a new row.
 fn callback_row(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
@@ -787,7 +820,7 @@ fn callback_row(
         Decision::Repeat | Decision::Join(_) | Decision::Record | Decision::Refuse(Reason::SignOnUsed)
     );
     let number = instance.map(|row| row.number);
-    // What was refused for want of an instance stays a row of its own once there is one.
+    // A callback that was refused without an instance keeps its row. A create that runs now gets another one.
     let elsewhere = |row: &CallbackRow| {
         let is_under_another_key = judged.runs.contains(&Action::Create)
             && row.occurrence != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
@@ -804,7 +837,7 @@ fn callback_row(
         }
         return Ok(row);
     }
-    // A create that runs makes the instance its own, and is kept under that.
+    // A create that runs owns the instance, so its key is built from the instance.
     let is_made_now = judged.instance.is_none() && instance.is_some();
     let key = match is_made_now || judged.runs.contains(&Action::Create) {
         true => key_of(acceptance, &acceptance.callback, instance),
@@ -813,9 +846,10 @@ fn callback_row(
     Ok(new_callback_row(acceptance, key, instance))
 }
 
-/// True if a new job may belong to this row. What was carried out stays as it is: what runs now is another
-/// happening. And an idempotency key stands for one payload, so a row that had a job takes no other payload; one
-/// that had none takes the latest.
+/// Returns true if a new job may belong to this row.
+///
+/// A callback that was carried out stays as it is: what runs now is another callback. An idempotency key stands for one
+/// payload, so a row that had a job takes no other payload. A row that had no job takes the latest payload.
 fn may_run_again(
     rows: &mut dyn Write,
     row: &CallbackRow,
@@ -827,7 +861,7 @@ fn may_run_again(
     }
     let body = match rows.callback(row.number) {
         Ok(Some((_, body))) => body,
-        // An unreadable body stays as it is, so that an operator can look into it.
+        // An unreadable body stays as it is, so that an operator can examine it.
         Ok(None) | Err(StoreError::Unreadable(_)) => return Ok(false),
         Err(error) => return Err(error),
     };
@@ -864,7 +898,7 @@ fn new_callback_row(acceptance: &Acceptance, key: [u8; 16], instance: Option<&In
     }
 }
 
-/// Writes the decision into the row. A row that was told is history: it only counts.
+/// Writes the decision into the row. A row with a reported result is history: it only gets a missing notice.
 fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     let decision = &judged.verdict.decision;
     if row.told_at.is_some() {
@@ -874,6 +908,7 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
         }
         return;
     }
+    // A settled callback keeps its reason code until its success has been reported.
     if *decision == Decision::Repeat && row.reason_code.as_deref() == Some(SETTLED) {
         return;
     }
@@ -883,9 +918,9 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     };
     row.disposition = match decision {
         Decision::Run | Decision::RunBeside { .. } | Decision::Join(_) => Disposition::Job,
-        // The hook's own refusal stands in its job.
+        // The refusal of a hook is stored in its job.
         Decision::Refuse(Reason::Hook(_)) => row.disposition,
-        // It was carried out, and the result has not been reported yet.
+        // Carried out, but the result has not been reported yet.
         Decision::Repeat if row.disposition == Disposition::Job && is_done(judged) => Disposition::Job,
         Decision::Record | Decision::Repeat => Disposition::Recorded,
         Decision::Refuse(_) => Disposition::Refused,
@@ -905,7 +940,7 @@ fn is_done(judged: &Judged) -> bool {
     judged.job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done)
 }
 
-/// The jobs of a request, in order: one for each part of it that runs. The first may be born leased.
+/// Returns the jobs of a request in order, one for each part that runs. The first may be created in state running.
 fn new_jobs(
     acceptance: &Acceptance,
     judged: &Judged,
@@ -945,7 +980,7 @@ fn new_jobs(
     judged.runs.iter().enumerate().map(job).collect()
 }
 
-/// What the hook is to do for this job: the part of the request that it is for.
+/// Returns the part of the callback that this job is for. The hook receives only that part.
 fn part_for(job: &JobRow, callback: Arc<Callback>) -> Arc<Callback> {
     if job.action == callback.action && callback.also.is_empty() {
         return callback;
@@ -961,6 +996,7 @@ fn begin_job(
     instance: Option<&InstanceRow>,
 ) -> Result<()> {
     job.callback = accepted.row.number;
+    // The callback row already names this number, so another number would break the reference.
     if rows.add_job(&job)? != job.number {
         return Err(StoreError::Inconsistent("a job has another number than it was to have"));
     }
@@ -981,7 +1017,7 @@ fn begin_job(
     Ok(())
 }
 
-/// From the first create attempt on, something may exist at the ISV's side.
+/// Marks the instance at its first create attempt. From then on the ISV's side may hold something for it.
 fn note_began(rows: &mut dyn Write, job: &JobRow, instance: Option<&mut InstanceRow>) -> Result<()> {
     match instance {
         Some(row) if job.action == Action::Create && !row.instance.began => {
@@ -992,7 +1028,7 @@ fn note_began(rows: &mut dyn Write, job: &JobRow, instance: Option<&mut Instance
     }
 }
 
-/// What is answered to a callback that made no job of its own.
+/// Returns the answer to a callback that made no job of its own.
 fn tell(
     rows: &mut dyn Write,
     accepted: &mut Accepted,
@@ -1014,7 +1050,7 @@ fn tell(
     })
 }
 
-/// What is told of an instance that is not there yet; that nobody makes it, if its hook has refused.
+/// Returns the answer about an instance that does not exist yet, or the refusal of the hook that did not create it.
 fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Told> {
     let not_ready = Told::Refused(Reason::NotReady.code(), Reason::NotReady.told());
     let Some(row) = instance else { return Ok(not_ready) };
@@ -1029,7 +1065,7 @@ fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Tol
     })
 }
 
-/// Joins a job, bringing a waiting or dead one forward.
+/// Joins a job. A queued or dead job is brought forward.
 fn join(
     rows: &mut dyn Write,
     accepted: &mut Accepted,
@@ -1042,6 +1078,7 @@ fn join(
         schedule::JobState::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
         schedule::JobState::Running => Told::Wait(number),
         schedule::JobState::Queued | schedule::JobState::Dead => {
+            // The parts of a request run in order, so bring forward the first one that has not ended.
             let first = first_part(rows, &job)?;
             accepted.wakes = match first.state {
                 schedule::JobState::Queued | schedule::JobState::Dead => bring_forward(rows, first, now)?,
@@ -1057,7 +1094,7 @@ fn join(
     })
 }
 
-/// The first job of the same request that has not ended: it has to end before this one can begin.
+/// Returns the first job of the same request that has not ended. It must end before this job can begin.
 fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(job.clone()) };
     let mut parts = rows.lane_jobs(instance)?.into_iter();
@@ -1066,7 +1103,7 @@ fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
 
 fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Result<bool> {
     let due = schedule::forward_due(job.attempted_at, now);
-    // Never tried, it waits for its turn; a time that lies ahead is one of before the clock was set back.
+    // A job without an attempt is due at once. A later due time comes from a postponement, or from a clock set back.
     let is_untried = job.state == schedule::JobState::Queued && job.attempts == 0;
     if is_untried && job.due_at > now {
         job.due_at = now;
@@ -1076,6 +1113,7 @@ fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
     if is_untried || job.state == schedule::JobState::Queued && job.due_at <= due {
         return Ok(false);
     }
+    // The attempt is unscheduled. A job that was dead stays marked, so that another failure makes it dead again.
     job.extra = match job.state {
         schedule::JobState::Dead => Extra::Dead,
         _ if job.extra == Extra::Dead => Extra::Dead,
@@ -1087,7 +1125,7 @@ fn bring_forward(rows: &mut dyn Write, mut job: JobRow, now: Timestamp) -> Resul
     Ok(true)
 }
 
-/// The answer to be repeated. `job` is the occurrence's own, which has been read already.
+/// Returns the answer to repeat. `job` is the callback's own job, which has been read already.
 fn stored_answer(
     rows: &dyn Read,
     row: &CallbackRow,
@@ -1097,7 +1135,7 @@ fn stored_answer(
     if matches!(row.action, Action::Create | Action::Query) {
         return create_answer(rows, row, instance, job);
     }
-    // A job that is not there any more had nothing to answer: that is why it could be pruned.
+    // A job without an answer can be pruned. So a missing job had nothing to repeat.
     Ok(match row.job.and(job) {
         Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.told_at),
         Some(_) => Stored::default(),
@@ -1105,10 +1143,10 @@ fn stored_answer(
     })
 }
 
-/// The answer of the job that created the instance, for a create or a query of it. `job` is the callback's own.
+/// Returns the answer of the job that created the instance, for a create or a query. `job` is the callback's own job.
 ///
-/// Its secrets are for the purchase that the job was for, and for no other that merely names the instance.
-/// Of what is released no more is told than its id.
+/// The secrets are only for the purchase that the job was for, not for another one that names the instance. For a
+/// released instance only the id is returned.
 fn create_answer(
     rows: &dyn Read,
     row: &CallbackRow,
@@ -1127,7 +1165,7 @@ fn create_answer(
     };
     let Some(job) = job.filter(|_| is_own).or(read.as_ref()) else { return Ok(id_only) };
     if row.action == Action::Create && !is_own {
-        // The same purchase, with other values. Another purchase is told the id, and nothing of the first one.
+        // The same purchase with other values gets the open answer. Another purchase gets the id only.
         let is_same = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
         let open = job.answer.clone().filter(|_| is_same);
         return Ok(Stored { open, ..id_only });
@@ -1149,7 +1187,7 @@ fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Times
     }
 }
 
-/// Records that success is told now. A query that is told the create's answer tells the create, too.
+/// Records that success is reported now. A query that receives the create's answer counts as a report of the create.
 fn mark_told(
     rows: &mut dyn Write,
     row: &mut CallbackRow,
@@ -1170,8 +1208,10 @@ fn mark_told(
     Ok(())
 }
 
-/// Brings back the jobs whose lease has ended; not those in `held`, by number and attempt: the taker runs them
-/// itself, and a lease that ended all the same tells of a clock that jumped or a disk that was full.
+/// Ends the leases that have run out, and returns these jobs to the queue.
+///
+/// The (job, attempt) pairs in `held` are left out, because the caller still runs them. Their lease can only have ended
+/// because the clock jumped or the disk was full.
 pub(crate) fn end_leases(
     rows: &mut dyn Write,
     held: &[(i64, u32)],
@@ -1181,8 +1221,9 @@ pub(crate) fn end_leases(
     recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))
 }
 
-/// Takes up to `limit` due jobs, each the first of its lane, and counts an attempt on each. Returns what was
-/// taken, and how many jobs were put off instead because `postpone` names them.
+/// Leases up to `limit` due jobs, each the first in its instance's queue, and counts an attempt on each.
+///
+/// Returns the leased jobs, and the number of jobs that `postpone` put off.
 pub(crate) fn take(
     rows: &mut dyn Write,
     limit: usize,
@@ -1192,17 +1233,19 @@ pub(crate) fn take(
     aside: &mut Vec<Aside>,
 ) -> Result<(Vec<Taken>, usize)> {
     let (mut taken, mut postponed) = (Vec::new(), 0);
+    // The second condition bounds the transaction if many jobs are postponed or unreadable.
     while taken.len() < limit && postponed + aside.len() < limits::JOBS_POSTPONED_MAX_COUNT {
         let due = rows.due(now, limit - taken.len())?;
         if due.is_empty() {
             break;
         }
-        // Neither what is taken, nor what is put off or aside, is due any more.
+        // Jobs that are leased, postponed or held are not due any more, so the loop makes progress.
         for job in due {
             let (number, job) = numbered(job);
             match job.and_then(|job| take_one(rows, job, postpone, lease_until, now)) {
                 Ok(Some(job)) => taken.push(job),
                 Ok(None) => postponed += 1,
+                // One unreadable row must not stop the other jobs.
                 Err(StoreError::Unreadable(unreadable)) => {
                     aside.push(put_aside(rows, number, *unreadable, now)?);
                 }
@@ -1213,17 +1256,17 @@ pub(crate) fn take(
     Ok((taken, postponed))
 }
 
-/// A job that was not taken because a row cannot be read: its own, its callback's or its instance's.
+/// A job that was not leased because its row, its callback's row or its instance's row cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aside {
-    /// The job's number.
+    /// Number of the job.
     pub job: i64,
-    /// The row. A job is left as it is where a newer spid may have written it; otherwise it is held.
+    /// The row. If a newer spid may have written it, the job is left as it is. Otherwise the job is held.
     pub unreadable: Unreadable,
 }
 
 impl Aside {
-    /// Logs it, and counts it where an operator has to look.
+    /// Logs the job. Counts an alert if an operator must look at it.
     pub(crate) fn log(&self, metrics: &Metrics) {
         let Aside { job, unreadable } = self;
         if unreadable.newer {
@@ -1235,12 +1278,12 @@ impl Aside {
     }
 }
 
-/// The outcome of a recovery.
+/// Result of a recovery.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
-    /// Jobs that came back.
+    /// Number of jobs that were returned to the queue.
     pub(crate) count: usize,
-    /// Those that could not.
+    /// Jobs that cannot be read.
     pub(crate) aside: Vec<Aside>,
 }
 
@@ -1251,7 +1294,7 @@ fn numbered(job: Readable) -> (i64, Result<JobRow>) {
     }
 }
 
-/// Holds a job that cannot be read, or not what it needs. One of a newer spid is looked at again later.
+/// Holds a job that cannot be read. A job of a newer spid is postponed instead, and read again later.
 fn put_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<Aside> {
     if unreadable.newer {
         rows.put_off(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
@@ -1261,7 +1304,7 @@ fn put_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timest
     Ok(Aside { job, unreadable })
 }
 
-/// `None`: the job was put off.
+/// Leases one job. `None`: the job was postponed.
 fn take_one(
     rows: &mut dyn Write,
     mut job: JobRow,
@@ -1279,6 +1322,7 @@ fn take_one(
     };
     if let Some(pause) = postpone.and_then(|postpone| postpone(&retrying)) {
         let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+        // At least 1 ms, so that the job is not due in this transaction.
         job.due_at = plus_millis(now, pause.max(1));
         rows.put_job(&job)?;
         return Ok(None);
@@ -1292,8 +1336,9 @@ fn take_one(
     Ok(Some(Taken { job, callback, origin, instance: instance.map(|row| row.instance) }))
 }
 
-/// Gives back the running jobs that nobody works on any more: those whose lease ended before an instant, or
-/// all; of these, those that are `lost`.
+/// Returns running jobs to the queue: those whose lease ended before an instant, or all of them.
+///
+/// Of these jobs only those are returned for which `lost` is true.
 pub(crate) fn recover(
     rows: &mut dyn Write,
     schedules: &Schedules,
@@ -1320,10 +1365,12 @@ pub(crate) fn recover(
 
 fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: Timestamp) -> Result<()> {
     note_attempt(rows, &job, "lost", "the daemon stopped, or the lease ran out", now)?;
+    // The browser that waited has gone, so a sign-on is not tried again.
     if job.action == Action::SignOn {
         job.note = Some("the daemon stopped while the browser waited".to_owned());
         end(&mut job, schedule::JobState::Dropped, now);
     } else {
+        // A lost attempt spends a retry. So a hook that kills the daemon each time ends dead, and not in a loop.
         let progress = Progress { step: job.step, extra: job.extra };
         let next = schedule_of(rows, &job, schedules)?.lost(progress, now);
         let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
@@ -1333,7 +1380,7 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
     rows.put_job(&job)
 }
 
-/// The callback a job was made for.
+/// Returns the callback of a job.
 fn callback_of(rows: &dyn Read, job: &JobRow) -> Result<(CallbackRow, Callback)> {
     rows.callback(job.callback)?.ok_or_else(|| {
         StoreError::Unreadable(Box::new(Unreadable {
@@ -1345,7 +1392,7 @@ fn callback_of(rows: &dyn Read, job: &JobRow) -> Result<(CallbackRow, Callback)>
     })
 }
 
-/// The values a job sets; `None` where its callback cannot be read.
+/// Returns the values that a job sets. `None`: its callback cannot be read.
 fn wants_of(rows: &dyn Read, job: &JobRow) -> Result<Option<Wants>> {
     match callback_of(rows, job) {
         Ok((_, callback)) => Ok(Some(Wants::of(&callback))),
@@ -1354,8 +1401,9 @@ fn wants_of(rows: &dyn Read, job: &JobRow) -> Result<Option<Wants>> {
     }
 }
 
-/// The schedule this job has, as things stand now.
+/// Returns the retry schedule of this job by the rows as they are now.
 fn schedule_of(rows: &dyn Read, job: &JobRow, schedules: &Schedules) -> Result<Schedule> {
+    // Only a chosen schedule needs these rows, so do not read them for the usual one.
     if schedules.chosen.is_none() {
         return Ok(schedules.usual.clone());
     }
@@ -1397,8 +1445,9 @@ fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
     }
 }
 
-/// Keeps what was learned of a job's callback while an attempt at it ran, and with a create what it says of
-/// the instance. `None`: the attempt has lost its lease, and nothing was changed.
+/// Keeps the order details of a job's callback that an attempt has looked up. A create also describes its instance.
+///
+/// `None`: the attempt has lost its lease, and nothing was changed.
 pub(crate) fn learn(
     rows: &mut dyn Write,
     (number, attempt): (i64, u32),
@@ -1419,7 +1468,7 @@ pub(crate) fn learn(
     Ok(Some(row.instance))
 }
 
-/// Prolongs the leases of these attempts. Those that are no longer the job's are passed over.
+/// Extends the leases of these attempts. Attempts that are no longer the job's last one are skipped.
 pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
     for (number, attempt) in held {
         match running_attempt(rows, *number, *attempt) {
@@ -1427,7 +1476,7 @@ pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp
                 job.lease_until = Some(until);
                 rows.put_job(&job)?;
             }
-            // One row that cannot be read must not cost the others their leases.
+            // One unreadable row must not cost the other jobs their leases.
             Ok(None) | Err(StoreError::Unreadable(_)) => {}
             Err(error) => return Err(error),
         }
@@ -1435,13 +1484,15 @@ pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp
     Ok(())
 }
 
+// Fence: only the last attempt of a running job may change it. A late end of an earlier attempt has no effect.
 fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<JobRow>> {
     let job = rows.job(number)?;
     Ok(job.filter(|job| job.state == schedule::JobState::Running && job.attempts == attempt))
 }
 
-/// Keeps how an attempt ended. `told` are the callbacks whose senders wait for it and hear it now. Where a row
-/// cannot be read that this needs, the job is held with its answer: the hook has done its work.
+/// Records the end of an attempt. `told` are the callbacks whose waiters receive the outcome with this commit.
+///
+/// If a row that this needs cannot be read, the job is held with its answer, because the hook has done its work.
 pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
     match end_attempt(rows, finish, told) {
         Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable),
@@ -1473,6 +1524,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
 }
 
 fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
+    // The lease was lost. Keep only the id that the hook chose.
     let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
         remember_id(rows, finish)?;
         return Ok(Finished::Fenced);
@@ -1484,7 +1536,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
             job.sealed = sealed.clone();
             complete(rows, &mut job, finish.callback.as_deref(), instance_id.as_deref(), finish.now)?
         }
-        // The browser has gone; whoever signs on again asks again.
+        // The browser has gone. The next sign-on is a new request.
         Ending::Retry { error: note, .. } | Ending::Pending { note } if job.action == Action::SignOn => {
             job.note = Some(note.clone());
             end(&mut job, schedule::JobState::Dropped, finish.now);
@@ -1509,6 +1561,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
             job.lease_until = None;
             Told::NotYet
         }
+        // Our own stop, not a failure of the hook: no retry is spent.
         Ending::GivenBack => {
             job.state = schedule::JobState::Queued;
             job.lease_until = None;
@@ -1516,8 +1569,10 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
             Told::NotYet
         }
     };
+    // Queued jobs of the instance may be canceled by this end. Do it before the job is written.
     settle_lane_after(rows, &mut job, finish.now)?;
     rows.put_job(&job)?;
+    // In the commit that makes the result true, record it as reported to the callers that still wait.
     if matches!(kept, Told::Applied(_)) {
         tell_waiting(rows, told, finish.now)?;
     }
@@ -1532,7 +1587,7 @@ fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
     }
 }
 
-/// A late answer is not used, but the id in it is remembered: a later attempt must not give another.
+/// Keeps the id of a late answer. The answer is not used, but a later attempt must not give the instance another id.
 fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     let Ending::Done { instance_id, .. } = &finish.ending else { return Ok(()) };
     match rows.job(finish.job)? {
@@ -1550,8 +1605,9 @@ fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()
     told.iter().try_for_each(|number| rows.put_told(*number, now))
 }
 
-/// Applies what the hook did; a create whose id will not do is held instead. `asked` is the job's callback, if
-/// somebody has it at hand.
+/// Applies the result of the hook to the instance. A create with an unusable id is held instead.
+///
+/// `asked` is the job's callback, if the caller has it in memory.
 pub(super) fn complete(
     rows: &mut dyn Write,
     job: &mut JobRow,
@@ -1560,6 +1616,7 @@ pub(super) fn complete(
     now: Timestamp,
 ) -> Result<Told> {
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    // A job outside the instance's queue, for example a sign-on, changes no instance.
     let (Some(mut row), true) = (instance.clone(), job.in_lane) else {
         end(job, schedule::JobState::Done, now);
         return Ok(Told::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
@@ -1586,7 +1643,7 @@ pub(super) fn complete(
     Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
 }
 
-/// Gives the instance the id the hook chose, or the marketplace, or its orderBizId. Says what is wrong with it otherwise.
+/// Names the instance: by the hook's id, else the marketplace's id, else the `orderBizId`. Returns the fault of the id.
 fn name_instance(
     rows: &mut dyn Write,
     job: &mut JobRow,
@@ -1597,11 +1654,12 @@ fn name_instance(
     let Some(id) = answer_id.or(given).map(str::to_owned) else {
         return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
-    // The marketplace's own name is used as it is: an order that was paid must not fail for its spelling.
+    // The marketplace's own id is used as it is. A paid order must not fail for its spelling.
     let fault = if answer_id.is_some() { fault_of_id(&id) } else { fault_of_any_id(&id) };
     if let Some(fault) = fault {
         return Ok(Some(format!("the id in the answer cannot be used: {fault}")));
     }
+    // An earlier attempt may have created a resource under its id, so a second id is a fault.
     if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
         return Ok(Some(format!("the id in the answer is `{id}`, and was `{before}` in an earlier attempt")));
     }
@@ -1613,12 +1671,12 @@ fn name_instance(
     Ok(None)
 }
 
-/// The reason why an id that a hook or an operator chose cannot be an instance's.
+/// Returns the reason why an id from a hook or an operator cannot be the id of an instance.
 pub(crate) fn fault_of_id(id: &str) -> Option<String> {
     fault_of_any_id(id).or_else(|| text::fault_of_name(id))
 }
 
-/// The reason why an id cannot be an instance's, also if the marketplace chose it.
+/// Returns the reason why an id cannot be the id of an instance. It also applies to the marketplace's ids.
 fn fault_of_any_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
         return Some("it is empty".to_owned());
@@ -1630,8 +1688,11 @@ fn fault_of_any_id(id: &str) -> Option<String> {
     (id.len() > most).then(|| format!("it is longer than {most} bytes"))
 }
 
-/// What the end of a job means for its lane: without its create nothing can follow; with a release
-/// coming nothing is tried again; and what died does not stop what supersedes it.
+/// Applies the end of a job to the rest of the instance's queue.
+///
+/// * If a release is queued, the job is canceled and not tried again.
+/// * A dead job is canceled if a later job supersedes it.
+/// * If a create ends undone, every other job except a release is canceled.
 pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     if job.state == schedule::JobState::Done || job.state == schedule::JobState::Running {
@@ -1657,6 +1718,7 @@ pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Tim
     if !job.state.is_live() {
         end_later_parts(rows, job, now)?;
     }
+    // Without the instance the other jobs have nothing to work on.
     if job.action == Action::Create && !job.state.is_live() {
         for other in rows.lane_jobs(instance)? {
             if other.number != job.number && other.action != Action::Release {
@@ -1682,7 +1744,7 @@ pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> R
                 row.last_received_at = row.last_received_at.max(*last);
                 rows.put_callback(&row)?;
             }
-            // One row that cannot be read must not cost the others their counts.
+            // One unreadable row must not cost the other callbacks their counts.
             Ok(None) | Err(StoreError::Unreadable(_)) => {}
             Err(error) => return Err(error),
         }

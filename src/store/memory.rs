@@ -1,6 +1,6 @@
-//! The store as plain maps: the model the tests and the simulation compare with.
+//! Backend in memory, made of plain maps. It is the model for tests and for the simulation.
 //!
-//! A transaction is a copy. That is slow and obviously right.
+//! A transaction is a copy of all tables. That is slow, and obviously correct.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,7 +31,7 @@ pub(crate) struct Tables {
     once: BTreeMap<(String, [u8; 16]), Timestamp>,
 }
 
-/// The writer's side of a store in memory.
+/// Writer side of a store in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     committed: Arc<Mutex<Tables>>,
@@ -39,12 +39,12 @@ pub(crate) struct Memory {
     savepoint: Option<Tables>,
 }
 
-/// The readers' side: what is committed.
+/// Reader side of a store in memory: the committed tables.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct MemoryReader(Arc<Mutex<Tables>>);
 
 impl Memory {
-    /// A writer on tables that are there already.
+    /// Creates a writer on the existing tables of this reader.
     pub(crate) fn on(committed: &MemoryReader) -> Memory {
         Memory { committed: committed.0.clone(), working: None, savepoint: None }
     }
@@ -58,6 +58,7 @@ impl Memory {
     }
 
     fn with<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+        // Inside a transaction the writer sees its own changes. Readers see only committed tables.
         match &self.working {
             Some(tables) => read(tables),
             None => read(&self.committed.lock().unwrap_or_else(PoisonError::into_inner)),
@@ -78,7 +79,7 @@ impl Tables {
             .filter(move |job| job.in_lane && job.instance == Some(instance) && job.state.is_live())
     }
 
-    /// The lane, each job with its callback.
+    /// Returns the instance's queue, each job with its callback.
     fn lane_said(&self, instance: i64) -> Vec<(JobRow, Callback)> {
         let said = |job: &JobRow| {
             let (_, callback) = self.callbacks.get(&job.callback)?;
@@ -87,6 +88,7 @@ impl Tables {
         self.lane(instance).filter_map(said).collect()
     }
 
+    // Only the first live job in the instance's queue may run.
     fn is_head(&self, job: &JobRow) -> bool {
         let Some(instance) = job.instance.filter(|_| job.in_lane) else { return true };
         self.lane(instance).next().is_some_and(|first| first.number == job.number)
@@ -165,7 +167,7 @@ impl Tables {
         days.into_iter().collect()
     }
 
-    /// Whether a marketplace still calls for it because it wants its answer.
+    /// Returns true if the marketplace still calls for the answer to this callback.
     fn is_wanted(&self, row: &CallbackRow) -> bool {
         let lives = |number: i64| {
             self.jobs
@@ -216,7 +218,7 @@ impl Tables {
     }
 }
 
-/// Whether its term ends in between, and it is not released.
+/// Returns true if the instance is not released and its term ends in this range.
 fn ends(row: &InstanceRow, from: Timestamp, to: Timestamp) -> bool {
     let instance = &row.instance;
     instance.state != State::Released && instance.expires_on.is_some_and(|at| from <= at && at < to)
@@ -224,7 +226,7 @@ fn ends(row: &InstanceRow, from: Timestamp, to: Timestamp) -> bool {
 
 fn may_need_a_person(row: &CallbackRow, job: Option<&JobRow>) -> bool {
     let other_values = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
-    // Told before its hook ran.
+    // A payment is reported before its hook runs, so its refusal needs a person although it was reported.
     let refused_payment =
         row.action == Action::Payment && job.is_some_and(|job| job.state == schedule::JobState::Refused);
     let is_shown = row.told_at.is_none() || other_values || refused_payment;
@@ -262,6 +264,7 @@ macro_rules! reads {
                 let from = (account.to_owned(), order_id.to_owned(), i64::MIN);
                 let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
                 Ok(self
+                    // Two are enough to show that the order does not name one instance.
                     .with(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
             }
             fn instance_bought(
@@ -402,6 +405,7 @@ impl Write for Memory {
     }
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let key = (account.to_owned(), name.to_owned());
+        // A name that the instance already has is not a fault.
         Ok(*self.tables()?.names.entry(key).or_insert(instance) == instance)
     }
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
@@ -500,6 +504,7 @@ impl Backend for Memory {
         Ok(())
     }
     fn savepoint(&mut self) -> Result<()> {
+        // The writer never nests savepoints, so one copy is enough.
         self.savepoint = self.working.clone();
         Ok(())
     }

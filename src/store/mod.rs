@@ -1,12 +1,14 @@
-//! Where everything a marketplace said is kept, and nothing is lost.
+//! Durable store of callbacks, instances and jobs.
 //!
-//! [`Store`] is the handle the rest of the daemon holds. Behind it: one writer thread with group
-//! commit (`writer`), the rules of accepting, taking and finishing (`ledger`), two backends that only
-//! find and keep rows (`sqlite`, and `memory` for models), and the signals between intake and
-//! dispatch (`signals`).
+//! [`Store`] is the handle that the rest of the daemon holds. Behind it are:
 //!
-//! Two orders matter and are kept here: an answer leaves after the commit, never before; and "the
-//! marketplace was told" is written in the very commit that makes it true.
+//! * `writer`: one writer thread with group commit,
+//! * `ledger`: the rules of accepting callbacks, leasing jobs and recording results,
+//! * `sqlite`, and `memory` for models: two backends that only find and keep rows,
+//! * `signals`: the signals between intake and dispatch.
+//!
+//! The store keeps two orders. First, it answers a caller after the commit, never before it. Second, it records a
+//! result as reported to the marketplace in the commit that makes the result true.
 
 mod attention;
 pub mod encryption;
@@ -64,85 +66,85 @@ pub use views::{CallbackDetail, Errand, JobDetail, Life, ListedCallback, ViewErr
 pub use waiters::{Ready, Waiting};
 pub use writer::Taking;
 
-/// Why the store did not do something. Nothing of the operation was kept.
+/// Error of the store. Nothing of the failed operation was kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// Another process holds the database.
+    /// Another process has locked the database.
     #[error("the database is busy: another process holds it")]
     Busy,
-    /// No space.
+    /// The disk is full.
     #[error("the disk is full")]
     Full,
-    /// The file is damaged.
+    /// The database file is damaged.
     #[error("the database is damaged: {0}; restore a backup")]
     Corrupt(String),
-    /// The disk, or SQLite, said no.
+    /// I/O error of the disk or of SQLite. The text is the cause.
     #[error("the database cannot be used: {0}")]
     Io(String),
-    /// A file beside the database.
+    /// Error of the database or of a file beside it: the path and the cause.
     #[error("`{}`: {}", .0.display(), .1)]
     File(PathBuf, String),
-    /// A file the user we run as may not use.
+    /// The user that spid runs as has no permission for this file.
     #[error("`{}` may not be read and written by the user this runs as; its folder must be writable, too, as files are kept beside it", .0.display())]
     Denied(PathBuf),
-    /// There is no such database.
+    /// There is no database at this path.
     #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
     NotThere(PathBuf),
-    /// It is a database, but not one of ours.
+    /// The file is a SQLite database, but spid did not create it.
     #[error("`{}` is not a spid database", .0.display())]
     NotOurs(PathBuf),
-    /// A newer spid wrote it.
+    /// A newer spid wrote the database: its schema version is above ours.
     #[error("`{}` has schema version {}, which a newer spid wrote; this one does not touch it: use the newer version", .0.display(), .1)]
     Newer(PathBuf, i64),
-    /// An older spid wrote it.
+    /// An older spid wrote the database: its schema version is below ours.
     #[error("`{}` has schema version {}, which an older spid wrote; start the daemon once to bring it up to date", .0.display(), .1)]
     Older(PathBuf, i64),
-    /// It is not there any more, or another one is.
+    /// The database file was moved, deleted or replaced while it was open.
     #[error("`{}` was moved, deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; put the very file back, or stop the daemon and restore a backup", .0.display())]
     Moved(PathBuf),
-    /// Its write-ahead log, or the index of that, is not there any more, or another one is.
+    /// The write-ahead log or its index (-wal, -shm) was deleted or replaced while it was open.
     #[error("`{}` was deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; stop the daemon in order, which brings home what it has open, and run no other command on the database before", .0.display())]
     LogMoved(PathBuf),
-    /// Other files were copied over those that are open.
+    /// Other files were copied over the open database or its log.
     #[error("`{}` is not what this daemon wrote: it, or its -wal, was overwritten or cut short under the daemon, with an older copy or another database: nothing is kept, and nothing is acknowledged; stop the daemon, move the database away together with its -wal and -shm, and restore a backup with `spid restore`", .0.display())]
     Overwritten(PathBuf),
-    /// It lacks what was committed last.
+    /// The database lacks the last acknowledged commit. The second path is the file that shows this.
     #[error("`{}` is older than what was acknowledged last, as `{}` shows: its -wal was lost, or an older copy was put in its place; put the newest files back, with the -wal, or put the copy in place with `spid restore`, which holds what is unfinished in it; to begin with it as it is, and have newer orders done once more, remove `{}`", .0.display(), .1.display(), .1.display())]
     Outdated(PathBuf, PathBuf),
-    /// There was a database, and now there is none.
+    /// The database is gone. The second path is the file that shows that there was one.
     #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, together with its -wal if that is anywhere, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
     Lost(PathBuf, PathBuf),
-    /// Another daemon runs on it.
+    /// Another daemon uses the database.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
-    /// A daemon has it open, and its log lies beside another name.
+    /// A daemon has the database open under another path, and the -wal lies beside that path.
     #[error("a daemon has `{}` open under another name, and its -wal lies there: through this one, what is in that would be missed and spoilt; use the path that the daemon has as `store.path`, or restart the daemon if its .lock file was removed", .0.display())]
     OtherName(PathBuf),
-    /// It has several names.
+    /// The database file has several hard links.
     #[error("`{}` has several names (hard links), and its -wal may lie beside another one: use the name that a daemon last had it under, or remove the others; to have it at another place, copy it with `spid backup`", .0.display())]
     Linked(PathBuf),
-    /// A row that cannot be read.
+    /// A row of the database cannot be read.
     #[error("{0}; mend it, or restore a backup")]
     Unreadable(Box<Unreadable>),
-    /// What is stored contradicts itself.
+    /// Rows of the database contradict each other.
     #[error("the database contradicts itself: {0}")]
     Inconsistent(&'static str),
-    /// More is waiting than the writer's queue holds.
+    /// The writer's queue is full.
     #[error("the store has more to write than it can queue")]
     Overloaded,
     /// The store has been stopped.
     #[error("the store has been stopped")]
     Stopped,
-    /// It is a copy of a request that was accepted before.
+    /// The request is a copy: a request with this nonce was accepted before.
     #[error("a request with this nonce was accepted before")]
     Replayed,
-    /// The sealing key.
+    /// Error of a sealing key, or of encrypting with it.
     #[error("{0}")]
     Seal(String),
 }
 
 impl StoreError {
-    /// What the system said about a file.
+    /// Converts the system's error about the file at `path`.
     fn of_file(path: &Path, error: &std::io::Error) -> StoreError {
         match error.kind() {
             std::io::ErrorKind::PermissionDenied => StoreError::Denied(path.to_owned()),
@@ -157,36 +159,38 @@ impl From<SealError> for StoreError {
     }
 }
 
-/// What a retry schedule is chosen by, and a job postponed: a job, as the store sees it when the attempt has failed or was lost.
+/// A job as the store sees it when an attempt failed or was lost. [`Schedules`] and [`Postpone`] decide by it.
 #[derive(Debug, Clone, Copy)]
 pub struct Retrying<'a> {
-    /// The endpoint the callback came through.
+    /// Name of the endpoint that the callback came through.
     pub endpoint: &'a str,
-    /// The account it was for.
+    /// Account of the callback.
     pub account: &'a str,
-    /// What was asked.
+    /// The callback that asked for the job.
     pub callback: &'a Callback,
-    /// The instance as applied now.
+    /// The instance in its applied state, if there is one.
     pub instance: Option<&'a Instance>,
 }
 
-/// The retry schedules: the usual one, and where somebody chose another.
+/// Retry schedules: the usual one, and a function that can choose another for a job.
 ///
-/// It is asked inside the transaction that keeps the failure, also of the attempts that a dead daemon left
-/// behind: nobody else is there to say what their schedule was.
+/// The function runs inside the transaction that records the failure. It also chooses for attempts that a dead daemon
+/// left behind, because no other part of the program knows their schedule.
 #[derive(Clone, Default)]
 pub struct Schedules {
-    /// For every job that nothing else is chosen for.
+    /// Schedule of every job for which `chosen` returns `None`.
     pub usual: Schedule,
-    /// The choice; `None` for the usual one.
+    /// Function that chooses another schedule. `None`: every job has the usual one.
     pub chosen: Option<Arc<ChooseSchedule>>,
 }
 
-/// Chooses a job's own schedule, if it has one.
+/// Function that returns a job's own schedule, if the job has one.
 pub type ChooseSchedule = dyn Fn(&Retrying<'_>) -> Option<Schedule> + Send + Sync;
 
-/// Says for how long a due job is left alone, because what would run it has no room for it. `None`: it may be
-/// taken. It is asked inside the transaction that takes jobs, and answers alike if it is asked twice.
+/// Function that returns the time by which a due job is postponed, because the dispatcher has no room for it.
+///
+/// `None` means that the job may be leased. The function runs inside the transaction that leases jobs. It must return
+/// the same when it is called twice, because the writer can run an operation twice.
 pub type Postpone = dyn Fn(&Retrying<'_>) -> Option<Duration> + Send + Sync;
 
 impl Schedules {
@@ -208,23 +212,22 @@ impl std::fmt::Debug for Schedules {
     }
 }
 
-/// What can be chosen about a store.
+/// Options for the store.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// The retry schedules of jobs.
+    /// Retry schedules of jobs.
     pub schedules: Schedules,
-    /// How long passwords and licence keys are repeated after they were first told, in milliseconds.
+    /// Time during which passwords and license keys are repeated after they were first reported, in milliseconds.
     pub secrets_window_ms: i64,
-    /// Where the sealing keys come from, the current one first; when there are none, it is a file beside
-    /// the database.
+    /// Sources of the sealing keys, the current key first. Default (empty): one key file beside the database.
     pub sealing_keys: Vec<KeySource>,
-    /// Where the ids of jobs come from.
+    /// Source of the ids of jobs.
     pub ids: Ids,
-    /// Where commits are counted; a daemon counts everything else there, too.
+    /// Metrics that count the commits. A daemon counts everything else in the same metrics.
     pub metrics: Metrics,
 }
 
-/// Where a first start puts the sealing key unless it is said otherwise.
+/// Returns the default path of the sealing key: the path of the database with `.key` appended.
 fn key_beside(database: &Path) -> PathBuf {
     let mut beside = database.as_os_str().to_owned();
     beside.push(".key");
@@ -232,7 +235,7 @@ fn key_beside(database: &Path) -> PathBuf {
 }
 
 impl StoreOptions {
-    /// Where the sealing keys of the database at `path` come from.
+    /// Returns the sources of the sealing keys of the database at `path`.
     fn key_sources(&self, path: &Path) -> Vec<KeySource> {
         if !self.sealing_keys.is_empty() {
             return self.sealing_keys.clone();
@@ -240,17 +243,20 @@ impl StoreOptions {
         vec![KeySource::Own(key_beside(path))]
     }
 
-    /// The sealing key beside the database at `path`, if there is one and it is not among the `known`.
+    /// Returns the path of the sealing key beside the database at `path`, if it exists and is not among the `known`.
     pub fn unlisted_key(path: &Path, known: &[KeyId]) -> Option<PathBuf> {
         let beside = Some(key_beside(path)).filter(|beside| beside.exists())?;
         let own = Sealer::from_existing(&[KeySource::File(beside.clone())]);
+        // A key file that cannot be read counts as unlisted.
         let is_listed = own.is_ok_and(|own| known.contains(&own.current()));
         (!is_listed).then_some(beside)
     }
 
-    /// What shows that there was a database at `path`, where nothing is in it now.
+    /// Returns the file that shows that there was a database at `path`, for a `path` that has nothing in it now.
     fn remains(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
         let sources = self.key_sources(path);
+        // Only a key that the daemon creates itself shows that there was a database. A configured key can exist before
+        // it.
         let own = match sources.as_slice() {
             [KeySource::Own(own)] => Some(own.as_path()),
             _ => None,
@@ -258,15 +264,15 @@ impl StoreOptions {
         sqlite::remains(path, own)
     }
 
-    /// Whether the daemon makes its sealing key itself.
+    /// Returns true if the daemon creates its sealing key itself.
     pub fn is_keeping_its_own_key(&self) -> bool {
         !self.sealing_keys.iter().any(|source| !matches!(source, KeySource::Own(_)))
     }
 
-    /// What seals in, and opens from, the database at `path`. The keys must be there.
+    /// Returns the sealer that encrypts and decrypts for the database at `path`. The keys must exist.
     ///
     /// # Errors
-    /// When one is missing, cannot be read, or is none.
+    /// Fails if a key is missing, cannot be read, or is not a key.
     pub fn sealer(&self, path: &Path) -> Result<Sealer, StoreError> {
         Ok(Sealer::from_existing(&self.key_sources(path))?)
     }
@@ -284,72 +290,71 @@ impl Default for StoreOptions {
     }
 }
 
-/// How an attempt ended.
+/// Result of an attempt.
 #[derive(Debug, Clone)]
 pub enum Ending {
-    /// Done.
+    /// The hook succeeded, with this answer.
     Done(Answer),
-    /// Not done; it is to be tried again.
+    /// The attempt failed. The job is tried again.
     Retry {
-        /// What went wrong.
+        /// Text of the error.
         error: String,
-        /// The wait the hook asked for.
+        /// Wait before the next attempt, if the hook asked for one.
         after: Option<Duration>,
     },
-    /// The hook said no.
+    /// The hook refused the job.
     Refused {
-        /// In its words.
+        /// Reason in the hook's words.
         reason: String,
     },
     /// The hook will finish later.
     Pending {
-        /// In its words.
+        /// Note in the hook's words.
         note: String,
     },
-    /// It was not tried, or cut short by our own stop.
+    /// The attempt never began, or a stop of the daemon cut it short.
     GivenBack,
 }
 
-/// What became of the end of an attempt.
+/// Result of recording the end of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finished {
-    /// It was kept, and the job stands here now.
+    /// The end was kept.
     Kept {
-        /// Where the job stands.
+        /// State of the job now.
         state: crate::core::lifecycle::schedule::JobState,
-        /// What the job says about it.
+        /// Note of the job about its state.
         note: Option<String>,
     },
-    /// The lease was lost meanwhile; nothing was changed.
+    /// The lease of the attempt was lost before. Nothing was changed.
     Fenced,
 }
 
-/// What became of a callback that was accepted.
+/// Result of accepting a callback.
 #[derive(Debug)]
 pub struct Receipt {
     /// The answer, or the wait for it.
     pub reply: Reply,
-    /// The occurrence it belongs to, as it stands now.
+    /// Row of the callback, after this delivery.
     pub row: CallbackRow,
-    /// The id by which the marketplace calls the instance, where it chose that itself: true from now on,
-    /// whether there is something behind it yet or not.
+    /// Id that the marketplace itself chose for the instance. It is valid from now on, even before the instance exists.
     pub public_id: Option<String>,
-    /// Whether the same came before.
+    /// True if the callback was delivered before.
     pub repeated: bool,
-    /// Whether somebody should look.
+    /// True if a person should look at the callback.
     pub alert: bool,
 }
 
-/// The answer, or the wait for it.
+/// The answer to a callback, or the wait for it.
 #[derive(Debug)]
 pub enum Reply {
-    /// This is true now.
+    /// An answer that is true now.
     Now(Outcome),
-    /// A hook is owed; this ends when its attempt does.
+    /// The wait for the attempt of a hook. It ends when the attempt ends.
     Wait(Waiting),
 }
 
-/// What the writer thread and the handles share.
+/// State that the writer thread and the store handles share.
 pub(crate) struct Shared {
     pub(crate) signals: Signals,
     pub(crate) schedules: Schedules,
@@ -361,16 +366,16 @@ enum Backing {
     Memory(memory::MemoryReader),
 }
 
-/// Reading what is committed. It never waits for the writer.
+/// Read access to committed rows. A read never waits for the writer.
 pub struct Reader {
     backing: Backing,
 }
 
 impl Reader {
-    /// Opens a database to look at it, whether a daemon runs on it or not.
+    /// Opens a database for reading only, with or without a running daemon.
     ///
     /// # Errors
-    /// When there is none, it is not ours, or of another version.
+    /// Fails if there is no database, or it is not one of spid's, or it has another schema version.
     pub fn open(path: &Path) -> Result<Reader, StoreError> {
         sqlite::Sqlite::open_readonly(path)?;
         Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path, None)) })
@@ -383,123 +388,125 @@ impl Reader {
         }
     }
 
-    /// Instances, the newest first.
+    /// Returns instances, the newest first.
     ///
     /// # Errors
-    /// [`StoreError`], when the database cannot be read. The same holds for all reads.
+    /// Fails with a [`StoreError`] if the database cannot be read. This holds for all reads.
     pub fn instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>, StoreError> {
         let rows = self.with(|rows| rows.list_instances(filter))?;
         rows.into_iter().map(|row| self.named(row)).collect()
     }
 
-    /// The instances that have this name, whatever their account.
+    /// Returns the instances with this name, in every account.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>, StoreError> {
         let rows = self.with(|rows| rows.instances_named(name))?;
         rows.into_iter().map(|row| self.named(row)).collect()
     }
 
-    /// The instance with this number.
+    /// Returns the instance with this number.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn instance(&self, number: i64) -> Result<Option<InstanceRow>, StoreError> {
         let row = self.with(|rows| rows.instance(number))?;
         row.map(|row| self.named(row)).transpose()
     }
 
-    /// Jobs, the newest first.
+    /// Returns jobs, the newest first.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn jobs(&self, filter: &Filter) -> Result<Vec<JobRow>, StoreError> {
         self.with(|rows| rows.list_jobs(filter))
     }
 
-    /// The job with this id.
+    /// Returns the job with this id.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn job(&self, id: Id) -> Result<Option<JobRow>, StoreError> {
         self.with(|rows| rows.job_by_id(id))
     }
 
-    /// The attempts of a job that did not succeed.
+    /// Returns the attempts of a job that did not succeed.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>, StoreError> {
         self.with(|rows| rows.attempts(job))
     }
 
-    /// Callbacks, the newest first.
+    /// Returns callbacks, the newest first.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>, StoreError> {
         self.with(|rows| rows.list_callbacks(filter))
     }
 
-    /// One callback, with all it said.
+    /// Returns one callback with its whole content.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>, StoreError> {
         self.with(|rows| rows.callback(number))
     }
 
-    /// What was done by hand, the newest first.
+    /// Returns entries of the audit log, the newest first.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
         self.with(|rows| rows.list_acts(limit))
     }
 
-    /// Days (counted from 1970, UTC) from `first` to before `end` on which the terms of instances end that
-    /// are not released, with how many.
+    /// Returns the days on which terms of unreleased instances end, each with the number of these instances.
+    ///
+    /// A day is counted from 1970-01-01 (UTC). The range is from `first` (included) to `end` (excluded).
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>, StoreError> {
         self.with(|rows| rows.expiries(first, end))
     }
 
-    /// The configured keys, and when each signed last.
+    /// Returns the configured signature keys, each with the time of its last signature.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn key_uses(&self) -> Result<Vec<KeyUse>, StoreError> {
         self.with(|rows| rows.key_uses())
     }
 
-    /// Totals.
+    /// Returns the totals of instances, jobs and callbacks.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn totals(&self) -> Result<Totals, StoreError> {
         self.with(|rows| rows.totals())
     }
 
-    /// The accounts beside these that have instances which are not released, with how many.
+    /// Returns the accounts that are not among the `served` and have unreleased instances, with the number of these.
     ///
     /// # Errors
-    /// As [`Reader::instances`].
+    /// Fails like [`Reader::instances`].
     pub fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
         self.with(|rows| rows.unserved_accounts(served))
     }
 }
 
-/// How many answers each key has sealed. `None`: those that do not say which.
+/// Number of encrypted answers for each sealing key. `None` counts the answers that do not name their key.
 pub type Sealed = BTreeMap<Option<KeyId>, u64>;
 
-/// Looks whether a daemon could open the database at `path`, without making, locking or changing anything.
-/// Says what in it is sealed.
+/// Checks that a daemon could open the database at `path`. Returns the number of encrypted answers for each key.
+///
+/// The check creates, locks and changes nothing.
 ///
 /// # Errors
-/// What a start would fail with.
+/// Fails with the error that a start of the daemon would fail with.
 pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, StoreError> {
     match (sqlite::Sqlite::check(path)?, options.remains(path)?) {
         (Some(found), _) => found.sealed_by(),
@@ -508,20 +515,22 @@ pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, Sto
     }
 }
 
-/// The accounts beside the `served` ones that have instances in the database at `path` which are not released,
-/// with how many. Nothing is made, locked or changed; where there is no database there are none.
+/// Returns the accounts in the database at `path` that are not among the `served` and have unreleased instances.
+///
+/// Each account comes with the number of these instances. The function creates, locks and changes nothing. Without a
+/// database the result is empty.
 ///
 /// # Errors
-/// What a start would fail with.
+/// Fails with the error that a start of the daemon would fail with.
 pub fn unserved_accounts(path: &Path, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
     let found = sqlite::Sqlite::check(path)?;
     found.map_or(Ok(BTreeMap::new()), |found| found.unserved_accounts(served))
 }
 
-/// Shows every instance of the database at `path`, the oldest first, as they are at one commit.
+/// Calls `each` for every instance of the database at `path`, the oldest first. All are read as of one commit.
 ///
 /// # Errors
-/// When the database cannot be read, or whoever looks does not want to see more.
+/// Fails if the database cannot be read, or with the error of `each`, which ends the reading.
 pub fn each_instance<E: From<StoreError>>(
     path: &Path,
     each: impl FnMut(Possession) -> Result<(), E>,
@@ -529,15 +538,17 @@ pub fn each_instance<E: From<StoreError>>(
     sqlite::Sqlite::open_readonly(path)?.each_instance(each)
 }
 
-/// Looks at the sealing keys of the database at `path`, and says which they are. `None`: there is none, and
-/// a start makes one.
+/// Reads the sealing keys of the database at `path` and returns their ids.
+///
+/// `None` means that there is no key yet and a start of the daemon creates one.
 ///
 /// # Errors
-/// What a start would fail with.
+/// Fails with the error that a start of the daemon would fail with.
 pub fn check_sealing_keys(path: &Path, options: &StoreOptions) -> Result<Option<Vec<KeyId>>, StoreError> {
     let sources = options.key_sources(path);
     match (Sealer::from_existing(&sources), sources.as_slice()) {
         (Ok(sealer), _) => Ok(Some(sealer.ids())),
+        // Not an error: a start creates this key, if it may write beside the database.
         (Err(SealError::Missing { .. }), [KeySource::Own(own)]) => {
             sqlite::may_make_files_beside(own).map(|()| None)
         }
@@ -545,22 +556,25 @@ pub fn check_sealing_keys(path: &Path, options: &StoreOptions) -> Result<Option<
     }
 }
 
-/// How long to wait before a lock that somebody holds is tried again.
+/// Pause between two attempts to take a lock that another process holds.
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// Opens the database once nobody else has it. A daemon that was killed may hold the lock for a moment
-/// longer: a child that was about to become a hook has it until its program is loaded.
+/// Opens the database as soon as no other process has it.
+///
+/// The lock of a killed daemon can outlive it for a moment: a forked child holds the lock until it has loaded the
+/// program of its hook.
 async fn open_alone(path: &Path, remains: Option<&Path>) -> Result<sqlite::Sqlite, StoreError> {
     let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
     loop {
         match sqlite::Sqlite::open(path, remains) {
+            // Only a lock can end by itself, so only a lock is worth a wait.
             Err(StoreError::InUse(_)) if Instant::now() < deadline => sleep(LOCK_PAUSE).await,
             opened => return opened,
         }
     }
 }
 
-/// Lets whoever works beside the daemon see which sealing keys it has. Without that note nobody changes them.
+/// Notes beside the database the ids of the daemon's sealing keys. Without this note no command changes the keys.
 fn note_keys(path: &Path, sealer: &Sealer) {
     if let Err(error) = sqlite::note_keys(path, &sealer.ids()) {
         tracing::warn!(%error, "it could not be noted which sealing keys there are; they cannot be changed beside this daemon");
@@ -570,7 +584,8 @@ fn note_keys(path: &Path, sealer: &Sealer) {
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
-    // Dropped before the queue, whose end ends the writer: only who closes the database last brings the log home.
+    // Field order matters: close the readers before the queue, because closing the queue ends the writer. The writer's
+    // connection must be the last one, because the last connection to close checkpoints the write-ahead log.
     reader: Reader,
     queue: mpsc::Sender<Command>,
     shared: Arc<Shared>,
@@ -583,43 +598,47 @@ struct Inner {
     ready: Mutex<Option<mpsc::UnboundedReceiver<Ready>>>,
 }
 
-/// The handle on the store; clones share it. The writer ends when the last one is dropped.
+/// Handle to the store. Clones share one store. The writer ends when the last clone is dropped.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// The end of the writer: resolves once the last commit is on disk and the database is closed. Clones
-/// wait for the same end.
+/// Future of the writer's end: it resolves after the last commit is on disk and the database is closed.
+///
+/// Clones wait for the same end.
 #[derive(Debug, Clone)]
 pub struct Closed(watch::Receiver<()>);
 
 impl Closed {
-    /// Waits for it.
+    /// Waits until the writer has ended.
     pub async fn wait(mut self) {
-        // Nothing is ever sent: it is the sender's end that counts, however the writer's thread ends.
+        // The writer never sends a value. The drop of its sender is the signal, so this works however the thread ends.
         while self.0.changed().await.is_ok() {}
     }
 }
 
 impl Store {
-    /// Opens the database at `path` for the daemon, making it if there is none, and starts the writer.
+    /// Opens the database at `path` for the daemon and starts the writer. Creates the database if there is none.
     ///
-    /// Jobs that ran when the last daemon died come back at once.
+    /// Jobs that were running when the last daemon died become due at once.
     ///
     /// # Errors
-    /// When it cannot be opened, belongs to somebody else, or another daemon uses it.
+    /// Fails if the database cannot be opened, is not one of spid's, or another daemon uses it.
     pub async fn open(
         path: &Path,
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
+        // A file shows that there was a database here. Do not create an empty one: that would lose every order without
+        // an error.
         let remains = options.remains(path)?;
         if let Some(remains) = remains.clone().filter(|_| !sqlite::is_filled(path)) {
             return Err(StoreError::Lost(path.to_owned(), remains));
         }
         let backend = open_alone(path, remains.as_deref()).await?;
         let sources = options.key_sources(path);
+        // Encrypted answers without their own key can never be decrypted again. Log that before a new key is created.
         if let [KeySource::Own(own)] = sources.as_slice()
             && !own.exists()
             && backend.has_sealed()?
@@ -633,10 +652,10 @@ impl Store {
         Store::start(backend, reader, sealer, options, clock).await
     }
 
-    /// A store that lives in memory: the model.
+    /// Creates a store in memory, the model for tests.
     ///
     /// # Errors
-    /// When the system's random generator fails.
+    /// Fails if the system's random generator fails.
     pub async fn in_memory(options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
         let backend = memory::Memory::default();
         let reader = Reader { backing: Backing::Memory(backend.reader()) };
@@ -659,11 +678,12 @@ impl Store {
                 writer.run();
             })
             .map_err(|error| StoreError::Io(format!("the writer thread did not start: {error}")))?;
+        // Before any lease: return the jobs that were running when the last daemon died.
         store.recover().await?;
         Ok((store, Closed(closed)))
     }
 
-    /// A store, and the writer somebody must drive.
+    /// Builds a store and its writer. The caller drives the writer.
     fn assemble<B: rows::Backend>(
         backend: B,
         reader: Reader,
@@ -692,29 +712,32 @@ impl Store {
         (Store { inner: Arc::new(inner) }, writer)
     }
 
-    /// Reading what is committed.
+    /// Returns the read access to committed rows.
     pub fn reader(&self) -> &Reader {
         &self.inner.reader
     }
 
-    /// Keeps a callback and says what may be answered.
+    /// Keeps a callback and returns the answer that may be given.
     ///
-    /// A repeat of something finished is answered from committed rows, and only counted; but one that may
-    /// come only once has its mark to be kept.
+    /// A redelivery of a finished callback is answered from committed rows, and only counted. A callback with a nonce
+    /// always goes to the writer, because the nonce must be recorded.
     ///
     /// # Errors
-    /// When it could not be kept: then nothing may be claimed, and the marketplace calls again.
-    /// [`StoreError::Replayed`] for a copy.
+    /// Fails if the callback could not be kept. Then the answer must not report success, and the marketplace calls
+    /// again. Fails with [`StoreError::Replayed`] if the request is a copy.
     pub async fn accept(&self, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         self.accept_as(None, acceptance).await
     }
 
-    /// As [`Store::accept`]; the job, if it makes one, has this id. It is one of [`Store::new_id`], and used once.
+    /// Keeps a callback like [`Store::accept`], with `id` as the id of the job if it makes one.
+    ///
+    /// The `id` must come from [`Store::new_id`] and be used once.
     ///
     /// # Errors
-    /// As [`Store::accept`].
+    /// Fails like [`Store::accept`].
     pub async fn accept_as(&self, id: Option<Id>, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
+        // First look at committed rows only: most copies and redeliveries need no write.
         let repeat = match &acceptance.callback.once {
             Some(once) => {
                 self.refuse_copy(&acceptance.account, once, now)?;
@@ -724,7 +747,7 @@ impl Store {
         };
         if let Some(repeat) = repeat {
             if !self.count(repeat.row.number, now) {
-                // Too many wait to be written: these are, now. What cannot be written waits on.
+                // The counts are full: write them now. If that fails they stay pending.
                 let _ = self.flush_counts().await;
                 self.count(repeat.row.number, now);
             }
@@ -736,12 +759,14 @@ impl Store {
             Some(id) => id,
             None => self.new_id(now)?,
         };
+        // With a free permit of the dispatcher the new job is created in state running. Without one it is created due.
         let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
         let kept = self
             .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, asked })))
             .await?;
+        // The keys were written in the same commit as the callback.
         self.inner.keys_used.written(uses);
         let (accepted, waiting) = kept.ok_or(StoreError::Replayed)?;
         let reply = match waiting {
@@ -753,19 +778,19 @@ impl Store {
         Ok(Receipt { reply, row, public_id, repeated, alert })
     }
 
-    /// An id that no job has.
+    /// Returns an id that no job has.
     ///
     /// # Errors
-    /// When the system's random generator gives nothing.
+    /// Fails if the system's random generator fails.
     pub fn new_id(&self, now: Timestamp) -> Result<Id, StoreError> {
         let id = self.inner.ids.next(now);
         id.map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
     }
 
-    /// Keeps the mark of a request of which nothing else is kept.
+    /// Records the nonce of a request of which nothing else is kept.
     ///
     /// # Errors
-    /// [`StoreError::Replayed`] for a copy; anything else when it could not be kept.
+    /// Fails with [`StoreError::Replayed`] if the request is a copy, and with another error if it could not be written.
     pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
         self.refuse_copy(&account, &once, now)?;
@@ -773,17 +798,18 @@ impl Store {
         if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 
-    /// Keeps what was learned of a job's callback while this attempt at it ran. Returns the instance as it is
-    /// known now; `None` when the attempt has lost its lease.
+    /// Keeps the order details that this attempt at the job has looked up. Returns the instance with these details.
+    ///
+    /// `None` means that the attempt has lost its lease.
     ///
     /// # Errors
-    /// When the store cannot be written; nothing was kept.
+    /// Fails if the store cannot be written. Nothing was kept.
     pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
         self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
     }
 
-    /// Refuses a copy that is known without a write. A reader that finds the database locked leaves it to the writer.
+    /// Refuses a copy that committed rows already show. If the reader finds the database locked, the writer decides.
     fn refuse_copy(&self, account: &str, once: &Once, now: Timestamp) -> Result<(), StoreError> {
         match self.inner.reader.with(|rows| ledger::is_copy(rows, account, once, now)) {
             Ok(true) => Err(StoreError::Replayed),
@@ -792,7 +818,7 @@ impl Store {
         }
     }
 
-    /// The answer to a repeat. A reader that finds the database locked leaves it to the writer, which may wait.
+    /// Returns the answer to a redelivery. If the reader finds the database locked, the writer decides: it can wait.
     fn peek(&self, acceptance: &Acceptance) -> Result<Option<Accepted>, StoreError> {
         match self.inner.reader.with(|rows| ledger::peek(rows, acceptance)) {
             Err(StoreError::Busy) => Ok(None),
@@ -809,11 +835,13 @@ impl Store {
         }
     }
 
-    /// A stored answer; its secrets only for a while after they were first told.
+    /// Builds the outcome of a stored answer. Its secrets are included only during a window after the first report.
     fn applied(&self, stored: Stored, now: Timestamp) -> Outcome {
         let age = stored.told_at.map_or(0, |told| now.as_millisecond() - told.as_millisecond());
         let secret = match (&stored.sealed, stored.sealed_for) {
             (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms.load(Ordering::Relaxed) => {
+                // The id and the open part of the answer are still useful without the secrets, so a lost key is no
+                // error here.
                 let opened = self.sealer().open(id.as_bytes(), sealed);
                 opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
             }
@@ -826,9 +854,10 @@ impl Store {
         Outcome::Applied { instance_id: stored.instance_id, answer: Box::new(answer) }
     }
 
-    /// Counts a delivery that needs no write of its own. `false`: there are too many to be counted.
+    /// Counts a delivery that needs no write of its own. `false`: too many counts are pending.
     fn count(&self, callback: i64, now: Timestamp) -> bool {
         let mut counts = self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        // An entry that exists needs no more memory, so it is always counted.
         if counts.len() >= limits::COUNTS_PENDING_MAX_COUNT && !counts.contains_key(&callback) {
             return false;
         }
@@ -837,7 +866,7 @@ impl Store {
         true
     }
 
-    /// How long passwords and licence keys are repeated from now on, in milliseconds.
+    /// Sets the time during which passwords and license keys are repeated, in milliseconds.
     pub fn repeat_secrets_for(&self, window_ms: i64) {
         self.inner.secrets_window_ms.store(window_ms, Ordering::Relaxed);
     }
@@ -846,7 +875,7 @@ impl Store {
         self.inner.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Seals with this from now on, and opens with it.
+    /// Replaces the sealer. From now on the store encrypts and decrypts with this one.
     pub fn seal_with(&self, sealer: Sealer) {
         let sealer = Arc::new(sealer);
         *self.inner.sealer.write().unwrap_or_else(PoisonError::into_inner) = sealer.clone();
@@ -855,26 +884,27 @@ impl Store {
         }
     }
 
-    /// Makes these the keys of which it is kept when they signed last. A label that has come, or stands for
-    /// another key than before, begins anew.
+    /// Sets the signature keys whose last use is recorded. A new label, or a label with a new key, starts without a
+    /// use.
     ///
     /// # Errors
-    /// When it could not be written; then those of before are watched.
+    /// Fails if the keys could not be written. Then the uses of the previous keys are still recorded.
     pub async fn configure_keys(&self, keys: Vec<ConfiguredKey>) -> Result<(), StoreError> {
+        // Forget first: a use that is noted after this point belongs to the new keys.
         self.inner.keys_used.forget();
         let now = self.inner.clock.now();
         self.ask(|asked| Command::ConfigureKeys { keys, now, asked }).await
     }
 
-    /// Remembers that this key has signed something. It is written with what is written next.
+    /// Notes that this key has signed a request. The use is written with the next commit.
     pub fn note_key_use(&self, endpoint: &Arc<str>, label: &Arc<str>) {
         self.inner.keys_used.note(endpoint, label, self.inner.clock.now());
     }
 
-    /// Writes the counts of repeats that were answered without a write, and which keys were used.
+    /// Writes the counts of redeliveries that were answered without a write, and the pending uses of keys.
     ///
     /// # Errors
-    /// When they could not be written; they are kept for the next time.
+    /// Fails if they could not be written. They stay pending.
     pub async fn flush_counts(&self) -> Result<(), StoreError> {
         let counts = std::mem::take(&mut *self.inner.counts.lock().unwrap_or_else(PoisonError::into_inner));
         let keys = self.inner.keys_used.due();
@@ -886,6 +916,7 @@ impl Store {
         let written = self.ask(|asked| Command::Count { counts: list, keys: uses, asked }).await;
         match &written {
             Ok(()) => self.inner.keys_used.written(keys),
+            // A failed commit loses no count: the next flush writes it.
             Err(_) => self.count_again(counts),
         }
         written
@@ -899,43 +930,48 @@ impl Store {
         }
     }
 
-    /// Makes this the place where jobs are run; `places` of them may begin at once. The receiver yields jobs that
-    /// were born leased; `None` when a dispatcher is attached already.
+    /// Attaches the dispatcher, which can begin `places` jobs at once.
+    ///
+    /// Returns a receiver of the jobs that were created in state running. Returns `None` if a dispatcher is already
+    /// attached.
     pub fn attach(&self, places: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
         let receiver = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         self.inner.shared.signals.places.add_permits(places);
         Some(receiver)
     }
 
-    /// The places for jobs that begin. Closing them ends the birth of leased jobs.
+    /// Returns the permits for beginning jobs. After they are closed, no job is created in state running.
     pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
         &self.inner.shared.signals.places
     }
 
-    /// Says that something may have become due: somebody has mended the database beside this store.
+    /// Wakes the dispatcher, because another process has changed the database and a job may be due.
     pub fn wake(&self) {
         self.inner.shared.signals.work.notify_one();
     }
 
-    /// Resolves when something may have become due. Lossless once enabled: enable it, look, then wait.
+    /// Returns a future that resolves when a job may have become due.
+    ///
+    /// To lose no wake-up, first enable the future, then look for due jobs, then wait.
     pub fn work(&self) -> tokio::sync::futures::Notified<'_> {
         self.inner.shared.signals.work.notified()
     }
 
-    /// Takes up to `limit` due jobs under a lease. The (job, attempt) that the caller has `held` till now
-    /// are prolonged first: a clock that jumps, or a store that was away, must not make it lose its own.
+    /// Leases up to `limit` due jobs.
     ///
     /// # Errors
-    /// When the store cannot be written; nothing was taken.
+    /// Fails if the store cannot be written. No job was leased.
     pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
         self.take_while_holding(limit, Vec::new()).await
     }
 
-    /// As [`Store::take`], for a dispatcher that runs these (job, attempt) at the moment: they are not
-    /// lost, whatever the clock says of their leases.
+    /// Leases due jobs like [`Store::take`], for a dispatcher that runs the (job, attempt) pairs in `held`.
+    ///
+    /// The store does not end the leases of these jobs, even if the clock says that they have ended. So a clock that
+    /// jumps, or a store that was unavailable, does not make the dispatcher lose its own jobs.
     ///
     /// # Errors
-    /// As [`Store::take`].
+    /// Fails like [`Store::take`].
     pub async fn take_while_holding(
         &self,
         limit: usize,
@@ -944,10 +980,10 @@ impl Store {
         self.take_where_there_is_room(limit, held, None).await
     }
 
-    /// As [`Store::take_while_holding`], but jobs that `postpone` names are put off instead.
+    /// Leases due jobs like [`Store::take_while_holding`], but postpones the jobs for which `postpone` returns a time.
     ///
     /// # Errors
-    /// As [`Store::take`].
+    /// Fails like [`Store::take`].
     pub async fn take_where_there_is_room(
         &self,
         limit: usize,
@@ -958,11 +994,12 @@ impl Store {
         self.ask(|asked| Command::Take { limit, held, postpone, now, asked }).await
     }
 
-    /// Whether a job that was handed over still has its lease, as far as is committed. It is looked for only
-    /// if leases have run out since then.
+    /// Returns true if a job that was handed over still has its lease, according to committed rows.
+    ///
+    /// The row is read only if leases have ended since the hand-over.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn holds(&self, handed: &Ready) -> Result<bool, StoreError> {
         if handed.leases_ended == self.inner.shared.signals.leases_ended() {
             return Ok(true);
@@ -974,27 +1011,27 @@ impl Store {
         }))
     }
 
-    /// Prolongs the leases of these (job, attempt).
+    /// Extends the leases of these (job, attempt) pairs.
     ///
     /// # Errors
-    /// When the store cannot be written; the leases run out in time.
+    /// Fails if the store cannot be written. The leases then end at their time.
     pub async fn extend(&self, held: Vec<(i64, u32)>) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
         self.ask(|asked| Command::Extend { held, now, asked }).await
     }
 
-    /// Keeps how an attempt ended, and tells those who wait for it.
+    /// Records the end of an attempt, and reports it to the callers that wait for it.
     ///
     /// # Errors
-    /// When the store cannot be written; nothing was kept, and it is to be tried again.
+    /// Fails if the store cannot be written. Nothing was kept, and the caller must try again.
     pub async fn finish(&self, taken: &Taken, ending: Ending) -> Result<Finished, StoreError> {
         self.end(&taken.job, Some(taken.callback.clone()), ending).await
     }
 
-    /// Keeps that an attempt was cut short, or never begun: its job is due at once.
+    /// Records that an attempt was cut short or never began. Its job is due at once.
     ///
     /// # Errors
-    /// As [`Store::finish`].
+    /// Fails like [`Store::finish`].
     pub async fn give_back(&self, job: &JobRow) -> Result<(), StoreError> {
         self.end(job, None, Ending::GivenBack).await.map(drop)
     }
@@ -1008,6 +1045,8 @@ impl Store {
         let mut answer = Answer::default();
         let ending = match ending {
             Ending::Done(given) => {
+                // Encrypt the secrets before they enter the writer's queue, so that no row ever holds them in plain
+                // text.
                 let split = given.split();
                 let seal = |secret| self.sealer().seal(job.id.as_bytes(), &secret);
                 let sealed = split.secret.map(seal).transpose()?;
@@ -1030,6 +1069,7 @@ impl Store {
             schedules: self.inner.shared.schedules.clone(),
             now: self.inner.clock.now(),
         };
+        // The waiters receive the answer with its secrets, so it goes along beside the encrypted rows.
         let finished = self
             .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, answer, claimed: None, asked })))
             .await?;
@@ -1039,18 +1079,18 @@ impl Store {
         })
     }
 
-    /// Whether a write goes through now: one is made, and reaches the disk.
+    /// Tests the store with one write that reaches the disk.
     ///
     /// # Errors
-    /// When it does not.
+    /// Fails if the write does not succeed.
     pub async fn probe(&self) -> Result<(), StoreError> {
         self.ask(|asked| Command::Probe { asked }).await
     }
 
-    /// Whether the database is still where it was opened.
+    /// Checks that the database is still the file that was opened.
     ///
     /// # Errors
-    /// When it was moved, deleted or replaced: then whoever works beside this store must not.
+    /// Fails if the file was moved, deleted or replaced. Then no other process may change it beside this store.
     pub fn is_in_place(&self) -> Result<(), StoreError> {
         match &self.inner.reader.backing {
             Backing::Sqlite(readers) => readers.is_in_place(),
@@ -1058,7 +1098,7 @@ impl Store {
         }
     }
 
-    /// Gives back the jobs that ran when the last daemon died.
+    /// Returns the jobs that were running when the last daemon died.
     async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
         let recovered = self.ask(|asked| Command::Recover { now, asked }).await?;
@@ -1074,8 +1114,10 @@ impl Store {
         Ok(())
     }
 
+    // The writer answers after its commit. A dropped answer means that the writer thread has ended.
     async fn ask<T>(&self, command: impl FnOnce(Asked<T>) -> Command) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
+        // A full queue is an error at once and not a wait: the marketplace calls again.
         self.inner.queue.try_send(command(Asked::new(reply))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,

@@ -1,9 +1,10 @@
-//! What a person does by hand, and the record of it.
+//! Admin operations of a person, and their entries in the audit log.
 //!
-//! A [`Mender`] opens the database beside a daemon or without one; the two are put in order by SQLite's
-//! own lock, and a running daemon notices what was mended within one poll of its dispatcher. Every act
-//! is one transaction: what it changes, and a row that says who did it and why. What cannot be done is
-//! refused with the reason; nothing is half done.
+//! A [`Mender`] opens the database beside a daemon or without one. SQLite's own lock puts their transactions in order.
+//! A running daemon notices a change within one poll of its dispatcher.
+//!
+//! Every operation is one transaction: its changes, and an audit entry that says who did it and why. An operation that
+//! is not possible is refused with the reason, and nothing of it is kept.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,16 +26,16 @@ use crate::hook::text::{fault_of_name, fault_of_text};
 use crate::observe::limits;
 use crate::store::encryption::{KeySource, Sealer};
 
-/// Why an act was not done. Nothing was changed.
+/// Error of an admin operation. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MendError {
-    /// The database.
+    /// Error of the database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// What was named is not there.
+    /// The named instance, job, callback or file does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// It cannot be done as things stand.
+    /// The operation is not possible in the present state.
     #[error("{0}")]
     Impossible(String),
 }
@@ -45,23 +46,23 @@ pub(super) fn impossible<T>(text: impl Into<String>) -> Mended<T> {
     Err(MendError::Impossible(text.into()))
 }
 
-/// Who acts, and why.
+/// The person who runs an operation, and the reason, for the audit log.
 #[derive(Debug, Clone)]
 pub struct Act {
-    /// Who.
+    /// Name of the person.
     pub who: String,
-    /// Why, in their words.
+    /// Reason in the person's words.
     pub why: String,
 }
 
-/// The operator's word for a conflicting create.
+/// The operator's choice of what a conflicting create really is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instead {
-    /// A renewal of the instance that is there.
+    /// A renewal of the existing instance.
     Renew,
-    /// A change of its SKU or its quantities.
+    /// A change of the instance's SKU or quantities.
     Upgrade,
-    /// Its trial, bought for good: a renewal, and a change of SKU or quantities where they differ.
+    /// The purchase of its trial: a renewal, and a change of SKU or quantities if they differ.
     Conversion,
 }
 
@@ -69,7 +70,7 @@ impl Instead {
     /// Every choice.
     pub const ALL: [Instead; 3] = [Instead::Renew, Instead::Upgrade, Instead::Conversion];
 
-    /// The word of the command line and the API.
+    /// Returns the word for the choice on the command line and in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Instead::Renew => "renew",
@@ -78,107 +79,107 @@ impl Instead {
         }
     }
 
-    /// The choice with this word.
+    /// Returns the choice with this word.
     pub fn from_word(word: &str) -> Option<Instead> {
         Instead::ALL.into_iter().find(|instead| instead.as_str() == word)
     }
 }
 
-/// What an approval led to.
+/// Result of an approval or a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Approved {
-    /// The callback that was decided: the held one, or one made from it.
+    /// Number of the decided callback: the held one, or one made from it.
     pub callback: i64,
-    /// Its job, if it has one now.
+    /// Id of its job, if it has one that has not ended.
     pub job: Option<Id>,
 }
 
-/// That the buyer has come and taken an instance.
+/// A buyer's claim: the buyer has come and taken an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Claim {
-    /// Who took it, in the seller's words: the name of a tenant, say.
+    /// Name of the buyer in the seller's words, for example of a tenant.
     pub tenant: Option<String>,
-    /// Whether it may take the place of a claim by somebody else.
+    /// True if this claim may replace the claim of another tenant.
     pub replace: bool,
 }
 
-/// What a claim led to.
+/// Result of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claimed {
-    /// It is claimed now.
+    /// The claim is recorded now.
     Now,
-    /// It was claimed then, and by the same: nothing was changed.
+    /// The instance was claimed at this time, and the new claim names no other tenant. Nothing was changed.
     Before(Timestamp),
 }
 
-/// An instance that lived before spid did.
+/// An instance that existed before spid was installed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Import {
-    /// Where it was read, for messages: a file and a line.
+    /// Source of the data, for messages: a file and a line.
     pub origin: String,
-    /// What is known of it. `created_at` and `updated_at` count only where [`Import::dated`] says so.
+    /// Data of the instance. `created_at` and `updated_at` count only if [`Import::dated`] is true.
     pub instance: Instance,
-    /// Whether it is known when it was made and changed; else that is now.
+    /// True if the times of creation and change are known. Otherwise both are the time of the import.
     pub dated: bool,
-    /// The id by which the marketplace calls it, where that is not its own.
+    /// Id that the marketplace uses for the instance, if it differs from the instance's own.
     pub public_id: Option<String>,
-    /// Further names it is found by.
+    /// More names that find the instance.
     pub names: Vec<String>,
-    /// Further orders that were done for it.
+    /// More orders that were carried out for the instance.
     pub orders: Vec<String>,
 }
 
 impl Import {
-    /// The name it is told by.
+    /// Returns a name of the instance for messages.
     fn name(&self) -> &str {
         let names = [&self.instance.id, &self.instance.order_biz_id, &self.public_id];
         names.into_iter().flatten().next().map_or("-", String::as_str)
     }
 }
 
-/// What an import led to.
+/// Result of an import.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Imported {
-    /// Live instances whose release came before they were known here; it was not done.
+    /// Live instances whose release came before they were known here. That release was not carried out.
     pub released_before: Vec<String>,
 }
 
-/// What a restore led to.
+/// Result of a restore.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
-    /// The jobs that had not ended; they are held.
+    /// Number of held jobs: those that had not ended.
     pub held: usize,
-    /// Where the sealing key is missing, though there are passwords that it sealed.
+    /// Path of the missing sealing key, if the backup holds answers that were encrypted.
     pub missing_key: Option<PathBuf>,
 }
 
-/// Opens a database to mend it.
+/// Access to a database for admin operations.
 pub struct Mender {
     pub(super) backend: Sqlite,
     pub(super) path: PathBuf,
     pub(super) options: StoreOptions,
-    /// What seals, where that is not to be looked up.
+    /// Sealer of a store. `None`: the keys are read from the options.
     sealer: Option<Arc<Sealer>>,
     pub(super) clock: Clock,
 }
 
 impl Mender {
-    /// Opens the database at `path`, which must be there.
+    /// Opens the database at `path`, which must exist.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// Fails if the database cannot be opened.
     pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
         let (path, options) = (path.to_owned(), options.clone());
         Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, sealer: None, clock })
     }
 
-    /// Seals with whatever this store seals with now, which may be other keys than those it was opened with.
+    /// Encrypts with the present keys of this store, which may differ from the keys at its start.
     #[must_use]
     pub fn sealing_like(self, store: &Store) -> Mender {
         Mender { sealer: Some(store.sealer()), ..self }
     }
 
-    /// What seals here. A daemon that runs must have its keys, too: it has to open what is sealed.
+    /// Returns the sealer. A running daemon must have its current key, because the daemon must decrypt the answers.
     pub(super) fn sealer(&self) -> Mended<Arc<Sealer>> {
         if let Some(sealer) = &self.sealer {
             return Ok(sealer.clone());
@@ -193,7 +194,7 @@ impl Mender {
         }
     }
 
-    /// Runs one act in a transaction of its own, and records it.
+    /// Runs one operation in a transaction of its own, and adds its audit entry.
     pub(super) fn act<T>(
         &mut self,
         act: &Act,
@@ -204,6 +205,7 @@ impl Mender {
         let now = self.clock.now();
         self.backend.begin()?;
         let done = work(&mut self.backend, now).and_then(|value| {
+            // The entry is in the same transaction: no change without its entry, no entry without its change.
             self.backend.add_act(&ActRow {
                 at: now,
                 who: act.who.clone(),
@@ -225,15 +227,15 @@ impl Mender {
         }
     }
 
-    /// Records an act that changes nothing in the store.
+    /// Adds an audit entry for an operation that changes nothing in the store.
     ///
     /// # Errors
-    /// When the database cannot be written.
+    /// Fails if the database cannot be written.
     pub fn record(&mut self, word: &str, target: &str, act: &Act) -> Mended<()> {
         self.act(act, word, target, |_, _| Ok(()))
     }
 
-    /// What the acts call an instance.
+    /// Returns the text that names an instance in the audit log.
     fn target(&self, number: i64) -> Mended<String> {
         let Some(row) = self.backend.instance(number)? else {
             return Err(MendError::NotFound("no such instance".to_owned()));
@@ -243,11 +245,12 @@ impl Mender {
         Ok(format!("instance {name} of {}", instance.account))
     }
 
-    /// Makes a job due now, for one extra attempt: its schedule is neither spent nor doubled. Returns
-    /// the job it still has to wait for, if one is before it in the lane.
+    /// Makes a job due now, for one unscheduled attempt. Its retry schedule is not spent.
+    ///
+    /// Returns the job that must end first, if there is one before it in the instance's queue.
     ///
     /// # Errors
-    /// When there is no such job, it runs, it has ended for good, or something has come in its place.
+    /// Fails if there is no such job, it is running, it has ended for good, or a later job has replaced it.
     pub fn retry(&mut self, id: Id, act: &Act) -> Mended<Option<Id>> {
         self.act(act, "retry", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
@@ -255,10 +258,10 @@ impl Mender {
         })
     }
 
-    /// Ends a job unrun. Those behind it in the lane go on.
+    /// Drops a job without running it. The later jobs in the instance's queue go on.
     ///
     /// # Errors
-    /// When there is no such job, or it runs or has ended.
+    /// Fails if there is no such job, or if it is running or has ended.
     pub fn drop_job(&mut self, id: Id, act: &Act) -> Mended<()> {
         self.act(act, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
@@ -278,14 +281,16 @@ impl Mender {
         })
     }
 
-    /// Finishes the work an instance waits for, with this answer: what a hook left pending, or what a
-    /// person did by hand after it failed. Returns what was finished.
+    /// Completes the job that an instance waits for, with this answer. Returns the completed action.
+    ///
+    /// The job is one that a hook left pending, or one that a person did by hand after it failed.
     ///
     /// # Errors
-    /// When nothing waits, a hook runs for it now or has not been asked yet, or the answer will not do.
+    /// Fails if no job waits, its hook is running or has not been tried, or the answer is not usable.
     pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
         let target = self.target(instance)?;
         self.complete_with(&target, answer, act, |rows| {
+            // The first job of the queue is the one that the instance waits for.
             let first = rows.lane_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
                 MendError::Impossible(
@@ -295,10 +300,10 @@ impl Mender {
         })
     }
 
-    /// Finishes one job with this answer, whether it belongs to an instance's queue or not.
+    /// Completes one job with this answer, with or without an instance's queue.
     ///
     /// # Errors
-    /// As [`Mender::complete`]; and when another job of its instance has to end first.
+    /// Fails like [`Mender::complete`], and if another job of the instance must end first.
     pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &Act) -> Mended<Action> {
         self.complete_with(&format!("job {id}"), answer, act, |rows| {
             let job = find_job(rows, id)?;
@@ -322,6 +327,7 @@ impl Mender {
         act: &Act,
         find: impl FnOnce(&Sqlite) -> Mended<JobRow>,
     ) -> Mended<Action> {
+        // Get the sealer before the transaction: it reads key files, and may fail.
         let secret = answer.split().secret;
         let sealer = secret.is_some().then(|| self.sealer()).transpose()?;
         self.act(act, "complete", target, |rows, now| {
@@ -331,8 +337,10 @@ impl Mender {
             let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
             job.sealed = sealed.map_err(StoreError::from)?;
             job.answer = answer.split().open;
+            // The person's answer decides the id, so an id from an earlier attempt does not count.
             job.proposed_id = None;
             ledger::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
+            // `complete` holds a create with an unusable id. Here that is an error, which undoes the transaction.
             if job.state != schedule::JobState::Done {
                 return impossible(job.note.unwrap_or_default());
             }
@@ -341,21 +349,21 @@ impl Mender {
         })
     }
 
-    /// Decides a held callback again, as one that is wanted. `instead` says what a conflicting create
-    /// really is.
+    /// Approves a held callback: decides it again as a wanted one. `instead` says what a conflicting create really is.
     ///
     /// # Errors
-    /// When it is not held, or cannot be done however much it is wanted.
+    /// Fails if the callback is not held, or cannot be carried out even with approval.
     pub fn approve(&mut self, number: i64, instead: Option<Instead>, act: &Act) -> Mended<Approved> {
         let target = format!("callback {number}");
         self.act(act, "approve", &target, |rows, now| approve(rows, number, instead, act, now))
     }
 
-    /// Refuses a held callback, and its redeliveries for as long as they would be held again. Why stays
-    /// here: what is refused is told to the marketplace with its reason.
+    /// Rejects a held callback, and its redeliveries for as long as they would be held again.
+    ///
+    /// The reason stays in the audit log. The marketplace receives only a general reason.
     ///
     /// # Errors
-    /// When it is not held.
+    /// Fails if the callback is not held.
     pub fn reject(&mut self, number: i64, act: &Act) -> Mended<()> {
         self.act(act, "reject", &format!("callback {number}"), |rows, _| {
             let (mut row, _) = find_held(rows, number)?;
@@ -366,11 +374,12 @@ impl Mender {
         })
     }
 
-    /// Settles a held callback that turned out to be a repeat of something already done: its next delivery is
-    /// answered with success, and nothing runs.
+    /// Settles a held callback that repeats an order already carried out.
+    ///
+    /// Its next delivery is answered with success, and no hook runs.
     ///
     /// # Errors
-    /// When it is not held, or is a create of something that has no id to be told.
+    /// Fails if the callback is not held, or if it is a create and there is no instance whose id it could receive.
     pub fn settle(&mut self, number: i64, act: &Act) -> Mended<()> {
         self.act(act, "settle", &format!("callback {number}"), |rows, _| {
             let (mut row, callback) = find_held(rows, number)?;
@@ -384,10 +393,10 @@ impl Mender {
         })
     }
 
-    /// Takes a callback off the list of what needs attention. Nothing else changes.
+    /// Takes a callback off the attention list. Nothing else changes.
     ///
     /// # Errors
-    /// When there is no such callback.
+    /// Fails if there is no such callback, it is held, or its job has not ended.
     pub fn dismiss(&mut self, number: i64, act: &Act) -> Mended<()> {
         self.act(act, "dismiss", &format!("callback {number}"), |rows, now| {
             let found = rows.callback_row(number)?;
@@ -405,10 +414,10 @@ impl Mender {
         })
     }
 
-    /// Makes a release for an instance, as if the marketplace had asked for it.
+    /// Adds a release of an instance, as if the marketplace had asked for it.
     ///
     /// # Errors
-    /// When there is no such instance.
+    /// Fails if there is no such instance, or if it is already released.
     pub fn release(&mut self, instance: i64, act: &Act) -> Mended<Approved> {
         let target = self.target(instance)?;
         self.act(act, "release", &target, |rows, now| {
@@ -424,24 +433,28 @@ impl Mender {
         })
     }
 
-    /// Keeps that the buyer has come and taken the instance. Saying it again changes nothing, so whoever
-    /// cannot know whether it was heard says it again.
+    /// Records that the buyer has come and taken the instance.
+    ///
+    /// The same claim again changes nothing, so a caller that does not know the result may repeat it.
     ///
     /// # Errors
-    /// When there is no such instance, nobody can have it yet or any more, or another tenant has it.
+    /// Fails if there is no such instance, it is not created yet or already released, or another tenant has it.
     pub fn claim(&mut self, instance: i64, claim: &Claim, act: &Act) -> Mended<Claimed> {
         let target = self.target(instance)?;
         self.act(act, "claim", &target, |rows, now| take_possession(rows, instance, claim, now))
     }
 
-    /// Takes over instances that lived before spid did. All or none. A tombstone that a marketplace's release left
-    /// before its instance was known, and that no hook ever ran for, becomes the instance.
+    /// Imports instances that existed before spid was installed: all of them or none.
+    ///
+    /// A release that came before its instance was known has left a tombstone. If no hook ran for it, it becomes the
+    /// imported instance.
     ///
     /// # Errors
-    /// When names are taken, missing or unusable; it says each and where it was read.
+    /// Fails if names are taken, missing or unusable. The error lists each fault with its source.
     pub fn import(&mut self, imports: &[Import], act: &Act) -> Mended<Imported> {
         let target = format!("{} instances", imports.len());
         self.act(act, "import", &target, |rows, now| {
+            // Collect all faults, so that one run shows them all. Any fault undoes the whole import.
             let mut wrong = Vec::new();
             let mut imported = Imported::default();
             for import in imports {
@@ -457,8 +470,9 @@ impl Mender {
         })
     }
 
-    /// After a restore: holds every job that has not ended. What a marketplace or a hook has done since
-    /// the copy was made is not in it, so nothing of it may run unseen. Returns how many.
+    /// Holds every unfinished job after a restore. Returns the number of held jobs.
+    ///
+    /// The backup does not show what a marketplace or a hook has done since it was made. So no job may run unseen.
     fn hold_unfinished(&mut self, from: &Path, act: &Act) -> Mended<usize> {
         self.act(act, "restore", &format!("everything, from {}", from.display()), |rows, now| {
             let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
@@ -468,18 +482,19 @@ impl Mender {
                 hold(&mut job, now);
                 rows.put_job(&job)?;
             }
+            // Dropped sign-ons need no operator, so they are not counted.
             Ok(jobs.iter().filter(|job| job.action != Action::SignOn).count())
         })
     }
 }
 
-/// Holds a job of a restored database, and says how it stood there.
+/// Holds a job of a restored database, and notes its state in the backup. A sign-on is dropped.
 fn hold(job: &mut JobRow, now: Timestamp) {
     if job.action == Action::SignOn {
         job.note = Some("the browser that waited for it has gone".to_owned());
         return ledger::end(job, schedule::JobState::Dropped, now);
     }
-    // However it comes back, it gets no second schedule.
+    // A dead job gets no second retry schedule when it is retried.
     if job.state == schedule::JobState::Dead {
         job.extra = Extra::Dead;
     }
@@ -506,7 +521,9 @@ fn find_held(rows: &dyn Read, number: i64) -> Mended<(CallbackRow, Callback)> {
     Ok((row, callback))
 }
 
-/// Why what runs is left alone. Without a daemon a lease is not renewed; then nobody's end is to be waited for.
+/// Returns the reason why a running job is left alone.
+///
+/// Without a daemon the lease is not extended. After its end it makes no sense to wait for the attempt.
 fn running(job: &JobRow, now: Timestamp) -> String {
     let action = job.action;
     match job.lease_until.filter(|until| *until < now) {
@@ -527,13 +544,14 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Mended<()
             "its {action} has not been tried yet, so nobody has done it; let the hook run first"
         ));
     }
-    // Meant for something that is not owed any more: a create whose release has come, most likely.
+    // The answer is probably meant for a create, and a release has replaced that create meanwhile.
     if matches!(action, Action::Expire | Action::Release) && *answer != Answer::default() {
         return impossible(format!("what it waits for is its {action}, and that answers nothing"));
     }
     Ok(())
 }
 
+// The first job in the instance's queue runs first, so retrying a later queued job has no effect.
 fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
     let ahead = ahead_of(rows, job)?;
     match (job.state, &ahead) {
@@ -558,11 +576,12 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
     if released && job.in_lane && job.action != Action::Release {
         return impossible("its instance is released, and stays so");
     }
-    // An id that will not do must not be held against the next one.
+    // A held create may have an unusable id. The next attempt may give another one.
     if job.state == schedule::JobState::Held {
         job.proposed_id = None;
     }
     job.extra = one_more(job);
+    // The job is open again, so its callback must be shown on the attention list again.
     if let Some(mut row) = rows.callback_row(job.callback)?.filter(|row| row.dismissed_at.is_some()) {
         row.dismissed_at = None;
         rows.put_callback(&row)?;
@@ -572,13 +591,14 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
     job.due_at = now;
     job.ended_at = None;
     rows.put_job(job)?;
+    // Only a refusal has canceled the later parts. Those of a dead or held job are still queued.
     if was_refused {
         bring_back_later_parts(rows, job, now)?;
     }
     Ok(ahead.map(|ahead| ahead.id))
 }
 
-/// A part that comes back brings those behind it along: half of a request is not what was asked.
+/// Requeues the later parts of a request together with a requeued part: half of a request was never asked for.
 fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Mended<()> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
     let all = super::Filter { instance: Some(instance), limit: usize::MAX, ..super::Filter::default() };
@@ -589,11 +609,13 @@ fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) ->
             && part.note.as_deref().is_some_and(|note| note.starts_with(ledger::LATER_PART))
     };
     let mut later: Vec<JobRow> = rows.list_jobs(&all)?.into_iter().filter(is_later).collect();
+    // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
     later.sort_by_key(|part| part.number);
     for part in &mut later {
         (part.state, part.due_at, part.ended_at) = (schedule::JobState::Queued, now, None);
         rows.put_job(part)?;
     }
+    // A callback has the job of its last part.
     if let (Some(last), Some(mut row)) = (later.last(), rows.callback_row(job.callback)?) {
         row.job = Some(last.number);
         rows.put_callback(&row)?;
@@ -605,25 +627,29 @@ fn named(job: &JobRow) -> String {
     format!("job {} ({}, {})", job.id, job.action, job.state.as_str())
 }
 
-/// The job of the lane that has to end before this one.
+/// Returns the job in the instance's queue that must end before this one.
 fn ahead_of(rows: &dyn Read, job: &JobRow) -> Mended<Option<JobRow>> {
     let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(None) };
     let first = rows.lane_jobs(instance)?.into_iter().next();
     Ok(first.filter(|first| first.number < job.number))
 }
 
-/// What the attempt is to the schedule. One that was extra for a dead job stays so: it must not find its
-/// way back into a schedule that is spent.
+/// Returns the kind of the new attempt for the retry schedule.
+///
+/// A job that was dead stays marked as dead. It must not return to a schedule that is used up.
 fn one_more(job: &JobRow) -> Extra {
     match (job.state, job.extra) {
         (schedule::JobState::Dead | schedule::JobState::Refused, _) | (_, Extra::Dead) => Extra::Dead,
+        // Without an attempt there is nothing to repeat: the next attempt is still the scheduled one.
         _ if job.attempts == 0 => job.extra,
         _ => Extra::Waiting,
     }
 }
 
-/// A refused job has left its lane. It comes back only to a lane and an instance that are as it left
-/// them: behind its back the marketplace may have asked again, and a second create would be a second instance.
+/// Checks that a refused job may come back. It has left the instance's queue.
+///
+/// Queue and instance must be unchanged since then. The marketplace may have asked again meanwhile, and a second create
+/// would make a second instance.
 fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
     let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
     if latest != Some(job.number) {
@@ -650,6 +676,7 @@ fn approve(
     now: Timestamp,
 ) -> Mended<Approved> {
     let (row, callback) = find_held(rows, number)?;
+    // A conflicting create cannot run as a create once the first purchase has made an instance.
     let asked: Vec<Action> = match (row.reason_code.as_deref(), instead) {
         (Some("conflicting-create"), None) if !is_made(rows, &row)? => callback.actions().collect(),
         (Some("conflicting-create"), Some(instead)) => asked_instead(rows, &row, &callback, instead)?,
@@ -668,15 +695,17 @@ fn approve(
         budget: row.budget,
         callback: Arc::new(callback),
         received_at: now,
+        // The operator wants the callback carried out, so an unknown instance is adopted.
         policy: Policy { unknown_instance: UnknownInstance::Adopt, ..Policy::default() },
         approved: true,
     };
     let approved = accept(rows, acceptance, &asked, now)?;
+    // The approved callback was kept under another row, so the held row must be closed.
     if approved.callback != number {
         settle_held(rows, row, &approved, act, now)?;
         return Ok(approved);
     }
-    // All of it was carried out before: then it is answered as that.
+    // All of the request was carried out before. A redelivery is then answered like a settled callback.
     if let Some(mut row) = rows.callback_row(number)?.filter(|row| row.action == Action::Create)
         && instead.is_some()
         && row.disposition == Disposition::Recorded
@@ -688,7 +717,7 @@ fn approve(
     Ok(approved)
 }
 
-/// Refuses to settle a create that cannot be a repeat: it would succeed with the id of what another purchase made.
+/// Refuses to settle a create that cannot be a repeat. It would succeed with the id of another purchase's instance.
 fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> Mended<()> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(made) = found.filter(|row| row.told_id().is_some()) else {
@@ -696,6 +725,7 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
             "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
         );
     };
+    // A callback without a buyer cannot show that the instance belongs to the same buyer.
     let is_theirs = callback.buyer.is_some()
         && made.instance.buyer == callback.buyer
         && !lifecycle::is_anothers(&made.instance, callback);
@@ -707,13 +737,13 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
     )
 }
 
-/// True if the instance that a held create is about has an id.
+/// Returns true if the instance of a held create has an id.
 fn is_made(rows: &dyn Read, row: &CallbackRow) -> Mended<bool> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     Ok(found.is_some_and(|row| row.instance.id.is_some()))
 }
 
-/// The actions that a conflicting create really asks of the instance that is there.
+/// Returns the actions that a conflicting create really asks of the existing instance.
 fn asked_instead(
     rows: &dyn Read,
     row: &CallbackRow,
@@ -753,8 +783,9 @@ fn asked_instead(
     })
 }
 
-/// What was held has become another callback: the same of an instance that is known by now. Then its deliveries
-/// are the other's, which the marketplace waits for.
+/// Closes a held callback that was approved as another callback of an instance that is known by now.
+///
+/// Its deliveries are added to the other callback, because the marketplace waits for that one.
 fn settle_held(
     rows: &mut dyn Write,
     mut held: CallbackRow,
@@ -780,6 +811,7 @@ fn accept(
     now: Timestamp,
 ) -> Mended<Approved> {
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
+    // `heard: false`: the caller is an operator, so nothing counts as reported to the marketplace.
     let birth = Birth { id, lease_until: None, heard: false };
     let accepted = ledger::accept_for(rows, &acceptance, asked, birth)?;
     match accepted.row.disposition {
@@ -795,7 +827,7 @@ fn accept(
     }
 }
 
-/// A release nobody but an operator asked for.
+/// Builds a release that only an operator asked for.
 fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
     let instance = &row.instance;
     let mut callback = Callback::new(Action::Release, "release (by hand)");
@@ -811,7 +843,7 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
         budget: None,
         callback: Arc::new(callback),
         received_at: now,
-        // Of what was never begun there is nothing to release, and that is a success.
+        // There is nothing to release of an instance that never began. That is a success.
         policy: Policy { unknown_instance: UnknownInstance::Succeed, ..Policy::default() },
         approved: true,
     })
@@ -827,6 +859,7 @@ fn take_possession(rows: &mut dyn Write, number: i64, claim: &Claim, now: Timest
         State::Released => return impossible("it is released, and stays so"),
         State::Active | State::Frozen => {}
     }
+    // A claim without a name confirms the existing claim.
     let same = claim.tenant.is_none() || claim.tenant == row.instance.tenant;
     match row.instance.claimed_at {
         Some(before) if same => return Ok(Claimed::Before(before)),
@@ -836,7 +869,7 @@ fn take_possession(rows: &mut dyn Write, number: i64, claim: &Claim, now: Timest
         }
         Some(_) | None => {}
     }
-    // `updated_at` stays: what the marketplace asked before the claim is not overtaken by it.
+    // Leave `updated_at`: it decides if a request is superseded, and a claim must not supersede earlier requests.
     row.instance.claimed_at = Some(now);
     row.instance.tenant = claim.tenant.clone();
     rows.put_instance(&row)?;
@@ -852,7 +885,7 @@ fn fault_of_tenant(tenant: &str) -> Option<String> {
     }
 }
 
-/// The first text of an imported instance that cannot be shown as it is. Its names are looked at on their own.
+/// Returns the first text of an imported instance that is unusable. Its names are checked on their own.
 fn fault_of_instance(instance: &Instance) -> Option<(&'static str, String)> {
     let tenant = instance.tenant.as_deref().and_then(fault_of_tenant);
     let texts = [
@@ -869,12 +902,13 @@ fn fault_of_instance(instance: &Instance) -> Option<(&'static str, String)> {
     tenant.map(|fault| ("tenant", fault)).or(odd)
 }
 
-/// The number of the tombstone that these names have, if they have one, and nothing was ever done for it.
+/// Returns the number of the tombstone that has these names, if there is exactly one and no hook was tried for it.
 fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Mended<Option<i64>> {
     let mut found = None;
     for name in names {
         let Some((row, _)) = rows.instance_by_name(account, name)? else { continue };
         let is_bare = row.instance.tombstone && !row.instance.began;
+        // All names must belong to the same tombstone.
         if !is_bare || found.is_some_and(|number| number != row.number) {
             return Ok(None);
         }
@@ -886,7 +920,7 @@ fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Mended<O
     Ok(Some(number).filter(|_| !was_tried))
 }
 
-/// Returns whether the instance lives, and was released before it was known here.
+/// Imports one instance. Returns true if it is live and replaced a tombstone, so its release came before.
 fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bool> {
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
@@ -897,13 +931,14 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
     }
     let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
     let names: Vec<&String> = own.chain(&import.names).collect();
-    // What was released before anything was made of it has no id.
+    // An instance that was released before anything was created has no id.
     if names.is_empty() || instance.id.is_none() && instance.state != State::Released {
         return impossible("an instance without an id cannot be imported");
     }
     if instance.tombstone && instance.state != State::Released {
         return impossible("a tombstone is released");
     }
+    // Only an instance takes the place of a tombstone, not another tombstone.
     let tombstone = match instance.tombstone {
         true => None,
         false => bare_tombstone(rows, &instance.account, &names)?,
@@ -919,6 +954,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
         rows.add_order(&instance.account, order, number)?;
     }
     let was_released = tombstone.is_some() && instance.state != State::Released;
+    // `add_instance` does not write `public_id`, and the row of a tombstone must be replaced.
     if tombstone.is_some() || import.public_id.is_some() {
         let public_id = import.public_id.clone();
         rows.replace_instance(&InstanceRow {
@@ -942,22 +978,24 @@ fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Me
     Ok(())
 }
 
-/// Copies the database at `path`, as it is at one commit, into a new file: also one that an older version of
-/// spid left, so that there is a copy before the daemon brings it up to date.
+/// Copies the database at `path`, as of one commit, into a new file.
+///
+/// It also copies the database of an older spid, so that there is a copy before the daemon upgrades it.
 ///
 /// # Errors
-/// When there is none, it is not ours or newer than this program, or the file is there already or cannot be
-/// written.
+/// Fails if there is no database, it is not one of spid's, or a newer spid wrote it. Fails if the new file exists or
+/// cannot be written.
 pub fn backup(path: &Path, to: &Path) -> Result<(), StoreError> {
     Sqlite::open_backup(path)?.copy_to(to)
 }
 
-/// Puts a backup in the place of a database that nobody uses, all its unfinished work held. Until it is
-/// in place nothing of it can be taken for a database.
+/// Restores a backup to the path of a database that no process uses. All its unfinished jobs are held.
+///
+/// Until the last step the copy has a name under which it cannot be taken for a database.
 ///
 /// # Errors
-/// When a daemon runs, a database or what is left of one is there already, or the backup is damaged or
-/// not one of ours.
+/// Fails if a daemon runs, or a database or a rest of one is there already. Fails if the backup is damaged or not one
+/// of spid's.
 pub fn restore(
     from: &Path,
     path: &Path,
@@ -975,11 +1013,13 @@ pub fn restore(
             remains.display()
         ))
     })?;
+    // Work on the partial copy, and put it in place only when all jobs in it are held.
     backup.copy_to(vacancy.partial())?;
     Sqlite::modernise(vacancy.partial())?;
     let mut mender = Mender::open(vacancy.partial(), options, clock)?;
     let held = mender.hold_unfinished(from, act)?;
     let sealed = mender.backend.has_sealed()?;
+    // Close the database before it is renamed.
     drop(mender);
     vacancy.fill()?;
     let sources = options.key_sources(path);

@@ -1,17 +1,22 @@
-//! Forgetting what is old and done, without forgetting what a decision hangs on.
+//! Pruning: delete old, finished data, but keep everything that a decision needs.
 //!
-//! A request carries no time, so a replayed one is told from a new one by what is kept of it: that it was
-//! told, and what stood then. A first occurrence is always believed. So the row of an occurrence stays for as long as
-//! the database does; what goes is what it said, the attempts at it, and jobs whose answers were empty. Rows
-//! go altogether only where no decision looks at them again: sign-ons, whose date is past every window;
-//! questions, which are answered from the instance, unless it took a person to let them; and what was refused
-//! without ever having a job.
+//! A request carries no time. A replayed request is recognized only by the kept row of the first one: it was reported,
+//! and at which state of the instance. A first request is always believed. So the row of a callback stays for as long
+//! as the database does. Its content, the attempts at it, and jobs with empty answers are deleted.
 //!
-//! Never touched: instances and their names, orders, payments' request ids, what a create or a question of the
-//! buyer's was answered, everything that is open, held, dead, rejected or untold.
+//! Whole rows are deleted only if no decision reads them again:
 //!
-//! A hook is never run from what was forgotten: only a callback that was told is emptied, and a callback that
-//! was told gets no job any more.
+//! * sign-ons, whose date is past every window,
+//! * queries, which are answered from the instance, unless an operator had to approve them,
+//! * refused callbacks that never had a job.
+//!
+//! Pruning never touches:
+//!
+//! * instances and their names, orders, and request ids of payments,
+//! * answers to a create or to a query of the buyer,
+//! * everything that is open, held, dead, rejected or unreported.
+//!
+//! A hook never runs from pruned content. Only reported callbacks are emptied, and a reported callback gets no new job.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -29,57 +34,57 @@ use crate::hook::callback::{Action, Callback};
 use crate::hook::clock::plus_millis;
 use crate::observe::limits;
 
-/// What is to be forgotten.
+/// Options for pruning.
 #[derive(Debug, Clone, Copy)]
 pub struct PruneOptions {
-    /// What has not been touched for longer than this, in milliseconds.
+    /// Age in milliseconds: only data without activity for longer than this is pruned.
     pub older_than_ms: i64,
-    /// Also the sealed parts of answers that were told before then.
+    /// True to delete also the encrypted parts of answers that were reported before then.
     pub secrets: bool,
-    /// Only count.
+    /// True to only count, and delete nothing.
     pub dry_run: bool,
-    /// Write the file anew at the end: room goes back to the disk, and no trace is left.
+    /// True to rewrite the file at the end. It then returns unused space to the disk and holds no trace of deleted
+    /// data.
     pub rewrite: bool,
 }
 
-/// What was forgotten, or would be.
+/// Numbers of pruned rows, or of rows that a dry run would prune.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Pruned {
-    /// Callbacks of which only the occurrence is left.
+    /// Number of callbacks whose content was deleted. Their rows are kept.
     pub callbacks_emptied: u64,
-    /// Callbacks that are gone.
+    /// Number of deleted callbacks.
     pub callbacks_removed: u64,
-    /// Jobs that are gone.
+    /// Number of deleted jobs.
     pub jobs_removed: u64,
-    /// Attempts that are gone.
+    /// Number of deleted attempts.
     pub attempts_removed: u64,
-    /// Sealed parts of answers that are gone.
+    /// Number of deleted encrypted parts of answers.
     pub secrets_removed: u64,
-    /// The size of the database before, in bytes.
+    /// Size of the database before, in bytes.
     pub bytes_before: u64,
-    /// The size of the database now, in bytes.
+    /// Size of the database now, in bytes.
     pub bytes_after: u64,
-    /// How much of it lies unused now, and will be filled before it grows, in bytes.
+    /// Unused space in the database now, in bytes. It is filled before the file grows.
     pub bytes_unused: u64,
-    /// Whether the file was written anew and the write-ahead log emptied, so that nothing of what went is left
-    /// in either.
+    /// True if the file was rewritten and the write-ahead log emptied, so that neither holds a trace of deleted data.
     pub traceless: bool,
 }
 
-/// What becomes of a job that has ended, with the callback it was made for.
+/// Result of pruning for an ended job and its callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FateOfJob {
-    /// All of it stays.
+    /// The job is kept with its attempts.
     Stays,
-    /// Its attempts go.
+    /// Only the attempts are deleted.
     Trimmed,
-    /// It goes.
+    /// The job is deleted with its attempts.
     Goes,
-    /// It goes with its callback.
+    /// The job and its callback are deleted.
     BothGo,
 }
 
-/// What becomes of a callback.
+/// Result of pruning for a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FateOfCallback {
     Stays,
@@ -87,7 +92,7 @@ enum FateOfCallback {
     Goes,
 }
 
-/// Where the rules draw their line.
+/// The age limit of one prune, with its options.
 #[derive(Debug, Clone, Copy)]
 struct Line {
     before: Timestamp,
@@ -96,7 +101,7 @@ struct Line {
 }
 
 impl Line {
-    /// Whether nobody has come with it since, or was told of it.
+    /// Returns true if the callback was neither delivered nor reported since the limit, and is not held or rejected.
     fn is_old(&self, row: &CallbackRow) -> bool {
         row.last_received_at < self.before
             && row.told_at.is_none_or(|told| told < self.before)
@@ -108,44 +113,50 @@ impl Line {
         !job.state.is_live() && job.ended_at.is_some_and(|ended| ended < self.before)
     }
 
-    /// `wanted`: the jobs that say what an untold callback is to be told.
+    /// Returns the result for a job. `wanted` are the jobs that hold the results of unreported callbacks.
     fn of_job(&self, job: &JobRow, row: &CallbackRow, wanted: &HashSet<i64>) -> FateOfJob {
         if !self.has_ended(job) || !self.is_old(row) {
             return FateOfJob::Stays;
         }
         let is_latest = row.job == Some(job.number);
         let is_done = job.state == schedule::JobState::Done;
-        // Whatever became of it: its date is past every window.
+        // The date of a sign-on is past every window, so its outcome no longer matters.
         if job.action == Action::SignOn && !(is_done && row.told_at.is_none()) {
             return if is_latest { FateOfJob::BothGo } else { FateOfJob::Goes };
         }
+        // An unreported callback still needs its job to answer the next delivery.
         if row.told_at.is_none() {
             return FateOfJob::Stays;
         }
         let is_empty = job.answer.is_none() && job.sealed.is_none();
         let goes = match job.action {
-            // What these were answered is told again.
+            // The answers to these are repeated at a redelivery.
             Action::Create | Action::Other | Action::Query | Action::SignOn => false,
+            // Without its job a reported callback counts as carried out. So the latest job is deleted only if it is
+            // done and has no answer to repeat.
             _ if is_latest => is_done && is_empty,
+            // An earlier job that did not succeed decides nothing.
             _ => !is_done,
         };
         if goes && !wanted.contains(&job.number) { FateOfJob::Goes } else { FateOfJob::Trimmed }
     }
 
-    /// `job` is the callback's, if it is there.
+    /// Returns the result for a callback. `job` is its job, if that exists.
     fn of_callback(&self, row: &CallbackRow, callback: &Callback, job: Option<&JobRow>) -> FateOfCallback {
         if !self.is_old(row) {
             return FateOfCallback::Stays;
         }
         let has_no_job = row.job.is_none();
         match (row.action, row.disposition, row.told_at) {
-            // By the row of a doubtful one it is known that somebody approved it. No other is emptied.
+            // A query with validation issues needed an approval, and its row shows that, so it stays. Only such queries
+            // are ever emptied, so an emptied query stays, too.
             (Action::Query, Disposition::Recorded | Disposition::Refused, _)
                 if has_no_job && callback.doubts.is_empty() && callback.pruned_at.is_none() =>
             {
                 FateOfCallback::Goes
             }
             (Action::SignOn, Disposition::Refused, _) if has_no_job => FateOfCallback::Goes,
+            // The next delivery is decided again, with the same result while clock and policy are the same.
             (action, Disposition::Refused, None) if has_no_job && action.is_lifecycle() => {
                 FateOfCallback::Goes
             }
@@ -158,6 +169,7 @@ impl Line {
         }
     }
 
+    // Counts and deletes. A dry run counts the same rows.
     fn prune_job(
         &self,
         rows: &mut Sqlite,
@@ -165,6 +177,8 @@ impl Line {
         wanted: &HashSet<i64>,
         pruned: &mut Pruned,
     ) -> Mended<()> {
+        // The rows are read again in this transaction, because the daemon may have changed them since the list was
+        // made.
         let Some(mut job) = rows.job(number)? else { return Ok(()) };
         let Some(row) = rows.callback_row(job.callback)? else { return Ok(()) };
         if self.options.secrets && self.may_lose_its_secrets(&job, &row) {
@@ -194,7 +208,7 @@ impl Line {
         Ok(())
     }
 
-    /// It was told, and that is longer ago than anybody is told it again.
+    /// Returns true if the answer was reported so long ago that its secrets are not repeated any more.
     fn may_lose_its_secrets(&self, job: &JobRow, row: &CallbackRow) -> bool {
         let is_told = row.told_at.is_some_and(|told| told < self.before);
         job.sealed.is_some() && is_told && self.has_ended(job)
@@ -223,11 +237,13 @@ impl Line {
 }
 
 impl Mender {
-    /// Forgets what is old and done, in small commits beside whoever else writes. Stopped anywhere, it goes on
-    /// from there when it is asked again. `seen` hears how many rows were looked at so far.
+    /// Prunes old, finished data, in small commits beside the other writers.
+    ///
+    /// If the command is stopped, the next one goes on from there. `seen` receives the number of rows examined so far.
     ///
     /// # Errors
-    /// When the age is too small, or the database cannot be read or written. What was forgotten till then is.
+    /// Fails if the age is too small, or the database cannot be read or written. Data pruned before the error stays
+    /// deleted.
     pub fn prune(&mut self, options: PruneOptions, act: &Act, seen: &mut dyn FnMut(u64)) -> Mended<Pruned> {
         self.check_age(options)?;
         let now = self.clock.now();
@@ -235,9 +251,11 @@ impl Mender {
         let mut pruned = Pruned { bytes_before: self.backend.sizes()?.0, ..Pruned::default() };
         self.backend.prepare_to_remove()?;
         let what = format!("what is older than {}", line.before);
+        // The audit entry comes first, so that a prune which is stopped leaves an entry, too.
         if !options.dry_run {
             self.record("prune", &format!("{what}: begun"), act)?;
         }
+        // Jobs first: a callback may be emptied when its job is gone.
         self.prune_jobs(line, &mut pruned, seen)?;
         self.prune_callbacks(line, &mut pruned, seen)?;
         if !options.dry_run {
@@ -267,9 +285,11 @@ impl Mender {
     fn prune_jobs(&mut self, line: Line, pruned: &mut Pruned, seen: &mut dyn FnMut(u64)) -> Mended<()> {
         let (mut after, mut count) = (0, 0);
         loop {
+            // Go on after the last number, so that rows which stay are not read again.
             let numbers = self.backend.ended_jobs(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
+                // Read in the same transaction: a job must not be deleted if a callback has just come to need it.
                 let wanted = rows.jobs_of_untold()?;
                 numbers.iter().try_for_each(|number| readable(line.prune_job(rows, *number, &wanted, pruned)))
             })?;
@@ -282,6 +302,7 @@ impl Mender {
     fn prune_callbacks(&mut self, line: Line, pruned: &mut Pruned, seen: &mut dyn FnMut(u64)) -> Mended<()> {
         let (mut after, mut count) = (0, 0);
         loop {
+            // Go on after the last number, as for jobs.
             let numbers = self.backend.old_callbacks(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
@@ -293,8 +314,8 @@ impl Mender {
         }
     }
 
-    /// Runs a small part of a long work in a transaction of its own, and then leaves the database to others
-    /// for a moment.
+    /// Runs one batch of a long operation in its own transaction. Then leaves the database to other writers for a
+    /// moment.
     pub(super) fn in_one_commit(&mut self, work: impl FnOnce(&mut Sqlite) -> Mended<()>) -> Mended<()> {
         self.backend.begin()?;
         let begun = Instant::now();
@@ -309,9 +330,10 @@ impl Mender {
         Ok(())
     }
 
-    /// Empties the write-ahead log, in which everything still stands that was written lately. `false`:
-    /// somebody was reading out of it all the time.
+    /// Empties the write-ahead log, which still holds recent writes. `false`: other processes were always reading from
+    /// it.
     pub(super) fn leave_no_journal(&mut self) -> Mended<bool> {
+        // A reader can block the checkpoint for a moment, so try more than once.
         for _ in 0..limits::UPKEEP_JOURNAL_TRIES_COUNT {
             if self.backend.empty_journal()? {
                 return Ok(true);
@@ -321,7 +343,7 @@ impl Mender {
     }
 }
 
-/// Leaves alone what cannot be read, and names it.
+/// Skips a row that cannot be read, and logs it.
 fn readable(pruned: Mended<()>) -> Mended<()> {
     match pruned {
         Err(MendError::Store(StoreError::Unreadable(unreadable))) => {
@@ -332,7 +354,7 @@ fn readable(pruned: Mended<()>) -> Mended<()> {
     }
 }
 
-/// Leaves the database to others for as long as it was kept from them, and for a moment at least.
+/// Leaves the database to other writers for as long as this process held it, and for a minimum time.
 #[expect(
     clippy::disallowed_methods,
     reason = "SQLite's lock is not handed on: who holds it has to stay away"

@@ -1,8 +1,10 @@
-//! The sealing key, changed: everything an older key sealed is sealed anew with the current one.
+//! Rotation of the sealing key: re-encrypt with the current key every answer that an older key encrypted.
 //!
-//! In small commits beside a running daemon, which opens both. Stopped anywhere, it goes on when it is asked
-//! again: what is sealed says with which key. An old key that has leaked must open nothing any more, so
-//! the file is written anew at the end: pages keep, in room that is unused, what once stood there.
+//! The rotation works in small commits beside a running daemon, which can decrypt both. If it is stopped, the next one
+//! goes on, because each encrypted answer names its key.
+//!
+//! An old key that has leaked must not decrypt anything any more. So the file is rewritten at the end, because unused
+//! space in its pages still holds old bytes.
 
 use serde::Serialize;
 
@@ -15,37 +17,37 @@ use crate::hook::clock::Id;
 use crate::observe::limits;
 use crate::store::encryption::{KeyId, Sealer};
 
-/// What a change of the sealing key led to.
+/// Result of a rotation of the sealing key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Resealed {
-    /// The current key, with which everything is to be sealed.
+    /// Id of the current key.
     pub key: KeyId,
-    /// Answers that were sealed anew.
+    /// Number of answers that were re-encrypted.
     pub resealed: u64,
-    /// Answers that are sealed with another key still: none of those that are configured opens them, or
-    /// somebody sealed them meanwhile.
+    /// Number of answers that are still encrypted with another key.
+    ///
+    /// None of the configured keys decrypts them, or another process encrypted them meanwhile.
     pub remaining: u64,
-    /// Whether the file was written anew and the write-ahead log emptied, so that nothing the old key could
-    /// open is left in either.
+    /// True if the file was rewritten and the write-ahead log emptied, so that the old key decrypts nothing in either.
     pub traceless: bool,
 }
 
-/// The sealed part of a job's answer, opened.
+/// The decrypted part of a job's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Revealed {
-    /// The job that answered.
+    /// Id of the job.
     pub job: Id,
-    /// What it did.
+    /// Action of the job.
     pub action: Action,
-    /// What it answered and nobody but the marketplace is shown.
+    /// Decrypted part of the answer. Otherwise only the marketplace receives it.
     pub answer: Answer,
 }
 
 impl Mender {
-    /// Opens the sealed parts of these jobs' answers. That somebody has looked is kept before anything is opened.
+    /// Decrypts the secret parts of these jobs' answers. The audit entry is committed before anything is decrypted.
     ///
     /// # Errors
-    /// When the act cannot be kept, or something cannot be opened: then nothing is revealed.
+    /// Fails if the audit entry cannot be written, or a part cannot be decrypted. Then nothing is returned.
     pub fn reveal(&mut self, target: &str, jobs: &[JobRow], act: &Act) -> Mended<Vec<Revealed>> {
         let sealer = self.options.sealer(&self.path)?;
         let sealed: Vec<&JobRow> = jobs.iter().filter(|job| job.sealed.is_some()).collect();
@@ -56,24 +58,27 @@ impl Mender {
         sealed.into_iter().map(|job| open(&sealer, job)).collect()
     }
 
-    /// How many answers each key has sealed.
+    /// Returns the number of encrypted answers for each sealing key.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn sealed(&self) -> Result<Sealed, StoreError> {
         self.backend.sealed_by()
     }
 
-    /// Seals with the current key whatever another one has sealed. `rewrite` writes the file anew, once
-    /// nothing remains. `seen` hears how many were sealed anew so far.
+    /// Re-encrypts with the current key every answer that another key encrypted.
+    ///
+    /// With `rewrite` the file is rewritten if no other answer remains. `seen` receives the number of re-encrypted
+    /// answers so far.
     ///
     /// # Errors
-    /// When the daemon that runs does not have the current key, or the database cannot be read or
-    /// written. What was sealed anew till then is.
+    /// Fails if the running daemon does not have the current key, or the database cannot be read or written. Answers
+    /// re-encrypted before the error stay so.
     pub fn reseal(&mut self, rewrite: bool, act: &Act, seen: &mut dyn FnMut(u64)) -> Mended<Resealed> {
         let sealer = self.sealer()?;
         let key = sealer.current();
         self.backend.prepare_to_remove()?;
+        // The audit entry comes first, so that a rotation which is stopped leaves an entry, too.
         self.record("reseal", &format!("everything, with the key {key}: begun"), act)?;
         let resealed = self.reseal_all(&sealer, seen)?;
         let sealed = self.sealed()?;
@@ -81,6 +86,7 @@ impl Mender {
         let ended = format!("everything, with the key {key}: {resealed} sealed anew, {remaining} remain");
         self.record("reseal", &ended, act)?;
         let mut traceless = false;
+        // A rewrite makes sense only if the old key has nothing left to decrypt.
         if rewrite && remaining == 0 {
             self.backend.rewrite()?;
             traceless = self.leave_no_journal()?;
@@ -94,6 +100,7 @@ impl Mender {
         loop {
             let numbers = self.backend.sealed_otherwise(&header, after, limits::UPKEEP_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(count) };
+            // Small commits, so that the daemon's writer never waits long.
             self.in_one_commit(|rows| {
                 for number in &numbers {
                     count += u64::from(reseal(rows, sealer, *number)?);
@@ -114,7 +121,7 @@ fn open(sealer: &Sealer, job: &JobRow) -> Mended<Revealed> {
     Ok(Revealed { job: job.id, action: job.action, answer })
 }
 
-/// `false`: it has been sealed anew or removed meanwhile, or no key opens it.
+/// Re-encrypts one answer. `false`: it was re-encrypted or deleted meanwhile, or no key decrypts it.
 fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreError> {
     let (id, sealed) = match rows.sealed_of(number) {
         Ok(Some(sealed)) => sealed,
@@ -125,6 +132,7 @@ fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreErro
         }
         Err(error) => return Err(error),
     };
+    // Another process has re-encrypted it since the list was made.
     if sealed.starts_with(&sealer.header()) {
         return Ok(false);
     }

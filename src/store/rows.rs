@@ -1,7 +1,7 @@
-//! What is stored, and the few operations a backend must offer on it.
+//! Stored rows, and the operations that a backend offers on them.
 //!
-//! The rules live in `ledger`, once. A backend only finds and keeps rows, so that the model in
-//! memory and SQLite cannot drift apart in what they decide.
+//! The rules are written once, in `ledger`. A backend only finds and keeps rows. So the model in memory and SQLite
+//! cannot decide differently.
 
 use std::collections::BTreeMap;
 
@@ -18,38 +18,38 @@ use crate::hook::text::without_user_info;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
-/// A stored row that cannot be read. It stops what concerns it, and nothing else.
+/// A stored row that cannot be read. It stops only the work that needs this row.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 #[error("row {row} of table `{table}` cannot be read: {fault}")]
 pub struct Unreadable {
-    /// The table.
+    /// Name of the table.
     pub table: &'static str,
-    /// The number of the row, or its key.
+    /// Number or key of the row.
     pub row: String,
-    /// The column, and what is wrong with it.
+    /// The column, and its fault.
     pub fault: String,
-    /// Whether a newer spid may have written it: then it is no damage, and is left as it is.
+    /// True if a newer spid may have written the row. Then it is not damaged, and is left as it is.
     pub newer: bool,
 }
 
-/// A job, or its number and why it cannot be read.
+/// A job, or its number and the fault of its row.
 pub(crate) type Readable = std::result::Result<JobRow, (i64, Box<Unreadable>)>;
 
 /// A stored instance: its number in the store, and the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InstanceRow {
-    /// The store's number.
+    /// Number of the instance in the store.
     #[serde(skip)]
     pub number: i64,
-    /// The number of the job that created it.
+    /// Number of the job that created the instance.
     #[serde(skip)]
     pub created_by: Option<i64>,
-    /// The id by which the marketplace calls it, where it chose that itself; else it is told the
-    /// instance's own.
+    /// Id that the marketplace itself chose for the instance. `None`: it receives the instance's own id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub public_id: Option<String>,
-    /// A name it is known by, where it has neither an id nor an orderBizId: its release came before anything else.
-    /// A reader fills it in.
+    /// A name of an instance with neither an id nor an `orderBizId`, because its release came before anything else.
+    ///
+    /// The reader sets it. It is not stored in this row.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub known_as: Option<String>,
     /// The record.
@@ -58,24 +58,24 @@ pub struct InstanceRow {
 }
 
 impl InstanceRow {
-    /// The id the marketplace is told, once there is something behind it.
+    /// Returns the id that is reported to the marketplace, if the instance has been created.
     pub(crate) fn told_id(&self) -> Option<String> {
         let own = self.instance.id.as_ref()?;
         Some(self.public_id.as_ref().unwrap_or(own).clone())
     }
 }
 
-/// What became of a callback.
+/// Decision about a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Disposition {
-    /// It has a job.
+    /// The callback has a job.
     Job,
-    /// It waits for an operator.
+    /// The callback waits for an operator.
     Held,
-    /// It was refused.
+    /// The callback was refused.
     Refused,
-    /// It needed no job.
+    /// The callback needed no job.
     Recorded,
 }
 
@@ -84,43 +84,43 @@ impl Disposition {
         [Disposition::Job, Disposition::Held, Disposition::Refused, Disposition::Recorded];
 }
 
-/// One stored occurrence: the first callback of it, and how often it came.
+/// A stored callback. Its redeliveries are counted in the same row.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CallbackRow {
-    /// The store's number.
+    /// Number of the callback in the store.
     pub number: i64,
-    /// The account it was for.
+    /// Account of the callback.
     pub account: String,
-    /// The endpoint it first came through.
+    /// Name of the endpoint of the first delivery.
     pub endpoint: String,
-    /// The label of the key that signed it.
+    /// Label of the key that signed it.
     pub key_label: String,
-    /// Equal for all redeliveries.
+    /// Deduplication key, equal for all redeliveries.
     #[serde(serialize_with = "as_hex")]
     pub occurrence: [u8; 16],
-    /// The instance it is about, if there is one.
+    /// Number of the instance, if there is one.
     pub instance: Option<i64>,
-    /// Its job, if it has one: the latest, where there were several.
+    /// Number of the job, if there is one. Of several jobs, the latest.
     pub job: Option<i64>,
-    /// What it asked.
+    /// The requested action.
     pub action: Action,
-    /// What became of it.
+    /// The decision.
     pub disposition: Disposition,
-    /// Why it was refused or held: the stable word.
+    /// Reason of a refusal or a hold: the stable code.
     pub reason_code: Option<String>,
-    /// Why it was refused or held: the sentence.
+    /// Reason of a refusal or a hold: the sentence.
     pub reason: Option<String>,
-    /// When it came first.
+    /// Time of the first delivery.
     pub received_at: Timestamp,
-    /// When it came last.
+    /// Time of the last delivery.
     pub last_received_at: Timestamp,
-    /// How often it came. 0: nobody but an operator asked for it.
+    /// Number of deliveries. 0: only an operator asked for it.
     pub deliveries: u64,
-    /// After how many deliveries the marketplace gives up; `None` when that is not counted.
+    /// Delivery limit: the marketplace gives up after this many deliveries. `None`: not counted.
     pub budget: Option<u32>,
-    /// When the marketplace was told its success.
+    /// Time at which success was reported to the marketplace.
     pub told_at: Option<Timestamp>,
-    /// When an operator took it off the list of what needs attention.
+    /// Time at which an operator took the callback off the attention list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dismissed_at: Option<Timestamp>,
 }
@@ -132,45 +132,45 @@ fn as_hex<S: serde::Serializer>(bytes: &[u8; 16], serializer: S) -> std::result:
 /// A stored job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct JobRow {
-    /// The store's number; later jobs have higher ones.
+    /// Number of the job in the store. Later jobs have higher numbers.
     pub number: i64,
-    /// The idempotency key its hook is called with.
+    /// Id of the job, which is the idempotency key of its hook calls.
     pub id: Id,
-    /// The callback it was made for.
+    /// Number of the callback.
     pub callback: i64,
-    /// The instance it is for, if there is one.
+    /// Number of the instance, if there is one.
     pub instance: Option<i64>,
-    /// Whether it has a place in the instance's lane.
+    /// True if the job belongs to the instance's queue.
     pub in_lane: bool,
-    /// What it does.
+    /// Action of the job.
     pub action: Action,
-    /// Where it stands.
+    /// State of the job.
     pub state: schedule::JobState,
-    /// Attempts begun; also what fences a finish.
+    /// Number of attempts begun. The end of an attempt with another number is fenced.
     pub attempts: u32,
-    /// Steps of the retry schedule spent.
+    /// Retry index: the number of spent steps of the retry schedule.
     pub step: u32,
-    /// Whether the attempt that runs or comes next is extra.
+    /// Kind of the running or next attempt: scheduled or unscheduled.
     pub extra: schedule::Extra,
-    /// When it may run, while it is queued.
+    /// Time at which a queued job may run.
     pub due_at: Timestamp,
-    /// Until when its dispatcher holds it, while it runs.
+    /// End of the lease of a running job.
     pub lease_until: Option<Timestamp>,
-    /// When the last attempt ended.
+    /// Time at which the last attempt ended.
     pub attempted_at: Option<Timestamp>,
-    /// What the last attempt said, or why an operator must look.
+    /// Text of the last attempt, or the reason why an operator must look.
     pub note: Option<String>,
-    /// The plain part of the answer. A database of an older spid may hold URLs with a password in it.
+    /// Open part of the answer. A database of an older spid may hold URLs with a password in it.
     #[serde(serialize_with = "without_passwords")]
     pub answer: Option<String>,
-    /// The secret part of the answer, sealed.
+    /// Secret part of the answer, encrypted.
     #[serde(skip)]
     pub sealed: Option<Vec<u8>>,
-    /// The id the hook gave the instance, as soon as it gave one.
+    /// Id that the hook gave to the instance in the first answer with an id.
     pub proposed_id: Option<String>,
-    /// When it was made.
+    /// Time at which the job was created.
     pub created_at: Timestamp,
-    /// When it ended.
+    /// Time at which the job ended.
     pub ended_at: Option<Timestamp>,
 }
 
@@ -181,187 +181,190 @@ fn without_passwords<S: Serializer>(
     answer.as_deref().map(without_user_info).serialize(serializer)
 }
 
-/// One attempt that did not succeed. One that did is told by its job.
+/// An attempt that did not succeed. A successful attempt has no row: the job shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct AttemptRow {
-    /// The job's number.
+    /// Number of the job.
     pub job: i64,
-    /// Which attempt, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// When it ended.
+    /// Time at which it ended.
     pub ended_at: Timestamp,
-    /// How it ended: a word.
+    /// Word for the result.
     pub ending: String,
-    /// What it said.
+    /// Text of the attempt.
     pub note: String,
 }
 
-/// A configured key, and when it signed last.
+/// A configured signature key, and its last use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyUse {
-    /// The endpoint.
+    /// Name of the endpoint.
     pub endpoint: String,
-    /// The label of the key.
+    /// Label of the key.
     pub label: String,
-    /// Tells whether the label still stands for the same key: see [`crate::signature::Key::mark`].
+    /// Mark of the key, which shows that the label still stands for the same key: see [`crate::signature::Key::mark`].
     #[serde(skip)]
     pub mark: [u8; KEY_MARK_BYTES],
-    /// Since when it has been configured under this label.
+    /// Time since which the key has been configured under this label.
     pub since: Timestamp,
-    /// When it signed last since then, give or take [`crate::limits::KEY_USE_STEP_MS`].
+    /// Last use since then, exact to [`crate::limits::KEY_USE_STEP_MS`].
     pub used_at: Option<Timestamp>,
 }
 
-/// Something a person did by hand.
+/// An entry of the audit log: an operation of a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ActRow {
-    /// When.
+    /// Time of the operation.
     pub at: Timestamp,
-    /// Who.
+    /// Name of the person.
     pub who: String,
-    /// What: the word of the command.
+    /// Word of the command.
     pub act: String,
-    /// To what: an instance's name, a job's id, a callback's number.
+    /// Target: the name of an instance, the id of a job, or the number of a callback.
     pub target: String,
-    /// Why, in their words.
+    /// Reason in the person's words.
     pub why: String,
 }
 
-/// Which rows a list shows.
+/// Filter of the rows in a list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// Instances in this state.
     pub state: Option<State>,
     /// Instances of this account.
     pub account: Option<String>,
-    /// Instances of which a name, the buyer, the order, the product or the SKU contains this text, in
-    /// whatever case its ASCII letters are. Every instance may have to be looked at.
+    /// Instances with this text in a name, the buyer, the order, the product or the SKU.
+    ///
+    /// The case of ASCII letters is ignored. The search may have to read every instance.
     pub search: Option<String>,
-    /// Instances in use, or frozen, or about to be made, whose term ends from the first instant on and
-    /// before the second.
+    /// Instances that are not released and whose term ends in this range. The second instant is excluded.
     pub expires: Option<(Timestamp, Timestamp)>,
     /// Rows of this instance.
     pub instance: Option<i64>,
-    /// Jobs in one of these states.
+    /// Jobs in one of these states. Empty: in every state.
     pub jobs: Vec<schedule::JobState>,
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
-    /// Callbacks that a marketplace sent, that are done, and whose success it was not told.
+    /// True for only those callbacks of a marketplace that are done and whose success was not reported.
     pub untold: bool,
     /// Rows with a number below this: the next page.
     pub before: Option<i64>,
-    /// At most this many rows.
+    /// Maximum number of rows.
     pub limit: usize,
 }
 
 /// Milliseconds of a day.
 pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// Totals for a health page and the log.
+/// Totals for the health page and the log.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Totals {
-    /// Instances by state.
+    /// Number of instances by state.
     pub instances: BTreeMap<&'static str, u64>,
-    /// Jobs that have not ended, by state.
+    /// Number of jobs that have not ended, by state.
     pub jobs: BTreeMap<&'static str, u64>,
-    /// Callbacks that wait for an operator.
+    /// Number of callbacks that wait for an operator.
     pub held: u64,
-    /// Results the marketplace was not told.
+    /// Number of results that were not reported to the marketplace.
     pub untold: u64,
-    /// When the oldest job was made that is queued or running.
+    /// Creation time of the oldest job that is queued or running.
     pub oldest_job: Option<Timestamp>,
-    /// Since when the job is due that could run and has been due the longest; it may lie ahead.
+    /// Earliest due time of a queued job that could run. It may be in the future.
     pub next_due: Option<Timestamp>,
-    /// Most tries a marketplace has spent on one callback that still wants its answer.
+    /// Largest number of deliveries of one callback whose answer the marketplace still wants.
     pub tries: u64,
-    /// The same, as a part of the tries it has.
+    /// Largest share of its delivery limit that such a callback has used.
     pub tries_ratio: f64,
 }
 
-/// An instance and its lane: the live jobs, in order, each with its callback.
+/// An instance and its queue: the live jobs in order, each with its callback.
 pub(crate) type Known = (InstanceRow, Vec<(JobRow, Callback)>);
 
-/// Finding rows.
+/// Read operations of a backend.
 pub(crate) trait Read {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
-    /// The instances with this name, whatever their account.
+    /// Returns the instances with this name, in every account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
-    /// A name of the instance with this number, if it has any.
+    /// Returns a name of the instance with this number, if it has one.
     fn name_of(&self, number: i64) -> Result<Option<String>>;
-    /// The instance with this name, and its lane.
+    /// Returns the instance with this name, and its queue.
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
-    /// Up to two instances with this order: one is a match, two are none.
+    /// Returns up to two instances with this order. Two mean that the order does not name one instance.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
-    /// The instance that was bought by this order under this `orderBizId`, among the first
-    /// [`crate::limits::ORDER_INSTANCES_READ_COUNT`] of the order.
+    /// Returns the instance that this order bought under this `orderBizId`.
+    ///
+    /// Only the first [`crate::limits::ORDER_INSTANCES_READ_COUNT`] instances of the order are read.
     fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>>;
-    /// The live jobs of the lane, in order, each with its callback.
+    /// Returns the live jobs in the instance's queue, in order, each with its callback.
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
-    /// Whether there is a live job in the lane.
+    /// Returns true if the instance's queue has a live job.
     fn has_lane(&self, instance: i64) -> Result<bool>;
-    /// The live jobs of the lane, in order, without what was asked.
+    /// Returns the live jobs in the instance's queue, in order, without their callbacks.
     fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
-    /// Until when this mark of a request is kept, if it is.
+    /// Returns the time until which this nonce digest is kept, if it is stored.
     fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
-    /// The occurrences with this key, the oldest first, each with its job if it has one.
+    /// Returns the callbacks with this deduplication key, the oldest first, each with its job if it has one.
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
-    /// The same without what it said.
+    /// Returns the row of a callback without its content.
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
-    /// The number of the job that is added next.
+    /// Returns the number of the job that is added next.
     fn next_job(&self) -> Result<i64>;
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
-    /// Queued jobs that are due and first in their lane, the longest due first.
+    /// Returns queued jobs that are due and first in their instance's queue, the longest due first.
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>>;
-    /// When the next queued job becomes due that is first in its lane and not due now.
+    /// Returns the next due time after `now` of a queued job that is first in its instance's queue.
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
-    /// The jobs that run under a lease that ended before this instant, or under none; all that run, without an
-    /// instant.
+    /// Returns running jobs whose lease ended before this instant, or that have none. Without an instant: all running
+    /// jobs.
     fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>>;
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
-    /// Callbacks that may need a person, the oldest first, each with its job if it has one: those whose success was
-    /// not reported, and purchases that were repeated with other values. Not those an operator dismissed, nor
-    /// sign-ons and questions.
+    /// Returns callbacks that may need a person, the oldest first, each with its job if it has one.
+    ///
+    /// These are callbacks whose success was not reported, purchases repeated with other values, and refused payments.
+    /// Dismissed callbacks, sign-ons and queries are left out.
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
-    /// What was done by hand, the newest first.
+    /// Returns entries of the audit log, the newest first.
     fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
-    /// Days (counted from 1970, UTC) from `first` to before `end` on which terms end, with how many.
+    /// Returns the days from `first` to before `end` on which terms end, with their number. A day is counted from 1970,
+    /// UTC.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
-    /// The configured keys, by endpoint and label.
+    /// Returns the configured keys, by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
     fn totals(&self) -> Result<Totals>;
-    /// The accounts beside these that have instances which are not released, with how many.
+    /// Returns the accounts that are not `served` and have unreleased instances, with the number of these.
     fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
 }
 
-/// Keeping rows. The `number` of a row that is added is ignored; the new one is returned.
+/// Write operations of a backend. The `number` of an added row is ignored, and its new number is returned.
 pub(crate) trait Write: Read {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
-    /// Makes a tombstone this instance, with everything that [`Write::put_instance`] leaves as it is.
+    /// Turns a tombstone into this instance. Also writes the members that [`Write::put_instance`] leaves as they are.
     fn replace_instance(&mut self, row: &InstanceRow) -> Result<()>;
-    /// Gives the instance a name. `false`: another one of the account has it.
+    /// Gives the instance a name. `false`: another instance of the account has it.
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
-    /// Replaces what a callback says: with what was learned of it since.
+    /// Replaces the content of a callback, for example by one with order details.
     fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()>;
-    /// Keeps the mark of a request. `false`: it is kept already.
+    /// Stores the nonce digest of a request. `false`: it is stored already.
     fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
-    /// Forgets the marks that were kept until before this instant.
+    /// Deletes the nonce digests that were kept until before this instant.
     fn forget_once(&mut self, before: Timestamp) -> Result<()>;
-    /// The callback was told its success at `at`, unless it was before.
+    /// Records that success was reported at `at`, unless it was reported before.
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
-    /// Holds a live job whose row, or another one it needs, cannot be read.
+    /// Holds a live job whose row, or another row that it needs, cannot be read.
     fn put_aside(&mut self, job: i64, note: &str) -> Result<()>;
-    /// Lets a queued job be due then.
+    /// Sets the due time of a queued job.
     fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
     fn add_act(&mut self, row: &ActRow) -> Result<()>;
@@ -369,7 +372,7 @@ pub(crate) trait Write: Read {
     fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()>;
 }
 
-/// A store that can be written in transactions.
+/// A backend with transactions.
 pub(crate) trait Backend: Write + Send + 'static {
     fn begin(&mut self) -> Result<()>;
     fn commit(&mut self) -> Result<()>;
@@ -377,8 +380,8 @@ pub(crate) trait Backend: Write + Send + 'static {
     fn savepoint(&mut self) -> Result<()>;
     fn release_savepoint(&mut self) -> Result<()>;
     fn rollback_savepoint(&mut self) -> Result<()>;
-    /// Writes something that changes nothing.
+    /// Writes to the database without changing anything.
     fn touch(&mut self) -> Result<()>;
-    /// Whether a transaction is open: a failing disk may have ended it unasked.
+    /// Returns true if a transaction is open. After a disk error SQLite may have ended it by itself.
     fn in_transaction(&self) -> bool;
 }

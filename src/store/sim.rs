@@ -1,8 +1,8 @@
-//! The store as a simulation drives it: the real writer, step by step, on a disk that fails on cue.
+//! The store for simulations: the real writer, driven step by step, on a disk that fails on cue.
 //!
-//! Nothing here decides anything. The tables outlive the store that wrote them, as a disk outlives a
-//! crash; the writer is a value instead of a thread, so that whoever holds it chooses how large a
-//! batch is, how long its commit takes, and whether it is ever finished.
+//! This module makes no decisions. The tables outlive the store that wrote them, as a disk outlives a crash. The writer
+//! is a value instead of a thread, so its owner chooses the size of a batch, the duration of its commit, and whether
+//! the batch is ever finished.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use crate::hook::callback::Callback;
 use crate::hook::clock::{Clock, Id};
 use crate::store::encryption::Sealer;
 
-/// What survives a crash: what was committed, and the sealing key.
+/// State that survives a crash: the committed tables and the sealing key.
 #[derive(Clone)]
 pub struct Disk {
     tables: MemoryReader,
@@ -30,7 +30,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// An empty disk.
+    /// Creates an empty disk.
     ///
     /// # Errors
     /// When the system's random generator fails.
@@ -38,13 +38,13 @@ impl Disk {
         Ok(Disk { tables: MemoryReader::default(), sealer: Sealer::ephemeral()? })
     }
 
-    /// Reading what is committed.
+    /// Returns a reader of the committed tables.
     pub fn reader(&self) -> Reader {
         Reader { backing: Backing::Memory(self.tables.clone()) }
     }
 }
 
-/// Where a disk may fail.
+/// Points at which a disk may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     /// A transaction begins.
@@ -55,21 +55,21 @@ pub enum Point {
     Commit,
 }
 
-/// How it fails.
+/// Effects of a disk fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// With an error.
+    /// An error.
     Error,
-    /// With an error, and the whole transaction is gone.
+    /// An error, and the whole transaction is rolled back.
     Aborts,
-    /// With an error, though the commit went through: nobody heard it. Elsewhere a mere error.
+    /// An error on commit, although the commit succeeded. At other points, a plain error.
     Unheard,
 }
 
-/// Says whether the disk fails now.
+/// Callback that decides if the disk fails at a point.
 pub type Cue = Arc<dyn Fn(Point) -> Option<Fault> + Send + Sync>;
 
-/// What is broken on purpose, to see that somebody notices.
+/// Bugs planted on purpose, to check that the simulation finds them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Planted {
     /// Nothing.
@@ -77,15 +77,15 @@ pub enum Planted {
     Nothing,
     /// Answers leave before the commit.
     EarlyAnswers,
-    /// An attempt that lost its lease may end the job all the same.
+    /// An attempt that lost its lease can still end the job.
     NoFence,
-    /// A callback is decided on what was committed before its batch.
+    /// A callback is decided on data that was committed before its batch.
     StaleDecisions,
-    /// What is done and was not reported counts as not ended: a repeat joins it, whatever came since.
+    /// A job that is done but unreported counts as not ended: a redelivery joins it, regardless of later changes.
     DoneJoins,
 }
 
-/// A store that opens on `disk`, and the writer that must be driven for it.
+/// Creates a store on `disk`, and the writer that the caller must drive for it.
 pub fn assemble(
     disk: &Disk,
     options: StoreOptions,
@@ -98,7 +98,7 @@ pub fn assemble(
     (store, Writer { writer, planted })
 }
 
-/// What opening a store does last: the jobs of the dead daemon come back.
+/// Recovers the jobs that the dead daemon left running, as the last step of opening a store.
 ///
 /// # Errors
 /// When the disk fails; then the daemon does not start.
@@ -106,7 +106,7 @@ pub async fn recover(store: &Store) -> std::result::Result<(), StoreError> {
     store.recover().await
 }
 
-/// The writer, driven by hand.
+/// A writer that the caller drives step by step.
 pub struct Writer {
     writer: writer::Writer<Failing>,
     planted: Planted,
@@ -119,7 +119,7 @@ pub struct Operated(writer::Operated);
 pub struct Ended(writer::Ended);
 
 impl Writer {
-    /// Waits for an operation and runs it with those behind it, at most `most`. `None`: the store is
+    /// Waits for an operation, and runs it together with the queued ones, at most `most` in total. `None`: the store is
     /// gone.
     pub async fn operate(&mut self, most: usize) -> Option<Operated> {
         let first = self.writer.queue.recv().await?;
@@ -129,24 +129,25 @@ impl Writer {
         }
         let mut operated = self.writer.operate(batch);
         if self.planted == Planted::EarlyAnswers {
+            // Answer now and leave the batch empty, so that the later `settle` answers no operation twice.
             let batch = std::mem::take(&mut operated.batch);
             self.writer.settle(writer::Ended { committed: Ok(()), batch });
         }
         Some(Operated(operated))
     }
 
-    /// Commits it, or rolls it back.
+    /// Commits the batch, or rolls it back.
     pub fn commit(&mut self, operated: Operated) -> Ended {
         Ended(self.writer.commit(operated.0))
     }
 
-    /// Answers.
+    /// Sends the answers of the batch.
     pub fn settle(&self, ended: Ended) {
         self.writer.settle(ended.0);
     }
 }
 
-/// Lets the end of any attempt pass for the end of the last one.
+/// Disables the fence: any attempt may end the job, as if it were the last attempt.
 fn unfence(rows: &dyn Read, command: &mut Command) {
     if let Command::Finish(command) = command
         && let Ok(Some(job)) = rows.job(command.finish.job)
@@ -159,7 +160,7 @@ fn failed(point: Point) -> StoreError {
     StoreError::Io(format!("the simulated disk failed: {point:?}"))
 }
 
-/// The model, on a disk that fails on cue.
+/// Store in memory, on a disk that fails on cue.
 struct Failing {
     rows: Memory,
     committed: MemoryReader,
@@ -176,7 +177,7 @@ impl Failing {
         Err(failed(point))
     }
 
-    /// What a decision is made on.
+    /// Rows that decisions are made on: the committed ones if `StaleDecisions` is planted.
     fn decided_on(&self) -> &dyn Read {
         if self.planted == Planted::StaleDecisions { &self.committed } else { &self.rows }
     }
@@ -219,6 +220,7 @@ impl Read for Failing {
             let unreported = occurrences.iter_mut().filter(|(row, _)| row.told_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
                 if job.state == schedule::JobState::Done {
+                    // A pending job counts as not ended, so the ledger lets a redelivery join it.
                     job.state = schedule::JobState::Pending;
                 }
             }
@@ -370,6 +372,7 @@ impl Backend for Failing {
         if fault == Some(Fault::Aborts) {
             self.rows.rollback()?;
         }
+        // `Unheard` commits first and reports the error afterwards.
         if fault.is_none_or(|fault| fault == Fault::Unheard) {
             self.rows.commit()?;
         }
@@ -425,7 +428,7 @@ mod tests {
         writer.settle(ended);
     }
 
-    /// One callback joins a job in the very batch that ends it, and the batch cannot be committed.
+    /// Lets a callback join a job in the batch that ends the job. The batch cannot be committed.
     #[tokio::test]
     async fn who_was_told_to_call_again_does_not_count_as_told() {
         let disk = Disk::empty().unwrap();
@@ -470,7 +473,7 @@ mod tests {
         assert_eq!((row.deliveries, row.told_at), (1, None));
     }
 
-    /// Copies come as often as somebody likes: they must not double the work of the orders beside them.
+    /// A peer can send any number of copies, so a copy must not double the work of the orders in its batch.
     #[tokio::test]
     async fn a_copied_request_is_an_outcome_and_its_batch_runs_once() {
         let disk = Disk::empty().unwrap();
@@ -491,7 +494,7 @@ mod tests {
             let store = store.clone();
             tokio::spawn(async move { store.accept(acceptance).await })
         };
-        // All of them before anything is committed: later a reader knows the copy, and no writer sees it.
+        // Send all three before any commit: later a reader would recognize the copy, and the writer would never see it.
         let before = begun.load(Ordering::Relaxed);
         let (first, order, copy) = (deliver("ob-1", "n-1"), deliver("ob-2", "n-2"), deliver("ob-1", "n-1"));
         while writer.writer.queue.len() < 3 {

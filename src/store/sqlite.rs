@@ -1,10 +1,10 @@
-//! The store in SQLite: one file, WAL, `synchronous=FULL`. The only module that names rusqlite.
+//! The SQLite backend of the store: one file, WAL, `synchronous=FULL`. Only this module names rusqlite.
 //!
-//! One connection writes, on the writer's thread; readers have their own and see what is committed.
-//! The file is made readable by its owner alone. Two locks keep a second daemon out, one beside the file and one on
-//! the file itself, which no link to it gets around: SQLite would let both in, and each would take the
-//! other's running jobs for lost. A commit counts only if the file is still where it was opened, and holds
-//! what was committed before.
+//! One connection writes, on the writer's thread. Readers have their own connections and see only committed data. Only
+//! the owner can read the file. Two locks keep a second daemon out, because SQLite would let both in, and each daemon
+//! would treat the running jobs of the other as lost. One lock is a file beside the database. The other lock is on the
+//! database file itself, so a link to the file does not get around it. A commit counts only if the file is still where
+//! it was opened, and holds everything that was committed before.
 
 mod files;
 #[macro_use]
@@ -34,13 +34,12 @@ pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
 use written::{Seen, check_noted};
 
-/// Marks the file as ours: "spid" in ASCII.
+/// Application id that marks the file as ours: "spid" in ASCII.
 const APPLICATION_ID: i64 = 0x7370_6964;
 
-/// The migrations: entry n takes the schema from version n to n + 1.
+/// Migrations: entry n takes the schema from version n to n + 1.
 ///
-/// One that was ever released is history: databases of that version are out there. What changes the schema
-/// comes behind it.
+/// A released migration must never change, because databases of that version exist. Append a new migration instead.
 const MIGRATIONS: &[&str] =
     &[include_str!("schema.sql"), include_str!("schema-2.sql"), include_str!("schema-3.sql")];
 
@@ -68,21 +67,21 @@ impl From<rusqlite::Error> for StoreError {
     }
 }
 
-/// A connection, and the statements it has prepared.
+/// An open connection and its prepared statements.
 #[derive(Debug)]
 pub(crate) struct Sqlite {
     connection: Connection,
-    /// Rows that were found to be unreadable, and were named.
+    /// Unreadable rows that were already logged.
     named: RefCell<BTreeSet<Unreadable>>,
-    /// Jobs that cannot be read and are left alone until the next start, as their rows cannot be written to or
-    /// must not be.
+    /// Jobs that cannot be read and are skipped until the next start. Their rows cannot be updated, or must not be
+    /// updated.
     left: RefCell<BTreeSet<i64>>,
-    /// Held for as long as the daemon writes. Field order matters: the locks go behind the connection, because
+    /// Locks held for as long as the daemon writes. Field order matters: the locks stand behind the connection, because
     /// closing a descriptor of the database drops SQLite's own locks.
     daemon: Option<DaemonLocks>,
 }
 
-/// What the daemon's own connection holds beside the database.
+/// Locks and notes that the daemon's own connection holds beside the database.
 #[derive(Debug)]
 struct DaemonLocks {
     place: Place,
@@ -91,20 +90,25 @@ struct DaemonLocks {
     seen: Seen,
 }
 
-/// Connections that read what is committed.
+/// A pool of connections that read committed data.
 #[derive(Debug)]
 pub(crate) struct SqliteReaders {
     path: PathBuf,
-    /// Where the daemon has it, if it is the daemon who reads: what is read elsewhere is not what it wrote.
+    /// Location of the daemon's database, if the daemon reads. Data read from another file is not what the daemon
+    /// wrote.
     place: Option<Place>,
     idle: Mutex<Vec<Sqlite>>,
 }
 
 impl Sqlite {
-    /// Opens the store for the daemon: makes the file, takes the lock, brings the schema up to date.
-    /// Where nothing is in it, `remains` would show that something was.
+    /// Opens the store for the daemon: creates the file, takes the locks, migrates the schema.
+    ///
+    /// Fails if the database is empty and `remains` is set: `remains` names a file that shows that there was a
+    /// database.
     pub(crate) fn open(path: &Path, remains: Option<&Path>) -> Result<Sqlite> {
+        // Create the file with mode 0600 before SQLite opens it: SQLite gives the -wal and -shm files the same mode.
         make_private(path)?;
+        // Both locks come before the first read, so that no other daemon can write in between.
         let beside = lock(path)?;
         let inode = InodeLock::take(path)?;
         check_links(path)?;
@@ -114,8 +118,8 @@ impl Sqlite {
             return Err(StoreError::Lost(path.to_owned(), remains.to_owned()));
         }
         if version == 0 {
-            // A note of a database that is gone: a start that is killed here must not leave it beside a file that
-            // is begun.
+            // The file beside the database may hold a note of a database that is gone. Clear the note before the schema
+            // is created: a start that is killed here must not leave an old note beside a new database.
             beside.set_len(0).map_err(|error| StoreError::of_file(path, &error))?;
         }
         insist_on_writing(&connection)?;
@@ -123,8 +127,9 @@ impl Sqlite {
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", limits::STORE_CHECKPOINT_PAGES)?;
         connection.pragma_update(None, "journal_size_limit", limits::STORE_JOURNAL_MAX_BYTES)?;
-        // What takes back one operation of a batch is kept for as long as the operation lasts: in memory.
+        // The journal that undoes one operation of a batch lives only as long as the operation, so memory is enough.
         connection.pragma_update(None, "temp_store", "MEMORY")?;
+        // Check the noted stamp before the migration, so that an outdated copy is refused unchanged.
         let stamp = if version > 0 { check_noted(&connection, path)? } else { None };
         migrate(&connection, version)?;
         let place = Place::of(path, &inode)?;
@@ -133,12 +138,12 @@ impl Sqlite {
         Ok(Sqlite { daemon: Some(daemon), ..Sqlite::of(connection) })
     }
 
-    /// The store on this connection, without the daemon's locks.
+    /// Wraps a connection, without the daemon's locks.
     fn of(connection: Connection) -> Sqlite {
         Sqlite { connection, named: RefCell::default(), left: RefCell::default(), daemon: None }
     }
 
-    /// Where the daemon has the database; `None` for whoever works beside it.
+    /// Location of the database as the daemon opened it; `None` on a connection without the daemon's locks.
     pub(crate) fn place(&self) -> Option<&Place> {
         self.daemon.as_ref().map(|daemon| &daemon.place)
     }
@@ -147,7 +152,7 @@ impl Sqlite {
         self.place().map_or(Ok(()), Place::check)
     }
 
-    /// Looks whether [`Sqlite::open`] would succeed, but for a daemon that runs. `None`: it would be made.
+    /// Checks that [`Sqlite::open`] would succeed, except for a daemon that runs. `None`: the file would be created.
     pub(crate) fn check(path: &Path) -> Result<Option<Sqlite>> {
         may_make_files_beside(path)?;
         if !path.exists() {
@@ -155,6 +160,7 @@ impl Sqlite {
         }
         may(path, Access::READ_OK | Access::WRITE_OK)?;
         match check_links(path) {
+            // The database has several names, and a daemon runs under another name: report the daemon, not the links.
             Err(StoreError::Linked(_)) if InodeLock::is_taken(path)? => {
                 return Err(StoreError::InUse(path.to_owned()));
             }
@@ -168,23 +174,23 @@ impl Sqlite {
         Ok((!is_empty).then(|| Sqlite::of(connection)))
     }
 
-    /// Opens the store to look at it, while a daemon runs or not.
+    /// Opens the store for reading, beside a daemon or without one.
     pub(crate) fn open_readonly(path: &Path) -> Result<Sqlite> {
         check_there(path)?;
         Sqlite::open_reader(path)
     }
 
-    /// The same under the name that the daemon itself has it under.
+    /// Opens the store for reading, under the path that the daemon itself uses.
     fn open_reader(path: &Path) -> Result<Sqlite> {
         let reader = Sqlite::open_beside(path)?;
         reader.connection.pragma_update(None, "query_only", true)?;
-        // Readers stand on the threads that serve: they must not wait for long.
+        // Readers run on the threads that serve requests, so they must not wait long for a lock.
         reader.connection.busy_timeout(Duration::from_millis(limits::STORE_READ_BUSY_MS))?;
         Ok(reader)
     }
 
-    /// Opens the store to mend it: without the daemon's lock, so beside a daemon or without one. SQLite's
-    /// own lock puts the two in order.
+    /// Opens the store for an admin operation, beside a daemon or without one. It takes none of the daemon's locks:
+    /// SQLite's own lock puts the writes of both in order.
     pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
         check_there(path)?;
         let mender = Sqlite::open_beside(path)?;
@@ -194,13 +200,13 @@ impl Sqlite {
         Ok(mender)
     }
 
-    /// Copies the store, as it is at one commit, into a file that is not there yet.
+    /// Copies the store, as of one commit, into a new file. Fails if the file exists.
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
         file.map_err(|error| StoreError::of_file(to, &error))?;
         let copied = self.fill(to);
         if copied.is_err() {
-            // Half a copy must not be taken for one.
+            // An incomplete copy must not be mistaken for a backup.
             let _ = std::fs::remove_file(to);
         }
         copied
@@ -209,11 +215,12 @@ impl Sqlite {
     fn fill(&self, to: &Path) -> Result<()> {
         let mut copy = connect(to, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let backup = rusqlite::backup::Backup::new(&self.connection, &mut copy)?;
-        // All pages in one step: a copy in several begins anew whenever the daemon writes.
+        // Copy all pages in one step: SQLite restarts a copy of several steps whenever the daemon writes.
         if backup.step(-1)? != rusqlite::backup::StepResult::Done {
             return Err(StoreError::Busy);
         }
         drop(backup);
+        // A backup is one file without a WAL, so that it can be moved under any name.
         copy.pragma_update(None, "journal_mode", "DELETE")?;
         match copy.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?.as_str() {
             "ok" => sync_folder(to),
@@ -221,13 +228,13 @@ impl Sqlite {
         }
     }
 
-    /// Whether any answer in it has a sealed part.
+    /// Returns true if at least one answer has an encrypted part.
     pub(crate) fn has_sealed(&self) -> Result<bool> {
         let found = self.one("SELECT 1 FROM job WHERE sealed IS NOT NULL LIMIT 1", [], |_| Ok(()))?;
         Ok(found.is_some())
     }
 
-    /// Opens a backup to copy it. It may be one that an older spid made.
+    /// Opens a backup to copy it. An older spid may have made the backup.
     pub(crate) fn open_backup(path: &Path) -> Result<Sqlite> {
         check_there(path)?;
         let (backup, _) = Sqlite::open_of_any_version(path)?;
@@ -235,7 +242,7 @@ impl Sqlite {
         Ok(backup)
     }
 
-    /// Brings the schema of a database up to date that nobody else uses.
+    /// Migrates the schema of a database that no other process uses.
     pub(crate) fn modernise(path: &Path) -> Result<()> {
         let (old, version) = Sqlite::open_of_any_version(path)?;
         old.connection.pragma_update(None, "synchronous", "FULL")?;
@@ -249,12 +256,12 @@ impl Sqlite {
         }
     }
 
-    /// A database that is there and ours, and its version.
+    /// Opens an existing database of ours, and returns its schema version.
     fn open_of_any_version(path: &Path) -> Result<(Sqlite, usize)> {
         if !path.exists() {
             return Err(StoreError::NotThere(path.to_owned()));
         }
-        // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which may have to be made.
+        // Not SQLITE_OPEN_READ_ONLY: reading a WAL needs the shared-memory file, which SQLite may have to create.
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         match recognise(&connection, path)? {
             0 => Err(StoreError::NotOurs(path.to_owned())),
@@ -286,7 +293,7 @@ impl Sqlite {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The rows that can be read. The others are named, and left out.
+    /// Returns the rows that can be read. Unreadable rows are logged and left out.
     fn readable<T>(
         &self,
         sql: &str,
@@ -306,7 +313,7 @@ impl Sqlite {
         Ok(found)
     }
 
-    /// Names an unreadable row, once.
+    /// Logs an unreadable row, once.
     fn name(&self, unreadable: Unreadable) {
         let mut named = self.named.borrow_mut();
         if named.len() < limits::UNREADABLE_NAMED_MAX_COUNT && !named.contains(&unreadable) {
@@ -329,7 +336,7 @@ impl SqliteReaders {
         SqliteReaders { path: path.to_owned(), place: place.cloned(), idle: Mutex::default() }
     }
 
-    /// Looks whether the daemon still has the database where it opened it, and what it committed there.
+    /// Checks that the database is still where the daemon opened it, and still holds the daemon's last commit.
     pub(crate) fn is_in_place(&self) -> Result<()> {
         self.place.as_ref().map_or(Ok(()), Place::check)?;
         self.with(|_| Ok(()))
@@ -340,6 +347,7 @@ impl SqliteReaders {
     }
 
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
+        // Check before the read: a file that was moved or replaced must not answer.
         self.place.as_ref().map_or(Ok(()), Place::check_database)?;
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
@@ -347,12 +355,13 @@ impl SqliteReaders {
             None if self.place.is_some() => Sqlite::open_reader(&self.path)?,
             None => Sqlite::open_readonly(&self.path)?,
         };
+        // Load the stamp before the snapshot begins, so that the snapshot must hold at least this commit.
         let known = self.place.as_ref().and_then(Place::known);
         let result = in_snapshot(&reader, |reader| {
             self.place.as_ref().map_or(Ok(()), |place| place.check_read(reader, known))?;
             read(reader)
         });
-        // A connection that failed is not kept: the next reader gets a fresh one.
+        // A failed connection is dropped, and the next reader opens a new one.
         if result.is_ok() {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
         }
@@ -360,7 +369,7 @@ impl SqliteReaders {
     }
 }
 
-/// All reads of `read` see one and the same commit.
+/// Runs `read` in one transaction, so that all its reads see the same commit.
 fn in_snapshot<T>(reader: &Sqlite, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
     reader.run("BEGIN", [])?;
     let result = read(reader);
@@ -370,7 +379,7 @@ fn in_snapshot<T>(reader: &Sqlite, read: impl FnOnce(&Sqlite) -> Result<T>) -> R
     Ok(value)
 }
 
-/// Looks whether a database is there, and is to be opened under this name.
+/// Checks that a database exists at this path, and that this path is the name to open it by.
 fn check_there(path: &Path) -> Result<()> {
     if !path.exists() {
         return Err(StoreError::NotThere(path.to_owned()));
@@ -382,13 +391,15 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_millis(limits::STORE_BUSY_MS))?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Without it SQLite plans anew whenever a parameter changes: at each execution.
+    // Without QPSG, SQLite plans a statement again whenever a parameter changes, so at each execution.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(connection)
 }
 
-/// SQLite makes do with less, and says nothing: a file that cannot be opened for writing it opens for
-/// reading, a journal that cannot be had it replaces by another. A daemon must not run like that.
+/// Fails unless the connection can write and uses a WAL.
+///
+/// SQLite falls back without an error: it opens a file read-only if it cannot write, and uses another journal if it
+/// cannot use a WAL. A daemon must not run like that.
 fn insist_on_writing(connection: &Connection) -> Result<()> {
     if connection.is_readonly(rusqlite::MAIN_DB)? {
         return Err(StoreError::Io("it could be opened for reading only".to_owned()));
@@ -401,8 +412,8 @@ fn insist_on_writing(connection: &Connection) -> Result<()> {
     Ok(())
 }
 
-/// The version of the schema in a database of ours, 0 in an empty file. Reads only: what is not ours,
-/// or not of our time, is left as it is.
+/// Schema version of a database of ours; 0 for an empty file. Only reads, so a foreign or newer database stays
+/// unchanged.
 fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let version = number("PRAGMA user_version")?;
@@ -416,7 +427,7 @@ fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     }
 }
 
-/// Brings the schema from `version` to the newest, all steps in one commit.
+/// Migrates the schema from `version` to the newest. All steps are one commit.
 fn migrate(connection: &Connection, version: usize) -> Result<()> {
     let newest = MIGRATIONS.len();
     let Some(pending @ [_, ..]) = MIGRATIONS.get(version..) else { return Ok(()) };
@@ -436,20 +447,23 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
 
 impl Backend for Sqlite {
     fn begin(&mut self) -> Result<()> {
+        // The files must still be in place before anything is written to them.
         self.is_in_place()?;
         self.run("BEGIN IMMEDIATE", [])?;
+        // Inside the transaction no other process can commit, so the check stays true until the commit.
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
         daemon.check_begun(&self.connection).inspect_err(|_| {
             let _ = self.connection.execute_batch("ROLLBACK");
         })
     }
     fn commit(&mut self) -> Result<()> {
+        // The stamp is part of the commit, so both reach the disk or neither does.
         let stamp = self.daemon.as_ref().map(|daemon| daemon.put_stamp(self)).transpose()?;
         self.run("COMMIT", [])?;
         if let (Some(daemon), Some(stamp)) = (&mut self.daemon, stamp) {
             daemon.check_committed(&self.connection, stamp)?;
         }
-        // What went into a file that no start will find is not kept, though SQLite says so.
+        // A commit into a file that no start will find is not kept, although SQLite reports success.
         self.is_in_place()
     }
     fn rollback(&mut self) -> Result<()> {
@@ -462,11 +476,12 @@ impl Backend for Sqlite {
         self.run("RELEASE operation", []).map(drop)
     }
     fn rollback_savepoint(&mut self) -> Result<()> {
+        // `ROLLBACK TO` undoes the changes but keeps the savepoint, so the savepoint needs `RELEASE` too.
         self.run("ROLLBACK TO operation", [])?;
         self.run("RELEASE operation", []).map(drop)
     }
     fn touch(&mut self) -> Result<()> {
-        // Written as it stands already: the page goes to disk all the same.
+        // The value does not change, but SQLite still writes the page to disk.
         Ok(self.connection.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?)
     }
     fn in_transaction(&self) -> bool {
@@ -485,7 +500,7 @@ mod tests {
     use crate::hook::callback::Action;
     use crate::hook::clock::{Id, from_millis};
 
-    /// A database as the first version left it, with an instance in it.
+    /// Creates a database as version 1 left it, with one instance.
     fn of_version_1(path: &Path) {
         let old = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
         let [first, ..] = MIGRATIONS else { unreachable!() };
@@ -516,7 +531,8 @@ mod tests {
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
     }
 
-    /// The steps SQLite's machine takes to look for due jobs beside so many queues that a dead job blocks.
+    /// Number of steps that SQLite's virtual machine takes to look for due jobs, beside `queues` queues that a dead job
+    /// blocks.
     fn steps_of_a_look(queues: u32) -> i32 {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Sqlite::open(&folder.path().join("spid.db"), None).unwrap();
@@ -575,7 +591,7 @@ mod tests {
         assert_eq!(few, many);
     }
 
-    /// What no killed process can show: only a power cut would tell the difference.
+    /// Checks the settings, because a killed process cannot show the difference: only a power cut would.
     #[test]
     fn a_commit_is_on_the_disk_before_it_is_believed() {
         let folder = tempfile::tempdir().unwrap();

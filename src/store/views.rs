@@ -1,5 +1,4 @@
-//! What is kept, put together for whoever looks. The command line, the JSON API and the console show the
-//! same objects, made here and nowhere else.
+//! Views of stored rows. The command line, the JSON API and the console show the same objects, made only here.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -11,19 +10,19 @@ use crate::hook::callback::{Action, Callback};
 use crate::hook::clock::Id;
 use crate::hook::trace::TraceId;
 
-/// Why something cannot be shown.
+/// Error of a view.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ViewError {
-    /// The database.
+    /// Error of the database.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// It is not there.
+    /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
     /// No instance has this name.
     #[error("no instance is called `{0}`")]
     NoInstance(String),
-    /// The name is not enough: these accounts each have an instance of it.
+    /// Several accounts have an instance with this name.
     #[error("several accounts have an instance called `{name}`: {}", .accounts.join(", "))]
     Several {
         /// The name.
@@ -33,94 +32,95 @@ pub enum ViewError {
     },
 }
 
-/// One instance and everything that happened to it.
+/// Instance history: one instance with its callbacks and jobs.
 #[derive(Debug, Clone, Serialize)]
 pub struct Life {
     /// The instance.
     #[serde(flatten)]
     pub instance: InstanceRow,
-    /// What was asked about it, the oldest first.
+    /// Callbacks about the instance, the oldest first.
     pub callbacks: Vec<CallbackRow>,
-    /// What was owed for it, the oldest first.
+    /// Jobs for the instance, the oldest first.
     pub jobs: Vec<JobRow>,
-    /// Whether there is more, and older, than these.
+    /// True if there are older rows than these.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub older: bool,
 }
 
-/// One job and its attempts.
+/// A job with its attempts.
 #[derive(Debug, Clone, Serialize)]
 pub struct JobDetail {
     /// The job.
     #[serde(flatten)]
     pub job: JobRow,
-    /// The attempts that did not succeed.
+    /// Attempts that did not succeed.
     pub failed_attempts: Vec<AttemptRow>,
-    /// The trace that the lines of the log about it bear.
+    /// Id of the trace that log lines about the job carry.
     pub trace_id: TraceId,
 }
 
-/// One callback, with all it said.
+/// A callback with its whole content.
 #[derive(Debug, Clone, Serialize)]
 pub struct CallbackDetail {
-    /// What became of it.
+    /// Row of the callback.
     #[serde(flatten)]
     pub row: CallbackRow,
-    /// What it said.
+    /// Content of the callback.
     pub callback: Callback,
-    /// The id of its job, if it has one.
+    /// Id of its job, if it has one.
     pub job_id: Option<Id>,
-    /// The trace of that job: what the lines of the log about both bear.
+    /// Id of that job's trace. Log lines about both carry it.
     pub trace_id: Option<TraceId>,
 }
 
-/// A callback in a list, with what it says about its instance. Of what was refused for an unknown instance nothing
-/// else says which customer it was.
+/// A callback in a list, with the names and the buyer that it gives.
+///
+/// For a callback refused because of an unknown instance, nothing else shows which customer it was about.
 #[derive(Debug, Clone, Serialize)]
 pub struct ListedCallback {
-    /// What became of it.
+    /// Row of the callback.
     #[serde(flatten)]
     pub row: CallbackRow,
-    /// The names it has for the instance.
+    /// Names of the instance in the callback.
     pub names: Vec<String>,
-    /// The buyer, where it says one.
+    /// The buyer, if the callback names one.
     pub buyer: Option<String>,
 }
 
-/// Something that waits for a person.
+/// A held callback, or a stopped job, that waits for a person.
 #[derive(Debug, Clone, Serialize)]
 pub struct Errand {
-    /// `held-callback`, `held-job`, `dead-job` or `pending-job`.
+    /// Kind: `held-callback`, `held-job`, `dead-job` or `pending-job`.
     pub kind: &'static str,
-    /// The callback.
+    /// Number of the callback.
     pub callback: i64,
-    /// Its job, if that is what waits.
+    /// Id of the job, if the job waits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Id>,
-    /// The account.
+    /// Account of the callback.
     pub account: String,
-    /// A name of its instance, if it has one.
+    /// A name of the instance, if it has one.
     pub instance: Option<String>,
-    /// What was asked.
+    /// The requested action.
     pub action: &'static str,
-    /// Since when it waits.
+    /// Time since which the item waits.
     pub since: Timestamp,
-    /// How often the marketplace has called for it.
+    /// Number of deliveries by the marketplace.
     pub deliveries: u64,
-    /// How often it calls before it gives up.
+    /// Delivery limit of the marketplace.
     pub budget: Option<u32>,
-    /// Both in a word, as far as they still matter.
+    /// Text of deliveries and delivery limit, as far as they still matter.
     #[serde(skip)]
     pub tries: String,
-    /// Why.
+    /// Reason for waiting.
     pub reason: String,
-    /// The stable word for why, of a held callback.
+    /// Stable code of the reason of a held callback.
     #[serde(skip)]
     pub reason_code: Option<String>,
 }
 
 impl Errand {
-    /// A job whose callback cannot be read.
+    /// Describes a job whose callback cannot be read.
     fn of_unreadable(job: JobRow) -> Errand {
         Errand {
             kind: "held-job",
@@ -140,7 +140,7 @@ impl Errand {
 }
 
 impl InstanceRow {
-    /// A name it is known by: its id, or until it has one its orderBizId, or what it was first called by.
+    /// Returns a name of the instance: its id, else its `orderBizId`, else the name that it was first called by.
     pub fn name(&self) -> Option<&str> {
         let own = self.instance.id.as_ref().or(self.instance.order_biz_id.as_ref());
         own.or(self.known_as.as_ref()).map(String::as_str)
@@ -148,7 +148,7 @@ impl InstanceRow {
 }
 
 impl CallbackRow {
-    /// How often it was delivered, and out of how many times while that still matters.
+    /// Returns the number of deliveries, with the delivery limit while that still matters.
     pub fn tries(&self) -> String {
         match self.budget.filter(|_| self.told_at.is_none() && self.deliveries > 0) {
             Some(budget) => format!("{}/{budget}", self.deliveries),
@@ -158,10 +158,10 @@ impl CallbackRow {
 }
 
 impl Reader {
-    /// The one instance of this name; `account` is needed where several have one.
+    /// Returns the one instance with this name. `account` is needed if several accounts have one.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// Fails if there is none, or more than one.
     pub fn find(&self, name: &str, account: Option<&str>) -> Result<InstanceRow, ViewError> {
         let mut rows = self.instances_named(name)?;
         rows.retain(|row| account.is_none_or(|account| row.instance.account == account));
@@ -175,10 +175,10 @@ impl Reader {
         }
     }
 
-    /// Everything that happened to the instance of this name.
+    /// Returns the whole history of the instance with this name.
     ///
     /// # Errors
-    /// As [`Reader::find`].
+    /// Fails like [`Reader::find`].
     pub fn life(&self, name: &str, account: Option<&str>) -> Result<Life, ViewError> {
         let instance = self.find(name, account)?;
         let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
@@ -188,19 +188,23 @@ impl Reader {
         Ok(Life { instance, callbacks, jobs, older: false })
     }
 
-    /// The latest of it: so many callbacks, so many jobs, and of what is older what still waits. Of sign-ons there
-    /// is no end, and whoever looks at a daemon that runs must not keep it busy with all of them.
+    /// Returns the latest part of an instance's history.
+    ///
+    /// These are the latest `most` callbacks and `most` jobs, and the older ones that still wait. An instance can have
+    /// sign-ons without end, and a reader must not keep a running daemon busy with all of them.
     ///
     /// # Errors
-    /// As [`Reader::find`].
+    /// Fails like [`Reader::find`].
     pub fn latest(&self, name: &str, account: Option<&str>, most: usize) -> Result<Life, ViewError> {
         let instance = self.find(name, account)?;
+        // Read one more than asked, to know if there are older rows.
         let all =
             Filter { instance: Some(instance.number), limit: most.saturating_add(1), ..Filter::default() };
         let (mut callbacks, mut jobs) = (self.callbacks(&all)?, self.jobs(&all)?);
         let older = callbacks.len() > most || jobs.len() > most;
         callbacks.truncate(most);
         jobs.truncate(most);
+        // Older callbacks and jobs that still wait are shown, too.
         if let Some(last) = callbacks.last().filter(|_| older) {
             let before = Some(last.number);
             let held = Filter { disposition: Some(Disposition::Held), before, ..all.clone() };
@@ -215,10 +219,10 @@ impl Reader {
         Ok(Life { instance, callbacks, jobs, older })
     }
 
-    /// The job with this id, and its attempts.
+    /// Returns the job with this id, and its attempts.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if there is none.
     pub fn job_detail(&self, id: Id) -> Result<JobDetail, ViewError> {
         let job = self.job(id)?.ok_or_else(|| ViewError::NotFound(format!("there is no job {id}")))?;
         let failed_attempts = self.attempts(job.number)?;
@@ -226,14 +230,15 @@ impl Reader {
         Ok(JobDetail { job, failed_attempts, trace_id })
     }
 
-    /// The callback with this number, with all it said.
+    /// Returns the callback with this number and its whole content.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if there is none.
     pub fn callback_detail(&self, number: i64) -> Result<CallbackDetail, ViewError> {
         let found = self.callback(number)?;
         let missing = || ViewError::NotFound(format!("there is no callback {number}"));
         let (row, callback) = found.ok_or_else(missing)?;
+        // A job that cannot be read must not hide its callback.
         let job = match row.job.map(|job| self.with(|rows| rows.job(job))).transpose() {
             Err(StoreError::Unreadable(_)) => None,
             job => job?.flatten(),
@@ -242,10 +247,10 @@ impl Reader {
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
     }
 
-    /// Callbacks, the newest first, each with the names and the buyer it says.
+    /// Returns callbacks, the newest first, each with the names and the buyer that it gives.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn listed_callbacks(&self, filter: &Filter) -> Result<Vec<ListedCallback>, StoreError> {
         let listed = |row: CallbackRow| {
             let callback = match self.content(row.number) {
@@ -259,11 +264,13 @@ impl Reader {
         self.callbacks(filter)?.into_iter().map(listed).collect()
     }
 
-    /// What waits for a person: held callbacks, and jobs that are held, dead or pending. The latest first, at most
-    /// `limit` of them, and how many were left out.
+    /// Returns everything that waits for a person, and the number of items left out.
+    ///
+    /// These are held callbacks, and jobs that are held, dead or pending. The latest comes first, and at most `limit`
+    /// items are returned.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn errands(&self, limit: usize) -> Result<(Vec<Errand>, usize), StoreError> {
         let all = usize::MAX;
         let filter = Filter { disposition: Some(Disposition::Held), limit: all, ..Filter::default() };
@@ -302,7 +309,7 @@ impl Reader {
         let row = match self.with(|rows| rows.callback_row(job.callback)) {
             Ok(Some(row)) => row,
             Ok(None) => return Ok(None),
-            // It waits all the same, and its note says why.
+            // The job waits all the same, and its note gives the reason.
             Err(StoreError::Unreadable(_)) => return Ok(Some(Errand::of_unreadable(job))),
             Err(error) => return Err(error),
         };
@@ -326,10 +333,10 @@ impl Reader {
         }))
     }
 
-    /// The instance with this number; `None` also where it cannot be read.
+    /// Returns the instance with this number. `None` also if it cannot be read.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn readable_instance(&self, number: Option<i64>) -> Result<Option<InstanceRow>, StoreError> {
         match number.map(|number| self.instance(number)).transpose() {
             Err(StoreError::Unreadable(_)) => Ok(None),
@@ -337,7 +344,7 @@ impl Reader {
         }
     }
 
-    /// The instance with one of the names it is found by, where it has no id yet and no orderBizId.
+    /// Adds to the row a name that finds the instance, if it has neither an id nor an `orderBizId`.
     pub(super) fn named(&self, row: InstanceRow) -> Result<InstanceRow, StoreError> {
         if row.name().is_some() {
             return Ok(row);
@@ -346,10 +353,10 @@ impl Reader {
         Ok(InstanceRow { known_as, ..row })
     }
 
-    /// The content of a callback; where it cannot be read, one that says so.
+    /// Returns the content of a callback. For an unreadable one, returns a callback that says so.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if there is none.
     pub fn content(&self, number: i64) -> Result<Callback, ViewError> {
         match self.callback(number) {
             Err(StoreError::Unreadable(unreadable)) => {
@@ -361,10 +368,10 @@ impl Reader {
         }
     }
 
-    /// A name of the instance with this number.
+    /// Returns a name of the instance with this number.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// Fails if the database cannot be read.
     pub fn instance_name(&self, number: Option<i64>) -> Result<Option<String>, StoreError> {
         let row = self.readable_instance(number)?;
         Ok(row.and_then(|row| row.name().map(str::to_owned)))

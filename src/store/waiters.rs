@@ -1,7 +1,10 @@
-//! How intake and dispatch hear of each other's work without knowing each other.
+//! Signals between intake and dispatch, which do not know each other.
 //!
-//! Intake waits for a job; dispatch ends it. Between the two stands this: who waits for which job,
-//! a wake-up for the dispatcher that cannot be lost, and the jobs that were born leased.
+//! Intake waits for a job, and dispatch ends it. This module holds:
+//!
+//! * the waiters of each job,
+//! * a wake-up of the dispatcher that cannot be lost,
+//! * the jobs that were created in state running, on their way to the dispatcher.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,23 +18,23 @@ use super::ledger::Taken;
 use crate::hook::callback::Outcome;
 use crate::observe::limits;
 
-/// A leased job on its way to the dispatcher, with its place among those that run at once.
+/// A leased job on its way to the dispatcher, with its permit to run.
 #[derive(Debug)]
 pub struct Ready {
     /// The job.
     pub taken: Box<Taken>,
-    /// Its place; given back when dropped.
+    /// Permit of the dispatcher. Dropping it returns the permit.
     pub place: OwnedSemaphorePermit,
-    /// How many leases had run out when it was handed over. As long as that is so, nobody has ended its own.
+    /// Number of ended leases at the hand-over. While the number is the same, the lease of this job has not ended.
     pub(crate) leases_ended: u64,
 }
 
-/// What the store tells the dispatcher.
+/// Signals from the store to the dispatcher and to waiters.
 #[derive(Debug)]
 pub(crate) struct Signals {
-    /// Something may have become due.
+    /// Notified when a job may have become due.
     pub(crate) work: Notify,
-    /// Places for running jobs: none before a dispatcher is there, and none once it stops.
+    /// Permits for running jobs. There are none before a dispatcher is attached and none after it stops.
     pub(crate) places: Arc<Semaphore>,
     ready: mpsc::UnboundedSender<Ready>,
     waiters: Arc<Waiters>,
@@ -55,18 +58,19 @@ impl Signals {
         &self.waiters
     }
 
-    /// Hands a job that was born leased to the dispatcher. If there is none any more, the job comes
-    /// back when its lease ends or the daemon starts again.
+    /// Hands a job that was created in state running to the dispatcher.
+    ///
+    /// Without a dispatcher the job comes back when its lease ends or the daemon starts again.
     pub(crate) fn hand_over(&self, taken: Box<Taken>, place: OwnedSemaphorePermit) {
         let _ = self.ready.send(Ready { taken, place, leases_ended: self.leases_ended() });
     }
 
-    /// How many leases ran out since the start.
+    /// Returns the number of leases that have ended since the start.
     pub(crate) fn leases_ended(&self) -> u64 {
         self.leases_ended.load(Ordering::Acquire)
     }
 
-    /// Counts leases that ran out: it is committed that nobody works on these jobs any more.
+    /// Counts leases that have ended. It is committed that these jobs are not running.
     pub(crate) fn end_leases(&self, count: u64) {
         self.leases_ended.fetch_add(count, Ordering::AcqRel);
     }
@@ -79,13 +83,14 @@ struct Waiter {
     sender: oneshot::Sender<Outcome>,
 }
 
-/// Who waits for which job.
+/// Waiters of each job.
 ///
-/// A waiter either leaves before the job's end is written, or hears it: the commit that ends a job
-/// records "told" for exactly those who were still there. That is why [`Waiters::claim`] takes them
-/// out before the commit, and a waiter that wants to leave after that stays a little longer. Only a
-/// commit that hangs lets one go that is recorded as told: to the marketplace that is an answer lost
-/// on the wire, it asks again and hears the repeat.
+/// A waiter either leaves before the end of the job is written, or it receives the outcome. The commit that ends a job
+/// records the result as reported for exactly the callbacks whose waiters are still present. So [`Waiters::claim`]
+/// takes the waiters out before the commit, and a waiter that wants to leave after that stays a little longer.
+///
+/// Only a commit that hangs lets a waiter go whose result is recorded as reported. To the marketplace that is an answer
+/// lost on the wire: it calls again and receives the answer to a redelivery.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters(Mutex<State>);
 
@@ -95,7 +100,7 @@ struct State {
     by_job: HashMap<i64, Vec<Waiter>>,
 }
 
-/// Those who hear how a job ended.
+/// Waiters that were taken out because the end of their job is being written.
 #[derive(Debug)]
 pub(crate) struct Claimed {
     job: i64,
@@ -103,14 +108,15 @@ pub(crate) struct Claimed {
 }
 
 impl Claimed {
-    /// The callbacks that are told.
+    /// Returns the numbers of the callbacks to which the result is reported.
     pub(crate) fn callbacks(&self) -> Vec<i64> {
         self.waiters.iter().map(|waiter| waiter.callback).collect()
     }
 
-    /// Tells them.
+    /// Sends the outcome to each waiter.
     pub(crate) fn tell(self, outcome: &Outcome) {
         for waiter in self.waiters {
+            // A closed receiver is a waiter whose grace has ended: nothing to do.
             let _ = waiter.sender.send(outcome.clone());
         }
     }
@@ -121,7 +127,7 @@ impl Waiters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to wait for `job` on behalf of `callback`.
+    /// Adds a waiter for `job` on behalf of `callback`.
     pub(crate) fn join(self: &Arc<Self>, job: i64, callback: i64) -> Waiting {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
@@ -131,18 +137,19 @@ impl Waiters {
         Waiting { job, ticket, receiver, waiters: self.clone() }
     }
 
-    /// Whether anybody waits for `job`.
+    /// Returns true if `job` has a waiter.
     pub(crate) fn are_there(&self, job: i64) -> bool {
         self.lock().by_job.contains_key(&job)
     }
 
-    /// Takes out everybody who waits for `job`: they will be told.
+    /// Takes out all waiters of `job`. They will receive the outcome of the commit.
     pub(crate) fn claim(&self, job: i64) -> Claimed {
         Claimed { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }
     }
 
-    /// Puts them back: the end could not be written. Those who have gone meanwhile are not put back, or a later
-    /// end would be written as told to them.
+    /// Puts waiters back after the end of their job could not be written.
+    ///
+    /// A waiter that has gone meanwhile is not put back: a later end would be recorded as reported to it.
     pub(crate) fn restore(&self, claimed: Claimed) {
         let mut there = claimed.waiters;
         there.retain(|waiter| !waiter.sender.is_closed());
@@ -151,7 +158,7 @@ impl Waiters {
         }
     }
 
-    /// Leaves. `false`: too late, the end is being written and will be heard.
+    /// Removes a waiter. `false`: too late, the end is being written and the waiter will receive it.
     fn leave(&self, job: i64, ticket: u64) -> bool {
         let mut state = self.lock();
         let Some(waiters) = state.by_job.get_mut(&job) else { return false };
@@ -165,7 +172,7 @@ impl Waiters {
     }
 }
 
-/// Somebody who waits for the end of an attempt.
+/// A waiter for the end of an attempt.
 #[derive(Debug)]
 pub struct Waiting {
     job: i64,
@@ -174,21 +181,25 @@ pub struct Waiting {
     waiters: Arc<Waiters>,
 }
 
-/// How often a waiter that came too late to leave looks again: its end may have failed to be written.
+/// Interval at which a waiter that came too late to leave tries again, because writing the end may have failed.
 const RECHECK: Duration = Duration::from_millis(250);
 
 impl Waiting {
-    /// Waits until `deadline` for the attempt's end, and [`limits::REPLY_GRACE_MS`] longer if it is being
-    /// written just then. [`Outcome::NotYet`] when it has not come.
+    /// Waits until `deadline` for the end of the attempt. Returns [`Outcome::NotYet`] if it has not come.
+    ///
+    /// If the end is being written at the deadline, the wait goes on for at most [`limits::REPLY_GRACE_MS`].
     pub async fn until(mut self, mut deadline: Instant) -> Outcome {
         let last = deadline + Duration::from_millis(limits::REPLY_GRACE_MS);
         loop {
             match tokio::time::timeout_at(deadline, &mut self.receiver).await {
                 Ok(Ok(outcome)) => return outcome,
-                // The operation that let us wait was not committed.
+                // The sender was dropped: the operation that added this waiter was not committed.
                 Ok(Err(_)) => return Outcome::Unavailable,
+                // Left in time: the commit that ends the job will not record the result as reported to this callback.
                 Err(_) if self.waiters.leave(self.job, self.ticket) => return Outcome::NotYet,
+                // The commit hangs. The result may be recorded as reported although this answer says "not yet".
                 Err(_) if Instant::now() >= last => return Outcome::NotYet,
+                // The end is being written. Wait for it, but try to leave again soon, in case the commit fails.
                 Err(_) => deadline = last.min(Instant::now() + RECHECK),
             }
         }
@@ -197,7 +208,7 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // First, so that whoever puts it back just now sees that nobody is there.
+        // Close first: if `restore` runs at this moment, it must see that this waiter is gone.
         self.receiver.close();
         self.waiters.leave(self.job, self.ticket);
     }

@@ -1,10 +1,11 @@
-//! The one thread that writes, and how it makes one commit of many operations.
+//! Writer thread of the store: it makes one commit of many operations.
 //!
-//! It blocks for one operation, drains what queued meanwhile, runs each so that it is kept whole or not at
-//! all, commits, and only then answers. There is no timer: the queue that builds up during one `fsync`
-//! is the next batch, so a slow disk costs one `fsync` a batch and a fast one costs no waiting.
+//! The writer blocks for one operation and takes the operations that were queued meanwhile. It runs each of them so
+//! that it is kept whole or not at all. Then it commits, and only then answers. There is no timer: the operations
+//! queued during one `fsync` are the next batch. So a slow disk costs one `fsync` a batch, and a fast disk costs no
+//! waiting.
 //!
-//! The steps of a batch are types: what has been [`Operated`] cannot be answered, only committed; what
+//! The steps of a batch are types. A batch that has been [`Operated`] cannot be answered, only committed. A batch that
 //! has [`Ended`] can only be answered. A simulation drives the same steps, one by one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,7 +25,7 @@ use crate::hook::clock::{Id, plus_millis};
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
 
-/// What a caller waits for: what the operation came to, once that is committed.
+/// Reply slot of a caller: it receives the result of the operation after the commit.
 #[derive(Debug)]
 pub(crate) struct Asked<T> {
     reply: oneshot::Sender<Result<T>>,
@@ -36,35 +37,36 @@ impl<T> Asked<T> {
         Asked { reply, done: None }
     }
 
-    /// Whether whoever asked has gone.
+    /// Returns true if the caller no longer waits for the reply.
     fn is_deserted(&self) -> bool {
         self.reply.is_closed()
     }
 
-    /// Keeps what the operation came to. `false`: it failed.
+    /// Keeps the result of the operation. `false`: the operation failed.
     fn come_to(&mut self, done: Result<T>) -> bool {
         let succeeded = done.is_ok();
         self.done = Some(done);
         succeeded
     }
 
-    /// Answers with the operation's own result, unless the commit failed: then nothing of it is true.
+    /// Sends the operation's own result, or the error of the commit if that failed.
     fn answer(self, committed: &Result<()>) {
         self.answer_after(committed, |_| {});
     }
 
-    /// The same, when `first` has been done about it.
+    /// Sends the result like [`Asked::answer`], after calling `first` with it.
     fn answer_after(self, committed: &Result<()>, first: impl FnOnce(&mut Result<T>)) {
         let mut kept = match committed {
             Ok(()) => self.done.unwrap_or(Err(StoreError::Inconsistent("an operation was not run"))),
             Err(error) => Err(error.clone()),
         };
         first(&mut kept);
+        // A caller that has gone needs no answer.
         let _ = self.reply.send(kept);
     }
 }
 
-/// One operation, and what it came to.
+/// An operation of the writer, with its reply slot.
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
@@ -109,20 +111,21 @@ pub(crate) enum Command {
 pub(crate) struct AcceptCommand {
     pub(crate) acceptance: Acceptance,
     pub(crate) id: Id,
-    /// A place among the running jobs: with it the new job may be born leased.
+    /// Permit of the dispatcher. With it the new job may be created in state running.
     pub(crate) place: Option<OwnedSemaphorePermit>,
-    /// Keys whose use is to be written by now.
+    /// Uses of signature keys that are due to be written.
     pub(crate) keys: Vec<key_use::Used>,
-    /// `None`: the request is a copy. Like a fenced finish that is an outcome and no failure, which would have
-    /// the whole batch run again.
+    /// Reply slot. `None`: the request is a copy.
+    ///
+    /// A copy is a result and not an error, like a fenced finish, because an error makes the whole batch run again.
     pub(crate) asked: Asked<Option<(Accepted, Option<Waiting>)>>,
 }
 
 pub(crate) struct FinishCommand {
     pub(crate) finish: Finish,
-    /// The answer as the hook gave it, for those who wait.
+    /// The hook's answer, for the waiters.
     pub(crate) answer: Answer,
-    /// Those who wait, once they have been taken out.
+    /// Waiters of the job, after they were taken out.
     pub(crate) claimed: Option<Claimed>,
     pub(crate) asked: Asked<Finished>,
 }
@@ -134,34 +137,34 @@ pub(crate) struct LearnCommand {
     pub(crate) asked: Asked<Option<Instance>>,
 }
 
-/// Jobs taken up, and when to look again.
+/// Leased jobs, and the time of the next due job.
 #[derive(Debug, Default)]
 pub struct Taking {
-    /// The jobs.
+    /// The leased jobs.
     pub taken: Vec<Taken>,
-    /// When the next one becomes due.
+    /// Due time of the next job.
     pub next_due: Option<Timestamp>,
-    /// How many were put off.
+    /// Number of postponed jobs.
     pub postponed: usize,
-    /// Those that could not be read, or not what they need.
+    /// Jobs that were not leased because their row, or a row that they need, cannot be read.
     pub aside: Vec<Aside>,
-    /// How many leases had run out before.
+    /// Number of leases that had ended before.
     pub(crate) leases_ended: usize,
 }
 
-/// A batch whose operations have run, in a transaction that is still open.
+/// A batch whose operations have run in a transaction that is still open.
 pub(super) struct Operated {
     pub(super) begun: Result<()>,
     pub(super) batch: Vec<Command>,
 }
 
-/// A batch whose transaction has ended, well or not.
+/// A batch whose transaction was committed or rolled back.
 pub(super) struct Ended {
     pub(super) committed: Result<()>,
     pub(super) batch: Vec<Command>,
 }
 
-/// The one who writes.
+/// The writer. There is one for each store.
 pub(super) struct Writer<B> {
     pub(super) backend: B,
     pub(super) queue: mpsc::Receiver<Command>,
@@ -176,14 +179,18 @@ impl<B: Backend> Writer<B> {
     /// Writes until every sender is gone.
     pub(super) fn run(mut self) {
         while let Some(first) = self.queue.blocking_recv() {
+            // Take all operations that were queued during the last commit: they share one commit.
             let batch = self.gather(first, limits::WRITER_BATCH_MAX_COUNT);
+            // Run them in one transaction. No answer is sent yet.
             let operated = self.operate(batch);
+            // Make them durable, or take all of them back.
             let ended = self.commit(operated);
+            // Only now tell the callers, and wake waiters and dispatcher.
             self.settle(ended);
         }
     }
 
-    /// What queued behind `first`, up to `most` operations.
+    /// Returns `first` and the operations queued behind it, at most `most` operations.
     pub(super) fn gather(&mut self, first: Command, most: usize) -> Vec<Command> {
         let mut batch = vec![first];
         while batch.len() < most {
@@ -197,12 +204,13 @@ impl<B: Backend> Writer<B> {
 
     /// Begins a transaction and runs the operations in it.
     ///
-    /// Nearly always all of them succeed, so that they are run without a way back first: a savepoint costs as
-    /// much as the operation in it. If one fails, what all of them did is undone, and they are run once more,
-    /// each in a savepoint of its own.
+    /// Nearly always all operations succeed. So they first run without savepoints, because a savepoint costs as much as
+    /// the operation in it. If one fails, the whole batch is rolled back, and its operations run again, each in a
+    /// savepoint.
     pub(super) fn operate(&mut self, mut batch: Vec<Command>) -> Operated {
         let mut begun = self.backend.begin();
         if begun.is_ok() && !self.all_succeed(&mut batch) {
+            // Take back the effects outside the rows, too. Otherwise the second run would do them twice.
             undo(&mut batch, &self.shared.signals);
             begun = self.backend.rollback().and_then(|()| self.backend.begin());
             for command in &mut batch {
@@ -214,22 +222,25 @@ impl<B: Backend> Writer<B> {
     }
 
     fn all_succeed(&mut self, batch: &mut [Command]) -> bool {
+        // SQLite can end a transaction by itself after an error, for example when the disk is full.
         batch.iter_mut().all(|command| run(&mut self.backend, command, Guard::Batch, &self.shared))
             && self.backend.in_transaction()
     }
 
     fn usable(&self, begun: &Result<()>) -> Result<()> {
         match begun {
+            // An earlier operation ended the transaction. Without this check the rest would be committed one by one.
             Ok(()) if self.backend.in_transaction() => Ok(()),
             Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
             Err(error) => Err(error.clone()),
         }
     }
 
-    /// Commits; what cannot be committed is rolled back.
+    /// Commits the batch. If the commit fails, rolls it back.
     pub(super) fn commit(&mut self, operated: Operated) -> Ended {
         let Operated { begun, mut batch } = operated;
         let committed = match begun {
+            // Do not commit a transaction that has ended: the operations in it are lost.
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
             Err(error) => Err(error),
@@ -240,12 +251,13 @@ impl<B: Backend> Writer<B> {
             if let Err(error) = self.backend.rollback() {
                 tracing::error!(%error, "the store could not roll back");
             }
+            // Nothing of the batch was kept, so the waiters that were taken out must wait on.
             undo(&mut batch, &self.shared.signals);
         }
         Ended { committed, batch }
     }
 
-    /// Answers.
+    /// Answers every operation of the batch.
     pub(super) fn settle(&self, ended: Ended) {
         for command in ended.batch {
             command.settle(&ended.committed, &self.shared.signals);
@@ -253,18 +265,17 @@ impl<B: Backend> Writer<B> {
     }
 }
 
-/// What takes an operation back that fails.
+/// Protection of a batch against an operation that fails.
 enum Guard {
-    /// The end of the whole batch, which is then run again.
+    /// Rollback of the whole batch, which then runs again.
     Batch,
-    /// A savepoint of its own, if the transaction can be used.
+    /// A savepoint for this operation, if the transaction is usable.
     Savepoint(Result<()>),
 }
 
-/// Runs one operation: what it does is kept whole or not at all.
+/// Runs one operation so that it is kept whole or not at all.
 ///
-/// A panic is walled in: whatever a peer sent that brought it about, it must not end the writing for
-/// everybody else.
+/// A panic is caught and becomes an error. A request that causes a panic must not end the writer for all others.
 fn guarded<B: Backend, T>(
     backend: &mut B,
     guard: Guard,
@@ -277,20 +288,24 @@ fn guarded<B: Backend, T>(
 }
 
 fn walled<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
+    // Safe to go on after a panic: the error makes the caller roll back to the savepoint or the whole batch.
     catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
         tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
         Err(StoreError::Inconsistent("an operation panicked"))
     })
 }
 
-/// Where even the savepoint fails nobody can say what the transaction holds, so it is given up with all that
-/// is in it.
+/// Runs one operation in a savepoint of its own.
+///
+/// If the savepoint cannot be ended, the content of the transaction is unknown. Then the whole transaction is rolled
+/// back.
 fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
     backend.savepoint()?;
     let done = walled(backend, operation);
     let ended = match &done {
         Ok(_) => backend.release_savepoint(),
         Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
+        // The transaction has ended by itself, and the savepoint with it.
         Err(_) => Ok(()),
     };
     if let Err(error) = ended {
@@ -300,8 +315,9 @@ fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -
     done
 }
 
-/// Forgets what operations came to that were taken back. Those who were taken out as told wait on, and only
-/// then do those leave who began to wait.
+/// Takes back the effects of a batch outside the rows.
+///
+/// First the waiters that were taken out wait again. Then the waiters that the batch added leave.
 fn undo(batch: &mut [Command], signals: &Signals) {
     for command in batch.iter_mut() {
         if let Command::Finish(command) = command
@@ -312,12 +328,13 @@ fn undo(batch: &mut [Command], signals: &Signals) {
     }
     for command in batch {
         if let Command::Accept(command) = command {
+            // Dropping the result drops the new waiter in it, which then leaves.
             command.asked.done = None;
         }
     }
 }
 
-/// Runs one operation and keeps what it came to. `false`: it failed.
+/// Runs one operation and keeps its result. `false`: the operation failed.
 fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared: &Shared) -> bool {
     match command {
         Command::Accept(command) => accept(backend, command, guard, shared),
@@ -325,6 +342,7 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         Command::Take { limit, held, postpone, now, asked } => {
             asked.come_to(guarded(backend, guard, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
+                // End the leases that ran out before leasing, so that their jobs can be leased at once.
                 let ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
                 let (leases_ended, mut aside) = (ended.count, ended.aside);
                 let (taken, postponed) =
@@ -361,7 +379,7 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
 fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard, shared: &Shared) -> bool {
     let AcceptCommand { acceptance, id, place, keys, asked } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
-    // Whoever gave up waiting for the store has answered "call again" by now.
+    // A caller that no longer waits has already answered "call again", so its result does not count as reported.
     let birth = Birth { id: *id, lease_until, heard: !asked.is_deserted() };
     let accepted = guarded(backend, guard, |rows| {
         key_use::used(rows, keys)?;
@@ -370,7 +388,7 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
-            // One sign-on lets one browser in: whoever comes with it meanwhile is not told where to go.
+            // One sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
             Told::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
             Told::Wait(job) => Some(waiters.join(job, accepted.row.number)),
             _ => None,
@@ -382,19 +400,22 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
 
 fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard, shared: &Shared) -> bool {
     let FinishCommand { finish, claimed, asked, .. } = command;
+    // Take the waiters out before the commit. The commit records the result as reported for exactly these callbacks, so
+    // none of them may leave now.
     let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
     let told = claimed.callbacks();
     asked.come_to(guarded(backend, guard, |rows| ledger::finish(rows, finish, &told)))
 }
 
 impl Command {
-    /// Answers, after the commit and never before.
+    /// Sends the answer. Called only after the commit or the rollback.
     fn settle(self, committed: &Result<()>, signals: &Signals) {
         match self {
             Command::Accept(command) => settle_accept(*command, committed, signals),
             Command::Finish(command) => settle_finish(*command, committed, signals),
             Command::Take { asked, .. } => asked.answer_after(committed, |taking| {
-                // Of a commit that failed nobody knows for sure that it did: then the next hand-overs are looked up.
+                // After a failed commit it is unknown if leases ended. Count one, so that the next hand-overs are
+                // looked up.
                 signals.end_leases(taking.as_ref().map_or(1, |taking| taking.leases_ended as u64));
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
@@ -412,8 +433,10 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signa
     let AcceptCommand { place, asked, .. } = command;
     asked.answer_after(committed, |kept| {
         let Ok(Some((accepted, _))) = kept else { return };
+        // The job is committed in state running: hand it over together with its permit.
         match (accepted.taken.take(), place) {
             (Some(taken), Some(place)) => signals.hand_over(taken, place),
+            // A queued job was added or brought forward. The unused permit is returned when it is dropped.
             _ if accepted.wakes => signals.work.notify_one(),
             _ => {}
         }
@@ -424,13 +447,15 @@ fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Signa
     let FinishCommand { answer, claimed, asked, .. } = command;
     asked.answer_after(committed, |kept| match (kept, claimed) {
         (Ok(Finished::Kept { told, wakes, .. }), Some(claimed)) => {
+            // Committed: the rows say "reported", so send the outcome now.
             claimed.tell(&outcome_for_waiters(told, answer));
             if *wakes {
                 signals.work.notify_one();
             }
         }
+        // Fenced or failed: the attempt did not end the job, so the waiters wait on.
         (_, Some(claimed)) => signals.waiters().restore(claimed),
-        // The commit failed, and they were put back already.
+        // The commit failed, and `undo` has put the waiters back already.
         (_, None) => {}
     });
 }
@@ -489,7 +514,7 @@ mod tests {
         (Command::Spend { account: "acme".to_owned(), once, now, asked: Asked::new(reply) }, answer)
     }
 
-    /// Learns of a job that belongs to no instance, which no order is.
+    /// Looks up order details for a job without an instance, so the operation fails.
     fn failing(job: i64) -> (Command, oneshot::Receiver<Result<Option<Instance>>>) {
         let (reply, answer) = oneshot::channel();
         let callback = Callback::new(Action::Payment, "orderPay");

@@ -1,4 +1,4 @@
-//! When terms end: a month at a time, each day with how many, and from there to which.
+//! Calendar of expiries: the number of instances for each day of a month, with links to them.
 
 use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
@@ -46,7 +46,7 @@ fn moved(date: Date, by: Span) -> Result<Date, Fault> {
     date.checked_add(by).map_err(|_| wrong())
 }
 
-/// The number of a day, counted from 1970.
+/// Number of a day, counted from 1970-01-01.
 fn number(date: Date) -> Result<i64, Fault> {
     let start = date.to_zoned(TimeZone::UTC).map_err(|_| wrong())?;
     Ok(start.timestamp().as_second().div_euclid(24 * 60 * 60))

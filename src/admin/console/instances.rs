@@ -1,4 +1,4 @@
-//! Instances: a search, a list, the next page.
+//! Instances: search form, list, and links to further pages.
 
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -12,7 +12,7 @@ use super::{Desk, Page, Paged, Place};
 use crate::core::lifecycle::State;
 use crate::store::InstanceRow;
 
-/// Instances on one page.
+/// Maximum number of instances on a page.
 const ROWS: usize = 50;
 
 pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
@@ -27,7 +27,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     Ok(Page { title: "Instances".to_owned(), place: Place::Instances, body })
 }
 
-/// The instants a day of UTC lies between.
+/// First instant of a UTC day, and of the day after it.
 fn day(text: &str) -> Result<(Timestamp, Timestamp), Fault> {
     let bounds = text.parse::<Date>().and_then(|day| {
         let start = |day: Date| Ok::<_, jiff::Error>(day.to_zoned(TimeZone::UTC)?.timestamp());

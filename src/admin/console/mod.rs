@@ -1,8 +1,8 @@
-//! The console: what the API shows, for people, and the same acts behind buttons.
+//! Console: the data of the API for people, and the same operations behind buttons.
 //!
-//! The pages are made here and need no script; there is none, and the browser is told so. A form carries a
-//! token that a page of another site cannot read, who acts, and why. What an act led to is shown on the page
-//! it was done on, after a redirect, so that reloading does nothing twice.
+//! The pages are complete HTML without scripts, and the content policy forbids scripts. A form carries a token that a
+//! page of another site cannot read, the acting person, and the reason. After an operation the browser is redirected
+//! to the page with the form, which shows the result; reloading that page does nothing twice.
 
 mod calendar;
 mod instances;
@@ -28,30 +28,30 @@ use std::collections::BTreeMap;
 const STYLE: &str = include_str!("style.css");
 const ICON: &str = include_str!("icon.svg");
 
-/// No script, no frame, nothing from elsewhere.
+/// Content policy: no scripts, no frames, nothing from other sites.
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
-/// What every page is made with.
+/// Data that every page needs.
 struct Desk {
     now: Timestamp,
     form_token: Secret,
-    /// Who acts, as far as they have said so.
+    /// Name of the operator, if the browser has sent one.
     who: String,
-    /// This page, to come back to.
+    /// Path of this page, to return to.
     here: String,
-    /// The act that led here.
+    /// Operation that led to this page.
     done: Option<String>,
 }
 
-/// A page without its frame.
+/// Page without its frame.
 struct Page {
     title: String,
-    /// The place in the navigation it belongs to.
+    /// Navigation entry of the page.
     place: Place,
     body: Html,
 }
 
-/// The places of the navigation.
+/// Navigation entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Now,
@@ -72,7 +72,7 @@ const NAVIGATION: [(Place, &str, &str); 5] = [
 
 type Paged = Result<Page, Fault>;
 
-/// Answers what stands under `/console`.
+/// Answers requests under `/console`.
 pub(super) async fn answer(
     admin: &Admin,
     operator: &Operator,
@@ -111,7 +111,7 @@ async fn read(admin: &Admin, desk: &Desk, target: &Target, path: &[&str]) -> Pag
 
 impl Desk {
     fn of(admin: &Admin, operator: &Operator, request: &Request, target: &Target) -> Desk {
-        // What was done is said once: it does not come back with the page.
+        // The result of an operation is shown once, so it is not part of the path to return to.
         let mut here = request.path().to_owned();
         let pairs = query::parse(request.query(), None).unwrap_or_default();
         let kept: Vec<query::Pair> = pairs.into_iter().filter(|(name, _)| name != "done").collect();
@@ -132,11 +132,11 @@ fn asset(kind: &'static str, text: &'static str) -> Response {
     framed(Response::new(200, kind, text)).with_header("cache-control", "private, max-age=3600")
 }
 
-/// The answer with what a browser must know of it.
+/// Adds the security headers of the console.
 fn framed(response: Response) -> Response {
     response
         .with_header("content-security-policy", CONTENT_POLICY)
-        // `no-referrer` would take the `Origin` from our own forms.
+        // `no-referrer` would make browsers send `Origin: null` with our own forms.
         .with_header("referrer-policy", "same-origin")
         .with_header("cross-origin-opener-policy", "same-origin")
         .with_header("cross-origin-resource-policy", "same-origin")
@@ -209,7 +209,7 @@ fn fault_page(fault: &Fault, back: Option<String>) -> Page {
     Page { title: title.to_owned(), place: Place::Nowhere, body }
 }
 
-/// A form as it was sent.
+/// Fields of a submitted form.
 struct Form(BTreeMap<String, String>);
 
 impl Form {
@@ -226,7 +226,7 @@ impl Form {
     }
 }
 
-/// The page a form stood on, if it is one of ours.
+/// Page that contained the form, if it is a page of the console. Any other target would be an open redirect.
 fn back_of(request: &Request) -> Option<String> {
     let back = Form::of(request).ok()?.filled("back")?;
     let plain = back.bytes().all(|byte| byte.is_ascii_graphic());
@@ -234,6 +234,7 @@ fn back_of(request: &Request) -> Option<String> {
 }
 
 async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, Fault> {
+    // The browser's headers come first; the form token is a second, independent check.
     if !access::is_from_our_page(request) {
         return Err(Fault::new(403, "an act is not taken from a page of another site"));
     }
@@ -249,6 +250,7 @@ async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, 
     let back = back_of(request).unwrap_or_else(|| "/console/work".to_owned());
     let join = if back.contains('?') { '&' } else { '?' };
     let there = format!("{back}{join}done={}", report.act);
+    // 303: the browser loads the page with GET, so a reload does not repeat the operation.
     Ok(Response::empty(303).with_header("location", there))
 }
 

@@ -1,4 +1,4 @@
-//! What is happening now.
+//! Overview: current state of the daemon.
 
 use jiff::Timestamp;
 
@@ -10,12 +10,12 @@ use super::{Desk, Page, Paged, Place};
 use crate::core::lifecycle::schedule;
 use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
 
-/// Rows of each list on this page.
+/// Maximum number of rows of each list on this page.
 const ROWS: usize = 10;
 
 struct Shown {
     attention: Attention,
-    /// With the name and the account of its instance.
+    /// Unfinished jobs, each with the name and the account of its instance.
     jobs: Vec<(JobRow, Option<(String, String)>)>,
     callbacks: Vec<(CallbackRow, Option<String>)>,
     acts: Vec<ActRow>,

@@ -1,4 +1,4 @@
-//! The pieces pages are made of: badges, times, tables, facts, and the forms of acts.
+//! Building blocks of pages: badges, times, tables, facts, and the forms of operations.
 
 use jiff::Timestamp;
 
@@ -10,7 +10,7 @@ use crate::hook::callback::Parameters;
 use crate::hook::clock::Id;
 use crate::observe::limits;
 
-/// A state, as a word with a colour. The words are ours.
+/// State as a colored word. The words are our own.
 pub(super) fn badge(html: &mut Html, word: &str) {
     let tone = match word {
         "active" | "done" | "applied" | "ready" => "badge good",
@@ -23,12 +23,12 @@ pub(super) fn badge(html: &mut Html, word: &str) {
     html.leaf("span", tone, word);
 }
 
-/// An instant to the second.
+/// Formats an instant with a precision of seconds.
 pub(super) fn moment(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-/// An instant, with how far away it is.
+/// Instant, and its distance from now.
 pub(super) fn time(html: &mut Html, at: Timestamp, now: Timestamp) {
     let attributes = [("datetime", &*at.to_string()), ("title", &*moment(at))];
     html.element("time", &attributes, |html| {
@@ -38,7 +38,7 @@ pub(super) fn time(html: &mut Html, at: Timestamp, now: Timestamp) {
     });
 }
 
-/// How far away an instant is, in the largest unit that fits.
+/// Distance of an instant from now, in the largest unit that fits.
 pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
     let seconds = (at.as_millisecond() - now.as_millisecond()) / 1000;
     let (amount, unit) = match seconds.abs() {
@@ -65,17 +65,17 @@ pub(super) fn bytes(count: u64) -> String {
     if amount < 10.0 && unit != "B" { format!("{amount:.1} {unit}") } else { format!("{amount:.0} {unit}") }
 }
 
-/// A number of things.
+/// Count and its noun, in singular or plural.
 pub(super) fn times(count: u64, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }
 
-/// The way to an instance.
+/// Link to the page of an instance.
 pub(super) fn instance_link(name: &str, account: &str) -> Link {
     Link::to("/console/instances").segment(name).with("account", account)
 }
 
-/// A table: each cell is drawn under its heading; on a narrow screen the heading stands beside it.
+/// Table with a function that draws each cell. On a narrow screen the heading is beside its cell.
 pub(super) fn table<T>(
     html: &mut Html,
     caption: &str,
@@ -104,7 +104,7 @@ pub(super) fn table<T>(
     });
 }
 
-/// A list of facts; what is not known is left out.
+/// List of facts; unknown facts are left out.
 pub(super) fn facts(html: &mut Html, facts: &[(&str, Option<String>)]) {
     html.element("dl", &[("class", "facts")], |html| {
         for (name, value) in facts {
@@ -117,7 +117,7 @@ pub(super) fn facts(html: &mut Html, facts: &[(&str, Option<String>)]) {
     });
 }
 
-/// The parameters a marketplace signed, behind a fold. What has a name like a token's is not shown.
+/// Signed parameters of a callback, folded. Values of parameters whose names look like a token's are not shown.
 pub(super) fn signed(html: &mut Html, parameters: &Parameters) {
     html.element("details", &[("class", "more")], |html| {
         html.leaf("summary", "", &times(parameters.len() as u64, "signed parameter"));
@@ -131,7 +131,7 @@ pub(super) fn signed(html: &mut Html, parameters: &Parameters) {
     });
 }
 
-/// A section with a heading.
+/// Section with a heading.
 pub(super) fn section(html: &mut Html, title: &str, inside: impl FnOnce(&mut Html)) {
     html.element("section", &[("class", "card")], |html| {
         html.leaf("h2", "", title);
@@ -139,29 +139,29 @@ pub(super) fn section(html: &mut Html, title: &str, inside: impl FnOnce(&mut Htm
     });
 }
 
-/// That there is nothing.
+/// Sentence that replaces an empty list.
 pub(super) fn nothing(html: &mut Html, sentence: &str) {
     html.leaf("p", "nothing", sentence);
 }
 
-/// An act as a button that asks for a reason.
+/// Operation as a button that asks for a reason.
 pub(super) struct ActForm<'a> {
     pub(super) act: &'static str,
     pub(super) label: &'static str,
     pub(super) target: &'a str,
     pub(super) account: Option<&'a str>,
-    /// What the act does, said before it is done.
+    /// Effect of the operation, shown before it runs.
     pub(super) hint: &'static str,
     pub(super) field: Field,
 }
 
-/// What an act asks for beside who and why.
+/// Additional input of an operation, beside the acting person and the reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Field {
     Nothing,
-    /// What a conflicting create is really.
+    /// Real meaning of a conflicting create.
     Instead,
-    /// The answer that completes the work.
+    /// Answer that completes the work.
     Answer,
 }
 
@@ -225,7 +225,7 @@ pub(super) fn hidden(html: &mut Html, name: &'static str, value: &str) {
     html.void("input", &[("type", "hidden"), ("name", name), ("value", value)]);
 }
 
-/// The acts on a job that waits for somebody.
+/// Operations on a job that waits for an operator.
 pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(&str, &str)>) {
     let id = job.to_string();
     let plain = ActForm {
@@ -263,7 +263,7 @@ pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(
     );
 }
 
-/// The act on what nothing else waits for.
+/// Operation on an attention item for which no job and no decision waits.
 pub(super) fn dismiss_act(html: &mut Html, desk: &Desk, callback: i64) {
     let dismiss = ActForm {
         act: "dismiss",
@@ -276,7 +276,7 @@ pub(super) fn dismiss_act(html: &mut Html, desk: &Desk, callback: i64) {
     act(html, desk, &dismiss);
 }
 
-/// The acts on a held callback.
+/// Operations on a held callback.
 pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code: Option<&str>) {
     let number = callback.to_string();
     let conflicting = reason_code == Some("conflicting-create");

@@ -1,4 +1,4 @@
-//! The last requests that were turned away, each with why.
+//! Denied requests: the last ones, each with its reason.
 
 use super::super::Admin;
 use super::super::html::Html;

@@ -1,4 +1,4 @@
-//! One instance: what it is, what can be done about it, and its life, the latest first.
+//! Single instance: its state, the possible operations, and its history, the latest event first.
 
 use std::collections::HashSet;
 
@@ -15,19 +15,19 @@ use crate::hook::callback::Callback;
 use crate::hook::text::without_user_info;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
 
-/// Events on one page, and acts that are looked through for those about this instance.
+/// Maximum number of events on a page; and number of audit entries that are searched for this instance.
 const EVENTS: usize = 300;
 const ACTS: usize = 1_000;
 
 struct Shown {
     life: Life,
-    /// What each callback said, in the order of `life.callbacks`.
+    /// Content of each callback, in the order of `life.callbacks`.
     bodies: Vec<Callback>,
     attempts: Vec<AttemptRow>,
     acts: Vec<ActRow>,
 }
 
-/// Something that happened.
+/// Event of an instance's history.
 struct Event<'a> {
     at: Timestamp,
     what: What<'a>,
@@ -67,7 +67,7 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
     Ok(Shown { life, bodies, attempts, acts })
 }
 
-/// What the acts call this instance, its jobs and its callbacks.
+/// Names of this instance, its jobs and its callbacks in the audit log.
 fn targets(life: &Life) -> HashSet<String> {
     let row = &life.instance;
     let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
@@ -171,7 +171,8 @@ fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
     }
 }
 
-/// Every event. Of two at one instant the later cause comes last.
+/// Collects all events, effects before their causes. The list is shown latest first, and the stable sort keeps this
+/// order for events at the same instant.
 fn happened(shown: &Shown) -> Vec<Event<'_>> {
     let life = &shown.life;
     let mut events = Vec::new();

@@ -1,6 +1,6 @@
-//! What the words of the store mean, and what to do: the tables of docs/operating.md, where they are needed.
+//! Explanations of the store's reason codes, and advice: the tables of docs/operating.md, shown in the console.
 
-/// What was done, on the page that is shown afterwards.
+/// Sentence about a finished operation, for the page that is shown afterwards.
 pub(super) fn done(act: &str) -> Option<&'static str> {
     Some(match act {
         "retry" => "Done: the job is due again, now or as soon as those before it have ended.",
@@ -15,7 +15,7 @@ pub(super) fn done(act: &str) -> Option<&'static str> {
     })
 }
 
-/// What waits, in words.
+/// Badge for a kind of waiting item.
 pub(super) fn kind(kind: &str) -> &'static str {
     match kind {
         "dead-job" => "dead",
@@ -25,7 +25,7 @@ pub(super) fn kind(kind: &str) -> &'static str {
     }
 }
 
-/// Why something waits for a person, and what they should look at.
+/// Explanation of a waiting item, and advice for the operator.
 pub(super) fn advice(kind: &str, reason_code: Option<&str>) -> &'static str {
     match (kind, reason_code.unwrap_or_default()) {
         ("dead-job", _) => {
@@ -64,7 +64,7 @@ pub(super) fn advice(kind: &str, reason_code: Option<&str>) -> &'static str {
     }
 }
 
-/// What a refusal means, by its word.
+/// Explanation of a denial, by its reason code.
 pub(super) fn refusal(reason: &str) -> &'static str {
     match reason {
         "wrong-signature" => {

@@ -1,4 +1,4 @@
-//! What waits for a person, why, and the buttons.
+//! Work that waits for a person, with reasons and buttons.
 
 use jiff::Timestamp;
 
@@ -13,15 +13,15 @@ use crate::hook::callback::Callback;
 use crate::observe::limits;
 use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
 
-/// What the page shows.
+/// Content of the page.
 struct Shown {
-    /// What waits, each with what its callback said.
+    /// Attention items with a job or a decision, each with its callback.
     errands: Vec<(Errand, Callback)>,
-    /// How many more there are.
+    /// Number of items that are not shown.
     left_out: usize,
-    /// Everything else that needs a person.
+    /// All other attention items.
     others: Vec<AttentionItem>,
-    /// What the marketplace never came back for, with the name of its instance.
+    /// Callbacks with an unreported result, each with the name of its instance.
     untold: Vec<(CallbackRow, Option<String>)>,
 }
 
@@ -90,7 +90,7 @@ fn untold(html: &mut Html, desk: &Desk, rows: &[(CallbackRow, Option<String>)]) 
     });
 }
 
-/// An item that no job and no decision waits for, but that needs a person.
+/// Draws an attention item for which no job and no decision waits.
 fn draw_item(html: &mut Html, desk: &Desk, item: &AttentionItem) {
     html.element("h2", &[], |html| {
         badge(html, item.reason.as_str());

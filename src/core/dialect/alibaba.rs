@@ -1,11 +1,11 @@
 //! Alibaba Cloud Marketplace, both sites.
 //!
-//! The site for China (help.aliyun.com/zh/marketplace) and the international one
-//! (alibabacloud.com/help/en/marketplace) differ: the latter has no `orderPay` and no
-//! `refundRenewInstance`, and leaves out `orderId` on upgrade and `isRefund` on release. What only
-//! one of them sends is therefore optional here, and a missing `isRefund` is unknown, not "no".
+//! The site for China (help.aliyun.com/zh/marketplace) and the international site
+//! (alibabacloud.com/help/en/marketplace) differ. The international site has no `orderPay` and no
+//! `refundRenewInstance`. It leaves out `orderId` on upgrade and `isRefund` on release. So parameters that only
+//! one site sends are optional here, and a missing `isRefund` is unknown, not "no".
 //!
-//! What is accepted, answered, and unknown: `docs/dialects/alibaba.md`.
+//! `docs/dialects/alibaba.md` says what is accepted, what is answered, and what is unknown.
 
 use jiff::Timestamp;
 use serde_json::json;
@@ -14,7 +14,7 @@ use super::token::{Shape, TokenDialect, Verb};
 use super::{Action, GivesUp, Names, read_civil};
 use crate::hook::clock::plus_millis;
 
-/// After a failed answer the marketplace calls again, at most 120 times
+/// Delivery limit: after a failed answer the marketplace calls again, at most 120 times
 /// (help.aliyun.com/document_detail/147358.html).
 const BUDGET: u32 = 120;
 
@@ -34,7 +34,8 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         refund: "isRefund",
         expires_on: "expiredOn",
         read_date: read_civil,
-        // refundRenewInstance and expiredInstance carry no order; which order releaseInstance names is not stated.
+        // refundRenewInstance and expiredInstance carry no order. The vendor does not say which order
+        // releaseInstance names.
         ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
     verbs: &[
@@ -45,7 +46,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
             names: &["trial", "expiredOn"],
             shape: Shape::Instance,
         },
-        // help.aliyun.com/zh/marketplace/renewinstance; also sent when arrears are paid
+        // help.aliyun.com/zh/marketplace/renewinstance; also sent when the buyer pays arrears
         Verb { word: "renewInstance", action: Action::Renew, names: &[], shape: Shape::SuccessWithApp },
         // help.aliyun.com/zh/marketplace/refundrenewinstance
         Verb { word: "refundRenewInstance", action: Action::RefundRenew, names: &[], shape: Shape::Success },
@@ -62,7 +63,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         // help.aliyun.com/document_detail/147373.html
         Verb { word: "createIdaas", action: Action::Other, names: &[], shape: Shape::Free },
     ],
-    // `package_version`, `email` and `mobile` stand in no table, but come.
+    // No table of the vendor lists `package_version`, `email` and `mobile`, but the marketplace sends them.
     system: &[
         "action",
         "aliUid",
@@ -82,10 +83,9 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
     euid: Some(euid),
 };
 
-/// help.aliyun.com/zh/marketplace/partner-driven-large-model-tokens-consumption-buried-point-proposal: five
-/// texts, all required; the product and the buyer are those of the create.
-/// help.aliyun.com/zh/marketplace/orderpay states the sum of its waits; how far the 120 deliveries of the others
-/// lie apart is not stated.
+/// Time after which `orderPay` calls end, in milliseconds: the sum of the waits documented on
+/// help.aliyun.com/zh/marketplace/orderpay.
+/// The vendor does not document the intervals of the other 120 deliveries.
 const ORDER_PAY_MS: i64 = (8 * 60 + 38) * 60 * 1000;
 
 #[expect(clippy::unnecessary_wraps, reason = "other marketplaces state nothing")]
@@ -96,6 +96,8 @@ fn gives_up(action: Action, first: Timestamp) -> Option<GivesUp> {
     Some(GivesUp { at, then })
 }
 
+// help.aliyun.com/zh/marketplace/partner-driven-large-model-tokens-consumption-buried-point-proposal: five texts,
+// all required. The product and the buyer are those of the create.
 fn euid(product: &str, buyer: &str) -> String {
     json!({
         "bizType": "B2B",

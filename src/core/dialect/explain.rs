@@ -1,17 +1,17 @@
-//! Why a signature does not hold: the mistakes senders make, tried one after the other.
+//! Explanation of an invalid signature: tries common mistakes of senders, one after the other.
 //!
-//! "The signature is wrong" sends two companies looking at each other's code for a day. Most of the
-//! time the sender has signed something slightly else, and there are few things it can be: trying
-//! them with the keys we have finds it in a millisecond. What is told is the mistake, never a digest
-//! and never a key.
+//! A bare "the signature is wrong" makes two companies read each other's code for a day. Most of the time the
+//! sender has signed a slightly different text, and there are few candidates. Trying them with the configured
+//! keys finds the mistake in a millisecond. The explanation names the mistake. It never contains a digest or a
+//! key.
 
 use crate::core::query;
 use crate::core::query::TOKEN_PLACEHOLDER;
 use crate::core::signature::{Keys, Mismatch, Parts, Signed};
 use crate::hook::json::Json;
 
-/// The text the digest is made from, fit to be shown: `<key>` stands for the key, and `<token>` for whatever may
-/// be a token, under whichever name it was sent.
+/// Base string from which the digest is computed, safe to show.
+/// `<key>` replaces the key. `<token>` replaces every value that may be a token, under any name.
 pub fn shown_base(parts: &Parts) -> String {
     let masked = |pairs: &[(String, String)]| -> Vec<(String, String)> {
         let value = |name: &str, value: &str| match query::names_a_token(name) && !value.is_empty() {
@@ -29,7 +29,7 @@ pub fn shown_base(parts: &Parts) -> String {
             Parts::Dated { timestamp: timestamp.clone(), body: masked_body(body) }.base()
         }
         Parts::Nonced { nonce, timestamp, body, digested } => {
-            // Honest nonces are shorter than this scheme's signatures.
+            // Honest nonces are shorter than this scheme's signatures, so a longer one may be a signature.
             let is_short = nonce.len() < parts.scheme().characters();
             let nonce = if is_short { nonce.clone() } else { TOKEN_PLACEHOLDER.to_owned() };
             let (timestamp, body, digested) = (timestamp.clone(), masked_body(body), *digested);
@@ -42,11 +42,11 @@ fn masked_body(body: &[u8]) -> Vec<u8> {
     query::masked(&String::from_utf8_lossy(body)).into_bytes()
 }
 
-/// Says of a signature that did not hold what would have made it hold, if that can be found.
+/// Explains a mismatch: names the change that would make the signature valid, if there is one.
 ///
-/// It tries a handful of readings and every parameter left out, so its work is the number of
-/// parameters times the size of the request: for a command, or for a few requests somebody looks at,
-/// never for every one that comes in.
+/// It tries a few readings, and it leaves out each parameter in turn. So the cost is the number of parameters
+/// times the size of the request. Use it in a command, or for the few requests an operator looks at, but never
+/// for every incoming request.
 ///
 /// ```
 /// use spid::dialect::explain;
@@ -59,7 +59,7 @@ fn masked_body(body: &[u8]) -> Vec<u8> {
 /// assert!(text.contains("as they are encoded in the URL"), "{text}");
 /// ```
 pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
-    // The names of parameters are quoted, and a sender may have put anything there.
+    // The explanation quotes parameter names, and a sender may have put a token there.
     query::without_tokens(&explanation(mismatch, parts, presented, keys)).into_owned()
 }
 
@@ -92,7 +92,7 @@ fn holds(parts: Parts, presented: &str, keys: &Keys) -> bool {
 
 type Suspect<T> = (String, T);
 
-/// What senders get wrong, and what they would have signed.
+/// Returns the known mistakes of senders, each with the parts that the sender would have signed.
 fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
     match parts {
         Parts::Pairs(pairs) => {
@@ -113,6 +113,7 @@ fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
                 .into_iter()
                 .map(|(mistake, body)| (mistake, with(body, *digested)))
                 .collect();
+            // The vendor has both forms: the body itself, or its digest. A sender may use the wrong one.
             let other =
                 if *digested { "the body itself had stood" } else { "a digest of the body had stood" };
             suspects.push((format!("{other} in what was signed"), with(body.clone(), !digested)));
@@ -125,7 +126,8 @@ fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
     }
 }
 
-/// A body is signed as it is sent, byte for byte; what a program makes of it again is another one.
+/// Wrong bodies that a sender may have signed. A body must be signed byte for byte as it is sent, so a body that
+/// a program has written again differs.
 fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
     let mut suspects = vec![(
         "the body had been signed without the white space around it".to_owned(),
@@ -139,7 +141,7 @@ fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
     suspects
 }
 
-/// The same for names and values.
+/// Wrong names and values that a sender may have signed.
 fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)>>> {
     let encoded =
         |value: &str| query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned();
@@ -166,6 +168,7 @@ fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)
         "the empty parameters had been left out of what was signed; they belong to it".to_owned(),
         filled,
     ));
+    // A parameter may have been added after signing, or never signed: leave out each one in turn.
     for (name, _) in pairs {
         let without = pairs.iter().filter(|(other, _)| other != name).cloned().collect();
         suspects.push((
@@ -191,7 +194,7 @@ mod tests {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     }
 
-    /// What is said when this was received and that was signed.
+    /// Explanation for a request that was received as `received` but signed as `signed`.
     fn told(received: &[(&str, &str)], signed: &[(&str, &str)]) -> String {
         let presented = Parts::Pairs(pairs(signed)).sign(&keys());
         explain(Mismatch::Wrong, &Parts::Pairs(pairs(received)), Some(&presented), &keys())

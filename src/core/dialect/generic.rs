@@ -1,8 +1,8 @@
-//! Our own plain door: for in-house callers, test systems, and marketplaces nobody speaks yet.
+//! Our own plain protocol, for in-house callers, test systems, and marketplaces without a dialect.
 //!
-//! `POST` of a JSON object or a form, an HMAC-SHA256 over `timestamp.body` in a header, five
-//! minutes, the neutral names of [`crate::callback`]. `docs/dialects/generic.md` is the contract;
-//! a caller can be written from that page alone.
+//! A request is a `POST` of a JSON object or a form. A header holds an HMAC-SHA256 over `timestamp.body`, valid
+//! for five minutes. Parameters have the neutral names of [`crate::callback`]. `docs/dialects/generic.md` is the
+//! contract; that page alone is enough to write a caller.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,9 +27,9 @@ const TIMESTAMP: &str = "spid-timestamp";
 const SIGNATURE: &str = "spid-signature";
 const JSON_TYPE: &str = "application/json";
 const ACTION: &str = "action";
-/// The one member that is an object: the billed quantities.
+/// Name of the only member that may be an object: the billed quantities.
 const ITEMS: &str = "items";
-/// What stands before the name of a billing item where items cannot be nested.
+/// Prefix of a billing item's name where items cannot be nested.
 const ITEM: &str = "items.";
 
 const NAMES: Names = Names {
@@ -44,11 +44,11 @@ const NAMES: Names = Names {
     refund: "refund",
     expires_on: "expires_on",
     read_date: read_instant,
-    // An expire or a release may name the order of the purchase, to say which instance it is about.
+    // An expire or a release may name the order of the purchase, but only to identify the instance.
     ordered: &[Action::Create, Action::Renew, Action::RefundRenew, Action::Upgrade],
 };
 
-/// The dialect.
+/// The `generic` dialect.
 pub(super) struct Generic;
 
 impl Dialect for Generic {
@@ -70,6 +70,7 @@ impl Dialect for Generic {
             return Err(Refusal::Malformed { detail });
         }
         let timestamp = (request.header)(TIMESTAMP).ok_or(Refusal::Undated)?;
+        // Check the date before the body is read and the digest is computed: an old request costs nothing.
         let sent_at = read_sent_at(timestamp, now)?;
         let pairs = read_body(request)?;
         Ok(Signed {
@@ -152,13 +153,15 @@ impl Dialect for Generic {
     }
 }
 
-/// RFC 3339 with its offset, or `yyyy-MM-dd HH:mm:ss` in the endpoint's zone.
+/// Reads RFC 3339 with its offset, or `yyyy-MM-dd HH:mm:ss` in the endpoint's zone.
 fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     read_rfc3339(text).or_else(|| read_civil(text, zone))
 }
 
-/// The date of a request. A stale one is turned away before the digest is made: it costs nothing.
+/// Reads the date of a request. A date outside the window is denied before the digest is computed, so it costs
+/// nothing.
 fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
+    // More than 12 digits cannot be seconds; the limit also keeps the parse cheap.
     if text.is_empty() || text.len() > 12 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Refusal::Undated);
     }
@@ -176,7 +179,7 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Refusal> {
         Some(FORM_TYPE) => Ok(query::parse(b"", Some(request.body))?),
         Some(JSON_TYPE) => {
             let pairs = read_json(request.body).map_err(|error| malformed(&error))?;
-            // Two spellings of one item (`items.a` and a nested `a`) meet here and are a duplicate.
+            // `items.a` and a nested `a` are two spellings of one item; here they become a duplicate.
             query::check(&pairs)?;
             Ok(pairs)
         }
@@ -184,7 +187,8 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Refusal> {
     }
 }
 
-/// Where the JSON is wrong, not how: `serde_json` quotes values.
+/// Denies a body that is not valid JSON. Gives only the position of the error, because `serde_json` messages
+/// quote values.
 fn malformed(error: &serde_json::Error) -> Refusal {
     let (line, column) = (error.line(), error.column());
     Refusal::Malformed { detail: format!("the body is not the JSON we take (line {line}, column {column})") }
@@ -194,6 +198,7 @@ fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {
     let mut pairs = Vec::new();
     let mut json = serde_json::Deserializer::from_slice(body);
     json.deserialize_map(Object { prefix: "", pairs: &mut pairs })?;
+    // Deny any text behind the object.
     json.end()?;
     Ok(pairs)
 }
@@ -210,6 +215,7 @@ fn write_body(pairs: &[Pair], form: SendForm) -> String {
     match form {
         SendForm::Form => query::encode(pairs),
         SendForm::Usual => {
+            // JSON nests the items under one member; a form keeps their prefix.
             let (items, plain): (Vec<&Pair>, Vec<&Pair>) =
                 pairs.iter().partition(|(name, _)| name.starts_with(ITEM));
             let mut members: Vec<String> = plain.into_iter().map(|(n, v)| member(n, v)).collect();
@@ -222,13 +228,14 @@ fn write_body(pairs: &[Pair], form: SendForm) -> String {
     }
 }
 
-/// One member, written by hand because a fixture may want the same one twice.
+/// Writes one member. By hand, because a fixture may need the same member twice.
 fn member(name: &str, value: &str) -> String {
     format!("{}:{}", Value::from(name), Value::from(value))
 }
 
-/// Reads an object of scalars into pairs, keeping what `serde_json` would drop: the second of two
-/// members with one name, which [`query::check`] then refuses. Only `items` may be an object, and only at the top.
+/// Visitor that reads an object of scalars into pairs.
+/// It keeps the second of two members with one name, which `serde_json` would drop; [`query::check`] then denies
+/// it. Only `items` may be an object, and only at the top level.
 struct Object<'a> {
     prefix: &'static str,
     pairs: &'a mut Vec<Pair>,
@@ -245,6 +252,7 @@ impl<'de> Visitor<'de> for Object<'_> {
         let mut has_items = false;
         while let Some(name) = map.next_key::<String>()? {
             let may_nest = self.prefix.is_empty() && name == ITEMS;
+            // `items` itself becomes no pair, so the check for duplicates would not see a second one.
             if may_nest && std::mem::replace(&mut has_items, true) {
                 return Err(A::Error::custom("`items` is given twice"));
             }
@@ -255,7 +263,7 @@ impl<'de> Visitor<'de> for Object<'_> {
     }
 }
 
-/// Reads the value of one member.
+/// Seed that reads the value of one member.
 struct Member<'a> {
     name: String,
     may_nest: bool,
@@ -276,7 +284,7 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        // Read as it is written: through a float, a number would lose digits.
+        // Keep the text of a number as it was written: a float would lose digits.
         let raw = <&RawValue>::deserialize(deserializer)?.get();
         if self.may_nest && raw.starts_with('{') {
             let mut json = serde_json::Deserializer::from_str(raw);
@@ -284,7 +292,7 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
             return read.map_err(|_| D::Error::custom("`items` holds more than texts, numbers and booleans"));
         }
         match Json::read(raw.as_bytes()).map_err(|_| D::Error::custom("a value cannot be read"))? {
-            // An empty text is absent, and so is this.
+            // Null means absent, as an empty text does.
             Json::Null if self.may_nest => Ok(()),
             Json::Null => self.keep(String::new()),
             Json::Bool(flag) => self.keep(flag.to_string()),

@@ -1,15 +1,15 @@
-//! JD Cloud Marketplace: the token of Alibaba's, with names of its own.
+//! JD Cloud Marketplace: Alibaba's token, with other names.
 //!
-//! Rules: "Notify-Interface-Standard" in the vendor's documentation repository
-//! (github.com/jdcloudcom/en), and its Chinese page
-//! (docs.jdcloud.com/en/marketplace/notify-interface-standard), which says more. Where they show no reply, the
-//! family's is given. What is accepted, answered, and unknown: `docs/dialects/jdcloud.md`.
+//! Rules: "Notify-Interface-Standard" in the vendor's documentation repository (github.com/jdcloudcom/en), and
+//! its Chinese page (docs.jdcloud.com/en/marketplace/notify-interface-standard), which says more. Where they show
+//! no reply, spid sends the reply of the query-token family. `docs/dialects/jdcloud.md` says what is accepted,
+//! what is answered, and what is unknown.
 
 use super::token::{Shape, TokenDialect, Verb};
 use super::{Action, GivesUp, Names, read_civil};
 
-/// After `instanceId` 0 the marketplace calls again 200 times; then an operator presses "Reset
-/// Instance" in the seller's console.
+/// Delivery limit: after `instanceId` 0 the marketplace calls again 200 times.
+/// After that an operator must press "Reset Instance" in the seller's console.
 const BUDGET: u32 = 200;
 
 pub(super) static JDCLOUD: TokenDialect = TokenDialect {
@@ -42,11 +42,11 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         // A change of capacity: the same SKU with another `accountNum`.
         Verb { word: "dilateInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
         Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
-        // On the Chinese page only: sent after a cancellation and its refund.
+        // Only on the Chinese page: sent after a cancellation and its refund.
         Verb { word: "releaseInstance", action: Action::Release, names: &[], shape: Shape::Success },
         Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
     ],
-    // `accountNum` is a quantity the buyer pays for, and so an item.
+    // `accountNum` is not in this list, because it is a quantity the buyer pays for, and so a billing item.
     system: &[
         "action",
         "appCode",

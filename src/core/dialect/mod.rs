@@ -1,12 +1,12 @@
-//! How one marketplace speaks: its request made a [`Callback`], an [`Outcome`] made its reply, and
-//! the way out again, for replay.
+//! Dialects: the protocol of one marketplace each.
+//! A dialect converts a request to a [`Callback`] and an [`Outcome`] to a [`Reply`]. It also builds the request a
+//! marketplace would send, for replay.
 //!
-//! Everything that is one marketplace's own stands in one file of this folder and nowhere else: its
-//! names, its actions, its answers, its budget of retries. A dialect opens no socket and reads no
-//! clock; it is given bytes and the time, and returns values. So the daemon, the command line, the
-//! fixtures and a fuzzer all run the same functions.
+//! Everything specific to one marketplace is in one file of this folder: its names, its actions, its answers, its
+//! delivery limit. A dialect opens no socket and reads no clock. It gets bytes and the time, and returns values.
+//! So the daemon, the command line, the fixtures and a fuzzer run the same functions.
 //!
-//! The path of a request, every step of which the types enforce:
+//! The types enforce every step of a request's path:
 //!
 //! ```text
 //! RawRequest ─ parts ─► Signed<Unchecked> ─ verify(keys) ─► Verified<Unchecked> ─ callback ─► Callback
@@ -14,13 +14,13 @@
 //!                └────────── Refusal ──────────┴─ refuse ─► Reply           Outcome ─ reply ─► Reply
 //! ```
 //!
-//! Before the signature is checked, [`Dialect::parts`] is cheap and strict, and says no. After it,
-//! [`Dialect::callback`] is total: a marketplace that says something we do not understand has still
-//! sold something, so it becomes a [`Doubt`] and waits for an operator, never an error.
+//! Before the signature is checked, [`Dialect::parts`] is cheap and strict, and may deny the request. After that,
+//! [`Dialect::callback`] is total: it never fails. A marketplace that sends something we do not understand has
+//! still sold something. So the callback gets a validation issue ([`Doubt`]) and waits for an operator.
 //!
-//! `alibaba` and `jdcloud` are of one family, the *query token*; what they share stands in `token`, and
-//! each of them is a table. `koogallery` shares nothing with them: JSON bodies with a nonce, answers that are
-//! signed, and orders that have to be asked for.
+//! `alibaba` and `jdcloud` belong to one family, the *query token*. Their common code is in `token`; each of them
+//! is a table. `koogallery` shares nothing with them: it has JSON bodies with a nonce, signed answers, and orders
+//! that need an order lookup.
 
 use std::fmt;
 
@@ -46,11 +46,11 @@ mod token;
 
 pub use explain::{explain, shown_base};
 
-/// Every dialect, by name.
+/// All dialects, sorted by name.
 static DIALECTS: [&dyn Dialect; 4] =
     [&alibaba::ALIBABA, &generic::Generic, &jdcloud::JDCLOUD, &koogallery::KooGallery];
 
-/// The dialect with this name, as the configuration has it.
+/// Returns the dialect with this name, as the configuration spells it.
 ///
 /// ```
 /// assert_eq!(spid::dialect::by_name("alibaba").unwrap().name(), "alibaba");
@@ -60,8 +60,11 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)
 }
 
-/// The dialect whose marketplace must be asked before a hook can do this; `None` when the callback says it all.
-/// What an older spid kept does not say its dialect, so each is tried: an order looks like that of one alone.
+/// Returns the dialect whose marketplace needs an order lookup before a hook can run this callback.
+/// `None` when the callback contains everything.
+///
+/// Callbacks stored by an older spid do not name their dialect, so each dialect is tried. This is safe because
+/// only one dialect recognizes such an order.
 pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
     let said = callback.dialect.as_deref();
     let spoken = DIALECTS.into_iter().filter(|dialect| said.is_none_or(|name| dialect.name() == name));
@@ -69,72 +72,74 @@ pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
     asking.next()
 }
 
-/// Alibaba Cloud Marketplace's dialect: the one that receivers are judged by.
+/// Alibaba Cloud Marketplace's dialect, the one that the conformance suite tests.
 pub fn alibaba() -> &'static dyn Dialect {
     &alibaba::ALIBABA
 }
 
-/// The names [`by_name`] knows, sorted.
+/// Names that [`by_name`] knows, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     DIALECTS.into_iter().map(Dialect::name)
 }
 
-/// How one marketplace speaks. Object safe: an endpoint holds a `&'static dyn Dialect`.
+/// The protocol of one marketplace. Object safe: an endpoint holds a `&'static dyn Dialect`.
 pub trait Dialect: Send + Sync {
-    /// The name in configuration, logs and metrics.
+    /// Name in configuration, logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// The name of the signing rule, the same for every dialect whose requests would be taken for one's own when they
-    /// are signed with one's key.
+    /// Name of the signing rule.
+    /// Two dialects with the same signing rule accept each other's requests if both use the same key.
     fn signing(&self) -> &'static str {
         self.name()
     }
 
-    /// How often the marketplace calls before it gives up; `None` when it does not say, or does not
-    /// give up.
+    /// Delivery limit: the number of calls after which the marketplace gives up.
+    /// `None` when it documents no limit, or does not give up.
     fn budget(&self) -> Option<u32>;
 
-    /// The same for this callback, where that differs.
+    /// Delivery limit for this callback; it may differ from [`Dialect::budget`].
     fn budget_of(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
-            // It comes from the browser of a buyer, who may try as often as they like.
+            // A buyer's browser sends it, and the buyer may try any number of times.
             Action::SignOn => None,
             _ => self.budget(),
         }
     }
 
-    /// When the marketplace gives up on something it delivered `first` at that instant and has no success for, and
-    /// what it does then; `None` when it states neither.
+    /// Time at which the marketplace gives up on a callback that was first delivered at `first` and has no
+    /// success.
+    /// Also says what the marketplace does then. `None` when it documents neither.
     fn gives_up(&self, _action: Action, _first: Timestamp) -> Option<GivesUp> {
         None
     }
 
-    /// What may stand behind an endpoint's path: this marketplace calls there, too.
+    /// Path suffixes, behind the endpoint's path, that this marketplace also calls.
     fn tails(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// Takes a request apart: what was signed, the signature it came with, and what becomes usable
-    /// once that holds. `now` judges requests that are dated.
+    /// Splits a request into the signed parts, the signature it carries, and the payload.
+    /// The payload becomes usable once the signature is valid. `now` is compared with the timestamp of dated
+    /// requests.
     ///
     /// # Errors
-    /// [`Refusal`], for everything two readers could read differently. Nothing is written for it.
+    /// [`Refusal`], for everything that two readers could read differently. A denied request is not stored.
     fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal>;
 
-    /// What the request asks. Total: what cannot be understood becomes a [`Doubt`].
+    /// Converts a verified request to a callback. Total: anything it cannot understand becomes a [`Doubt`].
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback;
 
-    /// The callbacks a request stands for, where it asks several things at once: they are kept one after the
-    /// other. Never empty.
+    /// Splits a request that asks several things at once into its callbacks.
+    /// They are stored in this order. Never empty.
     fn apart(&self, callback: Callback) -> Vec<Callback> {
         vec![callback]
     }
 
-    /// What this marketplace expects to read when `outcome` is what is true of `callback`.
+    /// Builds the reply this marketplace expects when `outcome` is the current outcome of `callback`.
     fn reply(&self, callback: &Callback, outcome: &Outcome, options: &Options) -> Reply;
 
-    /// The one reply to a request that was taken apart. Unless the dialect says otherwise it is done once all
-    /// of it is done: the first part that is not decides.
+    /// Builds the single reply to a request that was split.
+    /// By default the request is done once all parts are done: the first part that is not done decides.
     fn reply_to_all(&self, answered: &[(Callback, Outcome)], options: &Options) -> Reply {
         let undone = answered.iter().find(|(_, outcome)| !outcome.is_success());
         match undone.or(answered.first()) {
@@ -143,67 +148,68 @@ pub trait Dialect: Send + Sync {
         }
     }
 
-    /// Where this marketplace is asked what was ordered, if it has to be asked.
+    /// Base URL for order lookups, if this marketplace needs them.
     fn asked_at(&self) -> Option<&'static str> {
         None
     }
 
-    /// What must be asked of the marketplace before a hook can do this: `None` where the callback says it
-    /// all, or the answer has been [learned](Dialect::learn).
+    /// Builds the order lookup that is needed before a hook can run this callback.
+    /// `None` when the callback contains everything, or when the order details are already
+    /// [added](Dialect::learn).
     fn enquiry(&self, _callback: &Callback) -> Option<Enquiry> {
         None
     }
 
-    /// Takes over what the marketplace answered to the [`Enquiry`].
+    /// Adds the order details from the marketplace's answer to the [`Enquiry`].
     ///
     /// # Errors
-    /// When it says no, or nothing that could be used; then the callback is as it was.
+    /// [`Unlearned`], if the marketplace reports an error, or nothing usable; then the callback is unchanged.
     fn learn(&self, _callback: &mut Callback, _status: u16, _body: &[u8]) -> Result<(), Unlearned> {
         Ok(())
     }
 
-    /// What a request gets that was turned away before it counted. The request decides no more than
-    /// the look of the answer: nothing in it has been verified.
+    /// Builds the reply to a denied request.
+    /// The request decides only the format of the reply, because nothing in it is verified.
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply;
 
-    /// The value of the header `x-dashscope-euid` with which a product that calls Model Studio (Bailian)
-    /// says for whose sake it calls: for the buyer of this product. `None` where the marketplace has no
-    /// such thing, or one of the two cannot stand in a header.
+    /// Builds the value of the header `x-dashscope-euid`.
+    /// A product that calls Model Studio (Bailian) names the buyer on whose behalf it calls in this header.
+    /// `None` when the marketplace has no such header, or when a header cannot hold one of the two values.
     fn dashscope_euid(&self, _product: &str, _buyer: &str) -> Option<String> {
         None
     }
 
-    /// Whether the request says of itself that the browser of a buyer sent it, as single sign-on does. Nothing
-    /// in it has been verified.
+    /// Returns true if the request says that a buyer's browser sent it, as in single sign-on.
+    /// Nothing in the request is verified.
     fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
         let _ = request;
         false
     }
 
-    /// The way out: a signed request as this marketplace would send it. `action` is the
-    /// marketplace's word; parameters are its names and values in the order they are to be sent.
+    /// Builds a signed request as this marketplace would send it.
+    /// `action` is the marketplace's word. `parameters` are its names and values, in sending order.
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest;
 }
 
-/// The end of a marketplace's patience.
+/// Point at which a marketplace gives up on a callback.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GivesUp {
-    /// The time, where it is a matter of time and not of deliveries.
+    /// Time, if the limit is a time and not a number of deliveries.
     pub at: Option<Timestamp>,
     /// The consequence.
     pub then: &'static str,
 }
 
-/// A request as it came from the socket, headers looked up by a function so that nothing is copied.
+/// A request as it came from the socket. A function looks up the headers, so that nothing is copied.
 #[derive(Clone, Copy)]
 pub struct RawRequest<'a> {
-    /// The method, upper case as it was sent.
+    /// Method, in upper case as it was sent.
     pub method: &'a str,
-    /// The query string without its `?`, still encoded; empty when there is none.
+    /// Query string without its `?`, still encoded; empty when there is none.
     pub query: &'a [u8],
-    /// The value of a header by its lower-case name; `None` when it is missing, given twice or not text.
+    /// Returns the value of a header by its lower-case name; `None` when it is missing, given twice or not text.
     pub header: &'a dyn Fn(&str) -> Option<&'a str>,
-    /// The body; empty when there is none.
+    /// Body; empty when there is none.
     pub body: &'a [u8],
 }
 
@@ -213,35 +219,35 @@ impl<'a> RawRequest<'a> {
         RawRequest { method: "GET", query, header: &|_| None, body: b"" }
     }
 
-    /// The media type of the body, lower case, without its parameters.
+    /// Media type of the body, in lower case, without its parameters.
     fn media_type(&self) -> Option<String> {
         let text = (self.header)("content-type")?;
         Some(text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase())
     }
 }
 
-/// A question to the marketplace about what was ordered: a GET that whoever sends it signs.
+/// An order lookup: a GET to the marketplace that asks what was ordered. The sender signs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enquiry {
-    /// The path, behind the marketplace's own address.
+    /// Path, behind the marketplace's base URL.
     pub path: &'static str,
     /// Names and values of the query, in order.
     pub query: Vec<Pair>,
 }
 
-/// Why nothing was learned from an answer. It quotes no more of the answer than its codes.
+/// Reason why an answer gave no order details. Quotes only the answer's codes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unlearned {
-    /// It may be otherwise later.
+    /// A later attempt may succeed.
     #[error("{0}")]
     Later(String),
-    /// The way to the answer is set up wrongly: somebody has to look.
+    /// Order lookup is misconfigured; an operator must act.
     #[error("{0}")]
     Misconfigured(String),
 }
 
-/// What a request said, decoded, before and while its signature is checked. It opens only inside
-/// [`Dialect::callback`], which takes it verified.
+/// Decoded content of a request, before and during the signature check.
+/// Only [`Dialect::callback`], which takes it verified, can read it.
 #[derive(Debug, Clone)]
 pub struct Unchecked {
     parameters: Parameters,
@@ -249,24 +255,24 @@ pub struct Unchecked {
     once: Option<Once>,
 }
 
-/// What an endpoint may decide about its dialect.
+/// Options of a dialect that an endpoint sets.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The zone in which dates without a zone are read. No vendor states one.
+    /// Time zone for dates without a zone. No vendor states one.
     pub timezone: TimeZone,
-    /// How `success` is spelt. The vendor's text and its samples disagree.
+    /// JSON type of `success`. The vendor's text and its samples disagree.
     pub success_as: SuccessAs,
-    /// The public URL of this endpoint, told as the single sign-on URL where the hook tells none.
+    /// Public URL of this endpoint, sent as the single sign-on URL if the hook gives none.
     pub public_url: Option<String>,
-    /// With which key size fields are encrypted, for marketplaces that want that.
+    /// Key size for encrypted fields, for marketplaces that require them.
     pub field_cipher: Cipher,
-    /// The address of the application that a marketplace is told which only tries whether it works.
+    /// Application URL for test orders of the marketplace, which only check that the interface works.
     pub test_url: Option<String>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        // The fixed offset is what Asia/Shanghai has been since 1991.
+        // Without a time zone database, use the fixed offset: Asia/Shanghai has been UTC+8 since 1991.
         let timezone =
             TimeZone::get("Asia/Shanghai").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(8)));
         Options {
@@ -279,72 +285,73 @@ impl Default for Options {
     }
 }
 
-/// How the marketplaces' `success` is spelt in JSON.
+/// JSON type of the marketplaces' `success`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SuccessAs {
-    /// `true`, as the documentation's tables have it.
+    /// `true`, as in the documentation's tables.
     #[default]
     Boolean,
-    /// `"true"`, as the documentation's samples have it.
+    /// `"true"`, as in the documentation's samples.
     String,
 }
 
-/// A request turned away before it counted. `Display` is the message for the log; what the caller
-/// may read is [`Refusal::public`].
+/// Reason for which a request is denied. `Display` is the message for the log.
+/// The caller may read only [`Refusal::public`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The parameters could be read in two ways, or are over a limit.
+    /// Parameters are ambiguous, or over a limit.
     #[error(transparent)]
     Parameters(#[from] QueryError),
-    /// The signature does not hold.
+    /// Signature is not valid.
     #[error(transparent)]
     Signature(#[from] Mismatch),
-    /// The method is not one the dialect takes.
+    /// Method that the dialect does not accept.
     #[error("the method is `{}`, and this dialect takes {allowed}", method.escape_debug())]
     Method {
-        /// The method that was sent, shortened.
+        /// Method of the request, shortened.
         method: String,
-        /// The methods it takes, as an `Allow` header lists them.
+        /// Accepted methods, as an `Allow` header lists them.
         allowed: &'static str,
     },
-    /// There is a body the dialect cannot read, and so cannot check.
+    /// Body in a format that the dialect cannot read, and so cannot check.
     #[error("the body's content type is not {expected}")]
     ContentType {
-        /// The media types it takes.
+        /// Accepted media types.
         expected: &'static str,
     },
-    /// What was signed is not what the dialect's documentation describes.
+    /// Signed content that differs from the dialect's documentation.
     #[error("the request is malformed: {detail}")]
     Malformed {
-        /// What is wrong, never a value.
+        /// Description of the fault; never contains a value.
         detail: String,
     },
-    /// The endpoint does not take calls from where it came from.
+    /// Client address that is in none of the networks the endpoint allows.
     #[error("the endpoint's `allow` has no network with this client's address")]
     Source,
-    /// Too many requests of this address were refused lately, so it was not looked at.
+    /// Too many recent denied requests from this address, so spid did not process this one.
     #[error("too many requests of this client were refused lately; it was not looked at")]
     TooManyFromAddress,
-    /// Too many requests at this endpoint were refused lately, and nothing good is known of the address.
+    /// Too many recent denied requests at this endpoint, and the address has no valid request on record.
     #[error("too many requests at this endpoint were refused lately; it was not looked at")]
     TooManyAtEndpoint,
-    /// A dated request came without a readable date.
+    /// Dated request without a readable date.
     #[error("the timestamp is missing, or cannot be read")]
     Undated,
-    /// A dated request is too old, or from the future.
+    /// Dated request that is too old, or from the future.
     #[error("the timestamp is {off_by_s} s away from this clock")]
     Stale {
-        /// Seconds between the request's clock and ours; positive when it is old.
+        /// Seconds between the request's clock and ours; positive when the request is old.
         off_by_s: i64,
     },
-    /// Its signature holds, and it is a copy of a request that was accepted before.
+    /// Copy of an accepted request. The signature is valid, but the nonce was used before.
     #[error("the request was accepted before: its nonce is known")]
     Replayed,
 }
 
 impl Refusal {
-    /// Every word that [`Refusal::reason`] may be.
+    /// All words that [`Refusal::reason`] returns for requests denied by a dialect, the signature or the nonce.
+    /// The words of the listener (`source`, `address-rate`, `endpoint-rate`) are not among them.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         let own = [
             Refusal::Signature(Mismatch::Missing),
@@ -360,7 +367,7 @@ impl Refusal {
         own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
     }
 
-    /// The short, stable word refusals are counted under.
+    /// Short, stable word under which denied requests are counted.
     pub const fn reason(&self) -> &'static str {
         match self {
             Refusal::Parameters(error) => error.reason(),
@@ -379,7 +386,7 @@ impl Refusal {
         }
     }
 
-    /// The HTTP status.
+    /// HTTP status of the reply.
     pub const fn status(&self) -> u16 {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => 400,
@@ -395,7 +402,7 @@ impl Refusal {
         }
     }
 
-    /// What the caller may read. Every signature that does not hold reads alike.
+    /// Text that the caller may read. Every invalid signature gives the same text.
     pub const fn public(&self) -> &'static str {
         match self {
             Refusal::Parameters(_) | Refusal::Malformed { .. } => "bad request",
@@ -411,48 +418,49 @@ impl Refusal {
     }
 }
 
-/// An answer, for whoever writes it to the socket. It may hold a buyer's password: `Debug` shows
-/// its outline only.
+/// An answer, ready to be written to the socket.
+/// It may contain a buyer's password, so `Debug` shows only its outline.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// The `Content-Type`.
+    /// `Content-Type` header.
     pub content_type: &'static str,
-    /// Further headers, names in lower case.
+    /// Other headers, with names in lower case.
     pub headers: Vec<(&'static str, String)>,
-    /// The body.
+    /// Body.
     pub body: Vec<u8>,
-    /// What the seller's key has still to do: see [`Reply::sealed`].
+    /// Encryption and signature that are still to be applied; see [`Reply::sealed`].
     pub seal: Seal,
 }
 
-/// What the seller's key has to do to an answer before it is sent. No dialect sees a key, so it says here
-/// what is to be done.
+/// Encryption and signature that an answer needs before it is sent.
+/// No dialect has access to a key, so it only describes the work here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seal {
-    /// The texts of the JSON body that are to be encrypted, as JSON pointers.
+    /// Texts of the JSON body to encrypt, as JSON pointers.
     pub encrypts: Vec<String>,
-    /// How.
+    /// Cipher for these texts.
     pub cipher: Cipher,
-    /// Whether the whole is to be signed.
+    /// True if the whole body is to be signed.
     pub signs: bool,
 }
 
 impl Reply {
-    /// A JSON answer.
+    /// Builds a JSON answer.
     pub fn json(status: u16, body: &impl Serialize) -> Reply {
         Reply {
             status,
             content_type: "application/json",
+            // Answers may contain passwords, so no proxy may store them.
             headers: vec![("cache-control", "no-store".to_owned())],
-            // What is answered consists of texts, numbers, lists and objects, which can always be written.
+            // Answers consist of texts, numbers, lists and objects, so serialization cannot fail.
             body: serde_json::to_vec(body).unwrap_or_default(),
             seal: Seal::default(),
         }
     }
 
-    /// A page for a buyer's browser. The words are ours: nothing a peer sent stands in it.
+    /// Builds a page for a buyer's browser. The text is ours and contains nothing from the request.
     fn page(status: u16, words: &'static str) -> Reply {
         let body = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{words}</title></head>\
@@ -463,6 +471,7 @@ impl Reply {
             content_type: "text/html; charset=utf-8",
             headers: vec![
                 ("cache-control", "no-store".to_owned()),
+                // The page is plain text, so the browser may load nothing.
                 ("content-security-policy", "default-src 'none'".to_owned()),
             ],
             body: body.into_bytes(),
@@ -470,10 +479,11 @@ impl Reply {
         }
     }
 
-    /// The reply as it is sent: what is to be encrypted is, and then it is signed, by the key that `signer`
-    /// holds. What cannot be encrypted is left out.
+    /// Returns the reply as it is sent: first encrypted, then signed, both with the key in `signer`.
+    /// A text that cannot be encrypted is left out.
     pub fn sealed(mut self, signer: &Signer) -> Reply {
         let Seal { encrypts, cipher, signs } = std::mem::take(&mut self.seal);
+        // Encrypt first: the signature must cover the body as it is sent.
         if !encrypts.is_empty() {
             let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
             for pointer in encrypts {
@@ -494,14 +504,15 @@ impl Reply {
     }
 }
 
-/// Puts what `encrypt` makes of a text in its place; nothing where it makes nothing.
+/// Replaces the text at `pointer` with its encrypted form, or with null if encryption fails.
 fn encrypt<E>(body: &mut Value, pointer: &str, encrypt: impl FnOnce(&str) -> Result<String, E>) {
     let Some(text) = body.pointer_mut(pointer) else { return };
     let sealed = text.as_str().and_then(|text| encrypt(text).ok());
+    // Null, not the text itself: a password must never leave unencrypted.
     *text = sealed.map_or(Value::Null, Value::from);
 }
 
-/// JSON in which everything but ASCII is escaped.
+/// Escapes every non-ASCII character of a JSON text.
 fn ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
@@ -518,6 +529,7 @@ fn ascii(json: &str) -> String {
 
 impl fmt::Debug for Reply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Only the names of headers: a `location` may hold a ticket.
         let headers: Vec<&str> = self.headers.iter().map(|(name, _)| *name).collect();
         f.debug_struct("Reply")
             .field("status", &self.status)
@@ -528,33 +540,33 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// How a request is sent on the way out.
+/// Options for an outgoing request.
 #[derive(Debug, Clone)]
 pub struct Sending {
-    /// In which clothes.
+    /// Encoding: query string or form.
     pub form: SendForm,
-    /// With which signature.
+    /// Signature to send.
     pub signature: SendSignature,
-    /// The time it is dated, where the dialect dates its requests.
+    /// Time in the request, for dialects that date their requests.
     pub now: Timestamp,
-    /// What marks it as no copy of another, where the dialect marks its requests.
+    /// Nonce, for dialects that mark their requests.
     pub nonce: String,
-    /// Values changed after signing, by name: what a forger does.
+    /// Values changed after signing, by name, as in a forged request.
     pub altered: Vec<Pair>,
-    /// Parameters added after signing, as they are: a duplicate, say.
+    /// Parameters added after signing, as they are: for example, a duplicate.
     pub appended: Vec<Pair>,
-    /// Text put behind the encoded parameters as it is: a broken encoding, say.
+    /// Text appended to the encoded parameters as it is: for example, a broken encoding.
     pub raw: String,
 }
 
 impl Sending {
-    /// An honest request in the dialect's usual form, dated `now`.
+    /// Options for a valid request in the dialect's usual form, dated `now`.
     pub fn at(now: Timestamp) -> Sending {
         Sending {
             form: SendForm::Usual,
             signature: SendSignature::Computed,
             now,
-            // Without randomness the time must do: then two requests of one instant are copies.
+            // Without randomness the nonce is the time. Then two requests of one millisecond have one nonce.
             nonce: Id::new(now)
                 .map_or_else(|_| now.as_millisecond().to_string(), |id| hex::encode(id.as_bytes())),
             altered: Vec::new(),
@@ -563,7 +575,7 @@ impl Sending {
         }
     }
 
-    /// The digest to send, given how the right one is made; `None` for none.
+    /// Returns the digest to send, computed by `right` if needed; `None` for a request without a signature.
     fn digest(&self, right: impl FnOnce() -> String) -> Option<String> {
         match &self.signature {
             SendSignature::Computed => Some(right()),
@@ -573,7 +585,7 @@ impl Sending {
         }
     }
 
-    /// The parameters as they go out after they were signed.
+    /// Parameters as they are sent, with the changes made after signing.
     fn after_signing(&self, signed: &[Pair]) -> Vec<Pair> {
         let changed = |name: &str| self.altered.iter().find(|(altered, _)| altered == name);
         let kept = signed.iter().map(|pair| changed(&pair.0).unwrap_or(pair));
@@ -581,51 +593,51 @@ impl Sending {
     }
 }
 
-/// The digest with its first digit changed.
+/// Returns the digest with its first digit changed.
 fn alter(digest: &str) -> String {
     let first = if digest.starts_with('0') { '1' } else { '0' };
     std::iter::once(first).chain(digest.chars().skip(1)).collect()
 }
 
-/// Where the parameters of an outgoing request stand.
+/// Position of the parameters in an outgoing request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum SendForm {
-    /// Where this marketplace usually puts them.
+    /// Position that this marketplace usually uses.
     #[default]
     Usual,
-    /// A `POST` form.
+    /// `POST` form.
     Form,
 }
 
-/// Which signature an outgoing request carries.
+/// Signature of an outgoing request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum SendSignature {
-    /// The right one.
+    /// Correct signature.
     #[default]
     Computed,
-    /// This one, whatever was signed.
+    /// This text, independent of the signed content.
     Pinned(String),
-    /// The right one with one digit changed.
+    /// Correct signature with one digit changed.
     Altered,
-    /// None.
+    /// No signature.
     Omitted,
 }
 
-/// A request to be sent to somebody's endpoint.
+/// A request to send to an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutRequest {
-    /// `GET` or `POST`.
+    /// Method: `GET` or `POST`.
     pub method: &'static str,
-    /// The encoded query string without a `?`; empty for none.
+    /// Encoded query string without a `?`; empty when there is none.
     pub query: String,
-    /// Headers, names in lower case.
+    /// Headers, with names in lower case.
     pub headers: Vec<(&'static str, String)>,
-    /// The body; empty for none.
+    /// Body; empty when there is none.
     pub body: Vec<u8>,
 }
 
 impl OutRequest {
-    /// The value of the header with this lower-case name: what [`RawRequest::header`] asks for.
+    /// Returns the value of the header with this lower-case name, for [`RawRequest::header`].
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
     }
@@ -633,7 +645,7 @@ impl OutRequest {
 
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";
 
-/// What a dialect calls what every dialect has.
+/// A dialect's names for the parameters that every dialect has.
 struct Names {
     instance_id: &'static str,
     order_biz_id: &'static str,
@@ -646,19 +658,19 @@ struct Names {
     refund: &'static str,
     expires_on: &'static str,
     read_date: fn(&str, &TimeZone) -> Option<Timestamp>,
-    /// The actions whose order id is a new one for each happening.
+    /// Actions whose order id is new for every event, so that it identifies the callback.
     ordered: &'static [Action],
 }
 
 impl Names {
-    /// The callback, but for its billing items and what only its dialect can doubt.
+    /// Builds the callback, without its billing items and without validation issues of this dialect only.
     fn read(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
         let mut callback = self.fill(action, word, parameters, options);
         self.doubt(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
         callback
     }
 
-    /// The callback as its parameters say it, undoubted.
+    /// Builds the callback from its parameters, without any validation.
     fn fill(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
         let text = |name: &str| parameters.filled(name).map(str::to_owned);
         let expiry = |raw: String| {
@@ -667,7 +679,7 @@ impl Names {
         };
         let mut callback = Callback {
             subject: InstanceRef {
-                // A create is known by what was sold; an instance id in it is nobody's yet.
+                // A create is identified by its order: an instance id in it belongs to no instance yet.
                 instance_id: text(self.instance_id).filter(|_| action != Action::Create),
                 order_biz_id: text(self.order_biz_id),
             },
@@ -686,17 +698,19 @@ impl Names {
         callback
     }
 
-    /// Doubts only what nothing can be decided without, a date among it if it must be `dated`; the
-    /// lifecycle judges the rest.
+    /// Adds a validation issue for each value that is required to decide.
+    /// A date is required only if the callback is `dated`. The lifecycle checks the rest.
     fn doubt(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();
         let missing = match callback.action {
+            // Without a name we cannot recognize a redelivery, so every delivery would create another instance.
             Action::Create => unnamed.then_some(self.order_biz_id),
             Action::Renew | Action::RefundRenew | Action::Upgrade | Action::Expire | Action::Release => {
                 (unnamed && callback.order_id.is_none()).then_some(self.instance_id)
             }
             Action::SignOn => unnamed.then_some(self.instance_id),
             Action::Payment => {
+                // A payment is identified by its request or its order.
                 (callback.request_id.is_none() && callback.order_id.is_none()).then_some(self.request_id)
             }
             Action::Query | Action::Other => None,
@@ -715,7 +729,7 @@ impl Names {
     }
 }
 
-/// `true` or `false` in any case; anything else is unknown, which is not `false`.
+/// Reads `true` or `false`, in any case. Any other text is unknown (`None`), which is not `false`.
 fn read_bool(text: &str) -> Option<bool> {
     if text.eq_ignore_ascii_case("true") {
         Some(true)
@@ -726,17 +740,19 @@ fn read_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// Reads exactly `yyyy-MM-dd HH:mm:ss` in `zone`. Where a clock change makes the text mean two
-/// instants it is the earlier, where it means none it is moved past the gap.
+/// Reads exactly `yyyy-MM-dd HH:mm:ss` in `zone`.
+/// A clock change can make the text ambiguous: then the earlier of the two instants is used. A text within the
+/// gap of a clock change is moved behind the gap.
 fn read_civil(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     const SHAPE: &str = "0000-00-00 00:00:00";
+    // Check the shape first, because the parser also accepts other forms of a date.
     let fits = text.len() == SHAPE.len()
         && text.bytes().zip(SHAPE.bytes()).all(|(byte, shape)| match shape {
             b'0' => byte.is_ascii_digit(),
             other => byte == other,
         });
     let civil: jiff::civil::DateTime = text.parse().ok().filter(|_| fits)?;
-    // "For ever" is commonly written 9999-12-31, which lies a day behind the last instant we can name.
+    // "For ever" is commonly written 9999-12-31, which is one day after the last instant we can represent.
     zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
 }
 
@@ -744,12 +760,12 @@ fn read_word<'a>(parameters: &'a Parameters, name: &str) -> &'a str {
     parameters.filled(name).unwrap_or_default()
 }
 
-/// The fields of one section of an answer, spelt by `spell`.
+/// Builds the JSON object of one section of an answer. `spell` maps the field names.
 fn object(fields: &Fields, spell: impl Fn(&str) -> String) -> Map<String, Value> {
     fields.iter().map(|(name, field)| (spell(name), Value::from(Field::expose(field)))).collect()
 }
 
-/// What the marketplace's staff may read about an outcome that is no success.
+/// Message for the marketplace's staff about an outcome other than success.
 fn message(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Applied { .. } => "done".to_owned(),

@@ -1,7 +1,8 @@
-//! The query-token family: parameters in the query string or a form, an MD5 over all of them but
-//! `token`, replies that carry `instanceId` or `success`.
+//! The query-token family.
+//! Parameters come in the query string or a form. The token is an MD5 over all of them except `token`. Replies
+//! carry `instanceId` or `success`.
 //!
-//! What its marketplaces share stands here; each of them is a table, in a file of its own.
+//! This file holds the common code. Each marketplace of the family is a table, in a file of its own.
 
 use std::collections::BTreeMap;
 
@@ -16,45 +17,45 @@ use super::{
 use crate::core::query;
 use crate::hook::json::Json;
 
-/// A marketplace of the query-token family, as a table.
+/// Table that describes one marketplace of the query-token family.
 pub(super) struct TokenDialect {
     pub(super) name: &'static str,
     pub(super) budget: u32,
-    /// When the marketplace gives up, and what it does then.
+    /// Returns the time at which the marketplace gives up, and what it does then.
     pub(super) gives_up: fn(Action, Timestamp) -> Option<GivesUp>,
     pub(super) names: Names,
     pub(super) verbs: &'static [Verb],
-    /// Names the marketplace itself may send with any action: never billing items.
+    /// Names that the marketplace may send with any action: never billing items.
     pub(super) system: &'static [&'static str],
     /// Names whose value is a JSON object with billing items in it.
     pub(super) packed: &'static [&'static str],
-    /// Makes the `x-dashscope-euid` of (product, buyer), where there is such a thing.
+    /// Builds the `x-dashscope-euid` of (product, buyer), if the marketplace has this header.
     pub(super) euid: Option<fn(&str, &str) -> String>,
 }
 
-/// One action of a query-token marketplace.
+/// An action of a query-token marketplace.
 pub(super) struct Verb {
     pub(super) word: &'static str,
     pub(super) action: Action,
-    /// Documented names beside the system's: never billing items either.
+    /// Documented names in addition to `TokenDialect::system`: never billing items either.
     pub(super) names: &'static [&'static str],
     pub(super) shape: Shape,
 }
 
-/// The shape of the answer to a verb.
+/// Shape of the answer to a verb.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {
-    /// `instanceId`, `"0"` until it is true, with what the buyer is shown.
+    /// `instanceId`, with the information for the buyer. It is `"0"` until the instance exists.
     Instance,
-    /// `success`, spelt as the endpoint is configured.
+    /// `success`, as a boolean or a text, as the endpoint's options say.
     Success,
-    /// The same, with what the buyer is shown from now on.
+    /// `success`, with the information that the buyer sees from now on.
     SuccessWithApp,
     /// `success`, documented to be a boolean.
     Boolean,
-    /// A redirect or a page: the peer is a buyer's browser.
+    /// A redirect or a page, because the client is a buyer's browser.
     Page,
-    /// Whatever JSON the hook gives; without it there is no success.
+    /// JSON of the hook, without changes. Without such JSON the answer is no success.
     Free,
 }
 
@@ -62,7 +63,7 @@ const ACTION: &str = "action";
 const TOKEN: &str = "token";
 const TIME_STAMP: &str = "timeStamp";
 
-/// How the family spells the names of an answer; a name that is not here is passed on as it is.
+/// The family's spelling of field names in an answer. A name that is not in this table is passed on unchanged.
 const SPELLINGS: [(&str, &str); 12] = [
     ("front_end_url", "frontEndUrl"),
     ("admin_url", "adminUrl"),
@@ -108,12 +109,14 @@ impl Dialect for TokenDialect {
         }
         let mut pairs = query::parse(request.query, form_of(request)?)?;
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
+        // `swap_remove` changes the order of the pairs. That is harmless, because the signature sorts them.
         let presented = token.map(|at| pairs.swap_remove(at).1);
         let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, once: None };
         Ok(Signed { parts: Parts::Pairs(pairs), presented, payload })
     }
 
     fn dashscope_euid(&self, product: &str, buyer: &str) -> Option<String> {
+        // A header value may hold visible ASCII only.
         let fit = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
         self.euid.filter(|_| fit(product) && fit(buyer)).map(|made| made(product, buyer))
     }
@@ -130,6 +133,7 @@ impl Dialect for TokenDialect {
         if verb.is_none() {
             callback.doubts.push(Doubt::UnknownAction);
         }
+        // The token does not mark the end of a value, so look for a parameter hidden in one.
         if let Some(name) = query::ambiguous(callback.parameters.iter()) {
             let name = name.to_owned();
             callback.doubts.push(Doubt::AmbiguousValue { name });
@@ -149,9 +153,10 @@ impl Dialect for TokenDialect {
         }
     }
 
-    /// Whether the sender seems to be a buyer's browser: decides the look of a refusal, no more.
+    /// Returns true if the client seems to be a buyer's browser. This decides only the format of a denial.
     fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
         let pages = || self.verbs.iter().filter(|verb| verb.shape == Shape::Page);
+        // Only a plain `action=verify` counts: the query is not decoded here, because nothing is verified yet.
         request.query.split(|byte| *byte == b'&').any(|pair| {
             let word = pair.strip_prefix(b"action=");
             word.is_some_and(|word| pages().any(|verb| verb.word.as_bytes() == word))
@@ -163,8 +168,8 @@ impl Dialect for TokenDialect {
         let reply = if self.is_for_a_browser(request) {
             Reply::page(status, words_for_a_buyer(refusal))
         } else {
-            // Which HTTP statuses count as a failure is stated nowhere, so the body says it too, in
-            // both ways the family has of saying it.
+            // The vendors do not document which HTTP statuses are failures. So the body reports failure too, in
+            // both ways the family has.
             let body = json!({"instanceId": NOT_READY, "success": false, "message": refusal.public()});
             Reply::json(status, &body)
         };
@@ -201,7 +206,8 @@ impl TokenDialect {
         self.verbs.iter().find(|verb| verb.word == word)
     }
 
-    /// The quantities the seller defined when publishing: every name that is nobody else's.
+    /// Returns the quantities that the seller defined when publishing: every name that has no other documented
+    /// use.
     fn items(&self, verb: Option<&Verb>, parameters: &Parameters) -> BTreeMap<String, String> {
         let Some(verb) = verb.filter(|verb| matches!(verb.action, Action::Create | Action::Upgrade)) else {
             return BTreeMap::new();
@@ -211,6 +217,7 @@ impl TokenDialect {
             .iter()
             .filter(|(name, _)| is_item(name))
             .partition(|(name, _)| self.packed.contains(name));
+        // Plain names come first, so that a member of a packed object cannot take the name of one of them.
         let mut items: BTreeMap<String, String> =
             plain.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         for (name, text) in packed {
@@ -220,8 +227,9 @@ impl TokenDialect {
     }
 }
 
-/// Adds the members of a JSON object to the items, each under its own name unless that is taken. A text that cannot be
-/// read so without a loss is one item as it stands: what was bought must not be lost, and a change of it must be seen.
+/// Adds the members of a JSON object to the items, each under its own name unless that name is taken.
+/// A text that cannot be read without loss becomes one item as it is: a purchased quantity must not be lost, and
+/// a change of it must be visible.
 fn unpack(name: &str, text: &str, items: &mut BTreeMap<String, String>) {
     if text.is_empty() {
         return;
@@ -230,6 +238,7 @@ fn unpack(name: &str, text: &str, items: &mut BTreeMap<String, String>) {
         items.extend(members);
         return;
     }
+    // Lengthen the key until it is free: no item may overwrite another.
     let mut key = name.to_owned();
     while items.contains_key(&key) {
         key = format!("{name}.{key}");
@@ -237,7 +246,7 @@ fn unpack(name: &str, text: &str, items: &mut BTreeMap<String, String>) {
     items.insert(key, text.to_owned());
 }
 
-/// The members of a JSON object, if none is lost by reading it.
+/// Returns the members of a JSON object, if reading it loses none.
 fn members_of(text: &str) -> Option<BTreeMap<String, Json>> {
     match Json::read_exact(text.as_bytes())? {
         Json::Object(members) => Some(members),
@@ -245,8 +254,8 @@ fn members_of(text: &str) -> Option<BTreeMap<String, Json>> {
     }
 }
 
-/// The members as items, each under its own name or, where that is taken, behind the name of the parameter. `None`
-/// when two of them would have one name.
+/// Returns the members as items, each under its own name.
+/// If the name is taken, the parameter's name is put before it. `None` when two members would get the same name.
 fn named(
     name: &str,
     members: BTreeMap<String, Json>,
@@ -263,7 +272,7 @@ fn named(
     Some(named)
 }
 
-/// What a buyer reads whose sign-on was turned away.
+/// Text for a buyer whose sign-on was denied.
 fn words_for_a_buyer(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::TooManyFromAddress | Refusal::TooManyAtEndpoint => {
@@ -273,7 +282,7 @@ fn words_for_a_buyer(refusal: &Refusal) -> &'static str {
     }
 }
 
-/// The body as a form; a body that is something else was not signed and must not be carried along.
+/// Returns the body as a form. Any other body is denied, because it was not signed.
 fn form_of<'a>(request: &RawRequest<'a>) -> Result<Option<&'a [u8]>, Refusal> {
     if request.body.is_empty() {
         return Ok(None);
@@ -292,6 +301,7 @@ fn instance_reply(outcome: &Outcome, options: &Options) -> Reply {
         Outcome::Applied { instance_id: Some(id), answer } if !id.is_empty() => Some((id, answer)),
         _ => None,
     };
+    // Without an id there is no success to report: the marketplace must call again.
     let Some((id, answer)) = told else { return Reply::json(200, &json!({"instanceId": NOT_READY})) };
     let mut body = Map::from_iter([("instanceId".to_owned(), Value::from(id.as_str()))]);
     let mut app = object(&answer.app, spell);
@@ -306,6 +316,7 @@ fn instance_reply(outcome: &Outcome, options: &Options) -> Reply {
 }
 
 fn fill_auth_url(app: &mut Map<String, Value>, options: &Options) {
+    // A URL from the hook has priority over the endpoint's public URL.
     let told = app.get(AUTH_URL).and_then(Value::as_str).is_some_and(|url| !url.is_empty());
     if let (false, Some(url)) = (told, &options.public_url) {
         app.insert(AUTH_URL.to_owned(), Value::from(url.as_str()));
@@ -341,14 +352,14 @@ fn success_with_app_reply(outcome: &Outcome, options: &Options) -> Reply {
     Reply::json(200, &Value::Object(body))
 }
 
-/// The hook's own JSON, if it is done and gave some.
+/// Returns the hook's own JSON, if the job is done and the hook gave some.
 fn free_reply(outcome: &Outcome) -> Option<Reply> {
     let Outcome::Applied { answer, .. } = outcome else { return None };
     let body = Json::read(answer.body.as_ref()?.expose().as_bytes()).ok()?;
     Some(Reply::json(200, &body))
 }
 
-/// A verb that is answered freely has no success without an answer.
+/// Answer to a verb with a free shape whose hook gave no JSON: never a success.
 fn no_answer_reply(outcome: &Outcome) -> Reply {
     if outcome.is_success() {
         let body = json!({"success": false, "message": "the seller's hook gave no answer"});
@@ -357,7 +368,7 @@ fn no_answer_reply(outcome: &Outcome) -> Reply {
     success_reply(outcome, SuccessAs::Boolean)
 }
 
-/// Seconds after which a browser may try again.
+/// Value of `Retry-After`: a browser may try again after this many seconds.
 const RETRY_AFTER_S: &str = "5";
 
 fn page_reply(outcome: &Outcome) -> Reply {
@@ -378,14 +389,14 @@ fn redirect_reply(answer: &Answer) -> Reply {
     match answer.redirect.as_ref().map(Secret::expose).filter(|url| is_safe_redirect(url)) {
         Some(url) => Reply::page(302, "Signing you in.")
             .with("location", url)
-            // The URL lets its bearer in: it must not travel on in a Referer.
+            // The URL signs its bearer in, so the browser must not pass it on in a Referer header.
             .with("referrer-policy", "no-referrer"),
         None => Reply::page(502, "The application gave no address to go to. Please tell the seller."),
     }
 }
 
-/// Whether a browser may be sent there: `http` or `https`, a host, and nothing that could end the
-/// header it stands in.
+/// Returns true if a browser may be redirected to this URL.
+/// It needs `http` or `https`, a host, and no character that could end the header it is sent in.
 fn is_safe_redirect(url: &str) -> bool {
     let Some((scheme, rest)) = url.split_once("://") else { return false };
     let web = scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https");

@@ -1,22 +1,21 @@
-//! The lifecycle of one sold instance: (what is applied, what is coming, what is asked) to a decision.
+//! Lifecycle of one sold instance: decides a callback from the applied state, the queued jobs and earlier callbacks.
 //!
-//! [`decide`] is pure and total. It knows no store, no hook and no HTTP; whoever calls it reads the
-//! [`View`] and writes the [`Verdict`] inside one transaction, so that nothing is decided on state
-//! that has meanwhile changed.
+//! [`decide`] is pure and total. It uses no store, no hook and no HTTP. Its caller reads the [`View`] and writes the
+//! [`Verdict`] in one transaction, so that no decision uses state that has changed meanwhile.
 //!
-//! A marketplace's request carries neither a time nor an event id. Two kinds are told apart, and the dialect
-//! says which one a request is ([`Callback::ordered`]):
+//! A request of a marketplace carries neither a time nor an event id. There are two kinds of requests, and the dialect
+//! decides the kind of each ([`Callback::ordered`]):
 //!
-//! * An *ordered* request carries the marketplace's own order and asks "has this order been carried out?". Once
-//!   it has been, the answer is success, even if a later order has replaced it, and nothing runs again. One
-//!   exception: a renewal repeated for a frozen instance runs again, because it may be arrears that were paid.
-//! * An *unordered* request is byte for byte the same from one happening to the next: the expire of next year is
-//!   the expire of this year. It asks "is it so?", and success is answered only if it is so now.
+//! * An *ordered* request carries the marketplace's own order and asks "has this order been carried out?". Once the
+//!   order has been carried out, the answer is success, even if a later order has replaced it, and nothing runs again.
+//!   There is one exception: a renewal repeated for a frozen instance runs again, because it may be arrears that were
+//!   paid.
+//! * An *unordered* request is byte for byte the same for different events: the expire of next year equals the expire
+//!   of this year. It asks "is it so?", and the answer is success only if it is so now.
 //!
-//! Where it is ambiguous which of two things a request means: if running it takes something from the buyer, it
-//! is held for an operator; if running it gives the buyer something, it runs. A request whose job has not ended
-//! joins that job. A request never seen before is believed, because the key signed it; the exceptions stand
-//! in `expire`.
+//! If a request can mean two things, the effect decides. If running it takes something from the buyer, it is held for
+//! an operator. If running it gives the buyer something, it runs. A request whose job has not ended joins that job. A
+//! request that was never received before is believed, because the key signed it; the exceptions are in `expire`.
 //!
 //! | action | absent | pending | active | frozen | released |
 //! |---|---|---|---|---|---|
@@ -40,25 +39,25 @@ use crate::hook::callback::{Action, Callback, Doubt, Expiry};
 use crate::hook::clock::plus_millis;
 use crate::observe::limits;
 
-/// What has been applied to an instance so far. What is still coming is in its lane.
+/// State of an instance, as far as it is applied. The queued jobs hold the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
-    /// Bought, not yet provisioned.
+    /// Bought, but not provisioned yet.
     Pending,
     /// In use.
     Active,
-    /// Expired or in arrears: data kept, no use.
+    /// Expired or in arrears: data is kept, use is blocked.
     Frozen,
     /// Given up for good; a tombstone.
     Released,
 }
 
 impl State {
-    /// Every state, in the order of a life.
+    /// All states, in the order of the lifecycle.
     pub const ALL: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
-    /// The word used in files, logs and `--json`.
+    /// Word for the state in files, logs and `--json`.
     pub const fn as_str(self) -> &'static str {
         match self {
             State::Pending => "pending",
@@ -68,7 +67,7 @@ impl State {
         }
     }
 
-    /// The state with this word.
+    /// Returns the state with this word.
     pub fn from_word(word: &str) -> Option<State> {
         State::ALL.into_iter().find(|state| state.as_str() == word)
     }
@@ -80,18 +79,18 @@ impl std::fmt::Display for State {
     }
 }
 
-/// One sold instance, as far as it has been applied.
+/// A sold instance, as far as its callbacks are applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
-    /// The id the marketplace knows it by; `None` until the create hook has finished.
+    /// The id that the marketplace knows; `None` until the create hook has finished.
     pub id: Option<String>,
-    /// The marketplace's own id of what was sold.
+    /// The marketplace's own id of the sold item.
     pub order_biz_id: Option<String>,
-    /// What has been applied.
+    /// Applied state.
     pub state: State,
-    /// The account it belongs to.
+    /// Account of the seller that the instance belongs to.
     pub account: String,
-    /// The endpoint its first callback came through.
+    /// Endpoint of the first callback.
     pub endpoint: String,
     /// The buyer's account at the marketplace.
     pub buyer: Option<String>,
@@ -99,38 +98,38 @@ pub struct Instance {
     pub product: Option<String>,
     /// The SKU in force.
     pub sku: Option<String>,
-    /// The order it was created by.
+    /// The order that created the instance.
     pub order_id: Option<String>,
-    /// Whether it was bought as a trial; `None` when the marketplace did not say.
+    /// True for a trial; `None` if the marketplace did not say.
     pub trial: Option<bool>,
-    /// When its term ends, `None` when there is no end or it could not be read.
+    /// End of the term; `None` if there is no end or the date could not be read.
     pub expires_on: Option<Timestamp>,
     /// The expiry as it was last sent.
     pub expires_on_raw: Option<String>,
     /// The billed quantities in force.
     pub items: BTreeMap<String, String>,
-    /// Whether a create attempt ever began: something may exist at the ISV's side.
+    /// True if an attempt to create it ever began, so the seller may have something to clean up.
     pub began: bool,
-    /// Whether its release came before anything that would have made it.
+    /// True if its release came before any callback that would have created it.
     pub tombstone: bool,
-    /// Whether it was not created through us but taken over (`adopt`, `import`).
+    /// True if spid did not create it but took it over (`adopt`, `import`).
     pub adopted: bool,
-    /// True once a trial has been bought for good. The end of the trial, announced late, must not freeze it.
+    /// True once a trial has been bought for good. A late notice that the trial ended must not freeze the instance.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub converted: bool,
-    /// When its buyer came and took it, as the seller's system said; `None` as long as nobody has. It
-    /// decides nothing here: the hook gets to know it.
+    /// Time of the buyer's claim, as the seller's system reported it; `None` until then. It affects no decision here,
+    /// but the hook gets it.
     pub claimed_at: Option<Timestamp>,
-    /// Who took it, in the seller's words: the name of a tenant, say.
+    /// The claiming party in the seller's words, for example the name of a tenant.
     pub tenant: Option<String>,
-    /// When its first callback came.
+    /// Time of the first callback.
     pub created_at: Timestamp,
-    /// When the marketplace last changed it. A claim is the buyer's doing, and does not count.
+    /// Time of the last change by the marketplace. A claim is an act of the buyer, so it does not count.
     pub updated_at: Timestamp,
 }
 
 impl Instance {
-    /// The record a create (or a tombstone) begins with: pending, nothing applied.
+    /// Creates the record for a create or a tombstone: pending, nothing applied.
     pub fn pending(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
         let mut instance = Instance {
             id: None,
@@ -159,9 +158,10 @@ impl Instance {
         instance
     }
 
-    /// The record of an instance that was made elsewhere: in use, and what the callback asks of it not
-    /// yet applied.
+    /// Creates the record for an externally provisioned instance: active, and the request of the callback is not
+    /// applied yet.
     pub fn adopted(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
+        // The SKU of an upgrade is the new one, so it is not in force yet.
         let sku = callback.sku.clone().filter(|_| callback.action != Action::Upgrade);
         Instance {
             id: callback.subject.names().next().map(str::to_owned),
@@ -176,7 +176,7 @@ impl Instance {
         }
     }
 
-    /// Takes over what a create says about the instance it asks for.
+    /// Sets all values that a create describes.
     pub fn describe(&mut self, callback: &Callback) {
         self.buyer = callback.buyer.clone();
         self.product = callback.product.clone();
@@ -188,7 +188,7 @@ impl Instance {
         self.items = callback.items.clone();
     }
 
-    /// Applies what the hook has done. A released instance never changes again.
+    /// Applies a callback that the hook carried out. A released instance never changes again.
     pub fn apply(&mut self, callback: &Callback, now: Timestamp) {
         let before = self.expires_on;
         self.effect(callback.action, &Wants::of(callback));
@@ -206,12 +206,14 @@ impl Instance {
             Action::Create => self.state = State::Active,
             Action::Renew => {
                 self.state = State::Active;
-                // A trial that is paid for is none any more, and its end is not the end of what was bought.
+                // A trial that is paid for is no trial any more, and the end of the trial is not the end of the
+                // purchase.
                 let converts = wants.converts || self.trial != Some(false) && wants.trial == Some(false);
                 self.converted |= converts;
                 self.trial = wants.trial.or(self.trial);
                 self.expires_on = match wants.expires_on {
                     None if converts => None,
+                    // A renewal never shortens the term: only a refund may.
                     until => self.expires_on.max(until),
                 };
             }
@@ -226,8 +228,8 @@ impl Instance {
         }
     }
 
-    /// Whether somebody who looks for this text may mean it: a name, the buyer, the order, the product or
-    /// the SKU contains it.
+    /// Returns true if the text is part of a name, the buyer, the order, the product or the SKU. ASCII letters match in
+    /// either case.
     pub fn is_found_by(&self, text: &str) -> bool {
         let wanted = text.to_ascii_lowercase();
         [&self.id, &self.order_biz_id, &self.buyer, &self.order_id, &self.product, &self.sku]
@@ -236,7 +238,7 @@ impl Instance {
             .any(|word| word.to_ascii_lowercase().contains(&wanted))
     }
 
-    /// What it will be once everything in its lane is done.
+    /// Returns the state after all queued jobs.
     pub fn projected(&self, lane: &[LaneJob]) -> Instance {
         let mut future = self.clone();
         for job in lane {
@@ -245,14 +247,14 @@ impl Instance {
         future
     }
 
-    /// True if the callback names another SKU or other quantities than those in force.
+    /// Returns true if the callback names another SKU or other quantities than those in force.
     pub fn differs_from(&self, callback: &Callback) -> bool {
         let wants = Wants::of(callback);
         wants.says_what_changes() && !self.has(&wants)
     }
 
-    /// Whether the upgrade asks for what is already so. One that does not say what it changes never does: the
-    /// marketplace has to be asked for that.
+    /// Returns true if the upgrade asks for values that are already in force. An upgrade without values never does,
+    /// because its values must be looked up at the marketplace.
     fn has(&self, wants: &Wants) -> bool {
         if !wants.says_what_changes() {
             return false;
@@ -262,7 +264,7 @@ impl Instance {
     }
 }
 
-/// The values an action sets.
+/// The values that an action sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Wants {
     /// The new expiry.
@@ -273,7 +275,7 @@ pub struct Wants {
     pub items: BTreeMap<String, String>,
     /// The trial flag from now on.
     pub trial: Option<bool>,
-    /// True if it buys for good what was a trial or another purchase.
+    /// True if the action buys for good an instance that was a trial or another purchase.
     pub converts: bool,
 }
 
@@ -282,7 +284,7 @@ impl Wants {
         self.sku.is_some() || !self.items.is_empty()
     }
 
-    /// The values this callback sets.
+    /// Returns the values that this callback sets.
     pub fn of(callback: &Callback) -> Wants {
         Wants {
             expires_on: callback.expires_on.as_ref().and_then(|expiry| expiry.at),
@@ -294,29 +296,29 @@ impl Wants {
     }
 }
 
-/// A job of the instance that has not ended: it waits, runs, is pending, held or dead.
+/// A job in the instance's queue: it is queued, running, pending, held or dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneJob {
-    /// The store's number of the job.
+    /// Number of the job in the store.
     pub job: i64,
-    /// What it will do.
+    /// Action that the job carries out.
     pub action: Action,
-    /// Whether a hook is running for it now, so that it cannot be cancelled.
+    /// True if a hook runs for the job now, so that the job cannot be canceled.
     pub running: bool,
-    /// Whether it ran out of its retry schedule.
+    /// True if the retry schedule of the job is used up.
     pub dead: bool,
-    /// The values it will set.
+    /// The values that the job will set.
     pub wants: Wants,
 }
 
-/// What is known of the earlier callbacks that read like this one.
+/// Earlier callbacks with the same deduplication key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Occurrence {
     /// True if the success of the latest of them was reported to the marketplace.
     pub told: bool,
-    /// The latest of them that was carried out, if one was.
+    /// The latest of them that was carried out, if there is one.
     pub done: Option<Done>,
-    /// Where the latest of them stands.
+    /// Outcome of the latest of them.
     pub standing: Standing,
 }
 
@@ -325,63 +327,63 @@ pub struct Occurrence {
 pub struct Done {
     /// True if its success was reported to the marketplace.
     pub told: bool,
-    /// True if a job of its own carried it out, and not one that it merely joined.
+    /// True if its own job carried it out; false if it joined another job.
     pub own: bool,
 }
 
-/// Where an occurrence stands.
+/// Outcome of an earlier callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Standing {
-    /// Its job has not ended.
+    /// The job, by its number, has not ended.
     Open(i64),
-    /// Its job is done.
+    /// The job, by its number, is done.
     Done(i64),
-    /// The hook refused it.
+    /// The hook refused the callback.
     RefusedByHook {
-        /// When.
+        /// Time of the refusal.
         at: Timestamp,
-        /// In the hook's words.
+        /// Reason, in the hook's words.
         reason: String,
     },
-    /// An operator rejected it.
+    /// An operator rejected the callback.
     Rejected {
-        /// In the operator's words.
+        /// Reason, in the operator's words.
         reason: String,
     },
-    /// An operator found that it is a repeat: success, and nothing to run.
+    /// An operator settled the callback as a repeat: success, and no job.
     Settled {
-        /// When the marketplace was told so; `None` before it calls again.
+        /// Time at which the success was reported; `None` until the marketplace calls again.
         told_at: Option<Timestamp>,
     },
-    /// Something that came later made its job unnecessary.
+    /// A later callback made the job unnecessary.
     Superseded,
-    /// It was held, and no operator has decided yet.
+    /// The callback is held, and no operator has decided yet.
     Held,
-    /// It was refused without a job, or its job was dropped: as if never asked.
+    /// The callback was refused without a job, or its job was dropped: treated like a callback that never came.
     Void,
-    /// It needed no job.
+    /// The callback needed no job.
     Recorded,
 }
 
-/// What to do with a callback for an instance nobody created here.
+/// Policies for a callback about an instance that spid did not create.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnknownInstance {
-    /// Answer no. The marketplace calls again, and somebody will look.
+    /// Refuse. The marketplace calls again, so the problem is noticed.
     #[default]
     Refuse,
-    /// Answer yes and do nothing: for sellers who moved here and keep the old customers elsewhere.
+    /// Report success and do nothing: for sellers who moved to spid and serve earlier customers elsewhere.
     Succeed,
-    /// Make a record and run the hook.
+    /// Create a record and run the hook.
     Adopt,
 }
 
-/// What the seller decided beforehand.
+/// Policy of the seller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
-    /// For an instance nobody created here.
+    /// Policy for an instance that spid did not create.
     pub unknown_instance: UnknownInstance,
-    /// How far the date of a sign-on may be off, in milliseconds.
+    /// Largest allowed difference between the date of a sign-on and now, in milliseconds.
     pub sign_on_window_ms: i64,
 }
 
@@ -391,68 +393,68 @@ impl Default for Policy {
     }
 }
 
-/// Everything a decision may depend on.
+/// Input of a decision.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    /// The instance, as far as it is applied; `None` when no name of the callback is known.
+    /// The instance as applied so far; `None` if no name of the callback is known.
     pub instance: Option<&'a Instance>,
-    /// Its jobs that have not ended, in order.
+    /// The jobs in its queue, in order.
     pub lane: &'a [LaneJob],
-    /// What is known of the callback's occurrence.
+    /// Earlier callbacks with the same deduplication key, if there are any.
     pub occurrence: Option<&'a Occurrence>,
-    /// What the seller decided beforehand.
+    /// Policy of the seller.
     pub policy: Policy,
-    /// True while another purchase of this instance is held: what it turns out to be decides about an expire.
+    /// True while another purchase of this instance is held, because that purchase may decide an expire.
     pub conflict: bool,
-    /// True if the callback reads like an earlier one by its key, and names other quantities.
+    /// True if the callback has the deduplication key of an earlier one, but other quantities.
     pub other_values: bool,
-    /// Whether an operator has looked at this callback and wants it done.
+    /// True if an operator has approved this callback.
     pub approved: bool,
-    /// The present instant.
+    /// Current time.
     pub now: Timestamp,
 }
 
-/// Why a callback is refused or held.
+/// Reasons to refuse or hold a callback.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// No instance of this account has that name.
     #[error("no such instance is known here")]
     UnknownInstance,
-    /// Neither an instance id nor an order leads to an instance.
+    /// Neither an instance id nor an order identifies an instance.
     #[error("the request names no instance, and its order leads to none")]
     NamesNothing,
-    /// It was released; whatever is paid now is paid for nothing.
+    /// The instance was released, so every further payment for it is in vain.
     #[error("the instance has been released, so this {0} was paid for nothing")]
     PaidForNothing(Action),
-    /// It was asked for, and nothing has been made yet.
+    /// The instance was bought, but is not provisioned yet.
     #[error("the instance has not been created yet")]
     NotReady,
-    /// It is not in a state in which anybody may sign on.
+    /// The state of the instance allows no sign-on.
     #[error("nobody can sign on to an instance that is {0}")]
     NotUsable(State),
     /// The sign-on was used before.
     #[error("this sign-on was used before")]
     SignOnUsed,
-    /// The sign-on's date is missing or too far off.
+    /// The date of the sign-on is missing or too far from now.
     #[error("this sign-on is not of now: its time is missing, or outside the window")]
     SignOnStale,
-    /// Nothing can be decided before an operator has looked.
+    /// A validation issue; an operator must decide.
     #[error("{0}")]
     Doubt(Doubt),
-    /// Another purchase has the instance's orderBizId.
+    /// Another purchase has the orderBizId of this instance.
     #[error("this orderBizId was bought before, by another order or another buyer")]
     ConflictingCreate,
-    /// The purchase the instance was made by, repeated with other values.
+    /// The purchase of the instance was repeated with other values.
     #[error(
         "the purchase was repeated with another SKU, other quantities or another expiry; nothing was run for it"
     )]
     RepeatedWithOtherValues,
-    /// A request without an order of its own, repeated after the instance has left what it asks for.
+    /// An unordered request was repeated, and the instance is no longer as the request asks.
     #[error(
         "this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew"
     )]
     AmbiguousRepeat(Action),
-    /// An expire of what was bought for good after a trial, and nothing says until when.
+    /// An expire for an instance that was bought for good after a trial, with no known end of the term.
     #[error(
         "a trial was bought for good, and nothing says when that term ends; this may be the end of the trial"
     )]
@@ -462,54 +464,54 @@ pub enum Reason {
         "another purchase of this instance is held, and may have bought it for good; decide that one first"
     )]
     ConversionHeld,
-    /// It was released, so there is nothing to be asked about.
+    /// The instance was released, so a query has no result.
     #[error("the instance has been released")]
     Gone,
-    /// What was bought has a name that the hook gave, as an id, to what this other orderBizId bought.
+    /// The orderBizId of this order is the id that a hook gave to the instance of another orderBizId.
     #[error(
         "another instance, bought as `{0}`, has this orderBizId as its id: nothing was made for this order"
     )]
     NameTaken(String),
-    /// A create of something whose release came first.
+    /// A create that came after its release.
     #[error("its release came before this create")]
     LateCreate,
-    /// An expire that may be a late repeat, or the end of a trial, long before the known expiry.
+    /// An expire long before the known expiry, which may be a late repeat or the end of a trial.
     #[error(
         "the instance is paid until {0}, and this expire may be a late repeat or the end of an earlier term"
     )]
     EarlyExpire(Timestamp),
-    /// A renewal that was carried out before, and taken back since.
+    /// A renewal that was carried out before and taken back later.
     #[error("this renewal was carried out before, and the expiry has been lowered since")]
     RefundedRenewal,
-    /// A refunded renewal that was carried out before, and renewed since.
+    /// A refund of a renewal that was carried out before, followed by another renewal.
     #[error("this refund was carried out before, and the expiry has moved since")]
     LeftExpiry,
-    /// An upgrade that the hook refused, before the instance changed.
+    /// An upgrade that the hook refused before the instance changed.
     #[error("the hook refused this upgrade, and the instance has changed since")]
     LeftSku,
-    /// A renewal to a date that is already past.
+    /// A renewal to a date in the past.
     #[error("the instance is frozen, and this renewal ends in the past")]
     PastExpiry,
-    /// A release of an instance nobody created here.
+    /// A release of an instance that spid did not create.
     #[error("a release of an instance that was not created here")]
     UnknownRelease,
-    /// Nothing says which hook an instance taken over belongs to.
+    /// An unknown instance is to be adopted, but the request does not name the product, which selects the hook.
     #[error("the instance is unknown, and the request does not say which product it is")]
     UnknownProduct,
-    /// The hook said no.
+    /// The hook refused.
     #[error("{0}")]
     Hook(String),
-    /// An operator said no.
+    /// An operator rejected the callback.
     #[error("{0}")]
     Rejected(String),
 }
 
 impl Reason {
-    /// The code of what a hook refused.
+    /// Code of a refusal by the hook.
     pub const HOOK: &'static str = "hook";
 
-    /// What the marketplace may read of it. An operator's words, and what another buyer bought, are not for
-    /// everybody who can send a callback.
+    /// Text for the marketplace. It leaves out the operator's words and the purchases of other buyers, because any
+    /// sender of a callback can read it.
     pub fn told(&self) -> String {
         match self {
             Reason::Rejected(_) => "the seller has declined this".to_owned(),
@@ -518,7 +520,7 @@ impl Reason {
         }
     }
 
-    /// The stable word for logs, counters and `--json`.
+    /// Stable code for logs, counters and `--json`.
     pub const fn code(&self) -> &'static str {
         match self {
             Reason::UnknownInstance => "unknown-instance",
@@ -550,40 +552,40 @@ impl Reason {
     }
 }
 
-/// What is done with a callback.
+/// Decisions about a callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// A hook invocation is owed for the instance, after those in its lane.
+    /// Run a job, after those in the instance's queue.
     Run,
-    /// A hook invocation is owed that has no place in the lane.
+    /// Run a job outside the instance's queue.
     RunBeside {
-        /// Whether success is claimed now: for messages that are done when they are recorded.
+        /// True if success is reported now: for messages that are done when they are recorded.
         told: bool,
     },
-    /// It belongs to this job; the answer is the job's.
+    /// Join the job with this number; the callback gets its answer.
     Join(i64),
-    /// Nothing changes; what was answered before is answered again.
+    /// Change nothing, and repeat the earlier answer.
     Repeat,
-    /// Nothing is owed, and that is a success.
+    /// Record success; there is nothing to do.
     Record,
-    /// No. As things stand it will not be done.
+    /// Refuse the callback.
     Refuse(Reason),
-    /// An operator must look.
+    /// Hold the callback for an operator.
     Hold(Reason),
 }
 
-/// A decision and what goes with it.
+/// A decision and its side effects.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// What is done with the callback.
+    /// Decision about the callback.
     pub decision: Decision,
-    /// Jobs of the lane that end now, unrun.
+    /// Jobs in the instance's queue to cancel without running them.
     pub cancels: Vec<i64>,
-    /// The instance is released here and now, without a hook: there was nothing to release.
+    /// True if the instance is released now, without a hook, and leaves a tombstone.
     pub entombs: bool,
-    /// Somebody should look, though nothing waits for it.
+    /// True if an operator should look, although nothing waits for a decision.
     pub alert: bool,
-    /// What an operator should know of a success.
+    /// Remark for the operator about a success.
     pub notice: Option<Reason>,
 }
 
@@ -605,10 +607,10 @@ impl Verdict {
     }
 }
 
-/// Decides what is done with a callback. Total: every view and every callback has a verdict.
+/// Decides a callback. Total: every view and every callback has a verdict.
 ///
-/// An operator's word holds for as long as the callback would be held again: what was rejected is refused, and
-/// what was settled succeeds. A settled one that was reported more than a day ago is a new question.
+/// An operator's decision applies for as long as the callback would be held: a rejected callback is refused, and a
+/// settled one succeeds. A settled callback whose success was reported more than a day ago is decided as a new one.
 pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
     let verdict = judge(view, callback);
     if view.approved || !matches!(verdict.decision, Decision::Hold(_)) {
@@ -624,10 +626,9 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
     }
 }
 
-/// Combines the verdicts on the parts of one request into one on the whole, and says which of the parts run.
+/// Combines the verdicts on the parts of one request, and returns the actions of the parts that run.
 ///
-/// What holds or refuses one part holds or refuses them all: nothing of a request is done while another part
-/// of it waits for an operator.
+/// If one part is held or refused, the whole request is: no part runs while another part waits for an operator.
 pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
     let runs: Vec<Action> = parts
         .iter()
@@ -644,7 +645,7 @@ pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
     let mut cancels: Vec<i64> = parts.iter().flat_map(|(_, verdict)| verdict.cancels.clone()).collect();
     cancels.sort_unstable();
     cancels.dedup();
-    // Of two parts that wait, the later one is done last: its job answers for both.
+    // If several parts rank equal, the last one decides: its job is done last and answers for all.
     let decides = parts.into_iter().rev().min_by_key(|(_, verdict)| rank(&verdict.decision));
     let Some((_, mut verdict)) = decides else { return (Decision::Record.into(), Vec::new()) };
     match verdict.decision {
@@ -663,8 +664,8 @@ fn judge(view: View<'_>, callback: &Callback) -> Verdict {
     }
 }
 
-/// A doubtful callback waits for an operator. What one has approved is known by all its bytes: its
-/// redeliveries hear what came of it, but run nothing anew.
+/// Holds a callback with a validation issue. Once an operator has approved it, its redeliveries are recognized by all
+/// their bytes: they get its result, but run nothing.
 fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
     let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
         Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
@@ -697,9 +698,11 @@ fn undoubted(view: View<'_>, callback: &Callback) -> Verdict {
 }
 
 fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
+    // First, because the callback must neither read nor change the instance of another order.
     if let Some(taken) = view.instance.filter(|instance| is_anothers(instance, callback)) {
         return Decision::Hold(Reason::NameTaken(taken.order_biz_id.clone().unwrap_or_default())).into();
     }
+    // Before all other rules, because a redelivery joins its own job regardless of later callbacks.
     if let Some(decision) = open_occurrence(view, callback) {
         let released = view.instance.is_some_and(|instance| instance.state == State::Released);
         return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
@@ -707,6 +710,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     let Some(instance) = view.instance.filter(|instance| !is_absent(instance, view.lane)) else {
         return absent(view, callback);
     };
+    // Decide on the state after the queued jobs, because the new job runs after them.
     let future = instance.projected(view.lane);
     let known = Known {
         instance,
@@ -731,33 +735,33 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     }
 }
 
-/// True if the callback is about the purchase the instance was made by. The marketplace may leave out order or
-/// buyer; the SKU, the quantities and the expiry may move between two deliveries of one purchase.
+/// Returns true if the callback is about the purchase that created the instance. The marketplace may leave out the
+/// order or the buyer. The SKU, the quantities and the expiry may change between two deliveries of one purchase.
 pub fn is_same_purchase(instance: &Instance, callback: &Callback) -> bool {
     agree(&instance.order_biz_id, &callback.subject.order_biz_id)
         && agree(&instance.order_id, &callback.order_id)
         && !is_another_buyers(instance, callback)
 }
 
-/// True unless instance and callback name different buyers.
+/// Returns true unless instance and callback name different buyers.
 pub fn is_by_the_same_buyer(instance: &Instance, callback: &Callback) -> bool {
     agree(&instance.buyer, &callback.buyer)
 }
 
-/// True if the callback is a create by another buyer than the one the instance was made for.
+/// Returns true for a create by another buyer than that of the instance.
 fn is_another_buyers(instance: &Instance, callback: &Callback) -> bool {
     callback.action == Action::Create && !agree(&instance.buyer, &callback.buyer)
 }
 
-/// True unless both say something, and not the same.
+/// Returns true unless both texts are set and differ.
 fn agree(known: &Option<String>, said: &Option<String>) -> bool {
     let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
     filled(known).zip(filled(said)).is_none_or(|(known, said)| known == said)
 }
 
-/// Whether the callback found, by its orderBizId, the instance of another order: one whose hook chose
-/// that name as its id. Nothing was made for this order, so nothing of that instance may be told to it,
-/// and nothing that is said of it may be done to that instance. Who names the id itself means the id.
+/// Returns true if the orderBizId of the callback led to the instance of another order, whose hook chose that name as
+/// its id. Nothing was created for this order, so the callback must neither learn about that instance nor change it. A
+/// callback that also names the instance id means that instance.
 pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
     let says = |name: &&str| !name.is_empty() && *name != "0";
     let asked = callback.subject.order_biz_id.as_deref().filter(says);
@@ -768,13 +772,13 @@ pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
         && asked != instance.order_biz_id.as_deref()
 }
 
-/// A repeat of what has not ended joins it, whatever was queued since; what a hook has just refused is refused
-/// again.
+/// Decides a redelivery of a callback that is not finished: it joins the open job, regardless of later jobs. A callback
+/// that the hook refused within the last 30 s is refused again.
 fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
     match &view.occurrence?.standing {
         Standing::Open(_) if is_another(view, callback) => None,
         Standing::Open(job) => Some(Decision::Join(*job)),
-        // A refusal that lies ahead is one of before the clock was set back: its gap has no end.
+        // A refusal in the future was recorded before the clock was set back, so its gap would not end. Ignore it.
         Standing::RefusedByHook { at, reason }
             if (*at..plus_millis(*at, limits::FORWARD_GAP_MS)).contains(&view.now) =>
         {
@@ -784,9 +788,9 @@ fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
     }
 }
 
-/// True if a freeze or an unfreeze is another one than the open one it looks like: it is no copy, no order tells
-/// it from the next, and what it asks is neither so nor coming. (It may also have been sent anew after its
-/// contrary; that is less likely than that it is meant.)
+/// Returns true if a freeze or unfreeze is a new one, although it looks like the open one: its nonce shows that it is
+/// no copy, it has no order to compare, and the state after the queued jobs is the opposite. The marketplace may also
+/// have retried it after the opposite request, but a new request is more likely.
 fn is_another(view: View<'_>, callback: &Callback) -> bool {
     let is_unordered = callback.once.is_some() && !callback.ordered;
     let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
@@ -798,8 +802,8 @@ fn is_another(view: View<'_>, callback: &Callback) -> bool {
     }
 }
 
-/// A record whose create ended without effect is as if it had never been asked for; but while its
-/// release is coming, nothing may be queued that would run behind it.
+/// Returns true if the instance counts as absent. A record whose create ended without effect counts as never requested.
+/// While its release is queued it does not, because no job may be queued behind the release.
 fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
     let coming = |job: &LaneJob| matches!(job.action, Action::Create | Action::Release);
     instance.state == State::Pending && !lane.iter().any(coming)
@@ -808,21 +812,21 @@ fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
     let has_begun = view.instance.is_some_and(|instance| instance.began);
     let was_cancelled = view.occurrence.is_some_and(|known| {
-        // A rejection or settlement came after the cancellation.
+        // An operator can reject or settle the callback only after it was canceled.
         matches!(known.standing, Standing::Superseded | Standing::Rejected { .. } | Standing::Settled { .. })
     });
     match callback.action {
-        // Its redelivery could not be told from another one: each would be an instance of its own.
+        // Without a name we cannot recognize a redelivery, so every delivery would create another instance.
         Action::Create if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
         }
-        // It was tried, and nobody knows how far it came before its release cancelled it: to try it anew under
-        // another key could make it twice.
+        // The create was attempted before its release canceled it, so its progress is unknown. Another attempt under
+        // another idempotency key could create the instance twice.
         Action::Create if !view.approved && has_begun && was_cancelled => {
             Decision::Hold(Reason::LateCreate).into()
         }
         Action::Create => Decision::Run.into(),
-        // A create began here once and ended without success: something may have to be cleaned up.
+        // An earlier create began here and ended without success, so the seller may have something to clean up.
         Action::Release if has_begun => Decision::Run.into(),
         Action::Release if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
@@ -846,14 +850,14 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     if callback.subject.names().next().is_none() {
         return Decision::Hold(Reason::NamesNothing);
     }
-    // There is no create of it: its first callback is the first that is heard of it.
+    // The marketplace sends no create for it, so any callback can be the first.
     if callback.made_elsewhere && view.instance.is_none() {
         return Decision::Run;
     }
     match view.policy.unknown_instance {
         UnknownInstance::Refuse => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Succeed => Decision::Record,
-        // Its create was refused here: it is not elsewhere, so there is nothing to take over.
+        // The create was refused here, so there is no instance elsewhere to adopt.
         UnknownInstance::Adopt if view.instance.is_some() => Decision::Refuse(Reason::UnknownInstance),
         UnknownInstance::Adopt if callback.product.is_none() && !view.approved => {
             Decision::Hold(Reason::UnknownProduct)
@@ -862,8 +866,7 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
     }
 }
 
-/// Whether what was asked before came to nothing, or waits for an operator, and the instance may have moved on
-/// since.
+/// Returns true if the earlier callback had no effect or is held, and the instance may have changed since then.
 fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
     match occurrence.standing {
         Standing::Superseded | Standing::Held => true,
@@ -872,18 +875,18 @@ fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
     }
 }
 
-/// An instance that is there, and what is asked of it.
+/// An existing instance, and the request for it.
 struct Known<'a> {
     instance: &'a Instance,
     future: &'a Instance,
     releasing: Option<i64>,
-    /// An earlier callback that reads like this one was carried out. Never set for what an operator approves.
+    /// Earlier callback with the same deduplication key that was carried out. `None` if an operator approved this one.
     done: Option<Done>,
     overtaken: bool,
-    /// It is certain that the request is no copy of an earlier one.
+    /// The request carries a nonce, so it cannot be a replay.
     no_copy: bool,
     ordered: bool,
-    /// It leaves the term as it is.
+    /// A renewal without a date: it unfreezes the instance and leaves the term unchanged.
     thaws: bool,
     view: View<'a>,
     wants: Wants,
@@ -892,14 +895,15 @@ struct Known<'a> {
 impl Known<'_> {
     fn create(&self, callback: &Callback) -> Verdict {
         if self.future.state == State::Released && self.instance.id.is_none() {
-            // Of something that never began, an operator may want a beginning after all.
+            // An operator may approve a create after all, if nothing was ever begun.
             let begins = self.view.approved && self.instance.state == State::Released && !self.instance.began;
             return if begins { Decision::Run } else { Decision::Hold(Reason::LateCreate) }.into();
         }
-        // A held create that was approved as a conversion has been carried out like any other order.
+        // A held create that was approved as a conversion counts as carried out, like any other order.
         if !is_same_purchase(self.instance, callback) && self.done.is_none() {
             return Decision::Hold(Reason::ConflictingCreate).into();
         }
+        // A create in the queue answers for every delivery of this purchase.
         if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
             return Decision::Join(job.job).into();
         }
@@ -914,7 +918,7 @@ impl Known<'_> {
         let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
         let is_so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         let decision = match self.future.state {
-            // Frozen until the release that is coming has come, it is not what a renewal promises.
+            // A frozen instance is not as a renewal promises, so report only after the queued release.
             State::Released
                 if self.done.is_some() && self.ordered && self.instance.state != State::Active =>
             {
@@ -923,21 +927,22 @@ impl Known<'_> {
             State::Released if self.done.is_some() && (self.ordered || is_so) => Decision::Repeat,
             State::Released => return self.paid_for_nothing(Action::Renew),
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),
-            // Arrears that were paid may repeat order and date. If it was a late repeat after all, that costs a
-            // few free days; the other way round it would keep a payer frozen.
+            // Paid arrears may repeat order and date. If the request was a late repeat after all, running it costs a
+            // few free days. Not running it could keep a paying buyer frozen.
             State::Frozen => return run(),
-            // It does not depend on a renewal that may never come.
+            // Run it now: it must not wait for a dead renewal that may never run.
             State::Pending | State::Active if self.thaws && self.waits_for_the_dead() => return run(),
             State::Pending | State::Active if self.thaws && self.instance.state != State::Pending => {
                 self.coming(&[Action::Renew])
             }
             State::Pending | State::Active if self.done.is_none() => return run(),
-            // Active once the renewal that is coming has come.
+            // The instance becomes active with the queued renewal.
             State::Pending | State::Active if self.instance.state != State::Active => {
                 self.coming(&[Action::Renew])
             }
             State::Pending | State::Active if self.ordered => Decision::Repeat,
             State::Pending | State::Active if is_so => Decision::Repeat,
+            // A longer term than the coming one was paid and taken back later, so an operator must decide.
             State::Pending | State::Active if self.wants.expires_on > self.future.expires_on => {
                 Decision::Hold(Reason::RefundedRenewal)
             }
@@ -965,11 +970,11 @@ impl Known<'_> {
             Some(_) if self.ordered => Decision::Repeat,
             None if is_released => return self.paid_for_nothing(Action::Upgrade),
             None if !self.refused_since() => Decision::Run,
-            // Whatever made it so, an order that the hook refused was not carried out.
+            // An order that the hook refused was not carried out, even if the instance has the values now.
             None if self.ordered => Decision::Hold(Reason::LeftSku),
             _ if self.is_made() && self.instance.has(&self.wants) => Decision::Repeat,
             _ if self.future.has(&self.wants) && !is_released => self.coming(&[Action::Upgrade]),
-            // It may be the earlier of two, and running it would undo the later one.
+            // It may repeat the earlier of two upgrades, and running it would undo the later one.
             Some(_) => Decision::Hold(Reason::AmbiguousRepeat(Action::Upgrade)),
             None => Decision::Hold(Reason::LeftSku),
         };
@@ -980,7 +985,7 @@ impl Known<'_> {
         let is_last_word = self.no_copy && self.future.state == State::Active;
         let decision = match (self.instance.state, self.future.state) {
             (_, _) if self.ordered && self.done.is_some() => Decision::Repeat,
-            // Frozen it is, whatever is coming.
+            // The instance is frozen, so the request is fulfilled regardless of the queued jobs.
             (State::Frozen, _) if !is_last_word => Decision::Repeat,
             (_, State::Released) => self.released(),
             (_, State::Frozen) => self.coming(&[Action::Expire]),
@@ -993,7 +998,7 @@ impl Known<'_> {
         Verdict { cancels, ..decision.into() }
     }
 
-    /// An expire of what is in use. It takes from the buyer, so it runs only where nothing speaks against it.
+    /// Decides an expire for an instance in use. Freezing takes from the buyer, so it runs only without any doubt.
     fn expire_in_use(&self) -> Decision {
         if self.view.conflict && !self.view.approved {
             return Decision::Hold(Reason::ConversionHeld);
@@ -1001,24 +1006,24 @@ impl Known<'_> {
         let believed_until = plus_millis(self.view.now, limits::EXPIRE_EARLY_MS);
         let is_ahead = |expiry: &Timestamp| *expiry > believed_until;
         let applied = self.instance.expires_on.filter(is_ahead);
-        // A refund that is on its way may still be dropped, so the longer term counts.
+        // A queued refund may still be dropped, so the longer term counts.
         let paid_until = self.future.expires_on.filter(is_ahead).max(applied);
         let is_renewing = applied.is_none();
         let is_first_doubted = !self.view.approved && (self.future.converted || self.future.adopted);
         match (self.done, paid_until) {
             _ if self.no_copy || self.view.approved => Decision::Run,
-            // What ends is the term before the renewal that is on its way.
+            // The expire announces the end of the term before the renewal that is queued.
             (_, Some(expiry)) if is_renewing => Decision::Hold(Reason::EarlyExpire(expiry)),
             (None, None) if self.future.converted && self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::UnknownTerm)
             }
             (Some(_), Some(expiry)) => Decision::Hold(Reason::EarlyExpire(expiry)),
-            // Arrears, most likely. But the end of a trial that was bought, and of a term that was not bought
-            // here, may be announced late.
+            // Most likely arrears. But the end of a trial that was converted, or of a term that was not bought here,
+            // may be announced late.
             (None, Some(expiry)) if self.overtaken || is_first_doubted => {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
-            // Without a known term it cannot be told from a repeat whose answer got lost.
+            // Without a known term, this may be a repeat whose answer was lost.
             (Some(Done { told: false, .. }), None) if self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
@@ -1033,8 +1038,8 @@ impl Known<'_> {
         Verdict::from(Decision::Refuse(Reason::PaidForNothing(action))).alerting()
     }
 
-    /// A release overtakes everything: what has not begun ends unrun, and where nothing ever began
-    /// there is nothing to release.
+    /// Decides a release. It supersedes all jobs: those that do not run are canceled. If no create ever began, there is
+    /// nothing to release.
     fn release(&self) -> Verdict {
         if self.future.state == State::Released {
             return self.release_again().into();
@@ -1052,44 +1057,44 @@ impl Known<'_> {
         }
         match (self.instance.tombstone, self.view.approved) {
             (true, true) => Decision::Run,
-            // Nothing was ever released here: what may be said of it is the seller's decision.
+            // Nothing was ever released here, so the seller's policy decides the answer.
             (true, false) => unknown_release(self.view.policy).decision,
             (false, _) => Decision::Repeat,
         }
     }
 
-    /// Whether the hook refused it, and the instance has changed since. What was cancelled with a create
-    /// is not meant: that was never tried.
+    /// Returns true if the hook refused the earlier callback and the instance has changed since. A callback that was
+    /// canceled together with a create does not count, because it was never tried.
     fn refused_since(&self) -> bool {
         let standing = self.view.occurrence.map(|occurrence| &occurrence.standing);
         self.overtaken && matches!(standing, Some(Standing::RefusedByHook { .. }))
     }
 
-    /// Released already, or about to be: then it is true when the release is done.
+    /// Answers for a released instance. If the release is still queued, the answer is that of its job.
     fn released(&self) -> Decision {
         self.releasing.map_or(Decision::Repeat, Decision::Join)
     }
 
-    /// True already, or about to be: then it is true when the last job of these actions is done, or else the
-    /// create.
+    /// Answers for a state that is reached already or will be. If it will be, the answer is that of the last queued job
+    /// with one of these actions, or else of the create.
     fn coming(&self, actions: &[Action]) -> Decision {
         let last = |wanted: &[Action]| self.view.lane.iter().rev().find(|job| wanted.contains(&job.action));
         let job = last(actions).or_else(|| last(&[Action::Create]));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
     }
 
-    /// True if the renewal that would thaw the instance is out of tries.
+    /// Returns true if the renewal that would unfreeze the instance is dead.
     fn waits_for_the_dead(&self) -> bool {
         let last = self.view.lane.iter().rev().find(|job| job.action == Action::Renew);
         self.instance.state == State::Frozen && last.is_some_and(|job| job.dead)
     }
 
-    /// True if what is applied is there and can be in use: only then can anything be so.
+    /// Returns true if the instance is provisioned and not released. Only then can a request be fulfilled already.
     fn is_made(&self) -> bool {
         matches!(self.instance.state, State::Active | State::Frozen)
     }
 
-    /// The dead jobs that this action makes unnecessary.
+    /// Returns the dead jobs that this action makes unnecessary.
     fn superseding(&self, action: Action) -> Vec<i64> {
         let now = self.view.now;
         let dead =
@@ -1098,8 +1103,8 @@ impl Known<'_> {
     }
 }
 
-/// True if a dead job no longer matters once `action` comes behind it: what was renewed is not to be frozen any
-/// more; and what is frozen was not renewed, unless the renewal was paid for a term that reaches beyond now.
+/// Returns true if a job with `action` makes a dead job before it unnecessary. A renewed instance must no longer be
+/// frozen. A frozen instance was not renewed, unless the dead renewal was paid for a term that ends after now.
 pub fn supersedes(action: Action, dead: Action, wanted: &Wants, now: Timestamp) -> bool {
     match (action, dead) {
         (Action::Renew, Action::Expire) => true,
@@ -1112,6 +1117,7 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     let Some(instance) = view.instance else {
         return Decision::Refuse(Reason::UnknownInstance);
     };
+    // Check the date first: a stale sign-on is refused even if it was never used.
     let window = view.policy.sign_on_window_ms;
     let fresh = callback
         .sent_at
@@ -1121,7 +1127,7 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     }
     match view.occurrence {
         Some(Occurrence { told: true, .. }) => return Decision::Refuse(Reason::SignOnUsed),
-        // Its browser went away before the hook was done: no success was given for it yet.
+        // The browser left before the hook was done, so no success was reported yet.
         Some(Occurrence { standing: Standing::Done(job), .. }) => return Decision::Join(*job),
         _ => {}
     }
@@ -1134,7 +1140,7 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     }
 }
 
-/// A query tells the id, and so nothing before there is one.
+/// Decides a query. The answer of a query is the id, so a query fails until there is one.
 fn query(view: View<'_>) -> Decision {
     match view.instance {
         None => Decision::Refuse(Reason::UnknownInstance),
@@ -1147,7 +1153,7 @@ fn query(view: View<'_>) -> Decision {
 fn payment(view: View<'_>) -> Decision {
     match view.occurrence.map(|occurrence| &occurrence.standing) {
         None => Decision::RunBeside { told: true },
-        // It was held, so nothing has run for it yet.
+        // The payment was held, so no job has run for it yet.
         Some(Standing::Held | Standing::Void | Standing::Rejected { .. }) if view.approved => {
             Decision::RunBeside { told: true }
         }
@@ -1165,29 +1171,29 @@ fn other(view: View<'_>, callback: &Callback) -> Decision {
     }
 }
 
-/// What a callback's occurrence is about.
+/// Subject of a callback for its deduplication key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Subject<'a> {
     /// An instance of the store, by its number.
     Instance(i64),
-    /// Nothing that is known; the name the callback used, or its order.
+    /// No known instance; the name in the callback, or its order.
     Named(&'a str),
-    /// A purchase of an instance that another purchase made: by its order, however its date moves.
+    /// A purchase of an instance that another purchase created, identified by its order. Its date may change.
     Purchase(i64),
-    /// The purchase that made an instance, repeated with these quantities.
+    /// The purchase that created an instance, repeated with these quantities.
     OtherValues(i64),
 }
 
-/// The 16 bytes that are equal for the redeliveries of one request, and differ for anything that
-/// would change something else: account, instance, action, order id if given, the values it sets.
+/// Returns the deduplication key: 16 bytes that are equal for the redeliveries of one request. The key differs if
+/// account, instance, action, order id (if given) or one of the set values differs.
 ///
-/// They are equal, too, for two happenings that a marketplace announces with the same words; which
-/// of the two it is, [`decide`] tells from what was told and from the state.
+/// Two different events that a marketplace announces in the same words have the same key. [`decide`] distinguishes them
+/// by the reported results and the state.
 pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
     let mut digest = KeyDigest(Sha256::new());
     digest.text(account);
     match subject {
-        // A payment has its own id, and may come before or after the create it pays for.
+        // A payment has its own id, and may come before or after the create that it pays for.
         _ if callback.action == Action::Payment => {}
         Subject::Instance(number) => digest.text(&format!("instance {number}")),
         Subject::Named(name) => digest.text(&format!("name {name}")),
@@ -1195,7 +1201,7 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
             digest.text(&format!("purchase of instance {number}"));
             let order = callback.order_id.as_deref().filter(|order| !order.is_empty());
             digest.option(order);
-            // An order has one buyer, whether a delivery names him or not.
+            // An order has one buyer, so the buyer counts only without an order: a delivery may leave the buyer out.
             digest.option(callback.buyer.as_deref().filter(|_| order.is_none()));
             digest.option(callback.sku.as_deref());
             for (name, value) in &callback.items {
@@ -1248,7 +1254,7 @@ fn values(digest: &mut KeyDigest, callback: &Callback) {
             None => everything(digest, callback),
         },
         Action::Other => {
-            // A question has a name of its own each time it is asked, which stands in no parameter.
+            // A query has its own id for each call, which is in none of its parameters.
             let said = |id: &&String| callback.parameters.iter().any(|(_, value)| value == id.as_str());
             if let Some(id) = callback.request_id.as_ref().filter(|id| !said(id)) {
                 digest.text(id);
@@ -1267,7 +1273,7 @@ fn everything(digest: &mut KeyDigest, callback: &Callback) {
     }
 }
 
-/// A digest over texts that cannot run into each other: each goes in behind its length.
+/// Digest of texts. The length before each text keeps two texts from running into each other.
 struct KeyDigest(Sha256);
 
 impl KeyDigest {

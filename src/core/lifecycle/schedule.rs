@@ -1,11 +1,11 @@
-//! The states of a job and its retry schedule, pure.
+//! States of a job and its retry schedule, as pure functions.
 //!
-//! A job is one hook invocation owed. It is retried along a written list of waits, so that an
-//! operator can reason about "5 s, 30 s, 2 min"; behind the last entry it is *dead*, a state that
-//! can be listed, and not a number of tries that must be counted.
+//! A job is one owed call of a hook. Its retries follow a fixed list of waits, so that an operator can reason about "5
+//! s, 30 s, 2 min". A job that fails after the last wait is *dead*: a state that commands can list, instead of a number
+//! of attempts to count.
 //!
-//! Redeliveries and operators may bring an attempt forward. Such an attempt is extra: it spends no
-//! step of the schedule, and when it fails the job goes back to where it stood.
+//! A redelivery or an operator can request an attempt ahead of schedule. Such an unscheduled attempt uses no step of
+//! the schedule, and if it fails the job returns to its earlier step.
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -13,32 +13,32 @@ use serde::Serialize;
 use crate::hook::clock::{Id, plus_millis};
 use crate::observe::limits;
 
-/// Where a job stands.
+/// States of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum JobState {
-    /// It waits: for its time, or for those before it in the lane.
+    /// The job waits for its due time, or for earlier jobs in the instance's queue.
     Queued,
-    /// A hook is running for it, under a lease.
+    /// A hook runs for the job, under a lease.
     Running,
-    /// The hook accepted it and will be told finished later.
+    /// The hook accepted the job, and its result is reported later.
     Pending,
-    /// An operator must look.
+    /// The job waits for an operator.
     Held,
-    /// The schedule is spent.
+    /// The retry schedule is used up.
     Dead,
-    /// The hook has done it.
+    /// The hook carried out the job.
     Done,
-    /// The hook refused it.
+    /// The hook refused the job.
     Refused,
-    /// An operator ended it.
+    /// An operator ended the job.
     Dropped,
-    /// Something later made it unnecessary.
+    /// A later event made the job unnecessary.
     Cancelled,
 }
 
 impl JobState {
-    /// Every state; the position is the number that is stored.
+    /// All states; the index of a state is the number that is stored.
     pub const ALL: [JobState; 9] = [
         JobState::Queued,
         JobState::Running,
@@ -51,7 +51,7 @@ impl JobState {
         JobState::Cancelled,
     ];
 
-    /// Whether it still has a place in its lane.
+    /// Returns true if the job still counts in its instance's queue.
     pub const fn is_live(self) -> bool {
         matches!(
             self,
@@ -59,7 +59,7 @@ impl JobState {
         )
     }
 
-    /// The word used in logs and `--json`.
+    /// Word for the state in logs and `--json`.
     pub const fn as_str(self) -> &'static str {
         match self {
             JobState::Queued => "queued",
@@ -75,25 +75,25 @@ impl JobState {
     }
 }
 
-/// Whether the next attempt is one of the schedule's, or extra.
+/// Kind of the next attempt: scheduled or unscheduled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Extra {
-    /// One of the schedule's.
+    /// Scheduled.
     #[default]
     No,
-    /// Brought forward while it waited.
+    /// Unscheduled, requested while the job waited.
     Waiting,
-    /// One more for a dead job.
+    /// Unscheduled, for a dead job.
     Dead,
 }
 
 impl Extra {
-    /// Every value; the position is the number that is stored.
+    /// All values; the index of a value is the number that is stored.
     pub const ALL: [Extra; 3] = [Extra::No, Extra::Waiting, Extra::Dead];
 }
 
-/// The waits between attempts.
+/// Retry schedule: the waits between attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule(Vec<i64>);
 
@@ -103,67 +103,69 @@ impl Default for Schedule {
     }
 }
 
-/// How far a job has come, and what its next attempt is.
+/// Position of a job in its retry schedule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Steps of the schedule that are spent.
+    /// Number of steps already used.
     pub step: u32,
-    /// Whether the attempt that runs or comes next is extra.
+    /// Kind of the attempt that runs now or comes next.
     pub extra: Extra,
 }
 
-/// What follows a failed attempt.
+/// Result of a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Try again then.
+    /// Another attempt follows.
     Wait {
-        /// When.
+        /// Due time of the attempt.
         due_at: Timestamp,
-        /// How far the job has come.
+        /// Position in the retry schedule.
         progress: Progress,
     },
-    /// Never, unless somebody asks for it.
+    /// No further attempt, unless an operator or a redelivery asks for one.
     Dead,
 }
 
 impl Schedule {
-    /// How many waits there are: one attempt more can fail before the job is dead.
+    /// Number of waits. A job is dead after one more failed attempt than this.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether the first failure is the last.
+    /// Returns true if the first failed attempt is the last.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The waits, in milliseconds.
+    /// Waits, in milliseconds.
     pub fn millis(&self) -> &[i64] {
         &self.0
     }
 
-    /// A schedule of these waits, in milliseconds.
+    /// Creates a schedule from waits, in milliseconds.
     pub fn from_millis(waits: Vec<i64>) -> Schedule {
         Schedule(waits)
     }
 
-    /// What follows an attempt that failed at `now`. `after` is the wait the hook asked for, in
-    /// milliseconds; it never shortens the schedule's.
+    /// Returns the next step after an attempt that failed at `now`. `after` is the wait that the hook asked for, in
+    /// milliseconds. It can only lengthen the wait of the schedule.
     pub fn failed(&self, id: Id, progress: Progress, after: Option<i64>, now: Timestamp) -> Next {
+        // An unscheduled attempt of a waiting job uses no step: it gets the wait of the step before again.
         let spent = match progress.extra {
             Extra::Dead => return Next::Dead,
             Extra::Waiting => progress.step.saturating_sub(1),
             Extra::No => progress.step,
         };
         let Some(wait) = self.0.get(spent as usize) else { return Next::Dead };
+        // Limit the wait that the hook asks for, so that a hook cannot postpone a job forever.
         let asked = after.unwrap_or(0).clamp(0, limits::RETRY_AFTER_MAX_S as i64 * 1000);
         let wait = jittered((*wait).max(asked), id, spent);
         let progress = Progress { step: spent + 1, extra: Extra::No };
         Next::Wait { due_at: plus_millis(now, wait), progress }
     }
 
-    /// What follows an attempt whose daemon died. It is made up for at once, but it spends a step: a
-    /// job that kills the daemon each time must not do so for ever.
+    /// Returns the next step after an attempt that ended with the daemon. The attempt is repeated at once, but it uses
+    /// a step: a job that kills the daemon each time must not do so forever.
     pub fn lost(&self, progress: Progress, now: Timestamp) -> Next {
         if progress.extra == Extra::Dead || progress.step as usize >= self.0.len() {
             return Next::Dead;
@@ -172,17 +174,18 @@ impl Schedule {
     }
 }
 
-/// When an attempt that a redelivery brings forward may run: not sooner than the gap after the last. A
-/// last attempt that lies ahead of `now` says that the clock was set back since: the gap counts from now.
+/// Returns the due time of an attempt that a redelivery requests: at least the gap after the last attempt. A last
+/// attempt later than `now` means that the clock was set back, so the gap counts from `now`.
 pub fn forward_due(last_attempt: Option<Timestamp>, now: Timestamp) -> Timestamp {
     let earliest = last_attempt.map_or(now, |ended| plus_millis(ended.min(now), limits::FORWARD_GAP_MS));
     earliest.max(now)
 }
 
-/// Longer by up to the jitter, by an amount that depends on the job alone: no two jobs that failed
-/// together come back together, and a simulation repeats itself.
+/// Lengthens a wait by a jitter that depends only on the job and the step. Jobs that failed together do not retry
+/// together, and a simulation is reproducible.
 fn jittered(wait: i64, id: Id, step: u32) -> i64 {
     let spread = wait * limits::RETRY_JITTER_PERCENT as i64 / 100;
+    // The first half of an id holds its time, so only the random second half spreads well.
     let tail = id
         .as_bytes()
         .iter()

@@ -1,33 +1,34 @@
-//! Tokens, taken out of requests before anything of a request is shown.
+//! Masking of tokens before any part of a request is shown.
 //!
-//! A query-string token opens the same request again, for as long as the key is in use. It gets into places
-//! where no dialect looks for it: `&amp;token=` copied from a web page, `%2574oken`, a token that was appended
-//! to a path. So the name only has to resemble a token's, and a value only has to hold as many hex digits in a
-//! row as a digest has. An id of that form is hidden, too: the other direction would be the expensive mistake.
+//! A query-string token allows the same request again, for as long as the key is in use. Tokens also appear where
+//! no dialect expects them: in `&amp;token=` copied from a web page, in `%2574oken`, or appended to a path. So a
+//! name only has to resemble a token's name. A value only needs as many hex digits in a row as a digest has. An
+//! id of that form is masked too, because a visible token would be the more expensive mistake.
 
 use std::borrow::Cow;
 
-/// What stands for a token.
+/// Placeholder for a token.
 pub const TOKEN_PLACEHOLDER: &str = "<token>";
 
-/// The fewest hex digits of a digest.
+/// Minimum number of hex digits in a digest.
 const DIGEST_DIGITS: usize = 32;
-/// Characters of a 32-byte digest in base64, without the `=` at its end.
+/// Number of characters of a 32-byte digest in base64, without the `=` at the end.
 const BASE64_DIGITS: usize = 43;
-/// How often a text may have been encoded on its way.
+/// Maximum number of times that a text is decoded.
 const DECODED_MAX_COUNT: usize = 3;
 
-/// Whether a parameter or header of this name may hold a token or a signature.
+/// Returns true if a parameter or header with this name may hold a token or a signature.
 pub fn names_a_token(name: &str) -> bool {
     let plain: String = decoded(name).chars().filter(char::is_ascii_alphanumeric).collect();
     let plain = plain.to_ascii_lowercase();
     plain.contains("token")
         || plain.contains("signature")
         || matches!(plain.as_str(), "sign" | "xsign" | "bodysign" | "ampsign")
+        // A single typing error also counts: `tken`, `tokem`.
         || strsim::osa_distance(&plain, "token") <= 1
 }
 
-/// The text with `<token>` for every run of characters that may be a token or a signature.
+/// Replaces every run of characters that may be a token or a signature with `<token>`.
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
     let plain = decoded(text);
     if let Some(shown) = without_runs(&plain) {
@@ -36,21 +37,23 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
     Cow::Borrowed(text)
 }
 
-/// A target, form or JSON text with `<token>` for the value of everything whose name resembles a token's, and
-/// for every run of characters that may be a token.
+/// Masks a target, form or JSON text.
+/// `<token>` replaces every value whose name resembles a token's, and every run of characters that may be a
+/// token.
 pub fn masked(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
     while let Some((name, value)) = next_token(rest) {
         shown.push_str(rest.get(..value.start).unwrap_or_default());
         shown.push_str(TOKEN_PLACEHOLDER);
+        // Continue behind the value; an empty value must still move forward.
         rest = rest.get(value.end.max(name.end)..).unwrap_or_default();
     }
     shown.push_str(rest);
     without_tokens(&shown).into_owned()
 }
 
-/// The name and the value of the first member whose name resembles a token's.
+/// Returns the positions of the name and the value of the first member whose name resembles a token's.
 fn next_token(text: &str) -> Option<(std::ops::Range<usize>, std::ops::Range<usize>)> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '%' | ';' | '.');
     let mut from = 0;
@@ -59,6 +62,7 @@ fn next_token(text: &str) -> Option<(std::ops::Range<usize>, std::ops::Range<usi
         let behind = text.get(start..)?;
         let end = start + behind.find(|c| !is_part(c)).unwrap_or(behind.len());
         from = end;
+        // JSON has quotes and spaces around the name, and backslashes if it is a text within JSON.
         let separator = text.get(end..)?.trim_start_matches(['"', '\'', '\\', ' ']);
         if !separator.starts_with(['=', ':']) || !text.get(start..end).is_some_and(names_a_token) {
             continue;
@@ -70,7 +74,7 @@ fn next_token(text: &str) -> Option<(std::ops::Range<usize>, std::ops::Range<usi
     }
 }
 
-/// The text with its runs replaced; `None` when there are none.
+/// Replaces the runs in a text; `None` when there are none.
 fn without_runs(text: &str) -> Option<String> {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
@@ -79,6 +83,7 @@ fn without_runs(text: &str) -> Option<String> {
         let (before, behind) = rest.split_at(start);
         let (word, after) = behind.split_at(behind.find(|c| !is_base64(c)).unwrap_or(behind.len()));
         shown.push_str(before);
+        // The `=` at the end distinguishes base64 from a long path or id.
         let is_base64_digest = word.len() >= BASE64_DIGITS && after.starts_with('=');
         if is_base64_digest {
             shown.push_str(TOKEN_PLACEHOLDER);
@@ -96,7 +101,7 @@ fn is_base64(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '+' | '/')
 }
 
-/// Appends a word; its runs of hex digits that are as long as a digest are replaced. Returns whether one was.
+/// Appends a word, with its digest-length runs of hex digits replaced. Returns true if there was one.
 fn push_without_digits(shown: &mut String, word: &str) -> bool {
     let mut found = false;
     let mut rest = word;
@@ -114,7 +119,7 @@ fn push_without_digits(shown: &mut String, word: &str) -> bool {
     found
 }
 
-/// The text, decoded as often as it may have been encoded.
+/// Decodes a text several times, because it may have been encoded several times.
 fn decoded(text: &str) -> Cow<'_, str> {
     let mut plain = Cow::Borrowed(text);
     for _ in 0..DECODED_MAX_COUNT {

@@ -1,10 +1,11 @@
-//! Fields that are encrypted inside of a signed message: user names, passwords, phone numbers of
-//! KooGallery's version 1.0.
+//! Encrypted fields within a signed message: user names, passwords and phone numbers of KooGallery's version 1.0.
 //!
-//! AES in CBC mode with PKCS#5 padding, behind an IV of 16 letters and digits that stands in front of the
-//! base64 as it is ("Encryption", support.huaweicloud.com/intl/en-us/accessg-marketplace/en-us_topic_0070649063.html).
-//! The AES key is not the access key: the vendor's sample draws it from Java's `SHA1PRNG` seeded with the access
-//! key alone, so the same generator is written down here. Its streams were compared with OpenJDK's.
+//! The cipher is AES in CBC mode with PKCS#5 padding. An IV of 16 letters and digits comes first, in plain text,
+//! before the base64. Source: "Encryption",
+//! support.huaweicloud.com/intl/en-us/accessg-marketplace/en-us_topic_0070649063.html.
+//!
+//! The AES key is not the access key. The vendor's sample takes it from Java's `SHA1PRNG`, seeded with the access
+//! key alone. So this file contains the same generator. Its output was compared with OpenJDK's.
 
 use aes::{Aes128, Aes256};
 use base64::Engine as _;
@@ -16,15 +17,15 @@ use zeroize::Zeroizing;
 
 use super::{Secret, Signer};
 
-/// Characters of an IV, which are its bytes.
+/// Length of an IV. Its characters are its bytes.
 const IV_BYTES: usize = 16;
 const IV_LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789Aa";
 
-/// With which key size fields are encrypted.
+/// Key size of field encryption.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cipher {
-    /// AES with 256 bits: the vendor's default.
+    /// AES with 256 bits, the vendor's default.
     #[default]
     Aes256,
     /// AES with 128 bits.
@@ -32,7 +33,7 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// Both.
+    /// Both key sizes.
     pub const ALL: [Cipher; 2] = [Cipher::Aes256, Cipher::Aes128];
 
     const fn key_bytes(self) -> usize {
@@ -44,14 +45,16 @@ impl Cipher {
 }
 
 impl Signer {
-    /// Encrypts a field with an IV of its own.
+    /// Encrypts a field with a new random IV.
     ///
     /// # Errors
-    /// When the system's random generator fails; then nothing may be sent.
+    /// Fails if the system's random generator fails; then nothing may be sent.
     pub fn encrypt(&self, cipher: Cipher, text: &str) -> Result<String, getrandom::Error> {
         let mut iv = [0; IV_BYTES];
         getrandom::fill(&mut iv)?;
         for byte in &mut iv {
+            // 64 characters for 256 byte values: each character belongs to 4 of them. (`A` and `a` are there
+            // twice.)
             *byte = IV_LETTERS.get(usize::from(*byte) % IV_LETTERS.len()).copied().unwrap_or(b'0');
         }
         Ok(self.encrypt_with(cipher, &iv, text))
@@ -65,11 +68,11 @@ impl Signer {
             Cipher::Aes128 => cbc::Encryptor::<Aes128>::new_from_slices(&key, iv)
                 .map(|it| it.encrypt_padded_vec::<Pkcs7>(text.as_bytes())),
         };
-        // The lengths are ours, so there is no other case.
+        // Key and IV have the right length, so this error cannot happen.
         format!("{}{}", String::from_utf8_lossy(iv), BASE64.encode(sealed.unwrap_or_default()))
     }
 
-    /// Decrypts a field. `None` when it is not one that was encrypted so.
+    /// Decrypts a field. `None` when the text was not encrypted in this way.
     pub fn decrypt(&self, cipher: Cipher, text: &str) -> Option<Secret> {
         let (iv, sealed) = text.split_at_checked(IV_BYTES)?;
         let sealed = BASE64.decode(sealed).ok()?;
@@ -90,7 +93,7 @@ impl Signer {
     }
 }
 
-/// The first bytes of Java's `SHA1PRNG` that was seeded with `seed` and nothing else.
+/// Returns the first bytes of Java's `SHA1PRNG`, seeded with `seed` only.
 fn sha1_prng(seed: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     let mut state: [u8; 20] = Sha1::digest(seed).into();
     let mut bytes = Zeroizing::new(Vec::with_capacity(count + state.len()));
@@ -103,15 +106,17 @@ fn sha1_prng(seed: &[u8], count: usize) -> Zeroizing<Vec<u8>> {
     bytes
 }
 
-/// Adds the output to the state, as signed bytes, with a carry that begins as one.
+/// Adds the output to the state, as signed bytes, with an initial carry of one.
 fn advance(state: &mut [u8; 20], output: &[u8; 20]) {
     let before = *state;
     let mut carry = 1;
     for (slot, byte) in state.iter_mut().zip(output) {
+        // Java's bytes are signed, so the carry can be negative.
         let sum = i32::from(slot.cast_signed()) + i32::from(byte.cast_signed()) + carry;
         *slot = (sum & 0xff) as u8;
         carry = sum >> 8;
     }
+    // The state must change, or the output would repeat.
     if *state == before
         && let Some(first) = state.first_mut()
     {

@@ -1,8 +1,8 @@
-//! One attempt, run so that nothing a hook does can hurt the test: on a thread of its own, behind a
-//! panic wall, to a deadline, and cut short where the test says so.
+//! One attempt of the test. It runs on its own thread, with a deadline, catches a panic, and is cut short where
+//! the test says so.
 //!
-//! A thread of its own, because a hook that blocks must not take the test's thread with it, and
-//! because two attempts at once must really be at once in a runtime with a single thread.
+//! The thread is needed for two reasons. A hook that blocks must not block the test's thread. And two attempts
+//! at once must really run at once, even in a runtime with a single thread.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -20,33 +20,33 @@ use crate::hook::clock::split_mix;
 use crate::hook::{AnyHook, Call, HookError};
 use crate::hooks::runner::Attempted;
 
-/// How much longer than its deadline a thread is waited for before its hook counts as one that blocks.
+/// Extra time to wait for a thread after its deadline, before its hook counts as one that blocks.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How many steps attempts at once make before the deadline is looked at.
+/// Number of steps that attempts at once make before the deadline is checked.
 const STEPS_AT_A_STRETCH: u32 = 64;
 
-/// How an attempt ended, for whoever ran it.
+/// Result of an attempt, for its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// The hook said how.
+    /// The hook returned a result.
     Said(Attempted),
-    /// It panicked.
+    /// The hook panicked.
     Panicked,
-    /// It was given up at its deadline.
+    /// The attempt was given up at its deadline.
     TooLong,
-    /// It blocks its thread, and cannot be given up.
+    /// The hook blocks its thread and cannot be given up.
     Blocks,
-    /// The test cut it short.
+    /// The test cut the attempt short.
     Cut,
 }
 
-/// Where an attempt is cut short.
+/// Point at which an attempt is cut short.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
-    /// When it waits for the n-th time, from 1.
+    /// The n-th wait, from 1.
     AtWait(u32),
-    /// After so long.
+    /// After this time.
     After(Duration),
 }
 
@@ -68,11 +68,11 @@ fn ordinal(n: u32) -> String {
     }
 }
 
-/// What an attempt was like.
+/// Measurements and result of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Ran {
     pub(super) end: End,
-    /// How often it waited: the places where it can be cut short.
+    /// Number of waits. The attempt can be cut short at each of them.
     pub(super) waits: u32,
     pub(super) took: Duration,
 }
@@ -83,14 +83,14 @@ impl Ran {
     }
 }
 
-/// In which order attempts at once go on.
+/// Order in which attempts at once continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Weave {
-    /// On one thread: one goes on to where it waits, then the next, in turn.
+    /// On one thread: each attempt runs until it waits, then the next one, in turn.
     InTurn,
-    /// On one thread: whoever can go on, by chance from this seed.
+    /// On one thread: a random attempt that is ready to run, drawn from this seed.
     Seeded(u64),
-    /// On as many threads, started together.
+    /// On one thread for each attempt, started together.
     Threads,
 }
 
@@ -107,7 +107,7 @@ pub(super) async fn run(hook: &AnyHook, call: Call, within: Duration, cut: Optio
     .unwrap_or_else(|| Ran::never(End::Blocks))
 }
 
-/// Runs attempts at once.
+/// Runs several attempts at once.
 pub(super) async fn at_once(hook: &AnyHook, calls: Vec<Call>, within: Duration, weave: Weave) -> Vec<Ran> {
     let count = calls.len();
     let all: Vec<Watched> = calls.into_iter().map(|call| Watched::new(hook, call, None)).collect();
@@ -129,6 +129,7 @@ async fn on_threads(all: Vec<Watched>, within: Duration) -> Vec<Ran> {
         .map(|watched| {
             let together = Arc::clone(&together);
             on_a_thread(within, async move {
+                // Start together: the barrier releases all threads at the same moment.
                 together.wait();
                 given_up(watched, within).await
             })
@@ -141,8 +142,8 @@ async fn on_threads(all: Vec<Watched>, within: Duration) -> Vec<Ran> {
     ends
 }
 
-/// Runs `work` on a thread of its own inside the caller's runtime, from now on. `None` when it is not
-/// back in time: then the thread is left behind.
+/// Runs `work` immediately on its own thread, inside the caller's runtime. Returns `None` if the work is not
+/// done in time; the thread is then left behind.
 fn on_a_thread<T: Send + 'static>(
     within: Duration,
     work: impl Future<Output = T> + Send + 'static,
@@ -178,7 +179,7 @@ async fn cut_after(mut watched: Watched, after: Duration, within: Duration) -> R
 
 type Work = Pin<Box<dyn Future<Output = Result<Answer, HookError>> + Send>>;
 
-/// A hook at work; it counts how often it waits, and ends there if it is to be cut.
+/// A hook at work. It counts its waits, and ends at the wait where it is to be cut.
 struct Watched {
     work: Option<Work>,
     cut_at: Option<u32>,
@@ -218,12 +219,13 @@ impl Future for Watched {
                 End::Cut
             }
         };
+        // Drop the hook's future now: a cut must end the attempt at this wait.
         self.work = None;
         Poll::Ready(end)
     }
 }
 
-/// Remembers that somebody may go on, and wakes the one who lets them.
+/// Waker of one attempt: records that the attempt may continue, and wakes the task that drives all of them.
 struct Woken {
     now: AtomicBool,
     whom: Mutex<Option<Waker>>,
@@ -249,7 +251,7 @@ impl Wake for Woken {
     }
 }
 
-/// Attempts that go on one step at a time, in an order that can be repeated.
+/// Attempts that continue one step at a time, in an order that can be repeated.
 struct Woven {
     all: Vec<(Watched, Arc<Woken>, Option<Ran>)>,
     last: usize,
@@ -262,7 +264,7 @@ impl Woven {
         Woven { last: all.len().saturating_sub(1), all, weave }
     }
 
-    /// Which of those that may go on is next.
+    /// Chooses the next attempt among those that may continue.
     fn next(&mut self) -> Option<usize> {
         let may = |(_, woken, ran): &(Watched, Arc<Woken>, Option<Ran>)| {
             ran.is_none() && woken.now.load(Ordering::SeqCst)
@@ -293,13 +295,16 @@ impl Future for Woven {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        // Give every attempt the current waker, because the task may have moved.
         for (_, woken, _) in &self.all {
             woken.tell(context.waker());
         }
+        // Run a bounded number of steps, so that the caller's timeout gets its turn.
         for _ in 0..STEPS_AT_A_STRETCH {
             let Some(index) = self.next() else { break };
             self.last = index;
             let Some((watched, woken, ran)) = self.all.get_mut(index) else { break };
+            // Clear the flag before the poll: a wake during the poll must not be lost.
             woken.now.store(false, Ordering::SeqCst);
             let waker = Waker::from(Arc::clone(woken));
             if let Poll::Ready(end) = Pin::new(&mut *watched).poll(&mut Context::from_waker(&waker)) {
@@ -309,6 +314,7 @@ impl Future for Woven {
         if self.all.iter().all(|(_, _, ran)| ran.is_some()) {
             return Poll::Ready(());
         }
+        // Attempts are still ready: ask for another turn.
         if self.next().is_some() {
             context.waker().wake_by_ref();
         }
@@ -328,7 +334,7 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(20);
 
-    /// Writes down each step of each attempt, and when one is dropped.
+    /// Hook that records each step of each attempt, and the time at which an attempt is dropped.
     #[derive(Clone, Default)]
     struct Steps(Arc<Mutex<Vec<String>>>);
 

@@ -1,5 +1,5 @@
-//! The bench a hook is tested on: makes attempts, and judges how they ended, what they answered, and
-//! what the author's probes saw afterwards.
+//! Test bench for a hook: makes attempts, and judges their results, their answers, and what the author's probes
+//! saw afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,26 +16,26 @@ use crate::hooks::runner::Attempted;
 use crate::observe::limits;
 use crate::store::fault_of_id;
 
-/// Attempts that did not end in time, after which the test is given up: each costs a whole deadline.
+/// Number of attempts that miss the deadline before the test is given up, because each costs a whole deadline.
 const HUNG_MAX_COUNT: u32 = 2;
 
-/// What went before an attempt, with the same key.
+/// History before an attempt with the same key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
-    /// Nothing.
+    /// No earlier attempt.
     Nothing,
-    /// An answer, which got lost.
+    /// An answer that was lost.
     Answer,
     /// An attempt that was cut short.
     Cut(Cut),
-    /// Several at once.
+    /// Several attempts at once.
     AtOnce,
-    /// It is one of several at once.
+    /// No earlier attempt, but several at the same time as this one.
     Among,
 }
 
 impl After {
-    /// The hook at that attempt, as a sentence begins.
+    /// Returns the beginning of a sentence about the hook at that attempt.
     fn who(self) -> String {
         match self {
             After::Nothing => "it".to_owned(),
@@ -46,7 +46,7 @@ impl After {
         }
     }
 
-    /// What to do about it.
+    /// Returns the remedy.
     fn advice(self) -> &'static str {
         match self {
             After::Nothing => "return an error that is a retry instead",
@@ -63,14 +63,14 @@ impl After {
     }
 }
 
-/// What became of a job.
+/// Result of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// It is done.
+    /// The work is done.
     Done(Answer),
-    /// It will be done later, by somebody.
+    /// The work is accepted, and a person completes it later.
     Pending,
-    /// It will not be done.
+    /// The work is not done and will not be.
     Not,
 }
 
@@ -83,7 +83,7 @@ impl Outcome {
     }
 }
 
-/// What the author's probes saw.
+/// Results of the author's probes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Seen {
     pub(super) count: Option<usize>,
@@ -98,14 +98,14 @@ pub(super) struct Bench<'a> {
     observer: &'a mut dyn Observer,
     pub(super) report: Report,
     chance: u64,
-    /// Every name an instance has, and whose it is.
+    /// Every name of an instance, with the order it belongs to.
     names: BTreeMap<String, String>,
-    /// How many things one create makes.
+    /// Number of things that one create makes.
     usual: Option<usize>,
     pub(super) measured: Measured,
-    /// Actions the hook does not do.
+    /// Actions that the test leaves out or the hook does not support.
     left_out: Vec<Action>,
-    /// Actions it has done.
+    /// Actions that succeeded at least once.
     done: BTreeSet<Action>,
     hung: u32,
 }
@@ -140,7 +140,7 @@ impl<'a> Bench<'a> {
         self.observer.section(title);
     }
 
-    /// Whether nothing can be learnt any more.
+    /// Returns true if further attempts cannot find anything.
     pub(super) fn is_hopeless(&self) -> bool {
         self.hung >= HUNG_MAX_COUNT
     }
@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
         !self.left_out.contains(&action)
     }
 
-    /// An order nobody has heard of.
+    /// Creates a new order.
     pub(super) fn order(&mut self, trial: bool) -> Order {
         let order = self.market.order(trial);
         self.names.insert(order.name.clone(), order.name.clone());
@@ -173,19 +173,20 @@ impl<'a> Bench<'a> {
     // Attempts.
 
     fn call(&mut self, job: &mut Job) -> Option<Call> {
-        // Every job that needs an instance has one.
+        // Every job that needs an instance has one, so this never fails.
         self.market.call(job, self.options.timeout).ok()
     }
 
     fn ran(&mut self, step: &str, call: &Call, ran: &Ran) {
         self.report.count(1);
+        // Count lost deadlines, so that a hook that always hangs does not take hours.
         if matches!(ran.end, End::TooLong | End::Blocks) {
             self.hung += 1;
         }
         self.observer.attempted(&Told { step, call, end: words(&ran.end) });
     }
 
-    /// One attempt.
+    /// Makes one attempt.
     pub(super) async fn attempt(&mut self, job: &mut Job, cut: Option<Cut>) -> Option<Ran> {
         let call = self.call(job)?;
         let ran = attempt::run(&self.hook, call.clone(), self.options.timeout, cut).await;
@@ -193,7 +194,7 @@ impl<'a> Bench<'a> {
         Some(ran)
     }
 
-    /// Attempts at once: one for each of these jobs.
+    /// Makes attempts at once: one for each of these jobs.
     pub(super) async fn together(&mut self, jobs: &mut [Job], weave: Weave) -> Vec<End> {
         let calls: Vec<Call> = jobs.iter_mut().filter_map(|job| self.call(job)).collect();
         let all = attempt::at_once(&self.hook, calls.clone(), self.options.timeout, weave).await;
@@ -203,10 +204,11 @@ impl<'a> Bench<'a> {
         all.into_iter().map(|ran| ran.end).collect()
     }
 
-    /// Attempts at once at one job.
+    /// Makes several attempts at once at one job.
     pub(super) async fn crowd(&mut self, job: &mut Job, weave: Weave) -> Vec<Answer> {
         let mut jobs: Vec<Job> = Vec::new();
         for index in 0..self.options.at_once {
+            // Every attempt gets its own number, as from the daemon.
             let attempts = job.attempts + u32::try_from(index).unwrap_or(u32::MAX);
             let mut one = job.clone();
             one.attempts = attempts;
@@ -221,11 +223,12 @@ impl<'a> Bench<'a> {
         answers
     }
 
-    /// Tries until it is done, as often as is reasonable, and says what was wrong if it is not.
+    /// Makes attempts until one succeeds, up to a limit, and reports the error if none does.
     pub(super) async fn finish(&mut self, job: &mut Job, after: After) -> Outcome {
         let mut last = String::new();
         for tries in 1..=limits::HOOK_TEST_TRIES_COUNT {
             let Some(ran) = self.attempt(job, None).await else { return Outcome::Not };
+            // Only an undisturbed attempt shows how often the hook waits and how long it takes.
             if after == After::Nothing {
                 let known = self.measured.entry(job.callback.action).or_insert((0, ran.took));
                 *known = (known.0.max(ran.waits), known.1.min(ran.took));
@@ -245,7 +248,7 @@ impl<'a> Bench<'a> {
         Outcome::Not
     }
 
-    /// What an end means; an error is worth another attempt.
+    /// Judges the end of an attempt. `Err` means that another attempt may succeed.
     pub(super) fn ended(&mut self, job: &Job, end: End, after: After) -> Result<Outcome, String> {
         let within = self.options.timeout;
         let (who, advice) = (after.who(), after.advice());
@@ -284,6 +287,7 @@ impl<'a> Bench<'a> {
         if after == After::Nothing {
             let text = format!("it is pending ({note}), so what follows it could not be tested");
             self.remark(FindingKind::Pending, job, &text);
+        // After a cut or among several attempts, "pending" may be correct: another attempt does the work.
         } else if matches!(after, After::Answer) {
             let text = format!("{} was pending ({note}) and had been done; {}", after.who(), after.advice());
             self.fault(FindingKind::PendingAgain, job, &text);
@@ -305,7 +309,8 @@ impl<'a> Bench<'a> {
             let text = format!("{} refused ({reason}); {}", after.who(), after.advice());
             self.fault(FindingKind::RefusesAgain, job, &text);
         } else if self.is_optional(action) {
-            // Something it has done before it refuses only here: while frozen, say.
+            // An action that succeeded before is refused only in this state, for example while frozen. Keep
+            // testing it.
             if !self.done.contains(&action) {
                 self.left_out.push(action);
             }
@@ -357,7 +362,7 @@ impl<'a> Bench<'a> {
 
     // Answers.
 
-    /// Whether what was answered can be told to a marketplace at all.
+    /// Checks that the answer can be sent to a marketplace.
     pub(super) fn judge_answer(&mut self, order: &Order, job: &Job, answer: &Answer) {
         if job.callback.action == Action::Create {
             self.judge_id(order, job, &id_of(order, answer));
@@ -382,6 +387,7 @@ impl<'a> Bench<'a> {
             );
             return self.fault(FindingKind::BadId, job, &text);
         }
+        // The marketplace's own names are in this table, too, so an id may not be the name of another order.
         let owner = self.names.entry(id.to_owned()).or_insert_with(|| order.name.clone());
         if *owner != order.name {
             let text = format!(
@@ -392,7 +398,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Whether two attempts with one key answered the same.
+    /// Checks that two attempts with one key gave the same answer.
     pub(super) fn compare(&mut self, order: &Order, job: &Job, first: &Answer, again: &Answer, after: After) {
         let (before, now) = (id_of(order, first), id_of(order, again));
         let (who, advice) = (after.who(), after.advice());
@@ -409,7 +415,7 @@ impl<'a> Bench<'a> {
 
     // What exists.
 
-    /// Looks through the author's probes.
+    /// Runs the author's probes.
     pub(super) async fn look(&mut self, order: &Order, job: &Job) -> Seen {
         let within = self.options.timeout;
         let count = self.probes.count.as_ref().map(|probe| probe(order.instance.clone()));
@@ -432,14 +438,15 @@ impl<'a> Bench<'a> {
         };
         let text = format!("the test's own probe failed after it: {error}; mend the probe");
         self.fault(FindingKind::ProbeFails, job, &text);
-        // Once is enough to know.
+        // Report a broken probe once, then do without probes.
         self.probes = Probes::default();
         None
     }
 
-    /// Whether as much exists as should, now that the job is done.
+    /// Checks that the right number of things exists after the job.
     pub(super) fn judge_effect(&mut self, job: &Job, made: &mut Option<usize>, seen: &Seen, after: After) {
         let Some(count) = seen.count else { return };
+        // Compare with the order's own number, or else with that of an earlier create.
         let usual = made.or(self.usual);
         match (job.callback.action, usual) {
             (Action::Create, _) if count == 0 => {
@@ -471,6 +478,7 @@ impl<'a> Bench<'a> {
             }
             _ => {}
         }
+        // An upgrade may change the number: it is the new basis for this order.
         *made = Some(count);
     }
 
@@ -484,7 +492,7 @@ impl<'a> Bench<'a> {
         self.fault(FindingKind::Doubled, job, &text);
     }
 
-    /// Whether a repeat left what exists as it was.
+    /// Checks that a repeat changed nothing.
     pub(super) fn judge_repeat(&mut self, job: &Job, before: &Seen, now: &Seen) {
         let after = After::Answer;
         match (before.count, now.count) {
@@ -524,8 +532,8 @@ fn is_url(text: &str) -> bool {
     text.starts_with("https://") || text.starts_with("http://")
 }
 
-/// The members that differ, by name; their values may be secret. Where a browser goes may differ: each
-/// sign-on has a ticket of its own.
+/// Returns the names of the members that differ. Their values may be secret. The browser's URL may differ,
+/// because each sign-on has its own ticket.
 fn differing(action: Action, first: &Answer, again: &Answer) -> Vec<String> {
     let mut names = Vec::new();
     for (section, one, other) in [
@@ -551,7 +559,7 @@ fn unlike<'a>(one: &'a Fields, other: &'a Fields) -> impl Iterator<Item = &'a St
     changed.chain(new).map(|(name, _)| name)
 }
 
-/// How an attempt ended, without a secret.
+/// Describes the result of an attempt, without a secret.
 fn words(end: &End) -> String {
     match end {
         End::Said(Attempted::Done(answer)) => {
@@ -570,7 +578,7 @@ fn words(end: &End) -> String {
     }
 }
 
-/// How long of `whole`, in thousandths.
+/// Returns so many thousandths of `whole`.
 pub(super) fn part_of(whole: Duration, thousandths: u64) -> Duration {
     let micros = u64::try_from(whole.as_micros()).unwrap_or(u64::MAX);
     Duration::from_micros(micros.saturating_mul(thousandths) / 1000)

@@ -1,4 +1,4 @@
-//! The parts of the test: what is asked, in which order, and what goes wrong on purpose.
+//! Parts of the test: the calls, their order, and the faults that the test provokes.
 
 use super::Report;
 use super::attempt::{Cut, End, Weave};
@@ -34,7 +34,7 @@ impl Part {
     }
 }
 
-/// What follows a create, in the lives of the crowd and of those cut short.
+/// Actions after a create, for the orders with several attempts at once and those with attempts cut short.
 const AFTERWARDS: [(Action, &str); 5] = [
     (Action::Upgrade, "upgrade"),
     (Action::Renew, "renew"),
@@ -43,14 +43,16 @@ const AFTERWARDS: [(Action, &str); 5] = [
     (Action::Release, "release"),
 ];
 
-/// Where calls that do not say where they wait are cut as well: each such cut shows little.
+/// Maximum number of cuts at waits for hooks that also get cuts at random moments. Such hooks do not show where
+/// they wait, so each cut at a wait finds little.
 const WAITS_BESIDE_KILLS_COUNT: u32 = 2;
 
 impl Bench<'_> {
-    /// Runs everything from which something can be learnt.
+    /// Runs every part that can still find something.
     pub(super) async fn run(mut self) -> Report {
         let mut goes_on = true;
         for part in Part::ALL {
+            // Skip a part that cannot find anything more, and name it in the report.
             if !goes_on || self.is_hopeless() || (part == Part::Cuts && !self.can_cut()) {
                 self.report.not_run.push(part.title());
                 continue;
@@ -68,11 +70,12 @@ impl Bench<'_> {
         self.report
     }
 
-    /// From the payment to the release. Returns whether the hook makes anything at all.
+    /// Runs one instance from the payment to the release. Returns true if the hook creates anything at all.
     async fn life(&mut self) -> bool {
         let mut order = self.order(false);
         self.step(&mut order, Action::Payment, "payment").await;
         let made = self.step(&mut order, Action::Create, "create").await;
+        // Without an instance nothing else can be tested. Release what a pending create may leave.
         if !matches!(made, Outcome::Done(_)) {
             if made == Outcome::Pending {
                 self.step(&mut order, Action::Release, "release (of what is pending)").await;
@@ -113,6 +116,7 @@ impl Bench<'_> {
 
         let mut unheard = self.order(false);
         let mut create = self.market.job(&mut unheard, Action::Create, "create (its answer is lost)");
+        // Do not apply the answer: the marketplace did not receive it, so it does not know the id.
         self.finish(&mut create, After::Nothing).await;
         self.step(&mut unheard, Action::Release, "release (of a create whose answer was lost)").await;
 
@@ -123,7 +127,7 @@ impl Bench<'_> {
         self.step(&mut gone, Action::Release, "release (of what is released)").await;
     }
 
-    /// Every order gets what is its own, however many come together.
+    /// Checks that several orders at once each get their own instance.
     async fn orders(&mut self) {
         let mut orders: Vec<Order> = (0..self.options.at_once).map(|_| self.order(false)).collect();
         for (action, step) in [
@@ -141,7 +145,7 @@ impl Bench<'_> {
                     End::Said(Attempted::Done(answer)) => {
                         self.settle(order, job, &answer, After::Nothing).await;
                     }
-                    // Too much at once is no fault: the schedule tries again.
+                    // A failure under load is no fault: the retry schedule tries again.
                     End::Said(Attempted::Retry { .. }) => {
                         self.finish_and_settle(order, job, After::Nothing).await;
                     }
@@ -151,13 +155,14 @@ impl Bench<'_> {
         }
     }
 
-    /// What is left of an attempt may meet the next one.
+    /// Runs several attempts at one job at once, because the rest of an attempt may meet the next one.
     async fn crowds(&mut self) {
         let chance = [self.draw(), self.draw()].map(Weave::Seeded);
         let weaves = [Weave::InTurn, Weave::Threads].into_iter().chain(chance);
         for (round, weave) in weaves.enumerate() {
             let mut order = self.order(false);
             self.crowded(&mut order, Action::Create, "create", weave).await;
+            // The rounds with a random order test only the create.
             if round > 1 {
                 self.discard(&mut order).await;
                 continue;
@@ -177,6 +182,7 @@ impl Bench<'_> {
         if self.is_hopeless() {
             return;
         }
+        // One attempt more, on its own: its answer is the one that the others are compared with.
         let Some(last) = self.finish(&mut job, After::AtOnce).await.answer() else { return };
         for answer in &answers {
             self.compare(order, &job, answer, &last, After::Among);
@@ -188,8 +194,8 @@ impl Bench<'_> {
         self.options.kills > 0 || self.measured.values().any(|(waits, _)| *waits > 0)
     }
 
-    /// Every create that is cut is another order's, so that what each leaves behind can be told apart; the
-    /// rest is one life.
+    /// Cuts attempts short and tries again. Every create that is cut belongs to a new order, so that the
+    /// remains of each can be told apart. The other actions are cut in one instance's history.
     async fn cuts(&mut self) {
         for cut in self.places(Action::Create) {
             let mut order = self.order(false);
@@ -220,6 +226,7 @@ impl Bench<'_> {
                 answers.extend(self.ended(&job, ran.end, after).ok().and_then(Outcome::answer));
             }
         }
+        // The attempt ended before any cut took effect, so it was an ordinary repeat.
         if after == After::Nothing && !answers.is_empty() {
             after = After::Answer;
         }
@@ -229,7 +236,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Where the attempts at an action are cut short: where it was seen to wait, and where chance says.
+    /// Returns the points at which the attempts at an action are cut short: observed waits and random moments.
     fn places(&mut self, action: Action) -> Vec<Cut> {
         let (waits, took) = self.measured.get(&action).copied().unwrap_or_default();
         let kills = self.options.kills;
@@ -243,7 +250,7 @@ impl Bench<'_> {
 
     // Steps.
 
-    /// One thing that is asked, and asked again because its answer got lost.
+    /// Sends one request, and sends it again as if its answer had been lost.
     async fn step(&mut self, order: &mut Order, action: Action, step: &str) -> Outcome {
         if !self.does(action) || self.is_hopeless() {
             return Outcome::Not;
@@ -252,9 +259,11 @@ impl Bench<'_> {
         let outcome = self.finish(&mut job, After::Nothing).await;
         let Outcome::Done(first) = &outcome else { return outcome };
         let seen = self.settle(order, &job, first, After::Nothing).await;
+        // Repeat with the same key, as after a lost answer. The two answers must be equal.
         if let Outcome::Done(again) = self.finish(&mut job, After::Answer).await {
             self.compare(order, &job, first, &again, After::Answer);
         }
+        // Look again: the repeat must not have changed anything.
         let now = self.look(order, &job).await;
         self.judge_repeat(&job, &seen, &now);
         order.made = now.count.or(order.made);
@@ -267,7 +276,7 @@ impl Bench<'_> {
         Some(answer)
     }
 
-    /// Takes over what was done, and looks whether it was.
+    /// Applies the result of a job, and checks with the probes that the work was done.
     async fn settle(&mut self, order: &mut Order, job: &Job, answer: &Answer, after: After) -> Seen {
         self.judge_answer(order, job, answer);
         self.market.apply(order, job, answer);
@@ -276,7 +285,7 @@ impl Bench<'_> {
         seen
     }
 
-    /// Releases what was made only to be looked at.
+    /// Releases an instance that was created only for a check.
     async fn discard(&mut self, order: &mut Order) {
         if self.does(Action::Release) && !self.is_hopeless() {
             let mut job = self.market.job(order, Action::Release, "release");

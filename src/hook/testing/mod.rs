@@ -1,9 +1,10 @@
-//! The hook author's test: runs a hook through whole lives and says where it cannot be run twice.
+//! Test for hook authors: runs a hook through whole instance histories and reports the calls that are not safe
+//! to repeat.
 //!
-//! A hook is run at least once, and the second time is the one nobody tries: after a crash, a timeout, an
-//! answer that got lost. So this makes those happen, in the author's own test, with nothing around the hook:
-//! it asks everything twice with one idempotency key, several times at once, and again after an attempt that
-//! was dropped where it waited. Every finding is one sentence: what was wrong, in which step, what to do.
+//! spid runs a hook at least once. Authors rarely test the second run, which follows a crash, a timeout or a
+//! lost answer. This test produces these cases in the author's own test, without a daemon around the hook. It
+//! sends every call twice with one idempotency key, several times at once, and again after an attempt that was
+//! dropped at an `await`. Every finding is one sentence: the fault, the step, and the remedy.
 //!
 //! ```
 //! # use std::collections::BTreeMap;
@@ -52,7 +53,7 @@
 //! # }
 //! ```
 //!
-//! Answers are all it sees by itself. Told how to look at what really exists, it finds more:
+//! By itself the test sees only answers. With probes that look at what really exists, it finds more:
 //!
 //! ```
 //! # use spid::hook::log::LogHook as MyHook;
@@ -78,10 +79,10 @@
 //! # }
 //! ```
 //!
-//! It runs in real time: leave `start_paused` away. Each attempt has a thread of its own, inside the
-//! runtime of the test, so that even a hook that blocks can be given up. What is drawn by chance, which
-//! of several attempts goes on first, comes from a seed; names and keys are new in every run, because a
-//! hook that remembers keys would answer the second run from the first.
+//! The test runs in real time, so do not use `start_paused`. Each attempt has its own thread inside the runtime
+//! of the test, so that even a hook that blocks can be given up. A seed decides everything random, such as
+//! which of several attempts continues first. Names and keys are new in every run, because a hook that
+//! remembers keys would answer the second run from the first.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -103,7 +104,7 @@ use bench::Bench;
 use order::{Market, Wares};
 pub use report::{Finding, FindingKind, Report, Section};
 
-/// Runs the whole test with what is usual.
+/// Runs the whole test with default options.
 ///
 /// ```no_run
 /// # use spid::hook::log::LogHook as MyHook;
@@ -116,14 +117,14 @@ pub async fn check(hook: impl Into<AnyHook>) -> Report {
     Check::new(hook).run().await
 }
 
-/// Hears what is done while the test runs.
+/// Observer of a running test.
 pub trait Observer: Send {
-    /// A part of the test begins.
+    /// Called when a part of the test begins.
     fn section(&mut self, title: &str) {
         let _ = title;
     }
 
-    /// An attempt has ended.
+    /// Called when an attempt has ended.
     fn attempted(&mut self, attempted: &Attempted<'_>) {
         let _ = attempted;
     }
@@ -135,18 +136,18 @@ impl Observer for () {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Attempted<'a> {
-    /// The step, as it is called in the report.
+    /// Name of the step, as in the report.
     pub step: &'a str,
-    /// What was sent.
+    /// The call that was sent.
     pub call: &'a Call,
-    /// How it ended, in words; no secret of the answer.
+    /// Result of the attempt in words, without a secret of the answer.
     pub end: String,
 }
 
 type Looking<T> = Pin<Box<dyn Future<Output = Result<T, HookError>> + Send>>;
 type Probe<T> = Arc<dyn Fn(Instance) -> Looking<T> + Send + Sync>;
 
-/// What the author chose.
+/// Options that the author chose.
 #[derive(Debug, Clone)]
 struct Options {
     timeout: Duration,
@@ -157,14 +158,14 @@ struct Options {
     required: Vec<Action>,
 }
 
-/// The author's own eyes on what exists.
+/// The author's probes, which look at what exists.
 #[derive(Clone, Default)]
 struct Probes {
     count: Option<Probe<usize>>,
     state: Option<Probe<String>>,
 }
 
-/// A test of one hook: what to buy, how long to wait, where to look.
+/// Test of one hook, with its options: the product to buy, the timeout, the probes.
 #[must_use = "nothing is tested until `run`"]
 pub struct Check {
     hook: AnyHook,
@@ -174,7 +175,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// A test of this hook with what is usual.
+    /// Creates a test of this hook with default options.
     pub fn new(hook: impl Into<AnyHook>) -> Check {
         let options = Options {
             timeout: Duration::from_millis(limits::HOOK_TEST_TIMEOUT_MS),
@@ -187,98 +188,99 @@ impl Check {
         Check { hook: hook.into(), wares: Wares::default(), options, probes: Probes::default() }
     }
 
-    /// Buys this product.
+    /// Sets the product to buy.
     pub fn product(mut self, product: impl Into<String>) -> Check {
         self.wares.product = product.into();
         self
     }
 
-    /// Buys this SKU.
+    /// Sets the SKU to buy.
     pub fn sku(mut self, sku: impl Into<String>) -> Check {
         self.wares.sku = sku.into();
         self
     }
 
-    /// Upgrades to this SKU.
+    /// Sets the SKU to upgrade to.
     pub fn upgrade_to(mut self, sku: impl Into<String>) -> Check {
         self.wares.upgrade_to = sku.into();
         self
     }
 
-    /// Buys this much of something that is billed beside the SKU.
+    /// Adds a quantity to buy that is billed beside the SKU.
     pub fn item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
         self.wares.items.insert(name.into(), value.into());
         self
     }
 
-    /// The upgrade asks for this much of it.
+    /// Adds a quantity that the upgrade asks for.
     pub fn upgraded_item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
         self.wares.upgraded_items.insert(name.into(), value.into());
         self
     }
 
-    /// Sends this parameter with every call, beside those a marketplace always sends.
+    /// Adds a parameter to every call, beside those that a marketplace always sends.
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
         self.wares.parameters.insert(name.into(), value.into());
         self
     }
 
-    /// Buys as this account of the marketplace.
+    /// Sets the marketplace account of the buyer.
     pub fn buyer(mut self, buyer: impl Into<String>) -> Check {
         self.wares.buyer = buyer.into();
         self
     }
 
-    /// Calls come through this endpoint of this seller account.
+    /// Sets the endpoint that the calls come through, and the seller account it belongs to.
     pub fn endpoint(mut self, name: impl Into<String>, account: impl Into<String>) -> Check {
         self.wares.endpoint = name.into();
         self.wares.account = account.into();
         self
     }
 
-    /// How long one attempt may take; 30 s unless given.
+    /// Sets the maximum duration of one attempt; default 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Check {
         self.options.timeout = timeout;
         self
     }
 
-    /// How many attempts are made at once; 3 unless given.
+    /// Sets the number of attempts made at once; default 3.
     pub fn at_once(mut self, attempts: usize) -> Check {
         self.options.at_once = attempts.max(2);
         self
     }
 
-    /// Leaves an action out: `upgrade`, say, of a product with one SKU. A create is always made.
+    /// Leaves an action out, for example `upgrade` for a product with one SKU. A create is always made.
     pub fn without(mut self, action: Action) -> Check {
         self.options.without.push(action);
         self
     }
 
-    /// Makes it a fault if this action is not supported. Usually only create, renew, expire and release
-    /// have to be.
+    /// Makes it a fault if this action is not supported. By default only create, renew, expire and release are
+    /// required.
     pub fn requires(mut self, action: Action) -> Check {
         self.options.required.push(action);
         self
     }
 
-    /// Cuts so many attempts at each action short at a moment of the running time, drawn from the seed: for
-    /// hooks that work where no `await` is seen, as executables do, which are killed then.
+    /// Sets the number of attempts per action that are cut short at a random moment of the running time, drawn
+    /// from the seed. Use it for hooks whose waiting shows no `await`: an executable is killed at that moment.
     pub fn kills(mut self, kills: u32) -> Check {
         self.options.kills = kills;
         self
     }
 
-    /// Draws from this seed, to repeat a run; 1 unless given.
+    /// Sets the seed, to repeat a run; default 1.
     pub fn seed(mut self, seed: u64) -> Check {
         self.options.seed = seed;
         self
     }
 
-    /// How many things really exist for an instance: tenants, databases, machines. The instance is as it
-    /// is applied then; its `order_biz_id` is there from the first attempt on, its `id` once it was made.
+    /// Sets a probe that returns how many things really exist for an instance: tenants, databases, machines.
+    /// The probe gets the instance as applied at that time. Its `order_biz_id` is set from the first attempt
+    /// on, its `id` after the create.
     ///
-    /// Whatever a first create makes is right; nothing may add to it or take from it but an upgrade, and a
-    /// release leaves nothing. An error is reported as a failure of the probe.
+    /// The first create decides the right number. Only an upgrade may change that number, and a release must
+    /// leave nothing. An error is reported as a failure of the probe.
     pub fn count<F, L>(mut self, count: F) -> Check
     where
         F: Fn(Instance) -> L + Send + Sync + 'static,
@@ -288,8 +290,8 @@ impl Check {
         self
     }
 
-    /// What an instance is like, in any words: `frozen, 9 seats`. No repeat may change it. The words
-    /// are shown in the report.
+    /// Sets a probe that describes the state of an instance in any words, for example `frozen, 9 seats`. No
+    /// repeat may change it. The words are shown in the report.
     pub fn state<F, L>(mut self, state: F) -> Check
     where
         F: Fn(Instance) -> L + Send + Sync + 'static,
@@ -299,12 +301,12 @@ impl Check {
         self
     }
 
-    /// Runs the test. Everything it buys it also releases.
+    /// Runs the test. It releases everything that it buys.
     pub async fn run(self) -> Report {
         self.run_watched(&mut ()).await
     }
 
-    /// As [`Check::run`]; `observer` hears what happens while it does.
+    /// Runs the test as [`Check::run`] does, and reports the progress to `observer`.
     pub async fn run_watched(self, observer: &mut dyn Observer) -> Report {
         let market = Market::new(self.wares, Clock::System);
         let bench = Bench::new(self.hook, self.options, self.probes, market, observer);
@@ -321,6 +323,6 @@ impl std::fmt::Debug for Check {
     }
 }
 
-/// What was learnt about an action from attempts that were left alone: how often it waits at most, and how
-/// long it takes at least.
+/// Measurements of an action, from attempts that ran undisturbed: the maximum number of waits and the minimum
+/// duration.
 type Measured = BTreeMap<Action, (u32, Duration)>;

@@ -1,8 +1,7 @@
-//! What the test's marketplace sells: orders, each with its instance as it is applied, and the calls
-//! about them.
+//! Orders of the test's marketplace: each with its instance as applied so far, and the calls about it.
 //!
-//! Names and keys are new in every run: a hook that remembers keys, as it should, would otherwise
-//! answer the second run from what it remembers of the first.
+//! Names and keys are new in every run. A hook that remembers keys, as it should, would otherwise answer the
+//! second run from its memory of the first.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::hook::callback::{Action, Answer, Callback, Expiry, Parameters};
 use crate::hook::clock::{Clock, Id, Ids, plus_millis};
 use crate::hook::{Call, CallFacts, NoInstance};
 
-/// What is bought, by whom, through which door.
+/// Description of the purchase: seller account, endpoint, buyer, product, quantities and parameters.
 #[derive(Debug, Clone)]
 pub(super) struct Wares {
     pub(super) account: String,
@@ -44,37 +43,37 @@ impl Default for Wares {
     }
 }
 
-/// One order, and its instance as far as it is applied.
+/// One order, and its instance as applied so far.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) name: String,
     pub(super) instance: Instance,
-    /// How many things there were for it when somebody looked last.
+    /// Number of things that existed for the order at the last look.
     pub(super) made: Option<usize>,
     trial: bool,
     jobs: u32,
 }
 
-/// One thing that is asked, by one idempotency key.
+/// One request with one idempotency key.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
-    /// How the step is called in the report.
+    /// Name of the step in the report.
     pub(super) step: String,
     pub(super) callback: Callback,
     pub(super) key: String,
     pub(super) attempts: u32,
-    /// The instance as it is before the job is done, at every attempt.
+    /// The instance before the job is done. It is the same for every attempt.
     pub(super) before: Instance,
     received_at: Timestamp,
 }
 
-/// Where orders come from.
+/// Source of orders.
 #[derive(Debug)]
 pub(super) struct Market {
     pub(super) wares: Wares,
     clock: Clock,
     ids: Ids,
-    /// What the names of this run begin with.
+    /// First digits of the names of this run.
     prefix: u64,
     orders: u32,
 }
@@ -86,14 +85,14 @@ impl Market {
         Market { wares, clock, ids, prefix, orders: 0 }
     }
 
-    /// An order nobody has heard of. Its name is digits, as the marketplaces' own are.
+    /// Creates a new order. Its name consists of digits, like the names of the marketplaces.
     pub(super) fn order(&mut self, trial: bool) -> Order {
         self.orders += 1;
         let name = format!("{}{:03}", self.prefix, self.orders);
         let mut order = Order { instance: self.nothing(&name), name, made: None, trial, jobs: 0 };
         let create = self.callback(&mut order, Action::Create);
         order.instance.describe(&create);
-        // The marketplace knows it as begun from the first attempt on, whatever became of that.
+        // From the first attempt on, the instance counts as begun, regardless of the attempt's result.
         order.instance.began = true;
         order
     }
@@ -104,12 +103,12 @@ impl Market {
         Instance::pending(&callback, &self.wares.account, &self.wares.endpoint, self.clock.now())
     }
 
-    /// The next thing that is asked about the order.
+    /// Creates the next request about the order.
     pub(super) fn job(&mut self, order: &mut Order, action: Action, step: &str) -> Job {
         let callback = self.callback(order, action);
         let now = self.clock.now();
         let key = self.ids.next(now).unwrap_or_else(|_| {
-            // Unique in this run, which is all that can be promised without chance.
+            // No randomness: build the key from the time, the run and the number of the request.
             Id::from_parts(now, (u128::from(self.prefix) << 64 | u128::from(order.jobs)).to_be_bytes())
         });
         Job {
@@ -123,6 +122,7 @@ impl Market {
     }
 
     fn callback(&self, order: &mut Order, action: Action) -> Callback {
+        // The payment and the create belong to the first order; every later request has its own.
         let of_the_first = matches!(action, Action::Create | Action::Payment);
         order.jobs = if of_the_first { order.jobs.max(1) } else { order.jobs + 1 };
         let number = if of_the_first { 1 } else { order.jobs };
@@ -141,6 +141,7 @@ impl Market {
                 callback.sku = Some(wares.upgrade_to.clone());
                 callback.items = wares.upgraded_items.clone();
             }
+            // No buyer places an order for these.
             Action::Expire | Action::Release => callback.order_id = None,
             _ => {}
         }
@@ -156,7 +157,8 @@ impl Market {
         callback
     }
 
-    /// A renewal adds a month to the term, its refund takes it back.
+    /// Returns the expiry that a request sends. A renewal adds a month to the term, and its refund takes the
+    /// month back.
     fn expiry(&self, order: &Order, action: Action) -> Option<Expiry> {
         const MONTH: SignedDuration = SignedDuration::from_hours(30 * 24);
         let term = order.instance.expires_on;
@@ -169,12 +171,13 @@ impl Market {
             _ => return None,
         };
         let at = at.ok()?;
+        // Alibaba's marketplaces write China time, UTC+8.
         let zone = jiff::tz::Offset::constant(8).to_time_zone();
         let raw = at.to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string();
         Some(Expiry { raw, at: Some(at) })
     }
 
-    /// What a marketplace would have signed.
+    /// Returns the parameters that a marketplace would have signed.
     fn parameters(&self, callback: &Callback) -> Parameters {
         let known = [
             ("action", Some(callback.action_name.clone())),
@@ -192,13 +195,13 @@ impl Market {
         known.chain(items.map(|(name, value)| (name.clone(), value.clone()))).collect()
     }
 
-    /// The next attempt at a job.
+    /// Creates the call for the next attempt at a job.
     pub(super) fn call(&self, job: &mut Job, timeout: Duration) -> Result<Call, NoInstance> {
         job.attempts += 1;
         let within = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
         Call::new(CallFacts {
             callback: &job.callback,
-            // A payment comes before anything is known of what it pays for.
+            // A payment arrives before anything is known of the instance it pays for.
             instance: (job.callback.action != Action::Payment).then_some(&job.before),
             idempotency_key: job.key.clone(),
             attempt: job.attempts,
@@ -210,7 +213,7 @@ impl Market {
         })
     }
 
-    /// Takes over what a job did, as the daemon does when it is told.
+    /// Applies a finished job to the order's instance, as the daemon does when the hook reports success.
     pub(super) fn apply(&self, order: &mut Order, job: &Job, answer: &Answer) {
         if job.callback.action == Action::Create {
             order.instance.id = Some(id_of(order, answer));
@@ -219,7 +222,7 @@ impl Market {
     }
 }
 
-/// The id the instance gets by this answer.
+/// Returns the id that the instance gets by this answer.
 pub(super) fn id_of(order: &Order, answer: &Answer) -> String {
     answer.instance_id.clone().unwrap_or_else(|| order.name.clone())
 }
@@ -229,7 +232,7 @@ fn random(ids: &Ids, clock: &Clock) -> u64 {
     id.as_bytes().iter().skip(9).fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
-/// The action as the marketplace most hooks are written for spells it.
+/// Returns the name of the action in the spelling of the marketplace that most hooks are written for.
 fn spelt(action: Action) -> &'static str {
     match action {
         Action::Create => "createInstance",

@@ -1,7 +1,7 @@
-//! What the test found, for people and for programs.
+//! Report of the test, for people and for programs.
 //!
-//! A finding is one sentence: what was wrong, in which step, and what to do. The same finding about the
-//! same action is told once, however often it was seen.
+//! A finding is one sentence: the fault, the step, and the remedy. The same finding about the same action is
+//! reported once, with a count.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::hook::callback::Action;
 
-/// What the test found out about a hook.
+/// Result of the test of a hook.
 ///
 /// ```
 /// # use spid::hook::log::LogHook;
@@ -24,17 +24,17 @@ use crate::hook::callback::Action;
 #[non_exhaustive]
 #[must_use = "a report that nobody reads finds nothing: call `assert_ok`"]
 pub struct Report {
-    /// Whether there is no fault.
+    /// True if there is no fault.
     pub passed: bool,
-    /// The seed the test drew from; [`Check::seed`](super::Check::seed) repeats the order of things.
+    /// The seed of the run; [`Check::seed`](super::Check::seed) repeats its order of events.
     pub seed: u64,
-    /// Attempts made.
+    /// Number of attempts made.
     pub calls: u32,
-    /// The parts of the test that were run, in order.
+    /// Parts of the test that ran, in order.
     pub sections: Vec<Section>,
-    /// The parts that were not run, because nothing could be learnt from them any more.
+    /// Parts that did not run, because they could not find anything more.
     pub not_run: Vec<&'static str>,
-    /// What was found, in the order it was seen.
+    /// Findings, in the order in which they were seen.
     pub findings: Vec<Finding>,
 }
 
@@ -42,29 +42,29 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Section {
-    /// What it does.
+    /// Description of the part.
     pub title: &'static str,
-    /// Attempts made in it.
+    /// Number of attempts made in it.
     pub calls: u32,
-    /// Faults seen in it, also those that were told before.
+    /// Number of faults seen in it, including those that an earlier part reported.
     pub faults: u32,
 }
 
-/// Something to know about the hook.
+/// A fault, or a remark, about the hook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Finding {
-    /// What kind of thing it is.
+    /// Kind of the finding.
     pub kind: FindingKind,
-    /// Whether it breaks the contract; if not, it is a remark.
+    /// True for a breach of the contract, false for a remark.
     pub fault: bool,
-    /// What was asked when it was seen.
+    /// Action that was called.
     pub action: Action,
     /// The part of the test that saw it first.
     pub section: &'static str,
-    /// What was wrong, in which step, and what to do.
+    /// The fault, the step, and the remedy.
     pub sentence: String,
-    /// How often it was seen.
+    /// Number of times it was seen.
     pub times: u32,
 }
 
@@ -77,25 +77,25 @@ pub enum FindingKind {
     AnotherId,
     /// Attempts with one key gave answers that differ otherwise.
     AnotherAnswer,
-    /// An id no instance can have.
+    /// The answer holds an id that no instance can have.
     BadId,
     /// Two orders got one id.
     SharedId,
     /// No attempt succeeded.
     Fails,
-    /// What succeeded fails when it is asked again.
+    /// A call that succeeded fails when it is repeated.
     FailsAgain,
-    /// After an attempt that was cut short, no other succeeds.
+    /// After an attempt that was cut short, no other attempt succeeds.
     NotResumed,
-    /// What the test asks is refused.
+    /// The hook refuses a call of the test.
     Refuses,
-    /// What succeeded is refused when it is asked again.
+    /// A call that succeeded is refused when it is repeated.
     RefusesAgain,
-    /// The hook does not do the action.
+    /// The hook does not support the action.
     Unsupported,
     /// The hook finishes later, so the rest could not be tested.
     Pending,
-    /// What succeeded is pending when it is asked again.
+    /// A call that succeeded is pending when it is repeated.
     PendingAgain,
     /// The hook panicked.
     Panics,
@@ -103,29 +103,29 @@ pub enum FindingKind {
     TooLong,
     /// The hook blocks its thread and cannot be given up at the deadline.
     Blocks,
-    /// It worked, but not at the first attempt.
+    /// The call succeeded, but not at the first attempt.
     Flaky,
     /// More exists than was bought.
     Doubled,
-    /// Nothing exists though the hook said it did it.
+    /// Nothing exists although the hook reported success.
     NothingMade,
     /// Something exists that should be gone.
     LeftBehind,
     /// Something is gone that should be kept.
     DataLost,
-    /// What exists was changed by a repeat.
+    /// A repeat changed what exists.
     Changed,
     /// The author's own probe failed.
     ProbeFails,
-    /// An address in the answer is none.
+    /// An address in the answer is not a URL.
     NotAUrl,
 }
 
 impl Report {
-    /// Panics with the whole report if there is a fault: for the end of a test.
+    /// Panics with the whole report if there is a fault. Use it at the end of a test.
     ///
     /// # Panics
-    /// When [`Report::passed`] is false.
+    /// [`Report::passed`] is false.
     #[track_caller]
     #[expect(clippy::panic, reason = "it is an assertion, and runs in tests only")]
     pub fn assert_ok(self) {
@@ -134,7 +134,7 @@ impl Report {
         }
     }
 
-    /// The faults.
+    /// Returns the faults.
     pub fn faults(&self) -> impl Iterator<Item = &Finding> {
         self.findings.iter().filter(|finding| finding.fault)
     }
@@ -161,6 +161,7 @@ impl Report {
         }
     }
 
+    /// Records a finding, or counts one more sighting of a known one.
     pub(super) fn find(&mut self, fault: bool, kind: FindingKind, action: Action, sentence: String) {
         let section = self.sections.last_mut();
         let title = section.as_ref().map_or("", |section| section.title);
@@ -170,6 +171,7 @@ impl Report {
                 section.faults += 1;
             }
         }
+        // The sentence is not compared, because it may name ids that differ in every run.
         let known = |one: &&mut Finding| one.kind == kind && one.action == action && one.fault == fault;
         match self.findings.iter_mut().find(known) {
             Some(finding) => finding.times += 1,

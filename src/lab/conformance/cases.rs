@@ -1,7 +1,7 @@
-//! The table of cases, and what each of them does.
+//! The table of cases, and the code of each case.
 //!
-//! Every case buys its own instances, and sends nothing but what it is about: with a new name, an empty
-//! value or a capital in a request that is about something else, one fault would fail many cases.
+//! Every case buys its own instances, and its requests contain only what the case tests. If a request about
+//! something else also had a new name, an empty value or a capital letter, one fault would fail many cases.
 
 use std::pin::Pin;
 use std::sync::PoisonError;
@@ -13,11 +13,11 @@ use crate::hook::json::Json;
 use crate::lab::exchange;
 use crate::observe::limits::CONFORMANCE_CONCURRENT_COUNT;
 
-/// What is said of a case: of one that passed, or of one that did not.
+/// Finding of a case: `Ok` if it passed, `Err` if it failed.
 type Said = Result<String, String>;
-/// A case under way.
+/// A running case.
 pub(super) type Judging<'a> = Pin<Box<dyn Future<Output = Said> + Send + 'a>>;
-/// What a case does.
+/// Code of a case.
 pub(super) type Judge = fn(&mut Trial) -> Judging<'_>;
 
 const CREATE: &str = "help.aliyun.com/document_detail/147358.html";
@@ -34,7 +34,7 @@ const SELF_TEST: &str = "help.aliyun.com/zh/marketplace/self-test-saas-commoditi
 const INTL_UPGRADE: &str = "www.alibabacloud.com/help/en/marketplace/upgradeinstance";
 const INTL_RELEASE: &str = "www.alibabacloud.com/help/en/marketplace/releaseinstance";
 
-/// Hours in thirty days.
+/// Number of hours in 30 days.
 const MONTH: i64 = 30 * 24;
 
 macro_rules! case {
@@ -51,14 +51,14 @@ macro_rules! case {
     };
 }
 
-/// Every case, in the order in which they are judged: what others stand on comes first.
+/// Returns all cases in execution order: a case comes after the cases that it needs.
 pub fn cases() -> &'static [Case] {
     &CASES
 }
 
 #[rustfmt::skip] // a table: a line of facts, a line of words
 static CASES: [Case; 61] = [
-    // Buying.
+    // Purchase.
     case!("create", Must, Activation, CREATE, [], create,
         "A purchase is answered with an id that is not 0, at once or when the marketplace calls again."),
     case!("create-distinct", Must, Purchase, CREATE, ["create"], create_distinct,
@@ -69,7 +69,7 @@ static CASES: [Case; 61] = [
         "The same purchase 32 times at once is one instance."),
     case!("create-trial", Must, Purchase, CREATE, ["create"], create_trial,
         "A trial is answered with an id, too."),
-    // The token.
+    // Token.
     case!("token-order", Must, Signature, TOKEN, ["create"], token_order,
         "The token is made of the parameters sorted by their names."),
     case!("token-decoded", Must, Signature, TOKEN, ["create"], token_decoded,
@@ -104,17 +104,17 @@ static CASES: [Case; 61] = [
         "A space encoded as + is a space."),
     case!("utf8", Must, Signature, TOKEN, ["unknown-parameter"], utf8,
         "Values are UTF-8."),
-    // Signing on.
+    // Single sign-on.
     case!("sign-on", Must, SignOn, VERIFY, ["create-distinct"], sign_on,
         "A buyer's link leads somewhere: a page or a redirect."),
     case!("sign-on-forged", Must, SignOn, VERIFY, ["sign-on", "wrong-token"], sign_on_forged,
         "A link with a wrong token leads nowhere."),
     case!("sign-on-stale", Must, SignOn, VERIFY, ["sign-on"], sign_on_stale,
         "A link a day old leads nowhere: timeStamp is checked."),
-    // What the buyer's console shows.
+    // Information in the buyer's console.
     case!("app-info", Must, Information, SELF_TEST, ["create"], app_info,
         "The answer to a purchase tells the front end, the back end, a user name and a password."),
-    // Renewing and the rest of a life.
+    // Renewal, upgrade, expiry, release.
     case!("renew", Must, Renewal, RENEW, ["create-distinct"], renew,
         "A renewal is answered with success."),
     case!("renew-repeat", Must, Renewal, SPI, ["renew"], renew_repeat,
@@ -133,7 +133,7 @@ static CASES: [Case; 61] = [
         "A release is answered with success."),
     case!("release-repeat", Must, Life, SPI, ["release"], release_repeat,
         "The same release again is answered with success again."),
-    // What follows from the pages, and what one of the two sites does.
+    // Rules that follow from the pages, and behavior of only one of the two sites.
     case!("id-is-text", Should, Purchase, CREATE, ["create"], id_is_text,
         "instanceId is a text, not a number."),
     case!("id-is-order", Should, Purchase, CREATE, ["create-repeat", "create-distinct", "id-is-text"], id_is_order,
@@ -166,7 +166,7 @@ static CASES: [Case; 61] = [
         "A renewal of what was released is no success: somebody paid for it."),
     case!("late-create", Should, Purchase, RELEASE, ["create-repeat", "renew-released"], late_create,
         "A purchase that comes again after the release brings nothing back to life."),
-    // What no page speaks of.
+    // Requests that no page describes.
     case!("token-upper", Hardening, Signature, TOKEN, ["create"], token_upper,
         "A token in capitals is taken or refused, and nothing falls over."),
     case!("unsigned-parameter", Hardening, Robustness, TOKEN, ["wrong-token", "unknown-parameter"], unsigned_parameter,
@@ -185,7 +185,7 @@ static CASES: [Case; 61] = [
         "The same as a POST form is understood: the pages say GET, and the vendor's demo is posted to."),
     case!("sign-on-once", Hardening, SignOn, VERIFY, ["sign-on"], sign_on_once,
         "A link leads in once: it stays in histories and logs."),
-    // Over all that was asked before.
+    // Over all earlier requests; so this case comes last.
     case!("answer-time", Should, Activation, CREATE, ["create"], answer_time,
         "Every answer comes in time: what takes longer is answered with 0 and done meanwhile."),
 ];
@@ -226,7 +226,7 @@ async fn token_lower(t: &mut Trial) -> Said {
     learnt(t, |recipe| recipe == Recipe::Capitals)
 }
 
-/// A purchase with this done to it is not to be acted upon.
+/// Sends a purchase, changed by `forge`, that must be denied.
 async fn forged(t: &mut Trial, forge: impl FnOnce(Ask) -> Ask) -> Result<Heard, String> {
     let order = t.order(MONTH);
     let ask = forge(t.purchase(&order));
@@ -263,13 +263,14 @@ async fn token_long(t: &mut Trial) -> Said {
 }
 
 async fn altered_expiry(t: &mut Trial) -> Said {
+    // The forged term is 12 months instead of one.
     let later = t.hence(12 * MONTH);
     let what = "a purchase whose expiry was changed after signing";
     let heard = forged(t, |ask| ask.altered("expiredOn", &later).what(what)).await?;
     Ok(format!("it was answered {}", heard.shortly()))
 }
 
-/// A purchase with this done to it is answered with an id.
+/// Sends a purchase, changed by `change`, that must be answered with an id.
 async fn honest(t: &mut Trial, change: impl FnOnce(Ask) -> Ask) -> Said {
     let order = t.order(MONTH);
     let ask = change(t.purchase(&order));
@@ -327,6 +328,7 @@ async fn create_concurrent(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order).what("one of 32 at once");
     let mut ids = Vec::new();
+    // "Call again" is a good answer to some of them; only different ids are a fault.
     for heard in t.send_at_once(&vec![ask.clone(); CONFORMANCE_CONCURRENT_COUNT]).await {
         ids.extend(heard?.id());
     }
@@ -366,7 +368,7 @@ async fn sign_on(t: &mut Trial) -> Said {
     })
 }
 
-/// A link that must not lead where the good one leads.
+/// Checks that a link does not lead to the page that the good link leads to.
 async fn stays_out(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> Said {
     let door = t.door_of(bought);
     let heard = t.send_to(&door, ask).await?;
@@ -386,6 +388,7 @@ async fn sign_on_forged(t: &mut Trial) -> Said {
 async fn sign_on_stale(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let good = t.go_in(&bought).await?;
+    // The token is right; only the timestamp is 24 hours old.
     let ask = t.sign_on(&bought.id, -24).what("a link a day old");
     stays_out(t, &bought, &good, &ask).await
 }
@@ -404,7 +407,7 @@ async fn renew(t: &mut Trial) -> Said {
     Ok("it was answered with success".to_owned())
 }
 
-/// The same again is success again.
+/// Sends a request twice; both must be answered with success.
 async fn twice(t: &mut Trial, ask: Ask) -> Said {
     t.until_success(&ask).await?;
     let again = format!("{}, once more,", ask.what_it_is());
@@ -435,7 +438,7 @@ async fn expire_repeat(t: &mut Trial) -> Said {
     twice(t, Trial::expiry(&bought.id)).await
 }
 
-/// The terms end within hours, since a receiver may know that nothing expires a month too early.
+/// The terms end within hours, because an SPI endpoint may know that nothing expires a month too early.
 async fn expire_again(t: &mut Trial) -> Said {
     let bought = t.buy_for(1).await?;
     t.until_success(&Trial::expiry(&bought.id)).await?;
@@ -457,6 +460,7 @@ async fn release_repeat(t: &mut Trial) -> Said {
 }
 
 async fn answer_time(t: &mut Trial) -> Said {
+    // Sends nothing: measures the answers to all earlier cases.
     let limit = t.run.suite.within.as_millis();
     let (slowest, what) = t.run.slowest.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if u128::from(slowest) > limit {
@@ -527,6 +531,7 @@ async fn refusal_status(t: &mut Trial) -> Said {
 }
 
 async fn image(t: &mut Trial) -> Said {
+    // Image products send this parameter with every request.
     let machine = ("ecsInstanceId", "i-0123456789abcdef");
     let order = t.order(MONTH);
     let ask = t.purchase(&order).with(machine.0, machine.1).what("a purchase with ecsInstanceId");
@@ -538,7 +543,7 @@ async fn image(t: &mut Trial) -> Said {
     Ok("bought, renewed and released".to_owned())
 }
 
-/// Pay as you go has no term: none is sent until the arrears are paid.
+/// Pay-as-you-go has no term: `expiredOn` is not sent until the arrears are paid.
 async fn arrears(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order).without("expiredOn").what("a purchase without a term");
@@ -602,6 +607,7 @@ async fn intl_release(t: &mut Trial) -> Said {
 }
 
 async fn renew_unknown(t: &mut Trial) -> Said {
+    // A new order number that was never bought, so no instance has this id.
     let nobody = t.order(MONTH);
     let ask = t.renewal(&nobody.biz, &t.hence(2 * MONTH)).what("a renewal of an instance nobody has");
     let heard = t.refused_calmly(&ask).await?;
@@ -616,7 +622,7 @@ async fn renew_released(t: &mut Trial) -> Said {
     Ok(format!("it was answered {}", heard.shortly()))
 }
 
-/// From the outside, what is alive is what can be renewed.
+/// From the outside, an instance exists if it can be renewed.
 async fn late_create(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order);
@@ -627,6 +633,7 @@ async fn late_create(t: &mut Trial) -> Said {
         return Err(format!("the order had the id {id}, and after its release it has {other}"));
     }
     let renewal = t.renewal(&id, &t.hence(2 * MONTH)).what("a renewal after that");
+    // A renewal shows whether the late purchase created an instance.
     match t.refused(&renewal).await {
         Ok(_) => Ok(format!("it was answered {}, and cannot be renewed", late.shortly())),
         Err(_) => Err("it can be renewed again: the late purchase brought it back to life".to_owned()),
@@ -637,6 +644,7 @@ async fn token_upper(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order).token(Token::Upper).what("a purchase with its token in capitals");
     let heard = t.send(&ask).await?;
+    // Accepting and denying are both right; a server error or a page is not.
     if heard.status >= 500 || heard.json.is_none() && heard.status < 400 {
         return Err(format!("it was answered {}", heard.shortly()));
     }
@@ -661,7 +669,7 @@ async fn duplicate_behind(t: &mut Trial) -> Said {
     Ok(format!("it was answered {}", heard.shortly()))
 }
 
-/// `aliUid=1&expiredOn=…` has one token, whether that is two parameters or one.
+/// Both readings of `aliUid=1&expiredOn=…`, as two parameters or as one, have the same token.
 async fn hidden_parameter(t: &mut Trial) -> Said {
     let what = "a purchase whose expiredOn was swallowed by aliUid";
     let heard = forged(t, |ask| ask.swallowing("aliUid", "expiredOn").what(what)).await?;

@@ -1,19 +1,22 @@
-//! Judging any receiver that speaks the Alibaba dialect: ours, or one written in an afternoon.
+//! Conformance suite: tests any SPI endpoint that speaks the Alibaba dialect, ours or another one.
 //!
-//! A seller learns in production what a receiver does with a `+` in a date, with a request that comes
-//! twice at once, or with a create that arrives after the release; a marketplace cannot be asked to try.
-//! This suite tries all of it in seconds, from the outside, with nothing but the URL and the key: what is
-//! not in an answer is not judged.
+//! Otherwise a seller learns only in production what an endpoint does with a `+` in a date, with a request that
+//! comes twice at once, or with a create that arrives after the release. A marketplace does not offer such tests.
+//! This suite runs all of them in seconds, from the outside, with only the URL and the key. It tests only what an
+//! answer shows.
 //!
-//! * [`cases`] is the table: every case has a stable id, a [`Level`], a rule and the page it comes from;
-//! * [`Suite::judge`] buys instances under order numbers nobody had before, judges case by case, and
-//!   gives everything back; so it can be run again and again;
-//! * [`Judgement`] is what came of it, [`report`] makes documents of one.
+//! * [`cases`] is the table. Every case has a stable id, a [`Level`], a rule and the page that the rule comes
+//!   from.
+//! * [`Suite::judge`] buys instances under order numbers that were never used before, runs case by case, and
+//!   releases every instance. So it can be run again and again.
+//! * [`Judgement`] is the result of a run, and [`report`] writes documents from it.
 //!
-//! A receiver with one fault fails one case. A case that stands on another says so (`needs`) and is *not
-//! judged* when that one failed. A receiver that makes its token in another way than documented would
-//! fail everything: so the ways seen in the wild are tried, the case that is about the
-//! token fails, and the rest is judged with the token the receiver wants.
+//! An SPI endpoint with one fault fails one case. A case that depends on another one lists it in `needs`, and is
+//! *not judged* if that one failed.
+//!
+//! An SPI endpoint that computes its token in another way than documented would fail every case. So the suite
+//! tries the ways seen in the wild. Then the case about the token fails, and all other cases use the token that
+//! the endpoint expects.
 
 mod cases;
 mod recipe;
@@ -39,23 +42,23 @@ use crate::observe::limits;
 pub use cases::cases;
 use trial::{Run, Trial};
 
-/// How much it matters.
+/// Importance of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// The vendor's pages say so. Without it orders are lost, made twice, or forged.
+    /// Required by the vendor's pages. Without it orders are lost, created twice, or forged.
     Must,
-    /// It follows from the pages, or one of the two sites needs it. Without it some orders go wrong.
+    /// Follows from the pages, or one of the two sites needs it. Without it some orders go wrong.
     Should,
-    /// What an attacker or a broken client may send, which no page speaks of.
+    /// Requests of an attacker or a broken client, which no page describes.
     Hardening,
 }
 
 impl Level {
-    /// Every level, the strictest need first.
+    /// All levels, the most important first.
     pub const ALL: [Level; 3] = [Level::Must, Level::Should, Level::Hardening];
 
-    /// The word in reports and on the command line.
+    /// Word in reports and on the command line.
     pub const fn as_str(self) -> &'static str {
         match self {
             Level::Must => "must",
@@ -64,7 +67,7 @@ impl Level {
         }
     }
 
-    /// The level with this word.
+    /// Returns the level with this word.
     pub fn from_word(word: &str) -> Option<Level> {
         Level::ALL.into_iter().find(|level| level.as_str() == word)
     }
@@ -76,34 +79,35 @@ impl fmt::Display for Level {
     }
 }
 
-/// What a case is about; the first five are what the vendor's self-test of a product asks
+/// Subject of a case.
+/// The first five are the questions of the vendor's self-test of a product
 /// (help.aliyun.com/zh/marketplace/self-test-saas-commodities).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Aspect {
-    /// Buying.
+    /// Purchase.
     Purchase,
-    /// From bought to usable.
+    /// Activation: from purchased to usable.
     Activation,
-    /// From the buyer's console into the application.
+    /// Single sign-on: from the buyer's console into the application.
     SignOn,
-    /// What the buyer's console shows about the application.
+    /// Information that the buyer's console shows about the application.
     Information,
-    /// Renewing.
+    /// Renewal.
     Renewal,
-    /// The rest of an instance's life.
+    /// All other changes of an instance: upgrade, expiry, release.
     Life,
-    /// The token.
+    /// Token.
     Signature,
-    /// What nobody sends who means well.
+    /// Requests that no honest client sends.
     Robustness,
 }
 
 impl Aspect {
-    /// What the self-test asks, in its order.
+    /// Questions of the self-test, in its order.
     pub const SELF_TEST: [Aspect; 5] =
         [Aspect::Purchase, Aspect::Activation, Aspect::SignOn, Aspect::Information, Aspect::Renewal];
-    /// Every aspect.
+    /// All aspects.
     pub const ALL: [Aspect; 8] = [
         Aspect::Purchase,
         Aspect::Activation,
@@ -115,7 +119,7 @@ impl Aspect {
         Aspect::Robustness,
     ];
 
-    /// The heading in reports.
+    /// Heading in reports.
     pub const fn title(self) -> &'static str {
         match self {
             Aspect::Purchase => "Purchase",
@@ -130,19 +134,19 @@ impl Aspect {
     }
 }
 
-/// One thing a receiver is judged by.
+/// A test case for an SPI endpoint.
 pub struct Case {
-    /// Its name for ever: reports and scripts refer to it.
+    /// Permanent id: reports and scripts refer to it.
     pub id: &'static str,
-    /// How much it matters.
+    /// Importance.
     pub level: Level,
-    /// What it is about.
+    /// Subject.
     pub aspect: Aspect,
-    /// The rule, in a sentence.
+    /// Rule, in one sentence.
     pub rule: &'static str,
-    /// The page the rule comes from; for [`Level::Hardening`] the page that is silent.
+    /// Page that the rule comes from. For [`Level::Hardening`], the page that does not mention it.
     pub source: &'static str,
-    /// The cases without which it says nothing.
+    /// Cases that must pass before this one says anything.
     needs: &'static [&'static str],
     judge: cases::Judge,
 }
@@ -153,20 +157,20 @@ impl fmt::Debug for Case {
     }
 }
 
-/// What came of a case.
+/// Result of a case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// The rule holds.
     Passed,
-    /// It does not.
+    /// The rule does not hold.
     Failed,
-    /// A case it stands on failed.
+    /// A case that this one needs has failed.
     NotJudged,
 }
 
 impl Verdict {
-    /// The word in reports.
+    /// Word in reports.
     pub const fn as_str(self) -> &'static str {
         match self {
             Verdict::Passed => "passed",
@@ -176,99 +180,99 @@ impl Verdict {
     }
 }
 
-/// One request and its answer, fit to be shown: no token stands in it, no password, no licence key.
+/// A request and its answer, safe to show: without tokens, passwords and license keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Exchange {
-    /// What it was, in a few words.
+    /// Description of the request, in a few words.
     pub what: String,
-    /// The method.
+    /// Method.
     pub method: &'static str,
     /// Path and query.
     pub target: String,
-    /// The body; empty for none.
+    /// Body; empty when there is none.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub body: String,
-    /// The HTTP status of the answer; `None` when none came.
+    /// HTTP status of the answer; `None` when there was no answer.
     pub status: Option<u16>,
-    /// The answer's body, or why there is none.
+    /// Body of the answer, or the reason why there is none.
     pub answer: String,
-    /// How long it took, in milliseconds.
+    /// Duration, in milliseconds.
     pub duration_ms: u64,
 }
 
-/// A case and what came of it.
+/// A case and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Judged {
-    /// The case's id.
+    /// Id of the case.
     pub id: &'static str,
-    /// How much it matters.
+    /// Importance.
     pub level: Level,
-    /// What it is about.
+    /// Subject.
     pub aspect: Aspect,
-    /// The rule.
+    /// Rule.
     pub rule: &'static str,
-    /// Where the rule comes from.
+    /// Page that the rule comes from.
     pub source: &'static str,
-    /// What came of it.
+    /// Result.
     pub verdict: Verdict,
-    /// What was found, in a sentence.
+    /// Finding, in one sentence.
     pub said: String,
-    /// What was sent and what came back; of very many alike only the first and the last ones.
+    /// Requests and answers. If there are very many, only the first and the last ones.
     pub exchanges: Vec<Exchange>,
-    /// How many exchanges are left out.
+    /// Number of exchanges that are left out.
     pub left_out: u32,
-    /// How long it took, in milliseconds.
+    /// Duration, in milliseconds.
     pub duration_ms: u64,
 }
 
-/// What came of a whole run.
+/// Result of a whole run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Judgement {
-    /// The version of spid that judged.
+    /// Version of spid that ran the suite.
     pub spid: &'static str,
-    /// Who was judged, without a query.
+    /// URL of the SPI endpoint under test, without its query.
     pub receiver: String,
-    /// When it began.
+    /// Start time.
     pub began_at: Timestamp,
-    /// Up to which level.
+    /// Highest level that was tested.
     pub level: Level,
-    /// Whether no case failed and every case was judged.
+    /// True if the run was not stopped, and every selected case passed.
     pub passed: bool,
-    /// Whether it was stopped before its end: the cases behind are not among those judged.
+    /// True if the run was stopped before its end. The cases after that point are missing in `cases`.
     pub stopped: bool,
-    /// The cases, in the order of the table.
+    /// Cases, in the order of the table.
     pub cases: Vec<Judged>,
-    /// Instances that were made and could not be given back, by their ids: somebody has to.
+    /// Ids of instances that were created and could not be released. An operator must release them.
     pub left_behind: Vec<String>,
 }
 
 impl Judgement {
-    /// How many cases ended so.
+    /// Returns the number of cases with this result.
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cases.iter().filter(|case| case.verdict == verdict).count()
     }
 
-    /// The ids of the cases that ended so.
+    /// Returns the ids of the cases with this result.
     pub fn ids(&self, verdict: Verdict) -> Vec<&'static str> {
         self.cases.iter().filter(|case| case.verdict == verdict).map(|case| case.id).collect()
     }
 }
 
-/// Why nothing could be judged.
+/// Reason why nothing could be tested.
 #[derive(Debug, thiserror::Error)]
 pub enum Unjudged {
-    /// There is no case of this name.
+    /// Unknown case id.
     #[error("there is no case `{0}`; there are: {known}", known = known())]
     NoSuchCase(String),
-    /// The first request got no answer at all.
+    /// No answer at all to the first request.
     #[error("{receiver} does not answer: {cause}")]
     Nobody {
-        /// Where it was sent.
+        /// URL of the request.
         receiver: String,
-        /// What happened.
+        /// Cause.
         cause: String,
     },
-    /// No order number can be made that nobody has.
+    /// No randomness for new order numbers.
     #[error("the system's random generator failed: {0}")]
     NoRandomness(#[from] getrandom::Error),
 }
@@ -277,30 +281,30 @@ fn known() -> String {
     cases().iter().map(|case| case.id).collect::<Vec<_>>().join(", ")
 }
 
-/// Watches a run.
+/// Observer of a run.
 pub trait Watcher: Send {
-    /// A case begins.
+    /// Called before a case starts.
     fn begins(&mut self, case: &Case) {
         let _ = case;
     }
 
-    /// A case has ended.
+    /// Called after a case has ended.
     fn judged(&mut self, case: &Judged) {
         let _ = case;
     }
 }
 
-/// Watches nothing.
+/// Observer that does nothing.
 impl Watcher for () {}
 
-/// What the pretended buyer buys.
+/// Goods that the simulated buyer buys.
 #[derive(Debug, Clone)]
 pub struct Goods {
     /// `productCode`.
     pub product: String,
     /// `skuId`.
     pub sku: String,
-    /// The `skuId` an upgrade leads to.
+    /// `skuId` that an upgrade changes to.
     pub upgrade: String,
     /// `aliUid`.
     pub buyer: String,
@@ -317,36 +321,37 @@ impl Default for Goods {
     }
 }
 
-/// Whom to judge, and how patiently.
+/// Options for a run: the SPI endpoint under test, and the limits.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// The endpoint, as the marketplace would be given it.
+    /// URL of the SPI endpoint, as the marketplace would have it.
     pub url: Url,
-    /// The key it is to accept; the first one signs.
+    /// Keys that the SPI endpoint accepts; the first one signs.
     pub keys: Keys,
-    /// Where sign-on links lead; `None` for what the answer to a purchase says (`appInfo.authUrl`), or the
-    /// endpoint itself where it says nothing or leads to another host.
+    /// Base URL of sign-on links.
+    /// `None` uses `appInfo.authUrl` of the answer to a purchase. If the answer has none, or it is on another
+    /// host, the SPI endpoint itself is used.
     pub sign_on: Option<Url>,
-    /// Cases up to this level are judged.
+    /// Highest level to test.
     pub level: Level,
-    /// Only these cases, and what they need; empty for all.
+    /// Ids of the only cases to run, with the cases that they need; empty for all.
     pub only: BTreeSet<String>,
-    /// What is bought.
+    /// Goods to buy.
     pub goods: Goods,
-    /// The zone of dates without one.
+    /// Time zone of dates without a zone.
     pub zone: TimeZone,
-    /// Every answer is due within this time.
+    /// Time limit for every answer.
     pub within: Duration,
-    /// What is answered "call again" is asked again after this time,
+    /// Interval between repetitions after a "call again" answer.
     pub every: Duration,
-    /// at most so often.
+    /// Maximum number of times that one request is sent, the first time included.
     pub limit: u32,
-    /// The time.
+    /// Clock.
     pub clock: Clock,
 }
 
 impl Suite {
-    /// A suite with everything in it, as patient as a marketplace's buyer.
+    /// Creates a suite with all cases and the default limits.
     pub fn new(url: Url, keys: Keys) -> Suite {
         Suite {
             url,
@@ -363,10 +368,10 @@ impl Suite {
         }
     }
 
-    /// The cases that will be judged: those of the level that were asked for, and what they need.
+    /// Returns the selected cases: those of the level or of the list, and the cases that they need.
     ///
     /// # Errors
-    /// [`Unjudged::NoSuchCase`].
+    /// [`Unjudged::NoSuchCase`], if an id is unknown.
     pub fn selected(&self) -> Result<Vec<&'static Case>, Unjudged> {
         let mut wanted: BTreeSet<&str> = BTreeSet::new();
         for id in &self.only {
@@ -379,18 +384,18 @@ impl Suite {
         Ok(cases().iter().filter(is_wanted).collect())
     }
 
-    /// Judges the receiver.
+    /// Tests the SPI endpoint.
     ///
     /// # Errors
-    /// [`Unjudged`], when there is nobody to judge. A receiver that answers nonsense is judged.
+    /// [`Unjudged`], if there is no endpoint to test. An endpoint that answers nonsense is tested.
     pub async fn judge(&self, watcher: &mut dyn Watcher) -> Result<Judgement, Unjudged> {
         self.judge_until(std::future::pending(), watcher).await
     }
 
-    /// Judges the receiver until `stop`. Then what was bought is given back all the same.
+    /// Tests the SPI endpoint until `stop`. Purchased instances are released in any case.
     ///
     /// # Errors
-    /// As [`Suite::judge`].
+    /// See [`Suite::judge`].
     pub async fn judge_until(
         &self,
         stop: impl Future<Output = ()>,
@@ -401,6 +406,7 @@ impl Suite {
         let orders = trial::Orders::from(Id::new(began_at)?);
         let client = self.client();
         let run = Arc::new(Run { suite: self.clone(), client, orders, slowest: Mutex::default() });
+        // Before the first case: find out how the endpoint computes its token.
         let (learnt, mut made) = trial::learn(&run).await?;
         let learnt = Arc::new(learnt);
         let mut judged: Vec<Judged> = Vec::new();
@@ -409,10 +415,12 @@ impl Suite {
             watcher.begins(case);
             let mut trial = Trial::new(run.clone(), learnt.clone());
             let one = tokio::select! {
+                // Check `stop` first, so that no further case starts after it.
                 biased;
                 () = &mut stop => None,
                 one = self.one(&mut trial, case, &judged) => Some(one),
             };
+            // A case that was stopped halfway may have created instances too.
             made.append(&mut trial.made);
             let Some(one) = one else {
                 stopped = true;
@@ -421,6 +429,7 @@ impl Suite {
             watcher.judged(&one);
             judged.push(one);
         }
+        // Always, even after a stop: no instance may remain on a live system.
         let left_behind = trial::give_back(&run, &learnt, made).await;
         Ok(Judgement {
             spid: env!("CARGO_PKG_VERSION"),
@@ -458,7 +467,7 @@ impl Suite {
         }
     }
 
-    /// A client that waits longer than an answer may take, so that a late one is seen to be late.
+    /// Creates a client that waits longer than the time limit, so that a late answer is measured as late.
     fn client(&self) -> Client {
         let connect = Duration::from_millis(limits::HEADERS_READ_MS);
         let total = connect + self.within.saturating_mul(2) + Duration::from_millis(limits::BODY_READ_MS);
@@ -476,7 +485,7 @@ fn include(case: &'static Case, wanted: &mut BTreeSet<&str>) {
     }
 }
 
-/// The first case this one needs that has not passed. One that is not among those judged was not asked for.
+/// Returns the first needed case that has run and not passed. A needed case that was not selected is ignored.
 fn unmet(case: &Case, before: &[Judged]) -> Option<&'static str> {
     let failed = |id: &&&'static str| before.iter().any(|it| it.id == **id && it.verdict != Verdict::Passed);
     case.needs.iter().find(failed).copied()

@@ -1,33 +1,35 @@
-//! The ways receivers make the token: the documented one, and the wrong ones seen in the wild.
+//! Recipes: the ways in which SPI endpoints compute the token. One is documented, the others are wrong but seen
+//! in the wild.
 
 use crate::core::query;
 use crate::core::query::Pair;
 use crate::core::signature::{Keys, Parts};
 
-/// How a receiver makes its token.
+/// Way in which an SPI endpoint computes its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Recipe {
     /// Decoded values, sorted by name (help.aliyun.com/document_detail/147280.html).
     Documented,
     /// Sorted by value.
     ByValue,
-    /// In the order in which they came.
+    /// Unsorted, in sending order.
     AsSent,
     /// Values as they are encoded in the URL.
     Encoded,
-    /// With the key alone behind them: the prose of the international page can be read so, its example cannot.
+    /// Only the key appended, without `&key=`. The prose of the international page can be read this way, but not
+    /// its example.
     BareKey,
-    /// In capitals.
+    /// In capital letters.
     Capitals,
 }
 
 impl Recipe {
-    /// The wrong ones.
+    /// All wrong recipes.
     pub(super) const WRONG: [Recipe; 5] =
         [Recipe::ByValue, Recipe::AsSent, Recipe::Encoded, Recipe::BareKey, Recipe::Capitals];
 
-    /// The token of `pairs`, which stand in the order in which they are sent; `plus` says whether a space is
-    /// sent as `+`.
+    /// Returns the token of `pairs`, which are in sending order.
+    /// `plus` is true if a space is sent as `+`.
     pub(super) fn token(self, pairs: &[Pair], plus: bool, keys: &Keys) -> String {
         let parts = Parts::Pairs(self.pairs(pairs, plus));
         match self {
@@ -37,7 +39,7 @@ impl Recipe {
         }
     }
 
-    /// The pairs that, signed as documented, give the token.
+    /// Returns pairs whose documented token is the token of this recipe.
     fn pairs(self, pairs: &[Pair], plus: bool) -> Vec<Pair> {
         match self {
             Recipe::Documented | Recipe::BareKey | Recipe::Capitals => pairs.to_vec(),
@@ -53,7 +55,7 @@ impl Recipe {
         }
     }
 
-    /// What the receiver does, behind "it seems to ".
+    /// Describes the recipe, as the end of a sentence that begins with "it seems to ".
     pub(super) fn seems_to(self) -> &'static str {
         match self {
             Recipe::Documented => "do as documented",
@@ -66,7 +68,8 @@ impl Recipe {
     }
 }
 
-/// One pair, whose value swallows all the others: the text that is signed does not mark where a value ends.
+/// Returns a single pair whose value contains all the others.
+/// This prevents the sorting, because the signed text does not mark where a value ends.
 fn in_this_order(pairs: &[Pair]) -> Vec<Pair> {
     let mut rest = pairs.iter();
     let Some((name, first)) = rest.next() else { return Vec::new() };
@@ -77,7 +80,7 @@ fn in_this_order(pairs: &[Pair]) -> Vec<Pair> {
     vec![(name.clone(), value)]
 }
 
-/// A text as it stands in a query.
+/// Encodes a text as in a query.
 fn encoded(text: &str, plus: bool) -> String {
     let encoded = query::encode(&[(String::new(), text.to_owned())]);
     let encoded = encoded.trim_start_matches('=');

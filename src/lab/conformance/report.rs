@@ -1,16 +1,17 @@
-//! A judgement as a document a seller can attach: Markdown, or one page of HTML that needs nothing else.
+//! Reports: a [`Judgement`] as a document that a seller can attach, in Markdown or as one self-contained HTML
+//! page.
 //!
-//! Before a product is listed its seller tests it and sends a report (the vendor's template is not public:
-//! help.aliyun.com/zh/marketplace/self-test-saas-commodities). These documents answer what that page asks,
-//! in its order, and say what only a person can see. All that a receiver said is foreign text here:
-//! it is escaped, and it cannot end the block it stands in.
+//! Before a product is listed, its seller tests it and sends a report. The vendor's template is not public
+//! (help.aliyun.com/zh/marketplace/self-test-saas-commodities). These documents answer the questions of that page
+//! in its order, and list what only a person can check. All text from an SPI endpoint is untrusted here: it is
+//! escaped, and it cannot end the block that contains it.
 
 use std::fmt::{self, Write as _};
 
 use super::{Aspect, Exchange, Judged, Judgement, Verdict};
 use crate::hook::text::is_plain;
 
-/// What the vendor's self-test asks, and what only a person can see of it.
+/// Questions of the vendor's self-test: aspect, question, and the check that only a person can do.
 const ASKED: [(Aspect, &str, &str); 5] = [
     (
         Aspect::Purchase,
@@ -39,7 +40,8 @@ const ASKED: [(Aspect, &str, &str); 5] = [
     ),
 ];
 
-/// What is true of everything that is about `aspect`; `None` when nothing of it was judged.
+/// Returns the result of all cases about `aspect`, as verdict, number passed, and total; `None` when none was
+/// run.
 fn summary(judgement: &Judgement, aspect: Aspect) -> Option<(Verdict, usize, usize)> {
     let cases: Vec<&Judged> = judgement.cases.iter().filter(|case| case.aspect == aspect).collect();
     let passed = cases.iter().filter(|case| case.verdict == Verdict::Passed).count();
@@ -71,10 +73,10 @@ fn verdict_of(judgement: &Judgement) -> String {
     )
 }
 
-/// The judgement as Markdown.
+/// Writes the result of a run as Markdown.
 pub fn markdown(judgement: &Judgement) -> String {
     let mut text = String::new();
-    // Writing to a text cannot fail.
+    // Writing to a string cannot fail.
     let _ = write_markdown(judgement, &mut text);
     text
 }
@@ -132,6 +134,7 @@ fn write_markdown_findings(judgement: &Judgement, text: &mut String) -> fmt::Res
         writeln!(text, "{} ({})\n\n{}\n", case.rule, case.source, in_markdown(&case.said))?;
         for exchange in &case.exchanges {
             let block = exchange_text(exchange);
+            // A fence longer than every run of backticks in the block, so that the answer cannot close it.
             let fence = "`".repeat(longest_run(&block, '`').max(2) + 1);
             writeln!(text, "{}:\n\n{fence}text\n{block}\n{fence}\n", in_markdown(&exchange.what))?;
         }
@@ -139,7 +142,7 @@ fn write_markdown_findings(judgement: &Judgement, text: &mut String) -> fmt::Res
     Ok(())
 }
 
-/// A text that is nothing but text in Markdown, on one line.
+/// Escapes a text for Markdown, on one line.
 fn in_markdown(text: &str) -> String {
     let mut plain = String::new();
     for c in text.chars() {
@@ -147,6 +150,7 @@ fn in_markdown(text: &str) -> String {
             '&' => plain.push_str("&amp;"),
             '<' => plain.push_str("&lt;"),
             '\\' | '`' | '*' | '_' | '[' | ']' | '|' | '#' | '!' | '~' => plain.extend(['\\', c]),
+            // Line ends too: a table row must stay on one line.
             c if !is_plain(c) => plain.push(' '),
             c => plain.push(c),
         }
@@ -189,10 +193,10 @@ padding:.7rem;overflow-x:auto;white-space:pre-wrap;word-break:break-all;font-siz
 ul.check{list-style:none;padding:0}ul.check li::before{content:\"\\2610\\00a0\\00a0\"}\
 @media print{details{break-inside:avoid}}";
 
-/// The judgement as a page of HTML.
+/// Writes the result of a run as an HTML page.
 pub fn html(judgement: &Judgement) -> String {
     let mut page = String::new();
-    // Writing to a text cannot fail.
+    // Writing to a string cannot fail.
     let _ = write_html(judgement, &mut page);
     page
 }
@@ -230,6 +234,7 @@ fn write_html_tiles(judgement: &Judgement, page: &mut String) -> fmt::Result {
     page.push_str("<div class=\"tiles\">");
     for verdict in [Verdict::Passed, Verdict::Failed, Verdict::NotJudged] {
         let (count, class) = (judgement.count(verdict), class_of(verdict));
+        // "0 failed" must not look alarming.
         let class = if count == 0 { "dim" } else { class };
         write!(page, "<div class=\"tile\"><b class=\"{class}\">{count}</b>{}</div>", verdict.as_str())?;
     }
@@ -292,7 +297,7 @@ fn class_of(verdict: Verdict) -> &'static str {
     }
 }
 
-/// A text that is nothing but text in HTML, between tags and in attributes.
+/// Escapes a text for HTML, between tags and in attributes.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

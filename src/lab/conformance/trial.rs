@@ -1,4 +1,4 @@
-//! One case under way: buying, asking, hearing, and writing down what was said.
+//! Execution of one case: buys, sends requests, reads answers, and records the exchanges.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,27 +19,28 @@ use crate::net::{Client, ClientError, ClientRequest, ClientResponse, Url};
 use crate::observe::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};
 
 const HOUR_MS: i64 = 3_600_000;
-/// How often a receiver is asked under a token it is only tried with.
+/// Maximum number of requests with a token that is only a guess.
 const TRIES_OF_A_GUESS: u32 = 3;
-/// How often it is asked to take an instance back.
+/// Maximum number of requests to release one instance.
 const TRIES_TO_GIVE_BACK: usize = 5;
-/// Longest answer that is shown, in characters.
+/// Maximum length of an answer that is shown, in characters.
 const SHOWN_MAX_CHARS: usize = 600;
 
-/// What all cases of a run share.
+/// State that all cases of a run share.
 pub(super) struct Run {
     pub(super) suite: Suite,
     pub(super) client: Client,
     pub(super) orders: Orders,
-    /// The slowest answer so far: milliseconds, and what was asked.
+    /// Slowest answer so far: milliseconds, and a description of the request.
     pub(super) slowest: Mutex<(u64, String)>,
 }
 
-/// Order numbers nobody had before. They are numbers of 18 digits: sellers keep them as such.
+/// Generator of order numbers that were never used before. They have 18 digits, because sellers store them as
+/// numbers.
 pub(super) struct Orders(AtomicU64);
 
 impl From<Id> for Orders {
-    /// Milliseconds, two digits at random, and a thousand orders.
+    /// Starts at the milliseconds of the id, followed by two random digits and room for 1,000 orders.
     fn from(id: Id) -> Orders {
         let bytes = id.as_bytes();
         let millis = bytes.iter().take(6).fold(0u64, |sum, byte| (sum << 8) | u64::from(*byte));
@@ -54,21 +55,21 @@ impl Orders {
     }
 }
 
-/// The token of a request.
+/// Token of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     Right,
     Missing,
     Empty,
-    /// Every digit another one.
+    /// Every digit differs from the right one.
     Wrong,
-    /// Right but for the last digit.
+    /// Only the last digit differs.
     LastDigit,
-    /// The first half of the right one.
+    /// First half of the right token.
     Short,
-    /// The right one and two digits more.
+    /// Right token with two more digits.
     Long,
-    /// The right one in capitals.
+    /// Right token in capital letters.
     Upper,
 }
 
@@ -94,7 +95,7 @@ impl Token {
     }
 }
 
-/// What is asked of the receiver.
+/// Request to the SPI endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
     what: String,
@@ -103,11 +104,11 @@ pub(super) struct Ask {
     token: Token,
     form: SendForm,
     altered: Vec<Pair>,
-    /// Encoded parameters before the honest ones, unsigned.
+    /// Encoded, unsigned parameters before the signed ones.
     before: String,
-    /// Encoded parameters behind them, unsigned.
+    /// Encoded, unsigned parameters behind the signed ones.
     behind: String,
-    /// Whether a space is written as `+`.
+    /// True if a space is sent as `+`.
     plus: bool,
     recipe: Option<Recipe>,
 }
@@ -152,7 +153,7 @@ impl Ask {
         self
     }
 
-    /// Changed after it was signed.
+    /// Changes a value after signing.
     pub(super) fn altered(mut self, name: &str, value: &str) -> Ask {
         self.altered = owned(&[(name, value)]);
         self
@@ -168,7 +169,7 @@ impl Ask {
         self
     }
 
-    /// A signed parameter more, or another value of one.
+    /// Adds a signed parameter, or replaces its value.
     pub(super) fn with(mut self, name: &str, value: &str) -> Ask {
         self.params.retain(|(known, _)| known != name);
         self.params.extend(owned(&[(name, value)]));
@@ -180,7 +181,7 @@ impl Ask {
         self
     }
 
-    /// The value of this parameter swallows the pair `name=value`, which would be signed the same.
+    /// Moves the pair `name=value` into the value of this parameter. The token stays the same.
     pub(super) fn swallowing(mut self, parameter: &str, name: &str) -> Ask {
         let Some(at) = self.params.iter().position(|(known, _)| known == name) else { return self };
         let (name, value) = self.params.remove(at);
@@ -190,7 +191,7 @@ impl Ask {
         self
     }
 
-    /// The request, and the token that holds for it, whichever one is sent.
+    /// Builds the request. Also returns its valid token, which may differ from the token that is sent.
     fn request(&self, suite: &Suite, recipe: Recipe) -> (OutRequest, String) {
         let mut pairs = vec![("action".to_owned(), self.action.to_owned())];
         pairs.extend(self.params.iter().cloned());
@@ -203,6 +204,7 @@ impl Ask {
             ..Sending::at(suite.clock.now())
         };
         let mut out = alibaba().request(self.action, &pairs, &suite.keys, &sending);
+        // The dialect encodes a space as `+`. A `+` in a value is encoded as %2B, so every `+` here is a space.
         if !self.plus {
             out.query = out.query.replace('+', "%20");
             out.body = String::from_utf8_lossy(&out.body).replace('+', "%20").into_bytes();
@@ -211,7 +213,7 @@ impl Ask {
         (out, right)
     }
 
-    /// Whether it is answered to a browser of the buyer's, which is in then.
+    /// Returns true if a buyer's browser sends this request; the answer then shows what a signed-on buyer sees.
     fn is_sign_on(&self) -> bool {
         self.action == "verify"
     }
@@ -221,12 +223,12 @@ fn owned(pairs: &[(&str, &str)]) -> Vec<Pair> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The one dialect that is judged. It is in the table of dialects, so it is there.
+/// Returns the only dialect that the suite tests.
 fn alibaba() -> &'static dyn Dialect {
     dialect::alibaba()
 }
 
-/// An answer.
+/// An answer of the SPI endpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Heard {
     pub(super) status: u16,
@@ -250,7 +252,7 @@ impl Heard {
         self.json.as_ref()?.get(name)
     }
 
-    /// The id it tells: not missing, not empty, not the 0 that means "call again".
+    /// Returns the id in the answer, unless it is missing, empty, or the 0 that means "call again".
     pub(super) fn id(&self) -> Option<String> {
         let id = match self.member("instanceId")? {
             Json::Text(text) | Json::Number(text) => text.clone(),
@@ -259,7 +261,7 @@ impl Heard {
         (!id.is_empty() && id != "0").then_some(id)
     }
 
-    /// What it says of success, in either of the ways the documentation has.
+    /// Returns `success`, in either of the two documented forms.
     pub(super) fn success(&self) -> Option<bool> {
         match self.member("success")? {
             Json::Bool(success) => Some(*success),
@@ -269,22 +271,22 @@ impl Heard {
         }
     }
 
-    /// Whether a marketplace would take it for "done".
+    /// Returns true if a marketplace would take the answer for "done".
     pub(super) fn claims(&self) -> bool {
         self.status < 300 && (self.id().is_some() || self.success() == Some(true))
     }
 
-    /// Whether a browser gets somewhere.
+    /// Returns true if a browser gets a page or a redirect.
     pub(super) fn lets_in(&self) -> bool {
         self.status < 400
     }
 
-    /// Where a redirect leads, without its query: the ticket stands there.
+    /// Returns the target of a redirect without its query, because the query holds the ticket.
     pub(super) fn door(&self) -> Option<&str> {
         self.location.as_deref().map(|url| url.split(['?', '#']).next().unwrap_or_default())
     }
 
-    /// The answer in a few words.
+    /// Describes the answer in a few words.
     pub(super) fn shortly(&self) -> String {
         match (self.id(), self.success()) {
             (Some(id), _) => format!("{} with the id {id}", self.status),
@@ -295,7 +297,7 @@ impl Heard {
     }
 }
 
-/// An instance that was bought.
+/// A purchased instance.
 #[derive(Debug, Clone)]
 pub(super) struct Bought {
     pub(super) id: String,
@@ -303,36 +305,36 @@ pub(super) struct Bought {
     pub(super) answer: Heard,
 }
 
-/// The numbers of a purchase.
+/// Numbers of a purchase.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) biz: String,
     pub(super) order: String,
-    /// When its term ends, as it is sent.
+    /// End of the term, as it is sent.
     pub(super) term: String,
 }
 
-/// What was found out about the receiver before the first case.
+/// Facts about the SPI endpoint, found before the first case.
 #[derive(Debug, Clone)]
 pub(super) struct Learnt {
     pub(super) recipe: Recipe,
-    /// The first purchase, if it was answered with an id.
+    /// First purchase, if it was answered with an id.
     pub(super) first: Result<Bought, String>,
-    /// How often it was asked for until then.
+    /// Number of requests that this took.
     pub(super) tries: u32,
     pub(super) exchanges: Vec<Exchange>,
 }
 
-/// A case under way. `Err` of its methods is what is said of the case that asked.
+/// A running case. The `Err` of its methods is the finding of the case.
 pub(super) struct Trial {
     pub(super) run: Arc<Run>,
     pub(super) learnt: Arc<Learnt>,
     pub(super) exchanges: Vec<Exchange>,
     pub(super) left_out: u32,
-    /// Ids that were told and not given back.
+    /// Ids of created instances that are not released yet.
     pub(super) made: BTreeSet<String>,
     recipe: Recipe,
-    /// Requests that were answered, and those that were not.
+    /// Number of requests sent, with or without an answer.
     sent: u32,
 }
 
@@ -346,19 +348,19 @@ impl Trial {
         self.run.suite.clock.now()
     }
 
-    /// A time some hours from now, as the marketplace writes it.
+    /// Returns the time a number of hours from now, as the marketplace writes it.
     pub(super) fn hence(&self, hours: i64) -> String {
         let at = plus_millis(self.now(), hours.saturating_mul(HOUR_MS));
         at.to_zoned(self.run.suite.zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
     }
 
-    /// The numbers of a new order, for a term of so many hours.
+    /// Returns the numbers of a new order, with a term of this many hours.
     pub(super) fn order(&self, hours: i64) -> Order {
         let biz = self.run.orders.next();
         Order { order: self.run.orders.next(), biz, term: self.hence(hours) }
     }
 
-    /// The purchase of it, in an order of parameters that is sorted neither by name nor by value.
+    /// Returns the purchase of an order. Its parameters are sorted neither by name nor by value.
     pub(super) fn purchase(&self, order: &Order) -> Ask {
         let goods = &self.run.suite.goods;
         let params = [
@@ -373,7 +375,7 @@ impl Trial {
         Ask::new("a purchase", "createInstance", &params)
     }
 
-    /// Sends it once.
+    /// Sends a request once.
     pub(super) async fn send(&mut self, ask: &Ask) -> Result<Heard, String> {
         let url = self.run.suite.url.clone();
         self.send_to(&url, ask).await
@@ -385,7 +387,7 @@ impl Trial {
         self.note(told)
     }
 
-    /// Sends these at once.
+    /// Sends requests at the same time.
     pub(super) async fn send_at_once(&mut self, asks: &[Ask]) -> Vec<Result<Heard, String>> {
         let url = self.run.suite.url.clone();
         let mut tasks = tokio::task::JoinSet::new();
@@ -423,24 +425,27 @@ impl Trial {
         if exchange.duration_ms > slowest.0 {
             *slowest = (exchange.duration_ms, exchange.what.clone());
         }
+        // Release the lock before the rest: all cases share it.
         drop(slowest);
         self.sent += 1;
         let what = exchange.what.clone();
+        // Keep the first exchanges and the last one.
         if self.exchanges.len() >= CONFORMANCE_SHOWN_COUNT {
             self.exchanges.pop();
             self.left_out += 1;
         }
         self.exchanges.push(exchange);
         let heard = heard.map_err(|error| format!("{what} got no answer: {error}"))?;
-        // What is told beside a refusal was made for somebody else.
+        // An id in a denial belongs to another instance, not to one of ours.
         self.made.extend(heard.id().filter(|_| heard.status < 300));
         Ok(heard)
     }
 
-    /// Asks until it is answered as `done` wants it, or with something that does not mean "call again".
+    /// Repeats a request until `done` accepts the answer, or the answer does not mean "call again".
     async fn until(&mut self, ask: &Ask, tries: u32, done: fn(&Heard) -> bool) -> Result<Heard, String> {
         let mut heard = self.send(ask).await?;
         for _ in 1..tries.min(self.run.suite.limit).max(1) {
+            // Only a success status with JSON can mean "call again".
             if done(&heard) || heard.status >= 300 || heard.json.is_none() {
                 break;
             }
@@ -450,7 +455,7 @@ impl Trial {
         Ok(heard)
     }
 
-    /// Asks until there is an id.
+    /// Repeats a request until the answer has an id.
     pub(super) async fn until_id(&mut self, ask: &Ask) -> Result<(String, Heard), String> {
         self.until_id_within(ask, CONFORMANCE_RETRIES_COUNT).await
     }
@@ -463,12 +468,13 @@ impl Trial {
         }
     }
 
-    /// Asks until there is success.
+    /// Repeats a request until the answer is a success.
     pub(super) async fn until_success(&mut self, ask: &Ask) -> Result<Heard, String> {
         let heard = self.until(ask, CONFORMANCE_RETRIES_COUNT, |heard| heard.success() == Some(true)).await?;
         if heard.status >= 300 || heard.success() != Some(true) {
             return Err(format!("{} was answered {}", ask.what, heard.shortly()));
         }
+        // The instance is released, so the end of the run need not release it.
         if ask.action == "releaseInstance" {
             self.made
                 .retain(|id| !ask.params.iter().any(|(name, value)| name == "instanceId" && value == id));
@@ -476,13 +482,13 @@ impl Trial {
         Ok(heard)
     }
 
-    /// Asks as often as what was right had to be asked for: a receiver that first says "call again" to whatever
-    /// comes has refused nothing by that.
+    /// Repeats a request as often as the first purchase needed.
+    /// An SPI endpoint that answers every first request with "call again" has not denied anything by that.
     pub(super) async fn patiently(&mut self, ask: &Ask) -> Result<Heard, String> {
         self.until(ask, self.learnt.tries, Heard::claims).await
     }
 
-    /// Asks, and a marketplace must not take the answer for "done".
+    /// Sends a request that must fail: a marketplace must not take the answer for "done".
     pub(super) async fn refused(&mut self, ask: &Ask) -> Result<Heard, String> {
         let heard = self.patiently(ask).await?;
         if heard.claims() {
@@ -491,7 +497,7 @@ impl Trial {
         Ok(heard)
     }
 
-    /// As [`Trial::refused`], and without falling over.
+    /// Like [`Trial::refused`], and the answer must not be a server error.
     pub(super) async fn refused_calmly(&mut self, ask: &Ask) -> Result<Heard, String> {
         let heard = self.refused(ask).await?;
         if heard.status >= 500 {
@@ -500,12 +506,12 @@ impl Trial {
         Ok(heard)
     }
 
-    /// Buys for a month.
+    /// Buys an instance for a month.
     pub(super) async fn buy(&mut self) -> Result<Bought, String> {
         self.buy_for(30 * 24).await
     }
 
-    /// Buys for so many hours.
+    /// Buys an instance for this many hours.
     pub(super) async fn buy_for(&mut self, hours: i64) -> Result<Bought, String> {
         let order = self.order(hours);
         let ask = self.purchase(&order);
@@ -541,17 +547,18 @@ impl Trial {
         Ask::new("a sign-on", "verify", &[("instanceId", id), ("timeStamp", &at)])
     }
 
-    /// A good link, followed as a browser does: what is not ready yet is asked again.
+    /// Follows a valid link as a browser does. Repeats the request while the application is not ready.
     pub(super) async fn go_in(&mut self, bought: &Bought) -> Result<Heard, String> {
         let ask = self.sign_on(&bought.id, 0);
         self.follow(bought, &ask).await
     }
 
-    /// The same with this link.
+    /// Follows this link as a browser does.
     pub(super) async fn follow(&mut self, bought: &Bought, ask: &Ask) -> Result<Heard, String> {
         let door = self.door_of(bought);
         let mut heard = self.send_to(&door, ask).await?;
         for _ in 1..TRIES_OF_A_GUESS {
+            // 503 means "not ready yet".
             if heard.status != 503 {
                 break;
             }
@@ -561,12 +568,13 @@ impl Trial {
         if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
     }
 
-    /// Where the buyer of this is sent to sign on. An address on another host is not followed: that is not
-    /// whom we were asked to judge.
+    /// Returns the sign-on URL for the buyer of this instance.
+    /// A URL on another host is not followed, because that host is not under test.
     pub(super) fn door_of(&self, bought: &Bought) -> Url {
         let suite = &self.run.suite;
         let told =
             bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_text()?.parse().ok());
+        // Priority: the option, then the answer's URL on the same host, then the endpoint itself.
         let near = told.filter(|url: &Url| url.authority() == suite.url.authority());
         suite.sign_on.clone().or(near).unwrap_or_else(|| suite.url.clone())
     }
@@ -574,11 +582,11 @@ impl Trial {
 
 type Told = (Exchange, Result<Heard, String>);
 
-/// A request before it is sent.
+/// A request that is ready to be sent.
 struct Prepared {
     request: ClientRequest,
     exchange: Exchange,
-    /// The token that holds for it.
+    /// Valid token of the request.
     token: String,
     is_sign_on: bool,
 }
@@ -603,8 +611,9 @@ impl Prepared {
     }
 }
 
-/// An answer, fit to be shown. Receivers tell which token they had expected, and that one is as good as a key for
-/// this request; and whoever has signed on is shown what is for the buyer alone.
+/// Masks an answer.
+/// An SPI endpoint may answer with the token that it expected, and that token is as good as a key for this
+/// request. An answer to a sign-on shows data that is for the buyer only.
 fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
     let mut text = match is_sign_on && answer.status < 300 {
         true => format!("a page of {} bytes", answer.body.len()),
@@ -613,6 +622,7 @@ fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
     if let Some(location) = answer.headers.text("location") {
         text = format!("location: {} {text}", exchange::header(location));
     }
+    // Short or changed tokens are not recognized as digests, so replace the valid token by its text too.
     for written in [token.to_owned(), token.to_ascii_uppercase()].into_iter().filter(|it| !it.is_empty()) {
         text = text.replace(&written, "<token>");
     }
@@ -622,15 +632,17 @@ fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
     }
 }
 
-/// Buys the first instance, and finds out how the receiver makes its token if the documented way does not
-/// lead to an id.
+/// Buys the first instance. If the documented token does not lead to an id, finds out how the SPI endpoint
+/// computes its token.
 pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), Unjudged> {
+    // Any answer is good enough here; only an endpoint that cannot be reached ends the run.
     is_there(run).await?;
     let nothing =
         Learnt { recipe: Recipe::Documented, first: Err(String::new()), tries: 1, exchanges: Vec::new() };
     let mut trial = Trial::new(run.clone(), Arc::new(nothing));
     let mut first = trial.buy().await;
     let (mut found, mut tries) = (Recipe::Documented, trial.sent);
+    // Skipped if the documented token works.
     for recipe in Recipe::WRONG.into_iter().filter(|_| first.is_err()).collect::<Vec<_>>() {
         let order = trial.order(30 * 24);
         let mut ask = trial.purchase(&order).what("a purchase with a token made in another way");
@@ -646,7 +658,7 @@ pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), 
     Ok((Learnt { recipe: found, first, tries, exchanges }, made))
 }
 
-/// Whether anybody answers at all, whatever it is.
+/// Checks that the SPI endpoint answers at all, with any answer.
 async fn is_there(run: &Run) -> Result<(), Unjudged> {
     let url = &run.suite.url;
     match run.client.send(ClientRequest::get(url.clone())).await {
@@ -657,7 +669,7 @@ async fn is_there(run: &Run) -> Result<(), Unjudged> {
     }
 }
 
-/// Gives back what was bought; what is left is what was not taken back.
+/// Releases the purchased instances. Returns the ids of those that could not be released.
 pub(super) async fn give_back(
     run: &Arc<Run>,
     learnt: &Arc<Learnt>,
@@ -667,7 +679,7 @@ pub(super) async fn give_back(
     let mut left = Vec::new();
     while let Some(id) = made.pop_first() {
         let ask = Trial::release(&id).what("giving it back");
-        // Who takes nothing back is not asked for an hour.
+        // If nothing can be released, do not spend an hour on repetitions.
         let tries = if left.len() < TRIES_TO_GIVE_BACK { TRIES_TO_GIVE_BACK } else { 1 };
         let tries = u32::try_from(tries).unwrap_or(1);
         let heard = trial.until(&ask, tries, |heard| heard.success() == Some(true)).await;

@@ -1,5 +1,4 @@
-//! What must be true of an answer, and of the instance afterwards; and, where it is not, what was
-//! expected and what was there instead.
+//! Expectations of an answer and of the instance afterwards, and the differences from them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,20 +15,20 @@ use crate::hook::text::plain;
 use crate::lab::exchange as shown;
 use crate::net::ClientResponse;
 
-/// Longest text of an answer that is repeated in a failure, in characters.
+/// Longest text of an answer in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;
 
-/// One difference between what was expected and what was there.
+/// A difference between the expected and the actual result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Failure {
-    /// Which delivery of the step, from 1; `None` when it is about the state afterwards.
+    /// Number of the delivery in its step, from 1; `None` for a difference in the state afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery: Option<u32>,
-    /// What differs: `status`, `json.instanceId`, `state` and so on.
+    /// Name of the compared value: `status`, `json.instanceId`, `state` and so on.
     pub what: String,
-    /// What the fixture says.
+    /// Value in the fixture.
     pub expected: String,
-    /// What was there.
+    /// Actual value.
     pub actual: String,
 }
 
@@ -39,7 +38,7 @@ impl Failure {
         expected: impl Into<String>,
         actual: impl Into<String>,
     ) -> Failure {
-        // All of it is printed, and a receiver may have written any of it.
+        // Escape and mask all of it: it is printed, and the SPI endpoint under test may have written any part of it.
         let shown = |text: String| plain(&without_tokens(&text)).into_owned();
         Failure {
             delivery: None,
@@ -60,14 +59,14 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// One sold instance, as far as a scenario can ask about it.
+/// A sold instance, as far as a scenario can check it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Seen {
-    /// The id the marketplace knows it by, once there is one.
+    /// The id that the marketplace knows, once there is one.
     pub id: Option<String>,
-    /// What has been applied.
+    /// Applied state.
     pub state: State,
-    /// When its term ends.
+    /// End of the term.
     pub expires_on: Option<Timestamp>,
     /// The SKU in force.
     pub sku: Option<String>,
@@ -75,21 +74,21 @@ pub struct Seen {
     pub items: BTreeMap<String, String>,
 }
 
-/// What a step expects. What it does not mention may be anything, but for the status.
+/// Expectations of a step. A value that is not mentioned may be anything, except the status.
 #[derive(Debug, Clone)]
 pub(super) struct Expectation {
     pub(super) status: u16,
     pub(super) headers: Vec<(String, Template)>,
     pub(super) body_contains: Option<Template>,
     pub(super) json: Option<Pattern>,
-    /// The instance the rest is about; `None` for the one the callback is about.
+    /// Name of the instance to check; `None` for that of the callback.
     pub(super) instance: Option<Template>,
     pub(super) state: Option<WantedState>,
     pub(super) expires_on: Option<Template>,
     pub(super) sku: Option<Template>,
     pub(super) items: Vec<(String, Template)>,
     pub(super) held: Option<bool>,
-    /// How long the instance, and what is held, may take to be as expected.
+    /// Time in which the instance and the held callbacks must become as expected.
     pub(super) within: Duration,
 }
 
@@ -111,17 +110,17 @@ impl Default for Expectation {
     }
 }
 
-/// The state an instance must be in.
+/// State that an instance must have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum WantedState {
     /// There must be no such instance.
     None,
-    /// This one.
+    /// The instance must have this state.
     Is(State),
 }
 
 impl WantedState {
-    /// Every word a fixture may use.
+    /// All words that a fixture may use.
     pub(super) const WORDS: [&str; 5] = ["pending", "active", "frozen", "released", "none"];
 
     pub(super) fn from_word(word: &str) -> Option<WantedState> {
@@ -136,7 +135,7 @@ impl WantedState {
     }
 }
 
-/// A JSON value, or what must be true of one.
+/// A JSON value, or a condition for one.
 #[derive(Debug, Clone)]
 pub(super) enum Pattern {
     /// This text.
@@ -145,7 +144,7 @@ pub(super) enum Pattern {
     Exactly(Json),
     /// Any text, number or boolean but an empty text.
     Nonempty,
-    /// Not there.
+    /// The value must be missing.
     Absent,
     /// A text other than this one.
     Not(Template),
@@ -156,12 +155,12 @@ pub(super) enum Pattern {
 }
 
 impl Expectation {
-    /// Whether it says anything about an instance.
+    /// Returns true if it expects anything of an instance.
     pub(super) fn is_about_an_instance(&self) -> bool {
         self.state.is_some() || self.expires_on.is_some() || self.sku.is_some() || !self.items.is_empty()
     }
 
-    /// What is wrong with an answer.
+    /// Returns the differences in an answer.
     pub(super) fn check_answer(&self, answer: &ClientResponse, known: &Known) -> Vec<Failure> {
         let mut failures = Vec::new();
         let body = String::from_utf8_lossy(&answer.body);
@@ -194,7 +193,7 @@ impl Expectation {
         failures
     }
 
-    /// What is wrong with the instance `name`.
+    /// Returns the differences in the instance `name`.
     pub(super) fn check_instance(
         &self,
         name: &str,
@@ -232,7 +231,7 @@ impl Expectation {
         failures
     }
 
-    /// What is wrong with the number of held callbacks, before and after the step.
+    /// Returns the difference in the number of held callbacks before and after the step, if there is one.
     pub(super) fn check_held(&self, before: u64, after: u64) -> Option<Failure> {
         let wanted = self.held?;
         let word = |held| if held { "something more is held" } else { "nothing more is held" };
@@ -311,7 +310,7 @@ fn or_nothing(actual: Option<String>) -> String {
     actual.unwrap_or_else(|| "nothing".to_owned())
 }
 
-/// The beginning of a text, on one line.
+/// Shortens a text to its beginning, on one line.
 fn shorten(text: &str) -> String {
     let mut shown: String =
         text.chars().take(SHOWN_MAX_CHARS).map(|c| if c == '\n' { ' ' } else { c }).collect();
@@ -321,7 +320,7 @@ fn shorten(text: &str) -> String {
     shown
 }
 
-/// The value at a path of member names and list positions with dots between them, as text.
+/// Returns the value at a path as text. A path joins member names and list positions with dots.
 pub(super) fn value_at(body: &[u8], path: &str) -> Option<String> {
     let json = Json::read(body).ok()?;
     let step = |value: &Json, name: &str| match value {

@@ -1,10 +1,9 @@
-//! From production to a fixture: what a marketplace really sent, as a scenario that can be replayed and
-//! shown to others.
+//! Export of stored callbacks as a scenario: real requests of a marketplace, to be replayed and shown to others.
 //!
-//! What a store has kept is decoded and verified; here it becomes steps again. Unless it is told otherwise it
-//! replaces what is somebody's own, the same by the same wherever it stands, so that the steps still fit
-//! together; and it moves dates into the next hours, in their order: a recorded renewal lies in the past one
-//! day, and a receiver is right not to believe it then.
+//! The stored callbacks are decoded and verified; this module turns them into steps. By default it replaces personal
+//! values. Equal values get equal replacements everywhere, so that the steps still fit together. It also moves dates
+//! into the next hours, in their order: one day a recorded renewal lies in the past, and an SPI endpoint then rightly
+//! refuses it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -17,45 +16,45 @@ use super::expect::Seen;
 use crate::hook::callback::{Action, Callback};
 use crate::hook::text::is_plain;
 
-/// A callback that was kept, and what became of it.
+/// A stored callback and its result.
 #[derive(Debug, Clone)]
 pub struct Kept {
-    /// What was said.
+    /// The callback.
     pub callback: Callback,
-    /// What came of it.
+    /// Result of the callback.
     pub became: Became,
 }
 
-/// What came of a callback, as far as its sender can see.
+/// Result of a callback, as far as its sender can see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Became {
-    /// It was done.
+    /// Carried out.
     Done,
-    /// It was refused.
+    /// Refused.
     Refused,
-    /// It waits for an operator.
+    /// Held for an operator.
     Held,
-    /// It has not ended, or ended in a way no replay can repeat.
+    /// Not ended, or ended in a way that no replay can repeat.
     Open,
 }
 
-/// How a scenario is made of what was kept.
+/// Options for the export.
 #[derive(Debug, Clone)]
 pub struct Export<'a> {
-    /// The scenario's title.
+    /// Title of the scenario.
     pub title: String,
-    /// The dialect it is replayed in.
+    /// Dialect of the scenario.
     pub dialect: &'a str,
-    /// Leave in what is somebody's own: buyers, order numbers, addresses, secrets.
+    /// Keep personal values: buyers, order numbers, addresses, secrets.
     pub keeps_personal: bool,
-    /// Leave the dates as they were sent.
+    /// Keep the dates as they were sent.
     pub keeps_dates: bool,
-    /// What the instance was in the end, to be expected of the last step.
+    /// Final state of the instance, which the last step expects.
     pub end: Option<Seen>,
 }
 
 impl Export<'_> {
-    /// The scenario's text.
+    /// Returns the text of the scenario.
     pub fn scenario(&self, kept: &[Kept]) -> String {
         let mut writer = Writer {
             export: self,
@@ -75,7 +74,7 @@ impl Export<'_> {
     }
 }
 
-/// What stands in the place of what is somebody's own: the same for the same.
+/// Replacements of personal values: equal values get equal replacements.
 #[derive(Default)]
 struct Names {
     known: BTreeMap<String, String>,
@@ -88,14 +87,14 @@ impl Names {
         self.orders.entry(value.to_owned()).or_insert_with(|| format!("${{order}}-{next}")).clone()
     }
 
-    /// Another value of the same shape.
+    /// Returns a replacement of the same shape.
     fn personal(&mut self, value: &str) -> String {
         let next = self.known.len() + 1;
         self.known.entry(value.to_owned()).or_insert_with(|| another(value, next)).clone()
     }
 }
 
-/// A value that means nothing, of the shape that dialects look for: a list, an object, digits, or a text.
+/// Returns a meaningless value of a shape that dialects check for: a list, an object, digits, or a text.
 fn another(value: &str, number: usize) -> String {
     let trimmed = value.trim_start();
     if value.is_empty() {
@@ -112,9 +111,9 @@ fn another(value: &str, number: usize) -> String {
     }
 }
 
-/// Names whose values are words of a marketplace or the seller's own catalogue, and decide what a request asks:
-/// without them no replay comes to the same end. docs/fixtures.md lists them. A name belongs here only if no
-/// buyer can write its value.
+/// Names whose values are kept. Their values are words of a marketplace or of the seller's catalog, and decide the
+/// meaning of a request: without them no replay has the same result. docs/fixtures.md lists them. A name belongs here
+/// only if no buyer can write its value.
 const KEPT: [&str; 24] = [
     "action",
     "activity",
@@ -144,10 +143,10 @@ const KEPT: [&str; 24] = [
 
 /// Longest value that is kept, in bytes.
 const KEPT_MAX_BYTES: usize = 64;
-/// Longest quantity that is kept, in bytes: a telephone number is longer.
+/// Longest quantity that is kept, in bytes. A telephone number is longer.
 const QUANTITY_MAX_BYTES: usize = 6;
 
-/// Whether a value may leave the house under its name.
+/// Returns true if a value under this name may be exported unchanged.
 fn is_kept(callback: &Callback, name: &str, value: &str) -> bool {
     if callback.items.contains_key(name) || callback.items.contains_key(item_name(name)) {
         return is_quantity(value);
@@ -155,18 +154,18 @@ fn is_kept(callback: &Callback, name: &str, value: &str) -> bool {
     KEPT.contains(&name) && is_code(value)
 }
 
-/// The name of a billing item where items cannot be nested.
+/// Returns the name of a billing item in a dialect where items cannot be nested.
 fn item_name(name: &str) -> &str {
     name.strip_prefix("items.").unwrap_or(name)
 }
 
-/// Whether a text is a short number: it cannot tell one person from another.
+/// Returns true if the text is a short number, which cannot identify a person.
 fn is_quantity(value: &str) -> bool {
     let is_number = value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
     value.len() <= QUANTITY_MAX_BYTES && is_number
 }
 
-/// Whether a text is a code: one word in ASCII, and no number of a length that telephones have.
+/// Returns true if the text is a code: one ASCII word that is not as long a number as a telephone number.
 fn is_code(value: &str) -> bool {
     let digits = value.bytes().filter(u8::is_ascii_digit).count();
     let is_word = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/".contains(&byte));
@@ -174,15 +173,15 @@ fn is_code(value: &str) -> bool {
     value.len() <= KEPT_MAX_BYTES && is_word && !is_telephone
 }
 
-/// The dates of all steps, in their order.
+/// Dates of all steps, in their order.
 struct Dates {
     instants: Vec<Timestamp>,
     zone: Option<&'static str>,
 }
 
-/// Zones that fixed dates are looked for in, beside those of whole hours.
+/// Time zones to try for the dates of the steps.
 const ZONES: [&str; 2] = ["Asia/Shanghai", "UTC"];
-/// The dates of a scenario lie within this time from now: an expiry is believed a day ahead.
+/// Largest distance of a date from now, in minutes: an expire is believed up to a day before the end of the term.
 const SPREAD_MINUTES: usize = 20 * 60;
 
 impl Dates {
@@ -205,7 +204,7 @@ impl Dates {
         Some(format!("date{}", position + 1))
     }
 
-    /// Minutes from now, as far apart as they can be.
+    /// Minutes from now for the date at `position`: the dates are as far apart as the spread allows.
     fn minutes(&self, position: usize) -> usize {
         let gap = (SPREAD_MINUTES / self.instants.len().max(1)).clamp(1, 60);
         (position + 1) * gap
@@ -217,11 +216,11 @@ struct Writer<'a> {
     names: Names,
     dates: Dates,
     text: String,
-    /// Whether a create before captured the id.
+    /// True if an earlier create captured the id.
     captures: bool,
 }
 
-/// The words of a dialect's answers.
+/// Words in the answers of a dialect.
 struct Words {
     id: &'static str,
     done: &'static str,
@@ -234,7 +233,7 @@ fn words(dialect: &str) -> Words {
         "alibaba" | "jdcloud" => {
             Words { id: "instanceId", done: "success = true", not_done: "success = false" }
         }
-        // How others say it is theirs to write down.
+        // Other dialects have their own words for success, so the user must add them.
         _ => Words { id: "instanceId", done: "", not_done: "" },
     }
 }
@@ -249,7 +248,7 @@ impl Writer<'_> {
             );
         }
         let zone = self.dates.zone.filter(|zone| *zone != "Asia/Shanghai");
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(
             head,
             "version = 1\ntitle = {}\ndialect = {}\nsource = \"recorded\"\n",
@@ -301,7 +300,7 @@ impl Writer<'_> {
         step
     }
 
-    /// A value as it stands in the file.
+    /// Returns a value as it is written in the file.
     fn value(&mut self, callback: &Callback, name: &str, value: &str) -> String {
         if let Some(date) = self.date(callback, name, value) {
             return date;
@@ -361,7 +360,7 @@ impl Writer<'_> {
     fn end(&mut self, last: Action) -> String {
         let Some(end) = self.export.end.as_ref().filter(|_| self.captures) else { return String::new() };
         let mut expect = format!("state = \"{}\"\n", end.state);
-        // The purchase itself is about the order; its answer is known to the steps behind it.
+        // A create is about its order, so it needs no `instance`. Later steps know its answer.
         if last != Action::Create {
             expect.push_str("instance = \"${id}\"\n");
         }
@@ -395,13 +394,13 @@ impl Writer<'_> {
     }
 }
 
-/// Whether a text holds nothing that a date does not.
+/// Returns true if the text has only characters of a date.
 fn is_date(value: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_digit() || b"-:+.TZ ".contains(&byte);
     value.len() <= 40 && value.bytes().all(is_part)
 }
 
-/// A text in quotes, on one line, as TOML has it: of a value and of a name alike.
+/// Quotes a text on one line, as a TOML value or key.
 fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for c in text.chars() {
@@ -415,12 +414,12 @@ fn quoted(text: &str) -> String {
     quoted
 }
 
-/// A text in quotes that means itself.
+/// Quotes a text as a literal, in which no `${}` is replaced.
 fn template(text: &str) -> String {
     quoted(&text.replace("${", "$${"))
 }
 
-/// The name of a member, in quotes where TOML wants them.
+/// Returns the name of a member, quoted if TOML requires it.
 fn key(name: &str) -> String {
     let bare =
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));

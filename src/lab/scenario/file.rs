@@ -1,9 +1,8 @@
-//! Reading a scenario's file.
+//! Reader of scenario files.
 //!
-//! The file is walked by hand instead of derived, because whoever writes a fixture deserves all
-//! mistakes at once, each with its line, and a hint where a name is nearly right. A [`Table`] is the
-//! heart of it: it hands out the members it is asked for, and whatever was never asked for is a
-//! mistake.
+//! The reader walks the file by hand instead of deriving the types. So it can report all mistakes at once, each with
+//! its line, and a hint if a name is nearly right. Its central type is [`Table`], which hands out the requested
+//! members. Every member that was never requested is a mistake.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,17 +23,17 @@ use crate::observe::limits::CONNECTIONS_MAX_COUNT;
 
 type Item<'t> = &'t Spanned<DeValue<'t>>;
 
-/// The version of the format this reads.
+/// Version of the format that this reader supports.
 const VERSION: u64 = 1;
-/// What `matches` may ask for.
+/// Values that `matches` accepts.
 const MATCHES: [&str; 2] = ["nonempty", "absent"];
 
-/// How deep files may include each other. Deeper they go in a circle.
+/// Maximum depth of includes. A greater depth means a cycle.
 const INCLUDES_MAX_DEPTH: usize = 8;
-/// The defaults of every action.
+/// Key of the defaults for every action.
 const ANY_ACTION: &str = "any";
 
-/// Reads a scenario, or says everything that is wrong with it. What it includes is looked for in `folder`.
+/// Reads a scenario, or returns all its mistakes. Included files are read from `folder`.
 pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
     read_as(text, folder, 0).map(|(scenario, _)| scenario)
 }
@@ -53,7 +52,7 @@ fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario,
     for error in &errors {
         reader.note(error.span().map_or(0, |span| span.start), error.message());
     }
-    // What was recovered from a broken file would be full of mistakes that are none.
+    // Skip the recovered part of a broken file, because it would add false mistakes.
     let scenario = if errors.is_empty() { reader.scenario(root.get_ref()) } else { None };
     let mut mistakes = reader.mistakes;
     mistakes.sort_by_key(|mistake| mistake.line);
@@ -63,20 +62,20 @@ fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario,
     }
 }
 
-/// What steps of an action have unless they say something else, by the marketplace's word.
+/// Defaults of the steps, by action as the marketplace spells it.
 type Defaults = BTreeMap<String, ActionDefaults>;
 
 #[derive(Clone)]
 struct ActionDefaults {
     params: Vec<(String, Value)>,
-    /// The names the params need.
+    /// Names that the params need.
     needs: BTreeSet<String>,
     form: Option<SendForm>,
     retry: Option<Retry>,
     wait: Option<Duration>,
 }
 
-/// `; did you mean …?`, if one of `candidates` is close to `name`.
+/// Returns `; did you mean …?` if one of `candidates` is close to `name`, else an empty text.
 pub(super) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     let near = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).min();
     match near {
@@ -87,8 +86,7 @@ pub(super) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = 
     }
 }
 
-/// How many characters must be added, dropped or changed to make one text of the other, whatever
-/// their case.
+/// Levenshtein distance: the number of characters to insert, delete or change, ignoring case.
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.to_lowercase().chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();
@@ -108,7 +106,7 @@ fn distance(one: &str, other: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-/// A table being read: every member that is asked for is known, and at the end the others are not.
+/// A table while it is read. It knows every requested member, and reports all others at the end.
 struct Table<'t> {
     what: String,
     at: usize,
@@ -143,7 +141,7 @@ impl<'t> Table<'t> {
     }
 }
 
-/// The members of a table in the order of the file: it is the order they are sent in.
+/// Returns the members of a table in the order of the file, because they are sent in that order.
 fn in_order<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, usize, Item<'t>)> {
     let mut members: Vec<_> =
         table.iter().map(|(name, value)| (name.get_ref().as_ref(), name.span().start, value)).collect();
@@ -151,17 +149,17 @@ fn in_order<'t>(table: &'t DeTable<'t>) -> Vec<(&'t str, usize, Item<'t>)> {
     members
 }
 
-/// What is being read, and what was wrong so far.
+/// State of the reader: the file, and the mistakes found so far.
 struct Reader<'f> {
     text: &'f str,
-    /// Where the file stands.
+    /// Folder of the file.
     folder: Option<PathBuf>,
-    /// How many files include this one, one another.
+    /// Depth of this file in the chain of includes.
     depth: usize,
     mistakes: Vec<Mistake>,
-    /// The names that have a value by now: variables above, and what earlier steps captured.
+    /// Names that have a value at this point: variables above, and captures of earlier steps.
     known: BTreeSet<String>,
-    /// The names used since somebody last looked.
+    /// Names used since this set was last taken or cleared.
     used: BTreeSet<String>,
     defaults: Defaults,
 }
@@ -184,17 +182,20 @@ impl Reader<'_> {
         let timezone = table.take("timezone").and_then(|item| self.timezone(item));
         let mut vars = Vec::new();
         let mut steps: Vec<Arc<Step>> = Vec::new();
+        // Includes come first, so that their variables and captures are known below.
         for included in table.take("include").map(|item| self.include(item, dialect)).unwrap_or_default() {
             vars.extend(included.vars);
             steps.extend(included.steps);
         }
         vars.extend(table.take("vars").map(|item| self.vars(item)).unwrap_or_default());
+        // Names used in variables are not needed by any step.
         self.used.clear();
         if let Some(item) = table.take("defaults") {
             self.read_defaults(item);
         }
         let own = self.whole(&mut table, "step").map(|item| self.steps(item, &steps)).unwrap_or_default();
         steps.extend(own);
+        // Last, because every member must have been requested by now.
         table.finish(self);
         let is_part = self.depth > 0;
         Some(Scenario {
@@ -207,12 +208,12 @@ impl Reader<'_> {
         })
     }
 
-    /// A member a scenario needs and a part of one may leave out.
+    /// Takes a member that a whole scenario must have and an included file may omit.
     fn whole<'t>(&mut self, table: &mut Table<'t>, name: &'static str) -> Option<Item<'t>> {
         if self.depth > 0 { table.take(name) } else { table.need(name, self) }
     }
 
-    /// The files it begins with.
+    /// Reads the included files.
     fn include(&mut self, item: Item<'_>, dialect: Option<&'static dyn Dialect>) -> Vec<Scenario> {
         let DeValue::Array(names) = item.get_ref() else {
             self.note(item.span().start, "`include` must be a list of files");
@@ -251,7 +252,7 @@ impl Reader<'_> {
         read_as(&text, path.parent(), self.depth + 1).map_err(told)
     }
 
-    /// A file that is named in this one.
+    /// Returns the path of a file that is named in this one.
     fn beside(&self, name: &str) -> PathBuf {
         self.folder.as_deref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
     }
@@ -372,14 +373,16 @@ impl Reader<'_> {
             capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
             needs: BTreeSet::new(),
         };
+        // Everything read for this step has noted the names that it uses.
         step.needs = std::mem::take(&mut self.used);
         self.fill_in(&mut step, [form.is_some(), retry.is_some(), wait.is_some()]);
         table.finish(self);
         action.map(|_| step)
     }
 
-    /// What the step does not say itself, from the defaults of its action and of any.
+    /// Completes the step with the defaults of its action, then with those of any action.
     fn fill_in(&self, step: &mut Step, [has_form, has_retry, has_wait]: [bool; 3]) {
+        // A recorded request is sent as it is, so no default applies.
         if step.request.is_some() {
             return;
         }
@@ -403,7 +406,7 @@ impl Reader<'_> {
         step.needs.append(&mut needs);
     }
 
-    /// A request that is sent byte for byte: as text, or from a file beside this one.
+    /// Reads a recorded request, which is sent byte for byte: from the text, or from a file beside this one.
     fn recorded(&mut self, table: &mut Table<'_>) -> Option<Vec<u8>> {
         if let Some(item) = table.take("request") {
             return self.filled(item, "request").map(String::into_bytes);
@@ -415,7 +418,7 @@ impl Reader<'_> {
         Some(noted.unwrap_or_default())
     }
 
-    /// A recorded request has everything in it already.
+    /// Reports every member that has no effect on a recorded request, because that request is already complete.
     fn unasked(&mut self, table: &mut Table<'_>) -> String {
         for name in ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"] {
             if let Some(item) = table.take(name) {
@@ -564,6 +567,7 @@ impl Reader<'_> {
     }
 
     fn json_table(&mut self, item: Item<'_>, table: &DeTable<'_>) -> Option<Pattern> {
+        // A table whose only member is `matches` or `not` is a condition, and no object.
         if let [(name @ ("matches" | "not"), _, value)] = in_order(table).as_slice() {
             return match *name {
                 "not" => self.template(value, "not").map(Pattern::Not),
@@ -586,7 +590,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A value of a variable or a parameter.
+    /// Reads the value of a variable or a parameter.
     fn value(&mut self, item: Item<'_>, name: &str, is_var: bool) -> Option<Value> {
         let DeValue::Table(members) = item.get_ref() else {
             return self.template(item, name).map(Value::Text);
@@ -703,14 +707,14 @@ impl Reader<'_> {
         Some(Table::new(format!("`{name}`"), item.span().start, table))
     }
 
-    /// The members of a table whose names are anybody's.
+    /// Returns the members of a table that may have any names.
     fn members<'t>(&mut self, item: Item<'t>, name: &str) -> Vec<(&'t str, usize, Item<'t>)> {
         self.table(item, name).map(|table| table.members).unwrap_or_default()
     }
 }
 
 impl Retry {
-    /// No retry at all.
+    /// Sends once, without a retry.
     const ONCE: Retry = Retry { every: Duration::ZERO, limit: 1 };
 }
 
@@ -726,13 +730,13 @@ mod tests {
 
     const HEAD: &str = "version = 1\ntitle = \"t\"\ndialect = \"alibaba\"\nsource = \"s\"\n";
 
-    /// The mistakes in a file that begins with the head, as `line: message`; the fifth line is the first of `text`.
+    /// Returns the mistakes in a file that begins with `HEAD`, as `line: message`. The first line of `text` is line 5.
     fn mistakes(text: &str) -> Vec<String> {
         let Err(mistakes) = read(&format!("{HEAD}{text}"), None) else { panic!("no mistake in {text}") };
         mistakes.into_iter().map(|mistake| format!("{}: {}", mistake.line, mistake.message)).collect()
     }
 
-    /// The one mistake in a step that has these further lines, the first of them line 8.
+    /// Returns the only mistake in a step with these further lines, the first of them line 8.
     fn in_step(lines: &str) -> String {
         let found = mistakes(&format!("[[step]]\nname = \"buy\"\naction = \"x\"\n{lines}"));
         assert_eq!(found.len(), 1, "{found:?}");
@@ -923,7 +927,7 @@ mod tests {
         assert!(said("\"none.toml\"", "use").starts_with("none.toml: "));
     }
 
-    /// What an editor accepts and what is read here are the same names.
+    /// Checks that the schema for editors has the names that the reader accepts.
     #[test]
     fn the_schema_knows_the_members_that_are_read() {
         let schema: serde_json::Value = serde_json::from_str(crate::lab::scenario::SCHEMA).unwrap();

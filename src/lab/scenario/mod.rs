@@ -1,14 +1,14 @@
-//! Scenarios: callbacks as files, sent to any URL and compared with what was expected.
+//! Scenarios: callbacks as files, sent to any URL and compared with the expected answers.
 //!
-//! A marketplace cannot be asked to press "buy" in a test. A scenario can: it says in one TOML file
-//! what a marketplace would send, signs it when it is sent, and says what must come back. The same
-//! files are this project's own tests, an operator's first check of a new deployment, and a hook
-//! author's marketplace on the desk. The format is described in `docs/fixtures.md`.
+//! A test cannot make a marketplace press "buy", but it can run a scenario. One TOML file contains the requests of a
+//! marketplace and the expected answers; spid signs each request when it sends it. The same files are the tests of this
+//! project, an operator's first check of a new deployment, and a local marketplace for the author of a hook. The format
+//! is described in `docs/fixtures.md`.
 //!
 //! * [`Scenario::parse`] reads a file and reports all its mistakes together, each with its line;
-//! * [`Scenario::set`] overrides a value, and fails when there is nothing to override;
-//! * [`Scenario::run`] sends the steps to a [`Target`] and returns a [`Report`]. Whoever wants to
-//!   watch is an [`Observer`]; whoever can look into the store is [`States`].
+//! * [`Scenario::set`] overrides a value, and fails if there is no such value;
+//! * [`Scenario::run`] sends the steps to a [`Target`] and returns a [`Report`]. An [`Observer`] watches the run;
+//!   [`States`] gives access to the store.
 
 mod expect;
 pub mod export;
@@ -35,7 +35,7 @@ use value::{Template, Value};
 /// The JSON Schema of the format, for editors.
 pub const SCHEMA: &str = include_str!("../../../docs/scenario.schema.json");
 
-/// A sequence of callbacks and what must come of each.
+/// A sequence of callbacks and the expected result of each.
 ///
 /// ```
 /// let text = r#"
@@ -67,73 +67,73 @@ pub struct Scenario {
     steps: Vec<Arc<Step>>,
 }
 
-/// One callback, or the same one several times.
+/// A callback, delivered once or several times.
 #[derive(Debug, Clone)]
 struct Step {
     name: String,
-    /// The marketplace's word.
+    /// Action, as the marketplace spells it.
     action: String,
     params: Vec<(String, Value)>,
-    /// Sent byte for byte in the place of all that.
+    /// Recorded request, which is sent byte for byte instead.
     request: Option<Vec<u8>>,
-    /// The endpoint it goes to, if not the usual one.
+    /// Name of the endpoint, if it is not the default one.
     endpoint: Option<String>,
-    /// The key it is signed with, if not the usual one.
+    /// Name of the signing key, if it is not the default one.
     key: Option<String>,
     form: SendForm,
     signature: SendSignature,
-    /// How far from now a dated request is dated, in milliseconds.
+    /// Offset of the request's date from now, in milliseconds.
     dated_ms: i64,
     altered: Vec<(String, Template)>,
     duplicated: Vec<(String, Template)>,
     raw: String,
-    /// A pause before the step.
+    /// Pause before the step.
     wait: Duration,
-    /// How many deliveries.
+    /// Number of deliveries.
     repeat: u32,
-    /// How many of them at once.
+    /// Number of concurrent deliveries.
     concurrent: u32,
     retry: Retry,
     expect: Expectation,
-    /// Names, and where in the JSON of the answer their values stand.
+    /// Names to capture, each with the path of its value in the JSON of the answer.
     capture: Vec<(String, String)>,
-    /// The names without which it cannot be sent or judged.
+    /// Names that must have a value before the step is sent or judged.
     needs: BTreeSet<String>,
 }
 
-/// How often one delivery is sent until it is answered as expected.
+/// Limit and interval of the retries of one delivery, until its answer is as expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Retry {
     every: Duration,
     limit: u32,
 }
 
-/// A mistake in a scenario's file.
+/// A mistake in the file of a scenario.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The line, from 1.
+    /// Line number, from 1.
     pub line: usize,
-    /// What is wrong, and where easy what was probably meant.
+    /// Description of the mistake, with the probable intention where it is easy to guess.
     pub message: String,
 }
 
-/// A file that is no scenario.
+/// Errors of reading a scenario file.
 #[derive(Debug, thiserror::Error)]
 pub enum ScenarioError {
-    /// It cannot be read at all.
+    /// The file cannot be read.
     #[error("{}: {cause}", path.display())]
     Unreadable {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the system.
         cause: std::io::Error,
     },
-    /// It says something a scenario cannot say. `Display` has a line for every mistake.
+    /// The file is not a valid scenario. `Display` writes a line for every mistake.
     #[error("{}", listed(file, mistakes))]
     Mistakes {
-        /// The file, as it was named.
+        /// Name of the file, as it was given.
         file: String,
-        /// All of them, in the order of their lines.
+        /// All mistakes, sorted by line.
         mistakes: Vec<Mistake>,
     },
 }
@@ -144,7 +144,7 @@ fn listed(file: &str, mistakes: &[Mistake]) -> String {
     lines.join("\n")
 }
 
-/// An override that overrides nothing.
+/// Error: an override without a value to override.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("nothing is called `{name}`{}; there are: {}", nearest(name, known), known.join(", "))]
 pub struct NoMatch {
@@ -158,17 +158,17 @@ fn nearest(name: &str, known: &[String]) -> String {
     file::did_you_mean(name, known.iter().map(String::as_str))
 }
 
-/// Reads `200ms`, `5s`, `10m`, `2h`, `30d`, as scenarios write times.
+/// Parses `200ms`, `5s`, `10m`, `2h`, `30d`, the time spans of scenarios.
 pub fn span(text: &str) -> Option<Duration> {
     value::read_span(text).and_then(|ms| u64::try_from(ms).ok()).map(Duration::from_millis)
 }
 
 impl Scenario {
-    /// Reads a scenario. `file_name` stands before the line of every mistake; what it includes is looked for
-    /// beside it.
+    /// Parses a scenario. `file_name` is printed before the line of every mistake. Included files are read from its
+    /// folder.
     ///
     /// # Errors
-    /// [`ScenarioError::Mistakes`], all of them together.
+    /// [`ScenarioError::Mistakes`], with all mistakes together.
     pub fn parse(text: &str, file_name: &str) -> Result<Scenario, ScenarioError> {
         let folder = Path::new(file_name).parent();
         file::read(text, folder)
@@ -185,46 +185,46 @@ impl Scenario {
         Scenario::parse(&text, &path.display().to_string())
     }
 
-    /// What it is about, in a sentence.
+    /// Title of the scenario, in one sentence.
     pub fn title(&self) -> &str {
         &self.title
     }
 
-    /// The vendor's page it was written from.
+    /// The vendor's page that the scenario follows.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// How it speaks.
+    /// Dialect of the scenario.
     pub fn dialect(&self) -> &'static dyn Dialect {
         self.dialect
     }
 
-    /// The names of its steps, in order.
+    /// Names of the steps, in order.
     pub fn steps(&self) -> impl ExactSizeIterator<Item = &str> {
         self.steps.iter().map(|step| step.name.as_str())
     }
 
-    /// How many deliveries it makes when everything is answered as expected at once.
+    /// Number of deliveries if every answer is as expected at once.
     pub fn deliveries(&self) -> u64 {
         self.steps.iter().map(|step| u64::from(step.repeat)).sum()
     }
 
-    /// The endpoints its steps name, beside the usual one.
+    /// Names of the endpoints in the steps, besides the default one.
     pub fn endpoints(&self) -> BTreeSet<&str> {
         self.steps.iter().filter_map(|step| step.endpoint.as_deref()).collect()
     }
 
-    /// The keys its steps name, beside the usual one.
+    /// Names of the keys in the steps, besides the default one.
     pub fn keys(&self) -> BTreeSet<&str> {
         self.steps.iter().filter_map(|step| step.key.as_deref()).collect()
     }
 
-    /// Overrides a value: `vars.NAME`, `params.NAME` (in every step that has it) or
-    /// `STEP.params.NAME`. The new value means itself: no `${}` is looked for in it.
+    /// Overrides a value: `vars.NAME`, `params.NAME` (in every step that has it) or `STEP.params.NAME`. The new value
+    /// is literal: no `${}` in it is replaced.
     ///
     /// # Errors
-    /// [`NoMatch`] when there is no such value: an override that does nothing is a mistake.
+    /// [`NoMatch`] if there is no such value: an override without effect is a mistake.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), NoMatch> {
         let known = self.names();
         let matched = known.iter().any(|known| known == name);
@@ -247,7 +247,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Every name [`Scenario::set`] takes, each once, in the order of the file.
+    /// All names that [`Scenario::set`] accepts, each once, in the order of the file.
     fn names(&self) -> Vec<String> {
         let vars = self.vars.iter().map(|(name, _)| format!("vars.{name}"));
         let params = self.steps.iter().flat_map(|step| {

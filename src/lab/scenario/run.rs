@@ -1,8 +1,8 @@
-//! Running a scenario: sign, send, compare.
+//! Runs a scenario: signs, sends and compares.
 //!
-//! The deliveries of a step run as tasks, as many at once as the step says, and tell what they do
-//! through one channel; the run itself reads it, so an [`Observer`] needs no lock and sees one thing
-//! after the other. State is looked at right after the answers: a daemon answers after its commit.
+//! The deliveries of a step run as tasks, as many at once as the step says. They report to the run through one channel,
+//! so an [`Observer`] needs no lock and sees one event after the other. The state is read right after the answers,
+//! because a daemon answers after its commit.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,30 +26,31 @@ use crate::lab::exchange::{addressed, masked};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Url};
 use crate::observe::limits;
 
-/// Things told and not yet read by the run; a slow observer slows the sending down.
+/// Capacity of the channel of events. A slow observer slows the deliveries down.
 const EVENTS_MAX_COUNT: usize = 64;
-/// How soon an instance is looked at again that is not yet as expected.
+/// Interval between two looks at an instance that is not yet as expected.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Where a scenario is sent, and how.
+/// Destination of a scenario, and the options for sending it.
 #[derive(Debug, Clone)]
 pub struct Target {
-    /// The endpoint, as the marketplace would be given it.
+    /// URL of the SPI endpoint under test, as the marketplace would get it.
     pub url: Url,
-    /// The endpoint's keys; the first one signs.
+    /// Keys of the endpoint; the first one signs.
     pub keys: Keys,
-    /// What sends.
+    /// HTTP client.
     pub client: Client,
-    /// Whether the steps after a failed one are run nevertheless.
+    /// True if the run goes on after a failed step.
     pub keep_going: bool,
-    /// Further endpoints, by the names steps have for them.
+    /// Further endpoints, by their names in the steps.
     pub endpoints: BTreeMap<String, Url>,
-    /// Further keys, by the names steps have for them.
+    /// Further keys, by their names in the steps.
     pub other_keys: BTreeMap<String, Keys>,
 }
 
 impl Target {
-    /// A target that is given as long as our own listener gives a peer, and no step after a failed one.
+    /// Creates a target that stops at the first failed step. Its timeouts equal those of spid's own listener for a
+    /// peer.
     pub fn new(url: Url, keys: Keys) -> Target {
         let connect = Duration::from_millis(limits::HEADERS_READ_MS);
         let total = connect + Duration::from_millis(limits::BODY_READ_MS);
@@ -65,106 +66,107 @@ impl Target {
     }
 }
 
-/// Looking at what the receiver has kept. Without it, expectations about that are not checked.
+/// Access to the stored state of the SPI endpoint under test. Without it, expectations about that state are not
+/// checked.
 pub trait States: Sync {
-    /// The instance that has this name: its own id, or its orderBizId.
+    /// Returns the instance with this name: its own id, or its orderBizId.
     fn state(&self, name: &str) -> Option<Seen>;
 
-    /// How many callbacks are held for an operator.
+    /// Returns the number of callbacks held for an operator.
     fn held(&self) -> u64;
 }
 
-/// Watching a run. Nothing it is shown holds a key, a token or a buyer's secret.
+/// Observer of a run. Its arguments contain no key, token or secret of a buyer.
 pub trait Observer: Send {
-    /// A step begins.
+    /// Called when a step begins.
     fn step_started(&mut self, name: &str, action: &str) {
         let _ = (name, action);
     }
 
-    /// A request goes out.
+    /// Called when a request is sent.
     fn sent(&mut self, request: &Sent) {
         let _ = request;
     }
 
-    /// An answer came.
+    /// Called when an answer has arrived.
     fn answered(&mut self, answer: &Answered) {
         let _ = answer;
     }
 
-    /// The instance a step was about was looked at; `None` when there is none of that name.
+    /// Called after the instance of a step was checked; `None` if there is no instance of that name.
     fn looked(&mut self, name: &str, seen: Option<&Seen>) {
         let _ = (name, seen);
     }
 
-    /// A step has ended.
+    /// Called when a step has ended.
     fn step_ended(&mut self, step: &StepReport) {
         let _ = step;
     }
 }
 
-/// Watches nothing.
+/// Observer that ignores all events.
 impl Observer for () {}
 
-/// A request, fit to be shown: the token is replaced by `<token>`.
+/// A request, safe to show: the token is replaced by `<token>`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sent {
-    /// Which delivery of its step, from 1.
+    /// Number of the delivery in its step, from 1.
     pub delivery: u32,
-    /// The method.
+    /// HTTP method.
     pub method: &'static str,
-    /// The path, with the query if there is one, as sent.
+    /// Path as sent, with the query if there is one.
     pub target: String,
-    /// The body as text; empty for none.
+    /// Body as text; empty if there is none.
     pub body: String,
 }
 
-/// An answer, fit to be shown: passwords, licence keys and tickets are replaced by `***`.
+/// An answer, safe to show: passwords, license keys and tickets are replaced by `***`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answered {
-    /// Which delivery of its step, from 1.
+    /// Number of the delivery in its step, from 1.
     pub delivery: u32,
-    /// The HTTP status.
+    /// HTTP status.
     pub status: u16,
-    /// Where it redirects to.
+    /// Target of a redirect.
     pub location: Option<String>,
-    /// The body as text.
+    /// Body as text.
     pub body: String,
 }
 
-/// How a run went.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The scenario's title.
+    /// Title of the scenario.
     pub title: String,
-    /// Its dialect.
+    /// Dialect of the scenario.
     pub dialect: &'static str,
-    /// Whether every step was run and met its expectations.
+    /// True if every step was run and met its expectations.
     pub passed: bool,
-    /// Why the run could not be carried on, whatever was expected: nobody answers there, for one.
+    /// Reason why the run could not continue, regardless of expectations: for example, no server answers at the URL.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The steps that were run, in order.
+    /// Steps that were run, in order.
     pub steps: Vec<StepReport>,
-    /// The steps that were not run any more, by name.
+    /// Names of the steps that were not run.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_run: Vec<String>,
 }
 
-/// How a step went.
+/// Result of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct StepReport {
-    /// Its name.
+    /// Name of the step.
     pub name: String,
-    /// How many requests were sent, retries included.
+    /// Number of requests sent, including retries.
     pub requests: u64,
-    /// Whether everything was as expected.
+    /// True if everything was as expected.
     pub passed: bool,
-    /// What was not.
+    /// Differences from the expectations.
     pub failures: Vec<Failure>,
-    /// Expectations nobody could look at, by name.
+    /// Names of the expectations that could not be checked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub not_checked: Vec<&'static str>,
-    /// How long it took, in milliseconds.
+    /// Duration, in milliseconds.
     pub duration_ms: i64,
 }
 
@@ -176,10 +178,10 @@ impl StepReport {
 }
 
 impl Scenario {
-    /// Sends the steps, one after the other, and compares what comes back.
+    /// Sends the steps one after the other, and compares the answers.
     ///
-    /// It ends at the first failed step unless the target says `keep_going`, and always where no
-    /// answer came at all. Dropping the future stops sending.
+    /// The run ends at the first failed step, unless the target has `keep_going`. It always ends at a request without
+    /// an answer. Dropping the future stops the run.
     pub async fn run(
         &self,
         target: &Target,
@@ -201,7 +203,7 @@ impl Scenario {
 }
 
 impl Scenario {
-    /// What its steps name and the target does not have.
+    /// Names that the steps use and the target does not have.
     fn unmet_names(&self, target: &Target) -> Option<String> {
         let endpoints = self.endpoints().into_iter().filter(|name| !target.endpoints.contains_key(*name));
         let keys = self.keys().into_iter().filter(|name| !target.other_keys.contains_key(*name));
@@ -235,7 +237,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Runs the steps; the error is why they could not be carried on.
+    /// Runs the steps. The error is the reason why the run could not continue.
     async fn steps(&mut self, reports: &mut Vec<StepReport>) -> Result<(), String> {
         for step in &self.scenario.steps {
             let (report, error) = self.step(step).await?;
@@ -257,13 +259,15 @@ impl Runner<'_> {
         self.observer.step_started(&step.name, &step.action);
         let missing: Vec<Failure> = self.missing(step).collect();
         if !missing.is_empty() {
-            // Sent with nothing in its place, it would be about another instance, or all of them.
+            // With an empty value, the request would be about another instance, or about all of them.
             return Ok((StepReport::unsent(step, missing), None));
         }
+        // Count before the first delivery, because the deliveries may add held callbacks.
         let held_before = self.states.map(States::held);
         let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
         let mut tally = self.deliver(&delivery).await;
         let mut not_checked = Vec::new();
+        // Check the state only if every answer was as expected: else the difference would be reported twice.
         if tally.failures.is_empty() && tally.error.is_none() {
             self.known.append(&mut tally.captured);
             self.look(&delivery, held_before, &mut tally.failures, &mut not_checked).await;
@@ -275,13 +279,13 @@ impl Runner<'_> {
         Ok((StepReport { name, requests, passed, failures, not_checked, duration_ms }, error))
     }
 
-    /// What an earlier step, which failed, should have captured.
+    /// Names that this step needs and that an earlier, failed step did not capture.
     fn missing(&self, step: &Step) -> impl Iterator<Item = Failure> {
         let missing = step.needs.iter().filter(|name| !self.known.contains_key(*name));
         missing.map(|name| Failure::new(format!("${{{name}}}"), "a value captured before", "nothing"))
     }
 
-    /// What every delivery of a step needs. Values are made once: a repeat says the same again.
+    /// Prepares the deliveries of a step. Values are resolved once, so that every repeat sends the same values.
     fn delivery(&self, step: &Arc<Step>) -> Result<Delivery, getrandom::Error> {
         let zone = &self.scenario.timezone;
         let resolve = |(name, value): &(String, super::Value)| {
@@ -297,7 +301,7 @@ impl Runner<'_> {
         })
     }
 
-    /// The endpoint and the key of a step, where it has its own.
+    /// Target of a step, with the step's own endpoint and key if it has them.
     fn target_of(&self, step: &Step) -> Target {
         let mut target = self.target.clone();
         if let Some(url) = step.endpoint.as_ref().and_then(|name| target.endpoints.get(name)) {
@@ -316,6 +320,7 @@ impl Runner<'_> {
         for _ in 0..delivery.step.concurrent.min(delivery.step.repeat) {
             tasks.spawn(work(delivery.clone(), begun.clone(), events.clone()));
         }
+        // Only the tasks keep the channel open now, so the loop ends with the last task.
         drop(events);
         let mut tally = Tally::default();
         while let Some(event) = inbox.recv().await {
@@ -328,14 +333,14 @@ impl Runner<'_> {
                 Event::Ended(number, ended) => tally.add(number, ended),
             }
             if tally.is_over() {
-                // What is under way comes to its end; nothing new begins.
+                // Deliveries in flight finish; no new one begins.
                 begun.store(delivery.step.repeat, Ordering::Relaxed);
             }
         }
         tally
     }
 
-    /// Compares what the receiver has kept, again and again while the step gives it time.
+    /// Compares the state of the SPI endpoint under test, repeatedly within the time that the step allows.
     async fn look(
         &mut self,
         delivery: &Delivery,
@@ -379,7 +384,7 @@ impl Runner<'_> {
     }
 }
 
-/// What has come of a step's deliveries so far.
+/// Results of a step's deliveries so far.
 #[derive(Default)]
 struct Tally {
     requests: u64,
@@ -393,8 +398,7 @@ impl Tally {
         !self.failures.is_empty() || self.error.is_some()
     }
 
-    /// Adds a delivery that has ended. Of several that failed the first is reported: the others
-    /// would say the same again.
+    /// Adds a delivery that has ended. Only the first failed delivery is reported, because the others would repeat it.
     fn add(&mut self, delivery: u32, ended: Result<Known, Ended>) {
         if self.is_over() {
             return;
@@ -409,7 +413,7 @@ impl Tally {
         }
     }
 
-    /// Takes captured values over. Deliveries of one thing must be answered with one thing.
+    /// Adds captured values. All deliveries of one callback must get the same values.
     fn contradictions(&mut self, captured: &Known) -> Vec<Failure> {
         let mut found = Vec::new();
         for (name, value) in captured {
@@ -422,22 +426,22 @@ impl Tally {
     }
 }
 
-/// Why a delivery did not end well.
+/// Reasons why a delivery failed.
 enum Ended {
-    /// It was answered, but not as expected, as often as it was sent.
+    /// All its answers differed from the expectations.
     Unmet(Vec<Failure>),
-    /// It was not answered.
+    /// A request got no answer.
     Unanswered(String),
 }
 
-/// What the tasks of a step tell.
+/// Events that the tasks of a step report.
 enum Event {
     Sent(Sent),
     Answered(Answered),
     Ended(u32, Result<Known, Ended>),
 }
 
-/// One callback of a step, ready to be sent any number of times.
+/// A callback of a step, ready to be sent any number of times.
 struct Delivery {
     step: Arc<Step>,
     dialect: &'static dyn Dialect,
@@ -447,22 +451,24 @@ struct Delivery {
     parameters: Vec<Pair>,
 }
 
-/// Makes deliveries until all of the step's have been begun.
+/// Makes deliveries until all of the step's deliveries have begun.
 async fn work(delivery: Arc<Delivery>, begun: Arc<AtomicU32>, events: mpsc::Sender<Event>) {
     loop {
+        // The tasks share this counter, so each delivery gets its own number.
         let number = begun.fetch_add(1, Ordering::Relaxed).saturating_add(1);
         if number > delivery.step.repeat {
             return;
         }
         let ended = delivery.make(number, &events).await;
         if events.send(Event::Ended(number, ended)).await.is_err() {
+            // The run was dropped, so stop sending.
             return;
         }
     }
 }
 
 impl Delivery {
-    /// Sends it until it is answered as expected, as often as the step allows.
+    /// Sends the callback until its answer is as expected, at most as often as the step allows.
     async fn make(&self, number: u32, events: &mpsc::Sender<Event>) -> Result<Known, Ended> {
         let mut unmet = Vec::new();
         for attempt in 0..self.step.retry.limit {
@@ -521,7 +527,7 @@ impl Delivery {
         self.target.client.send(request).await.map_err(|error| self.explain(&error))
     }
 
-    /// The request, dated now: a marketplace signs every call anew.
+    /// Builds the request with the current time, because a marketplace signs every call again.
     fn request(&self) -> OutRequest {
         let fill = |pairs: &[(String, super::Template)]| {
             pairs.iter().map(|(name, text)| (name.clone(), text.fill(&self.known))).collect()
@@ -557,7 +563,7 @@ impl Delivery {
         format!("step `{}`, sent to {}: {error}{hint}", self.step.name, self.target.url)
     }
 
-    /// The instance the callback is about, as its dialect understands the honest form of it.
+    /// Returns the name of the callback's instance. The dialect reads it from the unaltered form of the request.
     fn subject(&self, zone: &jiff::tz::TimeZone) -> Option<String> {
         let now = self.clock.now();
         let out =
@@ -572,7 +578,7 @@ impl Delivery {
     }
 }
 
-/// A recorded request, fit to be shown.
+/// Formats a recorded request, safe to show.
 fn recorded(delivery: u32, bytes: &[u8]) -> Sent {
     let text = String::from_utf8_lossy(bytes);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
@@ -612,7 +618,7 @@ mod tests {
         Target::new("http://127.0.0.1:9/spi".parse().unwrap(), keys)
     }
 
-    /// What a receiver makes of the step, everything captured being `x`.
+    /// Verifies the request of a step as an SPI endpoint would. Every captured value is `x`.
     fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Refusal> {
         let (target, clock) = (target(), Clock::default());
         let known = step.needs.iter().map(|name| (name.clone(), "x".to_owned())).collect();

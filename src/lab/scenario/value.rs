@@ -1,5 +1,5 @@
-//! What a fixture writes where a marketplace would write a value: text with `${names}` in it, a time
-//! relative to now, an id nobody has used before.
+//! Values in a fixture, in the place of a marketplace's values: text with `${names}` in it, a time relative to now, or
+//! an id that was never used before.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use jiff::tz::TimeZone;
 
 use crate::hook::clock::{Clock, Id, last_instant, plus_millis, read_rfc3339};
 
-/// What the names of a scenario stand for, as far as the run has come.
+/// Values of the names in a scenario, as far as the run has come.
 pub(super) type Known = BTreeMap<String, String>;
 
-/// Text in which `${name}` stands for a variable or a captured value. `$${` is a literal `${`.
+/// Text in which `${name}` is replaced by a variable or a captured value. `$${` is a literal `${`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Template(Vec<Piece>);
 
@@ -23,19 +23,20 @@ enum Piece {
 }
 
 impl Template {
-    /// Text that means itself, whatever stands in it.
+    /// Creates literal text, in which no `${}` is replaced.
     pub(super) fn literal(text: &str) -> Template {
         Template(vec![Piece::Text(text.to_owned())])
     }
 
-    /// Reads a text.
+    /// Parses a text.
     ///
     /// # Errors
-    /// A sentence, when a `${` is not closed or has no name in it.
+    /// A sentence, if a `${` is not closed or has no name in it.
     pub(super) fn parse(text: &str) -> Result<Template, String> {
         let mut pieces = Vec::new();
         let mut rest = text;
         while let Some((before, after)) = rest.split_once("${") {
+            // `$${` is a literal `${`: drop one `$` and go on behind it.
             if let Some(before) = before.strip_suffix('$') {
                 pieces.push(Piece::Text(format!("{before}${{")));
                 rest = after;
@@ -54,7 +55,7 @@ impl Template {
         Ok(Template(pieces))
     }
 
-    /// The names it needs.
+    /// Returns the names that the text needs.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|piece| match piece {
             Piece::Name(name) => Some(name.as_str()),
@@ -62,9 +63,9 @@ impl Template {
         })
     }
 
-    /// The text, with what is known in the places of the names.
+    /// Returns the text with all names replaced by their values.
     pub(super) fn fill(&self, known: &Known) -> String {
-        // Reading a file refuses names that nothing gives a value to, so none is missing here.
+        // The reader of the file refuses a name without a value, so no name is missing here.
         let fill = |piece: &Piece| match piece {
             Piece::Text(text) => text.clone(),
             Piece::Name(name) => known.get(name).cloned().unwrap_or_default(),
@@ -73,12 +74,12 @@ impl Template {
     }
 }
 
-/// Whether a text can stand between `${` and `}`.
+/// Returns true if the text is a valid name between `${` and `}`.
 pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
 }
 
-/// One value of a variable or a parameter.
+/// Value of a variable or a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Value {
     /// `"text with ${names}"`.
@@ -90,10 +91,10 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// The value as it is sent.
+    /// Returns the value as it is sent.
     ///
     /// # Errors
-    /// When the system gives no randomness for a unique id.
+    /// If the system has no randomness for a unique id.
     pub(super) fn resolve(
         &self,
         known: &Known,
@@ -108,17 +109,17 @@ impl Value {
     }
 }
 
-/// A time relative to now, and how it is written.
+/// A time relative to now, and its text format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Moment {
     pub(super) offset_ms: i64,
     pub(super) format: Format,
 }
 
-/// How a time is written.
+/// Text formats of a time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) enum Format {
-    /// `yyyy-MM-dd HH:mm:ss` in the scenario's zone, as the marketplaces write it.
+    /// `yyyy-MM-dd HH:mm:ss` in the scenario's zone, as the marketplaces write times.
     #[default]
     Civil,
     /// RFC 3339, in UTC.
@@ -126,7 +127,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// The format with this word.
+    /// Returns the format with this word.
     pub(super) fn from_word(word: &str) -> Option<Format> {
         match word {
             "civil" => Some(Format::Civil),
@@ -148,7 +149,7 @@ impl Moment {
     }
 }
 
-/// Reads `now`, `now + 30d`, `now - 10m` as the distance from now, in milliseconds.
+/// Parses `now`, `now + 30d`, `now - 10m` as the distance from now, in milliseconds.
 pub(super) fn read_offset(text: &str) -> Option<i64> {
     let rest = text.trim().strip_prefix("now")?.trim_start();
     match rest.split_at_checked(1) {
@@ -159,7 +160,7 @@ pub(super) fn read_offset(text: &str) -> Option<i64> {
     }
 }
 
-/// Reads `200ms`, `5s`, `10m`, `2h`, `30d` as milliseconds.
+/// Parses `200ms`, `5s`, `10m`, `2h`, `30d` as milliseconds.
 pub(super) fn read_span(text: &str) -> Option<i64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (count, unit) = text.split_at_checked(digits)?;
@@ -174,10 +175,11 @@ pub(super) fn read_span(text: &str) -> Option<i64> {
     count.parse::<i64>().ok()?.checked_mul(unit_ms)
 }
 
-/// Reads what [`Moment`] writes.
+/// Parses a time in either format of [`Moment`].
 pub(super) fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let civil = || {
         let civil = DateTime::strptime(CIVIL, text).ok()?;
+        // A civil time at the end of the year 9999 may lie outside the range of instants: it means "forever".
         zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
     };
     read_rfc3339(text).or_else(civil)

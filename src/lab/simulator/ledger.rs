@@ -1,4 +1,4 @@
-//! What the market was told, and what a seller has lost by it.
+//! Ledger of the simulated marketplace: every response it received, and the losses they imply for the seller.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,44 +8,44 @@ use serde::Serialize;
 use super::Said;
 use super::plan::{Event, Life, What};
 
-/// How an order ended, as far as the market was told.
+/// Final state of an order, as reported to the marketplace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum End {
-    /// It never had an instance.
+    /// The order never had an instance.
     Nothing,
     /// In use.
     Active,
     /// Frozen.
     Frozen,
-    /// Given up.
+    /// Released.
     Released,
 }
 
-/// One thing that went wrong with an order.
+/// A loss on one order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Loss {
-    /// Which kind.
+    /// The kind of loss.
     pub kind: Kind,
-    /// What was to be done.
+    /// The request that failed.
     pub what: &'static str,
-    /// What it was worth, in pretended yuan.
+    /// Amount of the loss, in simulated yuan.
     pub worth: u64,
 }
 
-/// What can go wrong.
+/// Kinds of loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// Paid for, asked for as often as the marketplace asks, and never done.
+    /// Paid by the buyer, requested as often as the marketplace does, and never done.
     Lost,
-    /// Never taken away, though nobody pays any more.
+    /// Never frozen, released or shortened, although the buyer pays no longer.
     Unpaid,
-    /// Never acknowledged: the seller has to fetch it from the marketplace.
+    /// A payment that was never acknowledged: the seller must fetch it from the marketplace.
     Unheard,
-    /// One order with two ids, or two orders with one.
+    /// Several ids for one order, or several orders with one id.
     Doubled,
-    /// Done, and then not done when it was asked again.
+    /// Reported as done, and as not done when the marketplace asked again.
     Contradicted,
 }
 
@@ -53,7 +53,7 @@ impl Kind {
     /// Every kind, the worst first.
     pub const ALL: [Kind; 5] = [Kind::Lost, Kind::Doubled, Kind::Unpaid, Kind::Contradicted, Kind::Unheard];
 
-    /// In words.
+    /// Returns a description of the kind.
     pub const fn words(self) -> &'static str {
         match self {
             Kind::Lost => "paid for and never done",
@@ -65,40 +65,40 @@ impl Kind {
     }
 }
 
-/// The account of one order.
+/// Ledger entry of one order.
 #[derive(Debug, Clone, Serialize)]
 pub struct Entry {
-    /// Its number in the plan.
+    /// Number of the order in the plan.
     pub number: u32,
-    /// Its `orderBizId`.
+    /// The `orderBizId` of the order.
     pub biz: String,
-    /// Its buyer.
+    /// Account id of the buyer.
     #[serde(skip)]
     pub buyer: String,
-    /// The id it was told.
+    /// The instance id that the marketplace received.
     pub id: Option<String>,
-    /// How it ended.
+    /// Final state of the order.
     pub end: End,
-    /// What was asked, by name: how often it began, and how often it was done.
+    /// Counts of events and successes, by the name of the request.
     pub asked: BTreeMap<&'static str, Asked>,
-    /// Requests that were sent.
+    /// Number of requests sent.
     pub requests: u64,
-    /// Requests that got no answer.
+    /// Number of requests without a response.
     pub unanswered: u64,
-    /// What went wrong.
+    /// Losses on this order.
     pub losses: Vec<Loss>,
     #[serde(skip)]
     price: u64,
 }
 
-/// How something of one name went.
+/// Counts for requests of one name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Asked {
-    /// How often it happened.
+    /// Number of events.
     pub happened: u64,
-    /// How often it was told as done.
+    /// Number of events reported as done.
     pub done: u64,
-    /// Requests that were needed.
+    /// Number of requests sent for these events.
     pub requests: u64,
 }
 
@@ -118,7 +118,7 @@ impl Entry {
         }
     }
 
-    /// Whether it can happen at all: what was never made is not renewed.
+    /// Returns true if the event is possible: an order without an instance cannot be renewed, for example.
     pub(super) fn may(&self, event: &Event) -> bool {
         matches!(event.what, What::Create | What::Pay) || self.id.is_some()
     }
@@ -138,15 +138,18 @@ impl Entry {
     }
 
     fn told(&mut self, what: What, id: Option<String>) {
+        // A second id for one purchase means that the seller created two instances.
         if id.is_some() && self.id.is_some() && id != self.id {
             self.lose(Kind::Doubled, what);
         }
+        // The first id is kept: it is the one that the marketplace uses from then on.
         self.id = self.id.take().or(id);
     }
 
     pub(super) fn done(&mut self, what: What) {
         self.asked.entry(what.name()).or_default().done += 1;
         self.end = match what {
+            // A repeated create does not reactivate an instance that was frozen or released.
             What::Create if self.end == End::Nothing => End::Active,
             What::Renew => End::Active,
             What::Expire => End::Frozen,
@@ -155,9 +158,10 @@ impl Entry {
         };
     }
 
-    /// What was done is asked once more.
+    /// Records the response to a repeated request whose event was already done.
     pub(super) fn hear_again(&mut self, what: What, said: &Said) {
         self.hear(what, said);
+        // A lost response (`Said::Nothing`) is no contradiction.
         if *said == Said::NotYet {
             self.lose(Kind::Contradicted, what);
         }
@@ -168,7 +172,7 @@ impl Entry {
             What::Create | What::Upgrade | What::Renew => self.lose(Kind::Lost, what),
             What::Expire | What::Release | What::RefundRenew => self.lose(Kind::Unpaid, what),
             What::Pay => self.lose(Kind::Unheard, what),
-            // Whether a late purchase is answered with the old id or with 0 costs nobody anything.
+            // A late create may be answered with the old id or with 0; neither costs anything.
             What::LateCreate => {}
         }
     }
@@ -179,65 +183,66 @@ impl Entry {
     }
 }
 
-/// The accounts of all orders.
+/// Ledger entries of all orders.
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: Vec<Entry>,
-    /// By id: the order that was told it first.
+    /// The order that received an id first, by id.
     ids: BTreeMap<String, u32>,
 }
 
-/// What it comes to.
+/// Summary of a simulation.
 #[derive(Debug, Clone, Serialize)]
 pub struct Summary {
-    /// What the market was planned from.
+    /// Seed of the plan.
     pub seed: u64,
-    /// What its order numbers begin with.
+    /// Prefix of its order numbers.
     pub run: String,
-    /// Orders.
+    /// Number of orders.
     pub orders: usize,
-    /// Requests that were sent.
+    /// Number of requests sent.
     pub requests: u64,
-    /// Requests that got no answer.
+    /// Number of requests without a response.
     pub unanswered: u64,
-    /// What was asked, by name.
+    /// Counts of events, by the name of the request.
     pub asked: BTreeMap<&'static str, Asked>,
-    /// What went wrong, by kind: how often, and what it was worth.
+    /// Number and amount of the losses, by kind.
     pub losses: BTreeMap<Kind, Sum>,
-    /// Orders with a loss, at most a hundred, by their numbers.
+    /// Orders with a loss, at most 100, sorted by number.
     pub examples: Vec<Entry>,
-    /// How long it took, in milliseconds.
+    /// Duration of the simulation, in milliseconds.
     pub took_ms: u64,
 }
 
-/// How often, and what it was worth.
+/// Number and amount of losses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Sum {
-    /// How often.
+    /// Number of losses.
     pub count: u64,
-    /// Pretended yuan.
+    /// Amount, in simulated yuan.
     pub worth: u64,
 }
 
 impl Summary {
-    /// Whether nothing went wrong.
+    /// Returns true if there is no loss.
     pub fn is_clean(&self) -> bool {
         self.losses.is_empty()
     }
 
-    /// How often this went wrong.
+    /// Returns the number of losses of this kind.
     pub fn count(&self, kind: Kind) -> u64 {
         self.losses.get(&kind).map_or(0, |sum| sum.count)
     }
 }
 
-/// Entries that are shown.
+/// Maximum number of entries in `Summary::examples`.
 const EXAMPLES_COUNT: usize = 100;
 
 impl Ledger {
     pub(super) fn add(&mut self, mut entry: Entry) {
         if let Some(id) = &entry.id {
             let first = *self.ids.entry(id.clone()).or_insert(entry.number);
+            // Two orders with one id share an instance, so one buyer has none.
             if first != entry.number {
                 entry.lose(Kind::Doubled, What::Create);
             }
@@ -245,7 +250,7 @@ impl Ledger {
         self.entries.push(entry);
     }
 
-    /// The accounts, in the order in which they were closed.
+    /// Returns the entries, in the order in which they were added.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }

@@ -1,14 +1,15 @@
-//! The marketplace, pretended: orders arrive, are paid, renewed, forgotten, refunded and given up, at any URL.
+//! Simulator of a marketplace: orders arrive, are paid, renewed, left to expire, refunded and released, at any URL.
 //!
-//! A receiver that passes every single test may still lose an order when it is restarted at the wrong moment.
-//! So this plays Alibaba for as long and as hard as one likes: it calls again as the vendor says (120 times
-//! for an order that is answered with 0, the written ladder for a payment), it sends twice what may come twice, and it keeps a
-//! [`ledger`] of everything it was told. In the end that says what a seller would have lost.
+//! An SPI endpoint that passes every single test may still lose an order if it is restarted at the wrong moment. So the
+//! simulator plays Alibaba for any time and at any rate:
+//! - It calls again as the vendor documents: 120 times for an order that is answered with 0, and the documented
+//!   schedule for a payment.
+//! - It sends requests twice where the vendor may do so.
+//! - It keeps a [`ledger`] of every response, which shows the losses of a seller.
 //!
-//! What is asked is planned beforehand from a seed ([`plan`]): the same seed is the same market. A market day
-//! is as short as one wants it ([`Market::day`]). The dates on the wire are not compressed as much: every one lies
-//! some hours ahead, in the order of the plan, so that a receiver that compares them with its own clock
-//! believes them.
+//! A seed determines the planned requests ([`plan`]): the same seed gives the same simulation. The duration of a market
+//! day is an option ([`Market::day`]). Dates on the wire are compressed less: each one lies some hours ahead, in the
+//! order of the plan. So an SPI endpoint that compares them with its own clock accepts them.
 
 pub mod ledger;
 pub mod plan;
@@ -35,46 +36,45 @@ use crate::observe::limits;
 use ledger::{Entry, Ledger, Summary};
 use plan::{Event, Life, Plan, What};
 
-/// How often the marketplace calls for one thing at most: once, and 120 times again
-/// (help.aliyun.com/document_detail/147358.html).
+/// Maximum number of calls for one event: one, and 120 repeats (help.aliyun.com/document_detail/147358.html).
 pub const TRIES: u32 = 121;
-/// After how many minutes a payment that was not acknowledged is announced again; then the seller has to ask for it
-/// (help.aliyun.com/zh/marketplace/orderpay).
+/// Minutes between the notifications of a payment that was not acknowledged. After the last one, the seller must ask
+/// for the payment (help.aliyun.com/zh/marketplace/orderpay).
 pub const PAYMENT_LADDER_MINUTES: [u32; 11] = [1, 1, 1, 5, 10, 10, 10, 60, 60, 120, 240];
-/// How far ahead the first date on the wire lies.
+/// Distance of the first date on the wire from now, in milliseconds.
 const FIRST_DATE_MS: i64 = 3 * 3_600_000;
-/// How far apart the dates of two market days lie at least.
+/// Minimum distance between the dates of two market days, in milliseconds.
 const DAY_ON_THE_WIRE_MS: i64 = 60_000;
-/// Things told and not yet noted.
+/// Capacity of the channel for finished entries.
 const EVENTS_MAX_COUNT: usize = 1_024;
 
-/// A pretended market.
+/// A simulated marketplace.
 #[derive(Debug, Clone)]
 pub struct Market {
-    /// The receiver's endpoint.
+    /// URL of the SPI endpoint under test.
     pub url: Url,
-    /// The key; the first one signs.
+    /// The keys; the first one signs.
     pub keys: Keys,
-    /// What happens.
+    /// The planned orders.
     pub plan: Plan,
-    /// What all order numbers begin with: two runs with one name are one market to the receiver.
+    /// Prefix of all order numbers. Two runs with the same prefix are the same orders for the SPI endpoint.
     pub run: String,
-    /// How long a market day takes.
+    /// Duration of a market day.
     pub day: Duration,
-    /// How long the market waits before it calls again: the vendor does not say.
+    /// Pause before a repeated call. The vendor does not document it.
     pub every: Duration,
-    /// How long a minute of the payments' ladder takes.
+    /// Duration of a minute in the schedule of payments.
     pub minute: Duration,
-    /// Requests on the way at once.
+    /// Maximum number of concurrent requests.
     pub at_once: usize,
-    /// The zone of dates.
+    /// Time zone of dates.
     pub zone: TimeZone,
-    /// The time.
+    /// The clock.
     pub clock: Clock,
 }
 
 impl Market {
-    /// A market with a day of a second.
+    /// Creates a simulator with default options; a market day takes one second.
     pub fn new(url: Url, keys: Keys, plan: Plan, run: &str) -> Market {
         Market {
             url,
@@ -90,8 +90,8 @@ impl Market {
         }
     }
 
-    /// Plays it to its end, or until `stop`; then only the orders that are through are accounted for. `ended` is
-    /// called for each of them.
+    /// Runs the simulation to its end, or until `stop`; then only finished orders are in the ledger. Calls `ended` for
+    /// each of them.
     pub async fn play(
         &self,
         stop: impl Future<Output = ()>,
@@ -108,6 +108,7 @@ impl Market {
                 let _ = notes.send(seller.live(&life).await).await;
             });
         }
+        // The last task that ends then closes the channel, and the loop below ends.
         drop(notes);
         let mut ledger = Ledger::default();
         let mut stop = pin!(stop);
@@ -126,21 +127,21 @@ impl Market {
     }
 }
 
-/// What every life needs of the market.
+/// State shared by all orders.
 struct Seller {
     market: Market,
     client: Client,
     places: Semaphore,
 }
 
-/// What an answer says to a marketplace.
+/// Meaning of a response to the marketplace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Said {
-    /// Done; with an id, where one was asked for.
+    /// The request is done; with an instance id, if the request is a purchase.
     Done(Option<String>),
-    /// Call again.
+    /// The marketplace must call again.
     NotYet,
-    /// Nobody answered.
+    /// No response was received.
     Nothing,
 }
 
@@ -153,12 +154,12 @@ impl Seller {
             ..ClientOptions::default()
         });
         let places = Semaphore::new(market.at_once.max(1));
-        // The plan is the caller's: lives carry their own part of it.
+        // Each task holds the events of its own order, so the shared state keeps no copy of the plan.
         let market = Market { plan: Plan { seed: market.plan.seed, lives: Vec::new() }, ..market.clone() };
         Seller { market, client, places }
     }
 
-    /// One order from its purchase to its end.
+    /// Plays one order from its purchase to its end.
     async fn live(&self, life: &Life) -> Entry {
         let mut entry = Entry::new(life, &self.market.run);
         let born = self.market.clock.now();
@@ -171,7 +172,7 @@ impl Seller {
         entry
     }
 
-    /// Calls until it is done, or the market gives up.
+    /// Sends the requests of an event until it is done, or until the marketplace gives up.
     async fn bring_about(&self, event: &Event, born: Timestamp, entry: &mut Entry) {
         let pairs = self.pairs(event, born, entry);
         entry.begin(event.what);
@@ -179,6 +180,7 @@ impl Seller {
             if attempt > 0 {
                 sleep(self.pause(event.what, attempt)).await;
             }
+            // The vendor may deliver a callback twice, so some first requests are sent twice at the same time.
             let said = if event.twins && attempt == 0 {
                 let (one, other) = tokio::join!(self.ask(event.what, &pairs), self.ask(event.what, &pairs));
                 entry.hear(event.what, &one);
@@ -191,6 +193,7 @@ impl Seller {
             };
             if matches!(said, Said::Done(_)) {
                 entry.done(event.what);
+                // A repeated delivery of a request that is done must get the same answer.
                 if event.again {
                     entry.hear_again(event.what, &self.ask(event.what, &pairs).await);
                 }
@@ -216,9 +219,10 @@ impl Seller {
         }
     }
 
-    /// A date of the plan, on the wire.
+    /// Formats a date of the plan for the wire.
     fn date(&self, born: Timestamp, days: u32) -> String {
         let day = i64::try_from(self.market.day.as_millis()).unwrap_or(i64::MAX);
+        // Twice a market day, so that the dates advance faster than the simulation and stay in the future.
         let day = day.saturating_mul(2).max(DAY_ON_THE_WIRE_MS);
         let at = plus_millis(born, FIRST_DATE_MS.saturating_add(day.saturating_mul(i64::from(days))));
         at.to_zoned(self.market.zone.clone()).strftime("%Y-%m-%d %H:%M:%S").to_string()
@@ -262,6 +266,7 @@ impl Seller {
     }
 
     async fn ask(&self, what: What, pairs: &[Pair]) -> Said {
+        // The limit counts requests, not orders: an order between two requests holds no permit.
         let Ok(_place) = self.places.acquire().await else { return Said::Nothing };
         let sending = Sending::at(self.market.clock.now());
         let out = dialect::alibaba().request(what.word(), pairs, &self.market.keys, &sending);
@@ -274,7 +279,8 @@ impl Seller {
     }
 }
 
-/// A purchase is done when there is an id, whatever else is said; anything else when success is.
+/// Reads a response as the marketplace does: a purchase is done if it has an id, any other request if it reports
+/// success.
 fn read(what: What, body: &[u8]) -> Said {
     let Ok(json) = Json::read(body) else { return Said::NotYet };
     if matches!(what, What::Create | What::LateCreate) {
@@ -303,7 +309,7 @@ mod tests {
             (What::Create, r#"{"instanceId": "i-1"}"#, made("i-1")),
             (What::Create, r#"{"instanceId": 7}"#, made("7")),
             (What::Create, r#"{"instanceId": "0"}"#, Said::NotYet),
-            // Nothing that could be renewed or released was ever told.
+            // Without an id, the marketplace has no instance to renew or release.
             (What::Create, r#"{"success": true}"#, Said::NotYet),
             (What::LateCreate, r#"{"success": true}"#, Said::NotYet),
             (What::Renew, r#"{"success": true}"#, Said::Done(None)),

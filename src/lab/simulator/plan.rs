@@ -1,18 +1,18 @@
-//! What will happen, planned from a seed: the same seed is the same market.
+//! Plan of a simulation, made from a seed: the same seed gives the same plan.
 
-/// A product's SKU and what it costs.
+/// SKUs of a product, with prices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sku {
-    /// The smallest.
+    /// The smallest SKU.
     Basic,
-    /// What most upgrade to.
+    /// The SKU that most buyers upgrade to.
     Pro,
-    /// The largest.
+    /// The largest SKU.
     Max,
 }
 
 impl Sku {
-    /// `skuId`.
+    /// Returns the `skuId`.
     pub const fn name(self) -> &'static str {
         match self {
             Sku::Basic => "yuncode0000100001",
@@ -21,7 +21,7 @@ impl Sku {
         }
     }
 
-    /// Its pretended price for a month, in yuan.
+    /// Returns the simulated price for a month, in yuan.
     pub const fn price(self) -> u64 {
         match self {
             Sku::Basic => 99,
@@ -31,29 +31,29 @@ impl Sku {
     }
 }
 
-/// What the market asks.
+/// Requests of the marketplace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum What {
     /// A purchase.
     Create,
-    /// The message that it was paid.
+    /// Notification that an order was paid.
     Pay,
-    /// Another SKU.
+    /// Change to another SKU.
     Upgrade,
-    /// A longer term; also arrears that were paid.
+    /// A longer term; also a payment of arrears.
     Renew,
-    /// A renewal taken back.
+    /// Refund of a renewal.
     RefundRenew,
-    /// The end of a term, or arrears.
+    /// End of a term, or arrears.
     Expire,
-    /// Given up.
+    /// Release of the instance.
     Release,
-    /// The purchase once more, after the release.
+    /// Repeat of the purchase after the release.
     LateCreate,
 }
 
 impl What {
-    /// All of them.
+    /// Every request.
     pub const ALL: [What; 8] = [
         What::Create,
         What::Pay,
@@ -65,7 +65,7 @@ impl What {
         What::LateCreate,
     ];
 
-    /// The marketplace's word.
+    /// Returns the marketplace's name of the request.
     pub const fn word(self) -> &'static str {
         match self {
             What::Create | What::LateCreate => "createInstance",
@@ -78,7 +78,7 @@ impl What {
         }
     }
 
-    /// The name in a ledger.
+    /// Returns the name in a ledger.
     pub const fn name(self) -> &'static str {
         match self {
             What::Create => "create",
@@ -93,51 +93,51 @@ impl What {
     }
 }
 
-/// One thing that happens to an order.
+/// An event of an order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// What.
+    /// The request.
     pub what: What,
-    /// Market days after the one before.
+    /// Market days since the previous event.
     pub after_days: u32,
-    /// The end of the term it leads to, in market days from the purchase.
+    /// End of the term after this event, in market days from the purchase.
     pub until_days: u32,
-    /// The number of the order it belongs to; an order's parts share one.
+    /// Number of the order at the marketplace; requests of the same order share it.
     pub order: u32,
-    /// The SKU that is bought, or moved to.
+    /// The SKU that is bought, or changed to.
     pub sku: Sku,
-    /// Whether it is bought to be tried.
+    /// True if the purchase is a trial.
     pub is_trial: bool,
-    /// Whether it was refunded before.
+    /// True if the order was refunded before.
     pub is_refund: bool,
-    /// Whether it comes twice at once.
+    /// True if the first request is sent twice at the same time.
     pub twins: bool,
-    /// Whether it comes once more though it was answered.
+    /// True if the request is sent once more after its success.
     pub again: bool,
 }
 
-/// All that happens to one order.
+/// All events of one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Life {
-    /// Its number in the plan, from 1.
+    /// Number of the order in the plan, from 1.
     pub number: u32,
-    /// When it is bought, in milliseconds from the beginning.
+    /// Time of the purchase, in milliseconds from the start.
     pub arrives_ms: u64,
-    /// What happens to it, in order.
+    /// The events, in order.
     pub events: Vec<Event>,
 }
 
-/// What will happen.
+/// The planned orders of a simulation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// What it was made from.
+    /// Seed of the plan.
     pub seed: u64,
-    /// The orders, by their arrival.
+    /// The orders, by time of purchase.
     pub lives: Vec<Life>,
 }
 
 impl Plan {
-    /// Plans `orders` purchases, `per_second` of them arriving in a second on average.
+    /// Plans `orders` purchases, on average `per_second` of them per second.
     pub fn new(seed: u64, orders: u32, per_second: f64) -> Plan {
         let mut arrivals = Chance::new(seed, 0);
         let gap_ms = if per_second > 0.0 { 1_000.0 / per_second } else { 0.0 };
@@ -147,9 +147,10 @@ impl Plan {
             lives.push(Life {
                 number,
                 arrives_ms: at_ms as u64,
+                // Each order has a random stream of its own, so that a larger plan keeps the orders of a smaller one.
                 events: Story::tell(Chance::new(seed, u64::from(number))),
             });
-            // Between none and twice the average: busy minutes and quiet ones.
+            // Between zero and twice the average gap, so that there are busy and quiet minutes.
             at_ms += gap_ms * (arrivals.below(2_001) as f64 / 1_000.0);
         }
         Plan { seed, lives }
@@ -159,15 +160,15 @@ impl Plan {
 /// Days of a term.
 const MONTH: u32 = 30;
 
-/// Makes up the life of one order.
+/// Generator of the events of one order.
 struct Story {
     chance: Chance,
     events: Vec<Event>,
     sku: Sku,
     until: u32,
     orders: u32,
-    /// Once is enough: a second refund to the same expiry is byte for byte the first, and a careful
-    /// receiver asks a person which of the two it is.
+    /// At most one refund per order. A second refund to the same expiry is byte for byte the first, so a careful SPI
+    /// endpoint asks a person which one it is.
     refunded: bool,
 }
 
@@ -185,6 +186,7 @@ impl Story {
     }
 
     fn add(&mut self, what: What, after_days: u32) -> Option<&mut Event> {
+        // Both are drawn for every event, so that the random stream does not depend on `what`.
         let many = self.chance.percent(6);
         let twice = self.chance.percent(6);
         self.events.push(Event {
@@ -239,7 +241,7 @@ impl Story {
         self.add(What::Upgrade, days);
     }
 
-    /// In time, or after the end: then it was frozen meanwhile.
+    /// Adds a renewal: before the end of the term, or after it, when the instance was frozen meanwhile.
     fn renewal(&mut self) {
         self.orders += 1;
         let late = self.chance.percent(30);
@@ -261,6 +263,7 @@ impl Story {
         if let Some(release) = self.add(What::Release, after_days) {
             release.is_refund = is_refund;
         }
+        // The repeat has the values of the purchase, not those after an upgrade or a renewal.
         if self.chance.percent(10) {
             let (until, sku) = (self.events.first().map_or(self.until, |bought| bought.until_days), self.sku);
             let (first_sku, is_trial) =
@@ -272,11 +275,12 @@ impl Story {
     }
 }
 
-/// Numbers that look like chance and come back for the same seed (splitmix64).
+/// Deterministic random numbers from a seed (splitmix64).
 struct Chance(u64);
 
 impl Chance {
     fn new(seed: u64, stream: u64) -> Chance {
+        // Mixing the stream first keeps neighboring streams independent.
         Chance(mixed(seed ^ mixed(stream.wrapping_add(1))))
     }
 
@@ -285,7 +289,7 @@ impl Chance {
         mixed(self.0)
     }
 
-    /// Below `end`.
+    /// Returns a number below `end`.
     fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }

@@ -1,15 +1,15 @@
-//! Permits for calls of hooks that run at once, over all hooks. Each configured hook has one of its own; the rest is
-//! shared. So a hook that hangs can use up what is shared, and still each other hook runs.
+//! Call permits: the limit on concurrent hook calls, over all hooks. Each configured hook has one permit of its own,
+//! and the rest is shared. So a hook that hangs can use up the shared permits, and every other hook still runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::hooks::runner::{Place, Places, Runner};
 
-/// The permits. Clones share them; they outlive a reload.
+/// The call permits. Clones share them, and they outlive a reload.
 #[derive(Debug, Clone)]
 pub(super) struct Calls {
-    /// Calls that may run at once.
+    /// Maximum number of concurrent calls.
     limit: usize,
     shared: Places,
     state: Arc<Mutex<State>>,
@@ -17,14 +17,14 @@ pub(super) struct Calls {
 
 #[derive(Debug)]
 struct State {
-    /// The permit of each hook's own, by the hook's name.
+    /// Permit that belongs to one hook, by the hook's name.
     own: BTreeMap<String, Places>,
-    /// How many permits are shared.
+    /// Number of shared permits.
     shared: usize,
 }
 
 impl Calls {
-    /// Permits for `limit` calls at once, or for one call of each hook if that is more.
+    /// Creates permits for `limit` concurrent calls, or for one call of each hook if that is more.
     pub(super) fn new(limit: usize, runner: &Runner) -> Calls {
         let state = State { own: BTreeMap::new(), shared: limit };
         let calls = Calls { limit, shared: Places::new(limit), state: Arc::new(Mutex::new(state)) };
@@ -44,7 +44,7 @@ impl Calls {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives each hook of `runner` a permit of its own. A hook that is gone keeps its permit while its last call runs.
+    /// Gives each hook of `runner` a permit of its own. A removed hook keeps its permit while its last call runs.
     pub(super) fn configure(&self, runner: &Runner) {
         let names: BTreeSet<&str> = runner.hooks().map(|hook| hook.name.as_str()).collect();
         let mut state = self.state();
@@ -56,13 +56,15 @@ impl Calls {
     }
 
     fn share_the_rest(&self, state: &mut State) {
+        // Shared permits shrink as hooks are added, so that the total stays at the limit.
         let wanted = self.limit.saturating_sub(state.own.len());
         self.shared.more(wanted.saturating_sub(state.shared));
         self.shared.fewer(state.shared.saturating_sub(wanted));
         state.shared = wanted;
     }
 
-    /// The own permit of a hook. A reload may have brought the hook a moment ago.
+    /// Returns the own permit of a hook. Creates it if a reload has just added the hook and `configure` has not run
+    /// yet.
     fn own(&self, hook: &str) -> Places {
         let mut state = self.state();
         if let Some(own) = state.own.get(hook) {
@@ -74,7 +76,7 @@ impl Calls {
         own
     }
 
-    /// A permit for a call of this hook, if one is free.
+    /// Returns a permit for a call of this hook, if one is free.
     pub(super) fn try_take(&self, hook: &str) -> Option<Place> {
         self.own(hook).try_take().or_else(|| self.shared.try_take())
     }
@@ -83,6 +85,7 @@ impl Calls {
     pub(super) async fn take(&self, hook: &str) -> Place {
         let own = self.own(hook);
         tokio::select! {
+            // The own permit is tried first, because the shared ones may help any hook.
             biased;
             permit = own.take() => permit,
             permit = self.shared.take() => permit,
@@ -90,8 +93,9 @@ impl Calls {
     }
 }
 
-/// Takes a hook's own permit away for good. `false`: a call holds it.
+/// Removes a hook's own permit for good. Returns `false` if a call holds it.
 fn withdraw(own: &Places) -> bool {
+    // The permit is taken first, so that `fewer` cannot remove it from a running call.
     let Some(permit) = own.try_take() else { return false };
     own.fewer(1);
     drop(permit);
@@ -136,7 +140,7 @@ mod tests {
         let calls = Calls::new(4, &runner(&["a", "b"]));
         let of_a = all(&calls, "a");
         assert_eq!(of_a.len(), 3);
-        // All are in use: the new hook runs all the same, and one more comes back to nobody.
+        // All permits are in use: the new hook runs nevertheless, and one returned permit is removed.
         calls.configure(&runner(&["a", "b", "c"]));
         let of_c = all(&calls, "c");
         assert_eq!(of_c.len(), 1);

@@ -1,41 +1,40 @@
-//! The endpoints that are configured now, for jobs that came through one which may have another name by then, or
-//! may be gone.
+//! The endpoints configured now, for jobs whose own endpoint may have been renamed or removed.
 //!
-//! A job outlives the configuration it came under. A question that needs its endpoint (which hook, what was ordered,
-//! which dialect) must not be answered by "there is none": that is not the same as "there is nothing to ask".
+//! A job outlives the configuration it was created under. It needs its endpoint to choose the hook, the order lookup
+//! and the dialect. A missing endpoint must not be read as "no lookup is needed".
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::core::dialect::Dialect;
 
-/// The endpoints that are configured, by name. Clones share them. The default knows none and takes every name as it is:
-/// for a dispatcher that nobody told.
+/// The configured endpoints by name. Clones share them. The default has no list and accepts every name, for a
+/// dispatcher that was given no endpoints.
 #[derive(Clone, Default)]
 pub struct KnownEndpoints(Option<Arc<BTreeMap<String, KnownEndpoint>>>);
 
-/// One endpoint, as far as its jobs need it.
+/// The facts about one endpoint that its jobs need.
 #[derive(Clone)]
 pub struct KnownEndpoint {
-    /// The account its instances are kept under.
+    /// Account of its instances.
     pub account: Arc<str>,
-    /// The dialect of its marketplace.
+    /// Dialect of its marketplace.
     pub dialect: &'static dyn Dialect,
 }
 
-/// The endpoints that stand for the one a callback came through.
+/// The configured endpoints that replace the one a callback came through.
 #[derive(Clone)]
 pub enum Successors {
-    /// Itself, or the one that has its account now.
+    /// The endpoint itself, or the only endpoint of its account.
     One(String),
-    /// Several of its account: any of them may ask, none of them decides a route.
+    /// Several endpoints of its account. Any of them may look up an order, but none decides a route.
     Several(Vec<String>),
-    /// None: nothing of its account is configured.
+    /// No endpoint of its account is configured.
     None,
 }
 
 impl Successors {
-    /// Their names.
+    /// Returns their names.
     pub fn names(&self) -> &[String] {
         match self {
             Successors::One(name) => std::slice::from_ref(name),
@@ -44,7 +43,7 @@ impl Successors {
         }
     }
 
-    /// The name that a route by endpoint is decided by; `None` when it cannot be decided.
+    /// Returns the name that decides a route by endpoint; `None` if no single endpoint can decide it.
     pub fn name(&self) -> Option<&str> {
         match self {
             Successors::One(name) => Some(name),
@@ -54,14 +53,15 @@ impl Successors {
 }
 
 impl KnownEndpoints {
-    /// These endpoints, by name.
+    /// Creates the list from these endpoints, by name.
     pub fn new(endpoints: impl IntoIterator<Item = (String, KnownEndpoint)>) -> KnownEndpoints {
         KnownEndpoints(Some(Arc::new(endpoints.into_iter().collect())))
     }
 
-    /// Finds what stands for the endpoint `name` of this account now. A name counts only together with its account,
-    /// because another seller's endpoint may have it by now; a `dialect`, if one is known, has to be the same.
+    /// Finds the endpoints that now replace the endpoint `name` of this account. A name counts only together with its
+    /// account, because an endpoint of another seller may have the name now. A known `dialect` must match as well.
     pub fn successors(&self, name: &str, account: &str, dialect: Option<&str>) -> Successors {
+        // Without a list, every endpoint counts as configured.
         let Some(known) = &self.0 else { return Successors::One(name.to_owned()) };
         if known.get(name).is_some_and(|known| *known.account == *account) {
             return Successors::One(name.to_owned());
@@ -78,12 +78,13 @@ impl KnownEndpoints {
         }
     }
 
-    /// The dialect that all of these speak; `None` when they do not speak the same one.
+    /// Returns the dialect that all of these endpoints use; `None` if they use different ones.
     pub fn dialect_of(&self, successors: &Successors) -> Option<&'static dyn Dialect> {
         let known = self.0.as_ref()?;
         let mut dialects =
             successors.names().iter().filter_map(|name| known.get(name)).map(|known| known.dialect);
         let first = dialects.next()?;
+        // Different dialects give no answer rather than that of the first one.
         dialects.all(|other| other.name() == first.name()).then_some(first)
     }
 }

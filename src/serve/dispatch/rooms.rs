@@ -1,5 +1,5 @@
-//! Room for taken jobs that wait for what runs them: a hook that is busy, or a marketplace that is asked what was
-//! ordered. Each of these has room of its own, so that none takes the room of another.
+//! Waiting rooms for leased jobs, which wait for a busy hook or for the order lookup at a marketplace. Each hook and
+//! each marketplace has its own room, so that none uses up the room of another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,21 +10,21 @@ use tokio::time::Instant;
 
 use crate::observe::limits;
 
-/// What a job waits for.
+/// The hook or marketplace that a job waits for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Server {
     /// The hook with this name.
     Hook(String),
-    /// The marketplace behind this endpoint, which is asked what was ordered.
+    /// The marketplace of this endpoint, for an order lookup.
     Orders(String),
 }
 
-/// The rooms, made as they are needed. Clones share them; they outlive a reload, as the names do.
+/// The waiting rooms, created at first use. Clones share them. They outlive a reload, because their names do.
 #[derive(Debug, Clone)]
 pub(super) struct Rooms {
-    /// How many jobs have room in each.
+    /// Number of jobs in each room.
     capacity: usize,
-    /// The shortest time for which a job is left in the store that finds no room.
+    /// Minimum time for which a job stays in the store if its room is full.
     pause: Duration,
     rooms: Arc<Mutex<BTreeMap<Server, Arc<Room>>>>,
 }
@@ -32,7 +32,7 @@ pub(super) struct Rooms {
 #[derive(Debug)]
 pub(super) struct Room {
     free: Arc<Semaphore>,
-    /// Questions to a marketplace that may be under way at once.
+    /// Permits for concurrent order lookups at one marketplace.
     questions: Semaphore,
     left: Mutex<Left>,
 }
@@ -41,11 +41,11 @@ pub(super) struct Room {
 #[derive(Debug)]
 struct Left {
     at: Instant,
-    /// How long it had waited.
+    /// Time for which that job had waited.
     waited: Duration,
 }
 
-/// A job's place in a room; given back when dropped.
+/// The position of one job in a room; a drop frees it.
 #[derive(Debug)]
 pub(super) struct Waiter {
     room: Arc<Room>,
@@ -76,11 +76,13 @@ impl Rooms {
         self.all().values().any(|room| room.is_full())
     }
 
-    /// How long a job is left in the store that would wait for this server; `None` when there is room for it.
-    /// Rooms are left in the order they are entered, so the last wait says how long a full room takes to empty.
+    /// Returns the time for which a job for this server should stay in the store; `None` if its room has space. Jobs
+    /// leave a room in the order they entered, so the last wait shows how long a full room takes to empty.
     pub(super) fn pause(&self, server: &Server) -> Option<Duration> {
         let room = self.all().get(server).filter(|room| room.is_full())?.clone();
         let left = room.left();
+        // Half of that wait, so that jobs return before the room is empty. If no job has left for longer, the room is
+        // stuck, and the pause grows.
         let pause = (left.waited / 2).max(left.at.elapsed());
         Some(pause.clamp(self.pause, self.pause * limits::ROOM_PAUSES_MAX_COUNT))
     }
@@ -103,15 +105,15 @@ impl Room {
         self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters the room. `None`: it is full.
+    /// Enters the room. Returns `None` if it is full.
     pub(super) fn enter(self: &Arc<Room>) -> Option<Waiter> {
         let place = self.free.clone().try_acquire_owned().ok()?;
         Some(Waiter { room: self.clone(), since: Instant::now(), _place: place })
     }
 
-    /// Waits for the turn to ask a question.
+    /// Waits for a permit for an order lookup.
     pub(super) async fn turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
-        // Never closed; if it were, asking unbounded beats not asking.
+        // The semaphore is never closed. If it were, a lookup without a limit would be better than none.
         self.questions.acquire().await.ok()
     }
 }
@@ -132,7 +134,7 @@ mod tests {
         assert!(rooms.of(slow.clone()).enter().is_none());
         assert!(rooms.of(quick.clone()).enter().is_some());
         assert_eq!((rooms.pause(&quick), rooms.pause(&slow)), (None, Some(PAUSE)));
-        // Nobody leaves: the longer that lasts, the longer it is left alone, within bounds.
+        // No job leaves: the longer this lasts, the longer the pause, up to its maximum.
         tokio::time::advance(PAUSE * 4).await;
         assert_eq!(rooms.pause(&slow), Some(PAUSE * 4));
         tokio::time::advance(PAUSE * 1_000).await;

@@ -1,5 +1,5 @@
-//! The files of the store: made for their owner alone, locked by the one who writes, watched while they are open,
-//! and put in their place so that a power cut leaves the old or the new.
+//! Files of the store: created for their owner alone, locked by the process that writes, and watched while open. A
+//! restore puts a database in place so that a power cut leaves either the old file or the new one.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::os::fd::IntoRawFd;
@@ -21,14 +21,14 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes a new or renamed file outlive a power cut.
+/// Syncs the folder of `path`, so that a new or renamed file survives a power cut.
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
     synced.map_err(|error| StoreError::of_file(folder, &error))
 }
 
-/// A place where a database may be put: no daemon uses it while this lives, and nothing is there.
+/// Restore target: a path without a database, locked against daemons for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct Vacancy {
     path: PathBuf,
@@ -37,42 +37,44 @@ pub(crate) struct Vacancy {
 }
 
 impl Vacancy {
-    /// Makes sure of it. `Err` with the file that is in the way in the inner result.
+    /// Locks the path and checks that it is free. The inner `Err` names the file that is in the way.
     pub(crate) fn at(path: &Path) -> Result<std::result::Result<Vacancy, PathBuf>> {
         let lock = lock(path)?;
-        // A journal that is left beside would be played into whatever is put there.
+        // SQLite would replay a journal that lies beside the path into the restored database.
         let remains = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix));
         if let Some(remains) = remains.into_iter().find(|file| file.symlink_metadata().is_ok()) {
             return Ok(Err(remains));
         }
         let partial = beside(path, ".restoring");
         for suffix in ["", "-journal"] {
-            // What an earlier restore left that did not come to its end.
+            // Remove the files of an earlier restore that did not finish.
             let _ = std::fs::remove_file(beside(&partial, suffix));
         }
         Ok(Ok(Vacancy { path: path.to_owned(), partial, lock }))
     }
 
-    /// Where the database is made ready.
+    /// Path of the database while it is prepared.
     pub(crate) fn partial(&self) -> &Path {
         &self.partial
     }
 
-    /// Puts it in its place, ready as it is.
+    /// Moves the prepared database to its final path.
     pub(crate) fn fill(self) -> Result<()> {
-        // What was committed to the database before says nothing about the one that takes its place.
+        // The stamp noted for the earlier database does not apply to the restored one.
         self.lock.set_len(0).map_err(|error| StoreError::of_file(&self.path, &error))?;
         let moved = std::fs::rename(&self.partial, &self.path);
         moved.map_err(|error| StoreError::of_file(&self.path, &error))?;
+        // Without this sync, a power cut could undo the rename.
         sync_folder(&self.path)
     }
 }
 
-/// The lock lies beside the file itself, wherever a link to it may be.
+/// Path of the lock file. It lies beside the real file, so that every link to the database leads to the same lock.
 pub(super) fn lock_path(path: &Path) -> Result<PathBuf> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let real = match (path.canonicalize(), path.file_name()) {
         (Err(error), Some(name)) if error.kind() == std::io::ErrorKind::NotFound => {
+            // The database does not exist yet: resolve its folder instead.
             folder.canonicalize().map(|folder| folder.join(name))
         }
         (real, _) => real,
@@ -99,10 +101,10 @@ pub(super) fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// The digits of the stamp that stands in the first line of the file the daemon keeps locked.
+/// Number of digits of the stamp in the first line of the file that the daemon keeps locked.
 const STAMP_DIGITS: usize = 20;
 
-/// The stamp noted beside the database, and where it is noted.
+/// Stamp noted beside the database, and the path of the note.
 pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
     let note = lock_path(path)?;
     match files::read(&note, limits::OWN_FILE_MAX_BYTES) {
@@ -119,25 +121,27 @@ fn stamp_of(note: &[u8]) -> Option<i64> {
     Some(stamp.cast_signed()).filter(|stamp| *stamp != 0)
 }
 
-/// The first line of the note.
+/// Formats the first line of the note.
 pub(super) fn stamp_line(stamp: i64) -> String {
     format!("{:0STAMP_DIGITS$}\n", stamp.cast_unsigned())
 }
 
-/// Notes the stamp of a commit. A note that could not be written is of an earlier commit, and holds for less.
+/// Notes the stamp of a commit. A failed write leaves the stamp of an earlier commit, so the next start can check only
+/// up to that commit.
 pub(super) fn note_stamp(note: &File, stamp: i64) {
     let _ = note.write_all_at(stamp_line(stamp).as_bytes(), 0);
 }
 
-/// The network filesystems (NFS, SMB, SMB2) where a lock of the whole file is kept as, or checked against, the byte
-/// locks that SQLite sets: one would block the other.
+/// File system types (NFS, SMB, SMB2) on which a lock of the whole file conflicts with the byte locks of SQLite. They
+/// keep one lock as the other or check one against the other, so one would block the other.
 const SHARED_LOCK_FILESYSTEMS: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
 
-/// A lock on the database itself, which holds whatever path or link another process comes by.
+/// Lock on the database file itself. It holds regardless of the path or link through which another process opens the
+/// file.
 ///
-/// The system drops the locks that SQLite has on a file in this process as soon as *any* descriptor of the file
-/// is closed. So the descriptor is closed behind the last connection (see `Sqlite`), and one that was opened
-/// in vain is never closed: the daemon that has the lock may be one of this very process.
+/// When a process closes *any* descriptor of a file, the system drops all locks that SQLite holds on it in that
+/// process. So this descriptor is closed after the last connection (see `Sqlite`). A descriptor that was opened in vain
+/// is never closed, because the daemon that holds the lock may run in this very process.
 #[derive(Debug)]
 pub(super) struct InodeLock(File);
 
@@ -145,11 +149,12 @@ impl InodeLock {
     pub(super) fn take(path: &Path) -> Result<InodeLock> {
         let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(file_error)?;
+        // On these file systems the lock file beside the database is the only lock.
         if !is_lockable(&file) {
             return Ok(InodeLock(file));
         }
-        // A hook that a killed daemon was about to start has the lock until its program is loaded. Each descriptor
-        // stays open, so the wait is here and not around the opening.
+        // A hook that a killed daemon was about to start holds the lock until its program is loaded. Wait here and do
+        // not open the file again, because each opened descriptor must stay open.
         let deadline = Instant::now() + Duration::from_millis(limits::STORE_LOCK_MS);
         loop {
             match file.try_lock() {
@@ -168,24 +173,25 @@ impl InodeLock {
         &self.0
     }
 
-    /// Whether a process has it.
+    /// Returns true if a process holds the lock.
     pub(super) fn is_taken(path: &Path) -> Result<bool> {
         let file = File::open(path).map_err(|error| StoreError::of_file(path, &error))?;
         let taken = is_lockable(&file) && matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
         let _ = file.unlock();
+        // Closing the descriptor would drop the locks of a daemon in this process.
         keep_open(file);
         Ok(taken)
     }
 }
 
 fn is_lockable(file: &File) -> bool {
-    // The number has 32 bits; the type it comes in differs from platform to platform.
+    // The number has 32 bits, but its type differs by platform.
     let kind = rustix::fs::fstatfs(file).map(|volume| volume.f_type as u32);
     !kind.is_ok_and(|kind| SHARED_LOCK_FILESYSTEMS.contains(&kind))
 }
 
-/// Looks, beside a daemon or without one, whether `path` is the name that the database's log lies beside. Through
-/// another one SQLite would miss what is in the log, and write past it.
+/// Checks, beside a daemon or without one, that the WAL of the database lies beside the name `path`. Through another
+/// name SQLite would miss the data in the WAL and write past it.
 pub(super) fn check_name(path: &Path) -> Result<()> {
     if is_held_beside(path)? {
         return Ok(());
@@ -193,13 +199,13 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
     if !InodeLock::is_taken(path)? {
         return check_links(path);
     }
-    // The lock file may have been removed: where the only name of the file has a log, it is that of the daemon.
+    // The lock file may have been removed. If the file has one name and a WAL lies beside it, that WAL is the daemon's.
     let has_log = ["-wal", "-shm"].iter().all(|suffix| beside(path, suffix).exists());
     let is_only_name = std::fs::metadata(path).is_ok_and(|file| file.nlink() == 1);
     if has_log && is_only_name { Ok(()) } else { Err(StoreError::OtherName(path.to_owned())) }
 }
 
-/// Whether a daemon holds the lock that lies beside this name.
+/// Returns true if a daemon holds the lock file beside this name.
 pub(super) fn is_held_beside(path: &Path) -> Result<bool> {
     let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
@@ -214,8 +220,8 @@ pub(super) fn is_held_beside(path: &Path) -> Result<bool> {
     }
 }
 
-/// Refuses a database that has several names and no daemon under this one that noted a commit. One without a
-/// log, as `spid backup` makes it, is the same under each.
+/// Refuses a database with several names, unless a daemon noted a commit beside this name. A database without a WAL, as
+/// `spid backup` writes it, is complete under every name, so it passes.
 pub(super) fn check_links(path: &Path) -> Result<()> {
     let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
     let links = std::fs::metadata(path).map_err(file_error)?.nlink();
@@ -224,24 +230,26 @@ pub(super) fn check_links(path: &Path) -> Result<()> {
     }
     let file = File::open(path).map_err(file_error)?;
     let has_log = changes_with_log(&file).is_some();
+    // Closing the descriptor would drop the locks of a daemon in this process.
     keep_open(file);
     if has_log { Err(StoreError::Linked(path.to_owned())) } else { Ok(()) }
 }
 
-/// The count of changes in the header of a database; `None` where it is not the header of one with a log.
+/// Change counter in the header of a database; `None` unless the header is that of a database with a WAL.
 pub(super) fn changes_with_log(file: &File) -> Option<u32> {
     let mut header = [0; 28];
     file.read_exact_at(&mut header, 0).ok()?;
+    // Bytes 18 and 19 are the format versions, where 2 means WAL. The change counter is at bytes 24 to 27.
     let [.., 2, 2, _, _, _, _, a, b, c, d] = header else { return None };
     Some(u32::from_be_bytes([a, b, c, d]))
 }
 
-/// Leaves it open until the process ends.
+/// Keeps the descriptor open until the process ends.
 fn keep_open(file: File) {
     let _ = file.into_raw_fd();
 }
 
-/// Device and inode: the file itself, whatever it is called.
+/// Device and inode, which identify a file regardless of its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -253,25 +261,27 @@ impl FileId {
         FileId { device: file.dev(), inode: file.ino() }
     }
 
-    /// The file at `path`; `None` when there is none.
+    /// Identifies the file at `path`; `None` if there is no file.
     fn at(path: &Path) -> Option<FileId> {
         std::fs::metadata(path).ok().map(|file| FileId::of(&file))
     }
 }
 
-/// The files of an open database, and which ones they are. SQLite goes on writing to what it has open, though
-/// it was moved, deleted or replaced: what is committed then is found by no later start.
+/// Paths and identities of the files of an open database.
+///
+/// SQLite keeps writing to the files it has open, even after they are moved, deleted or replaced. No later start finds
+/// what is committed there.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     database: (PathBuf, FileId),
     /// The write-ahead log and its index.
     beside: Vec<(PathBuf, FileId)>,
-    /// What was committed there last.
+    /// Stamp of the last commit to this database.
     stamp: Stamp,
 }
 
 impl Place {
-    /// The place of the database that is locked and open. Its log must be there.
+    /// Records the files of the database that is locked and open. Fails unless they are in place.
     pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<Place> {
         let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
         let file = FileId::of(&lock.0.metadata().map_err(file_error)?);
@@ -296,7 +306,7 @@ impl Place {
         log.map_or(0, |log| log.len())
     }
 
-    /// Looks whether all of it is where it was.
+    /// Checks that the database, its log and the log's index are still in place.
     pub(crate) fn check(&self) -> Result<()> {
         self.check_database()?;
         match self.beside.iter().find(|file| has_gone(file)) {
@@ -305,8 +315,8 @@ impl Place {
         }
     }
 
-    /// The same for the database alone. It is enough for a repeat, which each reader answers: what a connection
-    /// reads was committed by this daemon, or is not found and goes to the writer.
+    /// Checks that the database file is still in place. Readers, which answer redeliveries, need only this check. A
+    /// reader finds only data that this daemon committed; what it does not find goes to the writer.
     pub(crate) fn check_database(&self) -> Result<()> {
         match has_gone(&self.database) {
             true => Err(StoreError::Moved(self.database.0.clone())),
@@ -319,28 +329,30 @@ fn has_gone((path, id): &(PathBuf, FileId)) -> bool {
     FileId::at(path) != Some(*id)
 }
 
-/// The file or folder that shows that there was a database at `path`, where nothing is in it: its log, the mark of a
-/// running hook, the key that a first start made, or the note of a commit. `None` where there was none.
+/// Finds a file or folder that shows that there was a database at `path`, although `path` holds none now. It is the
+/// database's log, the mark of a running hook, the key that a first start created, or the note of a commit. `None` if
+/// there was no database.
 pub(crate) fn remains(path: &Path, key: Option<&Path>) -> Result<Option<PathBuf>> {
     let (log, running) = (beside(path, "-wal"), beside(path, ".running"));
     let has_marks = std::fs::read_dir(&running).is_ok_and(|mut marks| marks.next().is_some());
-    // What is no file was made by no start; that it is no key is said elsewhere.
+    // No start creates a key that is not a regular file. Another check reports that such a path is not a key.
     let key = key.filter(|key| key.is_file()).map(Path::to_owned);
     let found =
         Some(log).filter(|log| is_filled(log)).or_else(|| Some(running).filter(|_| has_marks)).or(key);
     match found {
-        // The note of a database that was removed stays, and means nothing by itself.
+        // The note of a removed database remains, and proves nothing by itself. It counts only beside a file with
+        // content.
         None if is_filled(path) => Ok(noted_stamp(path)?.map(|(_, note)| note)),
         found => Ok(found),
     }
 }
 
-/// Whether there is a file with anything in it.
+/// Returns true if the file exists and is not empty.
 pub(crate) fn is_filled(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|file| file.len() > 0)
 }
 
-/// Whether files can be made beside this one.
+/// Checks that this user can create files in the folder of `path`.
 pub(crate) fn may_make_files_beside(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     may(folder, Access::WRITE_OK | Access::EXEC_OK)
@@ -350,7 +362,7 @@ pub(super) fn may(path: &Path, access: Access) -> Result<()> {
     rustix::fs::access(path, access).map_err(|error| StoreError::of_file(path, &error.into()))
 }
 
-/// Makes an empty file with mode 0600, so that SQLite opens it (and its WAL) as private as that.
+/// Creates an empty file with mode 0600, so that SQLite keeps the file and its WAL private.
 pub(super) fn make_private(path: &Path) -> Result<()> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match made {

@@ -1,4 +1,4 @@
-//! What is kept, found: rows and how they are read.
+//! Queries of the SQLite backend: the columns of each table, and the rows read from them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::store::rows::{
     Readable, Result, Totals, Unreadable,
 };
 
-/// The states, each at the place of the number it is kept as.
+/// Instance states, each at the index that the database stores.
 pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
 
 fn at_position<T: Copy>(all: &[T], position: Option<i64>) -> Option<T> {
@@ -32,8 +32,8 @@ pub(super) fn position<T: PartialEq>(all: &[T], value: &T) -> i64 {
     all.iter().position(|other| other == value).map_or(-1, |position| position as i64)
 }
 
-/// The columns of a row, taken one after the other. By name each would be searched for among all of them,
-/// for every row of every callback.
+/// Cursor over the columns of one row, read in order. Access by name would search all columns, for every row of every
+/// callback.
 struct Columns<'a> {
     row: &'a Row<'a>,
     table: &'static str,
@@ -46,7 +46,7 @@ impl<'a> Columns<'a> {
         Columns::behind(table, row, 0)
     }
 
-    /// Those of a row whose columns stand behind so many others.
+    /// Creates a cursor that starts at column `first` of a joined row.
     fn behind(table: &'static str, row: &'a Row<'a>, first: usize) -> Columns<'a> {
         Columns { row, table, first, next: first }
     }
@@ -64,7 +64,7 @@ impl<'a> Columns<'a> {
         Ok(self.next::<Option<i64>>()?.map(from_millis))
     }
 
-    /// The value at the stored position. A newer spid may know more of them.
+    /// Reads a stored index into `all`. An index above 0 that `all` does not have may come from a newer spid.
     fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
         let position = self.next::<i64>()?;
         let found = usize::try_from(position).ok().and_then(|position| all.get(position));
@@ -72,10 +72,10 @@ impl<'a> Columns<'a> {
         found.copied().ok_or_else(|| self.unreadable(unknown(), position > 0))
     }
 
-    /// The error about the column that was read last.
+    /// Error about the column that was read last.
     fn unreadable(&self, fault: String, newer: bool) -> rusqlite::Error {
         let column = self.row.as_ref().column_name(self.next - 1).unwrap_or("?");
-        // The first columns are the row's key.
+        // Every column list starts with the key of its table.
         let row = match self.row.get_ref(self.first) {
             Ok(ValueRef::Integer(number)) => number.to_string(),
             Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).into_owned(),
@@ -95,14 +95,14 @@ fn fault(error: &rusqlite::Error) -> String {
     }
 }
 
-/// The error about a row that has no instance behind it.
+/// Error about a row that refers to an instance that does not exist.
 pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
     let (row, fault) = (format!("{account}/{key}"), "`instance` is the number of no instance".to_owned());
     let unreadable = Unreadable { table, row, fault, newer: false };
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(unreadable))
 }
 
-/// The integer in a column of a sum; `None` where it cannot be read.
+/// Integer in a computed column; `None` if it cannot be read.
 pub(super) fn integer(row: &Row<'_>, column: usize) -> Option<i64> {
     row.get(column).ok()
 }
@@ -111,7 +111,7 @@ pub(super) fn millis(at: Option<Timestamp>) -> Option<i64> {
     at.map(Timestamp::as_millisecond)
 }
 
-/// The columns of an instance, in the order they are read.
+/// Columns of an instance, in the order they are read.
 macro_rules! instance_columns {
     () => {
         "instance.number, instance.created_by, instance.public_id, instance.id, instance.order_biz_id, instance.state,
@@ -122,7 +122,7 @@ macro_rules! instance_columns {
     };
 }
 
-/// How many they are.
+/// Number of columns in `instance_columns!`.
 const INSTANCE_COLUMNS_COUNT: usize = 24;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
@@ -160,7 +160,7 @@ fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, St
     Ok(items.unwrap_or_default())
 }
 
-/// The columns of a callback, in the order they are read. Its body follows where it is wanted.
+/// Columns of a callback, in the order they are read. Queries that need the body append it.
 macro_rules! callback_columns {
     () => {
         "callback.number, callback.account, callback.endpoint, callback.key_label, callback.occurrence,
@@ -170,7 +170,7 @@ macro_rules! callback_columns {
     };
 }
 
-/// How many they are.
+/// Number of columns in `callback_columns!`.
 const CALLBACK_COLUMNS_COUNT: usize = 17;
 
 fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
@@ -196,7 +196,7 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
     })
 }
 
-/// A callback's body, which stands behind so many other columns, of the callback with this number.
+/// Reads the body of callback `number` from column `behind`.
 fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Callback> {
     let body = row.get_ref(behind)?.as_bytes();
     let unreadable = |fault: String, newer: bool| {
@@ -224,16 +224,18 @@ fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Call
     }
 }
 
-/// What every body says, whichever spid wrote it.
+/// Version member of a body, which every version of spid writes.
 #[derive(serde::Deserialize)]
 struct Version {
     #[serde(default)]
     version: u32,
 }
 
-/// The number of the row that is added next: behind all that are there, and behind those that were removed, which
-/// SQLite remembers in `sqlite_sequence`. What is there by hand, or is missing, must not stop those who come after:
-/// a number that nothing could follow does not count (2^53; JSON knows no higher ones), nor does what is no number.
+/// SQL expression for the number of the next row of a table.
+///
+/// The number is higher than every existing row and every deleted row, which SQLite remembers in `sqlite_sequence`.
+/// Rows edited or removed by hand must not block later inserts. So the expression ignores numbers from 2^53 - 1
+/// upwards, because nothing could follow them (JSON has no higher integers), and values that are not integers.
 macro_rules! next_number {
     ($table:literal) => {
         concat!(
@@ -246,7 +248,7 @@ macro_rules! next_number {
     };
 }
 
-/// The columns of a job, in the order they are read.
+/// Columns of a job, in the order they are read.
 macro_rules! job_columns {
     () => {
         "job.number, job.id, job.callback, job.instance, job.in_lane, job.action, job.state, job.attempts,
@@ -255,14 +257,14 @@ macro_rules! job_columns {
     };
 }
 
-/// How many they are.
+/// Number of columns in `job_columns!`.
 const JOB_COLUMNS_COUNT: usize = 19;
 
 fn read_job(row: &Row<'_>) -> rusqlite::Result<JobRow> {
     read_job_behind(row, 0)
 }
 
-/// A job whose columns stand behind so many others.
+/// Reads a job whose columns start at column `behind` of a joined row.
 fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
     let mut columns = Columns::behind("job", row, behind);
     Ok(JobRow {
@@ -288,7 +290,7 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
     })
 }
 
-/// A callback, and the job whose columns stand behind it.
+/// Reads a callback, and the job whose columns follow it, if it has one.
 fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>)> {
     let callback = read_callback(row)?;
     let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
@@ -303,14 +305,14 @@ fn number_of(job: &Readable) -> i64 {
     }
 }
 
-/// The id of a job and the sealed part of its answer, behind its number.
+/// Reads the id of a job and the encrypted part of its answer, from the columns number, id and sealed.
 pub(super) fn read_sealed(row: &Row<'_>) -> rusqlite::Result<(Id, Vec<u8>)> {
     let mut columns = Columns::behind("job", row, 0);
     let _number: i64 = columns.next()?;
     Ok((Id::from_bytes(columns.next()?), columns.next()?))
 }
 
-/// A job, or its number and why it cannot be read.
+/// Reads a job. An unreadable job gives its number and the error, so that the caller can hold it.
 fn read_readable(row: &Row<'_>) -> rusqlite::Result<Readable> {
     read_job(row).map(Ok).or_else(|error| match (StoreError::from(error), integer(row, 0)) {
         (StoreError::Unreadable(unreadable), Some(number)) => Ok(Err((number, unreadable))),
@@ -329,29 +331,29 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
     })
 }
 
-/// Due jobs. Those that wait behind another one in their lane are not in the index this walks.
+/// Due jobs. Jobs behind another one in their instance's queue are not in the index that this query reads.
 pub(super) const DUE: &str = concat!(
     "SELECT ",
     job_columns!(),
     " FROM job WHERE state = 0 AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
 );
 
-/// When the next job that is not blocked becomes due.
+/// Due time of the next job that is not blocked and not due yet.
 pub(super) const NEXT_DUE: &str =
     "SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0 AND due_at > ?1";
 
-/// Asked for by a marketplace, done, and not told: by a job, or because an operator's approval found
-/// it done already. Everything else that needs no job is told in the commit that records it.
+/// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
+/// approval found nothing left to do. Every other callback without a job is reported in the commit that records it.
 const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
     OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
-/// The most tries spent on a callback that still wants its answer: what was refused, dropped or
-/// cancelled has had one, and is called for in vain.
+/// Highest count of deliveries, and highest part of the delivery limit, of the callbacks that still wait for an answer.
+/// A refused, dropped or canceled callback had its answer, so further deliveries of it change nothing.
 const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
     WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
     AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
 
-/// A list's conditions, as they are added one by one.
+/// Conditions of a list query, added one by one, with their parameters.
 struct Conditions {
     sql: String,
     values: Vec<Value>,
@@ -418,7 +420,7 @@ impl Read for Sqlite {
         })?;
         let readable: Vec<InstanceRow> = found.into_iter().flatten().collect();
         match unreadable {
-            // One that is there and cannot be read must not pass for one that is not there.
+            // Every match is unreadable: an unreadable instance must not look like a missing one.
             Some(error) if readable.is_empty() => Err(error),
             Some(StoreError::Unreadable(unreadable)) => {
                 self.name(*unreadable);
@@ -442,7 +444,7 @@ impl Read for Sqlite {
              FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.account = ?1 AND name.name = ?2"
         );
-        // A name that leads nowhere must not pass for one that is free: its order would be done twice.
+        // A name without its instance must not look like a free name: its order would be carried out twice.
         let read = |row: &Row<'_>| match row.get_ref(0)? {
             ValueRef::Null => Err(leads_nowhere("name", account, name)),
             _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
@@ -458,6 +460,7 @@ impl Read for Sqlite {
     }
 
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
+        // Two rows are enough: the caller needs to know only that the order has more than one instance.
         self.many(
             "SELECT instance.number FROM purchase LEFT JOIN instance ON instance.number = purchase.instance
              WHERE purchase.account = ?1 AND purchase.order_id = ?2 LIMIT 2",
@@ -555,7 +558,7 @@ impl Read for Sqlite {
 
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        // Those that are left alone are still due, and come first.
+        // Skipped jobs are still due and sort first, so read that many more rows.
         let left = self.left.borrow();
         let with_left = limit.saturating_add(left.len() as i64);
         let mut due = self.many(DUE, [now.as_millisecond(), with_left], read_readable)?;
@@ -590,6 +593,7 @@ impl Read for Sqlite {
         if let Some(text) = &filter.search {
             conditions.search(text);
         }
+        // A released instance (state 3) has no term that can end.
         if let Some((from, to)) = filter.expires {
             conditions.sql.push_str(" AND state <> 3");
             conditions.add("expires_on >= ?", Some(from.as_millisecond()));
@@ -619,6 +623,7 @@ impl Read for Sqlite {
         conditions.add("instance = ?", filter.instance);
         conditions.add("account = ?", filter.account.clone());
         match filter.disposition {
+            // A literal instead of a parameter lets SQLite use the partial index of held callbacks.
             Some(Disposition::Held) => conditions.sql.push_str(" AND disposition = 1"),
             other => conditions
                 .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
@@ -644,7 +649,7 @@ impl Read for Sqlite {
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
         found.extend(self.readable(&sql(noticed), [], read_standing)?);
-        // Told before its hook ran, so nobody but the seller can hear that it was refused.
+        // The marketplace heard success before the hook ran, so only the seller can hear that the hook refused.
         let refused_payment = "job.action = 7 AND job.state = 6 AND callback.told_at IS NOT NULL";
         found.extend(self.readable(&sql(refused_payment), [], read_standing)?);
         found.sort_by_key(|(row, _)| row.number);
@@ -698,7 +703,7 @@ impl Read for Sqlite {
     }
 
     fn totals(&self) -> Result<Totals> {
-        // What stands for nothing is counted, too.
+        // A stored state that this spid does not know is counted as "unreadable".
         let word = |state: Option<&'static str>| state.unwrap_or("unreadable");
         let pairs = |sql: &str| {
             self.many(sql, [], |row| Ok((integer(row, 0), integer(row, 1).unwrap_or(0).unsigned_abs())))
@@ -766,9 +771,10 @@ macro_rules! accounts {
 }
 
 impl Sqlite {
-    /// Every account that has an instance which can be found. Both tables are sorted by account, so each step
-    /// skips to the next one: a start must not read a million rows to learn three words. An account that cannot be
-    /// read is named, and left out.
+    /// Returns every account that has an instance with a name or an order.
+    ///
+    /// Both tables are sorted by account, so each step of the query skips to the next account. A start must not read a
+    /// million rows to find three accounts. An unreadable account is logged and left out.
     fn accounts(&self) -> Result<BTreeSet<String>> {
         let mut accounts = BTreeSet::new();
         for (table, sql) in [("name", accounts!("name")), ("purchase", accounts!("purchase"))] {

@@ -1,7 +1,6 @@
-//! What keeps a database fit over the years, in SQL: which answers are sealed with which key, what is old
-//! enough to go, what is taken elsewhere, and leaving no traces.
+//! SQL of maintenance: answers by sealing key, data old enough to delete, instances to export, and secure deletion.
 //!
-//! Which of it may go is decided in `prune`; here it is only found, and removed.
+//! The module `prune` decides what may be deleted. This module only finds and removes rows.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
@@ -21,10 +20,11 @@ use crate::store::encryption;
 use crate::store::encryption::KeyId;
 use crate::store::rows::{Disposition, InstanceRow};
 
-/// Says beside the database which sealing keys the daemon has, in the file it keeps locked.
+/// Writes the ids of the daemon's sealing keys into the file beside the database that the daemon keeps locked.
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     let lock_path = lock_path(path)?;
     let words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
+    // The first line holds the stamp, which must survive the rewrite.
     let stamp = noted_stamp(path)?.map_or(0, |(stamp, _)| stamp);
     let file = OpenOptions::new().write(true).truncate(true).open(&lock_path);
     let text = stamp_line(stamp) + &words.join("\n");
@@ -32,8 +32,8 @@ pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     written.map_err(|error| StoreError::of_file(&lock_path, &error))
 }
 
-/// The sealing keys of the daemon that runs on this database; `None` when none runs. Where its note has been
-/// removed it has none that is known.
+/// Returns the ids of the sealing keys of the daemon that runs on this database; `None` if no daemon runs. The list is
+/// empty if a daemon runs but its note was removed.
 pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
     let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
@@ -41,6 +41,7 @@ pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return without_note(path),
         file => file.map_err(file_error)?,
     };
+    // A note without a lock is from a daemon that has stopped.
     if !is_held_beside(path)? {
         return without_note(path);
     }
@@ -52,21 +53,21 @@ fn without_note(path: &Path) -> Result<Option<Vec<String>>> {
     Ok(InodeLock::is_taken(path)?.then(Vec::new))
 }
 
-/// An instance, and what its row does not say.
+/// Export of one instance: its row, and the data in other tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Possession {
-    /// The instance.
+    /// The row of the instance.
     pub row: InstanceRow,
-    /// The names it has beside its id, its orderBizId and its public id.
+    /// Names besides its id, its orderBizId and its public id.
     pub names: Vec<String>,
-    /// The orders that were done for it beside the one it was created by.
+    /// Orders that were carried out for the instance besides the one that created it.
     pub orders: Vec<String>,
-    /// Whether anything is still owed for it.
+    /// True if the instance has a job that has not ended.
     pub owes: bool,
 }
 
 impl Sqlite {
-    /// How many answers each key has sealed.
+    /// Counts the encrypted answers by sealing key.
     pub(in crate::store) fn sealed_by(&self) -> Result<Sealed> {
         let sql = "SELECT substr(sealed, 1, ?1), count(*) FROM job WHERE sealed IS NOT NULL GROUP BY 1";
         let found = self.many(sql, [encryption::HEADER_BYTES as i64], |row| {
@@ -79,7 +80,7 @@ impl Sqlite {
         Ok(sealed)
     }
 
-    /// Jobs behind `after` whose answers do not begin with this header, in order.
+    /// Returns the jobs after number `after` whose encrypted answers do not begin with `header`, by ascending number.
     pub(in crate::store) fn sealed_otherwise(
         &self,
         header: &[u8],
@@ -92,7 +93,7 @@ impl Sqlite {
         self.many(sql, params, |row| row.get(0))
     }
 
-    /// The sealed part of a job's answer, and the job's id.
+    /// Returns the id of a job and the encrypted part of its answer.
     pub(in crate::store) fn sealed_of(&self, job: i64) -> Result<Option<(Id, Vec<u8>)>> {
         let sql = "SELECT number, id, sealed FROM job WHERE number = ?1 AND sealed IS NOT NULL";
         self.one(sql, [job], read_sealed)
@@ -102,9 +103,11 @@ impl Sqlite {
         self.run("UPDATE job SET sealed = ?2 WHERE number = ?1", rusqlite::params![job, sealed]).map(drop)
     }
 
-    /// Makes this connection fit for removing things: what it removes is overwritten, it waits its turn, and
-    /// sees itself to it that what refers to something goes first. (SQLite would look for a callback's
-    /// jobs in all of them, at each callback.)
+    /// Prepares this connection for deletions: deleted data is overwritten, and the connection waits longer for its
+    /// turn.
+    ///
+    /// SQLite's check of references is off, so the caller must delete referring rows first. With the check, SQLite
+    /// would search all jobs for each deleted callback.
     pub(in crate::store) fn prepare_to_remove(&self) -> Result<()> {
         self.connection.pragma_update(None, "secure_delete", true)?;
         self.connection.pragma_update(None, "foreign_keys", false)?;
@@ -112,7 +115,7 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Jobs behind `after` that ended before this instant, in order.
+    /// Returns the jobs after number `after` that ended before this instant, by ascending number.
     pub(in crate::store) fn ended_jobs(
         &self,
         after: i64,
@@ -123,7 +126,8 @@ impl Sqlite {
         self.many(sql, [after, before.as_millisecond(), limit as i64], |row| row.get(0))
     }
 
-    /// Callbacks behind `after` that came last before this instant and are not held, in order.
+    /// Returns the callbacks after number `after` that were last delivered before this instant and are not held, by
+    /// ascending number.
     pub(in crate::store) fn old_callbacks(
         &self,
         after: i64,
@@ -136,13 +140,13 @@ impl Sqlite {
         self.many(sql, [after, before.as_millisecond(), held, limit as i64], |row| row.get(0))
     }
 
-    /// Jobs that a callback refers to whose success was not told: they say what it is to be told.
+    /// Returns the jobs of callbacks whose success is unreported. The answer of such a job is still to be reported.
     pub(in crate::store) fn jobs_of_untold(&self) -> Result<HashSet<i64>> {
         let sql = "SELECT job FROM callback WHERE told_at IS NULL AND job IS NOT NULL";
         Ok(self.many(sql, [], |row| row.get(0))?.into_iter().collect())
     }
 
-    /// Returns how many there were.
+    /// Deletes the attempts of a job, and returns their number.
     pub(in crate::store) fn remove_attempts(&self, job: i64) -> Result<usize> {
         self.run("DELETE FROM attempt WHERE job = ?1", [job])
     }
@@ -155,20 +159,20 @@ impl Sqlite {
         self.run("DELETE FROM callback WHERE number = ?1", [number]).map(drop)
     }
 
-    /// Writes the file anew, without what lies unused in it and without traces of what was removed or
-    /// overwritten. Nobody else writes meanwhile.
+    /// Rewrites the file with `VACUUM`: no unused pages, and no traces of deleted or overwritten data. Other
+    /// connections cannot write meanwhile.
     pub(in crate::store) fn rewrite(&self) -> Result<()> {
         Ok(self.connection.execute_batch("VACUUM")?)
     }
 
-    /// Brings all of the write-ahead log into the database, and cuts it to nothing. `false`: somebody is
-    /// still reading out of it.
+    /// Moves the whole write-ahead log into the database and truncates the log to zero bytes. `false`: another
+    /// connection still reads from the log.
     pub(in crate::store) fn empty_journal(&self) -> Result<bool> {
         let busy = self.one("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))?;
         Ok(busy == Some(0))
     }
 
-    /// The size of the database, and how much of it lies unused, in bytes.
+    /// Returns the size of the database and the size of its unused pages, in bytes.
     pub(in crate::store) fn sizes(&self) -> Result<(u64, u64)> {
         let number = |sql: &str| -> Result<u64> {
             Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
@@ -177,7 +181,7 @@ impl Sqlite {
         Ok((number("PRAGMA page_count")? * page, number("PRAGMA freelist_count")? * page))
     }
 
-    /// Every instance, the oldest first, with what its row does not say. All of one commit.
+    /// Calls `each` with every instance, the oldest first. All of them come from one commit.
     pub(in crate::store) fn each_instance<E: From<StoreError>>(
         &self,
         each: impl FnMut(Possession) -> std::result::Result<(), E>,
@@ -192,6 +196,7 @@ impl Sqlite {
         &self,
         mut each: impl FnMut(Possession) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
+        // One query per table, instead of one per table and instance.
         let mut names = self.texts_of_instances(
             "SELECT instance.number, name.name FROM name JOIN instance ON instance.number = name.instance
              WHERE name.name IS NOT instance.id AND name.name IS NOT instance.order_biz_id

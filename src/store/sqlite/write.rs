@@ -1,4 +1,4 @@
-//! Keeping rows. What is to be kept is decided in the ledger; here it is only written.
+//! Writes of the SQLite backend. The ledger decides which rows to write; this module only writes them.
 
 use jiff::Timestamp;
 use rusqlite::{ErrorCode, Params, params};
@@ -79,6 +79,7 @@ impl Write for Sqlite {
 
     fn replace_instance(&mut self, row: &InstanceRow) -> Result<()> {
         let instance = &row.instance;
+        // These columns are fixed at the insert, so `put_instance` leaves them unchanged. It writes all others.
         self.run(
             "UPDATE instance SET order_biz_id = ?2, endpoint = ?3, adopted = ?4, created_at = ?5 WHERE number = ?1",
             params![
@@ -101,6 +102,7 @@ impl Write for Sqlite {
             let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
             self.run(sql, params![account, name, instance])?;
         }
+        // A name belongs to one instance of an account: an existing entry is never moved to another instance.
         Ok(holder.is_none_or(|holder| holder == instance))
     }
 
@@ -203,7 +205,8 @@ impl Write for Sqlite {
                 row.due_at.as_millisecond(),
                 millis(row.lease_until),
                 row.created_at.as_millisecond(),
-                // A job that runs from the start is the first of its lane, which saves looking.
+                // A job that is created in state running is the first of its instance's queue, so the query is not
+                // needed.
                 row.in_lane && row.state == schedule::JobState::Queued,
             ],
         )
@@ -230,6 +233,7 @@ impl Write for Sqlite {
                 millis(row.ended_at),
             ],
         )?;
+        // An ended job frees the next one in its instance's queue, in the same transaction.
         match row.instance.filter(|_| row.in_lane && !row.state.is_live()) {
             Some(instance) => self.unblock(instance),
             None => Ok(()),
@@ -286,8 +290,9 @@ impl Write for Sqlite {
 }
 
 impl Sqlite {
-    /// Runs a statement on a job's row. A row that breaks the schema in any of its columns cannot be written to,
-    /// and one that runs cannot be put off; then the job is left alone.
+    /// Runs a statement on the row of a job, and skips the job from now on if no row changes.
+    ///
+    /// A row that breaks a constraint of the schema in any column cannot be updated. A running job cannot be put off.
     fn run_or_leave(&self, job: i64, sql: &str, params: impl Params) -> Result<()> {
         let changed = match self.statement(sql)?.execute(params) {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => 0,
@@ -299,9 +304,10 @@ impl Sqlite {
         Ok(())
     }
 
-    /// Lets the first job of the instance's lane run, once the one before it has ended. Every end of a job is
-    /// written by `put_job`, which calls this, so no job stays blocked behind nothing. An ended job comes
-    /// back to an empty lane only (see `mend::check_refused`), so none becomes blocked again.
+    /// Unblocks the first job of the instance's queue after the job before it has ended.
+    ///
+    /// `put_job` writes every end of a job and calls this function, so no job stays blocked without a job before it. An
+    /// ended job returns only to an empty queue (see `mend::check_refused`), so no job becomes blocked again.
     fn unblock(&self, instance: i64) -> Result<()> {
         self.run(
             "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =

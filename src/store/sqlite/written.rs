@@ -1,10 +1,10 @@
-//! What the daemon wrote last, and the proof that the files still hold it.
+//! Stamps of commits: the proof that the files still hold what the daemon wrote last.
 //!
-//! Files that are copied over the open ones keep their device and inode, and SQLite reads on in them: orders that
-//! were acknowledged would be unknown, and be provisioned once more. So each commit of the daemon that changes
-//! anything carries a stamp, the one before plus one. It stands in `sqlite_sequence`, which each new callback
-//! writes to anyway. It is looked for before and after each commit, and by each reader; the stamp of the last
-//! commit is noted in the file that the daemon keeps locked, for the next start.
+//! A file that is copied over an open one keeps device and inode, and SQLite reads the new content. Acknowledged orders
+//! would then be unknown, and would be provisioned again. So each commit of the daemon that changes data carries a
+//! stamp: the stamp of the commit before, plus one. The stamp is a row of `sqlite_sequence`, a table that each new
+//! callback writes anyway. The daemon checks it before and after each commit, and each reader checks it too. For the
+//! next start, the stamp of the last commit is noted in the file that the daemon keeps locked.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,13 +16,13 @@ use super::files::{Place, changes_with_log, note_stamp, noted_stamp};
 use super::read::integer;
 use super::{DaemonLocks, Result, Sqlite, StoreError};
 
-/// The row of `sqlite_sequence` that has the stamp.
+/// Query for the stamp, which is a row of `sqlite_sequence`.
 const STAMP: &str = "SELECT seq FROM sqlite_sequence WHERE name = 'last commit of the daemon'";
 
-/// A reader may see this many commits more than it knew of when it began to read.
+/// Number of commits by which a stamp may be ahead of the known one: writes go on while a reader begins.
 const AHEAD_MAX_COUNT: i64 = 1 << 32;
 
-/// The stamp of the last commit, for all who use the daemon's database. 0: it has none yet.
+/// Stamp of the last commit, shared by all connections of the daemon. 0: there is no stamp yet.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Stamp(Arc<AtomicI64>);
 
@@ -36,15 +36,15 @@ impl Stamp {
     }
 }
 
-/// What the daemon's connection last saw of its files.
+/// State of the files when the daemon's connection last looked at them.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// What SQLite counts the commits of others by.
+    /// SQLite's `data_version`, which changes with the commits of other connections.
     others: i64,
     log_bytes: u64,
-    /// Counts up in the file itself, whenever its first page comes home.
+    /// Change counter in the database file, which grows whenever a checkpoint writes the first page.
     file_changes: u32,
-    /// The rows this connection had changed when the transaction began.
+    /// Number of rows that this connection had changed when the transaction began.
     rows_changed: u64,
 }
 
@@ -58,10 +58,10 @@ fn follows(found: Option<i64>, known: i64) -> bool {
     found.is_some_and(|found| (0..AHEAD_MAX_COUNT).contains(&found.wrapping_sub(known)))
 }
 
-/// Looks whether the database at `path` holds all that the last daemon here said it had committed. Gives the
-/// stamp it has. A database that was never written is `None`, and has nothing to hold.
+/// Checks that the database at `path` holds every commit that the last daemon noted, and returns its stamp. `None`: the
+/// daemon never wrote to the database, so there is nothing to check.
 pub(super) fn check_noted(connection: &Connection, path: &Path) -> Result<Option<i64>> {
-    // Before the database, which a daemon that runs goes on writing to.
+    // Read the note before the database: a running daemon may commit in between, and the stamp may only be ahead.
     let noted = noted_stamp(path)?;
     let found = stamp_in(connection)?;
     match noted {
@@ -71,13 +71,14 @@ pub(super) fn check_noted(connection: &Connection, path: &Path) -> Result<Option
 }
 
 impl DaemonLocks {
-    /// Keeps what a start has found, which is what its commits go on from.
+    /// Sets the stamp that a start has found. The commits of the daemon continue from it.
     pub(super) fn start_from(&mut self, connection: &Connection, stamp: Option<i64>) -> Result<()> {
         self.place.stamp().keep(stamp);
         self.look(connection)
     }
 
-    /// The log's size goes behind the commits of others: only who commits cuts it.
+    /// Records the state of the files. The order matters: the commits of others come before the size of the log,
+    /// because only a connection that commits truncates the log.
     fn look(&mut self, connection: &Connection) -> Result<()> {
         self.seen.others = commits_of_others(connection)?;
         self.seen.log_bytes = self.place.log_bytes();
@@ -89,17 +90,19 @@ impl DaemonLocks {
         StoreError::Overwritten(self.place.database().to_owned())
     }
 
-    /// Looks in an open transaction whether the last commit is there. Nobody else writes meanwhile.
+    /// Checks in an open transaction that the last commit is still there. No other connection can write meanwhile.
     pub(super) fn check_begun(&mut self, connection: &Connection) -> Result<()> {
         if let Some(known) = self.place.stamp().known() {
             let found = stamp_in(connection)?;
             if !follows(found, known) {
                 return Err(self.overwritten());
             }
-            // A commit that failed, and is there all the same.
+            // The stamp may be ahead: a commit that reported an error can still have reached the file.
             self.place.stamp().keep(found);
         }
+        // The counter may wrap around, so compare the difference.
         let is_older = |changes: u32| changes.wrapping_sub(self.seen.file_changes).cast_signed() < 0;
+        // A log that shrank without a commit of another connection was truncated or replaced.
         let is_cut = commits_of_others(connection)? == self.seen.others
             && self.place.log_bytes() < self.seen.log_bytes;
         if is_cut || changes_with_log(self.inode.file()).is_none_or(is_older) {
@@ -110,13 +113,15 @@ impl DaemonLocks {
         Ok(())
     }
 
-    /// Stamps the open transaction, if it changes anything. Gives the stamp.
+    /// Writes the next stamp into the open transaction, if the transaction changes data. Returns the stamp.
     pub(super) fn put_stamp(&self, sqlite: &Sqlite) -> Result<Option<i64>> {
         let known = self.place.stamp().known();
         if sqlite.connection.total_changes() == self.seen.rows_changed {
+            // A transaction without changes needs no stamp, and must stay free of writes.
             return Ok(known);
         }
         let stamp = match known.map(|known| known.wrapping_add(1)) {
+            // 0 means "no stamp", so a stamp that wraps to 0 is replaced by a new origin.
             Some(next) if next != 0 => next,
             _ => origin()?,
         };
@@ -128,7 +133,7 @@ impl DaemonLocks {
         Ok(Some(stamp))
     }
 
-    /// Keeps what was committed, and looks whether it can be found.
+    /// Records the stamp of a commit, and checks that the files hold it.
     pub(super) fn check_committed(&mut self, connection: &Connection, stamp: Option<i64>) -> Result<()> {
         let before = self.place.stamp().known();
         self.place.stamp().keep(stamp);
@@ -137,12 +142,13 @@ impl DaemonLocks {
         if !follows(stamp_in(connection)?, known) {
             return Err(self.overwritten());
         }
+        // Note the stamp only after it was found in the database.
         note_stamp(&self.beside, known);
         Ok(())
     }
 }
 
-/// A first stamp: no other database has one that could follow it.
+/// Creates a random first stamp, so that the stamps of no other database can follow it.
 fn origin() -> Result<i64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| StoreError::Io(error.to_string()))?;
@@ -155,12 +161,12 @@ fn commits_of_others(connection: &Connection) -> Result<i64> {
 }
 
 impl Place {
-    /// The stamp of the last commit that is known of before a read begins.
+    /// Stamp of the last commit known before a read begins.
     pub(super) fn known(&self) -> Option<i64> {
         self.stamp().known()
     }
 
-    /// Looks whether a reader of the daemon sees that commit.
+    /// Checks that a reader of the daemon sees the commit with stamp `known`.
     pub(super) fn check_read(&self, reader: &Sqlite, known: Option<i64>) -> Result<()> {
         match known {
             Some(known) if !follows(stamp_in(&reader.connection)?, known) => {

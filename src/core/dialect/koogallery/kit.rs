@@ -1,12 +1,15 @@
-//! The linked kit: the marketplace's directory of tenants, applications, people and departments, told to
-//! the seller so that a buyer's staff can sign on.
+//! The linked kit: the marketplace's directory of tenants, applications, users and departments.
+//! The marketplace sends it to the seller so that a buyer's staff can sign on.
 //!
-//! It is posted behind the production address, on paths of its own, signed in headers. Which of the five it is
-//! can be told from the members, all of which are mandatory; so nothing depends on the path, which no signature
-//! covers. It asks nothing of an instance's life: it is kept, and handed to the hook as `other` with a body that
-//! is typed here, once, so that not every hook has to deal with lists in texts.
-//! (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649433.html to …437.html; version 1.0:
-//! …0070649109.html to …113.html)
+//! It is posted behind the production address, on its own paths, with the signature in headers. The members of
+//! the body identify which of the five kinds it is, and all of these members are mandatory. So nothing depends on
+//! the path, which no signature covers.
+//!
+//! The kit does not change an instance's state. Each message is stored and passed to the hook as `other`, with a
+//! typed body. The types are read here, once, so that hooks need not parse lists within texts.
+//!
+//! Sources: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649433.html to …437.html; version 1.0:
+//! …0070649109.html to …113.html
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -25,7 +28,7 @@ const TIMESTAMP: &str = "x-timestamp";
 const NONCE: &str = "x-nonce";
 const AUTH_TOKEN: &str = "authtoken";
 
-/// Where the marketplace calls, behind the production address: version 2.0, then 1.0.
+/// Path suffixes that the marketplace calls, behind the production address: version 2.0, then 1.0.
 pub(super) const TAILS: [&str; 10] = [
     "/produceAPI/v2/tenantSync",
     "/produceAPI/v2/applicationSync",
@@ -39,7 +42,7 @@ pub(super) const TAILS: [&str; 10] = [
     "/produceAPI/allOrgSync",
 ];
 
-/// Each kind, and the member only it has.
+/// Each kind, with the member that only this kind has.
 const KINDS: [(&str, &str); 6] = [
     ("tenantSync", "domainName"),
     ("applicationSync", "clientSecret"),
@@ -49,7 +52,7 @@ const KINDS: [(&str, &str); 6] = [
     ("singleOrgSync", "orgCode"),
 ];
 
-/// Whether a POST is one of the kit's: their signatures stand in headers.
+/// Returns true if a POST belongs to the kit: only the kit has its signature in headers.
 pub(super) fn is_kit(request: &RawRequest<'_>) -> bool {
     [SIGN, AUTH_TOKEN].into_iter().any(|name| (request.header)(name).is_some())
 }
@@ -57,6 +60,7 @@ pub(super) fn is_kit(request: &RawRequest<'_>) -> bool {
 pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
     let header = |name: &str| (request.header)(name).filter(|text| !text.is_empty()).map(str::to_owned);
     let parameters = read_body(request.body)?;
+    // Version 2.0 has no `authtoken`; it signs nonce, timestamp and body.
     let Some(token) = header(AUTH_TOKEN) else {
         let timestamp = header(TIMESTAMP).ok_or(Refusal::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
@@ -68,7 +72,7 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
             payload: Unchecked { parameters, sent_at: Some(sent_at), once },
         });
     };
-    // Version 1.0 signs the members, those that are blank left out.
+    // Version 1.0 signs the members, except for blank ones.
     let timestamp = parameters.filled(legacy::TIME_STAMP).ok_or(Refusal::Undated)?.to_owned();
     let pairs = parameters.iter().filter(|(_, value)| !value.trim().is_empty());
     let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
@@ -79,12 +83,12 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     })
 }
 
-/// The kind of a body that names no activity.
+/// Returns the kind of a body that names no activity.
 pub(super) fn kind(parameters: &Parameters) -> Option<&'static str> {
     KINDS.into_iter().find(|(_, member)| parameters.get(member).is_some()).map(|(kind, _)| kind)
 }
 
-/// What is to happen to what is told.
+/// Change that the message reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum Change {
@@ -106,14 +110,14 @@ impl Change {
     }
 }
 
-/// One message of the kit, as a hook reads it.
+/// A message of the kit, as a hook reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Message {
     /// A buyer's company.
     Tenant { change: Change, tenant_id: String, tenant_code: String, name: String, domain_name: String },
-    /// The credentials of the seller's application with the login centre. The secret is encrypted with the
-    /// seller's RSA key, which is not spid's business.
+    /// The credentials of the seller's application at the login center.
+    /// The secret is encrypted with the seller's RSA key; spid does not decrypt it.
     Application {
         change: Change,
         tenant_id: String,
@@ -121,15 +125,15 @@ enum Message {
         client_id: String,
         client_secret: String,
     },
-    /// People who may use the application, or may not any more.
+    /// Users who get access to the application, or lose it.
     Users { change: Change, tenant_id: String, app_id: String, users: Vec<User> },
-    /// One department.
+    /// A single department.
     Department { change: Change, tenant_id: String, org: Org },
     /// All departments.
     Departments { tenant_id: String, orgs: Vec<Org> },
 }
 
-/// Somebody of the buyer's.
+/// A user of the buyer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct User {
     user_name: String,
@@ -137,7 +141,7 @@ struct User {
     org_code: String,
     role: String,
     enabled: bool,
-    /// Everything else that is said, by the marketplace's names.
+    /// All other members, under the marketplace's names.
     more: std::collections::BTreeMap<String, String>,
 }
 
@@ -150,7 +154,7 @@ struct Org {
     parent: Option<String>,
 }
 
-/// The body of a message, typed; what is missing or unreadable otherwise.
+/// Returns the body of a message, typed; or the validation issue for a missing or unreadable member.
 pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, Doubt> {
     let message = read(kind, parameters)?;
     serde_json::to_value(message).map_err(|_| missing(kind))
@@ -195,7 +199,7 @@ fn read(kind: &str, parameters: &Parameters) -> Result<Message, Doubt> {
     })
 }
 
-/// A list, or a text that holds one; the vendor's sample leaves out the quotes around names.
+/// Reads a list, or a text that holds a list. The vendor's sample leaves out the quotes around names.
 fn list(text: &str) -> Option<Vec<Json>> {
     match Json::read(text.as_bytes()).or_else(|_| Json::read(quoted(text).as_bytes())).ok()? {
         Json::List(list) => Some(list),
@@ -204,7 +208,7 @@ fn list(text: &str) -> Option<Vec<Json>> {
     }
 }
 
-/// The text with quotes around names that have none.
+/// Adds quotes around names that have none.
 fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 64);
     let (mut in_text, mut escaped, mut in_name) = (false, false, false);
@@ -237,12 +241,13 @@ fn user(value: &Json) -> Option<User> {
         name: member(value, &["name"]).unwrap_or_default(),
         org_code: member(value, &["orgCode"]).unwrap_or_default(),
         role: member(value, &["role"]).unwrap_or_default(),
+        // A missing flag counts as enabled.
         enabled: member(value, &["enable"]).is_none_or(|text| text == "true"),
         more: others.filter_map(|name| Some((name.clone(), member(value, &[name])?))).collect(),
     })
 }
 
-/// The pages spell the name in three ways.
+/// Reads a department. The vendor's pages spell the name in three ways.
 fn org(value: &Json) -> Option<Org> {
     Some(Org {
         code: member(value, &["orgCode"])?,
@@ -251,12 +256,12 @@ fn org(value: &Json) -> Option<Org> {
     })
 }
 
-/// Whether a request of this kind is to be sent.
+/// Returns true if the word is a kind of the kit, for outgoing requests.
 pub(super) fn is_kind(word: &str) -> bool {
     KINDS.iter().any(|(kind, _)| *kind == word)
 }
 
-/// A request of version 2.0.
+/// Builds a request of version 2.0.
 pub(super) fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
     let timestamp = send.now.as_millisecond().to_string();
     let digest = send.digest(|| {
@@ -268,7 +273,7 @@ pub(super) fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest
         (TIMESTAMP, timestamp),
         (NONCE, send.nonce.clone()),
     ];
-    // Without the header it would be none of the kit's.
+    // Always send the header, even empty: without it the request would not belong to the kit.
     headers.push((SIGN, digest.unwrap_or_default()));
     let body = format!("{}{}", write_body(&send.after_signing(pairs)), send.raw);
     OutRequest { method: "POST", query: String::new(), headers, body: body.into_bytes() }

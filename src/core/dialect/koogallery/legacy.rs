@@ -1,9 +1,11 @@
-//! Version 1.0 of the vendor's guide: GET, every field a parameter, `authToken` over all the others.
+//! Version 1.0 of the vendor's guide: a GET with every field as a parameter, and `authToken` over all other
+//! fields.
 //!
-//! It is withdrawn for new products, and still called and probed for those on sale. It carries no nonce
-//! and states no window, and what is sent anew may be byte for byte the same: so a copy cannot be told from
-//! a redelivery, and the lifecycle judges both as it does for every token that carries no time.
-//! (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649066.html)
+//! The vendor has withdrawn it for new products, but still calls and probes it for products on sale. A request
+//! has no nonce, and no time window is documented. A request that is sent again may be byte for byte the same. So
+//! spid cannot tell a copy from a redelivery, and the lifecycle decides, as for every token without a time.
+//!
+//! Source: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649066.html
 
 use std::collections::BTreeMap;
 
@@ -22,13 +24,14 @@ pub(super) const TIME_STAMP: &str = "timeStamp";
 pub(super) const TRIAL_FLAG: &str = "trialFlag";
 const AUTH_TOKEN: &str = "authToken";
 
-/// What the marketplace encrypts.
+/// Parameters that the marketplace encrypts.
 const CONTACT: [&str; 2] = ["mobilePhone", "email"];
 
-/// The quantities a buyer pays for beside the SKU.
+/// Quantities that a buyer pays for in addition to the SKU.
 const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
 
 pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Refusal> {
+    // The signature covers the query only, so a body could have been changed on the way.
     if !request.body.is_empty() {
         return Err(super::malformed("there is a body, which the signature does not cover"));
     }
@@ -47,19 +50,20 @@ pub(super) fn items(parameters: &Parameters) -> BTreeMap<String, String> {
     ITEMS.into_iter().filter_map(item).collect()
 }
 
-/// Whether a callback came as version 1.0.
+/// Returns true if the callback came as version 1.0.
 pub(super) fn is_of(callback: &Callback) -> bool {
     let is_said = |name: &str| callback.parameters.get(name).is_some();
     is_said(TIME_STAMP) && is_said(super::ACTIVITY)
 }
 
-/// Its token marks the end of a value no better than that of the query-token family.
+/// Returns a validation issue if a value is ambiguous. Like the query-token family's token, this one does not
+/// mark the end of a value.
 pub(super) fn ambiguous(parameters: &Parameters) -> Option<Doubt> {
     let name = query::ambiguous(parameters.iter())?.to_owned();
     Some(Doubt::AmbiguousValue { name })
 }
 
-/// Where the account of an administrator stands in an answer, as JSON pointers.
+/// Returns the positions of an administrator's account in an answer, as JSON pointers.
 pub(super) fn accounts(body: &Map<String, Value>) -> Vec<String> {
     let infos = body.get("info").and_then(Value::as_array).map_or(0, Vec::len);
     let sections = (0..infos).map(|index| format!("/info/{index}/appInfo")).chain(["/appInfo".to_owned()]);
@@ -68,7 +72,7 @@ pub(super) fn accounts(body: &Map<String, Value>) -> Vec<String> {
     all.filter(|pointer| body.pointer(pointer).is_some()).collect()
 }
 
-/// The vendor's number of a cipher.
+/// Returns the vendor's number for a cipher.
 pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
     match cipher {
         Cipher::Aes256 => "1",
@@ -76,8 +80,9 @@ pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
     }
 }
 
-/// The buyer's contact, opened. Which size it was encrypted with is stated nowhere: the endpoint's is tried
-/// first, then the other. What cannot be opened is nowhere but among the parameters.
+/// Decrypts the buyer's contact.
+/// The vendor does not document the key size it encrypts with: the endpoint's size is tried first, then the
+/// other. A value that cannot be decrypted stays available among the parameters only.
 pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -> Option<Parameters> {
     let ciphers = || std::iter::once(first).chain(Cipher::ALL);
     let open = |name: &str| {
@@ -89,12 +94,12 @@ pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -
     (!opened.is_empty()).then_some(opened)
 }
 
-/// Whether an outgoing request is one of version 1.0: only those carry their time among the fields.
+/// Returns true if an outgoing request is one of version 1.0: only these carry their time among the fields.
 pub(super) fn is_legacy(pairs: &[Pair]) -> bool {
     pairs.iter().any(|(name, _)| name == TIME_STAMP)
 }
 
-/// A request; an empty `timeStamp` is filled in.
+/// Builds a request. An empty `timeStamp` is set to the current time.
 pub(super) fn request(mut pairs: Vec<Pair>, keys: &Keys, send: &Sending) -> OutRequest {
     let now = compact(send.now);
     let mut timestamp = now.clone();
@@ -111,7 +116,7 @@ pub(super) fn request(mut pairs: Vec<Pair>, keys: &Keys, send: &Sending) -> OutR
     OutRequest { method: "GET", query, headers: Vec::new(), body: Vec::new() }
 }
 
-/// `yyyyMMddHHmmssSSS` in UTC.
+/// Formats a time as `yyyyMMddHHmmssSSS` in UTC.
 fn compact(at: Timestamp) -> String {
     format!("{}{:03}", at.strftime("%Y%m%d%H%M%S"), at.as_millisecond().rem_euclid(1000))
 }

@@ -1,15 +1,19 @@
-//! Huawei KooGallery: POST of JSON, an HMAC over the raw body with a nonce, signed answers, a create that
-//! is polled.
+//! Huawei KooGallery: POST of JSON, an HMAC over the raw body with a nonce, signed answers, and a create that is
+//! polled.
 //!
-//! It is as different from the query-token family as a marketplace can be, and the differences that
-//! reach beyond this folder have neutral names in [`crate::callback`]: the marketplace chooses the public id
-//! (`public_id`), proves that a request is no copy (`once`), tries the interface twice a day (`test`), makes
-//! some instances itself (`made_elsewhere`), sends structures (`body`), and does not say what was ordered until it is asked
-//! ([`Dialect::enquiry`]).
+//! It differs from the query-token family in almost everything. The differences that reach beyond this folder
+//! have neutral names in [`crate::callback`]:
 //!
-//! Version 2.0 of the vendor's guide posts JSON; version 1.0, still probed for products on sale, is a GET:
-//! see `legacy`. License products speak version 2.0 with words of their own; the linked kit is `kit`. What is accepted, answered, and
-//! unknown: `docs/dialects/koogallery.md`.
+//! * the marketplace chooses the marketplace instance id (`public_id`);
+//! * a nonce proves that a request is not a copy (`once`);
+//! * the marketplace tests the interface twice a day (`test`);
+//! * some instances are externally provisioned: the marketplace creates them itself (`made_elsewhere`);
+//! * some bodies are structures (`body`);
+//! * what was ordered needs an order lookup ([`Dialect::enquiry`]).
+//!
+//! Version 2.0 of the vendor's guide posts JSON. Version 1.0, still probed for products on sale, is a GET: see
+//! `legacy`. License products speak version 2.0 with their own words. The linked kit is in `kit`.
+//! `docs/dialects/koogallery.md` says what is accepted, what is answered, and what is unknown.
 
 mod kit;
 mod legacy;
@@ -31,17 +35,19 @@ use crate::hook::clock::{last_instant, plus_millis};
 use crate::hook::json::Json;
 use crate::observe::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
 
-/// A create is sent anew for three hours, once an hour; then the order has failed. What it polls, it polls
-/// without a stated bound.
+/// Delivery limit: a create is sent again once an hour for three hours; then the order has failed.
+/// Polling has no documented limit.
 const BUDGET: u32 = 3;
 
-/// License codes: every two minutes, sixty times (…/accessg-marketplace/zh-cn_topic_0070649167.html).
+/// Delivery limit for license codes: every two minutes, 60 times
+/// (…/accessg-marketplace/zh-cn_topic_0070649167.html).
 const LICENSE_BUDGET: u32 = 60;
 
-/// How long a new or changed order is delivered again before it is given up: then it is unsubscribed.
+/// Time for which a new or changed order is delivered again, in milliseconds. After that the marketplace
+/// unsubscribes it.
 const PURCHASE_MS: i64 = 3 * 60 * 60 * 1000;
 
-/// How long everything else is.
+/// Time for which every other action is delivered again, in milliseconds.
 const CHANGE_MS: i64 = 60 * 60 * 1000;
 
 const JSON_TYPE: &str = "application/json";
@@ -49,7 +55,7 @@ const ACTIVITY: &str = "activity";
 const INSTANCE_ID: &str = "instanceId";
 const TEST_FLAG: &str = "testFlag";
 
-/// What the ids begin with that test orders are told: nothing is made for them, and nothing kept.
+/// Prefix of instance ids that answer test orders. Nothing is created for them, and nothing is stored.
 const TEST_ID: &str = "spid-test-";
 
 const NAMES: Names = Names {
@@ -64,11 +70,11 @@ const NAMES: Names = Names {
     refund: "isRefund",
     expires_on: "expireTime",
     read_date: read_compact,
-    // A release, and the expire of version 1.0, name the order of the purchase.
+    // A release, and the expire of version 1.0, name the order of the purchase, so they are not listed.
     ordered: &[Action::Create, Action::Renew, Action::RefundRenew, Action::Upgrade],
 };
 
-/// The dialect.
+/// The `koogallery` dialect.
 pub(super) struct KooGallery;
 
 impl Dialect for KooGallery {
@@ -86,7 +92,7 @@ impl Dialect for KooGallery {
 
     fn budget_of(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
-            // It polls as often as it likes.
+            // Polling has no limit.
             Action::Query => None,
             _ if callback.made_elsewhere => Some(LICENSE_BUDGET),
             _ => self.budget(),
@@ -121,12 +127,14 @@ impl Dialect for KooGallery {
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let signer = verified.signer();
         let Unchecked { parameters, sent_at, once } = verified.into_payload();
+        // Messages of the linked kit name no activity; their members identify them.
         let word = match (read_word(&parameters, ACTIVITY), kit::kind(&parameters)) {
             ("", Some(kind)) => kind.to_owned(),
             (activity, _) => activity.to_owned(),
         };
         let Meaning { action, dated, doubt } = Meaning::of(&word, &parameters);
         let mut callback = NAMES.fill(action, &word, parameters, options);
+        // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
         callback.sent_at = sent_at;
         callback.once = once;
@@ -135,6 +143,7 @@ impl Dialect for KooGallery {
         if legacy::is_of(&callback) {
             callback.learned = legacy::contact(&callback.parameters, &signer, options.field_cipher);
         }
+        // Only version 1.0 has no nonce, and only its token does not mark the end of a value.
         if callback.once.is_none() {
             callback.doubts.extend(legacy::ambiguous(&callback.parameters));
         }
@@ -143,12 +152,13 @@ impl Dialect for KooGallery {
                 Ok(body) => callback.body = Some(body),
                 Err(doubt) => callback.doubts.push(doubt),
             }
-            // It may be told before there is an instance, and then names none that could be tried.
+            // A test message may arrive before any instance exists, so its instance id cannot be looked up.
             callback.subject.instance_id = callback.subject.instance_id.filter(|_| !callback.test);
         }
         NAMES.doubt(&mut callback, dated);
         callback.doubts.extend(doubt);
-        // The renewed term and the changed product are two things to an instance, and to a hook.
+        // An instance and a hook treat the renewed term and the changed product separately, so this makes two
+        // jobs.
         if callback.action == Action::Renew && scene(&callback.parameters) == Some(RENEWAL_CHANGE) {
             callback.also = vec![Action::Upgrade];
         }
@@ -201,9 +211,10 @@ impl Dialect for KooGallery {
     }
 }
 
-/// The signed parts of a request of version 2.0. What stands in the query beside the three is not signed,
-/// and goes no further.
+/// Returns the signed parts of a request of version 2.0.
+/// Query parameters other than timestamp, nonce and signature are not signed, so they are dropped.
 fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+    // Check date and nonce before the body: both checks cost less.
     let mut query = query::parse(request.query, None)?;
     let mut take = |name: &str| {
         let at = query.iter().position(|(known, _)| known == name)?;
@@ -225,8 +236,9 @@ fn malformed(detail: impl Into<String>) -> Refusal {
     Refusal::Malformed { detail: detail.into() }
 }
 
-/// The vendor's pages disagree: the Chinese say milliseconds, the international ones seconds, and all
-/// samples have 13 digits. The number of digits tells which it is.
+/// Reads the timestamp of a request.
+/// The vendor's pages disagree: the Chinese pages say milliseconds, the international pages say seconds, and all
+/// samples have 13 digits. The number of digits decides.
 fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Refusal::Undated);
@@ -245,14 +257,14 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
     Ok(sent_at)
 }
 
-/// The members of the body: scalars as text, anything nested as the JSON it is. The signature covers the
-/// bytes, so a name may be whatever it likes; what is unknown is tolerated.
+/// Reads the members of the body: scalars as text, nested values as JSON text.
+/// The signature covers the bytes, so a name may be any text. Unknown names are accepted.
 fn read_body(body: &[u8]) -> Result<Parameters, Refusal> {
     let members = match Json::read(body) {
         Ok(Json::Object(members)) => members,
         Ok(_) => return Err(malformed("the body is JSON, but no object")),
         Err(error) => {
-            // Where the JSON is wrong, not how: `serde_json` quotes values.
+            // Report only the position of the error, because `serde_json` messages quote values.
             let (line, column) = (error.line(), error.column());
             return Err(malformed(format!("the body is no JSON object (line {line}, column {column})")));
         }
@@ -263,20 +275,22 @@ fn read_body(body: &[u8]) -> Result<Parameters, Refusal> {
         other => other.to_string(),
     };
     let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
+    // Many programs stop reading at a NUL, so the rest of the text would be invisible to them.
     if pairs.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
         return Err(malformed("there is a NUL in the body"));
     }
     Ok(pairs.into_iter().collect())
 }
 
-/// Exactly `yyyyMMddHHmmss`, with or without milliseconds, in UTC: stated with 14 digits, seen with 17.
+/// Reads exactly `yyyyMMddHHmmss`, with or without milliseconds, in UTC. The vendor documents 14 digits and also
+/// sends 17.
 fn read_compact(text: &str, _zone: &TimeZone) -> Option<Timestamp> {
     if !matches!(text.len(), 14 | 17) || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let (seconds, millis) = text.split_at_checked(14)?;
     let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", seconds).ok()?;
-    // As everywhere, "for ever" is the last instant that can be named.
+    // As everywhere, "for ever" becomes the last instant we can represent.
     let Ok(at) = TimeZone::UTC.to_timestamp(civil) else {
         return (civil.year() == 9999).then(last_instant);
     };
@@ -289,15 +303,15 @@ fn scene(parameters: &Parameters) -> Option<&str> {
     parameters.filled("scene")
 }
 
-/// Whether what was tried is bought; version 1.0 has a flag where 2.0 has a scene.
+/// Returns true if the request turns a trial into a purchase. Version 1.0 has a flag where 2.0 has a scene.
 fn ends_trial(parameters: &Parameters) -> bool {
     scene(parameters) == Some("TRIAL_TO_FORMAL") || parameters.filled("trialToFormal") == Some("1")
 }
 
-/// What an activity asks.
+/// Meaning of an activity.
 struct Meaning {
     action: Action,
-    /// Whether it cannot be done without a date.
+    /// True if the action requires a date.
     dated: bool,
     doubt: Option<Doubt>,
 }
@@ -319,7 +333,7 @@ impl Meaning {
         Meaning { action: Action::Other, dated: false, doubt: Some(doubt) }
     }
 
-    /// The activities of both versions, and of License products; each with the page it is from.
+    /// Returns the meaning of an activity. Covers both versions and License products, each with its source page.
     fn of(word: &str, parameters: &Parameters) -> Meaning {
         match word {
             // …/accessg-marketplace/zh-cn_topic_0070649427.html; version 1.0: …0070649013.html
@@ -341,7 +355,7 @@ impl Meaning {
             // …0000002411753620.html; online Licenses: …0070649255.html
             "changeInstanceCheck" | "getLicenseAsync" => Meaning::plain(Action::Other),
             kind if kit::is_kind(kind) => Meaning::plain(Action::Other),
-            // …0000002091799149.html: it says that an order was made, and asks for nothing
+            // …0000002091799149.html: reports that an order was created, and asks for nothing
             "orderNotify" => Meaning::plain(Action::Payment),
             _ => Meaning::doubted(Doubt::UnknownAction),
         }
@@ -351,7 +365,7 @@ impl Meaning {
         match scene(parameters) {
             Some("RENEWAL" | "TRIAL_TO_FORMAL" | RENEWAL_CHANGE) => Meaning::dated(Action::Renew),
             Some("UNSUBSCRIBE_RENEWAL_PERIOD") => Meaning::dated(Action::RefundRenew),
-            // Version 1.0 has no scenes: what is taken back has a negative price.
+            // Version 1.0 has no scenes: a refund has a negative price.
             None if parameters.get(legacy::TIME_STAMP).is_some() => {
                 let refunds = parameters.filled("orderAmount").is_some_and(|amount| amount.starts_with('-'));
                 Meaning::dated(if refunds { Action::RefundRenew } else { Action::Renew })
@@ -360,7 +374,7 @@ impl Meaning {
         }
     }
 
-    /// A thaw is a renewal that leaves the term as it is.
+    /// Returns the meaning of a status change. An unfreeze is a renewal that leaves the term unchanged.
     fn of_status(name: &str, parameters: &Parameters) -> Meaning {
         match parameters.filled(name) {
             Some("FREEZE") => Meaning::plain(Action::Expire),
@@ -382,13 +396,14 @@ fn missing(name: &str) -> Doubt {
     Doubt::MissingParameter { name: name.to_owned() }
 }
 
-/// The ids of a query: the only activity that may name several.
+/// Returns the instance ids of a query, the only activity that may name several.
 fn ids(parameters: &Parameters) -> impl Iterator<Item = &str> {
     let ids = parameters.filled(INSTANCE_ID).unwrap_or_default().split(',').map(str::trim);
     ids.filter(|id| !id.is_empty())
 }
 
 fn one_query_each(callback: &Callback) -> Vec<Callback> {
+    // Only the first part takes the nonce, because a nonce can be consumed only once.
     let mut once = callback.once.clone();
     let one = |id: &str| {
         let renamed = callback.parameters.iter().map(|(name, value)| {
@@ -411,9 +426,10 @@ fn one_query_each(callback: &Callback) -> Vec<Callback> {
         .collect()
 }
 
-/// What the names alone do not say.
+/// Sets the members that the parameter names alone do not determine.
 fn describe(callback: &mut Callback) {
     let text = |name: &str| callback.parameters.filled(name).map(str::to_owned);
+    // Version 1.0 writes the flag as 0 or 1, which the neutral reading does not know.
     callback.trial = match callback.parameters.filled(legacy::TRIAL_FLAG) {
         Some("1") => Some(true),
         Some("0") => Some(false),
@@ -424,10 +440,11 @@ fn describe(callback: &mut Callback) {
             callback.subject.order_biz_id = purchase(&callback.parameters);
             callback.public_id = text("businessId").filter(|id| id != "0" && id.len() <= NAME_MAX_BYTES);
         }
-        // Several are no name; each is named when they are taken apart.
+        // A list of ids is not a name; each part gets its own id when the query is split.
         Action::Query => callback.subject.instance_id = text(INSTANCE_ID).filter(|id| !id.contains(',')),
-        // The order of these is the one it was bought by: it does not tell one from the next.
+        // An expire names the order of the purchase, so the order does not tell one expire from the next.
         Action::Expire => callback.order_id = None,
+        // A renewal without a date is an unfreeze; its order does not identify it either.
         Action::Renew if callback.expires_on.is_none() => {
             callback.order_id = None;
             callback.ordered = false;
@@ -442,7 +459,7 @@ fn describe(callback: &mut Callback) {
         describe_check(callback);
     }
     if callback.action_name.contains("LicenseCode") {
-        // The marketplace makes and hands out the codes itself; there is no create.
+        // The marketplace creates and issues the license codes itself, so there is no create.
         callback.subject.instance_id = callback.parameters.filled("license").map(str::to_owned);
         callback.made_elsewhere = true;
     }
@@ -452,7 +469,7 @@ fn describe(callback: &mut Callback) {
     }
 }
 
-/// A question: asked again it wants to be answered again, so its nonce is its name.
+/// Sets the members of a check. Every repetition of a check needs a new answer, so its nonce is its request id.
 fn describe_check(callback: &mut Callback) {
     let target = callback.parameters.filled("productInfo");
     let target = target.and_then(|text| Json::read(text.as_bytes()).ok());
@@ -462,8 +479,9 @@ fn describe_check(callback: &mut Callback) {
     callback.request_id = callback.once.as_ref().map(|once| once.nonce.clone());
 }
 
-/// What identifies a purchase: its order line; with pay-per-use, where one order makes an instance for each
-/// billing item, the product. With both given both count: two purchases must never pass for one.
+/// Returns the id of a purchase: its order with the order line.
+/// With pay-per-use one order creates an instance for each billing item, so the product is used. Otherwise, if both
+/// are given, both count, because two purchases must never get the same id.
 fn purchase(parameters: &Parameters) -> Option<String> {
     let order = parameters.filled("orderId")?;
     let line = parameters.filled("orderLineId");
@@ -477,13 +495,13 @@ fn purchase(parameters: &Parameters) -> Option<String> {
     }
 }
 
-/// The id a test order is told: always the same, so that nothing has to be kept for it.
+/// Returns the instance id for a test order. It is always the same for one order, so nothing needs to be stored.
 fn test_id(order: &str) -> String {
     let digest = hex::encode(Sha256::digest(order.as_bytes()));
     format!("{TEST_ID}{}", digest.get(..32).unwrap_or_default())
 }
 
-/// The test order's id, if the callback is about one.
+/// Returns the test order's instance id, if the callback is about a test order.
 fn test_id_among(callback: &Callback) -> Option<String> {
     let id = callback.subject.instance_id.as_ref();
     id.filter(|id| callback.test && id.starts_with(TEST_ID)).cloned()
@@ -505,9 +523,10 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
     OutRequest { method: "POST", query: query::encode(&query), headers, body: body.into_bytes() }
 }
 
-/// One object. A value that is a JSON object or list exactly as [`read_body`] would give it (its members
-/// sorted, no white space) is sent as that, anything else as a text: so what is read is what was sent. Written
-/// by hand because a fixture may want the same member twice.
+/// Writes one JSON object.
+/// A value that is a JSON object or list exactly as [`read_body`] returns it (members sorted, no white space) is
+/// sent as JSON. Any other value is sent as a text. So a receiver reads what was given here. Written by hand,
+/// because a fixture may need the same member twice.
 fn write_body(pairs: &[Pair]) -> String {
     let nested = |value: &str| {
         value.starts_with(['{', '['])

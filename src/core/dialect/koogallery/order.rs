@@ -1,19 +1,22 @@
-//! What was ordered: version 2.0 says which order it is about, and nothing of it. Buyer, product, SKU and
-//! term of a purchase, and the SKU of an upgrade, have to be asked for.
+//! Order lookup: asks the marketplace what was ordered.
 //!
-//! "Query order": support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649350.html. The page's tables
-//! were read in part only, so whatever an order says is kept in `learned`, whether it has a neutral name
-//! or not.
+//! Version 2.0 names the order, but does not describe it. Buyer, product, SKU and term of a purchase, and the SKU
+//! of an upgrade, need an order lookup.
+//!
+//! Source: "Query order", support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649350.html. We could read
+//! the page's tables only in part. So everything an order contains is kept in `learned`, with or without a
+//! neutral name.
 
 use super::super::{Action, Callback, Enquiry, Expiry, Parameters, Unlearned};
 use super::{ACTIVITY, legacy, read_compact};
 use crate::hook::json::Json;
 
-/// The site for China; the others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
+/// Base URL of the site for China. The others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
 pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
 const PATH: &str = "/api/mkp-openapi-public/global/v1/order/query";
 
 pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
+    // Only version 2.0 needs a lookup, and only once: `learned` is set afterwards, and 1.0 has a `timeStamp`.
     let is_asked_for = matches!(callback.action, Action::Create | Action::Upgrade)
         && callback.learned.is_none()
         && callback.sku.is_none()
@@ -31,6 +34,7 @@ pub(super) fn learn(callback: &mut Callback, status: u16, body: &[u8]) -> Result
     check(status, &answer)?;
     let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));
     let order = order.ok_or_else(|| later("the marketplace's answer holds no order"))?;
+    // Check everything before the first change: after an error the callback must be unchanged.
     if text(order, "orderId") != callback.order_id {
         return Err(later("the marketplace's answer is about another order"));
     }
@@ -42,12 +46,14 @@ pub(super) fn learn(callback: &mut Callback, status: u16, body: &[u8]) -> Result
     if let Some(quantity) = text(product, "linearValue") {
         callback.items.insert("linearValue".to_owned(), quantity);
     }
+    // An upgrade keeps its buyer, trial flag and term; only a create takes them from the order.
     if callback.action == Action::Create {
         callback.buyer = order
             .get("buyerInfo")
             .and_then(|buyer| text(buyer, "customerId"))
             .or_else(|| callback.buyer.take());
         callback.trial = text(order, "orderType").map(|kind| kind == "TRIAL").or(callback.trial);
+        // Order details have dates in UTC, in the compact form.
         callback.expires_on = text(line, "expireTime").map(|raw| {
             let at = read_compact(&raw, &jiff::tz::TimeZone::UTC);
             Expiry { raw, at }
@@ -61,9 +67,11 @@ fn later(text: &str) -> Unlearned {
     Unlearned::Later(text.to_owned())
 }
 
-/// Codes end alike under both of the vendor's prefixes (`MKT`, formerly `CBC`).
+/// Checks the answer's code. Codes have the same ending under both of the vendor's prefixes (`MKT`, formerly
+/// `CBC`).
 fn check(status: u16, answer: &Json) -> Result<(), Unlearned> {
     let code = text(answer, "resultCode").or_else(|| text(answer, "error_code")).unwrap_or_default();
+    // The code comes from outside, so show only a short, plain part of it.
     let shown: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(16).collect();
     let said = format!("the marketplace does not say what was ordered: HTTP {status}, code `{shown}`");
     let number = code.rsplit('.').next().unwrap_or_default();
@@ -76,12 +84,12 @@ fn check(status: u16, answer: &Json) -> Result<(), Unlearned> {
     }
 }
 
-/// A member as text; numbers and booleans count as the text of their value, empty as absent.
+/// Returns a member as text. Numbers and booleans become text; an empty text counts as absent.
 fn text(value: &Json, name: &str) -> Option<String> {
     value.get(name)?.to_text().filter(|text| !text.is_empty())
 }
 
-/// A list, or the one thing that stands in a list's place.
+/// Returns a list, or a list of one if the answer has a single object in its place.
 fn list<'a>(value: &'a Json, name: &str) -> &'a [Json] {
     match value.get(name) {
         Some(Json::List(list)) => list,
@@ -94,6 +102,7 @@ fn line_of<'a>(callback: &Callback, order: &'a Json) -> Option<&'a Json> {
     let lines = list(order, "orderLine");
     match callback.parameters.filled("orderLineId") {
         Some(wanted) => lines.iter().find(|line| text(line, "orderLineId").as_deref() == Some(wanted)),
+        // Without a line id, only an order with a single line is unambiguous.
         None => lines.first().filter(|_| lines.len() == 1),
     }
 }
@@ -106,7 +115,7 @@ fn product_of<'a>(callback: &Callback, line: &'a Json) -> Option<&'a Json> {
     }
 }
 
-/// Everything the order says that is a text, by the names it stands under.
+/// Returns every text of the order, under the name it has there.
 fn facts(order: &Json, line: &Json, product: &Json) -> Parameters {
     let mut facts = Vec::new();
     let buyer = order.get("buyerInfo").unwrap_or(&Json::Null);

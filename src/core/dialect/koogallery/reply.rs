@@ -1,7 +1,8 @@
-//! What KooGallery is answered: `resultCode`, `resultMsg`, and what belongs to the activity; all of it in
-//! ASCII, and signed.
+//! Replies to KooGallery: `resultCode`, `resultMsg`, and the members of the activity.
+//! All of it is ASCII, and signed.
 //!
-//! Codes: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649421.html. Only `000000` is a
+//! Codes: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649421.html. Only `000000` is a success.
+//! `000004` is "being processed": after that the marketplace polls a create with `queryInstance`.
 //! success; `000004` is "being processed", after which a create is polled by `queryInstance`.
 
 use serde_json::{Map, Value, json};
@@ -19,13 +20,13 @@ const UNKNOWN: &str = "000003";
 const PROCESSING: &str = "000004";
 const INTERNAL: &str = "000005";
 
-/// The codes a hook may refuse with: `000106: sold out`.
+/// Codes that a hook may refuse with, as in `000106: sold out`.
 const OF_HOOKS: [&str; 12] = [
     "000100", "000101", "000102", "000103", "000104", "000105", "000106", "000107", "000900", "000901",
     "000902", "000903",
 ];
 
-/// Longest `resultMsg`, in characters.
+/// Maximum length of `resultMsg`, in characters.
 const MESSAGE_MAX_COUNT: usize = 255;
 
 pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> Reply {
@@ -34,6 +35,7 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
         Action::Create => {
             let told = match outcome {
                 Outcome::Applied { instance_id, .. } => instance_id.as_ref(),
+                // The hook has given no id yet, so answer with the marketplace instance id.
                 Outcome::NotYet | Outcome::Held { .. } => callback.public_id.as_ref(),
                 Outcome::Refused { .. } | Outcome::Unavailable => None,
             };
@@ -52,7 +54,7 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
     finished(callback, body, options)
 }
 
-/// The answer as its version wants it: version 1.0 has the account encrypted.
+/// Finishes the reply. Version 1.0 requires the account to be encrypted.
 fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options) -> Reply {
     let account = if legacy::is_of(callback) { legacy::accounts(&body) } else { Vec::new() };
     if !account.is_empty() {
@@ -64,13 +66,15 @@ fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options
     reply
 }
 
-/// The answer to a query of several instances: those that are ready. The others it asks for again.
+/// Builds the answer to a query of several instances. It lists only those that are ready; the marketplace asks
+/// for the others again.
 pub(super) fn to_all(answered: &[(Callback, Outcome)], options: &Options) -> Reply {
     let ready: Vec<Value> =
         answered.iter().filter_map(|(callback, outcome)| info(callback, outcome, options)).collect();
     let undone = answered.iter().find(|(_, outcome)| !outcome.is_success());
     match (undone, answered.first()) {
         (_, Some((callback, outcome))) if callback.action == Action::Query && !ready.is_empty() => {
+            // At least one instance is ready, so the query as a whole is a success.
             let told = if outcome.is_success() { outcome } else { &Outcome::done(None) };
             let mut body = verdict(callback, told);
             body.insert("info".to_owned(), Value::from(ready));
@@ -112,7 +116,7 @@ fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
         Outcome::Applied { answer, .. } if says_no(callback, answer) => (INTERNAL, "not possible"),
         Outcome::Applied { .. } => (SUCCESS, "success."),
         Outcome::NotYet => (PROCESSING, said.as_str()),
-        // An operator looks at it; meanwhile the marketplace is told what it can mend itself.
+        // An operator must decide. Meanwhile the marketplace learns about faults that it can correct itself.
         Outcome::Held { .. } if !callback.doubts.is_empty() => (INVALID, said.as_str()),
         Outcome::Held { .. } => (PROCESSING, said.as_str()),
         Outcome::Refused { code, reason } => refused(code, reason),
@@ -125,7 +129,7 @@ fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
     ])
 }
 
-/// A check that a hook answered with `{"allowed": false}`.
+/// Returns true if a hook answered a check with `{"allowed": false}`.
 fn says_no(callback: &Callback, answer: &Answer) -> bool {
     let body = || answer.body.as_ref().and_then(|body| Json::read(body.expose().as_bytes()).ok());
     callback.action_name == "changeInstanceCheck"
@@ -148,20 +152,21 @@ fn refused<'a>(code: &str, reason: &'a str) -> (&'static str, &'a str) {
     }
 }
 
-/// One instance of the answer to a query, if there is something to tell.
+/// Returns one instance of the answer to a query, if there is something to report.
 fn info(callback: &Callback, outcome: &Outcome, options: &Options) -> Option<Value> {
     let Outcome::Applied { instance_id, answer } = outcome else { return None };
-    // The marketplace asked for it by one of its names, and wants to read that again.
+    // Answer with the id that the marketplace asked for: it expects to read the same name again.
     let id = callback.subject.instance_id.as_ref().or(instance_id.as_ref())?;
     let mut info = Map::from_iter([("instanceId".to_owned(), Value::from(id.as_str()))]);
     info.extend(app_info(callback, answer, options).map(|app| ("appInfo".to_owned(), app)));
     Some(Value::Object(info))
 }
 
-/// `appInfo`; `None` without an address, which it cannot do without.
+/// Returns `appInfo`, or `None` without a front end URL, because the vendor requires that URL.
 fn app_info(callback: &Callback, answer: &Answer, options: &Options) -> Option<Value> {
     let mut app = object(&answer.app, spell);
     app.retain(|name, _| SPELLINGS.iter().any(|(_, wire)| wire == name));
+    // A test order has no instance: answer with the configured URL only.
     if callback.test {
         app = options
             .test_url

@@ -1,4 +1,4 @@
-//! What KooGallery's requests mean, and what they are answered.
+//! Tests: the meaning of KooGallery's requests, and the replies to them.
 
 use serde_json::json;
 
@@ -678,7 +678,7 @@ fn the_guards_of_the_kit() {
     assert_eq!(reason(&|out| set(out, "x-sign", "")), "missing-signature");
 }
 
-/// The members joined by hand, as the vendor's sample does it.
+/// Builds the signed text by hand, as the vendor's sample does.
 #[test]
 fn the_kit_of_version_1_signs_its_members() {
     let body = json!({"instanceId": "b-1", "tenantId": "t-1", "orgCode": "1", "orgName": "Sales", "parentCode": "", "flag": 1, "testFlag": 0, "timeStamp": "20220420114117642"});
