@@ -61,7 +61,7 @@ pub mod internals {
     }
     /// The room `core`.
     pub mod core {
-        pub use crate::core::*;
+        pub use spid_core::*;
     }
     /// The room `hooks`.
     pub mod hooks {

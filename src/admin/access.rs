@@ -9,7 +9,8 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use crate::core::signature::{Presented, Secret};
+use spid_core::signature::Presented;
+use spid_hook::Secret;
 use crate::net::{Request, Response};
 
 /// Access rule of the listener. A reload can change the token while requests are answered.

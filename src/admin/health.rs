@@ -9,8 +9,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{Admin, Denied, Fault};
-use crate::core::lifecycle::State;
-use crate::core::lifecycle::schedule;
+use spid_hook::instance::State;
+use spid_core::lifecycle::schedule;
 use crate::net::{Request, Response};
 use crate::observe::limits;
 use crate::observe::metrics::{Gauges, Metric};

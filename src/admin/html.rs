@@ -4,7 +4,7 @@
 //! (`&'static str`), values and texts are escaped, and every computed target of a link is a [`Link`].
 
 use super::target::Link;
-use crate::hook::text;
+use spid_hook::text;
 
 /// Fragment of a page.
 #[derive(Debug, Default)]

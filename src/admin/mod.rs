@@ -26,9 +26,10 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use crate::core::query::QueryError;
-use crate::core::signature::Secret;
-use crate::hook::clock::{Clock, Id};
+use spid_core::query::QueryError;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
+use spid_hook::id::Id;
 use crate::net::{Handler, Method, Request, Response};
 use crate::observe::denied::Refusals;
 use crate::observe::metrics::{Metric, Metrics};

@@ -7,8 +7,8 @@
 use serde::Serialize;
 
 use super::{Admin, Fault};
-use crate::hook::callback::Answer;
-use crate::hook::clock::Id;
+use spid_hook::callback::Answer;
+use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::{Act, Approved, Instead, MendError, Mender};
 

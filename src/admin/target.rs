@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Fault;
-use crate::core::query;
+use spid_core::query;
 use crate::net::Request;
 use crate::observe::limits;
 

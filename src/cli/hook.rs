@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::output::Output;
 use super::{Done, hook_test};
-use crate::hook::{AnyHook, schema};
+use spid_hook::{AnyHook, schema};
 
 #[derive(Subcommand)]
 pub(super) enum HookCommand {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use crate::hook::text::is_plain;
+use spid_hook::text::is_plain;
 
 /// Result of one test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

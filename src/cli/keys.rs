@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::{Exit, Failure};
 use crate::config::{self, DEV_KEY, Environment, ProcessEnvironment};
-use crate::core::signature::{Key, Keys, Secret};
+use spid_core::signature::{Key, Keys};
+use spid_hook::Secret;
 
 /// Key to sign or verify with.
 #[derive(Args)]

@@ -9,8 +9,8 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::core::lifecycle::{Instance, State};
-use crate::hook::clock::read_rfc3339;
+use spid_hook::instance::{Instance, State};
+use spid_hook::time::read_rfc3339;
 use crate::store::{Import, Possession};
 
 /// Line of the file: a single instance.

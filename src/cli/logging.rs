@@ -21,7 +21,7 @@ use tracing_subscriber::registry::LookupSpan;
 use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::config::LogFormat;
-use crate::hook::text;
+use spid_hook::text;
 use crate::observe::metrics::Metrics;
 
 /// Function that replaces the log filter.

@@ -42,7 +42,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
-use crate::hook::AnyHook;
+use spid_hook::AnyHook;
 use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
 use logging::Logging;
@@ -296,7 +296,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
         Ok(arguments) => arguments,
         Err(error) => {
             let text = error.render().to_string();
-            match crate::hook::text::without_user_info(&text) {
+            match spid_hook::text::without_user_info(&text) {
                 // The error repeats the value of the argument, and a URL may contain a password.
                 Cow::Owned(masked) => output.complain(masked.trim_end()),
                 Cow::Borrowed(_) => drop(error.print()),

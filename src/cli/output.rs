@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::stderr::Stderr;
 use super::{Exit, Failure};
-use crate::hook::text;
+use spid_hook::text;
 
 /// Stdout and stderr. If the reader of stdout closes it (`| head`), that is no error: later lines are discarded.
 #[derive(Default)]

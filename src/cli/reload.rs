@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use super::logging::Logging;
 use super::serve;
 use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
-use crate::hook::AnyHook;
+use spid_hook::AnyHook;
 use crate::observe::metrics::Metric;
 use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;

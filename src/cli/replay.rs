@@ -11,7 +11,7 @@ use super::output::Output;
 use super::scenario::{Kept, Narrator, Progress, summary};
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
-use crate::hook::clock::Clock;
+use spid_hook::time::Clock;
 use crate::lab::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
 use crate::net::Url;
 use crate::store::Reader;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Done, Failure, StoreArguments, mend};
-use crate::hook::callback::{Answer, Fields};
+use spid_hook::callback::{Answer, Fields};
 use crate::store::{JobRow, Revealed};
 
 #[derive(Args)]

@@ -9,8 +9,8 @@ use serde::Serialize;
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure};
 use crate::config::{Config, ProcessEnvironment};
-use crate::core::lifecycle::schedule::Schedule;
-use crate::hook::{AnyHook, Subject};
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::{AnyHook, Subject};
 use crate::hooks::runner::{NamedHook, Route, Runner};
 
 #[derive(Args)]

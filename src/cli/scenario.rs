@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::{Output, shown};
-use crate::core::lifecycle::State;
+use spid_hook::instance::State;
 use crate::lab::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
 use crate::store::Reader;
 

@@ -13,7 +13,7 @@ use super::output::Output;
 use super::reload::{Reloader, Source};
 use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
-use crate::hook::AnyHook;
+use spid_hook::AnyHook;
 use crate::net::ServerOptions;
 use crate::observe::limits;
 use crate::observe::metrics::Metrics;

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
-use crate::core::lifecycle::State;
-use crate::core::lifecycle::schedule;
-use crate::hook::clock::{Clock, Id};
+use spid_hook::instance::State;
+use spid_core::lifecycle::schedule;
+use spid_hook::time::Clock;
+use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::{
     ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,

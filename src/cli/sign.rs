@@ -6,9 +6,9 @@ use serde::Serialize;
 use super::keys::KeyArguments;
 use super::output::Output;
 use super::{Done, Exit, Failure};
-use crate::core::dialect;
-use crate::core::dialect::{Dialect, OutRequest, SendForm, Sending};
-use crate::hook::clock::Clock;
+use spid_core::dialect;
+use spid_core::dialect::{Dialect, OutRequest, SendForm, Sending};
+use spid_hook::time::Clock;
 
 #[derive(Args)]
 pub(super) struct SignArguments {

@@ -10,10 +10,10 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure};
-use crate::core::dialect::{Options, RawRequest, Refusal, explain, shown_base};
-use crate::core::query::{TOKEN_PLACEHOLDER, names_a_token};
-use crate::hook::callback::Callback;
-use crate::hook::clock::Clock;
+use spid_core::dialect::{Options, RawRequest, Refusal, explain, shown_base};
+use spid_core::query::{TOKEN_PLACEHOLDER, names_a_token};
+use spid_hook::callback::Callback;
+use spid_hook::time::Clock;
 
 #[derive(Args)]
 pub(super) struct VerifyArguments {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::reader::Table;
 use super::{Config, Environment, Mistake, Mistakes, Origin, text_of};
-use crate::hook::AnyHook;
+use spid_hook::AnyHook;
 use crate::serve::intake::Orphans;
 use crate::store::encryption::KeyId;
 use crate::store::{self, Sealed, StoreOptions};

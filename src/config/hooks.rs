@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::keys::webhook_keys;
 use super::reader::{Table, unknown};
-use crate::core::lifecycle::schedule::Schedule;
-use crate::hook::AnyHook;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::AnyHook;
 use crate::hooks::exec::{BadCommand, ExecHook};
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::log::LogHook;

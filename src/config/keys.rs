@@ -9,8 +9,10 @@ use zeroize::Zeroizing;
 
 use super::Environment;
 use super::reader::Table;
-use crate::core::signature::{Key, Keys, Secret, WebhookKey, WebhookKeys};
-use crate::hook::text::named_file;
+use spid_core::signature::{Key, Keys};
+use spid_hook::Secret;
+use spid_hook::webhook::{WebhookKey, WebhookKeys};
+use spid_hook::text::named_file;
 use crate::observe::files;
 use crate::observe::limits;
 use crate::store::encryption::KeySource;

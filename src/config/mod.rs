@@ -27,9 +27,10 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::AdminOptions;
-use crate::core::lifecycle::UnknownInstance;
-use crate::core::signature::{Key, Secret};
-use crate::hook::AnyHook;
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::signature::Key;
+use spid_hook::Secret;
+use spid_hook::AnyHook;
 use crate::hooks::log::LogHook;
 use crate::hooks::runner::Runner;
 use crate::market_api::order_lookup::Orders;
@@ -445,14 +446,14 @@ fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
 }
 
 struct PolicyTable {
-    of_instances: crate::core::lifecycle::Policy,
+    of_instances: spid_core::lifecycle::Policy,
     secrets_window: Duration,
     key_unused_after: Duration,
     retired_accounts: Vec<String>,
 }
 
 fn policy(table: &Table<'_>) -> PolicyTable {
-    let default = crate::core::lifecycle::Policy::default();
+    let default = spid_core::lifecycle::Policy::default();
     let words = [
         ("refuse", UnknownInstance::Refuse),
         ("succeed", UnknownInstance::Succeed),
@@ -464,7 +465,7 @@ fn policy(table: &Table<'_>) -> PolicyTable {
         table.mistake("sign_on_window", "it is longer than 24h: whoever finds an old sign-on would get in");
     }
     PolicyTable {
-        of_instances: crate::core::lifecycle::Policy {
+        of_instances: spid_core::lifecycle::Policy {
             unknown_instance: table.choice("unknown_instance", default.unknown_instance, &words),
             sign_on_window_ms: millis(window),
         },

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::hooks::tls;
 use super::keys::secret;
 use super::reader::Table;
-use crate::core::signature::Secret;
+use spid_hook::Secret;
 use crate::net::Url;
 use crate::serve::spans::{TelemetryHeaders, TelemetryOptions};
 

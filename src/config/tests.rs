@@ -423,7 +423,7 @@ fn a_hook_has_a_retry_list_of_its_own() {
     let retry = config.runner.hooks().next().unwrap().retry.clone();
     assert_eq!(
         retry,
-        Some(crate::core::lifecycle::schedule::Schedule::from_millis(vec![5_000, 90_000, 86_400_000]))
+        Some(spid_core::lifecycle::schedule::Schedule::from_millis(vec![5_000, 90_000, 86_400_000]))
     );
     let many = format!("[{}]", ["\"5s\""; limits::RETRY_LIST_MAX_COUNT + 1].join(", "));
     for waits in

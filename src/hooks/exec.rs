@@ -21,10 +21,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::leftovers::{Leftovers, Mark};
-use crate::hook::answer::Said;
-use crate::hook::callback::{Action, Answer};
-use crate::hook::text;
-use crate::hook::{AnyHook, Call, Context, HookError};
+use spid_hook::answer::Said;
+use spid_hook::callback::{Action, Answer};
+use spid_hook::text;
+use spid_hook::{AnyHook, Call, Context, HookError};
 use crate::observe::limits;
 
 /// Environment variables that a hook inherits, if they are set.
@@ -472,8 +472,8 @@ fn signal_name(number: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hook::call::tests::{a_call, an_instance};
-    use crate::hook::callback::Callback;
+    use spid_hook::call::tests::{a_call, an_instance};
+    use spid_hook::callback::Callback;
 
     fn log() -> LineLog {
         let call = a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()));

@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::core::signature::WebhookKeys;
-use crate::hook::answer::Said;
-use crate::hook::callback::{Action, Answer};
-use crate::hook::clock::Clock;
-use crate::hook::{AnyHook, Call, HookError, HookErrorKind};
+use spid_hook::webhook::WebhookKeys;
+use spid_hook::answer::Said;
+use spid_hook::callback::{Action, Answer};
+use spid_hook::time::Clock;
+use spid_hook::{AnyHook, Call, HookError, HookErrorKind};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
 use crate::observe::limits;
 

@@ -3,12 +3,9 @@
 //! Use it on the first day, with `--dev`, and for test buyers whose orders must take the whole path but change
 //! nothing. It logs ids and the action, and never a parameter, because parameters hold text that buyers typed.
 
-use crate::core::lifecycle::Instance;
-use crate::hook::callback::Action;
-use crate::hook::{
-    Context, CreateCall, ExpireCall, HookError, OtherCall, PaymentCall, Provisioned, ProvisioningHook,
-    RefundRenewCall, ReleaseCall, RenewCall, Reply, SignOnCall, SignedOn, Updated, UpgradeCall,
-};
+use spid_hook::instance::Instance;
+use spid_hook::callback::Action;
+use spid_hook::{Context, CreateCall, ExpireCall, HookError, OtherCall, PaymentCall, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall, RenewCall, Reply, SignOnCall, SignedOn, Updated, UpgradeCall};
 
 /// Hook that logs every call and answers success.
 ///
@@ -79,9 +76,9 @@ impl ProvisioningHook for LogHook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hook::call::tests::{a_call, an_instance};
-    use crate::hook::callback::Callback;
-    use crate::hook::{AnyHook, HookErrorKind};
+    use spid_hook::call::tests::{a_call, an_instance};
+    use spid_hook::callback::Callback;
+    use spid_hook::{AnyHook, HookErrorKind};
 
     #[tokio::test]
     async fn everything_succeeds_but_a_sign_on() {

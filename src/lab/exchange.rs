@@ -4,11 +4,11 @@
 //! token, because it allows the same request again and so is as good as a key. None of them may show the parts of
 //! an answer that are for the buyer only.
 
-pub use crate::core::redact::{body, header, is_secret, json};
+pub use spid_core::redact::{body, header, is_secret, json};
 
-pub use crate::core::query::masked;
+pub use spid_core::query::masked;
 
-use crate::core::dialect::OutRequest;
+use spid_core::dialect::OutRequest;
 use crate::net::{ClientRequest, Method, NotAUrl, Url};
 
 /// Addresses the request to the endpoint `url`: behind its path, and behind its own query if it has one.

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::core::dialect;
-use crate::core::dialect::{Dialect, Enquiry, Unlearned};
-use crate::core::query::Pair;
-use crate::core::signature::{AccessKey, Asked};
-use crate::hook::callback::Callback;
+use spid_core::dialect;
+use spid_core::dialect::{Dialect, Enquiry, Unlearned};
+use spid_core::query::Pair;
+use spid_core::signature::{AccessKey, Asked};
+use spid_hook::callback::Callback;
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
 use crate::observe::limits;
 
@@ -194,8 +194,8 @@ fn unserved(asker: Asker<'_>, dialect: &dyn Dialect) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::dialect::by_name;
-    use crate::core::signature::Secret;
+    use spid_core::dialect::by_name;
+    use spid_hook::Secret;
 
     #[test]
     fn a_query_is_sent_as_it_is_signed() {

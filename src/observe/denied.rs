@@ -16,9 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::core::dialect::{Refusal, explain, shown_base};
-use crate::core::signature::{Keys, Mismatch, Parts};
-use crate::hook::clock::Clock;
+use spid_core::dialect::{Refusal, explain, shown_base};
+use spid_core::signature::{Keys, Mismatch, Parts};
+use spid_hook::time::Clock;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
@@ -278,8 +278,8 @@ mod tests {
     use jiff::SignedDuration;
 
     use super::*;
-    use crate::core::signature::Secret;
-    use crate::hook::clock::from_millis;
+    use spid_hook::Secret;
+    use spid_hook::time::from_millis;
 
     struct Bench {
         clock: Clock,

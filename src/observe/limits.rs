@@ -3,6 +3,9 @@
 //! Code that needs a limit takes it from this file, so that an operator who asks how much memory a peer can use
 //! reads one page. The relations between the numbers are asserted at compile time at the end of the file.
 
+pub use spid_core::limits::*;
+pub use spid_hook::limits::*;
+
 /// Maximum size of the request line and the headers, in bytes.
 pub const HEADERS_MAX_BYTES: usize = 32 * 1024;
 /// Maximum number of header fields in one request.
@@ -48,19 +51,6 @@ pub const CLIENTS_KNOWN_MAX_COUNT: usize = 8 * 1024;
 /// day.
 pub const CLIENT_GOOD_S: u64 = 48 * 60 * 60;
 
-/// Maximum number of parameters in one request, query and form together.
-pub const PARAMETERS_MAX_COUNT: usize = 128;
-/// Maximum length of a parameter name, in bytes after decoding.
-pub const PARAMETER_NAME_MAX_BYTES: usize = 128;
-/// Maximum length of a parameter value, in bytes after decoding.
-pub const PARAMETER_VALUE_MAX_BYTES: usize = 8 * 1024;
-/// Maximum length of the name of an instance (its id, its order business id), in bytes.
-pub const NAME_MAX_BYTES: usize = 256;
-
-/// Time in milliseconds for which a callback that an operator settled still succeeds after its success was
-/// reported, for a marketplace that did not receive the answer.
-pub const SETTLED_REPEAT_MS: i64 = 24 * 60 * 60 * 1000;
-
 /// Time in milliseconds after which something unfinished needs a person: an order that is still retried, or a
 /// result that the marketplace has not asked for again.
 pub const ATTENTION_AFTER_MS: i64 = 60 * 60 * 1000;
@@ -70,16 +60,9 @@ pub const ATTENTION_AFTER_MS: i64 = 60 * 60 * 1000;
 pub const REPLY_WITHIN_MS: u64 = 3_000;
 /// Additional wait in milliseconds if the result is being committed at the end of the first wait.
 pub const REPLY_GRACE_MS: u64 = 2_000;
-/// Maximum clock difference of a signed request with a date, in milliseconds.
-pub const DATED_WINDOW_MS: i64 = 5 * 60 * 1000;
-/// Maximum clock difference of a request with a nonce, in milliseconds. KooGallery allows one minute
-/// (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html).
-pub const NONCED_WINDOW_MS: i64 = 60 * 1000;
 /// Time in milliseconds for which a nonce is remembered beyond its window. A clock that is set back must not
 /// make a copy look new.
 pub const NONCE_GRACE_MS: i64 = 15 * 60 * 1000;
-/// Maximum number of instances in one query (KooGallery's limit of 100).
-pub const QUERY_MAX_COUNT: usize = 100;
 /// Time in milliseconds for which passwords and license keys are repeated after the first complete answer.
 pub const SECRETS_WINDOW_MS: i64 = 24 * 60 * 60 * 1000;
 /// Maximum size of a key file, in bytes.
@@ -101,8 +84,6 @@ pub const KEYS_CHECK_MS: u64 = 24 * 60 * 60 * 1000;
 /// Precision of the time at which a key signed last, in milliseconds. One write per hour costs nothing; one
 /// write per callback would.
 pub const KEY_USE_STEP_MS: i64 = 60 * 60 * 1000;
-/// Maximum time in milliseconds between now and the known expiry for which a repeated expire is accepted.
-pub const EXPIRE_EARLY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Maximum number of store operations that wait for the writer.
 pub const WRITER_QUEUE_MAX_COUNT: usize = 1024;
@@ -189,22 +170,12 @@ pub const ROOM_PAUSES_MAX_COUNT: u32 = 12;
 pub const JOBS_POSTPONED_MAX_COUNT: usize = 64;
 /// Interval at which the dispatcher looks for due jobs without being woken, in milliseconds.
 pub const DISPATCH_POLL_MS: u64 = 5_000;
-/// Minimum time between two attempts that are caused by redeliveries, in milliseconds.
-pub const FORWARD_GAP_MS: i64 = 30_000;
-/// Default retry schedule: seconds to wait after the first failure, the second, and so on. Then the job is
-/// dead.
-pub const RETRY_SCHEDULE_S: [u64; 9] = [5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, 28_800];
 /// Maximum length of a hook's own retry list.
 pub const RETRY_LIST_MAX_COUNT: usize = 32;
 /// Minimum wait in a hook's own retry list, in seconds.
 pub const RETRY_LIST_WAIT_MIN_S: u64 = 1;
 /// Maximum wait in a hook's own retry list, in seconds.
 pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
-/// Maximum wait that a hook may ask for (`Retry-After`), in seconds.
-pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
-/// Random part of a retry's wait, in percent, so that a thousand jobs that failed together are not retried
-/// together.
-pub const RETRY_JITTER_PERCENT: u64 = 10;
 
 /// Maximum number of order lookups in flight at one marketplace.
 pub const ENQUIRIES_MAX_COUNT: usize = 16;
@@ -233,19 +204,8 @@ pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
 /// Bytes of a log line beside the hook's text: time, level, ids, names of fields. With it, a hook that writes
 /// short lines gets about 600 of them into the log.
 pub const HOOK_LOG_LINE_EXTRA_BYTES: usize = 420;
-/// Default timeout of an attempt in the hook author's test, in milliseconds. The test provisions something
-/// small.
-pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
-/// Number of attempts after which the test reports a call as failing.
-pub const HOOK_TEST_TRIES_COUNT: u32 = 3;
-/// Default number of attempts that the test makes at once, with one key and with several.
-pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
-/// Maximum number of points at which the test cuts the attempts at one call short.
-pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
 /// Time for which a start waits for a killed hook of a dead daemon to end, in milliseconds.
 pub const LEFTOVERS_END_MS: u64 = 5_000;
-/// Maximum length of a stored error or reason text, in bytes.
-pub const REASON_MAX_BYTES: usize = 1024;
 
 /// Maximum time for any answer of an SPI endpoint under test, in milliseconds. The vendor says "do not block"
 /// and gives no number. Five seconds is the timeout of common clients.

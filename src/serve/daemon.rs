@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 use super::liveness::Liveness;
 use crate::admin::{Admin, AdminOptions, AdminParts};
-use crate::hook::Subject;
-use crate::hook::clock::Clock;
+use spid_hook::Subject;
+use spid_hook::time::Clock;
 use crate::hooks::leftovers::Leftovers;
 use crate::hooks::runner::Runner;
 use crate::market_api::order_lookup::Orders;
@@ -583,7 +583,7 @@ fn log_backlog(store: Store) -> JoinHandle<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hook::AnyHook;
+    use spid_hook::AnyHook;
     use crate::hooks::log::LogHook;
     use crate::hooks::runner::NamedHook;
 
@@ -601,7 +601,7 @@ mod tests {
         let refused = Daemon::start(listener().await, Some(listener().await), options).await;
         assert!(matches!(refused, Err(StartError::Unguarded(_))));
         options = DaemonOptions::new(None, Vec::new(), runner);
-        options.admin.token = Some(crate::core::signature::Secret::new("fake-token-of-a-test"));
+        options.admin.token = Some(spid_hook::Secret::new("fake-token-of-a-test"));
         let daemon = Daemon::start(listener().await, Some(listener().await), options).await.unwrap();
         assert!(daemon.stop().await.closed);
     }

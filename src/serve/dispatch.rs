@@ -24,12 +24,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::Instrument as _;
 
-use crate::core::lifecycle::schedule;
-use crate::hook::callback::{Action, Answer, Callback};
-use crate::hook::clock::{Clock, plus_millis};
-use crate::hook::trace::TraceContext;
-use crate::hook::{Call, CallFacts, Subject};
-use crate::hooks::runner::{Attempted, Place, Runner, Slot};
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Answer, Callback};
+use spid_hook::time::{Clock, plus_millis};
+use spid_hook::trace::TraceContext;
+use spid_hook::{Call, CallFacts, Subject};
+use spid_hook::Attempted;
+use crate::hooks::runner::{Place, Runner, Slot};
 use crate::market_api::order_lookup::{Asker, Orders, Unasked};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
@@ -784,11 +785,9 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use crate::core::lifecycle::Policy;
-    use crate::hook::callback::InstanceRef;
-    use crate::hook::{
-        CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
-    };
+    use spid_core::lifecycle::Policy;
+    use spid_hook::callback::InstanceRef;
+    use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
     use crate::hooks::runner::NamedHook;
     use crate::store::{Acceptance, StoreOptions};
 

@@ -14,11 +14,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
-use crate::core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
-use crate::core::lifecycle::{Policy, Reason, State};
-use crate::core::signature::{Keys, Signer};
-use crate::hook::callback::{Action, Callback, Outcome};
-use crate::hook::clock::{Clock, Id};
+use spid_core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
+use spid_core::lifecycle::{Policy, Reason};
+use spid_hook::instance::State;
+use spid_core::signature::{Keys, Signer};
+use spid_hook::callback::{Action, Callback, Outcome};
+use spid_hook::time::Clock;
+use spid_hook::id::Id;
 use crate::net::{Request, Response};
 use crate::observe::denied::{Evidence, Facts, Refusals};
 use crate::observe::limits;

@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::core::signature::Keys;
-use crate::hook::clock::Clock;
+use spid_core::signature::Keys;
+use spid_hook::time::Clock;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{ConfiguredKey, KeyUse, Store};
@@ -126,8 +126,9 @@ impl KeyWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::signature::{Key, Secret};
-    use crate::hook::clock::from_millis;
+    use spid_core::signature::Key;
+    use spid_hook::Secret;
+    use spid_hook::time::from_millis;
     use crate::store::StoreOptions;
 
     const DAY_MS: i64 = 24 * 60 * 60 * 1000;

@@ -24,10 +24,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::core::signature::Secret;
-use crate::hook::clock::Clock;
-use crate::hook::text::fault_of_secret;
-use crate::hook::trace::{SpanId, TraceContext};
+use spid_hook::Secret;
+use spid_hook::time::Clock;
+use spid_hook::text::fault_of_secret;
+use spid_hook::trace::{SpanId, TraceContext};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, NotAUrl, Reach, Tls, Url};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};

@@ -16,7 +16,6 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use rustix::net::sockopt::socket_acceptconn;
 
-use crate::hook::clock::monotonic_us;
 use crate::observe::limits;
 
 /// Lookup of an environment variable.
@@ -218,6 +217,14 @@ fn send(address: &SocketAddr, words: &str) -> io::Result<()> {
     // A supervisor that does not read must not block the daemon for long.
     socket.set_write_timeout(Some(Duration::from_millis(limits::NOTIFY_MS)))?;
     socket.send_to_addr(words.as_bytes(), address).map(drop)
+}
+
+/// Returns the microseconds of the monotonic clock, which never jumps. systemd uses them to tell reloads apart.
+/// They say nothing about the time of day.
+fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec.saturating_mul(1_000_000).saturating_add(now.tv_nsec / 1_000);
+    u64::try_from(micros).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -10,13 +10,14 @@ use serde::Serialize;
 use super::ledger::REJECTED;
 use super::rows::{CallbackRow, Disposition, Filter, JobRow};
 use super::{Reader, StoreError, ViewError};
-use crate::core::dialect;
-use crate::core::dialect::GivesUp;
-use crate::core::lifecycle;
-use crate::core::lifecycle::Reason;
-use crate::core::lifecycle::schedule;
-use crate::hook::callback::{Action, Callback};
-use crate::hook::clock::{Id, plus_millis};
+use spid_core::dialect;
+use spid_core::dialect::GivesUp;
+use spid_core::lifecycle;
+use spid_core::lifecycle::Reason;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
+use spid_hook::time::plus_millis;
 use crate::observe::limits;
 
 /// Reason why a callback or a job needs a person.

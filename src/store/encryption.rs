@@ -21,8 +21,8 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::core::signature::Secret;
-use crate::hook::text::{fault_of_secret, named_file};
+use spid_hook::Secret;
+use spid_hook::text::{fault_of_secret, named_file};
 use crate::observe::files;
 
 const NONCE_BYTES: usize = 24;

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 
 use super::rows::{KeyUse, Result, Write};
-use crate::core::signature::KEY_MARK_BYTES;
+use spid_core::signature::KEY_MARK_BYTES;
 use crate::observe::limits;
 
 /// A signature key in the present configuration.
@@ -112,7 +112,7 @@ pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hook::clock::from_millis;
+    use spid_hook::time::from_millis;
 
     #[test]
     fn a_use_is_written_at_once_and_then_once_an_hour() {

@@ -13,16 +13,15 @@ use super::rows::{
     Unreadable, Write,
 };
 use super::{Postpone, Retrying, Schedules, StoreError};
-use crate::core::lifecycle;
-use crate::core::lifecycle::schedule;
-use crate::core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
-use crate::core::lifecycle::{
-    Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, Subject, Verdict, View,
-    Wants,
-};
-use crate::hook::callback::{Action, Callback, Once};
-use crate::hook::clock::{Id, plus_millis};
-use crate::hook::text;
+use spid_core::lifecycle;
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
+use spid_core::lifecycle::{Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, Subject, Verdict, View};
+use spid_hook::instance::{Instance, State, Wants};
+use spid_hook::callback::{Action, Callback, Once};
+use spid_hook::id::Id;
+use spid_hook::time::plus_millis;
+use spid_hook::text;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 
@@ -953,7 +952,7 @@ fn new_jobs(
         let lease_until = birth.lease_until.filter(|_| position == 0);
         JobRow {
             number: 0,
-            id: birth.id.of_part(position),
+            id: id_of_part(birth.id, position),
             callback: 0,
             instance: instance.map(|row| row.number),
             in_lane,
@@ -1669,23 +1668,6 @@ fn name_instance(
     job.proposed_id = Some(id.clone());
     row.instance.id = Some(id);
     Ok(None)
-}
-
-/// Returns the reason why an id from a hook or an operator cannot be the id of an instance.
-pub(crate) fn fault_of_id(id: &str) -> Option<String> {
-    fault_of_any_id(id).or_else(|| text::fault_of_name(id))
-}
-
-/// Returns the reason why an id cannot be the id of an instance. It also applies to the marketplace's ids.
-fn fault_of_any_id(id: &str) -> Option<String> {
-    if id.trim().is_empty() {
-        return Some("it is empty".to_owned());
-    }
-    if id == "0" {
-        return Some("`0` tells a marketplace that there is no id yet".to_owned());
-    }
-    let most = limits::NAME_MAX_BYTES;
-    (id.len() > most).then(|| format!("it is longer than {most} bytes"))
 }
 
 /// Applies the end of a job to the rest of the instance's queue.

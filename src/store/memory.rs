@@ -12,10 +12,11 @@ use super::rows::{
     ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
     Known, Read, Readable, Result, Totals, Write,
 };
-use crate::core::lifecycle::schedule;
-use crate::core::lifecycle::{Instance, Reason, State};
-use crate::hook::callback::{Action, Callback};
-use crate::hook::clock::Id;
+use spid_core::lifecycle::schedule;
+use spid_hook::instance::{Instance, State};
+use spid_core::lifecycle::Reason;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
 use crate::observe::limits;
 
 #[derive(Debug, Clone, Default)]

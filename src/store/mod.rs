@@ -36,10 +36,11 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use crate::core::lifecycle::Instance;
-use crate::core::lifecycle::schedule::Schedule;
-use crate::hook::callback::{Answer, Callback, Once, Outcome};
-use crate::hook::clock::{Clock, Id, Ids};
+use spid_hook::instance::Instance;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::callback::{Answer, Callback, Once, Outcome};
+use spid_hook::time::Clock;
+use spid_hook::id::{Id, Ids};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{KeyId, KeySource, SealError, Sealer};
@@ -322,7 +323,7 @@ pub enum Finished {
     /// The end was kept.
     Kept {
         /// State of the job now.
-        state: crate::core::lifecycle::schedule::JobState,
+        state: spid_core::lifecycle::schedule::JobState,
         /// Note of the job about its state.
         note: Option<String>,
     },
@@ -1007,7 +1008,7 @@ impl Store {
         let job = &handed.taken.job;
         let row = self.inner.reader.job(job.id)?;
         Ok(row.is_some_and(|row| {
-            row.state == crate::core::lifecycle::schedule::JobState::Running && row.attempts == job.attempts
+            row.state == spid_core::lifecycle::schedule::JobState::Running && row.attempts == job.attempts
         }))
     }
 

@@ -12,8 +12,8 @@ use super::operations::{Act, MendError, Mended, Mender};
 use super::rows::JobRow;
 use super::sqlite::Sqlite;
 use super::{Sealed, StoreError};
-use crate::hook::callback::{Action, Answer};
-use crate::hook::clock::Id;
+use spid_hook::callback::{Action, Answer};
+use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::encryption::{KeyId, Sealer};
 

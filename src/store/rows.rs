@@ -9,12 +9,12 @@ use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
 use super::StoreError;
-use crate::core::lifecycle::schedule;
-use crate::core::lifecycle::{Instance, State};
-use crate::core::signature::KEY_MARK_BYTES;
-use crate::hook::callback::{Action, Callback};
-use crate::hook::clock::Id;
-use crate::hook::text::without_user_info;
+use spid_core::lifecycle::schedule;
+use spid_hook::instance::{Instance, State};
+use spid_core::signature::KEY_MARK_BYTES;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
+use spid_hook::text::without_user_info;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 

@@ -16,10 +16,11 @@ use super::rows::{
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
-use crate::core::lifecycle::Instance;
-use crate::core::lifecycle::schedule;
-use crate::hook::callback::Callback;
-use crate::hook::clock::{Clock, Id};
+use spid_hook::instance::Instance;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::Callback;
+use spid_hook::time::Clock;
+use spid_hook::id::Id;
 use crate::store::encryption::Sealer;
 
 /// State that survives a crash: the committed tables and the sealing key.
@@ -405,8 +406,8 @@ mod tests {
 
     use super::super::{Acceptance, Ending};
     use super::*;
-    use crate::core::lifecycle::Policy;
-    use crate::hook::callback::{Action, Answer, InstanceRef, Once};
+    use spid_core::lifecycle::Policy;
+    use spid_hook::callback::{Action, Answer, InstanceRef, Once};
 
     fn a_create(clock: &Clock) -> Acceptance {
         let subject = InstanceRef { instance_id: None, order_biz_id: Some("ob-1".to_owned()) };

@@ -496,9 +496,10 @@ mod tests {
 
     use super::super::rows::{JobRow, Read as _, Write as _};
     use super::*;
-    use crate::core::lifecycle::schedule;
-    use crate::hook::callback::Action;
-    use crate::hook::clock::{Id, from_millis};
+    use spid_core::lifecycle::schedule;
+    use spid_hook::callback::Action;
+    use spid_hook::id::Id;
+    use spid_hook::time::from_millis;
 
     /// Creates a database as version 1 left it, with one instance.
     fn of_version_1(path: &Path) {

@@ -5,10 +5,10 @@ use serde::Serialize;
 
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
-use crate::core::lifecycle::schedule;
-use crate::hook::callback::{Action, Callback};
-use crate::hook::clock::Id;
-use crate::hook::trace::TraceId;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
+use spid_hook::trace::TraceId;
 
 /// Error of a view.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -381,9 +381,9 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::lifecycle::Policy;
-    use crate::hook::callback::{Answer, InstanceRef};
-    use crate::hook::clock::Clock;
+    use spid_core::lifecycle::Policy;
+    use spid_hook::callback::{Answer, InstanceRef};
+    use spid_hook::time::Clock;
     use crate::store::{Acceptance, Ending, Store, StoreOptions};
 
     fn asked(action: Action, number: u32, clock: &Clock) -> Acceptance {

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::ledger::Taken;
-use crate::hook::callback::Outcome;
+use spid_hook::callback::Outcome;
 use crate::observe::limits;
 
 /// A leased job on its way to the dispatcher, with its permit to run.

@@ -19,9 +19,10 @@ use super::ledger::{self, Acceptance, Accepted, Aside, Birth, Finish, Finished, 
 use super::rows::{Backend, Result};
 use super::waiters::{Claimed, Signals, Waiting};
 use super::{Postpone, Shared, StoreError};
-use crate::core::lifecycle::Instance;
-use crate::hook::callback::{Action, Answer, Callback, Once, Outcome};
-use crate::hook::clock::{Id, plus_millis};
+use spid_hook::instance::Instance;
+use spid_hook::callback::{Action, Answer, Callback, Once, Outcome};
+use spid_hook::id::Id;
+use spid_hook::time::plus_millis;
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
 
@@ -477,7 +478,7 @@ mod tests {
     use super::super::memory::Memory;
     use super::super::rows::{ActRow, JobRow, Read, Write};
     use super::*;
-    use crate::hook::clock::from_millis;
+    use spid_hook::time::from_millis;
 
     fn act(text: &str) -> ActRow {
         let text = text.to_owned();
@@ -542,10 +543,10 @@ mod tests {
             instance: None,
             in_lane: false,
             action: Action::Payment,
-            state: crate::core::lifecycle::schedule::JobState::Running,
+            state: spid_core::lifecycle::schedule::JobState::Running,
             attempts: 1,
             step: 0,
-            extra: crate::core::lifecycle::schedule::Extra::No,
+            extra: spid_core::lifecycle::schedule::Extra::No,
             due_at: Timestamp::UNIX_EPOCH,
             lease_until: None,
             attempted_at: None,

@@ -9,7 +9,7 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault, api};
 use super::parts::{badge, instance_link, label, nothing, table, time};
 use super::{Desk, Page, Paged, Place};
-use crate::core::lifecycle::State;
+use spid_hook::instance::State;
 use crate::store::InstanceRow;
 
 /// Maximum number of instances on a page.

@@ -7,7 +7,7 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
 use super::{Desk, Page, Paged, Place};
-use crate::core::lifecycle::schedule;
+use spid_core::lifecycle::schedule;
 use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
 
 /// Maximum number of rows of each list on this page.

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use super::super::html::Html;
 use super::super::target::Link;
 use super::Desk;
-use crate::core::query;
-use crate::hook::callback::Parameters;
-use crate::hook::clock::Id;
+use spid_core::query;
+use spid_hook::callback::Parameters;
+use spid_hook::id::Id;
 use crate::observe::limits;
 
 /// State as a colored word. The words are our own.
@@ -316,7 +316,7 @@ pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hook::clock::{from_millis, plus_millis};
+    use spid_hook::time::{from_millis, plus_millis};
 
     #[test]
     fn distances_and_sizes_are_said_shortly() {

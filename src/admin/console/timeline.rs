@@ -9,10 +9,10 @@ use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{Desk, Page, Paged, Place, words};
-use crate::core::lifecycle::schedule;
-use crate::core::lifecycle::{Instance, State};
-use crate::hook::callback::Callback;
-use crate::hook::text::without_user_info;
+use spid_core::lifecycle::schedule;
+use spid_hook::instance::{Instance, State};
+use spid_hook::callback::Callback;
+use spid_hook::text::without_user_info;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
 
 /// Maximum number of events on a page; and number of audit entries that are searched for this instance.

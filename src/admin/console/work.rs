@@ -9,7 +9,7 @@ use super::parts::{
     badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
 };
 use super::{Desk, Page, Paged, Place, words};
-use crate::hook::callback::Callback;
+use spid_hook::callback::Callback;
 use crate::observe::limits;
 use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
 

@@ -9,7 +9,7 @@ use std::sync::PoisonError;
 use super::recipe::Recipe;
 use super::trial::{Ask, Bought, Heard, Token, Trial};
 use super::{Aspect, Case, Level};
-use crate::hook::json::Json;
+use spid_hook::json::Json;
 use crate::lab::exchange;
 use crate::observe::limits::CONFORMANCE_CONCURRENT_COUNT;
 

@@ -33,9 +33,10 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use crate::core::dialect::Options;
-use crate::core::signature::Keys;
-use crate::hook::clock::{Clock, Id};
+use spid_core::dialect::Options;
+use spid_core::signature::Keys;
+use spid_hook::time::Clock;
+use spid_hook::id::Id;
 use crate::net::{Client, ClientOptions, Url};
 use crate::observe::limits;
 
@@ -494,7 +495,7 @@ fn unmet(case: &Case, before: &[Judged]) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::signature::Secret;
+    use spid_hook::Secret;
 
     fn suite() -> Suite {
         let keys = Keys::single(Secret::new("fake-key")).unwrap();

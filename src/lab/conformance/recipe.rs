@@ -1,9 +1,9 @@
 //! Recipes: the ways in which SPI endpoints compute the token. One is documented, the others are wrong but seen
 //! in the wild.
 
-use crate::core::query;
-use crate::core::query::Pair;
-use crate::core::signature::{Keys, Parts};
+use spid_core::query;
+use spid_core::query::Pair;
+use spid_core::signature::{Keys, Parts};
 
 /// Way in which an SPI endpoint computes its token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,7 +92,7 @@ mod tests {
     use md5::{Digest, Md5};
 
     use super::*;
-    use crate::core::signature::Secret;
+    use spid_hook::Secret;
 
     #[test]
     fn every_recipe_signs_what_it_says() {

@@ -9,7 +9,7 @@
 use std::fmt::{self, Write as _};
 
 use super::{Aspect, Exchange, Judged, Judgement, Verdict};
-use crate::hook::text::is_plain;
+use spid_hook::text::is_plain;
 
 /// Questions of the vendor's self-test: aspect, question, and the check that only a person can do.
 const ASKED: [(Aspect, &str, &str); 5] = [

@@ -9,11 +9,12 @@ use tokio::time::{Instant, sleep};
 
 use super::recipe::Recipe;
 use super::{Exchange, Suite, Unjudged};
-use crate::core::dialect;
-use crate::core::dialect::{Dialect, OutRequest, SendForm, SendSignature, Sending};
-use crate::core::query::Pair;
-use crate::hook::clock::{Id, plus_millis};
-use crate::hook::json::Json;
+use spid_core::dialect;
+use spid_core::dialect::{Dialect, OutRequest, SendForm, SendSignature, Sending};
+use spid_core::query::Pair;
+use spid_hook::id::Id;
+use spid_hook::time::plus_millis;
+use spid_hook::json::Json;
 use crate::lab::exchange;
 use crate::net::{Client, ClientError, ClientRequest, ClientResponse, Url};
 use crate::observe::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};

@@ -8,10 +8,10 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::value::{Known, Template, read_instant};
-use crate::core::lifecycle::State;
-use crate::core::query::without_tokens;
-use crate::hook::json::Json;
-use crate::hook::text::plain;
+use spid_hook::instance::State;
+use spid_core::query::without_tokens;
+use spid_hook::json::Json;
+use spid_hook::text::plain;
 use crate::lab::exchange as shown;
 use crate::net::ClientResponse;
 

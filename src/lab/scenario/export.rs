@@ -13,8 +13,8 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::expect::Seen;
-use crate::hook::callback::{Action, Callback};
-use crate::hook::text::is_plain;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::text::is_plain;
 
 /// A stored callback and its result.
 #[derive(Debug, Clone)]
@@ -432,8 +432,8 @@ mod tests {
 
     use super::super::value::{Known, Value};
     use super::*;
-    use crate::core::lifecycle::State;
-    use crate::hook::callback::{Expiry, InstanceRef};
+    use spid_hook::instance::State;
+    use spid_hook::callback::{Expiry, InstanceRef};
     use crate::lab::scenario::Scenario;
 
     fn at(text: &str) -> Timestamp {

@@ -16,9 +16,9 @@ use toml::de::{DeTable, DeValue};
 use super::expect::{Expectation, Pattern, WantedState};
 use super::value::{Format, Moment, Template, Value, is_name, read_offset, read_span};
 use super::{Mistake, Retry, Scenario, Step};
-use crate::core::dialect;
-use crate::core::dialect::{Dialect, Options, SendForm, SendSignature};
-use crate::hook::json::Json;
+use spid_core::dialect;
+use spid_core::dialect::{Dialect, Options, SendForm, SendSignature};
+use spid_hook::json::Json;
 use crate::observe::limits::CONNECTIONS_MAX_COUNT;
 
 type Item<'t> = &'t Spanned<DeValue<'t>>;

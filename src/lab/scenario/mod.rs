@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 
-use crate::core::dialect::{Dialect, SendForm, SendSignature};
+use spid_core::dialect::{Dialect, SendForm, SendSignature};
 
 pub use expect::{Failure, Seen};
 pub use run::{Answered, Observer, Report, Sent, States, StepReport, Target};

@@ -17,10 +17,10 @@ use tokio::time::Instant;
 use super::expect::{Expectation, Failure, Seen, value_at};
 use super::value::Known;
 use super::{Scenario, Step};
-use crate::core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
-use crate::core::query::Pair;
-use crate::core::signature::Keys;
-use crate::hook::clock::{Clock, plus_millis};
+use spid_core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
+use spid_core::query::Pair;
+use spid_core::signature::Keys;
+use spid_hook::time::{Clock, plus_millis};
 use crate::lab::exchange as shown;
 use crate::lab::exchange::{addressed, masked};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Url};
@@ -597,9 +597,9 @@ mod tests {
     use std::path::{Path, PathBuf};
 
     use super::*;
-    use crate::core::dialect;
-    use crate::core::dialect::{Refusal, SendSignature};
-    use crate::core::signature::Secret;
+    use spid_core::dialect;
+    use spid_core::dialect::{Refusal, SendSignature};
+    use spid_hook::Secret;
 
     fn files(folder: &Path) -> Vec<PathBuf> {
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()

@@ -24,12 +24,12 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::core::dialect;
-use crate::core::dialect::{Options, Sending};
-use crate::core::query::Pair;
-use crate::core::signature::Keys;
-use crate::hook::clock::{Clock, plus_millis};
-use crate::hook::json::Json;
+use spid_core::dialect;
+use spid_core::dialect::{Options, Sending};
+use spid_core::query::Pair;
+use spid_core::signature::Keys;
+use spid_hook::time::{Clock, plus_millis};
+use spid_hook::json::Json;
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
 use crate::observe::limits;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::core::dialect::Dialect;
+use spid_core::dialect::Dialect;
 
 /// The configured endpoints by name. Clones share them. The default has no list and accepts every name, for a
 /// dispatcher that was given no endpoints.

@@ -7,10 +7,11 @@ use rusqlite::types::{FromSql, Type, Value, ValueRef};
 use rusqlite::{Row, params, params_from_iter};
 
 use super::Sqlite;
-use crate::core::lifecycle::schedule;
-use crate::core::lifecycle::{Instance, State};
-use crate::hook::callback::{Action, Callback};
-use crate::hook::clock::{Id, from_millis};
+use spid_core::lifecycle::schedule;
+use spid_hook::instance::{Instance, State};
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
+use spid_hook::time::from_millis;
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{

@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
-use crate::hook::clock::Id;
+use spid_hook::id::Id;
 use crate::observe::files;
 use crate::observe::limits;
 use crate::store::Sealed;

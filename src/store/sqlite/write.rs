@@ -5,9 +5,9 @@ use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
 use super::read::{STATES, leads_nowhere, millis, position};
-use crate::core::lifecycle::Instance;
-use crate::core::lifecycle::schedule;
-use crate::hook::callback::{Action, Callback};
+use spid_hook::instance::Instance;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,

@@ -1,0 +1,314 @@
+//! Explanation of an invalid signature: tries common mistakes of senders, one after the other.
+//!
+//! A bare "the signature is wrong" makes two companies read each other's code for a day. Most of the time the
+//! sender has signed a slightly different text, and there are few candidates. Trying them with the configured
+//! keys finds the mistake in a millisecond. The explanation names the mistake. It never contains a digest or a
+//! key.
+
+use crate::query;
+use crate::query::TOKEN_PLACEHOLDER;
+use crate::signature::{Keys, Mismatch, Parts, Signed};
+use spid_hook::json::Json;
+
+/// Base string from which the digest is computed, safe to show.
+/// `<key>` replaces the key. `<token>` replaces every value that may be a token, under any name.
+pub fn shown_base(parts: &Parts) -> String {
+    let masked = |pairs: &[(String, String)]| -> Vec<(String, String)> {
+        let value = |name: &str, value: &str| match query::names_a_token(name) && !value.is_empty() {
+            true => TOKEN_PLACEHOLDER.to_owned(),
+            false => query::without_tokens(value).into_owned(),
+        };
+        pairs.iter().map(|(name, it)| (query::without_tokens(name).into_owned(), value(name, it))).collect()
+    };
+    match parts {
+        Parts::Pairs(pairs) => Parts::Pairs(masked(pairs)).base(),
+        Parts::Stamped { timestamp, pairs } => {
+            Parts::Stamped { timestamp: timestamp.clone(), pairs: masked(pairs) }.base()
+        }
+        Parts::Dated { timestamp, body } => {
+            Parts::Dated { timestamp: timestamp.clone(), body: masked_body(body) }.base()
+        }
+        Parts::Nonced { nonce, timestamp, body, digested } => {
+            // Honest nonces are shorter than this scheme's signatures, so a longer one may be a signature.
+            let is_short = nonce.len() < parts.scheme().characters();
+            let nonce = if is_short { nonce.clone() } else { TOKEN_PLACEHOLDER.to_owned() };
+            let (timestamp, body, digested) = (timestamp.clone(), masked_body(body), *digested);
+            Parts::Nonced { nonce, timestamp, body, digested }.base()
+        }
+    }
+}
+
+fn masked_body(body: &[u8]) -> Vec<u8> {
+    query::masked(&String::from_utf8_lossy(body)).into_bytes()
+}
+
+/// Explains a mismatch: names the change that would make the signature valid, if there is one.
+///
+/// It tries a few readings, and it leaves out each parameter in turn. So the cost is the number of parameters
+/// times the size of the request. Use it in a command, or for the few requests an operator looks at, but never
+/// for every incoming request.
+///
+/// ```
+/// use spid::dialect::explain;
+/// use spid::signature::{Keys, Mismatch, Parts, Secret};
+///
+/// let keys = Keys::single(Secret::new("fake-key")).unwrap();
+/// let pairs = |on: &str| Parts::Pairs(vec![("expiredOn".into(), on.into())]);
+/// let presented = pairs("2030-01-01+00%3A00").sign(&keys);
+/// let text = explain(Mismatch::Wrong, &pairs("2030-01-01 00:00"), Some(&presented), &keys);
+/// assert!(text.contains("as they are encoded in the URL"), "{text}");
+/// ```
+pub fn explain(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
+    // The explanation quotes parameter names, and a sender may have put a token there.
+    query::without_tokens(&explanation(mismatch, parts, presented, keys)).into_owned()
+}
+
+fn explanation(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys: &Keys) -> String {
+    let found = match (mismatch, presented) {
+        (Mismatch::Wrong, Some(presented)) => {
+            suspects(parts).into_iter().find(|(_, parts)| holds(parts.clone(), presented, keys))
+        }
+        _ => None,
+    };
+    match found {
+        None if mismatch == Mismatch::Wrong
+            && presented.is_some_and(|it| parts.holds_without_key_name(it, keys)) =>
+        {
+            format!(
+                "{mismatch}, but it would if the key had been appended behind `&key=`; the sender appends it alone"
+            )
+        }
+        Some((mistake, _)) => format!("{mismatch}, but it would if {mistake}"),
+        None if mismatch == Mismatch::Wrong => format!(
+            "{mismatch}: either the key is another one, or something between sender and receiver changed a parameter; compare the base string with the sender's"
+        ),
+        None => mismatch.to_string(),
+    }
+}
+
+fn holds(parts: Parts, presented: &str, keys: &Keys) -> bool {
+    Signed { parts, presented: Some(presented.to_owned()), payload: () }.verify(keys).is_ok()
+}
+
+type Suspect<T> = (String, T);
+
+/// Returns the known mistakes of senders, each with the parts that the sender would have signed.
+fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
+    match parts {
+        Parts::Pairs(pairs) => {
+            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, Parts::Pairs(pairs))).collect()
+        }
+        Parts::Stamped { timestamp, pairs } => {
+            let stamped = |pairs| Parts::Stamped { timestamp: timestamp.clone(), pairs };
+            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, stamped(pairs))).collect()
+        }
+        Parts::Nonced { nonce, timestamp, body, digested } => {
+            let with = |body: Vec<u8>, digested| Parts::Nonced {
+                nonce: nonce.clone(),
+                timestamp: timestamp.clone(),
+                body,
+                digested,
+            };
+            let mut suspects: Vec<_> = suspect_bodies(body)
+                .into_iter()
+                .map(|(mistake, body)| (mistake, with(body, *digested)))
+                .collect();
+            // The vendor has both forms: the body itself, or its digest. A sender may use the wrong one.
+            let other =
+                if *digested { "the body itself had stood" } else { "a digest of the body had stood" };
+            suspects.push((format!("{other} in what was signed"), with(body.clone(), !digested)));
+            suspects
+        }
+        Parts::Dated { timestamp, body } => {
+            let dated = |body| Parts::Dated { timestamp: timestamp.clone(), body };
+            suspect_bodies(body).into_iter().map(|(mistake, body)| (mistake, dated(body))).collect()
+        }
+    }
+}
+
+/// Wrong bodies that a sender may have signed. A body must be signed byte for byte as it is sent, so a body that
+/// a program has written again differs.
+fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
+    let mut suspects = vec![(
+        "the body had been signed without the white space around it".to_owned(),
+        body.trim_ascii().to_vec(),
+    )];
+    if let Ok(value) = Json::read(body) {
+        let mistake = "the body had been signed with its members sorted and without white space between them";
+        suspects.push((mistake.to_owned(), value.to_string().into_bytes()));
+    }
+    suspects.push(("no body had been signed".to_owned(), Vec::new()));
+    suspects
+}
+
+/// Wrong names and values that a sender may have signed.
+fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)>>> {
+    let encoded =
+        |value: &str| query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned();
+    let map = |change: &dyn Fn(&str) -> String| -> Vec<(String, String)> {
+        pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
+    };
+    let mut suspects = vec![
+        ("the values had been signed as they are encoded in the URL, not decoded".to_owned(), map(&encoded)),
+        (
+            "the values had been signed encoded, with %20 for a space".to_owned(),
+            map(&|value| encoded(value).replace('+', "%20")),
+        ),
+        (
+            "a `+` in the URL had been meant as a plus and not as a space".to_owned(),
+            map(&|value| value.replace(' ', "+")),
+        ),
+        (
+            "the values had been signed with the white space around them trimmed".to_owned(),
+            map(&|value| value.trim().to_owned()),
+        ),
+    ];
+    let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
+    suspects.push((
+        "the empty parameters had been left out of what was signed; they belong to it".to_owned(),
+        filled,
+    ));
+    // A parameter may have been added after signing, or never signed: leave out each one in turn.
+    for (name, _) in pairs {
+        let without = pairs.iter().filter(|(other, _)| other != name).cloned().collect();
+        suspects.push((
+            format!("`{name}` had not been signed: it was added later, or the sender leaves it out"),
+            without,
+        ));
+    }
+    suspects
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spid_hook::Secret;
+
+    type Pairs = Vec<(String, String)>;
+
+    fn keys() -> Keys {
+        Keys::single(Secret::new("fake-key")).unwrap()
+    }
+
+    fn pairs(pairs: &[(&str, &str)]) -> Pairs {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    /// Explanation for a request that was received as `received` but signed as `signed`.
+    fn told(received: &[(&str, &str)], signed: &[(&str, &str)]) -> String {
+        let presented = Parts::Pairs(pairs(signed)).sign(&keys());
+        explain(Mismatch::Wrong, &Parts::Pairs(pairs(received)), Some(&presented), &keys())
+    }
+
+    #[test]
+    fn every_mistake_we_know_is_recognised() {
+        let received = [("action", "x"), ("label", " a b/c "), ("note", "")];
+        let with = |label: &'static str| [("action", "x"), ("label", label), ("note", "")];
+        for (signed, mistake) in [
+            (with("+a+b%2Fc+").to_vec(), "encoded in the URL"),
+            (with("%20a%20b%2Fc%20").to_vec(), "%20 for a space"),
+            (with("+a+b/c+").to_vec(), "meant as a plus"),
+            (with("a b/c").to_vec(), "trimmed"),
+            (vec![("action", "x"), ("label", " a b/c ")], "empty parameters"),
+            (vec![("label", " a b/c "), ("note", "")], "`action` had not been signed"),
+        ] {
+            let text = told(&received, &signed);
+            assert!(text.contains(mistake), "{signed:?}: {text}");
+        }
+    }
+
+    #[test]
+    fn no_token_is_told_whatever_its_name_became() {
+        let signed = [("action", "x"), ("orderBizId", "ob-1")];
+        let token = Parts::Pairs(pairs(&signed)).sign(&keys());
+        for name in ["amp;token", "Token", "%74oken", "tokem", "remark", token.as_str()] {
+            for value in
+                [token.clone(), format!("x{token}x"), token.to_uppercase(), format!("{token}{token}")]
+            {
+                let received = [&signed[..], &[(name, value.as_str())]].concat();
+                let parts = Parts::Pairs(pairs(&received));
+                let base = shown_base(&parts);
+                let said = explain(Mismatch::Wrong, &parts, Some(&token), &keys());
+                for shown in [base.to_lowercase(), said.to_lowercase()] {
+                    assert!(!shown.contains(&token), "{name}: {shown}");
+                }
+                assert!(base.contains("orderBizId=ob-1") && base.contains("<token>"), "{base}");
+            }
+        }
+        let body = format!(r#"{{"note": "{token}", "token": "abc", "order": "ob-1"}}"#).into_bytes();
+        let (nonce, timestamp) = ("n".to_owned(), "17".to_owned());
+        for parts in [
+            Parts::Dated { timestamp: timestamp.clone(), body: body.clone() },
+            Parts::Nonced { nonce, timestamp, body, digested: true },
+        ] {
+            let base = shown_base(&parts);
+            assert!(!base.contains(&token) && !base.contains("abc") && base.contains("ob-1"), "{base}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_was_appended_alone_is_recognised() {
+        let parts = Parts::Pairs(pairs(&[("a", "1"), ("b", "2")]));
+        for keys in [keys(), Keys::new(vec![key("fake-new"), key("fake-key")]).unwrap()] {
+            // md5 of `a=1&b=2fake-key`
+            let presented = "e8030a6269f316b23dfba162c6b2c70b";
+            let text = explain(Mismatch::Wrong, &parts, Some(presented), &keys);
+            assert!(text.contains("behind `&key=`") && !text.contains("fake-key"), "{text}");
+        }
+        let text = explain(Mismatch::Wrong, &parts, Some(&"0".repeat(32)), &keys());
+        assert!(text.contains("compare the base string"), "{text}");
+    }
+
+    fn key(text: &str) -> crate::signature::Key {
+        crate::signature::Key::new(text.to_owned(), Secret::new(text)).unwrap()
+    }
+
+    #[test]
+    fn mistakes_about_a_body_are_recognised() {
+        let body = |text: &str| text.as_bytes().to_vec();
+        let nonced = |text: &str, digested| Parts::Nonced {
+            nonce: "n".into(),
+            timestamp: "17".into(),
+            body: body(text),
+            digested,
+        };
+        let dated = |text: &str| Parts::Dated { timestamp: "17".into(), body: body(text) };
+        let received = "{\"b\": 1, \"a\": 2}\n";
+        for (signed, mistake) in [
+            ("{\"b\": 1, \"a\": 2}", "white space around it"),
+            ("{\"a\":2,\"b\":1}", "members sorted"),
+            ("", "no body"),
+        ] {
+            for (received, signed) in
+                [(nonced(received, true), nonced(signed, true)), (dated(received), dated(signed))]
+            {
+                let text = explain(Mismatch::Wrong, &received, Some(&signed.sign(&keys())), &keys());
+                assert!(text.contains(mistake), "{signed:?}: {text}");
+            }
+        }
+        let other = nonced(received, false).sign(&keys());
+        let text = explain(Mismatch::Wrong, &nonced(received, true), Some(&other), &keys());
+        assert!(text.contains("the body itself"), "{text}");
+        let pairs = |value: &str| Parts::Stamped { timestamp: "17".into(), pairs: pairs(&[("a", value)]) };
+        let text = explain(Mismatch::Wrong, &pairs("x y"), Some(&pairs("x%20y").sign(&keys())), &keys());
+        assert!(text.contains("%20 for a space"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_recognised_says_where_to_look() {
+        let text = told(&[("a", "1")], &[("a", "2"), ("b", "3")]);
+        assert!(text.contains("compare the base string"), "{text}");
+        let dated = Parts::Dated { timestamp: "17".into(), body: b"{}".to_vec() };
+        let text = explain(Mismatch::Wrong, &dated, Some(&"0".repeat(64)), &keys());
+        assert!(text.contains("compare the base string"), "{text}");
+        let text = explain(Mismatch::Missing, &Parts::Pairs(Vec::new()), None, &keys());
+        assert_eq!(text, Mismatch::Missing.to_string());
+    }
+
+    #[test]
+    fn no_explanation_holds_a_key_or_a_digest() {
+        let presented = Parts::Pairs(pairs(&[("a", "1")])).sign(&keys());
+        let text = told(&[("a", "1"), ("b", "2")], &[("a", "1")]);
+        assert!(!text.contains("fake-key") && !text.contains(&presented), "{text}");
+    }
+}

@@ -1,0 +1,303 @@
+//! Our own plain protocol, for in-house callers, test systems, and marketplaces without a dialect.
+//!
+//! A request is a `POST` of a JSON object or a form. A header holds an HMAC-SHA256 over `timestamp.body`, valid
+//! for five minutes. Parameters have the neutral names of [`crate::callback`]. `docs/dialects/generic.md` is the
+//! contract; that page alone is enough to write a caller.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+
+use super::{
+    Action, Callback, Dialect, Doubt, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair, Parts,
+    RawRequest, Refusal, Reply, SendForm, Sending, Signed, Unchecked, Verified, message, object, read_civil,
+    read_word,
+};
+use crate::query;
+use spid_hook::time::read_rfc3339;
+use spid_hook::json::Json;
+use crate::limits::DATED_WINDOW_MS;
+
+const TIMESTAMP: &str = "spid-timestamp";
+const SIGNATURE: &str = "spid-signature";
+const JSON_TYPE: &str = "application/json";
+const ACTION: &str = "action";
+/// Name of the only member that may be an object: the billed quantities.
+const ITEMS: &str = "items";
+/// Prefix of a billing item's name where items cannot be nested.
+const ITEM: &str = "items.";
+
+const NAMES: Names = Names {
+    instance_id: "instance_id",
+    order_biz_id: "order_biz_id",
+    order_id: "order_id",
+    request_id: "request_id",
+    buyer: "buyer",
+    product: "product",
+    sku: "sku",
+    trial: "trial",
+    refund: "refund",
+    expires_on: "expires_on",
+    read_date: read_instant,
+    // An expire or a release may name the order of the purchase, but only to identify the instance.
+    ordered: &[Action::Create, Action::Renew, Action::RefundRenew, Action::Upgrade],
+};
+
+/// The `generic` dialect.
+pub(super) struct Generic;
+
+impl Dialect for Generic {
+    fn name(&self) -> &'static str {
+        "generic"
+    }
+
+    fn budget(&self) -> Option<u32> {
+        None
+    }
+
+    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+        if request.method != "POST" {
+            let method = request.method.chars().take(16).collect();
+            return Err(Refusal::Method { method, allowed: "POST" });
+        }
+        if !request.query.is_empty() {
+            let detail = "there is a query string, which the signature does not cover".to_owned();
+            return Err(Refusal::Malformed { detail });
+        }
+        let timestamp = (request.header)(TIMESTAMP).ok_or(Refusal::Undated)?;
+        // Check the date before the body is read and the digest is computed: an old request costs nothing.
+        let sent_at = read_sent_at(timestamp, now)?;
+        let pairs = read_body(request)?;
+        Ok(Signed {
+            parts: Parts::Dated { timestamp: timestamp.to_owned(), body: request.body.to_vec() },
+            presented: (request.header)(SIGNATURE).map(str::to_owned),
+            payload: Unchecked {
+                parameters: pairs.into_iter().collect(),
+                sent_at: Some(sent_at),
+                once: None,
+            },
+        })
+    }
+
+    fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
+        let Unchecked { parameters, sent_at, .. } = verified.into_payload();
+        let word = read_word(&parameters, ACTION).to_owned();
+        let action = Action::from_word(&word);
+        let mut callback = NAMES.read(action.unwrap_or(Action::Other), &word, parameters, options);
+        let items = callback.parameters.iter().filter_map(|(name, value)| {
+            name.strip_prefix(ITEM).map(|item| (item.to_owned(), value.to_owned()))
+        });
+        callback.items = items.collect();
+        callback.sent_at = sent_at;
+        if action.is_none() {
+            callback.doubts.push(Doubt::UnknownAction);
+        }
+        callback
+    }
+
+    fn reply(&self, _callback: &Callback, outcome: &Outcome, _options: &Options) -> Reply {
+        let mut body = BTreeMap::from([("status".to_owned(), Json::from(outcome.as_str()))]);
+        match outcome {
+            Outcome::Applied { instance_id, answer } => {
+                let redirect = answer.redirect.as_ref().map(|url| Json::from(url.expose()));
+                let free = answer.body.as_ref().map(|text| free_value(text.expose()));
+                let sections = [
+                    ("instance_id", instance_id.as_deref().map(Json::from)),
+                    ("app", section(object(&answer.app, str::to_owned))),
+                    ("host", section(object(&answer.host, str::to_owned))),
+                    ("info", section(object(&answer.info, str::to_owned))),
+                    ("redirect", redirect),
+                    ("answer", free),
+                ];
+                let told = sections.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+                body.extend(told);
+            }
+            _ => {
+                body.insert("message".to_owned(), Json::from(message(outcome).as_str()));
+            }
+        }
+        Reply::json(200, &body)
+    }
+
+    fn refuse(&self, _request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
+        let body = serde_json::json!({"status": "rejected", "message": refusal.public()});
+        let reply = Reply::json(refusal.status(), &body);
+        match refusal {
+            Refusal::Method { allowed, .. } => reply.with("allow", *allowed),
+            _ => reply,
+        }
+    }
+
+    fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
+        let named = parameters.iter().any(|(name, _)| name == ACTION);
+        let word = (!named && !action.is_empty()).then(|| (ACTION.to_owned(), action.to_owned()));
+        let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        let timestamp = send.now.as_second().to_string();
+        let digest = send.digest(|| {
+            let body = write_body(&pairs, send.form).into_bytes();
+            Parts::Dated { timestamp: timestamp.clone(), body }.sign(keys)
+        });
+        let body = format!("{}{}", write_body(&send.after_signing(&pairs), send.form), send.raw);
+        let media_type = match send.form {
+            SendForm::Usual => JSON_TYPE,
+            SendForm::Form => FORM_TYPE,
+        };
+        let mut headers = vec![("content-type", media_type.to_owned()), (TIMESTAMP, timestamp)];
+        headers.extend(digest.map(|digest| (SIGNATURE, digest)));
+        OutRequest { method: "POST", query: String::new(), headers, body: body.into_bytes() }
+    }
+}
+
+/// Reads RFC 3339 with its offset, or `yyyy-MM-dd HH:mm:ss` in the endpoint's zone.
+fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
+    read_rfc3339(text).or_else(|| read_civil(text, zone))
+}
+
+/// Reads the date of a request. A date outside the window is denied before the digest is computed, so it costs
+/// nothing.
+fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
+    // More than 12 digits cannot be seconds; the limit also keeps the parse cheap.
+    if text.is_empty() || text.len() > 12 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Refusal::Undated);
+    }
+    let second = text.parse().map_err(|_| Refusal::Undated)?;
+    let sent_at = Timestamp::from_second(second).map_err(|_| Refusal::Undated)?;
+    let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
+    if off_by_ms.abs() > DATED_WINDOW_MS {
+        return Err(Refusal::Stale { off_by_s: off_by_ms / 1000 });
+    }
+    Ok(sent_at)
+}
+
+fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Refusal> {
+    match request.media_type().as_deref() {
+        Some(FORM_TYPE) => Ok(query::parse(b"", Some(request.body))?),
+        Some(JSON_TYPE) => {
+            let pairs = read_json(request.body).map_err(|error| malformed(&error))?;
+            // `items.a` and a nested `a` are two spellings of one item; here they become a duplicate.
+            query::check(&pairs)?;
+            Ok(pairs)
+        }
+        _ => Err(Refusal::ContentType { expected: "application/json or application/x-www-form-urlencoded" }),
+    }
+}
+
+/// Denies a body that is not valid JSON. Gives only the position of the error, because `serde_json` messages
+/// quote values.
+fn malformed(error: &serde_json::Error) -> Refusal {
+    let (line, column) = (error.line(), error.column());
+    Refusal::Malformed { detail: format!("the body is not the JSON we take (line {line}, column {column})") }
+}
+
+fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {
+    let mut pairs = Vec::new();
+    let mut json = serde_json::Deserializer::from_slice(body);
+    json.deserialize_map(Object { prefix: "", pairs: &mut pairs })?;
+    // Deny any text behind the object.
+    json.end()?;
+    Ok(pairs)
+}
+
+fn free_value(text: &str) -> Json {
+    Json::read(text.as_bytes()).unwrap_or_else(|_| Json::from(text))
+}
+
+fn section(fields: Map<String, Value>) -> Option<Json> {
+    (!fields.is_empty()).then_some(Json::from(Value::Object(fields)))
+}
+
+fn write_body(pairs: &[Pair], form: SendForm) -> String {
+    match form {
+        SendForm::Form => query::encode(pairs),
+        SendForm::Usual => {
+            // JSON nests the items under one member; a form keeps their prefix.
+            let (items, plain): (Vec<&Pair>, Vec<&Pair>) =
+                pairs.iter().partition(|(name, _)| name.starts_with(ITEM));
+            let mut members: Vec<String> = plain.into_iter().map(|(n, v)| member(n, v)).collect();
+            if !items.is_empty() {
+                let nested = items.iter().map(|(n, v)| member(n.strip_prefix(ITEM).unwrap_or(n), v));
+                members.push(format!("\"items\":{{{}}}", nested.collect::<Vec<_>>().join(",")));
+            }
+            format!("{{{}}}", members.join(","))
+        }
+    }
+}
+
+/// Writes one member. By hand, because a fixture may need the same member twice.
+fn member(name: &str, value: &str) -> String {
+    format!("{}:{}", Value::from(name), Value::from(value))
+}
+
+/// Visitor that reads an object of scalars into pairs.
+/// It keeps the second of two members with one name, which `serde_json` would drop; [`query::check`] then denies
+/// it. Only `items` may be an object, and only at the top level.
+struct Object<'a> {
+    prefix: &'static str,
+    pairs: &'a mut Vec<Pair>,
+}
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut has_items = false;
+        while let Some(name) = map.next_key::<String>()? {
+            let may_nest = self.prefix.is_empty() && name == ITEMS;
+            // `items` itself becomes no pair, so the check for duplicates would not see a second one.
+            if may_nest && std::mem::replace(&mut has_items, true) {
+                return Err(A::Error::custom("`items` is given twice"));
+            }
+            let full = format!("{}{name}", self.prefix);
+            map.next_value_seed(Member { name: full, may_nest, pairs: &mut *self.pairs })?;
+        }
+        Ok(())
+    }
+}
+
+/// Seed that reads the value of one member.
+struct Member<'a> {
+    name: String,
+    may_nest: bool,
+    pairs: &'a mut Vec<Pair>,
+}
+
+impl Member<'_> {
+    fn keep<E: Error>(self, text: String) -> Result<(), E> {
+        if self.may_nest {
+            return Err(E::custom("`items` is not an object"));
+        }
+        self.pairs.push((self.name, text));
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Member<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        // Keep the text of a number as it was written: a float would lose digits.
+        let raw = <&RawValue>::deserialize(deserializer)?.get();
+        if self.may_nest && raw.starts_with('{') {
+            let mut json = serde_json::Deserializer::from_str(raw);
+            let read = json.deserialize_map(Object { prefix: ITEM, pairs: self.pairs });
+            return read.map_err(|_| D::Error::custom("`items` holds more than texts, numbers and booleans"));
+        }
+        match Json::read(raw.as_bytes()).map_err(|_| D::Error::custom("a value cannot be read"))? {
+            // Null means absent, as an empty text does.
+            Json::Null if self.may_nest => Ok(()),
+            Json::Null => self.keep(String::new()),
+            Json::Bool(flag) => self.keep(flag.to_string()),
+            Json::Number(text) | Json::Text(text) => self.keep(text),
+            Json::List(_) | Json::Object(_) => Err(D::Error::custom("only `items` may be an object")),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The linked kit: the marketplace's directory of tenants, applications, users and departments.
+//! The marketplace sends it to the seller so that a buyer's staff can sign on.
+//!
+//! It is posted behind the production address, on its own paths, with the signature in headers. The members of
+//! the body identify which of the five kinds it is, and all of these members are mandatory. So nothing depends on
+//! the path, which no signature covers.
+//!
+//! The kit does not change an instance's state. Each message is stored and passed to the hook as `other`, with a
+//! typed body. The types are read here, once, so that hooks need not parse lists within texts.
+//!
+//! Sources: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649433.html to …437.html; version 1.0:
+//! …0070649109.html to …113.html
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::super::{
+    Doubt, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed, Unchecked,
+};
+use super::{Once, legacy, malformed, missing, read_body, read_sent_at, write_body};
+use spid_hook::time::plus_millis;
+use spid_hook::json::Json;
+use crate::limits::NONCED_WINDOW_MS;
+
+const SIGN: &str = "x-sign";
+const TIMESTAMP: &str = "x-timestamp";
+const NONCE: &str = "x-nonce";
+const AUTH_TOKEN: &str = "authtoken";
+
+/// Path suffixes that the marketplace calls, behind the production address: version 2.0, then 1.0.
+pub(super) const TAILS: [&str; 10] = [
+    "/produceAPI/v2/tenantSync",
+    "/produceAPI/v2/applicationSync",
+    "/produceAPI/v2/authSync",
+    "/produceAPI/v2/singleOrgSync",
+    "/produceAPI/v2/allOrgSync",
+    "/produceAPI/tenantSync",
+    "/produceAPI/applicationSync",
+    "/produceAPI/authSync",
+    "/produceAPI/singleOrgSync",
+    "/produceAPI/allOrgSync",
+];
+
+/// Each kind, with the member that only this kind has.
+const KINDS: [(&str, &str); 6] = [
+    ("tenantSync", "domainName"),
+    ("applicationSync", "clientSecret"),
+    ("authSync", "userList"),
+    ("allOrgSync", "orgInfoList"),
+    ("allOrgSync", "orgInfo"),
+    ("singleOrgSync", "orgCode"),
+];
+
+/// Returns true if a POST belongs to the kit: only the kit has its signature in headers.
+pub(super) fn is_kit(request: &RawRequest<'_>) -> bool {
+    [SIGN, AUTH_TOKEN].into_iter().any(|name| (request.header)(name).is_some())
+}
+
+pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+    let header = |name: &str| (request.header)(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let parameters = read_body(request.body)?;
+    // Version 2.0 has no `authtoken`; it signs nonce, timestamp and body.
+    let Some(token) = header(AUTH_TOKEN) else {
+        let timestamp = header(TIMESTAMP).ok_or(Refusal::Undated)?;
+        let sent_at = read_sent_at(&timestamp, now)?;
+        let nonce = header(NONCE).ok_or_else(|| malformed("there is no nonce"))?;
+        let once = Some(Once { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
+        return Ok(Signed {
+            presented: header(SIGN),
+            parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: false },
+            payload: Unchecked { parameters, sent_at: Some(sent_at), once },
+        });
+    };
+    // Version 1.0 signs the members, except for blank ones.
+    let timestamp = parameters.filled(legacy::TIME_STAMP).ok_or(Refusal::Undated)?.to_owned();
+    let pairs = parameters.iter().filter(|(_, value)| !value.trim().is_empty());
+    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Ok(Signed {
+        presented: Some(token),
+        parts: Parts::Stamped { timestamp, pairs },
+        payload: Unchecked { parameters, sent_at: None, once: None },
+    })
+}
+
+/// Returns the kind of a body that names no activity.
+pub(super) fn kind(parameters: &Parameters) -> Option<&'static str> {
+    KINDS.into_iter().find(|(_, member)| parameters.get(member).is_some()).map(|(kind, _)| kind)
+}
+
+/// Change that the message reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Change {
+    Delete,
+    Add,
+    Modify,
+    Revoke,
+}
+
+impl Change {
+    fn of(parameters: &Parameters) -> Option<Change> {
+        match parameters.filled("flag")? {
+            "0" => Some(Change::Delete),
+            "1" => Some(Change::Add),
+            "2" => Some(Change::Modify),
+            "3" => Some(Change::Revoke),
+            _ => None,
+        }
+    }
+}
+
+/// A message of the kit, as a hook reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+enum Message {
+    /// A buyer's company.
+    Tenant { change: Change, tenant_id: String, tenant_code: String, name: String, domain_name: String },
+    /// The credentials of the seller's application at the login center.
+    /// The secret is encrypted with the seller's RSA key; spid does not decrypt it.
+    Application {
+        change: Change,
+        tenant_id: String,
+        app_id: String,
+        client_id: String,
+        client_secret: String,
+    },
+    /// Users who get access to the application, or lose it.
+    Users { change: Change, tenant_id: String, app_id: String, users: Vec<User> },
+    /// A single department.
+    Department { change: Change, tenant_id: String, org: Org },
+    /// All departments.
+    Departments { tenant_id: String, orgs: Vec<Org> },
+}
+
+/// A user of the buyer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct User {
+    user_name: String,
+    name: String,
+    org_code: String,
+    role: String,
+    enabled: bool,
+    /// All other members, under the marketplace's names.
+    more: std::collections::BTreeMap<String, String>,
+}
+
+/// A department.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Org {
+    code: String,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+}
+
+/// Returns the body of a message, typed; or the validation issue for a missing or unreadable member.
+pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, Doubt> {
+    let message = read(kind, parameters)?;
+    serde_json::to_value(message).map_err(|_| missing(kind))
+}
+
+fn read(kind: &str, parameters: &Parameters) -> Result<Message, Doubt> {
+    let text = |name: &str| parameters.filled(name).map(str::to_owned).ok_or_else(|| missing(name));
+    let unknown = |name: &str| Doubt::UnknownValue { name: name.to_owned() };
+    let change = || Change::of(parameters).ok_or_else(|| unknown("flag"));
+    let tenant_id = text("tenantId")?;
+    Ok(match kind {
+        "tenantSync" => Message::Tenant {
+            change: change()?,
+            tenant_id,
+            tenant_code: text("tenantCode")?,
+            name: text("name")?,
+            domain_name: text("domainName")?,
+        },
+        "applicationSync" => Message::Application {
+            change: change()?,
+            tenant_id,
+            app_id: text("appId")?,
+            client_id: text("clientId")?,
+            client_secret: text("clientSecret")?,
+        },
+        "authSync" => {
+            let users: Option<Vec<User>> =
+                list(&text("userList")?).and_then(|list| list.iter().map(user).collect());
+            let users = users.ok_or_else(|| unknown("userList"))?;
+            Message::Users { change: change()?, tenant_id, app_id: text("appId")?, users }
+        }
+        "singleOrgSync" => {
+            let parent = parameters.filled("parentCode").map(str::to_owned);
+            let org = Org { code: text("orgCode")?, name: text("orgName")?, parent };
+            Message::Department { change: change()?, tenant_id, org }
+        }
+        _ => {
+            let sent = text("orgInfoList").or_else(|_| text("orgInfo"))?;
+            let orgs: Option<Vec<Org>> = list(&sent).and_then(|list| list.iter().map(org).collect());
+            Message::Departments { tenant_id, orgs: orgs.ok_or_else(|| unknown("orgInfoList"))? }
+        }
+    })
+}
+
+/// Reads a list, or a text that holds a list. The vendor's sample leaves out the quotes around names.
+fn list(text: &str) -> Option<Vec<Json>> {
+    match Json::read(text.as_bytes()).or_else(|_| Json::read(quoted(text).as_bytes())).ok()? {
+        Json::List(list) => Some(list),
+        Json::Text(text) => list(&text),
+        _ => None,
+    }
+}
+
+/// Adds quotes around names that have none.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 64);
+    let (mut in_text, mut escaped, mut in_name) = (false, false, false);
+    for character in text.chars() {
+        let is_name =
+            !in_text && (character.is_ascii_alphabetic() || (in_name && character.is_ascii_alphanumeric()));
+        if is_name != in_name {
+            quoted.push('"');
+            in_name = is_name;
+        }
+        if character == '"' && !escaped {
+            in_text = !in_text;
+        }
+        escaped = in_text && character == '\\' && !escaped;
+        quoted.push(character);
+    }
+    quoted
+}
+
+fn member(value: &Json, names: &[&str]) -> Option<String> {
+    names.iter().find_map(|name| value.get(name))?.to_text()
+}
+
+fn user(value: &Json) -> Option<User> {
+    const OWN: [&str; 5] = ["userName", "name", "orgCode", "role", "enable"];
+    let Json::Object(members) = value else { return None };
+    let others = members.keys().filter(|name| !OWN.contains(&name.as_str()));
+    Some(User {
+        user_name: member(value, &["userName"])?,
+        name: member(value, &["name"]).unwrap_or_default(),
+        org_code: member(value, &["orgCode"]).unwrap_or_default(),
+        role: member(value, &["role"]).unwrap_or_default(),
+        // A missing flag counts as enabled.
+        enabled: member(value, &["enable"]).is_none_or(|text| text == "true"),
+        more: others.filter_map(|name| Some((name.clone(), member(value, &[name])?))).collect(),
+    })
+}
+
+/// Reads a department. The vendor's pages spell the name in three ways.
+fn org(value: &Json) -> Option<Org> {
+    Some(Org {
+        code: member(value, &["orgCode"])?,
+        name: member(value, &["orgName", "OrgName", "name"])?,
+        parent: member(value, &["parentCode"]).filter(|code| !code.is_empty()),
+    })
+}
+
+/// Returns true if the word is a kind of the kit, for outgoing requests.
+pub(super) fn is_kind(word: &str) -> bool {
+    KINDS.iter().any(|(kind, _)| *kind == word)
+}
+
+/// Builds a request of version 2.0.
+pub(super) fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
+    let timestamp = send.now.as_millisecond().to_string();
+    let digest = send.digest(|| {
+        let (nonce, timestamp) = (send.nonce.clone(), timestamp.clone());
+        Parts::Nonced { nonce, timestamp, body: write_body(pairs).into_bytes(), digested: false }.sign(keys)
+    });
+    let mut headers = vec![
+        ("content-type", "application/json;charset=utf8".to_owned()),
+        (TIMESTAMP, timestamp),
+        (NONCE, send.nonce.clone()),
+    ];
+    // Always send the header, even empty: without it the request would not belong to the kit.
+    headers.push((SIGN, digest.unwrap_or_default()));
+    let body = format!("{}{}", write_body(&send.after_signing(pairs)), send.raw);
+    OutRequest { method: "POST", query: String::new(), headers, body: body.into_bytes() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn names_without_quotes_get_them_and_texts_stay() {
+        let sample =
+            r#"[{orgCode:"1",orgName:"a: {b} \"c\", d",parentCode:""},{"orgCode":"2", OrgName :"x2"}]"#;
+        let read = list(sample).unwrap();
+        let first = json!({"orgCode": "1", "orgName": "a: {b} \"c\", d", "parentCode": ""});
+        assert_eq!(read[0], Json::from(first));
+        assert_eq!(read[1], Json::from(json!({"orgCode": "2", "OrgName": "x2"})));
+        let expected = vec![Json::from(json!({"orgCode": "1"}))];
+        assert_eq!(list("\"[{orgCode:\\\"1\\\"}]\""), Some(expected));
+        assert_eq!(list("{}"), None);
+        assert_eq!(list("nonsense"), None);
+    }
+}

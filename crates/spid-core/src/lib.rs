@@ -1,0 +1,8 @@
+//! The rules without a socket or a clock: signatures, dialects, the lifecycle.
+
+pub mod dialect;
+pub mod lifecycle;
+pub mod limits;
+pub mod query;
+pub mod redact;
+pub mod signature;

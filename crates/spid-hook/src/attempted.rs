@@ -1,0 +1,89 @@
+//! Result of an attempt, with the texts of the hook made fit to be stored, logged and shown.
+
+use std::time::Duration;
+
+use crate::callback::Answer;
+use crate::text::{is_plain, without_user_info};
+use crate::{HookError, HookErrorKind, limits};
+
+/// Result of an attempt. Texts are at most [`limits::REASON_MAX_BYTES`] long and contain no control characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attempted {
+    /// The work is done.
+    Done(Answer),
+    /// The work failed, and may succeed later.
+    Retry {
+        /// The error text.
+        error: String,
+        /// The delay that the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
+    /// Retried as above. An operator must look as well, because the hook is configured wrongly.
+    Misconfigured {
+        /// The error text.
+        error: String,
+        /// The delay that the hook asked for, clamped to [`limits::RETRY_AFTER_MAX_S`].
+        after: Option<Duration>,
+    },
+    /// The work will not be done.
+    Refused {
+        /// The reason, in words that the marketplace's staff may read.
+        reason: String,
+    },
+    /// The hook does not know the action.
+    Unsupported {
+        /// The reason, in words that the marketplace's staff may read.
+        reason: String,
+    },
+    /// The work is accepted, and a person completes it later.
+    Pending {
+        /// The event that the work waits for.
+        note: String,
+    },
+}
+
+impl Attempted {
+    /// A failure that may pass, told by the runner itself.
+    pub fn retry(error: String) -> Attempted {
+        Attempted::Retry { error: bounded(&error), after: None }
+    }
+}
+
+impl From<Result<Answer, HookError>> for Attempted {
+    fn from(result: Result<Answer, HookError>) -> Attempted {
+        let error = match result {
+            Ok(answer) => return Attempted::Done(answer),
+            Err(error) => error,
+        };
+        // Every text of a hook is stored, logged and shown, so bound and clean all of them here.
+        let text = bounded(error.message());
+        let clamped = |after: Option<Duration>| {
+            after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
+        };
+        match error.kind() {
+            HookErrorKind::Retry { after } => Attempted::Retry { error: text, after: clamped(after) },
+            HookErrorKind::Misconfigured { after } => {
+                Attempted::Misconfigured { error: text, after: clamped(after) }
+            }
+            HookErrorKind::Refuse => Attempted::Refused { reason: text },
+            HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
+            HookErrorKind::Pending => Attempted::Pending { note: text },
+        }
+    }
+}
+
+/// Returns a text that may be stored, logged and shown. Control characters become spaces, and a text that was
+/// cut ends with `…`.
+fn bounded(text: &str) -> String {
+    const MORE: char = '…';
+    // An error often quotes a URL, for example a connection string with a password.
+    let text = without_user_info(text);
+    let clean: String = text.trim().chars().map(|c| if is_plain(c) { c } else { ' ' }).collect();
+    if clean.len() <= limits::REASON_MAX_BYTES {
+        return clean;
+    }
+    // Cut at a character, and leave room for the `…`.
+    let room = limits::REASON_MAX_BYTES - MORE.len_utf8();
+    let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
+    clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
+}

@@ -1,0 +1,328 @@
+//! Test for hook authors: runs a hook through whole instance histories and reports the calls that are not safe
+//! to repeat.
+//!
+//! spid runs a hook at least once. Authors rarely test the second run, which follows a crash, a timeout or a
+//! lost answer. This test produces these cases in the author's own test, without a daemon around the hook. It
+//! sends every call twice with one idempotency key, several times at once, and again after an attempt that was
+//! dropped at an `await`. Every finding is one sentence: the fault, the step, and the remedy.
+//!
+//! ```
+//! # use std::collections::BTreeMap;
+//! # use std::sync::{Arc, Mutex};
+//! use spid::hook::{
+//!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+//! };
+//!
+//! # #[derive(Clone, Default)]
+//! # struct Tenants(Arc<Mutex<BTreeMap<String, bool>>>);
+//! # impl Tenants {
+//! #     fn put(&self, name: Option<String>, usable: bool) { self.0.lock().unwrap().insert(name.unwrap(), usable); }
+//! #     fn drop(&self, name: Option<String>) { self.0.lock().unwrap().remove(&name.unwrap()); }
+//! #     fn count(&self, name: Option<String>) -> usize { usize::from(self.0.lock().unwrap().contains_key(&name.unwrap())) }
+//! # }
+//! struct MyHook {
+//!     tenants: Tenants,
+//! }
+//!
+//! impl ProvisioningHook for MyHook {
+//!     async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
+//!         self.tenants.put(call.instance.order_biz_id, true); // the same name each time: nothing doubles
+//!         Ok(Provisioned::new())
+//!     }
+//!     async fn renew(&self, call: RenewCall) -> Result<Updated, HookError> {
+//!         self.tenants.put(call.instance.order_biz_id, true);
+//!         Ok(Updated::new())
+//!     }
+//!     async fn expire(&self, call: ExpireCall) -> Result<(), HookError> {
+//!         self.tenants.put(call.instance.order_biz_id, false);
+//!         Ok(())
+//!     }
+//!     async fn release(&self, call: ReleaseCall) -> Result<(), HookError> {
+//!         self.tenants.drop(call.instance.order_biz_id);
+//!         Ok(())
+//!     }
+//! }
+//!
+//! #[tokio::test]
+//! async fn my_hook_can_be_run_twice() {
+//!     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
+//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! #     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
+//! # }
+//! ```
+//!
+//! By itself the test sees only answers. With probes that look at what really exists, it finds more:
+//!
+//! ```
+//! # use spid::hook::log::LogHook as MyHook;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! # let tenants = std::sync::Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::<String, u32>::new()));
+//! use spid::testing::Check;
+//!
+//! let report = Check::new(MyHook)
+//!     .product("cmgj000001")
+//!     .sku("basic")
+//!     .upgrade_to("pro")
+//!     .item("seats", "5")
+//!     .upgraded_item("seats", "9")
+//!     .count(move |instance| {
+//!         let tenants = tenants.clone();
+//!         // In your test: how many tenants your database has for `instance.order_biz_id`.
+//!         async move { Ok(tenants.lock().unwrap().len()) }
+//!     })
+//!     .run()
+//!     .await;
+//! assert!(report.to_string().contains("it succeeded and nothing exists"));
+//! # }
+//! ```
+//!
+//! The test runs in real time, so do not use `start_paused`. Each attempt has its own thread inside the runtime
+//! of the test, so that even a hook that blocks can be given up. A seed decides everything random, such as
+//! which of several attempts continues first. Names and keys are new in every run, because a hook that
+//! remembers keys would answer the second run from the first.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+mod attempt;
+mod bench;
+mod life;
+mod order;
+mod report;
+
+use crate::instance::Instance;
+use crate::callback::Action;
+use crate::time::Clock;
+use crate::{AnyHook, Call, HookError};
+use crate::limits;
+use bench::Bench;
+use order::{Market, Wares};
+pub use report::{Finding, FindingKind, Report, Section};
+
+/// Runs the whole test with default options.
+///
+/// ```no_run
+/// # use spid::hook::log::LogHook as MyHook;
+/// #[tokio::test]
+/// async fn my_hook_can_be_run_twice() {
+///     spid::testing::check(MyHook).await.assert_ok();
+/// }
+/// ```
+pub async fn check(hook: impl Into<AnyHook>) -> Report {
+    Check::new(hook).run().await
+}
+
+/// Observer of a running test.
+pub trait Observer: Send {
+    /// Called when a part of the test begins.
+    fn section(&mut self, title: &str) {
+        let _ = title;
+    }
+
+    /// Called when an attempt has ended.
+    fn attempted(&mut self, attempted: &Attempted<'_>) {
+        let _ = attempted;
+    }
+}
+
+impl Observer for () {}
+
+/// One attempt, for an [`Observer`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Attempted<'a> {
+    /// Name of the step, as in the report.
+    pub step: &'a str,
+    /// The call that was sent.
+    pub call: &'a Call,
+    /// Result of the attempt in words, without a secret of the answer.
+    pub end: String,
+}
+
+type Looking<T> = Pin<Box<dyn Future<Output = Result<T, HookError>> + Send>>;
+type Probe<T> = Arc<dyn Fn(Instance) -> Looking<T> + Send + Sync>;
+
+/// Options that the author chose.
+#[derive(Debug, Clone)]
+struct Options {
+    timeout: Duration,
+    at_once: usize,
+    kills: u32,
+    seed: u64,
+    without: Vec<Action>,
+    required: Vec<Action>,
+}
+
+/// The author's probes, which look at what exists.
+#[derive(Clone, Default)]
+struct Probes {
+    count: Option<Probe<usize>>,
+    state: Option<Probe<String>>,
+}
+
+/// Test of one hook, with its options: the product to buy, the timeout, the probes.
+#[must_use = "nothing is tested until `run`"]
+pub struct Check {
+    hook: AnyHook,
+    wares: Wares,
+    options: Options,
+    probes: Probes,
+}
+
+impl Check {
+    /// Creates a test of this hook with default options.
+    pub fn new(hook: impl Into<AnyHook>) -> Check {
+        let options = Options {
+            timeout: Duration::from_millis(limits::HOOK_TEST_TIMEOUT_MS),
+            at_once: limits::HOOK_TEST_AT_ONCE_COUNT,
+            kills: 0,
+            seed: 1,
+            without: Vec::new(),
+            required: Vec::new(),
+        };
+        Check { hook: hook.into(), wares: Wares::default(), options, probes: Probes::default() }
+    }
+
+    /// Sets the product to buy.
+    pub fn product(mut self, product: impl Into<String>) -> Check {
+        self.wares.product = product.into();
+        self
+    }
+
+    /// Sets the SKU to buy.
+    pub fn sku(mut self, sku: impl Into<String>) -> Check {
+        self.wares.sku = sku.into();
+        self
+    }
+
+    /// Sets the SKU to upgrade to.
+    pub fn upgrade_to(mut self, sku: impl Into<String>) -> Check {
+        self.wares.upgrade_to = sku.into();
+        self
+    }
+
+    /// Adds a quantity to buy that is billed beside the SKU.
+    pub fn item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
+        self.wares.items.insert(name.into(), value.into());
+        self
+    }
+
+    /// Adds a quantity that the upgrade asks for.
+    pub fn upgraded_item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
+        self.wares.upgraded_items.insert(name.into(), value.into());
+        self
+    }
+
+    /// Adds a parameter to every call, beside those that a marketplace always sends.
+    pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
+        self.wares.parameters.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets the marketplace account of the buyer.
+    pub fn buyer(mut self, buyer: impl Into<String>) -> Check {
+        self.wares.buyer = buyer.into();
+        self
+    }
+
+    /// Sets the endpoint that the calls come through, and the seller account it belongs to.
+    pub fn endpoint(mut self, name: impl Into<String>, account: impl Into<String>) -> Check {
+        self.wares.endpoint = name.into();
+        self.wares.account = account.into();
+        self
+    }
+
+    /// Sets the maximum duration of one attempt; default 30 s.
+    pub fn timeout(mut self, timeout: Duration) -> Check {
+        self.options.timeout = timeout;
+        self
+    }
+
+    /// Sets the number of attempts made at once; default 3.
+    pub fn at_once(mut self, attempts: usize) -> Check {
+        self.options.at_once = attempts.max(2);
+        self
+    }
+
+    /// Leaves an action out, for example `upgrade` for a product with one SKU. A create is always made.
+    pub fn without(mut self, action: Action) -> Check {
+        self.options.without.push(action);
+        self
+    }
+
+    /// Makes it a fault if this action is not supported. By default only create, renew, expire and release are
+    /// required.
+    pub fn requires(mut self, action: Action) -> Check {
+        self.options.required.push(action);
+        self
+    }
+
+    /// Sets the number of attempts per action that are cut short at a random moment of the running time, drawn
+    /// from the seed. Use it for hooks whose waiting shows no `await`: an executable is killed at that moment.
+    pub fn kills(mut self, kills: u32) -> Check {
+        self.options.kills = kills;
+        self
+    }
+
+    /// Sets the seed, to repeat a run; default 1.
+    pub fn seed(mut self, seed: u64) -> Check {
+        self.options.seed = seed;
+        self
+    }
+
+    /// Sets a probe that returns how many things really exist for an instance: tenants, databases, machines.
+    /// The probe gets the instance as applied at that time. Its `order_biz_id` is set from the first attempt
+    /// on, its `id` after the create.
+    ///
+    /// The first create decides the right number. Only an upgrade may change that number, and a release must
+    /// leave nothing. An error is reported as a failure of the probe.
+    pub fn count<F, L>(mut self, count: F) -> Check
+    where
+        F: Fn(Instance) -> L + Send + Sync + 'static,
+        L: Future<Output = Result<usize, HookError>> + Send + 'static,
+    {
+        self.probes.count = Some(Arc::new(move |instance| Box::pin(count(instance))));
+        self
+    }
+
+    /// Sets a probe that describes the state of an instance in any words, for example `frozen, 9 seats`. No
+    /// repeat may change it. The words are shown in the report.
+    pub fn state<F, L>(mut self, state: F) -> Check
+    where
+        F: Fn(Instance) -> L + Send + Sync + 'static,
+        L: Future<Output = Result<String, HookError>> + Send + 'static,
+    {
+        self.probes.state = Some(Arc::new(move |instance| Box::pin(state(instance))));
+        self
+    }
+
+    /// Runs the test. It releases everything that it buys.
+    pub async fn run(self) -> Report {
+        self.run_watched(&mut ()).await
+    }
+
+    /// Runs the test as [`Check::run`] does, and reports the progress to `observer`.
+    pub async fn run_watched(self, observer: &mut dyn Observer) -> Report {
+        let market = Market::new(self.wares, Clock::System);
+        let bench = Bench::new(self.hook, self.options, self.probes, market, observer);
+        Box::pin(bench.run()).await
+    }
+}
+
+impl std::fmt::Debug for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Check")
+            .field("wares", &self.wares)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Measurements of an action, from attempts that ran undisturbed: the maximum number of waits and the minimum
+/// duration.
+type Measured = BTreeMap<Action, (u32, Duration)>;

@@ -1,7 +1,0 @@
-//! The rules without a socket or a clock: signatures, dialects, the lifecycle.
-
-pub mod dialect;
-pub mod lifecycle;
-pub mod query;
-pub mod redact;
-pub mod signature;
