@@ -1,6 +1,5 @@
 //! Provisioning hook in Rust that sells PostgreSQL databases: one role and one database for each instance, with spid
-//! in
-//! the same program.
+//! in the same program.
 //!
 //! ```sh
 //! psql -c 'CREATE ROLE provisioner LOGIN CREATEROLE CREATEDB' \
@@ -21,9 +20,8 @@
 //! | release | both dropped |
 //!
 //! **The hook stores nothing.** Each step looks at what exists and creates what is missing, so an attempt repairs
-//! what
-//! a killed one left incomplete. The password is derived from a secret and the instance's name: every attempt at a
-//! create answers with the same password, and none is stored.
+//! what a killed one left incomplete. The password is derived from a secret and the instance's name: every attempt at
+//! a create answers with the same password, and none is stored.
 //!
 //! **Attempts on the same instance never overlap.** A call holds an advisory lock of its instance for as long as its
 //! session lives. A statement of a killed daemon continues to run in the server; its session holds the lock until the
@@ -32,8 +30,8 @@
 //! directly, not through a pooler that lends a session to others.
 //!
 //! **Ids are hostile**: they come from outside, may contain quotes, and may be longer than the 63 bytes that
-//! PostgreSQL
-//! uses of a name, so two instances could share a database. For this reason the name of a tenant is a digest.
+//! PostgreSQL uses of a name, so two instances could share a database. For this reason the name of a tenant is a
+//! digest.
 
 use std::process::ExitCode;
 

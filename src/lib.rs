@@ -4,29 +4,22 @@
 //! A program of one's own is three lines: implement [`hook::ProvisioningHook`] and hand it to
 //! [`run_with`]; it then is the complete `spid` command with that hook inside.
 //!
-//! The modules, from the bottom up; each may use only those above it in this list:
+//! The rules are in the crate `spid-core`, the hook's interface in `spid-hook`. The rooms of this crate, from the
+//! bottom up, each of which may use only those before it:
 //!
-//! * [`limits`], [`clock`], [`metrics`], [`json`], [`text`]: every bound; time and ids; what is counted; JSON with
-//!   its digits; text fit to be shown
-//! * [`signature`], [`seal`], [`http`], [`supervisor`], [`trace`]: the only place that touches a key; secrets at
-//!   rest; hyper; systemd; what a callback is followed by
-//! * [`callback`], [`query`], [`telemetry`]: the words everything else speaks; strict query strings; spans for a
-//!   collector
-//! * [`dialect`], [`instance`], [`job`]: how marketplaces speak; the lifecycle; the retry schedule
-//! * [`hook`], [`store`], [`refusals`], [`orders`], [`outbound`]: the seller's code; what is kept; what was
-//!   turned away; what has to be asked; requests to other people's endpoints
-//! * [`intake`], [`dispatch`], [`keywatch`], [`testing`]: the path of a callback; the path of a job; old keys;
-//!   the hook author's test
-//! * [`front`], [`admin`]: the two listeners
-//! * [`config`], [`scenario`], [`conformance`], [`market`]: from a file to everything above; fixtures, sent
-//!   and compared; any receiver, judged; a marketplace, pretended
-//! * [`daemon`]: start and stop, in order
+//! * `observe`: bounds, metrics and the requests that were denied
+//! * `net`: HTTP server and client, TLS
+//! * `store`: the database and its one writer
+//! * `hooks`: the runner of the seller's hooks
+//! * `lab`, `market_api`: tools that play a marketplace; requests to the marketplaces' own APIs
+//! * `admin`: the operator's listener
+//! * `serve`: the daemon and the path of a callback
+//! * `config`: from a file to the options of every other room
+//! * `cli`: one file a command
 
 mod admin;
 mod cli;
 mod config;
-mod core;
-pub mod hook;
 mod hooks;
 mod lab;
 mod market_api;
@@ -36,6 +29,9 @@ mod serve;
 mod store;
 
 use std::process::ExitCode;
+
+pub use spid_hook as hook;
+pub use spid_hook::testing;
 
 /// Runs the `spid` command line of this process.
 pub fn run() -> ExitCode {

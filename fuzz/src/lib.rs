@@ -45,7 +45,7 @@ pub const TARGETS: [Target; 6] = [
     ("config", config),
 ];
 
-/// Checks a query string and, behind the first line break, a form. spid must read both as any decoder does, and reject
+/// Checks a query string and, after the first line break, a form. spid must read both as any decoder does, and reject
 /// input that can be read in two ways.
 pub fn query(data: &[u8]) {
     let (query, form) = halves(data);
@@ -72,7 +72,7 @@ pub fn query(data: &[u8]) {
     }
 }
 
-/// Checks a key and, behind the first line break, a signed query. spid must accept the query if and only if its token
+/// Checks a key and, after the first line break, a signed query. spid must accept the query if and only if its token
 /// equals that of a second implementation.
 pub fn token(data: &[u8]) {
     let (key, Some(query)) = halves(data) else { return };

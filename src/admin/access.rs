@@ -9,9 +9,9 @@
 
 use std::sync::{PoisonError, RwLock};
 
+use crate::net::{Request, Response};
 use spid_core::signature::Presented;
 use spid_hook::Secret;
-use crate::net::{Request, Response};
 
 /// Access rule of the listener. A reload can change the token while requests are answered.
 pub(super) struct Access {
@@ -72,6 +72,7 @@ impl Access {
     pub(super) fn check(&self, request: &Request) -> Result<Operator, Denied> {
         match self.token() {
             Some(token) => shown(request, &token),
+            // DNS rebinding: a page of another site can reach this address, but only under a name of its own.
             None if request.headers.only("host").is_some_and(is_this_machine) => Ok(Operator { name: None }),
             None => Err(Denied::OtherHost),
         }
@@ -88,7 +89,9 @@ fn shown(request: &Request, token: &Secret) -> Result<Operator, Denied> {
     if request.headers.get("authorization").is_none() {
         return Err(Denied::NoToken);
     }
+    // Two headers count as a wrong token: a proxy in front may have read the other one.
     let presented = request.headers.only("authorization").and_then(Presented::of);
+    // Comparing secrets takes constant time, so the duration reveals nothing about the token.
     match presented.filter(|presented| presented.token == *token) {
         Some(presented) => Ok(Operator { name: presented.name }),
         None => Err(Denied::WrongToken),
@@ -112,6 +115,7 @@ fn is_this_machine(host: &str) -> bool {
 pub(super) fn is_from_our_page(request: &Request) -> bool {
     let headers = &request.headers;
     if headers.get("sec-fetch-site").is_some() {
+        // `none` is a navigation by the user, which is never a POST from our page.
         return headers.only("sec-fetch-site") == Some("same-origin");
     }
     match (headers.get("origin"), headers.only("origin"), headers.only("host")) {

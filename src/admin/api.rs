@@ -10,16 +10,16 @@ use serde_json::value::RawValue;
 use super::operations::{Deed, Named, Report, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
-use spid_hook::instance::State;
-use spid_core::lifecycle::schedule;
-use spid_hook;
-use spid_hook::callback::Answer;
-use spid_hook::id::Id;
-use spid_hook::text;
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
 use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
+use spid_core::lifecycle::schedule;
+use spid_hook;
+use spid_hook::callback::Answer;
+use spid_hook::id::Id;
+use spid_hook::instance::State;
+use spid_hook::text;
 
 /// Body of an operation.
 #[derive(Debug, Deserialize)]
@@ -109,8 +109,10 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
     match path {
         ["instances"] => instances(admin, target).await,
         ["instances", name] => {
+            // Unknown parameters are errors everywhere, because a misspelled filter would show too much.
             target.only(&["account"])?;
             let (name, account) = ((*name).to_owned(), target.get("account").map(str::to_owned));
+            // Only the latest part of the history: a long one would keep the daemon busy.
             let life = move |reader: &Reader| {
                 Ok(reader.latest(&name, account.as_deref(), limits::LIST_MAX_COUNT)?)
             };
@@ -123,6 +125,7 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             json(200, &admin.read(move |reader| Ok(reader.job_detail(id)?)).await?)
         }
         ["callbacks"] => callbacks(admin, target).await,
+        // A held callback is shown like any other.
         ["callbacks", number] | ["held", number] => {
             target.only(&[])?;
             let number = callback_number(number)?;
@@ -164,6 +167,7 @@ pub(super) fn callback_number(text: &str) -> Result<i64, Fault> {
 
 /// Number to continue from, if the page is full.
 pub(super) fn next<T>(rows: &[T], limit: usize, number: impl Fn(&T) -> i64) -> Option<i64> {
+    // A full page may be the last one; the next page is empty then.
     rows.last().filter(|_| rows.len() >= limit).map(number)
 }
 
@@ -230,6 +234,7 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
 
 async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -> Answered {
     target.only(&[])?;
+    // Checks in this order: the sender, the content type, the body, and then the person and the reason.
     if !access::is_from_our_page(request) {
         return Err(Fault::new(403, "an act is not taken from a page of another site"));
     }
@@ -297,5 +302,5 @@ fn answer_given(given: Option<&RawValue>) -> Result<Box<Answer>, Fault> {
 }
 
 pub(super) fn read_answer(text: &[u8]) -> Result<Answer, Fault> {
-    hook::read_answer(text).map_err(|error| Fault::new(400, format!("the answer: {error}")))
+    spid_hook::read_answer(text).map_err(|error| Fault::new(400, format!("the answer: {error}")))
 }

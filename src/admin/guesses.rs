@@ -47,11 +47,13 @@ impl Default for Guesses {
 impl Guesses {
     /// Counts a wrong token.
     pub(super) fn note(&self, address: IpAddr, now: Instant) -> Turn {
+        // A whole IPv6 /64 belongs to one subscriber, who could use each address once.
         self.known.lock().unwrap_or_else(PoisonError::into_inner).note(subscriber(address), now)
     }
 
     /// Delays the answer to a wrong token. Returns false at once if too many answers are delayed already.
     pub(super) async fn wait(&self) -> bool {
+        // Held until the end of the delay: it counts the delayed answers.
         let Ok(_place) = self.waiting.try_acquire() else { return false };
         tokio::time::sleep(Duration::from_millis(limits::ADMIN_GUESS_WAIT_MS)).await;
         true
@@ -78,6 +80,7 @@ impl Known {
                 // A leaky bucket: each wrong token adds `each`, up to `burst`; the address is slow while the bucket
                 // is full.
                 let slow = *at + each > now + burst;
+                // Bounded, so that an address is fast again soon after its last wrong token.
                 *at = ((*at).max(now) + each).min(now + burst);
                 slow
             }

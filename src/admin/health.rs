@@ -9,12 +9,12 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::{Admin, Denied, Fault};
-use spid_hook::instance::State;
-use spid_core::lifecycle::schedule;
 use crate::net::{Request, Response};
 use crate::observe::limits;
 use crate::observe::metrics::{Gauges, Metric};
 use crate::store::Totals;
+use spid_core::lifecycle::schedule;
+use spid_hook::instance::State;
 
 /// Readiness of the daemon, and the facts it is based on.
 #[derive(Serialize)]
@@ -64,6 +64,7 @@ pub(super) struct Disk {
 impl Disk {
     /// Measures the disk; `None` if that fails.
     fn of(database: &Path) -> Option<Disk> {
+        // A relative file name has an empty parent, which means the current folder.
         let folder = database.parent().filter(|folder| !folder.as_os_str().is_empty());
         let volume = rustix::fs::statvfs(folder.unwrap_or(Path::new("."))).ok()?;
         let mut wal = database.as_os_str().to_owned();
@@ -112,6 +113,7 @@ impl Admin {
     /// Returns the error if a write to the store fails now, or takes too long.
     async fn fault_of_store(&self) -> Option<String> {
         let within = Duration::from_millis(limits::READY_WITHIN_MS);
+        // A real write: a full or failing disk shows only when it is written.
         match timeout(within, self.inner.parts.store.probe()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -130,6 +132,7 @@ impl Admin {
         let totals = self.read(|reader| Ok(reader.totals()?)).await;
         let disk = self.disk().await;
         let mut reasons: Vec<String> = error.clone().into_iter().collect();
+        // Report a nearly full disk before writes fail.
         if let Some(disk) = disk.filter(|disk| disk.free_bytes < limits::READY_DISK_MIN_BYTES) {
             reasons.push(format!("the disk has {} bytes left", disk.free_bytes));
         }
@@ -150,6 +153,7 @@ impl Admin {
 
     /// Answers `/readyz`: a status code for every client, and the details for an operator.
     pub(super) async fn ready(&self, request: &Request) -> Response {
+        // Without access there is only a status code, from a recent examination.
         if let Err(denied) = self.inner.access.check(request) {
             // A probe without a token is normal. Only a wrong token is a possible attack.
             if denied == Denied::WrongToken {
@@ -209,6 +213,7 @@ impl Admin {
         }
         gauges.set(Metric::Ready, "", f64::from(u8::from(readiness.ready)));
         gauges.set(Metric::ProcessStart, "", self.inner.started.as_millisecond() as f64 / 1000.0);
+        // The version is the label; the value is always 1.
         gauges.set(Metric::BuildInfo, env!("CARGO_PKG_VERSION"), 1.0);
         Ok(gauges)
     }
@@ -220,6 +225,7 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
         let count = totals.instances.get(state.as_str()).copied().unwrap_or(0);
         gauges.set(Metric::Instances, state.as_str(), count as f64);
     }
+    // Jobs in a final state are not exported.
     for state in schedule::JobState::ALL.into_iter().filter(|state| state.is_live()) {
         gauges.set(Metric::Jobs, state.as_str(), of_jobs(totals, state) as f64);
     }

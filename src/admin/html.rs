@@ -1,7 +1,7 @@
 //! HTML that is safe by its types: text is always escaped, and nothing else adds text to a page.
 //!
 //! Everything that a marketplace sends is untrusted. Names of elements and attributes are our own words
-//! (`&'static str`), values and texts are escaped, and every computed target of a link is a [`Link`].
+//! (`&'static str`). Values and texts are escaped. Every computed target of a link is a [`Link`].
 
 use super::target::Link;
 use spid_hook::text;
@@ -78,6 +78,7 @@ impl Html {
             self.0.push(' ');
             self.0.push_str(name);
             self.0.push_str("=\"");
+            // The same escaping is correct for texts and for quoted attribute values.
             self.text(value);
             self.0.push('"');
         }

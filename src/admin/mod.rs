@@ -26,16 +26,16 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 
-use spid_core::query::QueryError;
-use spid_hook::Secret;
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
 use crate::net::{Handler, Method, Request, Response};
 use crate::observe::denied::Refusals;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{MendError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Denied, Operator};
 use guesses::Guesses;
+use spid_core::query::QueryError;
+use spid_hook::Secret;
+use spid_hook::id::Id;
+use spid_hook::time::Clock;
 use target::Target;
 
 /// Options for the admin listener.
@@ -138,7 +138,9 @@ impl Admin {
         let random = || {
             Id::new(started).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))
         };
+        // Two ids, because only 74 of an id's 128 bits are random.
         let form_token = Secret::new(format!("{}{}", random()?, random()?));
+        // Export the counters with 0 from the start, so that a first denial is visible as an increase.
         for denied in [Denied::NoToken, Denied::WrongToken] {
             parts.metrics.announce(Metric::TurnedAway, [denied.as_str(), ""]);
         }
@@ -174,6 +176,7 @@ impl Admin {
         let peer = request.peer;
         let turn = self.inner.guesses.note(peer.ip(), Instant::now());
         if let Some(unlogged) = turn.log {
+            // The field is absent if nothing was suppressed.
             let suppressed = (unlogged > 0).then_some(unlogged);
             tracing::warn!(%peer, suppressed, "a wrong token was shown to the admin listener");
         }
@@ -182,6 +185,7 @@ impl Admin {
 
     /// Answers a denied request.
     async fn deny(&self, denied: Denied, request: &Request) -> Response {
+        // Delay a guess. If too many are delayed already, refuse at once to keep connections free.
         if self.note(denied, request) && !self.inner.guesses.wait().await {
             return Response::text(429, "too many wrong tokens came from this address\n")
                 .with_header("retry-after", "1");
@@ -227,6 +231,7 @@ impl Handler for Admin {
             }
             "/livez" => Response::text(200, "alive\n"),
             "/readyz" => self.ready(&request).await,
+            // Metrics contain only totals, so they have a weaker rule than the data below.
             "/metrics" => match self.inner.access.may_count(&request) {
                 Ok(()) => self.metrics().await,
                 Err(denied) => self.deny(denied, &request).await,
@@ -236,6 +241,7 @@ impl Handler for Admin {
                 Err(denied) => self.deny(denied, &request).await,
             },
         };
+        // Answers may contain text of others, which a browser must not interpret as another type.
         answer.with_header("x-content-type-options", "nosniff")
     }
 }

@@ -7,10 +7,10 @@
 use serde::Serialize;
 
 use super::{Admin, Fault};
-use spid_hook::callback::Answer;
-use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::{Act, Approved, Instead, MendError, Mender};
+use spid_hook::callback::Answer;
+use spid_hook::id::Id;
 
 /// Admin operation and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +154,7 @@ pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
 impl Admin {
     /// Runs an operation and wakes the dispatcher.
     pub(super) async fn act(&self, deed: Deed, act: Act) -> Result<Report, Fault> {
+        // Names are resolved by the daemon's reader, before a second connection is opened.
         let instance = match &deed {
             Deed::Complete { instance: named, .. } | Deed::Release(named) => self.number_of(named).await?,
             _ => 0,
@@ -172,6 +173,7 @@ impl Admin {
             let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
             deed.run(&mut mender, instance, &act)
         };
+        // The operation waits for SQLite's lock, so it must not block an async thread.
         let done = tokio::task::spawn_blocking(work).await;
         let report = done.map_err(|_| Fault::new(500, "the act fell over: this is a bug"))??;
         tracing::info!(act = word, who, "done by hand: {}", report.message);

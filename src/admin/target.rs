@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::Fault;
-use spid_core::query;
 use crate::net::Request;
 use crate::observe::limits;
+use spid_core::query;
 
 /// Decoded request target.
 #[derive(Debug)]
@@ -16,6 +16,7 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn of(request: &Request) -> Result<Target, Fault> {
+        // Split before decoding: an encoded `/` belongs to a name.
         let segments = request.path().split('/').filter(|part| !part.is_empty()).map(decode);
         let segments = segments.collect::<Option<_>>();
         let segments = segments.ok_or_else(|| Fault::new(400, "the path is not percent-encoded text"))?;
@@ -88,6 +89,7 @@ impl Link {
         self.path.push('/');
         for byte in text.bytes() {
             match byte {
+                // Dots are encoded, too: browsers resolve the segments `.` and `..`.
                 b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => self.path.push(char::from(byte)),
                 byte => self.path.push_str(&format!("%{byte:02X}")),
             }

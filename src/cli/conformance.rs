@@ -81,12 +81,14 @@ pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) 
     }
     let mut progress = Progress::new(suite.selected()?.len());
     let judgement = runtime()?.block_on(judged(&suite, &mut progress))?;
+    // Clears the progress bar, so that it does not mix with the results.
     drop(progress);
     if arguments.json {
         output.json(&judgement)?;
     } else {
         tell(&judgement, arguments.verbose, output)?;
     }
+    // Instances that could not be released may cost money, so they are always reported.
     tell_left_behind(&judgement, output);
     // Files come last: if a file cannot be written, the results are already printed.
     write_files(&arguments, &judgement)?;
@@ -95,6 +97,7 @@ pub(super) fn conformance(arguments: ConformanceArguments, output: &mut Output) 
 
 /// Runs the suite. The first Ctrl-C ends the tests and gives back what was bought; the second one ends at once.
 async fn judged(suite: &Suite, progress: &mut Progress) -> Result<Judgement, Failure> {
+    // The suite handles the first interrupt itself; this future waits for the second one.
     let twice = async {
         interrupted().await;
         interrupted().await;
@@ -124,6 +127,7 @@ fn write_files(arguments: &ConformanceArguments, judgement: &Judgement) -> Done 
 
 fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
     for url in std::iter::once(&arguments.to).chain(&arguments.sign_on_url) {
+        // The test buys for real: a mistyped address must not reach a production system.
         if !url.is_loopback() && !arguments.yes {
             let message = format!("{} is not this machine, and this buys there", url.authority());
             return Err(Failure::new(Exit::Usage, message).hint(
@@ -262,6 +266,7 @@ fn verdict(judgement: &Judgement) -> Done {
     if judgement.passed {
         return Ok(());
     }
+    // A stopped test is no success, even if no case has failed so far.
     if judgement.stopped {
         let count = judgement.cases.len();
         return Err(Failure::new(Exit::NotMet, format!("stopped before its end: {count} cases were judged")));
@@ -283,6 +288,7 @@ impl Progress {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_message("the first purchase");
+        // Keeps the bar moving while a case waits for an answer.
         bar.enable_steady_tick(Duration::from_millis(TICK_MS));
         Progress(bar)
     }

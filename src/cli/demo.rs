@@ -10,13 +10,13 @@ use super::output::Output;
 use super::scenario::{Kept, Narrator, summary};
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{Config, DEV_KEY};
-use spid_core::signature::Keys;
-use spid_hook::Secret;
-use spid_hook::AnyHook;
-use spid_hook::time::Clock;
 use crate::lab::scenario::{Scenario, Target};
 use crate::net::Url;
 use crate::serve::daemon::{Daemon, DaemonOptions};
+use spid_core::signature::Keys;
+use spid_hook::AnyHook;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 
 const LIFE: &str = include_str!("../../spi-fixtures/alibaba/life.toml");
 
@@ -30,10 +30,12 @@ pub(super) struct DemoArguments {
 pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
     let scenario =
         Scenario::parse(LIFE, "life.toml").map_err(|error| Failure::new(Exit::Bug, error.to_string()))?;
+    // The folder is deleted when this variable is dropped, at the end of the demo.
     let folder = tempfile::Builder::new()
         .prefix("spid-demo-")
         .tempdir()
         .map_err(|error| Failure::new(Exit::Io, format!("no temporary folder could be made: {error}")))?;
+    // The demo uses the configuration of `serve --dev`.
     let config = Config::dev(&[], hook)?;
     let options = DaemonOptions::new(Some(folder.path().join("spid.db")), config.endpoints, config.runner);
     runtime()?.block_on(run(&arguments, &scenario, options, output))
@@ -48,6 +50,7 @@ async fn run(
     let failed = |error: std::io::Error| {
         Failure::new(Exit::Io, format!("no port could be had on this machine: {error}"))
     };
+    // Port 0 lets the system choose a free port, so that the demo runs beside a daemon.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
     let daemon = Daemon::start(listener, None, options).await?;
     let target = target(&daemon)?;

@@ -8,13 +8,13 @@ use super::lines::InstanceLine;
 use super::output::Output;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments};
-use spid_hook::instance::State;
-use spid_core::lifecycle::schedule;
-use spid_hook::callback::Action;
-use spid_hook::text::plain_json;
 use crate::lab::scenario::Seen;
 use crate::lab::scenario::export::{Became, Export, Kept};
 use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader, each_instance};
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::Action;
+use spid_hook::instance::State;
+use spid_hook::text::plain_json;
 
 #[derive(Args)]
 pub(super) struct ExportArguments {
@@ -64,6 +64,7 @@ pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
         let (row, callback) = reader
             .callback(*number)?
             .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
+        // A pruned callback has no parameters left.
         if let Some(at) = callback.pruned_at {
             let text = format!("what callback {number} said was pruned at {at}; there is nothing to export");
             return Err(Failure::new(Exit::Data, text));
@@ -90,6 +91,7 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
     let life = reader.life(id, arguments.account.as_deref())?;
     let row = life.instance.clone();
     let kept = lived(&reader, life)?;
+    // A replay cannot repeat the result of these callbacks, so they cannot be steps of a scenario.
     let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
     if left_out > 0 {
         output.complain(&format!(
@@ -177,8 +179,10 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
 fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
     let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
     let mut rows = life.callbacks;
+    // Sign-ons and queries change no instance, so a replay does not need them.
     rows.retain(|row| !matches!(row.action, Action::SignOn | Action::Query));
     rows.sort_by_key(|row| {
+        // A job is created when its callback is carried out: at once, or when it is approved.
         let job = row.job.and_then(|number| jobs.get(&number));
         (job.map_or(row.last_received_at, |job| job.created_at), row.number)
     });
@@ -193,6 +197,7 @@ fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
 
 fn became(row: &CallbackRow, jobs: &Jobs) -> Became {
     match row.disposition {
+        // Recorded callbacks need no job, so they are done when they are recorded.
         Disposition::Recorded => Became::Done,
         Disposition::Held => Became::Held,
         Disposition::Refused => Became::Refused,

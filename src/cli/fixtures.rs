@@ -74,7 +74,9 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Done {
     for entry in std::fs::read_dir(path).map_err(failed)? {
         inside.push(entry.map_err(failed)?.path());
     }
+    // The system lists a folder in no particular order.
     inside.sort();
+    // Files like `_common.toml` are no scenarios of their own.
     let is_part =
         |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"));
     let is_ours =

@@ -37,6 +37,7 @@ pub(super) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) 
     let said = in_words(&answer.body);
     match answer.status {
         200 => output.line(&said),
+        // A daemon that answers "not ready" (1) differs from one that does not answer (69).
         status => Err(Failure::new(Exit::NotMet, format!("{url}: {status} {said}"))),
     }
 }

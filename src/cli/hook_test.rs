@@ -15,17 +15,17 @@ use tokio::process::Command;
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{self, Config, Environment, ProcessEnvironment};
-use spid_hook::instance::Instance;
-use spid_hook::Secret;
-use spid_hook::webhook::{WebhookKey, WebhookKeys};
-use spid_hook::callback::Action;
-use spid_hook::testing::{Attempted, Check, Observer};
-use spid_hook::{AnyHook, HookError};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::runner::Runner;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_hook::Secret;
+use spid_hook::callback::Action;
+use spid_hook::instance::Instance;
+use spid_hook::testing::{Attempted, Check, Observer};
+use spid_hook::webhook::{WebhookKey, WebhookKeys};
+use spid_hook::{AnyHook, HookError};
 
 /// Default number of attempts at each action that are interrupted at a random moment; an executable is killed.
 const KILLS_COUNT: u32 = 4;
@@ -187,6 +187,7 @@ impl TestArguments {
                 .ok_or_else(|| wrong("--hook", not_reached(&config.runner, name.unwrap_or_default())))?;
             return Ok((named.hook.clone().into(), Some(named.timeout)));
         }
+        // Without an option only a program that embeds spid has a hook.
         let hook = in_process.ok_or_else(|| {
             Failure::new(Exit::Usage, "which hook?").hint("--exec CMD…, --http URL or --config FILE")
         })?;
@@ -277,6 +278,7 @@ async fn counted(command: Vec<String>, instance: Instance) -> Result<usize, Hook
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
+    // Dropping stdin closes the pipe, so a probe that reads to the end can continue.
     if let Some(mut stdin) = child.stdin.take() {
         // A probe that reads only its environment may close its input early.
         let _ = stdin.write_all(&serde_json::to_vec(&instance)?).await;

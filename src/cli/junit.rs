@@ -78,6 +78,7 @@ fn escaped(text: &str) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
+            // XML readers turn a plain line break in an attribute into a space.
             '\n' => escaped.push_str("&#10;"),
             '\t' => escaped.push_str("&#9;"),
             c if !is_plain(c) => escaped.push('\u{fffd}'),

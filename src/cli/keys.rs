@@ -37,6 +37,7 @@ impl KeyArguments {
                     value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text")),
                 )
             }
+            // clap requires exactly one source, so this is `--dev`.
             (None, None) => ("dev", "--dev", Ok(Secret::new(DEV_KEY))),
         };
         let key = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));

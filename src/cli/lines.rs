@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::store::{Import, Possession};
 use spid_hook::instance::{Instance, State};
 use spid_hook::time::read_rfc3339;
-use crate::store::{Import, Possession};
 
 /// Line of the file: a single instance.
 #[derive(Debug, Serialize, Deserialize)]
@@ -111,6 +111,7 @@ impl InstanceLine {
 
     /// Converts the line for the store; `origin` is the file and line where it was read.
     pub(super) fn import(self, origin: String) -> Import {
+        // A placeholder: `dated` below tells the import if the line has a date.
         let created_at = self.created_at.unwrap_or(Timestamp::UNIX_EPOCH);
         let instance = Instance {
             id: self.id,
@@ -129,6 +130,7 @@ impl InstanceLine {
             began: self.began.unwrap_or(true),
             tombstone: self.tombstone,
             converted: self.converted,
+            // spid did not create the instance and does not know its history, so an early expire of it is held.
             adopted: true,
             claimed_at: self.claimed_at,
             tenant: self.tenant,

@@ -21,8 +21,8 @@ use tracing_subscriber::registry::LookupSpan;
 use super::stderr::Stderr;
 use super::{Exit, Failure};
 use crate::config::LogFormat;
-use spid_hook::text;
 use crate::observe::metrics::Metrics;
+use spid_hook::text;
 
 /// Function that replaces the log filter.
 type Change = Box<dyn Fn(EnvFilter) + Send + Sync>;
@@ -66,6 +66,7 @@ impl Logging {
         let ours = logger.try_init().is_ok();
         let change: Change = Box::new(move |filter| drop(handle.reload(filter)));
         Ok(Logging {
+            // A choice of the command line is final, so a reload cannot change it.
             change: (ours && filter.is_none()).then_some(change),
             shape: (ours && format.is_none()).then_some(shape),
             stderr,
@@ -176,6 +177,7 @@ where
     map.serialize_entry("timestamp", &now())?;
     map.serialize_entry("level", &event.metadata().level().as_serde())?;
     map.serialize_entry("target", event.metadata().target())?;
+    // Outer spans come first.
     for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
         let extensions = span.extensions();
         let fields = extensions.get::<FormattedFields<N>>().map_or("", |fields| fields.fields.as_str());
@@ -187,6 +189,7 @@ where
     let mut visitor = SerdeMapVisitor::new(map);
     event.record(&mut visitor);
     visitor.take_serializer()?.end()?;
+    // JSON strings may contain characters that terminals interpret, so these are escaped, too.
     Ok(text::plain_json(&String::from_utf8_lossy(&line)).into_owned())
 }
 

@@ -15,14 +15,14 @@ use super::scenario::briefly;
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::config::{self, Environment, ProcessEnvironment};
-use spid_core::dialect::Sending;
-use spid_hook;
-use spid_hook::callback::Answer;
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
 use crate::store::{Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored};
+use spid_core::dialect::Sending;
+use spid_hook;
+use spid_hook::callback::Answer;
+use spid_hook::id::Id;
+use spid_hook::time::Clock;
 
 /// Arguments of every admin operation.
 #[derive(Args)]
@@ -91,6 +91,7 @@ pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
     let id = arguments.id;
     match mender.retry(id, &act)? {
         None => output.line(&format!("job {id} is due now")),
+        // The jobs of an instance run in order.
         Some(ahead) => output.line(&format!("job {id} is due once job {ahead} before it has ended")),
     }
 }
@@ -213,6 +214,7 @@ pub(super) struct CompleteArguments {
 }
 
 pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Done {
+    // The reader finds the instance; `begin` then opens the database for writing.
     let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
     let answer = match &arguments.answer {
         Some(path) => answer(path)?,
@@ -228,7 +230,8 @@ pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Don
 
 fn answer(path: &Path) -> Result<Answer, Failure> {
     let text = read_input(path)?;
-    hook::read_answer(&text).map_err(|error| Failure::new(Exit::Data, format!("{}: {error}", path.display())))
+    spid_hook::read_answer(&text)
+        .map_err(|error| Failure::new(Exit::Data, format!("{}: {error}", path.display())))
 }
 
 fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
@@ -307,10 +310,12 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     let text = String::from_utf8(text)
         .map_err(|_| Failure::new(Exit::Data, format!("{} is not UTF-8", arguments.file.display())))?;
     let imports = imports(&text, &arguments.file)?;
+    // Check the accounts before the database is opened for writing.
     if !arguments.any_account {
         check_accounts(&imports, arguments.act.store.accounts()?.as_deref())?;
     }
     let (mut mender, act) = arguments.act.begin()?;
+    // A release before the import has left a tombstone, and no hook has run for it.
     let Imported { released_before } = mender.import(&imports, &act)?;
     output.line(&format!("{} instances imported", imports.len()))?;
     for name in released_before {
@@ -344,6 +349,7 @@ fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Fa
 }
 
 fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
+    // Collect all wrong lines, so that one run shows all of them.
     let mut imports = Vec::new();
     let mut wrong = Vec::new();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
@@ -398,6 +404,7 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
             format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
         return Err(Failure::new(Exit::Data, text));
     }
+    // The option overrides the stored dialect.
     let said = arguments.dialect.as_deref().or(callback.dialect.as_deref());
     let dialect = dialect_named(said.unwrap_or("alibaba"))?;
     let sending = Sending::at(Clock::System.now());
@@ -447,6 +454,7 @@ pub(super) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done 
     let Restored { held, missing_key } =
         crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
     output.line(&format!("{} is restored; unfinished jobs that are held now: {held}", path.display()))?;
+    // The backup may be old: the marketplace's or the seller's side may have moved on since.
     if held > 0 {
         output.complain("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
     }

@@ -42,11 +42,11 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
-use spid_hook::AnyHook;
 use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
 use logging::Logging;
 use output::Output;
+use spid_hook::AnyHook;
 use stderr::Stderr;
 
 /// Exit code of a failed command.
@@ -54,15 +54,15 @@ use stderr::Stderr;
 pub(crate) enum Exit {
     /// An expectation of the command was not met: a check, test or comparison failed.
     NotMet = 1,
-    /// The command line is wrong.
+    /// Wrong command line.
     Usage = 64,
-    /// The input data is wrong.
+    /// Wrong input data.
     Data = 65,
-    /// The input does not exist.
+    /// Missing input: a file, or a row of the database.
     NoInput = 66,
     /// A service that must answer does not answer.
     Unavailable = 69,
-    /// spid has a bug.
+    /// Bug in spid.
     Bug = 70,
     /// Reading or writing failed.
     Io = 74,
@@ -70,7 +70,7 @@ pub(crate) enum Exit {
     TryAgain = 75,
     /// Permission denied.
     Permission = 77,
-    /// The configuration is wrong.
+    /// Wrong configuration.
     Config = 78,
 }
 
@@ -107,10 +107,13 @@ impl From<Mistakes> for Failure {
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Failure {
         let exit = match &error {
+            // The user must name or restore a database.
             StoreError::NotThere(_) | StoreError::Lost(..) | StoreError::Outdated(..) => Exit::NoInput,
+            // Another process uses the database, or the store is overloaded: a later run can succeed.
             StoreError::Busy | StoreError::InUse(_) | StoreError::OtherName(_) | StoreError::Overloaded => {
                 Exit::TryAgain
             }
+            // The file itself is the problem: a retry does not help.
             StoreError::NotOurs(_)
             | StoreError::Newer(..)
             | StoreError::Older(..)
@@ -119,6 +122,7 @@ impl From<StoreError> for Failure {
             | StoreError::Corrupt(_) => Exit::Data,
             StoreError::Seal(_) => Exit::Config,
             StoreError::Denied(_) => Exit::Permission,
+            // No command should get these errors: spid has a bug.
             StoreError::Inconsistent(_) | StoreError::Stopped | StoreError::Replayed => Exit::Bug,
             StoreError::Io(_)
             | StoreError::Full
@@ -165,7 +169,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the daemon.
+    /// Run the daemon, which receives callbacks and runs hooks.
     Serve(serve::ServeArguments),
     /// Check a configuration and every file it names, without opening a listener.
     CheckConfig(serve::CheckArguments),
@@ -189,7 +193,7 @@ enum Command {
     Conformance(Box<conformance::ConformanceArguments>),
     /// Simulate a marketplace: orders, renewals, expiries and releases, and the losses that the answers imply.
     Simulate(Box<simulate::SimulateArguments>),
-    /// Copy the database while the daemon runs.
+    /// Back up the database; the daemon may be running.
     Backup(mend::BackupArguments),
     /// Restore a backup; every unfinished job in it becomes held.
     Restore(mend::RestoreArguments),
@@ -264,6 +268,7 @@ impl StoreArguments {
     /// Path of the database, and the store options of the configuration.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
+            // Two explicit choices contradict each other; only SPID_CONFIG may be overridden.
             (Some(_), config) if is_typed(config.as_deref()) => {
                 return Err(Failure::new(
                     Exit::Usage,
@@ -302,6 +307,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
                 Cow::Borrowed(_) => drop(error.print()),
             }
             stderr.flush();
+            // `--help` and `--version` also end here, but they are no errors.
             return if error.use_stderr() { code(Exit::Usage) } else { ExitCode::SUCCESS };
         }
     };

@@ -30,6 +30,7 @@ impl Output {
         match writeln!(std::io::stdout().lock(), "{}", text::plain_lines(line)) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                // Discard later output, but let the command finish its work.
                 self.closed = true;
                 Ok(())
             }
@@ -53,6 +54,7 @@ impl Output {
     pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
         let rows: Vec<Vec<String>> =
             rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
+        // Widths are in characters, not bytes: names of buyers and products may be Chinese.
         let width = |column: usize| {
             let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
             cells.chain(header.get(column).map(|name| name.len())).max().unwrap_or(0)
@@ -62,6 +64,7 @@ impl Output {
         for row in std::iter::once(&header).chain(&rows) {
             let cells: Vec<String> =
                 row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            // The last column needs no padding.
             self.line(cells.join("  ").trim_end())?;
         }
         Ok(())

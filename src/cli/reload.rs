@@ -12,11 +12,11 @@ use std::path::PathBuf;
 use super::logging::Logging;
 use super::serve;
 use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
-use spid_hook::AnyHook;
 use crate::observe::metrics::Metric;
 use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;
 use crate::store::encryption::Sealer;
+use spid_hook::AnyHook;
 
 /// Source of the configuration, for the start and for every reload.
 #[derive(Clone)]
@@ -103,6 +103,7 @@ impl Reloader {
         let changed = self.current.changes(&config);
         let mut keys: Vec<String> =
             changed.iter().filter(|key| NEEDS_RESTART.contains(&key.as_str())).cloned().collect();
+        // A new certificate can be used at once, but a listener cannot switch between HTTP and TLS.
         if self.current.tls.is_some() != config.tls.is_some() {
             keys.push("server.tls".to_owned());
         }

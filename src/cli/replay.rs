@@ -11,10 +11,10 @@ use super::output::Output;
 use super::scenario::{Kept, Narrator, Progress, summary};
 use super::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
-use spid_hook::time::Clock;
 use crate::lab::scenario::{Report, Scenario, ScenarioError, States, StepReport, Target};
 use crate::net::Url;
 use crate::store::Reader;
+use spid_hook::time::Clock;
 
 #[derive(Args)]
 pub(super) struct ReplayArguments {
@@ -97,6 +97,7 @@ fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
         target.other_keys.insert(name.to_owned(), keys_in(Path::new(file))?);
     }
     for url in std::iter::once(&target.url).chain(target.endpoints.values()) {
+        // A mistyped address must not reach a production system.
         if !url.is_loopback() && !arguments.yes {
             let authority = url.authority();
             let message =
@@ -162,6 +163,7 @@ fn tell(report: &Report, quiet: bool, output: &mut Output) -> Done {
 
 /// Exit code of the run: an endpoint that does not answer (69) differs from one that answers wrongly (1).
 fn verdict(reports: &[Report]) -> Done {
+    // Report a missing endpoint first: the other failures follow from it.
     if let Some(error) = reports.iter().find_map(|report| report.error.as_deref()) {
         return Err(Failure::new(Exit::Unavailable, error));
     }

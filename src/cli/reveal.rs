@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Done, Failure, StoreArguments, mend};
-use spid_hook::callback::{Answer, Fields};
 use crate::store::{JobRow, Revealed};
+use spid_hook::callback::{Answer, Fields};
 
 #[derive(Args)]
 pub(super) struct RevealArguments {

@@ -9,9 +9,9 @@ use serde::Serialize;
 use super::output::{Output, shown};
 use super::{Done, Exit, Failure};
 use crate::config::{Config, ProcessEnvironment};
+use crate::hooks::runner::{NamedHook, Route, Runner};
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::{AnyHook, Subject};
-use crate::hooks::runner::{NamedHook, Route, Runner};
 
 #[derive(Args)]
 pub(super) struct RouteArguments {
@@ -60,6 +60,7 @@ pub(super) fn route(arguments: RouteArguments, hook: Option<AnyHook>, output: &m
         buyer: arguments.buyer.as_deref(),
     };
     let routed = config.runner.route(&subject);
+    // Routes behind the matching one were not tried.
     let tried = routed.route.map_or(usize::MAX, |(index, _)| index);
     let passed = config.runner.routes().enumerate().take(tried);
     let passed =
@@ -100,6 +101,7 @@ pub(super) fn print_all(runner: &Runner, output: &mut Output) -> Done {
     for hook in runner.hooks() {
         output.line(&format!("  hook {}", described(hook)))?;
         let leads = |name: &str| name == hook.name;
+        // Such a hook never runs: probably a route is missing.
         if !leads(runner.default_hook()) && !runner.routes().any(|route| leads(&route.hook)) {
             output.complain(&format!("warning: no route leads to the hook `{}`", shown(&hook.name)));
         }

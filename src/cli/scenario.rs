@@ -5,9 +5,9 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::output::{Output, shown};
-use spid_hook::instance::State;
 use crate::lab::scenario::{Answered, Observer, Report, Seen, Sent, States, StepReport};
 use crate::store::Reader;
+use spid_hook::instance::State;
 
 /// States of a scenario's instances, read from the store.
 pub(super) struct Kept<'a>(pub(super) &'a Reader);
@@ -131,6 +131,7 @@ pub(super) struct Progress(ProgressBar);
 impl Progress {
     pub(super) fn new(requests: u64) -> Progress {
         let bar = ProgressBar::new(requests);
+        // A short run needs no bar, and a log file must not contain one.
         if requests < LONG_RUN || !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }

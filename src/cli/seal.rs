@@ -61,6 +61,7 @@ struct KeyLine {
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     let (path, options) = arguments.store.place()?;
     let sealed = mend::mender(&arguments.store)?.sealed()?;
+    // A key that cannot be read is only a warning here: the status helps to find the problem.
     let known = options.sealer(&path).map(|sealer| sealer.ids()).unwrap_or_else(|error| {
         output.complain(&format!("warning: {error}"));
         Vec::new()
@@ -85,6 +86,7 @@ fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
 
 fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<KeyLine> {
     let configured = known.iter().enumerate().map(|(index, key)| {
+        // The first configured key encrypts; the others only decrypt.
         let which = if index == 0 { "current" } else { "previous" };
         (Some(*key), which, sealed.remove(&Some(*key)).unwrap_or(0))
     });
@@ -110,6 +112,7 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
             done.resealed, done.key, done.remaining
         ))?;
     }
+    // The old key must not be destroyed while answers depend on it.
     if done.remaining > 0 {
         return Err(Failure::new(
             Exit::NotMet,

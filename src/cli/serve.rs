@@ -13,13 +13,13 @@ use super::output::Output;
 use super::reload::{Reloader, Source};
 use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
 use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
-use spid_hook::AnyHook;
 use crate::net::ServerOptions;
 use crate::observe::limits;
 use crate::observe::metrics::Metrics;
 use crate::serve::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::serve::dispatch::DispatchOptions;
 use crate::serve::supervisor::{Sockets, Supervisor};
+use spid_hook::AnyHook;
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = true)]
@@ -81,7 +81,9 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     let dev = arguments.mode.dev;
     let source = arguments.source(hook)?;
     let mut config = source.clone().read()?;
+    // The store and the log count in the same metrics.
     config.store.metrics = metrics;
+    // The warnings below already follow the configured level and format.
     logging.configure(config.log_level, config.log_format);
     warn(&config);
     run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
@@ -130,6 +132,7 @@ impl ServeArguments {
                 "`--dev` goes without a configuration: give `--config` or `--dev`",
             ));
         }
+        // With the public key of `--dev`, other machines could sign requests.
         if let Some(listen) = self.listen.filter(|listen| dev && !listen.ip().is_loopback()) {
             return Err(Failure::new(
                 Exit::Usage,
@@ -142,6 +145,7 @@ impl ServeArguments {
         let db = db.transpose().map_err(|_| Failure::new(Exit::Usage, "`--db` is not text"))?;
         let flag = |name, key, value: Option<String>| value.map(|value| Flag { name, key, value });
         let flags = [flag("--listen", "server.listen", listen), flag("--db", "store.path", db)];
+        // `--dev` ignores the SPID_CONFIG of the environment.
         let path = self.mode.config.filter(|_| !dev);
         Ok(Source { path, flags: flags.into_iter().flatten().collect(), hook })
     }
@@ -198,6 +202,7 @@ async fn listen(
     dev: bool,
 ) -> Result<(TcpListener, Option<TcpListener>), Failure> {
     let listener = match supervised::handed(sockets.spi, Some(config.listen))? {
+        // The configuration checks only `server.listen`, so a socket of the supervisor is checked here.
         Some(listener) if dev || config.has_known_key() => {
             supervised::only_on_this_machine(&listener, "an endpoint has a key that everyone knows")?;
             listener
@@ -256,6 +261,7 @@ impl Share {
     /// Divides `limit`: hooks get half of the unreserved descriptors, or less if they cannot use so many. The two
     /// listeners share the rest.
     fn of(limit: u64) -> Share {
+        // Enough for all limits at once, so nothing needs to be divided.
         if limit >= limits::DESCRIPTORS_WANTED_COUNT {
             return Share {
                 connections: limits::CONNECTIONS_MAX_COUNT,
@@ -266,6 +272,7 @@ impl Share {
         let clamp =
             |count: u64, least: usize, most: usize| usize::try_from(count).unwrap_or(most).clamp(least, most);
         let jobs = clamp(free / 2 / limits::DESCRIPTORS_PER_JOB_COUNT, 1, limits::JOBS_RUNNING_MAX_COUNT);
+        // Both listeners have the same limit.
         let of_hooks = limits::DESCRIPTORS_PER_JOB_COUNT * jobs as u64;
         let connections = free.saturating_sub(of_hooks) / 2;
         let connections = clamp(connections, limits::CONNECTIONS_MIN_COUNT, limits::CONNECTIONS_MAX_COUNT);
@@ -283,6 +290,7 @@ fn descriptors(soft: Option<u64>, hard: Option<u64>) -> Option<(u64, bool)> {
 
 async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
     TcpListener::bind(address).await.map_err(|error| {
+        // Distinct codes: a privileged port needs permission, a used port may become free.
         let exit = match error.kind() {
             std::io::ErrorKind::PermissionDenied => Exit::Permission,
             std::io::ErrorKind::AddrInUse => Exit::Unavailable,
@@ -324,6 +332,7 @@ impl Signals {
         };
         let reloads = async {
             while hang_up.recv().await.is_some() {
+                // A supervisor waits for `ready` after `reloading`, even if the reload was refused.
                 supervisor.reloading();
                 reloader.reload(&daemon).await;
                 supervisor.ready(&format!("taking callbacks on {}", daemon.address()));
@@ -350,6 +359,7 @@ impl Signals {
                 tracing::info!(answered, cut, closed, "stopped");
                 broken.map_or(Ok(()), |part| Err(ended(part)))
             }
+            // Never completes: it only prevents the watchdog from ending the stop.
             () = supervised::feed_watchdog_while_stopping(supervisor) => Ok(()),
             () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
         }

@@ -7,15 +7,15 @@ use jiff::Timestamp;
 use super::output::{Output, shown};
 use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
-use spid_hook::instance::State;
-use spid_core::lifecycle::schedule;
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::{
     ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
     JobRow, Life, ListedCallback, ViewError,
 };
+use spid_core::lifecycle::schedule;
+use spid_hook::id::Id;
+use spid_hook::instance::State;
+use spid_hook::time::Clock;
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
 const RESET_HINT: &str = "hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page";
@@ -132,7 +132,7 @@ pub(super) enum CallbacksCommand {
 
 #[derive(Subcommand)]
 pub(super) enum HeldCommand {
-    /// List everything that waits for an operator: held callbacks, held and dead jobs.
+    /// List everything that waits for an operator: held callbacks, and held, dead and pending jobs.
     List {
         #[command(flatten)]
         list: ListArguments,
@@ -204,6 +204,7 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
             let life = show.store.reader()?.life(&id, account.as_deref())?;
             let instance = &life.instance.instance;
             let target = format!("instance {} of {}", text(life.instance.name()), instance.account);
+            // The audit entry is written here, before anything is printed.
             let secrets = reveal.secrets(&show.store, &target, &life.jobs)?;
             if show.json {
                 return output.json(&WithSecrets { shown: &life, secrets });
@@ -321,6 +322,7 @@ fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
             row.state.as_str().to_owned(),
             row.attempts.to_string(),
             row.created_at.to_string(),
+            // Queued jobs show their next attempt, other jobs their end.
             if row.state == schedule::JobState::Queued { row.due_at.to_string() } else { time(row.ended_at) },
             text(row.note.as_deref()),
         ]
@@ -351,6 +353,7 @@ pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done 
                 return output.json(&rows);
             }
             listed_table(&rows, output)?;
+            // The marketplace does not call again by itself after its last delivery.
             if untold && !rows.is_empty() {
                 output.complain(RESET_HINT);
             }
@@ -372,6 +375,7 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
 fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
     for row in rows.filter(|row| row.told_at.is_none()) {
         let Some(budget) = row.budget.map(u64::from) else { continue };
+        // Half is early enough to act before the marketplace gives up.
         if row.deliveries >= budget.div_ceil(2) {
             output.complain(&format!(
                 "warning: callback {} ({}): {} of the marketplace's {budget} tries are spent",
@@ -478,6 +482,7 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     };
     let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "TRIES", "JOB", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    // Print only the hints for kinds that are in the list.
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
         output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …`, `spid held settle CALLBACK --why …` or `spid held reject CALLBACK --why …`");

@@ -10,14 +10,14 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::span::Span;
 use super::{Done, Exit, Failure, runtime};
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
-use spid_hook::text::plain_json;
 use crate::lab::simulator::Market;
 use crate::lab::simulator::ledger::{Kind, Ledger, Summary};
 use crate::lab::simulator::plan::Plan;
 use crate::net::Url;
 use crate::observe::limits;
+use spid_hook::id::Id;
+use spid_hook::text::plain_json;
+use spid_hook::time::Clock;
 
 /// Maximum length of a simulated day. With longer days the dates on the wire would move too far from any clock.
 const DAY_MAX: Span = Span::from_millis(5 * 60_000);
@@ -79,6 +79,7 @@ pub(super) fn simulate(arguments: SimulateArguments, output: &mut Output) -> Don
 }
 
 fn verdict(summary: &Summary, all: usize) -> Done {
+    // An interrupted simulation is no success: the remaining orders were not tested.
     if summary.is_clean() && summary.orders < all {
         let through = summary.orders;
         return Err(Failure::new(Exit::NotMet, format!("stopped: {through} of {all} orders were through")));
@@ -93,6 +94,7 @@ fn verdict(summary: &Summary, all: usize) -> Done {
 }
 
 fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
+    // The simulation buys for real: a mistyped address must not reach a production system.
     if !arguments.to.is_loopback() && !arguments.yes {
         let message = format!("{} is not this machine, and this buys there", arguments.to.authority());
         return Err(Failure::new(Exit::Usage, message)

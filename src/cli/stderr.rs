@@ -37,6 +37,7 @@ pub(super) struct Stderr {
 impl Stderr {
     /// Queues all lines from now on, and counts dropped lines in `metrics`.
     pub(super) fn start_queue(&self, metrics: Metrics) -> io::Result<()> {
+        // The writing thread uses the descriptor directly, because of the lock of `std::io::stderr`.
         let queue = Queue::start(metrics, Descriptor)?;
         // The first queue wins: a second call does not replace it, and its own queue stays empty.
         let _ = self.queue.set(queue);
@@ -151,6 +152,7 @@ enum Next {
 impl Queue {
     /// Starts the thread that writes to `out`.
     fn start(metrics: Metrics, out: impl Write + Send + 'static) -> io::Result<Queue> {
+        // Export both counters with 0 from the start, so that a first drop is visible as an increase.
         for reason in [QUEUE_FULL, NOT_WRITTEN] {
             metrics.announce(Metric::LogLinesDropped, [reason, ""]);
         }
@@ -165,6 +167,7 @@ impl Queue {
     fn push(&self, line: &[u8], most: usize) {
         let mut waiting = self.lock();
         let size = line.len() + LINE_OVERHEAD_BYTES;
+        // Dropping protects the order: it must not wait for the reader of the log.
         if waiting.bytes + size > most {
             waiting.dropped += 1;
             drop(waiting);

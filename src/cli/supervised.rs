@@ -1,4 +1,4 @@
-//! Supervisor support (systemd): sockets it hands over, and its watchdog. See [`crate::supervisor`].
+//! Supervisor support (systemd): sockets it hands over, and its watchdog. See [`crate::serve::supervisor`].
 
 use std::net::SocketAddr;
 
@@ -50,6 +50,7 @@ pub(super) fn handed(
 /// Refuses a handed-over socket that other machines can reach, for a service that only this machine may reach.
 pub(super) fn only_on_this_machine(listener: &TcpListener, why: &str) -> Result<(), Failure> {
     match listener.local_addr() {
+        // The configuration cannot check this address, because the supervisor opened the socket.
         Ok(address) if !address.ip().is_loopback() => Err(Failure::new(
             Exit::Config,
             format!(
@@ -65,6 +66,7 @@ pub(super) async fn feed_watchdog(supervisor: &Supervisor, daemon: &Daemon) {
     let Some(every) = supervisor.alive_every() else { return std::future::pending().await };
     loop {
         match daemon.alive().await {
+            // The writer and the dispatcher have made progress.
             Ok(()) => supervisor.alive(),
             // Without a notification the supervisor's timeout expires, and it restarts the daemon.
             Err(part) => {

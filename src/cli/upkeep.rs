@@ -69,12 +69,14 @@ struct Report<'a> {
 impl PruneArguments {
     fn act(&self) -> Result<Act, Failure> {
         match (&self.why, self.dry_run) {
+            // A dry run changes nothing, so it needs no reason and no audit entry.
             (None, true) => Ok(Act { who: String::new(), why: String::new() }),
             (why, _) => mend::act(self.who.as_deref(), why.as_deref().unwrap_or_default()),
         }
     }
 
     fn options(&self) -> Result<PruneOptions, Failure> {
+        // Only the configuration knows `policy.secrets_window`: the default could be too short.
         if self.secrets && !self.store.is_configured() {
             let message = "`--secrets` without a configuration might forget passwords that are still told";
             let hint = "give --config FILE in place of --db: it says for how long passwords are repeated";
@@ -101,6 +103,7 @@ pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     let mut mender = mend::mender(&arguments.store)?;
     let mut ticker = Ticker::new("rows looked at");
     let pruned = mender.prune(options, &act, &mut |count| ticker.tell(count));
+    // Clear the progress line before the result or an error is printed.
     ticker.end();
     let pruned = pruned?;
     if arguments.json {
@@ -108,6 +111,7 @@ pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     } else {
         tell(arguments, &pruned, output)?;
     }
+    // The prune itself succeeded; only the promise to leave no trace is not kept.
     if arguments.vacuum && !pruned.traceless {
         return Err(Failure::new(
             Exit::TryAgain,

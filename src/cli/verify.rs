@@ -65,7 +65,9 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
     let dialect = dialect_named(&arguments.dialect)?;
     let keys = arguments.key.keys()?;
     let headers = headers(arguments)?;
+    // The argument may be a whole URL or only its query string.
     let query = arguments.url.split_once('?').map_or(arguments.url.as_str(), |(_, query)| query);
+    // Names are in lower case, because header names are not case-sensitive.
     let header =
         |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
     let request = RawRequest {
@@ -78,6 +80,7 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
         Ok(signed) => signed,
         Err(refusal) => return Ok(refused(&refusal)),
     };
+    // Verification consumes the request, but the explanation of a failure needs its parts.
     let parts = signed.parts.clone();
     let presented = signed.presented.clone();
     Ok(match signed.verify(&keys) {

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use super::reader::Table;
 use super::{Config, Environment, Mistake, Mistakes, Origin, text_of};
-use spid_hook::AnyHook;
 use crate::serve::intake::Orphans;
 use crate::store::encryption::KeyId;
 use crate::store::{self, Sealed, StoreOptions};
+use spid_hook::AnyHook;
 
 /// Configuration that a daemon would start with.
 pub struct Checked {
@@ -29,6 +29,7 @@ pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) 
     };
     let source = path.display().to_string();
     let config = Config::parse_and(&text_of(path)?, &source, environment, &[], hook, look)?;
+    // Only a configuration without other mistakes has a complete list of endpoints.
     check_accounts(&config, source)?;
     warnings.extend(config.warnings.iter().cloned());
     Ok(Checked { config, warnings })

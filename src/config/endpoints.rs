@@ -12,15 +12,15 @@ use super::front;
 use super::hooks::tls;
 use super::keys::{endpoint_keys, secret};
 use super::reader::{Table, unknown};
+use crate::market_api::order_lookup::Desk;
+use crate::net::Url;
+use crate::serve::intake::Endpoint;
+use crate::serve::public::Network;
 use spid_core::dialect;
 use spid_core::dialect::{Dialect, Options, SuccessAs};
 use spid_core::signature::{AccessKey, BadKey, Cipher, Keys};
 use spid_hook::Secret;
 use spid_hook::text::fault_of_secret;
-use crate::market_api::order_lookup::Desk;
-use crate::net::Url;
-use crate::serve::intake::Endpoint;
-use crate::serve::public::Network;
 
 /// Endpoints of the file.
 pub(super) struct Endpoints {
@@ -42,6 +42,7 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());
     let (mut allow, mut desks) = (HashMap::new(), Vec::new());
     for table in tables {
+        // Continue without a name or path, so that all mistakes of the endpoint are reported.
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {
             table.mistake("name", format!("`{name}` is the name of an earlier endpoint"));
@@ -73,9 +74,8 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
     Endpoints { sound, desks, names, allow }
 }
 
-/// Reports a key that two accounts share. A signature covers neither path nor account: with one key for two accounts,
-/// a request that was signed for one account could be sent to the other's path, and would create an instance there,
-/// too.
+/// Reports a key that two accounts share. A signature covers neither path nor account. With one key for two accounts,
+/// a request that was signed for one of them is valid at the other's path, and would create an instance there, too.
 fn refuse_shared_key(
     table: &Table<'_>,
     endpoint: &Endpoint,
@@ -84,6 +84,7 @@ fn refuse_shared_key(
 ) {
     for (_, other, is_meant) in earlier {
         let same_rule = endpoint.dialect.signing() == other.dialect.signing();
+        // With one account there is nothing to confuse; with different signing rules no signature is valid at both.
         if endpoint.account == other.account || !same_rule || (shared_key && *is_meant) {
             continue;
         }
@@ -144,6 +145,7 @@ fn fault_of_path(path: &str) -> Option<String> {
     if !path.starts_with('/') || path.contains(['?', '#']) {
         return Some(format!("`{path}` is not a path: it begins with `/` and has no `?` or `#`"));
     }
+    // Every part behind a `%` must begin with two hex digits.
     let broken = path.split('%').skip(1).find(|behind| {
         let digits = behind.bytes().take(2).filter(u8::is_ascii_hexdigit).count();
         digits < 2
@@ -185,7 +187,9 @@ fn resolved(path: &str) -> String {
     let mut segments: Vec<&str> = Vec::new();
     let mut ends_in_folder = false;
     for segment in path.split('/').skip(1) {
+        // Callers treat an encoded dot like a plain one.
         let plain = segment.to_ascii_lowercase().replace("%2e", ".");
+        // A path that ends in such a segment names a folder, so it keeps a `/` at its end.
         ends_in_folder = matches!(plain.as_str(), "." | "..");
         match plain.as_str() {
             "." => {}
@@ -241,6 +245,7 @@ fn options(table: &Table<'_>) -> Options {
 /// Client for the order lookups of an endpoint. A dialect that needs lookups must configure them: without the order's
 /// details a hook would provision without knowing what was bought.
 fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
+    // All keys are read before any decision, so that none of them is reported as unknown.
     let asks = endpoint.has("orders");
     let table = endpoint.table("orders");
     let none = table.flag("none");
@@ -272,6 +277,7 @@ fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
     let is_there = table.has("secret_key");
     let secret_table = table.table("secret_key");
     let secret = is_there.then(|| secret(&secret_table));
+    // Report this only if lookups are needed; otherwise another mistake about `orders` follows.
     let (Some(id), Some(secret)) = (id, secret) else {
         if wanted {
             table.mistake("", "it has an `access_key`, which is a name, and a `secret_key`, which is `{ file = \"…\" }`, `{ env = \"…\" }` or `{ credential = \"…\" }`");
@@ -287,6 +293,7 @@ fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
     let key = AccessKey::new(id, secret).map_err(wrong).ok()?;
     match scope {
         (None, None) => Some(key),
+        // Only the older form of the vendor's signature contains region and service.
         (Some(region), Some(service)) => Some(key.scoped(region, service)),
         _ => {
             let text =

@@ -24,6 +24,7 @@ pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
         }
         (Place::Nowhere, Place::At(_)) => lacks("certificate"),
         (Place::At(_), Place::Nowhere) => lacks("key"),
+        // An empty table: without this line spid would silently serve plain HTTP.
         (Place::Nowhere, Place::Nowhere) if server.has("tls") => lacks("certificate and its key"),
         _ => None,
     }
@@ -57,6 +58,7 @@ fn place(table: &Table<'_>) -> Place {
 /// Reads `server.trusted_proxies` and `server.proxy_header`.
 pub(super) fn proxies(server: &Table<'_>) -> Proxies {
     let trusted = networks(server, "trusted_proxies").unwrap_or_default();
+    // Every caller could then set the header and pretend to have any address.
     if trusted.iter().any(Network::is_everything) {
         server.mistake(
             "trusted_proxies",
@@ -70,6 +72,7 @@ pub(super) fn proxies(server: &Table<'_>) -> Proxies {
 /// Reads `allow` of an endpoint; `None` if every address may call.
 pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
     let networks = networks(endpoint, "allow");
+    // An empty list is probably a mistake: it would deny every call.
     if endpoint.has("allow") && endpoint.lacks("allow") {
         endpoint.mistake("allow", "this lets nobody in; leave it out to let everybody in");
     }

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use super::keys::webhook_keys;
 use super::reader::{Table, unknown};
-use spid_core::lifecycle::schedule::Schedule;
-use spid_hook::AnyHook;
 use crate::hooks::exec::{BadCommand, ExecHook};
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::log::LogHook;
 use crate::hooks::runner::{NamedHook, Route, Runner};
 use crate::net::{Tls, Url};
 use crate::observe::limits;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::AnyHook;
 
 /// Name of the in-process hook, if no entry names it.
 const IN_PROCESS: &str = "in-process";
@@ -28,11 +28,13 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
         );
     }
     let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
+    // No entry places the in-process hook, so it comes first and is the default one.
     if !tables.iter().any(|table| table.has("in_process")) {
         hooks.extend(inside.take().map(|hook| NamedHook::new(IN_PROCESS, hook)));
         names.extend(hooks.iter().map(|_| IN_PROCESS.to_owned()));
     }
     for table in tables {
+        // Continue without a name, so that all mistakes of the hook are reported.
         let name = table.required("name").unwrap_or_default();
         if !name.is_empty() && names.contains(&name) {
             table.mistake("name", format!("`{name}` is the name of an earlier hook"));
@@ -41,6 +43,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
         names.push(name);
     }
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    // Collect before checking, so that the mistakes of all routes are reported.
     let routes: Vec<Option<Route>> =
         root.tables("route", false).iter().map(|table| route(table, &names, endpoints)).collect();
     // A hook with a mistake is missing in the list. The mistake is reported already, so do not build a runner.
@@ -71,6 +74,7 @@ fn hook(table: &Table<'_>, name: &str, inside: &mut Option<AnyHook>) -> Option<N
         (true, false, false, false) => Some(exec(&table.table("exec"), name)),
         (false, true, false, false) => http(&table.table("http"), name),
         (false, false, true, false) => {
+            // The log hook has no keys; dropping its table reports any that are there.
             drop(table.table("log"));
             Some(NamedHook::new(name, AnyHook::from(LogHook)))
         }
@@ -170,6 +174,7 @@ fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
     let url = table.required("url").filter(|url| !url.is_empty())?;
     let url = url.parse::<Url>().map_err(|wrong| table.mistake("url", wrong.to_string())).ok()?;
     let tls = tls(table, &url, more.as_deref().map(Path::new));
+    // Keep as many connections open as calls can run at once.
     let options = HttpHookOptions { tls, insecure, keep: bounds.concurrency, ..HttpHookOptions::default() };
     let hook = HttpHook::new(url, keys?, options);
     if let Err(wrong) = hook.check() {
@@ -182,6 +187,7 @@ fn http(table: &Table<'_>, name: &str) -> Option<NamedHook> {
 /// reported now.
 pub(super) fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<Tls> {
     if !url.is_secure() {
+        // The file would have no effect, so the configuration is probably wrong.
         if more.is_some() {
             table.mistake("ca_file", "it is for https, and the URL is http");
         }

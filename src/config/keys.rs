@@ -9,13 +9,13 @@ use zeroize::Zeroizing;
 
 use super::Environment;
 use super::reader::Table;
-use spid_core::signature::{Key, Keys};
-use spid_hook::Secret;
-use spid_hook::webhook::{WebhookKey, WebhookKeys};
-use spid_hook::text::named_file;
 use crate::observe::files;
 use crate::observe::limits;
 use crate::store::encryption::KeySource;
+use spid_core::signature::{Key, Keys};
+use spid_hook::Secret;
+use spid_hook::text::named_file;
+use spid_hook::webhook::{WebhookKey, WebhookKeys};
 
 const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
@@ -47,6 +47,7 @@ pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
             Key::new(label, secret).map_err(|wrong| table.mistake(member, wrong.to_string())).ok()
         })
         .collect();
+    // One wrong key makes the whole list unusable: it must not disappear silently.
     if keys.len() == count { Keys::new(keys) } else { None }
 }
 
@@ -107,6 +108,7 @@ pub(super) fn webhook_keys(hook: &Table<'_>) -> Option<WebhookKeys> {
 /// Secret that a table refers to, and the name of the member that refers to it.
 pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
     let environment = table.reader().environment();
+    // All three are read, so that none is reported as an unknown key.
     let (member, secret) = match (table.text("file"), table.text("env"), table.text("credential")) {
         (Some(path), None, None) => ("file", read_key_file(Path::new(&path))),
         (None, Some(name), None) => ("env", variable(environment, &name)),
@@ -134,6 +136,7 @@ pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
     };
     let own = store.optional("sealing_key", path);
     let listed: Vec<KeySource> = store.tables("sealing_keys", false).iter().filter_map(sealing_key).collect();
+    // `Own` may be created at the first start, `File` must exist.
     let own = own.map(|own| if listed.is_empty() { KeySource::Own(own) } else { KeySource::File(own) });
     listed.into_iter().chain(own).collect()
 }
@@ -184,6 +187,7 @@ pub(super) fn credential_file(environment: &dyn Environment, name: &str) -> Resu
     let folder = environment.get("CREDENTIALS_DIRECTORY").ok_or(
         "there is no CREDENTIALS_DIRECTORY: is this running as a systemd unit with LoadCredential=?",
     )?;
+    // The name must not lead out of the folder.
     if name.contains('/') || name.is_empty() {
         return Err("this is not the name of a credential: it is empty, or holds `/`".to_owned());
     }
@@ -196,8 +200,7 @@ fn read_key_file(path: &Path) -> Result<Secret, String> {
 }
 
 /// Reads a key file that was named on the command line, which may be a pipe. A line break at its end is not part of
-/// the
-/// key.
+/// the key.
 ///
 /// # Errors
 /// Returns a description of the problem; it never contains the file's content.
@@ -207,6 +210,7 @@ pub fn read_key(path: &Path) -> Result<Secret, String> {
 
 fn key_in(name: &str, file: std::io::Result<File>) -> Result<Secret, String> {
     let unreadable = |error: std::io::Error| format!("{name} cannot be read: {error}");
+    // The key must not stay in freed memory.
     let mut bytes = Zeroizing::new(Vec::new());
     let file = file.map_err(unreadable)?;
     // The limit protects against a wrong file, like a device or a database: one byte more shows that it is too long.
@@ -215,6 +219,7 @@ fn key_in(name: &str, file: std::io::Result<File>) -> Result<Secret, String> {
         return Err(format!("{name} is too long to be a key"));
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| format!("{name} is not text"))?;
+    // Editors and `echo` end a file with a line break: `\n`, or `\r\n` on Windows.
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     Ok(Secret::new(text))

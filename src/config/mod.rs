@@ -27,10 +27,6 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use crate::admin::AdminOptions;
-use spid_core::lifecycle::UnknownInstance;
-use spid_core::signature::Key;
-use spid_hook::Secret;
-use spid_hook::AnyHook;
 use crate::hooks::log::LogHook;
 use crate::hooks::runner::Runner;
 use crate::market_api::order_lookup::Orders;
@@ -44,6 +40,10 @@ use crate::store::StoreOptions;
 use crate::store::encryption::KeySource;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::signature::Key;
+use spid_hook::AnyHook;
+use spid_hook::Secret;
 
 pub use check::{Checked, check};
 pub use keys::read_key;
@@ -255,8 +255,7 @@ const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net
 
 impl Config {
     /// Reads a configuration file, and every file it names. `hook` is the hook of a program that embeds spid; it is
-    /// the
-    /// default hook then.
+    /// the default hook then.
     ///
     /// # Errors
     /// Returns all mistakes at once.
@@ -298,6 +297,7 @@ impl Config {
         let reader::Findings { settings, mistakes, warnings } = reader.findings();
         let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
         match config {
+            // Warnings do not prevent a start, mistakes do.
             Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
             _ => Err(Mistakes { source: source.to_owned(), mistakes }),
         }
@@ -312,6 +312,7 @@ impl Config {
         let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
         let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
         let config = Config::parse(DEV_CONFIG, "--dev", &environment, flags, Some(hook))?;
+        // The fixed configuration has a known key, and the warning about it would confuse.
         Ok(Config { warnings: Vec::new(), ..config })
     }
 
@@ -337,6 +338,7 @@ impl Config {
         let telemetry = telemetry::telemetry(&root.table("telemetry"));
         let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root, listen);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        // Last, because it ends this function early: all other tables have reported their mistakes by now.
         let runner = hooks::runner(root, hook, &names)?;
         Some(Config {
             listen,
@@ -372,10 +374,12 @@ impl Config {
         let changed = keys.filter(|key| self.settings.get(*key) != other.settings.get(*key)).cloned();
         let secrets =
             |config: &Config, index: usize| config.endpoints.get(index).map(|(_, it)| it.keys.clone());
+        // The settings contain only where a key is read from, so the keys themselves are compared here.
         let rekeyed = (0..self.endpoints.len().max(other.endpoints.len()))
             .filter(|index| secrets(self, *index) != secrets(other, *index))
             .map(|index| format!("endpoint[{index}].keys"));
         let mut all: Vec<String> = changed.chain(rekeyed).collect();
+        // An endpoint can be in both lists.
         all.sort();
         all.dedup();
         all
@@ -397,6 +401,7 @@ struct Server {
 fn server(table: &Table<'_>) -> Server {
     let listen = table.value("listen", DEFAULT_LISTEN, address);
     let token = table.table("admin_token");
+    // A variable can name the token even if the table is not in the file.
     let named = ["file", "env", "credential"].map(|member| token.text(member).is_some());
     let guarded = token.is_there() || named.contains(&true);
     let admin = AdminOptions { token: guarded.then(|| admin_token(&token)).flatten() };
@@ -413,6 +418,7 @@ fn admin_token(table: &Table<'_>) -> Option<Secret> {
     let least = limits::ADMIN_TOKEN_MIN_BYTES;
     let wrong = match Key::new("admin", secret.clone()) {
         Err(wrong) => wrong.to_string(),
+        // A short token could be guessed over the network.
         Ok(_) if secret.expose().len() < least => {
             format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
         }
@@ -547,8 +553,10 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
     let root = reader.root(&document);
     let (database, sealing_keys) = store(&root.table("store"));
     let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
+    // Tables report their unknown keys when they are dropped, so drop this one before the reading ends.
     drop(root);
     let (_, mut mistakes) = reader.finish();
+    // Only the store is read here, so mistakes elsewhere do not matter, like unknown tables.
     mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
     if mistakes.is_empty() {
         return Ok((database, StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() }));
@@ -557,8 +565,7 @@ pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, 
 }
 
 /// Reads only the address of the admin listener from a configuration. A health check can run without permission to
-/// read
-/// the keys.
+/// read the keys.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read, is not a configuration, or has no admin listener.
@@ -572,8 +579,10 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
     if listen.is_none() && !table.has("admin_listen") {
         table.mistake("admin_listen", "there is no admin listener to ask: add one, as \"127.0.0.1:8081\"");
     }
+    // A table reports its unknown keys when it is dropped, so this must come before `finish`.
     drop(table);
     let (_, mut mistakes) = reader.finish();
+    // Only this key is read here, so mistakes elsewhere do not matter.
     mistakes.retain(|mistake| mistake.key == "server.admin_listen");
     listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
 }
@@ -588,6 +597,7 @@ pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<Str
     let document = reader::document(&text, &path.display().to_string())?;
     let reader = Reader::new(&text, environment, &[]);
     let root = reader.root(&document);
+    // As in the daemon, the default account is the endpoint's name.
     let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
     let served = root.tables("endpoint", false).into_iter().filter_map(account);
     let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();

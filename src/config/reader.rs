@@ -76,6 +76,7 @@ pub(super) fn document<'a>(text: &'a str, source: &str) -> Result<DeTable<'a>, M
 /// key, and such a value must not reach a log.
 fn syntax(text: &str, error: &toml::de::Error) -> Mistake {
     let line = error.span().map(|span| line_of(text, &span));
+    // The name of the key helps the operator, but only if it cannot be a secret.
     let written = line.and_then(|line| text.lines().nth(line - 1)).and_then(|line| line.split_once('='));
     let name = written.map(|(name, _)| name.trim()).filter(|name| is_named_like_a_key(name, &[]));
     Mistake {
@@ -94,6 +95,7 @@ fn is_named_like_a_key(name: &str, known: &[&str]) -> bool {
 /// Removes the text in double quotes from a message: a quoted value. Names are in backticks.
 fn without_values(reason: &str) -> String {
     match (reason.find('"'), reason.rfind('"')) {
+        // From the first to the last quote, because the value may contain quotes itself.
         (Some(from), Some(to)) if from < to => {
             let (head, tail) = (reason.get(..from), reason.get(to + 1..));
             format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
@@ -156,6 +158,7 @@ impl<'a> Reader<'a> {
     pub(super) fn findings(self) -> Findings {
         self.note_unknown_variables();
         let Notes { mut mistakes, warnings, settings, .. } = self.notes.into_inner();
+        // Mistakes without a line come last.
         mistakes.sort_by_key(|mistake| match mistake.origin {
             Origin::File { line: Some(line) } => line,
             _ => usize::MAX,
@@ -167,6 +170,7 @@ impl<'a> Reader<'a> {
         let known = self.notes.borrow().variables.clone();
         let known: Vec<&str> = known.iter().map(String::as_str).collect();
         let mut names = self.environment.names();
+        // Only names with `__` can be overrides. Other variables may belong to the hooks.
         names.retain(|name| name.starts_with("SPID_") && name.contains("__"));
         names.retain(|name| !known.contains(&name.as_str()) && !NOT_OVERRIDES.contains(&name.as_str()));
         names.sort();
@@ -222,6 +226,7 @@ impl<'a> Table<'a> {
     /// Reports a mistake about one of its keys, or about the table itself if the key is empty.
     pub(super) fn mistake(&self, key: &str, text: impl Into<String>) {
         let written = self.entries.and_then(|entries| entries.get(key));
+        // Without the key, the line of its table is the best position.
         let line = written.map(|value| line_of(self.reader.text, &value.span())).or(self.line);
         let mut origin = Origin::File { line };
         // An override is the effective value, so the mistake is in the variable or flag and not in the file.
@@ -259,6 +264,7 @@ impl<'a> Table<'a> {
 
     fn given(&self, key: &'static str) -> Option<Given<'a>> {
         self.asked.borrow_mut().push(key);
+        // Keys of the root and of lists have no variable.
         if self.single && !self.path.is_empty() {
             self.reader.notes.borrow_mut().variables.push(self.variable(key));
             if let Some((_, text)) = self.overridden(key) {
@@ -297,6 +303,7 @@ impl<'a> Table<'a> {
     pub(super) fn required(&self, key: &'static str) -> Option<String> {
         let text = self.text(key);
         match &text {
+            // A value of the wrong type is present, and reported already.
             None if !self.has(key) => self.mistake(key, "it is missing"),
             Some(text) if text.is_empty() => self.mistake(key, "it is empty"),
             _ => {}
@@ -323,6 +330,7 @@ impl<'a> Table<'a> {
         default: T,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> T {
+        // `optional` has noted the value without the default, so it is noted again.
         let value = self.optional(key, parse).unwrap_or(default);
         self.note(key, &value);
         value
@@ -367,6 +375,7 @@ impl<'a> Table<'a> {
             };
             match wrong {
                 Some(wrong) => self.mistake(key, format!("number {}, `{text}`, {wrong}", index + 1)),
+                // Only valid durations are kept; the mistakes prevent a start anyway.
                 None => spans.extend(span(text)),
             }
         }
@@ -419,6 +428,7 @@ impl<'a> Table<'a> {
                 }
                 texts
             }
+            // A variable has no syntax for lists.
             Some(Given::Text(_)) => {
                 self.mistake(key, "a list stands in the file alone");
                 None
@@ -433,6 +443,7 @@ impl<'a> Table<'a> {
     pub(super) fn table(&self, key: &'static str) -> Table<'a> {
         self.asked.borrow_mut().push(key);
         let value = self.entries.and_then(|entries| entries.get(key));
+        // A value that is no table is reported, and then treated as an empty table.
         let entries = value.and_then(|value| value.as_ref().as_table());
         if let (Some(value), None) = (value, entries) {
             self.wrong_type(key, value.as_ref(), "a table");
@@ -469,6 +480,7 @@ impl<'a> Table<'a> {
             self.reader.mistake(path.clone(), Origin::File { line }, text);
         }
         let (reader, asked) = (self.reader, RefCell::default());
+        // A list may have several tables, so no variable can name a key in one of them.
         Some(Table { reader, path, entries: Some(entries?), line, single: false, asked })
     }
 }
@@ -477,6 +489,7 @@ impl Drop for Table<'_> {
     fn drop(&mut self) {
         let asked = self.asked.borrow();
         for (name, _) in self.entries.into_iter().flat_map(|entries| entries.iter()) {
+            // Keys that were never asked for are unknown.
             let (name, span): (&str, _) = (name.as_ref(), name.span());
             if asked.contains(&name) {
                 continue;
@@ -520,6 +533,7 @@ fn span(text: &str) -> Option<Duration> {
         let span = text.parse::<Span>().ok()?;
         span.to_duration(SpanRelativeTo::days_are_24_hours()).ok()
     };
+    // jiff's `SignedDuration` knows no days, so they are parsed as a `Span`.
     let signed = text.parse::<SignedDuration>().ok().or_else(|| of_days(text))?;
     let span = Duration::try_from(signed).ok()?;
     (!span.is_zero() && span.as_secs() <= limits::SPAN_MAX_S).then_some(span)

@@ -5,9 +5,9 @@ use std::path::Path;
 use super::hooks::tls;
 use super::keys::secret;
 use super::reader::Table;
-use spid_hook::Secret;
 use crate::net::Url;
 use crate::serve::spans::{TelemetryHeaders, TelemetryOptions};
+use spid_hook::Secret;
 
 /// Reads the table; `None` if no collector is configured.
 pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
@@ -16,6 +16,7 @@ pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
     let more = table.optional("ca_file", said);
     let service_name = table.value("service_name", "spid".to_owned(), said);
     let headers = headers(&table.table("headers"));
+    // Every key is read before this return, so that none is reported as unknown.
     let url = url?;
     let tls = tls(table, &url, more.as_deref().map(Path::new));
     let options = TelemetryOptions { url, tls, headers: headers.unwrap_or_default(), service_name };

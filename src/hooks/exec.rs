@@ -21,11 +21,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
 use super::leftovers::{Leftovers, Mark};
+use crate::observe::limits;
 use spid_hook::answer::Said;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::text;
 use spid_hook::{AnyHook, Call, Context, HookError};
-use crate::observe::limits;
 
 /// Environment variables that a hook inherits, if they are set.
 pub const KEPT_VARIABLES: [&str; 5] = ["PATH", "HOME", "LANG", "TZ", "TMPDIR"];
@@ -42,8 +42,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 pub struct ExecHook {
     command: Vec<String>,
     environment: Vec<(OsString, OsString)>,
-    /// Working folder. It is absolute, so that it names the same folder before and after the child has changed
-    /// to it.
+    /// Working folder. It is absolute, so that it names the same folder before and after the child has changed to it.
     folder: Option<PathBuf>,
 }
 
@@ -123,8 +122,7 @@ impl ExecHook {
     fn spawn(&self, call: &Call, leftovers: Option<&Leftovers>) -> Result<(Child, Group), HookError> {
         let (program, arguments) = self.command.split_first().ok_or(BadCommand::Empty)?;
         let context = call.context();
-        // The system decides if a relative path is searched before or after the change of folder, so resolve it
-        // here.
+        // The system decides if a relative path is searched before or after the change of folder, so resolve it here.
         let path = if program.contains('/') { self.in_folder(program) } else { PathBuf::from(program) };
         let mut command = Command::new(path);
         command
@@ -149,8 +147,7 @@ impl ExecHook {
             command.current_dir(folder);
         }
         let child = command.spawn().map_err(|error| self.not_started(program, &error))?;
-        // Mark the group before the caller writes the call: a killed daemon must find every hook that got a
-        // call.
+        // Mark the group before the caller writes the call: a killed daemon must find every hook that got a call.
         let mut group = Group::led_by(&child);
         group.mark(leftovers, &context.idempotency_key);
         Ok((child, group))
@@ -171,11 +168,9 @@ impl ExecHook {
         let request = serde_json::to_vec(&call)?;
         let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
         let mut heard = Heard::new(&call);
-        // Feed the call and read the output until the child has exited. An error still goes through the next
-        // step.
+        // Feed the call and read the output until the child has exited. An error still goes through the next step.
         let ended = converse(&mut child, &request, &mut heard).await;
-        // Kill the whole group before the result is known, so that no process of this attempt meets the next
-        // one.
+        // Kill the whole group before the result is known, so that no process of this attempt meets the next one.
         drop(group);
         let status = ended?;
         // Log a last line that has no newline.
@@ -218,8 +213,8 @@ impl Group {
         Group { leader: id.and_then(Pid::from_raw), mark: None }
     }
 
-    /// Marks the group before the hook gets its call. A mark that cannot be written does not prevent the run:
-    /// the mark matters only if the daemon is killed, and then the idempotency key protects.
+    /// Marks the group before the hook gets its call. A mark that cannot be written does not prevent the run.
+    /// It matters only if the daemon is killed, and then the idempotency key protects.
     fn mark(&mut self, leftovers: Option<&Leftovers>, key: &str) {
         let (Some(leftovers), Some(leader)) = (leftovers, self.leader) else { return };
         match leftovers.mark(leader, key) {
@@ -269,8 +264,7 @@ impl Heard {
 async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Result<ExitStatus, HookError> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (feed, listen, exit) = (feed(stdin, request), heard.listen(stdout, stderr), child.wait());
-    // Write and read at the same time. A child that answers before it reads would otherwise block on a full
-    // pipe.
+    // Write and read at the same time. A child that answers before it reads would otherwise block on a full pipe.
     tokio::pin!(feed, listen, exit);
     let (mut fed, mut listened) = (false, false);
     // Run until the child exits. An error while reading ends the conversation; the caller then kills the group.
@@ -295,8 +289,7 @@ async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Resul
     Ok(status)
 }
 
-/// Writes the call to standard input. A child need not read its input, so a broken pipe says nothing about the
-/// answer.
+/// Writes the call to standard input. A child need not read its input, so a broken pipe says nothing about the answer.
 async fn feed(stdin: Option<ChildStdin>, request: &[u8]) {
     if let Some(mut stdin) = stdin {
         let _ = stdin.write_all(request).await;
@@ -366,8 +359,7 @@ impl LineLog {
 
     fn extend(&mut self, piece: &[u8]) {
         let room = limits::HOOK_LOG_LINE_MAX_BYTES - self.line.len();
-        // Keep reading what does not fit, so that the child never blocks on a full pipe; only the log line is
-        // cut.
+        // Keep reading what does not fit, so that the child never blocks on a full pipe; only the log line is cut.
         self.cut |= piece.len() > room;
         self.line.extend(piece.iter().take(room));
     }
@@ -472,11 +464,10 @@ fn signal_name(number: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spid_hook::call::tests::{a_call, an_instance};
-    use spid_hook::callback::Callback;
+    use crate::hooks::a_call;
 
     fn log() -> LineLog {
-        let call = a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()));
+        let call = a_call(Action::Create);
         LineLog::new(Action::Create, call.context().clone())
     }
 

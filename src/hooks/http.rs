@@ -1,5 +1,4 @@
-//! The `http` hook: the call is the JSON body of a signed POST, and the answer is the JSON body of the
-//! response.
+//! The `http` hook: the call is the JSON body of a signed POST, and the answer is the JSON body of the response.
 //!
 //! The signature follows Standard Webhooks (github.com/standard-webhooks/standard-webhooks), so that the seller
 //! can verify it with an existing library. `webhook-id` is the idempotency key.
@@ -16,13 +15,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use spid_hook::webhook::WebhookKeys;
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
+use crate::observe::limits;
 use spid_hook::answer::Said;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::time::Clock;
+use spid_hook::webhook::WebhookKeys;
 use spid_hook::{AnyHook, Call, HookError, HookErrorKind};
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
-use crate::observe::limits;
 
 /// Statuses that mean "not now" and need no alert.
 const NOT_NOW: [u16; 3] = [408, 425, 429];

@@ -36,9 +36,8 @@ pub struct Leftovers {
 }
 
 impl Leftovers {
-    /// Kills the groups that are marked in `folder` and waits until they are dead. Creates the folder if it
-    /// does not exist. The caller must be the only daemon that uses the folder. Files that are not marks are
-    /// left alone.
+    /// Kills the groups that are marked in `folder` and waits until they are dead. Creates the folder if it does
+    /// not exist. The caller must be the only daemon that uses the folder. Files that are not marks are left alone.
     ///
     /// # Errors
     /// The folder cannot be created or read, or is a link. A link could lead to files of another owner.
@@ -145,8 +144,7 @@ impl Marked {
         }
     }
 
-    /// Checks that the group is the marked one: by the leader's start time, or by the key if the leader is
-    /// gone.
+    /// Checks that the group is the marked one: by the leader's start time, or by the key if the leader is gone.
     fn is_ours(&self, members: &[Process]) -> bool {
         match members.iter().find(|process| process.pid == self.leader) {
             Some(leader) => leader.began == self.began,

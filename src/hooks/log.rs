@@ -3,9 +3,12 @@
 //! Use it on the first day, with `--dev`, and for test buyers whose orders must take the whole path but change
 //! nothing. It logs ids and the action, and never a parameter, because parameters hold text that buyers typed.
 
-use spid_hook::instance::Instance;
 use spid_hook::callback::Action;
-use spid_hook::{Context, CreateCall, ExpireCall, HookError, OtherCall, PaymentCall, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall, RenewCall, Reply, SignOnCall, SignedOn, Updated, UpgradeCall};
+use spid_hook::instance::Instance;
+use spid_hook::{
+    Context, CreateCall, ExpireCall, HookError, OtherCall, PaymentCall, Provisioned, ProvisioningHook,
+    RefundRenewCall, ReleaseCall, RenewCall, Reply, SignOnCall, SignedOn, Updated, UpgradeCall,
+};
 
 /// Hook that logs every call and answers success.
 ///
@@ -13,6 +16,7 @@ use spid_hook::{Context, CreateCall, ExpireCall, HookError, OtherCall, PaymentCa
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LogHook;
 
+/// Logs one call: ids and the action only.
 fn note(action: Action, context: &Context, instance: Option<&Instance>) {
     let id = instance.and_then(|it| it.id.as_deref().or(it.order_biz_id.as_deref()));
     tracing::info!(
@@ -76,15 +80,14 @@ impl ProvisioningHook for LogHook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spid_hook::call::tests::{a_call, an_instance};
-    use spid_hook::callback::Callback;
+    use crate::hooks::a_call;
     use spid_hook::{AnyHook, HookErrorKind};
 
     #[tokio::test]
     async fn everything_succeeds_but_a_sign_on() {
         let hook = AnyHook::new(LogHook);
         for action in Action::ALL {
-            let call = a_call(&Callback::new(action, "x"), Some(&an_instance()));
+            let call = a_call(action);
             match hook.answer(call).await {
                 Ok(answer) => assert_eq!(answer.instance_id, None, "{action}"),
                 Err(error) => {

@@ -15,11 +15,10 @@ use tracing::Instrument as _;
 
 use super::exec::{self, ExecHook};
 use super::leftovers::Leftovers;
+use crate::observe::limits;
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::callback::Answer;
-use spid_hook::text::{is_plain, without_user_info};
-use spid_hook::{AnyHook, Call, HookError, HookErrorKind, Subject};
-use crate::observe::limits;
+use spid_hook::{AnyHook, Attempted, Call, HookError, Subject};
 
 /// Time in milliseconds to wait for a hook that was told to stop. A hook that awaits stops at once. A hook that
 /// blocks its thread cannot be stopped, and is left behind.
@@ -156,8 +155,7 @@ impl Route {
 pub struct Routed<'a> {
     /// The hook.
     pub hook: &'a str,
-    /// The first route that matches, with its index in the list. `None` means that the default hook gets the
-    /// call.
+    /// The first route that matches, with its index in the list. `None` means that the default hook gets the call.
     pub route: Option<(usize, &'a Route)>,
 }
 
@@ -199,13 +197,14 @@ impl Places {
         Places { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
     }
 
+    /// Raises the bound.
     pub(crate) fn more(&self, count: usize) {
         // Cancel pending reductions first. Only the rest needs new permits.
-        // A reduction and an increase cancel out.
         let kept = (0..count).filter(|_| self.take_surplus()).count();
         self.free.add_permits(count - kept);
     }
 
+    /// Lowers the bound. Permits in use are removed when they are dropped.
     pub(crate) fn fewer(&self, count: usize) {
         // Record the reduction first, so that a permit dropped meanwhile is removed, too.
         self.surplus.fetch_add(count, Ordering::AcqRel);
@@ -216,6 +215,7 @@ impl Places {
         }
     }
 
+    /// Consumes one pending reduction. Returns false if there is none.
     fn take_surplus(&self) -> bool {
         let less = |surplus: usize| surplus.checked_sub(1);
         self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
@@ -233,7 +233,7 @@ impl Places {
     }
 }
 
-/// One permit of [`Places`]. Dropping it gives the permit back.
+/// A permit of [`Places`]. Dropping it gives the permit back.
 #[derive(Debug)]
 pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
@@ -376,8 +376,7 @@ impl Runner {
         Some(Slot { entry, place, leftovers: self.leftovers.clone() })
     }
 
-    /// Returns the hook with this name, or the default one. `None` means that no call can reach a hook of that
-    /// name.
+    /// Returns the hook with this name, or the default one. `None` means that no call can reach a hook of that name.
     pub fn hook(&self, name: Option<&str>) -> Option<&NamedHook> {
         let Inner { default, routes, .. } = &*self.inner;
         // Only these hooks can get a call; a configured hook without a route cannot.
@@ -450,8 +449,7 @@ impl Slot {
         self.entry.named.timeout
     }
 
-    /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops
-    /// the hook.
+    /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops the hook.
     pub async fn run(self, call: Call) -> Attempted {
         let Slot { entry, place, leftovers } = self;
         let hook = entry.named.hook.clone();
@@ -463,7 +461,7 @@ impl Slot {
         // A task of its own catches a panic of the hook. The current span is kept, so that the hook's log lines
         // belong to the attempt.
         let mut work = AbortOnDrop(tokio::spawn(work.in_current_span()));
-        // Wait for the end or the deadline, whichever comes first.
+        // Wait for the end of the task, but only until the deadline.
         match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
             Ok(Ok(result)) => Attempted::from(result),
             // The task panicked or was aborted.
@@ -488,8 +486,7 @@ fn fell(name: &str, error: &JoinError) -> Attempted {
 struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
 
 impl AbortOnDrop {
-    /// Stops the work and waits until it has ended. A child process must be dead before the next attempt is
-    /// scheduled.
+    /// Stops the work and waits until it has ended. A child process must be dead before the next attempt is scheduled.
     async fn stop(&mut self, name: &str) {
         // The abort drops the hook's future at its next `await`, which kills a child process.
         self.0.abort();
@@ -515,8 +512,8 @@ mod tests {
 
     use super::super::log::LogHook;
     use super::*;
-    use spid_hook::call::tests::{a_call, an_instance};
-    use spid_hook::callback::{Action, Callback};
+    use crate::hooks::a_call;
+    use spid_hook::callback::Action;
     use spid_hook::{CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
 
     /// A hook that does what the test says.
@@ -528,7 +525,7 @@ mod tests {
     }
 
     fn create() -> Call {
-        a_call(&Callback::new(Action::Create, "x"), Some(&an_instance()))
+        a_call(Action::Create)
     }
 
     fn only(hook: NamedHook) -> Runner {
@@ -739,15 +736,6 @@ mod tests {
         assert_eq!(Runner::new(Vec::new(), Vec::new()).unwrap_err(), [BadRouting::NoHook]);
     }
 
-    #[test]
-    fn texts_are_cut_at_a_character_and_cleaned() {
-        let long = bounded(&"é\n".repeat(limits::REASON_MAX_BYTES));
-        assert!(long.len() <= limits::REASON_MAX_BYTES, "{}", long.len());
-        assert!(long.ends_with('…'));
-        assert!(!long.contains('\n'));
-        assert_eq!(bounded(" short\u{1b}[2J "), "short [2J");
-    }
-
     struct Minimal;
 
     impl ProvisioningHook for Minimal {
@@ -768,7 +756,7 @@ mod tests {
     #[tokio::test]
     async fn what_an_author_left_out_is_unsupported() {
         let runner = only(NamedHook::new("mine", Minimal));
-        let call = |action| a_call(&Callback::new(action, "x"), Some(&an_instance()));
+        let call = |action| a_call(action);
         for action in [Action::Upgrade, Action::RefundRenew, Action::SignOn, Action::Payment, Action::Other] {
             let end = runner.run(call(action)).await;
             assert!(matches!(end, Attempted::Unsupported { .. }), "{action}: {end:?}");

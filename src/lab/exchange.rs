@@ -8,8 +8,8 @@ pub use spid_core::redact::{body, header, is_secret, json};
 
 pub use spid_core::query::masked;
 
-use spid_core::dialect::OutRequest;
 use crate::net::{ClientRequest, Method, NotAUrl, Url};
+use spid_core::dialect::OutRequest;
 
 /// Addresses the request to the endpoint `url`: behind its path, and behind its own query if it has one.
 ///

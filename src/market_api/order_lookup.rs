@@ -13,13 +13,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
+use crate::observe::limits;
 use spid_core::dialect;
 use spid_core::dialect::{Dialect, Enquiry, Unlearned};
 use spid_core::query::Pair;
 use spid_core::signature::{AccessKey, Asked};
 use spid_hook::callback::Callback;
-use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
-use crate::observe::limits;
 
 const JSON_TYPE: &str = "application/json";
 
@@ -152,6 +152,7 @@ impl Orders {
         match asker.successors.iter().find_map(|name| self.0.get_key_value(name)) {
             Some((name, desk)) => desk.dialect.enquiry(callback).map(|_| name.as_str()),
             None => {
+                // A configured endpoint without a client means: its callbacks go to the hook as they are.
                 let asks = asker.successors.is_empty() && dialect::asking(callback).is_some();
                 asks.then_some(asker.endpoint)
             }
@@ -169,6 +170,7 @@ impl Orders {
         callback: &Callback,
         now: Timestamp,
     ) -> Result<Option<Callback>, Unasked> {
+        // Without a client, go on only if the callback needs no lookup.
         let Some(desk) = asker.successors.iter().find_map(|name| self.0.get(name)) else {
             return match dialect::asking(callback).filter(|_| asker.successors.is_empty()) {
                 Some(dialect) => Err(Unasked::Misconfigured(unserved(asker, dialect))),

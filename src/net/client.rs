@@ -121,7 +121,7 @@ impl ClientResponse {
     /// Returns `None` if the header is missing or not valid HTTP.
     pub fn retry_after(&self, now: Timestamp) -> Option<Duration> {
         let text = self.headers.text("retry-after")?.trim();
-        // A number of seconds too large for `u64` is a valid number nevertheless: it means the longest wait.
+        // A number of seconds too large for `u64` is still a valid number: it means the longest wait.
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
         }
@@ -144,7 +144,7 @@ impl fmt::Debug for ClientResponse {
 
 /// Reasons why a request got no response.
 ///
-/// [`ClientError::may_have_arrived`] tells if the server may have received the request.
+/// [`ClientError::may_have_arrived`] returns true if the server may have received the request.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// TLS cannot be set up.
@@ -248,8 +248,8 @@ impl Client {
         let question = question_of(bytes)?;
         self.within(url, async {
             let mut stream = self.connect(url).await?;
-            // A server that denies a request may close before it has read all of it. Its response can be readable
-            // nevertheless, so a failed write does not end the exchange.
+            // A server that denies a request may close before it has read all of it. Its response may still be
+            // readable, so a failed write does not end the exchange.
             let written = async {
                 stream.write_all(bytes).await?;
                 stream.flush().await

@@ -120,7 +120,7 @@ enum Target {
 /// A complete request, with its body.
 ///
 /// ```
-/// use spid::http::Request;
+/// use spid::internals::net::Request;
 /// let request = Request::get("/spi?action=renewInstance").with_header("Host", "isv.example");
 /// assert_eq!((request.path(), request.query()), ("/spi", &b"action=renewInstance"[..]));
 /// assert_eq!(request.headers.text("host"), Some("isv.example"));
@@ -142,9 +142,9 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns a request that was not received over a socket. `target` is a path, with a query behind the first `?`.
+    /// Returns a request that was not received over a socket. `target` is a path, with a query after the first `?`.
     pub fn new(method: Method, target: impl Into<String>) -> Request {
-        // Loopback stands for the missing socket.
+        // No socket exists, so the peer is loopback.
         let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let target = Target::Given(target.into());
         let (headers, client) = (Headers::default(), peer.ip());
@@ -182,7 +182,7 @@ impl Request {
         self
     }
 
-    /// Builds the request from the head that hyper has read, and returns the unread body beside it.
+    /// Builds the request from the head that hyper has read, and also returns the unread body.
     pub(super) fn from_wire<B>(request: hyper::Request<B>, peer: SocketAddr) -> (Request, B) {
         let (head, body) = request.into_parts();
         let method = Method::from(head.method.as_str());
@@ -199,7 +199,7 @@ impl Request {
         }
     }
 
-    /// Returns the bytes behind the first `?`, as received; empty if there is no query.
+    /// Returns the bytes after the first `?`, as received; empty if there is no query.
     pub fn query(&self) -> &[u8] {
         let query = match &self.target {
             Target::Wire(uri) => uri.query(),

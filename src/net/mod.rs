@@ -9,7 +9,7 @@
 //! The server hands a complete [`Request`] to its handler and sends a complete [`Response`]. No type of hyper leaves
 //! this module, so a replacement of hyper changes only this folder.
 //!
-//! * [`serve`] runs a [`Handler`] behind a listener until it is told to stop.
+//! * [`serve`] runs a [`Handler`] on a listener until its stop signal.
 //! * [`Client`] sends one request, for hooks and for replays.
 
 mod client;

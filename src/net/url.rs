@@ -15,7 +15,7 @@ pub struct NotAUrl(&'static str);
 /// An `http` or `https` URL: scheme, host, port, path and query.
 ///
 /// ```
-/// use spid::http::Url;
+/// use spid::internals::net::Url;
 /// let url: Url = "http://[::1]:8080/spi?action=verify".parse().unwrap();
 /// assert_eq!((url.host(), url.port(), url.target()), ("::1", 8080, "/spi?action=verify"));
 /// assert!(url.is_loopback());
@@ -157,7 +157,7 @@ fn check_name(host: &str) -> Result<(), NotAUrl> {
     if host.bytes().all(allowed) { Ok(()) } else { Err(NotAUrl("the host has a character no host name has")) }
 }
 
-/// Parses the text behind the host: nothing, or a colon and a number.
+/// Parses the text after the host: nothing, or a colon and a number.
 fn parse_port(rest: &str) -> Result<Option<u16>, NotAUrl> {
     const WRONG: NotAUrl = NotAUrl("the port is not a number from 1 to 65535");
     if rest.is_empty() {

@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::observe::limits;
+use crate::observe::metrics::{Metric, Metrics};
 use spid_core::dialect::{Refusal, explain, shown_base};
 use spid_core::signature::{Keys, Mismatch, Parts};
 use spid_hook::time::Clock;
-use crate::observe::limits;
-use crate::observe::metrics::{Metric, Metrics};
 
 /// Handle that counts, logs and keeps denied requests. Clones share the data.
 #[derive(Clone)]
@@ -89,8 +89,7 @@ pub struct Shown {
 
 #[derive(Default)]
 struct Kept {
-    /// A counter for each endpoint and reason. Both are words of our own or of the configuration, so there are
-    /// few.
+    /// A counter for each endpoint and reason. Both are words of our own or of the configuration, so there are few.
     lanes: BTreeMap<(Arc<str>, &'static str), Lane>,
     /// Counters for log lines about verified requests.
     repeated: BTreeMap<(Arc<str>, String), Lane>,
@@ -129,6 +128,7 @@ impl Lane {
     }
 }
 
+/// A denied request in memory.
 struct Entry {
     at: Timestamp,
     endpoint: Arc<str>,

@@ -1,7 +1,7 @@
 //! All limits and defaults of the daemon, in one place, with the unit at the end of each name.
 //!
-//! Code that needs a limit takes it from this file, so that an operator who asks how much memory a peer can use
-//! reads one page. The relations between the numbers are asserted at compile time at the end of the file.
+//! Code that needs a limit takes it from this file. So one page answers the question how much a peer can make
+//! the daemon hold. The relations between the numbers are asserted at compile time at the end of the file.
 
 pub use spid_core::limits::*;
 pub use spid_hook::limits::*;
@@ -22,8 +22,7 @@ pub const BODY_READ_MS: u64 = 10_000;
 pub const IDLE_MS: u64 = 75_000;
 /// Maximum number of open connections on one listener.
 pub const CONNECTIONS_MAX_COUNT: usize = 1024;
-/// Number of file descriptors the daemon wants: both listeners full, the pipes of all running hooks, and the
-/// database.
+/// Number of file descriptors the daemon wants: both listeners full, the pipes of all running hooks, and the database.
 pub const DESCRIPTORS_WANTED_COUNT: u64 =
     2 * CONNECTIONS_MAX_COUNT as u64 + 8 * JOBS_RUNNING_MAX_COUNT as u64 + 128;
 /// Number of file descriptors kept free of connections and running hooks, if the system allows fewer than
@@ -40,19 +39,17 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 pub const PROXY_HOPS_MAX_COUNT: usize = 16;
 /// Denied requests per second that one address may send in the long run. Ten seconds' worth may arrive at once.
 pub const REFUSED_PER_ADDRESS_PER_S: u32 = 20;
-/// Denied requests per second that one endpoint may receive in the long run. Ten seconds' worth may arrive at
-/// once.
+/// Denied requests per second that one endpoint may receive in the long run. Ten seconds' worth may arrive at once.
 pub const REFUSED_PER_ENDPOINT_PER_S: u32 = 500;
 /// Burst of a rate, in seconds: this many seconds' worth may arrive at once.
 pub const RATE_BURST_S: u32 = 10;
 /// Maximum number of remembered addresses: those with denied requests, and those with a valid one.
 pub const CLIENTS_KNOWN_MAX_COUNT: usize = 8 * 1024;
-/// Time for which an address with a valid request is remembered, in seconds. Some marketplaces call only once a
-/// day.
+/// Time for which an address with a valid request is remembered, in seconds. Some marketplaces call only once a day.
 pub const CLIENT_GOOD_S: u64 = 48 * 60 * 60;
 
-/// Time in milliseconds after which something unfinished needs a person: an order that is still retried, or a
-/// result that the marketplace has not asked for again.
+/// Time in milliseconds after which something unfinished needs a person. Examples are an order that is still
+/// retried, and a result that the marketplace has not asked for again.
 pub const ATTENTION_AFTER_MS: i64 = 60 * 60 * 1000;
 
 /// Time in milliseconds for which the marketplace waits for a hook. The vendor states no number. Three seconds
@@ -72,8 +69,7 @@ pub const KEY_FILE_MAX_BYTES: u64 = 16 * 1024;
 pub const KEY_USUAL_MIN_BYTES: usize = 8;
 /// Maximum size of the configuration, in bytes.
 pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
-/// Maximum size of a certificate file, in bytes. All root certificates of a system take a quarter of a
-/// megabyte.
+/// Maximum size of a certificate file, in bytes. All root certificates of a system take a quarter of a megabyte.
 pub const PEM_FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Maximum size of a file that the daemon itself has written beside its database, in bytes.
 pub const OWN_FILE_MAX_BYTES: u64 = 16 * 1024;
@@ -99,8 +95,7 @@ pub const UNREADABLE_NAMED_MAX_COUNT: usize = 1_000;
 pub const STORE_BUSY_MS: u64 = 2_000;
 /// Time for which a start waits for the lock of a daemon that was just killed, in milliseconds.
 pub const STORE_LOCK_MS: u64 = 1_000;
-/// Number of rows read and changed in one commit of a maintenance operation: a prune, or a change of the
-/// sealing key.
+/// Number of rows read and changed in one commit of a maintenance operation: a prune, or a change of the sealing key.
 pub const UPKEEP_BATCH_COUNT: usize = 200;
 /// Minimum pause of a maintenance operation after each commit, in milliseconds, for other users of the
 /// database. The pause is longer if the commit took longer.
@@ -110,8 +105,7 @@ pub const UPKEEP_PAUSE_MS: u64 = 5;
 pub const UPKEEP_BUSY_MS: u64 = 15_000;
 /// Number of such waits for readers to release the write-ahead log.
 pub const UPKEEP_JOURNAL_TRIES_COUNT: usize = 3;
-/// Minimum age for pruning, in milliseconds. It is longer than the time after which any marketplace calls
-/// again.
+/// Minimum age for pruning, in milliseconds. It is longer than the time after which any marketplace calls again.
 pub const PRUNE_AGE_MIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// Maximum window for the date of a sign-on, in milliseconds.
 pub const SIGN_ON_WINDOW_MAX_MS: i64 = 24 * 60 * 60 * 1000;
@@ -133,8 +127,7 @@ pub const READY_WITHIN_MS: u64 = 3_000;
 /// Time in milliseconds for which unauthenticated callers get the result of the last probe. They must not
 /// control how often the disk is written.
 pub const READY_REMEMBERED_MS: i64 = 1_000;
-/// Minimum free disk space in bytes; below it the daemon is not ready. It is twice the size of a full
-/// write-ahead log.
+/// Minimum free disk space in bytes; below it the daemon is not ready. It is twice the size of a full write-ahead log.
 pub const READY_DISK_MIN_BYTES: u64 = 32 * 1024 * 1024;
 /// Minimum length of the token of the admin listener, in bytes.
 pub const ADMIN_TOKEN_MIN_BYTES: usize = 16;
@@ -165,8 +158,7 @@ pub const JOBS_RUNNING_MAX_COUNT: usize = 64;
 pub const JOBS_WAITING_MAX_COUNT: usize = 1_024;
 /// Maximum delay, in polls of the dispatcher, until a job that found no room is looked at again.
 pub const ROOM_PAUSES_MAX_COUNT: u32 = 12;
-/// Maximum number of due jobs without room that are postponed at one poll. The others are postponed at the
-/// next.
+/// Maximum number of due jobs without room that are postponed at one poll. The others are postponed at the next.
 pub const JOBS_POSTPONED_MAX_COUNT: usize = 64;
 /// Interval at which the dispatcher looks for due jobs without being woken, in milliseconds.
 pub const DISPATCH_POLL_MS: u64 = 5_000;
@@ -198,8 +190,7 @@ pub const LOG_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
 pub const LOG_QUEUE_CHATTER_MAX_BYTES: usize = LOG_QUEUE_MAX_BYTES / 2;
 /// Maximum length of a line of a hook's standard error that is logged, in bytes. Longer lines are cut.
 pub const HOOK_LOG_LINE_MAX_BYTES: usize = 4 * 1024;
-/// Maximum number of bytes logged of a hook's standard error for one attempt, including the fields added to
-/// each line.
+/// Maximum number of bytes logged of a hook's standard error for one attempt, including the fields added to each line.
 pub const HOOK_LOG_MAX_BYTES: usize = 256 * 1024;
 /// Bytes of a log line beside the hook's text: time, level, ids, names of fields. With it, a hook that writes
 /// short lines gets about 600 of them into the log.
@@ -236,8 +227,7 @@ pub const MARKET_ORDERS_MAX_COUNT: i64 = 1_000_000;
 
 /// Maximum number of denied requests that are kept for inspection, in memory only.
 pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
-/// Maximum number of denied requests of one endpoint and reason that are kept per second. The rest are only
-/// counted.
+/// Maximum number of denied requests of one endpoint and reason that are kept per second. The rest are only counted.
 pub const REFUSALS_KEPT_PER_WINDOW_COUNT: u64 = 8;
 /// Minimum interval between log lines about one endpoint and reason, in milliseconds.
 pub const REFUSALS_WINDOW_MS: i64 = 1_000;
@@ -262,8 +252,7 @@ pub const SPANS_PAUSE_MS: u64 = 1_000;
 /// Maximum pause that a collector may ask for (`Retry-After`), in milliseconds.
 pub const SPANS_PAUSE_MAX_MS: u64 = 30_000;
 
-/// Time for which `healthcheck` waits for an answer, in milliseconds. It is longer than a readiness probe may
-/// take.
+/// Time for which `healthcheck` waits for an answer, in milliseconds. It is longer than a readiness probe may take.
 pub const HEALTHCHECK_MS: u64 = 5_000;
 /// Maximum time for a notification to a supervisor that does not read, in milliseconds.
 pub const NOTIFY_MS: u64 = 1_000;
@@ -273,8 +262,8 @@ pub const ALIVE_WITHIN_MS: u64 = 20_000;
 
 /// Time for which a stop waits for requests in flight, in milliseconds.
 pub const STOP_REQUESTS_MS: u64 = 5_000;
-/// Time in milliseconds for which a stop keeps connections open that have not sent a request yet, so that a
-/// request on the network is still answered. It is longer than any network delay, and too short to be noticed.
+/// Time in milliseconds for which a stop keeps connections open that have not sent a request yet. A request that is
+/// already on the network is then answered. The time is longer than any network delay, and too short to be noticed.
 pub const STOP_UNASKED_MS: u64 = 500;
 /// Time for which a stop waits for running hooks before it leaves them to the next start, in milliseconds.
 pub const STOP_HOOKS_MS: u64 = 20_000;

@@ -47,7 +47,7 @@ pub enum Metric {
     Instances,
     /// Number of jobs that have not ended.
     Jobs,
-    /// Age of the oldest job that waits for its hook.
+    /// Age of the oldest job that is queued or running.
     OldestJobAge,
     /// Time since the job that has been due longest became due.
     JobsOverdue,
@@ -224,6 +224,7 @@ impl Metrics {
         self.distribution((metric, labels.map(str::to_owned)), |_| {});
     }
 
+    /// Runs `work` on a histogram and creates the histogram if needed.
     fn distribution(&self, key: Key, work: impl FnOnce(&Distribution)) {
         let bounds = bounds(key.0).len();
         let mut cells = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -344,6 +345,7 @@ fn braced(pairs: &[String]) -> String {
     if pairs.is_empty() { String::new() } else { format!("{{{}}}", pairs.join(",")) }
 }
 
+/// Escapes a label value as the text format requires.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

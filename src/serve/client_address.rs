@@ -17,7 +17,7 @@ use crate::observe::limits;
 /// A network of addresses, in CIDR notation.
 ///
 /// ```
-/// use spid::front::Network;
+/// use spid::internals::serve::public::Network;
 /// let network: Network = "203.0.113.0/24".parse().unwrap();
 /// assert!(network.contains("203.0.113.7".parse().unwrap()));
 /// assert!(network.contains("::ffff:203.0.113.7".parse().unwrap()));
@@ -168,8 +168,9 @@ impl Proxies {
     }
 }
 
-/// Returns the `for` of one element of `Forwarded`. Quotes are not parsed: a quoted comma or semicolon splits the
-/// element too. No address contains either, so the quoted part itself is not read.
+/// Returns the `for` of one element of `Forwarded`. Quotes are not parsed, because no address contains a comma or a
+/// semicolon: either of them splits the element, even inside quotes. So a trusted proxy must not quote text of the
+/// caller in this header.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
     let mut nodes = element.split(';').filter_map(|pair| {
         let (name, value) = pair.split_once('=')?;

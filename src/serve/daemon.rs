@@ -15,8 +15,6 @@ use tokio::time::timeout;
 
 use super::liveness::Liveness;
 use crate::admin::{Admin, AdminOptions, AdminParts};
-use spid_hook::Subject;
-use spid_hook::time::Clock;
 use crate::hooks::leftovers::Leftovers;
 use crate::hooks::runner::Runner;
 use crate::market_api::order_lookup::Orders;
@@ -33,6 +31,8 @@ use crate::serve::public::{Doors, Front, Guard};
 use crate::serve::spans::{Telemetry, TelemetryOptions};
 use crate::store::encryption::Sealer;
 use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
+use spid_hook::Subject;
+use spid_hook::time::Clock;
 
 /// Options for a daemon, with its parts.
 pub struct DaemonOptions {
@@ -193,7 +193,7 @@ pub struct Stopped {
 }
 
 impl Daemon {
-    /// Starts a daemon behind these listeners. The steps have a fixed order:
+    /// Starts a daemon on these listeners. The steps have a fixed order:
     /// 1. Check the admin listener and the accounts, so that a start that fails here changes nothing on disk.
     /// 2. Open the store with the retry lists, because its recovery already schedules retries.
     /// 3. Kill the hooks that a dead daemon left running.
@@ -320,7 +320,7 @@ impl Daemon {
         self.known.send_replace(known(&endpoints));
         let intake = self.doors.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
-        // The routes change last, as one value, so that a request sees either all old or all new ones.
+        // The routes change after all that they use, as one value: a request sees either all old or all new ones.
         self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
         // A reload cannot turn TLS on or off, because the listener was created with or without it.
         if let (Some(shown), Some(new)) = (&self.tls, &tls) {
@@ -342,7 +342,7 @@ impl Daemon {
     /// only after a success.
     ///
     /// # Errors
-    /// Returns the name of the part that is not alive.
+    /// Returns the name of the component that is not alive.
     pub async fn alive(&self) -> Result<(), &'static str> {
         self.liveness.check().await
     }
@@ -413,7 +413,7 @@ fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
     Ok(orphans.map_or(Ok(()), Err)?)
 }
 
-/// Denies an admin listener without a token on any address but loopback. Every peer that reaches the listener could
+/// Fails if the admin listener has no token and its address is not loopback. Every peer that reaches the listener could
 /// otherwise read and change data.
 fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<(), StartError> {
     match admin.filter(|address| !address.ip().is_loopback()) {
@@ -583,9 +583,9 @@ fn log_backlog(store: Store) -> JoinHandle<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spid_hook::AnyHook;
     use crate::hooks::log::LogHook;
     use crate::hooks::runner::NamedHook;
+    use spid_hook::AnyHook;
 
     async fn a_daemon() -> Daemon {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

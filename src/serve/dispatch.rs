@@ -24,12 +24,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::Instrument as _;
 
-use spid_core::lifecycle::schedule;
-use spid_hook::callback::{Action, Answer, Callback};
-use spid_hook::time::{Clock, plus_millis};
-use spid_hook::trace::TraceContext;
-use spid_hook::{Call, CallFacts, Subject};
-use spid_hook::Attempted;
 use crate::hooks::runner::{Place, Runner, Slot};
 use crate::market_api::order_lookup::{Asker, Orders, Unasked};
 use crate::observe::limits;
@@ -38,6 +32,12 @@ use crate::serve::spans::{Begun, Kind, Span, Spans, Value};
 use crate::store::{Ending, Finished, JobRow, Postpone, Ready, Retrying, Store, StoreError, Taken};
 use calls::Calls;
 use rooms::{Rooms, Server};
+use spid_core::lifecycle::schedule;
+use spid_hook::Attempted;
+use spid_hook::callback::{Action, Answer, Callback};
+use spid_hook::time::{Clock, plus_millis};
+use spid_hook::trace::TraceContext;
+use spid_hook::{Call, CallFacts, Subject};
 
 pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 
@@ -273,7 +273,7 @@ impl Dispatch {
             Ok(false) => {
                 tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
             }
-            // On a read error the job runs all the same: the store fences its outcome if the lease was lost.
+            // On a read error the job runs: the store fences off its outcome if the lease was lost.
             Ok(true) | Err(_) => self.spawn(*handed.taken, handed.place, running, stop),
         }
     }
@@ -785,11 +785,13 @@ mod tests {
     use tokio::sync::Notify;
 
     use super::*;
-    use spid_core::lifecycle::Policy;
-    use spid_hook::callback::InstanceRef;
-    use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
     use crate::hooks::runner::NamedHook;
     use crate::store::{Acceptance, StoreOptions};
+    use spid_core::lifecycle::Policy;
+    use spid_hook::callback::InstanceRef;
+    use spid_hook::{
+        CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
+    };
 
     /// A hook whose create starts and never ends.
     struct Endless(Arc<Notify>);

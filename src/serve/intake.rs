@@ -14,18 +14,18 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
-use spid_core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
-use spid_core::lifecycle::{Policy, Reason};
-use spid_hook::instance::State;
-use spid_core::signature::{Keys, Signer};
-use spid_hook::callback::{Action, Callback, Outcome};
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
 use crate::net::{Request, Response};
 use crate::observe::denied::{Evidence, Facts, Refusals};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
+use spid_core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
+use spid_core::lifecycle::{Policy, Reason};
+use spid_core::signature::{Keys, Signer};
+use spid_hook::callback::{Action, Callback, Outcome};
+use spid_hook::id::Id;
+use spid_hook::instance::State;
+use spid_hook::time::Clock;
 
 /// A configured URL path: one dialect, one seller account, and its keys.
 #[derive(Clone)]
@@ -63,6 +63,7 @@ impl Orphans {
         retired: &[String],
         unserved: impl FnOnce(&[&str]) -> Result<BTreeMap<String, u64>, StoreError>,
     ) -> Result<Option<Orphans>, StoreError> {
+        // A retired account is closed on purpose, so its instances are not orphans.
         let served = endpoints.iter().map(|(_, endpoint)| &*endpoint.account);
         let known: Vec<&str> = served.chain(retired.iter().map(String::as_str)).collect();
         let accounts = unserved(&known)?;
@@ -222,6 +223,7 @@ impl Intake {
     pub async fn answer(&self, endpoint: &Endpoint, request: &Request, received: Received) -> Answered {
         let deadline = Instant::now() + self.options.reply_within;
         let Received { callback, key_label, signer, id } = received;
+        // The key was used, even if the callback cannot be stored.
         self.metrics.count(Metric::Signatures, [&endpoint.name, &key_label]);
         self.store.note_key_use(&endpoint.name, &key_label);
         let asking = Asking { endpoint, key_label: &key_label, id, deadline };
@@ -231,7 +233,7 @@ impl Intake {
                 let reply = endpoint.dialect.reply_to_all(&answered, &endpoint.options);
                 Answered { response: response(reply.sealed(&signer)), action, outcome }
             }
-            // Sign this answer too: the caller proved that it has the key.
+            // This answer is signed with the key that verified the request.
             Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
         }
     }
@@ -255,8 +257,10 @@ impl Intake {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
         let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
+        // Parse first: strict, and without a key.
         let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
+        // Only a verified request becomes a callback.
         let (key_label, signer) = (verified.key_label().clone(), verified.signer());
         let mut callback = endpoint.dialect.callback(verified, &endpoint.options);
         callback.dialect = Some(endpoint.dialect.name().to_owned());
@@ -279,6 +283,7 @@ impl Intake {
             method: raw.method,
             refusal,
         };
+        // The closure runs only for the few denied requests that are kept.
         self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
         let reply = endpoint.dialect.refuse(&raw, refusal);
         let reply = match signer {
@@ -307,6 +312,7 @@ impl Intake {
             asking.id = None;
             kept.push((callback, reply));
         }
+        // All parts are stored. Now wait; all waits share one deadline.
         let mut answered = Vec::new();
         for (callback, reply) in kept {
             let outcome = match reply {
@@ -323,6 +329,7 @@ impl Intake {
     /// and stores only its nonce digest, because the test includes that the store can be written.
     async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
         let Asking { endpoint, deadline, .. } = asking;
+        // A copy of a test call is denied like any other copy.
         if let Some(once) = callback.once.clone() {
             match timeout_at(deadline, self.store.spend(&endpoint.account, once)).await {
                 Ok(Ok(())) => {}
@@ -365,6 +372,7 @@ impl Intake {
             policy: self.options.policy,
             approved: false,
         };
+        // A store that is slower than the deadline gets the answer "call again".
         let receipt = match timeout_at(deadline, self.store.accept_as(id, acceptance)).await {
             Ok(Ok(receipt)) => receipt,
             Ok(Err(StoreError::Replayed)) => return Err(Copied),
@@ -396,7 +404,7 @@ impl Intake {
         if receipt.repeated {
             self.metrics.count(Metric::Repeats, [callback.action.as_str(), ""]);
         }
-        // A valid request can be repeated without end, so the log has at most one line per second about redeliveries.
+        // A valid request can be repeated without end, so redeliveries get at most one log line per second and reason.
         let turn = |reason| match receipt.repeated {
             true => self.turn_to_log(endpoint, reason),
             false => Some(None),
@@ -433,9 +441,11 @@ impl Intake {
 
     /// Warns before the delivery limit of the marketplace is reached: at half of it and at 90 %.
     fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
+        // A reported callback needs no further delivery.
         let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
             return;
         };
+        // Equality, so that each warning is logged once per callback.
         if row.deliveries == budget.div_ceil(2) {
             tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "half of the marketplace's tries are spent");
         } else if row.deliveries == (budget * 9).div_ceil(10) {

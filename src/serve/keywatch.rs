@@ -11,11 +11,11 @@ use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use spid_core::signature::Keys;
-use spid_hook::time::Clock;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{ConfiguredKey, KeyUse, Store};
+use spid_core::signature::Keys;
+use spid_hook::time::Clock;
 
 /// The keys of every endpoint, and the time after which a previous key can be removed.
 #[derive(Debug, Clone)]
@@ -126,10 +126,10 @@ impl KeyWatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreOptions;
     use spid_core::signature::Key;
     use spid_hook::Secret;
     use spid_hook::time::from_millis;
-    use crate::store::StoreOptions;
 
     const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 

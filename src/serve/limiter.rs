@@ -29,7 +29,7 @@ use crate::observe::limits;
 /// A steady rate of events. A burst may hold ten seconds' worth, or ten events if the rate is below one per second.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
-    /// Share of time that one event uses.
+    /// Time that one event uses up: the inverse of the rate.
     each: Duration,
 }
 
@@ -208,7 +208,7 @@ impl Rates {
         }
     }
 
-    /// Notes a valid request of an address.
+    /// Records a valid request of an address.
     pub(super) fn held(&self, client: IpAddr) {
         if let Some(client) = counted(client) {
             self.lock().good.put(client, Instant::now());

@@ -1,7 +1,8 @@
 //! Liveness check of the daemon, for a supervisor that restarts the process after a failed check.
 //!
-//! A running process or a firing timer proves nothing. Two parts must be alive: the writer, which stores everything,
-//! and the dispatcher, which runs the jobs. The check sends a probe to the writer and reads the dispatcher's last turn.
+//! A running process or a firing timer proves nothing. Two components must be alive: the writer, which stores
+//! everything, and the dispatcher, which runs the jobs. The check sends a probe to the writer and reads the
+//! dispatcher's last turn.
 //!
 //! An error counts as an answer: an operator can repair a full disk, a restart cannot.
 
@@ -14,22 +15,22 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::observe::limits;
 use crate::store::{Store, StoreError};
 
-/// The parts that must be alive.
+/// The components that must be alive.
 pub(super) struct Liveness {
     pub(super) store: Store,
     /// Time of the last turn of the dispatcher's loop.
     pub(super) turned: watch::Receiver<Instant>,
-    /// Time limit for both parts.
+    /// Time limit for both components.
     pub(super) within: Duration,
 }
 
 impl Liveness {
-    /// Creates a check with the default time limit for both parts.
+    /// Creates a check with the default time limit for both components.
     pub(super) fn of(store: Store, turned: watch::Receiver<Instant>) -> Liveness {
         Liveness { store, turned, within: Duration::from_millis(limits::ALIVE_WITHIN_MS) }
     }
 
-    /// Returns the name of the first part that is not alive, as the error.
+    /// Returns the name of the first component that is not alive, as the error.
     pub(super) async fn check(&self) -> Result<(), &'static str> {
         // The probe passes through the same queue as every write, so a writer that hangs is noticed.
         if !answers(|| self.store.probe(), self.within).await {
@@ -40,7 +41,7 @@ impl Liveness {
 }
 
 /// Returns true if the writer answers the probe in time, with success or an error. A full queue is not an answer,
-/// because the queue may be full since the writer hangs.
+/// because a writer that hangs also fills its queue.
 async fn answers<A>(ask: impl Fn() -> A, within: Duration) -> bool
 where
     A: Future<Output = Result<(), StoreError>>,

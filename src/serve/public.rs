@@ -20,15 +20,15 @@ use tracing::Instrument as _;
 pub use super::client_address::{Network, NotANetwork, Proxies, ProxyHeader};
 pub use super::limiter::{NotARate, Rate, RateOptions};
 use super::limiter::{Rates, TooMany};
-use spid_core::dialect::Refusal;
-use spid_hook::callback::Action;
-use spid_hook::id::Id;
-use spid_hook::trace::TraceContext;
 use crate::net::{Handler, Request, Response, TurnedAway};
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::intake::{Answered, Endpoint, Intake};
 use crate::serve::spans;
 use crate::serve::spans::{Kind, Span, Spans, Value};
+use spid_core::dialect::Refusal;
+use spid_hook::callback::Action;
+use spid_hook::id::Id;
+use spid_hook::trace::TraceContext;
 
 /// Access policy for callers. Default: any address may call, and the peer is the client.
 #[derive(Debug, Clone, Default)]
@@ -98,7 +98,7 @@ impl Front {
 
     /// Receives a request under a new id, which every log line about the request contains.
     async fn follow(&self, doors: &Doors, endpoint: &Endpoint, request: Request) -> Response {
-        // Without an id the request is handled all the same, but without a trace.
+        // Without an id, the request is still handled, but has no trace.
         let Some(id) = doors.intake.new_id() else {
             return self.receive(doors, endpoint, request, None).await.response;
         };

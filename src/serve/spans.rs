@@ -24,13 +24,13 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use spid_hook::Secret;
-use spid_hook::time::Clock;
-use spid_hook::text::fault_of_secret;
-use spid_hook::trace::{SpanId, TraceContext};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, NotAUrl, Reach, Tls, Url};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
+use spid_hook::Secret;
+use spid_hook::text::fault_of_secret;
+use spid_hook::time::Clock;
+use spid_hook::trace::{SpanId, TraceContext};
 
 /// Options for sending spans: the collector, and our name and credentials there.
 #[derive(Debug, Clone)]
@@ -259,7 +259,7 @@ impl Telemetry {
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
         let within = Duration::from_millis(limits::STOP_SPANS_MS);
-        // The queue is still sent, but a stop does not wait for a collector that hangs.
+        // Wait for the rest of the queue, but not for a collector that hangs.
         if timeout(within, &mut self.work).await.is_err() {
             tracing::warn!("the collector does not take the last spans in time; they are lost");
             self.work.abort();
@@ -270,8 +270,7 @@ impl Telemetry {
 /// Reason why a batch was not accepted.
 struct Undelivered {
     why: String,
-    /// `None`: never send it again. `Some`: send it again, after the delay that the collector asked for, if
-    /// any.
+    /// `None`: never send it again. `Some`: send it again, after the delay that the collector asked for, if any.
     again: Option<Option<Duration>>,
 }
 
@@ -327,8 +326,7 @@ impl Courier {
         came > 0
     }
 
-    /// Sends a batch, with retries. Meanwhile the queue fills and further spans are dropped, so memory does not
-    /// grow.
+    /// Sends a batch, with retries. Meanwhile the queue fills and further spans are dropped, so memory does not grow.
     async fn deliver(&mut self, body: Vec<u8>, count: usize) {
         let mut pause = Duration::from_millis(limits::SPANS_PAUSE_MS);
         for _ in 0..limits::SPANS_TRIES_COUNT {
@@ -375,6 +373,7 @@ impl Courier {
         }
     }
 
+    /// Counts a batch that the collector accepted.
     fn note_sent(&mut self, count: usize, rejected: usize) {
         self.metrics.add(Metric::SpansSent, ["", ""], (count - rejected) as u64);
         self.metrics.add(Metric::SpansDropped, [REJECTED, ""], rejected as u64);
@@ -384,6 +383,7 @@ impl Courier {
         }
     }
 
+    /// Logs the first failure of a series.
     fn note_away(&mut self, error: &str) {
         if !std::mem::replace(&mut self.away, true) {
             tracing::warn!(error, "the collector takes no spans; they are dropped and counted until it does");
@@ -424,6 +424,8 @@ fn encode(service_name: &str, spans: &[Ended]) -> Vec<u8> {
         .into_bytes()
 }
 
+/// Encodes one span. Its end is the start plus the monotonic duration, so a clock that jumps cannot make it
+/// negative.
 fn encode_span(Ended { span, took }: &Ended) -> Json {
     let start = span.begun.at.as_nanosecond();
     let end = start.saturating_add(i128::try_from(took.as_nanos()).unwrap_or(0));

@@ -120,6 +120,7 @@ fn assign(names: &str, count: usize) -> Result<Vec<&'static str>, BadSocket> {
     Ok(assigned)
 }
 
+/// Takes one socket and checks that it listens.
 fn take(given: &mut ListenFd, index: usize, name: &'static str) -> Result<TcpListener, BadSocket> {
     let taken = given.take_tcp_listener(index).ok().flatten();
     let socket = taken.ok_or(BadSocket::NotListening { name })?;
@@ -166,9 +167,9 @@ impl Supervisor {
         self.say(&format!("STOPPING=1\nSTATUS={}", one_line(status)));
     }
 
-    /// Returns the interval between watchdog signals; `None` if the supervisor expects none. It is a quarter of
-    /// the time after which the supervisor ends the daemon, so that a slow signal that fails is followed by
-    /// another one in time.
+    /// Returns the interval between watchdog signals; `None` if the supervisor expects none. The interval is a
+    /// quarter of the time after which the supervisor ends the daemon. So a slow signal that fails is followed
+    /// by another one in time.
     pub fn alive_every(&self) -> Option<Duration> {
         self.address.as_ref().and(self.watchdog).map(|period| period / 4)
     }

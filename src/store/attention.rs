@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::ledger::REJECTED;
 use super::rows::{CallbackRow, Disposition, Filter, JobRow};
 use super::{Reader, StoreError, ViewError};
+use crate::observe::limits;
 use spid_core::dialect;
 use spid_core::dialect::GivesUp;
 use spid_core::lifecycle;
@@ -18,7 +19,6 @@ use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
-use crate::observe::limits;
 
 /// Reason why a callback or a job needs a person.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

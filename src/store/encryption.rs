@@ -21,9 +21,9 @@ use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
+use crate::observe::files;
 use spid_hook::Secret;
 use spid_hook::text::{fault_of_secret, named_file};
-use crate::observe::files;
 
 const NONCE_BYTES: usize = 24;
 const KEY_BYTES: usize = 32;
@@ -148,6 +148,7 @@ impl KeySource {
         let mut key = Zeroizing::new([0u8; KEY_BYTES]);
         let text = text.trim();
         let fault = || fault_of_secret(text).map(|fault| format!(": {fault}")).unwrap_or_default();
+        // The error names the fault but never the text, because the text may be a mistyped key.
         hex::decode_to_slice(text, key.as_mut())
             .map_err(|_| SealError::NotAKey { name: self.name(), fault: fault() })?;
         Ok(SealingKey::new(&key))
@@ -234,9 +235,10 @@ impl Sealer {
     /// ([`KeySource::Own`]) in a file that only its owner can read.
     ///
     /// # Errors
-    /// When a key cannot be read or created, or is not valid.
+    /// If a key cannot be read or created, or is not valid.
     pub fn from_sources(sources: &[KeySource]) -> Result<Sealer, SealError> {
         for source in sources {
+            // A missing key of another source is an error: only the daemon's own key may be created.
             if let (KeySource::Own(path), Err(SealError::Missing { .. })) = (source, source.key()) {
                 let key = random_key()?;
                 write_key(path, &key).map_err(|source| SealError::File { path: path.clone(), source })?;
@@ -249,7 +251,7 @@ impl Sealer {
     /// not create a key that the daemon does not have.
     ///
     /// # Errors
-    /// When a key is missing, cannot be read, or is not valid.
+    /// If a key is missing, cannot be read, or is not valid.
     pub fn from_existing(sources: &[KeySource]) -> Result<Sealer, SealError> {
         let mut keys: Vec<SealingKey> = Vec::new();
         for source in sources {
@@ -331,6 +333,7 @@ fn write_key(path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
     file.write_all(Zeroizing::new(hex::encode(key)).as_bytes())?;
     file.write_all(b"\n")?;
+    // The key must be on the disk before the rename publishes it.
     file.sync_all()?;
     std::fs::rename(&partial, path)?;
     // Without this sync, a power cut could undo the rename, and the passwords encrypted meanwhile would be lost.

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 
 use super::rows::{KeyUse, Result, Write};
-use spid_core::signature::KEY_MARK_BYTES;
 use crate::observe::limits;
+use spid_core::signature::KEY_MARK_BYTES;
 
 /// A signature key in the present configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct ConfiguredKey {
     pub endpoint: Arc<str>,
     /// Label of the key.
     pub label: Arc<str>,
-    /// [Mark](crate::signature::Key::mark) of the key.
+    /// [Mark](spid_core::signature::Key::mark) of the key.
     pub mark: [u8; KEY_MARK_BYTES],
 }
 

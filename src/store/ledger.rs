@@ -13,17 +13,20 @@ use super::rows::{
     Unreadable, Write,
 };
 use super::{Postpone, Retrying, Schedules, StoreError};
-use spid_core::lifecycle;
-use spid_core::lifecycle::schedule;
-use spid_core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
-use spid_core::lifecycle::{Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, Subject, Verdict, View};
-use spid_hook::instance::{Instance, State, Wants};
-use spid_hook::callback::{Action, Callback, Once};
-use spid_hook::id::Id;
-use spid_hook::time::plus_millis;
-use spid_hook::text;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
+use spid_core::lifecycle;
+use spid_core::lifecycle::id_of_part;
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
+use spid_core::lifecycle::{
+    Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, Subject, Verdict, View,
+};
+use spid_hook::callback::{Action, Callback, Once};
+use spid_hook::id::Id;
+use spid_hook::instance::{Instance, State, Wants};
+use spid_hook::instance::{fault_of_any_id, fault_of_id};
+use spid_hook::time::plus_millis;
 
 /// Reason code of a callback that an operator rejected: the code of [`Reason::Rejected`].
 pub(super) const REJECTED: &str = "rejected";
@@ -1244,7 +1247,7 @@ pub(crate) fn take(
             match job.and_then(|job| take_one(rows, job, postpone, lease_until, now)) {
                 Ok(Some(job)) => taken.push(job),
                 Ok(None) => postponed += 1,
-                // One unreadable row must not stop the other jobs.
+                // An unreadable row must not stop the other jobs.
                 Err(StoreError::Unreadable(unreadable)) => {
                     aside.push(put_aside(rows, number, *unreadable, now)?);
                 }
@@ -1475,7 +1478,7 @@ pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp
                 job.lease_until = Some(until);
                 rows.put_job(&job)?;
             }
-            // One unreadable row must not cost the other jobs their leases.
+            // An unreadable row must not cost the other jobs their leases.
             Ok(None) | Err(StoreError::Unreadable(_)) => {}
             Err(error) => return Err(error),
         }
@@ -1726,7 +1729,7 @@ pub(crate) fn count(rows: &mut dyn Write, counts: &[(i64, u64, Timestamp)]) -> R
                 row.last_received_at = row.last_received_at.max(*last);
                 rows.put_callback(&row)?;
             }
-            // One unreadable row must not cost the other callbacks their counts.
+            // An unreadable row must not cost the other callbacks their counts.
             Ok(None) | Err(StoreError::Unreadable(_)) => {}
             Err(error) => return Err(error),
         }

@@ -12,12 +12,12 @@ use super::rows::{
     ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
     Known, Read, Readable, Result, Totals, Write,
 };
-use spid_core::lifecycle::schedule;
-use spid_hook::instance::{Instance, State};
+use crate::observe::limits;
 use spid_core::lifecycle::Reason;
+use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
-use crate::observe::limits;
+use spid_hook::instance::{Instance, State};
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {

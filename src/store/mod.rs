@@ -36,23 +36,22 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep};
 
-use spid_hook::instance::Instance;
-use spid_core::lifecycle::schedule::Schedule;
-use spid_hook::callback::{Answer, Callback, Once, Outcome};
-use spid_hook::time::Clock;
-use spid_hook::id::{Id, Ids};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{KeyId, KeySource, SealError, Sealer};
 use key_use::KeysUsed;
 use ledger::{Accepted, Finish, Stored, Told};
 use rows::Read;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::callback::{Answer, Callback, Once, Outcome};
+use spid_hook::id::{Id, Ids};
+use spid_hook::instance::Instance;
+use spid_hook::time::Clock;
 use waiters::Signals;
 use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use key_use::ConfiguredKey;
-pub(crate) use ledger::fault_of_id;
 pub use ledger::{Acceptance, Aside, Taken};
 pub use operations::{
     Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored, backup, restore,
@@ -253,7 +252,7 @@ impl StoreOptions {
         (!is_listed).then_some(beside)
     }
 
-    /// Returns the file that shows that there was a database at `path`, for a `path` that has nothing in it now.
+    /// Returns the leftover file that shows that a database existed at `path`, if `path` holds none now.
     fn remains(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
         let sources = self.key_sources(path);
         // Only a key that the daemon creates itself shows that there was a database. A configured key can exist before
@@ -605,7 +604,7 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// Future of the writer's end: it resolves after the last commit is on disk and the database is closed.
+/// Handle to the end of the writer: the last commit is on disk, and the database is closed.
 ///
 /// Clones wait for the same end.
 #[derive(Debug, Clone)]

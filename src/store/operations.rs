@@ -15,18 +15,19 @@ use super::ledger::{self, Acceptance, Birth, REJECTED, SETTLED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
 use super::sqlite::{Sqlite, Vacancy};
 use super::{Store, StoreError, StoreOptions};
+use crate::observe::limits;
+use crate::store::encryption::{KeySource, Sealer};
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::Extra;
-use spid_hook::instance::{Instance, State};
 use spid_core::lifecycle::{Policy, Reason, UnknownInstance};
 use spid_hook::Secret;
 use spid_hook::callback::{Action, Answer, Callback, InstanceRef};
-use spid_hook::time::Clock;
 use spid_hook::id::Id;
+use spid_hook::instance::fault_of_id;
+use spid_hook::instance::{Instance, State};
 use spid_hook::text::{fault_of_name, fault_of_text};
-use crate::observe::limits;
-use crate::store::encryption::{KeySource, Sealer};
+use spid_hook::time::Clock;
 
 /// Error of an admin operation. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -971,7 +972,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
 }
 
 fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {
-    if let Some(fault) = ledger::fault_of_id(name) {
+    if let Some(fault) = fault_of_id(name) {
         return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
     }
     if !rows.add_name(account, name, number)? {

@@ -29,10 +29,10 @@ use super::ledger::REJECTED;
 use super::operations::{Act, MendError, Mended, Mender, impossible};
 use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
 use super::sqlite::Sqlite;
+use crate::observe::limits;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::time::plus_millis;
-use crate::observe::limits;
 
 /// Options for pruning.
 #[derive(Debug, Clone, Copy)]

@@ -12,10 +12,10 @@ use super::operations::{Act, MendError, Mended, Mender};
 use super::rows::JobRow;
 use super::sqlite::Sqlite;
 use super::{Sealed, StoreError};
-use spid_hook::callback::{Action, Answer};
-use spid_hook::id::Id;
 use crate::observe::limits;
 use crate::store::encryption::{KeyId, Sealer};
+use spid_hook::callback::{Action, Answer};
+use spid_hook::id::Id;
 
 /// Result of a rotation of the sealing key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -10,10 +10,10 @@ use serde::{Serialize, Serializer};
 
 use super::StoreError;
 use spid_core::lifecycle::schedule;
-use spid_hook::instance::{Instance, State};
 use spid_core::signature::KEY_MARK_BYTES;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
+use spid_hook::instance::{Instance, State};
 use spid_hook::text::without_user_info;
 
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
@@ -203,12 +203,12 @@ pub struct KeyUse {
     pub endpoint: String,
     /// Label of the key.
     pub label: String,
-    /// Mark of the key, which shows that the label still stands for the same key: see [`crate::signature::Key::mark`].
+    /// Mark of the key, which shows that the label still stands for the same key: see [`spid_core::signature::Key::mark`].
     #[serde(skip)]
     pub mark: [u8; KEY_MARK_BYTES],
     /// Time since which the key has been configured under this label.
     pub since: Timestamp,
-    /// Last use since then, exact to [`crate::limits::KEY_USE_STEP_MS`].
+    /// Last use since then, exact to [`crate::observe::limits::KEY_USE_STEP_MS`].
     pub used_at: Option<Timestamp>,
 }
 
@@ -294,7 +294,7 @@ pub(crate) trait Read {
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
     /// Returns the instance that this order bought under this `orderBizId`.
     ///
-    /// Only the first [`crate::limits::ORDER_INSTANCES_READ_COUNT`] instances of the order are read.
+    /// Only the first [`crate::observe::limits::ORDER_INSTANCES_READ_COUNT`] instances of the order are read.
     fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>>;
     /// Returns the live jobs in the instance's queue, in order, each with its callback.
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;

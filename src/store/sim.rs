@@ -1,8 +1,8 @@
 //! The store for simulations: the real writer, driven step by step, on a disk that fails on cue.
 //!
 //! This module makes no decisions. The tables outlive the store that wrote them, as a disk outlives a crash. The writer
-//! is a value instead of a thread, so its owner chooses the size of a batch, the duration of its commit, and whether
-//! the batch is ever finished.
+//! is a value instead of a thread, and its owner drives each batch. The owner chooses the size of the batch and the
+//! duration of its commit, and may leave the batch unfinished.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +16,12 @@ use super::rows::{
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
-use spid_hook::instance::Instance;
+use crate::store::encryption::Sealer;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Callback;
-use spid_hook::time::Clock;
 use spid_hook::id::Id;
-use crate::store::encryption::Sealer;
+use spid_hook::instance::Instance;
+use spid_hook::time::Clock;
 
 /// State that survives a crash: the committed tables and the sealing key.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ impl Disk {
     /// Creates an empty disk.
     ///
     /// # Errors
-    /// When the system's random generator fails.
+    /// If the random generator of the system fails.
     pub fn empty() -> std::result::Result<Disk, StoreError> {
         Ok(Disk { tables: MemoryReader::default(), sealer: Sealer::ephemeral()? })
     }
@@ -102,7 +102,7 @@ pub fn assemble(
 /// Recovers the jobs that the dead daemon left running, as the last step of opening a store.
 ///
 /// # Errors
-/// When the disk fails; then the daemon does not start.
+/// If the disk fails. The daemon then does not start.
 pub async fn recover(store: &Store) -> std::result::Result<(), StoreError> {
     store.recover().await
 }
@@ -172,6 +172,7 @@ struct Failing {
 impl Failing {
     fn at(&mut self, point: Point) -> Result<()> {
         let Some(fault) = (self.cue)(point) else { return Ok(()) };
+        // Some disk errors make SQLite roll back the whole transaction.
         if fault == Fault::Aborts {
             self.rows.rollback()?;
         }

@@ -1,10 +1,10 @@
 //! The SQLite backend of the store: one file, WAL, `synchronous=FULL`. Only this module names rusqlite.
 //!
 //! One connection writes, on the writer's thread. Readers have their own connections and see only committed data. Only
-//! the owner can read the file. Two locks keep a second daemon out, because SQLite would let both in, and each daemon
-//! would treat the running jobs of the other as lost. One lock is a file beside the database. The other lock is on the
-//! database file itself, so a link to the file does not get around it. A commit counts only if the file is still where
-//! it was opened, and holds everything that was committed before.
+//! the owner can read the file. Two locks keep a second daemon out: SQLite would let both in, and each would treat the
+//! running jobs of the other as lost. One lock is a file beside the database. The other lock is on the database file
+//! itself, so a link to the file does not get around it. A commit counts only if the file is still where it was opened,
+//! and holds everything that was committed before.
 
 mod files;
 #[macro_use]
@@ -46,6 +46,7 @@ const MIGRATIONS: &[&str] =
 impl From<rusqlite::Error> for StoreError {
     fn from(error: rusqlite::Error) -> StoreError {
         use rusqlite::ErrorCode as Code;
+        // An unreadable row passes through rusqlite as a conversion failure. Take it out again.
         let error = match error {
             rusqlite::Error::FromSqlConversionFailure(column, kind, inner) => {
                 match inner.downcast::<Unreadable>() {
@@ -76,7 +77,7 @@ pub(crate) struct Sqlite {
     /// Jobs that cannot be read and are skipped until the next start. Their rows cannot be updated, or must not be
     /// updated.
     left: RefCell<BTreeSet<i64>>,
-    /// Locks held for as long as the daemon writes. Field order matters: the locks stand behind the connection, because
+    /// Locks held for as long as the daemon writes. Field order matters: the locks follow the connection, because
     /// closing a descriptor of the database drops SQLite's own locks.
     daemon: Option<DaemonLocks>,
 }
@@ -111,6 +112,7 @@ impl Sqlite {
         // Both locks come before the first read, so that no other daemon can write in between.
         let beside = lock(path)?;
         let inode = InodeLock::take(path)?;
+        // The WAL lies beside one name only, so a database with several names is refused.
         check_links(path)?;
         let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         let version = recognise(&connection, path)?;
@@ -122,7 +124,9 @@ impl Sqlite {
             // is created: a start that is killed here must not leave an old note beside a new database.
             beside.set_len(0).map_err(|error| StoreError::of_file(path, &error))?;
         }
+        // Only now, because setting the journal mode writes to the file.
         insist_on_writing(&connection)?;
+        // Each commit must be on the disk before it is acknowledged.
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "wal_autocheckpoint", limits::STORE_CHECKPOINT_PAGES)?;
@@ -194,6 +198,7 @@ impl Sqlite {
     pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
         check_there(path)?;
         let mender = Sqlite::open_beside(path)?;
+        // Refuse an outdated copy before it is changed.
         check_noted(&mender.connection, path)?;
         mender.connection.pragma_update(None, "synchronous", "FULL")?;
         mender.connection.pragma_update(None, "foreign_keys", true)?;
@@ -202,6 +207,7 @@ impl Sqlite {
 
     /// Copies the store, as of one commit, into a new file. Fails if the file exists.
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
+        // A copy is as private as the database, and never replaces a file.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
         file.map_err(|error| StoreError::of_file(to, &error))?;
         let copied = self.fill(to);
@@ -222,6 +228,7 @@ impl Sqlite {
         drop(backup);
         // A backup is one file without a WAL, so that it can be moved under any name.
         copy.pragma_update(None, "journal_mode", "DELETE")?;
+        // Check the copy before it counts as a backup.
         match copy.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))?.as_str() {
             "ok" => sync_folder(to),
             fault => Err(StoreError::Corrupt(fault.to_owned())),
@@ -349,9 +356,11 @@ impl SqliteReaders {
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
         // Check before the read: a file that was moved or replaced must not answer.
         self.place.as_ref().map_or(Ok(()), Place::check_database)?;
+        // A poisoned lock is harmless: the pool holds idle connections only.
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
             Some(reader) => reader,
+            // The daemon knows its own path, so the name needs no check.
             None if self.place.is_some() => Sqlite::open_reader(&self.path)?,
             None => Sqlite::open_readonly(&self.path)?,
         };
@@ -373,6 +382,7 @@ impl SqliteReaders {
 fn in_snapshot<T>(reader: &Sqlite, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
     reader.run("BEGIN", [])?;
     let result = read(reader);
+    // End the transaction after an error too: an idle connection must not keep a snapshot open.
     let ended = reader.run("COMMIT", []);
     let value = result?;
     ended?;
@@ -388,6 +398,7 @@ fn check_there(path: &Path) -> Result<()> {
 }
 
 fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
+    // Only one thread at a time uses a connection, so SQLite needs no mutex.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(Duration::from_millis(limits::STORE_BUSY_MS))?;
     connection.set_prepared_statement_cache_capacity(64);
@@ -418,6 +429,7 @@ fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
     let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
     let version = number("PRAGMA user_version")?;
     let marked = number("PRAGMA application_id")? == APPLICATION_ID;
+    // A file without our mark may be used only if it is empty.
     if !marked && (version != 0 || number("SELECT count(*) FROM sqlite_schema")? > 0) {
         return Err(StoreError::NotOurs(path.to_owned()));
     }
@@ -449,10 +461,12 @@ impl Backend for Sqlite {
     fn begin(&mut self) -> Result<()> {
         // The files must still be in place before anything is written to them.
         self.is_in_place()?;
+        // IMMEDIATE takes the write lock now, so that no later statement of the transaction finds it taken.
         self.run("BEGIN IMMEDIATE", [])?;
         // Inside the transaction no other process can commit, so the check stays true until the commit.
         let Some(daemon) = &mut self.daemon else { return Ok(()) };
         daemon.check_begun(&self.connection).inspect_err(|_| {
+            // The refused transaction must not keep the write lock.
             let _ = self.connection.execute_batch("ROLLBACK");
         })
     }
@@ -467,6 +481,7 @@ impl Backend for Sqlite {
         self.is_in_place()
     }
     fn rollback(&mut self) -> Result<()> {
+        // After a disk error, SQLite may have rolled back already.
         if self.in_transaction() { self.run("ROLLBACK", []).map(drop) } else { Ok(()) }
     }
     fn savepoint(&mut self) -> Result<()> {

@@ -381,10 +381,10 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Acceptance, Ending, Store, StoreOptions};
     use spid_core::lifecycle::Policy;
     use spid_hook::callback::{Answer, InstanceRef};
     use spid_hook::time::Clock;
-    use crate::store::{Acceptance, Ending, Store, StoreOptions};
 
     fn asked(action: Action, number: u32, clock: &Clock) -> Acceptance {
         let mut callback = Callback::new(action, "x");

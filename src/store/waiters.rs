@@ -15,8 +15,8 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::ledger::Taken;
-use spid_hook::callback::Outcome;
 use crate::observe::limits;
+use spid_hook::callback::Outcome;
 
 /// A leased job on its way to the dispatcher, with its permit to run.
 #[derive(Debug)]

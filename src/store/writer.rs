@@ -19,12 +19,12 @@ use super::ledger::{self, Acceptance, Accepted, Aside, Birth, Finish, Finished, 
 use super::rows::{Backend, Result};
 use super::waiters::{Claimed, Signals, Waiting};
 use super::{Postpone, Shared, StoreError};
-use spid_hook::instance::Instance;
-use spid_hook::callback::{Action, Answer, Callback, Once, Outcome};
-use spid_hook::id::Id;
-use spid_hook::time::plus_millis;
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
+use spid_hook::callback::{Action, Answer, Callback, Once, Outcome};
+use spid_hook::id::Id;
+use spid_hook::instance::Instance;
+use spid_hook::time::plus_millis;
 
 /// Reply slot of a caller: it receives the result of the operation after the commit.
 #[derive(Debug)]
@@ -186,7 +186,7 @@ impl<B: Backend> Writer<B> {
             let operated = self.operate(batch);
             // Make them durable, or take all of them back.
             let ended = self.commit(operated);
-            // Only now tell the callers, and wake waiters and dispatcher.
+            // Only now answer the callers, and wake waiters and dispatcher.
             self.settle(ended);
         }
     }
@@ -223,15 +223,15 @@ impl<B: Backend> Writer<B> {
     }
 
     fn all_succeed(&mut self, batch: &mut [Command]) -> bool {
-        // SQLite can end a transaction by itself after an error, for example when the disk is full.
         batch.iter_mut().all(|command| run(&mut self.backend, command, Guard::Batch, &self.shared))
+            // SQLite can end a transaction by itself after an error, for example when the disk is full.
             && self.backend.in_transaction()
     }
 
     fn usable(&self, begun: &Result<()>) -> Result<()> {
         match begun {
-            // An earlier operation ended the transaction. Without this check the rest would be committed one by one.
             Ok(()) if self.backend.in_transaction() => Ok(()),
+            // An earlier operation ended the transaction. Without this check the rest would be committed one by one.
             Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
             Err(error) => Err(error.clone()),
         }
@@ -241,8 +241,8 @@ impl<B: Backend> Writer<B> {
     pub(super) fn commit(&mut self, operated: Operated) -> Ended {
         let Operated { begun, mut batch } = operated;
         let committed = match begun {
-            // Do not commit a transaction that has ended: the operations in it are lost.
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
+            // Do not commit a transaction that has ended: the operations in it are lost.
             Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
             Err(error) => Err(error),
         };
@@ -389,7 +389,7 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
         let waiting = match accepted.told {
-            // One sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
+            // A sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
             Told::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
             Told::Wait(job) => Some(waiters.join(job, accepted.row.number)),
             _ => None,
@@ -434,8 +434,8 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signa
     let AcceptCommand { place, asked, .. } = command;
     asked.answer_after(committed, |kept| {
         let Ok(Some((accepted, _))) = kept else { return };
-        // The job is committed in state running: hand it over together with its permit.
         match (accepted.taken.take(), place) {
+            // The job is committed in state running: hand it over together with its permit.
             (Some(taken), Some(place)) => signals.hand_over(taken, place),
             // A queued job was added or brought forward. The unused permit is returned when it is dropped.
             _ if accepted.wakes => signals.work.notify_one(),

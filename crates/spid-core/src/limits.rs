@@ -25,6 +25,7 @@ pub const RETRY_JITTER_PERCENT: u64 = 10;
 /// Default retry schedule: seconds to wait after the first failure, the second, and so on. Then the job is
 /// dead.
 pub const RETRY_SCHEDULE_S: [u64; 9] = [5, 30, 120, 600, 1_800, 3_600, 7_200, 14_400, 28_800];
-/// Time in milliseconds for which a callback that an operator settled still succeeds after its success was
-/// reported, for a marketplace that did not receive the answer.
+
+/// Time in milliseconds for which a settled callback still succeeds after its success was reported. The
+/// marketplace may not have received the answer.
 pub const SETTLED_REPEAT_MS: i64 = 24 * 60 * 60 * 1000;

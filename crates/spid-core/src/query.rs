@@ -164,10 +164,10 @@ struct RawPair<'a> {
 /// Reads the query string and the form, if there is one, as one list of parameters in sending order.
 ///
 /// ```
-/// let pairs = spid::query::parse(b"on=2030-01-01+00%3A00&empty=", Some(b"label=%E4%B8%AD")).unwrap();
+/// let pairs = spid_core::query::parse(b"on=2030-01-01+00%3A00&empty=", Some(b"label=%E4%B8%AD")).unwrap();
 /// assert_eq!(pairs[0], ("on".into(), "2030-01-01 00:00".into()));
 /// assert_eq!(pairs[2].1, "中");
-/// assert_eq!(spid::query::parse(b"a=1&a=1", None).unwrap_err().reason(), "duplicate-parameter");
+/// assert_eq!(spid_core::query::parse(b"a=1&a=1", None).unwrap_err().reason(), "duplicate-parameter");
 /// ```
 ///
 /// # Errors
@@ -183,6 +183,7 @@ pub fn parse(query: &[u8], form: Option<&[u8]>) -> Result<Vec<Pair>, QueryError>
         let place = raw.last().map(|pair| pair.place);
         return Err(QueryError::new(Rule::TooManyParameters, None, place));
     }
+    // Decode everything before the other checks, because those need decoded names.
     let pairs = raw.iter().map(decode).collect::<Result<Vec<Pair>, _>>()?;
     // Duplicates are searched among decoded names: `a` and `%61` are one name.
     check_decoded(pairs.iter().zip(raw.iter().map(|pair| Some(pair.place))))?;
@@ -197,6 +198,7 @@ pub fn check(pairs: &[Pair]) -> Result<(), QueryError> {
     if pairs.len() > PARAMETERS_MAX_COUNT {
         return Err(QueryError::new(Rule::TooManyParameters, None, None));
     }
+    // `parse` finds a NUL while it decodes; other forms need this check.
     if let Some((name, _)) = pairs.iter().find(|(name, value)| name.contains('\0') || value.contains('\0')) {
         return Err(QueryError::new(Rule::Nul, Some(name), None));
     }
@@ -224,7 +226,7 @@ pub fn encode(pairs: &[Pair]) -> String {
 /// Behind the last parameter, every later name fits.
 ///
 /// ```
-/// use spid::query::ambiguous;
+/// use spid_core::query::ambiguous;
 /// let forged = [("aliUid", "1&expiredOn=2099-01-01 00:00:00"), ("orderBizId", "7")];
 /// assert_eq!(ambiguous(forged), Some("aliUid"));
 /// assert_eq!(ambiguous([("label", "R&D"), ("orderBizId", "7")]), None);

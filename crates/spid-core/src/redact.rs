@@ -23,7 +23,7 @@ const SECRET_WORDS: [&str; 13] = [
     "secret",
     "ticket",
     "token",
-    // "Password", in Chinese.
+    // The next two words mean "password" in Chinese.
     "\u{5bc6}\u{7801}",
     "\u{53e3}\u{4ee4}",
 ];

@@ -37,6 +37,7 @@ pub(super) const HOST_FIELDS: [&str; 12] = [
     "database_info",
 ];
 
+/// Creates a field. The name decides if the value is a secret, so no author has to think of it.
 fn field(name: &str, text: impl Into<String>) -> Field {
     if SECRET_FIELDS.contains(&name) { Field::Secret(Secret::new(text)) } else { Field::Plain(text.into()) }
 }
@@ -93,7 +94,7 @@ impl HostField {
 /// Answer to a create.
 ///
 /// ```
-/// use spid::hook::Provisioned;
+/// use spid_hook::Provisioned;
 /// let made = Provisioned::new()
 ///     .id("tenant-1")
 ///     .app("https://tenant-1.app.example")
@@ -243,8 +244,7 @@ impl From<Updated> for Answer {
     }
 }
 
-/// Answer to a sign-on: the URL to which the buyer's browser goes. The URL lets its bearer in, so it is a
-/// secret.
+/// Answer to a sign-on: the URL to which the buyer's browser goes. The URL lets its bearer in, so it is a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedOn(Secret);
 
@@ -281,16 +281,37 @@ impl From<Reply> for Answer {
 /// Error for an answer that cannot be understood. It names members, and never values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
+    /// The answer is not JSON.
     #[error("the answer is not JSON: line {line}, column {column}")]
-    NotJson { line: usize, column: usize },
+    NotJson {
+        /// Line of the first wrong byte, from 1.
+        line: usize,
+        /// Column of the first wrong byte, from 1.
+        column: usize,
+    },
+    /// The answer is JSON, but not an object.
     #[error("the answer is not a JSON object")]
     NotAnObject,
+    /// A member that the contract does not have.
     #[error("the answer has a member nobody knows: `{0}`")]
     Unknown(String),
+    /// A member of another type.
     #[error("`{name}` of the answer is not {expected}")]
-    Type { name: String, expected: &'static str },
+    Type {
+        /// Name of the member.
+        name: String,
+        /// Type that the contract has for it.
+        expected: &'static str,
+    },
+    /// The answer lacks a member that the action needs.
     #[error("a {action} needs `{member}` in its answer")]
-    Missing { action: Action, member: &'static str },
+    Missing {
+        /// Action of the call.
+        action: Action,
+        /// Name of the missing member.
+        member: &'static str,
+    },
+    /// The answer to this action is empty.
     #[error("the answer is empty: a {0} answers at least `{{}}`")]
     Empty(Action),
 }
@@ -298,9 +319,13 @@ pub enum Unreadable {
 /// All values that a hook which speaks JSON may answer.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Said {
+    /// Values of a success.
     pub answer: Answer,
+    /// Note of an answer that says `pending`.
     pub pending: Option<String>,
+    /// Reason of an answer that says `refuse`.
     pub refuse: Option<String>,
+    /// Delay that the answer asks for.
     pub retry_after: Option<Duration>,
 }
 
@@ -367,6 +392,7 @@ impl Said {
 
 /// Checks the name of a member that is null: it counts as not sent, but an unknown name is still an error.
 fn known(name: &str) -> Result<(), Unreadable> {
+    // `body` is missing here, because its null is a value.
     const NAMES: [&str; 9] =
         ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
     if NAMES.contains(&name) { Ok(()) } else { Err(Unreadable::Unknown(name.to_owned())) }
@@ -436,6 +462,7 @@ fn section(section: &str, value: Json, known: Option<&[&str]>) -> Result<Fields,
     Ok(fields)
 }
 
+/// Reads the fields of `secret_info`. All of them are secret, regardless of their names.
 fn secrets(section: &str, value: Json) -> Result<Fields, Unreadable> {
     let members = object(section, value)?.into_iter().filter(|(_, value)| *value != Json::Null);
     members

@@ -87,3 +87,17 @@ fn bounded(text: &str) -> String {
     let fits = |(at, c): &(usize, char)| at + c.len_utf8() <= room;
     clean.char_indices().take_while(fits).map(|(_, c)| c).chain([MORE]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_at_a_character_and_cleaned() {
+        let long = bounded(&"é\n".repeat(limits::REASON_MAX_BYTES));
+        assert!(long.len() <= limits::REASON_MAX_BYTES, "{}", long.len());
+        assert!(long.ends_with('…'));
+        assert!(!long.contains('\n'));
+        assert_eq!(bounded(" short\u{1b}[2J "), "short [2J");
+    }
+}

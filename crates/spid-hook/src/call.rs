@@ -11,8 +11,8 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
-use crate::instance::{Instance, State};
 use crate::callback::{Action, Callback, Expiry, Parameters};
+use crate::instance::{Instance, State};
 use crate::trace::TraceContext;
 
 /// Version of the JSON contract. It is the first member of a call.
@@ -71,8 +71,7 @@ pub struct CreateCall {
     pub sku: Option<String>,
     /// True for a trial; `None` if the marketplace did not say.
     pub trial: Option<bool>,
-    /// End of the term: the instant and the raw text. The raw text may be unreadable; then the instant is
-    /// absent.
+    /// End of the term: the instant and the raw text. The raw text may be unreadable; then the instant is absent.
     pub expires_on: Option<Expiry>,
     /// The billed quantities beside the SKU.
     pub items: BTreeMap<String, String>,
@@ -115,7 +114,7 @@ pub struct RefundRenewCall {
     pub previous_expires_on: Option<Timestamp>,
 }
 
-/// One billed quantity before and after an upgrade.
+/// A billed quantity before and after an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Change {
     /// Previous value; `None` if the quantity is new.
@@ -222,7 +221,7 @@ pub struct OtherCall {
     pub body: Option<serde_json::Value>,
 }
 
-/// One invocation of a hook.
+/// An invocation of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// Create the instance that was bought.
@@ -276,8 +275,8 @@ pub struct NoInstance {
     pub action: Action,
 }
 
-/// Values by which a call is routed. The values applied to the instance take precedence over the callback's, so
-/// that one hook gets all calls for an instance while its SKU stays the same.
+/// Values by which a call is routed. The values applied to the instance take precedence over the callback's. So
+/// one hook gets all calls for an instance while its SKU stays the same.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Subject<'a> {
     /// The endpoint that received the callback.
@@ -536,7 +535,7 @@ impl OtherCall {
     }
 }
 
-/// One call as a flat JSON object: the version, the action, then the call's own members.
+/// A call as a flat JSON object: the version, the action, then the call's own members.
 #[derive(Serialize)]
 struct Flat<'a, C> {
     schema: &'static str,

@@ -279,7 +279,7 @@ pub struct Callback {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub made_elsewhere: bool,
     /// True if the request carries an id of the marketplace's own that is new for each order. A repeat of it then asks
-    /// "has this order been carried out?". Without such an id, two different orders read alike, and a repeat can only
+    /// "has this order been carried out?". Without such an id, two different events read alike, and a repeat can only
     /// ask "is it so?". The dialect decides; see [`Callback::ordering`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered: bool,
@@ -377,6 +377,7 @@ impl Callback {
     pub fn part(&self, action: Action) -> Callback {
         let mut part = Callback { action, also: Vec::new(), ..self.clone() };
         match action {
+            // The new expiry belongs to the renewal in the same request.
             Action::Upgrade if self.action != Action::Upgrade => part.expires_on = None,
             // The product in the request is the one that the other part changes to.
             Action::Renew if !self.also.is_empty() => part.product = None,
@@ -395,6 +396,7 @@ impl Callback {
         if self.action == part.action && self.also.is_empty() {
             return part.clone();
         }
+        // Members that [`Callback::part`] changes keep the values of the whole request.
         Callback {
             action: self.action,
             also: self.also,
@@ -409,11 +411,12 @@ impl Callback {
     /// Returns true if a hook would get the same call for both. The date and the nonce of a delivery do not count, nor
     /// do order details that were added later.
     pub fn asks_the_same(&self, other: &Callback) -> bool {
-        // Order details also stand in the neutral fields, so compare only the content of the request.
+        // The neutral fields contain the order details too, so compare only the content of the request.
         if self.learned.is_some() || other.learned.is_some() {
             return (self.action, &self.also, &self.subject, &self.order_id, &self.parameters)
                 == (other.action, &other.also, &other.subject, &other.order_id, &other.parameters);
         }
+        // Ignore everything that may differ between two deliveries of one request.
         let bare = |callback: &Callback| Callback {
             dialect: None,
             sent_at: None,
@@ -533,6 +536,7 @@ impl Answer {
     /// Splits the answer into a plain part and a part to encrypt.
     pub fn split(&self) -> SplitAnswer {
         let mut open = AnswerText { instance_id: self.instance_id.clone(), ..AnswerText::default() };
+        // A redirect signs on its bearer, and a free body may hold credentials, so both are secret.
         let mut secret = AnswerText {
             redirect: self.redirect.as_ref().map(|text| text.expose().to_owned()),
             body: self.body.as_ref().map(|text| text.expose().to_owned()),
@@ -547,7 +551,7 @@ impl Answer {
     /// Joins the parts of a stored answer. Without `secret` the result lacks the secret values.
     ///
     /// # Errors
-    /// When the stored text is not what [`Answer::split`] wrote.
+    /// If the stored text was not written by [`Answer::split`].
     pub fn join(open: Option<&str>, secret: Option<&Secret>) -> Result<Answer, serde_json::Error> {
         let open: AnswerText = open.map(serde_json::from_str).transpose()?.unwrap_or_default();
         let hidden: AnswerText =
@@ -598,7 +602,7 @@ pub enum Outcome {
     NotYet,
     /// The hook refused the request, or the lifecycle forbids it.
     Refused {
-        /// Stable code of the reason, as in [`crate::instance::Reason::code`].
+        /// Stable code of the reason, as in [`crate::core::lifecycle::Reason::code`].
         code: &'static str,
         /// The reason, in words that the marketplace's staff may read.
         reason: String,

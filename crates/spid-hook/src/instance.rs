@@ -189,6 +189,7 @@ impl Instance {
                 };
             }
             Action::RefundRenew => self.expires_on = wants.expires_on.or(self.expires_on),
+            // Values that an upgrade does not name stay in force.
             Action::Upgrade => {
                 self.sku = wants.sku.clone().or_else(|| self.sku.take());
                 self.items.extend(wants.items.clone());

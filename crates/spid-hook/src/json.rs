@@ -58,6 +58,7 @@ impl Json {
         (!losses.inexact.get() && !losses.repeated.get()).then_some(json)
     }
 
+    /// Converts raw JSON text, with the digits of its numbers.
     fn of(raw: &RawValue) -> serde_json::Result<Json> {
         let text = raw.get().trim_ascii();
         Ok(match text.as_bytes().first() {

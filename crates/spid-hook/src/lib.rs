@@ -5,12 +5,12 @@
 //! shell script and end with a service, and learns only one contract. [`runner`] chooses the hook, bounds its
 //! time and its concurrency, and catches its panics.
 //!
-//! spid runs a hook **at least once** for each request of the marketplace: after a crash or a timeout it sends
+//! spid runs a hook **at least once** for each request of the marketplace. After a crash or a timeout it sends
 //! the same call again with the same `idempotency_key`. For "exactly once", a hook remembers the keys it has
 //! seen, or does work that can be repeated without harm.
 //!
 //! ```
-//! use spid::hook::{
+//! use spid_hook::{
 //!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
 //! };
 //!
@@ -40,7 +40,7 @@
 //! For a product that calls Alibaba's Model Studio it also carries the header that names the buyer.
 //!
 //! ```
-//! use spid::hook::{HookError, UpgradeCall, Updated};
+//! use spid_hook::{HookError, UpgradeCall, Updated};
 //!
 //! async fn upgrade(call: UpgradeCall) -> Result<Updated, HookError> {
 //!     if call.sku != call.previous_sku {
@@ -91,17 +91,16 @@ pub mod trace;
 #[cfg(feature = "http")]
 pub mod webhook;
 
-pub use attempted::Attempted;
-pub use instance::{Instance, State};
-pub use secret::Secret;
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
+pub use attempted::Attempted;
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
     RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UpgradeCall,
 };
+pub use instance::{Instance, State};
+pub use secret::Secret;
 
-/// Reads an answer in the JSON of the `exec` and `http` hooks. An operator types it in for work that was done
-/// by hand.
+/// Reads an answer in the JSON of the `exec` and `http` hooks. An operator types it in for work that was done by hand.
 ///
 /// # Errors
 /// The reason why the answer is invalid. The text never contains a value of the answer.
@@ -170,12 +169,12 @@ fn unsupported<T: Send>(what: &str) -> std::future::Ready<Result<T, HookError>> 
 /// Error of a hook: the reason why the work was not done, and what spid does next.
 ///
 /// This type deliberately does not implement [`std::error::Error`], so that `?` turns every ordinary error into
-/// a retry. spid stores and logs the text and shows it to operators. The text of a refusal is also shown to the
+/// a retry. The text is stored, logged and shown to operators. The text of a refusal is also shown to the
 /// marketplace. Put no secret in it.
 ///
 /// ```
 /// use std::error::Error;
-/// use spid::hook::{CreateCall, HookError, HookErrorKind, Provisioned};
+/// use spid_hook::{CreateCall, HookError, HookErrorKind, Provisioned};
 ///
 /// fn make_tenant(name: &str) -> Result<String, Box<dyn Error + Send + Sync>> {
 ///     Ok(format!("https://{name}.app.example"))
@@ -230,8 +229,7 @@ impl HookError {
         HookError { kind: HookErrorKind::Retry { after: None }, message: message.into() }
     }
 
-    /// Creates an error that asks for a retry after this delay, clamped to
-    /// [`crate::limits::RETRY_AFTER_MAX_S`].
+    /// Creates an error that asks for a retry after this delay, clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
     pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
     }
@@ -246,9 +244,8 @@ impl HookError {
         HookError { kind: HookErrorKind::Refuse, message: reason.into() }
     }
 
-    /// Creates an error for accepted work that an operator completes later, with `spid instances complete`. Use
-    /// it for short manual approvals, because each further delivery by the marketplace counts toward its
-    /// delivery limit.
+    /// Creates an error for accepted work that an operator completes later, with `spid instances complete`. Use it
+    /// for short manual approvals, because each further delivery by the marketplace counts toward its delivery limit.
     pub fn pending(note: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Pending, message: note.into() }
     }

@@ -10,8 +10,7 @@ pub const NAME_MAX_BYTES: usize = 256;
 pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
 /// Maximum number of points at which the test cuts the attempts at one call short.
 pub const HOOK_TEST_CUTS_MAX_COUNT: u32 = 8;
-/// Default timeout of an attempt in the hook author's test, in milliseconds. The test provisions something
-/// small.
+/// Default timeout of an attempt in the hook author's test, in milliseconds. The test provisions something small.
 pub const HOOK_TEST_TIMEOUT_MS: u64 = 30_000;
 /// Number of attempts after which the test reports a call as failing.
 pub const HOOK_TEST_TRIES_COUNT: u32 = 3;

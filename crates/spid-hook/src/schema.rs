@@ -69,6 +69,7 @@ fn of<C: JsonSchema>(action: Action, generator: &mut SchemaGenerator) -> Schema 
     schema
 }
 
+/// Adds a required member to an object's schema.
 fn member(schema: &mut Schema, name: &str, value: Value) {
     let members = schema.ensure_object();
     if let Some(properties) = members.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
@@ -111,6 +112,7 @@ fn text(description: &str) -> Value {
     json!({ "description": description, "type": ["string", "number", "boolean", "null"] })
 }
 
+/// Returns the schema of a section with a fixed list of fields. An unknown field is invalid.
 fn section(description: &str, names: &[&str]) -> Value {
     let one = || json!({ "type": ["string", "number", "boolean", "null"] });
     let properties: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), one())).collect();
@@ -122,6 +124,7 @@ fn section(description: &str, names: &[&str]) -> Value {
     })
 }
 
+/// Returns the schema of a section whose fields may have any name.
 fn free(description: &str) -> Value {
     json!({
         "description": description,

@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::Path;
 
-/// Returns true if a character can be shown as it is: it is no control character, does not change the direction
-/// of text, and is visible or a space.
+/// Returns true if a character can be shown as it is. Such a character is visible or a space, is no control
+/// character, and does not change the direction of text.
 pub fn is_plain(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();

@@ -27,8 +27,7 @@ pub enum Clock {
     Given(Given),
 }
 
-/// Clock that the caller provides, for example the clock of a simulation that follows its runtime's simulated
-/// time.
+/// Clock that the caller provides, for example the clock of a simulation that follows its runtime's simulated time.
 #[derive(Clone)]
 pub struct Given(Arc<dyn Fn() -> Timestamp + Send + Sync>);
 
@@ -70,13 +69,13 @@ impl Clock {
     }
 }
 
-/// Returns the last instant that can be stored. It means "for ever".
+/// Returns the last instant that can be stored. It means "forever".
 pub fn last_instant() -> Timestamp {
     from_millis(Timestamp::MAX.as_millisecond())
 }
 
-/// Reads an instant of RFC 3339, with its offset. "For ever" is commonly written 9999-12-31, which is one day
-/// after the last instant that can be represented. It is read as that last instant.
+/// Reads an instant of RFC 3339, with its offset. "Forever" is commonly written 9999-12-31. That is one day
+/// after the last instant that can be represented, and is read as that last instant.
 pub fn read_rfc3339(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(|| {
         let pieces = Pieces::parse(text).ok()?;

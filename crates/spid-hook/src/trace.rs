@@ -26,7 +26,7 @@ pub struct SpanId(u64);
 /// Position in a trace: the ids of a trace and of a span in it.
 ///
 /// ```
-/// use spid::trace::TraceContext;
+/// use spid_hook::trace::TraceContext;
 /// let job = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
 /// let attempt = TraceContext::of_attempt(job, 2);
 /// assert_eq!(attempt.to_string(), "00-01890a5dac96774bbcceb302099a8057-bcceb302099a8055-01");
@@ -55,6 +55,7 @@ impl TraceContext {
     /// Returns the span of the request that created the job with this id.
     pub fn of_request(id: Id) -> TraceContext {
         let bytes = id.as_bytes();
+        // The second half begins with the variant bits of the UUID, so it is never zero.
         let half = bytes.last_chunk::<8>().map_or(1, |half| u64::from_be_bytes(*half));
         TraceContext { trace: TraceId::of(id), span: SpanId(half) }
     }

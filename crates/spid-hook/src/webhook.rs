@@ -48,6 +48,7 @@ impl WebhookKey {
         if let Some(fault) = fault_of_secret(secret.expose()) {
             return Err(BadWebhookKey::Unclean(fault));
         }
+        // Invisible characters were reported above: here they would only look like bad base64.
         let text = secret.expose().strip_prefix(WEBHOOK_KEY_PREFIX).ok_or(BadWebhookKey::Prefix)?;
         let bytes = BASE64.decode(text).map(Zeroizing::new).map_err(|_| BadWebhookKey::NotBase64)?;
         if !WEBHOOK_KEY_BYTES.contains(&bytes.len()) {
@@ -101,6 +102,9 @@ fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
 mod tests {
     use super::*;
 
+    /// Example key of the specification's own libraries.
+    const WEBHOOK_EXAMPLE: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
     fn webhook_key(text: &str) -> Result<WebhookKey, BadWebhookKey> {
         WebhookKey::new(&Secret::new(text))
     }
@@ -137,5 +141,18 @@ mod tests {
         assert!(webhook_key(&of(24)).is_ok() && webhook_key(&of(64)).is_ok());
         assert!(WebhookKeys::new(Vec::new()).is_none());
         assert_eq!(format!("{:?}", webhook_key(WEBHOOK_EXAMPLE).unwrap()), "WebhookKey(***)");
+    }
+
+    #[test]
+    fn an_unclean_webhook_key_is_named_by_its_fault_and_not_shown() {
+        for (unclean, fault) in [
+            (" whsec_fake", "character 1 of 11 is a space"),
+            ("whsec_fake\n", "character 11 of 11 is U+000A"),
+            ("\u{feff}whsec_fake", "character 1 of 11 is U+FEFF"),
+            ("whsec_fake\u{200b}", "character 11 of 11 is U+200B"),
+        ] {
+            let error = WebhookKey::new(&Secret::new(unclean)).unwrap_err().to_string();
+            assert!(error.contains(fault) && !error.contains("fake"), "{error}");
+        }
     }
 }

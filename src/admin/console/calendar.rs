@@ -67,6 +67,7 @@ fn months(html: &mut Html, first: Date, before: Option<Date>, after: Option<Date
 
 fn month(html: &mut Html, days: &[(Date, u64)], today: Date) {
     let most = days.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
+    // Empty cells before the first day, because a week begins on Monday.
     let skipped = days.first().map_or(0, |(first, _)| first.weekday().to_monday_zero_offset());
     html.element("ol", &[("class", "month"), ("aria-label", "Days of the month")], |html| {
         for word in WEEK {
@@ -82,6 +83,7 @@ fn month(html: &mut Html, days: &[(Date, u64)], today: Date) {
 }
 
 fn day(html: &mut Html, date: Date, count: u64, most: u64, is_today: bool) {
+    // Four shades, relative to the busiest day of the month.
     let weight = match (count, count * 4 / most) {
         (0, _) => "0",
         (_, 0 | 1) => "1",

@@ -9,8 +9,8 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault, api};
 use super::parts::{badge, instance_link, label, nothing, table, time};
 use super::{Desk, Page, Paged, Place};
-use spid_hook::instance::State;
 use crate::store::InstanceRow;
+use spid_hook::instance::State;
 
 /// Maximum number of instances on a page.
 const ROWS: usize = 50;
@@ -18,6 +18,7 @@ const ROWS: usize = 50;
 pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     target.only(&["search", "state", "account", "expires", "before", "done"])?;
     let mut filter = api::instances_filter(target, ROWS)?;
+    // Only the console filters by day; the API does not offer it.
     filter.expires = target.get("expires").map(day).transpose()?;
     let rows = admin.read(move |reader| Ok(reader.instances(&filter)?)).await?;
     let mut body = Html::default();
@@ -107,6 +108,7 @@ fn list(html: &mut Html, desk: &Desk, rows: &[InstanceRow]) {
 }
 
 fn pages(html: &mut Html, target: &Target, next: Option<i64>) {
+    // Links keep the filter, but not the position.
     let kept = || {
         ["search", "state", "account", "expires"].into_iter().fold(
             Link::to("/console/instances"),

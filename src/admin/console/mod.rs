@@ -18,11 +18,11 @@ use super::html::Html;
 use super::operations::{Deed, Named, signed};
 use super::target::{Link, Target};
 use super::{Admin, Fault, api, is_read};
-use spid_core::query;
-use spid_hook::Secret;
 use crate::net::{Method, Request, Response};
 use crate::store::Act;
 use jiff::Timestamp;
+use spid_core::query;
+use spid_hook::Secret;
 use std::collections::BTreeMap;
 
 const STYLE: &str = include_str!("style.css");
@@ -174,6 +174,7 @@ fn head(html: &mut Html, title: &str) {
     html.void("meta", &[("name", "viewport"), ("content", "width=device-width, initial-scale=1")]);
     html.void("meta", &[("name", "color-scheme"), ("content", "light dark")]);
     html.leaf("title", "", &format!("{title} · spid"));
+    // Browsers cache the style sheet; the version in its URL makes them load the one of an upgrade.
     let version = concat!("/console/style.css?v=", env!("CARGO_PKG_VERSION"));
     html.void("link", &[("rel", "stylesheet"), ("href", version)]);
     html.void("link", &[("rel", "icon"), ("type", "image/svg+xml"), ("href", "/console/icon.svg")]);
@@ -229,6 +230,7 @@ impl Form {
 /// Page that contained the form, if it is a page of the console. Any other target would be an open redirect.
 fn back_of(request: &Request) -> Option<String> {
     let back = Form::of(request).ok()?.filled("back")?;
+    // A line break in the path could add a header to the redirect.
     let plain = back.bytes().all(|byte| byte.is_ascii_graphic());
     (plain && back.starts_with("/console/")).then_some(back)
 }
@@ -249,6 +251,7 @@ async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, 
     let report = admin.act(deed(&form)?, act).await?;
     let back = back_of(request).unwrap_or_else(|| "/console/work".to_owned());
     let join = if back.contains('?') { '&' } else { '?' };
+    // Only the name of the operation is in the URL. The page translates known names, so it shows no text of others.
     let there = format!("{back}{join}done={}", report.act);
     // 303: the browser loads the page with GET, so a reload does not repeat the operation.
     Ok(Response::empty(303).with_header("location", there))

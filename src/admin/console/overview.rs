@@ -7,8 +7,8 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
 use super::{Desk, Page, Paged, Place};
-use spid_core::lifecycle::schedule;
 use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
+use spid_core::lifecycle::schedule;
 
 /// Maximum number of rows of each list on this page.
 const ROWS: usize = 10;

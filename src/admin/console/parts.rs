@@ -5,10 +5,10 @@ use jiff::Timestamp;
 use super::super::html::Html;
 use super::super::target::Link;
 use super::Desk;
+use crate::observe::limits;
 use spid_core::query;
 use spid_hook::callback::Parameters;
 use spid_hook::id::Id;
-use crate::observe::limits;
 
 /// State as a colored word. The words are our own.
 pub(super) fn badge(html: &mut Html, word: &str) {
@@ -41,6 +41,7 @@ pub(super) fn time(html: &mut Html, at: Timestamp, now: Timestamp) {
 /// Distance of an instant from now, in the largest unit that fits.
 pub(super) fn distance(at: Timestamp, now: Timestamp) -> String {
     let seconds = (at.as_millisecond() - now.as_millisecond()) / 1000;
+    // Each unit is used up to 89 s, 89 min and 47 h; after that the next one.
     let (amount, unit) = match seconds.abs() {
         few @ 0..=89 => (few, "s"),
         few @ 90..=5_399 => (few / 60, "min"),
@@ -166,6 +167,7 @@ pub(super) enum Field {
 }
 
 pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
+    // `details` opens and closes without a script.
     html.element("details", &[("class", "act")], |html| {
         html.element("summary", &[("class", "button")], |html| html.text(form.label));
         html.element("form", &[("method", "post"), ("action", "/console/act")], |html| {
@@ -173,6 +175,7 @@ pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
             hidden(html, "token", desk.form_token.expose());
             hidden(html, "act", form.act);
             hidden(html, "target", form.target);
+            // The page to return to after the operation.
             hidden(html, "back", &desk.here);
             if let Some(account) = form.account {
                 hidden(html, "account", account);

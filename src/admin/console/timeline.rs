@@ -9,11 +9,11 @@ use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{Desk, Page, Paged, Place, words};
-use spid_core::lifecycle::schedule;
-use spid_hook::instance::{Instance, State};
-use spid_hook::callback::Callback;
-use spid_hook::text::without_user_info;
 use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::Callback;
+use spid_hook::instance::{Instance, State};
+use spid_hook::text::without_user_info;
 
 /// Maximum number of events on a page; and number of audit entries that are searched for this instance.
 const EVENTS: usize = 300;
@@ -63,6 +63,7 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
         attempts.extend(reader.attempts(job.number)?);
     }
     let targets = targets(&life);
+    // The audit log cannot be read by target, so the latest entries are searched.
     let acts = reader.acts(ACTS)?.into_iter().filter(|act| targets.contains(&act.target)).collect();
     Ok(Shown { life, bodies, attempts, acts })
 }
@@ -155,6 +156,7 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
 
 fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
     let mut events = happened(shown);
+    // Truncate after sorting, so that the oldest events are left out.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
     let left_out = shown.life.older || events.len() > EVENTS;
     events.truncate(EVENTS);
@@ -252,6 +254,7 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
     if let Some(reason) = &row.reason {
         html.leaf("p", "said", reason);
     }
+    // A reported callback does not come again, so its delivery limit does not matter.
     let tries = match row.budget.filter(|_| row.told_at.is_none()) {
         Some(budget) => format!("came {} of {budget}", parts::times(row.deliveries, "time")),
         None => format!("came {}", parts::times(row.deliveries, "time")),
@@ -293,6 +296,7 @@ fn stands(html: &mut Html, job: &JobRow) {
     if let Some(answer) = &job.answer {
         html.element("details", &[("class", "more")], |html| {
             html.leaf("summary", "", "answer, less its secrets");
+            // A URL in an answer may contain a password.
             html.leaf("pre", "", &without_user_info(answer));
         });
     }

@@ -9,9 +9,9 @@ use super::parts::{
     badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
 };
 use super::{Desk, Page, Paged, Place, words};
-use spid_hook::callback::Callback;
 use crate::observe::limits;
 use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
+use spid_hook::callback::Callback;
 
 /// Content of the page.
 struct Shown {
@@ -54,6 +54,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let (errands, left_out) = reader.errands(limits::LIST_DEFAULT_COUNT)?;
     let mut others = reader.attention(now, limits::LIST_DEFAULT_COUNT)?.items;
+    // Items that wait for a job or a decision are among the errands.
     others.retain(|item| item.may_be_dismissed);
     let mut shown = Shown { errands: Vec::new(), left_out, others, untold: Vec::new() };
     for errand in errands {

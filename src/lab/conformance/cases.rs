@@ -9,9 +9,9 @@ use std::sync::PoisonError;
 use super::recipe::Recipe;
 use super::trial::{Ask, Bought, Heard, Token, Trial};
 use super::{Aspect, Case, Level};
-use spid_hook::json::Json;
 use crate::lab::exchange;
 use crate::observe::limits::CONFORMANCE_CONCURRENT_COUNT;
+use spid_hook::json::Json;
 
 /// Finding of a case: `Ok` if it passed, `Err` if it failed.
 type Said = Result<String, String>;
@@ -185,7 +185,7 @@ static CASES: [Case; 61] = [
         "The same as a POST form is understood: the pages say GET, and the vendor's demo is posted to."),
     case!("sign-on-once", Hardening, SignOn, VERIFY, ["sign-on"], sign_on_once,
         "A link leads in once: it stays in histories and logs."),
-    // Over all earlier requests; so this case comes last.
+    // All earlier requests together, so this case comes last.
     case!("answer-time", Should, Activation, CREATE, ["create"], answer_time,
         "Every answer comes in time: what takes longer is answered with 0 and done meanwhile."),
 ];
@@ -438,7 +438,7 @@ async fn expire_repeat(t: &mut Trial) -> Said {
     twice(t, Trial::expiry(&bought.id)).await
 }
 
-/// The terms end within hours, because an SPI endpoint may know that nothing expires a month too early.
+/// Uses terms of hours, because an SPI endpoint may know that nothing expires a month too early.
 async fn expire_again(t: &mut Trial) -> Said {
     let bought = t.buy_for(1).await?;
     t.until_success(&Trial::expiry(&bought.id)).await?;
@@ -471,6 +471,7 @@ async fn answer_time(t: &mut Trial) -> Said {
 
 async fn app_info(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
+    // The vendor's self-test asks for these four members, each with a text in it.
     let told = |name: &&str| {
         let value = bought.answer.member("appInfo").and_then(|app| app.get(name));
         value.and_then(Json::as_text).is_some_and(|text| !text.is_empty())
@@ -515,6 +516,7 @@ async fn json_type(t: &mut Trial) -> Said {
 }
 
 fn is_json(heard: &Heard) -> Result<(), String> {
+    // Parameters such as `charset=utf-8` are allowed.
     let kind = heard.content_type.split(';').next().unwrap_or_default().trim();
     if kind.eq_ignore_ascii_case("application/json") {
         return Ok(());
@@ -543,7 +545,7 @@ async fn image(t: &mut Trial) -> Said {
     Ok("bought, renewed and released".to_owned())
 }
 
-/// Pay-as-you-go has no term: `expiredOn` is not sent until the arrears are paid.
+/// Buys without a term: with pay-as-you-go `expiredOn` is not sent until the arrears are paid.
 async fn arrears(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order).without("expiredOn").what("a purchase without a term");
@@ -558,6 +560,7 @@ async fn refund_renew(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
     t.until_success(&ask).await?;
+    // A refund sets the term back to the term of the purchase.
     let params = [("instanceId", bought.id.as_str()), ("expiredOn", &bought.order.term)];
     twice(t, Ask::new("the refund of a renewal", "refundRenewInstance", &params)).await
 }
@@ -622,7 +625,7 @@ async fn renew_released(t: &mut Trial) -> Said {
     Ok(format!("it was answered {}", heard.shortly()))
 }
 
-/// From the outside, an instance exists if it can be renewed.
+/// Tests with a renewal: from the outside, an instance exists if it can be renewed.
 async fn late_create(t: &mut Trial) -> Said {
     let order = t.order(MONTH);
     let ask = t.purchase(&order);
@@ -677,6 +680,7 @@ async fn hidden_parameter(t: &mut Trial) -> Said {
 }
 
 async fn broken_encoding(t: &mut Trial) -> Said {
+    // In this order: no hex digits, not UTF-8, a NUL, and a `%` at the end.
     for broken in ["label=%zz", "label=%ff", "label=%00", "label=%"] {
         let order = t.order(MONTH);
         let ask = t.purchase(&order).behind(broken).what(&format!("a purchase with {broken} behind it"));

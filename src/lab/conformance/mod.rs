@@ -33,12 +33,12 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde::Serialize;
 
-use spid_core::dialect::Options;
-use spid_core::signature::Keys;
-use spid_hook::time::Clock;
-use spid_hook::id::Id;
 use crate::net::{Client, ClientOptions, Url};
 use crate::observe::limits;
+use spid_core::dialect::Options;
+use spid_core::signature::Keys;
+use spid_hook::id::Id;
+use spid_hook::time::Clock;
 
 pub use cases::cases;
 use trial::{Run, Trial};
@@ -379,6 +379,7 @@ impl Suite {
             let case = find(id).ok_or_else(|| Unjudged::NoSuchCase(id.clone()))?;
             include(case, &mut wanted);
         }
+        // A list of ids overrides the level.
         let is_wanted = |case: &&Case| {
             if self.only.is_empty() { case.level <= self.level } else { wanted.contains(case.id) }
         };
@@ -430,7 +431,7 @@ impl Suite {
             watcher.judged(&one);
             judged.push(one);
         }
-        // Always, even after a stop: no instance may remain on a live system.
+        // Release the instances after a stop too: none may remain at a live endpoint.
         let left_behind = trial::give_back(&run, &learnt, made).await;
         Ok(Judgement {
             spid: env!("CARGO_PKG_VERSION"),
@@ -448,6 +449,7 @@ impl Suite {
         let begin = self.clock.now();
         let (verdict, said) = match unmet(case, before) {
             Some(unmet) => (Verdict::NotJudged, format!("`{unmet}` did not pass, and this stands on it")),
+            // An `Err` is the finding of a failed case, not a fault of the suite.
             None => match (case.judge)(trial).await {
                 Ok(said) => (Verdict::Passed, said),
                 Err(said) => (Verdict::Failed, said),

@@ -167,6 +167,7 @@ fn exchange_text(exchange: &Exchange) -> String {
     let body = if body.is_empty() { String::new() } else { format!("\n\n{body}") };
     let status = exchange.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let text = format!("{method} {target}{body}\n\n{status} after {duration_ms} ms\n{answer}");
+    // Remove control characters, but keep line ends: the block has several lines.
     text.chars().filter(|c| *c == '\n' || is_plain(*c)).collect()
 }
 
@@ -202,6 +203,7 @@ pub fn html(judgement: &Judgement) -> String {
 }
 
 fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
+    // The policy allows no scripts, because the page shows text from the endpoint.
     let receiver = escaped(&judgement.receiver);
     write!(
         page,

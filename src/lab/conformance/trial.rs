@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep};
 
 use super::recipe::Recipe;
 use super::{Exchange, Suite, Unjudged};
+use crate::lab::exchange;
+use crate::net::{Client, ClientError, ClientRequest, ClientResponse, Url};
+use crate::observe::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};
 use spid_core::dialect;
 use spid_core::dialect::{Dialect, OutRequest, SendForm, SendSignature, Sending};
 use spid_core::query::Pair;
 use spid_hook::id::Id;
-use spid_hook::time::plus_millis;
 use spid_hook::json::Json;
-use crate::lab::exchange;
-use crate::net::{Client, ClientError, ClientRequest, ClientResponse, Url};
-use crate::observe::limits::{CONFORMANCE_RETRIES_COUNT, CONFORMANCE_SHOWN_COUNT};
+use spid_hook::time::plus_millis;
 
 const HOUR_MS: i64 = 3_600_000;
 /// Maximum number of requests with a token that is only a guess.
@@ -409,6 +409,7 @@ impl Trial {
         let (out, token) = ask.request(&self.run.suite, self.recipe);
         let request =
             exchange::addressed(&out, url).map_err(|error| format!("it cannot be sent: {error}"))?;
+        // The exchange is for reports, so it is masked; the request is sent unmasked.
         let exchange = Exchange {
             what: ask.what.clone(),
             method: out.method,

@@ -8,12 +8,12 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 
 use super::value::{Known, Template, read_instant};
-use spid_hook::instance::State;
-use spid_core::query::without_tokens;
-use spid_hook::json::Json;
-use spid_hook::text::plain;
 use crate::lab::exchange as shown;
 use crate::net::ClientResponse;
+use spid_core::query::without_tokens;
+use spid_hook::instance::State;
+use spid_hook::json::Json;
+use spid_hook::text::plain;
 
 /// Longest text of an answer in a failure, in characters.
 const SHOWN_MAX_CHARS: usize = 300;
@@ -165,6 +165,7 @@ impl Expectation {
         let mut failures = Vec::new();
         let body = String::from_utf8_lossy(&answer.body);
         if answer.status != self.status {
+            // The body usually explains an unexpected status, so show it.
             let actual = format!("{} {}", answer.status, shorten(&shown::body(&answer.body)));
             failures.push(Failure::new("status", self.status.to_string(), actual.trim_end()));
         }
@@ -208,6 +209,7 @@ impl Expectation {
         }
         if let Some(wanted) = self.expires_on.as_ref().map(|wanted| wanted.fill(known)) {
             let actual = seen.and_then(|seen| seen.expires_on);
+            // Compare instants, because one time can be written in several ways.
             if read_instant(&wanted, zone).is_none_or(|wanted| actual != Some(wanted)) {
                 failures.push(Failure::new(
                     "expires_on",
@@ -260,6 +262,7 @@ impl Pattern {
                 }
                 true
             }
+            // A list of another length is reported as a whole.
             Pattern::List(patterns) => {
                 if let Some(Json::List(list)) = actual.filter(|json| has_length(json, patterns.len())) {
                     for (index, (pattern, value)) in patterns.iter().zip(list).enumerate() {
@@ -273,6 +276,7 @@ impl Pattern {
             Pattern::Exactly(wanted) => actual != Some(wanted),
             Pattern::Nonempty => !actual.is_some_and(is_filled),
             Pattern::Absent => actual.is_some(),
+            // A missing value is not another text, so it fails.
             Pattern::Not(text) => actual.and_then(Json::as_text).is_none_or(|is| is == text.fill(known)),
         };
         if fails {

@@ -149,6 +149,7 @@ const QUANTITY_MAX_BYTES: usize = 6;
 /// Returns true if a value under this name may be exported unchanged.
 fn is_kept(callback: &Callback, name: &str, value: &str) -> bool {
     if callback.items.contains_key(name) || callback.items.contains_key(item_name(name)) {
+        // A billed item can hold any text, so only a short number is kept.
         return is_quantity(value);
     }
     KEPT.contains(&name) && is_code(value)
@@ -169,6 +170,7 @@ fn is_quantity(value: &str) -> bool {
 fn is_code(value: &str) -> bool {
     let digits = value.bytes().filter(u8::is_ascii_digit).count();
     let is_word = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:+/".contains(&byte));
+    // A telephone number has 7 to 15 digits.
     let is_telephone = (7..=15).contains(&digits) && digits == value.trim_start_matches(['+', '-']).len();
     value.len() <= KEPT_MAX_BYTES && is_word && !is_telephone
 }
@@ -190,6 +192,7 @@ impl Dates {
         let instants: BTreeSet<Timestamp> = expiries().filter_map(|expiry| expiry.at).collect();
         let fits = |name: &&str| {
             let zone = TimeZone::get(name).ok();
+            // A date that cannot be read fits every zone, because it is not converted.
             expiries().all(|expiry| {
                 let civil = DateTime::strptime("%Y-%m-%d %H:%M:%S", &expiry.raw).ok();
                 let read = civil.zip(zone.clone()).and_then(|(civil, zone)| zone.to_timestamp(civil).ok());
@@ -247,6 +250,7 @@ impl Writer<'_> {
                 "# Only what the marketplace and the seller's catalogue wrote is as it was; see docs/fixtures.md.\n",
             );
         }
+        // Asia/Shanghai is the default zone of a scenario.
         let zone = self.dates.zone.filter(|zone| *zone != "Asia/Shanghai");
         // Writing to a `String` cannot fail.
         let _ = write!(
@@ -280,6 +284,7 @@ impl Writer<'_> {
             if is_kept { callback.action_name.clone() } else { self.names.personal(&callback.action_name) };
         let mut step =
             format!("\n[[step]]\nname = \"{} {}\"\naction = {}\n", index + 1, callback.action, quoted(&word));
+        // The first answers may be "call again": allow 150 requests in 30 s.
         if *became == Became::Done {
             step.push_str("retry = { every = \"200ms\", limit = 150 }\n");
         }
@@ -288,6 +293,7 @@ impl Writer<'_> {
             self.captures = true;
         }
         step.push_str("\n[step.params]\n");
+        // The action has its own member in a step.
         for (name, value) in callback.parameters.iter().filter(|(name, _)| *name != "action") {
             let written = self.value(callback, name, value);
             let _ = writeln!(step, "{} = {written}", key(name));
@@ -306,6 +312,7 @@ impl Writer<'_> {
             return date;
         }
         let is = |other: &Option<String>| other.as_deref() == Some(value);
+        // A replay creates another instance, so use the id that its create captured.
         if is(&callback.subject.instance_id) && self.captures {
             return "\"${id}\"".to_owned();
         }
@@ -330,6 +337,7 @@ impl Writer<'_> {
 
     fn date(&self, callback: &Callback, name: &str, value: &str) -> Option<String> {
         if name == "timeStamp" {
+            // A dated request is accepted only near its date.
             return Some("{ time = \"now\" }".to_owned());
         }
         let expiry =
@@ -432,9 +440,9 @@ mod tests {
 
     use super::super::value::{Known, Value};
     use super::*;
-    use spid_hook::instance::State;
-    use spid_hook::callback::{Expiry, InstanceRef};
     use crate::lab::scenario::Scenario;
+    use spid_hook::callback::{Expiry, InstanceRef};
+    use spid_hook::instance::State;
 
     fn at(text: &str) -> Timestamp {
         text.parse().unwrap()

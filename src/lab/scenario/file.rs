@@ -16,10 +16,10 @@ use toml::de::{DeTable, DeValue};
 use super::expect::{Expectation, Pattern, WantedState};
 use super::value::{Format, Moment, Template, Value, is_name, read_offset, read_span};
 use super::{Mistake, Retry, Scenario, Step};
+use crate::observe::limits::CONNECTIONS_MAX_COUNT;
 use spid_core::dialect;
 use spid_core::dialect::{Dialect, Options, SendForm, SendSignature};
 use spid_hook::json::Json;
-use crate::observe::limits::CONNECTIONS_MAX_COUNT;
 
 type Item<'t> = &'t Spanned<DeValue<'t>>;
 
@@ -39,6 +39,7 @@ pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mi
 }
 
 fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario, Defaults), Vec<Mistake>> {
+    // The parser goes on after a syntax error, so that all of them are reported.
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader {
         text,
@@ -79,6 +80,7 @@ struct ActionDefaults {
 pub(super) fn did_you_mean<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> String {
     let near = candidates.into_iter().map(|candidate| (distance(name, candidate), candidate)).min();
     match near {
+        // Near means at most one wrong character in three.
         Some((distance, candidate)) if distance <= name.chars().count().div_ceil(3) => {
             format!("; did you mean `{candidate}`?")
         }
@@ -198,6 +200,7 @@ impl Reader<'_> {
         // Last, because every member must have been requested by now.
         table.finish(self);
         let is_part = self.depth > 0;
+        // Missing members are reported above; a file without them gives no scenario.
         Some(Scenario {
             title: title.or_else(|| is_part.then(String::new))?,
             source: source.or_else(|| is_part.then(String::new))?,
@@ -227,6 +230,7 @@ impl Reader<'_> {
                 Ok((part, _)) if dialect.is_some_and(|dialect| dialect.name() != part.dialect.name()) => {
                     self.note(at, format!("{name} speaks another dialect, {}", part.dialect.name()));
                 }
+                // The including file can use the variables, captures and defaults of the included one.
                 Ok((part, defaults)) => {
                     self.known.extend(part.vars.iter().map(|(name, _)| name.clone()));
                     let captured = part.steps.iter().flat_map(|step| &step.capture);
@@ -246,6 +250,7 @@ impl Reader<'_> {
         }
         let path = self.beside(name);
         let text = std::fs::read_to_string(&path).map_err(|error| vec![format!("{name}: {error}")])?;
+        // Each message keeps the line of its own file.
         let told = |mistakes: Vec<Mistake>| {
             mistakes.into_iter().map(|it| format!("{name}:{}: {}", it.line, it.message)).collect()
         };
@@ -306,6 +311,7 @@ impl Reader<'_> {
                 self.note(at, format!("`{name}` is no name: letters, digits, `-` and `_` make one"));
             }
             vars.extend(self.value(item, name, true).map(|value| (name.to_owned(), value)));
+            // Only now, so that a variable can use only those above it.
             self.known.insert(name.to_owned());
         }
         vars
@@ -338,6 +344,7 @@ impl Reader<'_> {
         };
         let mut table = Table::new("a step", item.span().start, members);
         let name = table.need("name", self).and_then(|item| self.filled(item, "name"));
+        // From now on, mistakes name the step.
         if let Some(name) = &name {
             table.what = format!("step `{name}`");
         }
@@ -415,6 +422,7 @@ impl Reader<'_> {
         let name = self.filled(item, "request_file").unwrap_or_default();
         let bytes = std::fs::read(self.beside(&name));
         let noted = bytes.inspect_err(|error| self.note(item.span().start, format!("{name}: {error}")));
+        // The missing file is reported; go on without it to find further mistakes.
         Some(noted.unwrap_or_default())
     }
 
@@ -548,6 +556,7 @@ impl Reader<'_> {
             DeValue::String(_) => self.template(item, "json").map(Pattern::Text),
             DeValue::Boolean(value) => Some(Pattern::Exactly(Json::Bool(*value))),
             DeValue::Integer(value) => {
+                // Keep all digits: an id can be longer than 64 bits.
                 let digits = value.as_str().replace('_', "");
                 let number = i128::from_str_radix(&digits, value.radix());
                 if number.is_err() {

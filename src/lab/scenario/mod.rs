@@ -1,9 +1,9 @@
 //! Scenarios: callbacks as files, sent to any URL and compared with the expected answers.
 //!
 //! A test cannot make a marketplace press "buy", but it can run a scenario. One TOML file contains the requests of a
-//! marketplace and the expected answers; spid signs each request when it sends it. The same files are the tests of this
-//! project, an operator's first check of a new deployment, and a local marketplace for the author of a hook. The format
-//! is described in `docs/fixtures.md`.
+//! marketplace and the expected answers; spid signs each request when it sends it. The same files serve three purposes:
+//! the tests of this project, an operator's first check of a new deployment, and a simulated marketplace for the author
+//! of a hook. The format is described in `docs/fixtures.md`.
 //!
 //! * [`Scenario::parse`] reads a file and reports all its mistakes together, each with its line;
 //! * [`Scenario::set`] overrides a value, and fails if there is no such value;
@@ -53,7 +53,7 @@ pub const SCHEMA: &str = include_str!("../../../docs/scenario.schema.json");
 ///     params = { requestId = "${order}-paid", orderId = "${order}" }
 ///     expect = { json = { success = true } }
 /// "#;
-/// let mut scenario = spid::scenario::Scenario::parse(text, "pay.toml").unwrap();
+/// let mut scenario = spid::internals::lab::scenario::Scenario::parse(text, "pay.toml").unwrap();
 /// scenario.set("vars.order", "order-7").unwrap();
 /// assert!(scenario.set("vars.ordre", "order-7").unwrap_err().to_string().contains("vars.order"));
 /// ```
@@ -239,6 +239,7 @@ impl Scenario {
         }
         for step in self.steps.iter_mut().map(Arc::make_mut) {
             for (param, old) in &mut step.params {
+                // A step name may contain dots, so compare whole names instead of splitting them.
                 if format!("params.{param}") == name || format!("{}.params.{param}", step.name) == name {
                     *old = new.clone();
                 }

@@ -17,14 +17,14 @@ use tokio::time::Instant;
 use super::expect::{Expectation, Failure, Seen, value_at};
 use super::value::Known;
 use super::{Scenario, Step};
-use spid_core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
-use spid_core::query::Pair;
-use spid_core::signature::Keys;
-use spid_hook::time::{Clock, plus_millis};
 use crate::lab::exchange as shown;
 use crate::lab::exchange::{addressed, masked};
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Url};
 use crate::observe::limits;
+use spid_core::dialect::{Dialect, Options, OutRequest, RawRequest, Sending};
+use spid_core::query::Pair;
+use spid_core::signature::Keys;
+use spid_hook::time::{Clock, plus_millis};
 
 /// Capacity of the channel of events. A slow observer slows the deliveries down.
 const EVENTS_MAX_COUNT: usize = 64;
@@ -267,7 +267,7 @@ impl Runner<'_> {
         let delivery = Arc::new(self.delivery(step).map_err(|error| no_randomness(&error))?);
         let mut tally = self.deliver(&delivery).await;
         let mut not_checked = Vec::new();
-        // Check the state only if every answer was as expected: else the difference would be reported twice.
+        // An unexpected answer fails the step already, so check the state only after good answers.
         if tally.failures.is_empty() && tally.error.is_none() {
             self.known.append(&mut tally.captured);
             self.look(&delivery, held_before, &mut tally.failures, &mut not_checked).await;
@@ -357,6 +357,7 @@ impl Runner<'_> {
         let given = expect.instance.as_ref().map(|name| name.fill(&self.known));
         let name = given.or_else(|| delivery.subject(&self.scenario.timezone));
         let deadline = Instant::now() + expect.within;
+        // Check at least once, even if the step allows no time.
         loop {
             let seen = name.as_deref().and_then(|name| states.state(name));
             let mut found = self.compare(expect, name.as_deref(), seen.as_ref());
@@ -475,6 +476,7 @@ impl Delivery {
             if attempt > 0 {
                 tokio::time::sleep(self.step.retry.every).await;
             }
+            // Only answers are retried: a request without an answer ends the run.
             let answer = self.send(number, events).await.map_err(Ended::Unanswered)?;
             let answered = Event::Answered(Answered {
                 delivery: number,
@@ -482,6 +484,7 @@ impl Delivery {
                 location: answer.headers.text("location").map(shown::header),
                 body: shown::body(&answer.body),
             });
+            // If the run was dropped, `work` stops after this delivery.
             let _ = events.send(answered).await;
             match self.judge(&answer) {
                 Ok(captured) => return Ok(captured),
@@ -517,6 +520,7 @@ impl Delivery {
         }
         let out = self.request();
         let request = self.on_the_wire(&out)?;
+        // Report the request before it is sent, so that it is visible even without an answer.
         let sent = Sent {
             delivery: number,
             method: out.method,
@@ -571,6 +575,7 @@ impl Delivery {
         let header = |name: &str| out.header(name);
         let raw =
             RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
+        // Only a verified request becomes a callback, so sign and verify it here.
         let verified = self.dialect.parts(&raw, now).ok()?.verify(&self.target.keys).ok()?;
         let options = Options { timezone: zone.clone(), ..Options::default() };
         let callback = self.dialect.callback(verified, &options);

@@ -7,8 +7,8 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
-use spid_hook::time::{Clock, last_instant, plus_millis, read_rfc3339};
 use spid_hook::id::Id;
+use spid_hook::time::{Clock, last_instant, plus_millis, read_rfc3339};
 
 /// Values of the names in a scenario, as far as the run has come.
 pub(super) type Known = BTreeMap<String, String>;

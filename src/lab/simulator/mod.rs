@@ -24,17 +24,17 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use spid_core::dialect;
-use spid_core::dialect::{Options, Sending};
-use spid_core::query::Pair;
-use spid_core::signature::Keys;
-use spid_hook::time::{Clock, plus_millis};
-use spid_hook::json::Json;
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
 use crate::observe::limits;
 use ledger::{Entry, Ledger, Summary};
 use plan::{Event, Life, Plan, What};
+use spid_core::dialect;
+use spid_core::dialect::{Options, Sending};
+use spid_core::query::Pair;
+use spid_core::signature::Keys;
+use spid_hook::json::Json;
+use spid_hook::time::{Clock, plus_millis};
 
 /// Maximum number of calls for one event: one, and 120 repeats (help.aliyun.com/document_detail/147358.html).
 pub const TRIES: u32 = 121;

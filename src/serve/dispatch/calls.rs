@@ -140,7 +140,7 @@ mod tests {
         let calls = Calls::new(4, &runner(&["a", "b"]));
         let of_a = all(&calls, "a");
         assert_eq!(of_a.len(), 3);
-        // All permits are in use: the new hook runs nevertheless, and one returned permit is removed.
+        // All permits are in use: the new hook still runs, and one returned permit is removed.
         calls.configure(&runner(&["a", "b", "c"]));
         let of_c = all(&calls, "c");
         assert_eq!(of_c.len(), 1);

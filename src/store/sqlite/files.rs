@@ -86,6 +86,7 @@ pub(super) fn lock_path(path: &Path) -> Result<PathBuf> {
 pub(super) fn lock(path: &Path) -> Result<File> {
     let lock_path = lock_path(path)?;
     let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
+    // Not truncated: the file holds the note of the last commit.
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -94,6 +95,7 @@ pub(super) fn lock(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(&lock_path)
         .map_err(file_error)?;
+    // The system drops the lock with the process, so a killed daemon leaves none behind.
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse(path.to_owned())),
@@ -109,6 +111,7 @@ pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
     let note = lock_path(path)?;
     match files::read(&note, limits::OWN_FILE_MAX_BYTES) {
         Ok(text) => Ok(stamp_of(&text).map(|stamp| (stamp, note))),
+        // No daemon has run here yet, or its lock file was removed.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(StoreError::of_file(&note, &error)),
     }
@@ -116,6 +119,7 @@ pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
 
 fn stamp_of(note: &[u8]) -> Option<i64> {
     let line = note.split(|byte| *byte == b'\n').next()?;
+    // An incomplete line is no stamp, nor is 0.
     let is_one = line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit);
     let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_one)?.parse().ok()?;
     Some(stamp.cast_signed()).filter(|stamp| *stamp != 0)
@@ -129,6 +133,7 @@ pub(super) fn stamp_line(stamp: i64) -> String {
 /// Notes the stamp of a commit. A failed write leaves the stamp of an earlier commit, so the next start can check only
 /// up to that commit.
 pub(super) fn note_stamp(note: &File, stamp: i64) {
+    // The line has a fixed width, so the new stamp replaces the old one and leaves the rest of the file.
     let _ = note.write_all_at(stamp_line(stamp).as_bytes(), 0);
 }
 
@@ -139,9 +144,9 @@ const SHARED_LOCK_FILESYSTEMS: [u32; 3] = [0x6969, 0xFF53_4D42, 0xFE53_4D42];
 /// Lock on the database file itself. It holds regardless of the path or link through which another process opens the
 /// file.
 ///
-/// When a process closes *any* descriptor of a file, the system drops all locks that SQLite holds on it in that
-/// process. So this descriptor is closed after the last connection (see `Sqlite`). A descriptor that was opened in vain
-/// is never closed, because the daemon that holds the lock may run in this very process.
+/// A process that closes *any* descriptor of a file loses all locks that SQLite holds on the file in that process. So
+/// this descriptor is closed after the last connection (see `Sqlite`). A descriptor that was opened in vain is never
+/// closed, because the daemon that holds the lock may run in this very process.
 #[derive(Debug)]
 pub(super) struct InodeLock(File);
 
@@ -177,6 +182,7 @@ impl InodeLock {
     pub(super) fn is_taken(path: &Path) -> Result<bool> {
         let file = File::open(path).map_err(|error| StoreError::of_file(path, &error))?;
         let taken = is_lockable(&file) && matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+        // The descriptor stays open, so release the shared lock explicitly.
         let _ = file.unlock();
         // Closing the descriptor would drop the locks of a daemon in this process.
         keep_open(file);
@@ -193,6 +199,7 @@ fn is_lockable(file: &File) -> bool {
 /// Checks, beside a daemon or without one, that the WAL of the database lies beside the name `path`. Through another
 /// name SQLite would miss the data in the WAL and write past it.
 pub(super) fn check_name(path: &Path) -> Result<()> {
+    // A running daemon holds the lock file beside the name that it uses.
     if is_held_beside(path)? {
         return Ok(());
     }
@@ -281,10 +288,11 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Records the files of the database that is locked and open. Fails unless they are in place.
+    /// Records the files of the database that is locked and open. Its log must exist by now.
     pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<Place> {
         let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
         let file = FileId::of(&lock.0.metadata().map_err(file_error)?);
+        // SQLite keeps the log beside the real file, not beside a symbolic link.
         let real = path.canonicalize().map_err(file_error)?;
         let files = ["-wal", "-shm"].map(|suffix| beside(&real, suffix)).into_iter();
         let beside = files.filter_map(|file| FileId::at(&file).map(|id| (file, id))).collect();
@@ -367,6 +375,7 @@ pub(super) fn make_private(path: &Path) -> Result<()> {
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match made {
         Ok(_) => Ok(()),
+        // An existing file keeps its mode.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(StoreError::of_file(path, &error)),
     }

@@ -7,17 +7,17 @@ use rusqlite::types::{FromSql, Type, Value, ValueRef};
 use rusqlite::{Row, params, params_from_iter};
 
 use super::Sqlite;
-use spid_core::lifecycle::schedule;
-use spid_hook::instance::{Instance, State};
-use spid_hook::callback::{Action, Callback};
-use spid_hook::id::Id;
-use spid_hook::time::from_millis;
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
     Readable, Result, Totals, Unreadable,
 };
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::id::Id;
+use spid_hook::instance::{Instance, State};
+use spid_hook::time::from_millis;
 
 /// Instance states, each at the index that the database stores.
 pub(super) const STATES: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
@@ -214,6 +214,7 @@ fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Call
     match serde_json::from_slice::<Callback>(body) {
         Ok(callback) if callback.version <= known => Ok(callback),
         read => {
+            // Read the version alone, because a newer body may not fit our type.
             let version = serde_json::from_slice::<Version>(body).map_or(0, |body| body.version);
             let fault = match read {
                 _ if version > known => format!("has version {version}, and this spid knows {known}"),
@@ -235,8 +236,8 @@ struct Version {
 /// SQL expression for the number of the next row of a table.
 ///
 /// The number is higher than every existing row and every deleted row, which SQLite remembers in `sqlite_sequence`.
-/// Rows edited or removed by hand must not block later inserts. So the expression ignores numbers from 2^53 - 1
-/// upwards, because nothing could follow them (JSON has no higher integers), and values that are not integers.
+/// Rows edited or removed by hand must not block later inserts. So the expression ignores values that are not integers,
+/// and numbers from 2^53 - 1 upwards. Nothing could follow those, because JSON has no higher integers.
 macro_rules! next_number {
     ($table:literal) => {
         concat!(
@@ -294,6 +295,7 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
 /// Reads a callback, and the job whose columns follow it, if it has one.
 fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>)> {
     let callback = read_callback(row)?;
+    // A callback without a job has NULL in all job columns.
     let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
     let job = is_there.then(|| read_job_behind(row, CALLBACK_COLUMNS_COUNT)).transpose()?;
     Ok((callback, job))
@@ -315,6 +317,7 @@ pub(super) fn read_sealed(row: &Row<'_>) -> rusqlite::Result<(Id, Vec<u8>)> {
 
 /// Reads a job. An unreadable job gives its number and the error, so that the caller can hold it.
 fn read_readable(row: &Row<'_>) -> rusqlite::Result<Readable> {
+    // Only an unreadable row is a result; every other error ends the query.
     read_job(row).map(Ok).or_else(|error| match (StoreError::from(error), integer(row, 0)) {
         (StoreError::Unreadable(unreadable), Some(number)) => Ok(Err((number, unreadable))),
         (other, _) => Err(rusqlite::Error::ToSqlConversionFailure(Box::new(other))),
@@ -362,7 +365,9 @@ struct Conditions {
 
 impl Conditions {
     fn new(filter: &Filter) -> Conditions {
+        // The condition `1` is true, so that every further condition can begin with AND.
         let mut conditions = Conditions { sql: "1".to_owned(), values: Vec::new() };
+        // Pages go from the newest row to the oldest.
         conditions.add("number < ?", filter.before);
         conditions
     }
@@ -379,6 +384,7 @@ impl Conditions {
         let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
         let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
         self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        // `%` and `_` in the text are literal. LIKE ignores the case of ASCII letters.
         let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
         self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
     }
@@ -451,6 +457,7 @@ impl Read for Sqlite {
             _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
         };
         match self.one(sql, [account, name], read)? {
+            // A second query reads the queue, and only if it is not empty.
             Some((row, true)) => {
                 let lane = self.lane(row.number)?;
                 Ok(Some((row, lane)))
@@ -583,6 +590,7 @@ impl Read for Sqlite {
             [millis(ended_before)],
             read_readable,
         )?;
+        // Skipped jobs stay unchanged until the next start.
         running.retain(|job| !self.left.borrow().contains(&number_of(job)));
         Ok(running)
     }
@@ -637,6 +645,7 @@ impl Read for Sqlite {
     }
 
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        // Three queries, because each has its own index. Actions 6 and 8 are sign-on and query, which need no person.
         let sql = |which: &str| {
             format!(
                 "SELECT {}, {} FROM callback LEFT JOIN job ON job.number = callback.job
@@ -647,6 +656,7 @@ impl Read for Sqlite {
             )
         };
         let mut found = self.readable(&sql("callback.told_at IS NULL"), [], read_standing)?;
+        // Success was reported, but an operator must learn of the other values.
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
         found.extend(self.readable(&sql(noticed), [], read_standing)?);
@@ -681,6 +691,7 @@ impl Read for Sqlite {
     }
 
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
+        // `expires_on / DAY_MS` is the day, counted from 1970-01-01 in UTC.
         self.many(
             "SELECT expires_on / ?1, count(*) FROM instance
              WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
@@ -714,6 +725,7 @@ impl Read for Sqlite {
             let state = at_position(&STATES, state).map(|state| state.as_str());
             *totals.instances.entry(word(state)).or_default() += count;
         }
+        // Live jobs (state < 5), and states that this spid does not know (state > 8).
         for (state, count) in
             pairs("SELECT state, count(*) FROM job WHERE state < 5 OR state > 8 GROUP BY state")?
         {

@@ -12,13 +12,13 @@ use jiff::Timestamp;
 use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
-use spid_hook::id::Id;
 use crate::observe::files;
 use crate::observe::limits;
 use crate::store::Sealed;
 use crate::store::encryption;
 use crate::store::encryption::KeyId;
 use crate::store::rows::{Disposition, InstanceRow};
+use spid_hook::id::Id;
 
 /// Writes the ids of the daemon's sealing keys into the file beside the database that the daemon keeps locked.
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
@@ -69,6 +69,7 @@ pub struct Possession {
 impl Sqlite {
     /// Counts the encrypted answers by sealing key.
     pub(in crate::store) fn sealed_by(&self) -> Result<Sealed> {
+        // The header of each ciphertext names its key.
         let sql = "SELECT substr(sealed, 1, ?1), count(*) FROM job WHERE sealed IS NOT NULL GROUP BY 1";
         let found = self.many(sql, [encryption::HEADER_BYTES as i64], |row| {
             Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, i64>(1)?.unsigned_abs()))
@@ -111,6 +112,7 @@ impl Sqlite {
     pub(in crate::store) fn prepare_to_remove(&self) -> Result<()> {
         self.connection.pragma_update(None, "secure_delete", true)?;
         self.connection.pragma_update(None, "foreign_keys", false)?;
+        // The daemon writes meanwhile, so each commit here may have to wait for it.
         self.connection.busy_timeout(std::time::Duration::from_millis(limits::UPKEEP_BUSY_MS))?;
         Ok(())
     }
@@ -168,6 +170,7 @@ impl Sqlite {
     /// Moves the whole write-ahead log into the database and truncates the log to zero bytes. `false`: another
     /// connection still reads from the log.
     pub(in crate::store) fn empty_journal(&self) -> Result<bool> {
+        // The first column is 1 if another connection kept the checkpoint from finishing.
         let busy = self.one("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0))?;
         Ok(busy == Some(0))
     }
@@ -196,7 +199,8 @@ impl Sqlite {
         &self,
         mut each: impl FnMut(Possession) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
-        // One query per table, instead of one per table and instance.
+        // One query per table, instead of one per table and instance. Names and orders in the columns of the instance
+        // are left out, because its row has them.
         let mut names = self.texts_of_instances(
             "SELECT instance.number, name.name FROM name JOIN instance ON instance.number = name.instance
              WHERE name.name IS NOT instance.id AND name.name IS NOT instance.order_biz_id

@@ -5,13 +5,13 @@ use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
 use super::read::{STATES, leads_nowhere, millis, position};
-use spid_hook::instance::Instance;
-use spid_core::lifecycle::schedule;
-use spid_hook::callback::{Action, Callback};
 use crate::store::StoreError;
 use crate::store::rows::{
     ActRow, AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
 };
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::instance::Instance;
 
 impl Write for Sqlite {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
@@ -107,6 +107,7 @@ impl Write for Sqlite {
     }
 
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()> {
+        // A redelivered order may be known already.
         self.run(
             "INSERT INTO purchase (account, order_id, instance) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![account, order_id, instance],
@@ -161,6 +162,7 @@ impl Write for Sqlite {
     }
 
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+        // The first report counts, so a later one does not move its time.
         self.run(
             "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
             [callback, at.as_millisecond()],
@@ -174,6 +176,7 @@ impl Write for Sqlite {
     }
 
     fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+        // No added row means that the nonce is known, so the request is a copy.
         let added = self.run(
             "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
             params![account, mark, until.as_millisecond()],
@@ -187,6 +190,7 @@ impl Write for Sqlite {
     }
 
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
+        // A queued job is blocked if its instance already has a live job in the queue.
         self.insert(
             concat!("INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
                lease_until, created_at, blocked) VALUES (", next_number!("job"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
@@ -213,6 +217,7 @@ impl Write for Sqlite {
     }
 
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
+        // An ended job is never blocked.
         self.run(
             "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
                attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,

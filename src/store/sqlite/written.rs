@@ -82,6 +82,7 @@ impl DaemonLocks {
     fn look(&mut self, connection: &Connection) -> Result<()> {
         self.seen.others = commits_of_others(connection)?;
         self.seen.log_bytes = self.place.log_bytes();
+        // An unreadable header keeps the earlier value; the next check reports it.
         self.seen.file_changes = changes_with_log(self.inode.file()).unwrap_or(self.seen.file_changes);
         Ok(())
     }
@@ -125,6 +126,7 @@ impl DaemonLocks {
             Some(next) if next != 0 => next,
             _ => origin()?,
         };
+        // `sqlite_sequence` has no unique index, so an upsert is not possible.
         let put = "UPDATE sqlite_sequence SET seq = ?1 WHERE name = 'last commit of the daemon'";
         if sqlite.run(put, [stamp])? == 0 {
             let add = "INSERT INTO sqlite_sequence (name, seq) VALUES ('last commit of the daemon', ?1)";
@@ -138,6 +140,7 @@ impl DaemonLocks {
         let before = self.place.stamp().known();
         self.place.stamp().keep(stamp);
         self.look(connection)?;
+        // An unchanged stamp means that nothing was written, so there is nothing to check.
         let Some(known) = stamp.filter(|_| stamp != before) else { return Ok(()) };
         if !follows(stamp_in(connection)?, known) {
             return Err(self.overwritten());
@@ -152,6 +155,7 @@ impl DaemonLocks {
 fn origin() -> Result<i64> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| StoreError::Io(error.to_string()))?;
+    // The shift leaves room to count up, and the lowest bit keeps the stamp from being 0.
     Ok((i64::from_be_bytes(bytes).unsigned_abs() >> 2).cast_signed() | 1)
 }
 

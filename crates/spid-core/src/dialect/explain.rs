@@ -49,8 +49,8 @@ fn masked_body(body: &[u8]) -> Vec<u8> {
 /// for every incoming request.
 ///
 /// ```
-/// use spid::dialect::explain;
-/// use spid::signature::{Keys, Mismatch, Parts, Secret};
+/// use spid_core::dialect::explain;
+/// use spid_core::signature::{Keys, Mismatch, Parts, Secret};
 ///
 /// let keys = Keys::single(Secret::new("fake-key")).unwrap();
 /// let pairs = |on: &str| Parts::Pairs(vec![("expiredOn".into(), on.into())]);

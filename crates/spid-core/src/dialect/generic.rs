@@ -1,7 +1,7 @@
 //! Our own plain protocol, for in-house callers, test systems, and marketplaces without a dialect.
 //!
 //! A request is a `POST` of a JSON object or a form. A header holds an HMAC-SHA256 over `timestamp.body`, valid
-//! for five minutes. Parameters have the neutral names of [`crate::callback`]. `docs/dialects/generic.md` is the
+//! for five minutes. Parameters have the neutral names of [`spid_hook::callback`]. `docs/dialects/generic.md` is the
 //! contract; that page alone is enough to write a caller.
 
 use std::collections::BTreeMap;
@@ -18,10 +18,10 @@ use super::{
     RawRequest, Refusal, Reply, SendForm, Sending, Signed, Unchecked, Verified, message, object, read_civil,
     read_word,
 };
-use crate::query;
-use spid_hook::time::read_rfc3339;
-use spid_hook::json::Json;
 use crate::limits::DATED_WINDOW_MS;
+use crate::query;
+use spid_hook::json::Json;
+use spid_hook::time::read_rfc3339;
 
 const TIMESTAMP: &str = "spid-timestamp";
 const SIGNATURE: &str = "spid-signature";
@@ -138,6 +138,7 @@ impl Dialect for Generic {
         let word = (!named && !action.is_empty()).then(|| (ACTION.to_owned(), action.to_owned()));
         let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
         let timestamp = send.now.as_second().to_string();
+        // Sign the original body. Changes after signing go only into the body that is sent.
         let digest = send.digest(|| {
             let body = write_body(&pairs, send.form).into_bytes();
             Parts::Dated { timestamp: timestamp.clone(), body }.sign(keys)

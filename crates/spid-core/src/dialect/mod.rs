@@ -29,13 +29,15 @@ use jiff::tz::TimeZone;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::limits::NAME_MAX_BYTES;
 use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Cipher, Keys, Mismatch, Parts, Signed, Signer, Verified};
 use spid_hook::Secret;
-use spid_hook::callback::{Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters};
+use spid_hook::callback::{
+    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
+};
 use spid_hook::id::Id;
 use spid_hook::time::last_instant;
-use crate::limits::NAME_MAX_BYTES;
 
 mod alibaba;
 mod explain;
@@ -53,8 +55,8 @@ static DIALECTS: [&dyn Dialect; 4] =
 /// Returns the dialect with this name, as the configuration spells it.
 ///
 /// ```
-/// assert_eq!(spid::dialect::by_name("alibaba").unwrap().name(), "alibaba");
-/// assert!(spid::dialect::by_name("klingon").is_none());
+/// assert_eq!(spid_core::dialect::by_name("alibaba").unwrap().name(), "alibaba");
+/// assert!(spid_core::dialect::by_name("klingon").is_none());
 /// ```
 pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)

@@ -183,6 +183,7 @@ impl Dialect for TokenDialect {
         let named = parameters.iter().any(|(name, _)| name == ACTION);
         let word = (!named && !action.is_empty()).then(|| (ACTION.to_owned(), action.to_owned()));
         let signed: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        // Sign the original parameters. Changes after signing go only into the text that is sent.
         let digest = send.digest(|| Parts::Pairs(signed.clone()).sign(keys));
         let mut pairs = send.after_signing(&signed);
         pairs.extend(digest.map(|digest| (TOKEN.to_owned(), digest)));
@@ -209,6 +210,7 @@ impl TokenDialect {
     /// Returns the quantities that the seller defined when publishing: every name that has no other documented
     /// use.
     fn items(&self, verb: Option<&Verb>, parameters: &Parameters) -> BTreeMap<String, String> {
+        // Only a create and an upgrade carry billing items.
         let Some(verb) = verb.filter(|verb| matches!(verb.action, Action::Create | Action::Upgrade)) else {
             return BTreeMap::new();
         };

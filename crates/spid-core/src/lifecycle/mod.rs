@@ -29,14 +29,14 @@
 pub mod schedule;
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::limits;
+use spid_hook::callback::{Action, Callback, Doubt, Expiry};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State, Wants};
-use spid_hook::callback::{Action, Callback, Doubt, Expiry};
 use spid_hook::time::plus_millis;
-use crate::limits;
 
 /// A job in the instance's queue: it is queued, running, pending, held or dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -384,6 +384,7 @@ impl Verdict {
 /// An operator's decision applies for as long as the callback would be held: a rejected callback is refused, and a
 /// settled one succeeds. A settled callback whose success was reported more than a day ago is decided as a new one.
 pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
+    // An operator's decision can only replace a hold.
     let verdict = judge(view, callback);
     if view.approved || !matches!(verdict.decision, Decision::Hold(_)) {
         return verdict;
@@ -407,6 +408,7 @@ pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
         .filter(|(_, verdict)| matches!(verdict.decision, Decision::Run | Decision::RunBeside { .. }))
         .map(|(action, _)| *action)
         .collect();
+    // The lowest rank decides: a hold beats a refusal, and both beat a job.
     let rank = |decision: &Decision| match decision {
         Decision::Hold(_) => 0,
         Decision::Refuse(_) => 1,
@@ -415,6 +417,7 @@ pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
         Decision::Repeat | Decision::Record => 4,
     };
     let mut cancels: Vec<i64> = parts.iter().flat_map(|(_, verdict)| verdict.cancels.clone()).collect();
+    // Two parts can cancel the same job.
     cancels.sort_unstable();
     cancels.dedup();
     // If several parts rank equal, the last one decides: its job is done last and answers for all.
@@ -679,6 +682,7 @@ impl Known<'_> {
         if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
             return Decision::Join(job.job).into();
         }
+        // The operator must learn of a repeat with other values than those of the purchase.
         let says_what_was_done = self.done.is_some_and(|done| done.own) && !self.view.other_values;
         let notice = (!says_what_was_done).then_some(Reason::RepeatedWithOtherValues);
         let late = self.future.state == State::Released;
@@ -696,6 +700,7 @@ impl Known<'_> {
             {
                 self.released()
             }
+            // The renewal was carried out before the release, so success is still true.
             State::Released if self.done.is_some() && (self.ordered || is_so) => Decision::Repeat,
             State::Released => return self.paid_for_nothing(Action::Renew),
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),
@@ -707,6 +712,7 @@ impl Known<'_> {
             State::Pending | State::Active if self.thaws && self.instance.state != State::Pending => {
                 self.coming(&[Action::Renew])
             }
+            // A renewal that was never carried out is believed, because the key signed it.
             State::Pending | State::Active if self.done.is_none() => return run(),
             // The instance becomes active with the queued renewal.
             State::Pending | State::Active if self.instance.state != State::Active => {
@@ -754,6 +760,7 @@ impl Known<'_> {
     }
 
     fn expire(&self) -> Verdict {
+        // The nonce shows that the request is no copy, so it counts after a queued unfreeze.
         let is_last_word = self.no_copy && self.future.state == State::Active;
         let decision = match (self.instance.state, self.future.state) {
             (_, _) if self.ordered && self.done.is_some() => Decision::Repeat,
@@ -804,6 +811,7 @@ impl Known<'_> {
     }
 
     fn paid_for_nothing(&self, action: Action) -> Verdict {
+        // The same words were carried out before the release, so this may be a late repeat.
         if self.done.is_some() {
             return Decision::Hold(Reason::AmbiguousRepeat(action)).into();
         }
@@ -816,6 +824,7 @@ impl Known<'_> {
         if self.future.state == State::Released {
             return self.release_again().into();
         }
+        // A running hook cannot be stopped, so its job stays.
         let cancels = self.view.lane.iter().filter(|job| !job.running).map(|job| job.job).collect();
         if self.instance.began || self.instance.adopted || self.instance.state != State::Pending {
             return Verdict { cancels, ..Decision::Run.into() };
@@ -924,6 +933,7 @@ fn query(view: View<'_>) -> Decision {
 
 fn payment(view: View<'_>) -> Decision {
     match view.occurrence.map(|occurrence| &occurrence.standing) {
+        // A payment is a message, so success is reported as soon as it is recorded.
         None => Decision::RunBeside { told: true },
         // The payment was held, so no job has run for it yet.
         Some(Standing::Held | Standing::Void | Standing::Rejected { .. }) if view.approved => {
@@ -938,6 +948,7 @@ fn other(view: View<'_>, callback: &Callback) -> Decision {
         return decision;
     }
     match view.occurrence.map(|occurrence| &occurrence.standing) {
+        // The answer of the finished job is given again.
         Some(Standing::Done(job)) => Decision::Join(*job),
         _ => Decision::RunBeside { told: false },
     }
@@ -962,6 +973,7 @@ pub enum Subject<'a> {
 /// Two different events that a marketplace announces in the same words have the same key. [`decide`] distinguishes them
 /// by the reported results and the state.
 pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
+    // Stored keys cannot be recomputed, so the contents and their order must never change.
     let mut digest = KeyDigest(Sha256::new());
     digest.text(account);
     match subject {
@@ -991,6 +1003,7 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
         }
     }
     digest.text(callback.action.as_str());
+    // With a validation issue, only all signed bytes identify the request.
     if callback.doubts.is_empty() {
         values(&mut digest, callback);
     } else {

@@ -10,9 +10,9 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::limits;
 use spid_hook::id::Id;
 use spid_hook::time::plus_millis;
-use crate::limits;
 
 /// States of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -153,6 +153,7 @@ impl Schedule {
     pub fn failed(&self, id: Id, progress: Progress, after: Option<i64>, now: Timestamp) -> Next {
         // An unscheduled attempt of a waiting job uses no step: it gets the wait of the step before again.
         let spent = match progress.extra {
+            // An unscheduled attempt of a dead job leaves the job dead.
             Extra::Dead => return Next::Dead,
             Extra::Waiting => progress.step.saturating_sub(1),
             Extra::No => progress.step,

@@ -23,6 +23,7 @@ pub fn names_a_token(name: &str) -> bool {
     let plain = plain.to_ascii_lowercase();
     plain.contains("token")
         || plain.contains("signature")
+        // Short names must be equal, because `design` is no signature.
         || matches!(plain.as_str(), "sign" | "xsign" | "bodysign" | "ampsign")
         // A single typing error also counts: `tken`, `tokem`.
         || strsim::osa_distance(&plain, "token") <= 1
@@ -31,6 +32,7 @@ pub fn names_a_token(name: &str) -> bool {
 /// Replaces every run of characters that may be a token or a signature with `<token>`.
 pub fn without_tokens(text: &str) -> Cow<'_, str> {
     let plain = decoded(text);
+    // A run may be visible only after decoding. Without a run, the text stays as it was sent.
     if let Some(shown) = without_runs(&plain) {
         return Cow::Owned(shown);
     }
@@ -43,6 +45,7 @@ pub fn without_tokens(text: &str) -> Cow<'_, str> {
 pub fn masked(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     let mut rest = text;
+    // First values with a suspicious name, then (below) suspicious runs in any place.
     while let Some((name, value)) = next_token(rest) {
         shown.push_str(rest.get(..value.start).unwrap_or_default());
         shown.push_str(TOKEN_PLACEHOLDER);

@@ -45,6 +45,7 @@ impl AccessKey {
     /// See [`Key::new`]; both the id and the secret are checked.
     pub fn new(id: impl Into<String>, secret: Secret) -> Result<AccessKey, BadKey> {
         let id = id.into();
+        // Only for their checks; the two keys are dropped.
         Key::new("id", Secret::new(id.clone()))?;
         Key::new("secret", secret.clone())?;
         Ok(AccessKey { id, secret, scope: None })
@@ -82,6 +83,7 @@ fn canonical_request(asked: &Asked<'_>) -> String {
     let Asked { method, host, path, query, content_type, date } = asked;
     // The gateway signs the path with a slash at its end, even if the request has none.
     let slash = if path.ends_with('/') { "" } else { "/" };
+    // The requests have no body, so this is the hash of an empty text.
     let nothing = hex::encode(Sha256::digest(b""));
     format!(
         "{method}\n{path}{slash}\n{query}\ncontent-type:{content_type}\nhost:{host}\nx-sdk-date:{date}\n\n{}\n{nothing}",
@@ -92,6 +94,16 @@ fn canonical_request(asked: &Asked<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The vendor's example. The vendor publishes the digest of the canonical request, but masks the secret.
+    const ASKED: Asked<'static> = Asked {
+        method: "GET",
+        host: "service.region.example.com",
+        path: "/v1/77b6a44cba5143ab91d13ab9a8ff44fd/vpcs",
+        query: "limit=2&marker=13551d6b-755d-4757-b956-536f674975c0",
+        content_type: "application/json",
+        date: "20191115T033655Z",
+    };
 
     #[test]
     fn the_gateway_s_published_canonical_request_holds() {

@@ -1,5 +1,5 @@
-//! One attempt of the test. It runs on its own thread, with a deadline, catches a panic, and is cut short where
-//! the test says so.
+//! Runs one attempt of the test: on its own thread, with a deadline, catching a panic, and cut short where the
+//! test says so.
 //!
 //! The thread is needed for two reasons. A hook that blocks must not block the test's thread. And two attempts
 //! at once must really run at once, even in a runtime with a single thread.
@@ -15,10 +15,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::Attempted;
 use crate::callback::Answer;
 use crate::id::split_mix;
 use crate::{AnyHook, Call, HookError};
-use crate::Attempted;
 
 /// Extra time to wait for a thread after its deadline, before its hook counts as one that blocks.
 const GRACE: Duration = Duration::from_secs(1);
@@ -122,6 +122,7 @@ pub(super) async fn at_once(hook: &AnyHook, calls: Vec<Call>, within: Duration, 
     woven.await.unwrap_or_else(|| vec![Ran::never(End::Blocks); count])
 }
 
+/// Runs every attempt on its own thread.
 async fn on_threads(all: Vec<Watched>, within: Duration) -> Vec<Ran> {
     let together = Arc::new(Barrier::new(all.len()));
     let started: Vec<_> = all
@@ -161,6 +162,7 @@ fn on_a_thread<T: Send + 'static>(
     }
 }
 
+/// Runs an attempt to its end or its deadline.
 async fn given_up(mut watched: Watched, within: Duration) -> Ran {
     match timeout(within, &mut watched).await {
         Ok(end) => watched.ran(end),
@@ -168,8 +170,10 @@ async fn given_up(mut watched: Watched, within: Duration) -> Ran {
     }
 }
 
+/// Runs an attempt and cuts it short after a time.
 async fn cut_after(mut watched: Watched, after: Duration, within: Duration) -> Ran {
     let end = tokio::select! {
+        // Prefer the end of the attempt, so that an attempt that is done never counts as cut.
         biased;
         end = timeout(within, &mut watched) => end.unwrap_or(End::TooLong),
         () = sleep(after) => End::Cut,
@@ -208,10 +212,12 @@ impl Future for Watched {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<End> {
         let Some(work) = self.work.as_mut() else { return Poll::Ready(End::Cut) };
+        // A panic of the hook must not end the test.
         let end = match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
             Ok(Poll::Ready(result)) => End::Said(Attempted::from(result)),
             Err(_panic) => End::Panicked,
             Ok(Poll::Pending) => {
+                // Every `Pending` is one wait: a point at which the attempt can be cut.
                 self.waits += 1;
                 if self.cut_at != Some(self.waits) {
                     return Poll::Pending;
@@ -277,12 +283,14 @@ impl Woven {
                 ready.get(usize::try_from(at).ok()?).copied()
             }
             _ => {
+                // Continue with the next attempt after the last one, or begin again with the first.
                 let behind = ready.iter().find(|index| **index > self.last);
                 behind.or(ready.first()).copied()
             }
         }
     }
 
+    /// Returns the results. An attempt without a result has reached the deadline.
     fn ends(self) -> Vec<Ran> {
         self.all
             .into_iter()
@@ -328,9 +336,7 @@ mod tests {
     use super::*;
     use crate::callback::Action;
     use crate::time::Clock;
-    use crate::hook::{
-        CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
-    };
+    use crate::{CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
 
     const WITHIN: Duration = Duration::from_secs(20);
 

@@ -9,12 +9,12 @@ use tokio::time::timeout;
 use super::attempt::{self, Cut, End, Ran, Weave};
 use super::order::{Job, Market, Order, id_of};
 use super::{Attempted as Told, FindingKind, Measured, Observer, Options, Probes, Report};
+use crate::Attempted;
 use crate::callback::{Action, Answer, Field, Fields};
 use crate::id::split_mix;
-use crate::{AnyHook, Call, HookError};
-use crate::Attempted;
-use crate::limits;
 use crate::instance::fault_of_id;
+use crate::limits;
+use crate::{AnyHook, Call, HookError};
 
 /// Number of attempts that miss the deadline before the test is given up, because each costs a whole deadline.
 const HUNG_MAX_COUNT: u32 = 2;
@@ -177,6 +177,7 @@ impl<'a> Bench<'a> {
         self.market.call(job, self.options.timeout).ok()
     }
 
+    /// Records an attempt: in the report, for the give-up limit, and for the observer.
     fn ran(&mut self, step: &str, call: &Call, ran: &Ran) {
         self.report.count(1);
         // Count lost deadlines, so that a hook that always hangs does not take hours.
@@ -295,6 +296,7 @@ impl<'a> Bench<'a> {
         Outcome::Pending
     }
 
+    /// Returns true if a hook may leave the action unsupported.
     fn is_optional(&self, action: Action) -> bool {
         let optional = matches!(
             action,
@@ -309,8 +311,7 @@ impl<'a> Bench<'a> {
             let text = format!("{} refused ({reason}); {}", after.who(), after.advice());
             self.fault(FindingKind::RefusesAgain, job, &text);
         } else if self.is_optional(action) {
-            // An action that succeeded before is refused only in this state, for example while frozen. Keep
-            // testing it.
+            // An action that succeeded before is refused only in this state, for example while frozen. Keep testing it.
             if !self.done.contains(&action) {
                 self.left_out.push(action);
             }
@@ -335,6 +336,7 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// Returns the remedy for a call that always fails.
     fn mend(&self, job: &Job) -> &'static str {
         if self.is_optional(job.callback.action) {
             "refuse it if you do not do it, as a retry goes on for most of a day"

@@ -4,8 +4,8 @@ use super::Report;
 use super::attempt::{Cut, End, Weave};
 use super::bench::{After, Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
-use crate::callback::{Action, Answer};
 use crate::Attempted;
+use crate::callback::{Action, Answer};
 use crate::limits;
 
 /// A part of the test.
@@ -97,6 +97,7 @@ impl Bench<'_> {
         true
     }
 
+    /// Runs a trial: upgraded while frozen, released while in use.
     async fn trial(&mut self) {
         let mut order = self.order(true);
         for (action, step) in [
@@ -110,6 +111,7 @@ impl Bench<'_> {
         }
     }
 
+    /// Releases instances in unusual states: never created, created with a lost answer, already released.
     async fn releases(&mut self) {
         let mut never = self.order(false);
         self.step(&mut never, Action::Release, "release (of what was never made)").await;
@@ -173,6 +175,7 @@ impl Bench<'_> {
         }
     }
 
+    /// Makes several attempts at one job at once and compares their answers.
     async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, weave: Weave) {
         if !self.does(action) || self.is_hopeless() {
             return;
@@ -190,6 +193,7 @@ impl Bench<'_> {
         self.settle(order, &job, &last, After::AtOnce).await;
     }
 
+    /// Returns true if there is a point at which an attempt can be cut: a random moment, or an observed wait.
     fn can_cut(&self) -> bool {
         self.options.kills > 0 || self.measured.values().any(|(waits, _)| *waits > 0)
     }
@@ -211,6 +215,7 @@ impl Bench<'_> {
         }
     }
 
+    /// Cuts attempts at one job short, lets the last one finish, and compares the answers.
     async fn cut(&mut self, order: &mut Order, action: Action, step: &str, places: &[Cut]) {
         if !self.does(action) || self.is_hopeless() {
             return;

@@ -9,7 +9,7 @@
 //! ```
 //! # use std::collections::BTreeMap;
 //! # use std::sync::{Arc, Mutex};
-//! use spid::hook::{
+//! use spid_hook::{
 //!     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
 //! };
 //!
@@ -45,22 +45,22 @@
 //!
 //! #[tokio::test]
 //! async fn my_hook_can_be_run_twice() {
-//!     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
+//!     spid_hook::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
 //! }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
-//! #     spid::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
+//! #     spid_hook::testing::check(MyHook { tenants: Tenants::default() }).await.assert_ok();
 //! # }
 //! ```
 //!
 //! By itself the test sees only answers. With probes that look at what really exists, it finds more:
 //!
 //! ```
-//! # use spid::hook::log::LogHook as MyHook;
+//! # use spid::hooks::log::LogHook as MyHook;
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! # let tenants = std::sync::Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::<String, u32>::new()));
-//! use spid::testing::Check;
+//! use spid_hook::testing::Check;
 //!
 //! let report = Check::new(MyHook)
 //!     .product("cmgj000001")
@@ -95,11 +95,11 @@ mod life;
 mod order;
 mod report;
 
-use crate::instance::Instance;
 use crate::callback::Action;
+use crate::instance::Instance;
+use crate::limits;
 use crate::time::Clock;
 use crate::{AnyHook, Call, HookError};
-use crate::limits;
 use bench::Bench;
 use order::{Market, Wares};
 pub use report::{Finding, FindingKind, Report, Section};
@@ -107,10 +107,10 @@ pub use report::{Finding, FindingKind, Report, Section};
 /// Runs the whole test with default options.
 ///
 /// ```no_run
-/// # use spid::hook::log::LogHook as MyHook;
+/// # use spid::hooks::log::LogHook as MyHook;
 /// #[tokio::test]
 /// async fn my_hook_can_be_run_twice() {
-///     spid::testing::check(MyHook).await.assert_ok();
+///     spid_hook::testing::check(MyHook).await.assert_ok();
 /// }
 /// ```
 pub async fn check(hook: impl Into<AnyHook>) -> Report {
@@ -132,7 +132,7 @@ pub trait Observer: Send {
 
 impl Observer for () {}
 
-/// One attempt, for an [`Observer`].
+/// An attempt, for an [`Observer`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Attempted<'a> {
@@ -243,7 +243,7 @@ impl Check {
         self
     }
 
-    /// Sets the number of attempts made at once; default 3.
+    /// Sets the number of attempts made at once; default 3, minimum 2.
     pub fn at_once(mut self, attempts: usize) -> Check {
         self.options.at_once = attempts.max(2);
         self
@@ -323,6 +323,5 @@ impl std::fmt::Debug for Check {
     }
 }
 
-/// Measurements of an action, from attempts that ran undisturbed: the maximum number of waits and the minimum
-/// duration.
+/// Measurements of an action, from attempts that ran undisturbed: the maximum number of waits and the minimum duration.
 type Measured = BTreeMap<Action, (u32, Duration)>;

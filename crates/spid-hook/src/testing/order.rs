@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
-use crate::instance::Instance;
 use crate::callback::{Action, Answer, Callback, Expiry, Parameters};
-use crate::time::{Clock, plus_millis};
 use crate::id::{Id, Ids};
+use crate::instance::Instance;
+use crate::time::{Clock, plus_millis};
 use crate::{Call, CallFacts, NoInstance};
 
 /// Description of the purchase: seller account, endpoint, buyer, product, quantities and parameters.
@@ -44,7 +44,7 @@ impl Default for Wares {
     }
 }
 
-/// One order, and its instance as applied so far.
+/// An order, and its instance as applied so far.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) name: String,
@@ -55,7 +55,7 @@ pub(super) struct Order {
     jobs: u32,
 }
 
-/// One request with one idempotency key.
+/// A request with its idempotency key.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
     /// Name of the step in the report.
@@ -122,6 +122,7 @@ impl Market {
         }
     }
 
+    /// Builds the callback of a request. It also counts the order's requests.
     fn callback(&self, order: &mut Order, action: Action) -> Callback {
         // The payment and the create belong to the first order; every later request has its own.
         let of_the_first = matches!(action, Action::Create | Action::Payment);
@@ -228,6 +229,7 @@ pub(super) fn id_of(order: &Order, answer: &Answer) -> String {
     answer.instance_id.clone().unwrap_or_else(|| order.name.clone())
 }
 
+/// Returns a random number for the names of this run, or the time if no randomness is available.
 fn random(ids: &Ids, clock: &Clock) -> u64 {
     let Ok(id) = ids.next(clock.now()) else { return clock.now().as_millisecond().unsigned_abs() };
     id.as_bytes().iter().skip(9).fold(0, |number, byte| number << 8 | u64::from(*byte))

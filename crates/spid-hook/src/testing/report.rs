@@ -12,10 +12,10 @@ use crate::callback::Action;
 /// Result of the test of a hook.
 ///
 /// ```
-/// # use spid::hook::log::LogHook;
+/// # use spid::hooks::log::LogHook;
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let report = spid::testing::check(LogHook).await;
+/// let report = spid_hook::testing::check(LogHook).await;
 /// println!("{report}");
 /// assert!(report.passed);
 /// # }
@@ -38,7 +38,7 @@ pub struct Report {
     pub findings: Vec<Finding>,
 }
 
-/// One part of the test.
+/// A part of the test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Section {

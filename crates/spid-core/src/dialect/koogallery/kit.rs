@@ -19,9 +19,9 @@ use super::super::{
     Doubt, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed, Unchecked,
 };
 use super::{Once, legacy, malformed, missing, read_body, read_sent_at, write_body};
-use spid_hook::time::plus_millis;
-use spid_hook::json::Json;
 use crate::limits::NONCED_WINDOW_MS;
+use spid_hook::json::Json;
+use spid_hook::time::plus_millis;
 
 const SIGN: &str = "x-sign";
 const TIMESTAMP: &str = "x-timestamp";
@@ -192,6 +192,7 @@ fn read(kind: &str, parameters: &Parameters) -> Result<Message, Doubt> {
             Message::Department { change: change()?, tenant_id, org }
         }
         _ => {
+            // The vendor's pages use both names.
             let sent = text("orgInfoList").or_else(|_| text("orgInfo"))?;
             let orgs: Option<Vec<Org>> = list(&sent).and_then(|list| list.iter().map(org).collect());
             Message::Departments { tenant_id, orgs: orgs.ok_or_else(|| unknown("orgInfoList"))? }
@@ -213,6 +214,7 @@ fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len() + 64);
     let (mut in_text, mut escaped, mut in_name) = (false, false, false);
     for character in text.chars() {
+        // A name starts with a letter outside of quotes, and ends before the first other character.
         let is_name =
             !in_text && (character.is_ascii_alphabetic() || (in_name && character.is_ascii_alphanumeric()));
         if is_name != in_name {

@@ -66,6 +66,7 @@ pub(super) fn ambiguous(parameters: &Parameters) -> Option<Doubt> {
 /// Returns the positions of an administrator's account in an answer, as JSON pointers.
 pub(super) fn accounts(body: &Map<String, Value>) -> Vec<String> {
     let infos = body.get("info").and_then(Value::as_array).map_or(0, Vec::len);
+    // A query answers with several instances, a create with one.
     let sections = (0..infos).map(|index| format!("/info/{index}/appInfo")).chain(["/appInfo".to_owned()]);
     let all = sections.flat_map(|section| ["userName", "password"].map(|name| format!("{section}/{name}")));
     let body = Value::Object(body.clone());
@@ -84,6 +85,7 @@ pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
 /// The vendor does not document the key size it encrypts with: the endpoint's size is tried first, then the
 /// other. A value that cannot be decrypted stays available among the parameters only.
 pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -> Option<Parameters> {
+    // A wrong key size almost always fails at the padding, so the first success counts.
     let ciphers = || std::iter::once(first).chain(Cipher::ALL);
     let open = |name: &str| {
         let text = parameters.filled(name)?;

@@ -2,7 +2,7 @@
 //! polled.
 //!
 //! It differs from the query-token family in almost everything. The differences that reach beyond this folder
-//! have neutral names in [`crate::callback`]:
+//! have neutral names in [`spid_hook::callback`]:
 //!
 //! * the marketplace chooses the marketplace instance id (`public_id`);
 //! * a nonce proves that a request is not a copy (`once`);
@@ -30,10 +30,10 @@ use super::{
     Pair, Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
     read_word,
 };
-use crate::query;
-use spid_hook::time::{last_instant, plus_millis};
-use spid_hook::json::Json;
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
+use crate::query;
+use spid_hook::json::Json;
+use spid_hook::time::{last_instant, plus_millis};
 
 /// Delivery limit: a create is sent again once an hour for three hours; then the order has failed.
 /// Polling has no documented limit.
@@ -167,6 +167,7 @@ impl Dialect for KooGallery {
 
     fn apart(&self, callback: Callback) -> Vec<Callback> {
         match callback.action {
+            // A query with a validation issue is not split: an operator sees it as it came.
             Action::Query if callback.doubts.is_empty() => one_query_each(&callback),
             _ => vec![callback],
         }
@@ -200,6 +201,7 @@ impl Dialect for KooGallery {
         let named = parameters.iter().any(|(name, _)| name == ACTIVITY);
         let word = (!named && !action.is_empty()).then(|| (ACTIVITY.to_owned(), action.to_owned()));
         let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        // Messages of the kit have no activity, so pass the parameters without it.
         if kit::is_kind(action) {
             return kit::request(parameters, keys, send);
         }
@@ -216,6 +218,7 @@ impl Dialect for KooGallery {
 fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
     // Check date and nonce before the body: both checks cost less.
     let mut query = query::parse(request.query, None)?;
+    // An empty value counts as missing.
     let mut take = |name: &str| {
         let at = query.iter().position(|(known, _)| known == name)?;
         Some(query.swap_remove(at).1).filter(|value| !value.is_empty())
@@ -414,6 +417,7 @@ fn one_query_each(callback: &Callback) -> Vec<Callback> {
         one.public_id = test_id_among(&one);
         one
     };
+    // An id that is named twice gets one part only.
     let mut seen = Vec::new();
     ids(&callback.parameters)
         .filter(|id| {
@@ -517,6 +521,7 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
     let mut query: Vec<Pair> = digest.map(|digest| ("signature".to_owned(), digest)).into_iter().collect();
     query.push(("timestamp".to_owned(), timestamp));
     query.push(("nonce".to_owned(), send.nonce.clone()));
+    // Changes after signing go only into the body that is sent.
     let body = format!("{}{}", write_body(&send.after_signing(pairs)), send.raw);
     let headers =
         vec![("accept", JSON_TYPE.to_owned()), ("content-type", "application/json;charset=utf8".to_owned())];
@@ -525,7 +530,7 @@ fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
 
 /// Writes one JSON object.
 /// A value that is a JSON object or list exactly as [`read_body`] returns it (members sorted, no white space) is
-/// sent as JSON. Any other value is sent as a text. So a receiver reads what was given here. Written by hand,
+/// sent as JSON. Any other value is sent as a text. So the other side reads what was given here. Written by hand,
 /// because a fixture may need the same member twice.
 fn write_body(pairs: &[Pair]) -> String {
     let nested = |value: &str| {

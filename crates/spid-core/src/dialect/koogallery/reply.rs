@@ -3,7 +3,6 @@
 //!
 //! Codes: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649421.html. Only `000000` is a success.
 //! `000004` is "being processed": after that the marketplace polls a create with `queryInstance`.
-//! success; `000004` is "being processed", after which a create is polled by `queryInstance`.
 
 use serde_json::{Map, Value, json};
 
@@ -143,6 +142,7 @@ fn refused<'a>(code: &str, reason: &'a str) -> (&'static str, &'a str) {
         "doubt" => (INVALID, reason),
         _ => {
             let (head, tail) = reason.split_once(':').unwrap_or((reason, ""));
+            // Only a documented code is passed on; any other refusal is an internal error with the hook's text.
             match OF_HOOKS.into_iter().find(|known| *known == head.trim()) {
                 Some(chosen) if tail.trim().is_empty() => (chosen, "refused by the seller"),
                 Some(chosen) => (chosen, tail.trim()),
@@ -165,6 +165,7 @@ fn info(callback: &Callback, outcome: &Outcome, options: &Options) -> Option<Val
 /// Returns `appInfo`, or `None` without a front end URL, because the vendor requires that URL.
 fn app_info(callback: &Callback, answer: &Answer, options: &Options) -> Option<Value> {
     let mut app = object(&answer.app, spell);
+    // The vendor documents only these members of `appInfo`.
     app.retain(|name, _| SPELLINGS.iter().any(|(_, wire)| wire == name));
     // A test order has no instance: answer with the configured URL only.
     if callback.test {
