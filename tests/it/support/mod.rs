@@ -1,0 +1,14 @@
+//! Helpers of the tests, each of them once: `tests/it` and the programs of `tests/slow` share them.
+//!
+//! The programs of `tests/slow` include this folder by its path, so nothing here may name `crate::`.
+
+pub(crate) mod admin;
+pub(crate) mod bench;
+pub(crate) mod chromium;
+pub(crate) mod contract;
+pub(crate) mod daemon;
+pub(crate) mod examples;
+pub(crate) mod executable;
+pub(crate) mod hook;
+pub(crate) mod said;
+pub(crate) mod serving;
