@@ -326,9 +326,9 @@ fn programs_are_written_and_heard_in_one_place_each() {
     ];
     for (path, text) in sources("tests") {
         let found = written.iter().find(|word| text.contains(word.as_str()));
-        assert!(found.is_none(), "{} has {found:?}: use tests/common/executable.rs", path.display());
+        assert!(found.is_none(), "{} has {found:?}: use tests/it/support/executable.rs", path.display());
         let found = heard.iter().find(|word| text.contains(word.as_str()));
-        assert!(found.is_none(), "{} has {found:?}: use tests/common/said.rs", path.display());
+        assert!(found.is_none(), "{} has {found:?}: use tests/it/support/said.rs", path.display());
     }
 }
 

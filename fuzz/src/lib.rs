@@ -1,7 +1,7 @@
 //! What every fuzz target checks, one function each: bytes in, a panic if something does not hold.
 //!
 //! Three things feed these functions: `cargo fuzz` for as long as one likes, and in the ordinary tests
-//! (`tests/fuzz_smoke.rs`, which includes this file) the seeds under `corpus/` and some thousand random
+//! (`tests/it/fuzz_smoke.rs`, which includes this file) the seeds under `corpus/` and some thousand random
 //! inputs. Where it can be done, spid's reading is compared with a second one that is slow, obvious, and
 //! written here without spid's help.
 #![allow(unreachable_pub, reason = "a library here, a module in the tests")]
