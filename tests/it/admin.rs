@@ -12,10 +12,11 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
-use crate::support::admin::{admin_of, ask, ask_with, is_missing, post, with_admin};
+use crate::support::admin::{admin_of, ask, ask_with, post, with_admin};
 use crate::support::daemon::{
     self, Answer, Daemon, Home, PASSWORD, about, assert_clean, create, renew, until, upgrade,
 };
+use crate::support::machine::lacks;
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -151,7 +152,7 @@ fn promtool(arguments: &[&str], input: &str) -> String {
 
 #[test]
 fn the_metrics_page_is_what_prometheus_expects() {
-    if is_missing("promtool", "prometheus") {
+    if lacks("promtool", "prometheus") {
         return;
     }
     let home = home();
@@ -168,7 +169,7 @@ fn the_metrics_page_is_what_prometheus_expects() {
 
 #[test]
 fn the_rules_are_sound_and_fire() {
-    if is_missing("promtool", "prometheus") {
+    if lacks("promtool", "prometheus") {
         return;
     }
     promtool(&["check", "rules", "--lint=all", "--lint-fatal", "spid.rules.yml"], "");

@@ -8,9 +8,10 @@
     reason = "a test that panics has said what it found"
 )]
 
-use crate::support::admin::{admin_of, is_missing, with_admin};
+use crate::support::admin::{admin_of, with_admin};
 use crate::support::chromium::Chromium;
 use crate::support::daemon::{self, Daemon, Home, PASSWORD, about, create, renew, until, upgrade};
+use crate::support::machine::lacks;
 use base64::Engine as _;
 use rusqlite::Connection;
 use serde_json::json;
@@ -37,7 +38,7 @@ struct Bench {
 
 impl Bench {
     fn start() -> Option<Bench> {
-        if is_missing("chromium", "chromium") {
+        if lacks("chromium", "chromium") {
             return None;
         }
         let home = Home::configured(TOLD, "60s", 16);

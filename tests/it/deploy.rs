@@ -14,28 +14,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::support::daemon::{self, Home, create, exchange, get_text, until};
+use crate::support::examples::root;
+use crate::support::machine::lacks;
 
 const SPID: &str = env!("CARGO_BIN_EXE_spid");
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
 fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
-}
-
-/// Says what is missing and returns true, unless skipping is forbidden.
-fn skipped(tool: &str, package: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.push("/usr/sbin".into());
-    if folders.iter().any(|folder| folder.join(tool).is_file()) {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: {package}");
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: install {package}\n"));
-    true
 }
 
 /// The lines of a unit, without what is said about them, as key and value.
@@ -69,7 +54,7 @@ fn systemd_analyze(arguments: &[&str], folder: &Path) -> (bool, String) {
 
 #[test]
 fn systemd_takes_the_units_without_a_complaint() {
-    if skipped("systemd-analyze", "systemd") {
+    if lacks("systemd-analyze", "systemd") {
         return;
     }
     let folder = units();
@@ -80,7 +65,7 @@ fn systemd_takes_the_units_without_a_complaint() {
 
 #[test]
 fn systemd_finds_the_service_safe() {
-    if skipped("systemd-analyze", "systemd") {
+    if lacks("systemd-analyze", "systemd") {
         return;
     }
     let folder = units();
@@ -203,7 +188,7 @@ fn asked_of_the_system(home: &Home) -> BTreeSet<String> {
 
 #[test]
 fn the_unit_s_filter_lets_through_what_the_daemon_and_a_hook_do() {
-    if skipped("systemd-analyze", "systemd") || skipped("strace", "strace") {
+    if lacks("systemd-analyze", "systemd") || lacks("strace", "strace") {
         return;
     }
     let home = Home::with_hook(daemon::QUICK);
@@ -371,7 +356,7 @@ fn sell(proxy: SocketAddr, from: &str, fields: &[&str]) -> String {
 
 #[test]
 fn behind_the_document_s_proxy_the_caller_is_known_and_cannot_lie() {
-    if skipped("nginx", "nginx-light") || skipped("curl", "curl") {
+    if lacks("nginx", "nginx-light") || lacks("curl", "curl") {
         return;
     }
     let home = Home::with_log_hook();

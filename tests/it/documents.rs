@@ -12,14 +12,11 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::support::examples;
+use crate::support::examples::{self, root};
 use crate::support::executable::executable;
+use crate::support::machine::lacks;
 
 const SPID: &str = env!("CARGO_BIN_EXE_spid");
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
@@ -109,16 +106,9 @@ impl Drop for Dev {
     }
 }
 
-/// Says which of these commands are missing.
-fn skipped(tools: &[&str]) -> bool {
-    let missing: Vec<&str> =
-        tools.iter().copied().filter(|tool| examples::folder_of(tool).is_none()).collect();
-    examples::skipped(&missing)
-}
-
 #[test]
 fn the_readme_s_first_order_is_taken() {
-    if skipped(&["curl", "md5sum", "cut"]) {
+    if lacks("curl", "curl") || lacks("md5sum", "md5sum") || lacks("cut", "cut") {
         return;
     }
     let readme = read("README.md");
@@ -152,7 +142,7 @@ fn the_readme_s_configuration_is_one() {
 /// What an operator does before a buyer does, with the log hook as the hook.
 #[test]
 fn the_first_order_is_taken_and_released() {
-    if skipped(&["curl"]) {
+    if lacks("curl", "curl") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@ use std::path::Path;
 use crate::support::daemon::{self, Home, SOON, about, create, renew, until, upgrade};
 use crate::support::examples;
 use crate::support::executable::executable;
+use crate::support::machine::lacks;
 use serde_json::Value;
 
 /// Runs the Python example with an `os.replace` that says when the example keeps an answer, and waits
@@ -102,7 +103,7 @@ fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
 
 #[test]
 fn the_python_example_lives_a_whole_life_and_two_deaths() {
-    if examples::folder_of("python3").is_none() && examples::skipped(&["python3"]) {
+    if lacks("python3", "python3") {
         return;
     }
     let home = Home::empty();

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use crate::support::daemon::{self, Answer, Home, Line, SOON, about, create, renew, until, upgrade};
 use crate::support::examples::{self, Kept};
 use crate::support::executable::executable;
+use crate::support::machine::{lacks, skipped};
 use serde_json::{Value, json};
 
 const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
@@ -187,7 +188,7 @@ fn live(example: Example, kept: impl Fn() -> Remembered, torn: impl FnOnce()) {
 
 #[test]
 fn the_python_example_lives_a_whole_life_and_two_deaths() {
-    if examples::folder_of("python3").is_none() && examples::skipped(&["python3"]) {
+    if lacks("python3", "python3") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -206,12 +207,11 @@ fn the_python_example_lives_a_whole_life_and_two_deaths() {
 #[test]
 fn the_node_example_lives_a_whole_life_and_two_deaths() {
     let packages = examples::root().join(".ci/cache/js/node_modules");
-    if examples::folder_of("node").is_none() && examples::skipped(&["nodejs"]) {
+    if lacks("node", "nodejs") {
         return;
     }
-    if !packages.join("standardwebhooks").exists()
-        && examples::skipped(&["with `npm install --prefix .ci/cache/js standardwebhooks`"])
-    {
+    if !packages.join("standardwebhooks").exists() {
+        skipped("with `npm install --prefix .ci/cache/js standardwebhooks`");
         return;
     }
     // As an author has it: the file, and the package beside it.

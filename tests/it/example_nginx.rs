@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use crate::support::daemon::{self, Answer, Home, SOON, about, create, renew, until, upgrade};
 use crate::support::examples::{self, Kept};
 use crate::support::executable::executable;
+use crate::support::machine::lacks;
 
 /// How the hook calls nginx: each call is written down with the process that makes it, and waits while
 /// the test holds it back.
@@ -49,13 +50,9 @@ struct Edge {
 impl Edge {
     /// `None`, having said so, without an nginx.
     fn start() -> Option<Edge> {
-        let missing: Vec<&str> = [("nginx", "nginx-light"), ("python3", "python3")]
-            .into_iter()
-            .filter(|(command, _)| examples::folder_of(command).is_none())
-            .map(|(_, package)| package)
-            .collect();
+        let missing = lacks("nginx", "nginx-light") || lacks("python3", "python3");
         // A port that was free a moment ago may be taken now.
-        (!examples::skipped(&missing)).then(|| until("nginx is ready", Edge::try_start))
+        (!missing).then(|| until("nginx is ready", Edge::try_start))
     }
 
     fn try_start() -> Option<Edge> {

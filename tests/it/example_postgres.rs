@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::support::daemon::{self, Daemon, Home, about, create, encode, renew, until, upgrade};
-use crate::support::examples::{self, Kept, Said};
+use crate::support::examples::{self, Kept};
+use crate::support::machine::{folder_of, skipped};
+use crate::support::said::Said;
 
 /// Where the newest PostgreSQL is; `None`, having said so, without one.
 fn programs() -> Option<PathBuf> {
@@ -24,9 +26,9 @@ fn programs() -> Option<PathBuf> {
         .map(|entry| entry.path().join("bin"))
         .filter(|folder| folder.join("initdb").is_file())
         .max_by_key(version);
-    let found = newest.or_else(|| examples::folder_of("initdb"));
+    let found = newest.or_else(|| folder_of("initdb"));
     if found.is_none() {
-        examples::skipped(&["postgresql"]);
+        skipped("postgresql");
     }
     found
 }

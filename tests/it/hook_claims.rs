@@ -12,8 +12,10 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::support::contract::{Contract, example, no_python};
+use crate::support::contract::Contract;
 use crate::support::daemon::{self, Home, Line, Ran, about, create, encode, renew, until};
+use crate::support::examples;
+use crate::support::machine::lacks;
 use crate::support::said::Said;
 use serde_json::Value;
 
@@ -35,7 +37,8 @@ fn home(hook: &str, arguments: &[&str]) -> Home {
     let folder = home.path("").display().to_string();
     std::fs::create_dir(home.path("app")).unwrap();
     std::fs::write(home.path("app/dies-once.sh"), DIES_ONCE).unwrap();
-    let mut command = vec!["sh".to_owned(), "./dies-once.sh".to_owned(), example(hook).display().to_string()];
+    let mut command =
+        vec!["sh".to_owned(), "./dies-once.sh".to_owned(), examples::source(hook).display().to_string()];
     command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     let hook = format!(
         r#"exec = {{ command = {command:?}, working_dir = "{folder}/app", retry = ["1s", "1s", "2s"] }}"#
@@ -51,7 +54,7 @@ fn app(home: &Home, hook: &str, arguments: &[&str]) -> Command {
     let path = std::env::join_paths(
         std::iter::once(spid.to_owned()).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
     );
-    command.arg(example(hook)).args(arguments).current_dir(home.path("app"));
+    command.arg(examples::source(hook)).args(arguments).current_dir(home.path("app"));
     command.env_clear().env("PATH", path.unwrap()).env("SPID_CONFIG", home.path("spid.toml"));
     command
 }
@@ -121,7 +124,7 @@ impl Drop for Page {
 
 #[test]
 fn a_buyer_signs_up_first_and_every_later_call_knows_it() {
-    if no_python() {
+    if lacks("python3", "python3") {
         return;
     }
     let home = home("claim_first.py", &["hook", "https://app.example"]);
@@ -167,7 +170,7 @@ fn a_buyer_signs_up_first_and_every_later_call_knows_it() {
 
 #[test]
 fn a_claim_that_spid_could_not_hear_of_is_told_again() {
-    if no_python() {
+    if lacks("python3", "python3") {
         return;
     }
     let home = home("claim_first.py", &["hook", "https://app.example"]);
@@ -186,7 +189,7 @@ fn a_claim_that_spid_could_not_hear_of_is_told_again() {
 
 #[test]
 fn an_order_waits_for_approval_and_is_made_once() {
-    if no_python() {
+    if lacks("python3", "python3") {
         return;
     }
     let home = home("approval.py", &["hook"]);

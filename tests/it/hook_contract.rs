@@ -12,7 +12,9 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::support::contract::{Contract, example, no_python};
+use crate::support::contract::Contract;
+use crate::support::examples;
+use crate::support::machine::lacks;
 use serde_json::{Value, json};
 use spid::clock::Clock;
 use spid::daemon::{Daemon, DaemonOptions};
@@ -108,10 +110,10 @@ fn answer(command: &mut Command, call: &str) -> Option<Value> {
 
 /// The examples that are programs, each as it is started in a folder of its own.
 fn examples() -> Vec<(&'static str, Vec<String>)> {
-    let path = |name: &str| example(name).display().to_string();
+    let path = |name: &str| examples::source(name).display().to_string();
     let http = "import json, pathlib, sys; sys.path.insert(0, sys.argv[1]); import http_hook; \
                 print(json.dumps(http_hook.provision(pathlib.Path('.'), json.load(sys.stdin))[1]))";
-    let folder = example("").display().to_string();
+    let folder = examples::source("").display().to_string();
     vec![
         ("exec_hook.sh", vec![path("exec_hook.sh"), ".".into()]),
         ("exec_hook.py", vec![path("exec_hook.py"), ".".into()]),
@@ -133,7 +135,7 @@ async fn what_is_sent_and_what_the_examples_answer_is_the_contract() {
         ["create", "expire", "other", "payment", "refund-renew", "release", "renew", "sign-on", "upgrade"];
     assert_eq!(Vec::from_iter(actions), all, "every action is asked for in some fixture");
     euids(&calls);
-    if no_python() {
+    if lacks("python3", "python3") {
         return;
     }
     for (name, command) in examples() {

@@ -1,18 +1,11 @@
 //! A daemon that is killed leaves its hooks behind; the next start ends them before it tries again.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
-#![allow(clippy::disallowed_methods, reason = "what is tested is a process")]
+#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::fs::{self, OpenOptions};
-use std::time::Duration;
 
+use crate::support::daemon::{Home, create, get};
 use crate::support::executable::executable;
 use crate::support::said::Said;
-use crate::support::serving::{Serving, deliver};
-use spid::clock::Clock;
-use spid::dialect::{self, OutRequest, Sending};
-use spid::signature::{Keys, Secret};
-
-const KEY: &str = "fake-test-key";
 
 /// The first attempt sits there for ever and cannot be asked to go; the second looks whether it is
 /// still there. Both say so in a pipe.
@@ -37,49 +30,27 @@ echo "second $with" > said
 echo '{"instance_id": "tenant-1"}'
 "#;
 
-fn create() -> OutRequest {
-    let keys = Keys::single(Secret::new(KEY)).unwrap();
-    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let parameters = [pair("orderBizId", "biz-1"), pair("orderId", "order-1"), pair("productCode", "p-1")];
-    let dialect = dialect::by_name("alibaba").unwrap();
-    dialect.request("createInstance", &parameters, &keys, &Sending::at(Clock::System.now()))
-}
-
 #[test]
 fn a_hook_that_outlived_its_daemon_is_dead_before_the_next_attempt() {
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    executable(&at("hook"), HOOK);
-    assert!(std::process::Command::new("mkfifo").arg(at("said")).status().unwrap().success());
-    fs::write(at("key"), KEY).unwrap();
-    fs::write(
-        at("spid.toml"),
-        format!(
-            "store.path = {:?}\n[[endpoint]]\nname = \"e\"\npath = \"/spi\"\ndialect = \"alibaba\"\n\
-             keys = [{{ file = {:?} }}]\n[[hook]]\nname = \"h\"\nexec = {{ command = [{:?}] }}\n",
-            at("spid.db"),
-            at("key"),
-            at("hook"),
-        ),
-    )
-    .unwrap();
+    let home = Home::empty();
+    executable(&home.path("hook"), HOOK);
+    assert!(std::process::Command::new("mkfifo").arg(home.path("said")).status().unwrap().success());
+    let hook = format!("exec = {{ command = [{:?}] }}", home.path("hook"));
+    home.configure(&home.config("60s", &hook));
     // Open both ways, so that it does not end when a hook closes it.
-    let said = Said::by(OpenOptions::new().read(true).write(true).open(at("said")).unwrap());
+    let said = Said::by(OpenOptions::new().read(true).write(true).open(home.path("said")).unwrap());
 
-    let mut daemon = Serving::start(folder.path(), &[]);
-    let address = daemon.address().unwrap();
-    let delivery = std::thread::spawn(move || deliver(address, "/spi", &create(), || ()));
+    let order = create("biz-1").signed();
+    let daemon = home.start();
+    let (address, query) = (daemon.address, order.clone());
+    let delivery = std::thread::spawn(move || get(address, &query));
     assert_eq!(said.line(), "first");
     daemon.kill();
-    assert!(delivery.join().unwrap().is_err(), "an answer came from a dead daemon");
-    drop(daemon);
+    assert_eq!(delivery.join().unwrap(), None, "an answer came from a dead daemon");
 
-    let mut daemon = Serving::start(folder.path(), &[]);
-    let address = daemon.address().unwrap();
+    let daemon = home.start();
     assert_eq!(said.line(), "second alone");
-    let answer = deliver(address, "/spi", &create(), || ()).unwrap();
-    assert!(answer.contains("tenant-1"), "{answer}");
-    daemon.terminate();
-    assert!(daemon.ended_within(Duration::from_secs(30)).unwrap().success());
-    assert_eq!(fs::read_dir(at("spid.db.running")).unwrap().count(), 0, "a mark was left");
+    assert_eq!(daemon.get(&order).id(), "tenant-1");
+    daemon.stop();
+    assert_eq!(fs::read_dir(home.path("spid.db.running")).unwrap().count(), 0, "a mark was left");
 }

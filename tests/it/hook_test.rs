@@ -3,12 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
-use crate::support::examples::{self, Said};
+use crate::support::examples;
 use crate::support::executable::executable;
+use crate::support::said::Said;
 use serde_json::{Value, json};
 use spid::http::{Request, Response, ServerOptions, serve};
 use tokio::net::TcpListener;
@@ -80,7 +80,7 @@ impl Tested {
 }
 
 fn example(name: &str) -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name).display().to_string()
+    examples::source(name).display().to_string()
 }
 
 // The examples.

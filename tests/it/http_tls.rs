@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
+use crate::support::machine::lacks;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -185,17 +186,6 @@ async fn rest(peer: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     said
 }
 
-/// Whether the tool is missing; then says so, unless skipping is forbidden.
-fn skipped(tool: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(tool).is_file()) {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "{tool} is missing");
-    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: install {tool}\n"));
-    true
-}
-
 async fn output_of(tool: &str, arguments: &[&str], input: &str) -> String {
     let mut command = Command::new(tool);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -227,7 +217,7 @@ async fn our_own_client_is_served_again_and_again_over_one_connection() {
 
 #[tokio::test]
 async fn curl_is_served_over_every_version_we_speak() {
-    if skipped("curl") {
+    if lacks("curl", "curl") {
         return;
     }
     let authority = Authority::new();
@@ -246,7 +236,7 @@ async fn curl_is_served_over_every_version_we_speak() {
 
 #[tokio::test]
 async fn openssl_finds_the_chain_in_order_and_the_protocol_agreed() {
-    if skipped("openssl") {
+    if lacks("openssl", "openssl") {
         return;
     }
     let authority = Authority::new();

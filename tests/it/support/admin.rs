@@ -38,14 +38,3 @@ pub(crate) fn post(admin: SocketAddr, target: &str, kind: &str, headers: &str, b
     );
     exchange(admin, &text).unwrap()
 }
-
-/// Whether a program that a test needs is missing. Says so, unless skipping is forbidden.
-pub(crate) fn is_missing(program: &str, package: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    if std::env::split_paths(&path).any(|folder| folder.join(program).is_file()) {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: install {package}");
-    eprintln!("skipped: install {package}");
-    true
-}

@@ -258,6 +258,7 @@ name = "provision"
     }
 
     /// Starts the daemon with at most so many open files.
+    #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn start_with_open_files(&self, limit: u32) -> Daemon {
         let mut command = Command::new("sh");
         let script = format!("ulimit -n {limit}; exec \"$@\"");
@@ -293,6 +294,7 @@ name = "provision"
 
     /// Starts the daemon as systemd does: with sockets that stay open here, called `names` (two at most), and
     /// these variables.
+    #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn start_supervised(
         &self,
         names: &str,

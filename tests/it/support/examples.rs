@@ -42,23 +42,6 @@ pub(crate) fn built(name: &str) -> PathBuf {
     this.parent().unwrap().parent().unwrap().join("examples").join(name)
 }
 
-/// Says what is missing and returns true, unless skipping is forbidden.
-pub(crate) fn skipped(missing: &[&str]) -> bool {
-    if missing.is_empty() {
-        return false;
-    }
-    assert!(std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(), "missing: {missing:?}");
-    let _ = writeln!(std::io::stderr(), "skipped: install {}", missing.join(" "));
-    true
-}
-
-/// The folder a command is in. Servers are where only root looks for them.
-pub(crate) fn folder_of(command: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
-    folders.find(|folder| folder.join(command).is_file())
-}
-
 /// `kill -9`.
 pub(crate) fn kill(pid: i32) {
     let pid = rustix::process::Pid::from_raw(pid).unwrap();

@@ -9,6 +9,12 @@ pub(crate) mod contract;
 pub(crate) mod daemon;
 pub(crate) mod examples;
 pub(crate) mod executable;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
+pub(crate) mod faultfs;
 pub(crate) mod hook;
+pub(crate) mod machine;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
+pub(crate) mod random;
 pub(crate) mod said;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
 pub(crate) mod serving;

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use spid::job::State;
 
 use crate::market::{Answered, Ask, Market};
-use crate::serving::new_lines;
+use crate::support::serving::new_lines;
 
 const RELEASED: i64 = 3;
 /// A payment whose attempts were all killed. It was told when it was recorded, so nobody calls again

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use crate::random::mixed;
+use crate::support::random::mixed;
 
 /// When this hook, or one beside it, kills the daemon. The driver leaves one such word in a file; the
 /// first hook that gets hold of the file obeys.

@@ -32,8 +32,7 @@
 mod books;
 mod hook;
 mod market;
-mod random;
-#[allow(dead_code, unused_imports, reason = "each program uses a part of it")]
+#[allow(dead_code, unused_imports, unused_macros, reason = "each program uses a part of it")]
 #[path = "../../it/support/mod.rs"]
 mod support;
 
@@ -45,8 +44,9 @@ use std::time::{Duration, Instant};
 
 use crate::books::Books;
 use crate::market::{ENDPOINTS, KEY, Market, client};
-use crate::random::Random;
-use crate::serving::Serving;
+use crate::support::faultfs;
+use crate::support::random::Random;
+use crate::support::serving::Serving;
 
 const NAME: &str = "crash_sweep";
 /// Kills in an ordinary test run.
@@ -158,26 +158,13 @@ fn sweep(plan: &Plan) -> bool {
     passed
 }
 
-/// The preload library of the fault loops (`tests/faultfs`). Without it the sweep kills at random
-/// where it would have killed at a call.
+/// The preload library. Without it the sweep kills at random where it would have killed at a call.
 fn build_faults() -> Option<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faultfs/Cargo.toml");
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
-    let built = std::process::Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--offline", "--manifest-path"])
-        .arg(&manifest)
-        .arg("--target-dir")
-        .arg(&target)
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("CARGO_BUILD_TARGET")
-        .output();
-    let library = target.join("debug/libfaultfs.so");
-    if built.is_ok_and(|output| output.status.success()) && library.exists() {
-        return Some(library);
-    }
-    println!("{} cannot be built: nothing is killed at calls to the system", manifest.display());
-    None
+    faultfs::build()
+        .inspect_err(|why| {
+            println!("nothing is killed at calls to the system: tests/faultfs cannot be built: {why}")
+        })
+        .ok()
 }
 
 /// When the daemon is killed.

@@ -12,8 +12,8 @@ use spid::clock::Clock;
 use spid::dialect::{self, OutRequest, Sending};
 use spid::signature::{Keys, Secret};
 
-use crate::random::Random;
-use crate::serving::deliver;
+use crate::support::random::Random;
+use crate::support::serving::deliver;
 
 pub(crate) const KEY: &str = "fake-sweep-key";
 /// The endpoints: account (and name, and path), dialect.

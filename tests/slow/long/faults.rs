@@ -23,6 +23,10 @@ use spid::signature::{Keys, Secret};
 use spid::store::Reader;
 use tempfile::TempDir;
 
+use crate::support::faultfs;
+use crate::support::machine::skipped;
+use crate::support::random::Random;
+
 /// Longer than anything takes; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: &str = "fake-fault-key";
@@ -34,29 +38,11 @@ pub(crate) fn library() -> Option<&'static Path> {
 }
 
 fn build() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--offline", "--manifest-path"])
-        .arg(root.join("tests/faultfs/Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target)
-        // What the outer cargo was told (flags, wrappers, coverage) is not meant for this build.
-        .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .env_remove("CARGO_BUILD_TARGET")
-        .output();
-    let why = match built {
-        Ok(output) if output.status.success() => return Some(target.join("debug/libfaultfs.so")),
-        Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
-        Err(error) => error.to_string(),
-    };
-    assert!(
-        std::env::var_os("SPID_TEST_SKIPS_FORBIDDEN").is_none(),
-        "tests/faultfs could not be built: {why}"
-    );
-    eprintln!("skipped: install a C linker (build-essential): tests/faultfs could not be built: {why}");
-    None
+    let built = faultfs::build();
+    if let Err(why) = &built {
+        skipped(&format!("a C linker (build-essential): tests/faultfs cannot be built: {why}"));
+    }
+    built.ok()
 }
 
 /// What can be counted and made to fail, in the order of the control file.
@@ -363,12 +349,12 @@ impl Bench {
     /// The power went: what was not synced is gone. `luck` decides how much of what was on its way
     /// arrived nevertheless, 512 bytes at a time; with luck 0, nothing.
     pub(crate) fn cut_power(&self, luck: u64) {
-        let mut dice = Dice(luck);
+        let mut random = (luck > 0).then(|| Random::new(luck));
         for name in names(&self.path("state")) {
             let real = self.path("state").join(&name);
             let synced = self.path("synced").join(&name);
             if synced.exists() {
-                let torn = torn(&fs::read(&synced).unwrap(), &fs::read(&real).unwrap(), &mut dice);
+                let torn = torn(&fs::read(&synced).unwrap(), &fs::read(&real).unwrap(), &mut random);
                 fs::write(&real, torn).unwrap();
             } else {
                 fs::remove_file(&real).unwrap();
@@ -395,26 +381,15 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// A small generator that repeats itself; one that starts at 0 only ever says no.
-struct Dice(u64);
-
-impl Dice {
-    fn yes(&mut self) -> bool {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 & 1 == 1
-    }
-}
-
 /// The safe content, with some of what was on its way.
-fn torn(safe: &[u8], on_its_way: &[u8], dice: &mut Dice) -> Vec<u8> {
+fn torn(safe: &[u8], on_its_way: &[u8], random: &mut Option<Random>) -> Vec<u8> {
+    let mut arrives = || random.as_mut().is_some_and(|random| random.percent(50));
     let mut content = safe.to_vec();
-    if dice.yes() && on_its_way.len() > content.len() {
+    if arrives() && on_its_way.len() > content.len() {
         content.resize(on_its_way.len(), 0);
     }
     for (to, from) in content.chunks_mut(512).zip(on_its_way.chunks(512)) {
-        if dice.yes() && to.len() <= from.len() {
+        if arrives() && to.len() <= from.len() {
             to.copy_from_slice(&from[..to.len()]);
         }
     }

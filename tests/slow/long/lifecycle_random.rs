@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::support::bench::*;
+use crate::support::random::{Announce, Random};
 use spid::callback::{Action, Callback, Outcome};
 use spid::clock::{Id, from_millis};
 use spid::instance::{State, UnknownInstance};
@@ -26,34 +27,6 @@ use spid::store::{
 const SEEDS: Range<u64> = 0..40;
 const STEPS: usize = 150;
 
-/// SplitMix64: small, good enough, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % sides
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.roll(from.len() as u64) as usize].clone()
-    }
-}
-
-/// Names the seed when its test fails.
-struct Announce(u64);
-
-impl Drop for Announce {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the seed that failed: {}", self.0);
-        }
-    }
-}
-
 /// A waiter on each store, for the same delivery.
 struct Pair {
     row: CallbackRow,
@@ -63,7 +36,7 @@ struct Pair {
 /// Both stores, what runs on them, and what was seen so far.
 struct Twins {
     benches: [Bench; 2],
-    dice: Dice,
+    random: Random,
     waiting: Vec<Pair>,
     running: Vec<[Taken; 2]>,
     lost: Vec<[Taken; 2]>,
@@ -93,7 +66,7 @@ impl Twins {
     async fn new(seed: u64) -> Twins {
         Twins {
             benches: [Bench::sqlite().await, Bench::memory().await],
-            dice: Dice(seed),
+            random: Random::new(seed),
             waiting: Vec::new(),
             running: Vec::new(),
             lost: Vec::new(),
@@ -102,26 +75,26 @@ impl Twins {
     }
 
     fn callback(&mut self) -> Callback {
-        let biz = self.dice.pick(&["b1", "b2", "b3"]);
-        let order = self.dice.pick(&["r1", "r2", "r3"]);
-        let until = day(self.dice.pick(&[20, 200, 365, 400, 730]));
-        let mut callback = match self.dice.roll(16) {
+        let biz = *self.random.one_of(&["b1", "b2", "b3"]);
+        let order = *self.random.one_of(&["r1", "r2", "r3"]);
+        let until = day(*self.random.one_of(&[20, 200, 365, 400, 730]));
+        let mut callback = match self.random.below(16) {
             0..=3 => create(biz),
             4..=5 => renew(biz, order, until),
             6 => refund_renew(biz, order, until),
             7..=8 => {
-                let upgrade = upgrade(biz, self.dice.pick(&["basic", "silver", "gold"]));
-                let ordered = self.dice.roll(2) == 0;
+                let upgrade = upgrade(biz, *self.random.one_of(&["basic", "silver", "gold"]));
+                let ordered = self.random.below(2) == 0;
                 Callback { ordered, order_id: Some(order.to_owned()).filter(|_| ordered), ..upgrade }
             }
             9..=10 => expire(biz),
             11 => release(biz),
-            12 => payment(biz, self.dice.pick(&["q1", "q2"])),
+            12 => payment(biz, *self.random.one_of(&["q1", "q2"])),
             13 => sign_on(biz, self.benches[0].clock.now()),
             14 => Callback { order_id: Some("another".into()), ..create(biz) },
             _ => Callback { order_id: Some(format!("order-of-{biz}")), ..expire("0") },
         };
-        if self.dice.roll(8) == 0 {
+        if self.random.below(8) == 0 {
             callback.product = Some("product-1".into());
         }
         callback
@@ -129,10 +102,10 @@ impl Twins {
 
     fn acceptance(&mut self, callback: &Callback) -> Acceptance {
         let mut acceptance = self.benches[0].acceptance(callback);
-        if self.dice.roll(6) == 0 {
+        if self.random.below(6) == 0 {
             acceptance.account = "other".into();
         }
-        if self.dice.roll(6) == 0 {
+        if self.random.below(6) == 0 {
             acceptance.policy.unknown_instance = UnknownInstance::Adopt;
         }
         acceptance
@@ -148,7 +121,7 @@ impl Twins {
         assert_eq!((&a.row, a.alert), (&b.row, b.alert), "{callback:?}");
         match self.alike(a, b) {
             (row, Ok(outcome)) => self.check_answer(&callback, &row, &outcome),
-            (row, Err(waiting)) if self.dice.roll(2) == 0 => self.waiting.push(Pair { row, waiting }),
+            (row, Err(waiting)) if self.random.below(2) == 0 => self.waiting.push(Pair { row, waiting }),
             // This one hangs up.
             (_, Err(_)) => {}
         }
@@ -171,7 +144,7 @@ impl Twins {
         if self.waiting.is_empty() {
             return;
         }
-        let which = self.dice.roll(self.waiting.len() as u64) as usize;
+        let which = self.random.below(self.waiting.len() as u64) as usize;
         let Pair { row, waiting: [a, b] } = self.waiting.swap_remove(which);
         let (a, b) = (heard(a).await, heard(b).await);
         assert_eq!(a, b, "{row:?}");
@@ -228,13 +201,13 @@ impl Twins {
     }
 
     fn ending(&mut self) -> Ending {
-        match self.dice.roll(12) {
+        match self.random.below(12) {
             0..=4 => done(),
-            5 => done_as(self.dice.pick(&["i-1", "i-2", "i-3", "b1", "", "0"])),
+            5 => done_as(*self.random.one_of(&["i-1", "i-2", "i-3", "b1", "", "0"])),
             6..=8 => retry(),
             9 => refused(),
             10 => Ending::GivenBack,
-            _ if self.dice.roll(3) == 0 => Ending::Pending { note: "later".into() },
+            _ if self.random.below(3) == 0 => Ending::Pending { note: "later".into() },
             _ => done(),
         }
     }
@@ -243,9 +216,9 @@ impl Twins {
         if self.running.is_empty() {
             return;
         }
-        let which = self.dice.roll(self.running.len() as u64) as usize;
+        let which = self.random.below(self.running.len() as u64) as usize;
         let pair = self.running.swap_remove(which);
-        if self.dice.roll(8) == 0 {
+        if self.random.below(8) == 0 {
             self.lost.push(pair);
             return;
         }
@@ -269,7 +242,7 @@ impl Twins {
 
     /// Time passes; the leases of what still runs are kept up.
     async fn advance(&mut self) {
-        let seconds = self.dice.pick(&[30, 60, 60, 120, 240, 3_600, 86_400, 40 * 86_400]);
+        let seconds = *self.random.one_of(&[30, 60, 60, 120, 240, 3_600, 86_400, 40 * 86_400]);
         for (number, bench) in self.benches.iter().enumerate() {
             bench.advance(seconds);
             let held = self.running.iter().map(|pair| (pair[number].job.number, pair[number].job.attempts));
@@ -278,7 +251,7 @@ impl Twins {
     }
 
     async fn step(&mut self) {
-        match self.dice.roll(16) {
+        match self.random.below(16) {
             0..=5 => self.deliver().await,
             6..=8 => self.take().await,
             9..=11 => self.finish().await,

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::support::bench::*;
+use crate::support::random::{Announce, Random};
 use spid::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
 use spid::clock::Id;
 use spid::instance::UnknownInstance;
@@ -28,34 +29,6 @@ use spid::store::{
 
 const SEEDS: Range<u64> = 0..12;
 const STEPS: usize = 250;
-
-/// SplitMix64: small, good enough, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % sides
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.roll(from.len() as u64) as usize].clone()
-    }
-}
-
-/// Names the seed when its test fails.
-struct Announce(u64);
-
-impl Drop for Announce {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the seed that failed: {}", self.0);
-        }
-    }
-}
 
 fn act() -> Act {
     Act { who: "a test".into(), why: "to see what changes".into() }
@@ -83,7 +56,7 @@ fn seen(row: &CallbackRow) -> (Option<i64>, Action, [u8; 16], String, Option<Str
 struct Pair {
     pruned: Bench,
     whole: Bench,
-    dice: Dice,
+    random: Random,
     waiting: Vec<[Waiting; 2]>,
     running: Vec<[Taken; 2]>,
     gone: Pruned,
@@ -94,7 +67,7 @@ impl Pair {
         Pair {
             pruned: Bench::sqlite().await,
             whole: Bench::memory().await,
-            dice: Dice(seed),
+            random: Random::new(seed),
             waiting: Vec::new(),
             running: Vec::new(),
             gone: Pruned::default(),
@@ -102,17 +75,17 @@ impl Pair {
     }
 
     fn callback(&mut self) -> Callback {
-        let biz = self.dice.pick(&["b1", "b2", "b3"]);
-        let order = self.dice.pick(&["r1", "r2", "r3"]);
-        let until = day(self.dice.pick(&[20, 200, 365, 400, 730, 1_500]));
-        let mut callback = match self.dice.roll(24) {
+        let biz = *self.random.one_of(&["b1", "b2", "b3"]);
+        let order = *self.random.one_of(&["r1", "r2", "r3"]);
+        let until = day(*self.random.one_of(&[20, 200, 365, 400, 730, 1_500]));
+        let mut callback = match self.random.below(24) {
             0..=3 => create(biz),
             4..=6 => renew(biz, order, until),
             7 => refund_renew(biz, order, until),
-            8..=9 => upgrade(biz, self.dice.pick(&["basic", "silver", "gold"])),
+            8..=9 => upgrade(biz, *self.random.one_of(&["basic", "silver", "gold"])),
             10..=11 => expire(biz),
             12 => release(biz),
-            13 => payment(biz, self.dice.pick(&["q1", "q2"])),
+            13 => payment(biz, *self.random.one_of(&["q1", "q2"])),
             14..=15 => sign_on(biz, self.pruned.clock.now()),
             16 => sign_on(biz, day(1)),
             17 => Callback { order_id: Some("another".into()), ..create(biz) },
@@ -122,28 +95,28 @@ impl Pair {
             21..=22 => self.doubtful(asked(Action::Query, biz, order)),
             _ => self.doubtful(renew(biz, order, until)),
         };
-        if self.dice.roll(8) == 0 {
+        if self.random.below(8) == 0 {
             callback.product = Some("product-1".into());
         }
         callback
     }
 
     fn doubtful(&mut self, callback: Callback) -> Callback {
-        let name = self.dice.pick(&["expiredOn", "orderId"]).to_owned();
+        let name = (*self.random.one_of(&["expiredOn", "orderId"])).to_owned();
         let parameters = BTreeMap::from([(name.clone(), "1&2".to_owned())]).into_iter().collect();
         Callback { doubts: vec![Doubt::AmbiguousValue { name }], parameters, ..callback }
     }
 
     fn acceptance(&mut self, callback: &Callback) -> Acceptance {
         let mut acceptance = self.pruned.acceptance(callback);
-        if self.dice.roll(6) == 0 {
+        if self.random.below(6) == 0 {
             acceptance.account = "other".into();
         }
-        if self.dice.roll(6) == 0 {
+        if self.random.below(6) == 0 {
             acceptance.policy.unknown_instance =
-                self.dice.pick(&[UnknownInstance::Adopt, UnknownInstance::Succeed]);
+                *self.random.one_of(&[UnknownInstance::Adopt, UnknownInstance::Succeed]);
         }
-        acceptance.approved = self.dice.roll(10) == 0;
+        acceptance.approved = self.random.below(10) == 0;
         acceptance
     }
 
@@ -155,7 +128,7 @@ impl Pair {
         assert_eq!((seen(&a.row), a.alert), (seen(&b.row), b.alert), "{acceptance:?}");
         assert_eq!(a.row.told_at.is_some(), b.row.told_at.is_some(), "{acceptance:?}");
         match self.replies(a, b, &acceptance) {
-            Some(waiting) if self.dice.roll(3) > 0 => self.waiting.push(waiting),
+            Some(waiting) if self.random.below(3) > 0 => self.waiting.push(waiting),
             _ => {}
         }
     }
@@ -192,10 +165,10 @@ impl Pair {
     }
 
     fn ending(&mut self) -> Ending {
-        match self.dice.roll(14) {
+        match self.random.below(14) {
             0..=5 => done(),
-            6..=7 => Ending::Done(answer(self.dice.pick(&[true, false]))),
-            8 => done_as(self.dice.pick(&["i-1", "i-2", "i-3", "b1", ""])),
+            6..=7 => Ending::Done(answer(*self.random.one_of(&[true, false]))),
+            8 => done_as(*self.random.one_of(&["i-1", "i-2", "i-3", "b1", ""])),
             9..=11 => retry(),
             12 => refused(),
             _ => Ending::Pending { note: "later".into() },
@@ -206,7 +179,7 @@ impl Pair {
         if self.running.is_empty() {
             return;
         }
-        let which = self.dice.roll(self.running.len() as u64) as usize;
+        let which = self.random.below(self.running.len() as u64) as usize;
         let [a, b] = self.running.swap_remove(which);
         let ending = self.ending();
         let (a, b) = (self.pruned.finish(&a, ending.clone()).await, self.whole.finish(&b, ending).await);
@@ -214,7 +187,8 @@ impl Pair {
     }
 
     async fn advance(&mut self) {
-        let seconds = self.dice.pick(&[30, 60, 240, 3_600, 86_400, 20 * 86_400, 40 * 86_400, 40 * 86_400]);
+        let seconds =
+            *self.random.one_of(&[30, 60, 240, 3_600, 86_400, 20 * 86_400, 40 * 86_400, 40 * 86_400]);
         for (number, bench) in [&self.pruned, &self.whole].into_iter().enumerate() {
             bench.advance(seconds);
             let held = self.running.iter().map(|pair| (pair[number].job.number, pair[number].job.attempts));
@@ -225,7 +199,7 @@ impl Pair {
     async fn forget(&mut self) {
         self.pruned.store.flush_counts().await.unwrap();
         self.whole.store.flush_counts().await.unwrap();
-        let wanted = PruneOptions { secrets: self.dice.roll(2) == 0, ..options(30) };
+        let wanted = PruneOptions { secrets: self.random.below(2) == 0, ..options(30) };
         let counted = prune(&self.pruned, PruneOptions { dry_run: true, ..wanted }).unwrap();
         let pruned = prune(&self.pruned, wanted).unwrap();
         assert_eq!(pruned.to_string(), counted.to_string(), "a dry run counts what goes");
@@ -251,7 +225,7 @@ impl Pair {
     }
 
     async fn step(&mut self) {
-        match self.dice.roll(18) {
+        match self.random.below(18) {
             0..=6 => self.deliver().await,
             7..=8 => self.take().await,
             9..=12 => self.finish().await,

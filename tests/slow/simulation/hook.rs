@@ -140,7 +140,7 @@ impl Machine {
     ) -> Result<Option<String>, HookError> {
         let sim = &self.0;
         let attempt = self.begin(context, action, instance);
-        let deed = if sim.world().weather.fair { Deed::Good } else { sim.world().rng.weighted(&DEEDS) };
+        let deed = if sim.world().weather.fair { Deed::Good } else { sim.world().random.weighted(&DEEDS) };
         sim.note("hook", format_args!("{action} {} #{} {deed:?}", context.idempotency_key, context.attempt));
         let answer = self.perform(&attempt, deed, id).await;
         sim.note(
@@ -197,12 +197,12 @@ impl Machine {
     /// An id no honest hook gives.
     fn lie(&self, honest: Option<String>) -> Option<String> {
         let mut world = self.0.world();
-        let other = world.rng.next() as usize % world.orders.len();
-        match world.rng.between(0, 5) {
+        let other = world.random.next() as usize % world.orders.len();
+        match world.random.between(0, 5) {
             0 => Some("0".to_owned()),
             1 => Some(String::new()),
             2 => Some(world.orders[other].biz.clone()),
-            3 => Some(format!("other-{}", world.rng.between(1, 3))),
+            3 => Some(format!("other-{}", world.random.between(1, 3))),
             4 => Some("x".repeat(300)),
             _ => honest.xor(Some("i-changed".to_owned())),
         }

@@ -170,13 +170,13 @@ async fn step(sim: &Sim, daemon: &Daemon) {
 fn announce(sim: &Sim, daemon: &Daemon) {
     let (order, event) = {
         let world = &mut *sim.world();
-        let order = world.rng.next() as usize % world.orders.len();
+        let order = world.random.next() as usize % world.orders.len();
         let events = &world.orders[order].events;
         let next = events.iter().position(|event| !event.sent);
         let untold = events.iter().position(|event| event.sent && !event.told);
         let known = next.unwrap_or(events.len()).max(1);
-        let old = world.rng.next() as usize % known;
-        let event = match world.rng.between(0, 9) {
+        let old = world.random.next() as usize % known;
+        let event = match world.random.between(0, 9) {
             0..=4 => untold.or(next),
             5..=7 => next.or(untold),
             _ => None,
@@ -240,7 +240,7 @@ async fn ask(
 
 /// Somebody without the key, or with an old recording, says something.
 fn spoil(sim: &Sim, daemon: &Daemon) {
-    let spoilt = sim.world().rng.weighted(&[
+    let spoilt = sim.world().random.weighted(&[
         (1, Spoilt::WrongKey),
         (1, Spoilt::Altered),
         (1, Spoilt::Unsigned),

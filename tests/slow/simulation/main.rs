@@ -16,7 +16,9 @@ mod check;
 mod hook;
 mod life;
 mod market;
-mod rng;
+#[allow(dead_code, unused_imports, unused_macros, reason = "each program uses a part of it")]
+#[path = "../../it/support/mod.rs"]
+mod support;
 mod world;
 
 use std::collections::BTreeMap;

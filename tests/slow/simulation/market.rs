@@ -6,7 +6,7 @@ use spid::http::Request;
 use spid::intake::Endpoint;
 use spid::signature::{Keys, Parts, Secret};
 
-use crate::rng::Rng;
+use crate::support::random::Random;
 
 /// When every simulation begins, in milliseconds: 2026-01-01T00:00:00Z.
 pub(crate) const BEGIN_MS: i64 = 1_767_225_600_000;
@@ -86,34 +86,34 @@ impl Event {
 
 impl Order {
     /// A life, mostly in a sensible order.
-    pub(crate) fn new(rng: &mut Rng, number: usize) -> Order {
+    pub(crate) fn new(random: &mut Random, number: usize) -> Order {
         // The same names are sold in both accounts.
         let (account, biz) = (number % 2, format!("biz-{}", number / 2));
         let mut order = Order { account, biz, events: Vec::new(), told_id: None };
-        if rng.percent(95) {
-            order.events.push(order.create(rng, 0));
+        if random.percent(95) {
+            order.events.push(order.create(random, 0));
         }
-        for number in 1..=rng.between(1, 7) {
-            let event = order.next_event(rng, number);
+        for number in 1..=random.between(1, 7) {
+            let event = order.next_event(random, number);
             order.events.push(event);
         }
-        if rng.percent(8) {
-            order.events.push(order.create(rng, 99));
+        if random.percent(8) {
+            order.events.push(order.create(random, 99));
         }
         order
     }
 
-    fn create(&self, rng: &mut Rng, number: u64) -> Event {
+    fn create(&self, random: &mut Random, number: u64) -> Event {
         Event {
             order_id: Some(format!("{}-o{number}", self.biz)),
             sku: Some("basic".to_owned()),
-            expires_ms: Some(BEGIN_MS + rng.between(1, 400) as i64 * DAY_MS),
+            expires_ms: Some(BEGIN_MS + random.between(1, 400) as i64 * DAY_MS),
             ..Event::of(Action::Create)
         }
     }
 
-    fn next_event(&self, rng: &mut Rng, number: u64) -> Event {
-        let action = rng.weighted(&[
+    fn next_event(&self, random: &mut Random, number: u64) -> Event {
+        let action = random.weighted(&[
             (30, Action::Renew),
             (18, Action::Upgrade),
             (22, Action::Expire),
@@ -121,7 +121,7 @@ impl Order {
             (10, Action::RefundRenew),
             (10, Action::Payment),
         ]);
-        let (numbered, far) = (format!("{}-o{number}", self.biz), rng.between(1, 900) as i64);
+        let (numbered, far) = (format!("{}-o{number}", self.biz), random.between(1, 900) as i64);
         let order_id = Some(numbered.clone()).filter(|_| !matches!(action, Action::Expire | Action::Release));
         match action {
             Action::Renew | Action::RefundRenew => {
@@ -129,8 +129,8 @@ impl Order {
             }
             // The international site sends no order with an upgrade, so two of them may be alike.
             Action::Upgrade => {
-                let order_id = order_id.filter(|_| rng.percent(50));
-                Event { order_id, sku: Some(format!("sku-{}", rng.between(1, 3))), ..Event::of(action) }
+                let order_id = order_id.filter(|_| random.percent(50));
+                Event { order_id, sku: Some(format!("sku-{}", random.between(1, 3))), ..Event::of(action) }
             }
             Action::Payment => Event { request_id: Some(numbered), ..Event::of(action) },
             _ => Event::of(action),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::check::Seen;
 use crate::hook::Machines;
 use crate::market::{BEGIN_MS, Order};
-use crate::rng::Rng;
+use crate::support::random::Random;
 
 /// The wall clock: it follows the runtime's pretended time, and jumps when it is told to.
 #[derive(Clone)]
@@ -82,7 +82,7 @@ pub(crate) const FAIR: Weather = Weather { fair: true, outage: false, slow: fals
 pub(crate) const FOUL: Weather = Weather { fair: false, outage: false, slow: false };
 
 pub(crate) struct World {
-    pub(crate) rng: Rng,
+    pub(crate) random: Random,
     pub(crate) weather: Weather,
     pub(crate) orders: Vec<Order>,
     pub(crate) machines: Machines,
@@ -109,16 +109,17 @@ pub(crate) struct Sim {
 
 impl Sim {
     pub(crate) fn new(seed: u64, planted: Planted) -> Sim {
-        let mut rng = Rng::new(seed);
-        let orders = (0..rng.between(1, 3) as usize).map(|number| Order::new(&mut rng, number)).collect();
-        let waits = (0..rng.between(1, 4)).map(|_| 1000 * rng.between(1, 60) as i64).collect();
+        let mut random = Random::new(seed);
+        let orders =
+            (0..random.between(1, 3) as usize).map(|number| Order::new(&mut random, number)).collect();
+        let waits = (0..random.between(1, 4)).map(|_| 1000 * random.between(1, 60) as i64).collect();
         let store = StoreOptions {
             schedules: Schedule::from_millis(waits).into(),
-            ids: Ids::seeded(rng.next()),
+            ids: Ids::seeded(random.next()),
             ..StoreOptions::default()
         };
         let world = World {
-            rng,
+            random,
             weather: FOUL,
             orders,
             machines: Machines::default(),
@@ -172,17 +173,17 @@ impl Sim {
     }
 
     pub(crate) fn percent(&self, chance: u64) -> bool {
-        self.world().rng.percent(chance)
+        self.world().random.percent(chance)
     }
 
     pub(crate) fn between(&self, low: u64, high: u64) -> u64 {
-        self.world().rng.between(low, high)
+        self.world().random.between(low, high)
     }
 
     /// Whether something with this chance in a hundred happens; in fair weather nothing does.
     pub(crate) fn mishap(&self, chance: u64) -> bool {
         let mut world = self.world();
-        !world.weather.fair && world.rng.percent(chance)
+        !world.weather.fair && world.random.percent(chance)
     }
 
     /// The disk, failing as the weather is.
@@ -198,7 +199,7 @@ impl Sim {
                 return None;
             }
             let fault =
-                sim.world().rng.weighted(&[(5, Fault::Error), (3, Fault::Aborts), (3, Fault::Unheard)]);
+                sim.world().random.weighted(&[(5, Fault::Error), (3, Fault::Aborts), (3, Fault::Unheard)]);
             sim.note("disk fails", format_args!("{point:?} {fault:?}"));
             Some(fault)
         })
