@@ -314,6 +314,24 @@ fn no_mutable_statics() {
     }
 }
 
+/// Cargo looks for no test programs by itself here, so a file that nothing includes would never be compiled.
+#[test]
+fn every_test_file_belongs_to_a_program() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let texts = sources("tests");
+    for path in texts.keys().filter(|path| !path.starts_with("tests/faultfs")) {
+        let (folder, name) = (path.parent().unwrap(), path.file_stem().unwrap().to_str().unwrap());
+        let is_declared = match name {
+            "mod" => continue,
+            "main" | "tidy" => manifest.contains(&format!("path = \"{}\"", path.display())),
+            _ => [folder.join("main.rs"), folder.join("mod.rs"), folder.with_extension("rs")]
+                .iter()
+                .any(|parent| texts.get(parent).is_some_and(|text| text.contains(&format!("mod {name};\n")))),
+        };
+        assert!(is_declared, "{} is part of no test program", path.display());
+    }
+}
+
 /// A program that was written by the process that starts it may be "busy": another test has forked meanwhile. And a
 /// program that says nothing must not be waited for without end.
 #[test]
@@ -326,9 +344,9 @@ fn programs_are_written_and_heard_in_one_place_each() {
     ];
     for (path, text) in sources("tests") {
         let found = written.iter().find(|word| text.contains(word.as_str()));
-        assert!(found.is_none(), "{} has {found:?}: use tests/common/executable.rs", path.display());
+        assert!(found.is_none(), "{} has {found:?}: use tests/it/support/executable.rs", path.display());
         let found = heard.iter().find(|word| text.contains(word.as_str()));
-        assert!(found.is_none(), "{} has {found:?}: use tests/common/said.rs", path.display());
+        assert!(found.is_none(), "{} has {found:?}: use tests/it/support/said.rs", path.display());
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! These functions are called with three kinds of input:
 //! - by `cargo fuzz`, for any time,
-//! - by the ordinary tests (`tests/fuzz_smoke.rs`, which includes this file), with the seeds under `corpus/`,
+//! - by the ordinary tests (`tests/it/fuzz_smoke.rs`, which includes this file), with the seeds under `corpus/`,
 //! - by the same tests, with some thousand random inputs.
 //!
 //! If possible, spid's result is compared with that of a second implementation. It is slow, simple, and written here

@@ -1,0 +1,215 @@
+//! The contract of the JSON hooks, held against its schema: every call the daemon sends while all fixtures of
+//! all dialects are played to it, what the examples answer to those calls, and what the documents show.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::support::contract::Contract;
+use crate::support::examples;
+use crate::support::machine::lacks;
+use serde_json::{Value, json};
+use spid::clock::Clock;
+use spid::daemon::{Daemon, DaemonOptions};
+use spid::dialect::{self, Options};
+use spid::hook::exec::ExecHook;
+use spid::hook::runner::{NamedHook, Runner};
+use spid::intake::Endpoint;
+use spid::scenario::{Scenario, Target};
+use spid::signature::{Keys, Secret};
+use tokio::net::TcpListener;
+
+/// Keeps every call, and answers as the log hook does.
+const KEEPER: &str = r#"
+cat > "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.new" && mv "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.new" "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.json"
+case $SPID_ACTION in
+sign-on) printf '{"refuse":"not here"}'; exit 65 ;;
+other) printf '{"body":{"success":true}}' ;;
+*) printf '{}' ;;
+esac
+"#;
+
+fn keys() -> Keys {
+    Keys::single(Secret::new("isvkey")).unwrap()
+}
+
+async fn daemon(calls: &Path) -> Daemon {
+    let endpoint = |name: &str| Endpoint {
+        name: name.into(),
+        account: name.into(),
+        dialect: dialect::by_name(name).unwrap(),
+        keys: keys(),
+        options: Options::default(),
+    };
+    let endpoints = dialect::names().map(|name| (format!("/{name}"), endpoint(name))).collect();
+    let keeper = ExecHook::new(["sh", "-c", KEEPER]).working_dir(calls);
+    let runner = Runner::new(vec![NamedHook::new("keeper", keeper)], Vec::new()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    Daemon::start(listener, None, DaemonOptions::new(None, endpoints, runner)).await.unwrap()
+}
+
+/// A call as it was sent, byte for byte, and as it is read.
+struct Sent {
+    text: String,
+    call: Value,
+}
+
+impl Sent {
+    fn read(file: &Path) -> Sent {
+        let text = std::fs::read_to_string(file).unwrap();
+        Sent { call: serde_json::from_str(&text).unwrap(), text }
+    }
+}
+
+/// Plays every fixture of every dialect to a daemon; the calls its hook got, in order.
+async fn every_call_of_every_fixture() -> Vec<Sent> {
+    let calls = tempfile::tempdir().unwrap();
+    let daemon = daemon(calls.path()).await;
+    for name in dialect::names() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures").join(name);
+        let files: BTreeSet<_> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        for file in files {
+            let scenario = Scenario::load(&file).unwrap();
+            let url = format!("http://{}/{name}", daemon.address());
+            let target = Target { keep_going: true, ..Target::new(url.parse().unwrap(), keys()) };
+            let report = scenario.run(&target, None, &Clock::System, &mut ()).await;
+            assert!(report.error.is_none(), "{}: {:?}", file.display(), report.error);
+        }
+    }
+    daemon.stop().await;
+    let mut files: Vec<_> =
+        std::fs::read_dir(calls.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|file| Sent::read(file)).collect()
+}
+
+fn word<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_else(|| panic!("no text `{name}` in {value}"))
+}
+
+/// What a command says to a call, if it says anything.
+fn answer(command: &mut Command, call: &str) -> Option<Value> {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // A hook that refuses need not read what it is asked.
+    let _ = child.stdin.take().unwrap().write_all(call.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    let code = output.status.code();
+    assert!(matches!(code, Some(0 | 65 | 75)), "{command:?} ended with {code:?} on {call}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    (!text.trim().is_empty()).then(|| serde_json::from_str(&text).unwrap())
+}
+
+/// The examples that are programs, each as it is started in a folder of its own.
+fn examples() -> Vec<(&'static str, Vec<String>)> {
+    let path = |name: &str| examples::source(name).display().to_string();
+    let http = "import json, pathlib, sys; sys.path.insert(0, sys.argv[1]); import http_hook; \
+                print(json.dumps(http_hook.provision(pathlib.Path('.'), json.load(sys.stdin))[1]))";
+    let folder = examples::source("").display().to_string();
+    vec![
+        ("exec_hook.sh", vec![path("exec_hook.sh"), ".".into()]),
+        ("exec_hook.py", vec![path("exec_hook.py"), ".".into()]),
+        ("claim_first.py", vec![path("claim_first.py"), "hook".into(), "https://app.example".into()]),
+        ("approval.py", vec![path("approval.py"), "hook".into()]),
+        ("http_hook.py", vec!["python3".into(), "-B".into(), "-c".into(), http.into(), folder]),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_and_what_the_examples_answer_is_the_contract() {
+    let contract = Contract::new();
+    let calls = every_call_of_every_fixture().await;
+    for sent in &calls {
+        contract.check_call("the daemon", &sent.call);
+    }
+    let actions: BTreeSet<&str> = calls.iter().map(|sent| word(&sent.call, "action")).collect();
+    let all =
+        ["create", "expire", "other", "payment", "refund-renew", "release", "renew", "sign-on", "upgrade"];
+    assert_eq!(Vec::from_iter(actions), all, "every action is asked for in some fixture");
+    euids(&calls);
+    if lacks("python3", "python3") {
+        return;
+    }
+    for (name, command) in examples() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut answered = 0;
+        let one_of_each =
+            all.iter().filter_map(|action| calls.iter().find(|sent| sent.call["action"] == *action));
+        for Sent { text, call } in one_of_each {
+            let mut child = Command::new(&command[0]);
+            child.args(&command[1..]).current_dir(folder.path());
+            child.env("SPID_ACTION", word(call, "action"));
+            child.env("SPID_IDEMPOTENCY_KEY", word(call, "idempotency_key"));
+            if let Some(answer) = answer(&mut child, text) {
+                contract.check_answer(name, &answer);
+                answered += 1;
+            }
+        }
+        assert!(answered >= 7, "{name} answered {answered} of the {} actions", all.len());
+    }
+}
+
+/// Whose calls of Model Studio they are stands in every call about a product that was bought at Alibaba, those
+/// that say nothing of buyer and product themselves too; and in no other.
+fn euids(calls: &[Sent]) {
+    let mut seen = BTreeSet::new();
+    for Sent { call, .. } in calls {
+        let instance = &call["instance"];
+        let (product, buyer) = (&instance["product"], &instance["buyer"]);
+        let known = word(call, "endpoint") == "alibaba" && product.is_string() && buyer.is_string();
+        if !known {
+            let foreign = word(call, "endpoint") != "alibaba";
+            assert!(!foreign || call["dashscope_euid"].is_null(), "{call:#}");
+            continue;
+        }
+        let euid: Value = serde_json::from_str(word(call, "dashscope_euid")).unwrap();
+        let code = format!("market_{}", product.as_str().unwrap());
+        assert_eq!((&euid["moduleCode"], &euid["accountId"]), (&json!(code), buyer));
+        seen.insert(word(call, "action"));
+    }
+    assert!(seen.contains("create") && seen.contains("expire") && seen.contains("release"), "{seen:?}");
+}
+
+#[test]
+fn what_the_documents_show_is_the_contract() {
+    let contract = Contract::new();
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/hooks.md")).unwrap();
+    let (mut calls, mut answers) = (0, 0);
+    for block in text.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap()) {
+        let value: Value = serde_json::from_str(block).unwrap();
+        if value.get("schema").is_some() {
+            contract.check_call("docs/hooks.md", &value);
+            calls += 1;
+        } else {
+            contract.check_answer("docs/hooks.md", &value);
+            answers += 1;
+        }
+    }
+    assert!(calls > 0 && answers > 0, "{calls} calls and {answers} answers");
+}
+
+#[test]
+fn the_command_prints_both_schemas() {
+    let print = |arguments: &[&str]| -> Value {
+        let output = Command::new(env!("CARGO_BIN_EXE_spid"))
+            .args(["hook", "schema"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let both = print(&[]);
+    assert_eq!(both["call"], print(&["call"]));
+    assert_eq!(both["answer"], print(&["answer"]));
+    assert_eq!(both["call"], spid::hook::schema::call());
+    assert!(word(&both["answer"], "title").starts_with("spid.hook/1"));
+}

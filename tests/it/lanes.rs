@@ -1,0 +1,161 @@
+//! The mark on jobs that wait behind another one of their instance: right after every act of a person, as
+//! well as after whatever a marketplace and a hook do.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
+use crate::support::bench::*;
+use spid::callback::{Action, Answer};
+use spid::instance::UnknownInstance;
+use spid::job;
+use spid::store::{Act, Ending, Instead, Mender, StoreOptions};
+
+/// Small, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % sides
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() { None } else { Some(from[self.roll(from.len())].clone()) }
+    }
+}
+
+fn act() -> Act {
+    Act { who: "a test".into(), why: "to see the lane".into() }
+}
+
+fn mender(bench: &Bench) -> Mender {
+    let path = bench.folder.as_ref().unwrap().path().join("spid.db");
+    Mender::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap()
+}
+
+async fn deliver(bench: &Bench, dice: &mut Dice) {
+    let biz = dice.pick(&["b1", "b2"]).unwrap();
+    let order = format!("r{}", dice.roll(4));
+    let callback = match dice.roll(8) {
+        0 | 1 => create(biz),
+        2 => renew(biz, &order, day(365 + dice.roll(300) as i64)),
+        3 => upgrade(biz, dice.pick(&["basic", "silver", "gold"]).unwrap()),
+        4 | 5 => expire(biz),
+        6 => spid::callback::Callback { order_id: Some("another".into()), ..create(biz) },
+        _ => refund_renew(biz, &order, day(20)),
+    };
+    let policy = dice.pick(&[UnknownInstance::Adopt, UnknownInstance::default()]).unwrap();
+    drop(bench.accept_under(policy, &callback).await);
+}
+
+async fn run(bench: &Bench, dice: &mut Dice) {
+    for taken in bench.take(1 + dice.roll(2)).await {
+        let ending = match dice.roll(8) {
+            0 | 1 => done(),
+            2 | 3 => retry(),
+            4 => refused(),
+            5 => Ending::Pending { note: "later".into() },
+            // Nobody says how it ended.
+            6 => continue,
+            _ => Ending::GivenBack,
+        };
+        bench.finish(&taken, ending).await;
+    }
+}
+
+/// Acts by hand. Most are refused as things stand; that is no matter here.
+fn mend(bench: &Bench, dice: &mut Dice) -> bool {
+    let mut mender = mender(bench);
+    let jobs: Vec<_> = bench.jobs().iter().map(|job| job.id).collect();
+    let instances: Vec<_> = bench.instances().iter().map(|row| row.number).collect();
+    let held: Vec<_> = bench.held().iter().map(|row| row.number).collect();
+    let done = match dice.roll(8) {
+        0 | 1 => dice.pick(&jobs).map(|id| mender.retry(id, &act()).is_ok()),
+        2 => dice.pick(&jobs).map(|id| mender.drop_job(id, &act()).is_ok()),
+        3 | 4 => {
+            dice.pick(&instances).map(|number| mender.complete(number, &Answer::default(), &act()).is_ok())
+        }
+        5 if dice.roll(4) == 0 => dice.pick(&instances).map(|number| mender.release(number, &act()).is_ok()),
+        5 => None,
+        _ => {
+            let choices = Instead::ALL.map(Some).into_iter().chain([None]).collect::<Vec<_>>();
+            let instead = dice.pick(&choices).unwrap();
+            dice.pick(&held).map(|number| mender.approve(number, instead, &act()).is_ok())
+        }
+    };
+    done.unwrap_or(false)
+}
+
+#[tokio::test]
+async fn jobs_are_marked_as_blocked_exactly_while_another_is_before_them() {
+    let (mut acts, mut deepest) = (0, 0);
+    for seed in 0..20 {
+        let mut dice = Dice(seed);
+        let bench = Bench::sqlite().await;
+        for _ in 0..120 {
+            match dice.roll(8) {
+                0..=2 => deliver(&bench, &mut dice).await,
+                3..=4 => run(&bench, &mut dice).await,
+                5 => bench.advance(dice.pick(&[60, 3_600, 40 * 86_400]).unwrap()),
+                _ => acts += usize::from(mend(&bench, &mut dice)),
+            }
+            bench.check_blocked();
+            let live = bench.jobs().into_iter().filter(|job| job.in_lane && job.state.is_live()).count();
+            deepest = deepest.max(live);
+        }
+    }
+    assert!(acts > 100 && deepest > 4, "too little happened: {acts} acts, {deepest} jobs at once");
+}
+
+/// The jobs of a restored database are held, and stay in the order they were in.
+#[tokio::test]
+async fn a_restored_lane_is_marked_as_it_was() {
+    let bench = Bench::sqlite().await;
+    bench.done(&create("b")).await;
+    for order in ["r1", "r2", "r3"] {
+        bench.deliver(&renew("b", order, day(400))).await;
+    }
+    let folder = bench.folder.as_ref().unwrap().path();
+    let (copy, place) = (folder.join("copy.db"), tempfile::tempdir().unwrap());
+    spid::store::backup(&folder.join("spid.db"), &copy).unwrap();
+    let restored = place.path().join("spid.db");
+    spid::store::restore(&copy, &restored, &StoreOptions::default(), bench.clock.clone(), &act()).unwrap();
+    let db = rusqlite::Connection::open(&restored).unwrap();
+    let mut marks = db.prepare("SELECT state, blocked FROM job WHERE state < 5 ORDER BY number").unwrap();
+    let marks = marks.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let held = job::State::ALL.iter().position(|state| *state == job::State::Held).unwrap() as i64;
+    let marks: Vec<(i64, i64)> = marks.map(Result::unwrap).collect();
+    assert_eq!(marks, [(held, 0), (held, 1), (held, 1)]);
+}
+
+/// A daemon of the version before kept no marks; they are made when its database is opened.
+#[tokio::test]
+async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
+    let bench = Bench::sqlite().await;
+    bench.done(&create("b")).await;
+    bench.deliver(&renew("b", "r1", day(400))).await;
+    bench.run_to_death().await;
+    bench.deliver(&upgrade("b", "gold")).await;
+    bench.deliver(&upgrade("b", "silver")).await;
+    let (folder, clock) = bench.stop().await;
+    let path = folder.as_ref().unwrap().path().join("spid.db");
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute_batch(
+        "DROP INDEX callback_noticed; DROP INDEX name_instance; DROP INDEX job_payment_refused; DROP INDEX job_due; ALTER TABLE job DROP COLUMN blocked; ALTER TABLE instance DROP COLUMN converted;
+         ALTER TABLE callback DROP COLUMN dismissed_at; CREATE INDEX job_due ON job (due_at) WHERE state = 0;
+         PRAGMA user_version = 2;",
+    )
+    .unwrap();
+    drop(db);
+    let bench = Bench::sqlite_in(folder.unwrap(), clock).await;
+    bench.check_blocked();
+    assert!(bench.take(9).await.is_empty());
+    let dead = bench.jobs().into_iter().find(|job| job.state == job::State::Dead).unwrap();
+    mender(&bench).drop_job(dead.id, &act()).unwrap();
+    bench.check_blocked();
+    assert_eq!(bench.take_one().await.job.action, Action::Upgrade);
+}

@@ -1,0 +1,920 @@
+//! The lifecycle table, written down a second time: every state, lane, occurrence and action that
+//! differ in anything, judged by a plain reading of the table and by [`decide`].
+//!
+//! The reading below knows nothing of how the code gets there. Where the two part, one is wrong.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
+use std::collections::BTreeMap;
+
+use crate::support::bench::{ACCOUNT, create, day, expire, refund_renew, release, renew, upgrade};
+use jiff::Timestamp;
+use proptest::prelude::*;
+use spid::callback::{Action, Callback, Doubt};
+use spid::instance::{
+    Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, UnknownInstance, Verdict,
+    View, Wants, decide,
+};
+
+/// Everything is decided on this day; the term ends on day 365.
+const TODAY: i64 = 100;
+
+/// What has been applied.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Applied {
+    Absent,
+    /// Bought; whether a create attempt ever began.
+    Pending {
+        began: bool,
+    },
+    /// In use until this day; without one, nothing says until when.
+    Active {
+        until: Option<i64>,
+        origin: Origin,
+    },
+    Frozen {
+        until: i64,
+    },
+    /// Given up; whether it ever got an id.
+    Released {
+        named: bool,
+    },
+    /// Its release came before anything else.
+    Tombstone,
+}
+
+/// Where an instance comes from, as far as that decides anything.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Origin {
+    Bought,
+    /// A trial that was bought for good.
+    Converted,
+    /// Imported, or adopted.
+    Elsewhere,
+}
+
+/// One job in the lane.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Coming {
+    action: Action,
+    mood: Mood,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mood {
+    Waits,
+    Runs,
+    Dead,
+}
+
+/// What is known of the callbacks that read like this one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Seen {
+    Never,
+    /// It has this job of the lane, by position.
+    Open(usize),
+    /// Carried out; whether its success was reported.
+    Done {
+        reported: bool,
+    },
+    RefusedJustNow,
+    RefusedLongAgo,
+    /// The hook refused it, and the instance has changed since.
+    RefusedBeforeAChange,
+    Superseded,
+    /// Held, and nobody has decided.
+    Held,
+    Void,
+    /// Carried out once and reported, and held when it came again.
+    DoneThenHeld,
+    /// An operator said no, and it was never carried out.
+    Rejected,
+    /// An operator found that it is a repeat; the marketplace has not called since.
+    Settled,
+    /// The same, and the marketplace heard it two days ago.
+    SettledLongAgo,
+}
+
+impl Seen {
+    fn done(self) -> bool {
+        matches!(self, Seen::Done { .. } | Seen::DoneThenHeld)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    applied: Applied,
+    lane: Vec<Coming>,
+    seen: Seen,
+    callback: Callback,
+    unknown: UnknownInstance,
+    /// Whether another purchase of the instance is held.
+    conflict: bool,
+    /// Whether it names other quantities than the purchase it reads like.
+    other_values: bool,
+}
+
+/// The reading's answer.
+#[derive(Debug, Clone, PartialEq)]
+struct Reading {
+    what: What,
+    cancels: Vec<i64>,
+    entombs: bool,
+    alert: bool,
+    notice: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum What {
+    Run,
+    Join(i64),
+    Repeat,
+    Record,
+    Refuse(&'static str),
+    Hold(&'static str),
+}
+
+impl From<What> for Reading {
+    fn from(what: What) -> Reading {
+        Reading { what, cancels: Vec::new(), entombs: false, alert: false, notice: None }
+    }
+}
+
+const SKU: &str = "basic";
+const BUYER: &str = "buyer-1";
+const DONE_JOB: i64 = 77;
+
+fn number(position: usize) -> i64 {
+    position as i64 + 1
+}
+
+/// The job in the lane of this action, the last one.
+fn coming(case: &Case, action: Action) -> Option<i64> {
+    case.lane.iter().rposition(|job| job.action == action).map(number)
+}
+
+/// The last job in the lane that sets the expiry.
+fn coming_term(case: &Case) -> Option<i64> {
+    coming(case, Action::Renew).max(coming(case, Action::RefundRenew))
+}
+
+/// The column of the table a callback falls into, once what is coming has come.
+#[derive(Debug, Clone, PartialEq)]
+enum Column {
+    Absent,
+    Active { until: Option<i64>, sku: &'static str },
+    Frozen { until: Option<i64>, sku: &'static str },
+    Released,
+}
+
+/// The days and SKUs that jobs in the lane set.
+const LANE_RENEWS_TO: i64 = 800;
+const LANE_REFUNDS_TO: i64 = 200;
+const LANE_SKU: &str = "lane";
+
+fn column(case: &Case) -> Column {
+    let creating = coming(case, Action::Create).is_some();
+    let releasing = coming(case, Action::Release).is_some();
+    let mut column = match case.applied {
+        Applied::Absent => return Column::Absent,
+        Applied::Pending { .. } if releasing => return Column::Released,
+        Applied::Pending { .. } if !creating => return Column::Absent,
+        Applied::Pending { .. } => Column::Active { until: Some(365), sku: SKU },
+        Applied::Active { until, .. } => Column::Active { until, sku: SKU },
+        Applied::Frozen { until } => Column::Frozen { until: Some(until), sku: SKU },
+        Applied::Released { .. } | Applied::Tombstone => return Column::Released,
+    };
+    for job in &case.lane {
+        column = match (job.action, column) {
+            (Action::Release, _) | (_, Column::Released) => Column::Released,
+            (Action::Renew, Column::Active { until, sku } | Column::Frozen { until, sku }) => {
+                Column::Active { until: until.max(Some(LANE_RENEWS_TO)), sku }
+            }
+            (Action::Expire, Column::Active { until, sku }) => Column::Frozen { until, sku },
+            (Action::RefundRenew, Column::Active { sku, .. }) => {
+                Column::Active { until: Some(LANE_REFUNDS_TO), sku }
+            }
+            (Action::RefundRenew, Column::Frozen { sku, .. }) => {
+                Column::Frozen { until: Some(LANE_REFUNDS_TO), sku }
+            }
+            (Action::Upgrade, Column::Active { until, .. }) => Column::Active { until, sku: LANE_SKU },
+            (Action::Upgrade, Column::Frozen { until, .. }) => Column::Frozen { until, sku: LANE_SKU },
+            (_, column) => column,
+        };
+    }
+    column
+}
+
+/// The dead jobs of this action, and until when each was paid.
+fn dead(case: &Case, action: Action) -> Vec<i64> {
+    let jobs = case.lane.iter().enumerate();
+    jobs.filter(|(_, job)| job.action == action && job.mood == Mood::Dead).map(|(at, _)| number(at)).collect()
+}
+
+/// The table: what an operator said before holds for as long as the table holds the callback.
+fn reading(case: &Case) -> Reading {
+    let read = by_the_table(case);
+    match (case.seen, read.what) {
+        (Seen::Rejected, What::Hold(_)) => What::Refuse("rejected").into(),
+        (Seen::Settled, What::Hold(_)) => What::Repeat.into(),
+        _ => read,
+    }
+}
+
+fn by_the_table(case: &Case) -> Reading {
+    let released = matches!(case.applied, Applied::Released { .. } | Applied::Tombstone);
+    let late_create = released && case.callback.action == Action::Create;
+    match case.seen {
+        Seen::Open(position) => {
+            return Reading { alert: late_create, ..What::Join(number(position)).into() };
+        }
+        Seen::RefusedJustNow => return Reading { alert: late_create, ..What::Refuse("hook").into() },
+        _ => {}
+    }
+    let column = column(case);
+    match case.callback.action {
+        Action::Create => read_create(case, &column),
+        Action::Renew => read_renew(case, &column),
+        Action::RefundRenew => read_refund(case, &column).into(),
+        Action::Upgrade => read_upgrade(case, &column),
+        Action::Expire => read_expire(case, &column),
+        _ => read_release(case, &column),
+    }
+}
+
+fn read_create(case: &Case, column: &Column) -> Reading {
+    let named = matches!(case.applied, Applied::Active { .. } | Applied::Frozen { .. })
+        || case.applied == Applied::Released { named: true };
+    let other_order = case.callback.order_id.is_some() && case.callback.order_id != create("b").order_id;
+    let other_buyer = case.callback.buyer.as_deref().is_some_and(|buyer| buyer != BUYER);
+    let was_tried = case.applied == Applied::Pending { began: true };
+    match column {
+        // A release cancelled it, and came to nothing itself: how far the create got, nobody knows.
+        Column::Absent
+            if was_tried
+                && matches!(
+                    case.seen,
+                    Seen::Superseded | Seen::Rejected | Seen::Settled | Seen::SettledLongAgo
+                ) =>
+        {
+            What::Hold("late-create").into()
+        }
+        Column::Absent => What::Run.into(),
+        // A create that matches a tombstone, or whose own release is coming, is held.
+        Column::Released if !named => What::Hold("late-create").into(),
+        // Another purchase, in any state. One that an operator had carried out as a conversion succeeds.
+        _ if (other_order || other_buyer) && !case.seen.done() => What::Hold("conflicting-create").into(),
+        // The same purchase, while its create is still coming.
+        _ if coming(case, Action::Create).is_some() => {
+            What::Join(coming(case, Action::Create).unwrap()).into()
+        }
+        column => Reading {
+            alert: *column == Column::Released,
+            // The same purchase with other values.
+            notice: (!case.seen.done() || case.other_values).then_some("create-repeated-with-other-values"),
+            ..What::Repeat.into()
+        },
+    }
+}
+
+fn policy(case: &Case) -> What {
+    match case.unknown {
+        UnknownInstance::Refuse => What::Refuse("unknown-instance"),
+        UnknownInstance::Succeed => What::Record,
+        // Its create was refused here, so it is nowhere else either.
+        UnknownInstance::Adopt if case.applied != Applied::Absent => What::Refuse("unknown-instance"),
+        UnknownInstance::Adopt if case.callback.product.is_none() => What::Hold("unknown-product"),
+        UnknownInstance::Adopt => What::Run,
+    }
+}
+
+fn day_of(callback: &Callback) -> i64 {
+    let at = callback.expires_on.as_ref().unwrap().at.unwrap();
+    at.duration_since(day(0)).as_hours() / 24
+}
+
+/// What was paid for can never be done any more: released, or about to be.
+fn gone(case: &Case, is_so: bool) -> Reading {
+    match (case.seen.done(), case.callback.ordered) {
+        (true, true) => What::Repeat.into(),
+        (true, false) if is_so => What::Repeat.into(),
+        (true, false) => What::Hold("ambiguous-repeat").into(),
+        (false, _) => Reading { alert: true, ..What::Refuse("paid-for-nothing").into() },
+    }
+}
+
+fn read_renew(case: &Case, column: &Column) -> Reading {
+    let asked = day_of(&case.callback);
+    let run = Reading { cancels: dead(case, Action::Expire), ..What::Run.into() };
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    match (column, case.applied) {
+        (Column::Absent, _) => policy(case).into(),
+        // It was carried out, but is no use before it is in use again, or gone.
+        (Column::Released, applied) if done && ordered && !matches!(applied, Applied::Active { .. }) => {
+            with_the_release(case).into()
+        }
+        (Column::Released, applied) => {
+            gone(case, matches!(applied, Applied::Active { until: Some(until), .. } if asked <= until))
+        }
+        (Column::Frozen { .. }, _) if asked <= TODAY => What::Hold("past-expiry").into(),
+        // Arrears may be paid with the same order and date: run again, whatever was said before.
+        (Column::Frozen { .. }, _) => run,
+        (Column::Active { .. }, _) if !done => run,
+        // Active only once the renewal that is coming is done.
+        (Column::Active { .. }, Applied::Frozen { .. } | Applied::Pending { .. }) => {
+            with_the_job(case, coming(case, Action::Renew)).into()
+        }
+        // Carried out; if it was taken back since, it was carried out all the same.
+        (Column::Active { .. }, _) if ordered => What::Repeat.into(),
+        (Column::Active { .. }, Applied::Active { until: Some(until), .. }) if asked <= until => {
+            What::Repeat.into()
+        }
+        (Column::Active { until: Some(until), .. }, _) if asked <= *until => {
+            with_the_job(case, coming_term(case)).into()
+        }
+        (Column::Active { .. }, _) => What::Hold("refunded-renewal").into(),
+    }
+}
+
+/// True once this job is done, or else the create; true already if neither is coming.
+fn with_the_job(case: &Case, job: Option<i64>) -> What {
+    job.or(coming(case, Action::Create)).map_or(What::Repeat, What::Join)
+}
+
+/// True once the release that is coming has come; true already if it is over.
+fn with_the_release(case: &Case) -> What {
+    let first = case.lane.iter().position(|job| job.action == Action::Release);
+    first.map_or(What::Repeat, |position| What::Join(number(position)))
+}
+
+fn read_refund(case: &Case, column: &Column) -> What {
+    let asked = Some(day_of(&case.callback));
+    let term = match case.applied {
+        Applied::Active { until, .. } => until,
+        Applied::Frozen { until } => Some(until),
+        _ => None,
+    };
+    match column {
+        Column::Absent => policy(case),
+        Column::Released => with_the_release(case),
+        // Refused, and the instance has changed since: run late, it would take back what was paid later.
+        _ if !case.seen.done() && case.seen != Seen::RefusedBeforeAChange => What::Run,
+        _ if case.seen.done() && case.callback.ordered => What::Repeat,
+        // It is so.
+        _ if term == asked => What::Repeat,
+        // It will be so.
+        Column::Active { until, .. } | Column::Frozen { until, .. } if *until == asked => {
+            with_the_job(case, coming_term(case))
+        }
+        // A redelivery and a second refund to the same date read alike, and running it takes a paid term away.
+        _ => What::Hold("left-expiry"),
+    }
+}
+
+fn read_upgrade(case: &Case, column: &Column) -> Reading {
+    let asked = case.callback.sku.as_deref();
+    let is_so = asked == Some(SKU);
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    let refused_before = case.seen == Seen::RefusedBeforeAChange;
+    match column {
+        Column::Absent => policy(case).into(),
+        Column::Released => {
+            let is_there = matches!(case.applied, Applied::Active { .. } | Applied::Frozen { .. });
+            gone(case, is_so && is_there)
+        }
+        _ if done && ordered => What::Repeat.into(),
+        _ if !done && !refused_before => What::Run.into(),
+        // Whatever made it so, this order was not carried out.
+        _ if !done && ordered => What::Hold("left-sku").into(),
+        // Done before, or refused before: it is so already, or about to be.
+        _ if is_so && !matches!(case.applied, Applied::Pending { .. }) => What::Repeat.into(),
+        Column::Active { sku, .. } | Column::Frozen { sku, .. } if asked == Some(*sku) => {
+            with_the_job(case, coming(case, Action::Upgrade)).into()
+        }
+        _ if done => What::Hold("ambiguous-repeat").into(),
+        _ => What::Hold("left-sku").into(),
+    }
+}
+
+const fn is_ahead(until: i64) -> bool {
+    until > TODAY + 1
+}
+
+/// The term that is coming, or the applied one if it is longer.
+fn longer(coming: Option<i64>, applied: Applied) -> Option<i64> {
+    match applied {
+        Applied::Active { until, .. } => coming.max(until),
+        Applied::Pending { .. } => coming.max(Some(365)),
+        _ => coming,
+    }
+}
+
+fn read_expire(case: &Case, column: &Column) -> Reading {
+    let overtaken = matches!(case.seen, Seen::Superseded | Seen::Held | Seen::RefusedBeforeAChange);
+    let (done, ordered) = (case.seen.done(), case.callback.ordered);
+    let doubted =
+        matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
+    let run: Reading = What::Run.into();
+    // A dead renewal does not matter any more if what it was paid for is over. The lane's is not.
+    const { assert!(LANE_RENEWS_TO > TODAY) };
+    match (column, case.applied) {
+        (Column::Absent, _) => policy(case).into(),
+        _ if ordered && done => What::Repeat.into(),
+        // Frozen it is.
+        (_, Applied::Frozen { .. }) => What::Repeat.into(),
+        (Column::Released, _) => with_the_release(case).into(),
+        (Column::Frozen { .. }, _) => with_the_job(case, coming(case, Action::Expire)).into(),
+        (Column::Active { .. }, _) if case.conflict => What::Hold("conversion-held").into(),
+        // What ends is the term before the renewal that is on its way.
+        (Column::Active { until: Some(until), .. }, Applied::Active { until: applied, .. })
+            if is_ahead(*until) && !applied.is_some_and(is_ahead) =>
+        {
+            What::Hold("early-expire").into()
+        }
+        (Column::Active { until: None, .. }, Applied::Active { origin: Origin::Converted, .. }) if !done => {
+            What::Hold("unknown-term").into()
+        }
+        // A refund that is on its way may still be dropped: the longer term counts.
+        (Column::Active { until, .. }, applied) => match (done, longer(*until, applied)) {
+            (true, Some(until)) if is_ahead(until) => What::Hold("early-expire").into(),
+            (true, Some(_)) => run,
+            (true, None) if case.seen == (Seen::Done { reported: false }) => {
+                What::Hold("ambiguous-repeat").into()
+            }
+            (true, None) => run,
+            (false, Some(until)) if is_ahead(until) && (overtaken || doubted) => {
+                What::Hold("early-expire").into()
+            }
+            (false, _) => run,
+        },
+    }
+}
+
+fn read_release(case: &Case, column: &Column) -> Reading {
+    let unknown = match case.unknown {
+        UnknownInstance::Refuse => What::Refuse("unknown-instance"),
+        UnknownInstance::Succeed => What::Record,
+        UnknownInstance::Adopt => What::Hold("unknown-release"),
+    };
+    let not_running = case.lane.iter().enumerate().filter(|(_, job)| job.mood != Mood::Runs);
+    let cancels: Vec<i64> = not_running.map(|(position, _)| number(position)).collect();
+    match (column, case.applied) {
+        (Column::Absent, Applied::Pending { began: true }) => What::Run.into(),
+        (Column::Absent, _) => Reading { entombs: true, ..unknown.into() },
+        // A tombstone is never a success by itself: nothing was released here.
+        (Column::Released, Applied::Tombstone) if coming(case, Action::Release).is_none() => unknown.into(),
+        (Column::Released, _) => with_the_release(case).into(),
+        // Nothing ever began, so there is nothing to release.
+        (_, Applied::Pending { began: false }) => Reading { cancels, entombs: true, ..What::Record.into() },
+        _ => Reading { cancels, ..What::Run.into() },
+    }
+}
+
+fn instance(applied: Applied) -> Option<Instance> {
+    let mut instance = Instance::pending(&create("b"), ACCOUNT, "test", day(0));
+    instance.buyer = Some(BUYER.to_owned());
+    let term = |days: i64| Some(day(days));
+    match applied {
+        Applied::Absent => return None,
+        Applied::Pending { began } => instance.began = began,
+        Applied::Active { until, origin } => {
+            (instance.state, instance.expires_on) = (State::Active, until.and_then(term));
+            instance.converted = origin == Origin::Converted;
+            instance.adopted = origin == Origin::Elsewhere;
+        }
+        Applied::Frozen { until } => {
+            (instance.state, instance.expires_on) = (State::Frozen, term(until));
+        }
+        Applied::Released { .. } => instance.state = State::Released,
+        Applied::Tombstone => (instance.state, instance.tombstone) = (State::Released, true),
+    }
+    let named = matches!(applied, Applied::Active { .. } | Applied::Frozen { .. })
+        || applied == Applied::Released { named: true };
+    instance.began |= named;
+    instance.id = named.then(|| "i-1".to_owned());
+    Some(instance)
+}
+
+fn lane_job(position: usize, job: Coming) -> LaneJob {
+    let callback = match job.action {
+        Action::Create => create("b"),
+        Action::Renew => renew("b", "lane", day(LANE_RENEWS_TO)),
+        Action::RefundRenew => refund_renew("b", "lane", day(LANE_REFUNDS_TO)),
+        Action::Upgrade => upgrade("b", LANE_SKU),
+        Action::Expire => expire("b"),
+        _ => release("b"),
+    };
+    LaneJob {
+        job: number(position),
+        action: job.action,
+        running: job.mood == Mood::Runs,
+        dead: job.mood == Mood::Dead,
+        wants: Wants::of(&callback),
+    }
+}
+
+fn seconds_ago(seconds: i64) -> Timestamp {
+    spid::clock::plus_millis(day(TODAY), -1000 * seconds)
+}
+
+fn occurrence(seen: Seen) -> Option<Occurrence> {
+    let done = |told| Done { told, own: true };
+    let refused = |seconds| Standing::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
+    let settled = |told_at| Standing::Settled { told_at };
+    let (told, done, standing) = match seen {
+        Seen::Never => return None,
+        Seen::Open(position) => (false, None, Standing::Open(number(position))),
+        Seen::Done { reported } => (reported, Some(done(reported)), Standing::Done(DONE_JOB)),
+        Seen::RefusedJustNow => (false, None, refused(29)),
+        Seen::RefusedLongAgo => (false, None, refused(30)),
+        // A day before the instance was last changed.
+        Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
+        Seen::Superseded => (false, None, Standing::Superseded),
+        Seen::Held => (false, None, Standing::Held),
+        Seen::Void => (false, None, Standing::Void),
+        Seen::DoneThenHeld => (false, Some(done(true)), Standing::Held),
+        Seen::Rejected => (false, None, Standing::Rejected { reason: "no".into() }),
+        Seen::Settled => (false, None, settled(None)),
+        Seen::SettledLongAgo => (true, None, settled(Some(seconds_ago(2 * 24 * 3600)))),
+    };
+    Some(Occurrence { told, done, standing })
+}
+
+fn judge(case: &Case) -> Verdict {
+    let instance = instance(case.applied);
+    let lane: Vec<LaneJob> = case.lane.iter().enumerate().map(|(at, job)| lane_job(at, *job)).collect();
+    let occurrence = occurrence(case.seen);
+    let view = View {
+        instance: instance.as_ref(),
+        lane: &lane,
+        occurrence: occurrence.as_ref(),
+        policy: Policy { unknown_instance: case.unknown, ..Policy::default() },
+        conflict: case.conflict,
+        other_values: case.other_values,
+        approved: false,
+        now: day(TODAY),
+    };
+    decide(view, &case.callback)
+}
+
+fn read_back(verdict: &Verdict) -> Reading {
+    let what = match &verdict.decision {
+        Decision::Run => What::Run,
+        Decision::RunBeside { .. } => panic!("no action of the lifecycle runs beside its lane"),
+        Decision::Join(job) => What::Join(*job),
+        Decision::Repeat => What::Repeat,
+        Decision::Record => What::Record,
+        Decision::Refuse(reason) => What::Refuse(reason.code()),
+        Decision::Hold(reason) => What::Hold(reason.code()),
+    };
+    Reading {
+        what,
+        cancels: verdict.cancels.clone(),
+        entombs: verdict.entombs,
+        alert: verdict.alert,
+        notice: verdict.notice.as_ref().map(Reason::code),
+    }
+}
+
+fn callbacks() -> Vec<Callback> {
+    let named = |mut callback: Callback| {
+        callback.product = Some("product-1".into());
+        callback
+    };
+    let ordered = |callback: Callback| Callback { ordered: true, order_id: Some("r".into()), ..callback };
+    let mut all = vec![create("b"), expire("b"), named(expire("b")), release("b"), named(release("b"))];
+    all.push(Callback { order_id: Some("another".into()), ..create("b") });
+    all.push(Callback { buyer: Some("another".into()), ..create("b") });
+    all.push(Callback { order_id: None, buyer: None, ..create("b") });
+    all.push(ordered(expire("b")));
+    for until in [TODAY - 1, TODAY, TODAY + 1, LANE_REFUNDS_TO, 365, 500, LANE_RENEWS_TO, 900] {
+        for callback in [renew("b", "r", day(until)), refund_renew("b", "r", day(until))] {
+            all.push(Callback { ordered: false, ..callback.clone() });
+            all.push(ordered(callback));
+        }
+    }
+    all.push(named(renew("b", "r", day(500))));
+    for sku in [SKU, LANE_SKU, "gold"] {
+        all.push(upgrade("b", sku));
+        all.push(ordered(upgrade("b", sku)));
+    }
+    // It does not say what it changes: the marketplace has to be asked.
+    let silent = Callback { sku: None, ..upgrade("b", SKU) };
+    all.push(ordered(silent.clone()));
+    all.push(silent);
+    all
+}
+
+const fn bought(until: i64) -> Applied {
+    Applied::Active { until: Some(until), origin: Origin::Bought }
+}
+
+const APPLIED: [Applied; 16] = [
+    Applied::Absent,
+    Applied::Pending { began: false },
+    Applied::Pending { began: true },
+    bought(TODAY - 10),
+    bought(TODAY + 1),
+    bought(TODAY + 2),
+    bought(365),
+    Applied::Active { until: None, origin: Origin::Bought },
+    Applied::Active { until: Some(365), origin: Origin::Converted },
+    Applied::Active { until: None, origin: Origin::Converted },
+    Applied::Active { until: Some(365), origin: Origin::Elsewhere },
+    Applied::Frozen { until: TODAY - 10 },
+    Applied::Frozen { until: 365 },
+    Applied::Released { named: true },
+    Applied::Released { named: false },
+    Applied::Tombstone,
+];
+
+/// Whether the store could ever hold this: a create in the lane belongs to what is pending, and comes
+/// first; nothing follows a release; what is gone has no lane.
+fn possible(applied: Applied, lane: &[Coming]) -> bool {
+    let position = |action| lane.iter().position(|job| job.action == action);
+    let only_first_runs = lane.iter().skip(1).all(|job| job.mood != Mood::Runs);
+    let released_last = position(Action::Release).is_none_or(|at| at + 1 == lane.len());
+    let fits = match applied {
+        Applied::Absent | Applied::Released { .. } | Applied::Tombstone => lane.is_empty(),
+        Applied::Pending { began } => {
+            let first = lane.first();
+            let tried = first.is_some_and(|job| job.action == Action::Create && job.mood != Mood::Waits);
+            let created = first.is_none_or(|job| job.action == Action::Create)
+                || (began && lane.len() == 1 && first.is_some_and(|job| job.action == Action::Release));
+            created && (began || !tried)
+        }
+        Applied::Active { .. } | Applied::Frozen { .. } => position(Action::Create).is_none(),
+    };
+    let creates = lane.iter().filter(|job| job.action == Action::Create).count();
+    only_first_runs && released_last && fits && creates <= 1
+}
+
+fn lanes() -> Vec<Vec<Coming>> {
+    let actions = [
+        Action::Create,
+        Action::Renew,
+        Action::RefundRenew,
+        Action::Upgrade,
+        Action::Expire,
+        Action::Release,
+    ];
+    let moods = [Mood::Waits, Mood::Runs, Mood::Dead];
+    let one: Vec<Coming> = actions
+        .into_iter()
+        .flat_map(|action| moods.into_iter().map(move |mood| Coming { action, mood }))
+        .collect();
+    let mut lanes = vec![Vec::new()];
+    for first in &one {
+        lanes.push(vec![*first]);
+        for second in &one {
+            lanes.push(vec![*first, *second]);
+            let third = Coming { action: Action::Expire, mood: Mood::Waits };
+            lanes.push(vec![*first, *second, third]);
+        }
+    }
+    lanes
+}
+
+fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
+    let mut seens = vec![
+        Seen::Never,
+        Seen::Done { reported: false },
+        Seen::Done { reported: true },
+        Seen::DoneThenHeld,
+        Seen::RefusedJustNow,
+        Seen::RefusedLongAgo,
+        Seen::RefusedBeforeAChange,
+        Seen::Superseded,
+        Seen::Held,
+        Seen::Void,
+        Seen::Rejected,
+        Seen::Settled,
+        Seen::SettledLongAgo,
+    ];
+    let own = lane.iter().enumerate().filter(|(_, job)| job.action == action);
+    seens.extend(own.map(|(position, _)| Seen::Open(position)));
+    seens
+}
+
+/// The policy is asked only about what nobody created here.
+fn policies(applied: Applied) -> &'static [UnknownInstance] {
+    const ALL: [UnknownInstance; 3] =
+        [UnknownInstance::Refuse, UnknownInstance::Succeed, UnknownInstance::Adopt];
+    match applied {
+        Applied::Active { .. } | Applied::Frozen { .. } | Applied::Released { .. } => &ALL[..1],
+        Applied::Absent | Applied::Pending { .. } | Applied::Tombstone => &ALL,
+    }
+}
+
+/// A held purchase matters to an expire, other quantities to a create.
+fn variants(action: Action) -> Vec<(bool, bool)> {
+    match action {
+        Action::Expire => vec![(false, false), (true, false)],
+        Action::Create => vec![(false, false), (false, true)],
+        _ => vec![(false, false)],
+    }
+}
+
+#[test]
+fn every_cell_of_the_table_is_decided_as_it_is_written() {
+    let mut cells = 0;
+    for lane in lanes() {
+        for applied in APPLIED.into_iter().filter(|applied| possible(*applied, &lane)) {
+            for callback in callbacks() {
+                for seen in seens(&lane, callback.action) {
+                    // Three jobs in a queue: only what depends on the queue is asked again.
+                    if lane.len() > 2 && !matches!(seen, Seen::Never | Seen::Done { .. } | Seen::Open(_)) {
+                        continue;
+                    }
+                    for unknown in policies(applied) {
+                        for (conflict, other_values) in variants(callback.action) {
+                            let case = Case {
+                                applied,
+                                lane: lane.clone(),
+                                seen,
+                                callback: callback.clone(),
+                                unknown: *unknown,
+                                conflict,
+                                other_values,
+                            };
+                            assert_eq!(read_back(&judge(&case)), reading(&case), "{case:#?}");
+                            cells += 1;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    assert!(cells > 100_000, "only {cells} cells");
+}
+
+#[test]
+fn a_doubt_comes_before_everything() {
+    for applied in APPLIED {
+        for mut callback in callbacks() {
+            callback.doubts = vec![Doubt::AmbiguousValue { name: "aliUid".into() }];
+            let all =
+                [Seen::Never, Seen::Void, Seen::Done { reported: true }, Seen::Done { reported: false }];
+            for seen in all {
+                let callback = callback.clone();
+                let unknown = UnknownInstance::Succeed;
+                let case = Case {
+                    applied,
+                    lane: Vec::new(),
+                    seen,
+                    callback,
+                    unknown,
+                    conflict: false,
+                    other_values: false,
+                };
+                let verdict = judge(&case);
+                let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
+                // What was approved is told again, and nothing runs for it that was not approved.
+                let told = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
+                let approved = matches!(seen, Seen::Done { .. });
+                assert!(held || approved && told, "{case:?}: {verdict:?}");
+                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+            }
+        }
+    }
+}
+
+#[test]
+fn actions_without_a_lifecycle_stay_out_of_the_lane() {
+    for applied in APPLIED {
+        for seen in [Seen::Never, Seen::Done { reported: true }, Seen::Done { reported: false }, Seen::Void] {
+            for action in [Action::Payment, Action::SignOn, Action::Query, Action::Other] {
+                let mut callback = Callback::new(action, action.as_str());
+                callback.sent_at = Some(day(TODAY));
+                let unknown = UnknownInstance::Adopt;
+                let case = Case {
+                    applied,
+                    lane: Vec::new(),
+                    seen,
+                    callback,
+                    unknown,
+                    conflict: false,
+                    other_values: false,
+                };
+                let verdict = judge(&case);
+                assert_ne!(verdict.decision, Decision::Run, "{case:?}");
+                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+                let first = applied != Applied::Absent && seen == Seen::Never;
+                let usable = matches!(applied, Applied::Active { .. } | Applied::Frozen { .. });
+                match action {
+                    Action::Payment if seen == Seen::Never => {
+                        assert_eq!(verdict.decision, Decision::RunBeside { told: true });
+                    }
+                    Action::Payment => assert_eq!(verdict.decision, Decision::Repeat),
+                    Action::SignOn if first && usable => {
+                        assert_eq!(verdict.decision, Decision::RunBeside { told: false });
+                    }
+                    Action::SignOn if first || seen == (Seen::Done { reported: true }) => {
+                        assert!(matches!(verdict.decision, Decision::Refuse(_)), "{case:?}");
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// A step of a life, told to [`decide`] and to a plain account of what a hook would have seen.
+fn lives() -> impl Strategy<Value = Vec<(usize, u8)>> {
+    prop::collection::vec((0..callbacks().len(), 0u8..4), 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Any sequence of callbacks and hook endings: what a lane comes to keeps the promises.
+    #[test]
+    fn any_life_keeps_the_promises(life in lives()) {
+        let mut instance: Option<Instance> = None;
+        let mut lane: Vec<(LaneJob, Callback)> = Vec::new();
+        let all = callbacks();
+        let mut told: BTreeMap<String, i64> = BTreeMap::new();
+        let mut next = 1;
+        let mut was_released = false;
+        for (which, ending) in life {
+            let callback = all[which].clone();
+            let key = format!("{callback:?}");
+            let view: Vec<LaneJob> = lane.iter().map(|(job, _)| job.clone()).collect();
+            let mine = lane.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
+            let occurrence = match (mine, told.get(&key)) {
+                (Some(job), before) => {
+                    let done = before.map(|_| Done { told: true, own: true });
+                    Some(Occurrence { told: false, done, standing: Standing::Open(job) })
+                }
+                (None, Some(job)) => {
+                    let done = Some(Done { told: true, own: true });
+                    Some(Occurrence { told: true, done, standing: Standing::Done(*job) })
+                }
+                (None, None) => None,
+            };
+            let view = View {
+                instance: instance.as_ref(),
+                lane: &view,
+                occurrence: occurrence.as_ref(),
+                policy: Policy::default(),
+                conflict: false,
+                other_values: false,
+                approved: false,
+                now: day(TODAY),
+            };
+            let verdict = decide(view, &callback);
+            let running: Vec<i64> = lane.iter().filter(|(job, _)| job.running).map(|(job, _)| job.job).collect();
+            prop_assert!(!verdict.cancels.iter().any(|job| running.contains(job)), "a running hook is not undone");
+            prop_assert!(verdict.cancels.iter().all(|job| lane.iter().any(|(other, _)| other.job == *job)));
+            lane.retain(|(job, _)| !verdict.cancels.contains(&job.job));
+            match &verdict.decision {
+                Decision::Run => {
+                    prop_assert!(mine.is_none(), "an open occurrence never gets a second job");
+                    prop_assert!(!was_released, "nothing runs for what is gone");
+                    prop_assert!(!lane.iter().any(|(job, _)| job.action == Action::Release), "nothing behind a release");
+                    if instance.is_none() {
+                        prop_assert_eq!(callback.action, Action::Create);
+                        instance = Some(Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
+                    }
+                    let job = LaneJob { job: next, action: callback.action, running: false, dead: false, wants: Wants::of(&callback) };
+                    lane.push((job, callback.clone()));
+                    next += 1;
+                }
+                Decision::Join(job) => prop_assert!(lane.iter().any(|(other, _)| other.job == *job)),
+                Decision::Repeat => prop_assert!(instance.is_some(), "what is repeated has happened"),
+                _ => {}
+            }
+            if verdict.entombs {
+                let mut tomb = instance.take().unwrap_or_else(|| Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
+                tomb.state = State::Released;
+                instance = Some(tomb);
+            }
+            // The hook: does the first job, fails it for good, begins it, or is away.
+            if let (Some((job, of)), Some(row)) = (lane.first().cloned(), instance.as_mut()) {
+                row.began |= job.action == Action::Create && ending != 3;
+                match ending {
+                    0 => {
+                        row.apply(&of, day(TODAY));
+                        told.insert(format!("{of:?}"), job.job);
+                        lane.remove(0);
+                        row.id.get_or_insert_with(|| "i-1".to_owned());
+                    }
+                    1 => {
+                        lane[0].0.running = false;
+                        lane[0].0.dead = true;
+                    }
+                    2 => lane[0].0.running = !job.dead,
+                    _ => {}
+                }
+            }
+            let now_released = instance.as_ref().is_some_and(|row| row.state == State::Released);
+            prop_assert!(now_released || !was_released, "released stays released");
+            was_released = now_released;
+        }
+    }
+}

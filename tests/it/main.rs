@@ -1,0 +1,51 @@
+//! Every test that can run beside the others, in one program: one file a subject.
+//!
+//! ```text
+//! cargo test --test it promises::    # one file
+//! ```
+
+mod support;
+
+mod admin;
+mod attention;
+mod configuration;
+mod console;
+mod daemon;
+mod database_files;
+mod deploy;
+mod dialects;
+mod documents;
+mod example_exec;
+mod example_http;
+mod example_nginx;
+mod example_postgres;
+mod export;
+mod fixtures_live;
+mod fuzz_smoke;
+mod half_a_life;
+mod hook_claims;
+mod hook_contract;
+mod hook_exec;
+mod hook_http;
+mod hook_leftovers;
+mod hook_test;
+mod http_server;
+mod http_tls;
+mod inputs;
+mod koogallery;
+mod lanes;
+mod lifecycle_interleavings;
+mod lifecycle_marked;
+mod lifecycle_table;
+mod lines;
+mod logging;
+mod mending;
+mod promises;
+mod prune;
+mod routing;
+mod scenario;
+mod sealing;
+mod store_conformance;
+mod telemetry;
+mod testing;
+mod unreadable;

@@ -1,0 +1,74 @@
+//! What the tests of hooks share: an instance, and calls about it.
+#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use spid::callback::{Action, Answer, Callback};
+use spid::hook::runner::{Attempted, NamedHook, Runner};
+use spid::hook::{Call, CallFacts};
+use spid::instance::{Instance, State};
+
+/// What no log and no error may hold.
+pub(crate) const CANARY: &str = "fake-canary-password";
+
+pub(crate) fn instance() -> Instance {
+    Instance {
+        id: None,
+        order_biz_id: Some("biz-1".into()),
+        state: State::Pending,
+        account: "acme".into(),
+        endpoint: "alibaba-cn".into(),
+        buyer: Some("10001".into()),
+        product: Some("cmgj000001".into()),
+        sku: Some("basic".into()),
+        order_id: Some("order-1".into()),
+        trial: Some(false),
+        expires_on: None,
+        expires_on_raw: None,
+        items: BTreeMap::new(),
+        began: false,
+        tombstone: false,
+        adopted: false,
+        converted: false,
+        claimed_at: None,
+        tenant: None,
+        created_at: Timestamp::UNIX_EPOCH,
+        updated_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+pub(crate) fn call_for(callback: &Callback, instance: &Instance, key: &str) -> Call {
+    Call::new(CallFacts {
+        callback,
+        instance: Some(instance),
+        idempotency_key: key.into(),
+        attempt: 3,
+        deadline: Timestamp::UNIX_EPOCH,
+        received_at: Timestamp::UNIX_EPOCH,
+        account: "acme",
+        endpoint: "alibaba-cn",
+        dashscope_euid: None,
+    })
+    .unwrap()
+}
+
+pub(crate) fn call(action: Action) -> Call {
+    call_for(&Callback::new(action, "x"), &instance(), "key-1")
+}
+
+pub(crate) async fn run_hook(hook: NamedHook, call: Call) -> Attempted {
+    Runner::new(vec![hook], Vec::new()).unwrap().run(call).await
+}
+
+pub(crate) fn done() -> Attempted {
+    Attempted::Done(Answer::default())
+}
+
+pub(crate) fn retry(error: &str) -> Attempted {
+    Attempted::Retry { error: error.into(), after: None }
+}
+
+pub(crate) fn refused(reason: &str) -> Attempted {
+    Attempted::Refused { reason: reason.into() }
+}

@@ -1,0 +1,20 @@
+//! Helpers of the tests, each of them once: `tests/it` and the programs of `tests/slow` share them.
+//!
+//! The programs of `tests/slow` include this folder by its path, so nothing here may name `crate::`.
+
+pub(crate) mod admin;
+pub(crate) mod bench;
+pub(crate) mod chromium;
+pub(crate) mod contract;
+pub(crate) mod daemon;
+pub(crate) mod examples;
+pub(crate) mod executable;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
+pub(crate) mod faultfs;
+pub(crate) mod hook;
+pub(crate) mod machine;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
+pub(crate) mod random;
+pub(crate) mod said;
+#[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
+pub(crate) mod serving;

@@ -1,0 +1,477 @@
+//! The real daemon on a disk that fails: builds the preload library (`tests/faultfs`), starts `spid
+//! serve` under it, delivers signed callbacks, and keeps what the hook was asked and what was
+//! acknowledged.
+//!
+//! The library is built when it is first wanted, offline: its one dependency is one of spid's.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use spid::clock::Clock;
+use spid::dialect::{self, Sending};
+use spid::signature::{Keys, Secret};
+use spid::store::Reader;
+use tempfile::TempDir;
+
+use crate::support::faultfs;
+use crate::support::machine::skipped;
+use crate::support::random::Random;
+
+/// Longer than anything takes; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+const KEY: &str = "fake-fault-key";
+
+/// The preload library, or `None` with a word about why the test is skipped.
+pub(crate) fn library() -> Option<&'static Path> {
+    static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
+    LIBRARY.get_or_init(build).as_deref()
+}
+
+fn build() -> Option<PathBuf> {
+    let built = faultfs::build();
+    if let Err(why) = &built {
+        skipped(&format!("a C linker (build-essential): tests/faultfs cannot be built: {why}"));
+    }
+    built.ok()
+}
+
+/// What can be counted and made to fail, in the order of the control file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Open,
+    Read,
+    Write,
+    Sync,
+    Truncate,
+    Remove,
+    Rename,
+    Reply,
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effect {
+    NoSpace,
+    Io,
+    ReadOnly,
+    KillBefore,
+    KillAfter,
+    Lie,
+}
+
+impl Effect {
+    fn word(self) -> u64 {
+        match self {
+            Effect::NoSpace => 28,
+            Effect::Io => 5,
+            Effect::ReadOnly => 30,
+            Effect::KillBefore => 10_000,
+            Effect::KillAfter => 10_001,
+            Effect::Lie => 10_002,
+        }
+    }
+}
+
+/// The control file, from the test's side.
+pub(crate) struct Control(File);
+
+impl Control {
+    fn new(path: &Path) -> Control {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).unwrap();
+        file.set_len(1024).unwrap();
+        Control(file)
+    }
+
+    fn set(&self, word: u64, value: u64) {
+        self.0.write_all_at(&value.to_ne_bytes(), word * 8).unwrap();
+    }
+
+    fn get(&self, word: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.read_exact_at(&mut bytes, word * 8).unwrap();
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// From the `first` to the `last` call of this kind, counted from the beginning.
+    pub(crate) fn rule(&self, kind: Kind, first: u64, last: u64, effect: Effect) {
+        let base = 8 + 8 * kind as u64;
+        self.set(base + 2, last);
+        self.set(base + 3, effect.word());
+        self.set(base + 1, first);
+    }
+
+    /// Every call of this kind, from now on.
+    pub(crate) fn always(&self, kind: Kind, effect: Effect) {
+        self.rule(kind, 1, u64::MAX, effect);
+    }
+
+    pub(crate) fn never(&self, kind: Kind) {
+        self.set(8 + 8 * kind as u64 + 1, 0);
+    }
+
+    pub(crate) fn calls(&self, kind: Kind) -> u64 {
+        self.get(8 + 8 * kind as u64)
+    }
+
+    /// How often the rule has been applied.
+    pub(crate) fn fired(&self, kind: Kind) -> u64 {
+        self.get(8 + 8 * kind as u64 + 4)
+    }
+
+    pub(crate) fn shift_clock(&self, millis: i64) {
+        self.set(0, millis.cast_unsigned());
+    }
+}
+
+/// A folder with a configuration, a hook that keeps what it was asked, and a database that comes and goes.
+pub(crate) struct Bench {
+    pub(crate) folder: TempDir,
+    pub(crate) control: Control,
+    keeps_synced: bool,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// "Try again": it claims nothing.
+    pub(crate) fn is_try_again(&self) -> bool {
+        let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
+        self.status == 200 && (body["instanceId"] == "0" || body["success"] == false)
+    }
+
+    pub(crate) fn is_success(&self) -> bool {
+        let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
+        let id = body["instanceId"].as_str().is_some_and(|id| !id.is_empty() && id != "0");
+        self.status == 200 && (id || body["success"] == true)
+    }
+}
+
+/// A daemon that ended by itself.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: ExitStatus,
+    pub(crate) log: String,
+}
+
+impl Ended {
+    /// In order, or with a message and an exit code that say why; never by a panic or a signal.
+    pub(crate) fn assert_said_why(&self) {
+        let code = self.status.code();
+        assert!(
+            matches!(code, Some(65 | 74 | 75 | 78)) && self.log.contains("error: "),
+            "{:?}\n{}",
+            self.status,
+            self.log
+        );
+        assert!(!self.log.contains("panicked"), "{}", self.log);
+    }
+}
+
+/// A daemon that runs.
+pub(crate) struct Daemon {
+    child: Child,
+    address: SocketAddr,
+    admin: SocketAddr,
+    log: Log,
+}
+
+struct Log {
+    text: Arc<Mutex<String>>,
+    lines: Receiver<String>,
+}
+
+impl Log {
+    fn of(stderr: impl Read + Send + 'static) -> Log {
+        let text = Arc::new(Mutex::new(String::new()));
+        let (sender, lines) = channel();
+        let kept = text.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut kept = kept.lock().unwrap();
+                kept.push_str(&line);
+                kept.push('\n');
+                let _ = sender.send(line);
+            }
+        });
+        Log { text, lines }
+    }
+
+    /// Waits for a line that holds `what`. `None`: the log ended without one.
+    fn line_with(&self, what: &str) -> Option<String> {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) if line.contains(what) => return Some(line),
+                Ok(_) => {}
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(error) => panic!("{error} for `{what}`:\n{}", self.all()),
+            }
+        }
+    }
+
+    fn until_end(&self) -> String {
+        while self.lines.recv_timeout(PATIENCE).is_ok() {}
+        self.all()
+    }
+
+    fn all(&self) -> String {
+        self.text.lock().unwrap().clone()
+    }
+}
+
+/// Keeps what it is asked, before it does anything; then answers, the same way each time.
+const HOOK: &str = r#"
+read -r call
+case $call in
+*'"order_biz_id":"biz-1"'*) name=biz-1 ;;
+*'"order_biz_id":"biz-2"'*) name=biz-2 ;;
+*) name=unknown ;;
+esac
+echo "$SPID_ACTION $name $SPID_IDEMPOTENCY_KEY" >>"$1"
+if [ -e "$1.waits" ]; then
+    exec sleep 600
+fi
+case $SPID_ACTION in
+create) echo "{\"instance_id\":\"real-$name\",\"app\":{\"front_end_url\":\"https://$name.example\",\"password\":\"fake-of-$name\"}}" ;;
+*) echo '{}' ;;
+esac
+"#;
+
+impl Bench {
+    pub(crate) fn new() -> Bench {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::create_dir(path("state")).unwrap();
+        fs::create_dir(path("synced")).unwrap();
+        fs::write(path("key"), KEY).unwrap();
+        fs::write(path("hook.sh"), HOOK).unwrap();
+        fs::write(path("asked"), "").unwrap();
+        let config = format!(
+            "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nreply_within = \"2s\"\n\
+             [store]\npath = {:?}\n\
+             [[endpoint]]\nname = \"test\"\npath = \"/spi\"\ndialect = \"alibaba\"\nkeys = [{{ file = {:?} }}]\n\
+             [[hook]]\nname = \"keeper\"\nexec = {{ command = [\"/bin/sh\", {:?}, {:?}] }}\n",
+            database(&folder),
+            path("key"),
+            path("hook.sh"),
+            path("asked"),
+        );
+        fs::write(path("spid.toml"), config).unwrap();
+        let control = Control::new(&path("control"));
+        Bench { folder, control, keeps_synced: false }
+    }
+
+    /// A bench whose power can be cut.
+    pub(crate) fn with_a_plug() -> Bench {
+        Bench { keeps_synced: true, ..Bench::new() }
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        database(&self.folder)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts a daemon on the disk that fails.
+    pub(crate) fn start(&self) -> Result<Daemon, Ended> {
+        self.start_with("")
+    }
+
+    /// As [`Bench::start`], with rules in words, as `tests/faultfs` describes them.
+    pub(crate) fn start_with(&self, rules: &str) -> Result<Daemon, Ended> {
+        let mut command = self.command();
+        command
+            .env("FAULTFS_RULES", rules)
+            .env("LD_PRELOAD", library().unwrap())
+            .env("FAULTFS_PATH", self.database().canonicalize().unwrap_or(self.database()))
+            .env("FAULTFS_CONTROL", self.path("control"));
+        if self.keeps_synced {
+            command.env("FAULTFS_SYNCED", self.path("synced"));
+        }
+        Daemon::spawn(command)
+    }
+
+    /// Starts a daemon on a disk in order.
+    pub(crate) fn start_unharmed(&self) -> Daemon {
+        Daemon::spawn(self.command()).unwrap_or_else(|ended| panic!("{}", ended.log))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_spid"));
+        command.arg("serve").arg("--config").arg(self.path("spid.toml"));
+        command
+    }
+
+    pub(crate) fn reader(&self) -> Reader {
+        Reader::open(&self.database()).unwrap()
+    }
+
+    /// What the hook was asked: action, instance, idempotency key.
+    pub(crate) fn asked(&self) -> Vec<[String; 3]> {
+        let text = fs::read_to_string(self.path("asked")).unwrap();
+        let line = |line: &str| {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            words.try_into().unwrap()
+        };
+        text.lines().map(line).collect()
+    }
+
+    /// Makes the hook wait for ever, or not.
+    pub(crate) fn hook_waits(&self, waits: bool) {
+        let path = self.path("asked.waits");
+        if waits { fs::write(path, "").unwrap() } else { fs::remove_file(path).unwrap() }
+    }
+
+    /// Changes a file beside the database, or the database.
+    pub(crate) fn damage(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let path = self.path("state").join(name);
+        let mut content = fs::read(&path).unwrap();
+        change(&mut content);
+        fs::write(path, content).unwrap();
+    }
+
+    /// The power went: what was not synced is gone. `luck` decides how much of what was on its way
+    /// arrived nevertheless, 512 bytes at a time; with luck 0, nothing.
+    pub(crate) fn cut_power(&self, luck: u64) {
+        let mut random = (luck > 0).then(|| Random::new(luck));
+        for name in names(&self.path("state")) {
+            let real = self.path("state").join(&name);
+            let synced = self.path("synced").join(&name);
+            if synced.exists() {
+                let torn = torn(&fs::read(&synced).unwrap(), &fs::read(&real).unwrap(), &mut random);
+                fs::write(&real, torn).unwrap();
+            } else {
+                fs::remove_file(&real).unwrap();
+            }
+        }
+        for name in names(&self.path("synced")) {
+            let real = self.path("state").join(&name);
+            if !real.exists() {
+                fs::copy(self.path("synced").join(&name), real).unwrap();
+            }
+        }
+    }
+}
+
+fn database(folder: &TempDir) -> PathBuf {
+    folder.path().canonicalize().unwrap().join("state/spid.db")
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(Result::unwrap);
+    let files = entries.filter(|entry| entry.file_type().unwrap().is_file());
+    let mut names: Vec<String> = files.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The safe content, with some of what was on its way.
+fn torn(safe: &[u8], on_its_way: &[u8], random: &mut Option<Random>) -> Vec<u8> {
+    let mut arrives = || random.as_mut().is_some_and(|random| random.percent(50));
+    let mut content = safe.to_vec();
+    if arrives() && on_its_way.len() > content.len() {
+        content.resize(on_its_way.len(), 0);
+    }
+    for (to, from) in content.chunks_mut(512).zip(on_its_way.chunks(512)) {
+        if arrives() && to.len() <= from.len() {
+            to.copy_from_slice(&from[..to.len()]);
+        }
+    }
+    content
+}
+
+impl Daemon {
+    fn spawn(mut command: Command) -> Result<Daemon, Ended> {
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::of(child.stderr.take().unwrap());
+        match log.line_with(" ready ") {
+            Some(line) => {
+                let address = |name: &str| {
+                    let text = line.split(name).nth(1).unwrap().split(' ').next().unwrap();
+                    text.parse().unwrap()
+                };
+                Ok(Daemon { address: address(" address="), admin: address(" admin="), child, log })
+            }
+            None => Err(Ended { status: child.wait().unwrap(), log: log.all() }),
+        }
+    }
+
+    /// Delivers a callback as the marketplace would. `None`: there was no answer.
+    pub(crate) fn deliver(&self, action: &str, parameters: &[(&str, &str)]) -> Option<Answer> {
+        let pairs: Vec<_> = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        let keys = Keys::single(Secret::new(KEY)).unwrap();
+        let sending = Sending::at(Clock::System.now());
+        let request = dialect::by_name("alibaba").unwrap().request(action, &pairs, &keys, &sending);
+        self.get(self.address, &format!("/spi?{}", request.query))
+    }
+
+    /// Asks the second listener.
+    pub(crate) fn admin(&self, path: &str) -> Answer {
+        self.get(self.admin, path).unwrap()
+    }
+
+    fn get(&self, address: SocketAddr, target: &str) -> Option<Answer> {
+        let mut stream = TcpStream::connect(address).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = format!("GET {target} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", address);
+        stream.write_all(head.as_bytes()).ok()?;
+        let mut text = String::new();
+        match stream.read_to_string(&mut text) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                panic!("no answer to {target}:\n{}", self.log.all())
+            }
+            Err(_) => return None,
+        }
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some(Answer { status, body: body.to_owned() })
+    }
+
+    /// As `kill -9`. Returns what it had logged.
+    pub(crate) fn kill(mut self) -> String {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.log.until_end()
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub(crate) fn stop(mut self) -> Ended {
+        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+        let status = self.child.wait().unwrap();
+        Ended { status, log: self.log.until_end() }
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) fn ended(mut self) -> Ended {
+        let log = self.log.until_end();
+        Ended { status: self.child.wait().unwrap(), log }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        self.log.all()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

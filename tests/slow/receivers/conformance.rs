@@ -1,0 +1,362 @@
+//! The conformance suite, judged: by our own daemon, which must pass everything, and by receivers with one
+//! fault each, which must fail exactly the case that was made for it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that panics has said what it found"
+)]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use spid::conformance::{Case, Judgement, Level, Suite, Unjudged, Verdict, Watcher, cases};
+use spid::daemon::{Daemon, DaemonOptions};
+use spid::dialect::{self, Options};
+use spid::hook::runner::{NamedHook, Runner};
+use spid::hook::{
+    AnyHook, CreateCall, ExpireCall, HookError, PaymentCall, Provisioned, ProvisioningHook, RefundRenewCall,
+    ReleaseCall, RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
+};
+use spid::intake::Endpoint;
+use spid::signature::{Keys, Secret};
+use tokio::net::TcpListener;
+
+use crate::receiver::{Fault, KEY, receiver};
+
+fn keys() -> Keys {
+    Keys::single(Secret::new(KEY)).unwrap()
+}
+
+/// What a seller's hook does, but for the provisioning.
+struct Complete;
+
+impl ProvisioningHook for Complete {
+    async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> {
+        let made = Provisioned::new().app("https://app.example");
+        Ok(made.admin("https://app.example/admin", "admin", "fake-password"))
+    }
+
+    async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> {
+        Ok(Updated::new())
+    }
+
+    async fn expire(&self, _: ExpireCall) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    async fn release(&self, _: ReleaseCall) -> Result<(), HookError> {
+        Ok(())
+    }
+
+    async fn upgrade(&self, _: UpgradeCall) -> Result<Updated, HookError> {
+        Ok(Updated::new())
+    }
+
+    async fn refund_renew(&self, _: RefundRenewCall) -> Result<Updated, HookError> {
+        Ok(Updated::new())
+    }
+
+    async fn sign_on(&self, _: SignOnCall) -> Result<SignedOn, HookError> {
+        Ok(SignedOn::redirect("https://app.example/in?ticket=fake"))
+    }
+
+    async fn payment(&self, _: PaymentCall) -> Result<(), HookError> {
+        Ok(())
+    }
+}
+
+async fn daemon() -> (Daemon, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let endpoint = Endpoint {
+        name: "alibaba".into(),
+        account: "alibaba".into(),
+        dialect: dialect::alibaba(),
+        keys: keys(),
+        options: Options::default(),
+    };
+    let runner = Runner::new(vec![NamedHook::new("complete", AnyHook::new(Complete))], Vec::new()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let store = Some(folder.path().join("spid.db"));
+    let options = DaemonOptions::new(store, vec![("/spi".to_owned(), endpoint)], runner);
+    (Daemon::start(listener, None, options).await.unwrap(), folder)
+}
+
+/// Patient where the machine is slow, and not where a receiver says "call again" for ever.
+fn suite(url: &str) -> Suite {
+    let mut suite = Suite::new(url.parse().unwrap(), keys());
+    suite.within = Duration::from_secs(60);
+    suite.every = Duration::from_millis(5);
+    suite.limit = 3;
+    suite
+}
+
+async fn judge(suite: &Suite) -> Judgement {
+    suite.judge(&mut ()).await.unwrap()
+}
+
+fn complaints(judgement: &Judgement) -> String {
+    let cases = judgement.cases.iter().filter(|case| case.verdict != Verdict::Passed);
+    cases.map(|case| format!("{} {}: {}\n", case.id, case.verdict.as_str(), case.said)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_own_daemon_passes_everything_and_again() {
+    let (daemon, _folder) = daemon().await;
+    let mut suite = suite(&format!("http://{}/spi", daemon.address()));
+    suite.every = Duration::from_millis(100);
+    suite.limit = 300;
+    for _ in 0..2 {
+        let judgement = judge(&suite).await;
+        assert!(judgement.passed, "{}", complaints(&judgement));
+        assert_eq!(judgement.cases.len(), cases().len());
+        assert_eq!(judgement.left_behind, Vec::<String>::new());
+    }
+    for state in [spid::instance::State::Active, spid::instance::State::Frozen] {
+        let filter = spid::store::Filter { state: Some(state), limit: 10, ..Default::default() };
+        assert!(daemon.store().reader().instances(&filter).unwrap().is_empty(), "{state} is left");
+    }
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_receiver_without_a_fault_passes_everything() {
+    let judgement = judge(&suite(&receiver(Fault::None).await)).await;
+    assert!(judgement.passed, "{}", complaints(&judgement));
+}
+
+#[tokio::test]
+async fn a_receiver_that_takes_its_time_passes_everything() {
+    let judgement = judge(&suite(&receiver(Fault::TakesItsTime).await)).await;
+    assert!(judgement.passed, "{}", complaints(&judgement));
+}
+
+/// A fault, and the one case that was made for it.
+const CAUGHT: [(Fault, &str); 64] = [
+    (Fault::AlwaysZero, "create"),
+    (Fault::SortsByValue, "token-order"),
+    (Fault::DoesNotSort, "token-order"),
+    (Fault::SignsEncoded, "token-decoded"),
+    (Fault::AppendsBareKey, "token-key"),
+    (Fault::WantsCapitals, "token-lower"),
+    (Fault::ChecksNothing, "wrong-token"),
+    (Fault::TakesItsTimeAndChecksNothing, "wrong-token"),
+    (Fault::ForgivesMissing, "missing-token"),
+    (Fault::ForgivesEmpty, "empty-token"),
+    (Fault::ComparesHead, "token-end"),
+    (Fault::ComparesPrefix, "token-short"),
+    (Fault::IgnoresTail, "token-long"),
+    (Fault::SignsKnownNamesOnly, "unknown-parameter"),
+    (Fault::DropsEmpty, "empty-value"),
+    (Fault::SortsWithoutCase, "capital-names"),
+    (Fault::KeepsPlus, "space-plus"),
+    (Fault::KeepsPercent20, "space-percent"),
+    (Fault::TrustsLongTerms, "altered-expiry"),
+    (Fault::ReadsLatin1, "utf8"),
+    (Fault::NewIdPerRetry, "create-repeat"),
+    (Fault::RacesOnCreate, "create-concurrent"),
+    (Fault::OneIdForAll, "create-distinct"),
+    (Fault::NoTrials, "create-trial"),
+    (Fault::NoItems, "extra-items"),
+    (Fault::NoSignOn, "sign-on"),
+    (Fault::ForgedSignOn, "sign-on-forged"),
+    (Fault::StaleSignOn, "sign-on-stale"),
+    (Fault::RenewsNot, "renew"),
+    (Fault::RenewsOnce, "renew-repeat"),
+    (Fault::UpgradesNot, "upgrade"),
+    (Fault::ExpiresNot, "expire"),
+    (Fault::ExpiresOnce, "expire-repeat"),
+    (Fault::ExpiresOncePerLife, "expire-again"),
+    (Fault::ReleasesNot, "release"),
+    (Fault::ReleasesOnce, "release-repeat"),
+    (Fault::Slow, "answer-time"),
+    (Fault::NoApp, "app-info"),
+    (Fault::NumberIds, "id-is-text"),
+    (Fault::OwnIds, "id-is-order"),
+    (Fault::SuccessAsText, "success-is-boolean"),
+    (Fault::TextHtml, "json-type"),
+    (Fault::RefusesWith200, "refusal-status"),
+    (Fault::SplitsAmpersands, "ampersand"),
+    (Fault::NoImages, "image"),
+    (Fault::NeedsTerm, "arrears"),
+    (Fault::NoRefundRenew, "refund-renew"),
+    (Fault::RefundsNot, "refund-release"),
+    (Fault::PaysAsText, "order-pay"),
+    (Fault::PaysNot, "order-pay"),
+    (Fault::NeedsOrderToUpgrade, "intl-upgrade"),
+    (Fault::NeedsIsRefund, "intl-release"),
+    (Fault::RenewsUnknown, "renew-unknown"),
+    (Fault::RenewsReleased, "renew-released"),
+    (Fault::Resurrects, "late-create"),
+    (Fault::FallsOverCapitals, "token-upper"),
+    (Fault::TakesUnsigned, "unsigned-parameter"),
+    (Fault::TakesLast, "duplicate-before"),
+    (Fault::TakesFirst, "duplicate-behind"),
+    (Fault::TrustsHidden, "hidden-parameter"),
+    (Fault::FallsOverBroken, "broken-encoding"),
+    (Fault::AnythingGoes, "unknown-action"),
+    (Fault::GetOnly, "post-form"),
+    (Fault::SignOnTwice, "sign-on-once"),
+];
+
+#[test]
+fn every_case_has_its_fault() {
+    let caught: BTreeSet<&str> = CAUGHT.iter().map(|(_, case)| *case).collect();
+    let all: BTreeSet<&str> = cases().iter().map(|case| case.id).collect();
+    assert_eq!(caught, all);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_fault_fails_the_case_made_for_it_and_no_other() {
+    let mut tasks = tokio::task::JoinSet::new();
+    for (fault, case) in CAUGHT {
+        tasks.spawn(async move {
+            let mut suite = suite(&receiver(fault).await);
+            if fault == Fault::Slow {
+                suite.within = Duration::from_secs(2);
+            }
+            let judgement = judge(&suite).await;
+            let right = judgement.ids(Verdict::Failed) == [case];
+            (!right).then(|| format!("{fault:?} is for {case}:\n{}\n", complaints(&judgement)))
+        });
+    }
+    let wrong: String = tasks.join_all().await.into_iter().flatten().collect();
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[tokio::test]
+async fn nothing_that_was_sent_can_be_sent_again_by_a_reader_of_the_report() {
+    let judgement = judge(&suite(&receiver(Fault::None).await)).await;
+    let text = serde_json::to_string(&judgement).unwrap();
+    assert!(!text.contains(KEY) && !text.contains("fake-password") && !text.contains("ticket=fake"));
+    let digits = |part: &str| part.bytes().take_while(u8::is_ascii_hexdigit).count();
+    assert!(text.split("token=").skip(1).all(|rest| digits(rest) < 2 && rest.starts_with("<token>")));
+}
+
+/// Receivers say more than they should: a warning before the JSON, or which token they had expected.
+#[tokio::test]
+async fn what_a_receiver_blurts_out_is_not_in_the_report() {
+    let judgement = judge(&suite(&receiver(Fault::Chatters).await)).await;
+    let text = serde_json::to_string(&judgement).unwrap();
+    assert!(text.contains("Warning: in spi.php") && text.contains("should have been <token>"), "{text}");
+    let digests = text.split(|c: char| !c.is_ascii_hexdigit()).filter(|word| word.len() == 32);
+    assert_eq!(digests.collect::<Vec<_>>(), Vec::<&str>::new());
+    for secret in ["fake-password", "fake-page"] {
+        assert!(!text.contains(secret), "{secret}");
+    }
+}
+
+/// It buys, and somebody presses Ctrl-C: what was bought is given back.
+#[tokio::test]
+async fn a_judgement_that_is_stopped_gives_back_what_it_bought() {
+    let suite = suite(&receiver(Fault::None).await);
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let stop_it = async move { stopped.await.unwrap() };
+    let judgement = suite.judge_until(stop_it, &mut StopsAt("renew", Some(stop))).await.unwrap();
+    assert_eq!((judgement.stopped, judgement.passed, judgement.left_behind.len()), (true, false, 0));
+    let judged: Vec<&str> = judgement.cases.iter().map(|case| case.id).collect();
+    assert!(judged.contains(&"app-info") && !judged.contains(&"renew"), "{judged:?}");
+}
+
+struct StopsAt(&'static str, Option<tokio::sync::oneshot::Sender<()>>);
+
+impl Watcher for StopsAt {
+    fn begins(&mut self, case: &Case) {
+        if case.id == self.0 {
+            self.1.take().unwrap().send(()).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_case_is_judged_with_what_it_needs() {
+    let mut suite = suite(&receiver(Fault::ComparesPrefix).await);
+    suite.only = BTreeSet::from(["token-short".to_owned()]);
+    let judgement = judge(&suite).await;
+    let ids: Vec<&str> = judgement.cases.iter().map(|case| case.id).collect();
+    assert_eq!(ids, ["create", "wrong-token", "token-end", "token-short"]);
+    assert_eq!(judgement.ids(Verdict::Failed), ["token-short"]);
+    suite.level = Level::Must;
+    suite.only.clear();
+    let judgement = judge(&suite).await;
+    assert!(judgement.cases.iter().all(|case| case.level == Level::Must));
+}
+
+#[tokio::test]
+async fn a_key_that_is_another_one_fails_the_first_case_and_judges_no_other() {
+    let mut suite = suite(&receiver(Fault::None).await);
+    suite.keys = Keys::single(Secret::new("another-fake-key")).unwrap();
+    let judgement = judge(&suite).await;
+    assert_eq!(judgement.ids(Verdict::Failed), ["create"]);
+    assert_eq!(judgement.ids(Verdict::Passed), Vec::<&str>::new());
+    assert!(judgement.cases[0].said.contains("spid verify"), "{}", judgement.cases[0].said);
+}
+
+#[tokio::test]
+async fn nobody_there_is_no_judgement() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/spi", listener.local_addr().unwrap());
+    drop(listener);
+    let error = suite(&url).judge(&mut ()).await.unwrap_err();
+    assert!(matches!(&error, Unjudged::Nobody { .. }), "{error}");
+}
+
+/// Runs the command to its end against `url`; the code, stdout and stderr.
+async fn command(url: &str, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
+    std::fs::write(folder.join("key"), KEY).unwrap();
+    let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
+    spid.args(["conformance", "--to", url, "--key-file", "key"]).args(arguments).current_dir(folder);
+    let output = tokio::task::spawn_blocking(move || spid.output().unwrap()).await.unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_tells_reports_and_exits() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = receiver(Fault::ComparesPrefix).await;
+    let files = ["--report", "r.md", "--report", "r.html", "--junit", "r.xml"];
+    let (code, told, complaint) = command(&url, folder.path(), &files).await;
+    assert_eq!(code, 1, "{told}{complaint}");
+    assert!(complaint.ends_with("error: 1 case failed\n"), "{complaint}");
+    assert!(told.contains("failed  must       token-short"), "{told}");
+    assert!(told.contains("-> GET /spi?action=createInstance&") && told.contains("token=<token>"), "{told}");
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    for text in [&told, &complaint, &read("r.md"), &read("r.html"), &read("r.xml")] {
+        assert!(!text.contains(KEY) && !text.contains("fake-password"), "{text}");
+    }
+    assert!(read("r.md").contains("## Failed: `token-short`"));
+    assert!(read("r.html").starts_with("<!doctype html>"));
+    assert!(read("r.xml").contains("tests=\"61\" failures=\"1\" skipped=\"0\""), "{}", read("r.xml"));
+    let nowhere = ["--level", "must", "--only", "create", "--report", "no-such-folder/r.md"];
+    let (code, told, complaint) = command(&url, folder.path(), &nowhere).await;
+    assert_eq!(code, 74, "{complaint}");
+    assert!(
+        told.contains("1 passed") && complaint.contains("no-such-folder/r.md cannot be written"),
+        "{told}"
+    );
+    let (code, told, _) =
+        command(&url, folder.path(), &["--level", "must", "--only", "renew", "--json"]).await;
+    let judgement: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, judgement["passed"].as_bool()), (0, Some(true)));
+    assert_eq!(judgement["cases"][0]["exchanges"][0]["method"], "GET");
+}
+
+#[tokio::test]
+async fn the_command_refuses_what_it_cannot_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let nobody = "http://127.0.0.1:9/spi";
+    for (url, arguments, code, says) in [
+        ("http://192.0.2.1/spi", &[][..], 64, "add --yes"),
+        (nobody, &["--only", "nonsense"], 64, "there is no case `nonsense`"),
+        (nobody, &["--report", "r.pdf"], 64, ".md or a .html"),
+        (nobody, &["--timezone", "Mars/Olympus"], 64, "no time zone"),
+        (nobody, &[], 69, "does not answer"),
+    ] {
+        let (exit, _, complaint) = command(url, folder.path(), arguments).await;
+        assert_eq!(exit, code, "{complaint}");
+        assert!(complaint.contains(says), "{complaint}");
+    }
+}

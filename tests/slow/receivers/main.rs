@@ -1,0 +1,11 @@
+//! Receivers with one fault each, and the two tools that have to find it: the conformance suite and the pretended
+//! market.
+
+#[allow(dead_code, unused_imports, unused_macros, reason = "each program uses a part of it")]
+#[path = "../../it/support/mod.rs"]
+mod support;
+
+mod conformance;
+mod forwarder;
+mod market;
+mod receiver;

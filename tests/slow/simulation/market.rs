@@ -1,0 +1,172 @@
+//! The marketplace: what customers do, and how it says so. It knows what it was told and nothing else.
+
+use spid::callback::Action;
+use spid::dialect;
+use spid::http::Request;
+use spid::intake::Endpoint;
+use spid::signature::{Keys, Parts, Secret};
+
+use crate::support::random::Random;
+
+/// When every simulation begins, in milliseconds: 2026-01-01T00:00:00Z.
+pub(crate) const BEGIN_MS: i64 = 1_767_225_600_000;
+const DAY_MS: i64 = 86_400_000;
+
+/// Something that happened at the marketplace, and is announced until it was told a success.
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) action: Action,
+    pub(crate) order_id: Option<String>,
+    pub(crate) sku: Option<String>,
+    pub(crate) expires_ms: Option<i64>,
+    pub(crate) request_id: Option<String>,
+    /// Whether it was ever sent with a good signature.
+    pub(crate) sent: bool,
+    /// Whether the marketplace has heard of its success.
+    pub(crate) told: bool,
+    /// What it heard last.
+    pub(crate) heard: String,
+}
+
+/// Something that was sold, and its life so far.
+#[derive(Debug, Clone)]
+pub(crate) struct Order {
+    pub(crate) account: usize,
+    pub(crate) biz: String,
+    pub(crate) events: Vec<Event>,
+    /// The id a success told for it.
+    pub(crate) told_id: Option<String>,
+}
+
+pub(crate) const ACCOUNTS: [&str; 2] = ["acme", "bcme"];
+
+/// The endpoints: one per account, each with a key of its own.
+pub(crate) fn endpoint(account: usize) -> Endpoint {
+    Endpoint {
+        name: ACCOUNTS[account].into(),
+        account: ACCOUNTS[account].into(),
+        dialect: dialect::by_name("generic").unwrap(),
+        keys: keys(account),
+        options: dialect::Options::default(),
+    }
+}
+
+fn keys(account: usize) -> Keys {
+    Keys::single(Secret::new(format!("fake-key-of-{}", ACCOUNTS[account]))).unwrap()
+}
+
+impl Event {
+    fn of(action: Action) -> Event {
+        Event {
+            action,
+            order_id: None,
+            sku: None,
+            expires_ms: None,
+            request_id: None,
+            sent: false,
+            told: false,
+            heard: String::new(),
+        }
+    }
+
+    /// What the request says of it, by the names of the generic dialect.
+    pub(crate) fn parameters(&self, biz: &str) -> Vec<(String, String)> {
+        let expires = self.expires_ms.map(|at| spid::clock::from_millis(at).to_string());
+        let values = [
+            ("action", Some(self.action.as_str().to_owned())),
+            ("order_biz_id", Some(biz.to_owned())),
+            ("order_id", self.order_id.clone()),
+            ("sku", self.sku.clone()),
+            ("request_id", self.request_id.clone()),
+            ("expires_on", expires),
+        ];
+        values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
+    }
+}
+
+impl Order {
+    /// A life, mostly in a sensible order.
+    pub(crate) fn new(random: &mut Random, number: usize) -> Order {
+        // The same names are sold in both accounts.
+        let (account, biz) = (number % 2, format!("biz-{}", number / 2));
+        let mut order = Order { account, biz, events: Vec::new(), told_id: None };
+        if random.percent(95) {
+            order.events.push(order.create(random, 0));
+        }
+        for number in 1..=random.between(1, 7) {
+            let event = order.next_event(random, number);
+            order.events.push(event);
+        }
+        if random.percent(8) {
+            order.events.push(order.create(random, 99));
+        }
+        order
+    }
+
+    fn create(&self, random: &mut Random, number: u64) -> Event {
+        Event {
+            order_id: Some(format!("{}-o{number}", self.biz)),
+            sku: Some("basic".to_owned()),
+            expires_ms: Some(BEGIN_MS + random.between(1, 400) as i64 * DAY_MS),
+            ..Event::of(Action::Create)
+        }
+    }
+
+    fn next_event(&self, random: &mut Random, number: u64) -> Event {
+        let action = random.weighted(&[
+            (30, Action::Renew),
+            (18, Action::Upgrade),
+            (22, Action::Expire),
+            (10, Action::Release),
+            (10, Action::RefundRenew),
+            (10, Action::Payment),
+        ]);
+        let (numbered, far) = (format!("{}-o{number}", self.biz), random.between(1, 900) as i64);
+        let order_id = Some(numbered.clone()).filter(|_| !matches!(action, Action::Expire | Action::Release));
+        match action {
+            Action::Renew | Action::RefundRenew => {
+                Event { order_id, expires_ms: Some(BEGIN_MS + far * DAY_MS), ..Event::of(action) }
+            }
+            // The international site sends no order with an upgrade, so two of them may be alike.
+            Action::Upgrade => {
+                let order_id = order_id.filter(|_| random.percent(50));
+                Event { order_id, sku: Some(format!("sku-{}", random.between(1, 3))), ..Event::of(action) }
+            }
+            Action::Payment => Event { request_id: Some(numbered), ..Event::of(action) },
+            _ => Event::of(action),
+        }
+    }
+}
+
+/// How a request is spoilt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spoilt {
+    Nothing,
+    /// Signed with another account's key.
+    WrongKey,
+    /// Signed, and then altered.
+    Altered,
+    /// Not signed.
+    Unsigned,
+    /// Signed ten minutes ago.
+    Stale,
+}
+
+/// The request, signed at `now_ms`.
+pub(crate) fn request(account: usize, pairs: &[(String, String)], now_ms: i64, spoilt: Spoilt) -> Request {
+    let members: serde_json::Map<String, serde_json::Value> =
+        pairs.iter().map(|(name, value)| (name.clone(), value.as_str().into())).collect();
+    let mut body = serde_json::to_string(&members).unwrap().into_bytes();
+    let seconds = now_ms.div_euclid(1000) - if spoilt == Spoilt::Stale { 600 } else { 0 };
+    let timestamp = seconds.to_string();
+    let signer = if spoilt == Spoilt::WrongKey { 1 - account } else { account };
+    let signature = Parts::Dated { timestamp: timestamp.clone(), body: body.clone() }.sign(&keys(signer));
+    if spoilt == Spoilt::Altered {
+        body.push(b' ');
+    }
+    let request = Request::post("/spi")
+        .with_header("content-type", "application/json")
+        .with_header("spid-timestamp", &timestamp)
+        .with_body(body);
+    if spoilt == Spoilt::Unsigned { request } else { request.with_header("spid-signature", &signature) }
+}
