@@ -11,7 +11,7 @@ use spid::hook::{
     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
     RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
-use spid::instance::{Instance, State};
+use spid_hook::instance::{Instance, State};
 
 struct MyHook {
     root: PathBuf,

@@ -43,8 +43,8 @@ use spid::hook::{
     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
     RenewCall, Updated, UpgradeCall,
 };
-use spid::instance::Instance;
-use spid::signature::Secret;
+use spid_hook::Secret;
+use spid_hook::instance::Instance;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// Settings of a session. A session whose client vanished with its machine ends and releases the lock, too. Notices

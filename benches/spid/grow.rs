@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use spid::clock::Clock;
-use spid::dialect;
-use spid::dispatch::{Dispatch, DispatchOptions};
 use spid::hook::AnyHook;
-use spid::hook::runner::{NamedHook, Runner};
-use spid::http::Request;
-use spid::intake::{Endpoint, Intake, IntakeOptions};
-use spid::metrics::Metrics;
-use spid::refusals::Refusals;
-use spid::store::{Store, StoreOptions};
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::net::Request;
+use spid::internals::observe::denied::Refusals;
+use spid::internals::observe::metrics::Metrics;
+use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
+use spid::internals::serve::intake::{Endpoint, Intake, IntakeOptions};
+use spid::internals::store::{Store, StoreOptions};
+use spid_core::dialect;
+use spid_hook::time::Clock;
 use tokio::sync::watch;
 
 use crate::{orders, servers};

@@ -1,8 +1,10 @@
 //! Signed requests of Alibaba, prepared before the measurement.
 
-use spid::clock::Clock;
-use spid::dialect::{self, Sending};
-use spid::signature::{Keys, Secret};
+use spid_core::dialect;
+use spid_core::dialect::Sending;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 
 /// The key of every endpoint in the benchmark; it is fake.
 pub(crate) const KEY: &str = "fake-bench-key";

@@ -22,15 +22,20 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use md5::{Digest, Md5};
 use serde_json::Value;
-use spid::callback::{Callback, Field};
-use spid::config::Config;
-use spid::dialect::{self, Dialect, Options, RawRequest, Sending};
 use spid::hook::AnyHook;
-use spid::hook::log::LogHook;
-use spid::limits::{PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES, PARAMETERS_MAX_COUNT};
-use spid::query::{self, Pair};
-use spid::scenario::{Scenario, ScenarioError};
-use spid::signature::{Keys, Parts, Secret};
+use spid::internals::config::Config;
+use spid::internals::hooks::log::LogHook;
+use spid::internals::lab::scenario::{Scenario, ScenarioError};
+use spid::internals::observe::limits::{
+    PARAMETER_NAME_MAX_BYTES, PARAMETER_VALUE_MAX_BYTES, PARAMETERS_MAX_COUNT,
+};
+use spid_core::dialect;
+use spid_core::dialect::{Dialect, Options, RawRequest, Sending};
+use spid_core::query;
+use spid_core::query::Pair;
+use spid_core::signature::{Keys, Parts};
+use spid_hook::Secret;
+use spid_hook::callback::{Callback, Field};
 
 /// Name and function of a target.
 pub type Target = (&'static str, fn(&[u8]));
@@ -174,7 +179,7 @@ pub fn answer(data: &[u8]) {
             assert!(matches!(value, Some(Value::Object(_))), "only an object is an answer");
             for section in [&answer.app, &answer.host] {
                 for (name, field) in section {
-                    let secret = spid::callback::SECRET_FIELDS.contains(&name.as_str());
+                    let secret = spid_hook::callback::SECRET_FIELDS.contains(&name.as_str());
                     assert_eq!(matches!(field, Field::Secret(_)), secret, "{name}");
                 }
             }
@@ -198,7 +203,7 @@ pub fn answer(data: &[u8]) {
 }
 
 /// Returns all text of an answer that may be shown.
-fn plain_text(answer: &spid::callback::Answer) -> String {
+fn plain_text(answer: &spid_hook::callback::Answer) -> String {
     let sections = [&answer.app, &answer.host, &answer.info];
     let fields = sections.into_iter().flatten();
     let mut text: String = fields

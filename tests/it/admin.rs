@@ -239,7 +239,7 @@ fn named(text: &str) -> BTreeSet<String> {
 fn dashboard_rules_and_documents_name_metrics_that_there_are() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let read = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
-    let mut known: BTreeSet<String> = spid::metrics::names().collect();
+    let mut known: BTreeSet<String> = spid::internals::observe::metrics::names().collect();
     let dashboard: Value = serde_json::from_str(&read("examples/deploy/grafana.json")).unwrap();
     let shown = named(&dashboard.to_string());
     for (name, used) in [

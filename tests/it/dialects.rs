@@ -11,13 +11,14 @@ use std::process::{Command, Stdio};
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use spid::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
-use spid::dialect::{
-    self, Dialect, Options, OutRequest, RawRequest, Refusal, Reply, SendForm, SendSignature, Sending,
-    SuccessAs,
+use spid_core::dialect;
+use spid_core::dialect::{
+    Dialect, Options, OutRequest, RawRequest, Refusal, Reply, SendForm, SendSignature, Sending, SuccessAs,
 };
-use spid::query::Pair;
-use spid::signature::{Keys, Secret};
+use spid_core::query::Pair;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
 
 const KEY: &str = "isvkey";
 
@@ -251,7 +252,7 @@ fn methods_and_bodies_nobody_documented_are_refused() {
 
 #[test]
 fn a_previous_key_still_opens_and_says_which_it_was() {
-    use spid::signature::Key;
+    use spid_core::signature::Key;
     let key = |label: &str, text: &str| Key::new(label, Secret::new(text)).unwrap();
     let both = Keys::new(vec![key("current", "fake-new"), key("previous", "fake-old")]).unwrap();
     let alibaba = named("alibaba");
@@ -284,7 +285,7 @@ fn a_refusal_tells_a_stranger_nothing() {
 #[test]
 fn a_browser_gets_a_page_and_a_wrong_method_its_allow() {
     let alibaba = named("alibaba");
-    let refusal = Refusal::Signature(spid::signature::Mismatch::Wrong);
+    let refusal = Refusal::Signature(spid_core::signature::Mismatch::Wrong);
     let page = alibaba.refuse(&RawRequest::get(b"action=verify&instanceId=%3Cscript%3E"), &refusal);
     assert_eq!((page.status, page.content_type), (403, "text/html; charset=utf-8"));
     assert!(!String::from_utf8(page.body).unwrap().contains("script"));
@@ -425,7 +426,7 @@ fn what_cannot_be_decided_is_doubted_and_nothing_else() {
             assert_eq!(doubts(word, expiry), undated, "{word}");
         }
     }
-    let long = "x".repeat(spid::limits::NAME_MAX_BYTES + 1);
+    let long = "x".repeat(spid::internals::observe::limits::NAME_MAX_BYTES + 1);
     assert_eq!(
         doubts("expiredInstance", &[("instanceId", &long)]),
         [Doubt::UnknownValue { name: "instanceId".into() }]
@@ -700,7 +701,7 @@ fn an_unknown_action_is_answered_no_until_somebody_did_it() {
 
 fn generic_post(content_type: &str, body: &str) -> OutRequest {
     let timestamp = now().as_second().to_string();
-    let parts = spid::signature::Parts::Dated { timestamp: timestamp.clone(), body: body.into() };
+    let parts = spid_core::signature::Parts::Dated { timestamp: timestamp.clone(), body: body.into() };
     OutRequest {
         method: "POST",
         query: String::new(),
@@ -860,7 +861,7 @@ fn generic_guards_refuse() {
 
 #[test]
 fn generic_is_fresh_for_five_minutes_either_way() {
-    let window = SignedDuration::from_millis(spid::limits::DATED_WINDOW_MS);
+    let window = SignedDuration::from_millis(spid::internals::observe::limits::DATED_WINDOW_MS);
     let second = SignedDuration::from_secs(1);
     let sent = |at: Timestamp| {
         let out = named("generic").request("query", &[], &keys(KEY), &Sending::at(at));

@@ -199,7 +199,7 @@ fn the_keys_of_a_rotation_are_a_configuration() {
 fn the_keys_that_need_a_restart_are_documented() {
     let text = read("docs/operating.md");
     let row = text.lines().find(|line| line.contains("| `restart-required` |")).unwrap();
-    for key in spid::config::NEEDS_RESTART {
+    for key in spid::internals::config::NEEDS_RESTART {
         assert!(row.contains(&format!("`{key}`")), "{key}");
     }
 }
@@ -278,12 +278,12 @@ fn the_commands_that_judge_do_what_their_page_says() {
 #[test]
 fn every_case_stands_in_its_page() {
     let page = read("docs/conformance.md");
-    let rows = spid::conformance::cases()
+    let rows = spid::internals::lab::conformance::cases()
         .iter()
         .map(|case| format!("| `{}` | {} | {} | {} |\n", case.id, case.level, case.rule, case.source));
     let table: String = rows.collect();
     assert!(page.ends_with(&table), "the table of docs/conformance.md should be:\n{table}");
-    let count = format!("in {} cases", spid::conformance::cases().len());
+    let count = format!("in {} cases", spid::internals::lab::conformance::cases().len());
     assert!(read("CHANGELOG.md").contains(&count), "{count}");
 }
 
@@ -365,7 +365,7 @@ fn the_demo_tells_the_whole_life() {
 
 #[test]
 fn the_number_of_cases_is_the_one_that_is_told() {
-    let count = format!("{} cases", spid::conformance::cases().len());
+    let count = format!("{} cases", spid::internals::lab::conformance::cases().len());
     for document in ["README.md", "CHANGELOG.md"] {
         assert!(read(document).contains(&count), "{document} does not say {count}");
     }

@@ -5,16 +5,18 @@
 
 use std::path::{Path, PathBuf};
 
-use spid::clock::Clock;
-use spid::daemon::{Daemon, DaemonOptions};
-use spid::dialect::{self, Options};
 use spid::hook::AnyHook;
-use spid::hook::log::LogHook;
-use spid::hook::runner::{NamedHook, Runner};
-use spid::intake::Endpoint;
-use spid::scenario::{Report, Scenario, Seen, States, Target};
-use spid::signature::{Keys, Secret};
-use spid::store::Reader;
+use spid::internals::hooks::log::LogHook;
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::lab::scenario::{Report, Scenario, Seen, States, Target};
+use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+use spid::internals::serve::intake::Endpoint;
+use spid::internals::store::Reader;
+use spid_core::dialect;
+use spid_core::dialect::Options;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 
 fn keys() -> Keys {

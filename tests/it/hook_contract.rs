@@ -16,14 +16,16 @@ use crate::support::contract::Contract;
 use crate::support::examples;
 use crate::support::machine::lacks;
 use serde_json::{Value, json};
-use spid::clock::Clock;
-use spid::daemon::{Daemon, DaemonOptions};
-use spid::dialect::{self, Options};
-use spid::hook::exec::ExecHook;
-use spid::hook::runner::{NamedHook, Runner};
-use spid::intake::Endpoint;
-use spid::scenario::{Scenario, Target};
-use spid::signature::{Keys, Secret};
+use spid::internals::hooks::exec::ExecHook;
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::lab::scenario::{Scenario, Target};
+use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+use spid::internals::serve::intake::Endpoint;
+use spid_core::dialect;
+use spid_core::dialect::Options;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 
 /// Keeps every call, and answers as the log hook does.

@@ -11,12 +11,13 @@ use std::time::Duration;
 use crate::support::executable::executable;
 use crate::support::hook::{CANARY, call, call_for, done, instance, refused, retry, run_hook};
 use serde_json::Value;
-use spid::callback::{Action, Answer, Callback, Expiry, Parameters};
 use spid::hook::Call;
-use spid::hook::exec::ExecHook;
-use spid::hook::runner::{Attempted, NamedHook, Runner};
-use spid::instance::Instance;
-use spid::limits;
+use spid::internals::hooks::exec::ExecHook;
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::observe::limits;
+use spid_hook::Attempted;
+use spid_hook::callback::{Action, Answer, Callback, Expiry, Parameters};
+use spid_hook::instance::Instance;
 
 /// A call whose JSON is more than a pipe can hold.
 fn big_call() -> Call {
@@ -249,7 +250,7 @@ async fn the_hook_gets_the_call_and_a_clean_environment() {
     }
     let shells_own = ["PWD", "OLDPWD", "SHLVL", "_"];
     for name in env.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name) {
-        let kept = spid::hook::exec::KEPT_VARIABLES.contains(&name) || shells_own.contains(&name);
+        let kept = spid::internals::hooks::exec::KEPT_VARIABLES.contains(&name) || shells_own.contains(&name);
         assert!(kept || name.starts_with("SPID_"), "{name} came through");
     }
 }

@@ -10,7 +10,7 @@ use crate::support::examples;
 use crate::support::executable::executable;
 use crate::support::said::Said;
 use serde_json::{Value, json};
-use spid::http::{Request, Response, ServerOptions, serve};
+use spid::internals::net::{Request, Response, ServerOptions, serve};
 use tokio::net::TcpListener;
 
 const SPID: &str = env!("CARGO_BIN_EXE_spid");

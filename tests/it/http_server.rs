@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spid::http::{
+use spid::internals::net::{
     Client, ClientError, ClientOptions, ClientRequest, Drained, Handler, Method, Request, Response,
     ServerOptions, TurnedAway, Url, serve,
 };

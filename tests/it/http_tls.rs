@@ -13,7 +13,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spid::http::{
+use spid::internals::net::{
     Client, ClientOptions, ClientRequest, Drained, Handler, Request, Response, ServerOptions, ServerTls, Tls,
     TurnedAway, Url, serve,
 };

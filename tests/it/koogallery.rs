@@ -22,21 +22,23 @@ use hmac::{Hmac, KeyInit, Mac};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use spid::clock::Clock;
-use spid::daemon::{Daemon, DaemonOptions};
-use spid::dialect::{self, Options, Sending};
-use spid::hook::runner::{NamedHook, Runner};
 use spid::hook::{
     AnyHook, CreateCall, ExpireCall, HookError, OtherCall, Provisioned, ProvisioningHook, RefundRenewCall,
     ReleaseCall, RenewCall, Reply, Updated, UpgradeCall,
 };
-use spid::http::{Client, ClientOptions, ClientRequest, ClientResponse, Method};
-use spid::intake::Endpoint;
-use spid::job::{Schedule, State};
-use spid::metrics::Metric;
-use spid::orders::{Desk, Orders};
-use spid::signature::{AccessKey, Keys, Secret};
-use spid::store::{Filter, JobRow};
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::market_api::order_lookup::{Desk, Orders};
+use spid::internals::net::{Client, ClientOptions, ClientRequest, ClientResponse, Method};
+use spid::internals::observe::metrics::Metric;
+use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+use spid::internals::serve::intake::Endpoint;
+use spid::internals::store::{Filter, JobRow};
+use spid_core::dialect;
+use spid_core::dialect::{Options, Sending};
+use spid_core::lifecycle::schedule::{JobState, Schedule};
+use spid_core::signature::{AccessKey, Keys};
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
@@ -319,7 +321,7 @@ impl World {
 
     /// A request with a nonce nobody had before.
     fn letter(&self, activity: &str, members: Value) -> Letter {
-        let nonce = hex::encode(spid::clock::Id::new(self.clock.now()).unwrap().as_bytes());
+        let nonce = hex::encode(spid_hook::id::Id::new(self.clock.now()).unwrap().as_bytes());
         self.letter_with(activity, members, &nonce)
     }
 
@@ -766,7 +768,7 @@ async fn copies_that_come_again_and_again_cost_no_write() {
     let letter = world.letter("newInstance", purchase("b-1", "CS1"));
     assert_eq!(world.send(&letter).await.status, 200);
     let operations = || {
-        let page = world.daemon.metrics().render(&spid::metrics::Gauges::default());
+        let page = world.daemon.metrics().render(&spid::internals::observe::metrics::Gauges::default());
         let sum = page.lines().find_map(|line| line.strip_prefix("spid_commit_operations_sum ")).unwrap();
         sum.parse::<f64>().unwrap()
     };
@@ -925,8 +927,8 @@ fn one_changed_byte_of_body_nonce_or_timestamp_is_refused() {
 
 mod anything {
     use proptest::prelude::*;
-    use spid::callback::Outcome;
-    use spid::dialect::{RawRequest, Refusal};
+    use spid_core::dialect::{RawRequest, Refusal};
+    use spid_hook::callback::Outcome;
 
     use super::*;
 
@@ -1069,7 +1071,7 @@ async fn hanging() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_marketplace_that_hangs_keeps_no_other_marketplaces_orders_waiting() {
     let world = World::with(Arc::default(), hanging().await).await;
-    let waiting = spid::limits::JOBS_RUNNING_MAX_COUNT + 6;
+    let waiting = spid::internals::observe::limits::JOBS_RUNNING_MAX_COUNT + 6;
     let mut orders = tokio::task::JoinSet::new();
     for number in 0..waiting {
         let letter = world.letter("newInstance", purchase(&format!("b-{number}"), &format!("CS{number}")));
@@ -1112,7 +1114,7 @@ impl World {
         world.sells("CS1", "basic", 5, "20270101000000");
         world.office.lock().unwrap().locked = true;
         assert_eq!(world.ask("newInstance", purchase("b-1", "CS1")).await.code(), "000004");
-        let note = world.job_that(|job| job.attempts == 1 && job.state == State::Queued).await;
+        let note = world.job_that(|job| job.attempts == 1 && job.state == JobState::Queued).await;
         assert!(note.contains("does not say what was ordered"), "{note}");
         world.office.lock().unwrap().locked = false;
         world
@@ -1146,7 +1148,7 @@ impl World {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_ordered_is_asked_by_the_endpoint_under_its_new_name() {
     let world = World::bought().await.started_as(Some("koogallery-cn")).await;
-    world.job_that(|job| job.state == State::Done).await;
+    world.job_that(|job| job.state == JobState::Done).await;
     let calls = world.calls.lock().unwrap().clone();
     assert_eq!(calls.len(), 1);
     assert_eq!((&calls[0]["sku"], &calls[0]["buyer"]), (&json!("basic"), &json!("buyer-1")));
@@ -1163,7 +1165,7 @@ async fn an_order_that_cannot_be_asked_for_any_more_reaches_no_hook() {
             assert_eq!(db.execute(sql, []).unwrap(), 1);
         }
         let world = world.started_as(None).await;
-        let note = world.job_that(|job| job.state == State::Dead).await;
+        let note = world.job_that(|job| job.state == JobState::Dead).await;
         assert!(note.contains("endpoint `koogallery` is not configured any more"), "{note}");
         assert!(note.contains("`account = \"koogallery\"` and `dialect = \"koogallery\"`"), "{note}");
         assert_eq!(world.calls.lock().unwrap().len(), 0, "a hook was called without knowing what was bought");

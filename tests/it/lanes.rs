@@ -9,10 +9,10 @@
 )]
 
 use crate::support::bench::*;
-use spid::callback::{Action, Answer};
-use spid::instance::UnknownInstance;
-use spid::job;
-use spid::store::{Act, Ending, Instead, Mender, StoreOptions};
+use spid::internals::store::{Act, Ending, Instead, Mender, StoreOptions};
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Answer};
 
 /// Small, and the same everywhere.
 struct Dice(u64);
@@ -45,7 +45,7 @@ async fn deliver(bench: &Bench, dice: &mut Dice) {
         2 => renew(biz, &order, day(365 + dice.roll(300) as i64)),
         3 => upgrade(biz, dice.pick(&["basic", "silver", "gold"]).unwrap()),
         4 | 5 => expire(biz),
-        6 => spid::callback::Callback { order_id: Some("another".into()), ..create(biz) },
+        6 => spid_hook::callback::Callback { order_id: Some("another".into()), ..create(biz) },
         _ => refund_renew(biz, &order, day(20)),
     };
     let policy = dice.pick(&[UnknownInstance::Adopt, UnknownInstance::default()]).unwrap();
@@ -121,13 +121,15 @@ async fn a_restored_lane_is_marked_as_it_was() {
     }
     let folder = bench.folder.as_ref().unwrap().path();
     let (copy, place) = (folder.join("copy.db"), tempfile::tempdir().unwrap());
-    spid::store::backup(&folder.join("spid.db"), &copy).unwrap();
+    spid::internals::store::backup(&folder.join("spid.db"), &copy).unwrap();
     let restored = place.path().join("spid.db");
-    spid::store::restore(&copy, &restored, &StoreOptions::default(), bench.clock.clone(), &act()).unwrap();
+    spid::internals::store::restore(&copy, &restored, &StoreOptions::default(), bench.clock.clone(), &act())
+        .unwrap();
     let db = rusqlite::Connection::open(&restored).unwrap();
     let mut marks = db.prepare("SELECT state, blocked FROM job WHERE state < 5 ORDER BY number").unwrap();
     let marks = marks.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
-    let held = job::State::ALL.iter().position(|state| *state == job::State::Held).unwrap() as i64;
+    let held =
+        schedule::JobState::ALL.iter().position(|state| *state == schedule::JobState::Held).unwrap() as i64;
     let marks: Vec<(i64, i64)> = marks.map(Result::unwrap).collect();
     assert_eq!(marks, [(held, 0), (held, 1), (held, 1)]);
 }
@@ -154,7 +156,7 @@ async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
     let bench = Bench::sqlite_in(folder.unwrap(), clock).await;
     bench.check_blocked();
     assert!(bench.take(9).await.is_empty());
-    let dead = bench.jobs().into_iter().find(|job| job.state == job::State::Dead).unwrap();
+    let dead = bench.jobs().into_iter().find(|job| job.state == schedule::JobState::Dead).unwrap();
     mender(&bench).drop_job(dead.id, &act()).unwrap();
     bench.check_blocked();
     assert_eq!(bench.take_one().await.job.action, Action::Upgrade);

@@ -8,10 +8,11 @@
 )]
 
 use crate::support::bench::*;
-use spid::callback::{Action, Callback, Doubt, Outcome};
-use spid::instance::{State, UnknownInstance};
-use spid::job;
-use spid::store::{Disposition, Ending, Finished};
+use spid::internals::store::{Disposition, Ending, Finished};
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback, Doubt, Outcome};
+use spid_hook::instance::State;
 
 fn is_held(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Held { .. })
@@ -296,7 +297,7 @@ async fn a_release_cancels_both_parts(bench: &Bench) {
     bench.deliver(&both).await;
     bench.done(&release("b")).await;
     let states: Vec<_> = bench.jobs().iter().map(|job| (job.action, job.state)).collect();
-    assert_eq!(states[1..3], [(Action::Upgrade, job::State::Cancelled), (Action::Renew, job::State::Cancelled)]);
+    assert_eq!(states[1..3], [(Action::Upgrade, schedule::JobState::Cancelled), (Action::Renew, schedule::JobState::Cancelled)]);
     assert!(is_refused(&bench.deliver(&both).await), "paid for nothing");
 }
 
@@ -400,10 +401,10 @@ async fn a_release_overtakes_what_failed_and_what_waits(bench: &Bench) {
     assert!(heard(gone).await.is_success());
     let states: Vec<_> = bench.jobs().iter().map(|job| (job.action, job.state)).collect();
     assert_eq!(states, [
-        (Action::Release, job::State::Done),
-        (Action::Renew, job::State::Cancelled),
-        (Action::Upgrade, job::State::Cancelled),
-        (Action::Create, job::State::Done),
+        (Action::Release, schedule::JobState::Done),
+        (Action::Renew, schedule::JobState::Cancelled),
+        (Action::Upgrade, schedule::JobState::Cancelled),
+        (Action::Create, schedule::JobState::Done),
     ]);
     let late = bench.accept(&renew("b", "r", day(730))).await;
     assert!(late.alert);
@@ -493,7 +494,7 @@ async fn an_id_that_will_not_do_holds_the_create(bench: &Bench) {
         let buyer = waiter(bench.accept(&create(&biz)).await);
         let creating = bench.take_one().await;
         let finished = bench.finish(&creating, done_as(id)).await;
-        assert_eq!(state_of(&finished), job::State::Held, "id `{id}`");
+        assert_eq!(state_of(&finished), schedule::JobState::Held, "id `{id}`");
         assert!(is_held(&heard(buyer).await));
         assert!(is_held(&bench.deliver(&create(&biz)).await));
         assert_eq!(bench.instances()[0].instance.id, None);
@@ -508,7 +509,7 @@ async fn another_id_than_the_last_attempts_holds_the_create(bench: &Bench) {
     bench.advance(31);
     let second = bench.take_one().await;
     assert_eq!(bench.finish(&lost, done_as("i-1")).await, Finished::Fenced);
-    assert_eq!(state_of(&bench.finish(&second, done_as("i-2")).await), job::State::Held);
+    assert_eq!(state_of(&bench.finish(&second, done_as("i-2")).await), schedule::JobState::Held);
     assert_eq!(bench.only().id, None);
 }
 
@@ -518,7 +519,7 @@ async fn the_default_id_counts_as_the_last_attempts(bench: &Bench) {
     bench.advance(31);
     let second = bench.take_one().await;
     assert_eq!(bench.finish(&lost, done()).await, Finished::Fenced);
-    assert_eq!(state_of(&bench.finish(&second, done_as("i-2")).await), job::State::Held);
+    assert_eq!(state_of(&bench.finish(&second, done_as("i-2")).await), schedule::JobState::Held);
 }
 
 async fn an_order_whose_name_is_another_instances_id_is_held(bench: &Bench) {
@@ -538,7 +539,7 @@ async fn a_renew_supersedes_a_dead_expire(bench: &Bench) {
     bench.deliver(&expire("b")).await;
     let dead = bench.run_to_death().await;
     bench.done(&renew("b", "r", day(730))).await;
-    assert_eq!(bench.job(dead.number).state, job::State::Cancelled);
+    assert_eq!(bench.job(dead.number).state, schedule::JobState::Cancelled);
     assert_eq!(bench.state(), State::Active);
     // The marketplace still asks for the expire it was never told.
     assert!(is_held(&bench.deliver(&expire("b")).await));
@@ -562,7 +563,7 @@ async fn a_renew_that_waits_supersedes_an_expire_that_dies(bench: &Bench) {
         assert_eq!(again.job.action, Action::Expire);
         bench.finish(&again, retry()).await;
     }
-    assert_eq!(bench.job(expiring.job.number).state, job::State::Cancelled);
+    assert_eq!(bench.job(expiring.job.number).state, schedule::JobState::Cancelled);
     let renewing = bench.take_one().await;
     assert_eq!(renewing.job.action, Action::Renew);
     bench.finish_done(&renewing).await;
@@ -642,7 +643,7 @@ async fn an_expire_supersedes_a_dead_renew_whose_term_is_over(bench: &Bench) {
     let dead = bench.run_to_death().await;
     bench.go_to_day(401);
     bench.done(&expire("b")).await;
-    assert_eq!(bench.job(dead.number).state, job::State::Cancelled);
+    assert_eq!(bench.job(dead.number).state, schedule::JobState::Cancelled);
     assert_eq!(bench.state(), State::Frozen);
 }
 
@@ -653,7 +654,7 @@ async fn a_dead_renew_that_was_paid_beyond_now_is_not_cancelled_by_an_expire(ben
     bench.go_to_day(365);
     // What ends is the old term.
     assert!(is_held(&bench.deliver(&expire("b")).await));
-    assert_eq!(bench.job(dead.number).state, job::State::Dead);
+    assert_eq!(bench.job(dead.number).state, schedule::JobState::Dead);
     assert!(bench.take(9).await.is_empty(), "the buyer is not frozen before somebody has looked");
     // The renewal comes again and succeeds this time.
     bench.done(&renew("b", "r", day(730))).await;
@@ -724,7 +725,7 @@ async fn an_expire_is_judged_by_the_longer_term_while_a_refund_is_on_its_way(ben
 
 async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(bench: &Bench) {
     let marked = |nonce: &str, callback: Callback| Callback {
-        once: Some(spid::callback::Once { nonce: nonce.into(), until: day(9) }),
+        once: Some(spid_hook::callback::Once { nonce: nonce.into(), until: day(9) }),
         ..callback
     };
     let thaw = |nonce: &str| marked(nonce, Callback { action: Action::Renew, ..expire("b") });
@@ -743,7 +744,7 @@ async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(benc
 }
 
 async fn a_thaw_does_not_depend_on_a_dead_renewal(bench: &Bench) {
-    let once = Some(spid::callback::Once { nonce: "t".into(), until: day(9) });
+    let once = Some(spid_hook::callback::Once { nonce: "t".into(), until: day(9) });
     bench.done(&create("b")).await;
     bench.done(&expire("b")).await;
     bench.deliver(&renew("b", "r", day(730))).await;
@@ -842,7 +843,7 @@ async fn a_renew_that_dies_before_a_waiting_expire_stays_dead(bench: &Bench) {
         let again = bench.take_one().await;
         bench.finish(&again, retry()).await;
     }
-    assert_eq!(bench.job(renewing.job.number).state, job::State::Dead);
+    assert_eq!(bench.job(renewing.job.number).state, schedule::JobState::Dead);
     assert_eq!(bench.state(), State::Active);
 }
 
@@ -862,7 +863,7 @@ async fn a_create_the_hook_refused_takes_those_behind_it_along_and_may_come_agai
     bench.deliver(&upgrade("b", "gold")).await;
     bench.finish(&creating, refused()).await;
     let behind: Vec<_> = bench.jobs().iter().filter(|job| job.action != Action::Create).map(|job| job.state).collect();
-    assert_eq!(behind, [job::State::Cancelled; 2]);
+    assert_eq!(behind, [schedule::JobState::Cancelled; 2]);
     assert!(is_refused(&bench.deliver(&create("b")).await));
     assert!(is_refused(&bench.deliver(&renew("b", "r", day(730))).await));
     bench.advance(31);

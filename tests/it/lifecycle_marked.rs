@@ -11,11 +11,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::bench::*;
-use spid::callback::{Action, Callback, Once, Outcome};
-use spid::clock::plus_millis;
-use spid::instance::State;
-use spid::limits;
-use spid::store::{Ending, StoreError};
+use spid::internals::observe::limits;
+use spid::internals::store::{Ending, StoreError};
+use spid_hook::callback::{Action, Callback, Once, Outcome};
+use spid_hook::instance::State;
+use spid_hook::time::plus_millis;
 
 /// The callback under a mark nobody had before.
 fn marked(bench: &Bench, callback: Callback) -> Callback {

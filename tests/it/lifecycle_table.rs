@@ -15,11 +15,11 @@ use std::collections::BTreeMap;
 use crate::support::bench::{ACCOUNT, create, day, expire, refund_renew, release, renew, upgrade};
 use jiff::Timestamp;
 use proptest::prelude::*;
-use spid::callback::{Action, Callback, Doubt};
-use spid::instance::{
-    Decision, Done, Instance, LaneJob, Occurrence, Policy, Reason, Standing, State, UnknownInstance, Verdict,
-    View, Wants, decide,
+use spid_core::lifecycle::{
+    Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, UnknownInstance, Verdict, View, decide,
 };
+use spid_hook::callback::{Action, Callback, Doubt};
+use spid_hook::instance::{Instance, State, Wants};
 
 /// Everything is decided on this day; the term ends on day 365.
 const TODAY: i64 = 100;
@@ -519,7 +519,7 @@ fn lane_job(position: usize, job: Coming) -> LaneJob {
 }
 
 fn seconds_ago(seconds: i64) -> Timestamp {
-    spid::clock::plus_millis(day(TODAY), -1000 * seconds)
+    spid_hook::time::plus_millis(day(TODAY), -1000 * seconds)
 }
 
 fn occurrence(seen: Seen) -> Option<Occurrence> {

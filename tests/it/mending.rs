@@ -1146,7 +1146,8 @@ fn a_release_that_came_before_anything_else_is_listed_by_the_name_it_used() {
 fn a_sign_on_that_a_hook_leaves_pending_is_a_mistake_of_the_hook_and_waits_for_nobody() {
     let (home, daemon, id) = sold();
     tell_hook(&home, "pend-sign-on");
-    let now = spid::clock::Clock::System.now().to_zoned(jiff::tz::TimeZone::get("Asia/Shanghai").unwrap());
+    let now =
+        spid_hook::time::Clock::System.now().to_zoned(jiff::tz::TimeZone::get("Asia/Shanghai").unwrap());
     let ticket = about("verify", &id).with("timeStamp", &now.strftime("%Y-%m-%d %H:%M:%S").to_string());
     assert_ne!(daemon.deliver(&ticket).status, 302);
     daemon.wait_for_log("a sign-on cannot be pending");

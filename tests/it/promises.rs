@@ -904,14 +904,16 @@ fn p10_a_marketplace_that_hangs_up_cancels_nothing() {
 mod in_process {
     //! A hook that panics can only be had inside.
 
-    use spid::daemon::{Daemon, DaemonOptions};
-    use spid::dialect::{self, Options};
-    use spid::hook::runner::{NamedHook, Runner};
     use spid::hook::{
         CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
     };
-    use spid::intake::Endpoint;
-    use spid::signature::{Key, Keys, Secret};
+    use spid::internals::hooks::runner::{NamedHook, Runner};
+    use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+    use spid::internals::serve::intake::Endpoint;
+    use spid_core::dialect;
+    use spid_core::dialect::Options;
+    use spid_core::signature::{Key, Keys};
+    use spid_hook::Secret;
     use tokio::net::TcpListener;
 
     use super::*;

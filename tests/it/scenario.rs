@@ -14,12 +14,15 @@ use std::sync::{Arc, Mutex};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use spid::clock::Clock;
-use spid::dialect::RawRequest;
-use spid::http::{Request, Response, ServerOptions, serve};
-use spid::instance::State;
-use spid::scenario::{Answered, Failure, Observer, Report, Scenario, Seen, Sent, States, StepReport, Target};
-use spid::signature::{Keys, Secret};
+use spid::internals::lab::scenario::{
+    Answered, Failure, Observer, Report, Scenario, Seen, Sent, States, StepReport, Target,
+};
+use spid::internals::net::{Request, Response, ServerOptions, serve};
+use spid_core::dialect::RawRequest;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::instance::State;
+use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
 
@@ -641,7 +644,7 @@ async fn a_replay_is_told_to_a_build_server() {
 
 /// What an editor says of a file, by somebody else's reading of the schema.
 fn editors_complaints(text: &str) -> Vec<String> {
-    let schema: Value = serde_json::from_str(spid::scenario::SCHEMA).unwrap();
+    let schema: Value = serde_json::from_str(spid::internals::lab::scenario::SCHEMA).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();
     let file: toml::Value = toml::from_str(text).unwrap();
     let file = serde_json::to_value(file).unwrap();

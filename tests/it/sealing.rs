@@ -13,8 +13,8 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use rusqlite::{Connection, params};
 use serde_json::Value;
-use spid::seal::{KeySource, Sealer};
-use spid::signature::Secret;
+use spid::internals::store::encryption::{KeySource, Sealer};
+use spid_hook::Secret;
 
 /// Answers with the password each time.
 const TELLS: &str =

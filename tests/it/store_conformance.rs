@@ -13,16 +13,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::support::bench::*;
-use spid::callback::{Action, Answer, Callback, Expiry, Field, InstanceRef, Outcome};
-use spid::clock::Clock;
-use spid::instance::{Policy, State};
-use spid::job::{self, Schedule};
-use spid::limits;
-use spid::signature::Secret;
-use spid::store::{
+use spid::internals::observe::limits;
+use spid::internals::store::{
     Acceptance, Act, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
     StoreOptions,
 };
+use spid_core::lifecycle::Policy;
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer, Callback, Expiry, Field, InstanceRef, Outcome};
+use spid_hook::instance::State;
+use spid_hook::time::Clock;
 
 const CANARY: &str = "fake-password-canary";
 
@@ -94,12 +96,12 @@ async fn a_dispatcher_gets_jobs_born_leased_while_it_has_places(bench: &Bench) {
     assert!(bench.store.attach(1).is_none(), "one dispatcher");
     let buyer = waiter(bench.accept(&create("a")).await);
     let first = ready.recv().await.unwrap();
-    assert_eq!((first.taken.job.state, first.taken.job.attempts), (job::State::Running, 1));
+    assert_eq!((first.taken.job.state, first.taken.job.attempts), (schedule::JobState::Running, 1));
     assert!(first.taken.instance.as_ref().is_some_and(|instance| instance.began));
     waiter(bench.accept(&create("b")).await);
     assert!(ready.try_recv().is_err(), "no place");
     assert_eq!(bench.take_one().await.job.action, Action::Create);
-    assert_eq!(state_of(&bench.finish_done(&first.taken).await), job::State::Done);
+    assert_eq!(state_of(&bench.finish_done(&first.taken).await), schedule::JobState::Done);
     assert!(heard(buyer).await.is_success());
     drop(first);
     waiter(bench.accept(&create("c")).await);
@@ -128,8 +130,8 @@ async fn an_old_attempt_is_fenced_off(bench: &Bench) {
     for ending in [refused(), retry(), Ending::GivenBack, done_as("b")] {
         assert_eq!(bench.finish(&old, ending).await, Finished::Fenced);
     }
-    assert_eq!(bench.job(new.job.number).state, job::State::Running);
-    assert_eq!(state_of(&bench.finish_done(&new).await), job::State::Done);
+    assert_eq!(bench.job(new.job.number).state, schedule::JobState::Running);
+    assert_eq!(state_of(&bench.finish_done(&new).await), schedule::JobState::Done);
     assert_eq!(bench.finish_done(&new).await, Finished::Fenced, "once");
 }
 
@@ -155,7 +157,7 @@ async fn a_lost_lease_comes_back_and_spends_a_step(bench: &Bench) {
     }
     assert!(bench.take(9).await.is_empty());
     let job = &bench.jobs()[0];
-    assert_eq!(job.state, job::State::Dead, "a job that kills the daemon ends");
+    assert_eq!(job.state, schedule::JobState::Dead, "a job that kills the daemon ends");
     assert_eq!(bench.store.reader().attempts(job.number).unwrap().len(), 4);
 }
 
@@ -179,15 +181,15 @@ async fn a_prolonged_lease_is_not_lost(bench: &Bench) {
         bench.store.extend(vec![(taken.job.number, 1), (taken.job.number, 7), (99, 1)]).await.unwrap();
         assert!(bench.take(9).await.is_empty());
     }
-    assert_eq!(state_of(&bench.finish_done(&taken).await), job::State::Done);
+    assert_eq!(state_of(&bench.finish_done(&taken).await), schedule::JobState::Done);
 }
 
 async fn what_is_given_back_is_due_at_once_and_spends_nothing(bench: &Bench) {
     bench.deliver(&create("b")).await;
     for _ in 0..20 {
         let taken = bench.take_one().await;
-        assert_eq!((taken.job.step, taken.job.extra), (0, job::Extra::No));
-        assert_eq!(state_of(&bench.finish(&taken, Ending::GivenBack).await), job::State::Queued);
+        assert_eq!((taken.job.step, taken.job.extra), (0, schedule::Extra::No));
+        assert_eq!(state_of(&bench.finish(&taken, Ending::GivenBack).await), schedule::JobState::Queued);
     }
     assert_eq!(bench.jobs().len(), 1);
 }
@@ -196,7 +198,7 @@ async fn the_schedule_is_walked_and_then_it_is_dead(bench: &Bench) {
     bench.deliver(&create("b")).await;
     for wait in [50, 100, 190] {
         let taken = bench.take_one().await;
-        assert_eq!(state_of(&bench.finish(&taken, retry()).await), job::State::Queued);
+        assert_eq!(state_of(&bench.finish(&taken, retry()).await), schedule::JobState::Queued);
         bench.advance(wait - 1);
         let taking = bench.store.take(9).await.unwrap();
         assert!(taking.taken.is_empty());
@@ -204,7 +206,7 @@ async fn the_schedule_is_walked_and_then_it_is_dead(bench: &Bench) {
         bench.advance(wait / 10 + 1);
     }
     let taken = bench.take_one().await;
-    assert_eq!(state_of(&bench.finish(&taken, retry()).await), job::State::Dead);
+    assert_eq!(state_of(&bench.finish(&taken, retry()).await), schedule::JobState::Dead);
     bench.advance(1_000_000);
     assert!(bench.take(9).await.is_empty());
     let attempts = bench.store.reader().attempts(taken.job.number).unwrap();
@@ -232,9 +234,9 @@ async fn a_redelivery_brings_a_waiting_attempt_forward_under_the_gap(bench: &Ben
     assert!(bench.take(9).await.is_empty(), "the second wait is a hundred seconds");
     bench.deliver(&create("b")).await;
     let forward = bench.take_one().await;
-    assert_eq!((forward.job.step, forward.job.extra), (2, job::Extra::Waiting));
+    assert_eq!((forward.job.step, forward.job.extra), (2, schedule::Extra::Waiting));
     bench.finish(&forward, retry()).await;
-    assert_eq!((bench.jobs()[0].step, bench.jobs()[0].extra), (2, job::Extra::No), "no step is spent");
+    assert_eq!((bench.jobs()[0].step, bench.jobs()[0].extra), (2, schedule::Extra::No), "no step is spent");
     bench.advance(10);
     bench.deliver(&create("b")).await;
     bench.advance(19);
@@ -252,15 +254,15 @@ async fn a_redelivery_of_a_dead_job_is_one_more_attempt(bench: &Bench) {
         assert!(bench.take(9).await.is_empty(), "the gap");
         bench.advance(30);
         let more = bench.take_one().await;
-        assert_eq!((more.job.number, more.job.id, more.job.extra), (dead.number, dead.id, job::Extra::Dead));
-        assert_eq!(state_of(&bench.finish(&more, retry()).await), job::State::Dead);
+        assert_eq!((more.job.number, more.job.id, more.job.extra), (dead.number, dead.id, schedule::Extra::Dead));
+        assert_eq!(state_of(&bench.finish(&more, retry()).await), schedule::JobState::Dead);
         bench.advance(1);
         assert!(bench.take(9).await.is_empty());
     }
     bench.deliver(&create("b")).await;
     bench.advance(30);
     let more = bench.take_one().await;
-    assert_eq!(state_of(&bench.finish_done(&more).await), job::State::Done);
+    assert_eq!(state_of(&bench.finish_done(&more).await), schedule::JobState::Done);
 }
 
 async fn a_pending_job_waits_for_somebody(bench: &Bench) {
@@ -268,7 +270,7 @@ async fn a_pending_job_waits_for_somebody(bench: &Bench) {
     let taken = bench.take_one().await;
     let finished = bench.finish(&taken, Ending::Pending { note: "legal must sign".into() }).await;
     let Finished::Kept { state, note } = finished else { panic!("fenced") };
-    assert_eq!((state, note.as_deref()), (job::State::Pending, Some("legal must sign")));
+    assert_eq!((state, note.as_deref()), (schedule::JobState::Pending, Some("legal must sign")));
     assert_eq!(heard(buyer).await, Outcome::NotYet);
     bench.deliver(&renew("b", "r", day(730))).await;
     bench.advance(1_000_000);
@@ -327,7 +329,7 @@ async fn totals_and_filters_agree(bench: &Bench) {
     let reader = bench.store.reader();
     let totals = reader.totals().unwrap();
     assert_eq!((totals.instances["active"], totals.instances["pending"], totals.jobs["queued"]), (1, 1, 1));
-    let queued = reader.jobs(&Filter { jobs: vec![job::State::Queued], ..all() }).unwrap();
+    let queued = reader.jobs(&Filter { jobs: vec![schedule::JobState::Queued], ..all() }).unwrap();
     assert_eq!((queued.len(), queued[0].instance), (1, Some(bench.instances()[0].number)));
     let page = reader.callbacks(&Filter { before: Some(3), limit: 1, ..Filter::default() }).unwrap();
     assert_eq!(page.iter().map(|row| row.number).collect::<Vec<_>>(), [2]);
@@ -361,7 +363,7 @@ async fn what_is_looked_for_is_found(bench: &Bench) {
 
 async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Bench) {
     let totals = || bench.store.reader().totals().unwrap();
-    assert_eq!(totals(), spid::store::Totals::default());
+    assert_eq!(totals(), spid::internals::store::Totals::default());
     let began = bench.clock.now();
     for _ in 0..30 {
         bench.deliver(&create("a")).await;
@@ -392,7 +394,7 @@ fn files(folder: &Path) -> Vec<std::path::PathBuf> {
 }
 
 async fn open(path: &Path) -> Result<Store, StoreError> {
-    Store::open(path, StoreOptions::default(), spid::clock::Clock::manual(start()))
+    Store::open(path, StoreOptions::default(), spid_hook::time::Clock::manual(start()))
         .await
         .map(|(store, _)| store)
 }
@@ -460,10 +462,13 @@ async fn a_restart_keeps_everything_and_brings_running_jobs_back() {
     let bench = bench.restart().await;
     assert_eq!((bench.instances(), bench.callbacks()), before);
     let job = bench.job(running.job.number);
-    assert_eq!((job.state, job.attempts, job.step, job.id), (job::State::Queued, 1, 1, running.job.id));
+    assert_eq!(
+        (job.state, job.attempts, job.step, job.id),
+        (schedule::JobState::Queued, 1, 1, running.job.id)
+    );
     assert_eq!(bench.finish_done(&running).await, Finished::Fenced, "the dead daemon's hook comes too late");
     bench.run_due().await;
-    assert!(bench.jobs().iter().all(|job| job.state == job::State::Done));
+    assert!(bench.jobs().iter().all(|job| job.state == schedule::JobState::Done));
     assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("b"));
 }
 
@@ -593,15 +598,15 @@ fn a_database_of_version_1_can_be_copied_before_it_is_brought_up_to_date() {
     let (folder, path) = of_version_1();
     let copy = folder.path().join("copy.db");
     let (old, before) = (columns(&path), values(&path, &columns(&path)));
-    spid::store::backup(&path, &copy).unwrap();
+    spid::internals::store::backup(&path, &copy).unwrap();
     for database in [&path, &copy] {
         assert_eq!((columns(database), values(database, &old)), (old.clone(), before.clone()));
     }
     assert_eq!(Reader::open(&copy).err(), Some(StoreError::Older(copy.clone(), 1)));
-    let twice = spid::store::backup(&path, &copy).unwrap_err();
+    let twice = spid::internals::store::backup(&path, &copy).unwrap_err();
     assert!(matches!(twice, StoreError::File(..)), "{twice}");
     let nothing = folder.path().join("nothing.db");
-    assert_eq!(spid::store::backup(&nothing, &copy).err(), Some(StoreError::NotThere(nothing)));
+    assert_eq!(spid::internals::store::backup(&nothing, &copy).err(), Some(StoreError::NotThere(nothing)));
 }
 
 #[tokio::test]
@@ -668,12 +673,17 @@ async fn a_backup_of_version_1_is_restored_into_a_database_of_today() {
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("spid.db");
     let act = Act { who: "a test".into(), why: "the disk died".into() };
-    let restored =
-        spid::store::restore(&backup, &path, &StoreOptions::default(), Clock::manual(start()), &act);
+    let restored = spid::internals::store::restore(
+        &backup,
+        &path,
+        &StoreOptions::default(),
+        Clock::manual(start()),
+        &act,
+    );
     assert_eq!(restored.unwrap().held, 2);
     assert_eq!(std::fs::read(&backup).unwrap(), before, "the backup stays as it was made");
     let held = Reader::open(&path).unwrap().jobs(&all()).unwrap();
-    assert_eq!(held.iter().filter(|job| job.state == job::State::Held).count(), 2);
+    assert_eq!(held.iter().filter(|job| job.state == schedule::JobState::Held).count(), 2);
     assert!(open(&path).await.is_ok());
 }
 
@@ -720,7 +730,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
                 clock.advance(jiff::SignedDuration::from_mins(10));
             }
             let job = store.reader().jobs(&all()).unwrap().remove(0);
-            assert_eq!((job.state, tried), (job::State::Dead, failures), "{product}, lost: {lost}");
+            assert_eq!((job.state, tried), (schedule::JobState::Dead, failures), "{product}, lost: {lost}");
         }
     }
 }

@@ -11,14 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use spid::callback::Action;
-use spid::hook::log::LogHook;
 use spid::hook::{
     Context, CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
     RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
-use spid::instance::{Instance, State};
-use spid::testing::{self, Check, FindingKind, Report};
+use spid::internals::hooks::log::LogHook;
+use spid::testing;
+use spid::testing::{Check, FindingKind, Report};
+use spid_hook::callback::Action;
+use spid_hook::instance::{Instance, State};
 use tokio::task::yield_now;
 
 /// What a hook does wrong.

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use spid::callback::{Action, Answer, Callback, Expiry, Outcome};
-use spid::clock::Clock;
-use spid::instance::{Instance, Policy, State, UnknownInstance};
-use spid::job::{self, Schedule};
-use spid::store::{
+use spid::internals::store::{
     Acceptance, CallbackRow, Closed, Ending, Filter, Finished, InstanceRow, JobRow, Receipt, Reply, Store,
     StoreOptions, Taken, Waiting,
 };
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_core::lifecycle::{Policy, UnknownInstance};
+use spid_hook::callback::{Action, Answer, Callback, Expiry, Outcome};
+use spid_hook::instance::{Instance, State};
+use spid_hook::time::Clock;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
@@ -192,7 +194,7 @@ impl Bench {
     pub(crate) async fn run_to_death(&self) -> JobRow {
         loop {
             let taken = self.take_one().await;
-            if state_of(&self.finish(&taken, retry()).await) == job::State::Dead {
+            if state_of(&self.finish(&taken, retry()).await) == schedule::JobState::Dead {
                 return self.job(taken.job.number);
             }
             self.advance(8 * 3600);
@@ -216,7 +218,7 @@ impl Bench {
     }
 
     pub(crate) fn held(&self) -> Vec<CallbackRow> {
-        let disposition = Some(spid::store::Disposition::Held);
+        let disposition = Some(spid::internals::store::Disposition::Held);
         self.store.reader().callbacks(&Filter { disposition, ..all() }).unwrap()
     }
 
@@ -304,7 +306,7 @@ pub(crate) fn refused() -> Ending {
 }
 
 /// Where a finish that was kept left the job.
-pub(crate) fn state_of(finished: &Finished) -> job::State {
+pub(crate) fn state_of(finished: &Finished) -> schedule::JobState {
     match finished {
         Finished::Kept { state, .. } => *state,
         Finished::Fenced => panic!("fenced"),

@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use spid::callback::{Action, Answer, Callback};
-use spid::hook::runner::{Attempted, NamedHook, Runner};
 use spid::hook::{Call, CallFacts};
-use spid::instance::{Instance, State};
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid_hook::Attempted;
+use spid_hook::callback::{Action, Answer, Callback};
+use spid_hook::instance::{Instance, State};
 
 /// What no log and no error may hold.
 pub(crate) const CANARY: &str = "fake-canary-password";

@@ -8,7 +8,7 @@ use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use spid::dialect::OutRequest;
+use spid_core::dialect::OutRequest;
 
 /// A daemon that was started. It is killed when this goes.
 pub(crate) struct Serving {

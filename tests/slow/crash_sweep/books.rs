@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension};
-use spid::job::State;
+use spid_core::lifecycle::schedule::JobState;
 
 use crate::market::{Answered, Ask, Market};
 use crate::support::serving::new_lines;
@@ -148,7 +148,7 @@ impl Books {
     }
 
     /// Jobs that are neither done nor made unnecessary by a release.
-    fn unfinished(&self, connection: &Connection) -> Vec<(i64, i64, State)> {
+    fn unfinished(&self, connection: &Connection) -> Vec<(i64, i64, JobState)> {
         let sql = format!(
             "SELECT job.number, job.action, job.state, instance.state FROM job
              LEFT JOIN instance ON instance.number = job.instance WHERE NOT ({SPENT})"
@@ -161,8 +161,8 @@ impl Books {
         rows.unwrap()
             .map(Result::unwrap)
             .filter(|(_, _, state, instance)| match state {
-                State::Done => false,
-                State::Cancelled => *instance != Some(RELEASED),
+                JobState::Done => false,
+                JobState::Cancelled => *instance != Some(RELEASED),
                 _ => true,
             })
             .map(|(job, action, state, _)| (job, action, state))
@@ -248,7 +248,7 @@ impl Books {
         if released && matches!(success.step.ask, Ask::Expire | Ask::RefundRenew) {
             return Ok(());
         }
-        let is_done = |row: &Found| row.0 && row.1.is_some_and(|number| state(number) == State::Done);
+        let is_done = |row: &Found| row.0 && row.1.is_some_and(|number| state(number) == JobState::Done);
         let done: Vec<&Found> = rows.iter().filter(|row| is_done(row)).collect();
         let wanted = if success.step.order.is_some() { 1 } else { success.nth as usize };
         let Some((_, _, key, id, kept)) = done.get(wanted - 1) else {
@@ -371,6 +371,6 @@ fn read_found(row: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {
     Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?))
 }
 
-fn state(number: u8) -> State {
-    State::ALL[usize::from(number)]
+fn state(number: u8) -> JobState {
+    JobState::ALL[usize::from(number)]
 }

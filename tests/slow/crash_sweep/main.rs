@@ -103,7 +103,7 @@ fn test(arguments: &[String]) -> ExitCode {
 }
 
 fn now_in_micros() -> u64 {
-    spid::clock::Clock::System.now().as_microsecond().unsigned_abs()
+    spid_hook::time::Clock::System.now().as_microsecond().unsigned_abs()
 }
 
 /// A folder with everything in it, gone afterwards unless something was found.

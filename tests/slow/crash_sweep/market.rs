@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use spid::clock::Clock;
-use spid::dialect::{self, OutRequest, Sending};
-use spid::signature::{Keys, Secret};
+use spid_core::dialect;
+use spid_core::dialect::{OutRequest, Sending};
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 
 use crate::support::random::Random;
 use crate::support::serving::deliver;

@@ -6,19 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use spid::clock::Clock;
-use spid::daemon::{Daemon, DaemonOptions};
-use spid::dialect::{self, Sending};
-use spid::dispatch::DispatchOptions;
-use spid::hook::log::LogHook;
-use spid::hook::runner::{NamedHook, Route, Runner};
 use spid::hook::{
     CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
 };
-use spid::http::{Client, ClientOptions, ClientRequest};
-use spid::intake::{Endpoint, IntakeOptions};
-use spid::job::Schedule;
-use spid::signature::{Keys, Secret};
+use spid::internals::hooks::log::LogHook;
+use spid::internals::hooks::runner::{NamedHook, Route, Runner};
+use spid::internals::net::{Client, ClientOptions, ClientRequest};
+use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+use spid::internals::serve::dispatch::DispatchOptions;
+use spid::internals::serve::intake::{Endpoint, IntakeOptions};
+use spid_core::dialect;
+use spid_core::dialect::Sending;
+use spid_core::lifecycle::schedule::Schedule;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 

@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 
 use crate::support::daemon::{Answer, Daemon, Home, about, create, exchange, get_text};
 use serde_json::Value;
-use spid::config::Config;
+use spid::internals::config::Config;
 
 /// A daemon with an admin listener, and these lines in its tables.
 fn bench(server: &str, endpoint: &str, rest: &str) -> (Home, Daemon, SocketAddr) {

@@ -20,7 +20,7 @@ use crate::support::daemon::{
     Answer, Daemon, Home, KEY, Line, QUICK, about, create, exchange, get, get_text, post_text, until,
 };
 use rustix::process::{Resource, getrlimit};
-use spid::limits;
+use spid::internals::observe::limits;
 
 fn bench() -> (Home, Daemon) {
     let home = Home::with_log_hook();
@@ -462,7 +462,7 @@ esac"#;
     let admin = admin_address(&daemon);
     let id = daemon.deliver(&create("ob-1")).id();
     let zone = jiff::tz::TimeZone::fixed(jiff::tz::offset(8));
-    let now = spid::clock::Clock::System.now().to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string();
+    let now = spid_hook::time::Clock::System.now().to_zoned(zone).strftime("%Y-%m-%d %H:%M:%S").to_string();
     let link = |id: &str, at: &str| about("verify", id).with("timeStamp", at).signed();
     let links = [
         ("stale", link(&id, "2026-01-01 08:00:00")),

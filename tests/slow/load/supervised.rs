@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use crate::support::daemon::{Home, QUICK, create, get, get_text, post_text, until};
 use rustix::process::Signal;
-use spid::http::{Client, ClientOptions, ClientRequest, Tls};
+use spid::internals::net::{Client, ClientOptions, ClientRequest, Tls};
 
 /// A socket as a supervisor holds it: open whatever becomes of the daemon.
 fn socket() -> TcpListener {

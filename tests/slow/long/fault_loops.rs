@@ -21,8 +21,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::faults::{Answer, Bench, Daemon, Effect, Kind, library};
-use spid::instance::State;
-use spid::store::Filter;
+use spid::internals::store::Filter;
+use spid_hook::instance::State;
 
 /// One callback of the life.
 struct Step {

@@ -17,10 +17,12 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use spid::clock::Clock;
-use spid::dialect::{self, Sending};
-use spid::signature::{Keys, Secret};
-use spid::store::Reader;
+use spid::internals::store::Reader;
+use spid_core::dialect;
+use spid_core::dialect::Sending;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
+use spid_hook::time::Clock;
 use tempfile::TempDir;
 
 use crate::support::faultfs;

@@ -16,13 +16,15 @@ use std::ops::Range;
 
 use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
-use spid::callback::{Action, Callback, Outcome};
-use spid::clock::{Id, from_millis};
-use spid::instance::{State, UnknownInstance};
-use spid::job;
-use spid::store::{
+use spid::internals::store::{
     Acceptance, CallbackRow, Ending, InstanceRow, JobRow, Receipt, Reply, Taken, Totals, Waiting,
 };
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback, Outcome};
+use spid_hook::id::Id;
+use spid_hook::instance::State;
+use spid_hook::time::from_millis;
 
 const SEEDS: Range<u64> = 0..40;
 const STEPS: usize = 150;
@@ -298,7 +300,8 @@ fn check_truth(bench: &Bench, row: &CallbackRow, callback: &Callback) {
     let wanted = callback.expires_on.as_ref().and_then(|expiry| expiry.at);
     let carried_out = || {
         let jobs = bench.jobs_of(callback.action).into_iter();
-        let mut done = jobs.filter(|job| job.state == job::State::Done && job.instance == Some(made.number));
+        let mut done =
+            jobs.filter(|job| job.state == schedule::JobState::Done && job.instance == Some(made.number));
         done.any(|job| {
             let of = bench.store.reader().callback(job.callback).unwrap().unwrap().1;
             (of.order_id, of.expires_on, of.sku)
@@ -349,7 +352,7 @@ impl Seen {
             assert!(numbers.contains(&job.callback), "no callback: {job:?}");
             let before = *self.keys.entry(job.id).or_insert(job.callback);
             assert_eq!(before, job.callback, "a key of two occurrences: {job:?}");
-            if job.state == job::State::Done {
+            if job.state == schedule::JobState::Done {
                 self.done.insert(job.number);
                 let first = job.action != Action::Create || created.insert(job.instance);
                 assert!(first, "created twice: {job:?}");
@@ -358,7 +361,8 @@ impl Seen {
                 !job.state.is_live() || open.insert(job.callback),
                 "two live jobs of one occurrence: {job:?}"
             );
-            let alone = job.state != job::State::Running || !job.in_lane || running.insert(job.instance);
+            let alone =
+                job.state != schedule::JobState::Running || !job.in_lane || running.insert(job.instance);
             assert!(alone, "two run in one lane: {job:?}");
         }
         let deliveries: u64 = callbacks.iter().map(|row| row.deliveries).sum();

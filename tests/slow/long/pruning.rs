@@ -16,16 +16,16 @@ use std::ops::Range;
 
 use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
-use spid::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
-use spid::clock::Id;
-use spid::instance::UnknownInstance;
-use spid::job;
-use spid::limits::PRUNE_AGE_MIN_MS;
-use spid::signature::Secret;
-use spid::store::{
+use spid::internals::observe::limits::PRUNE_AGE_MIN_MS;
+use spid::internals::store::{
     Acceptance, Act, CallbackRow, Ending, MendError, Mender, PruneOptions, Pruned, Receipt, Reply,
     StoreOptions, Taken, Waiting,
 };
+use spid_core::lifecycle::UnknownInstance;
+use spid_core::lifecycle::schedule;
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
+use spid_hook::id::Id;
 
 const SEEDS: Range<u64> = 0..12;
 const STEPS: usize = 250;
@@ -393,10 +393,11 @@ async fn what_is_young_open_held_dead_or_untold_stays_whole() {
             assert_eq!(callback.pruned_at, None, "{row:?}");
         }
     }
-    let dead = |jobs: &[job::State]| jobs.iter().filter(|state| **state == job::State::Dead).count();
+    let dead =
+        |jobs: &[schedule::JobState]| jobs.iter().filter(|state| **state == schedule::JobState::Dead).count();
     let states = |bench: &Bench| bench.jobs().iter().map(|job| job.state).collect::<Vec<_>>();
     assert_eq!(dead(&states(&bench)), 1);
-    let job = bench.jobs().into_iter().find(|job| job.state == job::State::Dead).unwrap();
+    let job = bench.jobs().into_iter().find(|job| job.state == schedule::JobState::Dead).unwrap();
     assert!(!bench.store.reader().attempts(job.number).unwrap().is_empty(), "its attempts say why");
 }
 

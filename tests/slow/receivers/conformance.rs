@@ -12,16 +12,18 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use spid::conformance::{Case, Judgement, Level, Suite, Unjudged, Verdict, Watcher, cases};
-use spid::daemon::{Daemon, DaemonOptions};
-use spid::dialect::{self, Options};
-use spid::hook::runner::{NamedHook, Runner};
 use spid::hook::{
     AnyHook, CreateCall, ExpireCall, HookError, PaymentCall, Provisioned, ProvisioningHook, RefundRenewCall,
     ReleaseCall, RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
 };
-use spid::intake::Endpoint;
-use spid::signature::{Keys, Secret};
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::lab::conformance::{Case, Judgement, Level, Suite, Unjudged, Verdict, Watcher, cases};
+use spid::internals::serve::daemon::{Daemon, DaemonOptions};
+use spid::internals::serve::intake::Endpoint;
+use spid_core::dialect;
+use spid_core::dialect::Options;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
 use tokio::net::TcpListener;
 
 use crate::receiver::{Fault, KEY, receiver};
@@ -114,8 +116,8 @@ async fn our_own_daemon_passes_everything_and_again() {
         assert_eq!(judgement.cases.len(), cases().len());
         assert_eq!(judgement.left_behind, Vec::<String>::new());
     }
-    for state in [spid::instance::State::Active, spid::instance::State::Frozen] {
-        let filter = spid::store::Filter { state: Some(state), limit: 10, ..Default::default() };
+    for state in [spid_hook::instance::State::Active, spid_hook::instance::State::Frozen] {
+        let filter = spid::internals::store::Filter { state: Some(state), limit: 10, ..Default::default() };
         assert!(daemon.store().reader().instances(&filter).unwrap().is_empty(), "{state} is left");
     }
     daemon.stop().await;

@@ -22,10 +22,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags};
-use spid::market::Market;
-use spid::market::ledger::{End, Kind, Ledger, Summary};
-use spid::market::plan::Plan;
-use spid::signature::{Keys, Secret};
+use spid::internals::lab::simulator::Market;
+use spid::internals::lab::simulator::ledger::{End, Kind, Ledger, Summary};
+use spid::internals::lab::simulator::plan::Plan;
+use spid_core::signature::Keys;
+use spid_hook::Secret;
 
 use crate::forwarder::Forwarder;
 use crate::receiver::{Fault, KEY, receiver};

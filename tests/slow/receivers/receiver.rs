@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use md5::{Digest, Md5};
 use serde_json::json;
-use spid::http::{Request, Response, ServerOptions, serve};
+use spid::internals::net::{Request, Response, ServerOptions, serve};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
@@ -151,7 +151,7 @@ fn get<'a>(pairs: &'a Pairs, name: &str) -> &'a str {
 
 /// Whether the term ends more than half a year from now.
 fn ends_far_ahead(pairs: &Pairs) -> bool {
-    let now = spid::clock::Clock::System.now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
+    let now = spid_hook::time::Clock::System.now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
     jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", get(pairs, "expiredOn"))
         .is_ok_and(|until| until.duration_since(now).as_hours() > 24 * 180)
 }
@@ -406,7 +406,7 @@ impl Receiver {
     fn sign_on(&self, pairs: &Pairs) -> Response {
         let stamp = get(pairs, "timeStamp");
         let now =
-            spid::clock::Clock::System.now().to_zoned(jiff::tz::TimeZone::get("Asia/Shanghai").unwrap());
+            spid_hook::time::Clock::System.now().to_zoned(jiff::tz::TimeZone::get("Asia/Shanghai").unwrap());
         let fresh = jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", stamp)
             .is_ok_and(|at| (now.datetime().duration_since(at).as_secs()).abs() < 600);
         let link = format!("{}{stamp}{}", get(pairs, "instanceId"), get(pairs, "token"));

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use spid::callback::{Action, Callback};
-use spid::instance::{Instance, State};
-use spid::job;
-use spid::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow};
+use spid::internals::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow};
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::{Action, Callback};
+use spid_hook::instance::{Instance, State};
 
 use crate::market::{ACCOUNTS, Event, Order};
 use crate::world::Sim;
@@ -83,8 +83,8 @@ fn instance(sim: &Sim, old: &InstanceRow, new: &InstanceRow, before: &Seen, now:
     let refunded = now.jobs.values().any(|job| {
         job.action == Action::RefundRenew
             && job.instance == Some(new.number)
-            && job.state == job::State::Done
-            && before.jobs.get(&job.number).is_none_or(|job| job.state != job::State::Done)
+            && job.state == schedule::JobState::Done
+            && before.jobs.get(&job.number).is_none_or(|job| job.state != schedule::JobState::Done)
     });
     sim.demand(is.expires_on >= was.expires_on || refunded || was.state == State::Pending, || {
         format!("without a refund the expiry {:?} became {:?}", was.expires_on, is.expires_on)
@@ -112,7 +112,7 @@ fn one_each(sim: &Sim, now: &Seen) {
     }
     let mut lanes = BTreeMap::new();
     for job in now.jobs.values() {
-        let runs = job.state == job::State::Running;
+        let runs = job.state == schedule::JobState::Running;
         sim.demand(runs == job.lease_until.is_some(), || format!("lease and state disagree: {job:?}"));
         if runs
             && job.in_lane
@@ -206,7 +206,7 @@ fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     let Some(instance) = instance_of(sim, order).map(|row| row.instance) else {
         return sim.violate(format_args!("told the success of {row:?}, and there is no instance"));
     };
-    let until = event.expires_ms.map(spid::clock::from_millis);
+    let until = event.expires_ms.map(spid_hook::time::from_millis);
     let is_gone = instance.state == State::Released;
     let holds = match event.action {
         Action::Expire => is_gone || instance.state == State::Frozen,
@@ -250,15 +250,15 @@ pub(crate) fn end(sim: &Sim) {
 
 /// A job has ended, or somebody must look, and it says why; or it waits behind such a one.
 fn ended(sim: &Sim, job: &JobRow, now: &Seen) {
-    let waits = job.state == job::State::Queued && is_blocked(job, now);
-    let ended = !matches!(job.state, job::State::Queued | job::State::Running);
+    let waits = job.state == schedule::JobState::Queued && is_blocked(job, now);
+    let ended = !matches!(job.state, schedule::JobState::Queued | schedule::JobState::Running);
     sim.demand(waits || ended, || format!("lost: {job:?}"));
-    let reasoned = waits || job.state == job::State::Done || job.note.is_some();
+    let reasoned = waits || job.state == schedule::JobState::Done || job.note.is_some();
     sim.demand(reasoned, || format!("ended without a reason: {job:?}"));
 }
 
 fn is_blocked(job: &JobRow, now: &Seen) -> bool {
-    let stuck = [job::State::Pending, job::State::Held, job::State::Dead];
+    let stuck = [schedule::JobState::Pending, schedule::JobState::Held, schedule::JobState::Dead];
     now.jobs.values().any(|other| {
         other.in_lane
             && other.instance == job.instance
@@ -293,7 +293,7 @@ fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
     if let Some(job) = described {
         fold.describe(&callback(sim, job.callback));
     }
-    for job in lane.filter(|job| job.state == job::State::Done) {
+    for job in lane.filter(|job| job.state == schedule::JobState::Done) {
         fold.apply(&callback(sim, job.callback));
     }
     let never_made = now.callbacks.values().any(|callback| {
@@ -355,7 +355,7 @@ fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
     }
     let rows = rows_of(sim, order, event);
     let job = rows.last().and_then(|row| row.job).and_then(|number| now.jobs.get(&number));
-    let waits = job.is_some_and(|job| job.state == job::State::Pending || is_blocked(job, now))
+    let waits = job.is_some_and(|job| job.state == schedule::JobState::Pending || is_blocked(job, now))
         || rows.last().is_some_and(|row| is_stuck(row, now));
     sim.demand(waits, || format!("never settled: {event:?} of {}: {rows:?}, {job:?}", order.biz));
 }
@@ -363,7 +363,7 @@ fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
 /// Whether a person must see to something of the instance first: what is to be true once that is done is
 /// not true yet.
 fn is_stuck(row: &CallbackRow, now: &Seen) -> bool {
-    let stuck = [job::State::Pending, job::State::Held, job::State::Dead];
+    let stuck = [schedule::JobState::Pending, schedule::JobState::Held, schedule::JobState::Dead];
     now.jobs.values().any(|job| job.in_lane && job.instance == row.instance && stuck.contains(&job.state))
 }
 

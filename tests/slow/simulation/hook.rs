@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use spid::callback::Action;
 use spid::hook::{
     Context, CreateCall, ExpireCall, HookError, PaymentCall, Provisioned, ProvisioningHook, RefundRenewCall,
     ReleaseCall, RenewCall, Updated, UpgradeCall,
 };
-use spid::instance::{Instance, State};
-use spid::job;
-use spid::store::JobRow;
+use spid::internals::store::JobRow;
+use spid_core::lifecycle::schedule;
+use spid_hook::callback::Action;
+use spid_hook::instance::{Instance, State};
 use tokio::time::sleep;
 
 use crate::check::everything;
@@ -58,7 +58,7 @@ impl Machines {
     /// While another daemon takes leases for lost, every attempt but one that runs now may have lost
     /// its own: what it still does is a dead man's, and the fence must keep it out.
     pub(crate) fn steal(&mut self, job: &JobRow) {
-        let lost = job.attempts - u32::from(job.state == job::State::Running);
+        let lost = job.attempts - u32::from(job.state == schedule::JobState::Running);
         self.stolen.insert(job.id.to_string(), lost);
     }
 
@@ -273,7 +273,7 @@ impl Machine {
         let Some(job) = reader.job(name.parse().unwrap()).unwrap() else {
             return sim.violate(format_args!("the hook is called for {name}, which was not committed"));
         };
-        sim.demand(job.state == job::State::Running && job.attempts == context.attempt, || {
+        sim.demand(job.state == schedule::JobState::Running && job.attempts == context.attempt, || {
             format!("the hook is called for {name} #{}, which stands at {job:?}", context.attempt)
         });
         let earlier = reader.jobs(&everything()).unwrap().into_iter().find(|other| {

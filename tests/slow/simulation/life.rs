@@ -4,14 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use spid::dispatch::{Dispatch, DispatchOptions};
 use spid::hook::AnyHook;
-use spid::hook::runner::{NamedHook, Runner};
-use spid::intake::{Intake, IntakeOptions};
-use spid::limits;
-use spid::metrics::Metrics;
-use spid::store::Store;
-use spid::store::sim::{self, Planted, Writer};
+use spid::internals::hooks::runner::{NamedHook, Runner};
+use spid::internals::observe::limits;
+use spid::internals::observe::metrics::Metrics;
+use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
+use spid::internals::serve::intake::{Intake, IntakeOptions};
+use spid::internals::store::Store;
+use spid::internals::store::sim;
+use spid::internals::store::sim::{Planted, Writer};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -92,7 +93,7 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
-    let refusals = spid::refusals::Refusals::new(clock.clone(), metrics.clone());
+    let refusals = spid::internals::observe::denied::Refusals::new(clock.clone(), metrics.clone());
     let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
     Some((Daemon { intake, store, stop: Arc::new(stop) }, dispatching))
 }
@@ -225,7 +226,7 @@ async fn ask(
     sim: &Sim,
     daemon: &Daemon,
     account: usize,
-    request: spid::http::Request,
+    request: spid::internals::net::Request,
 ) -> (String, Option<String>) {
     let asked = Instant::now();
     sim.world().in_flight += 1;

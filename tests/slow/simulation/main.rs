@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 
 use hook::Planned;
 use life::{Run, simulate};
-use spid::store::sim::Planted;
+use spid::internals::store::sim::Planted;
 
 /// A number from the environment.
 #[expect(clippy::disallowed_methods, reason = "there is no other way to tell a test how long to run")]

@@ -1,10 +1,11 @@
 //! The marketplace: what customers do, and how it says so. It knows what it was told and nothing else.
 
-use spid::callback::Action;
-use spid::dialect;
-use spid::http::Request;
-use spid::intake::Endpoint;
-use spid::signature::{Keys, Parts, Secret};
+use spid::internals::net::Request;
+use spid::internals::serve::intake::Endpoint;
+use spid_core::dialect;
+use spid_core::signature::{Keys, Parts};
+use spid_hook::Secret;
+use spid_hook::callback::Action;
 
 use crate::support::random::Random;
 
@@ -71,7 +72,7 @@ impl Event {
 
     /// What the request says of it, by the names of the generic dialect.
     pub(crate) fn parameters(&self, biz: &str) -> Vec<(String, String)> {
-        let expires = self.expires_ms.map(|at| spid::clock::from_millis(at).to_string());
+        let expires = self.expires_ms.map(|at| spid_hook::time::from_millis(at).to_string());
         let values = [
             ("action", Some(self.action.as_str().to_owned())),
             ("order_biz_id", Some(biz.to_owned())),

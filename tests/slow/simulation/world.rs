@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use spid::clock::{Clock, Ids, from_millis};
-use spid::job::Schedule;
-use spid::store::StoreOptions;
-use spid::store::sim::{Cue, Disk, Fault, Planted, Point};
+use spid::internals::store::StoreOptions;
+use spid::internals::store::sim::{Cue, Disk, Fault, Planted, Point};
+use spid_core::lifecycle::schedule::Schedule;
+use spid_hook::id::Ids;
+use spid_hook::time::{Clock, from_millis};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
