@@ -38,25 +38,37 @@ fn sources(folder: &str) -> BTreeMap<PathBuf, String> {
     found
 }
 
-/// The numbers of the modules, from the table in ARCHITECTURE.md.
-fn numbers() -> BTreeMap<String, u32> {
-    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
-    let mut numbers = BTreeMap::new();
-    for line in text.lines().filter(|line| line.starts_with("| ")) {
-        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let Ok(number) = cells[1].parse::<u32>() else { continue };
-        for module in cells[2].split('`').skip(1).step_by(2) {
-            let name = module.split('/').next().unwrap().to_owned();
-            assert_eq!(*numbers.entry(name).or_insert(number), number, "{module} has two numbers");
-        }
-    }
-    assert!(numbers.len() >= 15, "the table of modules in ARCHITECTURE.md was not found: {numbers:?}");
-    numbers
+/// Sources of the three crates, each with the heading of its table in ARCHITECTURE.md.
+const CRATES: [(&str, &str); 3] = [
+    ("src", "### Rooms of `spid`"),
+    ("crates/spid-core/src", "### Modules of `spid-core`"),
+    ("crates/spid-hook/src", "### Modules of `spid-hook`"),
+];
+
+/// Every Rust file of the three crates.
+fn all_sources() -> BTreeMap<PathBuf, String> {
+    CRATES.iter().flat_map(|(folder, _)| sources(folder)).collect()
 }
 
-/// The top-level module a file belongs to; `None` for `lib.rs` and `main.rs`.
-fn module_of(path: &Path) -> Option<String> {
-    let inside = path.strip_prefix("src").unwrap();
+/// Ranks of the modules of one crate, from its table in ARCHITECTURE.md.
+fn ranks(heading: &str) -> BTreeMap<String, u32> {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    let (_, table) = text.split_once(heading).unwrap_or_else(|| panic!("ARCHITECTURE.md has no `{heading}`"));
+    let table = table.split("\n#").next().unwrap();
+    let mut ranks = BTreeMap::new();
+    for line in table.lines().filter(|line| line.starts_with("| ")) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let Ok(rank) = cells[1].parse::<u32>() else { continue };
+        for name in cells[2].split('`').skip(1).step_by(2) {
+            assert_eq!(ranks.insert(name.to_owned(), rank), None, "{name} has two ranks");
+        }
+    }
+    ranks
+}
+
+/// Top-level module of a file; `None` for `lib.rs` and `main.rs`.
+fn module_of(folder: &str, path: &Path) -> Option<String> {
+    let inside = path.strip_prefix(folder).unwrap();
     let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
     let name = first.trim_end_matches(".rs");
     (!matches!(name, "lib" | "main")).then(|| name.to_owned())
@@ -156,19 +168,24 @@ impl<'ast> Visit<'ast> for Names {
 }
 
 #[test]
-fn a_module_imports_only_modules_with_a_lower_number() {
-    let numbers = numbers();
+fn a_module_imports_only_modules_of_a_lower_rank() {
     let mut wrong = Vec::new();
-    for (path, text) in sources("src") {
-        let Some(module) = module_of(&path) else { continue };
-        let own = *numbers.get(&module).unwrap_or_else(|| panic!("ARCHITECTURE.md does not list `{module}`"));
-        for other in Names::of(&text).own() {
-            // What `lib.rs` itself holds has no number.
-            let Some(number) = numbers.get(other) else { continue };
-            if other != module && *number >= own {
-                wrong.push(format!("{} ({own}) names crate::{other} ({number})", path.display()));
+    for (folder, heading) in CRATES {
+        let ranks = ranks(heading);
+        let mut found = std::collections::BTreeSet::new();
+        for (path, text) in sources(folder) {
+            let Some(module) = module_of(folder, &path) else { continue };
+            let own = *ranks.get(&module).unwrap_or_else(|| panic!("{heading} does not list `{module}`"));
+            for other in Names::of(&text).own() {
+                // Items of `lib.rs` itself have no rank.
+                let Some(rank) = ranks.get(other) else { continue };
+                if other != module && *rank >= own {
+                    wrong.push(format!("{} ({own}) names crate::{other} ({rank})", path.display()));
+                }
             }
+            found.insert(module);
         }
+        assert!(ranks.keys().all(|name| found.contains(name)), "{heading} lists a module that is not there");
     }
     wrong.sort();
     wrong.dedup();
@@ -176,11 +193,37 @@ fn a_module_imports_only_modules_with_a_lower_number() {
 }
 
 #[test]
+fn the_root_crate_has_at_most_ten_rooms() {
+    let rooms = ranks("### Rooms of `spid`");
+    assert!(rooms.len() <= 10, "{rooms:?}");
+    let entries: Vec<_> =
+        std::fs::read_dir(root().join("src")).unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(entries.len(), rooms.len() + 2, "src/ holds rooms, lib.rs and main.rs: {entries:?}");
+}
+
+#[test]
+fn a_crate_depends_only_on_crates_below() {
+    for (manifest, forbidden) in [
+        ("crates/spid-hook/Cargo.toml", vec!["spid", "spid-core", "rusqlite", "tokio-rustls", "rustls"]),
+        ("crates/spid-core/Cargo.toml", vec!["spid", "tokio", "hyper", "rusqlite", "rustix"]),
+    ] {
+        let text = std::fs::read_to_string(root().join(manifest)).unwrap();
+        let dependencies = text.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+        for line in dependencies.lines() {
+            let name = line.split(['.', ' ', '=']).next().unwrap();
+            assert!(!forbidden.contains(&name), "{manifest} depends on {name}");
+        }
+    }
+}
+
+#[test]
 fn siblings_of_one_kind_are_strangers() {
     for (folder, siblings) in [
-        ("src/dialect", vec!["alibaba", "generic", "jdcloud", "koogallery"]),
+        ("crates/spid-core/src", vec!["dialect", "lifecycle"]),
+        ("crates/spid-core/src/dialect", vec!["alibaba", "generic", "jdcloud", "koogallery"]),
         ("src/store", vec!["memory", "sqlite"]),
-        ("src/hook", vec!["exec", "http", "log"]),
+        ("src/hooks", vec!["exec", "http", "log"]),
+        ("src/serve", vec!["intake", "dispatch"]),
     ] {
         for (path, text) in sources(folder) {
             // A sibling may be a folder: then every file in it is the sibling.
@@ -189,43 +232,54 @@ fn siblings_of_one_kind_are_strangers() {
             if !siblings.contains(&own) {
                 continue;
             }
-            for named in Names::of(&text).paths.iter().flatten() {
-                let stranger = siblings.contains(&named.as_str()) && named != own;
-                assert!(!stranger, "{} names its sibling {named}", path.display());
+            for path_named in &Names::of(&text).paths {
+                // A path inside of another crate cannot name the sibling.
+                let Some(named) = path_named.iter().find(|named| siblings.contains(&named.as_str())) else {
+                    continue;
+                };
+                let is_own_crate =
+                    matches!(path_named[0].as_str(), "crate" | "super" | "self") || path_named[0] == *named;
+                assert!(!is_own_crate || named == own, "{} names its sibling {named}", path.display());
             }
         }
     }
 }
 
 #[test]
-fn a_crate_is_named_where_it_belongs() {
-    let files: Vec<_> = sources("src").into_iter().map(|(path, text)| (path, Names::of(&text))).collect();
-    for (name, home) in [
-        ("rusqlite", "src/store/sqlite"),
-        ("clap", "src/cli"),
-        ("hyper", "src/http"),
-        ("hyper_util", "src/http"),
-        ("http_body_util", "src/http"),
-        ("tokio_rustls", "src/http"),
-        ("rustls_native_certs", "src/http"),
-        ("httpdate", "src/http"),
-        ("listenfd", "src/supervisor.rs"),
-        ("chacha20poly1305", "src/seal.rs"),
-        ("hmac", "src/signature.rs"),
-        ("md5", "src/signature.rs"),
-        ("base64", "src/signature"),
-        ("aes", "src/signature"),
-        ("cbc", "src/signature"),
-        ("sha1", "src/signature"),
-        ("subtle", "src/signature.rs"),
-        ("serde_urlencoded", "src/query.rs"),
-        ("tracing_subscriber", "src/cli"),
+fn a_dependency_is_named_where_it_belongs() {
+    let files: Vec<_> = all_sources().into_iter().map(|(path, text)| (path, Names::of(&text))).collect();
+    for (name, homes) in [
+        ("rusqlite", vec!["src/store/sqlite"]),
+        ("clap", vec!["src/cli"]),
+        ("hyper", vec!["src/net"]),
+        ("hyper_util", vec!["src/net"]),
+        ("http_body_util", vec!["src/net"]),
+        ("tokio_rustls", vec!["src/net"]),
+        ("rustls_native_certs", vec!["src/net"]),
+        ("httpdate", vec!["src/net"]),
+        ("listenfd", vec!["src/serve/supervisor"]),
+        ("chacha20poly1305", vec!["src/store/encryption"]),
+        ("hmac", vec!["crates/spid-core/src/signature", "crates/spid-hook/src/webhook"]),
+        ("md5", vec!["crates/spid-core/src/signature"]),
+        ("base64", vec!["crates/spid-core/src/signature", "crates/spid-hook/src/webhook"]),
+        ("aes", vec!["crates/spid-core/src/signature"]),
+        ("cbc", vec!["crates/spid-core/src/signature"]),
+        ("sha1", vec!["crates/spid-core/src/signature"]),
+        ("subtle", vec!["crates/spid-core/src/signature", "crates/spid-hook/src"]),
+        ("serde_urlencoded", vec!["crates/spid-core/src/query"]),
+        ("tracing_subscriber", vec!["src/cli"]),
+        ("mimalloc", vec!["src/main"]),
     ] {
         let mut at_home = false;
         for (path, names) in &files {
             if names.names_crate(name) {
-                let allowed = path.starts_with(home) || path.with_extension("").starts_with(home);
-                assert!(allowed, "{} names {name}, which belongs in {home}", path.display());
+                let is_home =
+                    |home: &&str| path.starts_with(home) || path.with_extension("").starts_with(home);
+                assert!(
+                    homes.iter().any(is_home),
+                    "{} names {name}, which belongs in {homes:?}",
+                    path.display()
+                );
                 at_home = true;
             }
         }
@@ -234,19 +288,109 @@ fn a_crate_is_named_where_it_belongs() {
 }
 
 #[test]
-fn nothing_below_config_sees_the_configuration() {
-    let numbers = numbers();
+fn only_the_command_line_names_the_lab() {
     for (path, text) in sources("src") {
-        let Some(module) = module_of(&path) else { continue };
-        if numbers[&module] < numbers["config"] {
+        let is_lab = Names::of(&text).own().any(|other| other == "lab");
+        assert!(
+            !is_lab || path.starts_with("src/cli") || path.starts_with("src/lab") || path.ends_with("lib.rs"),
+            "{} names the lab",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_below_config_sees_the_configuration() {
+    let ranks = ranks("### Rooms of `spid`");
+    for (path, text) in sources("src") {
+        let Some(module) = module_of("src", &path) else { continue };
+        if ranks[&module] < ranks["config"] {
             assert!(Names::of(&text).own().all(|other| other != "config"), "{} sees config", path.display());
         }
     }
 }
 
+/// Doc comments of a file, each joined into one text, with the line of its first line.
+fn doc_comments(text: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<(usize, String)> = Vec::new();
+    let mut is_inside = false;
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        let doc = line.strip_prefix("///").or_else(|| line.strip_prefix("//!"));
+        match (doc, found.last_mut()) {
+            (Some(doc), Some((_, before))) if is_inside => {
+                before.push(' ');
+                before.push_str(doc.trim());
+            }
+            (Some(doc), _) => found.push((index + 1, doc.trim().to_owned())),
+            (None, _) => {}
+        }
+        is_inside = doc.is_some();
+    }
+    found
+}
+
+/// A reader looks for the name of the thing first: "Options for the dispatcher.", "Returns the instance, if …".
+#[test]
+fn a_doc_comment_opens_with_a_noun_or_a_verb() {
+    let never = [
+        "What",
+        "Whether",
+        "How",
+        "Who",
+        "Whom",
+        "Whose",
+        "Where",
+        "Why",
+        "When",
+        "Which",
+        "Says whether",
+        "The same as",
+    ];
+    let rarely = ["It", "Its", "That", "As", "One"];
+    let (mut wrong, mut rare, mut all) = (Vec::new(), 0, 0);
+    for (path, text) in all_sources() {
+        for (line, comment) in doc_comments(&text) {
+            let opens = |words: &[&str]| {
+                words.iter().any(|word| {
+                    comment
+                        .strip_prefix(word)
+                        .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric()))
+                })
+            };
+            all += 1;
+            rare += usize::from(opens(&rarely));
+            if opens(&never) {
+                wrong.push(format!("{}:{line}: {comment}", path.display()));
+            }
+        }
+    }
+    assert!(all > 3_000, "the reader of doc comments found only {all}");
+    assert!(rare * 50 < all, "{rare} of {all} doc comments open with a pronoun");
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
+
+/// Pronouns that stand for a person or a thing the reader has to guess.
+#[test]
+fn nobody_is_not_a_word_of_ours() {
+    let words = ["some", "no", "any", "every"].map(|word| format!("{word}body"));
+    let more = ["who", "what", "which"].map(|word| format!("{word}ever"));
+    let banned: Vec<String> = words.into_iter().chain(more).chain(["who".to_owned() + "m"]).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in all_sources() {
+        for (index, line) in text.lines().enumerate() {
+            let mut of_the_line = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            if of_the_line.any(|word| banned.iter().any(|banned| word.eq_ignore_ascii_case(banned))) {
+                wrong.push(format!("{}:{}: {}", path.display(), index + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} lines\n{}", wrong.len(), wrong.join("\n"));
+}
+
 #[test]
 fn every_file_opens_with_its_why() {
-    for (path, text) in sources("src").into_iter().chain(sources("tests")).chain(sources("examples")) {
+    for (path, text) in all_sources().into_iter().chain(sources("tests")).chain(sources("examples")) {
         assert!(text.starts_with("//! "), "{} does not begin with `//!`", path.display());
     }
 }
@@ -294,7 +438,7 @@ impl<'ast> Visit<'ast> for Longest {
 
 #[test]
 fn functions_are_short() {
-    for (path, text) in sources("src") {
+    for (path, text) in all_sources() {
         let mut longest = Longest::default();
         longest.visit_file(&syn::parse_file(&text).unwrap());
         assert!(longest.lines <= 70, "{}: `{}` has {} lines", path.display(), longest.name, longest.lines);
@@ -303,7 +447,7 @@ fn functions_are_short() {
 
 #[test]
 fn no_mutable_statics() {
-    for (path, text) in sources("src") {
+    for (path, text) in all_sources() {
         assert!(!text.contains("static mut "), "{}", path.display());
         for line in text.lines().filter(|line| line.trim_start().starts_with("static ")) {
             let cell = ["Mutex", "RwLock", "Atomic", "OnceLock", "LazyLock", "Cell"]
@@ -387,7 +531,7 @@ fn a_test_that_hangs_is_named_and_ends_the_run() {
 
 #[test]
 fn the_project_speaks_of_itself_alone() {
-    let mut texts = sources("src");
+    let mut texts = all_sources();
     texts.extend(sources("tests"));
     texts.extend(sources("examples"));
     for name in ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "Cargo.toml", ".ci/run"] {
