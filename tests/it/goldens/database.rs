@@ -568,6 +568,9 @@ async fn open_jobs(bench: Bench, dead: Id) -> Bench {
         ..renew("biz-adopted", "renewal-2", "2098-01-01 00:00:00")
     };
     bench.accept(&Callback { action_name: "refundRenewInstance".to_owned(), ..refund }).await;
+    bench.accept(&sign_on("biz-active", bench.clock.now())).await;
+    bench.accept(&unknown("waitingAction", "biz-active")).await;
+    bench.mender().approve(bench.last(), None, &act("it is known")).unwrap();
     bench.mender().retry(dead, &act("the hook is mended for good")).unwrap();
     bench
 }
