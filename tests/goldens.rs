@@ -26,7 +26,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use admin::{admin_of, ask, post};
-use common::{Answer, Daemon, Home, KEY, Params, create, exchange, get_text, until};
+use common::{Answer, Daemon, Home, KEY, Params, about, create, exchange, get_text, until};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -249,7 +249,7 @@ fn without_chance(dump: &str) -> String {
 #[test]
 #[ignore = "writes a file: SPID_GOLDENS_DATABASE=FILE"]
 fn the_database() {
-    let to = std::env::var("SPID_GOLDENS_DATABASE").unwrap();
+    let to = std::env::var_os("SPID_GOLDENS_DATABASE").unwrap();
     std::fs::write(to, database::made(&Path::new(GOLDENS).join("sealing-key"))).unwrap();
 }
 
@@ -603,6 +603,32 @@ fn daemon_home(hook: &str) -> Home {
     home
 }
 
+/// Puts these tables into the configuration.
+fn add_to_configuration(home: &Home, tables: &str) {
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    home.configure(&text.replacen("[store]", &format!("{tables}\n[store]"), 1));
+}
+
+/// Log lines as JSON, down to those for debugging.
+const JSON_LOG: &str = "[log]\nlevel = \"debug\"\nformat = \"json\"\n";
+
+/// Each kind of line in a log: its level, where it comes from, what it says, and the names of its members.
+fn kinds_of_lines(log: &str) -> String {
+    let mut kinds = BTreeSet::new();
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        // Of these programs' own libraries nothing is promised.
+        if !text("target").starts_with("spid") {
+            continue;
+        }
+        let members: Vec<&str> = line.as_object().unwrap().keys().map(String::as_str).collect();
+        let message = without_numbers(&text("message"), 1);
+        kinds.insert(format!("{} {}: {message}\n  {}\n", text("level"), text("target"), members.join(" ")));
+    }
+    kinds.into_iter().collect()
+}
+
 /// Nothing is due for a long time, and nothing runs.
 const AT_REST: &str =
     "UPDATE job SET state = 0, lease_until = NULL, due_at = 4070908800000 WHERE state IN (0, 1)";
@@ -751,7 +777,7 @@ fn acts(home: &Home, admin: SocketAddr) {
 // Hooks.
 
 /// Keeps each call, and the variables it came with, under the job's key.
-const KEEPING: &str = r#"exec = { command = ["sh", "-c", "cat > FOLDER/call-$SPID_IDEMPOTENCY_KEY; env | grep -e ^SPID_ -e ^TRACEPARENT= | sort > FOLDER/env-$SPID_IDEMPOTENCY_KEY; case $SPID_ACTION in sign-on) printf '{\"redirect\":\"https://app.example.com/\"}';; *) printf '{}';; esac"] }"#;
+const KEEPING: &str = r#"exec = { command = ["sh", "-c", "cat > FOLDER/call-$SPID_IDEMPOTENCY_KEY; env | grep -e ^SPID_ -e ^TRACEPARENT= | sort > FOLDER/env-$SPID_IDEMPOTENCY_KEY; case $SPID_ACTION in sign-on) printf '{\"redirect\":\"https://app.example.com/\"}';; other) printf '{\"body\":{\"done\":true}}';; *) printf '{}';; esac"] }"#;
 
 /// A star in place of what is new with each attempt: its deadline, the span in its trace, and when the job before it
 /// changed the instance.
@@ -777,6 +803,7 @@ fn calls_of_an_executable() {
     let keys: Vec<String> =
         jobs(&home).into_iter().filter(|id| wanted.contains(&id.replace('-', ""))).collect();
     assert_eq!(keys.len(), 12);
+    add_to_configuration(&home, JSON_LOG);
     let daemon = home.start();
     let mut text = String::new();
     let mut actions = BTreeSet::new();
@@ -796,7 +823,12 @@ fn calls_of_an_executable() {
         let variables: String = variables.lines().map(variable).collect();
         text.push_str(&format!("{variables}{}\n", pretty(&call)));
     }
-    daemon.stop();
+    home.wait_until_idle();
+    let log = daemon.stop();
+    compare(
+        "log-of-hooks.txt",
+        &kinds_of_lines(&log).replace(&home.path("").display().to_string(), "FOLDER"),
+    );
     assert_eq!(actions.len(), 9, "every action that a hook gets: {actions:?}");
     compare("hook-calls.txt", &text.replace(&home.path("").display().to_string(), "FOLDER"));
 }
@@ -814,33 +846,19 @@ fn a_call_over_http() {
     let daemon = home.start();
     let (stream, _) = listener.accept().unwrap();
     let mut reader = BufReader::new(stream);
-    let (mut head, mut length) = (Vec::new(), 0);
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).unwrap();
-        let line = line.trim_end().to_owned();
-        let Some((name, value)) = line.split_once(": ") else {
-            match line.is_empty() {
-                true => break,
-                false => head.push(line),
-            }
-            continue;
-        };
+    let (head, body) = request(&mut reader).unwrap();
+    let line = |line: &String| {
+        let Some((name, value)) = line.split_once(": ") else { return line.clone() };
         let name = name.to_ascii_lowercase();
-        if name == "content-length" {
-            length = value.parse().unwrap();
-        }
-        let volatile = ["webhook-timestamp", "webhook-signature", "traceparent", "content-length", "host"];
         let value = match name.as_str() {
             "webhook-signature" => value.split_once(',').map(|(form, _)| format!("{form},*")).unwrap(),
             "user-agent" => value.replace(env!("CARGO_PKG_VERSION"), "VERSION"),
-            name if volatile.contains(&name) || name.contains("deadline") => "*".to_owned(),
+            "webhook-timestamp" | "traceparent" | "content-length" | "host" => "*".to_owned(),
             _ => value.to_owned(),
         };
-        head.push(format!("{name}: {value}"));
-    }
-    let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
+        format!("{name}: {value}")
+    };
+    let mut head: Vec<String> = head.iter().map(line).collect();
     let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
     reader.get_mut().write_all(answer.as_bytes()).unwrap();
     let mut call: Value = serde_json::from_slice(&body).unwrap();
@@ -964,23 +982,164 @@ fn the_judgement_of_a_receiver() {
 fn answers_to_a_marketplace() {
     let home = daemon_home(BUSY);
     change(&home, AT_REST);
+    add_to_configuration(&home, JSON_LOG);
     let daemon = home.start();
     let mut text = String::new();
-    let about = |action: &str, id: &str| common::about(action, id);
     let requests: Vec<Params> = vec![
-        // As it was bought: the dates stand in the zone of the endpoint.
         create("biz-never-before"),
         about("releaseInstance", "i-released"),
         about("renewInstance", "i-nothing").with("expiredOn", "2099-01-01 00:00:00").with("orderId", "o"),
         about("bindDomain", "i-active"),
+        about("upgradeInstance", "i-active").with("skuId", "gold").with("seats", "20"),
         about("upgradeInstance", "i-active").with("skuId", "gold").with("seats", "20"),
     ];
     for request in requests {
         let answer = daemon.deliver(&request);
         text.push_str(&format!("{}\n{} {}\n", request.encoded(), answer.status, answer.body));
     }
-    daemon.stop();
+    until("the hook has failed", || {
+        let tried = "SELECT CAST(attempts AS TEXT) FROM job WHERE state = 0 AND attempts = 1 AND created_at > 1750000000000";
+        (!found(&home, tried).is_empty()).then_some(())
+    });
+    let log = daemon.stop();
+    compare("log.txt", &kinds_of_lines(&log).replace(&home.path("").display().to_string(), "FOLDER"));
     compare("answers.txt", &text);
+}
+
+/// The files that a daemon keeps beside its database, while a hook runs: a later version finds them.
+#[test]
+fn files_beside_the_database() {
+    let home = daemon_home(
+        r#"exec = { command = ["sh", "-c", "while [ ! -e FOLDER/gate-end ] && [ -d FOLDER ]; do sleep 0.02; done; printf '{}'"] }"#,
+    );
+    change(&home, AT_REST);
+    change(&home, "UPDATE job SET due_at = 0 WHERE state = 0 AND action = 7");
+    let daemon = home.start();
+    let mut text = String::new();
+    let marks = until("a hook runs", || {
+        let folders = std::fs::read_dir(home.path("")).unwrap().map(|entry| entry.unwrap().path());
+        let folder = folders.filter(|path| path.is_dir()).find(|path| {
+            std::fs::read_dir(path).unwrap().next().is_some_and(|mark| {
+                std::fs::read_to_string(mark.unwrap().path()).is_ok_and(|text| text.ends_with('\n'))
+            })
+        })?;
+        Some(folder)
+    });
+    let mut names: Vec<String> = std::fs::read_dir(home.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    text.push_str(&format!("{}\n", names.join("\n")));
+    let mark = std::fs::read_dir(&marks).unwrap().next().unwrap().unwrap().path();
+    let content = std::fs::read_to_string(&mark).unwrap();
+    let (boot, rest) = content.split_once('\n').unwrap();
+    let name = format!("{}/{}", marks.file_name().unwrap().display(), mark.file_name().unwrap().display());
+    text.push_str(&format!(
+        "--- {}\n*{}\n{rest}",
+        without_numbers(&name, 1),
+        if boot.is_empty() { "(no boot)" } else { "" }
+    ));
+    let lock = std::fs::read_to_string(home.path("spid.db.lock")).unwrap();
+    let (stamp, keys) = lock.split_once('\n').unwrap();
+    assert_eq!(stamp.len(), 20);
+    text.push_str(&format!("--- spid.db.lock\n*\n{keys}\n"));
+    home.open_gate("end");
+    daemon.stop();
+    compare("files.txt", &text);
+}
+
+/// Takes requests as a collector of spans does, and gives their bodies.
+fn collector() -> (SocketAddr, std::sync::mpsc::Receiver<Value>) {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let sender = sender.clone();
+            let mut reader = BufReader::new(stream.unwrap());
+            std::thread::spawn(move || {
+                while let Some((_, body)) = request(&mut reader) {
+                    let answer =
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+                    reader.get_mut().write_all(answer.as_bytes()).unwrap();
+                    sender.send(serde_json::from_slice(&body).unwrap()).unwrap();
+                }
+            });
+        }
+    });
+    (address, receiver)
+}
+
+/// The head and the body of the next request, if one comes.
+fn request(reader: &mut BufReader<std::net::TcpStream>) -> Option<(Vec<String>, Vec<u8>)> {
+    let (mut head, mut length) = (Vec::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end();
+        if line.is_empty() {
+            break;
+        }
+        let lower = line.to_ascii_lowercase();
+        if let Some(value) = lower.strip_prefix("content-length: ") {
+            length = value.parse().unwrap();
+        }
+        head.push(line.to_owned());
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    Some((head, body))
+}
+
+/// The spans of a request and of its attempt: their names, kinds and attributes.
+#[test]
+fn spans() {
+    let (address, bodies) = collector();
+    let home = daemon_home("log = {}");
+    change(&home, AT_REST);
+    add_to_configuration(&home, &format!("[telemetry]\notlp = \"http://{address}\"\n"));
+    let daemon = home.start();
+    daemon.deliver_until_done(&create("biz-never-before"));
+    daemon.deliver(&about("bindDomain", "i-active"));
+    daemon.get(&format!("{}&token=0123456789abcdef0123456789abcdef", create("biz-wrong").encoded()));
+    daemon.stop();
+    let mut kinds = BTreeSet::new();
+    let names = |attributes: &Value| {
+        let mut names: Vec<String> = attributes
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|attribute| {
+                let kind: Vec<&String> = attribute["value"].as_object().unwrap().keys().collect();
+                format!("{} ({})", attribute["key"].as_str().unwrap(), kind[0])
+            })
+            .collect();
+        names.sort();
+        names.join(", ")
+    };
+    while let Ok(body) = bodies.try_recv() {
+        for resource in body["resourceSpans"].as_array().unwrap() {
+            kinds.insert(format!("resource: {}", names(&resource["resource"]["attributes"])));
+            for scope in resource["scopeSpans"].as_array().unwrap() {
+                kinds.insert(format!("scope: {}", scope["scope"]["name"]));
+                for span in scope["spans"].as_array().unwrap() {
+                    let members: Vec<&str> = span.as_object().unwrap().keys().map(String::as_str).collect();
+                    kinds.insert(format!(
+                        "span {} of kind {}: {}\n  {}",
+                        span["name"],
+                        span["kind"],
+                        names(&span["attributes"]),
+                        members.join(" ")
+                    ));
+                }
+            }
+        }
+    }
+    assert!(kinds.len() > 3, "{kinds:?}");
+    compare("spans.txt", &kinds.into_iter().collect::<Vec<_>>().join("\n"));
 }
 
 /// No secret of anyone, and no place of this machine, stands in the goldens.
