@@ -30,9 +30,16 @@ use common::{Answer, Daemon, Home, KEY, Params, about, create, exchange, get_tex
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
+/// The text of a file among the goldens.
+macro_rules! golden {
+    ($name:literal) => {
+        include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/goldens/", $name))
+    };
+}
+
 const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/goldens");
-const DATABASE: &str = include_str!("it/goldens/database.sql");
-const SEALING_KEY: &str = include_str!("it/goldens/sealing-key");
+const DATABASE: &str = golden!("database.sql");
+const SEALING_KEY: &str = golden!("sealing-key");
 
 /// Compares an output with the golden one of this name, or writes that.
 #[track_caller]
@@ -58,8 +65,8 @@ fn assert_same(golden: &str, output: &str, name: &str) {
     let (before, now) = (lines(golden), lines(output));
     let first = before.iter().zip(&now).take_while(|(before, now)| before == now).count();
     let about = |lines: &[String]| {
-        let from = first.saturating_sub(4).min(lines.len());
-        lines[from..(first + 4).min(lines.len())].join("\n")
+        let from = first.saturating_sub(3).min(lines.len());
+        lines[from..(first + 2).min(lines.len())].join("\n")
     };
     panic!(
         "{name} differs from line {} on\n--- golden\n{}\n--- now\n{}",
@@ -139,6 +146,11 @@ fn said(home: &Home, commands: &[Vec<&str>]) -> String {
 
 fn words(line: &str) -> Vec<&str> {
     line.split(' ').collect()
+}
+
+/// The same, with a space for each `~`.
+fn words_with_spaces(line: &str) -> Vec<String> {
+    line.split(' ').map(|word| word.replace('~', " ")).collect()
 }
 
 fn pretty(value: &Value) -> String {
@@ -351,7 +363,7 @@ fn exports() {
     compare("callbacks-export.txt", &said(&home, &[whole, bare]));
 }
 
-/// What is exported as lines comes back as it was.
+/// Instances that are exported as lines come back as they were.
 #[test]
 fn instances_come_back() {
     let lines = home().run(&["instances", "export", "--as", "lines"]).stdout;
@@ -423,7 +435,8 @@ fn requests() {
     let mut text = String::new();
     let sign = |dialect: &str, parameters: &str| {
         let line = format!("sign --key-file isv-key --json --dialect {dialect} {parameters}");
-        let ran = home.run(&words(&line));
+        let arguments = words_with_spaces(&line);
+        let ran = home.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         (line, serde_json::from_str::<Value>(&ran.stdout).unwrap())
     };
@@ -474,23 +487,23 @@ fn requests() {
     compare("requests.txt", &(text + &wrong));
 }
 
-/// Requests in each dialect; together they fill every member of a callback that a dialect fills.
+/// Requests in each dialect, with `~` for a space in a value; together they fill every member of a callback that a dialect fills.
 const REQUESTS: &[(&str, &str)] = &[
     (
         "alibaba",
-        "createInstance aliUid=10001 orderBizId=b orderId=o productCode=p skuId=s trial=false expiredOn=2099-01-01 seats=5",
+        "createInstance aliUid=10001 orderBizId=b orderId=o productCode=p skuId=s trial=false expiredOn=2099-01-01~00:00:00 seats=5",
     ),
-    ("alibaba", "renewInstance aliUid=10001 instanceId=i orderId=o expiredOn=2099-01-01"),
+    ("alibaba", "renewInstance aliUid=10001 instanceId=i orderId=o expiredOn=2099-01-01~00:00:00"),
     ("alibaba", "renewInstance aliUid=10001 instanceId=i orderId=o expiredOn=soon"),
     ("alibaba", "upgradeInstance aliUid=10001 instanceId=i skuId=s2"),
     ("alibaba", "expiredInstance aliUid=10001 instanceId=i"),
     ("alibaba", "releaseInstance aliUid=10001 instanceId=i isRefund=true"),
-    ("alibaba", "refundRenewInstance aliUid=10001 instanceId=i expiredOn=2098-01-01"),
+    ("alibaba", "refundRenewInstance aliUid=10001 instanceId=i expiredOn=2098-01-01~00:00:00"),
     ("alibaba", "verify aliUid=10001 instanceId=i timeStamp=1704067200000"),
     ("alibaba", "bindDomain aliUid=10001 instanceId=i domain=example.com"),
     (
         "jdcloud",
-        "createInstance accountNum=10001 orderBizId=b orderId=o serviceCode=p skuId=s expiredOn=2099-01-01",
+        "createInstance accountNum=10001 orderBizId=b orderId=o serviceCode=p skuId=s expiredOn=2099-01-01~00:00:00",
     ),
     (
         "generic",
@@ -533,7 +546,7 @@ fn configured() -> (Home, Vec<(&'static str, String)>) {
     ] {
         write_secret(&home.path(name), secret);
     }
-    configure(&home, include_str!("it/goldens/spid.toml"));
+    configure(&home, golden!("spid.toml"));
     let variables = vec![
         ("CREDENTIALS_DIRECTORY", home.path("credentials").display().to_string()),
         ("FAKE_SEALING_KEY", "34".repeat(32)),
@@ -571,7 +584,7 @@ fn a_configuration_with_every_key() {
 #[test]
 fn every_key_is_in_the_configuration() {
     let file = home().run(&["config", "default"]).stdout;
-    let ours = include_str!("it/goldens/spid.toml");
+    let ours = golden!("spid.toml");
     let mut keys = BTreeSet::new();
     for line in file.lines().filter_map(|line| line.strip_prefix('#')) {
         let line = line.trim_start_matches('#');
@@ -599,7 +612,7 @@ fn every_key_is_in_the_configuration() {
 fn daemon_home(hook: &str) -> Home {
     let home = home();
     write_secret(&home.path("koogallery-key"), "fake-koogallery-key");
-    configure(&home, &include_str!("it/goldens/daemon.toml").replace("HOOK", hook));
+    configure(&home, &golden!("daemon.toml").replace("HOOK", hook));
     home
 }
 
@@ -1006,6 +1019,33 @@ fn answers_to_a_marketplace() {
     let log = daemon.stop();
     compare("log.txt", &kinds_of_lines(&log).replace(&home.path("").display().to_string(), "FOLDER"));
     compare("answers.txt", &text);
+}
+
+/// The answers of each dialect to the requests above.
+#[test]
+fn answers_in_each_dialect() {
+    let home = Home::empty();
+    let daemon = home.start_dev();
+    let mut text = String::new();
+    for (dialect, parameters) in REQUESTS {
+        let path = if *dialect == "alibaba" { "/spi".to_owned() } else { format!("/{dialect}") };
+        let to = format!("http://{}{path}", daemon.address);
+        let line = format!("sign --dev --json --dialect {dialect} --to {to} {parameters}");
+        let arguments = words_with_spaces(&line);
+        let ran = home.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let signed: Value = serde_json::from_str(&ran.stdout).unwrap();
+        let part = |name: &str| signed[name].as_str().unwrap();
+        let target = part("url").strip_prefix(&format!("http://{}", daemon.address)).unwrap();
+        let mut request = format!("{} {target} HTTP/1.1\r\nhost: spi.example\r\n", part("method"));
+        for (name, value) in signed["headers"].as_object().unwrap() {
+            request.push_str(&format!("{name}: {}\r\n", value.as_str().unwrap()));
+        }
+        request.push_str(&format!("content-length: {}\r\n\r\n{}", part("body").len(), part("body")));
+        let answer = exchange(daemon.address, &request).unwrap();
+        text.push_str(&format!("{dialect} {parameters}\n{} {}\n", answer.status, answer.body));
+    }
+    daemon.stop();
+    compare("answers-in-each-dialect.txt", &text);
 }
 
 /// The files that a daemon keeps beside its database, while a hook runs: a later version finds them.
