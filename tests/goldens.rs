@@ -17,6 +17,7 @@
 mod admin;
 #[path = "common/daemon.rs"]
 mod common;
+// From `tests/it/goldens.rs` it is found without its path.
 #[path = "it/goldens/database.rs"]
 mod database;
 
