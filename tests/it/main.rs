@@ -22,6 +22,7 @@ mod example_postgres;
 mod export;
 mod fixtures_live;
 mod fuzz_smoke;
+mod goldens;
 mod half_a_life;
 mod hook_claims;
 mod hook_contract;

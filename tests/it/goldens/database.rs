@@ -11,18 +11,21 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
-use spid::callback::{
-    Action, Answer, Callback, Doubt, Expiry, Field, InstanceRef, Once, Outcome, Parameters,
-};
-use spid::clock::{Clock, Id, Ids};
-use spid::instance::{Instance, Policy, State, UnknownInstance};
-use spid::job;
-use spid::seal::KeySource;
-use spid::signature::{Key, Keys, Secret};
-use spid::store::{
+use spid::internals::store::encryption::KeySource;
+use spid::internals::store::{
     Acceptance, Act, Claim, Closed, ConfiguredKey, Ending, Filter, Import, Instead, Mender, PruneOptions,
     Reply, Store, StoreOptions, Taken,
 };
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::{Policy, UnknownInstance};
+use spid_core::signature::{Key, Keys};
+use spid_hook::Secret;
+use spid_hook::callback::{
+    Action, Answer, Callback, Doubt, Expiry, Field, InstanceRef, Once, Outcome, Parameters,
+};
+use spid_hook::id::{Id, Ids};
+use spid_hook::instance::{Instance, State};
+use spid_hook::time::Clock;
 use tokio::time::Instant;
 
 /// The account and the endpoint of the first marketplace.
@@ -323,7 +326,7 @@ impl Bench {
             let taken = self.take().await.expect("a job is due");
             self.store.finish(&taken, retry()).await.unwrap();
             let job = self.store.reader().job(taken.job.id).unwrap().unwrap();
-            if job.state == job::State::Dead {
+            if job.state == schedule::JobState::Dead {
                 return job.id;
             }
             self.clock.advance(job.due_at.duration_since(self.clock.now()));
@@ -555,7 +558,7 @@ async fn open_jobs(bench: Bench, dead: Id) -> Bench {
     bench.end(busy()).await;
     bench.accept(&create("biz-brought-forward", FAR)).await;
     let running = bench.take().await.unwrap();
-    assert_eq!(running.job.extra, job::Extra::Waiting);
+    assert_eq!(running.job.extra, schedule::Extra::Waiting);
     bench.accept(&create("biz-waits", FAR)).await;
     bench.accept(&renew("biz-waits", "renewal-6", "2099-06-01 00:00:00")).await;
     bench.accept(&payment("biz-active", "message-3")).await;

@@ -3,7 +3,7 @@
 //! `tests/it/goldens/database.sql` holds a row of every kind, and `outputs/` beside it holds everything that a
 //! program may read: the JSON of every command, the JSON and the metrics of the admin listener, the calls that a
 //! hook gets, reports and schemas. A rename in the sources that reaches data or an output fails here. Where the
-//! change is meant, `SPID_GOLDENS_WRITE=1 cargo test --test goldens` writes the outputs anew, and the diff shows what
+//! change is meant, `SPID_GOLDENS_WRITE=1 cargo test --test it goldens::` writes the outputs anew, and the diff shows what
 //! has changed. The database is never written anew by that: it is what users have; see `goldens/database.rs`.
 #![allow(
     clippy::unwrap_used,
@@ -13,12 +13,6 @@
     reason = "a test that panics has said what it found"
 )]
 
-#[path = "common/admin.rs"]
-mod admin;
-#[path = "common/daemon.rs"]
-mod common;
-// From `tests/it/goldens.rs` it is found without its path.
-#[path = "it/goldens/database.rs"]
 mod database;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +20,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use admin::{admin_of, ask, post};
-use common::{Answer, Daemon, Home, KEY, Params, about, create, exchange, get_text, until};
+use crate::support::admin::{admin_of, ask, post};
+use crate::support::daemon::{Answer, Daemon, Home, KEY, Params, about, create, exchange, get_text, until};
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
@@ -726,7 +720,7 @@ fn refusals(daemon: &Daemon, admin: SocketAddr) {
     let wrong = format!("{}&token=0123456789abcdef0123456789abcdef", create("biz-wrong").encoded());
     daemon.get(&wrong);
     daemon.get(&create("biz-wrong").encoded());
-    let post = common::post_text("/spi", &wrong);
+    let post = crate::support::daemon::post_text("/spi", &wrong);
     exchange(daemon.address, &post).unwrap();
     exchange(daemon.address, &get_text("/koogallery", "signature=00&timestamp=1704067200000&nonce=n"))
         .unwrap();
