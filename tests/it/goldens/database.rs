@@ -13,15 +13,15 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use spid::internals::store::encryption::KeySource;
 use spid::internals::store::{
-    Acceptance, Act, Claim, Closed, ConfiguredKey, Ending, Filter, Import, Instead, Mender, PruneOptions,
-    Reply, Store, StoreOptions, Taken,
+    Acceptance, AuditNote, Claim, Closed, ConfiguredKey, Ending, Filter, Import, Instead, LeasedJob,
+    Operations, PruneOptions, Reply, Store, StoreOptions,
 };
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::{Policy, UnknownInstance};
 use spid_core::signature::{Key, Keys};
 use spid_hook::Secret;
 use spid_hook::callback::{
-    Action, Answer, Callback, Doubt, Expiry, Field, InstanceRef, Once, Outcome, Parameters,
+    Action, Answer, Callback, Expiry, Field, InstanceRef, Nonce, Outcome, Parameters, ValidationIssue,
 };
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::{Instance, State};
@@ -130,7 +130,7 @@ fn payment(biz: &str, request: &str) -> Callback {
 
 /// A message the dialect does not know; it is held.
 fn unknown(name: &str, biz: &str) -> Callback {
-    Callback { doubts: vec![Doubt::UnknownAction], ..about(Action::Other, name, biz) }
+    Callback { issues: vec![ValidationIssue::UnknownAction], ..about(Action::Other, name, biz) }
 }
 
 /// The other marketplace's purchase, with what it says in no other dialect.
@@ -142,12 +142,16 @@ fn koo(action: Action, name: &str, id: &str, nonce: &str) -> Callback {
         product: Some("p-1".to_owned()),
         expires_on: expiry(FAR),
         sent_at: Some(instant("2024-02-01T00:00:00Z")),
-        public_id: Some(id.to_owned()),
+        marketplace_instance_id: Some(id.to_owned()),
         dialect: Some("koogallery".to_owned()),
-        made_elsewhere: true,
+        externally_provisioned: true,
         ordered: true,
-        once: Some(Once { nonce: nonce.to_owned(), until: instant("2099-01-01T00:00:00Z") }),
-        learned: Some(parameters(&[("amount", "100"), ("skuCode", "sku-7"), ("userName", "fake-user")])),
+        once: Some(Nonce { nonce: nonce.to_owned(), until: instant("2099-01-01T00:00:00Z") }),
+        order_details: Some(parameters(&[
+            ("amount", "100"),
+            ("skuCode", "sku-7"),
+            ("userName", "fake-user"),
+        ])),
         body: Some(serde_json::json!({"activity": name, "amount": 100, "list": [1, 2.5, "three", null]})),
         parameters: parameters(&[("activity", name), ("businessId", "b-1"), ("orderId", "CS-1")]),
         ..Callback::new(action, name)
@@ -166,12 +170,12 @@ fn everything() -> Callback {
         test: true,
         also: vec![Action::Upgrade, Action::RefundRenew],
         converts: true,
-        doubts: vec![
-            Doubt::AmbiguousValue { name: name() },
-            Doubt::UnreadableDate { name: name() },
-            Doubt::UnknownAction,
-            Doubt::MissingParameter { name: name() },
-            Doubt::UnknownValue { name: name() },
+        issues: vec![
+            ValidationIssue::AmbiguousValue { name: name() },
+            ValidationIssue::UnreadableDate { name: name() },
+            ValidationIssue::UnknownAction,
+            ValidationIssue::MissingParameter { name: name() },
+            ValidationIssue::UnknownValue { name: name() },
         ],
         subject: InstanceRef {
             instance_id: Some("i-active".to_owned()),
@@ -181,8 +185,8 @@ fn everything() -> Callback {
     }
 }
 
-fn act(why: &str) -> Act {
-    Act { who: "an operator".to_owned(), why: why.to_owned() }
+fn act(why: &str) -> AuditNote {
+    AuditNote { who: "an operator".to_owned(), why: why.to_owned() }
 }
 
 fn answer(id: &str) -> Answer {
@@ -239,8 +243,8 @@ impl Bench {
         Bench { store, closed, folder: self.folder, clock: self.clock, options: self.options }
     }
 
-    fn mender(&self) -> Mender {
-        Mender::open(&self.path(), &self.options, self.clock.clone()).unwrap()
+    fn operations(&self) -> Operations {
+        Operations::open(&self.path(), &self.options, self.clock.clone()).unwrap()
     }
 
     fn advance(&self, seconds: i64) {
@@ -262,7 +266,7 @@ impl Bench {
             account: account.into(),
             endpoint: account.into(),
             key_label: "current".into(),
-            budget: (account == ALIBABA).then_some(120),
+            delivery_limit: (account == ALIBABA).then_some(120),
             callback: Arc::new(callback.clone()),
             received_at: self.clock.now(),
             policy: Policy { unknown_instance, ..Policy::default() },
@@ -275,7 +279,7 @@ impl Bench {
         self.accept_as(ALIBABA, UnknownInstance::Refuse, callback).await
     }
 
-    async fn take(&self) -> Option<Taken> {
+    async fn take(&self) -> Option<LeasedJob> {
         self.store.take(1).await.unwrap().taken.pop()
     }
 
@@ -365,7 +369,7 @@ async fn pruned_life(bench: &Bench) {
         dry_run: false,
         rewrite: false,
     };
-    let pruned = bench.mender().prune(options, &act("the yearly prune"), &mut |_| {}).unwrap();
+    let pruned = bench.operations().prune(options, &act("the yearly prune"), &mut |_| {}).unwrap();
     assert!(pruned.callbacks_emptied > 0 && pruned.callbacks_removed > 0, "{pruned:?}");
 }
 
@@ -375,7 +379,7 @@ async fn instances(bench: &Bench) {
     bench.accept(&create("biz-active", FAR)).await;
     bench.done(&upgrade("biz-active", "gold"), Ending::Done(Answer::default())).await;
     let claim = Claim { tenant: Some("tenant-7".to_owned()), replace: false };
-    bench.mender().claim(bench.number_of("biz-active"), &claim, &act("signed up")).unwrap();
+    bench.operations().claim(bench.number_of("biz-active"), &claim, &act("signed up")).unwrap();
 
     bench.done(&create("biz-frozen", "2024-03-01 00:00:00"), done("i-frozen")).await;
     bench.done(&create("biz-ends", "2024-03-01 00:00:00"), done("i-ends")).await;
@@ -403,14 +407,14 @@ async fn instances(bench: &Bench) {
     bought.sku = Some("gold".to_owned());
     bench.accept(&bought).await;
     let approved =
-        bench.mender().approve(bench.last(), Some(Instead::Conversion), &act("bought for good")).unwrap();
+        bench.operations().approve(bench.last(), Some(Instead::Conversion), &act("bought for good")).unwrap();
     assert!(approved.job.is_some());
     while let Some(taken) = bench.take().await {
         bench.store.finish(&taken, nothing()).await.unwrap();
     }
 
     bench.made("biz-by-hand").await;
-    bench.mender().release(bench.number_of("biz-by-hand"), &act("asked on the phone")).unwrap();
+    bench.operations().release(bench.number_of("biz-by-hand"), &act("asked on the phone")).unwrap();
     bench.end(nothing()).await;
 
     let mut imported =
@@ -425,11 +429,11 @@ async fn instances(bench: &Bench) {
         origin: "customers.jsonl, line 1".to_owned(),
         instance: imported,
         dated: true,
-        public_id: Some("koo-imported".to_owned()),
+        marketplace_instance_id: Some("koo-imported".to_owned()),
         names: vec!["another-name".to_owned()],
         orders: vec!["CS-imported".to_owned()],
     };
-    bench.mender().import(&[import], &act("customers from before")).unwrap();
+    bench.operations().import(&[import], &act("customers from before")).unwrap();
 }
 
 /// Every disposition of a callback, and every decision of an operator.
@@ -444,9 +448,9 @@ async fn callbacks(bench: &Bench) {
         bench.accept(&unknown(name, "biz-active")).await;
         let number = bench.last();
         match decide {
-            1 => bench.mender().reject(number, &act("not ours")).unwrap(),
-            2 => bench.mender().settle(number, &act("done on the phone")).unwrap(),
-            3 => drop(bench.mender().approve(number, None, &act("it is known")).unwrap()),
+            1 => bench.operations().reject(number, &act("not ours")).unwrap(),
+            2 => bench.operations().settle(number, &act("done on the phone")).unwrap(),
+            3 => drop(bench.operations().approve(number, None, &act("it is known")).unwrap()),
             _ => {}
         }
     }
@@ -460,7 +464,7 @@ async fn callbacks(bench: &Bench) {
     for biz in ["biz-unknown", "biz-dismissed"] {
         bench.accept(&renew(biz, &format!("renewal-of-{biz}"), FAR)).await;
     }
-    bench.mender().dismiss(bench.last(), &act("another seller's")).unwrap();
+    bench.operations().dismiss(bench.last(), &act("another seller's")).unwrap();
     bench.accept(&renew("biz-released", "renewal-3", FAR)).await;
     // A payment that the hook refuses, a sign-on with its answer, one that fails, and a question.
     bench.accept(&payment("biz-active", "message-2")).await;
@@ -477,15 +481,15 @@ async fn callbacks(bench: &Bench) {
 /// The other marketplace: public ids, marks of requests, what is learned of an order.
 async fn other_marketplace(bench: &Bench) {
     let purchase = koo(Action::Create, "newInstance", "koo-1", "nonce-1");
-    let learned = Callback { learned: None, ..purchase };
-    let waiting = bench.accept_as(KOOGALLERY, UnknownInstance::Refuse, &learned).await;
+    let order_details = Callback { order_details: None, ..purchase };
+    let waiting = bench.accept_as(KOOGALLERY, UnknownInstance::Refuse, &order_details).await;
     let taken = bench.take().await.unwrap();
-    let learned = Callback {
+    let order_details = Callback {
         sku: Some("sku-7".to_owned()),
-        learned: Some(parameters(&[("amount", "100"), ("skuCode", "sku-7")])),
-        ..learned
+        order_details: Some(parameters(&[("amount", "100"), ("skuCode", "sku-7")])),
+        ..order_details
     };
-    bench.store.learn(&taken.job, learned).await.unwrap();
+    bench.store.add_order_details(&taken.job, order_details).await.unwrap();
     bench.store.finish(&taken, done("i-koo-1")).await.unwrap();
     drop(waiting);
 }
@@ -504,11 +508,11 @@ async fn jobs(bench: &Bench) -> Id {
     bench.accept(&create("biz-completed", FAR)).await;
     bench.end(Ending::Pending { note: "waits for sales".to_owned() }).await;
     let number = bench.number_of("biz-completed");
-    bench.mender().complete(number, &answer("i-completed"), &act("approved by sales")).unwrap();
+    bench.operations().complete(number, &answer("i-completed"), &act("approved by sales")).unwrap();
 
     bench.accept(&create("biz-dropped", FAR)).await;
     let dropped = bench.end(retry()).await;
-    bench.mender().drop_job(dropped, &act("a test order")).unwrap();
+    bench.operations().drop_job(dropped, &act("a test order")).unwrap();
 
     // Never begun, and given up.
     bench.accept(&create("biz-cancelled", FAR)).await;
@@ -526,7 +530,7 @@ async fn jobs(bench: &Bench) -> Id {
     bench.made("biz-tried-again").await;
     bench.accept(&upgrade("biz-tried-again", "gold")).await;
     let dead = bench.kill().await;
-    bench.mender().retry(dead, &act("the hook is mended")).unwrap();
+    bench.operations().retry(dead, &act("the hook is mended")).unwrap();
     bench.end(Ending::GivenBack).await;
     dead
 }
@@ -573,8 +577,8 @@ async fn open_jobs(bench: Bench, dead: Id) -> Bench {
     bench.accept(&Callback { action_name: "refundRenewInstance".to_owned(), ..refund }).await;
     bench.accept(&sign_on("biz-active", bench.clock.now())).await;
     bench.accept(&unknown("waitingAction", "biz-active")).await;
-    bench.mender().approve(bench.last(), None, &act("it is known")).unwrap();
-    bench.mender().retry(dead, &act("the hook is mended for good")).unwrap();
+    bench.operations().approve(bench.last(), None, &act("it is known")).unwrap();
+    bench.operations().retry(dead, &act("the hook is mended for good")).unwrap();
     bench
 }
 
@@ -593,12 +597,12 @@ async fn keys_used(bench: &Bench) {
 
 /// Acts of which there is no other trace in the store.
 fn other_acts(bench: &Bench) {
-    let mut mender = bench.mender();
-    mender.record("restore", "everything, from spid-backup.db", &act("the disk died")).unwrap();
-    mender.record("resend", "callback 7 to https://spi.example.com/spi", &act("a lost answer")).unwrap();
-    mender.reseal(false, &act("a new sealing key"), &mut |_| {}).unwrap();
+    let mut operations = bench.operations();
+    operations.record("restore", "everything, from spid-backup.db", &act("the disk died")).unwrap();
+    operations.record("resend", "callback 7 to https://spi.example.com/spi", &act("a lost answer")).unwrap();
+    operations.reencrypt(false, &act("a new sealing key"), &mut |_| {}).unwrap();
     let jobs = bench.store.reader().jobs(&Filter { limit: 1000, ..Filter::default() }).unwrap();
-    mender.reveal("instance i-active of alibaba-cn", &jobs, &act("the buyer has lost it")).unwrap();
+    operations.decrypt("instance i-active of alibaba-cn", &jobs, &act("the buyer has lost it")).unwrap();
 }
 
 /// Makes the database, and gives its dump.

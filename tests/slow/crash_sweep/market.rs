@@ -299,8 +299,8 @@ impl Life {
             self.id = Some(id.clone());
         }
         // What a release overtook is not asked for any more.
-        let overtaken = step.ask == Ask::Release;
-        self.done.iter_mut().take(at).filter(|_| overtaken).for_each(|done| *done = true);
+        let superseded = step.ask == Ask::Release;
+        self.done.iter_mut().take(at).filter(|_| superseded).for_each(|done| *done = true);
         let nth = self.steps.iter().take(at + 1).filter(|other| other.ask == step.ask).count() as u64;
         if !std::mem::replace(&mut self.done[at], true) {
             let answered = Answered { account, biz: self.biz.clone(), step, nth, id: said.id };

@@ -24,7 +24,7 @@ pub(crate) struct Event {
     /// Whether it was ever sent with a good signature.
     pub(crate) sent: bool,
     /// Whether the marketplace has heard of its success.
-    pub(crate) told: bool,
+    pub(crate) reported: bool,
     /// What it heard last.
     pub(crate) heard: String,
 }
@@ -65,7 +65,7 @@ impl Event {
             expires_ms: None,
             request_id: None,
             sent: false,
-            told: false,
+            reported: false,
             heard: String::new(),
         }
     }
