@@ -273,7 +273,7 @@ fn latency(plan: &Plan, report: &mut Report) {
         section.line(format!("p{percent} of {count} orders"), format!("{found:.2} ms"));
     }
     let commits = 2.0 * machine::sync_ms(home.path());
-    section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    section.line("of which two durable writes, without other writers", format!("{commits:.2} ms"));
     report.sections.push(section);
 }
 
