@@ -93,7 +93,7 @@ def waiting():
 
 def find(db, name):
     row = db.execute("SELECT account, job FROM orders WHERE name = ? AND refused IS NULL", (name,)).fetchone()
-    return row or sys.exit(f"no order {name} waits for anybody")
+    return row or sys.exit(f"no order {name} waits for approval")
 
 
 def approve(name, why):

@@ -77,7 +77,7 @@ def create(call, db, url):
 def set_state(state):
     def act(call, db, _url):
         if call["instance"]["claimed_at"] is None:
-            print(f"{call['action']}, and nobody has claimed it yet: write to the buyer?", file=sys.stderr)
+            print(f"{call['action']}, and the instance is unclaimed: write to the buyer?", file=sys.stderr)
         order = call["instance"]["order_biz_id"]
         db.execute("UPDATE tenancy SET state = ? WHERE order_biz_id = ?", (state, order))
         return {}
