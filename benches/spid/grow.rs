@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use spid::hook::AnyHook;
 use spid::internals::hooks::runner::{NamedHook, Runner};
 use spid::internals::net::Request;
-use spid::internals::observe::denied::Refusals;
+use spid::internals::observe::denied::DeniedRequests;
 use spid::internals::observe::metrics::Metrics;
 use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
 use spid::internals::serve::intake::{Endpoint, Intake, IntakeOptions};
@@ -66,7 +66,7 @@ async fn fill_with(path: PathBuf, count: usize) {
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options);
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
-    let refusals = Refusals::new(clock.clone(), metrics.clone());
+    let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
     let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
     let next = Arc::new(AtomicUsize::new(0));
     let tasks = (0..AT_ONCE).map(|_| tokio::spawn(buy(intake.clone(), next.clone(), count)));

@@ -7,13 +7,13 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::operations::{Deed, Named, Report, signed};
+use super::operations::{AdminOperation, Named, Report, signed};
 use super::target::Target;
 use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Errand, Filter, InstanceRow, Instead, JobRow, ListedCallback, Reader};
+use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, JobRow, ListedCallback, Reader};
 use spid_core::lifecycle::schedule;
 use spid_hook;
 use spid_hook::callback::Answer;
@@ -58,7 +58,7 @@ struct Callbacks {
 
 #[derive(Serialize)]
 struct Held {
-    held: Vec<Errand>,
+    held: Vec<HeldItem>,
     /// Number of items that are not listed.
     left_out: usize,
 }
@@ -134,7 +134,7 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
         ["held"] => {
             target.only(&["limit"])?;
             let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
-            let (held, left_out) = admin.read(move |reader| Ok(reader.errands(limit)?)).await?;
+            let (held, left_out) = admin.read(move |reader| Ok(reader.held_items(limit)?)).await?;
             json(200, &Held { held, left_out })
         }
         ["attention"] => {
@@ -220,7 +220,7 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
     };
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
-        untold: is_set("untold")?,
+        unreported: is_set("untold")?,
         disposition: is_set("held")?.then_some(Disposition::Held),
         account: target.get("account").map(str::to_owned),
         before: target.before()?,
@@ -246,11 +246,11 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
     let body: ActBody = serde_json::from_slice(&request.body)
         .map_err(|error| Fault::new(400, format!("the body is not an act: {error}")))?;
     let act = signed(&body.who, &body.why)?;
-    let report: Report = admin.act(deed(path, body)?, act).await?;
+    let report: Report = admin.act(operation(path, body)?, act).await?;
     json(200, &report)
 }
 
-fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
+fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
     let ActBody { account, r#as: instead, answer, .. } = body;
     let named = |name: &str| Named { name: name.to_owned(), account: account.clone() };
     // A member that the operation ignores is an error, because the client expects an effect of it.
@@ -261,30 +261,37 @@ fn deed(path: &[&str], body: ActBody) -> Result<Deed, Fault> {
         if given { Err(Fault::new(400, "the act does not take all that was given")) } else { Ok(()) }
     };
     match path {
-        ["jobs", id, "retry"] => extra(true, true, true).and_then(|()| Ok(Deed::Retry(job_id(id)?))),
-        ["jobs", id, "drop"] => extra(true, true, true).and_then(|()| Ok(Deed::Drop(job_id(id)?))),
+        ["jobs", id, "retry"] => {
+            extra(true, true, true).and_then(|()| Ok(AdminOperation::Retry(job_id(id)?)))
+        }
+        ["jobs", id, "drop"] => extra(true, true, true).and_then(|()| Ok(AdminOperation::Drop(job_id(id)?))),
         ["held", number, "approve"] => {
             extra(true, false, true)?;
-            Ok(Deed::Approve { callback: callback_number(number)?, instead: really(instead.as_deref())? })
+            Ok(AdminOperation::Approve {
+                callback: callback_number(number)?,
+                instead: really(instead.as_deref())?,
+            })
         }
         ["held", number, "reject"] => {
-            extra(true, true, true).and_then(|()| Ok(Deed::Reject(callback_number(number)?)))
+            extra(true, true, true).and_then(|()| Ok(AdminOperation::Reject(callback_number(number)?)))
         }
         ["held", number, "settle"] => {
-            extra(true, true, true).and_then(|()| Ok(Deed::Settle(callback_number(number)?)))
+            extra(true, true, true).and_then(|()| Ok(AdminOperation::Settle(callback_number(number)?)))
         }
         ["attention", number, "dismiss"] => {
-            extra(true, true, true).and_then(|()| Ok(Deed::Dismiss(callback_number(number)?)))
+            extra(true, true, true).and_then(|()| Ok(AdminOperation::Dismiss(callback_number(number)?)))
         }
         ["instances", name, "complete"] => {
             extra(false, true, false)?;
-            Ok(Deed::Complete { instance: named(name), answer: answer_given(answer.as_deref())? })
+            Ok(AdminOperation::Complete { instance: named(name), answer: answer_given(answer.as_deref())? })
         }
         ["jobs", id, "complete"] => {
             extra(true, true, false)?;
-            Ok(Deed::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? })
+            Ok(AdminOperation::CompleteJob { job: job_id(id)?, answer: answer_given(answer.as_deref())? })
         }
-        ["instances", name, "release"] => extra(false, true, true).map(|()| Deed::Release(named(name))),
+        ["instances", name, "release"] => {
+            extra(false, true, true).map(|()| AdminOperation::Release(named(name)))
+        }
         _ => Err(Fault::new(404, "there is no such act")),
     }
 }

@@ -47,7 +47,7 @@ struct Backlog {
     dead: u64,
     held: u64,
     pending: u64,
-    untold: u64,
+    unreported: u64,
     oldest_job_age_seconds: f64,
     overdue_seconds: f64,
 }
@@ -102,7 +102,7 @@ impl Backlog {
             dead: of_jobs(totals, schedule::JobState::Dead),
             held: of_jobs(totals, schedule::JobState::Held) + totals.held,
             pending: of_jobs(totals, schedule::JobState::Pending),
-            untold: totals.untold,
+            unreported: totals.unreported,
             oldest_job_age_seconds: seconds_since(totals.oldest_job, now),
             overdue_seconds: seconds_since(totals.next_due, now),
         }
@@ -232,7 +232,7 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
     gauges.set(Metric::OldestJobAge, "", seconds_since(totals.oldest_job, now));
     gauges.set(Metric::JobsOverdue, "", seconds_since(totals.next_due, now));
     gauges.set(Metric::HeldCallbacks, "", totals.held as f64);
-    gauges.set(Metric::UntoldResults, "", totals.untold as f64);
+    gauges.set(Metric::UntoldResults, "", totals.unreported as f64);
     gauges.set(Metric::TriesSpent, "", totals.tries as f64);
     gauges.set(Metric::TriesSpentRatio, "", totals.tries_ratio);
 }

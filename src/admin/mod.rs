@@ -27,9 +27,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 
 use crate::net::{Handler, Method, Request, Response};
-use crate::observe::denied::Refusals;
+use crate::observe::denied::DeniedRequests;
 use crate::observe::metrics::{Metric, Metrics};
-use crate::store::{MendError, Reader, Store, StoreError, StoreOptions, ViewError};
+use crate::store::{OperationError, Reader, Store, StoreError, StoreOptions, ViewError};
 use access::{Access, Denied, Operator};
 use guesses::Guesses;
 use spid_core::query::QueryError;
@@ -54,7 +54,7 @@ pub struct AdminParts {
     /// Metrics of the daemon.
     pub metrics: Metrics,
     /// Denied requests.
-    pub refusals: Refusals,
+    pub refusals: DeniedRequests,
     /// Clock of the daemon.
     pub clock: Clock,
 }
@@ -112,12 +112,12 @@ impl From<ViewError> for Fault {
     }
 }
 
-impl From<MendError> for Fault {
-    fn from(error: MendError) -> Fault {
+impl From<OperationError> for Fault {
+    fn from(error: OperationError) -> Fault {
         match error {
-            MendError::Store(error) => error.into(),
-            MendError::NotFound(text) => Fault::new(404, text),
-            MendError::Impossible(text) => Fault::new(409, text),
+            OperationError::Store(error) => error.into(),
+            OperationError::NotFound(text) => Fault::new(404, text),
+            OperationError::Impossible(text) => Fault::new(409, text),
         }
     }
 }
@@ -142,7 +142,7 @@ impl Admin {
         let form_token = Secret::new(format!("{}{}", random()?, random()?));
         // Export the counters with 0 from the start, so that a first denial is visible as an increase.
         for denied in [Denied::NoToken, Denied::WrongToken] {
-            parts.metrics.announce(Metric::TurnedAway, [denied.as_str(), ""]);
+            parts.metrics.announce(Metric::HttpFault, [denied.as_str(), ""]);
         }
         let access = Access::new(options.token);
         Ok(Admin {
@@ -168,7 +168,7 @@ impl Admin {
 
     /// Counts and logs a denied request. Returns true if its answer must be delayed.
     fn note(&self, denied: Denied, request: &Request) -> bool {
-        self.inner.parts.metrics.count(Metric::TurnedAway, [denied.as_str(), ""]);
+        self.inner.parts.metrics.count(Metric::HttpFault, [denied.as_str(), ""]);
         // Only a wrong token can be a guess. A request without a token is counted, and not slowed down.
         if denied != Denied::WrongToken {
             return false;

@@ -8,13 +8,13 @@ use serde::Serialize;
 
 use super::{Admin, Fault};
 use crate::observe::limits;
-use crate::store::{Act, Approved, Instead, MendError, Mender};
+use crate::store::{Approved, AuditNote, Instead, OperationError, Operations};
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
 
 /// Admin operation and its target.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Deed {
+pub(super) enum AdminOperation {
     Retry(Id),
     Drop(Id),
     Approve { callback: i64, instead: Option<Instead> },
@@ -51,27 +51,31 @@ pub(super) struct Report {
     pub(super) callback: Option<i64>,
 }
 
-impl Deed {
+impl AdminOperation {
     pub(super) const fn word(&self) -> &'static str {
         match self {
-            Deed::Retry(_) => "retry",
-            Deed::Drop(_) => "drop",
-            Deed::Approve { .. } => "approve",
-            Deed::Reject(_) => "reject",
-            Deed::Settle(_) => "settle",
-            Deed::Dismiss(_) => "dismiss",
-            Deed::Complete { .. } | Deed::CompleteJob { .. } => "complete",
-            Deed::Release(_) => "release",
+            AdminOperation::Retry(_) => "retry",
+            AdminOperation::Drop(_) => "drop",
+            AdminOperation::Approve { .. } => "approve",
+            AdminOperation::Reject(_) => "reject",
+            AdminOperation::Settle(_) => "settle",
+            AdminOperation::Dismiss(_) => "dismiss",
+            AdminOperation::Complete { .. } | AdminOperation::CompleteJob { .. } => "complete",
+            AdminOperation::Release(_) => "release",
         }
     }
 
     fn report(&self, message: impl Into<String>) -> Report {
         let job = match self {
-            Deed::Retry(id) | Deed::Drop(id) | Deed::CompleteJob { job: id, .. } => Some(*id),
+            AdminOperation::Retry(id)
+            | AdminOperation::Drop(id)
+            | AdminOperation::CompleteJob { job: id, .. } => Some(*id),
             _ => None,
         };
         let callback = match self {
-            Deed::Reject(number) | Deed::Settle(number) | Deed::Dismiss(number) => Some(*number),
+            AdminOperation::Reject(number)
+            | AdminOperation::Settle(number)
+            | AdminOperation::Dismiss(number) => Some(*number),
             _ => None,
         };
         Report { act: self.word(), message: message.into(), job, behind: None, callback }
@@ -87,56 +91,63 @@ impl Deed {
     }
 
     /// Runs the operation; `instance` is the number of the named instance.
-    fn run(&self, mender: &mut Mender, instance: i64, act: &Act) -> Result<Report, MendError> {
+    fn run(
+        &self,
+        operations: &mut Operations,
+        instance: i64,
+        act: &AuditNote,
+    ) -> Result<Report, OperationError> {
         Ok(match self {
-            Deed::Retry(id) => match mender.retry(*id, act)? {
+            AdminOperation::Retry(id) => match operations.retry(*id, act)? {
                 None => self.report(format!("job {id} is due now")),
                 Some(ahead) => {
                     let message = format!("job {id} is due once job {ahead} before it has ended");
                     Report { behind: Some(ahead), ..self.report(message) }
                 }
             },
-            Deed::Drop(id) => {
-                mender.drop_job(*id, act)?;
+            AdminOperation::Drop(id) => {
+                operations.drop_job(*id, act)?;
                 self.report(format!(
                     "job {id} is dropped; if the marketplace still calls for it, that is a new job"
                 ))
             }
-            Deed::Approve { callback, instead } => self.approved(&mender.approve(*callback, *instead, act)?),
-            Deed::Reject(callback) => {
-                mender.reject(*callback, act)?;
+            AdminOperation::Approve { callback, instead } => {
+                self.approved(&operations.approve(*callback, *instead, act)?)
+            }
+            AdminOperation::Reject(callback) => {
+                operations.reject(*callback, act)?;
                 self.report(format!("callback {callback} is refused, and so are its redeliveries"))
             }
-            Deed::Settle(callback) => {
-                mender.settle(*callback, act)?;
+            AdminOperation::Settle(callback) => {
+                operations.settle(*callback, act)?;
                 self.report(format!(
                     "callback {callback} is settled: its next delivery is answered with success, and nothing runs"
                 ))
             }
-            Deed::Dismiss(callback) => {
-                mender.dismiss(*callback, act)?;
+            AdminOperation::Dismiss(callback) => {
+                operations.dismiss(*callback, act)?;
                 self.report(format!("callback {callback} is off the list of what needs attention"))
             }
-            Deed::CompleteJob { job, answer } => {
-                let action = mender.complete_job(*job, answer, act)?;
+            AdminOperation::CompleteJob { job, answer } => {
+                let action = operations.complete_job(*job, answer, act)?;
                 self.report(format!(
                     "job {job}, a {action}, is done; the marketplace hears it when it calls again"
                 ))
             }
-            Deed::Complete { instance: named, answer } => {
-                let action = mender.complete(instance, answer, act)?;
+            AdminOperation::Complete { instance: named, answer } => {
+                let action = operations.complete(instance, answer, act)?;
                 let name = &named.name;
                 self.report(format!(
                     "the {action} of {name} is done; the marketplace hears it when it calls again"
                 ))
             }
-            Deed::Release(_) => self.approved(&mender.release(instance, act)?),
+            AdminOperation::Release(_) => self.approved(&operations.release(instance, act)?),
         })
     }
 }
 
 /// Checks the acting person and the reason: both are required, and limited in length.
-pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
+pub(super) fn signed(who: &str, why: &str) -> Result<AuditNote, Fault> {
     let said = |name: &str, text: &str| {
         let text = text.trim();
         match text.len() {
@@ -148,30 +159,32 @@ pub(super) fn signed(who: &str, why: &str) -> Result<Act, Fault> {
             _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
         }
     };
-    Ok(Act { who: said("who", who)?, why: said("why", why)? })
+    Ok(AuditNote { who: said("who", who)?, why: said("why", why)? })
 }
 
 impl Admin {
     /// Runs an operation and wakes the dispatcher.
-    pub(super) async fn act(&self, deed: Deed, act: Act) -> Result<Report, Fault> {
+    pub(super) async fn act(&self, operation: AdminOperation, act: AuditNote) -> Result<Report, Fault> {
         // Names are resolved by the daemon's reader, before a second connection is opened.
-        let instance = match &deed {
-            Deed::Complete { instance: named, .. } | Deed::Release(named) => self.number_of(named).await?,
+        let instance = match &operation {
+            AdminOperation::Complete { instance: named, .. } | AdminOperation::Release(named) => {
+                self.number_of(named).await?
+            }
             _ => 0,
         };
         let parts = &self.inner.parts;
         let Some((path, options)) = parts.database.clone() else {
             return Err(Fault::new(501, "this store lives in memory and cannot be mended"));
         };
-        let (clock, word, who) = (parts.clock.clone(), deed.word(), act.who.clone());
+        let (clock, word, who) = (parts.clock.clone(), operation.word(), act.who.clone());
         let store = parts.store.clone();
         let work = move || {
             // If the database file was moved or replaced, the operation would write to a file that the daemon does
             // not use.
             store.is_in_place()?;
             // The operation encrypts with the keys of the running store, which a reload may have changed.
-            let mut mender = Mender::open(&path, &options, clock)?.sealing_like(&store);
-            deed.run(&mut mender, instance, &act)
+            let mut operations = Operations::open(&path, &options, clock)?.sealing_like(&store);
+            operation.run(&mut operations, instance, &act)
         };
         // The operation waits for SQLite's lock, so it must not block an async thread.
         let done = tokio::task::spawn_blocking(work).await;

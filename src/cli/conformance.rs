@@ -258,7 +258,7 @@ fn tell(judgement: &Judgement, verbose: bool, output: &mut Output) -> Done {
 fn tell_left_behind(judgement: &Judgement, output: &mut Output) {
     if !judgement.left_behind.is_empty() {
         let ids = judgement.left_behind.join(", ");
-        output.complain(&format!("warning: bought and not taken back: {}", shown(&ids)));
+        output.print_error(&format!("warning: bought and not taken back: {}", shown(&ids)));
     }
 }
 

@@ -10,7 +10,9 @@ use super::sign::dialect_named;
 use super::{Done, Exit, Failure, StoreArguments};
 use crate::lab::scenario::Seen;
 use crate::lab::scenario::export::{Became, Export, Kept};
-use crate::store::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Life, Reader, each_instance};
+use crate::store::{
+    CallbackRow, Disposition, Filter, InstanceHistory, InstanceRow, JobRow, Reader, each_instance,
+};
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Action;
 use spid_hook::instance::State;
@@ -94,12 +96,12 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
     // A replay cannot repeat the result of these callbacks, so they cannot be steps of a scenario.
     let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
     if left_out > 0 {
-        output.complain(&format!(
+        output.print_error(&format!(
             "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand, or were pruned"
         ));
     }
     if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
-        output.complain(
+        output.print_error(
             "warning: there is no purchase among what was kept, so an empty receiver has nothing to go on with",
         );
     }
@@ -131,12 +133,12 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
         output.line(&text.map_err(|error| Failure::new(Exit::Bug, format!("a line is not JSON: {error}")))?)
     })?;
     if pending > 0 {
-        output.complain(&format!(
+        output.print_error(&format!(
             "warning: {pending} pending instances are left out: there is nothing of them yet but a create that has not ended"
         ));
     }
     if owing > 0 {
-        output.complain(&format!(
+        output.print_error(&format!(
             "warning: for {owing} of these instances something is still owed, and that is not in the lines: see `spid jobs list`"
         ));
     }
@@ -176,7 +178,7 @@ fn jobs_of(reader: &Reader, instance: i64) -> Result<Jobs, Failure> {
 
 /// Callbacks of an instance, in the order in which they were carried out. A callback that was held first and ran
 /// later has the position of its run.
-fn lived(reader: &Reader, life: Life) -> Result<Vec<Kept>, Failure> {
+fn lived(reader: &Reader, life: InstanceHistory) -> Result<Vec<Kept>, Failure> {
     let jobs: Jobs = life.jobs.into_iter().map(|job| (job.number, job)).collect();
     let mut rows = life.callbacks;
     // Sign-ons and queries change no instance, so a replay does not need them.

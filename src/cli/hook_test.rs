@@ -253,7 +253,7 @@ struct Teller {
 
 impl Observer for Teller {
     fn section(&mut self, title: &str) {
-        self.output.complain(&format!("* {title}"));
+        self.output.print_error(&format!("* {title}"));
     }
 
     fn attempted(&mut self, attempted: &Attempted<'_>) {
@@ -262,8 +262,8 @@ impl Observer for Teller {
         }
         let call = serde_json::to_string(attempted.call).unwrap_or_default();
         let number = attempted.call.context().attempt;
-        self.output.complain(&format!("  -> {}, attempt {number}: {}", attempted.step, shown(&call)));
-        self.output.complain(&format!("  <- {}", shown(&attempted.end)));
+        self.output.print_error(&format!("  -> {}, attempt {number}: {}", attempted.step, shown(&call)));
+        self.output.print_error(&format!("  <- {}", shown(&attempted.end)));
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct InstanceLine {
     #[serde(skip_serializing_if = "Option::is_none")]
     order_biz_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    public_id: Option<String>,
+    marketplace_instance_id: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,7 +80,7 @@ impl From<Possession> for InstanceLine {
             account: instance.account,
             id: instance.id,
             order_biz_id: instance.order_biz_id,
-            public_id: row.public_id,
+            marketplace_instance_id: row.marketplace_instance_id,
             names,
             state: Some(instance.state),
             endpoint: Some(instance.endpoint),
@@ -137,7 +137,7 @@ impl InstanceLine {
             created_at,
             updated_at: self.updated_at.unwrap_or(created_at),
         };
-        let (dated, public_id) = (self.created_at.is_some(), self.public_id);
-        Import { origin, instance, dated, public_id, names: self.names, orders: self.orders }
+        let (dated, marketplace_instance_id) = (self.created_at.is_some(), self.marketplace_instance_id);
+        Import { origin, instance, dated, marketplace_instance_id, names: self.names, orders: self.orders }
     }
 }

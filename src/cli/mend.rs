@@ -17,7 +17,9 @@ use super::{Done, Exit, Failure, StoreArguments, not_there, runtime};
 use crate::config::{self, Environment, ProcessEnvironment};
 use crate::lab::exchange;
 use crate::net::{Client, ClientOptions, Url};
-use crate::store::{Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored};
+use crate::store::{
+    Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
+};
 use spid_core::dialect::Sending;
 use spid_hook;
 use spid_hook::callback::Answer;
@@ -38,18 +40,18 @@ pub(super) struct ActArguments {
 }
 
 impl ActArguments {
-    pub(super) fn begin(&self) -> Result<(Mender, Act), Failure> {
+    pub(super) fn begin(&self) -> Result<(Operations, AuditNote), Failure> {
         let act = self.act()?;
-        Ok((mender(&self.store)?, act))
+        Ok((operations(&self.store)?, act))
     }
 
-    fn act(&self) -> Result<Act, Failure> {
+    fn act(&self) -> Result<AuditNote, Failure> {
         act(self.who.as_deref(), &self.why)
     }
 }
 
 /// Audit information of an operation: the acting person and the reason.
-pub(super) fn act(who: Option<&str>, why: &str) -> Result<Act, Failure> {
+pub(super) fn act(who: Option<&str>, why: &str) -> Result<AuditNote, Failure> {
     if why.trim().is_empty() {
         return Err(Failure::new(
             Exit::Usage,
@@ -59,21 +61,21 @@ pub(super) fn act(who: Option<&str>, why: &str) -> Result<Act, Failure> {
     // Under sudo the user who called sudo is the person who acts, not root.
     let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
     let who = who.map(str::to_owned).or_else(known).unwrap_or_else(|| "unknown".to_owned());
-    Ok(Act { who, why: why.to_owned() })
+    Ok(AuditNote { who, why: why.to_owned() })
 }
 
 /// Opens the database for admin operations.
-pub(super) fn mender(store: &StoreArguments) -> Result<Mender, Failure> {
+pub(super) fn operations(store: &StoreArguments) -> Result<Operations, Failure> {
     let (path, options) = store.place()?;
-    Mender::open(&path, &options, Clock::System).map_err(not_there)
+    Operations::open(&path, &options, Clock::System).map_err(not_there)
 }
 
-impl From<MendError> for Failure {
-    fn from(error: MendError) -> Failure {
+impl From<OperationError> for Failure {
+    fn from(error: OperationError) -> Failure {
         match error {
-            MendError::Store(error) => error.into(),
-            MendError::NotFound(text) => Failure::new(Exit::NoInput, text),
-            MendError::Impossible(text) => Failure::new(Exit::Data, text),
+            OperationError::Store(error) => error.into(),
+            OperationError::NotFound(text) => Failure::new(Exit::NoInput, text),
+            OperationError::Impossible(text) => Failure::new(Exit::Data, text),
         }
     }
 }
@@ -87,9 +89,9 @@ pub(super) struct JobArguments {
 }
 
 pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     let id = arguments.id;
-    match mender.retry(id, &act)? {
+    match operations.retry(id, &act)? {
         None => output.line(&format!("job {id} is due now")),
         // The jobs of an instance run in order.
         Some(ahead) => output.line(&format!("job {id} is due once job {ahead} before it has ended")),
@@ -97,8 +99,8 @@ pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
 }
 
 pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
-    mender.drop_job(arguments.id, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    operations.drop_job(arguments.id, &act)?;
     output.line(&format!(
         "job {} is dropped; if the marketplace still calls for it, that is a new job",
         arguments.id
@@ -133,8 +135,8 @@ pub(super) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done 
             })
         })
         .transpose()?;
-    let (mut mender, act) = arguments.act.begin()?;
-    let approved = mender.approve(arguments.number, instead, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    let approved = operations.approve(arguments.number, instead, &act)?;
     say_approved(&approved, output)
 }
 
@@ -146,14 +148,14 @@ fn say_approved(approved: &Approved, output: &mut Output) -> Done {
 }
 
 pub(super) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
-    mender.reject(arguments.number, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    operations.reject(arguments.number, &act)?;
     output.line(&format!("callback {} is refused, and so are its redeliveries", arguments.number))
 }
 
 pub(super) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
-    mender.settle(arguments.number, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    operations.settle(arguments.number, &act)?;
     output.line(&format!(
         "callback {} is settled: its next delivery is answered with success, and nothing runs",
         arguments.number
@@ -170,9 +172,9 @@ pub(super) struct DismissArguments {
 }
 
 pub(super) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     for number in arguments.numbers {
-        mender.dismiss(number, &act)?;
+        operations.dismiss(number, &act)?;
         output.line(&format!("callback {number} is off the list of what needs attention"))?;
     }
     Ok(())
@@ -191,8 +193,8 @@ pub(super) struct CompleteJobArguments {
 
 pub(super) fn complete_job(arguments: CompleteJobArguments, output: &mut Output) -> Done {
     let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
-    let (mut mender, act) = arguments.act.begin()?;
-    let action = mender.complete_job(arguments.id, &answer, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    let action = operations.complete_job(arguments.id, &answer, &act)?;
     output.line(&format!(
         "job {}, a {action}, is done; the marketplace hears it when it calls again",
         arguments.id
@@ -220,8 +222,8 @@ pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Don
         Some(path) => answer(path)?,
         None => Answer::default(),
     };
-    let (mut mender, act) = arguments.act.begin()?;
-    let action = mender.complete(row.number, &answer, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    let action = operations.complete(row.number, &answer, &act)?;
     output.line(&format!(
         "the {action} of {} is done; the marketplace hears it when it calls again",
         shown(&arguments.id)
@@ -264,10 +266,10 @@ pub(super) struct ClaimArguments {
 
 pub(super) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
     let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     let claim = Claim { tenant: arguments.tenant, replace: arguments.replace };
     let id = shown(&arguments.id);
-    match mender.claim(row.number, &claim, &act)? {
+    match operations.claim(row.number, &claim, &act)? {
         Claimed::Now => output.line(&format!("{id} is claimed")),
         Claimed::Before(at) => output.line(&format!("{id} was claimed at {at}; nothing was changed")),
     }
@@ -286,8 +288,8 @@ pub(super) struct ReleaseArguments {
 
 pub(super) fn release(arguments: ReleaseArguments, output: &mut Output) -> Done {
     let row = arguments.act.store.reader()?.find(&arguments.id, arguments.account.as_deref())?;
-    let (mut mender, act) = arguments.act.begin()?;
-    let approved = mender.release(row.number, &act)?;
+    let (mut operations, act) = arguments.act.begin()?;
+    let approved = operations.release(row.number, &act)?;
     say_approved(&approved, output)
 }
 
@@ -314,13 +316,13 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     if !arguments.any_account {
         check_accounts(&imports, arguments.act.store.accounts()?.as_deref())?;
     }
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     // A release before the import has left a tombstone, and no hook has run for it.
-    let Imported { released_before } = mender.import(&imports, &act)?;
+    let Imported { released_before } = operations.import(&imports, &act)?;
     output.line(&format!("{} instances imported", imports.len()))?;
     for name in released_before {
         let name = shown(&name);
-        output.complain(&format!(
+        output.print_error(&format!(
             "note: the marketplace asked for the release of {name} before it was known here, and nothing was done; it is live now. The next release of the marketplace runs, or `spid instances release {name} --why …`"
         ));
     }
@@ -412,9 +414,9 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let sent = exchange::addressed(&request, &arguments.to)
         .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     // The audit entry comes before the request: a request that was sent must never be missing from the audit log.
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     let target = format!("callback {} to {}", arguments.number, arguments.to.authority());
-    mender.record("resend", &target, &act)?;
+    operations.record("resend", &target, &act)?;
     let answer = runtime()?
         .block_on(Client::new(ClientOptions::default()).send(sent))
         .map_err(|error| Failure::new(Exit::Unavailable, error.to_string()))?;
@@ -456,10 +458,10 @@ pub(super) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done 
     output.line(&format!("{} is restored; unfinished jobs that are held now: {held}", path.display()))?;
     // The backup may be old: the marketplace's or the seller's side may have moved on since.
     if held > 0 {
-        output.complain("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
+        output.print_error("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
     }
     if let Some(key) = missing_key {
-        output.complain(&format!(
+        output.print_error(&format!(
             "warning: there is no sealing key at {}: put the old one there before the daemon starts and makes a new one, or the passwords and licence keys in this database are never told again (ids and addresses are)",
             key.display()
         ));

@@ -303,7 +303,7 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
             let text = error.render().to_string();
             match spid_hook::text::without_user_info(&text) {
                 // The error repeats the value of the argument, and a URL may contain a password.
-                Cow::Owned(masked) => output.complain(masked.trim_end()),
+                Cow::Owned(masked) => output.print_error(masked.trim_end()),
                 Cow::Borrowed(_) => drop(error.print()),
             }
             stderr.flush();
@@ -317,9 +317,9 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
     let code = match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output.complain(&format!("error: {}", failure.message));
+            output.print_error(&format!("error: {}", failure.message));
             if let Some(hint) = &failure.hint {
-                output.complain(&format!("hint: {hint}"));
+                output.print_error(&format!("hint: {hint}"));
             }
             code(failure.exit)
         }

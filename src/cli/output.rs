@@ -71,7 +71,7 @@ impl Output {
     }
 
     /// Writes a line to stderr: errors, warnings and hints.
-    pub(super) fn complain(&mut self, line: &str) {
+    pub(super) fn print_error(&mut self, line: &str) {
         self.stderr.write(format!("{}\n", text::plain_lines(line)).as_bytes());
     }
 }

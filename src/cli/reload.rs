@@ -15,7 +15,7 @@ use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
 use crate::observe::metrics::Metric;
 use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;
-use crate::store::encryption::Sealer;
+use crate::store::encryption::Encryptor;
 use spid_hook::AnyHook;
 
 /// Source of the configuration, for the start and for every reload.
@@ -46,10 +46,10 @@ enum Outcome {
 }
 
 /// Reads the configuration and its sealing keys. A missing key file is not created again while a daemon uses the key.
-fn read(source: Source) -> Result<(Config, Result<Sealer, StoreError>), String> {
+fn read(source: Source) -> Result<(Config, Result<Encryptor, StoreError>), String> {
     let config = source.read().map_err(|mistakes| mistakes.lines().collect::<Vec<_>>().join("; "))?;
-    let sealer = config.store.sealer(&config.store_path);
-    Ok((config, sealer))
+    let encryptor = config.store.encryptor(&config.store_path);
+    Ok((config, encryptor))
 }
 
 /// Reloads the configuration, once for each SIGHUP.
@@ -92,7 +92,7 @@ impl Reloader {
     async fn apply(&mut self, daemon: &Daemon) -> Outcome {
         let source = self.source.clone();
         // A file may be on a disk that hangs, so it is read on a thread of its own: nothing else waits for it.
-        let (config, sealer) = match tokio::task::spawn_blocking(|| read(source)).await {
+        let (config, encryptor) = match tokio::task::spawn_blocking(|| read(source)).await {
             Ok(Ok(read)) => read,
             Ok(Err(why)) => return Outcome::Kept { why },
             Err(error) => {
@@ -115,8 +115,8 @@ impl Reloader {
         if !keys.is_empty() {
             return Outcome::RestartRequired { keys };
         }
-        let sealer = match sealer {
-            Ok(sealer) => sealer,
+        let encryptor = match encryptor {
+            Ok(encryptor) => encryptor,
             Err(error) => return Outcome::Kept { why: error.to_string() },
         };
         // Last check before anything changes: live instances must keep an endpoint of their account.
@@ -133,7 +133,7 @@ impl Reloader {
             guard: config.guard.clone(),
             tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
-            sealer: Some(sealer),
+            encryptor: Some(encryptor),
             key_unused_after: config.key_unused_after,
             admin: config.admin.clone(),
         });

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{Output, shown};
 use super::{Done, Failure, StoreArguments, mend};
-use crate::store::{JobRow, Revealed};
+use crate::store::{Decrypted, JobRow};
 use spid_hook::callback::{Answer, Fields};
 
 #[derive(Args)]
@@ -36,7 +36,7 @@ impl RevealArguments {
         }
         let act = mend::act(self.who.as_deref(), self.why.as_deref().unwrap_or_default())?;
         // `reveal` writes the audit entry before it decrypts.
-        let revealed = mend::mender(store)?.reveal(target, jobs, &act)?;
+        let revealed = mend::operations(store)?.decrypt(target, jobs, &act)?;
         Ok(Some(revealed.into_iter().map(Secrets::from).collect()))
     }
 }
@@ -58,8 +58,8 @@ pub(super) struct Secrets {
     values: BTreeMap<String, String>,
 }
 
-impl From<Revealed> for Secrets {
-    fn from(Revealed { job, action, answer }: Revealed) -> Secrets {
+impl From<Decrypted> for Secrets {
+    fn from(Decrypted { job, action, answer }: Decrypted) -> Secrets {
         Secrets { job: job.to_string(), action: action.as_str(), values: values(&answer) }
     }
 }

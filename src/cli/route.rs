@@ -103,7 +103,7 @@ pub(super) fn print_all(runner: &Runner, output: &mut Output) -> Done {
         let leads = |name: &str| name == hook.name;
         // Such a hook never runs: probably a route is missing.
         if !leads(runner.default_hook()) && !runner.routes().any(|route| leads(&route.hook)) {
-            output.complain(&format!("warning: no route leads to the hook `{}`", shown(&hook.name)));
+            output.print_error(&format!("warning: no route leads to the hook `{}`", shown(&hook.name)));
         }
     }
     for (index, route) in runner.routes().enumerate() {

@@ -60,10 +60,10 @@ struct KeyLine {
 
 fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     let (path, options) = arguments.store.place()?;
-    let sealed = mend::mender(&arguments.store)?.sealed()?;
+    let sealed = mend::operations(&arguments.store)?.sealed()?;
     // A key that cannot be read is only a warning here: the status helps to find the problem.
-    let known = options.sealer(&path).map(|sealer| sealer.ids()).unwrap_or_else(|error| {
-        output.complain(&format!("warning: {error}"));
+    let known = options.encryptor(&path).map(|encryptor| encryptor.ids()).unwrap_or_else(|error| {
+        output.print_error(&format!("warning: {error}"));
         Vec::new()
     });
     let lines = key_lines(&known, sealed);
@@ -76,10 +76,10 @@ fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     };
     output.table(&["KEY", "WHICH", "SEALED"], &lines.iter().map(cells).collect::<Vec<_>>())?;
     if lines.iter().any(|line| line.which == "unknown") {
-        output.complain("warning: what an unknown key has sealed cannot be told; put that key into `store.sealing_keys`, if there still is one");
+        output.print_error("warning: what an unknown key has sealed cannot be told; put that key into `store.sealing_keys`, if there still is one");
     }
     if lines.iter().any(|line| line.which == "unnamed") {
-        output.complain("warning: what is unnamed was kept by an older spid and does not say with which key; each listed key is tried. Keep every key listed that was used here till `spid seal rotate` has sealed it anew; what `rotate` leaves unnamed was sealed with a key that is not listed");
+        output.print_error("warning: what is unnamed was kept by an older spid and does not say with which key; each listed key is tried. Keep every key listed that was used here till `spid seal rotate` has sealed it anew; what `rotate` leaves unnamed was sealed with a key that is not listed");
     }
     Ok(())
 }
@@ -99,9 +99,9 @@ fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<K
 }
 
 fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
-    let (mut mender, act) = arguments.act.begin()?;
+    let (mut operations, act) = arguments.act.begin()?;
     let mut ticker = Ticker::new("answers sealed anew");
-    let done = mender.reseal(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
+    let done = operations.reencrypt(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
     ticker.end();
     let done = done?;
     if arguments.json {
@@ -121,9 +121,9 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
         .hint("`spid seal status` says which, and what is unnamed: put that key into `store.sealing_keys`, behind the current one, and say this again"));
     }
     if done.traceless {
-        output.complain("hint: nothing in the database needs the old key any more; what it sealed still stands in older backups");
+        output.print_error("hint: nothing in the database needs the old key any more; what it sealed still stands in older backups");
     } else if arguments.keep_traces {
-        output.complain("hint: what the old key opens may still stand in unused room of the file; without --keep-traces it is written anew");
+        output.print_error("hint: what the old key opens may still stand in unused room of the file; without --keep-traces it is written anew");
     } else {
         return Err(Failure::new(
             Exit::TryAgain,

@@ -55,7 +55,7 @@ pub(super) struct CheckArguments {
 pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
     let Checked { config, warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
     for warning in warnings {
-        output.complain(&format!("warning: {warning}"));
+        output.print_error(&format!("warning: {warning}"));
     }
     output.line(&format!("{}: ok", arguments.config.display()))?;
     for (path, endpoint) in &config.endpoints {

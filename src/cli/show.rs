@@ -9,8 +9,8 @@ use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
 use crate::observe::limits;
 use crate::store::{
-    ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Errand, Filter, InstanceRow, JobDetail,
-    JobRow, Life, ListedCallback, ViewError,
+    ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Filter, HeldItem, InstanceHistory,
+    InstanceRow, JobDetail, JobRow, ListedCallback, ViewError,
 };
 use spid_core::lifecycle::schedule;
 use spid_hook::id::Id;
@@ -114,7 +114,7 @@ pub(super) enum CallbacksCommand {
         list: ListArguments,
         /// List only callbacks with an unreported result: the hook is done, but the marketplace has not called again.
         #[arg(long)]
-        untold: bool,
+        unreported: bool,
     },
     /// Show one callback with all its parameters.
     Show {
@@ -250,12 +250,12 @@ fn time(at: Option<Timestamp>) -> String {
     at.map_or_else(|| "-".to_owned(), |at| at.to_string())
 }
 
-fn print_life(life: &Life, output: &mut Output) -> Done {
+fn print_life(life: &InstanceHistory, output: &mut Output) -> Done {
     let instance = &life.instance.instance;
     let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let facts = [
         ("id", text(instance.id.as_deref())),
-        ("public_id", text(life.instance.public_id.as_deref())),
+        ("public_id", text(life.instance.marketplace_instance_id.as_deref())),
         ("state", instance.state.to_string()),
         ("account", instance.account.clone()),
         ("order_biz_id", text(instance.order_biz_id.as_deref())),
@@ -293,7 +293,7 @@ pub(super) fn jobs(command: JobsCommand, output: &mut Output) -> Done {
             jobs_table(&rows, output)?;
             if rows.iter().any(|row| matches!(row.state, schedule::JobState::Dead | schedule::JobState::Held))
             {
-                output.complain(JOB_HINT);
+                output.print_error(JOB_HINT);
             }
             Ok(())
         }
@@ -346,16 +346,16 @@ fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
 
 pub(super) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done {
     match command {
-        CallbacksCommand::List { list, untold } => {
-            let filter = Filter { untold, limit: list.limit, ..Filter::default() };
+        CallbacksCommand::List { list, unreported } => {
+            let filter = Filter { unreported, limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.listed_callbacks(&filter)?;
             if list.json {
                 return output.json(&rows);
             }
             listed_table(&rows, output)?;
             // The marketplace does not call again by itself after its last delivery.
-            if untold && !rows.is_empty() {
-                output.complain(RESET_HINT);
+            if unreported && !rows.is_empty() {
+                output.print_error(RESET_HINT);
             }
             Ok(())
         }
@@ -373,12 +373,12 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
 /// Warns of unreported callbacks for which the marketplace has used at least half of its deliveries. A reported
 /// callback needs no warning, because the marketplace does not call again.
 fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
-    for row in rows.filter(|row| row.told_at.is_none()) {
-        let Some(budget) = row.budget.map(u64::from) else { continue };
+    for row in rows.filter(|row| row.reported_at.is_none()) {
+        let Some(delivery_limit) = row.delivery_limit.map(u64::from) else { continue };
         // Half is early enough to act before the marketplace gives up.
-        if row.deliveries >= budget.div_ceil(2) {
-            output.complain(&format!(
-                "warning: callback {} ({}): {} of the marketplace's {budget} tries are spent",
+        if row.deliveries >= delivery_limit.div_ceil(2) {
+            output.print_error(&format!(
+                "warning: callback {} ({}): {} of the marketplace's {delivery_limit} tries are spent",
                 row.number, row.action, row.deliveries
             ));
         }
@@ -394,7 +394,7 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
             disposition(row.disposition).to_owned(),
             row.tries(),
             row.received_at.to_string(),
-            time(row.told_at),
+            time(row.reported_at),
             text(row.reason.as_deref()),
         ]
     };
@@ -415,7 +415,7 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
             disposition(row.disposition).to_owned(),
             row.tries(),
             row.received_at.to_string(),
-            time(row.told_at),
+            time(row.reported_at),
             text(row.reason.as_deref()),
         ]
     };
@@ -461,14 +461,14 @@ pub(super) fn held(command: HeldCommand, output: &mut Output) -> Done {
 }
 
 fn list_held(list: &ListArguments, output: &mut Output) -> Done {
-    let (rows, left_out) = list.store.reader()?.errands(list.limit)?;
+    let (rows, left_out) = list.store.reader()?.held_items(list.limit)?;
     if left_out > 0 {
-        output.complain(&format!("{left_out} more are not shown; --limit shows more"));
+        output.print_error(&format!("{left_out} more are not shown; --limit shows more"));
     }
     if list.json {
         return output.json(&rows);
     }
-    let cells = |row: &Errand| {
+    let cells = |row: &HeldItem| {
         vec![
             row.callback.to_string(),
             row.kind.to_owned(),
@@ -485,14 +485,15 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
     // Print only the hints for kinds that are in the list.
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));
     if any(&["held-callback"]) {
-        output.complain("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …`, `spid held settle CALLBACK --why …` or `spid held reject CALLBACK --why …`");
+        output.print_error("hint: a held callback: `spid held show CALLBACK`, then `spid held approve CALLBACK --why …`, `spid held settle CALLBACK --why …` or `spid held reject CALLBACK --why …`");
     }
     if any(&["held-job", "dead-job"]) {
-        output.complain(JOB_HINT);
+        output.print_error(JOB_HINT);
     }
     if any(&["pending-job"]) {
-        output
-            .complain("hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done");
+        output.print_error(
+            "hint: a pending job: `spid jobs complete JOB --answer FILE --why …` once it is done",
+        );
     }
     Ok(())
 }
@@ -504,7 +505,7 @@ pub(super) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     }
     let attention = list.store.reader()?.attention(Clock::System.now(), list.limit)?;
     if attention.left_out > 0 {
-        output.complain(&format!("{} more are not shown; --limit shows more", attention.left_out));
+        output.print_error(&format!("{} more are not shown; --limit shows more", attention.left_out));
     }
     if list.json {
         return output.json(&attention.items);
@@ -542,7 +543,7 @@ pub(super) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     output.table(&header, &attention.items.iter().map(cells).collect::<Vec<_>>())?;
     for item in &attention.items {
         let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
-        output.complain(&format!("hint: callback {}: {}{then}", item.callback, item.todo));
+        output.print_error(&format!("hint: callback {}: {}{then}", item.callback, item.todo));
     }
     Ok(())
 }

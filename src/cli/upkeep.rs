@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::output::Output;
 use super::span::Span;
 use super::{Done, Exit, Failure, StoreArguments, mend};
-use crate::store::{Act, PruneOptions, Pruned};
+use crate::store::{AuditNote, PruneOptions, Pruned};
 
 /// Progress line of a long operation; drawn only on a terminal.
 pub(super) struct Ticker(ProgressBar, &'static str);
@@ -67,10 +67,10 @@ struct Report<'a> {
 }
 
 impl PruneArguments {
-    fn act(&self) -> Result<Act, Failure> {
+    fn act(&self) -> Result<AuditNote, Failure> {
         match (&self.why, self.dry_run) {
             // A dry run changes nothing, so it needs no reason and no audit entry.
-            (None, true) => Ok(Act { who: String::new(), why: String::new() }),
+            (None, true) => Ok(AuditNote { who: String::new(), why: String::new() }),
             (why, _) => mend::act(self.who.as_deref(), why.as_deref().unwrap_or_default()),
         }
     }
@@ -100,9 +100,9 @@ fn millis(age: Duration) -> Result<i64, Failure> {
 
 pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     let (act, options) = (arguments.act()?, arguments.options()?);
-    let mut mender = mend::mender(&arguments.store)?;
+    let mut operations = mend::operations(&arguments.store)?;
     let mut ticker = Ticker::new("rows looked at");
-    let pruned = mender.prune(options, &act, &mut |count| ticker.tell(count));
+    let pruned = operations.prune(options, &act, &mut |count| ticker.tell(count));
     // Clear the progress line before the result or an error is printed.
     ticker.end();
     let pruned = pruned?;

@@ -10,7 +10,7 @@ use super::keys::KeyArguments;
 use super::output::{Output, shown};
 use super::sign::dialect_named;
 use super::{Done, Exit, Failure};
-use spid_core::dialect::{Options, RawRequest, Refusal, explain, shown_base};
+use spid_core::dialect::{Denial, Options, RawRequest, explain, shown_base};
 use spid_core::query::{TOKEN_PLACEHOLDER, names_a_token};
 use spid_hook::callback::Callback;
 use spid_hook::time::Clock;
@@ -111,7 +111,7 @@ fn without_tokens(callback: Callback) -> Callback {
     Callback { parameters, ..callback }
 }
 
-fn refused(refusal: &Refusal) -> Verdict {
+fn refused(refusal: &Denial) -> Verdict {
     Verdict {
         verified: false,
         key: None,
@@ -156,8 +156,8 @@ fn print(verdict: &Verdict, output: &mut Output) -> Done {
     }
     if let Some(callback) = &verdict.callback {
         output.line(&format!("action: {}", callback.action))?;
-        for doubt in &callback.doubts {
-            output.line(&format!("it would be held: {doubt}"))?;
+        for issue in &callback.issues {
+            output.line(&format!("it would be held: {issue}"))?;
         }
     }
     Ok(())

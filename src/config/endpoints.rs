@@ -12,7 +12,7 @@ use super::front;
 use super::hooks::tls;
 use super::keys::{endpoint_keys, secret};
 use super::reader::{Table, unknown};
-use crate::market_api::order_lookup::Desk;
+use crate::market_api::order_lookup::OrderLookupClient;
 use crate::net::Url;
 use crate::serve::intake::Endpoint;
 use crate::serve::public::Network;
@@ -27,7 +27,7 @@ pub(super) struct Endpoints {
     /// Endpoints without mistakes, each with its path.
     pub(super) sound: Vec<(String, Endpoint)>,
     /// Clients for order lookups, by the names of the endpoints that need one.
-    pub(super) desks: Vec<(String, Desk)>,
+    pub(super) lookup_clients: Vec<(String, OrderLookupClient)>,
     /// Names of all endpoints.
     pub(super) names: Vec<String>,
     /// Networks that may call, by the names of the endpoints that have a list of them.
@@ -40,7 +40,7 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
         root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
     }
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut allow, mut desks) = (HashMap::new(), Vec::new());
+    let (mut allow, mut lookup_clients) = (HashMap::new(), Vec::new());
     for table in tables {
         // Continue without a name or path, so that all mistakes of the endpoint are reported.
         let name = table.required("name").unwrap_or_default();
@@ -53,7 +53,8 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
         }
         let dialect = dialect(&table);
         if let Some(dialect) = dialect {
-            desks.extend(desk(&table, dialect).map(|desk| (name.clone(), desk)));
+            lookup_clients
+                .extend(lookup_client(&table, dialect).map(|lookup_client| (name.clone(), lookup_client)));
         } else {
             // The contents can be checked only if the dialect is known. Asking prevents a second mistake about an
             // unknown key.
@@ -71,7 +72,7 @@ pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
         paths.push(path);
     }
     let sound = sound.into_iter().map(|(path, endpoint, _)| (path, endpoint)).collect();
-    Endpoints { sound, desks, names, allow }
+    Endpoints { sound, lookup_clients, names, allow }
 }
 
 /// Reports a key that two accounts share. A signature covers neither path nor account. With one key for two accounts,
@@ -244,7 +245,7 @@ fn options(table: &Table<'_>) -> Options {
 
 /// Client for the order lookups of an endpoint. A dialect that needs lookups must configure them: without the order's
 /// details a hook would provision without knowing what was bought.
-fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
+fn lookup_client(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<OrderLookupClient> {
     // All keys are read before any decision, so that none of them is reported as unknown.
     let asks = endpoint.has("orders");
     let table = endpoint.table("orders");
@@ -266,7 +267,7 @@ fn desk(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<Desk> {
             let url = if table.has("url") { url } else { usual.parse().ok() }?;
             let key = key?;
             let tls = tls(&table, &url, more.as_deref().map(Path::new));
-            Some(Desk::new(dialect, url, key, tls))
+            Some(OrderLookupClient::new(dialect, url, key, tls))
         }
         _ => None,
     }

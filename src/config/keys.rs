@@ -41,8 +41,8 @@ pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
                 table.mistake("label", format!("`{label}` is the label of an earlier key"));
             }
             let (member, secret) = secret(&table)?;
-            if let Some(doubt) = doubt_of_key(secret.expose()) {
-                table.warning(doubt);
+            if let Some(issue) = doubt_of_key(secret.expose()) {
+                table.warning(issue);
             }
             Key::new(label, secret).map_err(|wrong| table.mistake(member, wrong.to_string())).ok()
         })

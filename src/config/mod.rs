@@ -29,12 +29,12 @@ use tracing::level_filters::LevelFilter;
 use crate::admin::AdminOptions;
 use crate::hooks::log::LogHook;
 use crate::hooks::runner::Runner;
-use crate::market_api::order_lookup::Orders;
+use crate::market_api::order_lookup::OrderLookupClients;
 use crate::net::ServerTls;
 use crate::observe::files;
 use crate::observe::limits;
 use crate::serve::intake::{Endpoint, IntakeOptions};
-use crate::serve::public::Guard;
+use crate::serve::public::AccessPolicy;
 use crate::serve::spans::TelemetryOptions;
 use crate::store::StoreOptions;
 use crate::store::encryption::KeySource;
@@ -193,7 +193,7 @@ pub struct Config {
     /// Endpoints, each with its path.
     pub endpoints: Vec<(String, Endpoint)>,
     /// Order lookups, for marketplaces whose callbacks do not say what was ordered.
-    pub orders: Orders,
+    pub orders: OrderLookupClients,
     /// Hooks and routes.
     pub runner: Runner,
     /// Options for the intake.
@@ -201,7 +201,7 @@ pub struct Config {
     /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
     /// Access rules of the public listener: proxies, allowed networks and rates.
-    pub guard: Guard,
+    pub guard: AccessPolicy,
     /// Time without a signature after which a previous key is reported as unused.
     pub key_unused_after: Duration,
     /// Options for sending spans; `None` if no spans are sent.
@@ -336,7 +336,7 @@ impl Config {
         look(&store_table, &store_path, &store);
         let (log_level, log_format) = log(&root.table("log"));
         let telemetry = telemetry::telemetry(&root.table("telemetry"));
-        let Endpoints { sound: endpoints, desks, names, allow } = endpoints::endpoints(root, listen);
+        let Endpoints { sound: endpoints, lookup_clients, names, allow } = endpoints::endpoints(root, listen);
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         // Last, because it ends this function early: all other tables have reported their mistakes by now.
         let runner = hooks::runner(root, hook, &names)?;
@@ -347,11 +347,11 @@ impl Config {
             store_path,
             store,
             endpoints,
-            orders: Orders::new(desks),
+            orders: OrderLookupClients::new(lookup_clients),
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
-            guard: Guard { proxies, allow, rate },
+            guard: AccessPolicy { proxies, allow, rate },
             key_unused_after: policy.key_unused_after,
             telemetry,
             log_level,

@@ -22,7 +22,7 @@ use tokio::process::{Child, ChildStdin, Command};
 
 use super::leftovers::{Leftovers, Mark};
 use crate::observe::limits;
-use spid_hook::answer::Said;
+use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::text;
 use spid_hook::{AnyHook, Call, Context, HookError};
@@ -167,7 +167,7 @@ impl ExecHook {
     pub(super) async fn run(&self, call: Call, leftovers: Option<Leftovers>) -> Result<Answer, HookError> {
         let request = serde_json::to_vec(&call)?;
         let (mut child, group) = self.spawn(&call, leftovers.as_ref())?;
-        let mut heard = Heard::new(&call);
+        let mut heard = HookOutput::new(&call);
         // Feed the call and read the output until the child has exited. An error still goes through the next step.
         let ended = converse(&mut child, &request, &mut heard).await;
         // Kill the whole group before the result is known, so that no process of this attempt meets the next one.
@@ -238,14 +238,14 @@ impl Drop for Group {
 }
 
 /// Output of the child so far. The reading may be cut short, so this is kept outside of it.
-struct Heard {
+struct HookOutput {
     stdout: Vec<u8>,
     log: LineLog,
 }
 
-impl Heard {
-    fn new(call: &Call) -> Heard {
-        Heard { stdout: Vec::new(), log: LineLog::new(call.action(), call.context().clone()) }
+impl HookOutput {
+    fn new(call: &Call) -> HookOutput {
+        HookOutput { stdout: Vec::new(), log: LineLog::new(call.action(), call.context().clone()) }
     }
 
     async fn listen(
@@ -253,7 +253,7 @@ impl Heard {
         stdout: Option<impl AsyncRead + Unpin>,
         stderr: Option<impl AsyncRead + Unpin>,
     ) -> Result<(), HookError> {
-        let Heard { stdout: answer, log } = self;
+        let HookOutput { stdout: answer, log } = self;
         tokio::try_join!(read_answer(stdout, answer), read_log(stderr, log))?;
         Ok(())
     }
@@ -261,7 +261,11 @@ impl Heard {
 
 /// Writes the call and reads the output at the same time, until the child has exited and its output has ended.
 /// It does not wait for a process that inherited the output and outlives the child.
-async fn converse(child: &mut Child, request: &[u8], heard: &mut Heard) -> Result<ExitStatus, HookError> {
+async fn converse(
+    child: &mut Child,
+    request: &[u8],
+    heard: &mut HookOutput,
+) -> Result<ExitStatus, HookError> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (feed, listen, exit) = (feed(stdin, request), heard.listen(stdout, stderr), child.wait());
     // Write and read at the same time. A child that answers before it reads would otherwise block on a full pipe.
@@ -408,9 +412,9 @@ fn printable(line: &[u8]) -> String {
 }
 
 /// Combines the exit status and the output into a result.
-fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, HookError> {
+fn judge(status: ExitStatus, heard: &HookOutput, action: Action) -> Result<Answer, HookError> {
     match status.code() {
-        Some(0) => Said::success(Said::read_any(&heard.stdout)?, action),
+        Some(0) => ParsedAnswer::success(ParsedAnswer::read_any(&heard.stdout)?, action),
         // A refusal is final, so it needs this code. All other codes and signals are retries.
         Some(EXIT_REFUSE) => Err(HookError::refuse(refusal(heard))),
         _ => Err(failure(status, heard)),
@@ -419,12 +423,12 @@ fn judge(status: ExitStatus, heard: &Heard, action: Action) -> Result<Answer, Ho
 
 /// Returns the reason of a refusal. The marketplace reads it, so only the text that the hook wrote for others
 /// is used, and never a line of its log.
-fn refusal(heard: &Heard) -> String {
-    let given = Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
+fn refusal(heard: &HookOutput) -> String {
+    let given = ParsedAnswer::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
     given.unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
 }
 
-fn failure(status: ExitStatus, heard: &Heard) -> HookError {
+fn failure(status: ExitStatus, heard: &HookOutput) -> HookError {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("the hook exited with code {code}"),
         (None, Some(signal)) => format!("the hook was killed by {}", signal_name(signal)),
@@ -435,7 +439,7 @@ fn failure(status: ExitStatus, heard: &Heard) -> HookError {
         Some(line) => format!("{how}: {line}"),
         None => how,
     };
-    match Said::read_any(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
+    match ParsedAnswer::read_any(&heard.stdout).ok().flatten().and_then(|said| said.retry_after) {
         Some(after) => HookError::retry_after(message, after),
         None => HookError::retry(message),
     }

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse, Reach, Tls, Url};
 use crate::observe::limits;
-use spid_hook::answer::Said;
+use spid_hook::answer::ParsedAnswer;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::time::Clock;
 use spid_hook::webhook::WebhookKeys;
@@ -148,14 +148,14 @@ fn judge(response: &ClientResponse, action: Action, now: Timestamp) -> Result<An
     match response.status {
         // 202 is "accepted, completed later". All other 2xx mean that the work is done.
         202 => Err(HookError::pending(note(response))),
-        200..=299 => Said::success(Said::read_any(&response.body)?, action),
+        200..=299 => ParsedAnswer::success(ParsedAnswer::read_any(&response.body)?, action),
         _ => Err(refusal(response).unwrap_or_else(|| failure(response, now))),
     }
 }
 
 /// Reads the body of an error response as an answer. Returns `None` for the error pages of proxies.
-fn said(response: &ClientResponse) -> Option<Said> {
-    Said::read_any(&response.body).ok().flatten()
+fn said(response: &ClientResponse) -> Option<ParsedAnswer> {
+    ParsedAnswer::read_any(&response.body).ok().flatten()
 }
 
 fn note(response: &ClientResponse) -> String {

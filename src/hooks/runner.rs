@@ -180,21 +180,21 @@ pub enum BadRouting {
 #[derive(Debug)]
 struct Entry {
     named: NamedHook,
-    places: Places,
+    places: Permits,
 }
 
 /// Bound on concurrent attempts that can change while permits are in use. A hook's bound outlives a reload
 /// under the hook's name.
 #[derive(Debug, Clone)]
-pub(crate) struct Places {
+pub(crate) struct Permits {
     free: Arc<Semaphore>,
     /// Number of permits in use that are not given back when they are dropped, because the bound was lowered.
     surplus: Arc<AtomicUsize>,
 }
 
-impl Places {
-    pub(crate) fn new(count: usize) -> Places {
-        Places { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
+impl Permits {
+    pub(crate) fn new(count: usize) -> Permits {
+        Permits { free: Arc::new(Semaphore::new(count)), surplus: Arc::default() }
     }
 
     /// Raises the bound.
@@ -208,7 +208,7 @@ impl Places {
     pub(crate) fn fewer(&self, count: usize) {
         // Record the reduction first, so that a permit dropped meanwhile is removed, too.
         self.surplus.fetch_add(count, Ordering::AcqRel);
-        // Remove free permits now. Those in use are removed by `Place::drop`, as they come free.
+        // Remove free permits now. Those in use are removed by `Permit::drop`, as they come free.
         while self.surplus.load(Ordering::Acquire) > 0 {
             let Some(place) = self.try_take() else { return };
             drop(place);
@@ -221,26 +221,26 @@ impl Places {
         self.surplus.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).is_ok()
     }
 
-    pub(crate) fn try_take(&self) -> Option<Place> {
+    pub(crate) fn try_take(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
-        Some(Place { permit: Some(permit), places: self.clone() })
+        Some(Permit { permit: Some(permit), places: self.clone() })
     }
 
-    pub(crate) async fn take(&self) -> Place {
+    pub(crate) async fn take(&self) -> Permit {
         // The semaphore is never closed. If it were, running without a bound would be better than not running.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        Place { permit, places: self.clone() }
+        Permit { permit, places: self.clone() }
     }
 }
 
-/// A permit of [`Places`]. Dropping it gives the permit back.
+/// A permit of [`Permits`]. Dropping it gives the permit back.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct Permit {
     permit: Option<OwnedSemaphorePermit>,
-    places: Places,
+    places: Permits,
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         // After a reload with a lower bound, forget the permit instead of returning it.
         if let Some(permit) = self.permit.take_if(|_| self.places.take_surplus()) {
@@ -415,7 +415,7 @@ fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
 
 impl Entry {
     fn new(named: NamedHook) -> Arc<Entry> {
-        let places = Places::new(named.places());
+        let places = Permits::new(named.places());
         Arc::new(Entry { named, places })
     }
 
@@ -434,7 +434,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Slot {
     entry: Arc<Entry>,
-    place: Place,
+    place: Permit,
     leftovers: Option<Leftovers>,
 }
 
@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn places_grow_at_once_and_shrink_as_they_come_free() {
-        let places = Places::new(2);
+        let places = Permits::new(2);
         let taken = [places.try_take(), places.try_take()];
         assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
         places.fewer(1);

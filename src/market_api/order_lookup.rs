@@ -16,56 +16,61 @@ use jiff::Timestamp;
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
 use crate::observe::limits;
 use spid_core::dialect;
-use spid_core::dialect::{Dialect, Enquiry, Unlearned};
+use spid_core::dialect::{DetailsError, Dialect, OrderLookup};
 use spid_core::query::Pair;
-use spid_core::signature::{AccessKey, Asked};
+use spid_core::signature::{AccessKey, UnsignedRequest};
 use spid_hook::callback::Callback;
 
 const JSON_TYPE: &str = "application/json";
 
 /// Order lookup client of one endpoint.
 #[derive(Clone)]
-pub struct Desk {
+pub struct OrderLookupClient {
     dialect: &'static dyn Dialect,
     url: Url,
     key: AccessKey,
     client: Client,
 }
 
-impl Desk {
+impl OrderLookupClient {
     /// Creates a client for this address, which signs with this key.
     /// It trusts `tls`, or the system's roots. Over plain http it connects only to addresses of the private
     /// network.
-    pub fn new(dialect: &'static dyn Dialect, url: Url, key: AccessKey, tls: Option<Tls>) -> Desk {
+    pub fn new(
+        dialect: &'static dyn Dialect,
+        url: Url,
+        key: AccessKey,
+        tls: Option<Tls>,
+    ) -> OrderLookupClient {
         let client = Client::new(ClientOptions {
             total: Duration::from_millis(limits::ENQUIRY_MS),
             reach: Reach::Confidential,
             tls,
             ..ClientOptions::default()
         });
-        Desk { dialect, url, key, client }
+        OrderLookupClient { dialect, url, key, client }
     }
 
-    async fn ask(&self, enquiry: &Enquiry, now: Timestamp) -> Result<(u16, Vec<u8>), Unasked> {
+    async fn ask(&self, order_lookup: &OrderLookup, now: Timestamp) -> Result<(u16, Vec<u8>), LookupError> {
         let request =
-            self.request(enquiry, now).map_err(|error| Unasked::Misconfigured(error.to_string()))?;
+            self.request(order_lookup, now).map_err(|error| LookupError::Misconfigured(error.to_string()))?;
         let answer = self.client.send(request).await.map_err(|error| match error {
             // A retry cannot correct these: an operator must change the configuration.
             ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
-                Unasked::Misconfigured(error.to_string())
+                LookupError::Misconfigured(error.to_string())
             }
-            other => Unasked::Later(format!("the marketplace cannot be asked what was ordered: {other}")),
+            other => LookupError::Later(format!("the marketplace cannot be asked what was ordered: {other}")),
         })?;
         Ok((answer.status, answer.body.to_vec()))
     }
 
-    fn request(&self, enquiry: &Enquiry, now: Timestamp) -> Result<ClientRequest, NotAUrl> {
+    fn request(&self, order_lookup: &OrderLookup, now: Timestamp) -> Result<ClientRequest, NotAUrl> {
         let before = self.url.target().trim_end_matches('/');
-        let path = format!("{before}{}", enquiry.path);
+        let path = format!("{before}{}", order_lookup.path);
         // Send the query exactly as it is signed, or the gateway computes another signature.
-        let query = canonical(&enquiry.query);
+        let query = canonical(&order_lookup.query);
         let (host, date) = (self.url.authority(), now.strftime("%Y%m%dT%H%M%SZ").to_string());
-        let asked = Asked {
+        let asked = UnsignedRequest {
             method: "GET",
             host: &host,
             path: &path,
@@ -105,7 +110,7 @@ fn encode(text: &str) -> String {
 
 /// Reason why the order details are still unknown.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unasked {
+pub enum LookupError {
     /// A later attempt may succeed.
     #[error("{0}")]
     Later(String),
@@ -114,18 +119,18 @@ pub enum Unasked {
     Misconfigured(String),
 }
 
-impl From<Unlearned> for Unasked {
-    fn from(error: Unlearned) -> Unasked {
+impl From<DetailsError> for LookupError {
+    fn from(error: DetailsError) -> LookupError {
         match error {
-            Unlearned::Later(text) => Unasked::Later(text),
-            Unlearned::Misconfigured(text) => Unasked::Misconfigured(text),
+            DetailsError::Later(text) => LookupError::Later(text),
+            DetailsError::Misconfigured(text) => LookupError::Misconfigured(text),
         }
     }
 }
 
 /// Order lookup clients, by endpoint name. Clones share them.
 #[derive(Clone, Default)]
-pub struct Orders(Arc<BTreeMap<String, Desk>>);
+pub struct OrderLookupClients(Arc<BTreeMap<String, OrderLookupClient>>);
 
 /// Endpoint that received a callback, and the endpoints that may do the lookup for it.
 #[derive(Debug, Clone, Copy)]
@@ -138,11 +143,11 @@ pub struct Asker<'a> {
     pub successors: &'a [String],
 }
 
-impl Orders {
+impl OrderLookupClients {
     /// Creates the lookup from clients by endpoint. Callbacks of an endpoint without a client go to the hook as
     /// they are.
-    pub fn new(desks: impl IntoIterator<Item = (String, Desk)>) -> Orders {
-        Orders(Arc::new(desks.into_iter().collect()))
+    pub fn new(lookup_clients: impl IntoIterator<Item = (String, OrderLookupClient)>) -> OrderLookupClients {
+        OrderLookupClients(Arc::new(lookup_clients.into_iter().collect()))
     }
 
     /// Returns the endpoint that must do an order lookup before the callback can go to a hook.
@@ -150,7 +155,9 @@ impl Orders {
     /// lookup then reports that.
     pub fn asked_endpoint<'a>(&'a self, asker: Asker<'a>, callback: &Callback) -> Option<&'a str> {
         match asker.successors.iter().find_map(|name| self.0.get_key_value(name)) {
-            Some((name, desk)) => desk.dialect.enquiry(callback).map(|_| name.as_str()),
+            Some((name, lookup_client)) => {
+                lookup_client.dialect.order_lookup(callback).map(|_| name.as_str())
+            }
             None => {
                 // A configured endpoint without a client means: its callbacks go to the hook as they are.
                 let asks = asker.successors.is_empty() && dialect::asking(callback).is_some();
@@ -169,19 +176,19 @@ impl Orders {
         asker: Asker<'_>,
         callback: &Callback,
         now: Timestamp,
-    ) -> Result<Option<Callback>, Unasked> {
+    ) -> Result<Option<Callback>, LookupError> {
         // Without a client, go on only if the callback needs no lookup.
-        let Some(desk) = asker.successors.iter().find_map(|name| self.0.get(name)) else {
+        let Some(lookup_client) = asker.successors.iter().find_map(|name| self.0.get(name)) else {
             return match dialect::asking(callback).filter(|_| asker.successors.is_empty()) {
-                Some(dialect) => Err(Unasked::Misconfigured(unserved(asker, dialect))),
+                Some(dialect) => Err(LookupError::Misconfigured(unserved(asker, dialect))),
                 None => Ok(None),
             };
         };
-        let Some(enquiry) = desk.dialect.enquiry(callback) else { return Ok(None) };
-        let (status, body) = desk.ask(&enquiry, now).await?;
+        let Some(order_lookup) = lookup_client.dialect.order_lookup(callback) else { return Ok(None) };
+        let (status, body) = lookup_client.ask(&order_lookup, now).await?;
         // Change a copy: if the answer is unusable, the callback stays as it was.
         let mut known = callback.clone();
-        desk.dialect.learn(&mut known, status, &body)?;
+        lookup_client.dialect.add_order_details(&mut known, status, &body)?;
         Ok(Some(known))
     }
 }
@@ -210,9 +217,10 @@ mod tests {
     fn the_request_carries_its_date_and_its_authorization() {
         let key = AccessKey::new("FAKEACCESS", Secret::new("fake-secret")).unwrap();
         let url = "https://mkt.example/gateway/".parse().unwrap();
-        let desk = Desk::new(by_name("koogallery").unwrap(), url, key, None);
-        let enquiry = Enquiry { path: "/order/query", query: vec![("orderId".into(), "CS 1".into())] };
-        let request = desk.request(&enquiry, "2026-01-02T03:04:05Z".parse().unwrap()).unwrap();
+        let lookup_client = OrderLookupClient::new(by_name("koogallery").unwrap(), url, key, None);
+        let order_lookup =
+            OrderLookup { path: "/order/query", query: vec![("orderId".into(), "CS 1".into())] };
+        let request = lookup_client.request(&order_lookup, "2026-01-02T03:04:05Z".parse().unwrap()).unwrap();
         assert_eq!(request.url.target(), "/gateway/order/query?orderId=CS%201");
         let header = |name: &str| request.headers.iter().find(|(known, _)| known == name).unwrap().1.clone();
         assert_eq!(header("x-sdk-date"), "20260102T030405Z");

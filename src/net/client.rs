@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::link::{Kept, Link, Question, Unanswered};
+use super::link::{Connection, PendingRequest, Pool, Unanswered};
 use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect};
 use crate::observe::limits;
 
@@ -213,7 +213,7 @@ pub struct Client {
 #[derive(Debug, Default)]
 struct Shared {
     tls: OnceLock<Tls>,
-    kept: Kept,
+    kept: Pool,
 }
 
 impl Client {
@@ -272,15 +272,15 @@ impl Client {
     async fn ask(
         &self,
         url: &Url,
-        question: Question,
-    ) -> Result<(Link, hyper::Response<Incoming>), ClientError> {
+        question: PendingRequest,
+    ) -> Result<(Connection, hyper::Response<Incoming>), ClientError> {
         let Some(mut link) = self.shared.kept.take(url, self.options.connect).await else {
             return ask_over(self.connect(url).await?, question).await;
         };
         match link.ask(question).await {
             Ok(answer) => Ok((link, answer)),
             // No byte of the request was written, so this cannot send it twice.
-            Err(Unanswered::Unasked(question)) => ask_over(self.connect(url).await?, question).await,
+            Err(Unanswered::LookupError(question)) => ask_over(self.connect(url).await?, question).await,
             Err(Unanswered::Broken(error)) => Err(error),
         }
     }
@@ -351,7 +351,7 @@ fn unreachable(url: &Url, cause: io::Error) -> ClientError {
     ClientError::Connect { authority: url.authority(), cause }
 }
 
-fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
+fn encode(request: ClientRequest, keep: bool) -> Result<PendingRequest, ClientError> {
     let mut headers = Headers::default();
     for (name, value) in &request.headers {
         headers
@@ -386,7 +386,7 @@ fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
 
 /// Builds the request that hyper believes it sends. Only the method of the recorded request matters for the response: a
 /// response to HEAD has no body.
-fn question_of(bytes: &[u8]) -> Result<Question, ClientError> {
+fn question_of(bytes: &[u8]) -> Result<PendingRequest, ClientError> {
     let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
     // The recorded bytes may be garbage. A server responds to garbage as it does to a GET.
     let method = hyper::Method::from_bytes(method).unwrap_or(hyper::Method::GET);
@@ -401,12 +401,12 @@ fn question_of(bytes: &[u8]) -> Result<Question, ClientError> {
 /// Sends a request over a new connection.
 async fn ask_over(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    question: Question,
-) -> Result<(Link, hyper::Response<Incoming>), ClientError> {
-    let mut link = Link::open(stream).await?;
+    question: PendingRequest,
+) -> Result<(Connection, hyper::Response<Incoming>), ClientError> {
+    let mut link = Connection::open(stream).await?;
     match link.ask(question).await {
         Ok(answer) => Ok((link, answer)),
-        Err(Unanswered::Unasked(_)) => {
+        Err(Unanswered::LookupError(_)) => {
             Err(ClientError::Broken("the connection was closed as soon as it was open".to_owned()))
         }
         Err(Unanswered::Broken(error)) => Err(error),

@@ -17,10 +17,10 @@ use super::client::ClientError;
 use super::{Url, limits};
 
 /// A client request in hyper's form.
-pub(super) type Question = hyper::Request<Full<Bytes>>;
+pub(super) type PendingRequest = hyper::Request<Full<Bytes>>;
 
 /// An open connection. A drop closes it and aborts any request in progress.
-pub(super) struct Link {
+pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     driver: AbortHandle,
 }
@@ -29,34 +29,37 @@ pub(super) struct Link {
 pub(super) enum Unanswered {
     /// The connection was closed before a byte of the request was written. The request is returned and may be sent
     /// again.
-    Unasked(Question),
+    LookupError(PendingRequest),
     /// The connection failed after the write began, so the server may have received the request.
     Broken(ClientError),
 }
 
-impl Link {
+impl Connection {
     pub(super) async fn open(
         io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    ) -> Result<Link, ClientError> {
+    ) -> Result<Connection, ClientError> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(limits::HEADERS_MAX_BYTES);
         let (sender, connection) =
             builder.handshake(TokioIo::new(io)).await.map_err(|error| ClientError::broken(&error))?;
         // An error of the connection is also reported to the pending request, so the task may discard it.
         let driver = tokio::spawn(async { drop(connection.await) }).abort_handle();
-        Ok(Link { sender, driver })
+        Ok(Connection { sender, driver })
     }
 
     /// Sends the request and returns the response, whose body is still unread.
-    pub(super) async fn ask(&mut self, question: Question) -> Result<hyper::Response<Incoming>, Unanswered> {
+    pub(super) async fn ask(
+        &mut self,
+        question: PendingRequest,
+    ) -> Result<hyper::Response<Incoming>, Unanswered> {
         self.sender.try_send_request(question).await.map_err(|mut error| match error.take_message() {
-            Some(question) => Unanswered::Unasked(question),
+            Some(question) => Unanswered::LookupError(question),
             None => Unanswered::Broken(ClientError::broken(error.error())),
         })
     }
 }
 
-impl Drop for Link {
+impl Drop for Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -64,18 +67,18 @@ impl Drop for Link {
 
 /// Pool of connections that wait for the next request.
 #[derive(Default)]
-pub(super) struct Kept(Mutex<Vec<Waiting>>);
+pub(super) struct Pool(Mutex<Vec<IdleConnection>>);
 
-struct Waiting {
-    link: Link,
+struct IdleConnection {
+    link: Connection,
     secure: bool,
     authority: String,
     since: Instant,
 }
 
-impl Kept {
+impl Pool {
     /// Returns an open connection to the host of `url`, if the pool has one.
-    pub(super) async fn take(&self, url: &Url, patience: Duration) -> Option<Link> {
+    pub(super) async fn take(&self, url: &Url, patience: Duration) -> Option<Connection> {
         loop {
             let mut link = self.pick(url)?;
             // `ready` returns at once, unless the server closed the connection or has not read the previous request.
@@ -85,29 +88,29 @@ impl Kept {
         }
     }
 
-    fn pick(&self, url: &Url) -> Option<Link> {
+    fn pick(&self, url: &Url) -> Option<Connection> {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = Duration::from_millis(limits::HOOK_IDLE_MS);
         // Connections that are too old or closed are dropped here, because no task of their own watches them.
         waiting.retain(|it| it.since.elapsed() < longest && !it.link.sender.is_closed());
         let authority = url.authority();
-        let fits = |it: &Waiting| it.secure == url.is_secure() && it.authority == authority;
+        let fits = |it: &IdleConnection| it.secure == url.is_secure() && it.authority == authority;
         // `rposition` prefers the most recently used connection: the server is the least likely to have closed it.
         let found = waiting.iter().rposition(fits)?;
         Some(waiting.remove(found).link)
     }
 
     /// Keeps a connection whose response was read to its end, unless the pool has `most` already.
-    pub(super) fn put(&self, url: &Url, link: Link, most: usize) {
+    pub(super) fn put(&self, url: &Url, link: Connection, most: usize) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.len() < most {
             let (secure, authority) = (url.is_secure(), url.authority());
-            waiting.push(Waiting { link, secure, authority, since: Instant::now() });
+            waiting.push(IdleConnection { link, secure, authority, since: Instant::now() });
         }
     }
 }
 
-impl fmt::Debug for Kept {
+impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Kept")
     }

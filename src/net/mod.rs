@@ -23,7 +23,7 @@ mod url;
 pub use client::{Client, ClientError, ClientOptions, ClientRequest, ClientResponse};
 pub use message::{Headers, Method, Request, Response};
 pub use reach::Reach;
-pub use server::{Drained, Handler, ServerOptions, TurnedAway, serve};
+pub use server::{Drained, Handler, HttpFault, ServerOptions, serve};
 pub use tls::{NoTls, ServerTls, Tls};
 pub use url::{NotAUrl, Url};
 

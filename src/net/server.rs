@@ -1,6 +1,6 @@
 //! HTTP server: the accept loop, which no error ends, and the limits on each connection.
 //!
-//! The server has three parts. [`serve`] accepts connections, makes room for them and drains them at a stop. A [`Line`]
+//! The server has three parts. [`serve`] accepts connections, makes room for them and drains them at a stop. A [`ConnectionState`]
 //! is the state of one connection: its phase, since when, and if it was told to end. `answer` is the path of one
 //! request: receive it whole, run the handler inside a panic catcher, send the response.
 //!
@@ -56,7 +56,7 @@ pub trait Handler: Clone + Send + Sync + 'static {
     fn handle(&self, request: Request) -> impl Future<Output = Response> + Send;
 
     /// Counts a connection or request that was denied before it became a [`Request`].
-    fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {
+    fn turned_away(&self, why: HttpFault, peer: SocketAddr) {
         let _ = (why, peer);
     }
 }
@@ -73,7 +73,7 @@ where
 
 /// HTTP faults: reasons why the server denied a connection or a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum TurnedAway {
+pub enum HttpFault {
     /// The received bytes are not HTTP/1: 400.
     Malformed,
     /// Too many header fields, or too many bytes of them: 431.
@@ -102,48 +102,48 @@ pub enum TurnedAway {
     TlsLate,
 }
 
-impl TurnedAway {
+impl HttpFault {
     /// Every fault of HTTP; the two faults of TLS are not listed.
-    pub const ALL: [TurnedAway; 11] = [
-        TurnedAway::Malformed,
-        TurnedAway::HeadersTooLarge,
-        TurnedAway::UriTooLong,
-        TurnedAway::NoProxy,
-        TurnedAway::BodyUnexpected,
-        TurnedAway::BodyTooLarge,
-        TurnedAway::BodyLate,
-        TurnedAway::BodyBroken,
-        TurnedAway::HeadersLate,
-        TurnedAway::AnswerNotTaken,
-        TurnedAway::Displaced,
+    pub const ALL: [HttpFault; 11] = [
+        HttpFault::Malformed,
+        HttpFault::HeadersTooLarge,
+        HttpFault::UriTooLong,
+        HttpFault::NoProxy,
+        HttpFault::BodyUnexpected,
+        HttpFault::BodyTooLarge,
+        HttpFault::BodyLate,
+        HttpFault::BodyBroken,
+        HttpFault::HeadersLate,
+        HttpFault::AnswerNotTaken,
+        HttpFault::Displaced,
     ];
 
     /// Returns the fault as one word, for metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
-            TurnedAway::Malformed => "malformed",
-            TurnedAway::HeadersTooLarge => "headers_too_large",
-            TurnedAway::UriTooLong => "uri_too_long",
-            TurnedAway::NoProxy => "no_proxy",
-            TurnedAway::BodyUnexpected => "body_unexpected",
-            TurnedAway::BodyTooLarge => "body_too_large",
-            TurnedAway::BodyLate => "body_late",
-            TurnedAway::BodyBroken => "body_broken",
-            TurnedAway::HeadersLate => "headers_late",
-            TurnedAway::AnswerNotTaken => "answer_not_taken",
-            TurnedAway::Displaced => "displaced",
-            TurnedAway::TlsFailed => "tls_failed",
-            TurnedAway::TlsLate => "tls_late",
+            HttpFault::Malformed => "malformed",
+            HttpFault::HeadersTooLarge => "headers_too_large",
+            HttpFault::UriTooLong => "uri_too_long",
+            HttpFault::NoProxy => "no_proxy",
+            HttpFault::BodyUnexpected => "body_unexpected",
+            HttpFault::BodyTooLarge => "body_too_large",
+            HttpFault::BodyLate => "body_late",
+            HttpFault::BodyBroken => "body_broken",
+            HttpFault::HeadersLate => "headers_late",
+            HttpFault::AnswerNotTaken => "answer_not_taken",
+            HttpFault::Displaced => "displaced",
+            HttpFault::TlsFailed => "tls_failed",
+            HttpFault::TlsLate => "tls_late",
         }
     }
 
     fn status(self) -> u16 {
         match self {
-            TurnedAway::UriTooLong => 414,
-            TurnedAway::HeadersTooLarge => 431,
-            TurnedAway::NoProxy => 405,
-            TurnedAway::BodyTooLarge => 413,
-            TurnedAway::BodyLate => 408,
+            HttpFault::UriTooLong => 414,
+            HttpFault::HeadersTooLarge => 431,
+            HttpFault::NoProxy => 405,
+            HttpFault::BodyTooLarge => 413,
+            HttpFault::BodyLate => 408,
             _ => 400,
         }
     }
@@ -257,8 +257,8 @@ async fn serve_on<H: Handler>(
             () = stop.as_mut() => { stopping = true; None }
         };
         // The slot is registered before the task starts, so that a drain or a displacement sees this connection.
-        let seat = Seat::take(server.clone(), peer, permit);
-        connections.spawn(attend(stream, seat));
+        let seat = ConnectionSlot::take(server.clone(), peer, permit);
+        connections.spawn(serve_connection(stream, seat));
         // Finished tasks are removed here, because no other code joins them before the stop.
         while connections.try_join_next().is_some() {}
     }
@@ -274,7 +274,7 @@ struct Server<H> {
     builder: Builder,
     runtime: Handle,
     room: Arc<Semaphore>,
-    lines: Mutex<HashMap<u64, Arc<Line>>>,
+    lines: Mutex<HashMap<u64, Arc<ConnectionState>>>,
     next_line: AtomicU64,
     /// Number of handlers that have started and not ended.
     running: AtomicUsize,
@@ -315,7 +315,7 @@ impl<H: Handler> Server<H> {
         if let Some(line) = self.longest_without_a_request() {
             // A connection in use ends its request normally, so it is not counted as denied.
             if line.progress().0.may_be_cut() {
-                self.handler.turned_away(TurnedAway::Displaced, line.peer);
+                self.handler.turned_away(HttpFault::Displaced, line.peer);
             }
             line.tell_to_end();
         }
@@ -323,7 +323,7 @@ impl<H: Handler> Server<H> {
 
     /// Returns the connection to displace: first those without a complete request, then those in use, the longest
     /// first. A connection in use completes its request and then closes instead of staying idle.
-    fn longest_without_a_request(&self) -> Option<Arc<Line>> {
+    fn longest_without_a_request(&self) -> Option<Arc<ConnectionState>> {
         let lines = lock(&self.lines);
         let candidates = lines.values().filter(|line| !line.is_told_to_end());
         let line = candidates.min_by_key(|line| {
@@ -369,7 +369,7 @@ impl<H: Handler> Server<H> {
 
     /// Receives a request and runs the handler on the task of its connection. If the connection ends first, the
     /// remaining work moves to a new task. That costs less than one task per request.
-    fn begin(self: &Arc<Self>, line: Arc<Line>, request: hyper::Request<Incoming>) -> Attached<H> {
+    fn begin(self: &Arc<Self>, line: Arc<ConnectionState>, request: hyper::Request<Incoming>) -> Attached<H> {
         let server = self.clone();
         // Counted before the first poll, so that a drain that starts now waits for this handler.
         let running = Running::begin(self.clone());
@@ -386,7 +386,7 @@ impl<H: Handler> Server<H> {
         Attached { work: Some(work), server: self.clone() }
     }
 
-    fn turn_away(&self, why: TurnedAway, peer: SocketAddr) -> Response {
+    fn turn_away(&self, why: HttpFault, peer: SocketAddr) -> Response {
         self.handler.turned_away(why, peer);
         // Further bytes on this connection may belong to the body that the server did not read, so the connection
         // closes.
@@ -405,7 +405,7 @@ fn builder(options: &ServerOptions) -> Builder {
     // hyper panics on a smaller buffer.
     const BUFFER_MIN_BYTES: usize = 8192;
     let mut builder = Builder::new();
-    // `Line::poll_overdue` bounds the wait for headers instead.
+    // `ConnectionState::poll_overdue` bounds the wait for headers instead.
     builder.header_read_timeout(None);
     builder.max_header_size(options.headers_max_bytes);
     builder.max_buf_size(options.headers_max_bytes.max(BUFFER_MIN_BYTES));
@@ -422,7 +422,7 @@ async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpS
                 if matches!(Errno::from_io_error(&error), Some(Errno::MFILE | Errno::NFILE)) {
                     server.displace();
                 }
-                survive(&error).await;
+                on_accept_error(&error).await;
             }
         }
     }
@@ -430,7 +430,7 @@ async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpS
 
 /// Handles an accept error. A peer that disconnected early costs nothing. A system without free descriptors or memory
 /// needs a pause, because the loop would otherwise spin.
-async fn survive(error: &io::Error) {
+async fn on_accept_error(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
         debug!(%error, "a connection was gone before it was accepted");
@@ -479,7 +479,7 @@ impl Phase {
 }
 
 /// State of one connection, shared with the server.
-struct Line {
+struct ConnectionState {
     peer: SocketAddr,
     progress: Mutex<(Phase, Instant)>,
     told_to_end: AtomicBool,
@@ -487,13 +487,13 @@ struct Line {
     poke: Notify,
 }
 
-impl Line {
-    fn new(peer: SocketAddr) -> Line {
+impl ConnectionState {
+    fn new(peer: SocketAddr) -> ConnectionState {
         // A new peer has connected to send a request, so the limit for headers applies and not the one for idle
         // connections.
         let progress = Mutex::new((Phase::Head, Instant::now()));
         let (told_to_end, last) = (AtomicBool::new(false), AtomicBool::new(false));
-        Line { peer, progress, told_to_end, last, poke: Notify::new() }
+        ConnectionState { peer, progress, told_to_end, last, poke: Notify::new() }
     }
 
     fn progress(&self) -> (Phase, Instant) {
@@ -558,38 +558,42 @@ impl Line {
 }
 
 /// A connection slot. A drop removes the connection from the server and returns its permit.
-struct Seat<H: Handler> {
+struct ConnectionSlot<H: Handler> {
     server: Arc<Server<H>>,
-    line: Arc<Line>,
+    line: Arc<ConnectionState>,
     id: u64,
     // Fields drop after `Drop::drop`: the connection leaves `lines` first, and then its permit becomes free.
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<H: Handler> Seat<H> {
-    fn take(server: Arc<Server<H>>, peer: SocketAddr, permit: Option<OwnedSemaphorePermit>) -> Seat<H> {
-        let line = Arc::new(Line::new(peer));
+impl<H: Handler> ConnectionSlot<H> {
+    fn take(
+        server: Arc<Server<H>>,
+        peer: SocketAddr,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> ConnectionSlot<H> {
+        let line = Arc::new(ConnectionState::new(peer));
         let id = server.next_line.fetch_add(1, Ordering::Relaxed);
         lock(&server.lines).insert(id, line.clone());
-        Seat { server, line, id, _permit: permit }
+        ConnectionSlot { server, line, id, _permit: permit }
     }
 
     /// Counts the end of a connection, if the server denied it.
-    fn count(&self, why: Option<TurnedAway>) {
+    fn count(&self, why: Option<HttpFault>) {
         if let Some(why) = why {
             self.server.handler.turned_away(why, self.line.peer);
         }
     }
 }
 
-impl<H: Handler> Drop for Seat<H> {
+impl<H: Handler> Drop for ConnectionSlot<H> {
     fn drop(&mut self) {
         lock(&self.server.lines).remove(&self.id);
     }
 }
 
 /// Serves one connection until it ends, is told to end, or exceeds a time limit.
-async fn attend<H: Handler>(stream: TcpStream, seat: Seat<H>) {
+async fn serve_connection<H: Handler>(stream: TcpStream, seat: ConnectionSlot<H>) {
     // Responses are small and complete, so Nagle's delay only adds latency.
     let _ = stream.set_nodelay(true);
     match &seat.server.options.tls {
@@ -606,7 +610,7 @@ async fn attend<H: Handler>(stream: TcpStream, seat: Seat<H>) {
 async fn shake_hands<H: Handler>(
     tls: &ServerTls,
     stream: TcpStream,
-    seat: &Seat<H>,
+    seat: &ConnectionSlot<H>,
 ) -> Option<Box<TlsStream<TcpStream>>> {
     let due = seat.line.progress().1 + seat.server.options.headers_read;
     let failed = select! {
@@ -617,10 +621,10 @@ async fn shake_hands<H: Handler>(
             Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
             Err(error) => {
                 debug!(peer = %seat.line.peer, %error, "no TLS");
-                Some(TurnedAway::TlsFailed)
+                Some(HttpFault::TlsFailed)
             }
         },
-        () = sleep_until(due) => Some(TurnedAway::TlsLate),
+        () = sleep_until(due) => Some(HttpFault::TlsLate),
         () = seat.line.poke.notified() => None,
     };
     seat.count(failed);
@@ -628,7 +632,7 @@ async fn shake_hands<H: Handler>(
 }
 
 /// Serves HTTP on one connection until it ends, is told to end, or exceeds a time limit.
-async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat: &Seat<H>) {
+async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat: &ConnectionSlot<H>) {
     let (server, line) = (&seat.server, &seat.line);
     let wire = TokioIo::new(Wire::new(stream, line.clone(), server.options.body_max_bytes));
     let service = service_fn(|request| answer(server, line, request));
@@ -638,9 +642,9 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
         // The order matters: `poll_overdue` must see the phase after the connection was polled.
         select! {
             biased;
-            ended = connection.as_mut() => return seat.count(ended.err().and_then(|error| blame(&error))),
+            ended = connection.as_mut() => return seat.count(ended.err().and_then(|error| denial_of_error(&error))),
             phase = poll_fn(|cx| line.poll_overdue(&server.options, timer.as_mut(), cx)) => {
-                return seat.count(reproach(phase));
+                return seat.count(denial_of_timeout(phase));
             }
             () = line.poke.notified() => {
                 // A request in flight is completed; hyper then closes the connection.
@@ -654,21 +658,21 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
 }
 
 /// Returns the fault of the peer, if the peer caused this error of a connection.
-fn blame(error: &hyper::Error) -> Option<TurnedAway> {
+fn denial_of_error(error: &hyper::Error) -> Option<HttpFault> {
     if error.is_parse_too_large() {
-        Some(TurnedAway::HeadersTooLarge)
+        Some(HttpFault::HeadersTooLarge)
     } else if error.is_parse() {
-        Some(TurnedAway::Malformed)
+        Some(HttpFault::Malformed)
     } else {
         None
     }
 }
 
 /// Returns the fault for a phase that lasted too long. An idle connection is no fault.
-fn reproach(phase: Phase) -> Option<TurnedAway> {
+fn denial_of_timeout(phase: Phase) -> Option<HttpFault> {
     match phase {
-        Phase::Head => Some(TurnedAway::HeadersLate),
-        Phase::Answer => Some(TurnedAway::AnswerNotTaken),
+        Phase::Head => Some(HttpFault::HeadersLate),
+        Phase::Answer => Some(HttpFault::AnswerNotTaken),
         _ => None,
     }
 }
@@ -677,7 +681,7 @@ fn reproach(phase: Phase) -> Option<TurnedAway> {
 /// the request, hyper drops this future unpolled, and the work continues detached.
 fn answer<H: Handler>(
     server: &Arc<Server<H>>,
-    line: &Arc<Line>,
+    line: &Arc<ConnectionState>,
     request: hyper::Request<Incoming>,
 ) -> impl Future<Output = Result<hyper::Response<Full<Bytes>>, Infallible>> + use<H> {
     let (attached, line) = (server.begin(line.clone(), request), line.clone());
@@ -694,31 +698,31 @@ fn answer<H: Handler>(
 
 async fn receive(
     options: &ServerOptions,
-    line: &Line,
+    line: &ConnectionState,
     request: hyper::Request<Incoming>,
-) -> Result<Request, TurnedAway> {
+) -> Result<Request, HttpFault> {
     // Cheap checks on the head come before the body is read.
     if uri_length(request.uri()) > options.uri_max_bytes {
-        return Err(TurnedAway::UriTooLong);
+        return Err(HttpFault::UriTooLong);
     }
     if *request.method() == WireMethod::CONNECT {
-        return Err(TurnedAway::NoProxy);
+        return Err(HttpFault::NoProxy);
     }
     if !is_plainly_framed(request.headers()) {
-        return Err(TurnedAway::Malformed);
+        return Err(HttpFault::Malformed);
     }
     let (mut request, body) = Request::from_wire(request, line.peer);
     if body.is_end_stream() {
         return Ok(request);
     }
     if matches!(request.method, Method::Get | Method::Head) {
-        return Err(TurnedAway::BodyUnexpected);
+        return Err(HttpFault::BodyUnexpected);
     }
     line.enter(Phase::Body);
     let body = timeout(options.body_read, collect(body, options.body_max_bytes)).await;
-    request.body = body.map_err(|_| TurnedAway::BodyLate)?.map_err(|unread| match unread {
-        Unread::TooLarge => TurnedAway::BodyTooLarge,
-        Unread::Broken(_) => TurnedAway::BodyBroken,
+    request.body = body.map_err(|_| HttpFault::BodyLate)?.map_err(|unread| match unread {
+        Unread::TooLarge => HttpFault::BodyTooLarge,
+        Unread::Broken(_) => HttpFault::BodyBroken,
     })?;
     Ok(request)
 }
@@ -828,7 +832,7 @@ impl<H: Handler> Drop for Running<H> {
 /// The socket given to hyper. It reports progress to the connection state, and lingers before it closes.
 struct Wire<S> {
     stream: S,
-    line: Arc<Line>,
+    line: Arc<ConnectionState>,
     /// True once the peer has closed its side.
     ended: bool,
     shut: bool,
@@ -837,7 +841,7 @@ struct Wire<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    fn new(stream: S, line: Arc<Line>, discard: usize) -> Wire<S> {
+    fn new(stream: S, line: Arc<ConnectionState>, discard: usize) -> Wire<S> {
         Wire { stream, line, ended: false, shut: false, discard }
     }
 

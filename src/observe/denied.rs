@@ -18,13 +18,13 @@ use serde::Serialize;
 
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
-use spid_core::dialect::{Refusal, explain, shown_base};
+use spid_core::dialect::{Denial, explain, shown_base};
 use spid_core::signature::{Keys, Mismatch, Parts};
 use spid_hook::time::Clock;
 
 /// Handle that counts, logs and keeps denied requests. Clones share the data.
 #[derive(Clone)]
-pub struct Refusals {
+pub struct DeniedRequests {
     clock: Clock,
     metrics: Metrics,
     kept: Arc<Mutex<Kept>>,
@@ -42,7 +42,7 @@ pub struct Facts<'a> {
     /// The method, as it was sent.
     pub method: &'a str,
     /// Reason of the denial.
-    pub refusal: &'a Refusal,
+    pub refusal: &'a Denial,
 }
 
 /// Data from which an invalid signature is explained. This type has no `Debug`, because values may be personal.
@@ -147,10 +147,10 @@ enum Base {
     Beginning(String),
 }
 
-impl Refusals {
+impl DeniedRequests {
     /// Creates an empty collection.
-    pub fn new(clock: Clock, metrics: Metrics) -> Refusals {
-        Refusals { clock, metrics, kept: Arc::default() }
+    pub fn new(clock: Clock, metrics: Metrics) -> DeniedRequests {
+        DeniedRequests { clock, metrics, kept: Arc::default() }
     }
 
     /// Counts a denied request, and logs and keeps it unless there were many of its kind just now. `evidence`
@@ -159,7 +159,7 @@ impl Refusals {
         let Facts { endpoint, peer, client, refusal, .. } = facts;
         let reason = refusal.reason();
         // The metrics count every denied request.
-        self.metrics.count(Metric::Refusals, [endpoint, reason]);
+        self.metrics.count(Metric::DeniedRequests, [endpoint, reason]);
         let now = self.clock.now();
         // The lock is released at the end of this line, before the slow steps.
         let turn = self.lock().lanes.entry((endpoint.clone(), reason)).or_default().next(now);
@@ -284,18 +284,18 @@ mod tests {
     struct Bench {
         clock: Clock,
         metrics: Metrics,
-        refusals: Refusals,
+        refusals: DeniedRequests,
         endpoint: Arc<str>,
     }
 
     impl Bench {
         fn new() -> Bench {
             let (clock, metrics) = (Clock::manual(from_millis(1_000_000)), Metrics::default());
-            let refusals = Refusals::new(clock.clone(), metrics.clone());
+            let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
             Bench { clock, metrics, refusals, endpoint: "shop".into() }
         }
 
-        fn note(&self, refusal: &Refusal, evidence: impl FnOnce() -> Option<Evidence>) {
+        fn note(&self, refusal: &Denial, evidence: impl FnOnce() -> Option<Evidence>) {
             let peer = SocketAddr::from(([127, 0, 0, 1], 9));
             let facts = Facts { endpoint: &self.endpoint, peer, client: peer.ip(), method: "GET", refusal };
             self.refusals.note(facts, evidence);
@@ -306,7 +306,7 @@ mod tests {
         }
     }
 
-    const WRONG: Refusal = Refusal::Signature(Mismatch::Wrong);
+    const WRONG: Denial = Denial::Signature(Mismatch::Wrong);
 
     fn evidence(received: &str, signed: &str) -> Option<Evidence> {
         let keys = Keys::single(Secret::new("fake-key")).unwrap();
@@ -319,7 +319,7 @@ mod tests {
     fn a_refusal_is_shown_with_its_base_string_and_explained() {
         let bench = Bench::new();
         bench.note(&WRONG, || evidence("a b", "a+b"));
-        bench.note(&Refusal::Undated, || None);
+        bench.note(&Denial::Undated, || None);
         let shown = bench.refusals.latest(10);
         assert_eq!(shown.iter().map(|it| it.reason).collect::<Vec<_>>(), ["undated", "wrong-signature"]);
         assert_eq!(shown[1].base.as_deref(), Some("name=a b&key=<key>"));
@@ -340,9 +340,9 @@ mod tests {
                 None
             });
         }
-        bench.note(&Refusal::Undated, || None);
+        bench.note(&Denial::Undated, || None);
         assert_eq!(asked, limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
-        assert_eq!(bench.metrics.value(Metric::Refusals, ["shop", "wrong-signature"]), 1_000);
+        assert_eq!(bench.metrics.value(Metric::DeniedRequests, ["shop", "wrong-signature"]), 1_000);
         bench.later(limits::REFUSALS_WINDOW_MS);
         bench.note(&WRONG, || None);
         let shown = bench.refusals.latest(2);
@@ -377,7 +377,7 @@ mod tests {
         let longest = shown.iter().filter_map(|it| it.base.as_ref()).map(String::len).max();
         assert!(longest.unwrap() <= limits::REFUSAL_EVIDENCE_MAX_BYTES);
         let detail = "x".repeat(100_000);
-        bench.note(&Refusal::Malformed { detail }, || None);
+        bench.note(&Denial::Malformed { detail }, || None);
         assert_eq!(bench.refusals.latest(1)[0].message.len(), limits::REASON_MAX_BYTES);
     }
 }

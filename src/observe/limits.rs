@@ -96,15 +96,15 @@ pub const STORE_BUSY_MS: u64 = 2_000;
 /// Time for which a start waits for the lock of a daemon that was just killed, in milliseconds.
 pub const STORE_LOCK_MS: u64 = 1_000;
 /// Number of rows read and changed in one commit of a maintenance operation: a prune, or a change of the sealing key.
-pub const UPKEEP_BATCH_COUNT: usize = 200;
+pub const MAINTENANCE_BATCH_COUNT: usize = 200;
 /// Minimum pause of a maintenance operation after each commit, in milliseconds, for other users of the
 /// database. The pause is longer if the commit took longer.
-pub const UPKEEP_PAUSE_MS: u64 = 5;
+pub const MAINTENANCE_PAUSE_MS: u64 = 5;
 /// Time for which a maintenance operation waits for a lock of another process, in milliseconds. It can wait
 /// long, because nothing waits for it.
-pub const UPKEEP_BUSY_MS: u64 = 15_000;
+pub const MAINTENANCE_BUSY_MS: u64 = 15_000;
 /// Number of such waits for readers to release the write-ahead log.
-pub const UPKEEP_JOURNAL_TRIES_COUNT: usize = 3;
+pub const MAINTENANCE_JOURNAL_ATTEMPTS_COUNT: usize = 3;
 /// Minimum age for pruning, in milliseconds. It is longer than the time after which any marketplace calls again.
 pub const PRUNE_AGE_MIN_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// Maximum window for the date of a sign-on, in milliseconds.

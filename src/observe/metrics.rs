@@ -18,9 +18,9 @@ pub enum Metric {
     /// Verified callbacks.
     Callbacks,
     /// Requests that were denied before they were accepted.
-    Refusals,
+    DeniedRequests,
     /// Connections and requests that ended before they reached an endpoint.
-    TurnedAway,
+    HttpFault,
     /// Redeliveries of callbacks, finished or not.
     Repeats,
     /// Ended attempts.
@@ -103,8 +103,8 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 #[rustfmt::skip]
 const TABLE: [Family; 30] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks by action and by what was answered."),
-    family(Metric::Refusals, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
-    family(Metric::TurnedAway, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
+    family(Metric::DeniedRequests, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests refused before they counted, by reason."),
+    family(Metric::HttpFault, "spid_turned_away_total", Kind::Counter, &["reason"], "Connections and requests that led nowhere, by reason."),
     family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Callbacks that came before, finished or not, and came again."),
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
     family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Things somebody should look at, by reason."),
@@ -361,11 +361,11 @@ mod tests {
     #[test]
     fn what_is_counted_is_shown() {
         let metrics = Metrics::default();
-        metrics.count(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
-        metrics.clone().count(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
-        metrics.announce(Metric::Refusals, ["alibaba-cn", "stale"]);
-        metrics.announce(Metric::Refusals, ["alibaba-cn", "wrong-signature"]);
-        assert_eq!(metrics.value(Metric::Refusals, ["alibaba-cn", "wrong-signature"]), 2);
+        metrics.count(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]);
+        metrics.clone().count(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]);
+        metrics.announce(Metric::DeniedRequests, ["alibaba-cn", "stale"]);
+        metrics.announce(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]);
+        assert_eq!(metrics.value(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]), 2);
         let page = page(&metrics);
         assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 2\n"));
         assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"stale\"} 0\n"));
@@ -407,7 +407,7 @@ mod tests {
     #[test]
     fn a_label_cannot_break_out() {
         let metrics = Metrics::default();
-        metrics.count(Metric::TurnedAway, ["a\"b\n\\", ""]);
+        metrics.count(Metric::HttpFault, ["a\"b\n\\", ""]);
         assert!(page(&metrics).contains("{reason=\"a\\\"b\\n\\\\\"} 1\n"));
     }
 

@@ -17,19 +17,19 @@ use super::liveness::Liveness;
 use crate::admin::{Admin, AdminOptions, AdminParts};
 use crate::hooks::leftovers::Leftovers;
 use crate::hooks::runner::Runner;
-use crate::market_api::order_lookup::Orders;
+use crate::market_api::order_lookup::OrderLookupClients;
 use crate::net;
 use crate::net::{Drained, Handler, ServerOptions, ServerTls};
-use crate::observe::denied::Refusals;
+use crate::observe::denied::DeniedRequests;
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::dispatch;
 use crate::serve::dispatch::{Dispatch, DispatchOptions, KnownEndpoint, KnownEndpoints};
 use crate::serve::intake::{Endpoint, Intake, IntakeOptions, Orphans};
 use crate::serve::keywatch::{KeyWatch, Watched};
-use crate::serve::public::{Doors, Front, Guard};
+use crate::serve::public::{AccessPolicy, PublicListener, Routes};
 use crate::serve::spans::{Telemetry, TelemetryOptions};
-use crate::store::encryption::Sealer;
+use crate::store::encryption::Encryptor;
 use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
 use spid_hook::Subject;
 use spid_hook::time::Clock;
@@ -47,7 +47,7 @@ pub struct DaemonOptions {
     /// The hooks.
     pub runner: Runner,
     /// Order lookup at marketplaces whose callbacks do not contain the order details.
-    pub orders: Orders,
+    pub orders: OrderLookupClients,
     /// Options for the intake.
     pub intake: IntakeOptions,
     /// Options for the dispatcher.
@@ -61,7 +61,7 @@ pub struct DaemonOptions {
     /// Certificate of the public listener; without one, plain HTTP.
     pub tls: Option<ServerTls>,
     /// Access policy for callers of the public listener.
-    pub guard: Guard,
+    pub guard: AccessPolicy,
     /// Collector of spans. Default: none.
     pub telemetry: Option<TelemetryOptions>,
     /// The clock.
@@ -75,17 +75,17 @@ pub struct Changes {
     /// The hooks.
     pub runner: Runner,
     /// Order lookup at marketplaces whose callbacks do not contain the order details.
-    pub orders: Orders,
+    pub orders: OrderLookupClients,
     /// Options for the intake.
     pub intake: IntakeOptions,
     /// Access policy for callers of the public listener.
-    pub guard: Guard,
+    pub guard: AccessPolicy,
     /// Certificate used from the next handshake on; ignored if the daemon runs without TLS.
     pub tls: Option<ServerTls>,
     /// Time for which passwords and license keys are repeated after their first report, in milliseconds.
     pub secrets_window_ms: i64,
     /// Sealing keys from now on; `None` keeps the current ones.
-    pub sealer: Option<Sealer>,
+    pub encryptor: Option<Encryptor>,
     /// Time without a signature after which a previous key is reported as removable.
     pub key_unused_after: Duration,
     /// Options for the admin listener.
@@ -105,14 +105,14 @@ impl DaemonOptions {
             endpoints,
             retired_accounts: Vec::new(),
             runner,
-            orders: Orders::default(),
+            orders: OrderLookupClients::default(),
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
             key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
             server: ServerOptions::default(),
             admin: AdminOptions::default(),
             tls: None,
-            guard: Guard::default(),
+            guard: AccessPolicy::default(),
             telemetry: None,
             clock: Clock::System,
         }
@@ -149,9 +149,9 @@ pub struct Daemon {
     closed: Closed,
     stop_front: watch::Sender<bool>,
     stop_dispatch: watch::Sender<bool>,
-    doors: watch::Sender<Arc<Doors>>,
+    routes: watch::Sender<Arc<Routes>>,
     known: watch::Sender<KnownEndpoints>,
-    orders: watch::Sender<Orders>,
+    orders: watch::Sender<OrderLookupClients>,
     runner: watch::Sender<Runner>,
     watched: watch::Sender<Watched>,
     tls: Option<ServerTls>,
@@ -223,7 +223,7 @@ impl Daemon {
             let leftovers = clear_leftovers(path).await?;
             runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
         }
-        let refusals = Refusals::new(clock.clone(), metrics.clone());
+        let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
         // The last step that can fail comes before any component runs.
         let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
         let (parts, ended) = watch::channel(None);
@@ -234,19 +234,19 @@ impl Daemon {
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
-        let (orders, desks) = watch::channel(options.orders);
+        let (orders, lookup_clients) = watch::channel(options.orders);
         let dispatch =
             Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options.dispatch)
-                .asking(desks)
+                .asking(lookup_clients)
                 .knowing(knowing)
                 .telling(spans.clone());
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, options.intake);
-        let doors = Doors::new(options.endpoints, intake, options.guard);
-        let (doors, behind) = watch::channel(Arc::new(doors));
+        let routes = Routes::new(options.endpoints, intake, options.guard);
+        let (routes, behind) = watch::channel(Arc::new(routes));
         let (stop_front, _) = watch::channel(false);
-        let front = Front::new(behind, metrics.clone()).telling(spans);
+        let front = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
         let front = serve(listener, spi, front, &stop_front, part("listener"));
         let admin = admin.map(|listener| {
@@ -261,7 +261,7 @@ impl Daemon {
             closed,
             stop_front,
             stop_dispatch,
-            doors,
+            routes,
             known,
             orders,
             runner,
@@ -302,15 +302,15 @@ impl Daemon {
             guard,
             tls,
             secrets_window_ms,
-            sealer,
+            encryptor,
             key_unused_after,
             admin,
         } = changes;
         self.operators.change(admin);
         self.watched.send_replace(watched(&endpoints, key_unused_after));
         self.store.repeat_secrets_for(secrets_window_ms);
-        if let Some(sealer) = sealer {
-            self.store.seal_with(sealer);
+        if let Some(encryptor) = encryptor {
+            self.store.seal_with(encryptor);
         }
         // The hooks change before the routes: no callback of a new endpoint may reach an old hook.
         let runner = runner.succeeding(&self.runner.borrow());
@@ -318,10 +318,10 @@ impl Daemon {
         self.runner.send_replace(runner);
         self.orders.send_replace(orders);
         self.known.send_replace(known(&endpoints));
-        let intake = self.doors.borrow().intake.with_options(intake);
+        let intake = self.routes.borrow().intake.with_options(intake);
         endpoints.iter().for_each(|(_, endpoint)| intake.announce(endpoint));
         // The routes change after all that they use, as one value: a request sees either all old or all new ones.
-        self.doors.send_replace(Arc::new(Doors::new(endpoints, intake, guard)));
+        self.routes.send_replace(Arc::new(Routes::new(endpoints, intake, guard)));
         // A reload cannot turn TLS on or off, because the listener was created with or without it.
         if let (Some(shown), Some(new)) = (&self.tls, &tls) {
             shown.show(new);
@@ -392,7 +392,7 @@ impl Daemon {
         };
         // Step 3: the writer ends with the last handle on the store. The routes, the admin listener and the key watch
         // hold one each.
-        drop((self.store, self.liveness, self.doors, self.watched, self.operators));
+        drop((self.store, self.liveness, self.routes, self.watched, self.operators));
         let closing = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait());
         // The last spans are sent while the database closes, so that a slow collector does not delay the close.
         let (closed, ()) = tokio::join!(closing, telling);
@@ -473,7 +473,7 @@ fn shown(
     store: &Store,
     database: Option<(PathBuf, StoreOptions)>,
     metrics: &Metrics,
-    refusals: &Refusals,
+    refusals: &DeniedRequests,
     clock: &Clock,
 ) -> AdminParts {
     AdminParts {
@@ -567,11 +567,11 @@ fn log_backlog(store: Store) -> JoinHandle<()> {
                 jobs = totals.jobs.values().sum::<u64>(),
                 "the store is open"
             );
-            if dead + held + totals.untold > 0 {
+            if dead + held + totals.unreported > 0 {
                 tracing::warn!(
                     dead,
                     held,
-                    untold = totals.untold,
+                    unreported = totals.unreported,
                     "work waits for an operator: spid held list, spid jobs list --state dead"
                 );
             }

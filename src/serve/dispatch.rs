@@ -24,12 +24,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tracing::Instrument as _;
 
-use crate::hooks::runner::{Place, Runner, Slot};
-use crate::market_api::order_lookup::{Asker, Orders, Unasked};
+use crate::hooks::runner::{Permit, Runner, Slot};
+use crate::market_api::order_lookup::{Asker, LookupError, OrderLookupClients};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::spans::{Begun, Kind, Span, Spans, Value};
-use crate::store::{Ending, Finished, JobRow, Postpone, Ready, Retrying, Store, StoreError, Taken};
+use crate::store::{Ending, Finished, JobRow, LeasedJob, Postpone, Ready, Retrying, Store, StoreError};
 use calls::Calls;
 use rooms::{Rooms, Server};
 use spid_core::lifecycle::schedule;
@@ -125,7 +125,7 @@ pub struct Dispatch {
     held: Held,
     rooms: Rooms,
     calls: Calls,
-    orders: watch::Receiver<Orders>,
+    orders: watch::Receiver<OrderLookupClients>,
     endpoints: watch::Receiver<KnownEndpoints>,
     spans: Spans,
     /// Time of the last turn of the loop.
@@ -145,7 +145,7 @@ impl Dispatch {
         let rooms = Rooms::new(options.waiting, options.poll);
         let calls = Calls::new(options.places, &runner.borrow());
         announce(&metrics, &runner.borrow());
-        let (_, orders) = watch::channel(Orders::default());
+        let (_, orders) = watch::channel(OrderLookupClients::default());
         let (_, endpoints) = watch::channel(KnownEndpoints::default());
         let (turned, _) = watch::channel(Instant::now());
         let (held, spans) = (Held::default(), Spans::default());
@@ -166,7 +166,7 @@ impl Dispatch {
     }
 
     /// Returns the dispatcher with an order lookup, for callbacks that do not contain the order details.
-    pub fn asking(self, orders: watch::Receiver<Orders>) -> Dispatch {
+    pub fn asking(self, orders: watch::Receiver<OrderLookupClients>) -> Dispatch {
         Dispatch { orders, ..self }
     }
 
@@ -293,7 +293,7 @@ impl Dispatch {
             let successors = endpoints.successors(endpoint, account, callback.dialect.as_deref());
             let asker = Asker { endpoint, account, successors: successors.names() };
             let server = match orders.asked_endpoint(asker, job.callback) {
-                Some(asked) => Server::Orders(asked.to_owned()),
+                Some(asked) => Server::OrderLookupClients(asked.to_owned()),
                 None => {
                     let endpoint = successors.name().unwrap_or(job.endpoint);
                     let subject = Subject::new(endpoint, job.callback, job.instance);
@@ -344,7 +344,7 @@ impl Dispatch {
 
     fn spawn(
         &self,
-        taken: Taken,
+        taken: LeasedJob,
         place: OwnedSemaphorePermit,
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
@@ -461,7 +461,7 @@ struct Attempt {
     stop: watch::Receiver<bool>,
     rooms: Rooms,
     calls: Calls,
-    orders: Orders,
+    orders: OrderLookupClients,
     endpoints: KnownEndpoints,
     spans: Spans,
     /// Name of the hook that was called, once it was.
@@ -469,7 +469,7 @@ struct Attempt {
 }
 
 impl Attempt {
-    async fn run(mut self, mut taken: Taken, place: OwnedSemaphorePermit) {
+    async fn run(mut self, mut taken: LeasedJob, place: OwnedSemaphorePermit) {
         // Step 1: look up the order details, if the callback lacks them. Step 2: call the hook.
         let begun = self.spans.begin();
         let ending = match self.complete(&mut taken, place).await {
@@ -485,8 +485,8 @@ impl Attempt {
     }
 
     /// Returns the span of the attempt, a child of the request that created the job.
-    fn span(&self, taken: &Taken, begun: Begun, ending: &Ending) -> Span {
-        let Taken { job, instance, origin, .. } = taken;
+    fn span(&self, taken: &LeasedJob, begun: Begun, ending: &Ending) -> Span {
+        let LeasedJob { job, instance, origin, .. } = taken;
         let name = instance.as_ref().and_then(|it| it.id.as_ref().or(it.order_biz_id.as_ref()));
         let mut attributes = vec![
             ("spid.endpoint", Value::Text(origin.endpoint.clone())),
@@ -516,7 +516,7 @@ impl Attempt {
         &mut self,
         subject: &Subject<'_>,
         place: Option<OwnedSemaphorePermit>,
-    ) -> Option<(Slot, Place)> {
+    ) -> Option<(Slot, Permit)> {
         // The usual case: both are free, and no waiting room is needed.
         let mut free = self.runner.borrow_and_update().try_reserve(subject);
         if let Some(slot) = &free
@@ -560,7 +560,7 @@ impl Attempt {
     /// lookup, so that a slow marketplace does not block other jobs.
     async fn complete(
         &mut self,
-        taken: &mut Taken,
+        taken: &mut LeasedJob,
         place: OwnedSemaphorePermit,
     ) -> Result<Option<OwnedSemaphorePermit>, Ending> {
         let successors = self.successors(taken);
@@ -569,7 +569,7 @@ impl Attempt {
             Asker { endpoint: &origin.endpoint, account: &origin.account, successors: successors.names() };
         let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(place)) };
         drop(place);
-        let room = self.rooms.of(Server::Orders(asked.to_owned()));
+        let room = self.rooms.of(Server::OrderLookupClients(asked.to_owned()));
         // A full room gives the job back, and `postpone` keeps it in the store until the room has space.
         let Some(_waiting) = room.enter() else { return Err(Ending::GivenBack) };
         let asking = async {
@@ -581,20 +581,24 @@ impl Attempt {
             asked = asking => asked,
             _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
         };
-        self.learn(taken, asked).await.map(|()| None)
+        self.add_order_details(taken, asked).await.map(|()| None)
     }
 
-    async fn learn(&self, taken: &mut Taken, asked: Result<Option<Callback>, Unasked>) -> Result<(), Ending> {
+    async fn add_order_details(
+        &self,
+        taken: &mut LeasedJob,
+        asked: Result<Option<Callback>, LookupError>,
+    ) -> Result<(), Ending> {
         let again = |error: String| Err(Ending::Retry { error, after: None });
         let known = match asked {
             Ok(None) => return Ok(()),
             Ok(Some(known)) => known,
-            Err(Unasked::Later(error)) => return again(error),
-            Err(Unasked::Misconfigured(error)) => {
+            Err(LookupError::Later(error)) => return again(error),
+            Err(LookupError::Misconfigured(error)) => {
                 return Err(self.misconfigured(&taken.job, "the way to the marketplace", error, None));
             }
         };
-        match self.store.learn(&taken.job, known.clone()).await {
+        match self.store.add_order_details(&taken.job, known.clone()).await {
             Ok(Some(instance)) => taken.instance = Some(instance),
             // The lease is lost, so the store will fence off the outcome of this attempt.
             Ok(None) => return Err(Ending::GivenBack),
@@ -605,14 +609,14 @@ impl Attempt {
     }
 
     /// Returns the configured endpoints that replace the one the callback came through.
-    fn successors(&self, taken: &Taken) -> Successors {
-        let Taken { origin, callback, .. } = taken;
+    fn successors(&self, taken: &LeasedJob) -> Successors {
+        let LeasedJob { origin, callback, .. } = taken;
         self.endpoints.successors(&origin.endpoint, &origin.account, callback.dialect.as_deref())
     }
 
     /// Returns the endpoint name that decides routes. Fails if the endpoint is gone and a route depends on it: the job
     /// must not go to a hook that was not chosen for it.
-    fn routed_as(&self, taken: &Taken) -> Result<String, Ending> {
+    fn routed_as(&self, taken: &LeasedJob) -> Result<String, Ending> {
         let origin = &taken.origin;
         match self.successors(taken).name() {
             Some(name) => Ok(name.to_owned()),
@@ -633,8 +637,8 @@ impl Attempt {
         Ending::Retry { error, after }
     }
 
-    async fn call(&mut self, taken: &Taken, place: Option<OwnedSemaphorePermit>) -> Ending {
-        let Taken { job, callback, origin, instance } = taken;
+    async fn call(&mut self, taken: &LeasedJob, place: Option<OwnedSemaphorePermit>) -> Ending {
+        let LeasedJob { job, callback, origin, instance } = taken;
         let endpoint = match self.routed_as(taken) {
             Ok(endpoint) => endpoint,
             Err(ending) => return ending,
@@ -670,7 +674,7 @@ impl Attempt {
 
     /// Returns the value of the header `x-dashscope-euid`, for products that call Model Studio. Product and buyer
     /// belong to the instance, so the dialect of the endpoint that created it decides.
-    fn dashscope_euid(&self, taken: &Taken, subject: &Subject<'_>) -> Option<String> {
+    fn dashscope_euid(&self, taken: &LeasedJob, subject: &Subject<'_>) -> Option<String> {
         let successors = match &taken.instance {
             Some(instance) => self.endpoints.successors(&instance.endpoint, &instance.account, None),
             None => self.successors(taken),
@@ -702,7 +706,7 @@ impl Attempt {
 
     /// Stores the outcome and retries until the store accepts it, because the hook has already done its work. A store
     /// that has stopped does not come back, so the loop ends there.
-    async fn finish(&mut self, taken: &Taken, ending: Ending) {
+    async fn finish(&mut self, taken: &LeasedJob, ending: Ending) {
         let mut pause = STORE_PAUSE;
         loop {
             match self.store.finish(taken, ending.clone()).await {
@@ -727,8 +731,8 @@ impl Attempt {
         }
     }
 
-    fn report(&self, taken: &Taken, state: schedule::JobState, note: Option<&str>) {
-        let Taken { job, instance, .. } = taken;
+    fn report(&self, taken: &LeasedJob, state: schedule::JobState, note: Option<&str>) {
+        let LeasedJob { job, instance, .. } = taken;
         let id = instance
             .as_ref()
             .and_then(|instance| instance.id.as_deref().or(instance.order_biz_id.as_deref()));
@@ -822,7 +826,7 @@ mod tests {
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,
-            budget: None,
+            delivery_limit: None,
         }
     }
 

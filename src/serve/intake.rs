@@ -15,11 +15,11 @@ use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
 
 use crate::net::{Request, Response};
-use crate::observe::denied::{Evidence, Facts, Refusals};
+use crate::observe::denied::{DeniedRequests, Evidence, Facts};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
-use spid_core::dialect::{Dialect, Options, RawRequest, Refusal, Reply as WireReply};
+use spid_core::dialect::{Denial, Dialect, Options, RawRequest, Reply as WireReply};
 use spid_core::lifecycle::{Policy, Reason};
 use spid_core::signature::{Keys, Signer};
 use spid_hook::callback::{Action, Callback, Outcome};
@@ -117,7 +117,7 @@ pub struct Intake {
     store: Store,
     clock: Clock,
     metrics: Metrics,
-    refusals: Refusals,
+    refusals: DeniedRequests,
     options: IntakeOptions,
 }
 
@@ -170,7 +170,7 @@ impl Intake {
         store: Store,
         clock: Clock,
         metrics: Metrics,
-        refusals: Refusals,
+        refusals: DeniedRequests,
         options: IntakeOptions,
     ) -> Intake {
         let intake = Intake { store, clock, metrics, refusals, options };
@@ -196,8 +196,8 @@ impl Intake {
 
     /// Registers the counters of denied requests of an endpoint with 0.
     pub fn announce(&self, endpoint: &Endpoint) {
-        for reason in Refusal::reasons() {
-            self.metrics.announce(Metric::Refusals, [&endpoint.name, reason]);
+        for reason in Denial::reasons() {
+            self.metrics.announce(Metric::DeniedRequests, [&endpoint.name, reason]);
         }
     }
 
@@ -234,7 +234,7 @@ impl Intake {
                 Answered { response: response(reply.sealed(&signer)), action, outcome }
             }
             // This answer is signed with the key that verified the request.
-            Err(Copied) => self.refuse_as(endpoint, request, &Refusal::Replayed, Some(signer)),
+            Err(Copied) => self.refuse_as(endpoint, request, &Denial::Replayed, Some(signer)),
         }
     }
 
@@ -245,7 +245,7 @@ impl Intake {
     }
 
     /// Denies a request: counts it, keeps it in memory if there are few, and returns the dialect's error answer.
-    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Refusal) -> Answered {
+    pub fn refuse(&self, endpoint: &Endpoint, request: &Request, refusal: &Denial) -> Answered {
         self.refuse_as(endpoint, request, refusal, endpoint.keys.signer())
     }
 
@@ -256,7 +256,7 @@ impl Intake {
     pub fn verify(&self, endpoint: &Endpoint, request: &Request) -> Result<Received, Answered> {
         let header = |name: &str| request.headers.only(name);
         let raw = raw(request, &header);
-        let refuse = |refusal: Refusal| self.refuse(endpoint, request, &refusal);
+        let refuse = |refusal: Denial| self.refuse(endpoint, request, &refusal);
         // Parse first: strict, and without a key.
         let signed = endpoint.dialect.parts(&raw, self.clock.now()).map_err(refuse)?;
         let verified = signed.verify(&endpoint.keys).map_err(|mismatch| refuse(mismatch.into()))?;
@@ -271,7 +271,7 @@ impl Intake {
         &self,
         endpoint: &Endpoint,
         request: &Request,
-        refusal: &Refusal,
+        refusal: &Denial,
         signer: Option<Signer>,
     ) -> Answered {
         let header = |name: &str| request.headers.only(name);
@@ -301,7 +301,7 @@ impl Intake {
     ) -> Result<Vec<(Callback, Outcome)>, Copied> {
         // Store all parts before waiting for any: a slow hook must not keep a later part out of the store.
         let mut kept = Vec::new();
-        for callback in asking.endpoint.dialect.apart(callback) {
+        for callback in asking.endpoint.dialect.split(callback) {
             let mut callback = Arc::new(callback);
             let reply = if callback.test {
                 Reply::Now(self.try_out(asking, &callback).await?)
@@ -331,7 +331,7 @@ impl Intake {
         let Asking { endpoint, deadline, .. } = asking;
         // A copy of a test call is denied like any other copy.
         if let Some(once) = callback.once.clone() {
-            match timeout_at(deadline, self.store.spend(&endpoint.account, once)).await {
+            match timeout_at(deadline, self.store.consume(&endpoint.account, once)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(StoreError::Replayed)) => return Err(Copied),
                 Ok(Err(_)) | Err(_) => {
@@ -341,8 +341,8 @@ impl Intake {
             }
         }
         tracing::info!(endpoint = %endpoint.name, action = %callback.action, "the marketplace tries whether this works");
-        Ok(match (callback.doubts.first(), &callback.public_id) {
-            (Some(doubt), _) => refused(&Reason::Doubt(doubt.clone())),
+        Ok(match (callback.issues.first(), &callback.marketplace_instance_id) {
+            (Some(issue), _) => refused(&Reason::ValidationIssue(issue.clone())),
             (None, Some(id)) => Outcome::done(Some(id.clone())),
             // The test call is no test order of the marketplace's own, so it must name a live instance.
             (None, None) if self.is_alive(&endpoint.account, callback) => Outcome::done(None),
@@ -353,7 +353,7 @@ impl Intake {
     /// Returns true if the callback names a live instance. A callback without a name always passes. So does one about
     /// an externally provisioned instance, because this store may not know all of those.
     fn is_alive(&self, account: &str, callback: &Callback) -> bool {
-        let named = callback.subject.names().next().filter(|_| !callback.made_elsewhere);
+        let named = callback.subject.names().next().filter(|_| !callback.externally_provisioned);
         let Some(name) = named else { return true };
         let rows = self.store.reader().instances_named(name).unwrap_or_default();
         rows.iter().any(|row| row.instance.account == account && row.instance.state != State::Released)
@@ -366,7 +366,7 @@ impl Intake {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            budget: endpoint.dialect.budget_of(callback),
+            delivery_limit: endpoint.dialect.budget_of(callback),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
@@ -393,8 +393,8 @@ impl Intake {
         };
         self.note(endpoint, callback, &receipt);
         // The first delivery decided the marketplace's id of the instance.
-        if callback.public_id != receipt.public_id {
-            Arc::make_mut(callback).public_id = receipt.public_id;
+        if callback.marketplace_instance_id != receipt.marketplace_instance_id {
+            Arc::make_mut(callback).marketplace_instance_id = receipt.marketplace_instance_id;
         }
         Ok(receipt.reply)
     }
@@ -442,28 +442,24 @@ impl Intake {
     /// Warns before the delivery limit of the marketplace is reached: at half of it and at 90 %.
     fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
         // A reported callback needs no further delivery.
-        let Some(budget) = row.budget.map(u64::from).filter(|_| row.told_at.is_none()) else {
+        let Some(delivery_limit) = row.delivery_limit.map(u64::from).filter(|_| row.reported_at.is_none())
+        else {
             return;
         };
         // Equality, so that each warning is logged once per callback.
-        if row.deliveries == budget.div_ceil(2) {
-            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "half of the marketplace's tries are spent");
-        } else if row.deliveries == (budget * 9).div_ceil(10) {
+        if row.deliveries == delivery_limit.div_ceil(2) {
+            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "half of the marketplace's tries are spent");
+        } else if row.deliveries == (delivery_limit * 9).div_ceil(10) {
             self.metrics.count(Metric::Alerts, ["budget", ""]);
-            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, budget, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
+            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
         }
     }
 }
 
 /// Collects the evidence that explains a signature mismatch. It parses the request again, and only for the few denied
 /// requests that are kept, so that no data is copied for the others.
-fn evidence(
-    endpoint: &Endpoint,
-    raw: &RawRequest<'_>,
-    now: Timestamp,
-    refusal: &Refusal,
-) -> Option<Evidence> {
-    let Refusal::Signature(mismatch) = *refusal else { return None };
+fn evidence(endpoint: &Endpoint, raw: &RawRequest<'_>, now: Timestamp, refusal: &Denial) -> Option<Evidence> {
+    let Denial::Signature(mismatch) = *refusal else { return None };
     let signed = endpoint.dialect.parts(raw, now).ok()?;
     Some(Evidence { mismatch, parts: signed.parts, presented: signed.presented, keys: endpoint.keys.clone() })
 }
@@ -475,7 +471,7 @@ fn first(answered: &[(Callback, Outcome)]) -> (Option<Action>, &'static str) {
 }
 
 fn refused(reason: &Reason) -> Outcome {
-    Outcome::Refused { code: reason.code(), reason: reason.told() }
+    Outcome::Refused { code: reason.code(), reason: reason.sentence() }
 }
 
 fn raw<'a>(request: &'a Request, header: &'a dyn Fn(&str) -> Option<&'a str>) -> RawRequest<'a> {

@@ -20,19 +20,19 @@ use tracing::Instrument as _;
 pub use super::client_address::{Network, NotANetwork, Proxies, ProxyHeader};
 pub use super::limiter::{NotARate, Rate, RateOptions};
 use super::limiter::{Rates, TooMany};
-use crate::net::{Handler, Request, Response, TurnedAway};
+use crate::net::{Handler, HttpFault, Request, Response};
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::intake::{Answered, Endpoint, Intake};
 use crate::serve::spans;
 use crate::serve::spans::{Kind, Span, Spans, Value};
-use spid_core::dialect::Refusal;
+use spid_core::dialect::Denial;
 use spid_hook::callback::Action;
 use spid_hook::id::Id;
 use spid_hook::trace::TraceContext;
 
 /// Access policy for callers. Default: any address may call, and the peer is the client.
 #[derive(Debug, Clone, Default)]
-pub struct Guard {
+pub struct AccessPolicy {
     /// The trusted proxies in front of spid.
     pub proxies: Proxies,
     /// Networks that may call an endpoint, by its name; without an entry, any address may call. A sign-on comes from
@@ -46,64 +46,64 @@ pub struct Guard {
 const UNKNOWN_PATH: &str = "unknown-path";
 
 /// Routes of the public listener: everything that decides about a request.
-pub struct Doors {
+pub struct Routes {
     /// The endpoints by path.
     pub endpoints: HashMap<String, Endpoint>,
     /// The intake for all endpoints.
     pub intake: Intake,
     /// Access policy for callers.
-    pub guard: Guard,
+    pub guard: AccessPolicy,
 }
 
-impl Doors {
+impl Routes {
     /// Creates the routes for these endpoints, each with its path. An endpoint also owns the paths that its marketplace
     /// calls below that path, except a path that is configured for another endpoint.
-    pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, guard: Guard) -> Doors {
+    pub fn new(endpoints: Vec<(String, Endpoint)>, intake: Intake, guard: AccessPolicy) -> Routes {
         let mut behind: HashMap<String, Endpoint> = HashMap::new();
         for (path, endpoint) in &endpoints {
-            for tail in endpoint.dialect.tails() {
+            for tail in endpoint.dialect.path_suffixes() {
                 behind.insert(format!("{}{tail}", path.trim_end_matches('/')), endpoint.clone());
             }
         }
         // Configured paths are inserted last, so that they replace a derived path of another endpoint.
         behind.extend(endpoints);
-        Doors { endpoints: behind, intake, guard }
+        Routes { endpoints: behind, intake, guard }
     }
 }
 
 /// Handler of the public listener. Clones share the routes.
 #[derive(Clone)]
-pub struct Front {
-    doors: watch::Receiver<Arc<Doors>>,
+pub struct PublicListener {
+    routes: watch::Receiver<Arc<Routes>>,
     metrics: Metrics,
     rates: Rates,
     spans: Spans,
 }
 
-impl Front {
+impl PublicListener {
     /// Creates a handler for these routes, and for the routes sent later.
-    pub fn new(doors: watch::Receiver<Arc<Doors>>, metrics: Metrics) -> Front {
-        for reason in TurnedAway::ALL.map(TurnedAway::as_str).into_iter().chain([UNKNOWN_PATH]) {
-            metrics.announce(Metric::TurnedAway, [reason, ""]);
+    pub fn new(routes: watch::Receiver<Arc<Routes>>, metrics: Metrics) -> PublicListener {
+        for reason in HttpFault::ALL.map(HttpFault::as_str).into_iter().chain([UNKNOWN_PATH]) {
+            metrics.announce(Metric::HttpFault, [reason, ""]);
         }
-        let behind = doors.borrow().clone();
+        let behind = routes.borrow().clone();
         behind.endpoints.values().for_each(|endpoint| behind.intake.announce(endpoint));
-        Front { doors, metrics, rates: Rates::default(), spans: Spans::default() }
+        PublicListener { routes, metrics, rates: Rates::default(), spans: Spans::default() }
     }
 
     /// Returns the handler with a span for each request, for a collector.
-    pub fn telling(self, spans: Spans) -> Front {
-        Front { spans, ..self }
+    pub fn telling(self, spans: Spans) -> PublicListener {
+        PublicListener { spans, ..self }
     }
 
     /// Receives a request under a new id, which every log line about the request contains.
-    async fn follow(&self, doors: &Doors, endpoint: &Endpoint, request: Request) -> Response {
+    async fn follow(&self, routes: &Routes, endpoint: &Endpoint, request: Request) -> Response {
         // Without an id, the request is still handled, but has no trace.
-        let Some(id) = doors.intake.new_id() else {
-            return self.receive(doors, endpoint, request, None).await.response;
+        let Some(id) = routes.intake.new_id() else {
+            return self.receive(routes, endpoint, request, None).await.response;
         };
         let context = TraceContext::of_request(id);
-        let brought = doors.guard.proxies.brought(&request);
+        let brought = routes.guard.proxies.brought(&request);
         // Only a trusted proxy may name a parent span, and it becomes a link: the trace id is always our own.
         let parent = brought.then(|| request.headers.only("traceparent")).flatten();
         let parent = parent.and_then(TraceContext::read);
@@ -115,7 +115,7 @@ impl Front {
             parent_span_id = parent.map(|parent| tracing::field::display(parent.span)),
         );
         let begun = self.spans.begin().map(|begun| (begun, spans::method(&request.method)));
-        let answered = self.receive(doors, endpoint, request, Some(id)).instrument(span).await;
+        let answered = self.receive(routes, endpoint, request, Some(id)).instrument(span).await;
         if let Some((begun, method)) = begun {
             let attributes = attributes(endpoint, method, &answered);
             let action = answered.action.map(Action::as_str);
@@ -130,17 +130,17 @@ impl Front {
 
     async fn receive(
         &self,
-        doors: &Doors,
+        routes: &Routes,
         endpoint: &Endpoint,
         mut request: Request,
         id: Option<Id>,
     ) -> Answered {
-        let Doors { intake, guard, .. } = doors;
+        let Routes { intake, guard, .. } = routes;
         request.client = guard.proxies.client(&request);
         let welcome = guard.lets_in(endpoint, &request);
         // A sign-on passes to the verification, because its browser may have any address.
         if !welcome && !intake.is_for_a_browser(endpoint, &request) {
-            return intake.refuse(endpoint, &request, &Refusal::Source);
+            return intake.refuse(endpoint, &request, &Denial::Source);
         }
         // The rate check comes before the verification, so that a flood of invalid requests does not cost a signature
         // check each.
@@ -154,7 +154,7 @@ impl Front {
             }
             // The request only looked like a sign-on, so the source check applies to it after all.
             Ok(received) if !welcome && received.action() != Action::SignOn => {
-                intake.refuse(endpoint, &request, &Refusal::Source)
+                intake.refuse(endpoint, &request, &Denial::Source)
             }
             Ok(received) => {
                 // A valid signature costs its address nothing and exempts it from the limits for a while.
@@ -165,7 +165,7 @@ impl Front {
     }
 }
 
-impl Guard {
+impl AccessPolicy {
     fn lets_in(&self, endpoint: &Endpoint, request: &Request) -> bool {
         let allowed = self.allow.get(&endpoint.name);
         allowed.is_none_or(|networks| networks.iter().any(|network| network.contains(request.client)))
@@ -186,8 +186,8 @@ fn attributes(endpoint: &Endpoint, method: &'static str, answered: &Answered) ->
 
 fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Answered {
     let (refusal, wait) = match too_many {
-        TooMany::FromAddress(wait) => (Refusal::TooManyFromAddress, wait),
-        TooMany::AtEndpoint(wait) => (Refusal::TooManyAtEndpoint, wait),
+        TooMany::FromAddress(wait) => (Denial::TooManyFromAddress, wait),
+        TooMany::AtEndpoint(wait) => (Denial::TooManyAtEndpoint, wait),
     };
     let Answered { response, action, outcome } = intake.refuse(endpoint, request, &refusal);
     let response = response.with_header("retry-after", whole_seconds(wait).to_string());
@@ -199,21 +199,21 @@ fn whole_seconds(wait: Duration) -> u64 {
     wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
-impl Handler for Front {
+impl Handler for PublicListener {
     async fn handle(&self, request: Request) -> Response {
         // One clone for the whole request: a reload in between must not mix two configurations.
-        let doors = self.doors.borrow().clone();
-        match doors.endpoints.get(request.path()) {
-            Some(endpoint) => self.follow(&doors, endpoint, request).await,
+        let routes = self.routes.borrow().clone();
+        match routes.endpoints.get(request.path()) {
+            Some(endpoint) => self.follow(&routes, endpoint, request).await,
             None => {
-                self.metrics.count(Metric::TurnedAway, [UNKNOWN_PATH, ""]);
+                self.metrics.count(Metric::HttpFault, [UNKNOWN_PATH, ""]);
                 Response::text(404, "there is no endpoint on this path\n")
             }
         }
     }
 
-    fn turned_away(&self, why: TurnedAway, peer: SocketAddr) {
-        self.metrics.count(Metric::TurnedAway, [why.as_str(), ""]);
+    fn turned_away(&self, why: HttpFault, peer: SocketAddr) {
+        self.metrics.count(Metric::HttpFault, [why.as_str(), ""]);
         tracing::debug!(%peer, reason = why.as_str(), "turned away");
     }
 }

@@ -168,17 +168,17 @@ pub struct Span {
 }
 
 /// A span with its duration.
-struct Ended {
+struct EndedSpan {
     span: Span,
     took: Duration,
 }
 
 /// Handle that accepts spans. Without a collector it accepts none and costs nothing. Clones share the queue.
 #[derive(Clone, Default)]
-pub struct Spans(Option<Arc<Taking>>);
+pub struct Spans(Option<Arc<SpanQueue>>);
 
-struct Taking {
-    queue: mpsc::Sender<Ended>,
+struct SpanQueue {
+    queue: mpsc::Sender<EndedSpan>,
     clock: Clock,
     metrics: Metrics,
 }
@@ -198,7 +198,7 @@ impl Spans {
         // of orders.
         let crowded = taking.queue.capacity() <= limits::SPANS_QUEUED_MAX_COUNT / 2;
         // `try_send` never waits: a full queue drops the span.
-        if (crowded && span.action.is_none()) || taking.queue.try_send(Ended { span, took }).is_err() {
+        if (crowded && span.action.is_none()) || taking.queue.try_send(EndedSpan { span, took }).is_err() {
             taking.metrics.count(Metric::SpansDropped, [QUEUE_FULL, ""]);
         }
     }
@@ -244,9 +244,9 @@ impl Telemetry {
             keep: 1,
             ..ClientOptions::default()
         });
-        let taking = Taking { queue: sender, clock: clock.clone(), metrics: metrics.clone() };
+        let taking = SpanQueue { queue: sender, clock: clock.clone(), metrics: metrics.clone() };
         let (batch, away) = (Vec::new(), false);
-        let courier = Courier { options, client, queue, batch, metrics, clock, stopping, away };
+        let courier = SpanExporter { options, client, queue, batch, metrics, clock, stopping, away };
         Telemetry { spans: Spans(Some(Arc::new(taking))), stop, work: tokio::spawn(courier.run()) }
     }
 
@@ -275,11 +275,11 @@ struct Undelivered {
 }
 
 /// Sends batches to the collector, one at a time.
-struct Courier {
+struct SpanExporter {
     options: TelemetryOptions,
     client: Client,
-    queue: mpsc::Receiver<Ended>,
-    batch: Vec<Ended>,
+    queue: mpsc::Receiver<EndedSpan>,
+    batch: Vec<EndedSpan>,
     metrics: Metrics,
     clock: Clock,
     stopping: watch::Receiver<bool>,
@@ -287,7 +287,7 @@ struct Courier {
     away: bool,
 }
 
-impl Courier {
+impl SpanExporter {
     async fn run(mut self) {
         while self.gather().await {
             let body = encode(&self.options.service_name, &self.batch);
@@ -301,7 +301,7 @@ impl Courier {
     /// stops and all spans are sent.
     async fn gather(&mut self) -> bool {
         let most = limits::SPANS_BATCH_MAX_COUNT;
-        let Courier { queue, batch, stopping, .. } = self;
+        let SpanExporter { queue, batch, stopping, .. } = self;
         let came = tokio::select! {
             biased;
             came = queue.recv_many(batch, most) => came,
@@ -411,7 +411,7 @@ fn rejected(body: &[u8]) -> usize {
 
 /// Encodes an `ExportTraceServiceRequest` in the JSON encoding of OTLP: ids in hex, 64-bit numbers as texts,
 /// enums as numbers.
-fn encode(service_name: &str, spans: &[Ended]) -> Vec<u8> {
+fn encode(service_name: &str, spans: &[EndedSpan]) -> Vec<u8> {
     let version = env!("CARGO_PKG_VERSION");
     let resource = [
         attribute("service.name", &Value::Text(service_name.to_owned())),
@@ -426,7 +426,7 @@ fn encode(service_name: &str, spans: &[Ended]) -> Vec<u8> {
 
 /// Encodes one span. Its end is the start plus the monotonic duration, so a clock that jumps cannot make it
 /// negative.
-fn encode_span(Ended { span, took }: &Ended) -> Json {
+fn encode_span(EndedSpan { span, took }: &EndedSpan) -> Json {
     let start = span.begun.at.as_nanosecond();
     let end = start.saturating_add(i128::try_from(took.as_nanos()).unwrap_or(0));
     // The numbers are SPAN_KIND_SERVER and SPAN_KIND_CLIENT.

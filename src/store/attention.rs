@@ -217,14 +217,14 @@ impl Reader {
         };
         // A callback that cannot be read stays on the list.
         let Some(asked) = said(row.number)? else { return Ok(false) };
-        let alike = match self.with(|rows| rows.occurrences(&row.occurrence)) {
+        let alike = match self.with(|rows| rows.occurrences(&row.deduplication_key)) {
             Ok(alike) => alike,
             Err(StoreError::Unreadable(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
         for (later, job) in alike.into_iter().filter(|(later, _)| later.number > row.number) {
             let is_done =
-                later.told_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
+                later.reported_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
             // The key of a create does not hold the buyer, so compare the buyers.
             let is_theirs = said(later.number)?.is_some_and(|said| said.buyer == asked.buyer);
             if is_done && is_theirs {
@@ -273,7 +273,7 @@ impl Reader {
             buyer: callback.buyer,
             action,
             deliveries: row.deliveries,
-            delivery_limit: row.budget,
+            delivery_limit: row.delivery_limit,
             since,
             deadline: gives_up.and_then(|gives_up| gives_up.at),
             then: gives_up.map(|gives_up| gives_up.then),
@@ -316,7 +316,7 @@ impl Reader {
 /// Returns the time at which the marketplace gives up on a callback, if it still waits for the answer.
 fn gives_up(row: &CallbackRow, callback: &Callback) -> Option<GivesUp> {
     // Reported, or asked for only by an operator: no marketplace waits for the answer.
-    if row.told_at.is_some() || row.deliveries == 0 {
+    if row.reported_at.is_some() || row.deliveries == 0 {
         return None;
     }
     let dialect = dialect::by_name(callback.dialect.as_deref()?)?;
@@ -351,7 +351,8 @@ fn reason_of(
         }
         (Disposition::Recorded, _) | (Disposition::Job, Some(schedule::JobState::Done)) => {
             // A marketplace that still calls will get the result, so only a long silence counts.
-            let is_awaited = row.deliveries > 0 && row.told_at.is_none() && long_ago(row.last_received_at);
+            let is_awaited =
+                row.deliveries > 0 && row.reported_at.is_none() && long_ago(row.last_received_at);
             is_awaited.then_some((AttentionReason::Unreported, ended))
         }
         (Disposition::Job, Some(schedule::JobState::Refused)) => Some((AttentionReason::Refused, ended)),
@@ -363,8 +364,8 @@ fn reason_of(
         }
         (Disposition::Job, _) => None,
     };
-    let is_half_spent = row.told_at.is_none()
-        && row.budget.is_some_and(|limit| row.deliveries >= u64::from(limit).div_ceil(2));
+    let is_half_spent = row.reported_at.is_none()
+        && row.delivery_limit.is_some_and(|limit| row.deliveries >= u64::from(limit).div_ceil(2));
     // Whatever was dropped or rejected is an operator's own decision.
     let is_open =
         matches!(job.map(|job| job.state), Some(schedule::JobState::Queued | schedule::JobState::Running));

@@ -210,25 +210,25 @@ pub fn key_of(sealed: &[u8]) -> Option<KeyId> {
 
 /// Encrypts with the current key, and decrypts with every key.
 #[derive(Clone)]
-pub struct Sealer {
+pub struct Encryptor {
     current: SealingKey,
     previous: Vec<SealingKey>,
 }
 
-impl std::fmt::Debug for Sealer {
+impl std::fmt::Debug for Encryptor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Sealer(***)")
     }
 }
 
-impl Sealer {
+impl Encryptor {
     /// Creates a sealer with a random key that is never stored, for stores in memory.
     ///
     /// # Errors
     /// [`SealError::Random`].
-    pub fn ephemeral() -> Result<Sealer, SealError> {
+    pub fn ephemeral() -> Result<Encryptor, SealError> {
         let key = random_key()?;
-        Ok(Sealer { current: SealingKey::new(&key), previous: Vec::new() })
+        Ok(Encryptor { current: SealingKey::new(&key), previous: Vec::new() })
     }
 
     /// Creates a sealer with these keys, the current one first. Creates a missing key that belongs to the daemon
@@ -236,7 +236,7 @@ impl Sealer {
     ///
     /// # Errors
     /// If a key cannot be read or created, or is not valid.
-    pub fn from_sources(sources: &[KeySource]) -> Result<Sealer, SealError> {
+    pub fn from_sources(sources: &[KeySource]) -> Result<Encryptor, SealError> {
         for source in sources {
             // A missing key of another source is an error: only the daemon's own key may be created.
             if let (KeySource::Own(path), Err(SealError::Missing { .. })) = (source, source.key()) {
@@ -244,7 +244,7 @@ impl Sealer {
                 write_key(path, &key).map_err(|source| SealError::File { path: path.clone(), source })?;
             }
         }
-        Sealer::from_existing(sources)
+        Encryptor::from_existing(sources)
     }
 
     /// Creates a sealer with these keys, the current one first. All of them must exist: a command beside a daemon must
@@ -252,7 +252,7 @@ impl Sealer {
     ///
     /// # Errors
     /// If a key is missing, cannot be read, or is not valid.
-    pub fn from_existing(sources: &[KeySource]) -> Result<Sealer, SealError> {
+    pub fn from_existing(sources: &[KeySource]) -> Result<Encryptor, SealError> {
         let mut keys: Vec<SealingKey> = Vec::new();
         for source in sources {
             let key = source.key()?;
@@ -264,7 +264,7 @@ impl Sealer {
         let mut keys = keys.into_iter();
         let none =
             || SealError::Unavailable { name: "of this store".to_owned(), why: "none is named".to_owned() };
-        Ok(Sealer { current: keys.next().ok_or_else(none)?, previous: keys.collect() })
+        Ok(Encryptor { current: keys.next().ok_or_else(none)?, previous: keys.collect() })
     }
 
     /// Returns the ids of the keys, the current one first.
@@ -301,7 +301,7 @@ impl Sealer {
         Ok([header.as_slice(), &nonce, &sealed].concat())
     }
 
-    /// Decrypts a ciphertext of [`Sealer::seal`] with the same `bound_to`.
+    /// Decrypts a ciphertext of [`Encryptor::seal`] with the same `bound_to`.
     ///
     /// # Errors
     /// [`SealError::Unopenable`].
@@ -354,31 +354,31 @@ mod tests {
         KeySource::Text { name: format!("`FAKE_{key}`"), text }
     }
 
-    fn with(keys: &[u8]) -> Sealer {
-        Sealer::from_existing(&keys.iter().copied().map(given).collect::<Vec<_>>()).unwrap()
+    fn with(keys: &[u8]) -> Encryptor {
+        Encryptor::from_existing(&keys.iter().copied().map(given).collect::<Vec<_>>()).unwrap()
     }
 
     #[test]
     fn what_is_sealed_opens_only_in_its_place() {
-        let sealer = Sealer::ephemeral().unwrap();
-        let sealed = sealer.seal(b"job-1", &Secret::new("fake-password")).unwrap();
-        assert_eq!(sealer.open(b"job-1", &sealed).unwrap().expose(), "fake-password");
-        assert!(sealer.open(b"job-2", &sealed).is_err());
-        assert!(Sealer::ephemeral().unwrap().open(b"job-1", &sealed).is_err());
+        let encryptor = Encryptor::ephemeral().unwrap();
+        let sealed = encryptor.seal(b"job-1", &Secret::new("fake-password")).unwrap();
+        assert_eq!(encryptor.open(b"job-1", &sealed).unwrap().expose(), "fake-password");
+        assert!(encryptor.open(b"job-2", &sealed).is_err());
+        assert!(Encryptor::ephemeral().unwrap().open(b"job-1", &sealed).is_err());
         for at in 0..sealed.len() {
             let mut altered = sealed.clone();
             altered[at] ^= 1;
-            assert!(sealer.open(b"job-1", &altered).is_err(), "byte {at}");
+            assert!(encryptor.open(b"job-1", &altered).is_err(), "byte {at}");
         }
-        assert!(sealer.open(b"job-1", b"short").is_err());
-        assert!(sealer.open(b"job-1", &FORM).is_err());
+        assert!(encryptor.open(b"job-1", b"short").is_err());
+        assert!(encryptor.open(b"job-1", &FORM).is_err());
     }
 
     #[test]
     fn the_same_text_never_seals_the_same_way_twice() {
-        let sealer = Sealer::ephemeral().unwrap();
+        let encryptor = Encryptor::ephemeral().unwrap();
         let secret = Secret::new("fake-password");
-        assert_ne!(sealer.seal(b"", &secret).unwrap(), sealer.seal(b"", &secret).unwrap());
+        assert_ne!(encryptor.seal(b"", &secret).unwrap(), encryptor.seal(b"", &secret).unwrap());
     }
 
     #[test]
@@ -415,11 +415,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("spid.db.key");
         let own = [KeySource::Own(path.clone())];
-        assert!(matches!(Sealer::from_existing(&own), Err(SealError::Missing { .. })));
-        let first = Sealer::from_sources(&own).unwrap();
+        assert!(matches!(Encryptor::from_existing(&own), Err(SealError::Missing { .. })));
+        let first = Encryptor::from_sources(&own).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let sealed = first.seal(b"job", &Secret::new("fake-password")).unwrap();
-        let again = Sealer::from_sources(&[KeySource::File(path)]).unwrap();
+        let again = Encryptor::from_sources(&[KeySource::File(path)]).unwrap();
         assert_eq!(again.open(b"job", &sealed).unwrap().expose(), "fake-password");
     }
 
@@ -427,10 +427,10 @@ mod tests {
     fn a_key_that_is_named_is_never_made() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("named.key");
-        let missing = Sealer::from_sources(&[KeySource::File(path.clone())]);
+        let missing = Encryptor::from_sources(&[KeySource::File(path.clone())]);
         assert!(matches!(missing, Err(SealError::File { .. })));
         assert!(!path.exists());
-        let twice = Sealer::from_existing(&[given(1), given(1)]).unwrap_err().to_string();
+        let twice = Encryptor::from_existing(&[given(1), given(1)]).unwrap_err().to_string();
         assert!(twice.contains("same as an earlier one"), "{twice}");
     }
 
@@ -439,7 +439,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("spid.db.key");
         std::fs::write(&path, "not a key").unwrap();
-        let error = Sealer::from_sources(&[KeySource::Own(path)]).unwrap_err().to_string();
+        let error = Encryptor::from_sources(&[KeySource::Own(path)]).unwrap_err().to_string();
         assert!(error.contains("spid.db.key") && error.contains("64 hex digits"), "{error}");
         assert!(!error.contains("not a key"));
     }

@@ -20,9 +20,9 @@ use spid_core::lifecycle::id_of_part;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::{Extra, Next, Progress, Schedule};
 use spid_core::lifecycle::{
-    Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, Subject, Verdict, View,
+    Decision, Done, EarlierCallback, EarlierOutcome, Policy, QueuedJob, Reason, Subject, Verdict, View,
 };
-use spid_hook::callback::{Action, Callback, Once};
+use spid_hook::callback::{Action, Callback, Nonce};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State, Wants};
 use spid_hook::instance::{fault_of_any_id, fault_of_id};
@@ -47,7 +47,7 @@ pub struct Acceptance {
     /// Label of the key that signed it.
     pub key_label: String,
     /// Delivery limit: the number of times that the marketplace calls before it gives up. `None`: not counted.
-    pub budget: Option<u32>,
+    pub delivery_limit: Option<u32>,
     /// The content of the callback.
     pub callback: Arc<Callback>,
     /// Time of the delivery.
@@ -60,7 +60,7 @@ pub struct Acceptance {
 
 /// Values for a new job.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Birth {
+pub(crate) struct NewJob {
     /// Id of the job.
     pub(crate) id: Id,
     /// End of the lease, if the job may be created in state running.
@@ -71,7 +71,7 @@ pub(crate) struct Birth {
 
 /// The answer to a callback, as far as the store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Told {
+pub(crate) enum KnownAnswer {
     /// The callback was carried out.
     Applied(Box<Stored>),
     /// The callback has no result yet.
@@ -93,18 +93,18 @@ pub(crate) struct Stored {
     /// Id of the job for which the secrets were encrypted.
     pub(crate) sealed_for: Option<Id>,
     /// Time of the first report to the marketplace.
-    pub(crate) told_at: Option<Timestamp>,
+    pub(crate) reported_at: Option<Timestamp>,
 }
 
 /// Result of accepting a callback.
 #[derive(Debug, Clone)]
 pub(crate) struct Accepted {
     pub(crate) row: CallbackRow,
-    pub(crate) told: Told,
+    pub(crate) reported: KnownAnswer,
     /// Id that the marketplace itself chose for the instance.
-    pub(crate) public_id: Option<String>,
+    pub(crate) marketplace_instance_id: Option<String>,
     /// The job, if it was created in state running.
-    pub(crate) taken: Option<Box<Taken>>,
+    pub(crate) taken: Option<Box<LeasedJob>>,
     /// True if a job was queued for the dispatcher or brought forward.
     pub(crate) wakes: bool,
     /// True if a person should look at the callback.
@@ -113,7 +113,7 @@ pub(crate) struct Accepted {
 
 /// A job that belongs to one dispatcher until its lease ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
+pub struct LeasedJob {
     /// The job. Its attempts include this one.
     pub job: JobRow,
     /// The callback, or the part of it that this job is for.
@@ -155,10 +155,10 @@ pub(crate) struct Finish {
 /// Result of recording the end of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Finished {
-    /// The job ended or waits. `told` is the answer that may be reported.
+    /// The job ended or waits. `reported` is the answer that may be reported.
     Kept {
         state: schedule::JobState,
-        told: Told,
+        reported: KnownAnswer,
         note: Option<String>,
         /// True if a job may be due now, or earlier than the dispatcher knows.
         wakes: bool,
@@ -204,11 +204,11 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
         occurrences = rows.occurrences(&key)?;
     }
     let whole = occurrence(occurrences.iter());
-    let lane_view: Vec<LaneJob> = lane.iter().map(lane_job).collect();
+    let lane_view: Vec<QueuedJob> = lane.iter().map(lane_job).collect();
     let view = View {
         instance: instance.as_ref().map(|row| &row.instance),
-        lane: &lane_view,
-        occurrence: whole.as_ref(),
+        queue: &lane_view,
+        earlier: whole.as_ref(),
         policy: acceptance.policy,
         conflict: callback.action == Action::Expire && holds_a_purchase(rows, instance.as_ref())?,
         other_values,
@@ -223,12 +223,12 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
             continue;
         }
         let part = callback.part(*action);
-        let own = occurrence_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
-        let is_done = matches!(own, Some(Occurrence { standing: Standing::Done(_), .. }));
+        let own = earlier_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
+        let is_done = matches!(own, Some(EarlierCallback { standing: EarlierOutcome::Done(_), .. }));
         // An approval does not carry out again a part that was carried out.
         let verdict = match acceptance.approved && is_done {
             true => Decision::Repeat.into(),
-            false => lifecycle::decide(View { occurrence: own.as_ref(), ..view }, &part),
+            false => lifecycle::decide(View { earlier: own.as_ref(), ..view }, &part),
         };
         verdicts.push((*action, verdict));
     }
@@ -258,7 +258,7 @@ fn names_other_values(
     // An upgrade may have changed the instance since, so compare with the values of the earlier create.
     let Some(said) = readable_body(rows, row.number)? else { return Ok(false) };
     // A pruned body, or one with looked-up order details, is not what the earlier request said.
-    if said.pruned_at.is_some() || said.learned.is_some() {
+    if said.pruned_at.is_some() || said.order_details.is_some() {
         return Ok(false);
     }
     Ok(said.items != callback.items || !is_same_purchase && said.expires_on != callback.expires_on)
@@ -286,7 +286,7 @@ fn key_of_another_purchase(
 ) -> Result<Option<[u8; 16]>> {
     let is_another = |row: &&InstanceRow| {
         callback.action == Action::Create
-            && callback.doubts.is_empty()
+            && callback.issues.is_empty()
             && !lifecycle::is_anothers(&row.instance, callback)
             && !lifecycle::is_same_purchase(&row.instance, callback)
     };
@@ -300,7 +300,7 @@ fn key_of_another_purchase(
         }
     }
     let subject = Subject::Purchase(row.number);
-    Ok(Some(lifecycle::occurrence_key(&acceptance.account, subject, callback)))
+    Ok(Some(lifecycle::deduplication_key(&acceptance.account, subject, callback)))
 }
 
 /// Returns the key for a create by the purchase that made the instance, with other quantities.
@@ -310,37 +310,41 @@ fn key_of_other_values(
     found: Option<&InstanceRow>,
 ) -> Option<[u8; 16]> {
     let row = found.filter(|row| lifecycle::is_same_purchase(&row.instance, callback))?;
-    Some(lifecycle::occurrence_key(&acceptance.account, Subject::OtherValues(row.number), callback))
+    Some(lifecycle::deduplication_key(&acceptance.account, Subject::OtherValues(row.number), callback))
 }
 
 /// A stored callback with its job, if it has one.
 type Stands = (CallbackRow, Option<JobRow>);
 
 /// Combines the rows of callbacks with one key, the oldest first, into one earlier callback.
-fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<Occurrence> {
+fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<EarlierCallback> {
     let (latest, job) = rows.clone().next_back()?;
     // A job that is done, or a reported result, shows that the request was carried out. A settled callback was reported
     // without running.
     let is_carried_out = |(row, job): &&Stands| {
         let is_settled = row.reason_code.as_deref() == Some(SETTLED);
         let has_done_job = job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
-        has_done_job || (row.told_at.is_some() && !is_settled)
+        has_done_job || (row.reported_at.is_some() && !is_settled)
     };
     let done = rows.rev().find(is_carried_out).map(|(row, job)| Done {
-        told: row.told_at.is_some(),
+        reported: row.reported_at.is_some(),
         own: job.as_ref().is_none_or(|job| job.callback == row.number),
     });
-    Some(Occurrence { told: latest.told_at.is_some(), done, standing: standing(latest, job.as_ref()) })
+    Some(EarlierCallback {
+        reported: latest.reported_at.is_some(),
+        done,
+        standing: standing(latest, job.as_ref()),
+    })
 }
 
 /// Returns the earlier callback of one part of a request. Each part is judged by its own jobs.
-fn occurrence_of_part(
+fn earlier_of_part(
     rows: &dyn Read,
     acceptance: &Acceptance,
     part: &Callback,
     instance: Option<&InstanceRow>,
     whole: &[Stands],
-) -> Result<Option<Occurrence>> {
+) -> Result<Option<EarlierCallback>> {
     let Some(instance) = instance else { return Ok(occurrence(whole.iter())) };
     let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
     let jobs = rows.list_jobs(&of_instance)?;
@@ -366,7 +370,7 @@ fn occurrence_of_part(
     }
     // A reported request was carried out, even if its jobs have been pruned.
     let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
-    let is_told = whole.iter().any(|(row, _)| row.told_at.is_some());
+    let is_told = whole.iter().any(|(row, _)| row.reported_at.is_some());
     Ok(if is_told || !has_jobs { occurrence(whole.iter()) } else { None })
 }
 
@@ -383,7 +387,7 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
             Action::Renew => callback.disposition == Disposition::Held,
             _ => false,
         };
-        if !waits || callback.told_at.is_some() {
+        if !waits || callback.reported_at.is_some() {
             continue;
         }
         // An unreadable body may be another purchase, so it counts as one.
@@ -447,39 +451,39 @@ fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option<&InstanceR
     let instance = found.filter(|row| !lifecycle::is_anothers(&row.instance, callback)).map(|row| row.number);
     let named = callback.subject.names().next().or(callback.order_id.as_deref()).unwrap_or_default();
     let subject = instance.map_or(Subject::Named(named), Subject::Instance);
-    lifecycle::occurrence_key(&acceptance.account, subject, callback)
+    lifecycle::deduplication_key(&acceptance.account, subject, callback)
 }
 
 /// Returns the outcome of an earlier callback and its job.
-fn standing(row: &CallbackRow, job: Option<&JobRow>) -> Standing {
+fn standing(row: &CallbackRow, job: Option<&JobRow>) -> EarlierOutcome {
     // A callback that was held or refused again later still has its earlier job, so the disposition decides first.
     match (row.disposition, job) {
         (Disposition::Recorded, _) if row.reason_code.as_deref() == Some(SETTLED) => {
-            Standing::Settled { told_at: row.told_at }
+            EarlierOutcome::Settled { reported_at: row.reported_at }
         }
-        (Disposition::Recorded, _) => Standing::Recorded,
+        (Disposition::Recorded, _) => EarlierOutcome::Recorded,
         (Disposition::Refused, _) if row.reason_code.as_deref() == Some(REJECTED) => {
-            Standing::Rejected { reason: row.reason.clone().unwrap_or_default() }
+            EarlierOutcome::Rejected { reason: row.reason.clone().unwrap_or_default() }
         }
         // A reported callback was carried out. Its job has been pruned.
-        (_, None) if row.told_at.is_some() && row.job.is_some() => Standing::Recorded,
-        (Disposition::Held, None) => Standing::Held,
-        (_, None) => Standing::Void,
+        (_, None) if row.reported_at.is_some() && row.job.is_some() => EarlierOutcome::Recorded,
+        (Disposition::Held, None) => EarlierOutcome::Held,
+        (_, None) => EarlierOutcome::Void,
         (_, Some(job)) => match job.state {
-            schedule::JobState::Done => Standing::Done(job.number),
-            schedule::JobState::Cancelled => Standing::Superseded,
-            schedule::JobState::Refused => Standing::RefusedByHook {
+            schedule::JobState::Done => EarlierOutcome::Done(job.number),
+            schedule::JobState::Cancelled => EarlierOutcome::Superseded,
+            schedule::JobState::Refused => EarlierOutcome::RefusedByHook {
                 at: job.ended_at.unwrap_or(job.created_at),
                 reason: job.note.clone().unwrap_or_default(),
             },
-            live if live.is_live() => Standing::Open(job.number),
-            _ => Standing::Void,
+            live if live.is_live() => EarlierOutcome::Open(job.number),
+            _ => EarlierOutcome::Void,
         },
     }
 }
 
-fn lane_job((job, callback): &(JobRow, Callback)) -> LaneJob {
-    LaneJob {
+fn lane_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
+    QueuedJob {
         job: job.number,
         action: job.action,
         running: job.state == schedule::JobState::Running,
@@ -502,12 +506,12 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }
     let asked: Vec<Action> = acceptance.callback.actions().collect();
     let judged = judge(rows, acceptance, &asked, found)?;
-    if let Some(told) = said_before(rows, &judged, acceptance)? {
-        let public_id = judged.instance.and_then(|row| row.public_id);
+    if let Some(reported) = said_before(rows, &judged, acceptance)? {
+        let marketplace_instance_id = judged.instance.and_then(|row| row.marketplace_instance_id);
         return Ok(judged.latest.map(|row| Accepted {
             row,
-            told,
-            public_id,
+            reported,
+            marketplace_instance_id,
             taken: None,
             wakes: false,
             alert: false,
@@ -520,12 +524,12 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     if verdict.decision != Decision::Repeat || verdict.alert || says_more || !verdict.cancels.is_empty() {
         return Ok(None);
     }
-    let Some(row) = judged.latest.as_ref().filter(|row| row.told_at.is_some()) else { return Ok(None) };
+    let Some(row) = judged.latest.as_ref().filter(|row| row.reported_at.is_some()) else { return Ok(None) };
     let stored = stored_answer(rows, row, judged.instance.as_ref(), judged.job.as_ref())?;
     Ok(Some(Accepted {
         row: row.clone(),
-        told: Told::Applied(Box::new(stored)),
-        public_id: judged.instance.and_then(|row| row.public_id),
+        reported: KnownAnswer::Applied(Box::new(stored)),
+        marketplace_instance_id: judged.instance.and_then(|row| row.marketplace_instance_id),
         taken: None,
         wakes: false,
         alert: false,
@@ -537,16 +541,17 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 /// A genuine request can be sent again without end, and a sign-on by every visitor with its link. So such deliveries
 /// cost no write. Below the marketplace's delivery limit each delivery is written, because a warning depends on the
 /// number.
-fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<Told>> {
+fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<KnownAnswer>> {
     let (reason, disposition) = match &judged.verdict {
         Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),
         Verdict { decision: Decision::Hold(reason), alert: false, .. } => (reason, Disposition::Held),
         _ => return Ok(None),
     };
     let Some(row) = &judged.latest else { return Ok(None) };
-    let uncounted = acceptance.budget.is_none_or(|budget| row.deliveries > u64::from(budget));
-    let used = row.told_at.is_some() && *reason == Reason::SignOnUsed;
-    let said = row.told_at.is_none()
+    let uncounted =
+        acceptance.delivery_limit.is_none_or(|delivery_limit| row.deliveries > u64::from(delivery_limit));
+    let used = row.reported_at.is_some() && *reason == Reason::SignOnUsed;
+    let said = row.reported_at.is_none()
         && row.disposition == disposition
         && row.reason_code.as_deref() == Some(reason.code())
         && row.reason.as_deref() == Some(reason.to_string().as_str());
@@ -554,9 +559,9 @@ fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Res
         return Ok(None);
     }
     Ok(Some(match (disposition, reason) {
-        (Disposition::Held, _) => Told::Held(reason.told()),
+        (Disposition::Held, _) => KnownAnswer::Held(reason.sentence()),
         (_, Reason::NotReady) => refused_create(rows, judged.instance.as_ref())?,
-        _ => Told::Refused(reason.code(), reason.told()),
+        _ => KnownAnswer::Refused(reason.code(), reason.sentence()),
     }))
 }
 
@@ -564,11 +569,11 @@ fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Res
 pub(crate) fn accept_once(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
-    birth: Birth,
+    birth: NewJob,
 ) -> Result<Option<Accepted>> {
     match &acceptance.callback.once {
         // The nonce is consumed in the transaction that keeps the callback, so that both are kept or none.
-        Some(once) if !spend(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
+        Some(once) if !consume(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
         _ => {
             let asked: Vec<Action> = acceptance.callback.actions().collect();
             accept_for(rows, acceptance, &asked, birth).map(Some)
@@ -583,7 +588,7 @@ pub(super) fn accept_for(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     asked: &[Action],
-    birth: Birth,
+    birth: NewJob,
 ) -> Result<Accepted> {
     // All rows that decide are read in the transaction that writes the decision.
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
@@ -593,7 +598,7 @@ pub(super) fn accept_for(
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
     // Only the first job in the instance's queue may be created in state running.
-    let birth = Birth { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
+    let birth = NewJob { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
     // Write the instance before the callback, because the callback row names its number.
     let instance = settle_instance(rows, acceptance, &judged, birth)?;
     let mut row = callback_row(rows, acceptance, &judged, instance.as_ref())?;
@@ -624,21 +629,21 @@ pub(super) fn accept_for(
     let added = is_new.then(|| row.clone());
     let mut accepted = Accepted {
         row,
-        told: Told::NotYet,
-        public_id: instance.as_ref().and_then(|row| row.public_id.clone()),
+        reported: KnownAnswer::NotYet,
+        marketplace_instance_id: instance.as_ref().and_then(|row| row.marketplace_instance_id.clone()),
         taken: None,
         wakes: false,
         alert: judged.verdict.alert,
     };
     // Without a new job the answer is known now. With a job, `begin_job` sets it.
     if made.is_empty() {
-        accepted.told = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
+        accepted.reported = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
     for job in made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     }
     // The marketplace is not the caller when an operator approves. It receives the result when it calls again.
-    if matches!(accepted.told, Told::Applied(_)) && birth.heard {
+    if matches!(accepted.reported, KnownAnswer::Applied(_)) && birth.heard {
         mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     if added.as_ref() != Some(&accepted.row) {
@@ -651,15 +656,15 @@ pub(super) fn accept_for(
 ///
 /// The grace time is needed because the clock may be set back. Digests older than that are deleted first, so the table
 /// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
-pub(crate) fn spend(rows: &mut dyn Write, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
+pub(crate) fn consume(rows: &mut dyn Write, account: &str, once: &Nonce, now: Timestamp) -> Result<bool> {
     rows.forget_once(remembered_from(now))?;
     rows.add_once(account, &mark_of(once), once.until)
 }
 
 /// Returns true if a request is a copy of one that was accepted.
 ///
-/// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`spend`] does.
-pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Once, now: Timestamp) -> Result<bool> {
+/// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`consume`] does.
+pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Nonce, now: Timestamp) -> Result<bool> {
     let until = rows.once_until(account, &mark_of(once))?;
     Ok(until.is_some_and(|until| until >= remembered_from(now)))
 }
@@ -669,7 +674,7 @@ fn remembered_from(now: Timestamp) -> Timestamp {
 }
 
 // Half of a SHA-256: enough to tell nonces apart.
-fn mark_of(once: &Once) -> [u8; 16] {
+fn mark_of(once: &Nonce) -> [u8; 16] {
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
         *slot = byte;
@@ -679,8 +684,8 @@ fn mark_of(once: &Once) -> [u8; 16] {
 
 /// Returns true if a new job has no other job before it in the instance's queue.
 fn is_first(judged: &Judged) -> bool {
-    let in_lane = judged.verdict.decision == Decision::Run;
-    !in_lane || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
+    let ordered = judged.verdict.decision == Decision::Run;
+    !ordered || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
 }
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
@@ -705,7 +710,7 @@ pub(super) const LATER_PART: &str = "another part of its request,";
 /// A request of several parts is done when all of them are. The callback then has the job that ended undone, and that
 /// job decides about a redelivery.
 fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result<()> {
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let mut has_ended_any = false;
     // Jobs of one request have increasing numbers in the order of its parts.
     for mut part in rows.lane_jobs(instance)? {
@@ -734,17 +739,17 @@ fn settle_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     judged: &Judged,
-    birth: Birth,
+    birth: NewJob,
 ) -> Result<Option<InstanceRow>> {
     let callback = &acceptance.callback;
     let runs = judged.verdict.decision == Decision::Run;
     let creates = judged.runs.contains(&Action::Create);
     let begins = creates && birth.lease_until.is_some();
     let now = acceptance.received_at;
-    let row = match (&judged.instance, runs || judged.verdict.entombs) {
+    let row = match (&judged.instance, runs || judged.verdict.leaves_tombstone) {
         (Some(row), true) => {
             let mut row = row.clone();
-            if judged.verdict.entombs {
+            if judged.verdict.leaves_tombstone {
                 row.instance.state = State::Released;
             } else if creates {
                 row.instance.describe(callback);
@@ -776,12 +781,12 @@ fn new_instance(
 ) -> Result<InstanceRow> {
     let callback = &acceptance.callback;
     let begin = match callback.action {
-        Action::Create | Action::Release if !callback.made_elsewhere => Instance::pending,
+        Action::Create | Action::Release if !callback.externally_provisioned => Instance::pending,
         _ => Instance::adopted,
     };
     let mut instance = begin(callback, &acceptance.account, &acceptance.endpoint, acceptance.received_at);
     // A release of an unknown instance leaves a tombstone. A create that comes after it is then held.
-    if judged.verdict.entombs {
+    if judged.verdict.leaves_tombstone {
         instance.state = State::Released;
         instance.tombstone = true;
     }
@@ -790,9 +795,10 @@ fn new_instance(
     for name in callback.subject.names() {
         rows.add_name(&acceptance.account, name, number)?;
     }
-    let mut row = InstanceRow { number, created_by: None, public_id: None, known_as: None, instance };
+    let mut row =
+        InstanceRow { number, created_by: None, marketplace_instance_id: None, known_as: None, instance };
     name_publicly(rows, &mut row, callback)?;
-    if row.public_id.is_some() {
+    if row.marketplace_instance_id.is_some() {
         rows.put_instance(&row)?;
     }
     Ok(row)
@@ -802,10 +808,11 @@ fn new_instance(
 ///
 /// An id that another instance already has is not used. Then the instance's own id is reported.
 fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callback) -> Result<()> {
-    if let (Action::Create, Some(id), None) = (callback.action, &callback.public_id, &row.public_id)
+    if let (Action::Create, Some(id), None) =
+        (callback.action, &callback.marketplace_instance_id, &row.marketplace_instance_id)
         && rows.add_name(&row.instance.account, id, row.number)?
     {
-        row.public_id = Some(id.clone());
+        row.marketplace_instance_id = Some(id.clone());
     }
     Ok(())
 }
@@ -825,10 +832,10 @@ fn callback_row(
     // A callback that was refused without an instance keeps its row. A create that runs now gets another one.
     let elsewhere = |row: &CallbackRow| {
         let is_under_another_key = judged.runs.contains(&Action::Create)
-            && row.occurrence != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
+            && row.deduplication_key != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
         judged.verdict.decision == Decision::Run && (row.instance != number || is_under_another_key)
     };
-    let counted = judged.latest.as_ref().filter(|row| row.told_at.is_none() || repeats);
+    let counted = judged.latest.as_ref().filter(|row| row.reported_at.is_none() || repeats);
     if let Some(row) = counted.filter(|row| !elsewhere(row))
         && (judged.runs.is_empty() || may_run_again(rows, row, judged, acceptance)?)
     {
@@ -884,7 +891,7 @@ fn new_callback_row(acceptance: &Acceptance, key: [u8; 16], instance: Option<&In
         account: acceptance.account.clone(),
         endpoint: acceptance.endpoint.clone(),
         key_label: acceptance.key_label.clone(),
-        occurrence: key,
+        deduplication_key: key,
         instance: number,
         job: None,
         action: acceptance.callback.action,
@@ -894,8 +901,8 @@ fn new_callback_row(acceptance: &Acceptance, key: [u8; 16], instance: Option<&In
         received_at: acceptance.received_at,
         last_received_at: acceptance.received_at,
         deliveries: u64::from(!acceptance.approved),
-        budget: acceptance.budget,
-        told_at: None,
+        delivery_limit: acceptance.delivery_limit,
+        reported_at: None,
         dismissed_at: None,
     }
 }
@@ -903,7 +910,7 @@ fn new_callback_row(acceptance: &Acceptance, key: [u8; 16], instance: Option<&In
 /// Writes the decision into the row. A row with a reported result is history: it only gets a missing notice.
 fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     let decision = &judged.verdict.decision;
-    if row.told_at.is_some() {
+    if row.reported_at.is_some() {
         if let (Some(notice), None) = (&judged.verdict.notice, &row.reason_code) {
             row.reason_code = Some(notice.code().to_owned());
             row.reason = Some(notice.to_string());
@@ -933,8 +940,8 @@ fn decide_row(row: &mut CallbackRow, judged: &Judged, acceptance: &Acceptance) {
     if let Decision::Join(job) = decision {
         row.job = Some(*job);
     }
-    if *decision == (Decision::RunBeside { told: true }) && !acceptance.approved {
-        row.told_at = Some(acceptance.received_at);
+    if *decision == (Decision::RunBeside { reported: true }) && !acceptance.approved {
+        row.reported_at = Some(acceptance.received_at);
     }
 }
 
@@ -947,9 +954,9 @@ fn new_jobs(
     acceptance: &Acceptance,
     judged: &Judged,
     instance: Option<&InstanceRow>,
-    birth: Birth,
+    birth: NewJob,
 ) -> Vec<JobRow> {
-    let in_lane = judged.verdict.decision == Decision::Run;
+    let ordered = judged.verdict.decision == Decision::Run;
     let now = acceptance.received_at;
     let job = |(position, action): (usize, &Action)| {
         let lease_until = birth.lease_until.filter(|_| position == 0);
@@ -958,7 +965,7 @@ fn new_jobs(
             id: id_of_part(birth.id, position),
             callback: 0,
             instance: instance.map(|row| row.number),
-            in_lane,
+            ordered,
             action: *action,
             state: if lease_until.is_some() {
                 schedule::JobState::Running
@@ -1002,15 +1009,15 @@ fn begin_job(
     if rows.add_job(&job)? != job.number {
         return Err(StoreError::Inconsistent("a job has another number than it was to have"));
     }
-    accepted.told = match accepted.row.told_at {
-        Some(_) => Told::Applied(Box::default()),
-        None => Told::Wait(job.number),
+    accepted.reported = match accepted.row.reported_at {
+        Some(_) => KnownAnswer::Applied(Box::default()),
+        None => KnownAnswer::Wait(job.number),
     };
     if job.state != schedule::JobState::Running {
         accepted.wakes |= accepted.taken.is_none();
         return Ok(());
     }
-    accepted.taken = Some(Box::new(Taken {
+    accepted.taken = Some(Box::new(LeasedJob {
         callback: part_for(&job, acceptance.callback.clone()),
         job,
         origin: accepted.row.clone(),
@@ -1037,24 +1044,24 @@ fn tell(
     judged: &Judged,
     instance: Option<&InstanceRow>,
     now: Timestamp,
-) -> Result<Told> {
+) -> Result<KnownAnswer> {
     let id = instance.and_then(InstanceRow::told_id);
     Ok(match &judged.verdict.decision {
         Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
         Decision::Repeat => {
-            Told::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
+            KnownAnswer::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
         }
-        Decision::Record => Told::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
+        Decision::Record => KnownAnswer::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
         Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
-        Decision::Refuse(reason) => Told::Refused(reason.code(), reason.told()),
-        Decision::Hold(reason) => Told::Held(reason.told()),
-        Decision::Run | Decision::RunBeside { .. } => Told::NotYet,
+        Decision::Refuse(reason) => KnownAnswer::Refused(reason.code(), reason.sentence()),
+        Decision::Hold(reason) => KnownAnswer::Held(reason.sentence()),
+        Decision::Run | Decision::RunBeside { .. } => KnownAnswer::NotYet,
     })
 }
 
 /// Returns the answer about an instance that does not exist yet, or the refusal of the hook that did not create it.
-fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Told> {
-    let not_ready = Told::Refused(Reason::NotReady.code(), Reason::NotReady.told());
+fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<KnownAnswer> {
+    let not_ready = KnownAnswer::Refused(Reason::NotReady.code(), Reason::NotReady.sentence());
     let Some(row) = instance else { return Ok(not_ready) };
     let filter =
         Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
@@ -1062,7 +1069,7 @@ fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Tol
     let create = jobs.find(|job| job.action == Action::Create && job.state == schedule::JobState::Refused);
     let waits = rows.has_lane(row.number)?;
     Ok(match create.filter(|_| !waits) {
-        Some(job) => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        Some(job) => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         None => not_ready,
     })
 }
@@ -1074,11 +1081,13 @@ fn join(
     number: i64,
     instance: Option<&InstanceRow>,
     now: Timestamp,
-) -> Result<Told> {
+) -> Result<KnownAnswer> {
     let job = rows.job(number)?.ok_or(StoreError::Inconsistent("a callback's job is missing"))?;
     Ok(match job.state {
-        schedule::JobState::Done => Told::Applied(Box::new(answer_of(&job, instance, accepted.row.told_at))),
-        schedule::JobState::Running => Told::Wait(number),
+        schedule::JobState::Done => {
+            KnownAnswer::Applied(Box::new(answer_of(&job, instance, accepted.row.reported_at)))
+        }
+        schedule::JobState::Running => KnownAnswer::Wait(number),
         schedule::JobState::Queued | schedule::JobState::Dead => {
             // The parts of a request run in order, so bring forward the first one that has not ended.
             let first = first_part(rows, &job)?;
@@ -1086,19 +1095,19 @@ fn join(
                 schedule::JobState::Queued | schedule::JobState::Dead => bring_forward(rows, first, now)?,
                 _ => false,
             };
-            Told::Wait(number)
+            KnownAnswer::Wait(number)
         }
-        schedule::JobState::Held => Told::Held(HELD.to_owned()),
-        schedule::JobState::Refused => Told::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        schedule::JobState::Held => KnownAnswer::Held(HELD.to_owned()),
+        schedule::JobState::Refused => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         schedule::JobState::Pending | schedule::JobState::Dropped | schedule::JobState::Cancelled => {
-            Told::NotYet
+            KnownAnswer::NotYet
         }
     })
 }
 
 /// Returns the first job of the same request that has not ended. It must end before this job can begin.
 fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(job.clone()) };
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(job.clone()) };
     let mut parts = rows.lane_jobs(instance)?.into_iter();
     Ok(parts.find(|part| part.callback == job.callback).unwrap_or_else(|| job.clone()))
 }
@@ -1139,7 +1148,7 @@ fn stored_answer(
     }
     // A job without an answer can be pruned. So a missing job had nothing to repeat.
     Ok(match row.job.and(job) {
-        Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.told_at),
+        Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.reported_at),
         Some(_) => Stored::default(),
         None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
     })
@@ -1172,20 +1181,20 @@ fn create_answer(
         let open = job.answer.clone().filter(|_| is_same);
         return Ok(Stored { open, ..id_only });
     }
-    let told_at = match job.callback == row.number {
-        true => row.told_at,
-        false => rows.callback_row(job.callback)?.and_then(|creating| creating.told_at),
+    let reported_at = match job.callback == row.number {
+        true => row.reported_at,
+        false => rows.callback_row(job.callback)?.and_then(|creating| creating.reported_at),
     };
-    Ok(answer_of(job, Some(instance), told_at))
+    Ok(answer_of(job, Some(instance), reported_at))
 }
 
-fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, told_at: Option<Timestamp>) -> Stored {
+fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, reported_at: Option<Timestamp>) -> Stored {
     Stored {
         instance_id: instance.and_then(InstanceRow::told_id),
         open: job.answer.clone(),
         sealed: job.sealed.clone(),
         sealed_for: Some(job.id),
-        told_at,
+        reported_at,
     }
 }
 
@@ -1197,14 +1206,14 @@ fn mark_told(
     acceptance: &Acceptance,
 ) -> Result<()> {
     let now = acceptance.received_at;
-    row.told_at = row.told_at.or(Some(now));
+    row.reported_at = row.reported_at.or(Some(now));
     if row.action != Action::Query {
         return Ok(());
     }
     let created_by = instance.and_then(|row| row.created_by);
     let Some(job) = created_by.map(|number| rows.job(number)).transpose()?.flatten() else { return Ok(()) };
     if let Some(mut create) = rows.callback_row(job.callback)? {
-        create.told_at = create.told_at.or(Some(now));
+        create.reported_at = create.reported_at.or(Some(now));
         rows.put_callback(&create)?;
     }
     Ok(())
@@ -1233,7 +1242,7 @@ pub(crate) fn take(
     lease_until: Timestamp,
     now: Timestamp,
     aside: &mut Vec<Aside>,
-) -> Result<(Vec<Taken>, usize)> {
+) -> Result<(Vec<LeasedJob>, usize)> {
     let (mut taken, mut postponed) = (Vec::new(), 0);
     // The second condition bounds the transaction if many jobs are postponed or unreadable.
     while taken.len() < limit && postponed + aside.len() < limits::JOBS_POSTPONED_MAX_COUNT {
@@ -1313,7 +1322,7 @@ fn take_one(
     postpone: Option<&Postpone>,
     lease_until: Timestamp,
     now: Timestamp,
-) -> Result<Option<Taken>> {
+) -> Result<Option<LeasedJob>> {
     let (origin, callback) = callback_of(rows, &job)?;
     let mut instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let retrying = Retrying {
@@ -1335,7 +1344,7 @@ fn take_one(
     rows.put_job(&job)?;
     note_began(rows, &job, instance.as_mut())?;
     let callback = part_for(&job, Arc::new(callback));
-    Ok(Some(Taken { job, callback, origin, instance: instance.map(|row| row.instance) }))
+    Ok(Some(LeasedJob { job, callback, origin, instance: instance.map(|row| row.instance) }))
 }
 
 /// Returns running jobs to the queue: those whose lease ended before an instant, or all of them.
@@ -1378,7 +1387,7 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
         let note = "the last attempt was lost: the daemon stopped, or the lease ran out";
         follow(&mut job, next, note.to_owned(), now);
     }
-    settle_lane_after(rows, &mut job, now)?;
+    settle_queue_after(rows, &mut job, now)?;
     rows.put_job(&job)
 }
 
@@ -1450,7 +1459,7 @@ fn follow(job: &mut JobRow, next: Next, note: String, now: Timestamp) {
 /// Keeps the order details of a job's callback that an attempt has looked up. A create also describes its instance.
 ///
 /// `None`: the attempt has lost its lease, and nothing was changed.
-pub(crate) fn learn(
+pub(crate) fn add_order_details(
     rows: &mut dyn Write,
     (number, attempt): (i64, u32),
     callback: &Callback,
@@ -1492,11 +1501,11 @@ fn running_attempt(rows: &dyn Read, number: i64, attempt: u32) -> Result<Option<
     Ok(job.filter(|job| job.state == schedule::JobState::Running && job.attempts == attempt))
 }
 
-/// Records the end of an attempt. `told` are the callbacks whose waiters receive the outcome with this commit.
+/// Records the end of an attempt. `reported` are the callbacks whose waiters receive the outcome with this commit.
 ///
 /// If a row that this needs cannot be read, the job is held with its answer, because the hook has done its work.
-pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
-    match end_attempt(rows, finish, told) {
+pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Finished> {
+    match end_attempt(rows, finish, reported) {
         Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable),
         ended => ended,
     }
@@ -1521,11 +1530,11 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
         Ok(None) | Err(StoreError::Unreadable(_)) => rows.put_aside(finish.job, &note)?,
         Err(error) => return Err(error),
     }
-    let told = Told::Held(HELD.to_owned());
-    Ok(Finished::Kept { state: schedule::JobState::Held, told, note: Some(note), wakes: false })
+    let reported = KnownAnswer::Held(HELD.to_owned());
+    Ok(Finished::Kept { state: schedule::JobState::Held, reported, note: Some(note), wakes: false })
 }
 
-fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Finished> {
+fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Finished> {
     // The lease was lost. Keep only the id that the hook chose.
     let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
         remember_id(rows, finish)?;
@@ -1542,7 +1551,7 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
         Ending::Retry { error: note, .. } | Ending::Pending { note } if job.action == Action::SignOn => {
             job.note = Some(note.clone());
             end(&mut job, schedule::JobState::Dropped, finish.now);
-            Told::NotYet
+            KnownAnswer::NotYet
         }
         Ending::Retry { error, after_ms } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;
@@ -1550,40 +1559,40 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, told: &[i64]) -> Result<Fi
             let schedule = schedule_of(rows, &job, &finish.schedules)?;
             let next = schedule.failed(job.id, progress, *after_ms, finish.now);
             follow(&mut job, next, error.clone(), finish.now);
-            Told::NotYet
+            KnownAnswer::NotYet
         }
         Ending::Refused { reason } => {
             job.note = Some(reason.clone());
             end(&mut job, schedule::JobState::Refused, finish.now);
-            Told::Refused(Reason::HOOK, reason.clone())
+            KnownAnswer::Refused(Reason::HOOK, reason.clone())
         }
         Ending::Pending { note } => {
             job.note = Some(note.clone());
             job.state = schedule::JobState::Pending;
             job.lease_until = None;
-            Told::NotYet
+            KnownAnswer::NotYet
         }
         // Our own stop, not a failure of the hook: no retry is spent.
         Ending::GivenBack => {
             job.state = schedule::JobState::Queued;
             job.lease_until = None;
             job.due_at = finish.now;
-            Told::NotYet
+            KnownAnswer::NotYet
         }
     };
     // Queued jobs of the instance may be canceled by this end. Do it before the job is written.
-    settle_lane_after(rows, &mut job, finish.now)?;
+    settle_queue_after(rows, &mut job, finish.now)?;
     rows.put_job(&job)?;
     // In the commit that makes the result true, record it as reported to the callers that still wait.
-    if matches!(kept, Told::Applied(_)) {
-        tell_waiting(rows, told, finish.now)?;
+    if matches!(kept, KnownAnswer::Applied(_)) {
+        tell_waiting(rows, reported, finish.now)?;
     }
     let wakes = job.state == schedule::JobState::Queued || is_followed(rows, &job)?;
-    Ok(Finished::Kept { state: job.state, told: kept, note: job.note, wakes })
+    Ok(Finished::Kept { state: job.state, reported: kept, note: job.note, wakes })
 }
 
 fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
-    match job.instance.filter(|_| job.in_lane) {
+    match job.instance.filter(|_| job.ordered) {
         Some(instance) => rows.has_lane(instance),
         None => Ok(false),
     }
@@ -1595,7 +1604,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
             let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-            let default = instance.and_then(|row| row.public_id.or(row.instance.order_biz_id));
+            let default = instance.and_then(|row| row.marketplace_instance_id.or(row.instance.order_biz_id));
             job.proposed_id = instance_id.clone().or(default);
             rows.put_job(&job)
         }
@@ -1603,8 +1612,8 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
     }
 }
 
-fn tell_waiting(rows: &mut dyn Write, told: &[i64], now: Timestamp) -> Result<()> {
-    told.iter().try_for_each(|number| rows.put_told(*number, now))
+fn tell_waiting(rows: &mut dyn Write, reported: &[i64], now: Timestamp) -> Result<()> {
+    reported.iter().try_for_each(|number| rows.put_told(*number, now))
 }
 
 /// Applies the result of the hook to the instance. A create with an unusable id is held instead.
@@ -1616,19 +1625,19 @@ pub(super) fn complete(
     asked: Option<&Callback>,
     id: Option<&str>,
     now: Timestamp,
-) -> Result<Told> {
+) -> Result<KnownAnswer> {
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     // A job outside the instance's queue, for example a sign-on, changes no instance.
-    let (Some(mut row), true) = (instance.clone(), job.in_lane) else {
+    let (Some(mut row), true) = (instance.clone(), job.ordered) else {
         end(job, schedule::JobState::Done, now);
-        return Ok(Told::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
+        return Ok(KnownAnswer::Applied(Box::new(answer_of(job, instance.as_ref(), None))));
     };
     if job.action == Action::Create {
         if let Some(trouble) = name_instance(rows, job, &mut row, id)? {
             job.state = schedule::JobState::Held;
             job.lease_until = None;
             job.note = Some(trouble);
-            return Ok(Told::Held(HELD.to_owned()));
+            return Ok(KnownAnswer::Held(HELD.to_owned()));
         }
         row.created_by = Some(job.number);
     }
@@ -1642,7 +1651,7 @@ pub(super) fn complete(
     rows.put_instance(&row)?;
     end(job, schedule::JobState::Done, now);
     job.note = None;
-    Ok(Told::Applied(Box::new(answer_of(job, Some(&row), None))))
+    Ok(KnownAnswer::Applied(Box::new(answer_of(job, Some(&row), None))))
 }
 
 /// Names the instance: by the hook's id, else the marketplace's id, else the `orderBizId`. Returns the fault of the id.
@@ -1652,7 +1661,7 @@ fn name_instance(
     row: &mut InstanceRow,
     answer_id: Option<&str>,
 ) -> Result<Option<String>> {
-    let given = row.public_id.as_deref().or(row.instance.order_biz_id.as_deref());
+    let given = row.marketplace_instance_id.as_deref().or(row.instance.order_biz_id.as_deref());
     let Some(id) = answer_id.or(given).map(str::to_owned) else {
         return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
     };
@@ -1678,8 +1687,8 @@ fn name_instance(
 /// * If a release is queued, the job is canceled and not tried again.
 /// * A dead job is canceled if a later job supersedes it.
 /// * If a create ends undone, every other job except a release is canceled.
-pub(super) fn settle_lane_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+pub(super) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Result<()> {
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     if job.state == schedule::JobState::Done || job.state == schedule::JobState::Running {
         return Ok(());
     }

@@ -77,7 +77,7 @@ impl Tables {
     fn lane(&self, instance: i64) -> impl Iterator<Item = &JobRow> {
         self.jobs
             .values()
-            .filter(move |job| job.in_lane && job.instance == Some(instance) && job.state.is_live())
+            .filter(move |job| job.ordered && job.instance == Some(instance) && job.state.is_live())
     }
 
     /// Returns the instance's queue, each job with its callback.
@@ -91,7 +91,7 @@ impl Tables {
 
     // Only the first live job in the instance's queue may run.
     fn is_head(&self, job: &JobRow) -> bool {
-        let Some(instance) = job.instance.filter(|_| job.in_lane) else { return true };
+        let Some(instance) = job.instance.filter(|_| job.ordered) else { return true };
         self.lane(instance).next().is_some_and(|first| first.number == job.number)
     }
 
@@ -112,7 +112,7 @@ impl Tables {
         later.filter(|job| self.is_head(job)).map(|job| job.due_at).min()
     }
 
-    fn untold(&self, row: &CallbackRow) -> bool {
+    fn unreported(&self, row: &CallbackRow) -> bool {
         let done =
             |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == schedule::JobState::Done);
         let is_done = match row.disposition {
@@ -120,7 +120,7 @@ impl Tables {
             Disposition::Recorded => true,
             Disposition::Held | Disposition::Refused => false,
         };
-        is_done && row.told_at.is_none() && row.deliveries > 0
+        is_done && row.reported_at.is_none() && row.deliveries > 0
     }
 
     fn list_callbacks(&self, filter: &Filter) -> Vec<CallbackRow> {
@@ -128,7 +128,7 @@ impl Tables {
         rows.filter(|row| filter.instance.is_none_or(|number| row.instance == Some(number)))
             .filter(|row| filter.account.as_ref().is_none_or(|account| row.account == *account))
             .filter(|row| filter.disposition.is_none_or(|wanted| row.disposition == wanted))
-            .filter(|row| !filter.untold || self.untold(row))
+            .filter(|row| !filter.unreported || self.unreported(row))
             .filter(|row| filter.before.is_none_or(|before| row.number < before))
             .take(filter.limit)
             .cloned()
@@ -175,7 +175,7 @@ impl Tables {
                 .get(&number)
                 .is_some_and(|job| job.state.is_live() || job.state == schedule::JobState::Done)
         };
-        row.told_at.is_none()
+        row.reported_at.is_none()
             && match row.disposition {
                 Disposition::Job => row.job.is_some_and(lives),
                 Disposition::Held | Disposition::Recorded => true,
@@ -203,10 +203,11 @@ impl Tables {
         }
         for (row, _) in self.callbacks.values() {
             totals.held += u64::from(row.disposition == Disposition::Held);
-            totals.untold += u64::from(self.untold(row));
-            if let Some(budget) = row.budget.filter(|_| self.is_wanted(row)) {
+            totals.unreported += u64::from(self.unreported(row));
+            if let Some(delivery_limit) = row.delivery_limit.filter(|_| self.is_wanted(row)) {
                 totals.tries = totals.tries.max(row.deliveries);
-                totals.tries_ratio = totals.tries_ratio.max(row.deliveries as f64 / f64::from(budget));
+                totals.tries_ratio =
+                    totals.tries_ratio.max(row.deliveries as f64 / f64::from(delivery_limit));
             }
         }
         let begun = self
@@ -230,7 +231,7 @@ fn may_need_a_person(row: &CallbackRow, job: Option<&JobRow>) -> bool {
     // A payment is reported before its hook runs, so its refusal needs a person although it was reported.
     let refused_payment =
         row.action == Action::Payment && job.is_some_and(|job| job.state == schedule::JobState::Refused);
-    let is_shown = row.told_at.is_none() || other_values || refused_payment;
+    let is_shown = row.reported_at.is_none() || other_values || refused_payment;
     is_shown && row.dismissed_at.is_none() && !matches!(row.action, Action::SignOn | Action::Query)
 }
 
@@ -302,7 +303,9 @@ macro_rules! reads {
                 Ok(self.with(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
                     let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
-                    rows.filter(|row| row.occurrence == *key).map(|row| (row.clone(), job(row))).collect()
+                    rows.filter(|row| row.deduplication_key == *key)
+                        .map(|row| (row.clone(), job(row)))
+                        .collect()
                 }))
             }
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -390,7 +393,7 @@ impl Write for Memory {
         let row = InstanceRow {
             number,
             created_by: None,
-            public_id: None,
+            marketplace_instance_id: None,
             known_as: None,
             instance: instance.clone(),
         };
@@ -444,7 +447,7 @@ impl Write for Memory {
     }
     fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
-            row.told_at = row.told_at.or(Some(at));
+            row.reported_at = row.reported_at.or(Some(at));
         }
         Ok(())
     }

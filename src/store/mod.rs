@@ -38,33 +38,34 @@ use tokio::time::{Instant, sleep};
 
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
-use crate::store::encryption::{KeyId, KeySource, SealError, Sealer};
+use crate::store::encryption::{Encryptor, KeyId, KeySource, SealError};
 use key_use::KeysUsed;
-use ledger::{Accepted, Finish, Stored, Told};
+use ledger::{Accepted, Finish, KnownAnswer, Stored};
 use rows::Read;
 use spid_core::lifecycle::schedule::Schedule;
-use spid_hook::callback::{Answer, Callback, Once, Outcome};
+use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
-use waiters::Signals;
-use writer::{AcceptCommand, Asked, Command, FinishCommand, LearnCommand, Writer};
+use waiters::StoreSignals;
+use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot, Writer};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use key_use::ConfiguredKey;
-pub use ledger::{Acceptance, Aside, Taken};
+pub use ledger::{Acceptance, Aside, LeasedJob};
 pub use operations::{
-    Act, Approved, Claim, Claimed, Import, Imported, Instead, MendError, Mender, Restored, backup, restore,
+    Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
+    backup, restore,
 };
 pub use prune::{PruneOptions, Pruned};
-pub use reencrypt::{Resealed, Revealed};
+pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
 };
 pub use sqlite::Possession;
-pub use views::{CallbackDetail, Errand, JobDetail, Life, ListedCallback, ViewError};
-pub use waiters::{Ready, Waiting};
-pub use writer::Taking;
+pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
+pub use waiters::{Ready, ResultWaiter};
+pub use writer::LeasedJobs;
 
 /// Error of the store. Nothing of the failed operation was kept.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -246,7 +247,7 @@ impl StoreOptions {
     /// Returns the path of the sealing key beside the database at `path`, if it exists and is not among the `known`.
     pub fn unlisted_key(path: &Path, known: &[KeyId]) -> Option<PathBuf> {
         let beside = Some(key_beside(path)).filter(|beside| beside.exists())?;
-        let own = Sealer::from_existing(&[KeySource::File(beside.clone())]);
+        let own = Encryptor::from_existing(&[KeySource::File(beside.clone())]);
         // A key file that cannot be read counts as unlisted.
         let is_listed = own.is_ok_and(|own| known.contains(&own.current()));
         (!is_listed).then_some(beside)
@@ -273,8 +274,8 @@ impl StoreOptions {
     ///
     /// # Errors
     /// Fails if a key is missing, cannot be read, or is not a key.
-    pub fn sealer(&self, path: &Path) -> Result<Sealer, StoreError> {
-        Ok(Sealer::from_existing(&self.key_sources(path))?)
+    pub fn encryptor(&self, path: &Path) -> Result<Encryptor, StoreError> {
+        Ok(Encryptor::from_existing(&self.key_sources(path))?)
     }
 }
 
@@ -338,7 +339,7 @@ pub struct Receipt {
     /// Row of the callback, after this delivery.
     pub row: CallbackRow,
     /// Id that the marketplace itself chose for the instance. It is valid from now on, even before the instance exists.
-    pub public_id: Option<String>,
+    pub marketplace_instance_id: Option<String>,
     /// True if the callback was delivered before.
     pub repeated: bool,
     /// True if a person should look at the callback.
@@ -351,12 +352,12 @@ pub enum Reply {
     /// An answer that is true now.
     Now(Outcome),
     /// The wait for the attempt of a hook. It ends when the attempt ends.
-    Wait(Waiting),
+    Wait(ResultWaiter),
 }
 
 /// State that the writer thread and the store handles share.
 pub(crate) struct Shared {
-    pub(crate) signals: Signals,
+    pub(crate) signals: StoreSignals,
     pub(crate) schedules: Schedules,
     pub(crate) metrics: Metrics,
 }
@@ -546,8 +547,8 @@ pub fn each_instance<E: From<StoreError>>(
 /// Fails with the error that a start of the daemon would fail with.
 pub fn check_sealing_keys(path: &Path, options: &StoreOptions) -> Result<Option<Vec<KeyId>>, StoreError> {
     let sources = options.key_sources(path);
-    match (Sealer::from_existing(&sources), sources.as_slice()) {
-        (Ok(sealer), _) => Ok(Some(sealer.ids())),
+    match (Encryptor::from_existing(&sources), sources.as_slice()) {
+        (Ok(encryptor), _) => Ok(Some(encryptor.ids())),
         // Not an error: a start creates this key, if it may write beside the database.
         (Err(SealError::Missing { .. }), [KeySource::Own(own)]) => {
             sqlite::may_make_files_beside(own).map(|()| None)
@@ -575,8 +576,8 @@ async fn open_alone(path: &Path, remains: Option<&Path>) -> Result<sqlite::Sqlit
 }
 
 /// Notes beside the database the ids of the daemon's sealing keys. Without this note no command changes the keys.
-fn note_keys(path: &Path, sealer: &Sealer) {
-    if let Err(error) = sqlite::note_keys(path, &sealer.ids()) {
+fn note_keys(path: &Path, encryptor: &Encryptor) {
+    if let Err(error) = sqlite::note_keys(path, &encryptor.ids()) {
         tracing::warn!(%error, "it could not be noted which sealing keys there are; they cannot be changed beside this daemon");
     }
 }
@@ -591,7 +592,7 @@ struct Inner {
     shared: Arc<Shared>,
     clock: Clock,
     ids: Ids,
-    sealer: RwLock<Arc<Sealer>>,
+    encryptor: RwLock<Arc<Encryptor>>,
     secrets_window_ms: AtomicI64,
     counts: Mutex<Counts>,
     keys_used: KeysUsed,
@@ -645,11 +646,11 @@ impl Store {
         {
             tracing::error!(key = %own.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
         }
-        let sealer = Sealer::from_sources(&sources)?;
-        note_keys(path, &sealer);
+        let encryptor = Encryptor::from_sources(&sources)?;
+        note_keys(path, &encryptor);
         let readers = sqlite::SqliteReaders::new(path, backend.place());
         let reader = Reader { backing: Backing::Sqlite(readers) };
-        Store::start(backend, reader, sealer, options, clock).await
+        Store::start(backend, reader, encryptor, options, clock).await
     }
 
     /// Creates a store in memory, the model for tests.
@@ -659,17 +660,17 @@ impl Store {
     pub async fn in_memory(options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
         let backend = memory::Memory::default();
         let reader = Reader { backing: Backing::Memory(backend.reader()) };
-        Store::start(backend, reader, Sealer::ephemeral()?, options, clock).await
+        Store::start(backend, reader, Encryptor::ephemeral()?, options, clock).await
     }
 
     async fn start<B: rows::Backend>(
         backend: B,
         reader: Reader,
-        sealer: Sealer,
+        encryptor: Encryptor,
         options: StoreOptions,
         clock: Clock,
     ) -> Result<(Store, Closed), StoreError> {
-        let (store, writer) = Store::assemble(backend, reader, sealer, options, clock);
+        let (store, writer) = Store::assemble(backend, reader, encryptor, options, clock);
         let (closing, closed) = watch::channel(());
         std::thread::Builder::new()
             .name("spid-writer".to_owned())
@@ -687,11 +688,11 @@ impl Store {
     fn assemble<B: rows::Backend>(
         backend: B,
         reader: Reader,
-        sealer: Sealer,
+        encryptor: Encryptor,
         options: StoreOptions,
         clock: Clock,
     ) -> (Store, Writer<B>) {
-        let (signals, ready) = Signals::new();
+        let (signals, ready) = StoreSignals::new();
         options.metrics.announce_distribution(Metric::CommitOperations, ["", ""]);
         let (schedules, metrics) = (options.schedules, options.metrics);
         let shared = Arc::new(Shared { signals, schedules, metrics });
@@ -703,7 +704,7 @@ impl Store {
             shared,
             clock,
             ids: options.ids,
-            sealer: RwLock::new(Arc::new(sealer)),
+            encryptor: RwLock::new(Arc::new(encryptor)),
             secrets_window_ms: AtomicI64::new(options.secrets_window_ms),
             counts: Mutex::default(),
             keys_used: KeysUsed::default(),
@@ -751,9 +752,9 @@ impl Store {
                 let _ = self.flush_counts().await;
                 self.count(repeat.row.number, now);
             }
-            let reply = Reply::Now(self.outcome(repeat.told, now));
-            let Accepted { row, public_id, alert, .. } = repeat;
-            return Ok(Receipt { reply, row, public_id, repeated: true, alert });
+            let reply = Reply::Now(self.outcome(repeat.reported, now));
+            let Accepted { row, marketplace_instance_id, alert, .. } = repeat;
+            return Ok(Receipt { reply, row, marketplace_instance_id, repeated: true, alert });
         }
         let id = match id {
             Some(id) => id,
@@ -771,11 +772,11 @@ impl Store {
         let (accepted, waiting) = kept.ok_or(StoreError::Replayed)?;
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
-            None => Reply::Now(self.outcome(accepted.told, now)),
+            None => Reply::Now(self.outcome(accepted.reported, now)),
         };
-        let Accepted { row, public_id, alert, .. } = accepted;
+        let Accepted { row, marketplace_instance_id, alert, .. } = accepted;
         let repeated = row.deliveries > 1;
-        Ok(Receipt { reply, row, public_id, repeated, alert })
+        Ok(Receipt { reply, row, marketplace_instance_id, repeated, alert })
     }
 
     /// Returns an id that no job has.
@@ -791,7 +792,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails with [`StoreError::Replayed`] if the request is a copy, and with another error if it could not be written.
-    pub async fn spend(&self, account: &str, once: Once) -> Result<(), StoreError> {
+    pub async fn consume(&self, account: &str, once: Nonce) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
         self.refuse_copy(&account, &once, now)?;
         let is_new = self.ask(|asked| Command::Spend { account, once, now, asked }).await?;
@@ -804,13 +805,17 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the store cannot be written. Nothing was kept.
-    pub async fn learn(&self, job: &JobRow, callback: Callback) -> Result<Option<Instance>, StoreError> {
+    pub async fn add_order_details(
+        &self,
+        job: &JobRow,
+        callback: Callback,
+    ) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
         self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
     }
 
     /// Refuses a copy that committed rows already show. If the reader finds the database locked, the writer decides.
-    fn refuse_copy(&self, account: &str, once: &Once, now: Timestamp) -> Result<(), StoreError> {
+    fn refuse_copy(&self, account: &str, once: &Nonce, now: Timestamp) -> Result<(), StoreError> {
         match self.inner.reader.with(|rows| ledger::is_copy(rows, account, once, now)) {
             Ok(true) => Err(StoreError::Replayed),
             Ok(false) | Err(StoreError::Busy) => Ok(()),
@@ -826,23 +831,23 @@ impl Store {
         }
     }
 
-    fn outcome(&self, told: Told, now: Timestamp) -> Outcome {
-        match told {
-            Told::Applied(stored) => self.applied(*stored, now),
-            Told::NotYet | Told::Wait(_) => Outcome::NotYet,
-            Told::Refused(code, reason) => Outcome::Refused { code, reason },
-            Told::Held(reason) => Outcome::Held { reason },
+    fn outcome(&self, reported: KnownAnswer, now: Timestamp) -> Outcome {
+        match reported {
+            KnownAnswer::Applied(stored) => self.applied(*stored, now),
+            KnownAnswer::NotYet | KnownAnswer::Wait(_) => Outcome::NotYet,
+            KnownAnswer::Refused(code, reason) => Outcome::Refused { code, reason },
+            KnownAnswer::Held(reason) => Outcome::Held { reason },
         }
     }
 
     /// Builds the outcome of a stored answer. Its secrets are included only during a window after the first report.
     fn applied(&self, stored: Stored, now: Timestamp) -> Outcome {
-        let age = stored.told_at.map_or(0, |told| now.as_millisecond() - told.as_millisecond());
+        let age = stored.reported_at.map_or(0, |reported| now.as_millisecond() - reported.as_millisecond());
         let secret = match (&stored.sealed, stored.sealed_for) {
             (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms.load(Ordering::Relaxed) => {
                 // The id and the open part of the answer are still useful without the secrets, so a lost key is no
                 // error here.
-                let opened = self.sealer().open(id.as_bytes(), sealed);
+                let opened = self.encryptor().open(id.as_bytes(), sealed);
                 opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
             }
             _ => None,
@@ -871,16 +876,16 @@ impl Store {
         self.inner.secrets_window_ms.store(window_ms, Ordering::Relaxed);
     }
 
-    fn sealer(&self) -> Arc<Sealer> {
-        self.inner.sealer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn encryptor(&self) -> Arc<Encryptor> {
+        self.inner.encryptor.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the sealer. From now on the store encrypts and decrypts with this one.
-    pub fn seal_with(&self, sealer: Sealer) {
-        let sealer = Arc::new(sealer);
-        *self.inner.sealer.write().unwrap_or_else(PoisonError::into_inner) = sealer.clone();
+    pub fn seal_with(&self, encryptor: Encryptor) {
+        let encryptor = Arc::new(encryptor);
+        *self.inner.encryptor.write().unwrap_or_else(PoisonError::into_inner) = encryptor.clone();
         if let Backing::Sqlite(readers) = &self.inner.reader.backing {
-            note_keys(readers.path(), &sealer);
+            note_keys(readers.path(), &encryptor);
         }
     }
 
@@ -961,7 +966,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the store cannot be written. No job was leased.
-    pub async fn take(&self, limit: usize) -> Result<Taking, StoreError> {
+    pub async fn take(&self, limit: usize) -> Result<LeasedJobs, StoreError> {
         self.take_while_holding(limit, Vec::new()).await
     }
 
@@ -976,7 +981,7 @@ impl Store {
         &self,
         limit: usize,
         held: Vec<(i64, u32)>,
-    ) -> Result<Taking, StoreError> {
+    ) -> Result<LeasedJobs, StoreError> {
         self.take_where_there_is_room(limit, held, None).await
     }
 
@@ -989,7 +994,7 @@ impl Store {
         limit: usize,
         held: Vec<(i64, u32)>,
         postpone: Option<Arc<Postpone>>,
-    ) -> Result<Taking, StoreError> {
+    ) -> Result<LeasedJobs, StoreError> {
         let now = self.inner.clock.now();
         self.ask(|asked| Command::Take { limit, held, postpone, now, asked }).await
     }
@@ -1024,7 +1029,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the store cannot be written. Nothing was kept, and the caller must try again.
-    pub async fn finish(&self, taken: &Taken, ending: Ending) -> Result<Finished, StoreError> {
+    pub async fn finish(&self, taken: &LeasedJob, ending: Ending) -> Result<Finished, StoreError> {
         self.end(&taken.job, Some(taken.callback.clone()), ending).await
     }
 
@@ -1048,7 +1053,7 @@ impl Store {
                 // Encrypt the secrets before they enter the writer's queue, so that no row ever holds them in plain
                 // text.
                 let split = given.split();
-                let seal = |secret| self.sealer().seal(job.id.as_bytes(), &secret);
+                let seal = |secret| self.encryptor().seal(job.id.as_bytes(), &secret);
                 let sealed = split.secret.map(seal).transpose()?;
                 answer = given;
                 ledger::Ending::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
@@ -1115,10 +1120,10 @@ impl Store {
     }
 
     // The writer answers after its commit. A dropped answer means that the writer thread has ended.
-    async fn ask<T>(&self, command: impl FnOnce(Asked<T>) -> Command) -> Result<T, StoreError> {
+    async fn ask<T>(&self, command: impl FnOnce(ReplySlot<T>) -> Command) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         // A full queue is an error at once and not a wait: the marketplace calls again.
-        self.inner.queue.try_send(command(Asked::new(reply))).map_err(|error| match error {
+        self.inner.queue.try_send(command(ReplySlot::new(reply))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => StoreError::Stopped,
         })?;

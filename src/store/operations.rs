@@ -1,6 +1,6 @@
 //! Admin operations of a person, and their entries in the audit log.
 //!
-//! A [`Mender`] opens the database beside a daemon or without one. SQLite's own lock puts their transactions in order.
+//! A [`Operations`] opens the database beside a daemon or without one. SQLite's own lock puts their transactions in order.
 //! A running daemon notices a change within one poll of its dispatcher.
 //!
 //! Every operation is one transaction: its changes, and an audit entry that says who did it and why. An operation that
@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::ledger::{self, Acceptance, Birth, REJECTED, SETTLED};
+use super::ledger::{self, Acceptance, NewJob, REJECTED, SETTLED};
 use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
-use super::sqlite::{Sqlite, Vacancy};
+use super::sqlite::{RestoreTarget, Sqlite};
 use super::{Store, StoreError, StoreOptions};
 use crate::observe::limits;
-use crate::store::encryption::{KeySource, Sealer};
+use crate::store::encryption::{Encryptor, KeySource};
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::Extra;
@@ -31,7 +31,7 @@ use spid_hook::time::Clock;
 
 /// Error of an admin operation. Nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum MendError {
+pub enum OperationError {
     /// Error of the database.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -43,15 +43,15 @@ pub enum MendError {
     Impossible(String),
 }
 
-pub(super) type Mended<T> = Result<T, MendError>;
+pub(super) type OperationDone<T> = Result<T, OperationError>;
 
-pub(super) fn impossible<T>(text: impl Into<String>) -> Mended<T> {
-    Err(MendError::Impossible(text.into()))
+pub(super) fn impossible<T>(text: impl Into<String>) -> OperationDone<T> {
+    Err(OperationError::Impossible(text.into()))
 }
 
 /// The person who runs an operation, and the reason, for the audit log.
 #[derive(Debug, Clone)]
-pub struct Act {
+pub struct AuditNote {
     /// Name of the person.
     pub who: String,
     /// Reason in the person's words.
@@ -125,7 +125,7 @@ pub struct Import {
     /// True if the times of creation and change are known. Otherwise both are the time of the import.
     pub dated: bool,
     /// Id that the marketplace uses for the instance, if it differs from the instance's own.
-    pub public_id: Option<String>,
+    pub marketplace_instance_id: Option<String>,
     /// More names that find the instance.
     pub names: Vec<String>,
     /// More orders that were carried out for the instance.
@@ -135,7 +135,7 @@ pub struct Import {
 impl Import {
     /// Returns a name of the instance for messages.
     fn name(&self) -> &str {
-        let names = [&self.instance.id, &self.instance.order_biz_id, &self.public_id];
+        let names = [&self.instance.id, &self.instance.order_biz_id, &self.marketplace_instance_id];
         names.into_iter().flatten().next().map_or("-", String::as_str)
     }
 }
@@ -157,54 +157,54 @@ pub struct Restored {
 }
 
 /// Access to a database for admin operations.
-pub struct Mender {
+pub struct Operations {
     pub(super) backend: Sqlite,
     pub(super) path: PathBuf,
     pub(super) options: StoreOptions,
     /// Sealer of a store. `None`: the keys are read from the options.
-    sealer: Option<Arc<Sealer>>,
+    encryptor: Option<Arc<Encryptor>>,
     pub(super) clock: Clock,
 }
 
-impl Mender {
+impl Operations {
     /// Opens the database at `path`, which must exist.
     ///
     /// # Errors
     /// Fails if the database cannot be opened.
-    pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Mender, StoreError> {
+    pub fn open(path: &Path, options: &StoreOptions, clock: Clock) -> Result<Operations, StoreError> {
         let (path, options) = (path.to_owned(), options.clone());
-        Ok(Mender { backend: Sqlite::open_to_mend(&path)?, path, options, sealer: None, clock })
+        Ok(Operations { backend: Sqlite::open_to_mend(&path)?, path, options, encryptor: None, clock })
     }
 
     /// Encrypts with the present keys of this store, which may differ from the keys at its start.
     #[must_use]
-    pub fn sealing_like(self, store: &Store) -> Mender {
-        Mender { sealer: Some(store.sealer()), ..self }
+    pub fn sealing_like(self, store: &Store) -> Operations {
+        Operations { encryptor: Some(store.encryptor()), ..self }
     }
 
     /// Returns the sealer. A running daemon must have its current key, because the daemon must decrypt the answers.
-    pub(super) fn sealer(&self) -> Mended<Arc<Sealer>> {
-        if let Some(sealer) = &self.sealer {
-            return Ok(sealer.clone());
+    pub(super) fn encryptor(&self) -> OperationDone<Arc<Encryptor>> {
+        if let Some(encryptor) = &self.encryptor {
+            return Ok(encryptor.clone());
         }
-        let sealer = self.options.sealer(&self.path)?;
-        let current = sealer.current();
+        let encryptor = self.options.encryptor(&self.path)?;
+        let current = encryptor.current();
         match super::sqlite::noted_keys(&self.path)? {
             Some(known) if !known.contains(&current.to_string()) => impossible(format!(
                 "the daemon that runs on this database does not have the current sealing key ({current}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it"
             )),
-            _ => Ok(Arc::new(sealer)),
+            _ => Ok(Arc::new(encryptor)),
         }
     }
 
     /// Runs one operation in a transaction of its own, and adds its audit entry.
     pub(super) fn act<T>(
         &mut self,
-        act: &Act,
+        act: &AuditNote,
         word: &str,
         target: &str,
-        work: impl FnOnce(&mut Sqlite, Timestamp) -> Mended<T>,
-    ) -> Mended<T> {
+        work: impl FnOnce(&mut Sqlite, Timestamp) -> OperationDone<T>,
+    ) -> OperationDone<T> {
         let now = self.clock.now();
         self.backend.begin()?;
         let done = work(&mut self.backend, now).and_then(|value| {
@@ -234,14 +234,14 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if the database cannot be written.
-    pub fn record(&mut self, word: &str, target: &str, act: &Act) -> Mended<()> {
+    pub fn record(&mut self, word: &str, target: &str, act: &AuditNote) -> OperationDone<()> {
         self.act(act, word, target, |_, _| Ok(()))
     }
 
     /// Returns the text that names an instance in the audit log.
-    fn target(&self, number: i64) -> Mended<String> {
+    fn target(&self, number: i64) -> OperationDone<String> {
         let Some(row) = self.backend.instance(number)? else {
-            return Err(MendError::NotFound("no such instance".to_owned()));
+            return Err(OperationError::NotFound("no such instance".to_owned()));
         };
         let instance = row.instance;
         let name = instance.id.or(instance.order_biz_id).unwrap_or_default();
@@ -254,7 +254,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if there is no such job, it is running, it has ended for good, or a later job has replaced it.
-    pub fn retry(&mut self, id: Id, act: &Act) -> Mended<Option<Id>> {
+    pub fn retry(&mut self, id: Id, act: &AuditNote) -> OperationDone<Option<Id>> {
         self.act(act, "retry", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             retry(rows, &mut job, now)
@@ -265,7 +265,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if there is no such job, or if it is running or has ended.
-    pub fn drop_job(&mut self, id: Id, act: &Act) -> Mended<()> {
+    pub fn drop_job(&mut self, id: Id, act: &AuditNote) -> OperationDone<()> {
         self.act(act, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             if job.state == schedule::JobState::Running {
@@ -279,7 +279,7 @@ impl Mender {
             }
             job.note = Some(format!("dropped by {}: {}", act.who, act.why));
             ledger::end(&mut job, schedule::JobState::Dropped, now);
-            ledger::settle_lane_after(rows, &mut job, now)?;
+            ledger::settle_queue_after(rows, &mut job, now)?;
             Ok(rows.put_job(&job)?)
         })
     }
@@ -290,13 +290,13 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if no job waits, its hook is running or has not been tried, or the answer is not usable.
-    pub fn complete(&mut self, instance: i64, answer: &Answer, act: &Act) -> Mended<Action> {
+    pub fn complete(&mut self, instance: i64, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
         let target = self.target(instance)?;
         self.complete_with(&target, answer, act, |rows| {
             // The first job of the queue is the one that the instance waits for.
             let first = rows.lane_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
-                MendError::Impossible(
+                OperationError::Impossible(
                     "nothing is owed for this instance; a payment or another message is completed by its job: spid jobs complete JOB".to_owned(),
                 )
             })
@@ -306,8 +306,8 @@ impl Mender {
     /// Completes one job with this answer, with or without an instance's queue.
     ///
     /// # Errors
-    /// Fails like [`Mender::complete`], and if another job of the instance must end first.
-    pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &Act) -> Mended<Action> {
+    /// Fails like [`Operations::complete`], and if another job of the instance must end first.
+    pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
         self.complete_with(&format!("job {id}"), answer, act, |rows| {
             let job = find_job(rows, id)?;
             if !job.state.is_live() {
@@ -327,17 +327,18 @@ impl Mender {
         &mut self,
         target: &str,
         answer: &Answer,
-        act: &Act,
-        find: impl FnOnce(&Sqlite) -> Mended<JobRow>,
-    ) -> Mended<Action> {
+        act: &AuditNote,
+        find: impl FnOnce(&Sqlite) -> OperationDone<JobRow>,
+    ) -> OperationDone<Action> {
         // Get the sealer before the transaction: it reads key files, and may fail.
         let secret = answer.split().secret;
-        let sealer = secret.is_some().then(|| self.sealer()).transpose()?;
+        let encryptor = secret.is_some().then(|| self.encryptor()).transpose()?;
         self.act(act, "complete", target, |rows, now| {
             let mut job = find(rows)?;
             check_completable(&job, answer, now)?;
-            let seal = |(sealer, secret): (&Arc<Sealer>, &Secret)| sealer.seal(job.id.as_bytes(), secret);
-            let sealed = sealer.as_ref().zip(secret.as_ref()).map(seal).transpose();
+            let seal =
+                |(encryptor, secret): (&Arc<Encryptor>, &Secret)| encryptor.seal(job.id.as_bytes(), secret);
+            let sealed = encryptor.as_ref().zip(secret.as_ref()).map(seal).transpose();
             job.sealed = sealed.map_err(StoreError::from)?;
             job.answer = answer.split().open;
             // The person's answer decides the id, so an id from an earlier attempt does not count.
@@ -356,7 +357,12 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if the callback is not held, or cannot be carried out even with approval.
-    pub fn approve(&mut self, number: i64, instead: Option<Instead>, act: &Act) -> Mended<Approved> {
+    pub fn approve(
+        &mut self,
+        number: i64,
+        instead: Option<Instead>,
+        act: &AuditNote,
+    ) -> OperationDone<Approved> {
         let target = format!("callback {number}");
         self.act(act, "approve", &target, |rows, now| approve(rows, number, instead, act, now))
     }
@@ -367,7 +373,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if the callback is not held.
-    pub fn reject(&mut self, number: i64, act: &Act) -> Mended<()> {
+    pub fn reject(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
         self.act(act, "reject", &format!("callback {number}"), |rows, _| {
             let (mut row, _) = find_held(rows, number)?;
             row.disposition = Disposition::Refused;
@@ -383,7 +389,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if the callback is not held, or if it is a create and there is no instance whose id it could receive.
-    pub fn settle(&mut self, number: i64, act: &Act) -> Mended<()> {
+    pub fn settle(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
         self.act(act, "settle", &format!("callback {number}"), |rows, _| {
             let (mut row, callback) = find_held(rows, number)?;
             if row.action == Action::Create {
@@ -400,11 +406,11 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if there is no such callback, it is held, or its job has not ended.
-    pub fn dismiss(&mut self, number: i64, act: &Act) -> Mended<()> {
+    pub fn dismiss(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
         self.act(act, "dismiss", &format!("callback {number}"), |rows, now| {
             let found = rows.callback_row(number)?;
             let mut row =
-                found.ok_or_else(|| MendError::NotFound(format!("there is no callback {number}")))?;
+                found.ok_or_else(|| OperationError::NotFound(format!("there is no callback {number}")))?;
             let job = row.job.map(|job| rows.job(job)).transpose()?.flatten();
             if row.disposition == Disposition::Held {
                 return impossible(format!("callback {number} is held; approve, settle or reject it"));
@@ -421,11 +427,11 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if there is no such instance, or if it is already released.
-    pub fn release(&mut self, instance: i64, act: &Act) -> Mended<Approved> {
+    pub fn release(&mut self, instance: i64, act: &AuditNote) -> OperationDone<Approved> {
         let target = self.target(instance)?;
         self.act(act, "release", &target, |rows, now| {
             let row =
-                rows.instance(instance)?.ok_or_else(|| MendError::NotFound("no such instance".to_owned()))?;
+                rows.instance(instance)?.ok_or_else(|| OperationError::NotFound("no such instance".to_owned()))?;
             if row.instance.state == State::Released {
                 return impossible(match row.instance.tombstone {
                     true => "its release came before it was known here, so there is nothing to run a release for; `spid instances import` it, then release it",
@@ -442,7 +448,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if there is no such instance, it is not created yet or already released, or another tenant has it.
-    pub fn claim(&mut self, instance: i64, claim: &Claim, act: &Act) -> Mended<Claimed> {
+    pub fn claim(&mut self, instance: i64, claim: &Claim, act: &AuditNote) -> OperationDone<Claimed> {
         let target = self.target(instance)?;
         self.act(act, "claim", &target, |rows, now| take_possession(rows, instance, claim, now))
     }
@@ -454,7 +460,7 @@ impl Mender {
     ///
     /// # Errors
     /// Fails if names are taken, missing or unusable. The error lists each fault with its source.
-    pub fn import(&mut self, imports: &[Import], act: &Act) -> Mended<Imported> {
+    pub fn import(&mut self, imports: &[Import], act: &AuditNote) -> OperationDone<Imported> {
         let target = format!("{} instances", imports.len());
         self.act(act, "import", &target, |rows, now| {
             // Collect all faults, so that one run shows them all. Any fault undoes the whole import.
@@ -465,7 +471,9 @@ impl Mender {
                     Ok(was_tombstone) => {
                         imported.released_before.extend(was_tombstone.then(|| import.name().to_owned()));
                     }
-                    Err(MendError::Impossible(fault)) => wrong.push(format!("{}: {fault}", import.origin)),
+                    Err(OperationError::Impossible(fault)) => {
+                        wrong.push(format!("{}: {fault}", import.origin))
+                    }
                     Err(error) => return Err(error),
                 }
             }
@@ -476,7 +484,7 @@ impl Mender {
     /// Holds every unfinished job after a restore. Returns the number of held jobs.
     ///
     /// The backup does not show what a marketplace or a hook has done since it was made. So no job may run unseen.
-    fn hold_unfinished(&mut self, from: &Path, act: &Act) -> Mended<usize> {
+    fn hold_unfinished(&mut self, from: &Path, act: &AuditNote) -> OperationDone<usize> {
         self.act(act, "restore", &format!("everything, from {}", from.display()), |rows, now| {
             let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             let filter = super::Filter { jobs: live, limit: usize::MAX, ..super::Filter::default() };
@@ -510,14 +518,14 @@ fn hold(job: &mut JobRow, now: Timestamp) {
     job.lease_until = None;
 }
 
-fn find_job(rows: &dyn Read, id: Id) -> Mended<JobRow> {
-    rows.job_by_id(id)?.ok_or_else(|| MendError::NotFound(format!("there is no job {id}")))
+fn find_job(rows: &dyn Read, id: Id) -> OperationDone<JobRow> {
+    rows.job_by_id(id)?.ok_or_else(|| OperationError::NotFound(format!("there is no job {id}")))
 }
 
-fn find_held(rows: &dyn Read, number: i64) -> Mended<(CallbackRow, Callback)> {
+fn find_held(rows: &dyn Read, number: i64) -> OperationDone<(CallbackRow, Callback)> {
     let found = rows.callback(number)?;
     let (row, callback) =
-        found.ok_or_else(|| MendError::NotFound(format!("there is no callback {number}")))?;
+        found.ok_or_else(|| OperationError::NotFound(format!("there is no callback {number}")))?;
     if row.disposition != Disposition::Held {
         return impossible(format!("callback {number} is not held"));
     }
@@ -537,7 +545,7 @@ fn running(job: &JobRow, now: Timestamp) -> String {
     }
 }
 
-fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Mended<()> {
+fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> OperationDone<()> {
     let action = job.action;
     if job.state == schedule::JobState::Running {
         return impossible(running(job, now));
@@ -555,7 +563,7 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Mended<()
 }
 
 // The first job in the instance's queue runs first, so retrying a later queued job has no effect.
-fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Option<Id>> {
+fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDone<Option<Id>> {
     let ahead = ahead_of(rows, job)?;
     match (job.state, &ahead) {
         (schedule::JobState::Running, _) => return impossible(running(job, now)),
@@ -576,7 +584,7 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
     }
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let released = instance.is_some_and(|row| row.instance.state == State::Released);
-    if released && job.in_lane && job.action != Action::Release {
+    if released && job.ordered && job.action != Action::Release {
         return impossible("its instance is released, and stays so");
     }
     // A held create may have an unusable id. The next attempt may give another one.
@@ -602,8 +610,8 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> Mended<Optio
 }
 
 /// Requeues the later parts of a request together with a requeued part: half of a request was never asked for.
-fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Mended<()> {
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> OperationDone<()> {
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let all = super::Filter { instance: Some(instance), limit: usize::MAX, ..super::Filter::default() };
     let is_later = |part: &JobRow| {
         part.callback == job.callback
@@ -631,8 +639,8 @@ fn named(job: &JobRow) -> String {
 }
 
 /// Returns the job in the instance's queue that must end before this one.
-fn ahead_of(rows: &dyn Read, job: &JobRow) -> Mended<Option<JobRow>> {
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(None) };
+fn ahead_of(rows: &dyn Read, job: &JobRow) -> OperationDone<Option<JobRow>> {
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(None) };
     let first = rows.lane_jobs(instance)?.into_iter().next();
     Ok(first.filter(|first| first.number < job.number))
 }
@@ -653,12 +661,12 @@ fn one_more(job: &JobRow) -> Extra {
 ///
 /// Queue and instance must be unchanged since then. The marketplace may have asked again meanwhile, and a second create
 /// would make a second instance.
-fn check_refused(rows: &dyn Read, job: &JobRow) -> Mended<()> {
+fn check_refused(rows: &dyn Read, job: &JobRow) -> OperationDone<()> {
     let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
     if latest != Some(job.number) {
         return impossible("the marketplace has asked for it again, and a later job has taken its place");
     }
-    let Some(instance) = job.instance.filter(|_| job.in_lane) else { return Ok(()) };
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     if let Some(other) = rows.lane_jobs(instance)?.first() {
         return impossible(format!("{} has come since; mend that one", named(other)));
     }
@@ -675,9 +683,9 @@ fn approve(
     rows: &mut dyn Write,
     number: i64,
     instead: Option<Instead>,
-    act: &Act,
+    act: &AuditNote,
     now: Timestamp,
-) -> Mended<Approved> {
+) -> OperationDone<Approved> {
     let (row, callback) = find_held(rows, number)?;
     // A conflicting create cannot run as a create once the first purchase has made an instance.
     let asked: Vec<Action> = match (row.reason_code.as_deref(), instead) {
@@ -695,7 +703,7 @@ fn approve(
         account: row.account.clone(),
         endpoint: row.endpoint.clone(),
         key_label: row.key_label.clone(),
-        budget: row.budget,
+        delivery_limit: row.delivery_limit,
         callback: Arc::new(callback),
         received_at: now,
         // The operator wants the callback carried out, so an unknown instance is adopted.
@@ -721,7 +729,7 @@ fn approve(
 }
 
 /// Refuses to settle a create that cannot be a repeat. It would succeed with the id of another purchase's instance.
-fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> Mended<()> {
+fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> OperationDone<()> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(made) = found.filter(|row| row.told_id().is_some()) else {
         return impossible(
@@ -741,7 +749,7 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
 }
 
 /// Returns true if the instance of a held create has an id.
-fn is_made(rows: &dyn Read, row: &CallbackRow) -> Mended<bool> {
+fn is_made(rows: &dyn Read, row: &CallbackRow) -> OperationDone<bool> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     Ok(found.is_some_and(|row| row.instance.id.is_some()))
 }
@@ -752,7 +760,7 @@ fn asked_instead(
     row: &CallbackRow,
     callback: &Callback,
     instead: Instead,
-) -> Mended<Vec<Action>> {
+) -> OperationDone<Vec<Action>> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(instance) = found.map(|row| row.instance).filter(|instance| instance.id.is_some()) else {
         return impossible("nothing was made of the first purchase; approve it without --as");
@@ -793,16 +801,16 @@ fn settle_held(
     rows: &mut dyn Write,
     mut held: CallbackRow,
     approved: &Approved,
-    act: &Act,
+    act: &AuditNote,
     now: Timestamp,
-) -> Mended<()> {
+) -> OperationDone<()> {
     if let Some(mut row) = rows.callback_row(approved.callback)? {
         row.deliveries += held.deliveries;
         row.last_received_at = row.last_received_at.max(held.last_received_at);
         rows.put_callback(&row)?;
     }
     held.disposition = Disposition::Recorded;
-    held.told_at = held.told_at.or(Some(now));
+    held.reported_at = held.reported_at.or(Some(now));
     held.reason = Some(format!("approved by {} as callback {}: {}", act.who, approved.callback, act.why));
     Ok(rows.put_callback(&held)?)
 }
@@ -812,10 +820,10 @@ fn accept(
     acceptance: Acceptance,
     asked: &[Action],
     now: Timestamp,
-) -> Mended<Approved> {
+) -> OperationDone<Approved> {
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
     // `heard: false`: the caller is an operator, so nothing counts as reported to the marketplace.
-    let birth = Birth { id, lease_until: None, heard: false };
+    let birth = NewJob { id, lease_until: None, heard: false };
     let accepted = ledger::accept_for(rows, &acceptance, asked, birth)?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
@@ -831,7 +839,7 @@ fn accept(
 }
 
 /// Builds a release that only an operator asked for.
-fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
+fn by_hand(row: &InstanceRow, act: &AuditNote, now: Timestamp) -> OperationDone<Acceptance> {
     let instance = &row.instance;
     let mut callback = Callback::new(Action::Release, "release (by hand)");
     callback.subject =
@@ -843,7 +851,7 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
         account: instance.account.clone(),
         endpoint: instance.endpoint.clone(),
         key_label: format!("by hand: {}", act.who),
-        budget: None,
+        delivery_limit: None,
         callback: Arc::new(callback),
         received_at: now,
         // There is nothing to release of an instance that never began. That is a success.
@@ -852,8 +860,14 @@ fn by_hand(row: &InstanceRow, act: &Act, now: Timestamp) -> Mended<Acceptance> {
     })
 }
 
-fn take_possession(rows: &mut dyn Write, number: i64, claim: &Claim, now: Timestamp) -> Mended<Claimed> {
-    let mut row = rows.instance(number)?.ok_or_else(|| MendError::NotFound("no such instance".to_owned()))?;
+fn take_possession(
+    rows: &mut dyn Write,
+    number: i64,
+    claim: &Claim,
+    now: Timestamp,
+) -> OperationDone<Claimed> {
+    let mut row =
+        rows.instance(number)?.ok_or_else(|| OperationError::NotFound("no such instance".to_owned()))?;
     if let Some(fault) = claim.tenant.as_deref().and_then(fault_of_tenant) {
         return impossible(format!("the tenant's name cannot be kept: {fault}"));
     }
@@ -906,7 +920,7 @@ fn fault_of_instance(instance: &Instance) -> Option<(&'static str, String)> {
 }
 
 /// Returns the number of the tombstone that has these names, if there is exactly one and no hook was tried for it.
-fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Mended<Option<i64>> {
+fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> OperationDone<Option<i64>> {
     let mut found = None;
     for name in names {
         let Some((row, _)) = rows.instance_by_name(account, name)? else { continue };
@@ -924,7 +938,7 @@ fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Mended<O
 }
 
 /// Imports one instance. Returns true if it is live and replaced a tombstone, so its release came before.
-fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bool> {
+fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> OperationDone<bool> {
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
@@ -932,7 +946,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
     if let Some((name, fault)) = fault_of_instance(&instance) {
         return impossible(format!("`{name}` cannot be used: {fault}"));
     }
-    let own = [&instance.id, &instance.order_biz_id, &import.public_id].into_iter().flatten();
+    let own = [&instance.id, &instance.order_biz_id, &import.marketplace_instance_id].into_iter().flatten();
     let names: Vec<&String> = own.chain(&import.names).collect();
     // An instance that was released before anything was created has no id.
     if names.is_empty() || instance.id.is_none() && instance.state != State::Released {
@@ -957,13 +971,13 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
         rows.add_order(&instance.account, order, number)?;
     }
     let was_released = tombstone.is_some() && instance.state != State::Released;
-    // `add_instance` does not write `public_id`, and the row of a tombstone must be replaced.
-    if tombstone.is_some() || import.public_id.is_some() {
-        let public_id = import.public_id.clone();
+    // `add_instance` does not write `marketplace_instance_id`, and the row of a tombstone must be replaced.
+    if tombstone.is_some() || import.marketplace_instance_id.is_some() {
+        let marketplace_instance_id = import.marketplace_instance_id.clone();
         rows.replace_instance(&InstanceRow {
             number,
             created_by: None,
-            public_id,
+            marketplace_instance_id,
             known_as: None,
             instance,
         })?;
@@ -971,7 +985,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Mended<bo
     Ok(was_released)
 }
 
-fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Mended<()> {
+fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> OperationDone<()> {
     if let Some(fault) = fault_of_id(name) {
         return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
     }
@@ -1004,14 +1018,14 @@ pub fn restore(
     path: &Path,
     options: &StoreOptions,
     clock: Clock,
-    act: &Act,
-) -> Mended<Restored> {
+    act: &AuditNote,
+) -> OperationDone<Restored> {
     let backup = Sqlite::open_backup(from).map_err(|error| match error {
-        StoreError::NotThere(from) => MendError::NotFound(format!("there is no `{}`", from.display())),
+        StoreError::NotThere(from) => OperationError::NotFound(format!("there is no `{}`", from.display())),
         error => error.into(),
     })?;
-    let vacancy = Vacancy::at(path)?.map_err(|remains| {
-        MendError::Impossible(format!(
+    let vacancy = RestoreTarget::at(path)?.map_err(|remains| {
+        OperationError::Impossible(format!(
             "`{}` is there; stop the daemon, and move the database away together with its -wal and -shm",
             remains.display()
         ))
@@ -1019,11 +1033,11 @@ pub fn restore(
     // Work on the partial copy, and put it in place only when all jobs in it are held.
     backup.copy_to(vacancy.partial())?;
     Sqlite::modernise(vacancy.partial())?;
-    let mut mender = Mender::open(vacancy.partial(), options, clock)?;
-    let held = mender.hold_unfinished(from, act)?;
-    let sealed = mender.backend.has_sealed()?;
+    let mut operations = Operations::open(vacancy.partial(), options, clock)?;
+    let held = operations.hold_unfinished(from, act)?;
+    let sealed = operations.backend.has_sealed()?;
     // Close the database before it is renamed.
-    drop(mender);
+    drop(operations);
     vacancy.fill()?;
     let sources = options.key_sources(path);
     let missing = sources.iter().filter_map(KeySource::path).find(|file| !file.exists());

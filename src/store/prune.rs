@@ -26,7 +26,7 @@ use serde::Serialize;
 
 use super::StoreError;
 use super::ledger::REJECTED;
-use super::operations::{Act, MendError, Mended, Mender, impossible};
+use super::operations::{AuditNote, OperationDone, OperationError, Operations, impossible};
 use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
 use super::sqlite::Sqlite;
 use crate::observe::limits;
@@ -104,7 +104,7 @@ impl Line {
     /// Returns true if the callback was neither delivered nor reported since the limit, and is not held or rejected.
     fn is_old(&self, row: &CallbackRow) -> bool {
         row.last_received_at < self.before
-            && row.told_at.is_none_or(|told| told < self.before)
+            && row.reported_at.is_none_or(|reported| reported < self.before)
             && row.disposition != Disposition::Held
             && row.reason_code.as_deref() != Some(REJECTED)
     }
@@ -121,11 +121,11 @@ impl Line {
         let is_latest = row.job == Some(job.number);
         let is_done = job.state == schedule::JobState::Done;
         // The date of a sign-on is past every window, so its outcome no longer matters.
-        if job.action == Action::SignOn && !(is_done && row.told_at.is_none()) {
+        if job.action == Action::SignOn && !(is_done && row.reported_at.is_none()) {
             return if is_latest { FateOfJob::BothGo } else { FateOfJob::Goes };
         }
         // An unreported callback still needs its job to answer the next delivery.
-        if row.told_at.is_none() {
+        if row.reported_at.is_none() {
             return FateOfJob::Stays;
         }
         let is_empty = job.answer.is_none() && job.sealed.is_none();
@@ -147,11 +147,11 @@ impl Line {
             return FateOfCallback::Stays;
         }
         let has_no_job = row.job.is_none();
-        match (row.action, row.disposition, row.told_at) {
+        match (row.action, row.disposition, row.reported_at) {
             // A query with validation issues needed an approval, and its row shows that, so it stays. Only such queries
             // are ever emptied, so an emptied query stays, too.
             (Action::Query, Disposition::Recorded | Disposition::Refused, _)
-                if has_no_job && callback.doubts.is_empty() && callback.pruned_at.is_none() =>
+                if has_no_job && callback.issues.is_empty() && callback.pruned_at.is_none() =>
             {
                 FateOfCallback::Goes
             }
@@ -176,7 +176,7 @@ impl Line {
         number: i64,
         wanted: &HashSet<i64>,
         pruned: &mut Pruned,
-    ) -> Mended<()> {
+    ) -> OperationDone<()> {
         // The rows are read again in this transaction, because the daemon may have changed them since the list was
         // made.
         let Some(mut job) = rows.job(number)? else { return Ok(()) };
@@ -210,11 +210,11 @@ impl Line {
 
     /// Returns true if the answer was reported so long ago that its secrets are not repeated any more.
     fn may_lose_its_secrets(&self, job: &JobRow, row: &CallbackRow) -> bool {
-        let is_told = row.told_at.is_some_and(|told| told < self.before);
+        let is_told = row.reported_at.is_some_and(|reported| reported < self.before);
         job.sealed.is_some() && is_told && self.has_ended(job)
     }
 
-    fn prune_callback(&self, rows: &mut Sqlite, number: i64, pruned: &mut Pruned) -> Mended<()> {
+    fn prune_callback(&self, rows: &mut Sqlite, number: i64, pruned: &mut Pruned) -> OperationDone<()> {
         let Some((row, callback)) = rows.callback(number)? else { return Ok(()) };
         let job = row.job.map(|number| rows.job(number)).transpose()?.flatten();
         match self.of_callback(&row, &callback, job.as_ref()) {
@@ -236,7 +236,7 @@ impl Line {
     }
 }
 
-impl Mender {
+impl Operations {
     /// Prunes old, finished data, in small commits beside the other writers.
     ///
     /// If the command is stopped, the next one goes on from there. `seen` receives the number of rows examined so far.
@@ -244,7 +244,12 @@ impl Mender {
     /// # Errors
     /// Fails if the age is too small, or the database cannot be read or written. Data pruned before the error stays
     /// deleted.
-    pub fn prune(&mut self, options: PruneOptions, act: &Act, seen: &mut dyn FnMut(u64)) -> Mended<Pruned> {
+    pub fn prune(
+        &mut self,
+        options: PruneOptions,
+        act: &AuditNote,
+        seen: &mut dyn FnMut(u64),
+    ) -> OperationDone<Pruned> {
         self.check_age(options)?;
         let now = self.clock.now();
         let line = Line { before: plus_millis(now, -options.older_than_ms), now, options };
@@ -269,7 +274,7 @@ impl Mender {
         Ok(pruned)
     }
 
-    fn check_age(&self, options: PruneOptions) -> Mended<()> {
+    fn check_age(&self, options: PruneOptions) -> OperationDone<()> {
         let days = limits::PRUNE_AGE_MIN_MS / (24 * 60 * 60 * 1000);
         if options.older_than_ms < limits::PRUNE_AGE_MIN_MS {
             return impossible(format!(
@@ -282,11 +287,16 @@ impl Mender {
         Ok(())
     }
 
-    fn prune_jobs(&mut self, line: Line, pruned: &mut Pruned, seen: &mut dyn FnMut(u64)) -> Mended<()> {
+    fn prune_jobs(
+        &mut self,
+        line: Line,
+        pruned: &mut Pruned,
+        seen: &mut dyn FnMut(u64),
+    ) -> OperationDone<()> {
         let (mut after, mut count) = (0, 0);
         loop {
             // Go on after the last number, so that rows which stay are not read again.
-            let numbers = self.backend.ended_jobs(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
+            let numbers = self.backend.ended_jobs(after, line.before, limits::MAINTENANCE_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
                 // Read in the same transaction: a job must not be deleted if a callback has just come to need it.
@@ -299,11 +309,16 @@ impl Mender {
         }
     }
 
-    fn prune_callbacks(&mut self, line: Line, pruned: &mut Pruned, seen: &mut dyn FnMut(u64)) -> Mended<()> {
+    fn prune_callbacks(
+        &mut self,
+        line: Line,
+        pruned: &mut Pruned,
+        seen: &mut dyn FnMut(u64),
+    ) -> OperationDone<()> {
         let (mut after, mut count) = (0, 0);
         loop {
             // Go on after the last number, as for jobs.
-            let numbers = self.backend.old_callbacks(after, line.before, limits::UPKEEP_BATCH_COUNT)?;
+            let numbers = self.backend.old_callbacks(after, line.before, limits::MAINTENANCE_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
                 numbers.iter().try_for_each(|number| readable(line.prune_callback(rows, *number, pruned)))
@@ -316,7 +331,10 @@ impl Mender {
 
     /// Runs one batch of a long operation in its own transaction. Then leaves the database to other writers for a
     /// moment.
-    pub(super) fn in_one_commit(&mut self, work: impl FnOnce(&mut Sqlite) -> Mended<()>) -> Mended<()> {
+    pub(super) fn in_one_commit(
+        &mut self,
+        work: impl FnOnce(&mut Sqlite) -> OperationDone<()>,
+    ) -> OperationDone<()> {
         self.backend.begin()?;
         let begun = Instant::now();
         match work(&mut self.backend) {
@@ -332,9 +350,9 @@ impl Mender {
 
     /// Empties the write-ahead log, which still holds recent writes. `false`: other processes were always reading from
     /// it.
-    pub(super) fn leave_no_journal(&mut self) -> Mended<bool> {
+    pub(super) fn leave_no_journal(&mut self) -> OperationDone<bool> {
         // A reader can block the checkpoint for a moment, so try more than once.
-        for _ in 0..limits::UPKEEP_JOURNAL_TRIES_COUNT {
+        for _ in 0..limits::MAINTENANCE_JOURNAL_ATTEMPTS_COUNT {
             if self.backend.empty_journal()? {
                 return Ok(true);
             }
@@ -344,9 +362,9 @@ impl Mender {
 }
 
 /// Skips a row that cannot be read, and logs it.
-fn readable(pruned: Mended<()>) -> Mended<()> {
+fn readable(pruned: OperationDone<()>) -> OperationDone<()> {
     match pruned {
-        Err(MendError::Store(StoreError::Unreadable(unreadable))) => {
+        Err(OperationError::Store(StoreError::Unreadable(unreadable))) => {
             tracing::error!("{unreadable}; it stays");
             Ok(())
         }
@@ -364,7 +382,7 @@ fn stand_aside(held: Duration) {
 }
 
 fn pause_after(held: Duration) -> Duration {
-    held.max(Duration::from_millis(limits::UPKEEP_PAUSE_MS))
+    held.max(Duration::from_millis(limits::MAINTENANCE_PAUSE_MS))
 }
 
 impl std::fmt::Display for Pruned {
@@ -387,7 +405,7 @@ mod tests {
 
     #[test]
     fn others_have_the_database_half_of_the_time() {
-        let least = Duration::from_millis(limits::UPKEEP_PAUSE_MS);
+        let least = Duration::from_millis(limits::MAINTENANCE_PAUSE_MS);
         assert_eq!(pause_after(Duration::ZERO), least);
         assert_eq!(pause_after(least * 40), least * 40);
     }

@@ -8,18 +8,18 @@
 
 use serde::Serialize;
 
-use super::operations::{Act, MendError, Mended, Mender};
+use super::operations::{AuditNote, OperationDone, OperationError, Operations};
 use super::rows::JobRow;
 use super::sqlite::Sqlite;
 use super::{Sealed, StoreError};
 use crate::observe::limits;
-use crate::store::encryption::{KeyId, Sealer};
+use crate::store::encryption::{Encryptor, KeyId};
 use spid_hook::callback::{Action, Answer};
 use spid_hook::id::Id;
 
 /// Result of a rotation of the sealing key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Resealed {
+pub struct Reencrypted {
     /// Id of the current key.
     pub key: KeyId,
     /// Number of answers that were re-encrypted.
@@ -34,7 +34,7 @@ pub struct Resealed {
 
 /// The decrypted part of a job's answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revealed {
+pub struct Decrypted {
     /// Id of the job.
     pub job: Id,
     /// Action of the job.
@@ -43,19 +43,24 @@ pub struct Revealed {
     pub answer: Answer,
 }
 
-impl Mender {
+impl Operations {
     /// Decrypts the secret parts of these jobs' answers. The audit entry is committed before anything is decrypted.
     ///
     /// # Errors
     /// Fails if the audit entry cannot be written, or a part cannot be decrypted. Then nothing is returned.
-    pub fn reveal(&mut self, target: &str, jobs: &[JobRow], act: &Act) -> Mended<Vec<Revealed>> {
-        let sealer = self.options.sealer(&self.path)?;
+    pub fn decrypt(
+        &mut self,
+        target: &str,
+        jobs: &[JobRow],
+        act: &AuditNote,
+    ) -> OperationDone<Vec<Decrypted>> {
+        let encryptor = self.options.encryptor(&self.path)?;
         let sealed: Vec<&JobRow> = jobs.iter().filter(|job| job.sealed.is_some()).collect();
         if sealed.is_empty() {
             return Ok(Vec::new());
         }
         self.record("reveal", target, act)?;
-        sealed.into_iter().map(|job| open(&sealer, job)).collect()
+        sealed.into_iter().map(|job| open(&encryptor, job)).collect()
     }
 
     /// Returns the number of encrypted answers for each sealing key.
@@ -74,13 +79,18 @@ impl Mender {
     /// # Errors
     /// Fails if the running daemon does not have the current key, or the database cannot be read or written. Answers
     /// re-encrypted before the error stay so.
-    pub fn reseal(&mut self, rewrite: bool, act: &Act, seen: &mut dyn FnMut(u64)) -> Mended<Resealed> {
-        let sealer = self.sealer()?;
-        let key = sealer.current();
+    pub fn reencrypt(
+        &mut self,
+        rewrite: bool,
+        act: &AuditNote,
+        seen: &mut dyn FnMut(u64),
+    ) -> OperationDone<Reencrypted> {
+        let encryptor = self.encryptor()?;
+        let key = encryptor.current();
         self.backend.prepare_to_remove()?;
         // The audit entry comes first, so that a rotation which is stopped leaves an entry, too.
         self.record("reseal", &format!("everything, with the key {key}: begun"), act)?;
-        let resealed = self.reseal_all(&sealer, seen)?;
+        let resealed = self.reseal_all(&encryptor, seen)?;
         let sealed = self.sealed()?;
         let remaining = sealed.iter().filter(|(id, _)| **id != Some(key)).map(|(_, count)| count).sum();
         let ended = format!("everything, with the key {key}: {resealed} sealed anew, {remaining} remain");
@@ -91,19 +101,19 @@ impl Mender {
             self.backend.rewrite()?;
             traceless = self.leave_no_journal()?;
         }
-        Ok(Resealed { key, resealed, remaining, traceless })
+        Ok(Reencrypted { key, resealed, remaining, traceless })
     }
 
-    fn reseal_all(&mut self, sealer: &Sealer, seen: &mut dyn FnMut(u64)) -> Mended<u64> {
-        let header = sealer.header();
+    fn reseal_all(&mut self, encryptor: &Encryptor, seen: &mut dyn FnMut(u64)) -> OperationDone<u64> {
+        let header = encryptor.header();
         let (mut after, mut count) = (0, 0);
         loop {
-            let numbers = self.backend.sealed_otherwise(&header, after, limits::UPKEEP_BATCH_COUNT)?;
+            let numbers = self.backend.sealed_otherwise(&header, after, limits::MAINTENANCE_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(count) };
             // Small commits, so that the daemon's writer never waits long.
             self.in_one_commit(|rows| {
                 for number in &numbers {
-                    count += u64::from(reseal(rows, sealer, *number)?);
+                    count += u64::from(reencrypt(rows, encryptor, *number)?);
                 }
                 Ok(())
             })?;
@@ -113,16 +123,16 @@ impl Mender {
     }
 }
 
-fn open(sealer: &Sealer, job: &JobRow) -> Mended<Revealed> {
-    let secret = sealer.open(job.id.as_bytes(), job.sealed.as_deref().unwrap_or_default());
-    let secret = secret.map_err(|error| MendError::Impossible(format!("job {}: {error}", job.id)))?;
+fn open(encryptor: &Encryptor, job: &JobRow) -> OperationDone<Decrypted> {
+    let secret = encryptor.open(job.id.as_bytes(), job.sealed.as_deref().unwrap_or_default());
+    let secret = secret.map_err(|error| OperationError::Impossible(format!("job {}: {error}", job.id)))?;
     let answer =
         Answer::join(None, Some(&secret)).map_err(|_| StoreError::Inconsistent("an answer is not JSON"))?;
-    Ok(Revealed { job: job.id, action: job.action, answer })
+    Ok(Decrypted { job: job.id, action: job.action, answer })
 }
 
 /// Re-encrypts one answer. `false`: it was re-encrypted or deleted meanwhile, or no key decrypts it.
-fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreError> {
+fn reencrypt(rows: &Sqlite, encryptor: &Encryptor, number: i64) -> Result<bool, StoreError> {
     let (id, sealed) = match rows.sealed_of(number) {
         Ok(Some(sealed)) => sealed,
         Ok(None) => return Ok(false),
@@ -133,11 +143,11 @@ fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreErro
         Err(error) => return Err(error),
     };
     // Another process has re-encrypted it since the list was made.
-    if sealed.starts_with(&sealer.header()) {
+    if sealed.starts_with(&encryptor.header()) {
         return Ok(false);
     }
-    let Ok(secret) = sealer.open(id.as_bytes(), &sealed) else { return Ok(false) };
-    let anew = sealer.seal(id.as_bytes(), &secret)?;
+    let Ok(secret) = encryptor.open(id.as_bytes(), &sealed) else { return Ok(false) };
+    let anew = encryptor.seal(id.as_bytes(), &secret)?;
     rows.put_sealed(number, Some(&anew))?;
     Ok(true)
 }

@@ -45,8 +45,8 @@ pub struct InstanceRow {
     #[serde(skip)]
     pub created_by: Option<i64>,
     /// Id that the marketplace itself chose for the instance. `None`: it receives the instance's own id.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub public_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none", rename = "public_id")]
+    pub marketplace_instance_id: Option<String>,
     /// A name of an instance with neither an id nor an `orderBizId`, because its release came before anything else.
     ///
     /// The reader sets it. It is not stored in this row.
@@ -61,7 +61,7 @@ impl InstanceRow {
     /// Returns the id that is reported to the marketplace, if the instance has been created.
     pub(crate) fn told_id(&self) -> Option<String> {
         let own = self.instance.id.as_ref()?;
-        Some(self.public_id.as_ref().unwrap_or(own).clone())
+        Some(self.marketplace_instance_id.as_ref().unwrap_or(own).clone())
     }
 }
 
@@ -97,7 +97,7 @@ pub struct CallbackRow {
     pub key_label: String,
     /// Deduplication key, equal for all redeliveries.
     #[serde(serialize_with = "as_hex")]
-    pub occurrence: [u8; 16],
+    pub deduplication_key: [u8; 16],
     /// Number of the instance, if there is one.
     pub instance: Option<i64>,
     /// Number of the job, if there is one. Of several jobs, the latest.
@@ -117,9 +117,9 @@ pub struct CallbackRow {
     /// Number of deliveries. 0: only an operator asked for it.
     pub deliveries: u64,
     /// Delivery limit: the marketplace gives up after this many deliveries. `None`: not counted.
-    pub budget: Option<u32>,
+    pub delivery_limit: Option<u32>,
     /// Time at which success was reported to the marketplace.
-    pub told_at: Option<Timestamp>,
+    pub reported_at: Option<Timestamp>,
     /// Time at which an operator took the callback off the attention list.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dismissed_at: Option<Timestamp>,
@@ -141,7 +141,7 @@ pub struct JobRow {
     /// Number of the instance, if there is one.
     pub instance: Option<i64>,
     /// True if the job belongs to the instance's queue.
-    pub in_lane: bool,
+    pub ordered: bool,
     /// Action of the job.
     pub action: Action,
     /// State of the job.
@@ -247,7 +247,7 @@ pub struct Filter {
     /// Callbacks with this disposition.
     pub disposition: Option<Disposition>,
     /// True for only those callbacks of a marketplace that are done and whose success was not reported.
-    pub untold: bool,
+    pub unreported: bool,
     /// Rows with a number below this: the next page.
     pub before: Option<i64>,
     /// Maximum number of rows.
@@ -267,7 +267,7 @@ pub struct Totals {
     /// Number of callbacks that wait for an operator.
     pub held: u64,
     /// Number of results that were not reported to the marketplace.
-    pub untold: u64,
+    pub unreported: u64,
     /// Creation time of the oldest job that is queued or running.
     pub oldest_job: Option<Timestamp>,
     /// Earliest due time of a queued job that could run. It may be in the future.

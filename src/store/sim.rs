@@ -16,7 +16,7 @@ use super::rows::{
 };
 use super::writer::{self, Command};
 use super::{Backing, Reader, Store, StoreError, StoreOptions};
-use crate::store::encryption::Sealer;
+use crate::store::encryption::Encryptor;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Callback;
 use spid_hook::id::Id;
@@ -27,7 +27,7 @@ use spid_hook::time::Clock;
 #[derive(Clone)]
 pub struct Disk {
     tables: MemoryReader,
-    sealer: Sealer,
+    encryptor: Encryptor,
 }
 
 impl Disk {
@@ -36,7 +36,7 @@ impl Disk {
     /// # Errors
     /// If the random generator of the system fails.
     pub fn empty() -> std::result::Result<Disk, StoreError> {
-        Ok(Disk { tables: MemoryReader::default(), sealer: Sealer::ephemeral()? })
+        Ok(Disk { tables: MemoryReader::default(), encryptor: Encryptor::ephemeral()? })
     }
 
     /// Returns a reader of the committed tables.
@@ -95,7 +95,7 @@ pub fn assemble(
     planted: Planted,
 ) -> (Store, Writer) {
     let backend = Failing { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), cue, planted };
-    let (store, writer) = Store::assemble(backend, disk.reader(), disk.sealer.clone(), options, clock);
+    let (store, writer) = Store::assemble(backend, disk.reader(), disk.encryptor.clone(), options, clock);
     (store, Writer { writer, planted })
 }
 
@@ -219,7 +219,7 @@ impl Read for Failing {
     fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         let mut occurrences = self.decided_on().occurrences(key)?;
         if self.planted == Planted::DoneJoins {
-            let unreported = occurrences.iter_mut().filter(|(row, _)| row.told_at.is_none());
+            let unreported = occurrences.iter_mut().filter(|(row, _)| row.reported_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
                 if job.state == schedule::JobState::Done {
                     // A pending job counts as not ended, so the ledger lets a redelivery join it.
@@ -408,7 +408,7 @@ mod tests {
     use super::super::{Acceptance, Ending};
     use super::*;
     use spid_core::lifecycle::Policy;
-    use spid_hook::callback::{Action, Answer, InstanceRef, Once};
+    use spid_hook::callback::{Action, Answer, InstanceRef, Nonce};
 
     fn a_create(clock: &Clock) -> Acceptance {
         let subject = InstanceRef { instance_id: None, order_biz_id: Some("ob-1".to_owned()) };
@@ -420,7 +420,7 @@ mod tests {
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,
-            budget: None,
+            delivery_limit: None,
         }
     }
 
@@ -472,7 +472,7 @@ mod tests {
         turn(&mut writer).await;
         finishing.await.unwrap().unwrap();
         let row = &disk.reader().callbacks(&Filter { limit: 2, ..Filter::default() }).unwrap()[0];
-        assert_eq!((row.deliveries, row.told_at), (1, None));
+        assert_eq!((row.deliveries, row.reported_at), (1, None));
     }
 
     /// A peer can send any number of copies, so a copy must not double the work of the orders in its batch.
@@ -492,7 +492,7 @@ mod tests {
             let mut acceptance = a_create(&clock);
             let callback = Arc::make_mut(&mut acceptance.callback);
             callback.subject.order_biz_id = Some(order.to_owned());
-            callback.once = Some(Once { nonce: nonce.to_owned(), until: clock.now() });
+            callback.once = Some(Nonce { nonce: nonce.to_owned(), until: clock.now() });
             let store = store.clone();
             tokio::spawn(async move { store.accept(acceptance).await })
         };

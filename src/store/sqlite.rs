@@ -9,7 +9,7 @@
 mod files;
 #[macro_use]
 mod read;
-mod upkeep;
+mod maintenance;
 mod write;
 mod written;
 
@@ -28,10 +28,10 @@ use rustix::fs::Access;
 use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
 use crate::observe::limits;
+pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
 use files::{InodeLock, check_links, check_name, lock, make_private, may, sync_folder};
-pub(crate) use files::{Place, Vacancy, is_filled, may_make_files_beside, remains};
-pub use upkeep::Possession;
-pub(super) use upkeep::{note_keys, noted_keys};
+pub use maintenance::Possession;
+pub(super) use maintenance::{note_keys, noted_keys};
 use written::{Seen, check_noted};
 
 /// Application id that marks the file as ours: "spid" in ASCII.
@@ -85,7 +85,7 @@ pub(crate) struct Sqlite {
 /// Locks and notes that the daemon's own connection holds beside the database.
 #[derive(Debug)]
 struct DaemonLocks {
-    place: Place,
+    place: DatabaseFiles,
     inode: InodeLock,
     beside: File,
     seen: Seen,
@@ -97,7 +97,7 @@ pub(crate) struct SqliteReaders {
     path: PathBuf,
     /// Location of the daemon's database, if the daemon reads. Data read from another file is not what the daemon
     /// wrote.
-    place: Option<Place>,
+    place: Option<DatabaseFiles>,
     idle: Mutex<Vec<Sqlite>>,
 }
 
@@ -136,7 +136,7 @@ impl Sqlite {
         // Check the noted stamp before the migration, so that an outdated copy is refused unchanged.
         let stamp = if version > 0 { check_noted(&connection, path)? } else { None };
         migrate(&connection, version)?;
-        let place = Place::of(path, &inode)?;
+        let place = DatabaseFiles::of(path, &inode)?;
         let mut daemon = DaemonLocks { place, inode, beside, seen: Seen::default() };
         daemon.start_from(&connection, stamp)?;
         Ok(Sqlite { daemon: Some(daemon), ..Sqlite::of(connection) })
@@ -148,12 +148,12 @@ impl Sqlite {
     }
 
     /// Location of the database as the daemon opened it; `None` on a connection without the daemon's locks.
-    pub(crate) fn place(&self) -> Option<&Place> {
+    pub(crate) fn place(&self) -> Option<&DatabaseFiles> {
         self.daemon.as_ref().map(|daemon| &daemon.place)
     }
 
     fn is_in_place(&self) -> Result<()> {
-        self.place().map_or(Ok(()), Place::check)
+        self.place().map_or(Ok(()), DatabaseFiles::check)
     }
 
     /// Checks that [`Sqlite::open`] would succeed, except for a daemon that runs. `None`: the file would be created.
@@ -197,12 +197,12 @@ impl Sqlite {
     /// SQLite's own lock puts the writes of both in order.
     pub(crate) fn open_to_mend(path: &Path) -> Result<Sqlite> {
         check_there(path)?;
-        let mender = Sqlite::open_beside(path)?;
+        let operations = Sqlite::open_beside(path)?;
         // Refuse an outdated copy before it is changed.
-        check_noted(&mender.connection, path)?;
-        mender.connection.pragma_update(None, "synchronous", "FULL")?;
-        mender.connection.pragma_update(None, "foreign_keys", true)?;
-        Ok(mender)
+        check_noted(&operations.connection, path)?;
+        operations.connection.pragma_update(None, "synchronous", "FULL")?;
+        operations.connection.pragma_update(None, "foreign_keys", true)?;
+        Ok(operations)
     }
 
     /// Copies the store, as of one commit, into a new file. Fails if the file exists.
@@ -339,13 +339,13 @@ impl Sqlite {
 }
 
 impl SqliteReaders {
-    pub(crate) fn new(path: &Path, place: Option<&Place>) -> SqliteReaders {
+    pub(crate) fn new(path: &Path, place: Option<&DatabaseFiles>) -> SqliteReaders {
         SqliteReaders { path: path.to_owned(), place: place.cloned(), idle: Mutex::default() }
     }
 
     /// Checks that the database is still where the daemon opened it, and still holds the daemon's last commit.
     pub(crate) fn is_in_place(&self) -> Result<()> {
-        self.place.as_ref().map_or(Ok(()), Place::check)?;
+        self.place.as_ref().map_or(Ok(()), DatabaseFiles::check)?;
         self.with(|_| Ok(()))
     }
 
@@ -355,7 +355,7 @@ impl SqliteReaders {
 
     pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
         // Check before the read: a file that was moved or replaced must not answer.
-        self.place.as_ref().map_or(Ok(()), Place::check_database)?;
+        self.place.as_ref().map_or(Ok(()), DatabaseFiles::check_database)?;
         // A poisoned lock is harmless: the pool holds idle connections only.
         let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let reader = match idle {
@@ -365,7 +365,7 @@ impl SqliteReaders {
             None => Sqlite::open_readonly(&self.path)?,
         };
         // Load the stamp before the snapshot begins, so that the snapshot must hold at least this commit.
-        let known = self.place.as_ref().and_then(Place::known);
+        let known = self.place.as_ref().and_then(DatabaseFiles::known);
         let result = in_snapshot(&reader, |reader| {
             self.place.as_ref().map_or(Ok(()), |place| place.check_read(reader, known))?;
             read(reader)
@@ -537,8 +537,8 @@ mod tests {
         assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
         let mut store = Sqlite::open(&path, None).unwrap();
         let (mut row, _) = store.instance_by_name("acme", "i-1").unwrap().unwrap();
-        assert_eq!((row.public_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
-        row.public_id = Some("b-1".to_owned());
+        assert_eq!((row.marketplace_instance_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
+        row.marketplace_instance_id = Some("b-1".to_owned());
         store.put_instance(&row).unwrap();
         assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
         drop(store);
@@ -582,7 +582,7 @@ mod tests {
             id,
             callback,
             instance: Some(instance),
-            in_lane: true,
+            ordered: true,
             action: Action::Renew,
             state,
             attempts: 0,

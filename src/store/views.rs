@@ -34,7 +34,7 @@ pub enum ViewError {
 
 /// Instance history: one instance with its callbacks and jobs.
 #[derive(Debug, Clone, Serialize)]
-pub struct Life {
+pub struct InstanceHistory {
     /// The instance.
     #[serde(flatten)]
     pub instance: InstanceRow,
@@ -89,7 +89,7 @@ pub struct ListedCallback {
 
 /// A held callback, or a stopped job, that waits for a person.
 #[derive(Debug, Clone, Serialize)]
-pub struct Errand {
+pub struct HeldItem {
     /// Kind: `held-callback`, `held-job`, `dead-job` or `pending-job`.
     pub kind: &'static str,
     /// Number of the callback.
@@ -108,7 +108,7 @@ pub struct Errand {
     /// Number of deliveries by the marketplace.
     pub deliveries: u64,
     /// Delivery limit of the marketplace.
-    pub budget: Option<u32>,
+    pub delivery_limit: Option<u32>,
     /// Text of deliveries and delivery limit, as far as they still matter.
     #[serde(skip)]
     pub tries: String,
@@ -119,10 +119,10 @@ pub struct Errand {
     pub reason_code: Option<String>,
 }
 
-impl Errand {
+impl HeldItem {
     /// Describes a job whose callback cannot be read.
-    fn of_unreadable(job: JobRow) -> Errand {
-        Errand {
+    fn of_unreadable(job: JobRow) -> HeldItem {
+        HeldItem {
             kind: "held-job",
             callback: job.callback,
             job: Some(job.id),
@@ -131,7 +131,7 @@ impl Errand {
             action: job.action.as_str(),
             since: job.attempted_at.unwrap_or(job.created_at),
             deliveries: 0,
-            budget: None,
+            delivery_limit: None,
             tries: String::new(),
             reason: job.note.unwrap_or_default(),
             reason_code: None,
@@ -150,8 +150,8 @@ impl InstanceRow {
 impl CallbackRow {
     /// Returns the number of deliveries, with the delivery limit while that still matters.
     pub fn tries(&self) -> String {
-        match self.budget.filter(|_| self.told_at.is_none() && self.deliveries > 0) {
-            Some(budget) => format!("{}/{budget}", self.deliveries),
+        match self.delivery_limit.filter(|_| self.reported_at.is_none() && self.deliveries > 0) {
+            Some(delivery_limit) => format!("{}/{delivery_limit}", self.deliveries),
             None => self.deliveries.to_string(),
         }
     }
@@ -179,13 +179,13 @@ impl Reader {
     ///
     /// # Errors
     /// Fails like [`Reader::find`].
-    pub fn life(&self, name: &str, account: Option<&str>) -> Result<Life, ViewError> {
+    pub fn life(&self, name: &str, account: Option<&str>) -> Result<InstanceHistory, ViewError> {
         let instance = self.find(name, account)?;
         let filter = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
         let (mut callbacks, mut jobs) = (self.callbacks(&filter)?, self.jobs(&filter)?);
         callbacks.reverse();
         jobs.reverse();
-        Ok(Life { instance, callbacks, jobs, older: false })
+        Ok(InstanceHistory { instance, callbacks, jobs, older: false })
     }
 
     /// Returns the latest part of an instance's history.
@@ -195,7 +195,12 @@ impl Reader {
     ///
     /// # Errors
     /// Fails like [`Reader::find`].
-    pub fn latest(&self, name: &str, account: Option<&str>, most: usize) -> Result<Life, ViewError> {
+    pub fn latest(
+        &self,
+        name: &str,
+        account: Option<&str>,
+        most: usize,
+    ) -> Result<InstanceHistory, ViewError> {
         let instance = self.find(name, account)?;
         // Read one more than asked, to know if there are older rows.
         let all =
@@ -216,7 +221,7 @@ impl Reader {
         }
         callbacks.reverse();
         jobs.reverse();
-        Ok(Life { instance, callbacks, jobs, older })
+        Ok(InstanceHistory { instance, callbacks, jobs, older })
     }
 
     /// Returns the job with this id, and its attempts.
@@ -271,25 +276,25 @@ impl Reader {
     ///
     /// # Errors
     /// Fails if the database cannot be read.
-    pub fn errands(&self, limit: usize) -> Result<(Vec<Errand>, usize), StoreError> {
+    pub fn held_items(&self, limit: usize) -> Result<(Vec<HeldItem>, usize), StoreError> {
         let all = usize::MAX;
         let filter = Filter { disposition: Some(Disposition::Held), limit: all, ..Filter::default() };
-        let mut errands = Vec::new();
+        let mut held_items = Vec::new();
         for row in self.callbacks(&filter)? {
-            errands.push(self.held_callback(row)?);
+            held_items.push(self.held_callback(row)?);
         }
         let jobs = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
         for job in self.jobs(&Filter { jobs, limit: all, ..Filter::default() })? {
-            errands.extend(self.stopped_job(job)?);
+            held_items.extend(self.stopped_job(job)?);
         }
-        errands.sort_by_key(|errand| std::cmp::Reverse(errand.since));
-        let left_out = errands.len().saturating_sub(limit);
-        errands.truncate(limit);
-        Ok((errands, left_out))
+        held_items.sort_by_key(|held_item| std::cmp::Reverse(held_item.since));
+        let left_out = held_items.len().saturating_sub(limit);
+        held_items.truncate(limit);
+        Ok((held_items, left_out))
     }
 
-    fn held_callback(&self, row: CallbackRow) -> Result<Errand, StoreError> {
-        Ok(Errand {
+    fn held_callback(&self, row: CallbackRow) -> Result<HeldItem, StoreError> {
+        Ok(HeldItem {
             kind: "held-callback",
             callback: row.number,
             job: None,
@@ -299,21 +304,21 @@ impl Reader {
             action: row.action.as_str(),
             since: row.received_at,
             deliveries: row.deliveries,
-            budget: row.budget,
+            delivery_limit: row.delivery_limit,
             reason: row.reason.unwrap_or_default(),
             reason_code: row.reason_code,
         })
     }
 
-    fn stopped_job(&self, job: JobRow) -> Result<Option<Errand>, StoreError> {
+    fn stopped_job(&self, job: JobRow) -> Result<Option<HeldItem>, StoreError> {
         let row = match self.with(|rows| rows.callback_row(job.callback)) {
             Ok(Some(row)) => row,
             Ok(None) => return Ok(None),
             // The job waits all the same, and its note gives the reason.
-            Err(StoreError::Unreadable(_)) => return Ok(Some(Errand::of_unreadable(job))),
+            Err(StoreError::Unreadable(_)) => return Ok(Some(HeldItem::of_unreadable(job))),
             Err(error) => return Err(error),
         };
-        Ok(Some(Errand {
+        Ok(Some(HeldItem {
             kind: match job.state {
                 schedule::JobState::Held => "held-job",
                 schedule::JobState::Dead => "dead-job",
@@ -327,7 +332,7 @@ impl Reader {
             action: job.action.as_str(),
             since: job.attempted_at.unwrap_or(job.created_at),
             deliveries: row.deliveries,
-            budget: row.budget,
+            delivery_limit: row.delivery_limit,
             reason: job.note.unwrap_or_default(),
             reason_code: None,
         }))
@@ -398,7 +403,7 @@ mod tests {
             received_at: clock.now(),
             policy: Policy::default(),
             approved: false,
-            budget: None,
+            delivery_limit: None,
         }
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::ledger::Taken;
+use super::ledger::LeasedJob;
 use crate::observe::limits;
 use spid_hook::callback::Outcome;
 
@@ -22,7 +22,7 @@ use spid_hook::callback::Outcome;
 #[derive(Debug)]
 pub struct Ready {
     /// The job.
-    pub taken: Box<Taken>,
+    pub taken: Box<LeasedJob>,
     /// Permit of the dispatcher. Dropping it returns the permit.
     pub place: OwnedSemaphorePermit,
     /// Number of ended leases at the hand-over. While the number is the same, the lease of this job has not ended.
@@ -31,7 +31,7 @@ pub struct Ready {
 
 /// Signals from the store to the dispatcher and to waiters.
 #[derive(Debug)]
-pub(crate) struct Signals {
+pub(crate) struct StoreSignals {
     /// Notified when a job may have become due.
     pub(crate) work: Notify,
     /// Permits for running jobs. There are none before a dispatcher is attached and none after it stops.
@@ -41,10 +41,10 @@ pub(crate) struct Signals {
     leases_ended: AtomicU64,
 }
 
-impl Signals {
-    pub(crate) fn new() -> (Signals, mpsc::UnboundedReceiver<Ready>) {
+impl StoreSignals {
+    pub(crate) fn new() -> (StoreSignals, mpsc::UnboundedReceiver<Ready>) {
         let (ready, receiver) = mpsc::unbounded_channel();
-        let signals = Signals {
+        let signals = StoreSignals {
             work: Notify::new(),
             places: Arc::new(Semaphore::new(0)),
             ready,
@@ -61,7 +61,7 @@ impl Signals {
     /// Hands a job that was created in state running to the dispatcher.
     ///
     /// Without a dispatcher the job comes back when its lease ends or the daemon starts again.
-    pub(crate) fn hand_over(&self, taken: Box<Taken>, place: OwnedSemaphorePermit) {
+    pub(crate) fn hand_over(&self, taken: Box<LeasedJob>, place: OwnedSemaphorePermit) {
         let _ = self.ready.send(Ready { taken, place, leases_ended: self.leases_ended() });
     }
 
@@ -102,12 +102,12 @@ struct State {
 
 /// Waiters that were taken out because the end of their job is being written.
 #[derive(Debug)]
-pub(crate) struct Claimed {
+pub(crate) struct DrainedWaiters {
     job: i64,
     waiters: Vec<Waiter>,
 }
 
-impl Claimed {
+impl DrainedWaiters {
     /// Returns the numbers of the callbacks to which the result is reported.
     pub(crate) fn callbacks(&self) -> Vec<i64> {
         self.waiters.iter().map(|waiter| waiter.callback).collect()
@@ -128,13 +128,13 @@ impl Waiters {
     }
 
     /// Adds a waiter for `job` on behalf of `callback`.
-    pub(crate) fn join(self: &Arc<Self>, job: i64, callback: i64) -> Waiting {
+    pub(crate) fn join(self: &Arc<Self>, job: i64, callback: i64) -> ResultWaiter {
         let (sender, receiver) = oneshot::channel();
         let mut state = self.lock();
         state.tickets += 1;
         let ticket = state.tickets;
         state.by_job.entry(job).or_default().push(Waiter { ticket, callback, sender });
-        Waiting { job, ticket, receiver, waiters: self.clone() }
+        ResultWaiter { job, ticket, receiver, waiters: self.clone() }
     }
 
     /// Returns true if `job` has a waiter.
@@ -143,14 +143,14 @@ impl Waiters {
     }
 
     /// Takes out all waiters of `job`. They will receive the outcome of the commit.
-    pub(crate) fn claim(&self, job: i64) -> Claimed {
-        Claimed { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }
+    pub(crate) fn claim(&self, job: i64) -> DrainedWaiters {
+        DrainedWaiters { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }
     }
 
     /// Puts waiters back after the end of their job could not be written.
     ///
     /// A waiter that has gone meanwhile is not put back: a later end would be recorded as reported to it.
-    pub(crate) fn restore(&self, claimed: Claimed) {
+    pub(crate) fn restore(&self, claimed: DrainedWaiters) {
         let mut there = claimed.waiters;
         there.retain(|waiter| !waiter.sender.is_closed());
         if !there.is_empty() {
@@ -174,7 +174,7 @@ impl Waiters {
 
 /// A waiter for the end of an attempt.
 #[derive(Debug)]
-pub struct Waiting {
+pub struct ResultWaiter {
     job: i64,
     ticket: u64,
     receiver: oneshot::Receiver<Outcome>,
@@ -184,7 +184,7 @@ pub struct Waiting {
 /// Interval at which a waiter that came too late to leave tries again, because writing the end may have failed.
 const RECHECK: Duration = Duration::from_millis(250);
 
-impl Waiting {
+impl ResultWaiter {
     /// Waits until `deadline` for the end of the attempt. Returns [`Outcome::NotYet`] if it has not come.
     ///
     /// If the end is being written at the deadline, the wait goes on for at most [`limits::REPLY_GRACE_MS`].
@@ -206,7 +206,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for ResultWaiter {
     fn drop(&mut self) {
         // Close first: if `restore` runs at this moment, it must see that this waiter is gone.
         self.receiver.close();

@@ -15,27 +15,27 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
-use super::ledger::{self, Acceptance, Accepted, Aside, Birth, Finish, Finished, Taken, Told};
+use super::ledger::{self, Acceptance, Accepted, Aside, Finish, Finished, KnownAnswer, LeasedJob, NewJob};
 use super::rows::{Backend, Result};
-use super::waiters::{Claimed, Signals, Waiting};
+use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
 use super::{Postpone, Shared, StoreError};
 use crate::observe::limits;
 use crate::observe::metrics::Metric;
-use spid_hook::callback::{Action, Answer, Callback, Once, Outcome};
+use spid_hook::callback::{Action, Answer, Callback, Nonce, Outcome};
 use spid_hook::id::Id;
 use spid_hook::instance::Instance;
 use spid_hook::time::plus_millis;
 
 /// Reply slot of a caller: it receives the result of the operation after the commit.
 #[derive(Debug)]
-pub(crate) struct Asked<T> {
+pub(crate) struct ReplySlot<T> {
     reply: oneshot::Sender<Result<T>>,
     done: Option<Result<T>>,
 }
 
-impl<T> Asked<T> {
-    pub(crate) fn new(reply: oneshot::Sender<Result<T>>) -> Asked<T> {
-        Asked { reply, done: None }
+impl<T> ReplySlot<T> {
+    pub(crate) fn new(reply: oneshot::Sender<Result<T>>) -> ReplySlot<T> {
+        ReplySlot { reply, done: None }
     }
 
     /// Returns true if the caller no longer waits for the reply.
@@ -44,7 +44,7 @@ impl<T> Asked<T> {
     }
 
     /// Keeps the result of the operation. `false`: the operation failed.
-    fn come_to(&mut self, done: Result<T>) -> bool {
+    fn set_result(&mut self, done: Result<T>) -> bool {
         let succeeded = done.is_ok();
         self.done = Some(done);
         succeeded
@@ -55,7 +55,7 @@ impl<T> Asked<T> {
         self.answer_after(committed, |_| {});
     }
 
-    /// Sends the result like [`Asked::answer`], after calling `first` with it.
+    /// Sends the result like [`ReplySlot::answer`], after calling `first` with it.
     fn answer_after(self, committed: &Result<()>, first: impl FnOnce(&mut Result<T>)) {
         let mut kept = match committed {
             Ok(()) => self.done.unwrap_or(Err(StoreError::Inconsistent("an operation was not run"))),
@@ -76,36 +76,36 @@ pub(crate) enum Command {
         held: Vec<(i64, u32)>,
         postpone: Option<Arc<Postpone>>,
         now: Timestamp,
-        asked: Asked<Taking>,
+        asked: ReplySlot<LeasedJobs>,
     },
     Extend {
         held: Vec<(i64, u32)>,
         now: Timestamp,
-        asked: Asked<()>,
+        asked: ReplySlot<()>,
     },
     Recover {
         now: Timestamp,
-        asked: Asked<ledger::Recovered>,
+        asked: ReplySlot<ledger::Recovered>,
     },
     Count {
         counts: Vec<(i64, u64, Timestamp)>,
         keys: Vec<key_use::Used>,
-        asked: Asked<()>,
+        asked: ReplySlot<()>,
     },
     ConfigureKeys {
         keys: Vec<ConfiguredKey>,
         now: Timestamp,
-        asked: Asked<()>,
+        asked: ReplySlot<()>,
     },
     Spend {
         account: String,
-        once: Once,
+        once: Nonce,
         now: Timestamp,
-        asked: Asked<bool>,
+        asked: ReplySlot<bool>,
     },
     Learn(Box<LearnCommand>),
     Probe {
-        asked: Asked<()>,
+        asked: ReplySlot<()>,
     },
 }
 
@@ -119,7 +119,7 @@ pub(crate) struct AcceptCommand {
     /// Reply slot. `None`: the request is a copy.
     ///
     /// A copy is a result and not an error, like a fenced finish, because an error makes the whole batch run again.
-    pub(crate) asked: Asked<Option<(Accepted, Option<Waiting>)>>,
+    pub(crate) asked: ReplySlot<Option<(Accepted, Option<ResultWaiter>)>>,
 }
 
 pub(crate) struct FinishCommand {
@@ -127,22 +127,22 @@ pub(crate) struct FinishCommand {
     /// The hook's answer, for the waiters.
     pub(crate) answer: Answer,
     /// Waiters of the job, after they were taken out.
-    pub(crate) claimed: Option<Claimed>,
-    pub(crate) asked: Asked<Finished>,
+    pub(crate) claimed: Option<DrainedWaiters>,
+    pub(crate) asked: ReplySlot<Finished>,
 }
 
 pub(crate) struct LearnCommand {
     pub(crate) attempt: (i64, u32),
     pub(crate) callback: Callback,
     pub(crate) now: Timestamp,
-    pub(crate) asked: Asked<Option<Instance>>,
+    pub(crate) asked: ReplySlot<Option<Instance>>,
 }
 
 /// Leased jobs, and the time of the next due job.
 #[derive(Debug, Default)]
-pub struct Taking {
+pub struct LeasedJobs {
     /// The leased jobs.
-    pub taken: Vec<Taken>,
+    pub taken: Vec<LeasedJob>,
     /// Due time of the next job.
     pub next_due: Option<Timestamp>,
     /// Number of postponed jobs.
@@ -283,12 +283,12 @@ fn guarded<B: Backend, T>(
     operation: impl FnOnce(&mut B) -> Result<T>,
 ) -> Result<T> {
     match guard {
-        Guard::Batch => walled(backend, operation),
+        Guard::Batch => catch_panic(backend, operation),
         Guard::Savepoint(usable) => usable.and_then(|()| in_savepoint(backend, operation)),
     }
 }
 
-fn walled<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
+fn catch_panic<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
     // Safe to go on after a panic: the error makes the caller roll back to the savepoint or the whole batch.
     catch_unwind(AssertUnwindSafe(|| operation(backend))).unwrap_or_else(|_| {
         tracing::error!("an operation of the store panicked: this is a bug; nothing of it was kept");
@@ -302,7 +302,7 @@ fn walled<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Resu
 /// back.
 fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -> Result<T>) -> Result<T> {
     backend.savepoint()?;
-    let done = walled(backend, operation);
+    let done = catch_panic(backend, operation);
     let ended = match &done {
         Ok(_) => backend.release_savepoint(),
         Err(_) if backend.in_transaction() => backend.rollback_savepoint(),
@@ -319,7 +319,7 @@ fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -
 /// Takes back the effects of a batch outside the rows.
 ///
 /// First the waiters that were taken out wait again. Then the waiters that the batch added leave.
-fn undo(batch: &mut [Command], signals: &Signals) {
+fn undo(batch: &mut [Command], signals: &StoreSignals) {
     for command in batch.iter_mut() {
         if let Command::Finish(command) = command
             && let Some(claimed) = command.claimed.take()
@@ -341,39 +341,41 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         Command::Accept(command) => accept(backend, command, guard, shared),
         Command::Finish(command) => finish(backend, command, guard, shared),
         Command::Take { limit, held, postpone, now, asked } => {
-            asked.come_to(guarded(backend, guard, |rows| {
+            asked.set_result(guarded(backend, guard, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
                 // End the leases that ran out before leasing, so that their jobs can be leased at once.
                 let ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
                 let (leases_ended, mut aside) = (ended.count, ended.aside);
                 let (taken, postponed) =
                     ledger::take(rows, *limit, postpone.as_deref(), until, *now, &mut aside)?;
-                Ok(Taking { taken, postponed, aside, next_due: rows.next_due(*now)?, leases_ended })
+                Ok(LeasedJobs { taken, postponed, aside, next_due: rows.next_due(*now)?, leases_ended })
             }))
         }
         Command::Extend { held, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
-            asked.come_to(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
+            asked.set_result(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
         }
         Command::Recover { now, asked } => {
             let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, *now, None, |_| true);
-            asked.come_to(guarded(backend, guard, recover))
+            asked.set_result(guarded(backend, guard, recover))
         }
         Command::Count { counts, keys, asked } => {
             let count = |rows: &mut B| ledger::count(rows, counts).and_then(|()| key_use::used(rows, keys));
-            asked.come_to(guarded(backend, guard, count))
+            asked.set_result(guarded(backend, guard, count))
         }
         Command::ConfigureKeys { keys, now, asked } => {
-            asked.come_to(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
+            asked.set_result(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
         }
         Command::Spend { account, once, now, asked } => {
-            asked.come_to(guarded(backend, guard, |rows| ledger::spend(rows, account, once, *now)))
+            asked.set_result(guarded(backend, guard, |rows| ledger::consume(rows, account, once, *now)))
         }
         Command::Learn(command) => {
             let LearnCommand { attempt, callback, now, asked } = &mut **command;
-            asked.come_to(guarded(backend, guard, |rows| ledger::learn(rows, *attempt, callback, *now)))
+            asked.set_result(guarded(backend, guard, |rows| {
+                ledger::add_order_details(rows, *attempt, callback, *now)
+            }))
         }
-        Command::Probe { asked } => asked.come_to(guarded(backend, guard, B::touch)),
+        Command::Probe { asked } => asked.set_result(guarded(backend, guard, B::touch)),
     }
 }
 
@@ -381,22 +383,22 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     let AcceptCommand { acceptance, id, place, keys, asked } = command;
     let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // A caller that no longer waits has already answered "call again", so its result does not count as reported.
-    let birth = Birth { id: *id, lease_until, heard: !asked.is_deserted() };
+    let birth = NewJob { id: *id, lease_until, heard: !asked.is_deserted() };
     let accepted = guarded(backend, guard, |rows| {
         key_use::used(rows, keys)?;
         ledger::accept_once(rows, acceptance, birth)
     });
     let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
-        let waiting = match accepted.told {
+        let waiting = match accepted.reported {
             // A sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
-            Told::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
-            Told::Wait(job) => Some(waiters.join(job, accepted.row.number)),
+            KnownAnswer::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
+            KnownAnswer::Wait(job) => Some(waiters.join(job, accepted.row.number)),
             _ => None,
         };
         (accepted, waiting)
     };
-    asked.come_to(accepted.map(|accepted| accepted.map(with_waiter)))
+    asked.set_result(accepted.map(|accepted| accepted.map(with_waiter)))
 }
 
 fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard, shared: &Shared) -> bool {
@@ -404,13 +406,13 @@ fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard
     // Take the waiters out before the commit. The commit records the result as reported for exactly these callbacks, so
     // none of them may leave now.
     let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
-    let told = claimed.callbacks();
-    asked.come_to(guarded(backend, guard, |rows| ledger::finish(rows, finish, &told)))
+    let reported = claimed.callbacks();
+    asked.set_result(guarded(backend, guard, |rows| ledger::finish(rows, finish, &reported)))
 }
 
 impl Command {
     /// Sends the answer. Called only after the commit or the rollback.
-    fn settle(self, committed: &Result<()>, signals: &Signals) {
+    fn settle(self, committed: &Result<()>, signals: &StoreSignals) {
         match self {
             Command::Accept(command) => settle_accept(*command, committed, signals),
             Command::Finish(command) => settle_finish(*command, committed, signals),
@@ -430,7 +432,7 @@ impl Command {
     }
 }
 
-fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signals) {
+fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &StoreSignals) {
     let AcceptCommand { place, asked, .. } = command;
     asked.answer_after(committed, |kept| {
         let Ok(Some((accepted, _))) = kept else { return };
@@ -444,12 +446,12 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Signa
     });
 }
 
-fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Signals) {
+fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &StoreSignals) {
     let FinishCommand { answer, claimed, asked, .. } = command;
     asked.answer_after(committed, |kept| match (kept, claimed) {
-        (Ok(Finished::Kept { told, wakes, .. }), Some(claimed)) => {
+        (Ok(Finished::Kept { reported, wakes, .. }), Some(claimed)) => {
             // Committed: the rows say "reported", so send the outcome now.
-            claimed.tell(&outcome_for_waiters(told, answer));
+            claimed.tell(&outcome_for_waiters(reported, answer));
             if *wakes {
                 signals.work.notify_one();
             }
@@ -461,14 +463,14 @@ fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Signa
     });
 }
 
-fn outcome_for_waiters(told: &Told, answer: Answer) -> Outcome {
-    match told {
-        Told::Applied(stored) => {
+fn outcome_for_waiters(reported: &KnownAnswer, answer: Answer) -> Outcome {
+    match reported {
+        KnownAnswer::Applied(stored) => {
             Outcome::Applied { instance_id: stored.instance_id.clone(), answer: Box::new(answer) }
         }
-        Told::Refused(code, reason) => Outcome::Refused { code, reason: reason.clone() },
-        Told::Held(reason) => Outcome::Held { reason: reason.clone() },
-        Told::NotYet | Told::Wait(_) => Outcome::NotYet,
+        KnownAnswer::Refused(code, reason) => Outcome::Refused { code, reason: reason.clone() },
+        KnownAnswer::Held(reason) => Outcome::Held { reason: reason.clone() },
+        KnownAnswer::NotYet | KnownAnswer::Wait(_) => Outcome::NotYet,
     }
 }
 
@@ -510,16 +512,16 @@ mod tests {
 
     fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
         let (reply, answer) = oneshot::channel();
-        let once = Once { nonce: nonce.to_owned(), until: from_millis(60_000) };
+        let once = Nonce { nonce: nonce.to_owned(), until: from_millis(60_000) };
         let now = Timestamp::UNIX_EPOCH;
-        (Command::Spend { account: "acme".to_owned(), once, now, asked: Asked::new(reply) }, answer)
+        (Command::Spend { account: "acme".to_owned(), once, now, asked: ReplySlot::new(reply) }, answer)
     }
 
     /// Looks up order details for a job without an instance, so the operation fails.
     fn failing(job: i64) -> (Command, oneshot::Receiver<Result<Option<Instance>>>) {
         let (reply, answer) = oneshot::channel();
         let callback = Callback::new(Action::Payment, "orderPay");
-        let asked = Asked::new(reply);
+        let asked = ReplySlot::new(reply);
         let command = LearnCommand { attempt: (job, 1), callback, now: Timestamp::UNIX_EPOCH, asked };
         (Command::Learn(Box::new(command)), answer)
     }
@@ -528,7 +530,7 @@ mod tests {
         backend.begin().unwrap();
         backend.add_job(&running()).unwrap();
         backend.commit().unwrap();
-        let (signals, _ready) = Signals::new();
+        let (signals, _ready) = StoreSignals::new();
         let (schedules, metrics) = (Schedules::default(), crate::observe::metrics::Metrics::default());
         let shared = Arc::new(Shared { signals, schedules, metrics });
         let (_queue, commands) = mpsc::channel(1);
@@ -541,7 +543,7 @@ mod tests {
             id: Id::from_bytes([1; 16]),
             callback: 1,
             instance: None,
-            in_lane: false,
+            ordered: false,
             action: Action::Payment,
             state: spid_core::lifecycle::schedule::JobState::Running,
             attempts: 1,

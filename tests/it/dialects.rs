@@ -13,12 +13,12 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use spid_core::dialect;
 use spid_core::dialect::{
-    Dialect, Options, OutRequest, RawRequest, Refusal, Reply, SendForm, SendSignature, Sending, SuccessAs,
+    Denial, Dialect, Options, OutRequest, RawRequest, Reply, SendForm, SendSignature, Sending, SuccessAs,
 };
 use spid_core::query::Pair;
 use spid_core::signature::Keys;
 use spid_hook::Secret;
-use spid_hook::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
+use spid_hook::callback::{Action, Answer, Callback, Field, Outcome, ValidationIssue};
 
 const KEY: &str = "isvkey";
 
@@ -39,7 +39,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<Pair> {
 }
 
 /// Parses and verifies a request that was sent `now`.
-fn receive(dialect: &dyn Dialect, out: &OutRequest, keys: &Keys) -> Result<Callback, Refusal> {
+fn receive(dialect: &dyn Dialect, out: &OutRequest, keys: &Keys) -> Result<Callback, Denial> {
     let header = |name: &str| out.header(name);
     let request =
         RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
@@ -285,11 +285,11 @@ fn a_refusal_tells_a_stranger_nothing() {
 #[test]
 fn a_browser_gets_a_page_and_a_wrong_method_its_allow() {
     let alibaba = named("alibaba");
-    let refusal = Refusal::Signature(spid_core::signature::Mismatch::Wrong);
+    let refusal = Denial::Signature(spid_core::signature::Mismatch::Wrong);
     let page = alibaba.refuse(&RawRequest::get(b"action=verify&instanceId=%3Cscript%3E"), &refusal);
     assert_eq!((page.status, page.content_type), (403, "text/html; charset=utf-8"));
     assert!(!String::from_utf8(page.body).unwrap().contains("script"));
-    let refusal = Refusal::Method { method: "PUT".into(), allowed: "GET, POST" };
+    let refusal = Denial::Method { method: "PUT".into(), allowed: "GET, POST" };
     let reply = alibaba.refuse(&RawRequest::get(b""), &refusal);
     assert_eq!((reply.status, header(&reply, "allow")), (405, Some("GET, POST")));
 }
@@ -344,12 +344,12 @@ fn alibaba_create_of_both_sites() {
     assert_eq!(callback.parameters.len(), 14, "every signed parameter, unknown ones too");
     assert_eq!(callback.parameters.get("template"), Some(""));
     assert_eq!(callback.parameters.get("token"), None);
-    assert_eq!(callback.doubts, []);
+    assert_eq!(callback.issues, []);
 
     let international =
         understood("alibaba", "createInstance", &[("aliUid", "1"), ("orderBizId", "1"), ("orderId", "2")]);
     assert_eq!((international.trial, international.expires_on), (None, None));
-    assert_eq!(international.doubts, []);
+    assert_eq!(international.issues, []);
 }
 
 #[test]
@@ -371,7 +371,7 @@ fn alibaba_knows_all_its_actions() {
     for (word, action, parameters) in cases {
         let callback = understood("alibaba", word, parameters);
         assert_eq!((callback.action, callback.action_name.as_str()), (action, word));
-        assert_eq!(callback.doubts, [], "{word}");
+        assert_eq!(callback.issues, [], "{word}");
     }
 }
 
@@ -379,7 +379,7 @@ fn alibaba_knows_all_its_actions() {
 fn alibaba_release_refund_is_yes_no_or_unknown() {
     for (sent, read) in [("true", Some(true)), ("false", Some(false)), ("maybe", None), ("", None)] {
         let callback = understood("alibaba", "releaseInstance", &[("instanceId", "i"), ("isRefund", sent)]);
-        assert_eq!((callback.refund, callback.doubts), (read, vec![]), "{sent}");
+        assert_eq!((callback.refund, callback.issues), (read, vec![]), "{sent}");
     }
     assert_eq!(understood("alibaba", "releaseInstance", &[("instanceId", "i")]).refund, None);
 }
@@ -403,33 +403,33 @@ fn alibaba_sign_on_is_dated_in_the_zone() {
     assert_eq!(understood("alibaba", "verify", &[("instanceId", "i")]).sent_at, None);
 }
 
-fn doubts(action: &str, parameters: &[(&str, &str)]) -> Vec<Doubt> {
-    understood("alibaba", action, parameters).doubts
+fn issues(action: &str, parameters: &[(&str, &str)]) -> Vec<ValidationIssue> {
+    understood("alibaba", action, parameters).issues
 }
 
 #[test]
 fn what_cannot_be_decided_is_doubted_and_nothing_else() {
-    let missing = |name: &str| vec![Doubt::MissingParameter { name: name.into() }];
-    let undated = vec![Doubt::UnreadableDate { name: "expiredOn".into() }];
-    assert_eq!(doubts("createInstance", &[("aliUid", "1")]), missing("orderBizId"));
-    assert_eq!(doubts("createInstance", &[("orderBizId", "")]), missing("orderBizId"));
-    assert_eq!(doubts("createInstance", &[("orderBizId", "0")]), missing("orderBizId"));
-    assert_eq!(doubts("createInstance", &[("orderBizId", "1"), ("expiredOn", "soon")]), []);
-    assert_eq!(doubts("expiredInstance", &[]), missing("instanceId"));
-    assert_eq!(doubts("expiredInstance", &[("instanceId", "0")]), missing("instanceId"));
-    assert_eq!(doubts("releaseInstance", &[("instanceId", "0"), ("orderId", "2")]), []);
-    assert_eq!(doubts("upgradeInstance", &[("instanceId", ""), ("orderId", "2")]), []);
-    assert_eq!(doubts("verify", &[("orderId", "2")]), missing("instanceId"));
-    assert_eq!(doubts("orderPay", &[]), missing("requestId"));
+    let missing = |name: &str| vec![ValidationIssue::MissingParameter { name: name.into() }];
+    let undated = vec![ValidationIssue::UnreadableDate { name: "expiredOn".into() }];
+    assert_eq!(issues("createInstance", &[("aliUid", "1")]), missing("orderBizId"));
+    assert_eq!(issues("createInstance", &[("orderBizId", "")]), missing("orderBizId"));
+    assert_eq!(issues("createInstance", &[("orderBizId", "0")]), missing("orderBizId"));
+    assert_eq!(issues("createInstance", &[("orderBizId", "1"), ("expiredOn", "soon")]), []);
+    assert_eq!(issues("expiredInstance", &[]), missing("instanceId"));
+    assert_eq!(issues("expiredInstance", &[("instanceId", "0")]), missing("instanceId"));
+    assert_eq!(issues("releaseInstance", &[("instanceId", "0"), ("orderId", "2")]), []);
+    assert_eq!(issues("upgradeInstance", &[("instanceId", ""), ("orderId", "2")]), []);
+    assert_eq!(issues("verify", &[("orderId", "2")]), missing("instanceId"));
+    assert_eq!(issues("orderPay", &[]), missing("requestId"));
     for word in ["renewInstance", "refundRenewInstance"] {
         for expiry in [&[("instanceId", "i")][..], &[("instanceId", "i"), ("expiredOn", "soon")]] {
-            assert_eq!(doubts(word, expiry), undated, "{word}");
+            assert_eq!(issues(word, expiry), undated, "{word}");
         }
     }
     let long = "x".repeat(spid::internals::observe::limits::NAME_MAX_BYTES + 1);
     assert_eq!(
-        doubts("expiredInstance", &[("instanceId", &long)]),
-        [Doubt::UnknownValue { name: "instanceId".into() }]
+        issues("expiredInstance", &[("instanceId", &long)]),
+        [ValidationIssue::UnknownValue { name: "instanceId".into() }]
     );
 }
 
@@ -438,7 +438,7 @@ fn unknown_actions_are_kept_and_doubted() {
     for word in ["bindDomain", "", "CreateInstance", "token"] {
         let callback = understood("alibaba", word, &[("instanceId", "i")]);
         assert_eq!(callback.action, Action::Other);
-        assert_eq!(callback.doubts, [Doubt::UnknownAction], "{word:?}");
+        assert_eq!(callback.issues, [ValidationIssue::UnknownAction], "{word:?}");
         assert_eq!(callback.parameters.get("instanceId"), Some("i"));
     }
 }
@@ -457,8 +457,8 @@ fn a_parameter_hidden_behind_an_ampersand_has_the_same_token_and_is_held() {
     let send = Sending { signature: SendSignature::Pinned(token), ..Sending::at(now()) };
     let forged = alibaba.request("", &forged, &keys(KEY), &send);
     let callback = receive(alibaba, &forged, &keys(KEY)).unwrap();
-    assert_eq!(callback.doubts, [Doubt::AmbiguousValue { name: "aliUid".into() }]);
-    assert_eq!(doubts("createInstance", &[("label", "R&D"), ("orderBizId", "7")]), []);
+    assert_eq!(callback.issues, [ValidationIssue::AmbiguousValue { name: "aliUid".into() }]);
+    assert_eq!(issues("createInstance", &[("label", "R&D"), ("orderBizId", "7")]), []);
 }
 
 // ---- JD Cloud -----------------------------------------------------------------------------------
@@ -473,9 +473,9 @@ fn jdcloud_speaks_with_its_own_names() {
     assert_eq!(callback.product.as_deref(), Some("FW_GOODS-500232"));
     assert_eq!(callback.sku.as_deref(), Some("FW_GOODS-500232-1"));
     assert_eq!(callback.items, BTreeMap::from([("accountNum".to_owned(), "1".to_owned())]));
-    assert_eq!(callback.doubts, []);
-    assert_eq!(named("jdcloud").budget(), Some(200));
-    assert_eq!(named("alibaba").budget(), Some(120));
+    assert_eq!(callback.issues, []);
+    assert_eq!(named("jdcloud").delivery_limit(), Some(200));
+    assert_eq!(named("alibaba").delivery_limit(), Some(120));
 }
 
 #[test]
@@ -691,7 +691,7 @@ fn create_idaas_answers_freely_and_never_claims_what_is_not_there() {
 
 #[test]
 fn an_unknown_action_is_answered_no_until_somebody_did_it() {
-    let held = Outcome::Held { reason: Doubt::UnknownAction.to_string() };
+    let held = Outcome::Held { reason: ValidationIssue::UnknownAction.to_string() };
     assert_eq!(body(&reply_to("bindDomain", &held, &Options::default()))["success"], json!(false));
     let done = reply_to("bindDomain", &Outcome::done(None), &Options::default());
     assert_eq!(body(&done), json!({"success": true}));
@@ -714,7 +714,7 @@ fn generic_post(content_type: &str, body: &str) -> OutRequest {
     }
 }
 
-fn generic_json(body: &str) -> Result<Callback, Refusal> {
+fn generic_json(body: &str) -> Result<Callback, Denial> {
     receive(named("generic"), &generic_post("application/json", body), &keys(KEY))
 }
 
@@ -733,7 +733,7 @@ fn generic_takes_json_and_forms_alike() {
     assert_eq!(json.items.get("seats").map(String::as_str), Some("5"));
     assert_eq!(json.items.get("gb").map(String::as_str), Some("1.5"));
     assert_eq!(json.sent_at, Some(now()));
-    assert_eq!(json.doubts, [], "a body signed whole has nothing to hide behind an `&`");
+    assert_eq!(json.issues, [], "a body signed whole has nothing to hide behind an `&`");
 
     let form = "action=create&order_biz_id=ob-1&order_id=2001&buyer=acme&product=p&sku=s&trial=true\
                 &expires_on=2030-01-01T00:00:00%2B08:00&note=&items.seats=5&items.gb=1.5&items.label=R%26D";
@@ -747,7 +747,7 @@ fn generic_for_ever_is_a_date_in_every_spelling() {
         for action in ["create", "renew", "refund-renew"] {
             let sent = [("instance_id", "i-1"), ("order_biz_id", "ob-1"), ("expires_on", text)];
             let callback = understood("generic", action, &sent);
-            assert_eq!(callback.doubts, [], "{action} {text}");
+            assert_eq!(callback.issues, [], "{action} {text}");
             assert!(callback.expires_on.unwrap().at.unwrap().to_string().starts_with("9999-12-30"), "{text}");
         }
     }
@@ -791,11 +791,11 @@ fn generic_has_every_action_in_every_form() {
             ("items.seats", "5"),
         ];
         let callback = understood("generic", action.as_str(), &sent);
-        assert_eq!((callback.action, callback.doubts.len()), (action, 0), "{action}");
+        assert_eq!((callback.action, callback.issues.len()), (action, 0), "{action}");
         assert_eq!(callback.refund, Some(true));
         assert_eq!(callback.items.len(), 1);
     }
-    assert_eq!(understood("generic", "dance", &[]).doubts, [Doubt::UnknownAction]);
+    assert_eq!(understood("generic", "dance", &[]).issues, [ValidationIssue::UnknownAction]);
 }
 
 #[test]

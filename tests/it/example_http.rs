@@ -55,16 +55,16 @@ enum Kill {
 }
 
 /// Proxy between the daemon and the hook. It kills the hook when the test says so.
-struct Front {
+struct PublicListener {
     example: Example,
     hook: Option<(Kept, SocketAddr)>,
     kill: Kill,
 }
 
-impl Front {
-    fn start(example: Example) -> (Arc<Mutex<Front>>, String) {
+impl PublicListener {
+    fn start(example: Example) -> (Arc<Mutex<PublicListener>>, String) {
         let hook = Some(example.start());
-        let front = Arc::new(Mutex::new(Front { example, hook, kill: Kill::Never }));
+        let front = Arc::new(Mutex::new(PublicListener { example, hook, kill: Kill::Never }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/provision", listener.local_addr().unwrap());
         let shared = Arc::downgrade(&front);
@@ -114,7 +114,7 @@ fn request(peer: &mut TcpStream) -> Option<String> {
 /// Delivers a request, kills the hook meanwhile, and starts the hook again.
 fn deliver_and_kill(
     kill: Kill,
-    front: &Mutex<Front>,
+    front: &Mutex<PublicListener>,
     daemon: &daemon::Daemon,
     order: &daemon::Params,
     meanwhile: impl FnOnce(),
@@ -140,7 +140,7 @@ struct Remembered {
 
 /// A whole life. `kept` reads the hook's state; `torn` damages the file like a power failure.
 fn live(example: Example, kept: impl Fn() -> Remembered, torn: impl FnOnce()) {
-    let (front, url) = Front::start(example);
+    let (front, url) = PublicListener::start(example);
     let home = Home::empty();
     std::fs::write(home.path("hook-secret"), format!("{SECRET}\n")).unwrap();
     let secret = home.path("hook-secret").display().to_string();

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use spid::internals::net::{
-    Client, ClientError, ClientOptions, ClientRequest, Drained, Handler, Method, Request, Response,
-    ServerOptions, TurnedAway, Url, serve,
+    Client, ClientError, ClientOptions, ClientRequest, Drained, Handler, HttpFault, Method, Request,
+    Response, ServerOptions, Url, serve,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -30,7 +30,7 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
 /// Echoes the request; `/panic` panics; `/slow` reports its begin and waits until the test releases it.
 #[derive(Clone)]
 struct Echo {
-    turned_away: mpsc::UnboundedSender<TurnedAway>,
+    turned_away: mpsc::UnboundedSender<HttpFault>,
     seen: mpsc::UnboundedSender<String>,
     gate: Arc<Semaphore>,
 }
@@ -45,7 +45,7 @@ impl Handler for Echo {
         }
     }
 
-    fn turned_away(&self, why: TurnedAway, _: SocketAddr) {
+    fn turned_away(&self, why: HttpFault, _: SocketAddr) {
         let _ = self.turned_away.send(why);
     }
 }
@@ -67,7 +67,7 @@ fn describe(request: &Request) -> String {
 
 struct Running {
     address: SocketAddr,
-    turned_away: mpsc::UnboundedReceiver<TurnedAway>,
+    turned_away: mpsc::UnboundedReceiver<HttpFault>,
     seen: mpsc::UnboundedReceiver<String>,
     gate: Arc<Semaphore>,
     stop: Option<oneshot::Sender<()>>,
@@ -127,7 +127,7 @@ impl Running {
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /alive [] "), "{answer}");
     }
 
-    async fn why(&mut self) -> TurnedAway {
+    async fn why(&mut self) -> HttpFault {
         soon(self.turned_away.recv()).await.unwrap()
     }
 
@@ -238,19 +238,19 @@ async fn what_is_over_a_limit_is_told_so_and_counted() {
     let post = "POST / HTTP/1.1\r\nHost: a\r\n";
     let chunks = format!("1f5\r\n{}\r\n", "y".repeat(0x1f5)).repeat(2);
     let cases = [
-        (format!("GET /?{long} HTTP/1.1\r\nHost: a\r\n\r\n"), 414, TurnedAway::UriTooLong),
-        (format!("GET /?{long}{long} HTTP/1.1\r\n"), 431, TurnedAway::HeadersTooLarge),
-        (format!("GET / HTTP/1.1\r\nx: {long}{long}\r\n\r\n"), 431, TurnedAway::HeadersTooLarge),
-        (format!("GET / HTTP/1.1\r\n{many}\r\n"), 431, TurnedAway::HeadersTooLarge),
-        (format!("{post}Content-Length: 1001\r\n\r\n{}", "z".repeat(1001)), 413, TurnedAway::BodyTooLarge),
-        (format!("{post}Content-Length: 99999999999\r\n\r\n"), 413, TurnedAway::BodyTooLarge),
-        (format!("{post}Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"), 413, TurnedAway::BodyTooLarge),
+        (format!("GET /?{long} HTTP/1.1\r\nHost: a\r\n\r\n"), 414, HttpFault::UriTooLong),
+        (format!("GET /?{long}{long} HTTP/1.1\r\n"), 431, HttpFault::HeadersTooLarge),
+        (format!("GET / HTTP/1.1\r\nx: {long}{long}\r\n\r\n"), 431, HttpFault::HeadersTooLarge),
+        (format!("GET / HTTP/1.1\r\n{many}\r\n"), 431, HttpFault::HeadersTooLarge),
+        (format!("{post}Content-Length: 1001\r\n\r\n{}", "z".repeat(1001)), 413, HttpFault::BodyTooLarge),
+        (format!("{post}Content-Length: 99999999999\r\n\r\n"), 413, HttpFault::BodyTooLarge),
+        (format!("{post}Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n"), 413, HttpFault::BodyTooLarge),
         (
             "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx".to_owned(),
             400,
-            TurnedAway::BodyUnexpected,
+            HttpFault::BodyUnexpected,
         ),
-        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405, TurnedAway::NoProxy),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405, HttpFault::NoProxy),
     ];
     for (bytes, status, why) in cases {
         let mut peer = server.connect().await;
@@ -317,7 +317,7 @@ async fn garbage_is_refused_and_harms_nobody() {
             answer.starts_with("HTTP/1.1 400") || answer.starts_with("HTTP/1.0 400"),
             "{shown:?}: {answer}"
         );
-        assert_eq!(server.why().await, TurnedAway::Malformed, "{shown:?}");
+        assert_eq!(server.why().await, HttpFault::Malformed, "{shown:?}");
     }
     // The preface of HTTP/2 gets no HTTP/1 answer.
     let answer = server.talk("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
@@ -351,7 +351,7 @@ async fn a_body_that_breaks_off_is_no_request() {
     let mut peer = server.connect().await;
     peer.write_all(b"POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf").await.unwrap();
     drop(peer);
-    assert_eq!(server.why().await, TurnedAway::BodyBroken);
+    assert_eq!(server.why().await, HttpFault::BodyBroken);
     assert!(server.seen.try_recv().is_err(), "half a request reached the handler");
 }
 
@@ -360,16 +360,16 @@ async fn slow_peers_are_dropped() {
     let mut server = start(hasty()).await;
     let mut silent = server.connect().await;
     assert_eq!(rest(&mut silent).await, "");
-    assert_eq!(server.why().await, TurnedAway::HeadersLate);
+    assert_eq!(server.why().await, HttpFault::HeadersLate);
     let mut halfway = server.connect().await;
     halfway.write_all(b"GET / HTTP/1.1\r\nHos").await.unwrap();
     assert_eq!(rest(&mut halfway).await, "");
-    assert_eq!(server.why().await, TurnedAway::HeadersLate);
+    assert_eq!(server.why().await, HttpFault::HeadersLate);
     let mut bodiless = server.connect().await;
     bodiless.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab").await.unwrap();
     let answer = rest(&mut bodiless).await;
     assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
-    assert_eq!(server.why().await, TurnedAway::BodyLate);
+    assert_eq!(server.why().await, HttpFault::BodyLate);
 }
 
 #[tokio::test]
@@ -388,7 +388,7 @@ async fn a_head_in_drops_does_not_earn_more_time() {
     });
     let mut answer = Vec::new();
     let _ = soon(reader.read_to_end(&mut answer)).await;
-    assert!([TurnedAway::HeadersLate, TurnedAway::HeadersTooLarge].contains(&server.why().await));
+    assert!([HttpFault::HeadersLate, HttpFault::HeadersTooLarge].contains(&server.why().await));
     soon(dripping).await.unwrap();
 }
 
@@ -521,7 +521,7 @@ async fn holding_connections_keeps_nobody_out() {
     for _ in 0..9 {
         server.assert_alive().await;
     }
-    assert_eq!(server.why().await, TurnedAway::Displaced);
+    assert_eq!(server.why().await, HttpFault::Displaced);
     assert_eq!(rest(&mut held[0]).await, "");
 }
 

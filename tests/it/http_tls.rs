@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use spid::internals::net::{
-    Client, ClientOptions, ClientRequest, Drained, Handler, Request, Response, ServerOptions, ServerTls, Tls,
-    TurnedAway, Url, serve,
+    Client, ClientOptions, ClientRequest, Drained, Handler, HttpFault, Request, Response, ServerOptions,
+    ServerTls, Tls, Url, serve,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -91,7 +91,7 @@ impl Authority {
 
 #[derive(Clone)]
 struct Hello {
-    turned_away: mpsc::UnboundedSender<TurnedAway>,
+    turned_away: mpsc::UnboundedSender<HttpFault>,
 }
 
 impl Handler for Hello {
@@ -100,14 +100,14 @@ impl Handler for Hello {
         Response::text(200, format!("{} {} {body}", request.method, request.path()))
     }
 
-    fn turned_away(&self, why: TurnedAway, _: SocketAddr) {
+    fn turned_away(&self, why: HttpFault, _: SocketAddr) {
         let _ = self.turned_away.send(why);
     }
 }
 
 struct Running {
     address: SocketAddr,
-    turned_away: mpsc::UnboundedReceiver<TurnedAway>,
+    turned_away: mpsc::UnboundedReceiver<HttpFault>,
     stop: oneshot::Sender<()>,
     task: JoinHandle<Drained>,
 }
@@ -142,7 +142,7 @@ async fn start(options: ServerOptions) -> Running {
 }
 
 impl Running {
-    async fn why(&mut self) -> TurnedAway {
+    async fn why(&mut self) -> HttpFault {
         soon(self.turned_away.recv()).await.unwrap()
     }
 
@@ -346,7 +346,7 @@ async fn garbage_is_no_handshake() {
         let _ = peer.write_all(garbage).await;
         let said = rest(&mut peer).await;
         assert!(!said.windows(4).any(|window| window == b"HTTP"), "no answer in the clear: {said:?}");
-        assert_eq!(server.why().await, TurnedAway::TlsFailed, "{garbage:?}");
+        assert_eq!(server.why().await, HttpFault::TlsFailed, "{garbage:?}");
     }
     server.assert_alive(&authority).await;
 }
@@ -357,7 +357,7 @@ async fn who_wants_another_protocol_is_told_so() {
     let mut server = start(patient(authority.load())).await;
     let refused = server.shake_hands_as(authority.connector(&[b"h2"]), "localhost").await.unwrap_err();
     assert!(refused.to_string().contains("NoApplicationProtocol"), "{refused}");
-    assert_eq!(server.why().await, TurnedAway::TlsFailed);
+    assert_eq!(server.why().await, HttpFault::TlsFailed);
     server.assert_alive(&authority).await;
 }
 
@@ -367,7 +367,7 @@ async fn a_handshake_in_drops_earns_no_more_time() {
     let mut server = start(hasty(authority.load())).await;
     let mut silent = server.connect().await;
     assert_eq!(rest(&mut silent).await, b"");
-    assert_eq!(server.why().await, TurnedAway::TlsLate);
+    assert_eq!(server.why().await, HttpFault::TlsLate);
     let mut dribbling = server.connect().await;
     // The header of a record of 512 bytes that never ends.
     let _ = dribbling.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).await;
@@ -377,7 +377,7 @@ async fn a_handshake_in_drops_earns_no_more_time() {
         }
     })
     .await;
-    assert_eq!(server.why().await, TurnedAway::TlsLate);
+    assert_eq!(server.why().await, HttpFault::TlsLate);
 }
 
 #[tokio::test]
@@ -387,7 +387,7 @@ async fn the_time_for_a_head_includes_the_handshake() {
     let mut peer = server.shake_hands(&authority).await.unwrap();
     peer.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
     assert_eq!(rest(&mut peer).await, b"");
-    assert_eq!(server.why().await, TurnedAway::HeadersLate);
+    assert_eq!(server.why().await, HttpFault::HeadersLate);
 }
 
 #[tokio::test]
@@ -412,7 +412,7 @@ async fn holding_handshakes_open_keeps_nobody_out() {
     for _ in 0..6 {
         server.assert_alive(&authority).await;
     }
-    assert_eq!(server.why().await, TurnedAway::Displaced);
+    assert_eq!(server.why().await, HttpFault::Displaced);
     for peer in &mut held[..1] {
         assert_eq!(rest(peer).await, b"");
     }

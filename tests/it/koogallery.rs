@@ -27,7 +27,7 @@ use spid::hook::{
     ReleaseCall, RenewCall, Reply, Updated, UpgradeCall,
 };
 use spid::internals::hooks::runner::{NamedHook, Runner};
-use spid::internals::market_api::order_lookup::{Desk, Orders};
+use spid::internals::market_api::order_lookup::{OrderLookupClient, OrderLookupClients};
 use spid::internals::net::{Client, ClientOptions, ClientRequest, ClientResponse, Method};
 use spid::internals::observe::metrics::Metric;
 use spid::internals::serve::daemon::{Daemon, DaemonOptions};
@@ -277,8 +277,13 @@ async fn start_as(
     let runner = Runner::new(vec![NamedHook::new("recorder", AnyHook::new(recorder))], Vec::new()).unwrap();
     let mut options = DaemonOptions::new(Some(folder.join("spid.db")), endpoints, runner);
     let key = AccessKey::new(ACCESS, Secret::new(ACCESS_SECRET)).unwrap();
-    let desk = Desk::new(dialect::by_name("koogallery").unwrap(), office_url.parse().unwrap(), key, None);
-    options.orders = Orders::new(name.map(|name| (name.to_owned(), desk)));
+    let lookup_client = OrderLookupClient::new(
+        dialect::by_name("koogallery").unwrap(),
+        office_url.parse().unwrap(),
+        key,
+        None,
+    );
+    options.orders = OrderLookupClients::new(name.map(|name| (name.to_owned(), lookup_client)));
     options.retired_accounts = vec!["koogallery".to_owned()];
     options.clock = clock.clone();
     options.intake.reply_within = Duration::from_millis(300);
@@ -500,7 +505,7 @@ async fn a_whole_life() {
     assert_eq!(create["instance"]["buyer"], "buyer-1", "what was learned is kept with the instance");
     assert_eq!(world.office.lock().unwrap().asked, ["CS1", "CS3"], "what was answered is not asked again");
     assert_eq!(world.daemon.store().reader().totals().unwrap().held, 0);
-    assert_eq!(world.daemon.store().reader().totals().unwrap().untold, 0, "what was polled was told");
+    assert_eq!(world.daemon.store().reader().totals().unwrap().unreported, 0, "what was polled was told");
 }
 
 /// A hook can distinguish the two marketplaces only by the endpoint's name, and by the fields in the marketplace's
@@ -927,7 +932,7 @@ fn one_changed_byte_of_body_nonce_or_timestamp_is_refused() {
 
 mod anything {
     use proptest::prelude::*;
-    use spid_core::dialect::{RawRequest, Refusal};
+    use spid_core::dialect::{Denial, RawRequest};
     use spid_hook::callback::Outcome;
 
     use super::*;
@@ -1004,7 +1009,7 @@ mod anything {
     }
 
     /// Answer to a body with a valid signature.
-    fn answered(body: &[u8], outcome: &Outcome) -> Result<(), Refusal> {
+    fn answered(body: &[u8], outcome: &Outcome) -> Result<(), Denial> {
         let koogallery = dialect::by_name("koogallery").unwrap();
         let keys = Keys::single(Secret::new(KEY)).unwrap();
         let timestamp = now().as_millisecond().to_string();
@@ -1016,10 +1021,10 @@ mod anything {
         let verified = koogallery.parts(&raw, now())?.verify(&keys).unwrap();
         let callback = koogallery.callback(verified, &Options::default());
         assert_eq!(callback.once.as_ref().unwrap().nonce, "n");
-        let parts = koogallery.apart(callback);
+        let parts = koogallery.split(callback);
         assert!(!parts.is_empty() && parts.iter().filter(|part| part.once.is_some()).count() == 1);
         for part in &parts {
-            let _ = koogallery.enquiry(part);
+            let _ = koogallery.order_lookup(part);
         }
         let all: Vec<_> = parts.into_iter().map(|part| (part, outcome.clone())).collect();
         let reply = koogallery.reply_to_all(&all, &Options::default()).sealed(&keys.signer().unwrap());

@@ -9,7 +9,7 @@
 )]
 
 use crate::support::bench::*;
-use spid::internals::store::{Act, Ending, Instead, Mender, StoreOptions};
+use spid::internals::store::{AuditNote, Ending, Instead, Operations, StoreOptions};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Answer};
@@ -28,13 +28,13 @@ impl Dice {
     }
 }
 
-fn act() -> Act {
-    Act { who: "a test".into(), why: "to see the lane".into() }
+fn act() -> AuditNote {
+    AuditNote { who: "a test".into(), why: "to see the lane".into() }
 }
 
-fn mender(bench: &Bench) -> Mender {
+fn operations(bench: &Bench) -> Operations {
     let path = bench.folder.as_ref().unwrap().path().join("spid.db");
-    Mender::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap()
+    Operations::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap()
 }
 
 async fn deliver(bench: &Bench, dice: &mut Dice) {
@@ -69,22 +69,24 @@ async fn run(bench: &Bench, dice: &mut Dice) {
 
 /// Operations by hand. Most are refused in the current state, which does not matter here.
 fn mend(bench: &Bench, dice: &mut Dice) -> bool {
-    let mut mender = mender(bench);
+    let mut operations = operations(bench);
     let jobs: Vec<_> = bench.jobs().iter().map(|job| job.id).collect();
     let instances: Vec<_> = bench.instances().iter().map(|row| row.number).collect();
     let held: Vec<_> = bench.held().iter().map(|row| row.number).collect();
     let done = match dice.roll(8) {
-        0 | 1 => dice.pick(&jobs).map(|id| mender.retry(id, &act()).is_ok()),
-        2 => dice.pick(&jobs).map(|id| mender.drop_job(id, &act()).is_ok()),
-        3 | 4 => {
-            dice.pick(&instances).map(|number| mender.complete(number, &Answer::default(), &act()).is_ok())
+        0 | 1 => dice.pick(&jobs).map(|id| operations.retry(id, &act()).is_ok()),
+        2 => dice.pick(&jobs).map(|id| operations.drop_job(id, &act()).is_ok()),
+        3 | 4 => dice
+            .pick(&instances)
+            .map(|number| operations.complete(number, &Answer::default(), &act()).is_ok()),
+        5 if dice.roll(4) == 0 => {
+            dice.pick(&instances).map(|number| operations.release(number, &act()).is_ok())
         }
-        5 if dice.roll(4) == 0 => dice.pick(&instances).map(|number| mender.release(number, &act()).is_ok()),
         5 => None,
         _ => {
             let choices = Instead::ALL.map(Some).into_iter().chain([None]).collect::<Vec<_>>();
             let instead = dice.pick(&choices).unwrap();
-            dice.pick(&held).map(|number| mender.approve(number, instead, &act()).is_ok())
+            dice.pick(&held).map(|number| operations.approve(number, instead, &act()).is_ok())
         }
     };
     done.unwrap_or(false)
@@ -104,7 +106,7 @@ async fn jobs_are_marked_as_blocked_exactly_while_another_is_before_them() {
                 _ => acts += usize::from(mend(&bench, &mut dice)),
             }
             bench.check_blocked();
-            let live = bench.jobs().into_iter().filter(|job| job.in_lane && job.state.is_live()).count();
+            let live = bench.jobs().into_iter().filter(|job| job.ordered && job.state.is_live()).count();
             deepest = deepest.max(live);
         }
     }
@@ -157,7 +159,7 @@ async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
     bench.check_blocked();
     assert!(bench.take(9).await.is_empty());
     let dead = bench.jobs().into_iter().find(|job| job.state == schedule::JobState::Dead).unwrap();
-    mender(&bench).drop_job(dead.id, &act()).unwrap();
+    operations(&bench).drop_job(dead.id, &act()).unwrap();
     bench.check_blocked();
     assert_eq!(bench.take_one().await.job.action, Action::Upgrade);
 }

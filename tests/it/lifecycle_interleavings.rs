@@ -11,7 +11,7 @@ use crate::support::bench::*;
 use spid::internals::store::{Disposition, Ending, Finished};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
-use spid_hook::callback::{Action, Callback, Doubt, Outcome};
+use spid_hook::callback::{Action, Callback, Outcome, ValidationIssue};
 use spid_hook::instance::State;
 
 fn is_held(outcome: &Outcome) -> bool {
@@ -130,7 +130,7 @@ async fn an_upgrade_done_but_unreported_is_no_success_once_another_has_replaced_
     assert!(bench.deliver(&ordered("u1", "iron")).await.is_success());
     bench.done(&ordered("u3", "iron")).await;
     assert_eq!(bench.only().sku.as_deref(), Some("iron"), "the same bought anew runs");
-    assert_eq!((bench.untold().len(), bench.held().len()), (0, 1));
+    assert_eq!((bench.unreported().len(), bench.held().len()), (0, 1));
 }
 
 async fn items_count_as_much_as_the_sku(bench: &Bench) {
@@ -223,7 +223,7 @@ async fn a_request_of_two_parts_is_told_when_both_are_done(bench: &Bench) {
     assert_eq!((renewing.job.action, renewing.callback.action), (Action::Renew, Action::Renew));
     assert_eq!(bench.deliver(&both).await, Outcome::NotYet);
     bench.finish_done(&renewing).await;
-    assert!(bench.untold().is_empty(), "half of it is not a result");
+    assert!(bench.unreported().is_empty(), "half of it is not a result");
     let upgrading = bench.take_one().await;
     assert_eq!((upgrading.job.action, upgrading.callback.action), (Action::Upgrade, Action::Upgrade));
     assert_eq!((upgrading.callback.expires_on.as_ref(), upgrading.callback.sku.as_deref()), (None, Some("gold")));
@@ -242,7 +242,7 @@ async fn a_doubt_about_one_part_holds_both(bench: &Bench) {
         also: vec![Action::Upgrade],
         sku: Some("gold".into()),
         expires_on: None,
-        doubts: vec![Doubt::UnreadableDate { name: "expireTime".into() }],
+        issues: vec![ValidationIssue::UnreadableDate { name: "expireTime".into() }],
         ..renew("b", "r", day(730))
     };
     assert!(is_held(&bench.deliver(&both).await));
@@ -725,7 +725,7 @@ async fn an_expire_is_judged_by_the_longer_term_while_a_refund_is_on_its_way(ben
 
 async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(bench: &Bench) {
     let marked = |nonce: &str, callback: Callback| Callback {
-        once: Some(spid_hook::callback::Once { nonce: nonce.into(), until: day(9) }),
+        once: Some(spid_hook::callback::Nonce { nonce: nonce.into(), until: day(9) }),
         ..callback
     };
     let thaw = |nonce: &str| marked(nonce, Callback { action: Action::Renew, ..expire("b") });
@@ -744,7 +744,7 @@ async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(benc
 }
 
 async fn a_thaw_does_not_depend_on_a_dead_renewal(bench: &Bench) {
-    let once = Some(spid_hook::callback::Once { nonce: "t".into(), until: day(9) });
+    let once = Some(spid_hook::callback::Nonce { nonce: "t".into(), until: day(9) });
     bench.done(&create("b")).await;
     bench.done(&expire("b")).await;
     bench.deliver(&renew("b", "r", day(730))).await;
@@ -816,7 +816,7 @@ async fn another_buyer_hears_nothing_of_a_create_that_is_still_open(bench: &Benc
     assert!(is_held(&bench.deliver(&evil).await));
     bench.run_due().await;
     assert!(is_held(&bench.deliver(&evil).await));
-    assert_eq!(bench.untold().len(), 1, "the first buyer has not heard yet");
+    assert_eq!(bench.unreported().len(), 1, "the first buyer has not heard yet");
     assert_eq!(told_id(&bench.deliver(&first).await), Some("b"));
 }
 
@@ -918,7 +918,7 @@ async fn a_payment_is_one_whether_it_comes_before_or_after_its_create(bench: &Be
     assert!(bench.deliver(&payment("b", "q1")).await.is_success());
     assert!(bench.deliver(&payment("b", "q2")).await.is_success());
     assert_eq!(bench.jobs_of(Action::Payment).len(), 2);
-    assert!(bench.jobs_of(Action::Payment).iter().all(|job| !job.in_lane));
+    assert!(bench.jobs_of(Action::Payment).iter().all(|job| !job.ordered));
 }
 
 async fn a_sign_on_is_used_once(bench: &Bench) {
@@ -1028,8 +1028,8 @@ async fn a_renewal_into_the_past_does_not_thaw(bench: &Bench) {
 
 async fn a_doubtful_callback_is_held_once_and_changes_nothing(bench: &Bench) {
     bench.done(&create("b")).await;
-    let doubt = Doubt::AmbiguousValue { name: "aliUid".into() };
-    let doubtful = Callback { doubts: vec![doubt], ..release("b") };
+    let issue = ValidationIssue::AmbiguousValue { name: "aliUid".into() };
+    let doubtful = Callback { issues: vec![issue], ..release("b") };
     for _ in 0..3 {
         assert!(is_held(&bench.deliver(&doubtful).await));
     }

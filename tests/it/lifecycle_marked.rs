@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::support::bench::*;
 use spid::internals::observe::limits;
 use spid::internals::store::{Ending, StoreError};
-use spid_hook::callback::{Action, Callback, Once, Outcome};
+use spid_hook::callback::{Action, Callback, Nonce, Outcome};
 use spid_hook::instance::State;
 use spid_hook::time::plus_millis;
 
@@ -22,7 +22,7 @@ fn marked(bench: &Bench, callback: Callback) -> Callback {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nonce = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
     Callback {
-        once: Some(Once { nonce, until: plus_millis(bench.clock.now(), limits::NONCED_WINDOW_MS) }),
+        once: Some(Nonce { nonce, until: plus_millis(bench.clock.now(), limits::NONCED_WINDOW_MS) }),
         ..callback
     }
 }
@@ -33,7 +33,7 @@ fn thaw(biz: &str) -> Callback {
 
 /// A create whose marketplace names the instance `public`.
 fn named(biz: &str, public: &str) -> Callback {
-    Callback { public_id: Some(public.into()), ..create(biz) }
+    Callback { marketplace_instance_id: Some(public.into()), ..create(biz) }
 }
 
 fn by_id(action: Action, id: &str) -> Callback {
@@ -68,27 +68,27 @@ async fn a_copy_is_not_kept(bench: &Bench) {
 
 async fn a_mark_is_spent_once_without_anything_else(bench: &Bench) {
     let once = marked(bench, create("b")).once.unwrap();
-    bench.store.spend(ACCOUNT, once.clone()).await.unwrap();
-    assert_eq!(bench.store.spend(ACCOUNT, once).await.unwrap_err(), StoreError::Replayed);
+    bench.store.consume(ACCOUNT, once.clone()).await.unwrap();
+    assert_eq!(bench.store.consume(ACCOUNT, once).await.unwrap_err(), StoreError::Replayed);
     assert!(bench.callbacks().is_empty());
 }
 
 async fn a_mark_outlives_its_window_and_a_clock_set_back(bench: &Bench) {
     let once = marked(bench, create("b")).once.unwrap();
-    bench.store.spend(ACCOUNT, once.clone()).await.unwrap();
+    bench.store.consume(ACCOUNT, once.clone()).await.unwrap();
     bench.advance((limits::NONCED_WINDOW_MS + limits::NONCE_GRACE_MS) / 1000);
-    bench.store.spend(ACCOUNT, marked(bench, create("b")).once.unwrap()).await.unwrap();
+    bench.store.consume(ACCOUNT, marked(bench, create("b")).once.unwrap()).await.unwrap();
     bench.advance(-120);
-    assert_eq!(bench.store.spend(ACCOUNT, once.clone()).await.unwrap_err(), StoreError::Replayed);
+    assert_eq!(bench.store.consume(ACCOUNT, once.clone()).await.unwrap_err(), StoreError::Replayed);
     bench.advance(121);
-    bench.store.spend(ACCOUNT, once).await.unwrap();
+    bench.store.consume(ACCOUNT, once).await.unwrap();
 }
 
 async fn the_first_public_id_is_the_id(bench: &Bench) {
     let first = bench.accept(&named("b", "public-1")).await;
-    assert_eq!(first.public_id.as_deref(), Some("public-1"));
+    assert_eq!(first.marketplace_instance_id.as_deref(), Some("public-1"));
     let again = bench.accept(&named("b", "public-2")).await;
-    assert_eq!(again.public_id.as_deref(), Some("public-1"));
+    assert_eq!(again.marketplace_instance_id.as_deref(), Some("public-1"));
     let taken = bench.take_one().await;
     bench.finish(&taken, done_as("tenant-1")).await;
     for receipt in [first, again] {
@@ -105,7 +105,7 @@ async fn the_first_public_id_is_the_id(bench: &Bench) {
 async fn a_public_id_that_is_taken_is_no_name(bench: &Bench) {
     bench.done(&named("b", "public-1")).await;
     let other = bench.accept(&named("c", "public-1")).await;
-    assert_eq!(other.public_id, None);
+    assert_eq!(other.marketplace_instance_id, None);
     bench.run_due().await;
     assert_eq!(told_id(&heard(waiter(other)).await), Some("c"));
 }
@@ -115,9 +115,9 @@ async fn an_answer_to_a_query_is_the_create_s(bench: &Bench) {
     let ask = || marked(bench, by_id(Action::Query, "public-1"));
     assert!(matches!(bench.deliver(&ask()).await, Outcome::Refused { code: "not-ready", .. }));
     bench.run_due().await;
-    assert_eq!(bench.untold().len(), 1);
+    assert_eq!(bench.unreported().len(), 1);
     assert_eq!(told_id(&bench.deliver(&ask()).await), Some("public-1"));
-    assert!(bench.untold().is_empty(), "what was polled was told");
+    assert!(bench.unreported().is_empty(), "what was polled was told");
     assert_eq!(bench.callbacks().len(), 2, "however often it is polled");
 }
 
@@ -184,7 +184,7 @@ async fn a_thaw_of_what_is_not_made_yet_waits_for_it(bench: &Bench) {
 }
 
 async fn what_is_made_elsewhere_begins_with_what_is_heard_of_it(bench: &Bench) {
-    let of = |callback: Callback| Callback { made_elsewhere: true, ..callback };
+    let of = |callback: Callback| Callback { externally_provisioned: true, ..callback };
     bench.done(&of(renew("l", "r", day(30)))).await;
     let known = bench.only();
     assert_eq!((known.state, known.adopted, known.expires_on), (State::Active, true, Some(day(30))));
@@ -208,13 +208,13 @@ async fn what_was_learned_is_kept_with_callback_and_instance(bench: &Bench) {
     drop(bench.accept(&bare).await);
     let taken = bench.take_one().await;
     let facts = [("kind".to_owned(), "NEW".to_owned())].into_iter().collect();
-    let known = Callback { sku: Some("pro".into()), buyer: Some("7".into()), learned: Some(facts), ..bare.clone() };
-    let instance = bench.store.learn(&taken.job, known.clone()).await.unwrap().unwrap();
+    let known = Callback { sku: Some("pro".into()), buyer: Some("7".into()), order_details: Some(facts), ..bare.clone() };
+    let instance = bench.store.add_order_details(&taken.job, known.clone()).await.unwrap().unwrap();
     assert_eq!((instance.sku.as_deref(), instance.buyer.as_deref()), (Some("pro"), Some("7")));
     bench.finish(&taken, Ending::GivenBack).await;
     let again = bench.take_one().await;
     assert_eq!((&*again.callback, again.instance.as_ref()), (&known, Some(&instance)), "the next attempt knows it");
-    assert_eq!(bench.store.learn(&taken.job, bare.clone()).await.unwrap(), None, "a lost lease teaches nothing");
+    assert_eq!(bench.store.add_order_details(&taken.job, bare.clone()).await.unwrap(), None, "a lost lease teaches nothing");
     bench.finish_done(&again).await;
     assert!(bench.deliver(&bare).await.is_success(), "its redelivery says no more than before");
     assert_eq!((bench.instances().len(), bench.jobs().len()), (1, 1));
@@ -229,8 +229,8 @@ async fn a_refused_create_is_told_to_who_asks(bench: &Bench) {
     bench.advance(3600);
     let taken = bench.take_one().await;
     bench.finish(&taken, refused()).await;
-    let told = Outcome::Refused { code: "hook", reason: "not to this buyer".into() };
-    assert_eq!(bench.deliver(&ask()).await, told);
+    let reported = Outcome::Refused { code: "hook", reason: "not to this buyer".into() };
+    assert_eq!(bench.deliver(&ask()).await, reported);
 }
 
 }

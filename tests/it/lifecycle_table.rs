@@ -16,9 +16,10 @@ use crate::support::bench::{ACCOUNT, create, day, expire, refund_renew, release,
 use jiff::Timestamp;
 use proptest::prelude::*;
 use spid_core::lifecycle::{
-    Decision, Done, LaneJob, Occurrence, Policy, Reason, Standing, UnknownInstance, Verdict, View, decide,
+    Decision, Done, EarlierCallback, EarlierOutcome, Policy, QueuedJob, Reason, UnknownInstance, Verdict,
+    View, decide,
 };
-use spid_hook::callback::{Action, Callback, Doubt};
+use spid_hook::callback::{Action, Callback, ValidationIssue};
 use spid_hook::instance::{Instance, State, Wants};
 
 /// Day of all decisions; the term ends on day 365.
@@ -109,7 +110,7 @@ impl Seen {
 #[derive(Debug, Clone)]
 struct Case {
     applied: Applied,
-    lane: Vec<Coming>,
+    queue: Vec<Coming>,
     seen: Seen,
     callback: Callback,
     unknown: UnknownInstance,
@@ -124,7 +125,7 @@ struct Case {
 struct Reading {
     what: What,
     cancels: Vec<i64>,
-    entombs: bool,
+    leaves_tombstone: bool,
     alert: bool,
     notice: Option<&'static str>,
 }
@@ -141,7 +142,7 @@ enum What {
 
 impl From<What> for Reading {
     fn from(what: What) -> Reading {
-        Reading { what, cancels: Vec::new(), entombs: false, alert: false, notice: None }
+        Reading { what, cancels: Vec::new(), leaves_tombstone: false, alert: false, notice: None }
     }
 }
 
@@ -155,7 +156,7 @@ fn number(position: usize) -> i64 {
 
 /// The last job of this action in the instance's queue.
 fn coming(case: &Case, action: Action) -> Option<i64> {
-    case.lane.iter().rposition(|job| job.action == action).map(number)
+    case.queue.iter().rposition(|job| job.action == action).map(number)
 }
 
 /// The last job in the instance's queue that sets the expiry.
@@ -189,7 +190,7 @@ fn column(case: &Case) -> Column {
         Applied::Frozen { until } => Column::Frozen { until: Some(until), sku: SKU },
         Applied::Released { .. } | Applied::Tombstone => return Column::Released,
     };
-    for job in &case.lane {
+    for job in &case.queue {
         column = match (job.action, column) {
             (Action::Release, _) | (_, Column::Released) => Column::Released,
             (Action::Renew, Column::Active { until, sku } | Column::Frozen { until, sku }) => {
@@ -212,7 +213,7 @@ fn column(case: &Case) -> Column {
 
 /// Dead jobs of this action, with the paid term of each.
 fn dead(case: &Case, action: Action) -> Vec<i64> {
-    let jobs = case.lane.iter().enumerate();
+    let jobs = case.queue.iter().enumerate();
     jobs.filter(|(_, job)| job.action == action && job.mood == Mood::Dead).map(|(at, _)| number(at)).collect()
 }
 
@@ -348,7 +349,7 @@ fn with_the_job(case: &Case, job: Option<i64>) -> What {
 
 /// Waits for the queued release. Success if the release is done.
 fn with_the_release(case: &Case) -> What {
-    let first = case.lane.iter().position(|job| job.action == Action::Release);
+    let first = case.queue.iter().position(|job| job.action == Action::Release);
     first.map_or(What::Repeat, |position| What::Join(number(position)))
 }
 
@@ -415,7 +416,7 @@ fn longer(coming: Option<i64>, applied: Applied) -> Option<i64> {
 }
 
 fn read_expire(case: &Case, column: &Column) -> Reading {
-    let overtaken = matches!(case.seen, Seen::Superseded | Seen::Held | Seen::RefusedBeforeAChange);
+    let superseded = matches!(case.seen, Seen::Superseded | Seen::Held | Seen::RefusedBeforeAChange);
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
     let doubted =
         matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
@@ -447,7 +448,7 @@ fn read_expire(case: &Case, column: &Column) -> Reading {
                 What::Hold("ambiguous-repeat").into()
             }
             (true, None) => run,
-            (false, Some(until)) if is_ahead(until) && (overtaken || doubted) => {
+            (false, Some(until)) if is_ahead(until) && (superseded || doubted) => {
                 What::Hold("early-expire").into()
             }
             (false, _) => run,
@@ -461,16 +462,18 @@ fn read_release(case: &Case, column: &Column) -> Reading {
         UnknownInstance::Succeed => What::Record,
         UnknownInstance::Adopt => What::Hold("unknown-release"),
     };
-    let not_running = case.lane.iter().enumerate().filter(|(_, job)| job.mood != Mood::Runs);
+    let not_running = case.queue.iter().enumerate().filter(|(_, job)| job.mood != Mood::Runs);
     let cancels: Vec<i64> = not_running.map(|(position, _)| number(position)).collect();
     match (column, case.applied) {
         (Column::Absent, Applied::Pending { began: true }) => What::Run.into(),
-        (Column::Absent, _) => Reading { entombs: true, ..unknown.into() },
+        (Column::Absent, _) => Reading { leaves_tombstone: true, ..unknown.into() },
         // A tombstone alone is not a success: nothing was released here.
         (Column::Released, Applied::Tombstone) if coming(case, Action::Release).is_none() => unknown.into(),
         (Column::Released, _) => with_the_release(case).into(),
         // No create ever began, so there is nothing to release.
-        (_, Applied::Pending { began: false }) => Reading { cancels, entombs: true, ..What::Record.into() },
+        (_, Applied::Pending { began: false }) => {
+            Reading { cancels, leaves_tombstone: true, ..What::Record.into() }
+        }
         _ => Reading { cancels, ..What::Run.into() },
     }
 }
@@ -500,7 +503,7 @@ fn instance(applied: Applied) -> Option<Instance> {
     Some(instance)
 }
 
-fn lane_job(position: usize, job: Coming) -> LaneJob {
+fn lane_job(position: usize, job: Coming) -> QueuedJob {
     let callback = match job.action {
         Action::Create => create("b"),
         Action::Renew => renew("b", "lane", day(LANE_RENEWS_TO)),
@@ -509,7 +512,7 @@ fn lane_job(position: usize, job: Coming) -> LaneJob {
         Action::Expire => expire("b"),
         _ => release("b"),
     };
-    LaneJob {
+    QueuedJob {
         job: number(position),
         action: job.action,
         running: job.mood == Mood::Runs,
@@ -522,37 +525,37 @@ fn seconds_ago(seconds: i64) -> Timestamp {
     spid_hook::time::plus_millis(day(TODAY), -1000 * seconds)
 }
 
-fn occurrence(seen: Seen) -> Option<Occurrence> {
-    let done = |told| Done { told, own: true };
-    let refused = |seconds| Standing::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
-    let settled = |told_at| Standing::Settled { told_at };
-    let (told, done, standing) = match seen {
+fn earlier(seen: Seen) -> Option<EarlierCallback> {
+    let done = |reported| Done { reported, own: true };
+    let refused = |seconds| EarlierOutcome::RefusedByHook { at: seconds_ago(seconds), reason: "no".into() };
+    let settled = |reported_at| EarlierOutcome::Settled { reported_at };
+    let (reported, done, standing) = match seen {
         Seen::Never => return None,
-        Seen::Open(position) => (false, None, Standing::Open(number(position))),
-        Seen::Done { reported } => (reported, Some(done(reported)), Standing::Done(DONE_JOB)),
+        Seen::Open(position) => (false, None, EarlierOutcome::Open(number(position))),
+        Seen::Done { reported } => (reported, Some(done(reported)), EarlierOutcome::Done(DONE_JOB)),
         Seen::RefusedJustNow => (false, None, refused(29)),
         Seen::RefusedLongAgo => (false, None, refused(30)),
         // One day before the last change of the instance.
         Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
-        Seen::Superseded => (false, None, Standing::Superseded),
-        Seen::Held => (false, None, Standing::Held),
-        Seen::Void => (false, None, Standing::Void),
-        Seen::DoneThenHeld => (false, Some(done(true)), Standing::Held),
-        Seen::Rejected => (false, None, Standing::Rejected { reason: "no".into() }),
+        Seen::Superseded => (false, None, EarlierOutcome::Superseded),
+        Seen::Held => (false, None, EarlierOutcome::Held),
+        Seen::Void => (false, None, EarlierOutcome::Void),
+        Seen::DoneThenHeld => (false, Some(done(true)), EarlierOutcome::Held),
+        Seen::Rejected => (false, None, EarlierOutcome::Rejected { reason: "no".into() }),
         Seen::Settled => (false, None, settled(None)),
         Seen::SettledLongAgo => (true, None, settled(Some(seconds_ago(2 * 24 * 3600)))),
     };
-    Some(Occurrence { told, done, standing })
+    Some(EarlierCallback { reported, done, standing })
 }
 
 fn judge(case: &Case) -> Verdict {
     let instance = instance(case.applied);
-    let lane: Vec<LaneJob> = case.lane.iter().enumerate().map(|(at, job)| lane_job(at, *job)).collect();
-    let occurrence = occurrence(case.seen);
+    let queue: Vec<QueuedJob> = case.queue.iter().enumerate().map(|(at, job)| lane_job(at, *job)).collect();
+    let earlier = earlier(case.seen);
     let view = View {
         instance: instance.as_ref(),
-        lane: &lane,
-        occurrence: occurrence.as_ref(),
+        queue: &queue,
+        earlier: earlier.as_ref(),
         policy: Policy { unknown_instance: case.unknown, ..Policy::default() },
         conflict: case.conflict,
         other_values: case.other_values,
@@ -575,7 +578,7 @@ fn read_back(verdict: &Verdict) -> Reading {
     Reading {
         what,
         cancels: verdict.cancels.clone(),
-        entombs: verdict.entombs,
+        leaves_tombstone: verdict.leaves_tombstone,
         alert: verdict.alert,
         notice: verdict.notice.as_ref().map(Reason::code),
     }
@@ -635,22 +638,22 @@ const APPLIED: [Applied; 16] = [
 
 /// True if the store can hold this. A queued create belongs to a pending instance and comes first, nothing follows a
 /// release, and a released instance has no queue.
-fn possible(applied: Applied, lane: &[Coming]) -> bool {
-    let position = |action| lane.iter().position(|job| job.action == action);
-    let only_first_runs = lane.iter().skip(1).all(|job| job.mood != Mood::Runs);
-    let released_last = position(Action::Release).is_none_or(|at| at + 1 == lane.len());
+fn possible(applied: Applied, queue: &[Coming]) -> bool {
+    let position = |action| queue.iter().position(|job| job.action == action);
+    let only_first_runs = queue.iter().skip(1).all(|job| job.mood != Mood::Runs);
+    let released_last = position(Action::Release).is_none_or(|at| at + 1 == queue.len());
     let fits = match applied {
-        Applied::Absent | Applied::Released { .. } | Applied::Tombstone => lane.is_empty(),
+        Applied::Absent | Applied::Released { .. } | Applied::Tombstone => queue.is_empty(),
         Applied::Pending { began } => {
-            let first = lane.first();
+            let first = queue.first();
             let tried = first.is_some_and(|job| job.action == Action::Create && job.mood != Mood::Waits);
             let created = first.is_none_or(|job| job.action == Action::Create)
-                || (began && lane.len() == 1 && first.is_some_and(|job| job.action == Action::Release));
+                || (began && queue.len() == 1 && first.is_some_and(|job| job.action == Action::Release));
             created && (began || !tried)
         }
         Applied::Active { .. } | Applied::Frozen { .. } => position(Action::Create).is_none(),
     };
-    let creates = lane.iter().filter(|job| job.action == Action::Create).count();
+    let creates = queue.iter().filter(|job| job.action == Action::Create).count();
     only_first_runs && released_last && fits && creates <= 1
 }
 
@@ -680,7 +683,7 @@ fn lanes() -> Vec<Vec<Coming>> {
     lanes
 }
 
-fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
+fn seens(queue: &[Coming], action: Action) -> Vec<Seen> {
     let mut seens = vec![
         Seen::Never,
         Seen::Done { reported: false },
@@ -696,7 +699,7 @@ fn seens(lane: &[Coming], action: Action) -> Vec<Seen> {
         Seen::Settled,
         Seen::SettledLongAgo,
     ];
-    let own = lane.iter().enumerate().filter(|(_, job)| job.action == action);
+    let own = queue.iter().enumerate().filter(|(_, job)| job.action == action);
     seens.extend(own.map(|(position, _)| Seen::Open(position)));
     seens
 }
@@ -723,19 +726,19 @@ fn variants(action: Action) -> Vec<(bool, bool)> {
 #[test]
 fn every_cell_of_the_table_is_decided_as_it_is_written() {
     let mut cells = 0;
-    for lane in lanes() {
-        for applied in APPLIED.into_iter().filter(|applied| possible(*applied, &lane)) {
+    for queue in lanes() {
+        for applied in APPLIED.into_iter().filter(|applied| possible(*applied, &queue)) {
             for callback in callbacks() {
-                for seen in seens(&lane, callback.action) {
+                for seen in seens(&queue, callback.action) {
                     // With three queued jobs, check only results that depend on the queue.
-                    if lane.len() > 2 && !matches!(seen, Seen::Never | Seen::Done { .. } | Seen::Open(_)) {
+                    if queue.len() > 2 && !matches!(seen, Seen::Never | Seen::Done { .. } | Seen::Open(_)) {
                         continue;
                     }
                     for unknown in policies(applied) {
                         for (conflict, other_values) in variants(callback.action) {
                             let case = Case {
                                 applied,
-                                lane: lane.clone(),
+                                queue: queue.clone(),
                                 seen,
                                 callback: callback.clone(),
                                 unknown: *unknown,
@@ -757,7 +760,7 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
 fn a_doubt_comes_before_everything() {
     for applied in APPLIED {
         for mut callback in callbacks() {
-            callback.doubts = vec![Doubt::AmbiguousValue { name: "aliUid".into() }];
+            callback.issues = vec![ValidationIssue::AmbiguousValue { name: "aliUid".into() }];
             let all =
                 [Seen::Never, Seen::Void, Seen::Done { reported: true }, Seen::Done { reported: false }];
             for seen in all {
@@ -765,7 +768,7 @@ fn a_doubt_comes_before_everything() {
                 let unknown = UnknownInstance::Succeed;
                 let case = Case {
                     applied,
-                    lane: Vec::new(),
+                    queue: Vec::new(),
                     seen,
                     callback,
                     unknown,
@@ -773,12 +776,12 @@ fn a_doubt_comes_before_everything() {
                     other_values: false,
                 };
                 let verdict = judge(&case);
-                let held = matches!(verdict.decision, Decision::Hold(Reason::Doubt(_)));
+                let held = matches!(verdict.decision, Decision::Hold(Reason::ValidationIssue(_)));
                 // After an approval, repeats get the result, and nothing runs that was not approved.
-                let told = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
+                let reported = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
                 let approved = matches!(seen, Seen::Done { .. });
-                assert!(held || approved && told, "{case:?}: {verdict:?}");
-                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+                assert!(held || approved && reported, "{case:?}: {verdict:?}");
+                assert!(verdict.cancels.is_empty() && !verdict.leaves_tombstone);
             }
         }
     }
@@ -794,7 +797,7 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
                 let unknown = UnknownInstance::Adopt;
                 let case = Case {
                     applied,
-                    lane: Vec::new(),
+                    queue: Vec::new(),
                     seen,
                     callback,
                     unknown,
@@ -803,16 +806,16 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
                 };
                 let verdict = judge(&case);
                 assert_ne!(verdict.decision, Decision::Run, "{case:?}");
-                assert!(verdict.cancels.is_empty() && !verdict.entombs);
+                assert!(verdict.cancels.is_empty() && !verdict.leaves_tombstone);
                 let first = applied != Applied::Absent && seen == Seen::Never;
                 let usable = matches!(applied, Applied::Active { .. } | Applied::Frozen { .. });
                 match action {
                     Action::Payment if seen == Seen::Never => {
-                        assert_eq!(verdict.decision, Decision::RunBeside { told: true });
+                        assert_eq!(verdict.decision, Decision::RunBeside { reported: true });
                     }
                     Action::Payment => assert_eq!(verdict.decision, Decision::Repeat),
                     Action::SignOn if first && usable => {
-                        assert_eq!(verdict.decision, Decision::RunBeside { told: false });
+                        assert_eq!(verdict.decision, Decision::RunBeside { reported: false });
                     }
                     Action::SignOn if first || seen == (Seen::Done { reported: true }) => {
                         assert!(matches!(verdict.decision, Decision::Refuse(_)), "{case:?}");
@@ -836,31 +839,31 @@ proptest! {
     #[test]
     fn any_life_keeps_the_promises(life in lives()) {
         let mut instance: Option<Instance> = None;
-        let mut lane: Vec<(LaneJob, Callback)> = Vec::new();
+        let mut queue: Vec<(QueuedJob, Callback)> = Vec::new();
         let all = callbacks();
-        let mut told: BTreeMap<String, i64> = BTreeMap::new();
+        let mut reported: BTreeMap<String, i64> = BTreeMap::new();
         let mut next = 1;
         let mut was_released = false;
         for (which, ending) in life {
             let callback = all[which].clone();
             let key = format!("{callback:?}");
-            let view: Vec<LaneJob> = lane.iter().map(|(job, _)| job.clone()).collect();
-            let mine = lane.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
-            let occurrence = match (mine, told.get(&key)) {
+            let view: Vec<QueuedJob> = queue.iter().map(|(job, _)| job.clone()).collect();
+            let mine = queue.iter().find(|(_, of)| format!("{of:?}") == key).map(|(job, _)| job.job);
+            let earlier = match (mine, reported.get(&key)) {
                 (Some(job), before) => {
-                    let done = before.map(|_| Done { told: true, own: true });
-                    Some(Occurrence { told: false, done, standing: Standing::Open(job) })
+                    let done = before.map(|_| Done { reported: true, own: true });
+                    Some(EarlierCallback { reported: false, done, standing: EarlierOutcome::Open(job) })
                 }
                 (None, Some(job)) => {
-                    let done = Some(Done { told: true, own: true });
-                    Some(Occurrence { told: true, done, standing: Standing::Done(*job) })
+                    let done = Some(Done { reported: true, own: true });
+                    Some(EarlierCallback { reported: true, done, standing: EarlierOutcome::Done(*job) })
                 }
                 (None, None) => None,
             };
             let view = View {
                 instance: instance.as_ref(),
-                lane: &view,
-                occurrence: occurrence.as_ref(),
+                queue: &view,
+                earlier: earlier.as_ref(),
                 policy: Policy::default(),
                 conflict: false,
                 other_values: false,
@@ -868,47 +871,47 @@ proptest! {
                 now: day(TODAY),
             };
             let verdict = decide(view, &callback);
-            let running: Vec<i64> = lane.iter().filter(|(job, _)| job.running).map(|(job, _)| job.job).collect();
+            let running: Vec<i64> = queue.iter().filter(|(job, _)| job.running).map(|(job, _)| job.job).collect();
             prop_assert!(!verdict.cancels.iter().any(|job| running.contains(job)), "a running hook is not undone");
-            prop_assert!(verdict.cancels.iter().all(|job| lane.iter().any(|(other, _)| other.job == *job)));
-            lane.retain(|(job, _)| !verdict.cancels.contains(&job.job));
+            prop_assert!(verdict.cancels.iter().all(|job| queue.iter().any(|(other, _)| other.job == *job)));
+            queue.retain(|(job, _)| !verdict.cancels.contains(&job.job));
             match &verdict.decision {
                 Decision::Run => {
                     prop_assert!(mine.is_none(), "an open occurrence never gets a second job");
                     prop_assert!(!was_released, "nothing runs for what is gone");
-                    prop_assert!(!lane.iter().any(|(job, _)| job.action == Action::Release), "nothing behind a release");
+                    prop_assert!(!queue.iter().any(|(job, _)| job.action == Action::Release), "nothing behind a release");
                     if instance.is_none() {
                         prop_assert_eq!(callback.action, Action::Create);
                         instance = Some(Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
                     }
-                    let job = LaneJob { job: next, action: callback.action, running: false, dead: false, wants: Wants::of(&callback) };
-                    lane.push((job, callback.clone()));
+                    let job = QueuedJob { job: next, action: callback.action, running: false, dead: false, wants: Wants::of(&callback) };
+                    queue.push((job, callback.clone()));
                     next += 1;
                 }
-                Decision::Join(job) => prop_assert!(lane.iter().any(|(other, _)| other.job == *job)),
+                Decision::Join(job) => prop_assert!(queue.iter().any(|(other, _)| other.job == *job)),
                 Decision::Repeat => prop_assert!(instance.is_some(), "what is repeated has happened"),
                 _ => {}
             }
-            if verdict.entombs {
+            if verdict.leaves_tombstone {
                 let mut tomb = instance.take().unwrap_or_else(|| Instance::pending(&callback, ACCOUNT, "test", day(TODAY)));
                 tomb.state = State::Released;
                 instance = Some(tomb);
             }
             // The hook completes the first job, fails it for good, begins it, or does not run.
-            if let (Some((job, of)), Some(row)) = (lane.first().cloned(), instance.as_mut()) {
+            if let (Some((job, of)), Some(row)) = (queue.first().cloned(), instance.as_mut()) {
                 row.began |= job.action == Action::Create && ending != 3;
                 match ending {
                     0 => {
                         row.apply(&of, day(TODAY));
-                        told.insert(format!("{of:?}"), job.job);
-                        lane.remove(0);
+                        reported.insert(format!("{of:?}"), job.job);
+                        queue.remove(0);
                         row.id.get_or_insert_with(|| "i-1".to_owned());
                     }
                     1 => {
-                        lane[0].0.running = false;
-                        lane[0].0.dead = true;
+                        queue[0].0.running = false;
+                        queue[0].0.dead = true;
                     }
-                    2 => lane[0].0.running = !job.dead,
+                    2 => queue[0].0.running = !job.dead,
                     _ => {}
                 }
             }

@@ -315,8 +315,8 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
             let answer = file(&answer, &right);
             let said = done(&home, &["instances", "complete", "biz-1", "--answer", &answer]);
             assert!(said.stdout.starts_with("the create of biz-1 is done"), "{}", said.stdout);
-            let untold = home.list(&["callbacks", "list", "--untold"]);
-            assert_eq!(untold.len(), 1, "nobody has heard it yet: {untold:?}");
+            let unreported = home.list(&["callbacks", "list", "--untold"]);
+            assert_eq!(unreported.len(), 1, "nobody has heard it yet: {unreported:?}");
         });
         assert_eq!(last_act(&home), ("complete".into(), "instance biz-1 of alibaba-cn".into()));
         let told = daemon.deliver(&create("biz-1")).json();

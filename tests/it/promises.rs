@@ -319,19 +319,19 @@ fn p04_a_result_nobody_came_back_for_is_listed_until_it_is_told() {
     let daemon = home.start();
     let request = create("ob-4");
     assert_eq!(daemon.deliver(&request).id(), "0");
-    let untold = || home.list(&["callbacks", "list", "--untold"]);
-    assert_eq!(untold(), Vec::<Value>::new(), "a hook still runs for it");
+    let unreported = || home.list(&["callbacks", "list", "--untold"]);
+    assert_eq!(unreported(), Vec::<Value>::new(), "a hook still runs for it");
     home.open_gate("go");
     home.wait_until_idle();
-    let rows = untold();
+    let rows = unreported();
     assert_eq!(rows.len(), 1);
     assert_eq!((&rows[0]["action"], &rows[0]["told_at"]), (&json!("create"), &Value::Null));
     daemon.kill();
     let daemon = home.start();
     daemon.wait_for_log("untold=1");
-    assert_eq!(untold(), rows);
+    assert_eq!(unreported(), rows);
     assert_ne!(daemon.deliver(&request).id(), "0");
-    assert_eq!(untold(), Vec::<Value>::new());
+    assert_eq!(unreported(), Vec::<Value>::new());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
 use rusqlite::{Connection, params};
 use serde_json::Value;
-use spid::internals::store::encryption::{KeySource, Sealer};
+use spid::internals::store::encryption::{Encryptor, KeySource};
 use spid_hook::Secret;
 
 /// Answers with the password each time.
@@ -198,7 +198,7 @@ fn full_home(count: usize) -> Home {
     let daemon = home.start();
     assert!(tells_the_password(&daemon, "first"));
     daemon.stop();
-    let old = Sealer::from_existing(&[KeySource::File(home.path("spid.db.key"))]).unwrap();
+    let old = Encryptor::from_existing(&[KeySource::File(home.path("spid.db.key"))]).unwrap();
     let cipher = XChaCha20Poly1305::new(&[1; 32].into());
     let mut db = Connection::open(home.path("spid.db")).unwrap();
     let together = db.transaction().unwrap();
@@ -253,7 +253,7 @@ fn a_change_that_is_killed_goes_on_where_it_was() {
     let done = rotated(&home);
     assert_eq!((&done["resealed"], &done["remaining"]), (&0.into(), &0.into()));
     assert_eq!(status(&home), [("current".to_owned(), total), ("previous".to_owned(), 0)]);
-    let new = Sealer::from_existing(&[KeySource::File(home.path("new.key"))]).unwrap();
+    let new = Encryptor::from_existing(&[KeySource::File(home.path("new.key"))]).unwrap();
     let db = home.database();
     let mut rows = db.prepare("SELECT id, sealed FROM job").unwrap();
     let opened = rows
@@ -265,7 +265,7 @@ fn a_change_that_is_killed_goes_on_where_it_was() {
 }
 
 fn is_new(home: &Home, sealed: &[u8]) -> bool {
-    let new = Sealer::from_existing(&[KeySource::File(home.path("new.key"))]).unwrap();
+    let new = Encryptor::from_existing(&[KeySource::File(home.path("new.key"))]).unwrap();
     sealed.starts_with(&new.header())
 }
 

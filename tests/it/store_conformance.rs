@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::support::bench::*;
 use spid::internals::observe::limits;
 use spid::internals::store::{
-    Acceptance, Act, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
+    Acceptance, AuditNote, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
     StoreOptions,
 };
 use spid_core::lifecycle::Policy;
@@ -296,16 +296,16 @@ async fn who_waits_is_told_and_who_left_is_not(bench: &Bench) {
     let left = waiter(bench.accept(&create("b")).await);
     drop(left);
     bench.run_due().await;
-    let untold = bench.untold();
-    assert_eq!((untold.len(), untold[0].action), (1, Action::Create));
-    assert_eq!(bench.store.reader().totals().unwrap().untold, 1);
+    let unreported = bench.unreported();
+    assert_eq!((unreported.len(), unreported[0].action), (1, Action::Create));
+    assert_eq!(bench.store.reader().totals().unwrap().unreported, 1);
     assert_eq!(told_id(&bench.deliver(&create("b")).await), Some("b"));
-    assert!(bench.untold().is_empty());
+    assert!(bench.unreported().is_empty());
     bench.advance(5);
     let stays = waiter(bench.accept(&renew("b", "r", day(730))).await);
     bench.run_due().await;
-    assert!(bench.untold().is_empty(), "told in the commit that ended it");
-    assert_eq!(bench.callbacks()[0].told_at, Some(bench.clock.now()));
+    assert!(bench.unreported().is_empty(), "told in the commit that ended it");
+    assert_eq!(bench.callbacks()[0].reported_at, Some(bench.clock.now()));
     assert!(heard(stays).await.is_success());
 }
 
@@ -380,7 +380,7 @@ async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Be
     bench.finish_done(&taken[1]).await;
     assert_eq!((totals().oldest_job, totals().next_due), (None, None));
     bench.deliver(&create("b")).await;
-    assert_eq!((totals().tries, totals().untold), (0, 0), "told");
+    assert_eq!((totals().tries, totals().unreported), (0, 0), "told");
 }
 
 }
@@ -646,7 +646,7 @@ async fn a_database_of_version_1_is_brought_up_to_date_with_all_its_rows() {
         account: "alibaba-cn".into(),
         endpoint: "alibaba-cn".into(),
         key_label: "current".into(),
-        budget: Some(120),
+        delivery_limit: Some(120),
         callback: Arc::new(repeat),
         received_at: start(),
         policy: Policy::default(),
@@ -672,7 +672,7 @@ async fn a_backup_of_version_1_is_restored_into_a_database_of_today() {
     let before = std::fs::read(&backup).unwrap();
     let place = tempfile::tempdir().unwrap();
     let path = place.path().join("spid.db");
-    let act = Act { who: "a test".into(), why: "the disk died".into() };
+    let act = AuditNote { who: "a test".into(), why: "the disk died".into() };
     let restored = spid::internals::store::restore(
         &backup,
         &path,
@@ -714,7 +714,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
                 account: ACCOUNT.into(),
                 endpoint: "test".into(),
                 key_label: "current".into(),
-                budget: None,
+                delivery_limit: None,
                 callback: Arc::new(Callback { product: Some(product.into()), ..create("b") }),
                 received_at: clock.now(),
                 policy: Policy::default(),

@@ -106,7 +106,7 @@ impl fmt::Display for Part {
 
 /// Position in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct Position {
     /// Part of the request.
     pub part: Part,
     /// Offset from the start of the part as it was sent, in bytes.
@@ -121,11 +121,11 @@ pub struct QueryError {
     /// Parameter name, shortened; `None` when the fault is not about one parameter.
     pub parameter: Option<String>,
     /// Position; `None` when the parameters did not come as a query or a form.
-    pub place: Option<Place>,
+    pub place: Option<Position>,
 }
 
 impl QueryError {
-    fn new(rule: Rule, name: Option<&str>, place: Option<Place>) -> QueryError {
+    fn new(rule: Rule, name: Option<&str>, place: Option<Position>) -> QueryError {
         // Long enough to recognize, and short enough for a log line, because the sender chooses the name.
         // Tokens are removed before the name is cut: half a token would not be recognized.
         let parameter = name.map(|name| without_tokens(name).chars().take(64).collect());
@@ -145,7 +145,7 @@ impl fmt::Display for QueryError {
             write!(f, ": `{}`", name.escape_debug())?;
         }
         match self.place {
-            Some(Place { part, offset }) => write!(f, " (byte {offset} of the {part})"),
+            Some(Position { part, offset }) => write!(f, " (byte {offset} of the {part})"),
             None => Ok(()),
         }
     }
@@ -156,7 +156,7 @@ impl std::error::Error for QueryError {}
 /// A pair as it was sent.
 #[derive(Clone, Copy)]
 struct RawPair<'a> {
-    place: Place,
+    place: Position,
     name: &'a [u8],
     value: &'a [u8],
 }
@@ -266,7 +266,7 @@ fn split(text: &[u8], part: Part) -> impl Iterator<Item = RawPair<'_>> {
             let mut halves = pair.splitn(2, |byte| *byte == b'=');
             let name = halves.next().unwrap_or_default();
             let value = halves.next().unwrap_or_default();
-            RawPair { place: Place { part, offset }, name, value }
+            RawPair { place: Position { part, offset }, name, value }
         })
 }
 
@@ -276,7 +276,7 @@ fn decode(pair: &RawPair<'_>) -> Result<Pair, QueryError> {
         decode_text(text).map_err(|(rule, at)| {
             let offset = pair.place.offset + start + at;
             let name = String::from_utf8_lossy(pair.name);
-            QueryError::new(rule, Some(&name), Some(Place { part: pair.place.part, offset }))
+            QueryError::new(rule, Some(&name), Some(Position { part: pair.place.part, offset }))
         })
     };
     Ok((text(pair.name, 0)?, text(pair.value, pair.name.len() + 1)?))
@@ -311,7 +311,7 @@ fn unescape(text: &[u8]) -> Result<Vec<u8>, usize> {
 }
 
 fn check_decoded<'a>(
-    pairs: impl Iterator<Item = (&'a Pair, Option<Place>)> + Clone,
+    pairs: impl Iterator<Item = (&'a Pair, Option<Position>)> + Clone,
 ) -> Result<(), QueryError> {
     for (count, ((name, value), place)) in pairs.clone().enumerate() {
         // There are few parameters, so a scan is faster than a hash table.
@@ -380,7 +380,7 @@ mod tests {
     fn a_name_may_not_stand_in_the_query_and_in_the_form() {
         let error = parse(b"x=0&a=1", Some(b"b=2&a=1")).unwrap_err();
         assert_eq!(error.rule, Rule::DuplicateParameter);
-        assert_eq!(error.place, Some(Place { part: Part::Form, offset: 4 }));
+        assert_eq!(error.place, Some(Position { part: Part::Form, offset: 4 }));
         assert_eq!(error.to_string(), "a name is given twice: `a` (byte 4 of the form)");
     }
 
@@ -405,7 +405,7 @@ mod tests {
     fn errors_name_the_parameter_and_never_the_value() {
         let error = parse(b"first=1&password=hunter%2", None).unwrap_err();
         assert_eq!(error.parameter.as_deref(), Some("password"));
-        assert_eq!(error.place, Some(Place { part: Part::Query, offset: 23 }));
+        assert_eq!(error.place, Some(Position { part: Part::Query, offset: 23 }));
         assert!(!error.to_string().contains("hunter"));
         let error = parse(b"a%0ab=1&a%0ab=2", None).unwrap_err();
         assert!(!error.to_string().contains('\n'), "a log line stays one line");

@@ -318,7 +318,7 @@ pub enum Unreadable {
 
 /// All values that a hook which speaks JSON may answer.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Said {
+pub struct ParsedAnswer {
     /// Values of a success.
     pub answer: Answer,
     /// Note of an answer that says `pending`.
@@ -329,20 +329,20 @@ pub struct Said {
     pub retry_after: Option<Duration>,
 }
 
-impl Said {
+impl ParsedAnswer {
     /// Reads an answer. Returns `None` if the text is only white space.
-    pub fn read_any(text: &[u8]) -> Result<Option<Said>, Unreadable> {
+    pub fn read_any(text: &[u8]) -> Result<Option<ParsedAnswer>, Unreadable> {
         let text = text.trim_ascii();
-        if text.is_empty() { Ok(None) } else { Said::read(text).map(Some) }
+        if text.is_empty() { Ok(None) } else { ParsedAnswer::read(text).map(Some) }
     }
 
     /// Reads an answer.
-    pub fn read(text: &[u8]) -> Result<Said, Unreadable> {
+    pub fn read(text: &[u8]) -> Result<ParsedAnswer, Unreadable> {
         // `Json` keeps the digits of numbers: an id may be a number of 24 digits.
         let value = Json::read(text)
             .map_err(|error| Unreadable::NotJson { line: error.line(), column: error.column() })?;
         let Json::Object(members) = value else { return Err(Unreadable::NotAnObject) };
-        let mut said = Said::default();
+        let mut said = ParsedAnswer::default();
         for (name, value) in members {
             said.take(&name, value)?;
         }
@@ -372,7 +372,7 @@ impl Said {
     }
 
     /// Checks the answer of a hook that reports success. An empty answer is `None`.
-    pub fn success(said: Option<Said>, action: Action) -> Result<Answer, HookError> {
+    pub fn success(said: Option<ParsedAnswer>, action: Action) -> Result<Answer, HookError> {
         let Some(said) = said else { return Ok(silence(action)?) };
         // Pending comes first: it is no success yet, so nothing else of the answer counts.
         if let Some(note) = said.pending {
@@ -482,12 +482,12 @@ mod tests {
 
     const CANARY: &str = "fake-canary-password";
 
-    fn read(value: Value) -> Result<Said, Unreadable> {
-        Said::read(value.to_string().as_bytes())
+    fn read(value: Value) -> Result<ParsedAnswer, Unreadable> {
+        ParsedAnswer::read(value.to_string().as_bytes())
     }
 
     fn success(value: Value, action: Action) -> Result<Answer, HookError> {
-        Said::success(Some(read(value).unwrap()), action)
+        ParsedAnswer::success(Some(read(value).unwrap()), action)
     }
 
     #[test]
@@ -534,7 +534,7 @@ mod tests {
             assert!(!format!("{error} {error:?}").contains(CANARY), "{error}");
         }
         let half = format!(r#"{{"app": {{"password": "{CANARY}""#);
-        let error = Said::read(half.as_bytes()).unwrap_err();
+        let error = ParsedAnswer::read(half.as_bytes()).unwrap_err();
         assert!(!error.to_string().contains(CANARY), "{error}");
     }
 
@@ -563,12 +563,14 @@ mod tests {
         for number in ["202611300000000000000001", "1e3", "1.50", "-0", "18446744073709551616"] {
             let text =
                 format!(r#"{{"instance_id": {number}, "info": {{"x": {number}}}, "body": [{number}]}}"#);
-            let answer = Said::success(Said::read_any(text.as_bytes()).unwrap(), Action::Other).unwrap();
+            let answer =
+                ParsedAnswer::success(ParsedAnswer::read_any(text.as_bytes()).unwrap(), Action::Other)
+                    .unwrap();
             assert_eq!(answer.instance_id.as_deref(), Some(number));
             assert_eq!(answer.info["x"].expose(), number);
             assert_eq!(answer.body.unwrap().expose(), format!("[{number}]"));
         }
-        let wait = |text: &str| Said::read(format!(r#"{{"retry_after": {text}}}"#).as_bytes());
+        let wait = |text: &str| ParsedAnswer::read(format!(r#"{{"retry_after": {text}}}"#).as_bytes());
         assert_eq!(wait("5").unwrap().retry_after, Some(Duration::from_secs(5)));
         assert!(wait("5.5").is_err() && wait("-1").is_err() && wait("\"5\"").is_err());
     }
@@ -583,10 +585,10 @@ mod tests {
         let free = success(json!({"body": {"a": [1]}}), Action::Other).unwrap();
         assert_eq!(free.body.unwrap().expose(), r#"{"a":[1]}"#);
         for action in [Action::Create, Action::SignOn, Action::Other] {
-            assert_eq!(Said::success(None, action).unwrap_err().kind(), retry, "{action}");
+            assert_eq!(ParsedAnswer::success(None, action).unwrap_err().kind(), retry, "{action}");
         }
         for action in [Action::Renew, Action::Upgrade, Action::Expire, Action::Release, Action::Payment] {
-            assert_eq!(Said::success(None, action), Ok(Answer::default()), "{action}");
+            assert_eq!(ParsedAnswer::success(None, action), Ok(Answer::default()), "{action}");
         }
     }
 

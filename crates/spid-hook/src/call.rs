@@ -420,7 +420,7 @@ impl Context {
             action_name: facts.callback.action_name.clone(),
             order_id: facts.callback.order_id.clone(),
             parameters: facts.callback.parameters.clone(),
-            order: facts.callback.learned.clone(),
+            order: facts.callback.order_details.clone(),
             dashscope_euid: facts.dashscope_euid.clone(),
             traceparent: traceparent(facts),
         }

@@ -168,7 +168,7 @@ pub struct Expiry {
 /// Validation issues, for which a verified callback must wait for an operator before it is decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "doubt", rename_all = "kebab-case")]
-pub enum Doubt {
+pub enum ValidationIssue {
     /// The value of this parameter holds an `&`, behind which another parameter may be hidden. The signature would be
     /// the same.
     AmbiguousValue {
@@ -194,26 +194,28 @@ pub enum Doubt {
     },
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for ValidationIssue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Doubt::AmbiguousValue { name } => write!(
+            ValidationIssue::AmbiguousValue { name } => write!(
                 f,
                 "the value of `{name}` holds an `&` behind which another signed parameter may be hidden"
             ),
-            Doubt::UnreadableDate { name } => {
+            ValidationIssue::UnreadableDate { name } => {
                 write!(f, "`{name}` is missing or cannot be read as a date, and the action depends on it")
             }
-            Doubt::UnknownAction => f.write_str("the action is not one this dialect knows"),
-            Doubt::MissingParameter { name } => write!(f, "`{name}` is missing or empty"),
-            Doubt::UnknownValue { name } => write!(f, "`{name}` has a value that is not documented"),
+            ValidationIssue::UnknownAction => f.write_str("the action is not one this dialect knows"),
+            ValidationIssue::MissingParameter { name } => write!(f, "`{name}` is missing or empty"),
+            ValidationIssue::UnknownValue { name } => {
+                write!(f, "`{name}` has a value that is not documented")
+            }
         }
     }
 }
 
 /// Nonce of a request. A marketplace that retries uses a new nonce, so a second request with the same nonce is a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Once {
+pub struct Nonce {
     /// The nonce as it was sent.
     pub nonce: String,
     /// End of the time in which a copy would still pass the check of its date.
@@ -266,8 +268,8 @@ pub struct Callback {
     pub sent_at: Option<Timestamp>,
     /// The id that the marketplace chose for the instance of a create, if it chooses ids itself. The id of the hook is
     /// then internal to the seller.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub public_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "public_id")]
+    pub marketplace_instance_id: Option<String>,
     /// True for a test call of the marketplace, which must have no effect.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub test: bool,
@@ -276,8 +278,8 @@ pub struct Callback {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dialect: Option<String>,
     /// True if the marketplace provisions such instances itself, so that an unknown instance is no error.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub made_elsewhere: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not", rename = "made_elsewhere")]
+    pub externally_provisioned: bool,
     /// True if the request carries an id of the marketplace's own that is new for each order. A repeat of it then asks
     /// "has this order been carried out?". Without such an id, two different events read alike, and a repeat can only
     /// ask "is it so?". The dialect decides; see [`Callback::ordering`].
@@ -292,10 +294,10 @@ pub struct Callback {
     pub converts: bool,
     /// Nonce of the request, for marketplaces that send one.
     #[serde(skip)]
-    pub once: Option<Once>,
+    pub once: Option<Nonce>,
     /// Order details beyond the parameters: the answer of an order lookup, or decrypted fields of the request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub learned: Option<Parameters>,
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "learned")]
+    pub order_details: Option<Parameters>,
     /// The request as JSON, if its parameters hold lists as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
@@ -303,8 +305,8 @@ pub struct Callback {
     #[serde(default)]
     pub parameters: Parameters,
     /// Validation issues, for which the callback must wait for an operator; empty for almost every callback.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub doubts: Vec<Doubt>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "doubts")]
+    pub issues: Vec<ValidationIssue>,
     /// Time at which most of the content was deleted; see [`Callback::forgotten`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pruned_at: Option<Timestamp>,
@@ -339,18 +341,18 @@ impl Callback {
             refund: None,
             items: BTreeMap::new(),
             sent_at: None,
-            public_id: None,
+            marketplace_instance_id: None,
             test: false,
             dialect: None,
-            made_elsewhere: false,
+            externally_provisioned: false,
             ordered: false,
             also: Vec::new(),
             converts: false,
             once: None,
-            learned: None,
+            order_details: None,
             body: None,
             parameters: Parameters::default(),
-            doubts: Vec::new(),
+            issues: Vec::new(),
             pruned_at: None,
         }
     }
@@ -412,7 +414,7 @@ impl Callback {
     /// do order details that were added later.
     pub fn asks_the_same(&self, other: &Callback) -> bool {
         // The neutral fields contain the order details too, so compare only the content of the request.
-        if self.learned.is_some() || other.learned.is_some() {
+        if self.order_details.is_some() || other.order_details.is_some() {
             return (self.action, &self.also, &self.subject, &self.order_id, &self.parameters)
                 == (other.action, &other.also, &other.subject, &other.order_id, &other.parameters);
         }
@@ -421,7 +423,7 @@ impl Callback {
             dialect: None,
             sent_at: None,
             once: None,
-            learned: None,
+            order_details: None,
             ordered: false,
             pruned_at: None,
             ..callback.clone()

@@ -105,7 +105,7 @@ pub use secret::Secret;
 /// # Errors
 /// The reason why the answer is invalid. The text never contains a value of the answer.
 pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
-    let said = answer::Said::read(text).map_err(|error| error.to_string())?;
+    let said = answer::ParsedAnswer::read(text).map_err(|error| error.to_string())?;
     match (said.pending, said.refuse) {
         (None, None) => Ok(said.answer),
         _ => Err("an answer that is `pending` or a `refuse` completes nothing".to_owned()),

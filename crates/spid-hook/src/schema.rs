@@ -137,7 +137,7 @@ fn free(description: &str) -> Value {
 mod tests {
     use jsonschema::Validator;
 
-    use super::super::answer::Said;
+    use super::super::answer::ParsedAnswer;
     use super::super::call::tests::{a_call, an_instance};
     use super::*;
     use crate::callback::Callback;
@@ -212,7 +212,7 @@ mod tests {
             tried.extend(fields.iter().map(|field| json!({ section: { *field: "x" } })));
         }
         for said in tried {
-            let read = Said::read(said.to_string().as_bytes()).is_ok();
+            let read = ParsedAnswer::read(said.to_string().as_bytes()).is_ok();
             assert_eq!(answers.is_valid(&said), read, "{said}");
         }
     }

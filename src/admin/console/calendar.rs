@@ -8,13 +8,13 @@ use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::nothing;
-use super::{Desk, Page, Paged, Place};
+use super::{NavigationEntry, Page, PageContext, Paged};
 
 const WEEK: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
 
-pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["month", "done"])?;
-    let today = desk.now.to_zoned(TimeZone::UTC).date();
+    let today = context.now.to_zoned(TimeZone::UTC).date();
     let first = match target.get("month") {
         Some(text) => format!("{text}-01").parse::<Date>().map_err(|_| wrong())?,
         None => today.first_of_month(),
@@ -35,7 +35,7 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
             nothing(html, "No term ends in this month.");
         }
     });
-    Ok(Page { title: "Expiry".to_owned(), place: Place::Expiry, body })
+    Ok(Page { title: "Expiry".to_owned(), place: NavigationEntry::Expiry, body })
 }
 
 fn wrong() -> Fault {

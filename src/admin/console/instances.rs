@@ -8,14 +8,14 @@ use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault, api};
 use super::parts::{badge, instance_link, label, nothing, table, time};
-use super::{Desk, Page, Paged, Place};
+use super::{NavigationEntry, Page, PageContext, Paged};
 use crate::store::InstanceRow;
 use spid_hook::instance::State;
 
 /// Maximum number of instances on a page.
 const ROWS: usize = 50;
 
-pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["search", "state", "account", "expires", "before", "done"])?;
     let mut filter = api::instances_filter(target, ROWS)?;
     // Only the console filters by day; the API does not offer it.
@@ -23,9 +23,9 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     let rows = admin.read(move |reader| Ok(reader.instances(&filter)?)).await?;
     let mut body = Html::default();
     search(&mut body, target);
-    body.element("section", &[("class", "card")], |html| list(html, desk, &rows));
+    body.element("section", &[("class", "card")], |html| list(html, context, &rows));
     pages(&mut body, target, api::next(&rows, ROWS, |row| row.number));
-    Ok(Page { title: "Instances".to_owned(), place: Place::Instances, body })
+    Ok(Page { title: "Instances".to_owned(), place: NavigationEntry::Instances, body })
 }
 
 /// First instant of a UTC day, and of the day after it.
@@ -81,7 +81,7 @@ fn states(html: &mut Html, chosen: &str) {
     });
 }
 
-fn list(html: &mut Html, desk: &Desk, rows: &[InstanceRow]) {
+fn list(html: &mut Html, context: &PageContext, rows: &[InstanceRow]) {
     if rows.is_empty() {
         return nothing(html, "No instance is like that.");
     }
@@ -100,7 +100,7 @@ fn list(html: &mut Html, desk: &Desk, rows: &[InstanceRow]) {
             4 => html.text(&or_dash(instance.sku.as_ref())),
             5 => html.text(&instance.account),
             _ => match instance.expires_on {
-                Some(at) => time(html, at, desk.now),
+                Some(at) => time(html, at, context.now),
                 None => html.text("–"),
             },
         }

@@ -15,11 +15,11 @@ mod work;
 
 use super::access::{self, Operator};
 use super::html::Html;
-use super::operations::{Deed, Named, signed};
+use super::operations::{AdminOperation, Named, signed};
 use super::target::{Link, Target};
 use super::{Admin, Fault, api, is_read};
 use crate::net::{Method, Request, Response};
-use crate::store::Act;
+use crate::store::AuditNote;
 use jiff::Timestamp;
 use spid_core::query;
 use spid_hook::Secret;
@@ -32,7 +32,7 @@ const ICON: &str = include_str!("icon.svg");
 const CONTENT_POLICY: &str = "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// Data that every page needs.
-struct Desk {
+struct PageContext {
     now: Timestamp,
     form_token: Secret,
     /// Name of the operator, if the browser has sent one.
@@ -47,27 +47,27 @@ struct Desk {
 struct Page {
     title: String,
     /// Navigation entry of the page.
-    place: Place,
+    place: NavigationEntry,
     body: Html,
 }
 
 /// Navigation entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum NavigationEntry {
     Now,
     Instances,
     Work,
-    Refusals,
+    DeniedRequests,
     Expiry,
     Nowhere,
 }
 
-const NAVIGATION: [(Place, &str, &str); 5] = [
-    (Place::Now, "Now", "/console/"),
-    (Place::Instances, "Instances", "/console/instances"),
-    (Place::Work, "Work", "/console/work"),
-    (Place::Refusals, "Refusals", "/console/refusals"),
-    (Place::Expiry, "Expiry", "/console/expiry"),
+const NAVIGATION: [(NavigationEntry, &str, &str); 5] = [
+    (NavigationEntry::Now, "Now", "/console/"),
+    (NavigationEntry::Instances, "Instances", "/console/instances"),
+    (NavigationEntry::Work, "Work", "/console/work"),
+    (NavigationEntry::DeniedRequests, "Refusals", "/console/refusals"),
+    (NavigationEntry::Expiry, "Expiry", "/console/expiry"),
 ];
 
 type Paged = Result<Page, Fault>;
@@ -79,38 +79,38 @@ pub(super) async fn answer(
     request: &Request,
     target: &Target,
 ) -> Response {
-    let desk = Desk::of(admin, operator, request, target);
+    let context = PageContext::of(admin, operator, request, target);
     let path = target.segments();
     let path = path.get(1..).unwrap_or_default();
     match (&request.method, path) {
-        (Method::Post, ["act"]) => match act(admin, &desk, request).await {
+        (Method::Post, ["act"]) => match act(admin, &context, request).await {
             Ok(response) => framed(response),
-            Err(fault) => sent(fault.status, &desk, fault_page(&fault, back_of(request))),
+            Err(fault) => sent(fault.status, &context, fault_page(&fault, back_of(request))),
         },
         _ if !is_read(request) => Response::text(405, "only GET\n").with_header("allow", "GET, HEAD"),
         (_, ["style.css"]) => asset("text/css; charset=utf-8", STYLE),
         (_, ["icon.svg"]) => asset("image/svg+xml", ICON),
-        (_, path) => match read(admin, &desk, target, path).await {
-            Ok(page) => sent(200, &desk, page),
-            Err(fault) => sent(fault.status, &desk, fault_page(&fault, None)),
+        (_, path) => match read(admin, &context, target, path).await {
+            Ok(page) => sent(200, &context, page),
+            Err(fault) => sent(fault.status, &context, fault_page(&fault, None)),
         },
     }
 }
 
-async fn read(admin: &Admin, desk: &Desk, target: &Target, path: &[&str]) -> Paged {
+async fn read(admin: &Admin, context: &PageContext, target: &Target, path: &[&str]) -> Paged {
     match path {
-        [] => overview::page(admin, desk, target).await,
-        ["instances"] => instances::page(admin, desk, target).await,
-        ["instances", name] => timeline::page(admin, desk, target, name).await,
-        ["work"] => work::page(admin, desk, target).await,
-        ["refusals"] => refusals::page(admin, desk, target),
-        ["expiry"] => calendar::page(admin, desk, target).await,
+        [] => overview::page(admin, context, target).await,
+        ["instances"] => instances::page(admin, context, target).await,
+        ["instances", name] => timeline::page(admin, context, target, name).await,
+        ["work"] => work::page(admin, context, target).await,
+        ["refusals"] => refusals::page(admin, context, target),
+        ["expiry"] => calendar::page(admin, context, target).await,
         _ => Err(Fault::nothing_here()),
     }
 }
 
-impl Desk {
-    fn of(admin: &Admin, operator: &Operator, request: &Request, target: &Target) -> Desk {
+impl PageContext {
+    fn of(admin: &Admin, operator: &Operator, request: &Request, target: &Target) -> PageContext {
         // The result of an operation is shown once, so it is not part of the path to return to.
         let mut here = request.path().to_owned();
         let pairs = query::parse(request.query(), None).unwrap_or_default();
@@ -118,7 +118,7 @@ impl Desk {
         if !kept.is_empty() {
             here = format!("{here}?{}", query::encode(&kept));
         }
-        Desk {
+        PageContext {
             now: admin.now(),
             form_token: admin.inner.form_token.clone(),
             who: operator.name.clone().unwrap_or_default(),
@@ -142,7 +142,7 @@ fn framed(response: Response) -> Response {
         .with_header("cross-origin-resource-policy", "same-origin")
 }
 
-fn sent(status: u16, desk: &Desk, page: Page) -> Response {
+fn sent(status: u16, context: &PageContext, page: Page) -> Response {
     let mut html = Html::default();
     html.element("html", &[("lang", "en")], |html| {
         html.element("head", &[], |html| head(html, &page.title));
@@ -153,7 +153,7 @@ fn sent(status: u16, desk: &Desk, page: Page) -> Response {
             html.element("header", &[("class", "bar")], |html| navigation(html, page.place));
             html.element("main", &[("id", "content")], |html| {
                 html.leaf("h1", "", &page.title);
-                if let Some(sentence) = desk.done.as_deref().and_then(words::done) {
+                if let Some(sentence) = context.done.as_deref().and_then(words::done) {
                     html.element("p", &[("class", "notice good"), ("role", "status")], |html| {
                         html.text(sentence)
                     });
@@ -162,7 +162,7 @@ fn sent(status: u16, desk: &Desk, page: Page) -> Response {
             });
             html.element("footer", &[], |html| {
                 let version = env!("CARGO_PKG_VERSION");
-                html.text(&format!("spid {version} · {} · all times UTC", parts::moment(desk.now)));
+                html.text(&format!("spid {version} · {} · all times UTC", parts::moment(context.now)));
             });
         });
     });
@@ -180,7 +180,7 @@ fn head(html: &mut Html, title: &str) {
     html.void("link", &[("rel", "icon"), ("type", "image/svg+xml"), ("href", "/console/icon.svg")]);
 }
 
-fn navigation(html: &mut Html, here: Place) {
+fn navigation(html: &mut Html, here: NavigationEntry) {
     html.element("a", &[("class", "brand"), ("href", "/console/")], |html| {
         html.void("img", &[("src", "/console/icon.svg"), ("alt", ""), ("width", "22"), ("height", "22")]);
         html.text("spid");
@@ -207,7 +207,7 @@ fn fault_page(fault: &Fault, back: Option<String>) -> Page {
         None => html.link("button", &Link::to("/console/"), "Now"),
     });
     let title = if fault.status == 404 { "Not found" } else { "Not done" };
-    Page { title: title.to_owned(), place: Place::Nowhere, body }
+    Page { title: title.to_owned(), place: NavigationEntry::Nowhere, body }
 }
 
 /// Fields of a submitted form.
@@ -235,20 +235,20 @@ fn back_of(request: &Request) -> Option<String> {
     (plain && back.starts_with("/console/")).then_some(back)
 }
 
-async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, Fault> {
+async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<Response, Fault> {
     // The browser's headers come first; the form token is a second, independent check.
     if !access::is_from_our_page(request) {
         return Err(Fault::new(403, "an act is not taken from a page of another site"));
     }
     let form = Form::of(request)?;
-    if Secret::new(form.get("token")) != desk.form_token {
+    if Secret::new(form.get("token")) != context.form_token {
         return Err(Fault::new(
             403,
             "this form is from before the daemon was last started; go back, reload the page and look again",
         ));
     }
-    let act: Act = signed(form.get("who"), form.get("why"))?;
-    let report = admin.act(deed(&form)?, act).await?;
+    let act: AuditNote = signed(form.get("who"), form.get("why"))?;
+    let report = admin.act(operation(&form)?, act).await?;
     let back = back_of(request).unwrap_or_else(|| "/console/work".to_owned());
     let join = if back.contains('?') { '&' } else { '?' };
     // Only the name of the operation is in the URL. The page translates known names, so it shows no text of others.
@@ -257,24 +257,24 @@ async fn act(admin: &Admin, desk: &Desk, request: &Request) -> Result<Response, 
     Ok(Response::empty(303).with_header("location", there))
 }
 
-fn deed(form: &Form) -> Result<Deed, Fault> {
+fn operation(form: &Form) -> Result<AdminOperation, Fault> {
     let target = form.get("target");
     let named = || Named { name: target.to_owned(), account: form.filled("account") };
     Ok(match form.get("act") {
-        "retry" => Deed::Retry(api::job_id(target)?),
-        "drop" => Deed::Drop(api::job_id(target)?),
-        "approve" => Deed::Approve {
+        "retry" => AdminOperation::Retry(api::job_id(target)?),
+        "drop" => AdminOperation::Drop(api::job_id(target)?),
+        "approve" => AdminOperation::Approve {
             callback: api::callback_number(target)?,
             instead: api::really(form.filled("as").as_deref())?,
         },
-        "reject" => Deed::Reject(api::callback_number(target)?),
-        "settle" => Deed::Settle(api::callback_number(target)?),
-        "dismiss" => Deed::Dismiss(api::callback_number(target)?),
+        "reject" => AdminOperation::Reject(api::callback_number(target)?),
+        "settle" => AdminOperation::Settle(api::callback_number(target)?),
+        "dismiss" => AdminOperation::Dismiss(api::callback_number(target)?),
         "complete" => {
             let answer = form.filled("answer").map(|text| api::read_answer(text.as_bytes())).transpose()?;
-            Deed::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }
+            AdminOperation::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }
         }
-        "release" => Deed::Release(named()),
+        "release" => AdminOperation::Release(named()),
         _ => return Err(Fault::new(400, "there is no such act")),
     })
 }

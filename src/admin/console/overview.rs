@@ -6,7 +6,7 @@ use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
-use super::{Desk, Page, Paged, Place};
+use super::{NavigationEntry, Page, PageContext, Paged};
 use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
 use spid_core::lifecycle::schedule;
 
@@ -21,10 +21,10 @@ struct Shown {
     acts: Vec<ActRow>,
 }
 
-pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["done"])?;
     let (readiness, totals) = admin.examine().await;
-    let now = desk.now;
+    let now = context.now;
     let (totals, shown) = (totals?, admin.read(move |reader| read(reader, now)).await?);
     let mut body = Html::default();
     if !readiness.ready {
@@ -39,11 +39,11 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
             tile(html, "", "Database", &parts::bytes(disk.database_bytes + disk.wal_bytes), &used, None);
         }
     });
-    section(&mut body, "Needs attention", |html| attention(html, desk, &shown.attention));
-    section(&mut body, "Under way", |html| jobs(html, desk, &shown.jobs));
-    section(&mut body, "Latest callbacks", |html| callbacks(html, desk, &shown.callbacks));
-    section(&mut body, "Done by hand", |html| acts(html, desk, &shown.acts));
-    Ok(Page { title: "Now".to_owned(), place: Place::Now, body })
+    section(&mut body, "Needs attention", |html| attention(html, context, &shown.attention));
+    section(&mut body, "Under way", |html| jobs(html, context, &shown.jobs));
+    section(&mut body, "Latest callbacks", |html| callbacks(html, context, &shown.callbacks));
+    section(&mut body, "Done by hand", |html| acts(html, context, &shown.acts));
+    Ok(Page { title: "Now".to_owned(), place: NavigationEntry::Now, body })
 }
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
@@ -87,10 +87,10 @@ fn tiles(html: &mut Html, totals: &Totals) {
     let detail = format!("{} pending · {} frozen · {} released", of("pending"), of("frozen"), of("released"));
     let link = Link::to("/console/instances");
     tile(html, "", "Active instances", &of("active").to_string(), &detail, Some(link));
-    let tone = if totals.untold > 0 { "alarm" } else { "" };
+    let tone = if totals.unreported > 0 { "alarm" } else { "" };
     let detail = format!("most tries spent: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
     let link = Link::to("/console/work");
-    tile(html, tone, "Untold results", &totals.untold.to_string(), &detail, Some(link));
+    tile(html, tone, "Untold results", &totals.unreported.to_string(), &detail, Some(link));
 }
 
 fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, link: Option<Link>) {
@@ -104,7 +104,7 @@ fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, li
     });
 }
 
-fn attention(html: &mut Html, desk: &Desk, attention: &Attention) {
+fn attention(html: &mut Html, context: &PageContext, attention: &Attention) {
     if attention.items.is_empty() {
         return nothing(html, "Nothing. No order is refused, dead, held, pending or unreported.");
     }
@@ -116,9 +116,9 @@ fn attention(html: &mut Html, desk: &Desk, attention: &Attention) {
             Some(name) => html.link("name", &instance_link(name, &row.account), name),
             None => html.text("–"),
         },
-        3 => time(html, row.since, desk.now),
+        3 => time(html, row.since, context.now),
         4 => match row.deadline {
-            Some(at) => time(html, at, desk.now),
+            Some(at) => time(html, at, context.now),
             None => html.text("–"),
         },
         _ => html.text(&row.detail),
@@ -129,7 +129,7 @@ fn attention(html: &mut Html, desk: &Desk, attention: &Attention) {
     html.element("p", &[], |html| html.link("button", &Link::to("/console/work"), "Look at it and mend it"));
 }
 
-fn jobs(html: &mut Html, desk: &Desk, jobs: &[(JobRow, Option<(String, String)>)]) {
+fn jobs(html: &mut Html, context: &PageContext, jobs: &[(JobRow, Option<(String, String)>)]) {
     if jobs.is_empty() {
         return nothing(html, "Nothing is running or queued.");
     }
@@ -142,18 +142,18 @@ fn jobs(html: &mut Html, desk: &Desk, jobs: &[(JobRow, Option<(String, String)>)
             None => html.text("–"),
         },
         3 => html.text(&job.attempts.to_string()),
-        4 => time(html, job.due_at, desk.now),
+        4 => time(html, job.due_at, context.now),
         _ => html.text(job.note.as_deref().unwrap_or("–")),
     });
 }
 
-fn callbacks(html: &mut Html, desk: &Desk, callbacks: &[(CallbackRow, Option<String>)]) {
+fn callbacks(html: &mut Html, context: &PageContext, callbacks: &[(CallbackRow, Option<String>)]) {
     if callbacks.is_empty() {
         return nothing(html, "No marketplace has called yet.");
     }
     let headings = ["Last", "Action", "Instance", "Endpoint", "Tries", "Told"];
     table(html, "Latest callbacks", &headings, callbacks, |html, (row, name), column| match column {
-        0 => time(html, row.last_received_at, desk.now),
+        0 => time(html, row.last_received_at, context.now),
         1 => html.text(row.action.as_str()),
         2 => match name {
             Some(name) => html.link("name", &instance_link(name, &row.account), name),
@@ -161,20 +161,20 @@ fn callbacks(html: &mut Html, desk: &Desk, callbacks: &[(CallbackRow, Option<Str
         },
         3 => html.text(&row.endpoint),
         4 => html.text(&row.deliveries.to_string()),
-        _ => match row.told_at {
-            Some(at) => time(html, at, desk.now),
+        _ => match row.reported_at {
+            Some(at) => time(html, at, context.now),
             None => html.text("not yet"),
         },
     });
 }
 
-fn acts(html: &mut Html, desk: &Desk, acts: &[ActRow]) {
+fn acts(html: &mut Html, context: &PageContext, acts: &[ActRow]) {
     if acts.is_empty() {
         return nothing(html, "Nothing yet.");
     }
     let headings = ["When", "Who", "Act", "To what", "Why"];
     table(html, "Done by hand", &headings, acts, |html, row, column| match column {
-        0 => time(html, row.at, desk.now),
+        0 => time(html, row.at, context.now),
         1 => html.text(&row.who),
         2 => html.text(&row.act),
         3 => html.text(&row.target),

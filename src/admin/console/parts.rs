@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::super::html::Html;
 use super::super::target::Link;
-use super::Desk;
+use super::PageContext;
 use crate::observe::limits;
 use spid_core::query;
 use spid_hook::callback::Parameters;
@@ -166,24 +166,25 @@ pub(super) enum Field {
     Answer,
 }
 
-pub(super) fn act(html: &mut Html, desk: &Desk, form: &ActForm<'_>) {
+pub(super) fn act(html: &mut Html, context: &PageContext, form: &ActForm<'_>) {
     // `details` opens and closes without a script.
     html.element("details", &[("class", "act")], |html| {
         html.element("summary", &[("class", "button")], |html| html.text(form.label));
         html.element("form", &[("method", "post"), ("action", "/console/act")], |html| {
             html.leaf("p", "hint", form.hint);
-            hidden(html, "token", desk.form_token.expose());
+            hidden(html, "token", context.form_token.expose());
             hidden(html, "act", form.act);
             hidden(html, "target", form.target);
             // The page to return to after the operation.
-            hidden(html, "back", &desk.here);
+            hidden(html, "back", &context.here);
             if let Some(account) = form.account {
                 hidden(html, "account", account);
             }
             field(html, form.field);
             let most = limits::REASON_MAX_BYTES.to_string();
             label(html, "Who", |html| {
-                let known = [("name", "who"), ("value", &*desk.who), ("required", ""), ("maxlength", "100")];
+                let known =
+                    [("name", "who"), ("value", &*context.who), ("required", ""), ("maxlength", "100")];
                 html.void("input", &known);
             });
             label(html, "Why", |html| {
@@ -229,7 +230,7 @@ pub(super) fn hidden(html: &mut Html, name: &'static str, value: &str) {
 }
 
 /// Operations on a job that waits for an operator.
-pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(&str, &str)>) {
+pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance: Option<(&str, &str)>) {
     let id = job.to_string();
     let plain = ActForm {
         act: "retry",
@@ -239,11 +240,11 @@ pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(
         hint: "Runs the hook once more, now. The schedule is neither spent nor doubled.",
         field: Field::Nothing,
     };
-    act(html, desk, &plain);
+    act(html, context, &plain);
     if let Some((name, account)) = instance {
         act(
             html,
-            desk,
+            context,
             &ActForm {
                 act: "complete",
                 label: "Complete",
@@ -256,7 +257,7 @@ pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(
     }
     act(
         html,
-        desk,
+        context,
         &ActForm {
             act: "drop",
             label: "Drop",
@@ -267,7 +268,7 @@ pub(super) fn job_acts(html: &mut Html, desk: &Desk, job: Id, instance: Option<(
 }
 
 /// Operation on an attention item for which no job and no decision waits.
-pub(super) fn dismiss_act(html: &mut Html, desk: &Desk, callback: i64) {
+pub(super) fn dismiss_act(html: &mut Html, context: &PageContext, callback: i64) {
     let dismiss = ActForm {
         act: "dismiss",
         label: "Dismiss",
@@ -276,11 +277,11 @@ pub(super) fn dismiss_act(html: &mut Html, desk: &Desk, callback: i64) {
         hint: "Takes it off the list: you have seen to it. Nothing else changes.",
         field: Field::Nothing,
     };
-    act(html, desk, &dismiss);
+    act(html, context, &dismiss);
 }
 
 /// Operations on a held callback.
-pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code: Option<&str>) {
+pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, reason_code: Option<&str>) {
     let number = callback.to_string();
     let conflicting = reason_code == Some("conflicting-create");
     let approve = ActForm {
@@ -291,10 +292,10 @@ pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code
         hint: "Has it done after all, as if nothing spoke against it.",
         field: if conflicting { Field::Instead } else { Field::Nothing },
     };
-    act(html, desk, &approve);
+    act(html, context, &approve);
     act(
         html,
-        desk,
+        context,
         &ActForm {
             act: "settle",
             label: "Settle",
@@ -305,7 +306,7 @@ pub(super) fn held_acts(html: &mut Html, desk: &Desk, callback: i64, reason_code
     );
     act(
         html,
-        desk,
+        context,
         &ActForm {
             act: "reject",
             label: "Reject",

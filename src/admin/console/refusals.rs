@@ -4,11 +4,11 @@ use super::super::Admin;
 use super::super::html::Html;
 use super::super::target::Target;
 use super::parts::{badge, nothing, time};
-use super::{Desk, Page, Paged, Place, words};
+use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
 
-pub(super) fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+pub(super) fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["done"])?;
     let refusals = admin.inner.parts.refusals.latest(limits::REFUSALS_SHOWN_COUNT);
     let mut body = Html::default();
@@ -21,19 +21,19 @@ pub(super) fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
         nothing(&mut body, "Nothing was refused since the start.");
     }
     for refusal in &refusals {
-        body.element("article", &[("class", "card")], |html| draw(html, desk, refusal));
+        body.element("article", &[("class", "card")], |html| draw(html, context, refusal));
     }
-    Ok(Page { title: "Refusals".to_owned(), place: Place::Refusals, body })
+    Ok(Page { title: "Refusals".to_owned(), place: NavigationEntry::DeniedRequests, body })
 }
 
-fn draw(html: &mut Html, desk: &Desk, refusal: &Shown) {
+fn draw(html: &mut Html, context: &PageContext, refusal: &Shown) {
     html.element("h2", &[], |html| {
         badge(html, "refused");
         html.text(&format!(" {}", refusal.reason));
     });
     html.element("p", &[("class", "soft")], |html| {
         html.text(&format!("{} at {} from {} · ", refusal.method, refusal.endpoint, refusal.peer));
-        time(html, refusal.at, desk.now);
+        time(html, refusal.at, context.now);
     });
     html.leaf("p", "said", &refusal.message);
     let explanation = refusal.explanation.as_deref().filter(|text| *text != refusal.message);

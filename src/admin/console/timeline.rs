@@ -8,8 +8,8 @@ use super::super::html::Html;
 use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
-use super::{Desk, Page, Paged, Place, words};
-use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, JobRow, Life, Reader};
+use super::{NavigationEntry, Page, PageContext, Paged, words};
+use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, InstanceHistory, JobRow, Reader};
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
@@ -20,7 +20,7 @@ const EVENTS: usize = 300;
 const ACTS: usize = 1_000;
 
 struct Shown {
-    life: Life,
+    life: InstanceHistory,
     /// Content of each callback, in the order of `life.callbacks`.
     bodies: Vec<Callback>,
     attempts: Vec<AttemptRow>,
@@ -38,19 +38,19 @@ enum What<'a> {
     Told(&'a CallbackRow),
     Failed(&'a JobRow, &'a AttemptRow),
     Stands(&'a JobRow),
-    Act(&'a ActRow),
+    AuditNote(&'a ActRow),
 }
 
-pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target, name: &str) -> Paged {
+pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, name: &str) -> Paged {
     target.only(&["account", "done"])?;
     let (wanted, account) = (name.to_owned(), target.get("account").map(str::to_owned));
     let shown = admin.read(move |reader| read(reader, &wanted, account.as_deref())).await?;
     let instance = &shown.life.instance.instance;
     let mut body = Html::default();
-    body.element("section", &[("class", "card")], |html| summary(html, desk, instance));
-    section(&mut body, "What can be done", |html| acts(html, desk, &shown));
-    section(&mut body, "Life, the latest first", |html| events(html, desk, &shown));
-    Ok(Page { title: name.to_owned(), place: Place::Instances, body })
+    body.element("section", &[("class", "card")], |html| summary(html, context, instance));
+    section(&mut body, "What can be done", |html| acts(html, context, &shown));
+    section(&mut body, "Life, the latest first", |html| events(html, context, &shown));
+    Ok(Page { title: name.to_owned(), place: NavigationEntry::Instances, body })
 }
 
 fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fault> {
@@ -69,7 +69,7 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
 }
 
 /// Names of this instance, its jobs and its callbacks in the audit log.
-fn targets(life: &Life) -> HashSet<String> {
+fn targets(life: &InstanceHistory) -> HashSet<String> {
     let row = &life.instance;
     let itself = format!("instance {} of {}", row.name().unwrap_or_default(), row.instance.account);
     let jobs = life.jobs.iter().map(|job| format!("job {}", job.id));
@@ -77,12 +77,12 @@ fn targets(life: &Life) -> HashSet<String> {
     jobs.chain(callbacks).chain([itself]).collect()
 }
 
-fn summary(html: &mut Html, desk: &Desk, instance: &Instance) {
+fn summary(html: &mut Html, context: &PageContext, instance: &Instance) {
     html.element("p", &[("class", "state")], |html| {
         badge(html, instance.state.as_str());
         if let Some(at) = instance.expires_on {
             html.leaf("span", "soft", "expires");
-            time(html, at, desk.now);
+            time(html, at, context.now);
         }
     });
     let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name} = {value}")).collect();
@@ -109,7 +109,7 @@ fn summary(html: &mut Html, desk: &Desk, instance: &Instance) {
     );
 }
 
-fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
+fn acts(html: &mut Html, context: &PageContext, shown: &Shown) {
     let row = &shown.life.instance;
     let named = row.name().map(|name| (name, row.instance.account.as_str()));
     let mut any = false;
@@ -123,7 +123,7 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
                 badge(html, job.state.as_str());
                 html.text(&format!(" {} · {}", job.action, job.note.as_deref().unwrap_or_default()));
             });
-            html.element("div", &[("class", "acts")], |html| job_acts(html, desk, job.id, named));
+            html.element("div", &[("class", "acts")], |html| job_acts(html, context, job.id, named));
         });
     }
     for held in shown.life.callbacks.iter().filter(|row| row.disposition == Disposition::Held) {
@@ -135,12 +135,12 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
             });
             let code = held.reason_code.as_deref();
             html.leaf("p", "hint", words::advice("held-callback", code));
-            html.element("div", &[("class", "acts")], |html| held_acts(html, desk, held.number, code));
+            html.element("div", &[("class", "acts")], |html| held_acts(html, context, held.number, code));
         });
     }
     if let Some((name, account)) = named.filter(|_| row.instance.state != State::Released) {
         html.element("div", &[("class", "acts")], |html| {
-            parts::act(html, desk, &ActForm {
+            parts::act(html, context, &ActForm {
                 act: "release",
                 label: "Release",
                 target: name,
@@ -154,7 +154,7 @@ fn acts(html: &mut Html, desk: &Desk, shown: &Shown) {
     }
 }
 
-fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
+fn events(html: &mut Html, context: &PageContext, shown: &Shown) {
     let mut events = happened(shown);
     // Truncate after sorting, so that the oldest events are left out.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
@@ -163,7 +163,7 @@ fn events(html: &mut Html, desk: &Desk, shown: &Shown) {
     html.element("ol", &[("class", "timeline")], |html| {
         for event in &events {
             html.element("li", &[("data-tone", tone(&event.what))], |html| {
-                time(html, event.at, desk.now);
+                time(html, event.at, context.now);
                 html.element("div", &[], |html| draw(html, &event.what));
             });
         }
@@ -179,7 +179,7 @@ fn happened(shown: &Shown) -> Vec<Event<'_>> {
     let life = &shown.life;
     let mut events = Vec::new();
     for row in life.callbacks.iter().rev() {
-        events.extend(row.told_at.map(|at| Event { at, what: What::Told(row) }));
+        events.extend(row.reported_at.map(|at| Event { at, what: What::Told(row) }));
     }
     for job in life.jobs.iter().rev() {
         let at = job.ended_at.or(job.attempted_at).unwrap_or(job.created_at);
@@ -187,7 +187,7 @@ fn happened(shown: &Shown) -> Vec<Event<'_>> {
         let failed = shown.attempts.iter().rev().filter(|attempt| attempt.job == job.number);
         events.extend(failed.map(|attempt| Event { at: attempt.ended_at, what: What::Failed(job, attempt) }));
     }
-    events.extend(shown.acts.iter().map(|act| Event { at: act.at, what: What::Act(act) }));
+    events.extend(shown.acts.iter().map(|act| Event { at: act.at, what: What::AuditNote(act) }));
     for (row, body) in life.callbacks.iter().zip(&shown.bodies).rev() {
         events.push(Event { at: row.received_at, what: What::Asked(row, body) });
     }
@@ -206,7 +206,7 @@ fn tone(what: &What<'_>) -> &'static str {
             schedule::JobState::Refused | schedule::JobState::Held | schedule::JobState::Pending => "warn",
             _ => "",
         },
-        What::Act(_) => "hand",
+        What::AuditNote(_) => "hand",
     }
 }
 
@@ -229,7 +229,7 @@ fn draw(html: &mut Html, what: &What<'_>) {
             html.leaf("p", "said", &attempt.note);
         }
         What::Stands(job) => stands(html, job),
-        What::Act(act) => {
+        What::AuditNote(act) => {
             html.element("p", &[], |html| {
                 html.leaf("strong", "", &format!("{} by hand", act.act));
                 html.text(&format!(" {} · {}", act.target, act.who));
@@ -255,8 +255,8 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
         html.leaf("p", "said", reason);
     }
     // A reported callback does not come again, so its delivery limit does not matter.
-    let tries = match row.budget.filter(|_| row.told_at.is_none()) {
-        Some(budget) => format!("came {} of {budget}", parts::times(row.deliveries, "time")),
+    let tries = match row.delivery_limit.filter(|_| row.reported_at.is_none()) {
+        Some(delivery_limit) => format!("came {} of {delivery_limit}", parts::times(row.deliveries, "time")),
         None => format!("came {}", parts::times(row.deliveries, "time")),
     };
     let last = format!("{tries}, last {}", moment(row.last_received_at));

@@ -8,68 +8,68 @@ use super::super::{Admin, Fault};
 use super::parts::{
     badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
 };
-use super::{Desk, Page, Paged, Place, words};
+use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::observe::limits;
-use crate::store::{AttentionItem, CallbackRow, Errand, Filter, Reader};
+use crate::store::{AttentionItem, CallbackRow, Filter, HeldItem, Reader};
 use spid_hook::callback::Callback;
 
 /// Content of the page.
 struct Shown {
     /// Attention items with a job or a decision, each with its callback.
-    errands: Vec<(Errand, Callback)>,
+    held_items: Vec<(HeldItem, Callback)>,
     /// Number of items that are not shown.
     left_out: usize,
     /// All other attention items.
     others: Vec<AttentionItem>,
     /// Callbacks with an unreported result, each with the name of its instance.
-    untold: Vec<(CallbackRow, Option<String>)>,
+    unreported: Vec<(CallbackRow, Option<String>)>,
 }
 
-pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
+pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["done"])?;
-    let now = desk.now;
+    let now = context.now;
     let shown = admin.read(move |reader| read(reader, now)).await?;
     let mut body = Html::default();
-    if shown.errands.is_empty() && shown.others.is_empty() {
+    if shown.held_items.is_empty() && shown.others.is_empty() {
         nothing(
             &mut body,
             "Nothing waits for a person. Dead, held, pending, refused and unreported work would stand here.",
         );
     }
-    for (errand, callback) in &shown.errands {
-        body.element("article", &[("class", "card errand")], |html| draw(html, desk, errand, callback));
+    for (held_item, callback) in &shown.held_items {
+        body.element("article", &[("class", "card errand")], |html| draw(html, context, held_item, callback));
     }
     if shown.left_out > 0 {
         nothing(&mut body, &format!("{} more wait: these are the latest.", shown.left_out));
     }
     for item in &shown.others {
-        body.element("article", &[("class", "card errand")], |html| draw_item(html, desk, item));
+        body.element("article", &[("class", "card errand")], |html| draw_item(html, context, item));
     }
-    if !shown.untold.is_empty() {
-        section(&mut body, "Untold results", |html| untold(html, desk, &shown.untold));
+    if !shown.unreported.is_empty() {
+        section(&mut body, "Untold results", |html| unreported(html, context, &shown.unreported));
     }
-    Ok(Page { title: "Work that waits for a person".to_owned(), place: Place::Work, body })
+    Ok(Page { title: "Work that waits for a person".to_owned(), place: NavigationEntry::Work, body })
 }
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
-    let (errands, left_out) = reader.errands(limits::LIST_DEFAULT_COUNT)?;
+    let (held_items, left_out) = reader.held_items(limits::LIST_DEFAULT_COUNT)?;
     let mut others = reader.attention(now, limits::LIST_DEFAULT_COUNT)?.items;
     // Items that wait for a job or a decision are among the errands.
     others.retain(|item| item.may_be_dismissed);
-    let mut shown = Shown { errands: Vec::new(), left_out, others, untold: Vec::new() };
-    for errand in errands {
-        let body = reader.content(errand.callback)?;
-        shown.errands.push((errand, body));
+    let mut shown = Shown { held_items: Vec::new(), left_out, others, unreported: Vec::new() };
+    for held_item in held_items {
+        let body = reader.content(held_item.callback)?;
+        shown.held_items.push((held_item, body));
     }
-    let filter = Filter { untold: true, limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
+    let filter = Filter { unreported: true, limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
     for row in reader.callbacks(&filter)? {
         let name = reader.instance_name(row.instance)?;
-        shown.untold.push((row, name));
+        shown.unreported.push((row, name));
     }
     Ok(shown)
 }
 
-fn untold(html: &mut Html, desk: &Desk, rows: &[(CallbackRow, Option<String>)]) {
+fn unreported(html: &mut Html, context: &PageContext, rows: &[(CallbackRow, Option<String>)]) {
     html.leaf(
         "p",
         "hint",
@@ -83,16 +83,16 @@ fn untold(html: &mut Html, desk: &Desk, rows: &[(CallbackRow, Option<String>)]) 
             None => html.text("–"),
         },
         2 => html.text(&row.number.to_string()),
-        3 => match row.budget {
-            Some(budget) => html.text(&format!("{} of {budget}", row.deliveries)),
+        3 => match row.delivery_limit {
+            Some(delivery_limit) => html.text(&format!("{} of {delivery_limit}", row.deliveries)),
             None => html.text(&row.deliveries.to_string()),
         },
-        _ => time(html, row.last_received_at, desk.now),
+        _ => time(html, row.last_received_at, context.now),
     });
 }
 
 /// Draws an attention item for which no job and no decision waits.
-fn draw_item(html: &mut Html, desk: &Desk, item: &AttentionItem) {
+fn draw_item(html: &mut Html, context: &PageContext, item: &AttentionItem) {
     html.element("h2", &[], |html| {
         badge(html, item.reason.as_str());
         html.text(&format!(" {} ", item.action));
@@ -103,37 +103,37 @@ fn draw_item(html: &mut Html, desk: &Desk, item: &AttentionItem) {
     });
     html.element("p", &[("class", "soft")], |html| {
         html.text(&format!("callback {} · {} · since ", item.callback, item.account));
-        time(html, item.since, desk.now);
+        time(html, item.since, context.now);
     });
     html.leaf("p", "said", &item.detail);
     html.leaf("p", "hint", &item.todo);
     let order = item.order.clone();
     facts(html, &[("order", order), ("buyer", item.buyer.clone())]);
-    html.element("div", &[("class", "acts")], |html| dismiss_act(html, desk, item.callback));
+    html.element("div", &[("class", "acts")], |html| dismiss_act(html, context, item.callback));
 }
 
-fn draw(html: &mut Html, desk: &Desk, errand: &Errand, callback: &Callback) {
+fn draw(html: &mut Html, context: &PageContext, held_item: &HeldItem, callback: &Callback) {
     html.element("h2", &[], |html| {
-        badge(html, words::kind(errand.kind));
-        html.text(&format!(" {} ", errand.action));
-        match &errand.instance {
-            Some(name) => html.link("name", &instance_link(name, &errand.account), name),
+        badge(html, words::kind(held_item.kind));
+        html.text(&format!(" {} ", held_item.action));
+        match &held_item.instance {
+            Some(name) => html.link("name", &instance_link(name, &held_item.account), name),
             None => html.leaf("span", "soft", "no instance"),
         }
     });
     html.element("p", &[("class", "soft")], |html| {
-        let Errand { callback: number, account, .. } = errand;
+        let HeldItem { callback: number, account, .. } = held_item;
         html.text(&format!("{} · callback {number} · {account} · since ", callback.action_name));
-        time(html, errand.since, desk.now);
+        time(html, held_item.since, context.now);
     });
-    html.leaf("p", "said", &errand.reason);
-    html.leaf("p", "hint", words::advice(errand.kind, errand.reason_code.as_deref()));
+    html.leaf("p", "said", &held_item.reason);
+    html.leaf("p", "hint", words::advice(held_item.kind, held_item.reason_code.as_deref()));
     signed(html, &callback.parameters);
-    html.element("div", &[("class", "acts")], |html| match errand.job {
+    html.element("div", &[("class", "acts")], |html| match held_item.job {
         Some(job) => {
-            let named = errand.instance.as_deref().map(|name| (name, errand.account.as_str()));
-            job_acts(html, desk, job, named);
+            let named = held_item.instance.as_deref().map(|name| (name, held_item.account.as_str()));
+            job_acts(html, context, job, named);
         }
-        None => held_acts(html, desk, errand.callback, errand.reason_code.as_deref()),
+        None => held_acts(html, context, held_item.callback, held_item.reason_code.as_deref()),
     });
 }

@@ -358,7 +358,7 @@ async fn extra_items(t: &mut Trial) -> Said {
 
 async fn sign_on(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let heard = t.go_in(&bought).await?;
+    let heard = t.follow_sign_on(&bought).await?;
     Ok(match heard.door() {
         Some(door) => {
             let door = exchange::header(door);
@@ -369,8 +369,8 @@ async fn sign_on(t: &mut Trial) -> Said {
 }
 
 /// Checks that a link does not lead to the page that the good link leads to.
-async fn stays_out(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> Said {
-    let door = t.door_of(bought);
+async fn expect_sign_on_denied(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> Said {
+    let door = t.sign_on_url(bought);
     let heard = t.send_to(&door, ask).await?;
     if heard.lets_in() && heard.door() == good.door() {
         return Err(format!("{} was answered {}, like a good one", ask.what_it_is(), heard.status));
@@ -380,24 +380,24 @@ async fn stays_out(t: &mut Trial, bought: &Bought, good: &Heard, ask: &Ask) -> S
 
 async fn sign_on_forged(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let good = t.go_in(&bought).await?;
+    let good = t.follow_sign_on(&bought).await?;
     let ask = t.sign_on(&bought.id, 0).token(Token::Wrong).what("a link with a wrong token");
-    stays_out(t, &bought, &good, &ask).await
+    expect_sign_on_denied(t, &bought, &good, &ask).await
 }
 
 async fn sign_on_stale(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let good = t.go_in(&bought).await?;
+    let good = t.follow_sign_on(&bought).await?;
     // The token is right; only the timestamp is 24 hours old.
     let ask = t.sign_on(&bought.id, -24).what("a link a day old");
-    stays_out(t, &bought, &good, &ask).await
+    expect_sign_on_denied(t, &bought, &good, &ask).await
 }
 
 async fn sign_on_once(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = t.sign_on(&bought.id, 0);
     let good = t.follow(&bought, &ask).await?;
-    stays_out(t, &bought, &good, &ask.what("the same link again")).await
+    expect_sign_on_denied(t, &bought, &good, &ask.what("the same link again")).await
 }
 
 async fn renew(t: &mut Trial) -> Said {

@@ -273,7 +273,7 @@ impl Heard {
     }
 
     /// Returns true if a marketplace would take the answer for "done".
-    pub(super) fn claims(&self) -> bool {
+    pub(super) fn reports_success(&self) -> bool {
         self.status < 300 && (self.id().is_some() || self.success() == Some(true))
     }
 
@@ -487,13 +487,13 @@ impl Trial {
     /// Repeats a request as often as the first purchase needed.
     /// An SPI endpoint that answers every first request with "call again" has not denied anything by that.
     pub(super) async fn patiently(&mut self, ask: &Ask) -> Result<Heard, String> {
-        self.until(ask, self.learnt.tries, Heard::claims).await
+        self.until(ask, self.learnt.tries, Heard::reports_success).await
     }
 
     /// Sends a request that must fail: a marketplace must not take the answer for "done".
     pub(super) async fn refused(&mut self, ask: &Ask) -> Result<Heard, String> {
         let heard = self.patiently(ask).await?;
-        if heard.claims() {
+        if heard.reports_success() {
             return Err(format!("{} was answered {}", ask.what, heard.shortly()));
         }
         Ok(heard)
@@ -550,14 +550,14 @@ impl Trial {
     }
 
     /// Follows a valid link as a browser does. Repeats the request while the application is not ready.
-    pub(super) async fn go_in(&mut self, bought: &Bought) -> Result<Heard, String> {
+    pub(super) async fn follow_sign_on(&mut self, bought: &Bought) -> Result<Heard, String> {
         let ask = self.sign_on(&bought.id, 0);
         self.follow(bought, &ask).await
     }
 
     /// Follows this link as a browser does.
     pub(super) async fn follow(&mut self, bought: &Bought, ask: &Ask) -> Result<Heard, String> {
-        let door = self.door_of(bought);
+        let door = self.sign_on_url(bought);
         let mut heard = self.send_to(&door, ask).await?;
         for _ in 1..TRIES_OF_A_GUESS {
             // 503 means "not ready yet".
@@ -572,7 +572,7 @@ impl Trial {
 
     /// Returns the sign-on URL for the buyer of this instance.
     /// A URL on another host is not followed, because that host is not under test.
-    pub(super) fn door_of(&self, bought: &Bought) -> Url {
+    pub(super) fn sign_on_url(&self, bought: &Bought) -> Url {
         let suite = &self.run.suite;
         let told =
             bought.answer.member("appInfo").and_then(|app| app.get("authUrl")?.as_text()?.parse().ok());
@@ -710,8 +710,8 @@ mod tests {
         }
         assert_eq!(heard(200, r#"{"success": "true"}"#).success(), Some(true));
         assert_eq!(heard(200, r#"{"success": "yes"}"#).success(), None);
-        assert!(heard(200, r#"{"success": true}"#).claims());
-        assert!(!heard(403, r#"{"instanceId": "7"}"#).claims());
+        assert!(heard(200, r#"{"success": true}"#).reports_success());
+        assert!(!heard(403, r#"{"instanceId": "7"}"#).reports_success());
     }
 
     #[test]

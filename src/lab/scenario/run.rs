@@ -603,7 +603,7 @@ mod tests {
 
     use super::*;
     use spid_core::dialect;
-    use spid_core::dialect::{Refusal, SendSignature};
+    use spid_core::dialect::{Denial, SendSignature};
     use spid_hook::Secret;
 
     fn files(folder: &Path) -> Vec<PathBuf> {
@@ -624,7 +624,7 @@ mod tests {
     }
 
     /// Verifies the request of a step as an SPI endpoint would. Every captured value is `x`.
-    fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Refusal> {
+    fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Denial> {
         let (target, clock) = (target(), Clock::default());
         let known = step.needs.iter().map(|name| (name.clone(), "x".to_owned())).collect();
         let mut nobody = ();

@@ -80,7 +80,7 @@ pub struct Entry {
     /// Final state of the order.
     pub end: End,
     /// Counts of events and successes, by the name of the request.
-    pub asked: BTreeMap<&'static str, Asked>,
+    pub asked: BTreeMap<&'static str, RequestCounts>,
     /// Number of requests sent.
     pub requests: u64,
     /// Number of requests without a response.
@@ -93,7 +93,7 @@ pub struct Entry {
 
 /// Counts for requests of one name.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Asked {
+pub struct RequestCounts {
     /// Number of events.
     pub happened: u64,
     /// Number of events reported as done.
@@ -205,7 +205,7 @@ pub struct Summary {
     /// Number of requests without a response.
     pub unanswered: u64,
     /// Counts of events, by the name of the request.
-    pub asked: BTreeMap<&'static str, Asked>,
+    pub asked: BTreeMap<&'static str, RequestCounts>,
     /// Number and amount of the losses, by kind.
     pub losses: BTreeMap<Kind, Sum>,
     /// Orders with a loss, at most 100, sorted by number.
@@ -256,7 +256,7 @@ impl Ledger {
     }
 
     pub(super) fn summary(&self, seed: u64, run: &str, took: Duration) -> Summary {
-        let mut asked: BTreeMap<&'static str, Asked> = BTreeMap::new();
+        let mut asked: BTreeMap<&'static str, RequestCounts> = BTreeMap::new();
         let mut losses: BTreeMap<Kind, Sum> = BTreeMap::new();
         for entry in &self.entries {
             for (name, one) in &entry.asked {

@@ -4,21 +4,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::hooks::runner::{Place, Places, Runner};
+use crate::hooks::runner::{Permit, Permits, Runner};
 
 /// The call permits. Clones share them, and they outlive a reload.
 #[derive(Debug, Clone)]
 pub(super) struct Calls {
     /// Maximum number of concurrent calls.
     limit: usize,
-    shared: Places,
+    shared: Permits,
     state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug)]
 struct State {
     /// Permit that belongs to one hook, by the hook's name.
-    own: BTreeMap<String, Places>,
+    own: BTreeMap<String, Permits>,
     /// Number of shared permits.
     shared: usize,
 }
@@ -27,7 +27,7 @@ impl Calls {
     /// Creates permits for `limit` concurrent calls, or for one call of each hook if that is more.
     pub(super) fn new(limit: usize, runner: &Runner) -> Calls {
         let state = State { own: BTreeMap::new(), shared: limit };
-        let calls = Calls { limit, shared: Places::new(limit), state: Arc::new(Mutex::new(state)) };
+        let calls = Calls { limit, shared: Permits::new(limit), state: Arc::new(Mutex::new(state)) };
         calls.configure(runner);
         let hooks = calls.state().own.len();
         if hooks > limit {
@@ -50,7 +50,7 @@ impl Calls {
         let mut state = self.state();
         state.own.retain(|name, own| names.contains(name.as_str()) || !withdraw(own));
         for name in names {
-            state.own.entry(name.to_owned()).or_insert_with(|| Places::new(1));
+            state.own.entry(name.to_owned()).or_insert_with(|| Permits::new(1));
         }
         self.share_the_rest(&mut state);
     }
@@ -65,24 +65,24 @@ impl Calls {
 
     /// Returns the own permit of a hook. Creates it if a reload has just added the hook and `configure` has not run
     /// yet.
-    fn own(&self, hook: &str) -> Places {
+    fn own(&self, hook: &str) -> Permits {
         let mut state = self.state();
         if let Some(own) = state.own.get(hook) {
             return own.clone();
         }
-        let own = Places::new(1);
+        let own = Permits::new(1);
         state.own.insert(hook.to_owned(), own.clone());
         self.share_the_rest(&mut state);
         own
     }
 
     /// Returns a permit for a call of this hook, if one is free.
-    pub(super) fn try_take(&self, hook: &str) -> Option<Place> {
+    pub(super) fn try_take(&self, hook: &str) -> Option<Permit> {
         self.own(hook).try_take().or_else(|| self.shared.try_take())
     }
 
     /// Waits for a permit for a call of this hook.
-    pub(super) async fn take(&self, hook: &str) -> Place {
+    pub(super) async fn take(&self, hook: &str) -> Permit {
         let own = self.own(hook);
         tokio::select! {
             // The own permit is tried first, because the shared ones may help any hook.
@@ -94,7 +94,7 @@ impl Calls {
 }
 
 /// Removes a hook's own permit for good. Returns `false` if a call holds it.
-fn withdraw(own: &Places) -> bool {
+fn withdraw(own: &Permits) -> bool {
     // The permit is taken first, so that `fewer` cannot remove it from a running call.
     let Some(permit) = own.try_take() else { return false };
     own.fewer(1);
@@ -112,7 +112,7 @@ mod tests {
         Runner::new(names.iter().map(|name| NamedHook::new(*name, LogHook)).collect(), Vec::new()).unwrap()
     }
 
-    fn all(calls: &Calls, hook: &str) -> Vec<Place> {
+    fn all(calls: &Calls, hook: &str) -> Vec<Permit> {
         std::iter::from_fn(|| calls.try_take(hook)).collect()
     }
 

@@ -16,7 +16,7 @@ pub(super) enum Server {
     /// The hook with this name.
     Hook(String),
     /// The marketplace of this endpoint, for an order lookup.
-    Orders(String),
+    OrderLookupClients(String),
 }
 
 /// The waiting rooms, created at first use. Clones share them. They outlive a reload, because their names do.

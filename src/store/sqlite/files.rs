@@ -30,15 +30,15 @@ pub(super) fn sync_folder(path: &Path) -> Result<()> {
 
 /// Restore target: a path without a database, locked against daemons for as long as this value lives.
 #[derive(Debug)]
-pub(crate) struct Vacancy {
+pub(crate) struct RestoreTarget {
     path: PathBuf,
     partial: PathBuf,
     lock: File,
 }
 
-impl Vacancy {
+impl RestoreTarget {
     /// Locks the path and checks that it is free. The inner `Err` names the file that is in the way.
-    pub(crate) fn at(path: &Path) -> Result<std::result::Result<Vacancy, PathBuf>> {
+    pub(crate) fn at(path: &Path) -> Result<std::result::Result<RestoreTarget, PathBuf>> {
         let lock = lock(path)?;
         // SQLite would replay a journal that lies beside the path into the restored database.
         let remains = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix));
@@ -50,7 +50,7 @@ impl Vacancy {
             // Remove the files of an earlier restore that did not finish.
             let _ = std::fs::remove_file(beside(&partial, suffix));
         }
-        Ok(Ok(Vacancy { path: path.to_owned(), partial, lock }))
+        Ok(Ok(RestoreTarget { path: path.to_owned(), partial, lock }))
     }
 
     /// Path of the database while it is prepared.
@@ -279,7 +279,7 @@ impl FileId {
 /// SQLite keeps writing to the files it has open, even after they are moved, deleted or replaced. No later start finds
 /// what is committed there.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub(crate) struct DatabaseFiles {
     database: (PathBuf, FileId),
     /// The write-ahead log and its index.
     beside: Vec<(PathBuf, FileId)>,
@@ -287,16 +287,16 @@ pub(crate) struct Place {
     stamp: Stamp,
 }
 
-impl Place {
+impl DatabaseFiles {
     /// Records the files of the database that is locked and open. Its log must exist by now.
-    pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<Place> {
+    pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<DatabaseFiles> {
         let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
         let file = FileId::of(&lock.0.metadata().map_err(file_error)?);
         // SQLite keeps the log beside the real file, not beside a symbolic link.
         let real = path.canonicalize().map_err(file_error)?;
         let files = ["-wal", "-shm"].map(|suffix| beside(&real, suffix)).into_iter();
         let beside = files.filter_map(|file| FileId::at(&file).map(|id| (file, id))).collect();
-        let place = Place { database: (path.to_owned(), file), beside, stamp: Stamp::default() };
+        let place = DatabaseFiles { database: (path.to_owned(), file), beside, stamp: Stamp::default() };
         place.check()?;
         Ok(place)
     }

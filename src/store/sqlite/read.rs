@@ -128,7 +128,7 @@ const INSTANCE_COLUMNS_COUNT: usize = 24;
 
 pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
     let mut columns = Columns::of("instance", row);
-    let (number, created_by, public_id) = (columns.next()?, columns.next()?, columns.next()?);
+    let (number, created_by, marketplace_instance_id) = (columns.next()?, columns.next()?, columns.next()?);
     let instance = Instance {
         id: columns.next()?,
         order_biz_id: columns.next()?,
@@ -152,7 +152,7 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
         created_at: columns.instant()?,
         updated_at: columns.instant()?,
     };
-    Ok(InstanceRow { number, created_by, public_id, known_as: None, instance })
+    Ok(InstanceRow { number, created_by, marketplace_instance_id, known_as: None, instance })
 }
 
 fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
@@ -181,7 +181,7 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
         account: columns.next()?,
         endpoint: columns.next()?,
         key_label: columns.next()?,
-        occurrence: columns.next()?,
+        deduplication_key: columns.next()?,
         instance: columns.next()?,
         job: columns.next()?,
         action: columns.one_of(&Action::ALL)?,
@@ -191,8 +191,8 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
         received_at: columns.instant()?,
         last_received_at: columns.instant()?,
         deliveries: columns.next::<i64>()?.unsigned_abs(),
-        budget: columns.next()?,
-        told_at: columns.instant_or_none()?,
+        delivery_limit: columns.next()?,
+        reported_at: columns.instant_or_none()?,
         dismissed_at: columns.instant_or_none()?,
     })
 }
@@ -274,7 +274,7 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
         id: Id::from_bytes(columns.next()?),
         callback: columns.next()?,
         instance: columns.next()?,
-        in_lane: columns.next()?,
+        ordered: columns.next()?,
         action: columns.one_of(&Action::ALL)?,
         state: columns.one_of(&schedule::JobState::ALL)?,
         attempts: columns.next()?,
@@ -637,7 +637,7 @@ impl Read for Sqlite {
             other => conditions
                 .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
         }
-        if filter.untold {
+        if filter.unreported {
             conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
         }
         let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
@@ -736,7 +736,7 @@ impl Read for Sqlite {
             Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
         };
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
-        totals.untold = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        totals.unreported = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
         let first = |sql: &str| -> Result<Option<Timestamp>> {
             Ok(self.one(sql, [], |row| Ok(integer(row, 0)))?.flatten().map(from_millis))
         };

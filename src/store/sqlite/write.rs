@@ -70,7 +70,7 @@ impl Write for Sqlite {
                 millis(instance.claimed_at),
                 instance.tenant,
                 instance.updated_at.as_millisecond(),
-                row.public_id,
+                row.marketplace_instance_id,
                 instance.converted,
             ],
         )?;
@@ -125,7 +125,7 @@ impl Write for Sqlite {
                 row.account,
                 row.endpoint,
                 row.key_label,
-                row.occurrence,
+                row.deduplication_key,
                 row.instance,
                 row.job,
                 position(&Action::ALL, &row.action),
@@ -135,8 +135,8 @@ impl Write for Sqlite {
                 row.received_at.as_millisecond(),
                 row.last_received_at.as_millisecond(),
                 row.deliveries.cast_signed(),
-                row.budget,
-                millis(row.told_at),
+                row.delivery_limit,
+                millis(row.reported_at),
                 body,
             ],
         )
@@ -154,7 +154,7 @@ impl Write for Sqlite {
                 row.reason,
                 row.last_received_at.as_millisecond(),
                 row.deliveries.cast_signed(),
-                millis(row.told_at),
+                millis(row.reported_at),
                 millis(row.dismissed_at),
             ],
         )?;
@@ -200,7 +200,7 @@ impl Write for Sqlite {
                 row.id.as_bytes(),
                 row.callback,
                 row.instance,
-                row.in_lane,
+                row.ordered,
                 position(&Action::ALL, &row.action),
                 position(&schedule::JobState::ALL, &row.state),
                 row.attempts,
@@ -211,7 +211,7 @@ impl Write for Sqlite {
                 row.created_at.as_millisecond(),
                 // A job that is created in state running is the first of its instance's queue, so the query is not
                 // needed.
-                row.in_lane && row.state == schedule::JobState::Queued,
+                row.ordered && row.state == schedule::JobState::Queued,
             ],
         )
     }
@@ -239,7 +239,7 @@ impl Write for Sqlite {
             ],
         )?;
         // An ended job frees the next one in its instance's queue, in the same transaction.
-        match row.instance.filter(|_| row.in_lane && !row.state.is_live()) {
+        match row.instance.filter(|_| row.ordered && !row.state.is_live()) {
             Some(instance) => self.unblock(instance),
             None => Ok(()),
         }

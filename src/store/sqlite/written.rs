@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use rusqlite::Connection;
 
-use super::files::{Place, changes_with_log, note_stamp, noted_stamp};
+use super::files::{DatabaseFiles, changes_with_log, note_stamp, noted_stamp};
 use super::read::integer;
 use super::{DaemonLocks, Result, Sqlite, StoreError};
 
@@ -164,7 +164,7 @@ fn commits_of_others(connection: &Connection) -> Result<i64> {
     Ok(statement.query_row([], |row| row.get(0))?)
 }
 
-impl Place {
+impl DatabaseFiles {
     /// Stamp of the last commit known before a read begins.
     pub(super) fn known(&self) -> Option<i64> {
         self.stamp().known()

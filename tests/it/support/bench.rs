@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use spid::internals::store::{
-    Acceptance, CallbackRow, Closed, Ending, Filter, Finished, InstanceRow, JobRow, Receipt, Reply, Store,
-    StoreOptions, Taken, Waiting,
+    Acceptance, CallbackRow, Closed, Ending, Filter, Finished, InstanceRow, JobRow, LeasedJob, Receipt,
+    Reply, ResultWaiter, Store, StoreOptions,
 };
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::Schedule;
@@ -117,7 +117,7 @@ impl Bench {
             account: ACCOUNT.into(),
             endpoint: "test".into(),
             key_label: "current".into(),
-            budget: Some(120),
+            delivery_limit: Some(120),
             callback: Arc::new(callback.clone()),
             received_at: self.clock.now(),
             policy: Policy::default(),
@@ -158,22 +158,22 @@ impl Bench {
         outcome
     }
 
-    pub(crate) async fn take(&self, limit: usize) -> Vec<Taken> {
+    pub(crate) async fn take(&self, limit: usize) -> Vec<LeasedJob> {
         self.store.take(limit).await.unwrap().taken
     }
 
     /// Leases the only due job.
-    pub(crate) async fn take_one(&self) -> Taken {
+    pub(crate) async fn take_one(&self) -> LeasedJob {
         let mut taken = self.take(2).await;
         assert_eq!(taken.len(), 1, "due: {taken:#?}");
         taken.remove(0)
     }
 
-    pub(crate) async fn finish(&self, taken: &Taken, ending: Ending) -> Finished {
+    pub(crate) async fn finish(&self, taken: &LeasedJob, ending: Ending) -> Finished {
         self.store.finish(taken, ending).await.unwrap()
     }
 
-    pub(crate) async fn finish_done(&self, taken: &Taken) -> Finished {
+    pub(crate) async fn finish_done(&self, taken: &LeasedJob) -> Finished {
         self.finish(taken, done()).await
     }
 
@@ -213,8 +213,8 @@ impl Bench {
         self.store.reader().callbacks(&all()).unwrap()
     }
 
-    pub(crate) fn untold(&self) -> Vec<CallbackRow> {
-        self.store.reader().callbacks(&Filter { untold: true, ..all() }).unwrap()
+    pub(crate) fn unreported(&self) -> Vec<CallbackRow> {
+        self.store.reader().callbacks(&Filter { unreported: true, ..all() }).unwrap()
     }
 
     pub(crate) fn held(&self) -> Vec<CallbackRow> {
@@ -242,7 +242,7 @@ impl Bench {
         let mut jobs = self.jobs();
         jobs.sort_by_key(|job| job.number);
         for job in jobs.iter().filter(|job| job.state.is_live()) {
-            let behind = job.in_lane && !busy.insert(job.instance.unwrap());
+            let behind = job.ordered && !busy.insert(job.instance.unwrap());
             assert_eq!(marks[&job.number], i64::from(behind), "{job:#?}");
         }
     }
@@ -273,7 +273,7 @@ pub(crate) fn answer_now(receipt: Receipt) -> Outcome {
 }
 
 /// The waiter of a receipt. It must exist.
-pub(crate) fn waiter(receipt: Receipt) -> Waiting {
+pub(crate) fn waiter(receipt: Receipt) -> ResultWaiter {
     match receipt.reply {
         Reply::Wait(waiting) => waiting,
         Reply::Now(outcome) => panic!("answered at once: {outcome:?}"),
@@ -281,7 +281,7 @@ pub(crate) fn waiter(receipt: Receipt) -> Waiting {
 }
 
 /// Result that a waiter has received so far.
-pub(crate) async fn heard(waiting: Waiting) -> Outcome {
+pub(crate) async fn heard(waiting: ResultWaiter) -> Outcome {
     waiting.until(Instant::now()).await
 }
 

@@ -298,8 +298,8 @@ impl Life {
             self.id = Some(id.clone());
         }
         // Steps that a release superseded are not repeated.
-        let overtaken = step.ask == Ask::Release;
-        self.done.iter_mut().take(at).filter(|_| overtaken).for_each(|done| *done = true);
+        let superseded = step.ask == Ask::Release;
+        self.done.iter_mut().take(at).filter(|_| superseded).for_each(|done| *done = true);
         let nth = self.steps.iter().take(at + 1).filter(|other| other.ask == step.ask).count() as u64;
         if !std::mem::replace(&mut self.done[at], true) {
             let answered = Answered { account, biz: self.biz.clone(), step, nth, id: said.id };

@@ -157,12 +157,12 @@ fn check_kept(bench: &Bench, marketplace: &Marketplace) -> Daemon {
     let callbacks = bench.reader().callbacks(&all).unwrap();
     for index in marketplace.acknowledged.keys() {
         let step = &LIFE[*index];
-        let told = callbacks.iter().filter(|row| row.told_at.is_some()).any(|row| {
+        let reported = callbacks.iter().filter(|row| row.reported_at.is_some()).any(|row| {
             let (_, callback) = bench.reader().callback(row.number).unwrap().unwrap();
             callback.action_name == step.action
                 && step.parameters.iter().all(|(name, value)| callback.parameters.get(name) == Some(*value))
         });
-        assert!(told, "step {index} was acknowledged and is not kept: {callbacks:#?}");
+        assert!(reported, "step {index} was acknowledged and is not kept: {callbacks:#?}");
     }
     daemon
 }

@@ -17,7 +17,7 @@ use std::ops::Range;
 use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
 use spid::internals::store::{
-    Acceptance, CallbackRow, Ending, InstanceRow, JobRow, Receipt, Reply, Taken, Totals, Waiting,
+    Acceptance, CallbackRow, Ending, InstanceRow, JobRow, LeasedJob, Receipt, Reply, ResultWaiter, Totals,
 };
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
@@ -32,7 +32,7 @@ const STEPS: usize = 150;
 /// One waiter on each store, for the same delivery.
 struct Pair {
     row: CallbackRow,
-    waiting: [Waiting; 2],
+    waiting: [ResultWaiter; 2],
 }
 
 /// Both stores, their running work, and the history.
@@ -40,8 +40,8 @@ struct Twins {
     benches: [Bench; 2],
     random: Random,
     waiting: Vec<Pair>,
-    running: Vec<[Taken; 2]>,
-    lost: Vec<[Taken; 2]>,
+    running: Vec<[LeasedJob; 2]>,
+    lost: Vec<[LeasedJob; 2]>,
     seen: Seen,
 }
 
@@ -129,7 +129,7 @@ impl Twins {
         }
     }
 
-    fn alike(&self, a: Receipt, b: Receipt) -> (CallbackRow, Result<Outcome, [Waiting; 2]>) {
+    fn alike(&self, a: Receipt, b: Receipt) -> (CallbackRow, Result<Outcome, [ResultWaiter; 2]>) {
         let reply = match (a.reply, b.reply) {
             (Reply::Now(a), Reply::Now(b)) => {
                 assert_eq!(a, b);
@@ -159,7 +159,7 @@ impl Twins {
         let Outcome::Applied { instance_id, .. } = outcome else { return };
         let bench = &self.benches[1];
         let row = bench.callbacks().into_iter().find(|kept| kept.number == row.number).unwrap();
-        assert!(row.told_at.is_some(), "told, and not written down: {row:?}");
+        assert!(row.reported_at.is_some(), "told, and not written down: {row:?}");
         if callback.action == Action::Create {
             let made = bench.instances().into_iter().find(|kept| Some(kept.number) == row.instance).unwrap();
             assert_eq!(*instance_id, made.instance.id);
@@ -182,14 +182,14 @@ impl Twins {
         }
     }
 
-    fn check_start(&self, taken: &Taken, jobs: &[JobRow]) {
+    fn check_start(&self, taken: &LeasedJob, jobs: &[JobRow]) {
         let job = &taken.job;
         assert!(!self.seen.done.contains(&job.number), "a job that is done runs again");
-        if !job.in_lane {
+        if !job.ordered {
             return;
         }
         let before = jobs.iter().filter(|other| {
-            other.in_lane
+            other.ordered
                 && other.instance == job.instance
                 && other.number < job.number
                 && other.state.is_live()
@@ -236,7 +236,7 @@ impl Twins {
         }
     }
 
-    async fn finish_both(&self, pair: &[Taken; 2], ending: Ending) {
+    async fn finish_both(&self, pair: &[LeasedJob; 2], ending: Ending) {
         let a = self.benches[0].finish(&pair[0], ending.clone()).await;
         let b = self.benches[1].finish(&pair[1], ending).await;
         assert_eq!(a, b);
@@ -275,13 +275,13 @@ impl Twins {
         assert_eq!(a.callbacks(), callbacks);
         let both = [a.jobs(), jobs.clone()].map(|jobs| jobs.into_iter().map(comparable).collect::<Vec<_>>());
         assert_eq!(both[0], both[1]);
-        assert_eq!(a.untold(), b.untold());
+        assert_eq!(a.unreported(), b.unreported());
         // The jitter of a job's wait depends on its id, and each store creates its own ids.
         let totals = [a, b].map(|bench| Totals { next_due: None, ..bench.store.reader().totals().unwrap() });
         assert_eq!(totals[0], totals[1]);
         self.seen.check_instances(&instances);
         self.seen.check_jobs(&jobs, &callbacks);
-        for row in callbacks.iter().filter(|row| row.told_at.is_some()) {
+        for row in callbacks.iter().filter(|row| row.reported_at.is_some()) {
             if self.seen.reported.insert(row.number) {
                 let callback = b.store.reader().callback(row.number).unwrap().unwrap().1;
                 check_truth(b, row, &callback);
@@ -362,7 +362,7 @@ impl Seen {
                 "two live jobs of one occurrence: {job:?}"
             );
             let alone =
-                job.state != schedule::JobState::Running || !job.in_lane || running.insert(job.instance);
+                job.state != schedule::JobState::Running || !job.ordered || running.insert(job.instance);
             assert!(alone, "two run in one lane: {job:?}");
         }
         let deliveries: u64 = callbacks.iter().map(|row| row.deliveries).sum();

@@ -18,20 +18,20 @@ use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
 use spid::internals::observe::limits::PRUNE_AGE_MIN_MS;
 use spid::internals::store::{
-    Acceptance, Act, CallbackRow, Ending, MendError, Mender, PruneOptions, Pruned, Receipt, Reply,
-    StoreOptions, Taken, Waiting,
+    Acceptance, AuditNote, CallbackRow, Ending, LeasedJob, OperationError, Operations, PruneOptions, Pruned,
+    Receipt, Reply, ResultWaiter, StoreOptions,
 };
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
 use spid_hook::Secret;
-use spid_hook::callback::{Action, Answer, Callback, Doubt, Field, Outcome};
+use spid_hook::callback::{Action, Answer, Callback, Field, Outcome, ValidationIssue};
 use spid_hook::id::Id;
 
 const SEEDS: Range<u64> = 0..12;
 const STEPS: usize = 250;
 
-fn act() -> Act {
-    Act { who: "a test".into(), why: "to see what changes".into() }
+fn act() -> AuditNote {
+    AuditNote { who: "a test".into(), why: "to see what changes".into() }
 }
 
 fn options(days: i64) -> PruneOptions {
@@ -40,16 +40,23 @@ fn options(days: i64) -> PruneOptions {
 }
 
 /// Prunes the store of a bench, as the command does beside a daemon.
-fn prune(bench: &Bench, options: PruneOptions) -> Result<Pruned, MendError> {
+fn prune(bench: &Bench, options: PruneOptions) -> Result<Pruned, OperationError> {
     let path = bench.folder.as_ref().unwrap().path().join("spid.db");
-    let mut mender = Mender::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap();
-    mender.prune(options, &act(), &mut |_| {})
+    let mut operations = Operations::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap();
+    operations.prune(options, &act(), &mut |_| {})
 }
 
 /// Content of a row, without its numbers and counts: rows that were created again have other numbers.
 fn seen(row: &CallbackRow) -> (Option<i64>, Action, [u8; 16], String, Option<String>, Option<String>) {
     let disposition = format!("{:?}", row.disposition);
-    (row.instance, row.action, row.occurrence, disposition, row.reason_code.clone(), row.reason.clone())
+    (
+        row.instance,
+        row.action,
+        row.deduplication_key,
+        disposition,
+        row.reason_code.clone(),
+        row.reason.clone(),
+    )
 }
 
 /// The pruned store, the other one, and the running work on both.
@@ -57,8 +64,8 @@ struct Pair {
     pruned: Bench,
     whole: Bench,
     random: Random,
-    waiting: Vec<[Waiting; 2]>,
-    running: Vec<[Taken; 2]>,
+    waiting: Vec<[ResultWaiter; 2]>,
+    running: Vec<[LeasedJob; 2]>,
     gone: Pruned,
 }
 
@@ -104,7 +111,7 @@ impl Pair {
     fn doubtful(&mut self, callback: Callback) -> Callback {
         let name = (*self.random.one_of(&["expiredOn", "orderId"])).to_owned();
         let parameters = BTreeMap::from([(name.clone(), "1&2".to_owned())]).into_iter().collect();
-        Callback { doubts: vec![Doubt::AmbiguousValue { name }], parameters, ..callback }
+        Callback { issues: vec![ValidationIssue::AmbiguousValue { name }], parameters, ..callback }
     }
 
     fn acceptance(&mut self, callback: &Callback) -> Acceptance {
@@ -126,14 +133,14 @@ impl Pair {
         let a = self.pruned.store.accept(acceptance.clone()).await.unwrap();
         let b = self.whole.store.accept(acceptance.clone()).await.unwrap();
         assert_eq!((seen(&a.row), a.alert), (seen(&b.row), b.alert), "{acceptance:?}");
-        assert_eq!(a.row.told_at.is_some(), b.row.told_at.is_some(), "{acceptance:?}");
+        assert_eq!(a.row.reported_at.is_some(), b.row.reported_at.is_some(), "{acceptance:?}");
         match self.replies(a, b, &acceptance) {
             Some(waiting) if self.random.below(3) > 0 => self.waiting.push(waiting),
             _ => {}
         }
     }
 
-    fn replies(&self, a: Receipt, b: Receipt, of: &Acceptance) -> Option<[Waiting; 2]> {
+    fn replies(&self, a: Receipt, b: Receipt, of: &Acceptance) -> Option<[ResultWaiter; 2]> {
         match (a.reply, b.reply) {
             (Reply::Now(a), Reply::Now(b)) => {
                 assert_eq!(a, b, "{of:?}");
@@ -242,7 +249,7 @@ impl Pair {
             let instances: Vec<_> = bench
                 .instances()
                 .into_iter()
-                .map(|row| (row.number, row.created_by.is_some(), row.public_id, row.instance))
+                .map(|row| (row.number, row.created_by.is_some(), row.marketplace_instance_id, row.instance))
                 .collect();
             let live: Vec<_> = bench
                 .jobs()
@@ -251,11 +258,11 @@ impl Pair {
                 .map(|job| (job.instance, job.action, job.state, job.attempts, job.step, job.note))
                 .collect();
             // A callback that came again after it was pruned has a later number.
-            let mut untold: Vec<_> = bench.untold().iter().map(seen).collect();
+            let mut unreported: Vec<_> = bench.unreported().iter().map(seen).collect();
             let mut held: Vec<_> = bench.held().iter().map(seen).collect();
-            untold.sort_by_key(|row| row.2);
+            unreported.sort_by_key(|row| row.2);
             held.sort_by_key(|row| row.2);
-            (instances, live, untold, held)
+            (instances, live, unreported, held)
         };
         assert_eq!(of(&self.pruned), of(&self.whole));
     }
@@ -351,8 +358,8 @@ async fn a_doubtful_question_that_was_approved_is_answered_for_ever() {
     let bench = Bench::sqlite().await;
     lived(&bench).await;
     let name = "orderId".to_owned();
-    let doubts = vec![Doubt::AmbiguousValue { name }];
-    let question = Callback { doubts, ..asked(Action::Query, "b1", "1&2") };
+    let issues = vec![ValidationIssue::AmbiguousValue { name }];
+    let question = Callback { issues, ..asked(Action::Query, "b1", "1&2") };
     assert!(matches!(bench.deliver(&question).await, Outcome::Held { .. }));
     let approved = Acceptance { approved: true, ..bench.acceptance(&question) };
     bench.store.accept(approved).await.unwrap();
@@ -370,8 +377,8 @@ async fn what_is_young_open_held_dead_or_untold_stays_whole() {
     lived(&bench).await;
     bench.deliver(&renew("b1", "r3", day(1_000))).await;
     bench.run_due().await;
-    let untold = bench.untold();
-    assert_eq!(untold.len(), 1);
+    let unreported = bench.unreported();
+    assert_eq!(unreported.len(), 1);
     bench.deliver(&Callback { order_id: Some("another".into()), ..create("b1") }).await;
     bench.deliver(&upgrade("b1", "gold")).await;
     bench.run_to_death().await;
@@ -381,7 +388,7 @@ async fn what_is_young_open_held_dead_or_untold_stays_whole() {
     prune(&bench, options(30)).unwrap();
     let kept = |action: Action| {
         let of = |rows: &[CallbackRow]| -> Vec<CallbackRow> {
-            rows.iter().filter(|row| row.action == action && row.told_at.is_none()).cloned().collect()
+            rows.iter().filter(|row| row.action == action && row.reported_at.is_none()).cloned().collect()
         };
         (of(&before.0), of(&bench.callbacks()))
     };
@@ -406,13 +413,13 @@ async fn what_is_not_old_enough_for_any_marketplace_cannot_be_pruned() {
     let bench = Bench::sqlite().await;
     lived(&bench).await;
     let soon = PruneOptions { older_than_ms: PRUNE_AGE_MIN_MS - 1, ..options(30) };
-    assert!(matches!(prune(&bench, soon), Err(MendError::Impossible(_))));
+    assert!(matches!(prune(&bench, soon), Err(OperationError::Impossible(_))));
     let secrets = StoreOptions { secrets_window_ms: 2 * PRUNE_AGE_MIN_MS, ..StoreOptions::default() };
     let path = bench.folder.as_ref().unwrap().path().join("spid.db");
-    let mut mender = Mender::open(&path, &secrets, bench.clock.clone()).unwrap();
+    let mut operations = Operations::open(&path, &secrets, bench.clock.clone()).unwrap();
     let wanted = PruneOptions { secrets: true, ..options(60) };
-    assert!(matches!(mender.prune(wanted, &act(), &mut |_| {}), Err(MendError::Impossible(_))));
-    assert!(mender.prune(options(60), &act(), &mut |_| {}).is_ok());
+    assert!(matches!(operations.prune(wanted, &act(), &mut |_| {}), Err(OperationError::Impossible(_))));
+    assert!(operations.prune(options(60), &act(), &mut |_| {}).is_ok());
     assert!(bench.jobs().iter().all(|job| job.id != Id::from_bytes([0; 16])));
 }
 

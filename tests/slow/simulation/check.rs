@@ -59,8 +59,10 @@ pub(crate) fn commit(sim: &Sim) {
         }
     }
     for (number, old) in &before.callbacks {
-        let told = now.callbacks.get(number).map(|new| (new.told_at, new.deliveries >= old.deliveries));
-        let holds = told.is_some_and(|(at, counted)| counted && (old.told_at.is_none() || at == old.told_at));
+        let reported =
+            now.callbacks.get(number).map(|new| (new.reported_at, new.deliveries >= old.deliveries));
+        let holds = reported
+            .is_some_and(|(at, counted)| counted && (old.reported_at.is_none() || at == old.reported_at));
         sim.demand(holds, || format!("the callback {old:?} became {:?}", now.callbacks.get(number)));
     }
     one_each(sim, &now);
@@ -115,7 +117,7 @@ fn one_each(sim: &Sim, now: &Seen) {
         let runs = job.state == schedule::JobState::Running;
         sim.demand(runs == job.lease_until.is_some(), || format!("lease and state disagree: {job:?}"));
         if runs
-            && job.in_lane
+            && job.ordered
             && let Some(other) = lanes.insert(job.instance, job.number)
         {
             sim.violate(format_args!("two leases in one lane: the jobs {other} and {}", job.number));
@@ -164,7 +166,7 @@ pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Op
         return;
     }
     // One commit can report an older callback and begin a newer one.
-    let Some(row) = rows.iter().rev().find(|row| row.told_at.is_some()) else {
+    let Some(row) = rows.iter().rev().find(|row| row.reported_at.is_some()) else {
         return sim.violate(format_args!("told a success, and the store does not know: {row:?}"));
     };
     if event.action == Action::Create {
@@ -260,7 +262,7 @@ fn ended(sim: &Sim, job: &JobRow, now: &Seen) {
 fn is_blocked(job: &JobRow, now: &Seen) -> bool {
     let stuck = [schedule::JobState::Pending, schedule::JobState::Held, schedule::JobState::Dead];
     now.jobs.values().any(|other| {
-        other.in_lane
+        other.ordered
             && other.instance == job.instance
             && other.number < job.number
             && stuck.contains(&other.state)
@@ -287,7 +289,7 @@ fn callback(sim: &Sim, number: i64) -> Callback {
 
 /// The state is the fold of the work, computed here again from the parameters alone.
 fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
-    let lane = now.jobs.values().filter(|job| job.instance == Some(row.number) && job.in_lane);
+    let lane = now.jobs.values().filter(|job| job.instance == Some(row.number) && job.ordered);
     let described = lane.clone().rfind(|job| job.action == Action::Create);
     let mut fold = Fold { state: State::Pending, expires: None, sku: None };
     if let Some(job) = described {
@@ -350,7 +352,7 @@ impl Fold {
 
 /// Every request was reported in the end, or an operator knows why not.
 fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
-    if !event.sent || event.told || matches!(event.heard.as_str(), "held" | "refused") {
+    if !event.sent || event.reported || matches!(event.heard.as_str(), "held" | "refused") {
         return;
     }
     let rows = rows_of(sim, order, event);
@@ -363,7 +365,7 @@ fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
 /// Returns true if the instance needs an operator first, so the requested state cannot be true yet.
 fn is_stuck(row: &CallbackRow, now: &Seen) -> bool {
     let stuck = [schedule::JobState::Pending, schedule::JobState::Held, schedule::JobState::Dead];
-    now.jobs.values().any(|job| job.in_lane && job.instance == row.instance && stuck.contains(&job.state))
+    now.jobs.values().any(|job| job.ordered && job.instance == row.instance && stuck.contains(&job.state))
 }
 
 /// No waiter is left, and no data of unverified requests.

@@ -97,7 +97,7 @@ impl Drop for Attempt {
 
 /// Reaction of a hook to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Deed {
+enum AdminOperation {
     Good,
     Slow,
     HangsUndone,
@@ -113,20 +113,20 @@ enum Deed {
     Lies,
 }
 
-const DEEDS: [(u64, Deed); 13] = [
-    (46, Deed::Good),
-    (16, Deed::Slow),
-    (3, Deed::HangsUndone),
-    (4, Deed::HangsDone),
-    (3, Deed::AnswersLate),
-    (2, Deed::PanicsUndone),
-    (2, Deed::PanicsDone),
-    (8, Deed::Fails),
-    (4, Deed::FailsDone),
-    (3, Deed::Busy),
-    (4, Deed::Refuses),
-    (1, Deed::Waits),
-    (4, Deed::Lies),
+const DEEDS: [(u64, AdminOperation); 13] = [
+    (46, AdminOperation::Good),
+    (16, AdminOperation::Slow),
+    (3, AdminOperation::HangsUndone),
+    (4, AdminOperation::HangsDone),
+    (3, AdminOperation::AnswersLate),
+    (2, AdminOperation::PanicsUndone),
+    (2, AdminOperation::PanicsDone),
+    (8, AdminOperation::Fails),
+    (4, AdminOperation::FailsDone),
+    (3, AdminOperation::Busy),
+    (4, AdminOperation::Refuses),
+    (1, AdminOperation::Waits),
+    (4, AdminOperation::Lies),
 ];
 
 impl Machine {
@@ -140,9 +140,13 @@ impl Machine {
     ) -> Result<Option<String>, HookError> {
         let sim = &self.0;
         let attempt = self.begin(context, action, instance);
-        let deed = if sim.world().weather.fair { Deed::Good } else { sim.world().random.weighted(&DEEDS) };
-        sim.note("hook", format_args!("{action} {} #{} {deed:?}", context.idempotency_key, context.attempt));
-        let answer = self.perform(&attempt, deed, id).await;
+        let operation =
+            if sim.world().weather.fair { AdminOperation::Good } else { sim.world().random.weighted(&DEEDS) };
+        sim.note(
+            "hook",
+            format_args!("{action} {} #{} {operation:?}", context.idempotency_key, context.attempt),
+        );
+        let answer = self.perform(&attempt, operation, id).await;
         sim.note(
             "hook ends",
             format_args!(
@@ -158,38 +162,38 @@ impl Machine {
     async fn perform(
         &self,
         attempt: &Attempt,
-        deed: Deed,
+        operation: AdminOperation,
         id: Option<String>,
     ) -> Result<Option<String>, HookError> {
         let sim = &self.0;
         let wait = |low, high| sleep(Duration::from_millis(sim.between(low, high)));
-        match deed {
-            Deed::Good => wait(0, 400).await,
-            Deed::Slow => wait(1_000, 40_000).await,
-            Deed::HangsUndone => std::future::pending().await,
-            Deed::HangsDone => {
+        match operation {
+            AdminOperation::Good => wait(0, 400).await,
+            AdminOperation::Slow => wait(1_000, 40_000).await,
+            AdminOperation::HangsUndone => std::future::pending().await,
+            AdminOperation::HangsDone => {
                 self.done(attempt, id.clone());
                 std::future::pending().await
             }
-            Deed::AnswersLate => wait(44_990, 45_010).await,
-            Deed::PanicsUndone => std::panic::panic_any(Planned),
-            Deed::PanicsDone => {
+            AdminOperation::AnswersLate => wait(44_990, 45_010).await,
+            AdminOperation::PanicsUndone => std::panic::panic_any(Planned),
+            AdminOperation::PanicsDone => {
                 self.done(attempt, id.clone());
                 std::panic::panic_any(Planned)
             }
-            Deed::Fails => return Err(HookError::retry("the machine is on fire")),
-            Deed::FailsDone => {
+            AdminOperation::Fails => return Err(HookError::retry("the machine is on fire")),
+            AdminOperation::FailsDone => {
                 self.done(attempt, id.clone());
                 return Err(HookError::retry("the answer got lost"));
             }
-            Deed::Busy => {
+            AdminOperation::Busy => {
                 return Err(HookError::retry_after("busy", Duration::from_secs(sim.between(0, 90))));
             }
-            Deed::Refuses => return Err(HookError::refuse("not to this buyer")),
-            Deed::Waits => return Err(HookError::pending("somebody must sign")),
-            Deed::Lies => {}
+            AdminOperation::Refuses => return Err(HookError::refuse("not to this buyer")),
+            AdminOperation::Waits => return Err(HookError::pending("somebody must sign")),
+            AdminOperation::Lies => {}
         }
-        let id = if deed == Deed::Lies { self.lie(id) } else { id };
+        let id = if operation == AdminOperation::Lies { self.lie(id) } else { id };
         self.done(attempt, id.clone());
         Ok(id)
     }
@@ -227,8 +231,8 @@ impl Machine {
             return Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: None };
         }
         self.judge_key(context, action, &lane);
-        let in_lane = action.is_lifecycle();
-        if in_lane {
+        let ordered = action.is_lifecycle();
+        if ordered {
             self.judge_lane(context, action, &lane);
             let running = (key.clone(), context.attempt);
             let before = sim.world().machines.running.insert(lane.clone(), running);
@@ -240,7 +244,7 @@ impl Machine {
                 )
             });
         }
-        Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: in_lane.then_some(lane) }
+        Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: ordered.then_some(lane) }
     }
 
     /// The key always has the same meaning, and each attempt is later than the one before.
@@ -278,7 +282,7 @@ impl Machine {
         });
         let earlier = reader.jobs(&everything()).unwrap().into_iter().find(|other| {
             other.instance == job.instance
-                && other.in_lane
+                && other.ordered
                 && other.number < job.number
                 && other.state.is_live()
         });

@@ -93,7 +93,7 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
     let (stop, stopping) = watch::channel(false);
     let dispatching = tokio::spawn(dispatch.run(stopping));
-    let refusals = spid::internals::observe::denied::Refusals::new(clock.clone(), metrics.clone());
+    let refusals = spid::internals::observe::denied::DeniedRequests::new(clock.clone(), metrics.clone());
     let intake = Intake::new(store.clone(), clock, metrics, refusals, IntakeOptions::default());
     Some((Daemon { intake, store, stop: Arc::new(stop) }, dispatching))
 }
@@ -173,12 +173,12 @@ fn announce(sim: &Sim, daemon: &Daemon) {
         let order = world.random.next() as usize % world.orders.len();
         let events = &world.orders[order].events;
         let next = events.iter().position(|event| !event.sent);
-        let untold = events.iter().position(|event| event.sent && !event.told);
+        let unreported = events.iter().position(|event| event.sent && !event.reported);
         let known = next.unwrap_or(events.len()).max(1);
         let old = world.random.next() as usize % known;
         let event = match world.random.between(0, 9) {
-            0..=4 => untold.or(next),
-            5..=7 => next.or(untold),
+            0..=4 => unreported.or(next),
+            5..=7 => next.or(unreported),
             _ => None,
         };
         (order, event.unwrap_or(old).min(events.len() - 1))
@@ -213,7 +213,7 @@ async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms
     }
     let world = &mut *sim.world();
     let sold = &mut world.orders[order];
-    sold.events[event].told |= status == "applied";
+    sold.events[event].reported |= status == "applied";
     sold.events[event].heard = status;
     if sold.told_id.is_none() {
         sold.told_id = id;
@@ -309,7 +309,7 @@ async fn redeliver(sim: &Sim, daemon: &Daemon) -> bool {
     let mut any = false;
     for (order, sold) in orders.iter().enumerate() {
         for (event, announced) in sold.events.iter().enumerate() {
-            if announced.sent && !announced.told {
+            if announced.sent && !announced.reported {
                 any = true;
                 deliver(sim.clone(), daemon.clone(), order, event, 0).await;
             }

@@ -24,7 +24,7 @@ pub(crate) struct Event {
     /// True if it was ever sent with a valid signature.
     pub(crate) sent: bool,
     /// True if its success was reported to the marketplace.
-    pub(crate) told: bool,
+    pub(crate) reported: bool,
     /// The last answer.
     pub(crate) heard: String,
 }
@@ -65,7 +65,7 @@ impl Event {
             expires_ms: None,
             request_id: None,
             sent: false,
-            told: false,
+            reported: false,
             heard: String::new(),
         }
     }

@@ -20,7 +20,7 @@ const BUDGET: u32 = 120;
 
 pub(super) static ALIBABA: TokenDialect = TokenDialect {
     name: "alibaba",
-    budget: BUDGET,
+    delivery_limit: BUDGET,
     gives_up,
     names: Names {
         instance_id: "instanceId",

@@ -14,9 +14,9 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::{
-    Action, Callback, Dialect, Doubt, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair, Parts,
-    RawRequest, Refusal, Reply, SendForm, Sending, Signed, Unchecked, Verified, message, object, read_civil,
-    read_word,
+    Action, Callback, Denial, Dialect, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair, Parts,
+    RawRequest, Reply, SendForm, Sending, Signed, Unchecked, ValidationIssue, Verified, message, object,
+    read_civil, read_word,
 };
 use crate::limits::DATED_WINDOW_MS;
 use crate::query;
@@ -56,20 +56,20 @@ impl Dialect for Generic {
         "generic"
     }
 
-    fn budget(&self) -> Option<u32> {
+    fn delivery_limit(&self) -> Option<u32> {
         None
     }
 
-    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
         if request.method != "POST" {
             let method = request.method.chars().take(16).collect();
-            return Err(Refusal::Method { method, allowed: "POST" });
+            return Err(Denial::Method { method, allowed: "POST" });
         }
         if !request.query.is_empty() {
             let detail = "there is a query string, which the signature does not cover".to_owned();
-            return Err(Refusal::Malformed { detail });
+            return Err(Denial::Malformed { detail });
         }
-        let timestamp = (request.header)(TIMESTAMP).ok_or(Refusal::Undated)?;
+        let timestamp = (request.header)(TIMESTAMP).ok_or(Denial::Undated)?;
         // Check the date before the body is read and the digest is computed: an old request costs nothing.
         let sent_at = read_sent_at(timestamp, now)?;
         let pairs = read_body(request)?;
@@ -95,7 +95,7 @@ impl Dialect for Generic {
         callback.items = items.collect();
         callback.sent_at = sent_at;
         if action.is_none() {
-            callback.doubts.push(Doubt::UnknownAction);
+            callback.issues.push(ValidationIssue::UnknownAction);
         }
         callback
     }
@@ -124,11 +124,11 @@ impl Dialect for Generic {
         Reply::json(200, &body)
     }
 
-    fn refuse(&self, _request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
+    fn refuse(&self, _request: &RawRequest<'_>, refusal: &Denial) -> Reply {
         let body = serde_json::json!({"status": "rejected", "message": refusal.public()});
         let reply = Reply::json(refusal.status(), &body);
         match refusal {
-            Refusal::Method { allowed, .. } => reply.with("allow", *allowed),
+            Denial::Method { allowed, .. } => reply.with("allow", *allowed),
             _ => reply,
         }
     }
@@ -161,21 +161,21 @@ fn read_instant(text: &str, zone: &TimeZone) -> Option<Timestamp> {
 
 /// Reads the date of a request. A date outside the window is denied before the digest is computed, so it costs
 /// nothing.
-fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
+fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
     // More than 12 digits cannot be seconds; the limit also keeps the parse cheap.
     if text.is_empty() || text.len() > 12 || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Refusal::Undated);
+        return Err(Denial::Undated);
     }
-    let second = text.parse().map_err(|_| Refusal::Undated)?;
-    let sent_at = Timestamp::from_second(second).map_err(|_| Refusal::Undated)?;
+    let second = text.parse().map_err(|_| Denial::Undated)?;
+    let sent_at = Timestamp::from_second(second).map_err(|_| Denial::Undated)?;
     let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
     if off_by_ms.abs() > DATED_WINDOW_MS {
-        return Err(Refusal::Stale { off_by_s: off_by_ms / 1000 });
+        return Err(Denial::Stale { off_by_s: off_by_ms / 1000 });
     }
     Ok(sent_at)
 }
 
-fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Refusal> {
+fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Denial> {
     match request.media_type().as_deref() {
         Some(FORM_TYPE) => Ok(query::parse(b"", Some(request.body))?),
         Some(JSON_TYPE) => {
@@ -184,15 +184,15 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Refusal> {
             query::check(&pairs)?;
             Ok(pairs)
         }
-        _ => Err(Refusal::ContentType { expected: "application/json or application/x-www-form-urlencoded" }),
+        _ => Err(Denial::ContentType { expected: "application/json or application/x-www-form-urlencoded" }),
     }
 }
 
 /// Denies a body that is not valid JSON. Gives only the position of the error, because `serde_json` messages
 /// quote values.
-fn malformed(error: &serde_json::Error) -> Refusal {
+fn malformed(error: &serde_json::Error) -> Denial {
     let (line, column) = (error.line(), error.column());
-    Refusal::Malformed { detail: format!("the body is not the JSON we take (line {line}, column {column})") }
+    Denial::Malformed { detail: format!("the body is not the JSON we take (line {line}, column {column})") }
 }
 
 fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {

@@ -14,7 +14,7 @@ const BUDGET: u32 = 200;
 
 pub(super) static JDCLOUD: TokenDialect = TokenDialect {
     name: "jdcloud",
-    budget: BUDGET,
+    delivery_limit: BUDGET,
     gives_up: |_, _| Some(GivesUp { at: None, then: "the marketplace stops calling" }),
     names: Names {
         instance_id: "instanceId",

@@ -11,12 +11,12 @@
 //! ```text
 //! RawRequest ─ parts ─► Signed<Unchecked> ─ verify(keys) ─► Verified<Unchecked> ─ callback ─► Callback
 //!                │                             │
-//!                └────────── Refusal ──────────┴─ refuse ─► Reply           Outcome ─ reply ─► Reply
+//!                └────────── Denial ──────────┴─ refuse ─► Reply           Outcome ─ reply ─► Reply
 //! ```
 //!
 //! Before the signature is checked, [`Dialect::parts`] is cheap and strict, and may deny the request. After that,
 //! [`Dialect::callback`] is total: it never fails. A marketplace that sends something we do not understand has
-//! still sold something. So the callback gets a validation issue ([`Doubt`]) and waits for an operator.
+//! still sold something. So the callback gets a validation issue ([`ValidationIssue`]) and waits for an operator.
 //!
 //! `alibaba` and `jdcloud` belong to one family, the *query token*. Their common code is in `token`; each of them
 //! is a table. `koogallery` shares nothing with them: it has JSON bodies with a nonce, signed answers, and orders
@@ -34,7 +34,7 @@ use crate::query::{Pair, QueryError, Rule};
 use crate::signature::{Cipher, Keys, Mismatch, Parts, Signed, Signer, Verified};
 use spid_hook::Secret;
 use spid_hook::callback::{
-    Action, Answer, Callback, Doubt, Expiry, Field, Fields, InstanceRef, Once, Outcome, Parameters,
+    Action, Answer, Callback, Expiry, Field, Fields, InstanceRef, Nonce, Outcome, Parameters, ValidationIssue,
 };
 use spid_hook::id::Id;
 use spid_hook::time::last_instant;
@@ -70,7 +70,7 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
 pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
     let said = callback.dialect.as_deref();
     let spoken = DIALECTS.into_iter().filter(|dialect| said.is_none_or(|name| dialect.name() == name));
-    let mut asking = spoken.filter(|dialect| dialect.enquiry(callback).is_some());
+    let mut asking = spoken.filter(|dialect| dialect.order_lookup(callback).is_some());
     asking.next()
 }
 
@@ -97,14 +97,14 @@ pub trait Dialect: Send + Sync {
 
     /// Delivery limit: the number of calls after which the marketplace gives up.
     /// `None` when it documents no limit, or does not give up.
-    fn budget(&self) -> Option<u32>;
+    fn delivery_limit(&self) -> Option<u32>;
 
-    /// Delivery limit for this callback; it may differ from [`Dialect::budget`].
+    /// Delivery limit for this callback; it may differ from [`Dialect::delivery_limit`].
     fn budget_of(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
             // A buyer's browser sends it, and the buyer may try any number of times.
             Action::SignOn => None,
-            _ => self.budget(),
+            _ => self.delivery_limit(),
         }
     }
 
@@ -116,7 +116,7 @@ pub trait Dialect: Send + Sync {
     }
 
     /// Path suffixes, behind the endpoint's path, that this marketplace also calls.
-    fn tails(&self) -> &'static [&'static str] {
+    fn path_suffixes(&self) -> &'static [&'static str] {
         &[]
     }
 
@@ -125,15 +125,15 @@ pub trait Dialect: Send + Sync {
     /// requests.
     ///
     /// # Errors
-    /// [`Refusal`], for everything that two readers could read differently. A denied request is not stored.
-    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal>;
+    /// [`Denial`], for everything that two readers could read differently. A denied request is not stored.
+    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial>;
 
-    /// Converts a verified request to a callback. Total: anything it cannot understand becomes a [`Doubt`].
+    /// Converts a verified request to a callback. Total: anything it cannot understand becomes a [`ValidationIssue`].
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback;
 
     /// Splits a request that asks several things at once into its callbacks.
     /// They are stored in this order. Never empty.
-    fn apart(&self, callback: Callback) -> Vec<Callback> {
+    fn split(&self, callback: Callback) -> Vec<Callback> {
         vec![callback]
     }
 
@@ -157,22 +157,27 @@ pub trait Dialect: Send + Sync {
 
     /// Builds the order lookup that is needed before a hook can run this callback.
     /// `None` when the callback contains everything, or when the order details are already
-    /// [added](Dialect::learn).
-    fn enquiry(&self, _callback: &Callback) -> Option<Enquiry> {
+    /// [added](Dialect::add_order_details).
+    fn order_lookup(&self, _callback: &Callback) -> Option<OrderLookup> {
         None
     }
 
-    /// Adds the order details from the marketplace's answer to the [`Enquiry`].
+    /// Adds the order details from the marketplace's answer to the [`OrderLookup`].
     ///
     /// # Errors
-    /// [`Unlearned`], if the marketplace reports an error, or nothing usable; then the callback is unchanged.
-    fn learn(&self, _callback: &mut Callback, _status: u16, _body: &[u8]) -> Result<(), Unlearned> {
+    /// [`DetailsError`], if the marketplace reports an error, or nothing usable; then the callback is unchanged.
+    fn add_order_details(
+        &self,
+        _callback: &mut Callback,
+        _status: u16,
+        _body: &[u8],
+    ) -> Result<(), DetailsError> {
         Ok(())
     }
 
     /// Builds the reply to a denied request.
     /// The request decides only the format of the reply, because nothing in it is verified.
-    fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply;
+    fn refuse(&self, request: &RawRequest<'_>, refusal: &Denial) -> Reply;
 
     /// Builds the value of the header `x-dashscope-euid`.
     /// A product that calls Model Studio (Bailian) names the buyer on whose behalf it calls in this header.
@@ -230,7 +235,7 @@ impl<'a> RawRequest<'a> {
 
 /// An order lookup: a GET to the marketplace that asks what was ordered. The sender signs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Enquiry {
+pub struct OrderLookup {
     /// Path, behind the marketplace's base URL.
     pub path: &'static str,
     /// Names and values of the query, in order.
@@ -239,7 +244,7 @@ pub struct Enquiry {
 
 /// Reason why an answer gave no order details. Quotes only the answer's codes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unlearned {
+pub enum DetailsError {
     /// A later attempt may succeed.
     #[error("{0}")]
     Later(String),
@@ -254,7 +259,7 @@ pub enum Unlearned {
 pub struct Unchecked {
     parameters: Parameters,
     sent_at: Option<Timestamp>,
-    once: Option<Once>,
+    once: Option<Nonce>,
 }
 
 /// Options of a dialect that an endpoint sets.
@@ -299,9 +304,9 @@ pub enum SuccessAs {
 }
 
 /// Reason for which a request is denied. `Display` is the message for the log.
-/// The caller may read only [`Refusal::public`].
+/// The caller may read only [`Denial::public`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum Denial {
     /// Parameters are ambiguous, or over a limit.
     #[error(transparent)]
     Parameters(#[from] QueryError),
@@ -351,20 +356,20 @@ pub enum Refusal {
     Replayed,
 }
 
-impl Refusal {
-    /// All words that [`Refusal::reason`] returns for requests denied by a dialect, the signature or the nonce.
+impl Denial {
+    /// All words that [`Denial::reason`] returns for requests denied by a dialect, the signature or the nonce.
     /// The words of the listener (`source`, `address-rate`, `endpoint-rate`) are not among them.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         let own = [
-            Refusal::Signature(Mismatch::Missing),
-            Refusal::Signature(Mismatch::Malformed),
-            Refusal::Signature(Mismatch::Wrong),
-            Refusal::Method { method: String::new(), allowed: "" },
-            Refusal::ContentType { expected: "" },
-            Refusal::Malformed { detail: String::new() },
-            Refusal::Undated,
-            Refusal::Stale { off_by_s: 0 },
-            Refusal::Replayed,
+            Denial::Signature(Mismatch::Missing),
+            Denial::Signature(Mismatch::Malformed),
+            Denial::Signature(Mismatch::Wrong),
+            Denial::Method { method: String::new(), allowed: "" },
+            Denial::ContentType { expected: "" },
+            Denial::Malformed { detail: String::new() },
+            Denial::Undated,
+            Denial::Stale { off_by_s: 0 },
+            Denial::Replayed,
         ];
         own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
     }
@@ -372,50 +377,50 @@ impl Refusal {
     /// Short, stable word under which denied requests are counted.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Refusal::Parameters(error) => error.reason(),
-            Refusal::Signature(Mismatch::Missing) => "missing-signature",
-            Refusal::Signature(Mismatch::Malformed) => "malformed-signature",
-            Refusal::Signature(Mismatch::Wrong) => "wrong-signature",
-            Refusal::Method { .. } => "method",
-            Refusal::ContentType { .. } => "content-type",
-            Refusal::Malformed { .. } => "malformed",
-            Refusal::Source => "source",
-            Refusal::TooManyFromAddress => "address-rate",
-            Refusal::TooManyAtEndpoint => "endpoint-rate",
-            Refusal::Undated => "undated",
-            Refusal::Stale { .. } => "stale",
-            Refusal::Replayed => "replayed",
+            Denial::Parameters(error) => error.reason(),
+            Denial::Signature(Mismatch::Missing) => "missing-signature",
+            Denial::Signature(Mismatch::Malformed) => "malformed-signature",
+            Denial::Signature(Mismatch::Wrong) => "wrong-signature",
+            Denial::Method { .. } => "method",
+            Denial::ContentType { .. } => "content-type",
+            Denial::Malformed { .. } => "malformed",
+            Denial::Source => "source",
+            Denial::TooManyFromAddress => "address-rate",
+            Denial::TooManyAtEndpoint => "endpoint-rate",
+            Denial::Undated => "undated",
+            Denial::Stale { .. } => "stale",
+            Denial::Replayed => "replayed",
         }
     }
 
     /// HTTP status of the reply.
     pub const fn status(&self) -> u16 {
         match self {
-            Refusal::Parameters(_) | Refusal::Malformed { .. } => 400,
-            Refusal::Signature(_)
-            | Refusal::Source
-            | Refusal::Undated
-            | Refusal::Stale { .. }
-            | Refusal::Replayed => 403,
-            Refusal::Method { .. } => 405,
-            Refusal::ContentType { .. } => 415,
-            Refusal::TooManyFromAddress => 429,
-            Refusal::TooManyAtEndpoint => 503,
+            Denial::Parameters(_) | Denial::Malformed { .. } => 400,
+            Denial::Signature(_)
+            | Denial::Source
+            | Denial::Undated
+            | Denial::Stale { .. }
+            | Denial::Replayed => 403,
+            Denial::Method { .. } => 405,
+            Denial::ContentType { .. } => 415,
+            Denial::TooManyFromAddress => 429,
+            Denial::TooManyAtEndpoint => 503,
         }
     }
 
     /// Text that the caller may read. Every invalid signature gives the same text.
     pub const fn public(&self) -> &'static str {
         match self {
-            Refusal::Parameters(_) | Refusal::Malformed { .. } => "bad request",
-            Refusal::Signature(_) | Refusal::Source => "forbidden",
-            Refusal::TooManyFromAddress => "too many requests",
-            Refusal::TooManyAtEndpoint => "busy",
-            Refusal::Undated => "forbidden: no timestamp",
-            Refusal::Stale { .. } => "forbidden: the timestamp is too far from this clock",
-            Refusal::Replayed => "forbidden: this was sent before",
-            Refusal::Method { .. } => "method not allowed",
-            Refusal::ContentType { .. } => "unsupported content type",
+            Denial::Parameters(_) | Denial::Malformed { .. } => "bad request",
+            Denial::Signature(_) | Denial::Source => "forbidden",
+            Denial::TooManyFromAddress => "too many requests",
+            Denial::TooManyAtEndpoint => "busy",
+            Denial::Undated => "forbidden: no timestamp",
+            Denial::Stale { .. } => "forbidden: the timestamp is too far from this clock",
+            Denial::Replayed => "forbidden: this was sent before",
+            Denial::Method { .. } => "method not allowed",
+            Denial::ContentType { .. } => "unsupported content type",
         }
     }
 }
@@ -668,7 +673,7 @@ impl Names {
     /// Builds the callback, without its billing items and without validation issues of this dialect only.
     fn read(&self, action: Action, word: &str, parameters: Parameters, options: &Options) -> Callback {
         let mut callback = self.fill(action, word, parameters, options);
-        self.doubt(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
+        self.issue(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
         callback
     }
 
@@ -702,7 +707,7 @@ impl Names {
 
     /// Adds a validation issue for each value that is required to decide.
     /// A date is required only if the callback is `dated`. The lifecycle checks the rest.
-    fn doubt(&self, callback: &mut Callback, dated: bool) {
+    fn issue(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();
         let missing = match callback.action {
             // Without a name we cannot recognize a redelivery, so every delivery would create another instance.
@@ -721,13 +726,14 @@ impl Names {
         let too_long = |name: &Option<String>| name.as_ref().is_some_and(|name| name.len() > NAME_MAX_BYTES);
         let subject = &callback.subject;
         let found = [
-            missing.map(|name| Doubt::MissingParameter { name: name.to_owned() }),
-            undated.then(|| Doubt::UnreadableDate { name: self.expires_on.to_owned() }),
-            too_long(&subject.instance_id).then(|| Doubt::UnknownValue { name: self.instance_id.to_owned() }),
+            missing.map(|name| ValidationIssue::MissingParameter { name: name.to_owned() }),
+            undated.then(|| ValidationIssue::UnreadableDate { name: self.expires_on.to_owned() }),
+            too_long(&subject.instance_id)
+                .then(|| ValidationIssue::UnknownValue { name: self.instance_id.to_owned() }),
             too_long(&subject.order_biz_id)
-                .then(|| Doubt::UnknownValue { name: self.order_biz_id.to_owned() }),
+                .then(|| ValidationIssue::UnknownValue { name: self.order_biz_id.to_owned() }),
         ];
-        callback.doubts.extend(found.into_iter().flatten());
+        callback.issues.extend(found.into_iter().flatten());
     }
 }
 

@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Action, Answer, Callback, Dialect, Doubt, FORM_TYPE, GivesUp, Keys, Names, Options, OutRequest, Outcome,
-    Pair, Parameters, Parts, RawRequest, Refusal, Reply, Secret, SendForm, Sending, Signed, SuccessAs,
-    Unchecked, Verified, message, object, read_civil, read_word,
+    Action, Answer, Callback, Denial, Dialect, FORM_TYPE, GivesUp, Keys, Names, Options, OutRequest, Outcome,
+    Pair, Parameters, Parts, RawRequest, Reply, Secret, SendForm, Sending, Signed, SuccessAs, Unchecked,
+    ValidationIssue, Verified, message, object, read_civil, read_word,
 };
 use crate::query;
 use spid_hook::json::Json;
@@ -20,7 +20,7 @@ use spid_hook::json::Json;
 /// Table that describes one marketplace of the query-token family.
 pub(super) struct TokenDialect {
     pub(super) name: &'static str,
-    pub(super) budget: u32,
+    pub(super) delivery_limit: u32,
     /// Returns the time at which the marketplace gives up, and what it does then.
     pub(super) gives_up: fn(Action, Timestamp) -> Option<GivesUp>,
     pub(super) names: Names,
@@ -94,18 +94,18 @@ impl Dialect for TokenDialect {
         "query-token"
     }
 
-    fn budget(&self) -> Option<u32> {
-        Some(self.budget)
+    fn delivery_limit(&self) -> Option<u32> {
+        Some(self.delivery_limit)
     }
 
     fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
         (self.gives_up)(action, first)
     }
 
-    fn parts(&self, request: &RawRequest<'_>, _now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+    fn parts(&self, request: &RawRequest<'_>, _now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
         if !matches!(request.method, "GET" | "POST") {
             let method = request.method.chars().take(16).collect();
-            return Err(Refusal::Method { method, allowed: "GET, POST" });
+            return Err(Denial::Method { method, allowed: "GET, POST" });
         }
         let mut pairs = query::parse(request.query, form_of(request)?)?;
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
@@ -131,12 +131,12 @@ impl Dialect for TokenDialect {
         callback.sent_at =
             callback.parameters.filled(TIME_STAMP).and_then(|text| read_civil(text, &options.timezone));
         if verb.is_none() {
-            callback.doubts.push(Doubt::UnknownAction);
+            callback.issues.push(ValidationIssue::UnknownAction);
         }
         // The token does not mark the end of a value, so look for a parameter hidden in one.
         if let Some(name) = query::ambiguous(callback.parameters.iter()) {
             let name = name.to_owned();
-            callback.doubts.push(Doubt::AmbiguousValue { name });
+            callback.issues.push(ValidationIssue::AmbiguousValue { name });
         }
         callback
     }
@@ -163,7 +163,7 @@ impl Dialect for TokenDialect {
         })
     }
 
-    fn refuse(&self, request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
+    fn refuse(&self, request: &RawRequest<'_>, refusal: &Denial) -> Reply {
         let status = refusal.status();
         let reply = if self.is_for_a_browser(request) {
             Reply::page(status, words_for_a_buyer(refusal))
@@ -174,7 +174,7 @@ impl Dialect for TokenDialect {
             Reply::json(status, &body)
         };
         match refusal {
-            Refusal::Method { allowed, .. } => reply.with("allow", *allowed),
+            Denial::Method { allowed, .. } => reply.with("allow", *allowed),
             _ => reply,
         }
     }
@@ -275,9 +275,9 @@ fn named(
 }
 
 /// Text for a buyer whose sign-on was denied.
-fn words_for_a_buyer(refusal: &Refusal) -> &'static str {
+fn words_for_a_buyer(refusal: &Denial) -> &'static str {
     match refusal {
-        Refusal::TooManyFromAddress | Refusal::TooManyAtEndpoint => {
+        Denial::TooManyFromAddress | Denial::TooManyAtEndpoint => {
             "There is too much going on just now. Please open the application from the marketplace again in a moment."
         }
         _ => "This link is not valid. Please open the application from the marketplace again.",
@@ -285,13 +285,13 @@ fn words_for_a_buyer(refusal: &Refusal) -> &'static str {
 }
 
 /// Returns the body as a form. Any other body is denied, because it was not signed.
-fn form_of<'a>(request: &RawRequest<'a>) -> Result<Option<&'a [u8]>, Refusal> {
+fn form_of<'a>(request: &RawRequest<'a>) -> Result<Option<&'a [u8]>, Denial> {
     if request.body.is_empty() {
         return Ok(None);
     }
     match request.media_type().as_deref() {
         Some(FORM_TYPE) => Ok(Some(request.body)),
-        _ => Err(Refusal::ContentType { expected: FORM_TYPE }),
+        _ => Err(Denial::ContentType { expected: FORM_TYPE }),
     }
 }
 

@@ -33,14 +33,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::limits;
-use spid_hook::callback::{Action, Callback, Doubt, Expiry};
+use spid_hook::callback::{Action, Callback, Expiry, ValidationIssue};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State, Wants};
 use spid_hook::time::plus_millis;
 
 /// A job in the instance's queue: it is queued, running, pending, held or dead.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneJob {
+pub struct QueuedJob {
     /// Number of the job in the store.
     pub job: i64,
     /// Action that the job carries out.
@@ -54,9 +54,9 @@ pub struct LaneJob {
 }
 
 /// Returns the state after all queued jobs.
-pub fn projected(instance: &Instance, lane: &[LaneJob]) -> Instance {
+pub fn projected(instance: &Instance, queue: &[QueuedJob]) -> Instance {
     let mut future = instance.clone();
-    for job in lane {
+    for job in queue {
         future.effect(job.action, &job.wants);
     }
     future
@@ -85,27 +85,27 @@ pub fn id_of_part(request: Id, position: usize) -> Id {
 
 /// Earlier callbacks with the same deduplication key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Occurrence {
+pub struct EarlierCallback {
     /// True if the success of the latest of them was reported to the marketplace.
-    pub told: bool,
+    pub reported: bool,
     /// The latest of them that was carried out, if there is one.
     pub done: Option<Done>,
     /// Outcome of the latest of them.
-    pub standing: Standing,
+    pub standing: EarlierOutcome,
 }
 
 /// An earlier callback that was carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Done {
     /// True if its success was reported to the marketplace.
-    pub told: bool,
+    pub reported: bool,
     /// True if its own job carried it out; false if it joined another job.
     pub own: bool,
 }
 
 /// Outcome of an earlier callback.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum EarlierOutcome {
     /// The job, by its number, has not ended.
     Open(i64),
     /// The job, by its number, is done.
@@ -125,7 +125,7 @@ pub enum Standing {
     /// An operator settled the callback as a repeat: success, and no job.
     Settled {
         /// Time at which the success was reported; `None` until the marketplace calls again.
-        told_at: Option<Timestamp>,
+        reported_at: Option<Timestamp>,
     },
     /// A later callback made the job unnecessary.
     Superseded,
@@ -171,9 +171,9 @@ pub struct View<'a> {
     /// The instance as applied so far; `None` if no name of the callback is known.
     pub instance: Option<&'a Instance>,
     /// The jobs in its queue, in order.
-    pub lane: &'a [LaneJob],
+    pub queue: &'a [QueuedJob],
     /// Earlier callbacks with the same deduplication key, if there are any.
-    pub occurrence: Option<&'a Occurrence>,
+    pub earlier: Option<&'a EarlierCallback>,
     /// Policy of the seller.
     pub policy: Policy,
     /// True while another purchase of this instance is held, because that purchase may decide an expire.
@@ -212,7 +212,7 @@ pub enum Reason {
     SignOnStale,
     /// A validation issue; an operator must decide.
     #[error("{0}")]
-    Doubt(Doubt),
+    ValidationIssue(ValidationIssue),
     /// Another purchase has the orderBizId of this instance.
     #[error("this orderBizId was bought before, by another order or another buyer")]
     ConflictingCreate,
@@ -284,7 +284,7 @@ impl Reason {
 
     /// Text for the marketplace. It leaves out the operator's words and the purchases of other buyers, because any
     /// sender of a callback can read it.
-    pub fn told(&self) -> String {
+    pub fn sentence(&self) -> String {
         match self {
             Reason::Rejected(_) => "the seller has declined this".to_owned(),
             Reason::NameTaken(_) => "another instance has this orderBizId as its id".to_owned(),
@@ -302,7 +302,7 @@ impl Reason {
             Reason::NotUsable(_) => "not-usable",
             Reason::SignOnUsed => "sign-on-used",
             Reason::SignOnStale => "sign-on-stale",
-            Reason::Doubt(_) => "doubt",
+            Reason::ValidationIssue(_) => "doubt",
             Reason::ConflictingCreate => "conflicting-create",
             Reason::RepeatedWithOtherValues => "create-repeated-with-other-values",
             Reason::AmbiguousRepeat(_) => "ambiguous-repeat",
@@ -332,7 +332,7 @@ pub enum Decision {
     /// Run a job outside the instance's queue.
     RunBeside {
         /// True if success is reported now: for messages that are done when they are recorded.
-        told: bool,
+        reported: bool,
     },
     /// Join the job with this number; the callback gets its answer.
     Join(i64),
@@ -354,7 +354,7 @@ pub struct Verdict {
     /// Jobs in the instance's queue to cancel without running them.
     pub cancels: Vec<i64>,
     /// True if the instance is released now, without a hook, and leaves a tombstone.
-    pub entombs: bool,
+    pub leaves_tombstone: bool,
     /// True if an operator should look, although nothing waits for a decision.
     pub alert: bool,
     /// Remark for the operator about a success.
@@ -363,7 +363,7 @@ pub struct Verdict {
 
 impl From<Decision> for Verdict {
     fn from(decision: Decision) -> Verdict {
-        Verdict { decision, cancels: Vec::new(), entombs: false, alert: false, notice: None }
+        Verdict { decision, cancels: Vec::new(), leaves_tombstone: false, alert: false, notice: None }
     }
 }
 
@@ -389,10 +389,13 @@ pub fn decide(view: View<'_>, callback: &Callback) -> Verdict {
     if view.approved || !matches!(verdict.decision, Decision::Hold(_)) {
         return verdict;
     }
-    match view.occurrence.map(|occurrence| &occurrence.standing) {
-        Some(Standing::Rejected { reason }) => Decision::Refuse(Reason::Rejected(reason.clone())).into(),
-        Some(Standing::Settled { told_at }) => {
-            let holds = told_at.is_none_or(|told| view.now < plus_millis(told, limits::SETTLED_REPEAT_MS));
+    match view.earlier.map(|earlier| &earlier.standing) {
+        Some(EarlierOutcome::Rejected { reason }) => {
+            Decision::Refuse(Reason::Rejected(reason.clone())).into()
+        }
+        Some(EarlierOutcome::Settled { reported_at }) => {
+            let holds = reported_at
+                .is_none_or(|reported| view.now < plus_millis(reported, limits::SETTLED_REPEAT_MS));
             if holds { Decision::Repeat.into() } else { verdict }
         }
         _ => verdict,
@@ -433,31 +436,34 @@ pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
 }
 
 fn judge(view: View<'_>, callback: &Callback) -> Verdict {
-    match callback.doubts.first().filter(|_| !view.approved) {
-        Some(doubt) => doubtful(view, callback, doubt),
-        None => undoubted(view, callback),
+    match callback.issues.first().filter(|_| !view.approved) {
+        Some(issue) => with_issue(view, callback, issue),
+        None => without_issue(view, callback),
     }
 }
 
 /// Holds a callback with a validation issue. Once an operator has approved it, its redeliveries are recognized by all
 /// their bytes: they get its result, but run nothing.
-fn doubtful(view: View<'_>, callback: &Callback, doubt: &Doubt) -> Verdict {
-    let approved = view.occurrence.is_some_and(|occurrence| match occurrence.standing {
-        Standing::Open(_) | Standing::Done(_) | Standing::Recorded | Standing::RefusedByHook { .. } => true,
-        Standing::Rejected { .. }
-        | Standing::Settled { .. }
-        | Standing::Superseded
-        | Standing::Held
-        | Standing::Void => false,
+fn with_issue(view: View<'_>, callback: &Callback, issue: &ValidationIssue) -> Verdict {
+    let approved = view.earlier.is_some_and(|earlier| match earlier.standing {
+        EarlierOutcome::Open(_)
+        | EarlierOutcome::Done(_)
+        | EarlierOutcome::Recorded
+        | EarlierOutcome::RefusedByHook { .. } => true,
+        EarlierOutcome::Rejected { .. }
+        | EarlierOutcome::Settled { .. }
+        | EarlierOutcome::Superseded
+        | EarlierOutcome::Held
+        | EarlierOutcome::Void => false,
     });
-    let verdict = undoubted(view, callback);
+    let verdict = without_issue(view, callback);
     match verdict.decision {
         Decision::Join(_) | Decision::Repeat | Decision::Refuse(Reason::Hook(_)) if approved => verdict,
-        _ => Decision::Hold(Reason::Doubt(doubt.clone())).into(),
+        _ => Decision::Hold(Reason::ValidationIssue(issue.clone())).into(),
     }
 }
 
-fn undoubted(view: View<'_>, callback: &Callback) -> Verdict {
+fn without_issue(view: View<'_>, callback: &Callback) -> Verdict {
     match callback.action {
         Action::SignOn => sign_on(view, callback).into(),
         Action::Payment => payment(view).into(),
@@ -482,18 +488,17 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         let released = view.instance.is_some_and(|instance| instance.state == State::Released);
         return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
     }
-    let Some(instance) = view.instance.filter(|instance| !is_absent(instance, view.lane)) else {
+    let Some(instance) = view.instance.filter(|instance| !is_absent(instance, view.queue)) else {
         return absent(view, callback);
     };
     // Decide on the state after the queued jobs, because the new job runs after them.
-    let future = projected(instance, view.lane);
+    let future = projected(instance, view.queue);
     let known = Known {
         instance,
         future: &future,
-        releasing: view.lane.iter().find(|job| job.action == Action::Release).map(|job| job.job),
-        done: view.occurrence.and_then(|occurrence| occurrence.done).filter(|_| !view.approved),
-        overtaken: !view.approved
-            && view.occurrence.is_some_and(|occurrence| is_overtaken(instance, occurrence)),
+        releasing: view.queue.iter().find(|job| job.action == Action::Release).map(|job| job.job),
+        done: view.earlier.and_then(|earlier| earlier.done).filter(|_| !view.approved),
+        superseded: !view.approved && view.earlier.is_some_and(|earlier| is_superseded(instance, earlier)),
         no_copy: callback.once.is_some(),
         ordered: callback.ordered,
         thaws: callback.once.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
@@ -550,11 +555,11 @@ pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
 /// Decides a redelivery of a callback that is not finished: it joins the open job, regardless of later jobs. A callback
 /// that the hook refused within the last 30 s is refused again.
 fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
-    match &view.occurrence?.standing {
-        Standing::Open(_) if is_another(view, callback) => None,
-        Standing::Open(job) => Some(Decision::Join(*job)),
+    match &view.earlier?.standing {
+        EarlierOutcome::Open(_) if is_another(view, callback) => None,
+        EarlierOutcome::Open(job) => Some(Decision::Join(*job)),
         // A refusal in the future was recorded before the clock was set back, so its gap would not end. Ignore it.
-        Standing::RefusedByHook { at, reason }
+        EarlierOutcome::RefusedByHook { at, reason }
             if (*at..plus_millis(*at, limits::FORWARD_GAP_MS)).contains(&view.now) =>
         {
             Some(Decision::Refuse(Reason::Hook(reason.clone())))
@@ -569,7 +574,7 @@ fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
 fn is_another(view: View<'_>, callback: &Callback) -> bool {
     let is_unordered = callback.once.is_some() && !callback.ordered;
     let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
-    let future = projected(instance, view.lane).state;
+    let future = projected(instance, view.queue).state;
     match callback.action {
         Action::Expire => future == State::Active,
         Action::Renew if callback.expires_on.is_none() => future == State::Frozen,
@@ -579,16 +584,19 @@ fn is_another(view: View<'_>, callback: &Callback) -> bool {
 
 /// Returns true if the instance counts as absent. A record whose create ended without effect counts as never requested.
 /// While its release is queued it does not, because no job may be queued behind the release.
-fn is_absent(instance: &Instance, lane: &[LaneJob]) -> bool {
-    let coming = |job: &LaneJob| matches!(job.action, Action::Create | Action::Release);
-    instance.state == State::Pending && !lane.iter().any(coming)
+fn is_absent(instance: &Instance, queue: &[QueuedJob]) -> bool {
+    let coming = |job: &QueuedJob| matches!(job.action, Action::Create | Action::Release);
+    instance.state == State::Pending && !queue.iter().any(coming)
 }
 
 fn absent(view: View<'_>, callback: &Callback) -> Verdict {
     let has_begun = view.instance.is_some_and(|instance| instance.began);
-    let was_cancelled = view.occurrence.is_some_and(|known| {
+    let was_cancelled = view.earlier.is_some_and(|known| {
         // An operator can reject or settle the callback only after it was canceled.
-        matches!(known.standing, Standing::Superseded | Standing::Rejected { .. } | Standing::Settled { .. })
+        matches!(
+            known.standing,
+            EarlierOutcome::Superseded | EarlierOutcome::Rejected { .. } | EarlierOutcome::Settled { .. }
+        )
     });
     match callback.action {
         // Without a name we cannot recognize a redelivery, so every delivery would create another instance.
@@ -606,7 +614,7 @@ fn absent(view: View<'_>, callback: &Callback) -> Verdict {
         Action::Release if callback.subject.names().next().is_none() => {
             Decision::Hold(Reason::NamesNothing).into()
         }
-        Action::Release if callback.made_elsewhere && view.instance.is_none() => Decision::Run.into(),
+        Action::Release if callback.externally_provisioned && view.instance.is_none() => Decision::Run.into(),
         Action::Release => unknown_release(view.policy),
         _ => unknown(view, callback).into(),
     }
@@ -618,7 +626,7 @@ fn unknown_release(policy: Policy) -> Verdict {
         UnknownInstance::Succeed => Decision::Record,
         UnknownInstance::Adopt => Decision::Hold(Reason::UnknownRelease),
     };
-    Verdict { entombs: true, ..decision.into() }
+    Verdict { leaves_tombstone: true, ..decision.into() }
 }
 
 fn unknown(view: View<'_>, callback: &Callback) -> Decision {
@@ -626,7 +634,7 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
         return Decision::Hold(Reason::NamesNothing);
     }
     // The marketplace sends no create for it, so any callback can be the first.
-    if callback.made_elsewhere && view.instance.is_none() {
+    if callback.externally_provisioned && view.instance.is_none() {
         return Decision::Run;
     }
     match view.policy.unknown_instance {
@@ -642,10 +650,10 @@ fn unknown(view: View<'_>, callback: &Callback) -> Decision {
 }
 
 /// Returns true if the earlier callback had no effect or is held, and the instance may have changed since then.
-fn is_overtaken(instance: &Instance, occurrence: &Occurrence) -> bool {
-    match occurrence.standing {
-        Standing::Superseded | Standing::Held => true,
-        Standing::RefusedByHook { at, .. } => instance.updated_at > at,
+fn is_superseded(instance: &Instance, earlier: &EarlierCallback) -> bool {
+    match earlier.standing {
+        EarlierOutcome::Superseded | EarlierOutcome::Held => true,
+        EarlierOutcome::RefusedByHook { at, .. } => instance.updated_at > at,
         _ => false,
     }
 }
@@ -657,7 +665,7 @@ struct Known<'a> {
     releasing: Option<i64>,
     /// Earlier callback with the same deduplication key that was carried out. `None` if an operator approved this one.
     done: Option<Done>,
-    overtaken: bool,
+    superseded: bool,
     /// The request carries a nonce, so it cannot be a replay.
     no_copy: bool,
     ordered: bool,
@@ -679,7 +687,7 @@ impl Known<'_> {
             return Decision::Hold(Reason::ConflictingCreate).into();
         }
         // A create in the queue answers for every delivery of this purchase.
-        if let Some(job) = self.view.lane.iter().find(|job| job.action == Action::Create) {
+        if let Some(job) = self.view.queue.iter().find(|job| job.action == Action::Create) {
             return Decision::Join(job.job).into();
         }
         // The operator must learn of a repeat with other values than those of the purchase.
@@ -799,11 +807,11 @@ impl Known<'_> {
             (Some(_), Some(expiry)) => Decision::Hold(Reason::EarlyExpire(expiry)),
             // Most likely arrears. But the end of a trial that was converted, or of a term that was not bought here,
             // may be announced late.
-            (None, Some(expiry)) if self.overtaken || is_first_doubted => {
+            (None, Some(expiry)) if self.superseded || is_first_doubted => {
                 Decision::Hold(Reason::EarlyExpire(expiry))
             }
             // Without a known term, this may be a repeat whose answer was lost.
-            (Some(Done { told: false, .. }), None) if self.future.expires_on.is_none() => {
+            (Some(Done { reported: false, .. }), None) if self.future.expires_on.is_none() => {
                 Decision::Hold(Reason::AmbiguousRepeat(Action::Expire))
             }
             (None | Some(_), _) => Decision::Run,
@@ -825,11 +833,11 @@ impl Known<'_> {
             return self.release_again().into();
         }
         // A running hook cannot be stopped, so its job stays.
-        let cancels = self.view.lane.iter().filter(|job| !job.running).map(|job| job.job).collect();
+        let cancels = self.view.queue.iter().filter(|job| !job.running).map(|job| job.job).collect();
         if self.instance.began || self.instance.adopted || self.instance.state != State::Pending {
             return Verdict { cancels, ..Decision::Run.into() };
         }
-        Verdict { cancels, entombs: true, ..Decision::Record.into() }
+        Verdict { cancels, leaves_tombstone: true, ..Decision::Record.into() }
     }
 
     fn release_again(&self) -> Decision {
@@ -847,8 +855,8 @@ impl Known<'_> {
     /// Returns true if the hook refused the earlier callback and the instance has changed since. A callback that was
     /// canceled together with a create does not count, because it was never tried.
     fn refused_since(&self) -> bool {
-        let standing = self.view.occurrence.map(|occurrence| &occurrence.standing);
-        self.overtaken && matches!(standing, Some(Standing::RefusedByHook { .. }))
+        let standing = self.view.earlier.map(|earlier| &earlier.standing);
+        self.superseded && matches!(standing, Some(EarlierOutcome::RefusedByHook { .. }))
     }
 
     /// Answers for a released instance. If the release is still queued, the answer is that of its job.
@@ -859,14 +867,14 @@ impl Known<'_> {
     /// Answers for a state that is reached already or will be. If it will be, the answer is that of the last queued job
     /// with one of these actions, or else of the create.
     fn coming(&self, actions: &[Action]) -> Decision {
-        let last = |wanted: &[Action]| self.view.lane.iter().rev().find(|job| wanted.contains(&job.action));
+        let last = |wanted: &[Action]| self.view.queue.iter().rev().find(|job| wanted.contains(&job.action));
         let job = last(actions).or_else(|| last(&[Action::Create]));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
     }
 
     /// Returns true if the renewal that would unfreeze the instance is dead.
     fn waits_for_the_dead(&self) -> bool {
-        let last = self.view.lane.iter().rev().find(|job| job.action == Action::Renew);
+        let last = self.view.queue.iter().rev().find(|job| job.action == Action::Renew);
         self.instance.state == State::Frozen && last.is_some_and(|job| job.dead)
     }
 
@@ -879,7 +887,7 @@ impl Known<'_> {
     fn superseding(&self, action: Action) -> Vec<i64> {
         let now = self.view.now;
         let dead =
-            self.view.lane.iter().filter(|job| job.dead && supersedes(action, job.action, &job.wants, now));
+            self.view.queue.iter().filter(|job| job.dead && supersedes(action, job.action, &job.wants, now));
         dead.map(|job| job.job).collect()
     }
 }
@@ -906,17 +914,17 @@ fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
     if !fresh {
         return Decision::Refuse(Reason::SignOnStale);
     }
-    match view.occurrence {
-        Some(Occurrence { told: true, .. }) => return Decision::Refuse(Reason::SignOnUsed),
+    match view.earlier {
+        Some(EarlierCallback { reported: true, .. }) => return Decision::Refuse(Reason::SignOnUsed),
         // The browser left before the hook was done, so no success was reported yet.
-        Some(Occurrence { standing: Standing::Done(job), .. }) => return Decision::Join(*job),
+        Some(EarlierCallback { standing: EarlierOutcome::Done(job), .. }) => return Decision::Join(*job),
         _ => {}
     }
     if let Some(decision) = open_occurrence(view, callback) {
         return decision;
     }
     match instance.state {
-        State::Active | State::Frozen => Decision::RunBeside { told: false },
+        State::Active | State::Frozen => Decision::RunBeside { reported: false },
         State::Pending | State::Released => Decision::Refuse(Reason::NotUsable(instance.state)),
     }
 }
@@ -932,12 +940,14 @@ fn query(view: View<'_>) -> Decision {
 }
 
 fn payment(view: View<'_>) -> Decision {
-    match view.occurrence.map(|occurrence| &occurrence.standing) {
+    match view.earlier.map(|earlier| &earlier.standing) {
         // A payment is a message, so success is reported as soon as it is recorded.
-        None => Decision::RunBeside { told: true },
+        None => Decision::RunBeside { reported: true },
         // The payment was held, so no job has run for it yet.
-        Some(Standing::Held | Standing::Void | Standing::Rejected { .. }) if view.approved => {
-            Decision::RunBeside { told: true }
+        Some(EarlierOutcome::Held | EarlierOutcome::Void | EarlierOutcome::Rejected { .. })
+            if view.approved =>
+        {
+            Decision::RunBeside { reported: true }
         }
         Some(_) => Decision::Repeat,
     }
@@ -947,10 +957,10 @@ fn other(view: View<'_>, callback: &Callback) -> Decision {
     if let Some(decision) = open_occurrence(view, callback) {
         return decision;
     }
-    match view.occurrence.map(|occurrence| &occurrence.standing) {
+    match view.earlier.map(|earlier| &earlier.standing) {
         // The answer of the finished job is given again.
-        Some(Standing::Done(job)) => Decision::Join(*job),
-        _ => Decision::RunBeside { told: false },
+        Some(EarlierOutcome::Done(job)) => Decision::Join(*job),
+        _ => Decision::RunBeside { reported: false },
     }
 }
 
@@ -972,7 +982,7 @@ pub enum Subject<'a> {
 ///
 /// Two different events that a marketplace announces in the same words have the same key. [`decide`] distinguishes them
 /// by the reported results and the state.
-pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
+pub fn deduplication_key(account: &str, subject: Subject<'_>, callback: &Callback) -> [u8; 16] {
     // Stored keys cannot be recomputed, so the contents and their order must never change.
     let mut digest = KeyDigest(Sha256::new());
     digest.text(account);
@@ -1004,7 +1014,7 @@ pub fn occurrence_key(account: &str, subject: Subject<'_>, callback: &Callback) 
     }
     digest.text(callback.action.as_str());
     // With a validation issue, only all signed bytes identify the request.
-    if callback.doubts.is_empty() {
+    if callback.issues.is_empty() {
         values(&mut digest, callback);
     } else {
         everything(&mut digest, callback);

@@ -20,7 +20,7 @@ pub struct AccessKey {
 
 /// A request without a body, in the form that its signature needs.
 #[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
+pub struct UnsignedRequest<'a> {
     /// Method.
     pub method: &'a str,
     /// `Host` header.
@@ -57,7 +57,7 @@ impl AccessKey {
     }
 
     /// Returns the value of the `Authorization` header.
-    pub fn authorization(&self, asked: &Asked<'_>) -> String {
+    pub fn authorization(&self, asked: &UnsignedRequest<'_>) -> String {
         let secret = self.secret.expose().as_bytes();
         let hash = hex::encode(Sha256::digest(canonical_request(asked)));
         let (claim, key, scope) = match &self.scope {
@@ -79,8 +79,8 @@ impl AccessKey {
     }
 }
 
-fn canonical_request(asked: &Asked<'_>) -> String {
-    let Asked { method, host, path, query, content_type, date } = asked;
+fn canonical_request(asked: &UnsignedRequest<'_>) -> String {
+    let UnsignedRequest { method, host, path, query, content_type, date } = asked;
     // The gateway signs the path with a slash at its end, even if the request has none.
     let slash = if path.ends_with('/') { "" } else { "/" };
     // The requests have no body, so this is the hash of an empty text.
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     /// The vendor's example. The vendor publishes the digest of the canonical request, but masks the secret.
-    const ASKED: Asked<'static> = Asked {
+    const ASKED: UnsignedRequest<'static> = UnsignedRequest {
         method: "GET",
         host: "service.region.example.com",
         path: "/v1/77b6a44cba5143ab91d13ab9a8ff44fd/vpcs",

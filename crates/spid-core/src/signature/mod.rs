@@ -35,7 +35,7 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-pub use access_key::{AccessKey, Asked};
+pub use access_key::{AccessKey, UnsignedRequest};
 pub use field::Cipher;
 pub use presented::Presented;
 pub use spid_hook::Secret;

@@ -30,7 +30,7 @@ const STEPS_AT_A_STRETCH: u32 = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
     /// The hook returned a result.
-    Said(Attempted),
+    ParsedAnswer(Attempted),
     /// The hook panicked.
     Panicked,
     /// The attempt was given up at its deadline.
@@ -85,9 +85,9 @@ impl Ran {
 
 /// Order in which attempts at once continue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Weave {
+pub(super) enum Interleaving {
     /// On one thread: each attempt runs until it waits, then the next one, in turn.
-    InTurn,
+    RoundRobin,
     /// On one thread: a random attempt that is ready to run, drawn from this seed.
     Seeded(u64),
     /// On one thread for each attempt, started together.
@@ -108,10 +108,15 @@ pub(super) async fn run(hook: &AnyHook, call: Call, within: Duration, cut: Optio
 }
 
 /// Runs several attempts at once.
-pub(super) async fn at_once(hook: &AnyHook, calls: Vec<Call>, within: Duration, weave: Weave) -> Vec<Ran> {
+pub(super) async fn at_once(
+    hook: &AnyHook,
+    calls: Vec<Call>,
+    within: Duration,
+    weave: Interleaving,
+) -> Vec<Ran> {
     let count = calls.len();
     let all: Vec<Watched> = calls.into_iter().map(|call| Watched::new(hook, call, None)).collect();
-    if weave == Weave::Threads {
+    if weave == Interleaving::Threads {
         return on_threads(all, within).await;
     }
     let woven = on_a_thread(within, async move {
@@ -214,7 +219,7 @@ impl Future for Watched {
         let Some(work) = self.work.as_mut() else { return Poll::Ready(End::Cut) };
         // A panic of the hook must not end the test.
         let end = match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-            Ok(Poll::Ready(result)) => End::Said(Attempted::from(result)),
+            Ok(Poll::Ready(result)) => End::ParsedAnswer(Attempted::from(result)),
             Err(_panic) => End::Panicked,
             Ok(Poll::Pending) => {
                 // Every `Pending` is one wait: a point at which the attempt can be cut.
@@ -261,11 +266,11 @@ impl Wake for Woken {
 struct Woven {
     all: Vec<(Watched, Arc<Woken>, Option<Ran>)>,
     last: usize,
-    weave: Weave,
+    weave: Interleaving,
 }
 
 impl Woven {
-    fn new(all: Vec<Watched>, weave: Weave) -> Woven {
+    fn new(all: Vec<Watched>, weave: Interleaving) -> Woven {
         let all: Vec<_> = all.into_iter().map(|watched| (watched, Woken::new(), None)).collect();
         Woven { last: all.len().saturating_sub(1), all, weave }
     }
@@ -278,7 +283,7 @@ impl Woven {
         let ready: Vec<usize> =
             self.all.iter().enumerate().filter(|(_, one)| may(one)).map(|(index, _)| index).collect();
         match &mut self.weave {
-            Weave::Seeded(state) => {
+            Interleaving::Seeded(state) => {
                 let at = split_mix(state) % u64::try_from(ready.len()).ok().filter(|count| *count > 0)?;
                 ready.get(usize::try_from(at).ok()?).copied()
             }
@@ -385,25 +390,27 @@ mod tests {
         (0..count).map(|_| market.call(&mut job, WITHIN).unwrap()).collect()
     }
 
-    async fn woven(weave: Weave) -> Vec<String> {
+    async fn woven(weave: Interleaving) -> Vec<String> {
         let steps = Steps::default();
         let all = at_once(&AnyHook::new(steps.clone()), calls(2), WITHIN, weave).await;
-        assert!(all.iter().all(|ran| matches!(ran.end, End::Said(Attempted::Done(_))) && ran.waits == 3));
+        assert!(
+            all.iter().all(|ran| matches!(ran.end, End::ParsedAnswer(Attempted::Done(_))) && ran.waits == 3)
+        );
         steps.0.lock().unwrap().clone()
     }
 
     #[tokio::test]
     async fn attempts_in_turn_go_on_one_wait_at_a_time() {
         let expected = ["1 a", "2 a", "1 b", "2 b", "1 c", "2 c", "1 gone", "2 gone"];
-        assert_eq!(woven(Weave::InTurn).await, expected);
+        assert_eq!(woven(Interleaving::RoundRobin).await, expected);
     }
 
     #[tokio::test]
     async fn a_seed_repeats_itself_and_seeds_differ() {
-        assert_eq!(woven(Weave::Seeded(7)).await, woven(Weave::Seeded(7)).await);
+        assert_eq!(woven(Interleaving::Seeded(7)).await, woven(Interleaving::Seeded(7)).await);
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..20 {
-            seen.insert(woven(Weave::Seeded(seed)).await);
+            seen.insert(woven(Interleaving::Seeded(seed)).await);
         }
         assert!(seen.len() > 5, "{seen:?}");
     }
@@ -416,6 +423,9 @@ mod tests {
         assert_eq!((ran.end, ran.waits), (End::Cut, 2));
         assert_eq!(*steps.0.lock().unwrap(), ["1 a", "1 b", "1 gone"]);
         let ran = run(&AnyHook::new(steps), call, WITHIN, Some(Cut::AtWait(9))).await;
-        assert!(matches!(ran.end, End::Said(Attempted::Done(_))), "it was over before it could be cut");
+        assert!(
+            matches!(ran.end, End::ParsedAnswer(Attempted::Done(_))),
+            "it was over before it could be cut"
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::attempt::{self, Cut, End, Ran, Weave};
+use super::attempt::{self, Cut, End, Interleaving, Ran};
 use super::order::{Job, Market, Order, id_of};
 use super::{Attempted as Told, FindingKind, Measured, Observer, Options, Probes, Report};
 use crate::Attempted;
@@ -196,7 +196,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Makes attempts at once: one for each of these jobs.
-    pub(super) async fn together(&mut self, jobs: &mut [Job], weave: Weave) -> Vec<End> {
+    pub(super) async fn together(&mut self, jobs: &mut [Job], weave: Interleaving) -> Vec<End> {
         let calls: Vec<Call> = jobs.iter_mut().filter_map(|job| self.call(job)).collect();
         let all = attempt::at_once(&self.hook, calls.clone(), self.options.timeout, weave).await;
         for ((job, call), ran) in jobs.iter().zip(&calls).zip(&all) {
@@ -206,7 +206,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Makes several attempts at once at one job.
-    pub(super) async fn crowd(&mut self, job: &mut Job, weave: Weave) -> Vec<Answer> {
+    pub(super) async fn crowd(&mut self, job: &mut Job, weave: Interleaving) -> Vec<Answer> {
         let mut jobs: Vec<Job> = Vec::new();
         for index in 0..self.options.at_once {
             // Every attempt gets its own number, as from the daemon.
@@ -254,16 +254,16 @@ impl<'a> Bench<'a> {
         let within = self.options.timeout;
         let (who, advice) = (after.who(), after.advice());
         match end {
-            End::Said(Attempted::Done(answer)) => {
+            End::ParsedAnswer(Attempted::Done(answer)) => {
                 self.done.insert(job.callback.action);
                 return Ok(Outcome::Done(answer));
             }
-            End::Said(Attempted::Retry { error, .. } | Attempted::Misconfigured { error, .. }) => {
+            End::ParsedAnswer(Attempted::Retry { error, .. } | Attempted::Misconfigured { error, .. }) => {
                 return Err(error);
             }
-            End::Said(Attempted::Pending { note }) => return Ok(self.pending(job, after, &note)),
-            End::Said(Attempted::Refused { reason }) => self.refused(job, after, &reason),
-            End::Said(Attempted::Unsupported { .. }) => self.unsupported(job),
+            End::ParsedAnswer(Attempted::Pending { note }) => return Ok(self.pending(job, after, &note)),
+            End::ParsedAnswer(Attempted::Refused { reason }) => self.refused(job, after, &reason),
+            End::ParsedAnswer(Attempted::Unsupported { .. }) => self.unsupported(job),
             End::Panicked => {
                 self.fault(FindingKind::Panics, job, &format!("{who} panicked; {advice}"));
             }
@@ -564,15 +564,15 @@ fn unlike<'a>(one: &'a Fields, other: &'a Fields) -> impl Iterator<Item = &'a St
 /// Describes the result of an attempt, without a secret.
 fn words(end: &End) -> String {
     match end {
-        End::Said(Attempted::Done(answer)) => {
+        End::ParsedAnswer(Attempted::Done(answer)) => {
             let open = answer.split().open.unwrap_or_else(|| "{}".to_owned());
             format!("done {open}")
         }
-        End::Said(Attempted::Retry { error, .. }) => format!("retry: {error}"),
-        End::Said(Attempted::Misconfigured { error, .. }) => format!("retry, misconfigured: {error}"),
-        End::Said(Attempted::Refused { reason }) => format!("refused: {reason}"),
-        End::Said(Attempted::Unsupported { reason }) => format!("unsupported: {reason}"),
-        End::Said(Attempted::Pending { note }) => format!("pending: {note}"),
+        End::ParsedAnswer(Attempted::Retry { error, .. }) => format!("retry: {error}"),
+        End::ParsedAnswer(Attempted::Misconfigured { error, .. }) => format!("retry, misconfigured: {error}"),
+        End::ParsedAnswer(Attempted::Refused { reason }) => format!("refused: {reason}"),
+        End::ParsedAnswer(Attempted::Unsupported { reason }) => format!("unsupported: {reason}"),
+        End::ParsedAnswer(Attempted::Pending { note }) => format!("pending: {note}"),
         End::Panicked => "panicked".to_owned(),
         End::TooLong => "not back by its deadline".to_owned(),
         End::Blocks => "blocks its thread".to_owned(),

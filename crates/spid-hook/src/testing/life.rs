@@ -1,7 +1,7 @@
 //! Parts of the test: the calls, their order, and the faults that the test provokes.
 
 use super::Report;
-use super::attempt::{Cut, End, Weave};
+use super::attempt::{Cut, End, Interleaving};
 use super::bench::{After, Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
 use crate::Attempted;
@@ -141,14 +141,14 @@ impl Bench<'_> {
             }
             let mut jobs: Vec<Job> =
                 orders.iter_mut().map(|order| self.market.job(order, action, step)).collect();
-            let ends = self.together(&mut jobs, Weave::Threads).await;
+            let ends = self.together(&mut jobs, Interleaving::Threads).await;
             for ((order, job), end) in orders.iter_mut().zip(&mut jobs).zip(ends) {
                 match end {
-                    End::Said(Attempted::Done(answer)) => {
+                    End::ParsedAnswer(Attempted::Done(answer)) => {
                         self.settle(order, job, &answer, After::Nothing).await;
                     }
                     // A failure under load is no fault: the retry schedule tries again.
-                    End::Said(Attempted::Retry { .. }) => {
+                    End::ParsedAnswer(Attempted::Retry { .. }) => {
                         self.finish_and_settle(order, job, After::Nothing).await;
                     }
                     end => _ = self.ended(job, end, After::Nothing),
@@ -159,8 +159,8 @@ impl Bench<'_> {
 
     /// Runs several attempts at one job at once, because the rest of an attempt may meet the next one.
     async fn crowds(&mut self) {
-        let chance = [self.draw(), self.draw()].map(Weave::Seeded);
-        let weaves = [Weave::InTurn, Weave::Threads].into_iter().chain(chance);
+        let chance = [self.draw(), self.draw()].map(Interleaving::Seeded);
+        let weaves = [Interleaving::RoundRobin, Interleaving::Threads].into_iter().chain(chance);
         for (round, weave) in weaves.enumerate() {
             let mut order = self.order(false);
             self.crowded(&mut order, Action::Create, "create", weave).await;
@@ -176,7 +176,7 @@ impl Bench<'_> {
     }
 
     /// Makes several attempts at one job at once and compares their answers.
-    async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, weave: Weave) {
+    async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, weave: Interleaving) {
         if !self.does(action) || self.is_hopeless() {
             return;
         }
@@ -246,9 +246,9 @@ impl Bench<'_> {
         let (waits, took) = self.measured.get(&action).copied().unwrap_or_default();
         let kills = self.options.kills;
         let most = if kills > 0 { WAITS_BESIDE_KILLS_COUNT } else { limits::HOOK_TEST_CUTS_MAX_COUNT };
-        let apart = waits.div_ceil(most).max(1);
+        let split = waits.div_ceil(most).max(1);
         let mut places: Vec<Cut> =
-            (1..=waits).step_by(usize::try_from(apart).unwrap_or(1)).map(Cut::AtWait).collect();
+            (1..=waits).step_by(usize::try_from(split).unwrap_or(1)).map(Cut::AtWait).collect();
         places.extend((0..kills).map(|_| Cut::After(part_of(took, self.draw() % 1000))));
         places
     }

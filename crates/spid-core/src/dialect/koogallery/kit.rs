@@ -16,9 +16,10 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::{
-    Doubt, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed, Unchecked,
+    Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Unchecked,
+    ValidationIssue,
 };
-use super::{Once, legacy, malformed, missing, read_body, read_sent_at, write_body};
+use super::{Nonce, legacy, malformed, missing, read_body, read_sent_at, write_body};
 use crate::limits::NONCED_WINDOW_MS;
 use spid_hook::json::Json;
 use spid_hook::time::plus_millis;
@@ -57,15 +58,15 @@ pub(super) fn is_kit(request: &RawRequest<'_>) -> bool {
     [SIGN, AUTH_TOKEN].into_iter().any(|name| (request.header)(name).is_some())
 }
 
-pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
     let header = |name: &str| (request.header)(name).filter(|text| !text.is_empty()).map(str::to_owned);
     let parameters = read_body(request.body)?;
     // Version 2.0 has no `authtoken`; it signs nonce, timestamp and body.
     let Some(token) = header(AUTH_TOKEN) else {
-        let timestamp = header(TIMESTAMP).ok_or(Refusal::Undated)?;
+        let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
         let nonce = header(NONCE).ok_or_else(|| malformed("there is no nonce"))?;
-        let once = Some(Once { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
+        let once = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
         return Ok(Signed {
             presented: header(SIGN),
             parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: false },
@@ -73,7 +74,7 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
         });
     };
     // Version 1.0 signs the members, except for blank ones.
-    let timestamp = parameters.filled(legacy::TIME_STAMP).ok_or(Refusal::Undated)?.to_owned();
+    let timestamp = parameters.filled(legacy::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
     let pairs = parameters.iter().filter(|(_, value)| !value.trim().is_empty());
     let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     Ok(Signed {
@@ -155,14 +156,14 @@ struct Org {
 }
 
 /// Returns the body of a message, typed; or the validation issue for a missing or unreadable member.
-pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, Doubt> {
+pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, ValidationIssue> {
     let message = read(kind, parameters)?;
     serde_json::to_value(message).map_err(|_| missing(kind))
 }
 
-fn read(kind: &str, parameters: &Parameters) -> Result<Message, Doubt> {
+fn read(kind: &str, parameters: &Parameters) -> Result<Message, ValidationIssue> {
     let text = |name: &str| parameters.filled(name).map(str::to_owned).ok_or_else(|| missing(name));
-    let unknown = |name: &str| Doubt::UnknownValue { name: name.to_owned() };
+    let unknown = |name: &str| ValidationIssue::UnknownValue { name: name.to_owned() };
     let change = || Change::of(parameters).ok_or_else(|| unknown("flag"));
     let tenant_id = text("tenantId")?;
     Ok(match kind {

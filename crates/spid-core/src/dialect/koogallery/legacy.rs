@@ -14,8 +14,8 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use super::super::{
-    Callback, Cipher, Doubt, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Refusal, Sending, Signed,
-    Signer, Unchecked,
+    Callback, Cipher, Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Signer,
+    Unchecked, ValidationIssue,
 };
 use super::read_compact;
 use crate::query;
@@ -30,7 +30,7 @@ const CONTACT: [&str; 2] = ["mobilePhone", "email"];
 /// Quantities that a buyer pays for in addition to the SKU.
 const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
 
-pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Refusal> {
+pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Denial> {
     // The signature covers the query only, so a body could have been changed on the way.
     if !request.body.is_empty() {
         return Err(super::malformed("there is a body, which the signature does not cover"));
@@ -39,7 +39,7 @@ pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Refus
     let token = pairs.iter().position(|(name, _)| name == AUTH_TOKEN);
     let presented = token.map(|at| pairs.swap_remove(at).1);
     let timestamp = pairs.iter().find(|(name, _)| name == TIME_STAMP).map(|(_, value)| value.clone());
-    let timestamp = timestamp.filter(|text| !text.is_empty()).ok_or(Refusal::Undated)?;
+    let timestamp = timestamp.filter(|text| !text.is_empty()).ok_or(Denial::Undated)?;
     let sent_at = read_compact(&timestamp, &TimeZone::UTC);
     let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at, once: None };
     Ok(Signed { parts: Parts::Stamped { timestamp, pairs }, presented, payload })
@@ -58,9 +58,9 @@ pub(super) fn is_of(callback: &Callback) -> bool {
 
 /// Returns a validation issue if a value is ambiguous. Like the query-token family's token, this one does not
 /// mark the end of a value.
-pub(super) fn ambiguous(parameters: &Parameters) -> Option<Doubt> {
+pub(super) fn ambiguous(parameters: &Parameters) -> Option<ValidationIssue> {
     let name = query::ambiguous(parameters.iter())?.to_owned();
-    Some(Doubt::AmbiguousValue { name })
+    Some(ValidationIssue::AmbiguousValue { name })
 }
 
 /// Returns the positions of an administrator's account in an answer, as JSON pointers.

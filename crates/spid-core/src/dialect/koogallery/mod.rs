@@ -4,12 +4,12 @@
 //! It differs from the query-token family in almost everything. The differences that reach beyond this folder
 //! have neutral names in [`spid_hook::callback`]:
 //!
-//! * the marketplace chooses the marketplace instance id (`public_id`);
+//! * the marketplace chooses the marketplace instance id (`marketplace_instance_id`);
 //! * a nonce proves that a request is not a copy (`once`);
 //! * the marketplace tests the interface twice a day (`test`);
-//! * some instances are externally provisioned: the marketplace creates them itself (`made_elsewhere`);
+//! * some instances are externally provisioned: the marketplace creates them itself (`externally_provisioned`);
 //! * some bodies are structures (`body`);
-//! * what was ordered needs an order lookup ([`Dialect::enquiry`]).
+//! * what was ordered needs an order lookup ([`Dialect::order_lookup`]).
 //!
 //! Version 2.0 of the vendor's guide posts JSON. Version 1.0, still probed for products on sale, is a GET: see
 //! `legacy`. License products speak version 2.0 with their own words. The linked kit is in `kit`.
@@ -26,9 +26,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Action, Callback, Dialect, Doubt, Enquiry, GivesUp, Keys, Names, Once, Options, OutRequest, Outcome,
-    Pair, Parameters, Parts, RawRequest, Refusal, Reply, Sending, Signed, Unchecked, Unlearned, Verified,
-    read_word,
+    Action, Callback, Denial, DetailsError, Dialect, GivesUp, Keys, Names, Nonce, Options, OrderLookup,
+    OutRequest, Outcome, Pair, Parameters, Parts, RawRequest, Reply, Sending, Signed, Unchecked,
+    ValidationIssue, Verified, read_word,
 };
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
 use crate::query;
@@ -82,11 +82,11 @@ impl Dialect for KooGallery {
         "koogallery"
     }
 
-    fn tails(&self) -> &'static [&'static str] {
+    fn path_suffixes(&self) -> &'static [&'static str] {
         &kit::TAILS
     }
 
-    fn budget(&self) -> Option<u32> {
+    fn delivery_limit(&self) -> Option<u32> {
         Some(BUDGET)
     }
 
@@ -94,8 +94,8 @@ impl Dialect for KooGallery {
         match callback.action {
             // Polling has no limit.
             Action::Query => None,
-            _ if callback.made_elsewhere => Some(LICENSE_BUDGET),
-            _ => self.budget(),
+            _ if callback.externally_provisioned => Some(LICENSE_BUDGET),
+            _ => self.delivery_limit(),
         }
     }
 
@@ -112,15 +112,15 @@ impl Dialect for KooGallery {
         Some(GivesUp { at: Some(plus_millis(first, after_ms)), then })
     }
 
-    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+    fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
         match request.method {
             "POST" if request.media_type().as_deref() != Some(JSON_TYPE) => {
-                Err(Refusal::ContentType { expected: JSON_TYPE })
+                Err(Denial::ContentType { expected: JSON_TYPE })
             }
             "POST" if kit::is_kit(request) => kit::parts(request, now),
             "POST" => parts(request, now),
             "GET" => legacy::parts(request),
-            other => Err(Refusal::Method { method: other.chars().take(16).collect(), allowed: "POST, GET" }),
+            other => Err(Denial::Method { method: other.chars().take(16).collect(), allowed: "POST, GET" }),
         }
     }
 
@@ -132,7 +132,7 @@ impl Dialect for KooGallery {
             ("", Some(kind)) => kind.to_owned(),
             (activity, _) => activity.to_owned(),
         };
-        let Meaning { action, dated, doubt } = Meaning::of(&word, &parameters);
+        let Meaning { action, dated, issue } = Meaning::of(&word, &parameters);
         let mut callback = NAMES.fill(action, &word, parameters, options);
         // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
@@ -141,22 +141,22 @@ impl Dialect for KooGallery {
         callback.test = callback.parameters.get(TEST_FLAG) == Some("1");
         describe(&mut callback);
         if legacy::is_of(&callback) {
-            callback.learned = legacy::contact(&callback.parameters, &signer, options.field_cipher);
+            callback.order_details = legacy::contact(&callback.parameters, &signer, options.field_cipher);
         }
         // Only version 1.0 has no nonce, and only its token does not mark the end of a value.
         if callback.once.is_none() {
-            callback.doubts.extend(legacy::ambiguous(&callback.parameters));
+            callback.issues.extend(legacy::ambiguous(&callback.parameters));
         }
         if kit::is_kind(&word) {
             match kit::typed(&word, &callback.parameters) {
                 Ok(body) => callback.body = Some(body),
-                Err(doubt) => callback.doubts.push(doubt),
+                Err(issue) => callback.issues.push(issue),
             }
             // A test message may arrive before any instance exists, so its instance id cannot be looked up.
             callback.subject.instance_id = callback.subject.instance_id.filter(|_| !callback.test);
         }
-        NAMES.doubt(&mut callback, dated);
-        callback.doubts.extend(doubt);
+        NAMES.issue(&mut callback, dated);
+        callback.issues.extend(issue);
         // An instance and a hook treat the renewed term and the changed product separately, so this makes two
         // jobs.
         if callback.action == Action::Renew && scene(&callback.parameters) == Some(RENEWAL_CHANGE) {
@@ -165,10 +165,10 @@ impl Dialect for KooGallery {
         callback
     }
 
-    fn apart(&self, callback: Callback) -> Vec<Callback> {
+    fn split(&self, callback: Callback) -> Vec<Callback> {
         match callback.action {
             // A query with a validation issue is not split: an operator sees it as it came.
-            Action::Query if callback.doubts.is_empty() => one_query_each(&callback),
+            Action::Query if callback.issues.is_empty() => one_query_each(&callback),
             _ => vec![callback],
         }
     }
@@ -181,7 +181,7 @@ impl Dialect for KooGallery {
         reply::to_all(answered, options)
     }
 
-    fn refuse(&self, _request: &RawRequest<'_>, refusal: &Refusal) -> Reply {
+    fn refuse(&self, _request: &RawRequest<'_>, refusal: &Denial) -> Reply {
         reply::refuse(refusal)
     }
 
@@ -189,12 +189,17 @@ impl Dialect for KooGallery {
         Some(order::HOST)
     }
 
-    fn enquiry(&self, callback: &Callback) -> Option<Enquiry> {
-        order::enquiry(callback)
+    fn order_lookup(&self, callback: &Callback) -> Option<OrderLookup> {
+        order::order_lookup(callback)
     }
 
-    fn learn(&self, callback: &mut Callback, status: u16, body: &[u8]) -> Result<(), Unlearned> {
-        order::learn(callback, status, body)
+    fn add_order_details(
+        &self,
+        callback: &mut Callback,
+        status: u16,
+        body: &[u8],
+    ) -> Result<(), DetailsError> {
+        order::add_order_details(callback, status, body)
     }
 
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
@@ -215,7 +220,7 @@ impl Dialect for KooGallery {
 
 /// Returns the signed parts of a request of version 2.0.
 /// Query parameters other than timestamp, nonce and signature are not signed, so they are dropped.
-fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Refusal> {
+fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
     // Check date and nonce before the body: both checks cost less.
     let mut query = query::parse(request.query, None)?;
     // An empty value counts as missing.
@@ -223,11 +228,11 @@ fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, 
         let at = query.iter().position(|(known, _)| known == name)?;
         Some(query.swap_remove(at).1).filter(|value| !value.is_empty())
     };
-    let timestamp = take("timestamp").ok_or(Refusal::Undated)?;
+    let timestamp = take("timestamp").ok_or(Denial::Undated)?;
     let sent_at = read_sent_at(&timestamp, now)?;
     let nonce = take("nonce").ok_or_else(|| malformed("there is no nonce"))?;
     let parameters = read_body(request.body)?;
-    let once = Once { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
+    let once = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
     Ok(Signed {
         presented: take("signature"),
         parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: true },
@@ -235,34 +240,34 @@ fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, 
     })
 }
 
-fn malformed(detail: impl Into<String>) -> Refusal {
-    Refusal::Malformed { detail: detail.into() }
+fn malformed(detail: impl Into<String>) -> Denial {
+    Denial::Malformed { detail: detail.into() }
 }
 
 /// Reads the timestamp of a request.
 /// The vendor's pages disagree: the Chinese pages say milliseconds, the international pages say seconds, and all
 /// samples have 13 digits. The number of digits decides.
-fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Refusal> {
+fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Err(Refusal::Undated);
+        return Err(Denial::Undated);
     }
-    let number = || text.parse::<i64>().map_err(|_| Refusal::Undated);
+    let number = || text.parse::<i64>().map_err(|_| Denial::Undated);
     let sent_at = match text.len() {
         10 => Timestamp::from_second(number()?),
         13 => Timestamp::from_millisecond(number()?),
-        _ => return Err(Refusal::Undated),
+        _ => return Err(Denial::Undated),
     };
-    let sent_at = sent_at.map_err(|_| Refusal::Undated)?;
+    let sent_at = sent_at.map_err(|_| Denial::Undated)?;
     let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
     if off_by_ms.abs() > NONCED_WINDOW_MS {
-        return Err(Refusal::Stale { off_by_s: off_by_ms / 1000 });
+        return Err(Denial::Stale { off_by_s: off_by_ms / 1000 });
     }
     Ok(sent_at)
 }
 
 /// Reads the members of the body: scalars as text, nested values as JSON text.
 /// The signature covers the bytes, so a name may be any text. Unknown names are accepted.
-fn read_body(body: &[u8]) -> Result<Parameters, Refusal> {
+fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
     let members = match Json::read(body) {
         Ok(Json::Object(members)) => members,
         Ok(_) => return Err(malformed("the body is JSON, but no object")),
@@ -316,24 +321,24 @@ struct Meaning {
     action: Action,
     /// True if the action requires a date.
     dated: bool,
-    doubt: Option<Doubt>,
+    issue: Option<ValidationIssue>,
 }
 
 impl Meaning {
     fn plain(action: Action) -> Meaning {
-        Meaning { action, dated: false, doubt: None }
+        Meaning { action, dated: false, issue: None }
     }
 
     fn dated(action: Action) -> Meaning {
-        Meaning { action, dated: true, doubt: None }
+        Meaning { action, dated: true, issue: None }
     }
 
     fn unknown(name: &str) -> Meaning {
-        Meaning::doubted(Doubt::UnknownValue { name: name.to_owned() })
+        Meaning::doubted(ValidationIssue::UnknownValue { name: name.to_owned() })
     }
 
-    fn doubted(doubt: Doubt) -> Meaning {
-        Meaning { action: Action::Other, dated: false, doubt: Some(doubt) }
+    fn doubted(issue: ValidationIssue) -> Meaning {
+        Meaning { action: Action::Other, dated: false, issue: Some(issue) }
     }
 
     /// Returns the meaning of an activity. Covers both versions and License products, each with its source page.
@@ -360,7 +365,7 @@ impl Meaning {
             kind if kit::is_kind(kind) => Meaning::plain(Action::Other),
             // …0000002091799149.html: reports that an order was created, and asks for nothing
             "orderNotify" => Meaning::plain(Action::Payment),
-            _ => Meaning::doubted(Doubt::UnknownAction),
+            _ => Meaning::doubted(ValidationIssue::UnknownAction),
         }
     }
 
@@ -395,8 +400,8 @@ impl Meaning {
     }
 }
 
-fn missing(name: &str) -> Doubt {
-    Doubt::MissingParameter { name: name.to_owned() }
+fn missing(name: &str) -> ValidationIssue {
+    ValidationIssue::MissingParameter { name: name.to_owned() }
 }
 
 /// Returns the instance ids of a query, the only activity that may name several.
@@ -414,7 +419,7 @@ fn one_query_each(callback: &Callback) -> Vec<Callback> {
         });
         let mut one = Callback { parameters: renamed.collect(), once: once.take(), ..callback.clone() };
         one.subject.instance_id = Some(id.to_owned());
-        one.public_id = test_id_among(&one);
+        one.marketplace_instance_id = test_id_among(&one);
         one
     };
     // An id that is named twice gets one part only.
@@ -442,7 +447,8 @@ fn describe(callback: &mut Callback) {
     match callback.action {
         Action::Create => {
             callback.subject.order_biz_id = purchase(&callback.parameters);
-            callback.public_id = text("businessId").filter(|id| id != "0" && id.len() <= NAME_MAX_BYTES);
+            callback.marketplace_instance_id =
+                text("businessId").filter(|id| id != "0" && id.len() <= NAME_MAX_BYTES);
         }
         // A list of ids is not a name; each part gets its own id when the query is split.
         Action::Query => callback.subject.instance_id = text(INSTANCE_ID).filter(|id| !id.contains(',')),
@@ -465,11 +471,11 @@ fn describe(callback: &mut Callback) {
     if callback.action_name.contains("LicenseCode") {
         // The marketplace creates and issues the license codes itself, so there is no create.
         callback.subject.instance_id = callback.parameters.filled("license").map(str::to_owned);
-        callback.made_elsewhere = true;
+        callback.externally_provisioned = true;
     }
     if callback.test {
         let order = callback.subject.order_biz_id.as_deref().filter(|_| callback.action == Action::Create);
-        callback.public_id = order.map(test_id).or_else(|| test_id_among(callback));
+        callback.marketplace_instance_id = order.map(test_id).or_else(|| test_id_among(callback));
     }
 }
 

@@ -4,10 +4,10 @@
 //! of an upgrade, need an order lookup.
 //!
 //! Source: "Query order", support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649350.html. We could read
-//! the page's tables only in part. So everything an order contains is kept in `learned`, with or without a
+//! the page's tables only in part. So everything an order contains is kept in `order_details`, with or without a
 //! neutral name.
 
-use super::super::{Action, Callback, Enquiry, Expiry, Parameters, Unlearned};
+use super::super::{Action, Callback, DetailsError, Expiry, OrderLookup, Parameters};
 use super::{ACTIVITY, legacy, read_compact};
 use spid_hook::json::Json;
 
@@ -15,10 +15,10 @@ use spid_hook::json::Json;
 pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
 const PATH: &str = "/api/mkp-openapi-public/global/v1/order/query";
 
-pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
-    // Only version 2.0 needs a lookup, and only once: `learned` is set afterwards, and 1.0 has a `timeStamp`.
+pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
+    // Only version 2.0 needs a lookup, and only once: `order_details` is set afterwards, and 1.0 has a `timeStamp`.
     let is_asked_for = matches!(callback.action, Action::Create | Action::Upgrade)
-        && callback.learned.is_none()
+        && callback.order_details.is_none()
         && callback.sku.is_none()
         && callback.parameters.get(ACTIVITY).is_some()
         && callback.parameters.get(legacy::TIME_STAMP).is_none();
@@ -26,10 +26,14 @@ pub(super) fn enquiry(callback: &Callback) -> Option<Enquiry> {
     let mut query = vec![("orderId".to_owned(), order)];
     let line = callback.parameters.filled("orderLineId");
     query.extend(line.map(|line| ("orderLineId".to_owned(), line.to_owned())));
-    Some(Enquiry { path: PATH, query })
+    Some(OrderLookup { path: PATH, query })
 }
 
-pub(super) fn learn(callback: &mut Callback, status: u16, body: &[u8]) -> Result<(), Unlearned> {
+pub(super) fn add_order_details(
+    callback: &mut Callback,
+    status: u16,
+    body: &[u8],
+) -> Result<(), DetailsError> {
     let answer = Json::read(body).unwrap_or_default();
     check(status, &answer)?;
     let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));
@@ -59,17 +63,17 @@ pub(super) fn learn(callback: &mut Callback, status: u16, body: &[u8]) -> Result
             Expiry { raw, at }
         });
     }
-    callback.learned = Some(facts(order, line, product));
+    callback.order_details = Some(facts(order, line, product));
     Ok(())
 }
 
-fn later(text: &str) -> Unlearned {
-    Unlearned::Later(text.to_owned())
+fn later(text: &str) -> DetailsError {
+    DetailsError::Later(text.to_owned())
 }
 
 /// Checks the answer's code. Codes have the same ending under both of the vendor's prefixes (`MKT`, formerly
 /// `CBC`).
-fn check(status: u16, answer: &Json) -> Result<(), Unlearned> {
+fn check(status: u16, answer: &Json) -> Result<(), DetailsError> {
     let code = text(answer, "resultCode").or_else(|| text(answer, "error_code")).unwrap_or_default();
     // The code comes from outside, so show only a short, plain part of it.
     let shown: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(16).collect();
@@ -77,10 +81,10 @@ fn check(status: u16, answer: &Json) -> Result<(), Unlearned> {
     let number = code.rsplit('.').next().unwrap_or_default();
     match (status, number) {
         (200, "0000" | "000000") => Ok(()),
-        (401 | 403, _) | (_, "0150" | "0151" | "0154") => {
-            Err(Unlearned::Misconfigured(format!("{said}; are access key and secret those of the seller?")))
-        }
-        _ => Err(Unlearned::Later(said)),
+        (401 | 403, _) | (_, "0150" | "0151" | "0154") => Err(DetailsError::Misconfigured(format!(
+            "{said}; are access key and secret those of the seller?"
+        ))),
+        _ => Err(DetailsError::Later(said)),
     }
 }
 
@@ -168,27 +172,27 @@ mod tests {
         })
     }
 
-    fn learned(callback: &mut Callback, answer: &Value) -> Result<(), Unlearned> {
-        learn(callback, 200, answer.to_string().as_bytes())
+    fn order_details(callback: &mut Callback, answer: &Value) -> Result<(), DetailsError> {
+        add_order_details(callback, 200, answer.to_string().as_bytes())
     }
 
     #[test]
     fn a_purchase_learns_what_was_bought() {
         let mut callback = asked(Action::Create);
-        let enquiry = enquiry(&callback).unwrap();
-        assert_eq!(crate::query::encode(&enquiry.query), "orderId=CS1&orderLineId=CS1-000001");
-        learned(&mut callback, &an_answer()).unwrap();
+        let order_lookup = order_lookup(&callback).unwrap();
+        assert_eq!(crate::query::encode(&order_lookup.query), "orderId=CS1&orderLineId=CS1-000001");
+        order_details(&mut callback, &an_answer()).unwrap();
         assert_eq!(callback.buyer.as_deref(), Some("buyer-1"));
         assert_eq!(callback.product.as_deref(), Some("OFFI1"));
         assert_eq!(callback.sku.as_deref(), Some("sku-1"));
         assert_eq!(callback.trial, Some(false));
         assert_eq!(callback.items.get("linearValue").map(String::as_str), Some("5"));
         assert_eq!(callback.expires_on.as_ref().unwrap().at.unwrap().to_string(), "2027-01-01T00:00:00Z");
-        let facts = callback.learned.clone().unwrap();
+        let facts = callback.order_details.clone().unwrap();
         assert_eq!(facts.get("extend.region"), Some("cn-north-4"));
         assert_eq!(facts.get("line.chargingMode"), Some("PERIOD"));
         assert_eq!(facts.get("buyer.customerName"), Some("Acme"));
-        assert_eq!(super::enquiry(&callback), None, "it is asked once");
+        assert_eq!(super::order_lookup(&callback), None, "it is asked once");
     }
 
     #[test]
@@ -196,16 +200,16 @@ mod tests {
         let text = an_answer().to_string().replace("\"linearValue\":5", "\"linearValue\":5.10");
         let text = text.replace("\"buyer-1\"", "202611300000000000000001");
         let mut callback = asked(Action::Create);
-        learn(&mut callback, 200, text.as_bytes()).unwrap();
+        add_order_details(&mut callback, 200, text.as_bytes()).unwrap();
         assert_eq!(callback.items.get("linearValue").map(String::as_str), Some("5.10"));
         assert_eq!(callback.buyer.as_deref(), Some("202611300000000000000001"));
-        assert_eq!(callback.learned.unwrap().get("product.linearValue"), Some("5.10"));
+        assert_eq!(callback.order_details.unwrap().get("product.linearValue"), Some("5.10"));
     }
 
     #[test]
     fn an_upgrade_learns_its_sku_and_keeps_its_term() {
         let mut callback = asked(Action::Upgrade);
-        learned(&mut callback, &an_answer()).unwrap();
+        order_details(&mut callback, &an_answer()).unwrap();
         assert_eq!(callback.sku.as_deref(), Some("sku-1"));
         assert_eq!((callback.expires_on, callback.buyer, callback.trial), (None, None, None));
     }
@@ -231,15 +235,15 @@ mod tests {
             ),
         ] {
             let mut callback = asked(Action::Create);
-            let error = learn(&mut callback, status, answer.to_string().as_bytes()).unwrap_err();
-            assert!(matches!(error, Unlearned::Later(_)), "{error:?}");
+            let error = add_order_details(&mut callback, status, answer.to_string().as_bytes()).unwrap_err();
+            assert!(matches!(error, DetailsError::Later(_)), "{error:?}");
             assert_eq!(callback, asked(Action::Create));
         }
         let mut callback = asked(Action::Create);
         for (status, code) in [(401, "MKT.0150"), (403, ""), (200, "CBC.0154")] {
             let body = json!({"resultCode": code}).to_string();
-            let error = learn(&mut callback, status, body.as_bytes()).unwrap_err();
-            assert!(matches!(error, Unlearned::Misconfigured(_)), "{error:?}");
+            let error = add_order_details(&mut callback, status, body.as_bytes()).unwrap_err();
+            assert!(matches!(error, DetailsError::Misconfigured(_)), "{error:?}");
         }
     }
 
@@ -255,7 +259,7 @@ mod tests {
             if let Some(stamp) = time_stamp {
                 callback.parameters = std::iter::once(("timeStamp".to_owned(), stamp.to_owned())).collect();
             }
-            assert_eq!(enquiry(&callback), None, "{action}");
+            assert_eq!(order_lookup(&callback), None, "{action}");
         }
     }
 }

@@ -6,9 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{
-    Action, Answer, Callback, Options, Outcome, Refusal, Reply, Seal, ascii, message, object,
-};
+use super::super::{Action, Answer, Callback, Denial, Options, Outcome, Reply, Seal, ascii, message, object};
 use super::legacy;
 use spid_hook::json::Json;
 
@@ -35,7 +33,7 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
             let told = match outcome {
                 Outcome::Applied { instance_id, .. } => instance_id.as_ref(),
                 // The hook has given no id yet, so answer with the marketplace instance id.
-                Outcome::NotYet | Outcome::Held { .. } => callback.public_id.as_ref(),
+                Outcome::NotYet | Outcome::Held { .. } => callback.marketplace_instance_id.as_ref(),
                 Outcome::Refused { .. } | Outcome::Unavailable => None,
             };
             body.extend(told.map(|id| ("instanceId".to_owned(), Value::from(id.as_str()))));
@@ -84,22 +82,20 @@ pub(super) fn to_all(answered: &[(Callback, Outcome)], options: &Options) -> Rep
     }
 }
 
-pub(super) fn refuse(refusal: &Refusal) -> Reply {
+pub(super) fn refuse(refusal: &Denial) -> Reply {
     let code = match refusal {
-        Refusal::Signature(_)
-        | Refusal::Source
-        | Refusal::Undated
-        | Refusal::Stale { .. }
-        | Refusal::Replayed => FORBIDDEN,
-        Refusal::TooManyFromAddress | Refusal::TooManyAtEndpoint => INTERNAL,
-        Refusal::Parameters(_)
-        | Refusal::Method { .. }
-        | Refusal::ContentType { .. }
-        | Refusal::Malformed { .. } => INVALID,
+        Denial::Signature(_) | Denial::Source | Denial::Undated | Denial::Stale { .. } | Denial::Replayed => {
+            FORBIDDEN
+        }
+        Denial::TooManyFromAddress | Denial::TooManyAtEndpoint => INTERNAL,
+        Denial::Parameters(_)
+        | Denial::Method { .. }
+        | Denial::ContentType { .. }
+        | Denial::Malformed { .. } => INVALID,
     };
     let reply = reply(refusal.status(), &json!({"resultCode": code, "resultMsg": refusal.public()}));
     match refusal {
-        Refusal::Method { allowed, .. } => reply.with("allow", *allowed),
+        Denial::Method { allowed, .. } => reply.with("allow", *allowed),
         _ => reply,
     }
 }
@@ -116,7 +112,7 @@ fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
         Outcome::Applied { .. } => (SUCCESS, "success."),
         Outcome::NotYet => (PROCESSING, said.as_str()),
         // An operator must decide. Meanwhile the marketplace learns about faults that it can correct itself.
-        Outcome::Held { .. } if !callback.doubts.is_empty() => (INVALID, said.as_str()),
+        Outcome::Held { .. } if !callback.issues.is_empty() => (INVALID, said.as_str()),
         Outcome::Held { .. } => (PROCESSING, said.as_str()),
         Outcome::Refused { code, reason } => refused(code, reason),
         Outcome::Unavailable => (INTERNAL, said.as_str()),

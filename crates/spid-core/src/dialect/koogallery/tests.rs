@@ -18,7 +18,7 @@ fn keys() -> Keys {
     Keys::single(Secret::new(KEY)).unwrap()
 }
 
-fn receive(out: &OutRequest, at: Timestamp) -> Result<Callback, Refusal> {
+fn receive(out: &OutRequest, at: Timestamp) -> Result<Callback, Denial> {
     let header = |name: &str| out.header(name);
     let raw =
         RawRequest { method: out.method, query: out.query.as_bytes(), header: &header, body: &out.body };
@@ -42,8 +42,11 @@ fn a_create_is_known_by_its_order_line_and_named_by_its_first_call() {
     let first = understood("newInstance", &CREATE);
     assert_eq!(first.action, Action::Create);
     assert_eq!(first.subject.order_biz_id.as_deref(), Some("CS1/CS1-000001"));
-    assert_eq!((first.public_id.as_deref(), first.order_id.as_deref()), (Some("b-1"), Some("CS1")));
-    assert!(!first.test && first.doubts.is_empty());
+    assert_eq!(
+        (first.marketplace_instance_id.as_deref(), first.order_id.as_deref()),
+        (Some("b-1"), Some("CS1"))
+    );
+    assert!(!first.test && first.issues.is_empty());
     assert_eq!(first.once.as_ref().unwrap().until, plus_millis(now(), NONCED_WINDOW_MS));
     let again = understood("newInstance", &[("businessId", "b-2"), CREATE[1], CREATE[2]]);
     assert_eq!(again.subject, first.subject);
@@ -62,8 +65,8 @@ fn pay_per_use_is_known_by_its_product() {
     );
     assert_eq!(biz(&[order, line, ("productId", "P")]).as_deref(), Some("CS1/L/P"));
     assert_eq!(biz(&[line, ("productId", "P")]), None);
-    let doubts = understood("newInstance", &[order]).doubts;
-    assert_eq!(doubts, [missing("orderLineId")]);
+    let issues = understood("newInstance", &[order]).issues;
+    assert_eq!(issues, [missing("orderLineId")]);
 }
 
 #[test]
@@ -92,37 +95,37 @@ fn every_activity_means_what_the_guide_says() {
     for (word, parameters, action) in cases {
         let callback = understood(word, parameters);
         assert_eq!((callback.action, callback.action_name.as_str()), (action, word));
-        assert_eq!(callback.doubts, [], "{word}");
-        assert_eq!(callback.made_elsewhere, word.contains("LicenseCode"), "{word}");
+        assert_eq!(callback.issues, [], "{word}");
+        assert_eq!(callback.externally_provisioned, word.contains("LicenseCode"), "{word}");
         let changes = parameters.last() == Some(&("scene", "RENEWAL_CHANGE"));
         assert_eq!(callback.actions().count(), if changes { 2 } else { 1 }, "{word}");
-        assert_eq!(KooGallery.apart(callback).len(), 1);
+        assert_eq!(KooGallery.split(callback).len(), 1);
     }
 }
 
 #[test]
 fn what_the_guide_does_not_say_is_doubted() {
-    let unknown = |name: &str| vec![Doubt::UnknownValue { name: name.to_owned() }];
+    let unknown = |name: &str| vec![ValidationIssue::UnknownValue { name: name.to_owned() }];
     let date = ("expireTime", "20270101000000");
     let id = (INSTANCE_ID, "b-1");
-    assert_eq!(understood("refreshInstance", &[id, date, ("scene", "GIFT")]).doubts, unknown("scene"));
-    assert_eq!(understood("refreshInstance", &[id, date]).doubts, unknown("scene"));
-    assert_eq!(understood("updateInstanceStatus", &[id, ("status", "MELT")]).doubts, unknown("status"));
-    assert_eq!(understood("makeCoffee", &[]).doubts, [Doubt::UnknownAction]);
-    assert_eq!(understood("queryInstance", &[]).doubts, [missing(INSTANCE_ID)]);
+    assert_eq!(understood("refreshInstance", &[id, date, ("scene", "GIFT")]).issues, unknown("scene"));
+    assert_eq!(understood("refreshInstance", &[id, date]).issues, unknown("scene"));
+    assert_eq!(understood("updateInstanceStatus", &[id, ("status", "MELT")]).issues, unknown("status"));
+    assert_eq!(understood("makeCoffee", &[]).issues, [ValidationIssue::UnknownAction]);
+    assert_eq!(understood("queryInstance", &[]).issues, [missing(INSTANCE_ID)]);
     let many: Vec<String> = (0..=QUERY_MAX_COUNT).map(|n| format!("b-{n}")).collect();
-    assert_eq!(understood("queryInstance", &[(INSTANCE_ID, &many.join(","))]).doubts, unknown(INSTANCE_ID));
+    assert_eq!(understood("queryInstance", &[(INSTANCE_ID, &many.join(","))]).issues, unknown(INSTANCE_ID));
     let undated = understood("refreshInstance", &[id, ("expireTime", "soon"), ("scene", "RENEWAL")]);
-    assert_eq!(undated.doubts, [Doubt::UnreadableDate { name: "expireTime".into() }]);
+    assert_eq!(undated.issues, [ValidationIssue::UnreadableDate { name: "expireTime".into() }]);
 }
 
 #[test]
 fn a_poll_spends_no_budget() {
-    let budget =
+    let delivery_limit =
         |word: &str, parameters: &[(&str, &str)]| KooGallery.budget_of(&understood(word, parameters));
-    assert_eq!(budget("newInstance", &CREATE), Some(BUDGET));
-    assert_eq!(budget("queryInstance", &[(INSTANCE_ID, "i")]), None);
-    assert_eq!(budget("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
+    assert_eq!(delivery_limit("newInstance", &CREATE), Some(BUDGET));
+    assert_eq!(delivery_limit("queryInstance", &[(INSTANCE_ID, "i")]), None);
+    assert_eq!(delivery_limit("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
 }
 
 #[test]
@@ -169,16 +172,16 @@ fn a_renewal_that_changes_the_product_is_two_things() {
     let both: Vec<Callback> = change.actions().map(|action| change.part(action)).collect();
     assert_eq!((both[0].product.as_deref(), both[1].product.as_deref()), (None, Some("p-2")));
     assert_eq!((both[0].expires_on.is_some(), both[1].expires_on.is_some()), (true, false));
-    assert!(KooGallery.enquiry(&both[0]).is_none() && KooGallery.enquiry(&both[1]).is_some());
-    let learned = Callback { sku: Some("s-2".into()), ..both[1].clone() };
-    let whole = change.clone().with_part(&learned);
+    assert!(KooGallery.order_lookup(&both[0]).is_none() && KooGallery.order_lookup(&both[1]).is_some());
+    let order_details = Callback { sku: Some("s-2".into()), ..both[1].clone() };
+    let whole = change.clone().with_part(&order_details);
     assert_eq!(Callback { sku: None, ..whole }, change, "what one part learned is all that changes");
 }
 
 #[test]
 fn a_query_names_up_to_a_hundred() {
     let query = understood("queryInstance", &[(INSTANCE_ID, "a, b,,a,c")]);
-    let each = KooGallery.apart(query.clone());
+    let each = KooGallery.split(query.clone());
     let ids: Vec<_> = each.iter().map(|one| one.subject.instance_id.clone().unwrap()).collect();
     assert_eq!(ids, ["a", "b", "c"]);
     assert_eq!(
@@ -204,7 +207,7 @@ fn product_info_may_be_an_object_or_a_text() {
         assert!(check.request_id.is_some(), "asked again it is another question");
     }
     let odd = understood("changeInstanceCheck", &[(INSTANCE_ID, "i"), ("productInfo", "everything")]);
-    assert_eq!((odd.product, odd.doubts), (None, vec![]));
+    assert_eq!((odd.product, odd.issues), (None, vec![]));
 }
 
 #[test]
@@ -214,18 +217,18 @@ fn unknown_members_are_tolerated_and_handed_on() {
         &[CREATE[0], CREATE[1], CREATE[2], ("buyerInfo", "{\"customerId\":\"7\"}")],
     );
     assert_eq!(callback.parameters.get("buyerInfo"), Some("{\"customerId\":\"7\"}"));
-    assert_eq!(callback.doubts, []);
+    assert_eq!(callback.issues, []);
 }
 
 #[test]
 fn a_test_order_has_always_the_same_id_and_never_a_live_one() {
     let test = understood("newInstance", &[CREATE[0], CREATE[1], CREATE[2], (TEST_FLAG, "1")]);
-    let id = test.public_id.clone().unwrap();
+    let id = test.marketplace_instance_id.clone().unwrap();
     assert!(test.test && id.starts_with(TEST_ID) && id.len() <= 64, "{id}");
     let again = understood("newInstance", &[("businessId", "b-9"), CREATE[1], CREATE[2], (TEST_FLAG, "1")]);
-    assert_eq!(again.public_id.as_ref(), Some(&id));
+    assert_eq!(again.marketplace_instance_id.as_ref(), Some(&id));
     let query = understood("queryInstance", &[(INSTANCE_ID, &format!("{id},b-1")), (TEST_FLAG, "1")]);
-    let known: Vec<_> = KooGallery.apart(query).into_iter().map(|one| one.public_id).collect();
+    let known: Vec<_> = KooGallery.split(query).into_iter().map(|one| one.marketplace_instance_id).collect();
     assert_eq!(known, [Some(id), None]);
     for flag in ["0", "", "2"] {
         assert!(
@@ -330,7 +333,7 @@ fn a_check_says_no_when_the_hook_does() {
 fn every_answer_is_signed_over_its_own_bytes() {
     let signer = keys().signer().unwrap();
     let create = understood("newInstance", &CREATE);
-    let refusal = Refusal::Replayed;
+    let refusal = Denial::Replayed;
     for reply in [
         KooGallery.reply(&create, &Outcome::NotYet, &Options::default()),
         KooGallery.refuse(&RawRequest::get(b""), &refusal),
@@ -476,8 +479,8 @@ fn every_activity_of_version_1() {
     ];
     for (word, parameters, action) in cases {
         let callback = legacy(word, parameters);
-        assert_eq!((callback.action, callback.doubts.as_slice()), (action, &[][..]), "{word}");
-        assert!(KooGallery.enquiry(&callback).is_none(), "{word} says it all");
+        assert_eq!((callback.action, callback.issues.as_slice()), (action, &[][..]), "{word}");
+        assert!(KooGallery.order_lookup(&callback).is_none(), "{word} says it all");
     }
     let upgrade = legacy("upgrade", cases[5].1);
     assert_eq!(
@@ -529,27 +532,27 @@ fn a_test_purchase_of_version_1_is_told_an_address() {
         &[("orderId", "CS1"), ("productId", "P"), ("businessId", "b"), (TEST_FLAG, "1")],
     );
     let options = Options { test_url: Some("https://try.example".into()), ..Options::default() };
-    let outcome = Outcome::done(test.public_id.clone());
+    let outcome = Outcome::done(test.marketplace_instance_id.clone());
     let told = body(&KooGallery.reply_to_all(&[(test.clone(), outcome)], &options));
     assert_eq!(told["appInfo"], json!({"frontEndUrl": "https://try.example"}));
-    assert_eq!(told["instanceId"].as_str(), test.public_id.as_deref());
+    assert_eq!(told["instanceId"].as_str(), test.marketplace_instance_id.as_deref());
 }
 
 #[test]
 fn version_1_hands_on_what_it_had_encrypted() {
     for phone in ["AbCdEf0123456789012c+Ev6N0AXZ9pmOVyqyA==", "AbCdEf0123456789yKbCVGWSOHv5O6BFfCmbAw=="] {
         let create = legacy("newInstance", &[("orderId", "CS1"), ("productId", "P"), ("mobilePhone", phone)]);
-        assert_eq!(create.learned.unwrap().get("mobilePhone"), Some("15905222222"));
+        assert_eq!(create.order_details.unwrap().get("mobilePhone"), Some("15905222222"));
         assert_eq!(create.parameters.get("mobilePhone"), Some(phone), "what was signed stays as it was");
     }
-    assert_eq!(legacy("newInstance", &[("orderId", "CS1"), ("email", "a@a.example")]).learned, None);
+    assert_eq!(legacy("newInstance", &[("orderId", "CS1"), ("email", "a@a.example")]).order_details, None);
 }
 
 #[test]
 fn a_value_of_version_1_that_may_hide_another_is_doubted() {
     let hidden = legacy("releaseInstance", &[(INSTANCE_ID, "i&orderId=o")]);
-    assert_eq!(hidden.doubts, [Doubt::AmbiguousValue { name: INSTANCE_ID.into() }]);
-    assert_eq!(legacy("releaseInstance", &[(INSTANCE_ID, "R&D")]).doubts, []);
+    assert_eq!(hidden.issues, [ValidationIssue::AmbiguousValue { name: INSTANCE_ID.into() }]);
+    assert_eq!(legacy("releaseInstance", &[(INSTANCE_ID, "R&D")]).issues, []);
 }
 
 #[test]
@@ -590,7 +593,7 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
     let tenant = understood("tenantSync", &TENANT);
     assert_eq!((tenant.action, tenant.action_name.as_str()), (Action::Other, "tenantSync"));
     assert_eq!(tenant.subject.instance_id.as_deref(), Some("b-1"));
-    assert!(tenant.doubts.is_empty() && tenant.once.is_some(), "{:?}", tenant.doubts);
+    assert!(tenant.issues.is_empty() && tenant.once.is_some(), "{:?}", tenant.issues);
     assert_eq!(
         tenant.body.unwrap(),
         json!({"kind": "tenant", "change": "add", "tenant_id": "t-1", "tenant_code": "acme",
@@ -599,7 +602,7 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
     let of = |kind: &str, more: &[(&str, &str)]| {
         let common = [("instanceId", "b-1"), ("tenantId", "t-1"), ("testFlag", "0"), ("timeStamp", "1")];
         let callback = understood(kind, &[&common, more].concat());
-        assert_eq!((callback.action_name.as_str(), callback.doubts.as_slice()), (kind, &[][..]));
+        assert_eq!((callback.action_name.as_str(), callback.issues.as_slice()), (kind, &[][..]));
         callback.body.unwrap()
     };
     let app =
@@ -649,12 +652,12 @@ fn numbers_keep_the_digits_they_were_sent_with() {
 fn what_the_kit_leaves_out_is_doubted() {
     let mut without = TENANT.to_vec();
     without.retain(|(name, _)| *name != "tenantCode");
-    assert_eq!(understood("tenantSync", &without).doubts, [missing("tenantCode")]);
+    assert_eq!(understood("tenantSync", &without).issues, [missing("tenantCode")]);
     let users = understood(
         "authSync",
         &[("tenantId", "t"), ("appId", "a"), ("flag", "1"), ("userList", "everybody")],
     );
-    assert_eq!(users.doubts, [Doubt::UnknownValue { name: "userList".into() }]);
+    assert_eq!(users.issues, [ValidationIssue::UnknownValue { name: "userList".into() }]);
 }
 
 #[test]
@@ -695,7 +698,7 @@ fn the_kit_of_version_1_signs_its_members() {
     let out =
         OutRequest { method: "POST", query: String::new(), headers, body: body.to_string().into_bytes() };
     let callback = receive(&out, now()).unwrap();
-    assert_eq!((callback.action_name.as_str(), callback.doubts.as_slice()), ("singleOrgSync", &[][..]));
+    assert_eq!((callback.action_name.as_str(), callback.issues.as_slice()), ("singleOrgSync", &[][..]));
     let mut other = out;
     other.body = body.to_string().replace("Sales", "Staff").into_bytes();
     assert_eq!(receive(&other, now()).unwrap_err().reason(), "wrong-signature");

@@ -113,7 +113,7 @@ impl Sqlite {
         self.connection.pragma_update(None, "secure_delete", true)?;
         self.connection.pragma_update(None, "foreign_keys", false)?;
         // The daemon writes meanwhile, so each commit here may have to wait for it.
-        self.connection.busy_timeout(std::time::Duration::from_millis(limits::UPKEEP_BUSY_MS))?;
+        self.connection.busy_timeout(std::time::Duration::from_millis(limits::MAINTENANCE_BUSY_MS))?;
         Ok(())
     }
 
