@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Orders that a person approves: the hook says `pending`, and somebody finishes them. Python, standard library only.
+"""Orders that need approval: the hook answers `pending`, and a person completes the job. Python, standard library only.
 
     [[hook]]
     name = "provision"
     exec = { command = ["/opt/app/approval.py", "hook"], working_dir = "/var/lib/my-app" }
 
-    approval.py hook                what spid calls
-    approval.py list                what waits for somebody
-    approval.py approve ORDER WHY   makes it, and tells spid
-    approval.py refuse ORDER WHY    has the hook asked again, which refuses it then
+    approval.py hook                the hook, called by spid
+    approval.py list                list the orders that wait for approval
+    approval.py approve ORDER WHY   create the instance, and report it to spid
+    approval.py refuse ORDER WHY    make spid call the hook again, which then refuses
 
-Up to 100 seats are made at once; more wait for sales. The marketplace hears "not yet" meanwhile and goes on
-calling, and it stops after 120 calls (`spid held list` shows how many are spent): so this is for hours.
+An order of up to 100 seats needs no approval; more seats wait for sales. Meanwhile the marketplace gets "not yet" and
+calls again, at most 120 times (`spid held list` shows the count). So approval may take hours, not weeks.
 
-`approve` runs `spid instances complete`, `refuse` runs `spid jobs retry`: as spid's user, with SPID_CONFIG=/etc/spid/spid.toml, in the folder that
-`working_dir` names.
+`approve` runs `spid instances complete`, and `refuse` runs `spid jobs retry`. Run both as spid's user, with
+SPID_CONFIG=/etc/spid/spid.toml, in the folder of `working_dir`.
 """
 
 import json
@@ -39,7 +39,7 @@ def database():
 
 
 def make(db, name):
-    """Makes what was ordered, once; the same answer, with the same password, however often it is asked for."""
+    """Creates the ordered instance once. Every call returns the same answer, with the same password."""
     url = f"https://{name}.app.example"
     login = {"admin_url": f"{url}/admin", "username": "admin", "password": secrets.token_urlsafe(16)}
     answer = json.dumps({"instance_id": f"t-{name}", "app": {"front_end_url": url, **login}})
@@ -62,7 +62,7 @@ def create(call, db):
 
 
 def release(call, db):
-    # `maybe_provisioned` or not: what is there goes, and a request that nobody has decided goes with it.
+    # Remove everything for any value of `maybe_provisioned`, also an order that still waits for approval.
     db.execute("DELETE FROM orders WHERE name = ?", (call["instance"]["order_biz_id"],))
     return 0, "{}"
 
@@ -79,7 +79,7 @@ def hook():
     if act is None:
         print(json.dumps({"refuse": "this hook does not support that"}))
         return REFUSE
-    with database() as db:  # committed before the answer is given
+    with database() as db:  # commit before the answer
         code, answer = act(call, db)
     print(answer)
     return code
@@ -93,14 +93,14 @@ def waiting():
 
 def find(db, name):
     row = db.execute("SELECT account, job FROM orders WHERE name = ? AND refused IS NULL", (name,)).fetchone()
-    return row or sys.exit(f"no order {name} waits for anybody")
+    return row or sys.exit(f"no order {name} waits for approval")
 
 
 def approve(name, why):
     with database() as db:
         account, _ = find(db, name)
         answer = make(db, name)
-    # Made and committed; if spid cannot be told now, the same command again tells it.
+    # The instance is committed. If the report to spid fails now, run the same command again.
     command = ["spid", "instances", "complete", f"--account={account}", "--answer=-", f"--why={why}", "--", name]
     return subprocess.run(command, input=answer, text=True, check=False).returncode
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""The buyer signs up first: a purchase that waits for its owner. Python, standard library only.
+"""The buyer signs up first: an instance without an owner until the claim. Python, standard library only.
 
-What was bought is made at once and gets a real id; the answer holds a claim URL with a one-time token.
-Whoever opens it and signs up (or picks the tenant they have already) owns the instance from then on, and
-spid is told, so that it can say who claimed what, and every later call of the hook knows it too.
+The hook creates the instance at once with a real id. The answer holds a claim URL with a one-time token. The buyer
+opens it and signs up, or selects an existing tenant, and then owns the instance. The page reports the claim to spid.
+So spid shows the tenant of each instance, and every later call of the hook contains it.
 
     [[hook]]
     name = "provision"
     exec = { command = ["/opt/app/claim_first.py", "hook", "https://app.example"], working_dir = "/var/lib/my-app" }
 
-    claim_first.py hook URL             what spid calls
+    claim_first.py hook URL             the hook, called by spid
     claim_first.py serve PORT           the sign-up page, on this machine; put your site in front
     claim_first.py redeem TOKEN TENANT  the same without a browser
 
-The page and `redeem` run `spid instances claim`: as spid's user, with SPID_CONFIG=/etc/spid/spid.toml. All of
-them run in the folder that `working_dir` names.
+The page and `redeem` run `spid instances claim`. Run them as spid's user, with SPID_CONFIG=/etc/spid/spid.toml, in
+the folder of `working_dir`.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ def database():
 
 
 def secret(db):
-    """The key of our tokens, made when it is first needed."""
+    """Key for the tokens, created at the first use."""
     db.execute("INSERT INTO secret (only, key) VALUES (1, ?) ON CONFLICT DO NOTHING", (secrets.token_bytes(32),))
     return db.execute("SELECT key FROM secret").fetchone()[0]
 
@@ -54,12 +54,12 @@ def digest(token):
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-# What spid calls. Each action sets what is to be so, so it may come twice without harm.
+# The hook. Each action sets a state, so running it twice does no harm.
 
 
 def create(call, db, url):
     order = call["instance"]["order_biz_id"]
-    # Made from the order, so that every attempt gives the same one; what is kept opens nothing.
+    # Derive the token from the order, so that every attempt returns the same one. The stored hash opens nothing.
     token = hmac.new(secret(db), order.encode(), "sha256").hexdigest()
     db.execute(
         "INSERT INTO tenancy (order_biz_id, account, instance_id, state, claim) VALUES (?, ?, ?, 'active', ?)"
@@ -69,7 +69,7 @@ def create(call, db, url):
     return {
         "instance_id": f"w-{order}",
         "app": {"front_end_url": url},
-        # Whoever has the link can claim, so it is told to the buyer and shown to nobody else.
+        # Anyone with the link can claim, so put it into `secret_info`: only the buyer sees it.
         "secret_info": {"claim_url": f"{url}/claim/{token}"},
     }
 
@@ -77,7 +77,7 @@ def create(call, db, url):
 def set_state(state):
     def act(call, db, _url):
         if call["instance"]["claimed_at"] is None:
-            print(f"{call['action']}, and nobody has claimed it yet: write to the buyer?", file=sys.stderr)
+            print(f"{call['action']}, and the instance is unclaimed: write to the buyer?", file=sys.stderr)
         order = call["instance"]["order_biz_id"]
         db.execute("UPDATE tenancy SET state = ? WHERE order_biz_id = ?", (state, order))
         return {}
@@ -106,17 +106,17 @@ def hook(url):
     if act is None:
         print(json.dumps({"refuse": "this hook does not support that"}))
         return REFUSE
-    with database() as db:  # committed before the answer is given
+    with database() as db:  # commit before the answer
         answer = act(call, db, url)
     print(json.dumps(answer))
     return 0
 
 
-# What the buyer does.
+# The sign-up page.
 
 
 def redeem(token, tenant):
-    """Gives the instance of this token to the tenant. Says what is wrong, or None."""
+    """Gives the instance of this token to the tenant. Returns an error text, or None."""
     tenant = " ".join(tenant.split())
     if not tenant or len(tenant) > 100:
         return "Please choose a name of up to 100 characters."
@@ -131,7 +131,7 @@ def redeem(token, tenant):
 
 
 def tell_spid():
-    """Tells spid of every claim it has not heard of. To say it twice does no harm, to forget it would."""
+    """Reports every unreported claim to spid. Reporting a claim twice does no harm; losing one does."""
     db = database()
     rows = db.execute(
         "SELECT order_biz_id, account, instance_id, tenant FROM tenancy WHERE tenant IS NOT NULL AND told = 0"
@@ -144,12 +144,12 @@ def tell_spid():
             with db:
                 db.execute("UPDATE tenancy SET told = 1 WHERE order_biz_id = ? AND tenant = ?", (order, tenant))
         else:
-            failed = 75  # spid said why; the next claim, or the next start, tries again
+            failed = 75  # spid printed the reason; the next claim or start tries again
     return failed
 
 
 class Page(http.server.BaseHTTPRequestHandler):
-    """Your own site would ask who this is here. A GET changes nothing: mail scanners open every link."""
+    """Sign-up page. Your own site would authenticate the user. GET changes nothing: mail scanners open links."""
 
     def do_GET(self):
         self.say(200, '<form method="post"><input name="tenant" placeholder="Your workspace"><button>Claim</button></form>')

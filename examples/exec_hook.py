@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""A provisioning hook in Python, standard library only: a file per instance.
+"""Provisioning hook in Python, standard library only: one file per instance.
 
     [[hook]]
     name = "provision"
     exec = { command = ["/opt/app/exec_hook.py", "/var/lib/my-app"] }
 
-The call comes as JSON on standard input, the answer goes to standard output as JSON, remarks go to
-standard error. Exit 0: done. Exit 65: refused, do not try again. Anything else: try again later.
+It reads the call as JSON from standard input, and writes the answer as JSON to standard output and remarks to
+standard error. Exit 0: done. Exit 65: refused, do not try again. Any other code: try again later.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ import secrets
 import sys
 
 REFUSE, RETRY = 65, 75
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file and a host
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # used as a file name and a host name
 
 
 def create(call, state):
@@ -61,7 +61,7 @@ def expire(call, state):
 def sign_on(call, state):
     if state.get("state") != "active":
         return {"refuse": f"it is {state.get('state', 'not there')}"}
-    # Your application lets in whoever brings this ticket, and removes it: once is enough.
+    # Your application accepts this ticket once: it signs the browser in and removes the ticket.
     key = call["idempotency_key"]
     if state.get("ticket", {}).get("for") != key:
         state["ticket"] = {"for": key, "value": secrets.token_urlsafe(32)}
@@ -87,7 +87,7 @@ ACTIONS = {
 
 
 def save(file, state):
-    """Writes the state whole or not at all, and does not return before it is on the disk."""
+    """Writes the complete state or nothing, and returns when it is on the disk."""
     new = file.with_suffix(".new")
     with open(new, "w") as out:
         json.dump(state, out)
@@ -112,18 +112,18 @@ def main():
         return RETRY
     root = pathlib.Path(sys.argv[1])
     root.mkdir(parents=True, exist_ok=True)
-    # One at a time: what is left of an attempt may still run beside the next. The lock goes with the process.
+    # One process at a time, because a killed attempt can overlap with the next one. The lock ends with the process.
     lock = open(root / "lock", "w")
     fcntl.flock(lock, fcntl.LOCK_EX)
     file = root / f"{name}.json"
     state = json.loads(file.read_text()) if file.exists() else {}
-    # Done before? Then the same answer again, the same password too: that is all of idempotency.
+    # If the key is known, return the same answer with the same password. This makes the hook idempotent.
     answers = state.pop("answers", {})
     key = call["idempotency_key"]
     if key not in answers:
         answer = act(call, state)
         answers = {} if call["action"] == "release" else answers
-        kept = {} if call["action"] == "sign-on" else {key: answer}  # of those there is no end
+        kept = {} if call["action"] == "sign-on" else {key: answer}  # not stored: there is no limit of sign-ons
         save(file, {**state, "answers": {**answers, **kept}})
         answers[key] = answer
     print(json.dumps(answers[key]))

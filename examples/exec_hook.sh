@@ -1,21 +1,20 @@
 #!/bin/sh
-# A provisioning hook in plain sh: a folder per instance.
+# Provisioning hook in plain sh: one folder per instance.
 #
 #   [[hook]]
 #   name = "provision"
 #   exec = { command = ["/opt/app/exec_hook.sh", "/var/lib/my-app"] }
 #
-# The call comes as one line of JSON on standard input, the answer goes to standard output, remarks
-# go to standard error. SPID_ACTION and SPID_IDEMPOTENCY_KEY say what is asked and which job it is.
-# A hook that needs more of the call than the instance's name should read it with a JSON parser:
-# see exec_hook.py.
+# It reads the call as one line of JSON from standard input, and writes the answer to standard output and remarks to
+# standard error. SPID_ACTION holds the action, and SPID_IDEMPOTENCY_KEY the id of the job. If your hook needs more
+# of the call than the instance's name, use a JSON parser: see exec_hook.py.
 set -eu
 umask 077
 
 root=${1:?usage: exec_hook.sh ROOT}
 call=$(cat)
 
-# Before the name is looked for: a payment comes before anything has one.
+# Handle a payment before the name is read, because it can come before its instance has a name.
 case $SPID_ACTION in
 create | renew | refund-renew | upgrade | expire | release) ;;
 *)
@@ -24,8 +23,8 @@ create | renew | refund-renew | upgrade | expire | release) ;;
     ;;
 esac
 
-# `"instance":{"id":…,"order_biz_id":"…"` is always written like this, and nothing a buyer typed can
-# look like it: every quote inside a value is written as \". Only harmless characters are taken.
+# spid always writes `"instance":{"id":…,"order_biz_id":"…"` in this form. A text of a buyer cannot imitate it,
+# because every quote inside a value is written as \". Only harmless characters are accepted.
 name=$(printf '%s\n' "$call" |
     sed -n 's/.*"instance":{"id":[^,]*,"order_biz_id":"\([A-Za-z0-9._-]*\)".*/\1/p')
 case $name in
@@ -39,7 +38,7 @@ home=$root/$name
 answers=$home/answers
 answer='{}'
 
-# Done before? Then the same answer again: that is all of idempotency.
+# If the key is known, print the same answer again. This makes the hook idempotent.
 if [ -f "$answers/$SPID_IDEMPOTENCY_KEY" ]; then
     cat "$answers/$SPID_IDEMPOTENCY_KEY"
     exit 0
@@ -58,16 +57,16 @@ create)
     ;;
 renew) set_state active ;;
 expire) set_state frozen ;;
-upgrade | refund-renew) mkdir -p "$answers" ;; # the new limits and dates would be applied here
+upgrade | refund-renew) mkdir -p "$answers" ;; # apply the new limits and dates here
 release)
-    rm -rf "$home" # nothing there is released already
+    rm -rf "$home" # a missing folder means: already released
     echo '{}'
     exit 0
     ;;
 esac
 
-# The answer is kept before it is given, and never half: each attempt writes a file of its own, as what is
-# left of one may still run beside the next.
+# Store the complete answer before it is printed. Each attempt writes its own file, because a killed attempt can
+# overlap with the next one.
 printf '%s\n' "$answer" >"$answers/.$$"
 mv "$answers/.$$" "$answers/$SPID_IDEMPOTENCY_KEY"
 echo "$SPID_ACTION of $name done" >&2

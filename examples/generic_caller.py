@@ -1,15 +1,14 @@
 #!/usr/bin/env python3
-"""Calls a `generic` endpoint of spid. Python 3, standard library only.
+"""Client for a `generic` endpoint of spid. Python 3, standard library only.
 
     generic_caller.py --url http://127.0.0.1:8080/generic --key-file key.txt \\
         create order_biz_id=ob-1 buyer=acme item.seats=5
 
-The first word is the action; NAME=VALUE are the fields of docs/dialects/generic.md, and
-item.NAME=VALUE are billing items. The key is read from a file, because every user of the machine can
-read the arguments of every process.
+The first word is the action. NAME=VALUE sets a field of docs/dialects/generic.md, and item.NAME=VALUE sets a
+billing item. The key is in a file, because every user of the machine can read the arguments of every process.
 
-Prints the answer's JSON. Exit status: 0 applied, 75 call again (not-yet, held, unavailable), 1 refused
-or rejected, 69 nobody answered.
+It prints the JSON of the answer. Exit codes: 0 applied, 75 call again (not-yet, held, unavailable), 1 refused or
+rejected, 69 no answer.
 """
 
 import argparse
@@ -33,7 +32,7 @@ def read_key(path):
 
 
 def message(action, fields):
-    """The JSON object: plain fields as they are, billing items together under `items`."""
+    """Returns the JSON object: fields unchanged, and billing items in `items`."""
     body = {"action": action}
     items = {}
     for field in fields:
@@ -50,7 +49,7 @@ def message(action, fields):
 
 
 def signature(key, timestamp, body):
-    """Hex HMAC-SHA256 over the timestamp, a dot, and exactly the bytes that are sent."""
+    """Returns the hex HMAC-SHA256 over the timestamp, a dot, and exactly the bytes to send."""
     return hmac.new(key, timestamp.encode("ascii") + b"." + body, hashlib.sha256).hexdigest()
 
 
@@ -66,7 +65,7 @@ def post(url, key, body):
         with urllib.request.urlopen(request, timeout=30) as response:
             return response.read()
     except urllib.error.HTTPError as error:
-        return error.read()  # refused before it counted: the body says why
+        return error.read()  # the request was denied: the body has the reason
     except OSError as error:
         print(f"{url}: {error}", file=sys.stderr)
         sys.exit(69)

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-// A provisioning hook as an HTTP endpoint in Node: a line for each job it has done, in one file.
+// Provisioning hook as an HTTP endpoint in Node: one file with one line per completed job.
 //
 //     npm install standardwebhooks
 //     export SPID_HOOK_SECRET="whsec_$(openssl rand -base64 32)"
@@ -9,8 +9,8 @@
 //     name = "provision"
 //     http = { url = "http://127.0.0.1:8090/provision", secret = { env = "SPID_HOOK_SECRET" } }
 //
-// The call comes as JSON in the body of a POST, signed as Standard Webhooks says. 200: done, with the
-// answer. 422 with {"refuse": "why"}: refused, do not try again. Anything else: try again later.
+// It gets the call as JSON in the body of a POST, signed as Standard Webhooks defines. 200: done, with the answer.
+// 422 with {"refuse": "why"}: refused, do not try again. Any other status: try again later.
 
 import { randomBytes } from "node:crypto";
 import { appendFileSync, fsyncSync, ftruncateSync, openSync, readFileSync } from "node:fs";
@@ -20,10 +20,10 @@ import { Webhook, WebhookVerificationError } from "standardwebhooks";
 
 const BODY_MAX_BYTES = 1024 * 1024;
 
-// What each action makes of an instance, and what it answers.
+// Result of each action: the new state of the instance, and the answer.
 const actions = {
   create: (call) => {
-    // Names come from outside: encode them wherever they are put into something else.
+    // Names come from outside: always encode them before you put them into another text.
     const url = `https://app.example/${encodeURIComponent(call.instance.order_biz_id)}`;
     const password = randomBytes(16).toString("base64url");
     return {
@@ -38,16 +38,16 @@ const actions = {
   release: () => ({ state: { state: "released" }, answer: {} }),
 };
 
-// What was done, and what was answered. Each line is on the disk before anybody hears of it.
+// Completed jobs with their answers. Each line is on the disk before its answer is sent.
 class Journal {
   answers = new Map(); // by idempotency key
   states = new Map(); // by instance
 
   constructor(path) {
     this.file = openSync(path, "a", 0o600);
-    fsyncSync(openSync(dirname(path))); // the name of a new file is to last as well
+    fsyncSync(openSync(dirname(path))); // the directory entry of a new file must be on the disk too
     const bytes = readFileSync(path);
-    // Half a line is of a process that was killed while it wrote; it had not answered yet.
+    // An incomplete last line comes from a process that was killed while it wrote. Its answer was not sent.
     this.length = bytes.lastIndexOf("\n") + 1;
     ftruncateSync(this.file, this.length);
     const lines = bytes.subarray(0, this.length).toString().split("\n");
@@ -65,7 +65,7 @@ class Journal {
       appendFileSync(this.file, line);
       fsyncSync(this.file);
     } catch (error) {
-      ftruncateSync(this.file, this.length); // a full disk must not leave half a line before the next one
+      ftruncateSync(this.file, this.length); // after a full disk, remove the incomplete line
       throw error;
     }
     this.length += line.length;
@@ -73,13 +73,13 @@ class Journal {
   }
 }
 
-// A status and an answer. Nothing in here waits, so no two calls are in here at once; work that does wait
-// needs a lock for each instance.
+// Returns the status and the answer. This function does not await, so two calls cannot overlap. If your work awaits,
+// use a lock for each instance.
 function provision(journal, call) {
   const act = actions[call.action];
   if (act === undefined) return [422, { refuse: "this hook does not support that" }];
   const key = call.idempotency_key;
-  // Done before? Then the same answer again, the same password too: that is all of idempotency.
+  // If the key is known, return the same answer with the same password. This makes the hook idempotent.
   if (!journal.answers.has(key)) {
     const instance = JSON.stringify([call.account, call.instance.order_biz_id]);
     journal.keep({ key, instance, ...act(call, journal.states.get(instance)) });
@@ -102,7 +102,7 @@ async function respond(journal, webhook, request) {
   try {
     const body = await bodyOf(request);
     if (body === undefined) return [413, {}];
-    // Over the bytes as they came. It throws if they are not spid's, or not of these five minutes.
+    // Verify the bytes as received. It throws if spid did not sign them, or not within the last five minutes.
     return provision(journal, webhook.verify(body, request.headers));
   } catch (error) {
     if (error instanceof WebhookVerificationError) return [401, {}];

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A provisioning hook as an HTTP endpoint, standard library only: a file per instance.
+"""Provisioning hook as an HTTP endpoint, standard library only: one file per instance.
 
     export SPID_HOOK_SECRET="whsec_$(openssl rand -base64 32)"
     ./http_hook.py 8090 /var/lib/my-app
@@ -8,8 +8,9 @@
     name = "provision"
     http = { url = "http://127.0.0.1:8090/provision", secret = { env = "SPID_HOOK_SECRET" } }
 
-The call comes as JSON in the body of a POST, signed as Standard Webhooks says; is_genuine() is what a
-library for it does (http_hook.mjs uses one). 200: done, with the answer. 422 with {"refuse": "why"}: refused, do not try again. Anything else: try again later.
+It gets the call as JSON in the body of a POST, signed as Standard Webhooks defines. is_genuine() does the work of a
+library for that (http_hook.mjs uses one). 200: done, with the answer. 422 with {"refuse": "why"}: refused, do not try
+again. Any other status: try again later.
 """
 
 import base64
@@ -27,7 +28,7 @@ import time
 
 TOLERANCE_S = 5 * 60
 BODY_MAX_BYTES = 1024 * 1024
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # it becomes a file and a host
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")  # used as a file name and a host name
 
 
 def create(call, state):
@@ -82,20 +83,20 @@ ACTIONS = {
 
 
 def is_genuine(key, headers, body):
-    """Whether the body comes from spid, and now: anybody can send a POST."""
+    """Returns True if spid has signed this body within the last five minutes."""
     message_id = headers.get("webhook-id", "")
     timestamp = headers.get("webhook-timestamp", "")
     if not timestamp.isascii() or not timestamp.isdigit() or abs(time.time() - int(timestamp)) > TOLERANCE_S:
         return False
     digest = hmac.digest(key, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
     expected = b"v1," + base64.b64encode(digest)
-    # While the secret is changed there are two signatures, and one of them has to be right.
+    # During a change of the secret there are two signatures, and one of them must be valid.
     presented = headers.get("webhook-signature", "").encode().split(b" ")
     return any(hmac.compare_digest(one, expected) for one in presented)
 
 
 def save(file, state):
-    """Writes the state whole or not at all, and does not return before it is on the disk."""
+    """Writes the complete state or nothing, and returns when it is on the disk."""
     new = file.with_suffix(".new")
     with open(new, "w") as out:
         json.dump(state, out)
@@ -108,7 +109,7 @@ def save(file, state):
 
 
 def provision(root, call):
-    """Returns a status and an answer."""
+    """Returns the status and the answer."""
     act = ACTIONS.get(call["action"])
     if act is None:
         return 422, {"refuse": "this hook does not support that"}
@@ -117,7 +118,7 @@ def provision(root, call):
         return 500, {}
     file = root / f"{name}.json"
     state = json.loads(file.read_text()) if file.exists() else {}
-    # Done before? Then the same answer again, the same password too: that is all of idempotency.
+    # If the key is known, return the same answer with the same password. This makes the hook idempotent.
     answers = state.pop("answers", {})
     key = call["idempotency_key"]
     if key not in answers:
@@ -129,7 +130,7 @@ def provision(root, call):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"  # keeps the connection for the next call
+    protocol_version = "HTTP/1.1"  # keep the connection open for the next call
     disable_nagle_algorithm = True
     lock = threading.Lock()
 

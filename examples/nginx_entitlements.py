@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""A hook that tells an nginx at the edge who may in: a `map` of host to state. Standard library only.
+"""Hook for access control at an nginx: a `map` of host to state. Python, standard library only.
 
     [[hook]]
     name = "provision"
     exec = { command = [
         "/opt/app/nginx_entitlements.py", "/var/lib/entitlements/hosts.map", "app.example", "127.0.0.1:8089",
-        "nginx",        # how to call nginx; perhaps "sudo", "nginx"
+        "nginx",        # the command for nginx, for example "sudo", "nginx"
     ] }
 
-nginx_entitlements.conf is nginx's half of it. What an instance is called comes from outside, so its host
-is a digest: nothing a buyer can write reaches the file.
+nginx_entitlements.conf is the configuration of nginx. The name of an instance comes from outside, so its host is a
+digest of the name: no text of a buyer gets into the file.
 
-* The file is written whole or not at all, and is on the disk before nginx hears of it.
-* nginx itself says which version of the file it has loaded. While that is not the one on the disk, a
-  reload is owed, whoever was killed before it could ask for one; the next call that comes by asks.
-* Orders that come together share one reload: all write first, then one of them reloads for all.
-* A configuration that nginx does not like is not loaded. The order waits; nginx goes on with the old one.
+* The file is written completely or not at all, and is on the disk before nginx reloads.
+* nginx reports the version of the file that it has loaded. If this is not the version on the disk, a reload is due,
+  for example because an attempt was killed before its reload. The next call then reloads.
+* Concurrent orders share one reload: all write first, then one of them reloads for all.
+* nginx does not load an invalid configuration. The order waits, and nginx keeps the old configuration.
 """
 
 import contextlib
@@ -31,26 +31,26 @@ import sys
 import time
 
 REFUSE, RETRY = 65, 75
-SETTLE_S = 0.2  # how long a reload waits for more orders to come along
-LOOKS, LOOK_S = 10, 0.03  # the workers of before a reload go on accepting for a tenth of a second
-VERSION = "version.invalid"  # no host can be called so: RFC 2606
+SETTLE_S = 0.2  # time that a reload waits for more orders, in seconds
+LOOKS, LOOK_S = 10, 0.03  # old workers accept connections for 0.1 s after a reload
+VERSION = "version.invalid"  # a name that no host can have: RFC 2606
 LINE = re.compile(r'"([a-z0-9.-]+)" ([a-z0-9]+);')
 
-# What becomes of a host. What is not here (an upgrade, another end of the term) is nothing to the edge.
+# New state of a host, by action. Other actions (an upgrade, for example) do not change access.
 STATES = {"create": "active", "renew": "active", "expire": "frozen", "release": None}
 UNCHANGED = {"upgrade", "refund-renew"}
 
 
 @contextlib.contextmanager
 def lock(path):
-    """Only one at a time; the system opens the lock of whoever is killed."""
+    """Lock for one process at a time. The system releases it if the process is killed."""
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def read(path):
-    """The hosts and their states. A line that is not ours is an error: to overlook it would lock a buyer out."""
+    """Returns the hosts and their states. An unknown line is an error, because skipping it could lock a buyer out."""
     lines = path.read_text().splitlines() if path.exists() else []
     parsed = [LINE.fullmatch(line) for line in lines]
     if None in parsed:
@@ -59,7 +59,7 @@ def read(path):
 
 
 def write(path, hosts):
-    """Writes the file whole or not at all, and does not return before it is on the disk."""
+    """Writes the complete file or nothing, and returns when it is on the disk."""
     lines = [f'"{host}" {state};\n' for host, state in sorted(hosts.items()) if host != VERSION]
     digest = hashlib.sha256("".join(lines).encode()).hexdigest()
     new = path.with_suffix(".new")
@@ -83,7 +83,7 @@ def entitle(path, host, state):
 
 
 def loaded(address):
-    """The version nginx works by."""
+    """Returns the version that nginx has loaded."""
     connection = http.client.HTTPConnection(address, timeout=5)
     connection.request("GET", "/", headers={"Host": VERSION})
     version = connection.getresponse().read().decode()
@@ -98,19 +98,19 @@ def is_loaded(path, address):
 def reload(path, address, nginx):
     with lock(path.with_suffix(".reload-lock")):
         if is_loaded(path, address):
-            return  # whoever reloaded while we waited took our line along
+            return  # another process has reloaded while we waited, with our line
         time.sleep(SETTLE_S)
-        with lock(path.with_suffix(".lock")):  # what nginx reads is what we compare with
+        with lock(path.with_suffix(".lock")):  # nginx must read the file that we compare with
             subprocess.run([*nginx, "-t", "-q"], check=True)
             subprocess.run([*nginx, "-s", "reload"], check=True)
             looks = 0
-            while looks < LOOKS:  # nginx reloads in its own time; spid's deadline ends a vain wait
+            while looks < LOOKS:  # a reload takes some time; spid's deadline ends a useless wait
                 looks = looks + 1 if is_loaded(path, address) else 0
                 time.sleep(LOOK_S)
 
 
 def host_of(instance, domain):
-    sold = f"{instance['account']}\0{instance['order_biz_id']}"  # no name holds a NUL
+    sold = f"{instance['account']}\0{instance['order_biz_id']}"  # names contain no NUL
     return f"t{hashlib.sha256(sold.encode()).hexdigest()[:20]}.{domain}"
 
 

@@ -95,9 +95,9 @@ fn paths(plan: &Plan, report: &mut Report) {
     let forged = Requests::same(orders::forged("bought-already"), "403");
     let mut section = Section::new(
         "Against bare hyper",
-        "Bare hyper answers a constant as long as ours; spid verifies, records and answers. A *repeat* is a callback whose \
-         work is done. A *new order* is verified, committed, run through a hook in the process that does nothing, committed \
-         again, and answered with its final answer. Goals are for 64 and 256 connections; the load runs on the same cores.",
+        "Bare hyper answers a constant of the same length; spid verifies, records and answers. A *repeat* is a callback whose \
+         work is done. A *new order* is verified, committed, run through an empty hook in the process, committed again, and \
+         answered with its final answer. Goals are for 64 and 256 connections; the load runs on the same cores.",
     );
     for connections in CONNECTIONS {
         let mut rounds = Rounds::new(&["null", "hyper", "repeat", "new", "wrong"]);
@@ -157,7 +157,7 @@ fn exec(plan: &Plan, report: &mut Report) {
     let called = Requests::same(orders::webhook(), "{}");
     let mut section = Section::new(
         "A command as the hook",
-        "`/bin/echo {}` for every new order, against Debian's `webhook` (adnanh/webhook) running the same and keeping nothing.",
+        "`/bin/echo {}` for every new order, against Debian's `webhook` (adnanh/webhook), which runs the same and stores nothing.",
     );
     for connections in [8, 64] {
         let mut rounds = Rounds::new(&["webhook", "exec"]);
@@ -189,7 +189,7 @@ fn growth(plan: &Plan, report: &mut Report) {
         [100, 10_000, 1_000_000].into_iter().filter(|size| *size <= plan.largest).collect();
     let mut section = Section::new(
         "With more instances",
-        "The same daemon on stores with so many finished orders; ratios are against the smallest.",
+        "The same daemon on stores with this number of finished orders; ratios are against the smallest.",
     );
     let homes: Vec<_> = sizes.iter().map(|size| grow::store(&plan.cache, *size)).collect();
     for (size, home) in sizes.iter().zip(&homes) {
@@ -258,8 +258,8 @@ fn growth_rates(plan: &Plan, sizes: &[usize], homes: &[tempfile::TempDir], secti
 fn latency(plan: &Plan, report: &mut Report) {
     let mut section = Section::new(
         "Latency",
-        "1,000 new orders a second arrive at their times whether earlier ones are answered or not; a time counts from the \
-         moment the order was due.",
+        "1,000 new orders a second arrive on schedule, even if earlier ones have no answer yet; each time counts from the \
+         scheduled moment.",
     );
     let count = if plan.rounds > 1 { 20_000 } else { 2_000 };
     let home = folder(plan);
@@ -273,7 +273,7 @@ fn latency(plan: &Plan, report: &mut Report) {
         section.line(format!("p{percent} of {count} orders"), format!("{found:.2} ms"));
     }
     let commits = 2.0 * machine::sync_ms(home.path());
-    section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    section.line("of which two durable writes, without other writers", format!("{commits:.2} ms"));
     report.sections.push(section);
 }
 
@@ -284,8 +284,8 @@ fn instructions(plan: &Plan, report: &mut Report) {
     const LONG: usize = 1_200;
     let mut section = Section::new(
         "Instructions",
-        "What the processor executes in the daemon for one request over one connection, the kernel not counted, so that \
-         each order has a commit of its own. Counted by valgrind's callgrind.",
+        "Instructions of the daemon for one request, without the kernel. There is one connection, so each order has its own \
+         commit. Counted by valgrind's callgrind.",
     );
     type Make = fn(usize) -> Vec<Vec<u8>>;
     let kinds: [(&str, Make); 3] = [
@@ -321,7 +321,7 @@ fn build(plan: &Plan, report: &mut Report) {
     let begun = Instant::now();
     assert!(command.status().unwrap().success());
     let mut section =
-        Section::new("Build", "`cargo build --release` of everything, with the crates already fetched.");
+        Section::new("Build", "`cargo build --release` of everything, with all crates already downloaded.");
     section.line("takes", format!("{:.0} s", begun.elapsed().as_secs_f64()));
     report.sections.push(section);
 }
@@ -334,9 +334,9 @@ fn disk(plan: &Plan, report: &mut Report) {
     };
     let mut section = Section::new(
         "On a slow disk",
-        "New orders on a disk that needs 10 ms for a sync (added by the preload library of the fault tests, which makes no \
-         real sync otherwise), beside one that needs none. An order takes two commits; if each order paid for its own \
-         there would be at most 50 a second.",
+        "New orders on a disk that needs 10 ms for a sync, compared with a disk that needs none. The preload library of the \
+         fault tests adds the wait and makes no real sync. An order takes two commits, so with separate syncs for each \
+         order the rate would be at most 50 a second.",
     );
     let (fast_home, slow_home) = (folder(plan), folder(plan));
     let fast = servers::spid(fast_home.path(), Hook::Inside, &library.environment(fast_home.path(), 0));
@@ -365,7 +365,7 @@ fn disk(plan: &Plan, report: &mut Report) {
 fn log(plan: &Plan, report: &mut Report) {
     let mut section = Section::new(
         "Under sustained load",
-        "New orders over 64 connections without a pause; the write-ahead log is cut back by checkpoints meanwhile.",
+        "New orders over 64 connections without a pause; checkpoints truncate the write-ahead log during the run.",
     );
     let home = folder(plan);
     let spid = servers::spid(home.path(), Hook::Inside, &[]);
@@ -403,7 +403,7 @@ fn watch_log(home: &Path, measured: impl FnOnce() -> Sample) -> (Sample, u64) {
 
 /// Measures the size of the binary.
 fn size(_plan: &Plan, report: &mut Report) {
-    let mut section = Section::new("Size", "The release binary as `cargo build --release` leaves it.");
+    let mut section = Section::new("Size", "The release binary from `cargo build --release`.");
     let bytes = std::fs::metadata(env!("CARGO_BIN_EXE_spid")).unwrap().len();
     section.line("binary", format!("{:.1} MB", bytes as f64 / 1e6));
     let lock = include_str!("../../Cargo.lock");

@@ -1,4 +1,4 @@
-//! The second listener from outside: who may ask, what is counted, what is shown, and acts by hand.
+//! The admin listener from outside: access, metrics, pages, and operations by hand.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 const TOKEN: &str = "fake-canary-admin-token-3K";
 
-/// Does what files named after the action tell it to. Otherwise it succeeds.
+/// Fails, refuses or waits if a file named after the action says so. Otherwise it succeeds.
 const TOLD: &str = r#"
 [ -e "fail-$SPID_ACTION" ] && exit 75
 [ -e "pend-$SPID_ACTION" ] && { printf '{"pending":"waits for sales"}'; exit 0; }
@@ -45,7 +45,7 @@ fn started(home: &Home) -> (Daemon, SocketAddr) {
     (daemon, admin)
 }
 
-/// Everything of the lifecycle that waits for somebody: a dead job, a pending one, two held callbacks.
+/// Every kind of waiting item of the lifecycle: a dead job, a pending one, two held callbacks.
 fn in_trouble(home: &Home, daemon: &Daemon) {
     for name in ["biz-1", "biz-2", "biz-3"] {
         assert_eq!(daemon.deliver(&create(name)).id(), name);
@@ -74,7 +74,7 @@ fn act(admin: SocketAddr, path: &str, more: &Value) -> Answer {
     post(admin, path, "application/json", "", &body.to_string())
 }
 
-// Who may ask.
+// Access.
 
 #[test]
 fn an_address_that_others_reach_needs_a_token() {
@@ -130,7 +130,7 @@ fn without_the_token_there_are_two_status_codes() {
     assert_clean("the log", log.as_bytes(), &[TOKEN]);
 }
 
-// What is counted.
+// Metrics.
 
 fn promtool(arguments: &[&str], input: &str) -> String {
     let deploy = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/deploy");
@@ -228,7 +228,7 @@ fn every_row_is_there_before_anything_happens() {
     assert!(value("process_start_time_seconds") > 1.7e9);
 }
 
-/// The words in a text that are names of metrics.
+/// Metric names in a text.
 fn named(text: &str) -> BTreeSet<String> {
     let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
     let is_name = |word: &&str| word.starts_with("spid_") || word.starts_with("process_");
@@ -253,7 +253,7 @@ fn dashboard_rules_and_documents_name_metrics_that_there_are() {
     }
     let missing: Vec<&String> = known.difference(&shown).collect();
     assert!(missing.is_empty(), "the dashboard does not show {missing:?}");
-    // In words the parts of a histogram are one.
+    // The text names a histogram once, without the suffixes of its parts.
     known.extend(["spid_hook_duration_seconds", "spid_commit_operations"].map(str::to_owned));
     let told = named(&read("docs/operating.md"));
     let strange: Vec<&String> = told.difference(&known).collect();
@@ -272,7 +272,7 @@ fn every_alert_is_explained() {
     }
 }
 
-// What is shown.
+// Pages.
 
 #[test]
 fn the_objects_are_those_of_the_command_line() {
@@ -325,7 +325,7 @@ fn a_list_is_searched_and_read_page_by_page() {
     }
 }
 
-// What is done.
+// Operations.
 
 #[test]
 fn an_act_does_what_the_command_does_and_is_kept() {

@@ -1,5 +1,4 @@
-//! A bad day, and the one list on which all of it stands: in the command line, as JSON, in the console and on
-//! the metrics page.
+//! A bad day, and the attention list in the command line, as JSON, in the console and on the metrics page.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -16,7 +15,7 @@ use crate::support::daemon::{self, Daemon, Home, about, create, renew, until, up
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-/// Does what files named after action and order tell it to. Otherwise it succeeds.
+/// Fails, refuses or waits if a file named after action and order says so. Otherwise it succeeds.
 const TOLD: &str = r#"
 name=$(order_biz_id)
 [ -e "fail-$SPID_ACTION-$name" ] && exit 75
@@ -36,14 +35,14 @@ fn tell(home: &Home, what: &str) {
     std::fs::write(home.path(what), "").unwrap();
 }
 
-/// Changes rows beside the daemon.
+/// Changes rows directly, beside the daemon.
 fn meddle(home: &Home, sql: &str) -> usize {
     let db = Connection::open(home.path("spid.db")).unwrap();
     db.busy_timeout(Duration::from_secs(10)).unwrap();
     db.execute(sql, []).unwrap()
 }
 
-/// Lets what has failed once be out of tries.
+/// Sets every failed job to its last attempt.
 fn kill_jobs(home: &Home) {
     until("the job has failed", || {
         let sql = "UPDATE job SET state = 4, step = 9, extra = 0 WHERE state = 0 AND attempts > 0";
@@ -51,7 +50,7 @@ fn kill_jobs(home: &Home) {
     });
 }
 
-/// What the list says, by callback name and instance.
+/// Items of the list, by callback name and instance.
 fn listed(home: &Home) -> BTreeMap<String, Value> {
     let items = home.list(&["attention"]);
     let key = |item: &Value| {
@@ -61,7 +60,7 @@ fn listed(home: &Home) -> BTreeMap<String, Value> {
     found.map(|item| (key(item), item.clone())).collect()
 }
 
-/// Everything that may go wrong with an order.
+/// Creates every kind of item of the list.
 fn a_bad_day(home: &Home, daemon: &Daemon) {
     // The hook refuses a paid order.
     tell(home, "refuse-create-biz-refused");
@@ -86,17 +85,17 @@ fn a_bad_day(home: &Home, daemon: &Daemon) {
         jobs.iter().any(|job| job["action"] == "renew").then_some(())
     });
     assert!(daemon.deliver(&about("releaseInstance", "biz-gone")).success());
-    // Somebody has to finish this.
+    // A person has to finish this.
     tell(home, "pend-renew-biz-pending");
     assert!(!daemon.deliver(&renew("biz-pending", "2031-01-01 00:00:00")).success());
-    // A customer from before.
+    // A customer from before spid.
     assert!(!daemon.deliver(&renew("biz-unknown", "2031-01-01 00:00:00")).success());
-    // The purchase again, with another date.
+    // The same purchase again, with another date.
     assert_eq!(
         daemon.deliver(&create("biz-moved").with("expiredOn", "2030-02-02 00:00:00")).id(),
         "biz-moved"
     );
-    // Done hours ago, and the marketplace never came back.
+    // Done hours ago, but the marketplace has not called again.
     let unreported = "UPDATE callback SET told_at = NULL, last_received_at = last_received_at - 7200000
         WHERE instance = (SELECT instance FROM name WHERE name = 'biz-quiet')";
     assert_eq!(meddle(home, unreported), 1);
@@ -147,7 +146,7 @@ fn everything_of_a_bad_day_is_on_one_list() {
     }
     assert!(metrics.contains("spid_attention{reason=\"deliveries\"} 0\n"), "{metrics}");
 
-    // What is left out is said.
+    // The output reports the omitted items.
     let shown = home.run(&["attention", "--limit", "2", "--config", "spid.toml"]);
     assert!(
         shown.stderr.contains(&format!("{} more are not shown", items_of(&home) - 2)),
@@ -190,7 +189,7 @@ fn what_was_seen_to_is_off_the_list_and_what_still_waits_is_not() {
     for key in items.keys() {
         assert_eq!(left.contains_key(key), !seen_to.contains(&key.as_str()), "{key}");
     }
-    // The marketplace goes on calling for it, and it stays off the list.
+    // The marketplace continues to call for it, and it stays off the list.
     assert_eq!(daemon.deliver(&create("biz-refused")).id(), "0");
     assert!(!listed(&home).contains_key("refused biz-refused"));
     assert_eq!(home.list(&["acts"])[0]["act"], "dismiss");

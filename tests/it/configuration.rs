@@ -1,5 +1,4 @@
-//! The configuration as an operator meets it: several endpoints, `check-config`, and what is printed of
-//! the definitions.
+//! Configuration for an operator: several endpoints, `check-config`, and the printed defaults.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,7 +20,7 @@ fn endpoint(name: &str, path: &str, dialect: &str, more: &str) -> String {
     )
 }
 
-/// A home with these endpoints, each with a key of its own.
+/// A home with these endpoints, each with its own key.
 fn home_with(endpoints: &[(&str, &str, &str, &str)], more: &str) -> Home {
     let home = Home::empty();
     let mut text = "[server]\nlisten = \"127.0.0.1:0\"\nreply_within = \"5s\"\n".to_owned();
@@ -98,7 +97,7 @@ fn a_route_leads_an_endpoint_to_a_hook_of_its_own() {
     assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "0");
 }
 
-/// The README has SPID_CONFIG in the environment for good: it must not stand against what is typed.
+/// The README sets SPID_CONFIG permanently. It must not conflict with an explicit argument.
 #[test]
 fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
     let home = home_with(&[("cn", "/cn", "alibaba", "")], "");
@@ -120,7 +119,7 @@ fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
     assert!(code == 64 && complaint.contains("give `--config` or `--dev`"), "{complaint}");
 }
 
-// Keys that may be none.
+// Invalid keys.
 
 #[test]
 fn a_doubtful_key_is_warned_of_and_the_documented_one_stays_on_this_machine() {
@@ -279,7 +278,7 @@ fn a_variable_comes_before_the_file() {
 
 // Accounts.
 
-/// One endpoint of this name, with or without an account.
+/// One endpoint with this name, with or without an account.
 fn named(home: &Home, name: &str, account: &str, policy: &str) {
     let text = endpoint(name, "/spi", "alibaba", account).replace(&format!("{name}.key"), "isv-key");
     home.configure(&format!(
@@ -329,7 +328,7 @@ fn a_seller_who_leaves_a_marketplace_can_start() {
     named(&home, "new", "account = \"new\"", "");
     assert!(daemon.reload().contains("`retired_accounts = [\"old\"]` in [policy]"));
     daemon.stop();
-    // An account that has nothing left needs no endpoint.
+    // An account without unreleased instances needs no endpoint.
     named(&home, "old", "account = \"old\"", "");
     let daemon = home.start();
     assert!(daemon.deliver(&daemon::about("releaseInstance", "ob-1")).is_success());
@@ -342,7 +341,7 @@ fn a_seller_who_leaves_a_marketplace_can_start() {
 fn one_key_for_two_accounts_is_refused_unless_it_is_meant() {
     let home = Home::empty();
     std::fs::write(home.path("other-key"), "fake-other-key\n").unwrap();
-    // The same key once more, in another file and without the end of its line.
+    // The same key again, in another file and without a line break at the end.
     std::fs::write(home.path("copy-of-key"), KEY).unwrap();
     let check = |endpoints: &[(&str, &str, &str, &str)]| {
         let mut text = String::new();
@@ -397,8 +396,8 @@ fn a_reload_to_one_key_for_two_accounts_keeps_the_old_configuration() {
     assert_eq!(order(&daemon, "/b", "b", "ob-1").id(), "ob-1");
 }
 
-/// An order that waits for its next attempt, through the endpoint `shop` with a route of its own; then the daemon
-/// stops. `text` is the configuration of endpoints and routes that comes then.
+/// An order that waits for its next attempt, through the endpoint `shop` with its own route. Then the daemon stops.
+/// `text` is the next configuration of endpoints and routes.
 fn restarted_with_an_open_order(text: &str) -> (Home, Daemon) {
     let home = Home::empty();
     let folder = home.path("").display().to_string();
@@ -454,7 +453,7 @@ fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
     until("it is queued", || (home.list(&["jobs", "list"])[0]["state"] == "queued").then_some(()));
 }
 
-// What is made of the definitions.
+// Printed defaults.
 
 #[test]
 fn the_default_configuration_is_printed_as_it_is() {
@@ -483,7 +482,7 @@ fn completions_and_manual_pages_know_every_command() {
     }
 }
 
-/// A named pipe: to open it waits for a writer.
+/// A named pipe. Opening it would wait for a writer.
 fn pipe(path: &std::path::Path) {
     let _ = std::fs::remove_file(path);
     rustix::fs::mkfifoat(rustix::fs::CWD, path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
@@ -525,12 +524,12 @@ fn a_named_pipe_in_a_file_s_place_is_a_mistake_and_no_wait() {
     let ran = home.run(&["serve", "--config", &fifo]);
     assert!(ran.code == 78 && ran.stderr.contains("not a named pipe"), "{ran:?}");
     home.configure(&usual);
-    // Among the marks of running hooks it is no mark.
+    // In the folder of marks, a named pipe is not a mark.
     std::fs::create_dir(home.path("spid.db.running")).unwrap();
     pipe(&home.path("spid.db.running/4711-42"));
     let daemon = home.start();
     assert!(!home.path("spid.db.running/4711-42").exists());
-    // A reload keeps what was there, and the next one is a reload like any other.
+    // A reload keeps the old configuration, and the next reload works.
     let text = std::fs::read(home.path("isv-key")).unwrap();
     pipe(&home.path("isv-key"));
     let kept = daemon.reload();
@@ -541,7 +540,7 @@ fn a_named_pipe_in_a_file_s_place_is_a_mistake_and_no_wait() {
     assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
 }
 
-/// What a shell hands over as an open descriptor is read, also if it is a pipe.
+/// An open descriptor from a shell is read, also if it is a pipe.
 #[test]
 fn a_key_of_a_command_may_come_through_a_pipe() {
     let home = Home::with_log_hook();

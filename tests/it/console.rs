@@ -1,5 +1,5 @@
-//! The console in a real Chromium, as a person uses it. `SPID_TEST_PICTURES=FOLDER` keeps a picture of each
-//! page, for a phone and for a desk, light and dark.
+//! The console in a real Chromium, used like a person does. `SPID_TEST_PICTURES=FOLDER` stores a picture of each
+//! page, for a phone and a desktop, light and dark.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use base64::Engine as _;
 use rusqlite::Connection;
 use serde_json::json;
 
-/// Fails where it is told to. Otherwise it makes an instance that is called after its order.
+/// Fails if a file says so. Otherwise it creates an instance named after its order.
 const TOLD: &str = r#"
 [ -e "fail-$SPID_ACTION" ] && { echo 'the provisioner is down' >&2; exit 75; }
 [ -e "pend-$SPID_ACTION" ] && { printf '{"pending":"waits for sales"}'; exit 0; }
@@ -26,10 +26,10 @@ create) printf '{"app":{"front_end_url":"https://app.example","password":"%s"}}'
 esac
 "#;
 
-/// What a marketplace could send to whoever looks at it.
+/// Hostile text of a marketplace, for the pages that show it.
 const HOSTILE: &str = r#"<script>document.title='ran';alert(1)</script><img src=x onerror=alert(2)>"'>&lt;"#;
 
-/// A daemon with an admin listener, and a browser; `None` where there is no browser.
+/// A daemon with an admin listener, and a browser. `None` without a browser.
 struct Bench {
     home: Home,
     daemon: Daemon,
@@ -57,7 +57,7 @@ impl Bench {
         self.browser.open(&url);
     }
 
-    /// Makes a job of this action dead that is on this instance.
+    /// Marks the job of this action on this instance as dead.
     fn kill(&self, action: &str) {
         let mark = self.home.path(&format!("fail-{action}"));
         std::fs::write(&mark, "").unwrap();
@@ -74,7 +74,7 @@ impl Bench {
         std::fs::remove_file(mark).unwrap();
     }
 
-    /// Opens the form of an act and says why; who is asked for, too.
+    /// Opens the form of an operation and enters the reason, and the operator if the form asks for it.
     fn act(&mut self, label: &str) {
         self.browser.click(".act:not([open]) summary", label);
         self.browser.write(".act[open] input[name=who]", "ops");
@@ -82,7 +82,7 @@ impl Bench {
         self.browser.follow(".act[open] button", label);
     }
 
-    /// Keeps a picture of every page where somebody wants some.
+    /// Stores a picture of every page if `SPID_TEST_PICTURES` is set.
     fn take_pictures(&mut self, pages: &[(&str, &str)]) {
         let Some(folder) = std::env::var_os("SPID_TEST_PICTURES") else { return };
         let folder = std::path::PathBuf::from(folder);
@@ -143,7 +143,7 @@ fn a_dead_job_is_retried_with_a_reason() {
     let text = bench.browser.text();
     assert!(text.contains("dead") && text.contains("the provisioner is down"), "{text}");
 
-    // Without a reason the browser itself sends nothing.
+    // Without a reason the browser itself does not send the form.
     bench.browser.click(".act summary", "Retry");
     bench.browser.write(".act[open] input[name=who]", "ops");
     bench.browser.click(".act[open] button", "Retry");
@@ -185,7 +185,7 @@ fn a_held_callback_is_approved() {
         (bench.home.json(&["instances", "show", "biz-1"])["sku"] == "gold").then_some(())
     });
 
-    // What cannot be done is said, and leads back.
+    // The page explains an impossible operation, and links back.
     bench.open("/console/instances/biz-1");
     bench.act("Release");
     until("it is released", || (bench.home.state("biz-1") == "released").then_some(()));

@@ -1,4 +1,4 @@
-//! The daemon as a whole: what it takes, how it starts and stops, and how its commands end.
+//! The complete daemon: accepted requests, start and stop, and exit codes of its commands.
 
 use std::net::TcpListener;
 
@@ -9,7 +9,7 @@ use crate::support::daemon::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-// What comes in.
+// Requests.
 
 #[test]
 fn a_form_is_as_good_as_a_query_string() {
@@ -36,7 +36,7 @@ fn a_space_is_a_space_as_percent_20_and_as_plus() {
     assert_eq!(call["parameters"]["label"], "two  words");
     assert_eq!(call["parameters"]["sum"], "1+1");
     assert_eq!(call["parameters"]["expiredOn"], "2030-01-01 00:00:00");
-    // A plus that was meant as one and sent bare is another text, and so not what was signed.
+    // An unencoded plus is decoded as a space, so it is not the signed text.
     assert_eq!(daemon.get(&percent.replace("%2B", "+")).status, 403);
     assert_eq!(home.begun("create").len(), 1);
 }
@@ -87,7 +87,7 @@ fn an_old_expire_sent_again_is_held_and_freezes_nothing() {
     assert!(held[0]["reason"].as_str().unwrap().contains("paid until 2098-12-31"), "{held:?}");
 }
 
-// What the hook does.
+// Hooks.
 
 #[test]
 fn a_hook_that_outlasts_the_answer_runs_once() {
@@ -167,7 +167,7 @@ fn a_stop_answers_what_is_in_flight_and_lets_its_hook_end() {
 
 #[test]
 fn a_stop_gives_back_what_it_could_not_begin() {
-    // One place: the second job is taken and waits for the hook.
+    // The hook has one slot. The second job is leased and waits for it.
     let home = Home::configured(&format!("wait_for go; {QUICK}"), "200ms", 1);
     let mut daemon = home.start();
     for name in ["ob-a", "ob-b"] {
@@ -238,7 +238,7 @@ fn a_second_daemon_keeps_its_hands_off_the_store() {
     home.start().stop();
 }
 
-// How commands end.
+// Exit codes of commands.
 
 #[test]
 fn every_failure_has_its_exit_code() {
@@ -378,7 +378,7 @@ fn a_daemon_that_crashes_leaves_no_core() {
         let environment = std::fs::read(home.path("environment")).unwrap();
         assert_eq!(environment, b"", "a hook read the environment of the daemon");
     }
-    // Even if cores are allowed again, none is written.
+    // The process allows cores again, but none is written.
     let pid = Pid::from_raw(i32::try_from(daemon.pid()).unwrap());
     let hard = rustix::process::getrlimit(Resource::Core).maximum;
     prlimit(pid, Resource::Core, Rlimit { current: hard, maximum: hard }).unwrap();

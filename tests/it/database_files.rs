@@ -1,5 +1,5 @@
-//! The files of the database moved, deleted, replaced and linked under a daemon that runs: nothing that was
-//! acknowledged is lost, nothing runs twice, and no second daemon gets in.
+//! Database files that are moved, deleted, replaced and linked while a daemon runs. No acknowledged data is lost,
+//! nothing runs twice, and no second daemon starts.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,13 +21,13 @@ fn home() -> Home {
     home
 }
 
-/// Orders it; the id, or `None` where the marketplace is to call again.
+/// Orders an instance and returns its id, or `None` if the marketplace is to call again.
 fn order(daemon: &Daemon, name: &str) -> Option<String> {
     let answer = daemon.deliver(&create(name));
     answer.is_success().then(|| answer.id())
 }
 
-/// The reasons for which the daemon is not ready; `None` when it is.
+/// Reasons why the daemon is not ready. `None` if it is ready.
 fn unready(daemon: &Daemon) -> Option<String> {
     let answer = ask(admin_of(daemon), "/readyz");
     (answer.status != 200).then_some(answer.body)
@@ -81,7 +81,7 @@ fn what_a_hook_did_meanwhile_is_kept_once_the_database_is_back() {
     daemon.wait_for_log("the end of an attempt could not be kept");
     move_all(&home, "away", "");
     let id = daemon.deliver_until_done(&create("ob-1")).id();
-    // It may have been told already, by the end that was kept first.
+    // It may be reported already, by the first result that was stored.
     if let Some(answer) = in_flight.join().unwrap().filter(daemon::Answer::is_success) {
         assert_eq!(answer.id(), id);
     }
@@ -141,7 +141,7 @@ fn a_database_that_is_gone_is_not_begun_anew() {
     assert!(!home.path("spid.db").exists());
     let ran = home.run(&["check-config", "--config", "spid.toml"]);
     assert!(ran.code == 78 && ran.stderr.contains("`store.path`"), "{ran:?}");
-    // A file of no bytes is no database either.
+    // An empty file is not a database either.
     std::fs::write(home.path("spid.db"), "").unwrap();
     assert_eq!(serve(&home, "spid.toml").code, 66);
     std::fs::remove_file(home.path("spid.db.key")).unwrap();
@@ -150,7 +150,7 @@ fn a_database_that_is_gone_is_not_begun_anew() {
     daemon.stop();
 }
 
-/// Without the key the log is left, and after that the mark of a hook that was running.
+/// Without the key the log remains, and without the log the mark of a running hook.
 #[test]
 fn what_a_killed_daemon_left_shows_that_there_was_a_database() {
     let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
@@ -170,7 +170,7 @@ fn what_a_killed_daemon_left_shows_that_there_was_a_database() {
     }
 }
 
-/// Whoever starts a second daemon, and however it comes by the database: the first one's hook must live.
+/// A second daemon must not kill the first one's hook, for any name of the database.
 #[test]
 fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
     let home = Home::with_hook(&format!("wait_for go; {QUICK}"));
@@ -204,7 +204,7 @@ fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
     assert_ne!(in_flight.join().unwrap().unwrap().id(), "0");
     assert_eq!(home.begun("create").len(), 1, "the hook of the first daemon was killed and begun again");
     daemon.stop();
-    // With the lock its note is gone, and either name may be the one with the log.
+    // Without the lock its note is gone too, so either name may be the one with the log.
     assert_eq!(serve(&home, "spid.toml").code, 65);
     std::fs::remove_file(home.path("links/hard.db")).unwrap();
     home.start().stop();
@@ -212,7 +212,7 @@ fn no_link_and_no_removed_lock_lets_a_second_daemon_in() {
 
 fn copy_all(home: &Home, from: &str, to: &str) {
     for file in FILES {
-        // Written into, as `cp` does it: the file stays the same.
+        // Written in place, as `cp` does: the file stays the same.
         std::fs::write(home.path(to).join(file), std::fs::read(home.path(from).join(file)).unwrap()).unwrap();
     }
 }
@@ -245,7 +245,8 @@ fn an_old_copy_written_over_the_open_files_acknowledges_nothing_and_is_not_start
     assert_eq!(home.begun("create").len(), 2);
 }
 
-/// A database that was copied alone is put over the open one, and one of no bytes; then the log is cut.
+/// A database that was copied without its log replaces the open one, then an empty file does. Then the log is
+/// truncated.
 #[test]
 fn one_file_overwritten_or_cut_is_noticed() {
     for spoil in ["backup", "empty", "log"] {
@@ -266,7 +267,7 @@ fn one_file_overwritten_or_cut_is_noticed() {
     }
 }
 
-/// What other commands write beside the daemon, and how they cut the log, is no overwriting.
+/// Writes and log truncation of other commands beside the daemon are not taken for an overwrite.
 #[test]
 fn what_other_commands_write_is_not_taken_for_an_overwriting() {
     let home = home();
@@ -281,7 +282,7 @@ fn what_other_commands_write_is_not_taken_for_an_overwriting() {
         assert_eq!(unready(&daemon), None);
     }
     daemon.kill();
-    // What looks at the database brings the log home, and removes it.
+    // A program that reads the database checkpoints the log and removes it.
     home.look(&["instances", "list"]);
     let daemon = home.start();
     assert!(order(&daemon, "ob-9").is_some());
@@ -289,7 +290,7 @@ fn what_other_commands_write_is_not_taken_for_an_overwriting() {
     assert!(order(&home.start(), "ob-10").is_some());
 }
 
-/// A configuration whose database is called otherwise.
+/// A configuration with another name of the database.
 fn with_database_at(home: &Home, config: &str, database: &str) {
     let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
     let other = text.replace(home.path("spid.db").to_str().unwrap(), home.path(database).to_str().unwrap());
@@ -297,7 +298,7 @@ fn with_database_at(home: &Home, config: &str, database: &str) {
     std::fs::write(home.path(config), other).unwrap();
 }
 
-/// After a crash everything may be in the log. Without it the file is no new database.
+/// After a crash everything can be in the log. Without the log the file does not count as a new database.
 #[test]
 fn a_database_without_its_log_is_not_begun_anew() {
     let home = home();
@@ -320,7 +321,7 @@ fn a_database_without_its_log_is_not_begun_anew() {
     let log = home.path("spid.db-wal");
     std::fs::rename(&log, home.path("log")).unwrap();
     refused("spid.toml");
-    // Neither does a key that lies elsewhere hide it.
+    // A key in another place does not hide the loss either.
     std::fs::rename(home.path("spid.db.key"), home.path("key")).unwrap();
     refused("spid.toml");
     std::fs::rename(home.path("key"), home.path("spid.db.key")).unwrap();
@@ -329,7 +330,7 @@ fn a_database_without_its_log_is_not_begun_anew() {
     let daemon = home.start();
     assert_eq!(order(&daemon, "ob-1"), Some(first.clone()));
     daemon.stop();
-    // What was closed in order needs no log, and may go anywhere.
+    // A database that was closed in order needs no log, and can be moved.
     for file in ["spid.db", "spid.db.key"] {
         std::fs::rename(home.path(file), home.path("new").join(file)).unwrap();
     }
@@ -342,7 +343,7 @@ fn a_database_without_its_log_is_not_begun_anew() {
     assert_eq!(home.begun("create").len(), 1);
 }
 
-/// Part of it is in the database, the rest in the log that lies beside the first name.
+/// One part is in the database, the other in the log beside the first name.
 #[test]
 fn a_start_through_a_hard_link_is_refused() {
     let home = home();

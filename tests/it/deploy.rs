@@ -1,5 +1,5 @@
-//! What stands under `examples/deploy` is what it says: units that systemd takes and finds safe, a sandbox the
-//! daemon and its hooks live in, an image whose parts are there, and a proxy that a real nginx is.
+//! Files in `examples/deploy`: systemd accepts the units and rates them as safe, the daemon and its hooks work in the
+//! sandbox, the parts of the image exist, and a real nginx runs the proxy.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ fn read(name: &str) -> String {
     std::fs::read_to_string(root().join(name)).unwrap()
 }
 
-/// The lines of a unit, without what is said about them, as key and value.
+/// Lines of a unit without comments, as key and value.
 fn settings(unit: &str) -> Vec<(String, String)> {
     let lines = unit.lines().filter(|line| !line.starts_with(['#', '[']) && !line.is_empty());
     let split = |line: &str| line.split_once('=').map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -34,7 +34,7 @@ fn all(unit: &str, key: &str) -> Vec<String> {
     settings(unit).into_iter().filter(|(known, _)| known == key).map(|(_, value)| value).collect()
 }
 
-/// The units in a folder of their own, with the binary of this build.
+/// The units in their own folder, with the binary of this build.
 fn units() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["spid.service", "spid.socket"] {
@@ -91,7 +91,7 @@ fn the_unit_calls_commands_that_are_there() {
     assert_eq!(all(&read("examples/deploy/spid.socket"), "FileDescriptorName"), ["spi"]);
 }
 
-/// Every configuration of a key the unit names, and no other credential.
+/// The unit provides every credential of the configuration, and no other.
 #[test]
 fn the_example_configuration_goes_with_the_unit() {
     let unit = read("examples/deploy/spid.service");
@@ -113,7 +113,7 @@ fn the_example_configuration_goes_with_the_unit() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The system calls of each of systemd's sets.
+/// System calls of each of systemd's sets.
 fn call_sets() -> BTreeMap<String, Vec<String>> {
     let (_, said) = systemd_analyze(&["syscall-filter", "--no-pager"], root());
     let mut sets: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -136,7 +136,7 @@ fn calls_of(name: &str, sets: &BTreeMap<String, Vec<String>>) -> BTreeSet<String
     }
 }
 
-/// What the unit's `SystemCallFilter=` lines let through.
+/// System calls that the unit's `SystemCallFilter=` lines allow.
 fn let_through(unit: &str) -> BTreeSet<String> {
     let sets = call_sets();
     let mut calls = calls_of("@default", &sets);
@@ -150,7 +150,7 @@ fn let_through(unit: &str) -> BTreeSet<String> {
     calls
 }
 
-/// What a daemon and its hook ask of the system, over a whole life: start, a sale, a reload, a stop.
+/// System calls of a daemon and its hook over a whole life: start, sale, reload, stop.
 fn asked_of_the_system(home: &Home) -> BTreeSet<String> {
     let trace = home.path("trace");
     let mut child = Command::new("strace")
@@ -169,7 +169,7 @@ fn asked_of_the_system(home: &Home) -> BTreeSet<String> {
         rest.split_once(' ').map(|(address, _)| address.parse().unwrap())
     });
     assert_ne!(exchange(address, &get_text("/spi", &create("ob-1").signed())).unwrap().id(), "0");
-    // The first that was traced is the daemon itself.
+    // The first traced process is the daemon itself.
     let first = std::fs::read_to_string(&trace).unwrap();
     let pid = first.split(' ').next().unwrap().parse().unwrap();
     let pid = rustix::process::Pid::from_raw(pid).unwrap();
@@ -196,14 +196,14 @@ fn the_unit_s_filter_lets_through_what_the_daemon_and_a_hook_do() {
     assert!(asked.len() > 40 && asked.contains("execve"), "{asked:?}");
     let unit = read("examples/deploy/spid.service");
     let mut denied: BTreeSet<String> = &asked - &let_through(&unit);
-    // SQLite gives a file back to its owner when it runs as root, which it does not there.
+    // As root, SQLite restores the owner of its files. The unit does not run as root.
     denied.remove("fchown");
     assert!(denied.is_empty(), "the unit denies {denied:?}");
 }
 
 // The image.
 
-/// The instructions of a Dockerfile, continued lines joined.
+/// Instructions of a Dockerfile, with continued lines joined.
 fn instructions(text: &str) -> Vec<String> {
     let text: String =
         text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect();
@@ -225,7 +225,7 @@ fn the_image_is_made_of_what_is_there() {
         assert!(root().join(source).exists(), "{source}");
         assert!(ignored.contains(&format!("!{source}\n")), "{source} is kept from the build");
     }
-    // What the sources pull in by name is copied, too.
+    // Files that the sources include are copied too.
     for (file, text) in sources() {
         for (_, rest) in
             text.match_indices("include_str!(\"").map(|(at, mark)| text.split_at(at + mark.len()))
@@ -271,7 +271,7 @@ fn the_image_runs_as_nobody_and_asks_how_it_is() {
         assert!(lines.next().is_none(), "{name} stands there twice");
         line.to_owned()
     };
-    // By number, so that Kubernetes' runAsNonRoot can tell.
+    // A numeric user lets Kubernetes check runAsNonRoot.
     let user = one("USER");
     assert!(user.split(':').all(|id| id.parse::<u32>().unwrap() > 0), "{user}");
     assert!(stage.iter().all(|line| !line.starts_with("RUN ")), "there may be no shell");
@@ -283,7 +283,7 @@ fn the_image_runs_as_nobody_and_asks_how_it_is() {
     let start = [words(&one("ENTRYPOINT")), words(&one("CMD"))].concat();
     assert_eq!((start[0].as_str(), start[0] == health[0]), ("/usr/bin/spid", true));
     assert_eq!(home.run(&[&start[1], "--help"]).code, 0);
-    // Neither names the configuration: both take it from here.
+    // Neither command names the configuration. Both use this variable.
     let (variable, _) =
         one("ENV").split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
     for command in [&health[1], &start[1]] {
@@ -304,7 +304,7 @@ impl Drop for Nginx {
     }
 }
 
-/// The document's proxy, by a real nginx, with the paths and ports of a test.
+/// The nginx of the document, with the paths and ports of a test.
 fn nginx(home: &Home, spid: SocketAddr) -> (Nginx, SocketAddr) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let text = read("docs/operating.md");
@@ -343,7 +343,7 @@ fn nginx(home: &Home, spid: SocketAddr) -> (Nginx, SocketAddr) {
     (nginx, address)
 }
 
-/// A sale through the proxy from this address of this machine; the status.
+/// Sends a purchase through the proxy from this local address, and returns the status.
 fn sell(proxy: SocketAddr, from: &str, fields: &[&str]) -> String {
     let url = format!("http://{proxy}/spi?{}", create("ob-1").signed());
     let mut curl = Command::new("curl");

@@ -1,5 +1,5 @@
-//! The dialects from the outside: published vectors, every guard, every action in both forms, every
-//! reply. All through the functions the daemon calls.
+//! Dialects from the outside: published vectors, every guard, every action in both forms, every reply. All tests use
+//! the functions of the daemon.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
@@ -38,7 +38,7 @@ fn pairs(pairs: &[(&str, &str)]) -> Vec<Pair> {
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }
 
-/// The whole way in for a request that was sent `now`.
+/// Parses and verifies a request that was sent `now`.
 fn receive(dialect: &dyn Dialect, out: &OutRequest, keys: &Keys) -> Result<Callback, Denial> {
     let header = |name: &str| out.header(name);
     let request =
@@ -51,7 +51,7 @@ fn in_form(form: SendForm) -> Sending {
     Sending { form, ..Sending::at(now()) }
 }
 
-/// Sends an honest request both ways and gives what was understood, which must be the same.
+/// Sends a valid request in both forms and returns the callback, which must be the same.
 fn understood(dialect: &str, action: &str, parameters: &[(&str, &str)]) -> Callback {
     let dialect = named(dialect);
     let [usual, form] = [SendForm::Usual, SendForm::Form].map(|form| {
@@ -90,7 +90,7 @@ fn vectors() -> Vec<Vector> {
 }
 
 impl Vector {
-    /// The request as names and values, the token last.
+    /// The request as names and values, with the token last.
     fn sent(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
         let token = ("token".to_owned(), self.token.clone());
         let all = self.params.clone().into_iter().chain([token]);
@@ -118,7 +118,7 @@ fn every_vector_holds_and_is_made_again() {
     }
 }
 
-/// Bytes one byte is changed into: one bit off, and what means something to a parser.
+/// Replacements for one byte: one bit changed, and characters with a meaning for a parser.
 fn neighbours(byte: u8) -> impl Iterator<Item = u8> {
     let bits = (0..8).map(move |bit| byte ^ (1 << bit));
     bits.chain(*b"\0%&+= a0\xff").filter(move |other| *other != byte)
@@ -145,7 +145,7 @@ fn one_changed_byte_anywhere_breaks_every_vector() {
                     let is_token = pair == honest.len() - 1 && !in_name;
                     for other in neighbours(original) {
                         if is_token && other.eq_ignore_ascii_case(&original) {
-                            continue; // either case is the same digit
+                            continue; // both cases are the same digit
                         }
                         half(&mut sent, Some(other));
                         assert!(!vector.holds(&sent), "{}: {:?}", vector.name, sent[pair]);
@@ -304,7 +304,7 @@ fn log_lines_hold_no_value_and_no_line_break() {
     }
 }
 
-// ---- Alibaba: what is understood ----------------------------------------------------------------
+// ---- Alibaba: callbacks ---------------------------------------------------------------------------
 
 #[test]
 fn alibaba_create_of_both_sites() {
@@ -494,7 +494,7 @@ fn jdcloud_changes_capacity_and_releases() {
     }
 }
 
-/// The page shows the two as JSON texts, and its own sample is not valid JSON.
+/// The page shows both as JSON texts, and its own sample is not valid JSON.
 #[test]
 fn jdcloud_s_items_stand_in_json_texts_and_keep_their_digits() {
     let items = |parameters: &[(&str, &str)]| {
@@ -516,7 +516,7 @@ fn jdcloud_s_items_stand_in_json_texts_and_keep_their_digits() {
     let disks: Vec<&str> = packed.split(' ').filter(|item| item.contains("disk=")).collect();
     assert_eq!(disks.len(), 2, "one of two items with one name was lost: {packed}");
     assert!(!packed.contains("Code"), "{packed}");
-    // Whatever cannot be taken apart without a loss stays whole.
+    // A text that cannot be split without loss stays complete.
     for whole in [
         r#"{"disk":12.50}"#,
         r#"{"disk":100,}"#,
@@ -898,7 +898,7 @@ fn generic_answers_in_neutral_words() {
     assert_eq!(told, expected);
 }
 
-/// The text between the fences of the first block of `language` in a page.
+/// Text inside the first fenced block of `language` in a page.
 fn block<'a>(page: &'a str, language: &str) -> &'a str {
     let (_, from) = page.split_once(&format!("```{language}\n")).unwrap();
     from.split_once("\n```").unwrap().0
@@ -918,7 +918,7 @@ fn the_page_a_caller_is_written_from_is_true() {
     }
 }
 
-/// One HTTP request, read whole, answered with `reply`.
+/// Reads one complete HTTP request and answers it with `reply`.
 fn serve_once(listener: &TcpListener, reply: &str) -> OutRequest {
     let (mut socket, _) = listener.accept().unwrap();
     let mut text = String::new();
@@ -948,7 +948,7 @@ fn serve_once(listener: &TcpListener, reply: &str) -> OutRequest {
 #[test]
 fn the_example_caller_is_understood() {
     if Command::new("python3").arg("--version").output().is_err() {
-        return; // it is an example for those who have Python
+        return; // the example needs Python
     }
     let folder = tempfile::tempdir().unwrap();
     let key_file = folder.path().join("key");
@@ -965,7 +965,7 @@ fn the_example_caller_is_understood() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    // On a thread of its own: a caller that never calls fails the test instead of holding it up.
+    // The thread keeps a caller that never calls from blocking the test.
     let server = std::thread::spawn(move || serve_once(&listener, r#"{"status":"not-yet"}"#));
     let output = caller.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(75), "call again");

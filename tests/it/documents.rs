@@ -1,5 +1,4 @@
-//! What the documents say is run: commands, configurations, links, and the example with its own command
-//! line.
+//! Runs the commands, configurations and links of the documents, and the example with its own command line.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,13 +37,13 @@ fn documents() -> Vec<PathBuf> {
     found
 }
 
-/// The fenced blocks of one language.
+/// Fenced blocks of one language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap().to_owned()).collect()
 }
 
-/// The block that holds `mark`.
+/// First block that contains `mark`.
 fn block(text: &str, language: &str, mark: &str) -> String {
     blocks(text, language)
         .into_iter()
@@ -52,11 +51,11 @@ fn block(text: &str, language: &str, mark: &str) -> String {
         .unwrap_or_else(|| panic!("no block with {mark}"))
 }
 
-/// A daemon on a free port, in a folder of its own.
+/// A daemon on a free port, in its own folder.
 struct Dev {
     child: Child,
     address: String,
-    /// Of the second listener; empty without one.
+    /// Address of the admin listener. Empty without one.
     admin: String,
     folder: tempfile::TempDir,
 }
@@ -139,7 +138,7 @@ fn the_readme_s_configuration_is_one() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("keys: current"));
 }
 
-/// What an operator does before a buyer does, with the log hook as the hook.
+/// The first order of the operator, with the log hook.
 #[test]
 fn the_first_order_is_taken_and_released() {
     if lacks("curl", "curl") {
@@ -172,7 +171,7 @@ fn the_first_order_is_taken_and_released() {
     assert!(shown.contains("release"), "{shown}");
 }
 
-/// The two keys of the document's rotation, in a configuration.
+/// The two keys of the key change in the document, in a configuration.
 #[test]
 fn the_keys_of_a_rotation_are_a_configuration() {
     let folder = tempfile::tempdir().unwrap();
@@ -194,7 +193,7 @@ fn the_keys_of_a_rotation_are_a_configuration() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("keys: 2026, 2025"));
 }
 
-/// The document's list of what a reload cannot change.
+/// The document lists every key that a reload cannot change.
 #[test]
 fn the_keys_that_need_a_restart_are_documented() {
     let text = read("docs/operating.md");
@@ -258,7 +257,7 @@ fn the_commands_that_judge_do_what_their_page_says() {
     let page = read("docs/conformance.md");
     let dev = Dev::start();
     let key = |script: String| script.replace("--key-file /etc/spid/isv-key", "--dev");
-    // The hook of `--dev` has no application: two cases fail, and the page says which.
+    // The hook of `--dev` has no application: the two cases that the page names fail.
     let judged = key(block(&page, "sh", "spid conformance")).trim_end().to_owned();
     let told = dev.shell(&format!("{judged} || test $? = 1"));
     assert!(page.contains("passes all but `sign-on` and `app-info`"));
@@ -299,13 +298,13 @@ fn the_hook_test_runs_as_the_document_says() {
         Command::new("sh").args(["-c", &line]).current_dir(root()).env("PATH", path).output().unwrap();
     let report = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && report.contains("ok: no fault in "), "{line}\n{report}");
-    // What it costs to call a section by its name is that it must still be there.
+    // The document names the sections of the report, so each must exist.
     for title in block_titles() {
         assert!(report.contains(&title), "the report has no `{title}`\n{report}");
     }
 }
 
-/// The parts of the test, as the document shows them.
+/// Titles of the test's sections in the document.
 fn block_titles() -> Vec<String> {
     let text = block(&read("docs/hooks.md"), "text", "a whole life");
     let titles = text.lines().filter_map(|line| line.strip_prefix(['✓', '✗']));
@@ -338,7 +337,7 @@ fn the_example_hook_plays_the_demo_with_its_own_command_line() {
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("\"passed\": true"));
-    // The hook really ran, and really released: its folder is there, and what it made is gone.
+    // The hook ran and released: its folder exists, and the tenant is gone.
     assert_eq!(std::fs::read_dir(folder.path().join("tenants")).unwrap().count(), 0);
 }
 

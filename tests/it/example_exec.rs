@@ -1,5 +1,5 @@
-//! `examples/exec_hook.py` and `examples/exec_hook.sh` through a whole life behind the daemon: killed
-//! before what they did was kept, and when it was kept and the answer had not left.
+//! `examples/exec_hook.py` and `examples/exec_hook.sh` through a whole life behind the daemon. They are killed before
+//! they store the result, and after that but before the answer.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
 use std::path::Path;
@@ -10,8 +10,8 @@ use crate::support::executable::executable;
 use crate::support::machine::lacks;
 use serde_json::Value;
 
-/// Runs the Python example with an `os.replace` that says when the example keeps an answer, and waits
-/// before or after it while the test wants it to.
+/// Runs the Python example with an `os.replace` that reports each stored answer, and waits before or after it if the
+/// test says so.
 const HELD_PY: &str = r#"
 import os, runpy, sys, time
 here, real = sys.path[0], os.replace
@@ -43,7 +43,7 @@ PATH=${PATH#*:} mv "$@"
 wait_for after "$2"
 "#;
 
-/// The hook that waits here, once it does.
+/// Returns the hook that waits here, as soon as it does.
 fn hook_in_the_middle(home: &Home, when: &str) -> i32 {
     until("a hook is in the middle", || {
         let text = std::fs::read_to_string(home.path("middle")).ok()?;
@@ -59,11 +59,11 @@ fn let_go(home: &Home, when: &str) {
     std::fs::remove_file(home.path(&format!("hold-{when}"))).unwrap();
 }
 
-/// A whole life and two deaths; `state` reads what the hook keeps, or that there is nothing.
+/// A whole life with two crashes. `state` returns the state that the hook stored, or that there is none.
 fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
     home.configure(&home.config("60s", &format!("exec = {{ command = {command:?}, {SOON} }}")));
 
-    // The hook alone dies, before anything is kept.
+    // Kill the hook alone, before it stores anything.
     hold(home, "before");
     let daemon = home.start();
     let (address, order) = (daemon.address, create("ob-1").signed());
@@ -71,13 +71,13 @@ fn live(home: &Home, command: &[String], state: impl Fn() -> Option<String>) {
     examples::kill(hook_in_the_middle(home, "before"));
     delivery.join().unwrap();
 
-    // The daemon dies at the second attempt, after everything is kept.
+    // Kill the daemon at the second attempt, after everything is stored.
     hold(home, "after");
     let_go(home, "before");
     hook_in_the_middle(home, "after");
     assert_eq!(state().as_deref(), Some("active"), "it is done and kept");
     daemon.kill();
-    let daemon = home.start(); // which ends what was left behind
+    let daemon = home.start(); // the start kills the remaining hook
     let_go(home, "after");
     let made = daemon.deliver_until_done(&create("ob-1"));
     assert_eq!(home.list(&["jobs", "list"])[0]["attempts"], 3);

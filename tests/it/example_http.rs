@@ -1,5 +1,5 @@
-//! `examples/http_hook.py` and `examples/http_hook.mjs` through a whole life behind the daemon: killed
-//! when a call has come, and when it is done and the answer has not left.
+//! `examples/http_hook.py` and `examples/http_hook.mjs` through a whole life behind the daemon. They are killed when
+//! a call arrives, and when it is done but not answered.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -21,11 +21,11 @@ use serde_json::{Value, json};
 
 const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
 
-/// What nobody signed.
+/// A body that was not signed.
 const FORGED: &str = r#"{"action": "release", "idempotency_key": "x", "account": "alibaba-cn",
     "instance": {"order_biz_id": "ob-1"}}"#;
 
-/// One of the examples: how it is started, and where it keeps what it did.
+/// One example: its command, and the place of its state.
 #[derive(Clone)]
 struct Example {
     program: PathBuf,
@@ -44,17 +44,17 @@ impl Example {
     }
 }
 
-/// When the hook is killed.
+/// Moment at which the hook is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kill {
     Never,
-    /// The call has come; nothing is done.
+    /// The call has arrived, and nothing is done.
     AtTheCall,
-    /// Everything is done; the answer does not leave.
+    /// Everything is done, and the answer is not sent.
     BeforeTheAnswer,
 }
 
-/// What stands between the daemon and the hook, and kills the hook when the test says so.
+/// Proxy between the daemon and the hook. It kills the hook when the test says so.
 struct PublicListener {
     example: Example,
     hook: Option<(Kept, SocketAddr)>,
@@ -97,7 +97,7 @@ impl PublicListener {
     }
 }
 
-/// A request with its body; `None` when the daemon went away first.
+/// Reads a request with its body. `None` if the daemon closed the connection first.
 fn request(peer: &mut TcpStream) -> Option<String> {
     let mut text = String::new();
     let mut byte = [0];
@@ -111,7 +111,7 @@ fn request(peer: &mut TcpStream) -> Option<String> {
     Some(text + &String::from_utf8(body).unwrap())
 }
 
-/// Delivers a request during which the hook is killed, and starts the hook again.
+/// Delivers a request, kills the hook meanwhile, and starts the hook again.
 fn deliver_and_kill(
     kill: Kill,
     front: &Mutex<PublicListener>,
@@ -132,13 +132,13 @@ fn deliver_and_kill(
     })
 }
 
-/// What the hook has kept of the one instance.
+/// State of the only instance, as the hook stored it.
 struct Remembered {
     state: Value,
     answers: Vec<Value>,
 }
 
-/// A whole life; `kept` reads what the hook keeps, `torn` does to it what a power cut might.
+/// A whole life. `kept` reads the hook's state; `torn` damages the file like a power failure.
 fn live(example: Example, kept: impl Fn() -> Remembered, torn: impl FnOnce()) {
     let (front, url) = PublicListener::start(example);
     let home = Home::empty();
@@ -214,7 +214,7 @@ fn the_node_example_lives_a_whole_life_and_two_deaths() {
         skipped("with `npm install --prefix .ci/cache/js standardwebhooks`");
         return;
     }
-    // As an author has it: the file, and the package beside it.
+    // An author has the file and the package beside it.
     let folder = tempfile::tempdir().unwrap();
     let (program, journal) = (folder.path().join("http_hook.mjs"), folder.path().join("done.jsonl"));
     executable(&program, &std::fs::read_to_string(examples::source("http_hook.mjs")).unwrap());

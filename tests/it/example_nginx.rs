@@ -1,5 +1,5 @@
-//! `examples/nginx_entitlements.py` and a real nginx: a whole life, killed before the reload; orders
-//! that share one; names and configurations that are meant to break it.
+//! `examples/nginx_entitlements.py` and a real nginx: a whole life, a hook that is killed before the reload, orders
+//! that share a reload, hostile names, and invalid configurations.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
 use std::net::{SocketAddr, TcpListener};
@@ -9,15 +9,14 @@ use crate::support::examples::{self, Kept};
 use crate::support::executable::executable;
 use crate::support::machine::lacks;
 
-/// How the hook calls nginx: each call is written down with the process that makes it, and waits while
-/// the test holds it back.
+/// The hook's command for nginx. It records each call with its process id, and waits while the test holds it back.
 const CALLED: &str = r#"#!/bin/sh
 printf '%s %s\n' "$PPID" "$*" >> "${0%/*}/told"
 while [ -e "${0%/*}/hold" ]; do sleep 0.02; done
 exec "$(PATH=$PATH:/usr/sbin command -v nginx)" -e "${0%/*}/error.log" -c "${0%/*}/nginx.conf" "$@"
 "#;
 
-/// What stands around `examples/nginx_entitlements.conf`, and the application behind it.
+/// Configuration around `examples/nginx_entitlements.conf`, and the application behind it.
 const AROUND: &str = r#"
 daemon off;
 user root root;
@@ -40,18 +39,18 @@ http {
 }
 "#;
 
-/// An nginx at the edge, and the folder of a daemon whose hook it obeys.
+/// An nginx, and the folder of a daemon with the hook for it.
 struct Edge {
-    _nginx: Kept, // goes before its folder
+    _nginx: Kept, // dropped before its folder
     home: Home,
     address: SocketAddr,
 }
 
 impl Edge {
-    /// `None`, having said so, without an nginx.
+    /// Returns `None` and prints a note if there is no nginx.
     fn start() -> Option<Edge> {
         let missing = lacks("nginx", "nginx-light") || lacks("python3", "python3");
-        // A port that was free a moment ago may be taken now.
+        // Another program may have taken the free port meanwhile.
         (!missing).then(|| until("nginx is ready", Edge::try_start))
     }
 
@@ -75,12 +74,12 @@ impl Edge {
         daemon::exchange(self.address, &request).unwrap()
     }
 
-    /// For a moment the workers that nginx is taking leave of answer as well.
+    /// Old workers of nginx still answer for a moment after a reload.
     fn wait_for(&self, host: &str, status: u16) {
         until(&format!("{host} answers {status}"), || (self.get(host).status == status).then_some(()));
     }
 
-    /// What nginx was told: by which process, and what.
+    /// Calls of nginx: the process and the arguments.
     fn told(&self) -> Vec<(i32, String)> {
         let text = std::fs::read_to_string(self.home.path("told")).unwrap();
         let line =
@@ -88,13 +87,13 @@ impl Edge {
         text.lines().filter_map(line).collect()
     }
 
-    /// Keeps whoever calls nginx waiting from now on.
+    /// Blocks all further calls of nginx.
     fn hold(&self) {
         std::fs::write(self.home.path("told"), "").unwrap();
         std::fs::write(self.home.path("hold"), "").unwrap();
     }
 
-    /// The process of the hook that has written the file and waits before the reload.
+    /// Process of the hook that has written the file and waits before the reload.
     fn hook_in_the_middle(&self) -> i32 {
         until("a hook has written the file and calls nginx", || self.told().first().map(|(pid, _)| *pid))
     }
@@ -108,7 +107,7 @@ impl Edge {
     }
 }
 
-/// The daemon's, nginx's, and the example's half of that with its places changed.
+/// Configuration: the daemon's, nginx's, and the example's part with its places changed.
 fn write_configuration(home: &Home, address: SocketAddr, version: SocketAddr) {
     let folder = home.path("").display().to_string();
     let hook = examples::source("nginx_entitlements.py").display().to_string();
@@ -138,7 +137,7 @@ fn free_addresses() -> [SocketAddr; 2] {
     listeners.map(|listener| listener.local_addr().unwrap())
 }
 
-/// The host a create has told the buyer.
+/// The host in the answer to a create.
 fn host(answer: &Answer) -> String {
     let told = answer.json();
     told["appInfo"]["frontEndUrl"].as_str().unwrap().strip_prefix("https://").unwrap().to_owned()
@@ -149,7 +148,7 @@ fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
     let Some(edge) = Edge::start() else { return };
     assert_eq!(edge.get("unknown.app.example").status, 404);
 
-    // The whole daemon dies, and the hook is left behind.
+    // The whole daemon dies, and the hook remains.
     edge.hold();
     let daemon = edge.home.start();
     let (address, order) = (daemon.address, create("ob-1").signed());
@@ -157,14 +156,14 @@ fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
     edge.hook_in_the_middle();
     daemon.kill();
     assert_eq!(delivery.join().unwrap(), None, "an answer came from a dead daemon");
-    let daemon = edge.home.start(); // which ends what was left behind
+    let daemon = edge.home.start(); // the start kills the remaining hook
     edge.let_go();
     let host = host(&daemon.deliver_until_done(&create("ob-1")));
     edge.wait_for(&host, 200);
     assert_eq!(edge.get(&host).body, format!("the application of {host}"));
     assert!(daemon.deliver(&upgrade("ob-1", "pro")).success());
 
-    // The hook alone dies.
+    // Only the hook dies.
     edge.hold();
     let expire = about("expiredInstance", "ob-1");
     std::thread::scope(|scope| {
@@ -190,7 +189,7 @@ fn a_host_lives_a_whole_life_with_kills_between_the_file_and_the_reload() {
 fn orders_that_come_together_share_one_reload() {
     let Some(edge) = Edge::start() else { return };
     let daemon = edge.home.start();
-    // Somebody reloads just now.
+    // Another process reloads at this moment.
     let reloading = std::fs::File::create(edge.home.path("hosts.reload-lock")).unwrap();
     reloading.lock().unwrap();
     let orders: Vec<_> = (0..20).map(|number| create(&format!("ob-{number}"))).collect();
@@ -201,7 +200,7 @@ fn orders_that_come_together_share_one_reload() {
         drop(reloading);
         deliveries.into_iter().map(|delivery| host(&delivery.join().unwrap())).collect()
     });
-    // One, unless a worker that was taking leave told of the file before it.
+    // One reload, unless an old worker still reported the earlier version.
     let reloads = edge.told().iter().filter(|(_, what)| what == "-s reload").count();
     assert!((1..4).contains(&reloads), "{reloads} reloads");
     hosts.iter().for_each(|host| edge.wait_for(host, 200));
@@ -225,7 +224,7 @@ fn no_name_breaks_the_file_and_no_mistake_elsewhere_is_loaded() {
     assert_eq!(edge.get(&hosts[0]).status, 200, "nginx goes on with what it had");
     std::fs::write(edge.home.path("nginx.conf"), good).unwrap();
     edge.wait_for(&made("ob-2"), 200);
-    // Whoever reloads does so for all.
+    // One reload is for all orders.
     let first = daemon.deliver_until_done(&create("ob-1"));
     edge.wait_for(&host(&first), 200);
 }

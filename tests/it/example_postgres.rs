@@ -1,5 +1,5 @@
-//! `examples/postgres_tenant.rs` against a real PostgreSQL: a whole life, killed between the role and
-//! the database, and attempts that overlap.
+//! `examples/postgres_tenant.rs` with a real PostgreSQL: a whole life, a hook that is killed between the role and the
+//! database, and overlapping attempts.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -18,7 +18,7 @@ use crate::support::examples::{self, Kept};
 use crate::support::machine::{folder_of, skipped};
 use crate::support::said::Said;
 
-/// Where the newest PostgreSQL is; `None`, having said so, without one.
+/// Folder of the newest PostgreSQL. Returns `None` and prints a note if there is none.
 fn programs() -> Option<PathBuf> {
     let debian = Path::new("/usr/lib/postgresql").read_dir().into_iter().flatten().flatten();
     let version = |path: &PathBuf| path.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
@@ -33,7 +33,7 @@ fn programs() -> Option<PathBuf> {
     found
 }
 
-/// The user the server runs as: PostgreSQL refuses root.
+/// User of the server, because PostgreSQL refuses root.
 fn unprivileged() -> Option<(u32, u32)> {
     if !rustix::process::getuid().is_root() {
         return None;
@@ -46,9 +46,9 @@ fn unprivileged() -> Option<(u32, u32)> {
     user("postgres").or_else(|| user("nobody"))
 }
 
-/// A PostgreSQL of the test's own, behind a socket in a folder of its own.
+/// A PostgreSQL for the test, with a socket in its own folder.
 struct Cluster {
-    _server: Kept, // goes before its folder
+    _server: Kept, // dropped before its folder
     programs: PathBuf,
     folder: tempfile::TempDir,
 }
@@ -94,19 +94,19 @@ impl Cluster {
         psql
     }
 
-    /// What a statement answers to whoever uses this URL, or why not.
+    /// Result of a statement for a user of this URL, or the error.
     fn psql(&self, url: &str, statement: &str) -> Result<String, String> {
         let output = self.client(url).args(["-c", statement]).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// What the superuser sees.
+    /// Result of a statement for the superuser.
     fn ask(&self, statement: &str) -> String {
         self.psql(&self.admin(), statement).unwrap()
     }
 
-    /// A session that stays.
+    /// A session that stays open.
     fn session(&self, url: &str, statements: &str) -> Session {
         let mut psql = self.client(url).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let answers = Said::by(psql.stdout.take().unwrap());
@@ -115,7 +115,7 @@ impl Cluster {
         Session { psql }
     }
 
-    /// As long as this stays, whoever makes a database waits.
+    /// Blocks the creation of databases while it exists.
     fn hold_databases(&self) -> Session {
         self.session(&self.admin(), "BEGIN; LOCK TABLE pg_database IN SHARE MODE")
     }
@@ -131,7 +131,7 @@ impl Cluster {
         assert_eq!(self.tenants(), ["1", "0"]);
     }
 
-    /// How many roles and databases of tenants there are.
+    /// Number of tenants' roles and databases.
     fn tenants(&self) -> [String; 2] {
         let count = |from: &str| self.ask(&format!("SELECT count(*) FROM {from} LIKE 'tenant_%'"));
         [count("pg_roles WHERE rolname"), count("pg_database WHERE datname")]
@@ -150,7 +150,7 @@ impl Cluster {
     }
 }
 
-/// A program of the server, run as a user it accepts.
+/// A program of the server, run as a user that the server accepts.
 fn demoted(mut command: Command, home: &Path) -> Command {
     if let Some((user, group)) = unprivileged() {
         command.uid(user).gid(group);
@@ -159,7 +159,7 @@ fn demoted(mut command: Command, home: &Path) -> Command {
     command
 }
 
-/// A client that is connected. It goes when this does.
+/// A connected client. Dropping it ends the connection.
 struct Session {
     psql: Child,
 }
@@ -171,7 +171,7 @@ impl Drop for Session {
     }
 }
 
-/// What the buyer is told to connect to.
+/// Connection data in the answer to the buyer.
 fn told(answer: &daemon::Answer) -> String {
     answer.json()["hostInfo"]["databaseInfo"].as_str().unwrap_or_else(|| panic!("{answer:?}")).to_owned()
 }
@@ -269,7 +269,7 @@ fn hostile_names_are_names_and_daemons_that_do_not_know_each_other_agree() {
         &long,
         &format!("{long}y"),
     ];
-    // The second database of spid is what is left after the first was lost: it knows of no order.
+    // The second database of spid starts after the first was lost: it has no orders.
     let homes = [Home::without_hook(), Home::without_hook()];
     let daemons = homes.each_ref().map(|home| cluster.start_daemon(home));
     let mut urls = Vec::new();

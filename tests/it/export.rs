@@ -1,5 +1,5 @@
-//! From a running daemon to a fixture and back: a life that was exported, replayed into an empty daemon, ends in
-//! the same state.
+//! From a running daemon to a fixture and back: an exported life, replayed into an empty daemon, ends in the same
+//! state.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -15,7 +15,7 @@ use serde_json::Value;
 const BUYER: &str = "1958273645001122";
 const MOBILE: &str = "13912345678";
 
-/// What a scenario says after its head.
+/// The steps of a scenario, without its head.
 const LIFE: &str = r#"
 [vars]
 term = { time = "now + 30d" }
@@ -93,7 +93,7 @@ fn replay(home: &Home, daemon: &Daemon, file: &Path) -> Ran {
     home.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// A daemon in which this has happened.
+/// A daemon with these events.
 fn lived(steps: &str) -> (Home, Daemon) {
     let home = Home::with_log_hook();
     let daemon = home.start();
@@ -104,7 +104,7 @@ fn lived(steps: &str) -> (Home, Daemon) {
     (home, daemon)
 }
 
-/// What is left of an instance's life when it is over.
+/// Final state of an instance's life.
 fn end(home: &Home, id: &str, members: &[&str]) -> Vec<Value> {
     let shown = home.json(&["instances", "show", id]);
     members.iter().map(|member| shown[*member].clone()).collect()
@@ -114,7 +114,7 @@ const STATE: [&str; 4] = ["state", "product", "sku", "items"];
 const ALL: [&str; 9] =
     ["id", "order_biz_id", "order_id", "buyer", "expires_on", "state", "product", "sku", "items"];
 
-/// Exports the one instance of a daemon, and replays that into an empty one.
+/// Exports the only instance of a daemon, and replays it into an empty one.
 fn again(home: &Home, arguments: &[&str]) -> (String, Home) {
     let text = home.look(&[&["instances", "export", "4711"], arguments].concat());
     let other = Home::with_log_hook();

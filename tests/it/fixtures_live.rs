@@ -1,5 +1,5 @@
-//! Every fixture against a whole daemon: the real listener, intake, store, dispatcher and log hook,
-//! with the store looked into after every step.
+//! Every fixture with a complete daemon: the real listener, intake, store, dispatcher and log hook. The store is
+//! checked after every step.
 
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
@@ -45,7 +45,7 @@ impl States for Kept<'_> {
     }
 }
 
-/// A daemon with an endpoint per dialect, each under its name, and an empty store.
+/// A daemon with one endpoint per dialect, named after it, and an empty store.
 async fn daemon(store: Option<PathBuf>) -> Daemon {
     let endpoint = |name: &str| Endpoint {
         name: name.into(),
@@ -83,7 +83,7 @@ fn complaints(report: &Report) -> String {
     failures.chain(error).collect()
 }
 
-/// Runs every fixture of a dialect, all of them one after the other against the same daemon.
+/// Runs every fixture of a dialect in sequence with the same daemon.
 async fn all(dialect: &str, store: Option<PathBuf>) {
     let daemon = daemon(store).await;
     let mut failed = String::new();

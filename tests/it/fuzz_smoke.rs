@@ -1,6 +1,6 @@
 //! The fuzz targets without a fuzzer: every committed seed, mutations of the seeds, and plain noise.
 //!
-//! The bodies are the very ones `cargo fuzz` runs; `fuzz/README.md` says how.
+//! The bodies are those of `cargo fuzz`; see `fuzz/README.md`.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -44,11 +44,11 @@ enum Change {
     Set(Index, u8),
     Cut(Index),
     Insert(Index, Vec<u8>),
-    /// A piece again, somewhere else.
+    /// Repeats a piece in another place.
     Repeat(Index, Index, Index),
 }
 
-/// What the readers look for.
+/// Texts with a meaning for the parsers.
 #[rustfmt::skip]
 const TELLING: &[&[u8]] = &[
     b"&", b"=", b"%", b"+", b"\n", b"\0", b"%26", b"%3D", b"%00", b"%C3", b"\xff", b"token=", b"\"", b"{",

@@ -1,5 +1,5 @@
-//! Half a life under version 2 of the schema, the other half now: `store_versions/2.sql` is what the last program
-//! with that version kept of the deliveries below. Their repeats must be answered by today's rules.
+//! One half of a life under version 2 of the schema, the other half now. `store_versions/2.sql` is the data of the
+//! last program with that version after the deliveries below. Today's rules must answer their repeats.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -50,36 +50,36 @@ fn say(daemon: &Daemon, request: &Params) -> Answer {
     exchange(daemon.address, &get_text("/spi", &query)).unwrap()
 }
 
-/// What version 2 kept of it is in the comment beside each.
+/// The comment beside each delivery names the data that version 2 stored.
 #[test]
 fn what_an_older_spid_kept_is_answered_by_todays_rules() {
     let home = home();
     let daemon = home.start();
-    // Carried out and never reported, and replaced by `s` since.
+    // Carried out and unreported, and then replaced by `s`.
     assert!(!say(&daemon, &upgrade("biz-up", "b")).success());
     assert_eq!(home.json(&["instances", "show", "biz-up"])["sku"], "s");
     assert!(say(&daemon, &upgrade("biz-up", "s")).success());
-    // Another purchase under the same name, which was told the id of the first.
+    // Another purchase under the same name; its answer had the id of the first.
     let paid = create("biz-trial").with("orderId", "paid").with("expiredOn", "2031-01-01 00:00:00");
     let answer = say(&daemon, &paid);
     assert_eq!(answer.id(), "0", "{}", answer.body);
     assert!(!answer.body.contains("frontEndUrl"), "{}", answer.body);
     let trial = create("biz-trial").with("trial", "true").with("expiredOn", "2029-01-08 00:00:00");
     assert_eq!(say(&daemon, &trial).id(), "biz-trial", "the first purchase");
-    // Its trial ends while nobody has looked.
+    // The trial ends before an operator has looked.
     assert!(!say(&daemon, &about("expiredInstance", "biz-trial")).success());
     assert_eq!(home.state("biz-trial"), "active");
-    // A renewal that was carried out, and refunded.
+    // A renewal that was carried out and refunded.
     let renewal =
         about("renewInstance", "biz-renew").with("orderId", "r1").with("expiredOn", "2031-01-01 00:00:00");
     assert!(say(&daemon, &renewal).success());
     assert_eq!(home.json(&["instances", "show", "biz-renew"])["expires_on"], "2030-01-01T00:00:00Z");
-    // Released: the id, and nothing else.
+    // Released: the answer is the id, and nothing else.
     let gone = say(&daemon, &create("biz-gone"));
     assert_eq!((gone.id().as_str(), gone.body.contains("frontEndUrl")), ("biz-gone", false));
-    // Frozen it is.
+    // The instance is frozen.
     assert!(say(&daemon, &about("expiredInstance", "biz-expired")).success());
-    // Refused long ago: asked anew, under a key of its own.
+    // Refused long ago: run again, with its own key.
     assert_ne!(say(&daemon, &create("biz-refused")).id(), "0");
     let keys: std::collections::BTreeSet<String> =
         home.list(&["jobs", "list"]).iter().map(|job| job["id"].to_string()).collect();
@@ -88,7 +88,7 @@ fn what_an_older_spid_kept_is_answered_by_todays_rules() {
     assert_eq!(created.iter().filter(|job| job["action"] == "create" && job["state"] == "done").count(), 7);
 }
 
-/// Version 2 kept a renewal with a change of the product as two callbacks: one done and told, one still waiting.
+/// Version 2 stored a renewal with a change of the product as two callbacks: one done and reported, one waiting.
 #[test]
 fn a_request_of_two_parts_that_an_older_spid_kept_as_two_is_done_when_both_are() {
     let home = home();

@@ -1,5 +1,5 @@
-//! Buyers who sign up first, and orders that a person approves: the two examples through the real daemon, each
-//! hook killed once when its work was done and nobody had heard of it.
+//! The examples for claims and for orders that need approval, with the real daemon. Each hook is killed once after
+//! its work was done and before it answered.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,7 +19,7 @@ use crate::support::machine::lacks;
 use crate::support::said::Said;
 use serde_json::Value;
 
-/// Runs the hook behind it, keeps call and answer, and dies the first time an action is done.
+/// Runs the hook behind it, stores call and answer, and dies the first time an action is done.
 const DIES_ONCE: &str = r#"
 name=$SPID_ACTION-$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT
 cat > "call-$name.json"
@@ -31,7 +31,7 @@ cat "answer-$name.json"
 const EXPIRE: &str = "expiredInstance";
 const RELEASE: &str = "releaseInstance";
 
-/// A configuration with an example as its hook, in a working folder of its own.
+/// A configuration with an example as its hook, in its own working folder.
 fn home(hook: &str, arguments: &[&str]) -> Home {
     let home = Home::empty();
     let folder = home.path("").display().to_string();
@@ -68,7 +68,7 @@ fn run(mut command: Command) -> Ran {
     }
 }
 
-/// The calls of this action the hook got, in order, all of them and their answers as the contract has it.
+/// Calls of this action to the hook, in order. All calls and answers are checked with the schema.
 fn calls(home: &Home, action: &str) -> Vec<Value> {
     let contract = Contract::new();
     let read = |file: &Path| -> Value { serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap() };
@@ -161,7 +161,7 @@ fn a_buyer_signs_up_first_and_every_later_call_knows_it() {
     daemon.deliver_until_done(&about(RELEASE, "w-biz-1"));
     assert_eq!(home.state("w-biz-1"), "released");
     assert_eq!(page.claim(path, "Ärzte & Co"), 403, "what is released belongs to nobody");
-    // No file of ours says whose token it was: it opened something until it was used.
+    // No file of the example contains the token, because the token was valid until its use.
     for (name, bytes) in home.database_files() {
         let token = path.rsplit('/').next().unwrap();
         daemon::assert_clean(&name, &bytes, &[token]);

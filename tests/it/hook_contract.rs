@@ -1,5 +1,5 @@
-//! The contract of the JSON hooks, held against its schema: every call the daemon sends while all fixtures of
-//! all dialects are played to it, what the examples answer to those calls, and what the documents show.
+//! The JSON contract of hooks and its schema: every call of the daemon while all fixtures of all dialects run, the
+//! answers of the examples to those calls, and the blocks of the documents.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -28,7 +28,7 @@ use spid_hook::Secret;
 use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 
-/// Keeps every call, and answers as the log hook does.
+/// Stores every call, and answers like the log hook.
 const KEEPER: &str = r#"
 cat > "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.new" && mv "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.new" "$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.json"
 case $SPID_ACTION in
@@ -57,7 +57,7 @@ async fn daemon(calls: &Path) -> Daemon {
     Daemon::start(listener, None, DaemonOptions::new(None, endpoints, runner)).await.unwrap()
 }
 
-/// A call as it was sent, byte for byte, and as it is read.
+/// A call as sent, byte for byte, and parsed.
 struct Sent {
     text: String,
     call: Value,
@@ -70,7 +70,7 @@ impl Sent {
     }
 }
 
-/// Plays every fixture of every dialect to a daemon; the calls its hook got, in order.
+/// Sends every fixture of every dialect to a daemon. Returns the calls of its hook, in order.
 async fn every_call_of_every_fixture() -> Vec<Sent> {
     let calls = tempfile::tempdir().unwrap();
     let daemon = daemon(calls.path()).await;
@@ -97,11 +97,11 @@ fn word<'a>(value: &'a Value, name: &str) -> &'a str {
     value[name].as_str().unwrap_or_else(|| panic!("no text `{name}` in {value}"))
 }
 
-/// What a command says to a call, if it says anything.
+/// Answer of a command to a call, if there is one.
 fn answer(command: &mut Command, call: &str) -> Option<Value> {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    // A hook that refuses need not read what it is asked.
+    // A hook that refuses need not read the call.
     let _ = child.stdin.take().unwrap().write_all(call.as_bytes());
     let output = child.wait_with_output().unwrap();
     let code = output.status.code();
@@ -110,7 +110,7 @@ fn answer(command: &mut Command, call: &str) -> Option<Value> {
     (!text.trim().is_empty()).then(|| serde_json::from_str(&text).unwrap())
 }
 
-/// The examples that are programs, each as it is started in a folder of its own.
+/// The examples that are programs, with their commands for a folder of their own.
 fn examples() -> Vec<(&'static str, Vec<String>)> {
     let path = |name: &str| examples::source(name).display().to_string();
     let http = "import json, pathlib, sys; sys.path.insert(0, sys.argv[1]); import http_hook; \
@@ -159,8 +159,8 @@ async fn what_is_sent_and_what_the_examples_answer_is_the_contract() {
     }
 }
 
-/// Whose calls of Model Studio they are stands in every call about a product that was bought at Alibaba, those
-/// that say nothing of buyer and product themselves too; and in no other.
+/// Every call about a product from Alibaba has the product and buyer for Model Studio, also if the callback itself
+/// lacks them. No other call has it.
 fn euids(calls: &[Sent]) {
     let mut seen = BTreeSet::new();
     for Sent { call, .. } in calls {

@@ -1,5 +1,5 @@
-//! The `exec` hook against real processes: those that answer, those that fail in every way a
-//! program can, and the two examples through a whole life.
+//! The `exec` hook with real processes: processes that answer, processes that fail in every way, and the two examples
+//! through a whole life.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ async fn run(script: &str, action: Action) -> Attempted {
     run_hook(shell(script), call(action)).await
 }
 
-/// A named pipe every process of a hook holds open: it ends when the last of them is dead.
+/// A named pipe that every process of a hook holds open. It ends when the last of them is dead.
 struct Lifeline {
     _folder: tempfile::TempDir,
     path: PathBuf,
@@ -57,7 +57,7 @@ impl Lifeline {
         Lifeline { _folder: folder, path, lines }
     }
 
-    /// The line of a script by which it, and all it starts, takes hold.
+    /// Line of a script that makes it, and all its child processes, hold the pipe open.
     fn hold(&self) -> String {
         format!("exec 9>'{}'; echo held >&9;", self.path.display())
     }
@@ -103,7 +103,7 @@ async fn every_exit_code_has_its_meaning() {
         run(r#"echo '{"refuse": "no stock"}'; echo noise >&2; exit 65"#, create).await,
         refused("no stock")
     );
-    // What a hook logs is not for the marketplace.
+    // The log of a hook is not for the marketplace.
     assert_eq!(
         run("echo first >&2; echo last >&2; exit 65", create).await,
         refused("the hook refused it (exit code 65) and gave no reason")
@@ -255,7 +255,7 @@ async fn the_hook_gets_the_call_and_a_clean_environment() {
     }
 }
 
-/// Collects what is logged.
+/// Collects log lines.
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -291,7 +291,7 @@ async fn standard_error_is_logged_and_passwords_are_not() {
     assert!(!log.contains(CANARY), "{log}");
 }
 
-/// Drives an example hook through a life and lets the caller look at what it keeps.
+/// Runs an example hook through a life. The caller can check its stored state.
 struct Life {
     runner: Runner,
     instance: Instance,
@@ -306,7 +306,7 @@ impl Life {
         Life { runner: Runner::new(vec![hook], Vec::new()).unwrap(), instance: instance(), job: 0 }
     }
 
-    /// Runs one job twice, as after a crash, and returns the answer both gave.
+    /// Runs one job twice, as after a crash, and returns the answer, which must be the same.
     async fn step(&mut self, mut callback: Callback) -> Answer {
         self.job += 1;
         callback.parameters = Parameters::from_iter([

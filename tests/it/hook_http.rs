@@ -1,5 +1,5 @@
-//! The `http` hook against real servers: those that answer, those that fail in every way a server can,
-//! TLS, the signature as other people's libraries see it. (The examples have tests/example_http.rs.)
+//! The `http` hook with real servers: servers that answer, servers that fail in every way, TLS, and the signature as
+//! checked by other libraries. (tests/it/example_http.rs tests the examples.)
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -68,7 +68,7 @@ fn misconfigured(error: &str) -> Attempted {
     Attempted::Misconfigured { error: error.into(), after: None }
 }
 
-/// A server that remembers what it was asked.
+/// A server that records its requests.
 struct Server {
     url: String,
     asked: Arc<Mutex<Vec<Request>>>,
@@ -98,7 +98,7 @@ impl Server {
     }
 }
 
-/// What becomes of a call that is answered so.
+/// Result of a call with this response.
 async fn end_of(response: Response, action: Action) -> Attempted {
     let server = Server::answering(response).await;
     let end = run_hook(hook(&server.url), call(action)).await;
@@ -106,7 +106,7 @@ async fn end_of(response: Response, action: Action) -> Attempted {
     end
 }
 
-// What a status means.
+// Statuses.
 
 #[tokio::test]
 async fn a_2xx_with_an_answer_is_done() {
@@ -145,7 +145,7 @@ async fn a_202_is_pending() {
 async fn only_a_422_that_says_refuse_is_a_refusal() {
     let refuse = r#"{"refuse": "no stock"}"#;
     assert_eq!(end_of(Response::json(422, refuse), Action::Create).await, refused("no stock"));
-    // What a web framework says by itself to a body it does not understand.
+    // Response of a web framework to a body that it does not understand.
     for body in [r#"{"detail": [{"type": "missing"}]}"#, "", "<html>", r#"{"pending": "x"}"#] {
         let end = end_of(Response::json(422, body), Action::Create).await;
         let error = "the hook answered 422 without a `refuse`: does it understand the call?";
@@ -226,7 +226,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
 
 // The signature.
 
-/// What the specification says a receiver does, written from it.
+/// Checks that the specification requires of a receiver, written from it.
 fn is_genuine(secret: &str, id: &str, timestamp: &str, signatures: &str, body: &[u8]) -> bool {
     let key = BASE64.decode(secret.strip_prefix("whsec_").unwrap()).unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
@@ -245,7 +245,7 @@ fn signed(request: &Request) -> Signed {
     [header("webhook-id"), header("webhook-timestamp"), header("webhook-signature"), body]
 }
 
-/// The request itself, and one with a byte changed in each of its four parts.
+/// The request itself, and one copy with a changed byte for each of its four parts.
 fn altered(signed: &Signed) -> Vec<Signed> {
     let mut all = vec![signed.clone()];
     for part in 0..4 {
@@ -257,7 +257,7 @@ fn altered(signed: &Signed) -> Vec<Signed> {
             b'A' => 'B',
             _ => 'A',
         };
-        // Inside of the signature, where every bit of a letter counts.
+        // Change a byte inside the signature, where every bit of a letter counts.
         let at = if part == 2 { at - 4 } else { at };
         let new = if other[part].as_bytes()[at] == new as u8 { 'C' } else { new };
         other[part].replace_range(at..=at, &new.to_string());
@@ -267,7 +267,7 @@ fn altered(signed: &Signed) -> Vec<Signed> {
     all
 }
 
-/// The request as the hook sends it, signed with these secrets.
+/// The request of the hook, signed with these secrets.
 async fn sent_with(secrets: &[&str], clock: Clock) -> Request {
     let server = Server::answering(Response::json(200, "{}")).await;
     let options = HttpHookOptions { clock, ..HttpHookOptions::default() };
@@ -300,7 +300,7 @@ async fn the_call_is_the_body_of_a_signed_post() {
     assert_eq!(verdicts.collect::<Vec<_>>(), [true, false, false, false, false]);
 }
 
-/// Where a library of the receiver looks for it, and nowhere if the key is no id.
+/// The library of the receiver looks for the header in this place. If the key is not an id, there is no header.
 #[tokio::test]
 async fn the_trace_is_in_the_header_too() {
     let server = Server::answering(Response::json(200, "{}")).await;
@@ -341,9 +341,9 @@ async fn another_attempt_has_the_same_id_and_another_timestamp() {
     assert_ne!(first[2], second[2]);
 }
 
-// Other people's implementations. `.ci/run` installs them; the version of each is written there.
+// Other implementations. `.ci/run` installs them, and has their versions.
 
-/// The folder in which a foreign package is, or `None`, having said how to put it there.
+/// Folder of a foreign package. Prints how to install it and returns `None` if it is missing.
 fn foreign(folder: &str, marker: &str, install: &str) -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/cache").join(folder);
     if folder.join(marker).exists() {
@@ -353,7 +353,7 @@ fn foreign(folder: &str, marker: &str, install: &str) -> Option<PathBuf> {
     None
 }
 
-/// What a foreign program says of each request: it reads the cases and answers a list of booleans.
+/// Verdicts of a foreign program on the requests: it reads the cases and prints a list of booleans.
 fn verdicts(command: &mut Command, cases: &[(&str, Signed)]) -> Vec<bool> {
     let cases: Vec<Value> = cases
         .iter()
@@ -369,7 +369,7 @@ fn verdicts(command: &mut Command, cases: &[(&str, Signed)]) -> Vec<bool> {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Our request under either key of a rotation, and altered in each of its parts.
+/// Our request with both keys of a key change, and altered in each of its parts.
 async fn cases() -> Vec<(&'static str, Signed)> {
     let both = signed(&sent_with(&[EXAMPLE, PREVIOUS], Clock::System).await);
     let one = signed(&sent_with(&[EXAMPLE], Clock::System).await);
@@ -512,7 +512,7 @@ async fn a_hook_that_hangs_is_hung_up_on() {
     let server = tokio::spawn(async move {
         let (mut peer, _) = listener.accept().await.unwrap();
         read_request(&mut peer).await.unwrap();
-        // Nothing more comes but the end.
+        // Only the end follows.
         matches!(peer.read(&mut [0; 1]).await, Ok(0) | Err(_))
     });
     let end = run_hook(hook(&url).timeout(Duration::from_millis(1500)), call(Action::Create)).await;
@@ -571,7 +571,7 @@ impl Authority {
         Tls::new(Some(self.file.path())).unwrap()
     }
 
-    /// A server at loopback that claims to be `name`.
+    /// A server on loopback with a certificate for `name`.
     async fn serve(&self, name: &str) -> u16 {
         let key = rcgen::KeyPair::generate().unwrap();
         let parameters = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -641,7 +641,7 @@ async fn https_is_spoken_with_nobody_else() {
 
 // The configuration.
 
-/// The mistakes of a configuration with this `http` table.
+/// Errors of a configuration with this `http` table.
 fn mistakes(http: &str) -> Vec<(String, String)> {
     let environment: HashMap<String, String> = [
         ("KEY", "fake-key"),
@@ -739,7 +739,7 @@ fn a_mistake_names_its_field_and_no_secret() {
     }
 }
 
-// The daemon as a whole.
+// The complete daemon.
 
 fn home_with(url: &str) -> daemon::Home {
     let home = daemon::Home::empty();
@@ -768,7 +768,7 @@ http = {{ url = "{url}", secret = {{ file = "{folder}/hook-secret" }}, timeout =
     home
 }
 
-/// The example, running.
+/// The running example.
 struct Example {
     child: Child,
     url: String,

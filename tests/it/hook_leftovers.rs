@@ -1,4 +1,4 @@
-//! A daemon that is killed leaves its hooks behind; the next start ends them before it tries again.
+//! A killed daemon leaves its hooks running; the next start kills them before it tries again.
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::fs::{self, OpenOptions};
@@ -7,8 +7,7 @@ use crate::support::daemon::{Home, create, get};
 use crate::support::executable::executable;
 use crate::support::said::Said;
 
-/// The first attempt sits there for ever and cannot be asked to go; the second looks whether it is
-/// still there. Both say so in a pipe.
+/// The first attempt hangs and ignores signals. The second checks if the first still runs. Both report in a pipe.
 const HOOK: &str = r#"#!/bin/sh
 trap '' TERM INT HUP PIPE
 cd "${0%/*}" || exit 1
@@ -37,7 +36,7 @@ fn a_hook_that_outlived_its_daemon_is_dead_before_the_next_attempt() {
     assert!(std::process::Command::new("mkfifo").arg(home.path("said")).status().unwrap().success());
     let hook = format!("exec = {{ command = [{:?}] }}", home.path("hook"));
     home.configure(&home.config("60s", &hook));
-    // Open both ways, so that it does not end when a hook closes it.
+    // Open it in both directions, so that it does not end when a hook closes it.
     let said = Said::by(OpenOptions::new().read(true).write(true).open(home.path("said")).unwrap());
 
     let order = create("biz-1").signed();

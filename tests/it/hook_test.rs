@@ -1,5 +1,5 @@
-//! `spid hook test`: the examples pass it, planted mistakes of each kind are told in one sentence, and its
-//! command line says what is wrong with itself.
+//! `spid hook test`: the examples pass, each kind of planted fault is reported in one sentence, and errors of its
+//! command line are reported.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test that panics has said what it found")]
 
 use std::collections::HashMap;
@@ -17,7 +17,7 @@ const SPID: &str = env!("CARGO_BIN_EXE_spid");
 const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
 const KEEP: &str = "keep the answer under the idempotency key before you give it, and give it again.";
 
-/// A folder for what a hook makes.
+/// A folder for the hook's state.
 struct Bench {
     folder: tempfile::TempDir,
 }
@@ -43,7 +43,7 @@ impl Bench {
         Tested::of(&command.output().unwrap())
     }
 
-    /// What was made and not released.
+    /// Created and not released.
     fn left(&self, name: &str) -> Vec<String> {
         let entries = std::fs::read_dir(self.at(name)).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -115,7 +115,7 @@ fn the_python_example_passes() {
         .passes();
 }
 
-/// Something that listens until it is dropped.
+/// A listener that stays open until it is dropped.
 struct Listening {
     child: Child,
     url: String,
@@ -165,9 +165,9 @@ fn the_rust_example_tests_itself() {
     assert_eq!(bench.left("tenants"), [""; 0]);
 }
 
-// Planted mistakes.
+// Planted faults.
 
-/// What it makes it writes at the end of a list, and the line's number is the id.
+/// Appends each instance to a list, and the line number is the id.
 const APPENDS: &str = r#"#!/bin/sh
 cat > /dev/null
 case $SPID_ACTION in
@@ -185,7 +185,7 @@ fn an_executable_that_appends_is_found() {
     tested.finds(&format!(
         "`create`: asked again with the same idempotency key, it answered the `instance_id` `t-2`, and `t-1` before; {KEEP}"
     ));
-    // Told as it goes: on stderr, which is not the report.
+    // Progress goes to stderr, and is not part of the report.
     assert!(tested.told.starts_with("* a whole life, every call twice\n"), "{}", tested.told);
     assert!(!tested.told.contains("->"), "{}", tested.told);
 }
@@ -224,7 +224,7 @@ esac
     );
 }
 
-/// It takes a lock, works for a while, and gives the lock back; nobody does if it is killed meanwhile.
+/// Takes a lock, works for a while, and releases the lock. If it is killed meanwhile, the lock stays.
 const LOCKS: &str = r#"#!/bin/sh
 call=$(cat)
 case $SPID_ACTION in sign-on | payment) exit 65 ;; esac
@@ -250,7 +250,7 @@ fn an_executable_that_is_killed_while_it_holds_a_lock_is_found() {
     );
 }
 
-/// A server whose password is another one at each attempt.
+/// A server that answers another password at each attempt.
 fn serve_new_passwords(runtime: &tokio::runtime::Runtime) -> String {
     let attempts: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
     let handler = move |request: Request| {

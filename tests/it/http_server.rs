@@ -1,6 +1,6 @@
-//! The HTTP server and client over real loopback sockets, mostly as raw bytes: what a peer can do to us.
+//! The HTTP server and client over real loopback sockets, mostly as raw bytes: attacks and errors of a peer.
 //!
-//! Nothing here asserts how long something takes; `soon` only keeps a test that hangs from hanging for ever.
+//! No test asserts a duration; `soon` only ends a test that hangs.
 
 #![expect(
     clippy::unwrap_used,
@@ -27,7 +27,7 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("this should long have ended")
 }
 
-/// Says back what it got; `/panic` panics; `/slow` says that it began and waits to be let go.
+/// Echoes the request; `/panic` panics; `/slow` reports its begin and waits until the test releases it.
 #[derive(Clone)]
 struct Echo {
     turned_away: mpsc::UnboundedSender<HttpFault>,
@@ -74,7 +74,7 @@ struct Running {
     task: JoinHandle<Drained>,
 }
 
-/// Long enough that nothing ends by itself in a test that does not ask for it.
+/// Long enough that no timeout ends a test that does not ask for it.
 fn patient() -> ServerOptions {
     let long = Duration::from_secs(600);
     ServerOptions {
@@ -121,7 +121,7 @@ impl Running {
         rest(&mut peer).await
     }
 
-    /// An honest request on a connection of its own.
+    /// A valid request on its own connection.
     async fn assert_alive(&self) {
         let answer = self.talk("GET /alive HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("GET /alive [] "), "{answer}");
@@ -145,14 +145,14 @@ impl Running {
     }
 }
 
-/// Everything until the server closes. A reset is a close too.
+/// Reads until the server closes. A reset counts as a close.
 async fn rest(peer: &mut TcpStream) -> String {
     let mut answer = Vec::new();
     let _ = soon(peer.read_to_end(&mut answer)).await;
     String::from_utf8(answer).unwrap()
 }
 
-/// Reads until what was read ends with `end`.
+/// Reads until the received bytes end with `end`.
 async fn until(peer: &mut TcpStream, end: &str) -> String {
     let mut read = Vec::new();
     while !read.ends_with(end.as_bytes()) {
@@ -255,7 +255,7 @@ async fn what_is_over_a_limit_is_told_so_and_counted() {
     for (bytes, status, why) in cases {
         let mut peer = server.connect().await;
         peer.write_all(bytes.as_bytes()).await.unwrap();
-        // Ours is closed first: the server then need not wait for the end of what it discards.
+        // The client closes its side first, so that the server does not wait for more data to discard.
         let line = until(&mut peer, "\r\n").await;
         assert!(line.starts_with(&format!("HTTP/1.1 {status} ")), "{why:?}: {line}");
         peer.shutdown().await.unwrap();
@@ -273,7 +273,7 @@ async fn who_is_refused_in_the_middle_of_a_body_may_end_it() {
     peer.write_all(format!("{head}{}", "z".repeat(40_001)).as_bytes()).await.unwrap();
     let answer = rest(&mut peer).await;
     assert!(answer.starts_with("HTTP/1.1 413") && answer.ends_with("body_too_large\n"), "{answer}");
-    // A reset, which could have overtaken the answer, would fail these.
+    // A reset would fail these assertions, because it could overtake the answer.
     for _ in 0..2 {
         peer.write_all(&[b'z'; 5_000]).await.unwrap();
     }
@@ -319,14 +319,14 @@ async fn garbage_is_refused_and_harms_nobody() {
         );
         assert_eq!(server.why().await, HttpFault::Malformed, "{shown:?}");
     }
-    // The preface of HTTP/2 gets no answer in HTTP/1.
+    // The preface of HTTP/2 gets no HTTP/1 answer.
     let answer = server.talk("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
     assert!(!answer.contains(" 200 "), "{answer}");
     server.assert_alive().await;
 }
 
-/// RFC 9112, section 6.1: a request with both framings is read as chunked, and the connection ends with it,
-/// so that what a proxy may have taken for the rest of its body is never taken for a request.
+/// RFC 9112, section 6.1: a request with both framings is read as chunked, and the connection ends after it. So text
+/// that a proxy may have taken for the body is never taken for a request.
 #[tokio::test]
 async fn a_second_request_cannot_be_smuggled() {
     let server = start(patient()).await;
@@ -378,7 +378,7 @@ async fn a_head_in_drops_does_not_earn_more_time() {
     let mut peer = server.connect().await;
     peer.write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     until(&mut peer, "GET /one [] ").await;
-    // Idling is allowed for long, but a head that has begun is not.
+    // An idle connection may stay open for long, but a header that has begun may not.
     peer.write_all(b"GET /two HTTP/1.1\r\n").await.unwrap();
     let (mut reader, mut writer) = peer.into_split();
     let dripping = tokio::spawn(async move {
@@ -414,7 +414,7 @@ async fn a_panic_is_a_500_and_the_connection_goes_on() {
 
 #[tokio::test]
 async fn who_hangs_up_cancels_nothing() {
-    // With one seat, somebody else is served only once the server has noticed that the first is gone.
+    // There is one slot. Another client is served only after the server has noticed that the first is gone.
     let mut server = start(ServerOptions { connections_max: 1, ..patient() }).await;
     let mut peer = server.connect().await;
     peer.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
@@ -446,8 +446,8 @@ async fn a_stop_waits_for_what_is_in_flight_and_for_nothing_else() {
     assert_eq!(soon(&mut server.task).await.unwrap(), Drained { finished: true, left: 0 });
 }
 
-/// A peer cannot know of the stop before it has sent; closing on it would leave it in doubt of the fate of
-/// a request that was never read.
+/// A peer cannot know of the stop before it sends. A close without an answer would leave it in doubt about a request
+/// that was never read.
 #[tokio::test]
 async fn a_request_on_its_way_at_the_stop_is_answered_and_is_the_last() {
     let mut server = start(ServerOptions { stop_unasked: Duration::from_secs(600), ..patient() }).await;
@@ -551,7 +551,7 @@ fn client() -> Client {
 #[tokio::test]
 async fn the_client_and_the_server_understand_each_other() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
-        // A host without IPv6 has nothing to test there.
+        // Without IPv6 there is nothing to test.
         if TcpListener::bind(address).await.is_err() {
             continue;
         }

@@ -1,7 +1,7 @@
-//! The listener behind TLS: honest clients of three makes, a certificate that is renewed, and peers that mean
-//! harm before the first byte of HTTP.
+//! The listener behind TLS: three kinds of valid clients, a renewed certificate, and hostile peers before the first
+//! byte of HTTP.
 //!
-//! Nothing here asserts how long something takes; `soon` only keeps a test that hangs from hanging for ever.
+//! No test asserts a duration; `soon` only ends a test that hangs.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
@@ -32,7 +32,7 @@ async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), work).await.expect("this should long have ended")
 }
 
-/// A certificate authority for one test, and the files of the server it vouches for.
+/// A certificate authority for one test, and the files of its server.
 struct Authority {
     issuer: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
     folder: tempfile::TempDir,
@@ -75,7 +75,7 @@ impl Authority {
         Client::new(ClientOptions { tls: Some(tls), keep, ..ClientOptions::default() })
     }
 
-    /// A connector of our own making, with these protocols.
+    /// A connector with these protocols.
     fn connector(&self, protocols: &[&[u8]]) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).unwrap();
@@ -112,7 +112,7 @@ struct Running {
     task: JoinHandle<Drained>,
 }
 
-/// Long enough that nothing ends by itself in a test that does not ask for it.
+/// Long enough that no timeout ends a test that does not ask for it.
 fn patient(tls: ServerTls) -> ServerOptions {
     let long = Duration::from_secs(600);
     ServerOptions {
@@ -179,7 +179,7 @@ async fn ask(client: &Client, url: Url) -> String {
     String::from_utf8(answer.body.to_vec()).unwrap()
 }
 
-/// Everything until the server closes; a reset is a close, too.
+/// Reads until the server closes. A reset counts as a close.
 async fn rest(peer: &mut (impl AsyncReadExt + Unpin)) -> Vec<u8> {
     let mut said = Vec::new();
     let _ = soon(peer.read_to_end(&mut said)).await;
@@ -192,13 +192,13 @@ async fn output_of(tool: &str, arguments: &[&str], input: &str) -> String {
     let mut child = command.kill_on_drop(true).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     stdin.write_all(input.as_bytes()).await.unwrap();
-    // s_client ends with its input; it is let go once everything was said.
+    // s_client ends with its input, so close the input after everything was sent.
     let output = soon(child.wait_with_output()).await.unwrap();
     drop(stdin);
     String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
 }
 
-// Honest clients.
+// Valid clients.
 
 #[tokio::test]
 async fn our_own_client_is_served_again_and_again_over_one_connection() {
@@ -271,7 +271,7 @@ async fn a_stop_answers_over_tls_what_is_on_its_way() {
     let server = start(options).await;
     let peer = server.shake_hands(&authority).await.unwrap();
     let shaking = server.connect().await;
-    // Connections are accepted in order, so that one has been.
+    // Connections are accepted in order, so that one was accepted too.
     server.assert_alive(&authority).await;
     server.stop.send(()).unwrap();
     while TcpStream::connect(server.address).await.is_ok() {
@@ -283,7 +283,7 @@ async fn a_stop_answers_over_tls_what_is_on_its_way() {
     for mut peer in [peer, late] {
         peer.write_all(b"GET /late HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
         let mut said = String::new();
-        // It ends with a close_notify: a truncation would be an error here.
+        // The stream ends with a close_notify: a truncation would be an error here.
         soon(peer.read_to_string(&mut said)).await.unwrap();
         assert!(said.contains("connection: close\r\n") && said.ends_with("GET /late "), "{said}");
     }
@@ -326,7 +326,7 @@ async fn files_that_do_not_fit_together_change_nothing() {
     server.assert_alive(&authority).await;
 }
 
-// Peers that mean harm.
+// Hostile peers.
 
 #[tokio::test]
 async fn garbage_is_no_handshake() {
@@ -369,7 +369,7 @@ async fn a_handshake_in_drops_earns_no_more_time() {
     assert_eq!(rest(&mut silent).await, b"");
     assert_eq!(server.why().await, HttpFault::TlsLate);
     let mut dribbling = server.connect().await;
-    // The head of a record of 512 bytes that never comes to its end.
+    // The header of a record of 512 bytes that never ends.
     let _ = dribbling.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).await;
     soon(async {
         while dribbling.write_all(&[7]).await.is_ok() {

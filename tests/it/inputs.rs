@@ -1,5 +1,5 @@
-//! Input that other programs and people write: numbers with all their digits, ids and keys without invisible
-//! characters, tokens that are never shown.
+//! Input from other programs and people: numbers keep their digits, ids and keys have no invisible characters, tokens
+//! are never shown.
 #![expect(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::io::{Read, Write};
@@ -92,12 +92,13 @@ fn a_genuine_token_under_another_name_is_shown_nowhere() {
     assert!(daemon.deliver(&request).is_success(), "the token was a genuine one");
 }
 
-// Answers that are shown.
+// Printed answers.
 
-/// The tokens that receivers were sent.
+/// Tokens of the requests to the receivers.
 static TOKENS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// A receiver that answers everything alike, for as long as the test runs. `TOKEN` stands for the token of the request.
+/// A receiver with one answer for every request, as long as the test runs. `TOKEN` stands for the token of the
+/// request.
 fn receiver(body: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -200,7 +201,7 @@ fn a_revoked_admin_token_is_refused_after_a_reload_and_wrong_ones_lock_nobody_ou
 
 // Keys.
 
-/// Characters that nobody sees, each with its number and its position in the key.
+/// Invisible characters, each with its number and its position in the key.
 const UNSEEN: [(&str, &str); 4] = [
     ("\u{feff}fake-canary-0123456789", "character 1 of 23 is U+FEFF"),
     ("fake-canary-0123456789\u{200b}", "character 23 of 23 is U+200B"),
@@ -252,7 +253,7 @@ http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
         for place in places {
             let line = checked.stderr.lines().find(|line| line.contains(place));
             let line = line.unwrap_or_else(|| panic!("{place}\n{}", checked.stderr));
-            // White space around a sealing key has always been trimmed.
+            // White space around a sealing key is always trimmed.
             assert!(line.contains(said) || place.contains("sealing") && odd.ends_with(' '), "{said}: {line}");
         }
         let verify = |from: [&str; 2]| home.run_in(&["verify", from[0], from[1], "a=b&token=c"], &variables);
@@ -269,7 +270,7 @@ http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
 
 // Ids and other texts.
 
-/// As JSON writes them, and as an error names them.
+/// Escapes in JSON, and in an error.
 const ODD: [(&str, &str); 6] = [
     ("i\\n1", "U+000A"),
     ("i\\u001b[2J", "U+001B"),
@@ -279,7 +280,7 @@ const ODD: [(&str, &str); 6] = [
     ("i-1 ", "a space"),
 ];
 
-/// Whether nothing in a text could move a cursor or turn the text around.
+/// Returns true if the text cannot move a cursor or reorder text.
 fn assert_plain(shown: &str) {
     let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\t' | '\r');
     assert!(

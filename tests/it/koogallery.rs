@@ -1,7 +1,7 @@
-//! KooGallery through the whole daemon: real sockets, a real database, a marketplace that asks and one that
-//! is asked.
+//! KooGallery through the complete daemon: real sockets, a real database, a marketplace that calls and one that
+//! answers order lookups.
 //!
-//! Signatures are computed by hand here, of requests and of answers alike, so that a mistake in spid's own
+//! The tests compute all signatures by hand, of requests and of answers, so that an error in spid's own signatures
 //! cannot cancel itself out.
 
 #![allow(
@@ -48,7 +48,7 @@ const KEY: &str = "fake-koogallery-key";
 const ACCESS: &str = "FAKEACCESSKEY";
 const ACCESS_SECRET: &str = "fake-access-secret";
 const ALIBABA_KEY: &str = "fake-alibaba-key";
-/// When everything begins, on the daemon's clock.
+/// The start of every test, on the daemon's clock.
 const START: &str = "2026-01-01T00:00:00Z";
 
 fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
@@ -59,7 +59,7 @@ fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
 
 // ---- The hook ------------------------------------------------------------------------------------
 
-/// Remembers what it was called with; its creates wait for a gate.
+/// Records its calls; its creates wait for a gate.
 #[derive(Clone)]
 struct Recorder {
     calls: Arc<Mutex<Vec<Value>>>,
@@ -112,21 +112,21 @@ impl ProvisioningHook for Recorder {
     }
 }
 
-// ---- The marketplace that is asked ---------------------------------------------------------------
+// ---- The query-order interface -------------------------------------------------------------------
 
-/// What the stand-in for the query-order interface says, and what it was asked.
+/// Answers and recorded requests of the simulated query-order interface.
 #[derive(Default)]
 struct Office {
-    /// Answers with a fault so many times first.
+    /// Number of requests to answer with a fault first.
     faults: u32,
-    /// Lets nobody in.
+    /// Denies every request.
     locked: bool,
     asked: Vec<String>,
     /// SKU, quantity and expiry by order, beside the documented MOCK orders.
     orders: BTreeMap<String, (&'static str, u32, &'static str)>,
 }
 
-/// The nine orders the guide offers for debugging: kind, charging mode.
+/// The nine orders that the guide provides for debugging: kind, charging mode.
 const MOCKS: [(&str, &str, &str); 9] = [
     ("MOCKPERIODYEARNEW", "NEW", "PERIOD"),
     ("MOCKONETIMENEW", "NEW", "ONE_TIME"),
@@ -140,7 +140,7 @@ const MOCKS: [(&str, &str, &str); 9] = [
 ];
 
 impl Office {
-    /// The answer to one request, as its documented fields have it.
+    /// Answer to one request, with the documented fields.
     fn answer(&mut self, head: &str) -> (u16, Value) {
         let target = head.split(' ').nth(1).unwrap();
         let (path, query) = target.split_once('?').unwrap();
@@ -195,7 +195,7 @@ impl Office {
     }
 }
 
-/// Serves the office on a port of its own.
+/// Serves the query-order interface on its own port.
 async fn open(office: Arc<Mutex<Office>>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -245,7 +245,7 @@ impl Told {
     }
 }
 
-/// A request on its way: what is signed, and the body.
+/// A request before it is sent: the signed text, and the body.
 #[derive(Clone)]
 struct Letter {
     query: String,
@@ -256,7 +256,7 @@ async fn start(folder: &Path, clock: &Clock, office_url: &str, recorder: Recorde
     start_as(Some("koogallery"), folder, clock, office_url, recorder, 0).await
 }
 
-/// A daemon whose endpoint at KooGallery has this name; without one the account is given up.
+/// A daemon whose endpoint at KooGallery has this name. Without a name the account is given up.
 async fn start_as(
     name: Option<&str>,
     folder: &Path,
@@ -311,7 +311,7 @@ impl World {
         World { daemon, folder, clock, office, office_url, calls, gate, client }
     }
 
-    /// Stops the daemon, and starts another on the same files.
+    /// Stops the daemon, and starts another one on the same files.
     async fn restart(self) -> World {
         assert!(self.daemon.stop().await.closed);
         let recorder = Recorder { calls: self.calls.clone(), gate: self.gate.subscribe() };
@@ -319,12 +319,12 @@ impl World {
         World { daemon, ..self }
     }
 
-    /// An order the office knows of.
+    /// An order that the query-order interface knows.
     fn sells(&self, order: &str, sku: &'static str, quantity: u32, expires: &'static str) {
         self.office.lock().unwrap().orders.insert(order.to_owned(), (sku, quantity, expires));
     }
 
-    /// A request with a nonce nobody had before.
+    /// A request with a new nonce.
     fn letter(&self, activity: &str, members: Value) -> Letter {
         let nonce = hex::encode(spid_hook::id::Id::new(self.clock.now()).unwrap().as_bytes());
         self.letter_with(activity, members, &nonce)
@@ -348,14 +348,14 @@ impl World {
         self.send(&self.letter(activity, members)).await
     }
 
-    /// Asks until the answer has this code.
+    /// Calls until the answer has this code.
     async fn until(&self, code: &str, activity: &str, members: Value) -> Told {
         for _ in 0..200 {
             let told = self.ask(activity, members.clone()).await;
             if told.code() == code {
                 return told;
             }
-            // The gap between two attempts that redeliveries bring about is on the daemon's clock.
+            // The gap between two attempts that redeliveries cause is on the daemon's clock.
             self.clock.advance(SignedDuration::from_secs(31));
         }
         panic!("{activity} never answered {code}");
@@ -365,7 +365,7 @@ impl World {
         self.until("000000", activity, members).await
     }
 
-    /// The same daemon, asked by another marketplace.
+    /// The same daemon, called by another marketplace.
     async fn alibaba(&self, action: &str, parameters: &[(&str, &str)]) -> Value {
         let pairs: Vec<_> = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         let keys = Keys::single(Secret::new(ALIBABA_KEY)).unwrap();
@@ -394,7 +394,7 @@ impl World {
         serde_json::to_value(rows.remove(0)).unwrap()
     }
 
-    /// Everything that is kept but marks: instances, jobs, callbacks.
+    /// All stored rows except nonces: instances, jobs, callbacks.
     fn kept(&self) -> Value {
         let reader = self.daemon.store().reader();
         let all = Filter { limit: 10_000, ..Filter::default() };
@@ -416,7 +416,7 @@ fn posting(address: std::net::SocketAddr, letter: &Letter) -> ClientRequest {
     ClientRequest::post(url.parse().unwrap(), "application/json;charset=utf8", letter.body.clone())
 }
 
-/// Checks the answer's signature over its very bytes.
+/// Checks the signature of the answer over its exact bytes.
 fn told(answer: &ClientResponse) -> Told {
     let signature = BASE64.encode(hmac(KEY.as_bytes(), &answer.body));
     let expected = format!("sign_type=\"HMAC-SHA256\", signature=\"{signature}\"");
@@ -508,8 +508,8 @@ async fn a_whole_life() {
     assert_eq!(world.daemon.store().reader().totals().unwrap().unreported, 0, "what was polled was told");
 }
 
-/// What a hook can tell the two marketplaces by is the endpoint's name, and what is handed on in the
-/// marketplace's own words.
+/// A hook can distinguish the two marketplaces only by the endpoint's name, and by the fields in the marketplace's
+/// own words.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_hook_serves_two_marketplaces() {
     let world = World::new().await;
@@ -589,7 +589,7 @@ async fn a_renewal_that_changes_the_product_renews_and_upgrades() {
     assert_eq!(world.actions(), ["create", "renew", "upgrade"]);
 }
 
-/// The same words every time, and each time something else happened: there is no order and no date.
+/// The same words each time for different events: there is no order and no date.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_freeze_and_every_thaw_counts() {
     let world = World::new().await;
@@ -833,7 +833,7 @@ async fn marks_are_forgotten_once_no_copy_could_pass() {
 
 // ---- Trials of the marketplace --------------------------------------------------------------------
 
-/// The marketplace tries the saved cases every morning and every afternoon; five bad days freeze the product.
+/// The marketplace calls the saved cases every morning and every afternoon; five failing days freeze the product.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_week_of_trials_beside_live_traffic() {
     let world = World::new().await;
@@ -852,7 +852,7 @@ async fn a_week_of_trials_beside_live_traffic() {
         let id = world.ask("newInstance", trial(purchase("saved", "MOCKPERIODYEARNEW"))).await;
         assert_eq!(id.code(), "000000");
         let id = id.body["instanceId"].as_str().unwrap().to_owned();
-        // The case an operator saved names the trial's own instance; a careless one names a live one.
+        // The case that an operator saved names the instance of the test. A careless one names a live instance.
         for name in [id.as_str(), "b-live"] {
             let asked = world.ask("queryInstance", trial(about(name))).await;
             let app = json!({"frontEndUrl": "https://try.example"});
@@ -928,7 +928,7 @@ fn one_changed_byte_of_body_nonce_or_timestamp_is_refused() {
     assert!(tried > 1_500, "{tried}");
 }
 
-// ---- Whatever is signed ---------------------------------------------------------------------------
+// ---- Random signed bodies ------------------------------------------------------------------------
 
 mod anything {
     use proptest::prelude::*;
@@ -1008,7 +1008,7 @@ mod anything {
         START.parse().unwrap()
     }
 
-    /// The answer to a body that is honestly signed.
+    /// Answer to a body with a valid signature.
     fn answered(body: &[u8], outcome: &Outcome) -> Result<(), Denial> {
         let koogallery = dialect::by_name("koogallery").unwrap();
         let keys = Keys::single(Secret::new(KEY)).unwrap();
@@ -1059,7 +1059,7 @@ async fn send(address: std::net::SocketAddr, letter: &Letter) -> Told {
     told(&Client::new(ClientOptions::default()).send(posting(address, letter)).await.unwrap())
 }
 
-/// Takes every question and answers none.
+/// Accepts every order lookup and answers none.
 async fn hanging() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -1072,7 +1072,7 @@ async fn hanging() -> String {
     format!("http://{address}/api/mkp-openapi-public/global/v1")
 }
 
-/// More orders than calls may run at once wait for the marketplace's answer.
+/// More orders wait for the marketplace's answer than hook calls may be in flight.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_marketplace_that_hangs_keeps_no_other_marketplaces_orders_waiting() {
     let world = World::with(Arc::default(), hanging().await).await;
@@ -1092,17 +1092,17 @@ async fn a_marketplace_that_hangs_keeps_no_other_marketplaces_orders_waiting() {
         }
         assert!(tries < 500, "it is never made");
     }
-    // Not one question has been given up meanwhile.
+    // No order lookup has ended meanwhile.
     let metrics = world.daemon.metrics();
     assert_eq!(metrics.value(Metric::Attempts, ["create", "retry"]), 0);
     assert_eq!(world.actions(), ["create"]);
 }
 
-// ---- An endpoint that is gone --------------------------------------------------------------------
+// ---- A removed endpoint --------------------------------------------------------------------------
 
 impl World {
-    /// A purchase is accepted while the office lets nobody in; then the office opens. The job waits for
-    /// its next attempt.
+    /// Accepts a purchase while the query-order interface denies requests; then the interface works. The job waits
+    /// for its next attempt.
     async fn bought() -> World {
         let world = World::new().await;
         assert!(world.daemon.stop().await.closed);
@@ -1125,7 +1125,7 @@ impl World {
         world
     }
 
-    /// Starts a daemon whose endpoint at KooGallery has this name, or that has none, and lets the job be due.
+    /// Starts a daemon whose endpoint at KooGallery has this name, or that has none, and makes the job due.
     async fn started_as(self, name: Option<&str>) -> World {
         assert!(self.daemon.stop().await.closed);
         let recorder = Recorder { calls: self.calls.clone(), gate: self.gate.subscribe() };
@@ -1134,7 +1134,7 @@ impl World {
         World { daemon, ..self }
     }
 
-    /// What the only job says, once it is as wanted.
+    /// Waits until the only job satisfies the condition, and returns its note.
     async fn job_that(&self, is_wanted: impl Fn(&JobRow) -> bool) -> String {
         let filter = Filter { limit: 2, ..Filter::default() };
         let found = tokio::time::timeout(Duration::from_secs(60), async {

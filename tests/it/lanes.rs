@@ -1,5 +1,5 @@
-//! The mark on jobs that wait behind another one of their instance: right after every act of a person, as
-//! well as after whatever a marketplace and a hook do.
+//! The mark on jobs that wait behind another job of their instance. It is correct after every operation by hand, and
+//! after every event of a marketplace and a hook.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Answer};
 
-/// Small, and the same everywhere.
+/// A small generator with the same numbers on every machine.
 struct Dice(u64);
 
 impl Dice {
@@ -59,7 +59,7 @@ async fn run(bench: &Bench, dice: &mut Dice) {
             2 | 3 => retry(),
             4 => refused(),
             5 => Ending::Pending { note: "later".into() },
-            // Nobody says how it ended.
+            // The attempt has no recorded result.
             6 => continue,
             _ => Ending::GivenBack,
         };
@@ -67,7 +67,7 @@ async fn run(bench: &Bench, dice: &mut Dice) {
     }
 }
 
-/// Acts by hand. Most are refused as things stand; that is no matter here.
+/// Operations by hand. Most are refused in the current state, which does not matter here.
 fn mend(bench: &Bench, dice: &mut Dice) -> bool {
     let mut operations = operations(bench);
     let jobs: Vec<_> = bench.jobs().iter().map(|job| job.id).collect();
@@ -113,7 +113,7 @@ async fn jobs_are_marked_as_blocked_exactly_while_another_is_before_them() {
     assert!(acts > 100 && deepest > 4, "too little happened: {acts} acts, {deepest} jobs at once");
 }
 
-/// The jobs of a restored database are held, and stay in the order they were in.
+/// The jobs of a restored database are held, and stay in their order.
 #[tokio::test]
 async fn a_restored_lane_is_marked_as_it_was() {
     let bench = Bench::sqlite().await;
@@ -136,7 +136,7 @@ async fn a_restored_lane_is_marked_as_it_was() {
     assert_eq!(marks, [(held, 0), (held, 1), (held, 1)]);
 }
 
-/// A daemon of the version before kept no marks; they are made when its database is opened.
+/// A daemon of the previous version stored no marks. Opening its database creates them.
 #[tokio::test]
 async fn a_lane_of_an_older_database_is_marked_when_it_is_brought_up_to_date() {
     let bench = Bench::sqlite().await;

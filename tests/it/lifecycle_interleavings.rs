@@ -1,4 +1,4 @@
-//! The interleavings that cost money, each by name, on SQLite and on the model.
+//! The interleavings that cost money, one test each, on SQLite and on the model.
 
 #![allow(
     clippy::unwrap_used,
@@ -45,7 +45,7 @@ async fn a_told_expire_replayed_after_a_renew_is_held_and_next_years_is_true(ben
     assert!(is_held(&bench.deliver(&expire("b")).await));
     assert!(is_held(&bench.deliver(&expire("b")).await));
     assert_eq!((bench.state(), bench.held().len()), (State::Active, 1));
-    // Nobody has looked at the held item when the term really ends.
+    // No operator has decided the held item when the term really ends.
     bench.go_to_day(730);
     bench.done(&expire("b")).await;
     assert_eq!(bench.state(), State::Frozen);
@@ -112,13 +112,13 @@ async fn a_refunded_renewal_without_an_order_is_held_when_it_is_repeated(bench: 
 
 async fn an_upgrade_done_but_unreported_is_no_success_once_another_has_replaced_it(bench: &Bench) {
     bench.done(&create("b")).await;
-    // Nobody comes back for the result of this one.
+    // The marketplace does not call again for the result of this one.
     assert_eq!(bench.deliver(&upgrade("b", "silver")).await, Outcome::NotYet);
     bench.run_due().await;
     bench.done(&upgrade("b", "gold")).await;
     assert!(is_held(&bench.deliver(&upgrade("b", "silver")).await));
     assert_eq!((bench.only().sku.as_deref(), bench.jobs_of(Action::Upgrade).len()), (Some("gold"), 2));
-    // With an order of its own it says which of the two it is: one that was carried out.
+    // With its own order, the request identifies the renewal that was carried out.
     let ordered = |order: &str, sku: &str| Callback {
         ordered: true,
         order_id: Some(order.into()),
@@ -152,7 +152,7 @@ async fn a_renewal_done_but_unreported_thaws_who_is_frozen_since(bench: &Bench) 
     assert_eq!(bench.deliver(&renew("b", "r", day(730))).await, Outcome::NotYet);
     bench.run_due().await;
     bench.done(&expire("b")).await;
-    // Arrears are paid; the marketplace repeats order and date.
+    // The arrears are paid; the marketplace repeats order and date.
     bench.done(&renew("b", "r", day(730))).await;
     assert_eq!(bench.state(), State::Active);
     let keys: Vec<_> = bench.jobs_of(Action::Renew).iter().map(|job| job.id).collect();
@@ -259,7 +259,7 @@ async fn a_part_that_is_refused_takes_those_behind_it_along(bench: &Bench) {
     assert!(bench.take(9).await.is_empty(), "no hook runs for half of a request");
     assert!(is_refused(&bench.deliver(&both).await));
     bench.advance(60);
-    // Asked anew it runs anew, both parts of it.
+    // After a refusal both parts run again.
     bench.done(&both).await;
     let now = bench.only();
     assert_eq!((now.sku.as_deref(), now.expires_on), (Some("gold"), Some(day(730))));
@@ -347,7 +347,7 @@ async fn a_release_follows_a_running_create_that_fails(bench: &Bench) {
         bench.deliver(&release(&biz)).await;
         bench.finish(&creating, ending).await;
         assert!(!bench.job(creating.job.number).state.is_live());
-        // The buyer's marketplace asks for it again before the release has run.
+        // The buyer's marketplace calls for it again before the release has run.
         bench.advance(60);
         assert!(is_held(&bench.deliver(&create(&biz)).await), "{biz}");
         let releasing = bench.take_one().await;
@@ -439,7 +439,7 @@ async fn a_create_of_another_purchase_is_held_and_gets_nothing_of_the_first(benc
 
 async fn the_same_purchase_with_other_values_is_told_its_id_and_runs_nothing(bench: &Bench) {
     bench.done(&create("b")).await;
-    // The date of a create has been seen to move between its deliveries.
+    // Marketplaces have been seen to change the date of a create between its deliveries.
     let moved = Callback { expires_on: expiry(day(366)), ..create("b") };
     for _ in 0..2 {
         assert_eq!(told_id(&bench.deliver(&moved).await), Some("b"));
@@ -526,7 +526,7 @@ async fn an_order_whose_name_is_another_instances_id_is_held(bench: &Bench) {
     bench.deliver(&create("biz-1")).await;
     let first = bench.take_one().await;
     bench.finish(&first, done_as("biz-2")).await;
-    // One order, two pieces: everything but the name is alike.
+    // One order for two instances: everything but the name is the same.
     let second = Callback { order_id: create("biz-1").order_id, ..create("biz-2") };
     assert!(is_held(&bench.deliver(&second).await), "nothing was made for it, so no id is told");
     assert!(is_held(&bench.deliver(&second).await));
@@ -541,11 +541,11 @@ async fn a_renew_supersedes_a_dead_expire(bench: &Bench) {
     bench.done(&renew("b", "r", day(730))).await;
     assert_eq!(bench.job(dead.number).state, schedule::JobState::Cancelled);
     assert_eq!(bench.state(), State::Active);
-    // The marketplace still asks for the expire it was never told.
+    // The marketplace still calls for the expire, because it has no answer yet.
     assert!(is_held(&bench.deliver(&expire("b")).await));
     assert!(is_held(&bench.deliver(&expire("b")).await));
     assert_eq!(bench.state(), State::Active);
-    // The one of next year is another matter.
+    // Next year's expire is a different one.
     bench.go_to_day(730);
     bench.done(&expire("b")).await;
     assert_eq!(bench.state(), State::Frozen);
@@ -652,7 +652,7 @@ async fn a_dead_renew_that_was_paid_beyond_now_is_not_cancelled_by_an_expire(ben
     bench.deliver(&renew("b", "r", day(730))).await;
     let dead = bench.run_to_death().await;
     bench.go_to_day(365);
-    // What ends is the old term.
+    // The old term ends.
     assert!(is_held(&bench.deliver(&expire("b")).await));
     assert_eq!(bench.job(dead.number).state, schedule::JobState::Dead);
     assert!(bench.take(9).await.is_empty(), "the buyer is not frozen before somebody has looked");
@@ -665,7 +665,7 @@ async fn a_dead_renew_that_was_paid_beyond_now_is_not_cancelled_by_an_expire(ben
 async fn an_expire_of_the_old_term_does_not_run_behind_the_renewal(bench: &Bench) {
     bench.done(&create("b")).await;
     bench.go_to_day(365);
-    // Paid in the last minute, and the hook takes its time.
+    // The payment comes in the last minute, and the hook is slow.
     bench.deliver(&renew("b", "r", day(730))).await;
     let renewing = bench.take_one().await;
     assert!(is_held(&bench.deliver(&expire("b")).await));
@@ -788,7 +788,7 @@ async fn a_purchase_that_repeats_with_other_quantities_is_noticed(bench: &Bench)
         rows.filter(|row| row.reason_code.as_deref() == Some("create-repeated-with-other-values")).count()
     };
     assert_eq!((noticed(), bench.jobs().len()), (1, 1));
-    // What an upgrade changed since is not what the purchase said.
+    // Later changes by an upgrade are not part of the purchase.
     bench.done(&Callback { items: [("seats".to_owned(), "9".to_owned())].into(), ..upgrade("b", "basic") }).await;
     assert_eq!(told_id(&bench.deliver(&seats("5")).await), Some("b"));
     assert_eq!(noticed(), 1);

@@ -1,5 +1,5 @@
-//! What only some marketplaces do, on both stores: mark each request, choose the public id, freeze and thaw
-//! without a date, make instances themselves, and say what was ordered only when asked.
+//! Features of single marketplaces, on both stores: a nonce for each request, their own public id, freeze and
+//! unfreeze without a date, externally provisioned instances, and order lookups.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use spid_hook::callback::{Action, Callback, Nonce, Outcome};
 use spid_hook::instance::State;
 use spid_hook::time::plus_millis;
 
-/// The callback under a mark nobody had before.
+/// The callback under a new nonce.
 fn marked(bench: &Bench, callback: Callback) -> Callback {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nonce = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
@@ -31,7 +31,7 @@ fn thaw(biz: &str) -> Callback {
     Callback { action: Action::Renew, ..expire(biz) }
 }
 
-/// A create whose marketplace calls what it makes `public`.
+/// A create whose marketplace names the instance `public`.
 fn named(biz: &str, public: &str) -> Callback {
     Callback { marketplace_instance_id: Some(public.into()), ..create(biz) }
 }

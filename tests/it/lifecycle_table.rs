@@ -1,7 +1,7 @@
-//! The lifecycle table, written down a second time: every state, lane, occurrence and action that
-//! differ in anything, judged by a plain reading of the table and by [`decide`].
+//! The lifecycle table, written a second time: every relevant state, queue, earlier callback and action, decided by a
+//! plain reading of the table and by [`decide`].
 //!
-//! The reading below knows nothing of how the code gets there. Where the two part, one is wrong.
+//! The reading below does not use the code. If the two disagree, one of them is wrong.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,18 +22,18 @@ use spid_core::lifecycle::{
 use spid_hook::callback::{Action, Callback, ValidationIssue};
 use spid_hook::instance::{Instance, State, Wants};
 
-/// Everything is decided on this day; the term ends on day 365.
+/// Day of all decisions; the term ends on day 365.
 const TODAY: i64 = 100;
 
-/// What has been applied.
+/// Applied state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Applied {
     Absent,
-    /// Bought; whether a create attempt ever began.
+    /// Bought; true if a create attempt ever began.
     Pending {
         began: bool,
     },
-    /// In use until this day; without one, nothing says until when.
+    /// In use until this day; `None` if the end is not known.
     Active {
         until: Option<i64>,
         origin: Origin,
@@ -41,25 +41,25 @@ enum Applied {
     Frozen {
         until: i64,
     },
-    /// Given up; whether it ever got an id.
+    /// Released; true if it ever got an id.
     Released {
         named: bool,
     },
-    /// Its release came before anything else.
+    /// Its release came before any other callback.
     Tombstone,
 }
 
-/// Where an instance comes from, as far as that decides anything.
+/// Origin of an instance, as far as it matters for a decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Origin {
     Bought,
     /// A trial that was bought for good.
     Converted,
-    /// Imported, or adopted.
+    /// Imported or adopted.
     Elsewhere,
 }
 
-/// One job in the lane.
+/// One job in the instance's queue.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Coming {
     action: Action,
@@ -73,13 +73,13 @@ enum Mood {
     Dead,
 }
 
-/// What is known of the callbacks that read like this one.
+/// Earlier callback with the same deduplication key.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Seen {
     Never,
-    /// It has this job of the lane, by position.
+    /// Its job is in the instance's queue, at this position.
     Open(usize),
-    /// Carried out; whether its success was reported.
+    /// Carried out; true if its success was reported.
     Done {
         reported: bool,
     },
@@ -88,16 +88,16 @@ enum Seen {
     /// The hook refused it, and the instance has changed since.
     RefusedBeforeAChange,
     Superseded,
-    /// Held, and nobody has decided.
+    /// Held, and not decided yet.
     Held,
     Void,
     /// Carried out once and reported, and held when it came again.
     DoneThenHeld,
-    /// An operator said no, and it was never carried out.
+    /// Rejected by an operator, and never carried out.
     Rejected,
-    /// An operator found that it is a repeat; the marketplace has not called since.
+    /// Settled by an operator as a repeat; the marketplace has not called since.
     Settled,
-    /// The same, and the marketplace heard it two days ago.
+    /// The same, and success was reported two days ago.
     SettledLongAgo,
 }
 
@@ -114,13 +114,13 @@ struct Case {
     seen: Seen,
     callback: Callback,
     unknown: UnknownInstance,
-    /// Whether another purchase of the instance is held.
+    /// True if another purchase of the instance is held.
     conflict: bool,
-    /// Whether it names other quantities than the purchase it reads like.
+    /// True if it names other quantities than the earlier purchase.
     other_values: bool,
 }
 
-/// The reading's answer.
+/// Verdict of the reading.
 #[derive(Debug, Clone, PartialEq)]
 struct Reading {
     what: What,
@@ -154,17 +154,17 @@ fn number(position: usize) -> i64 {
     position as i64 + 1
 }
 
-/// The job in the lane of this action, the last one.
+/// The last job of this action in the instance's queue.
 fn coming(case: &Case, action: Action) -> Option<i64> {
     case.queue.iter().rposition(|job| job.action == action).map(number)
 }
 
-/// The last job in the lane that sets the expiry.
+/// The last job in the instance's queue that sets the expiry.
 fn coming_term(case: &Case) -> Option<i64> {
     coming(case, Action::Renew).max(coming(case, Action::RefundRenew))
 }
 
-/// The column of the table a callback falls into, once what is coming has come.
+/// Column of the table for a callback, for the state after the queued jobs.
 #[derive(Debug, Clone, PartialEq)]
 enum Column {
     Absent,
@@ -173,7 +173,7 @@ enum Column {
     Released,
 }
 
-/// The days and SKUs that jobs in the lane set.
+/// Days and SKUs that the queued jobs set.
 const LANE_RENEWS_TO: i64 = 800;
 const LANE_REFUNDS_TO: i64 = 200;
 const LANE_SKU: &str = "lane";
@@ -211,13 +211,13 @@ fn column(case: &Case) -> Column {
     column
 }
 
-/// The dead jobs of this action, and until when each was paid.
+/// Dead jobs of this action, with the paid term of each.
 fn dead(case: &Case, action: Action) -> Vec<i64> {
     let jobs = case.queue.iter().enumerate();
     jobs.filter(|(_, job)| job.action == action && job.mood == Mood::Dead).map(|(at, _)| number(at)).collect()
 }
 
-/// The table: what an operator said before holds for as long as the table holds the callback.
+/// The table. An operator's earlier decision applies as long as the table holds the callback.
 fn reading(case: &Case) -> Reading {
     let read = by_the_table(case);
     match (case.seen, read.what) {
@@ -255,7 +255,7 @@ fn read_create(case: &Case, column: &Column) -> Reading {
     let other_buyer = case.callback.buyer.as_deref().is_some_and(|buyer| buyer != BUYER);
     let was_tried = case.applied == Applied::Pending { began: true };
     match column {
-        // A release cancelled it, and came to nothing itself: how far the create got, nobody knows.
+        // A release cancelled it, and did nothing itself: the progress of the create is unknown.
         Column::Absent
             if was_tried
                 && matches!(
@@ -266,11 +266,11 @@ fn read_create(case: &Case, column: &Column) -> Reading {
             What::Hold("late-create").into()
         }
         Column::Absent => What::Run.into(),
-        // A create that matches a tombstone, or whose own release is coming, is held.
+        // Hold a create that matches a tombstone, or whose own release is queued.
         Column::Released if !named => What::Hold("late-create").into(),
-        // Another purchase, in any state. One that an operator had carried out as a conversion succeeds.
+        // Another purchase, in any state. One that an operator approved as a conversion succeeds.
         _ if (other_order || other_buyer) && !case.seen.done() => What::Hold("conflicting-create").into(),
-        // The same purchase, while its create is still coming.
+        // The same purchase, while its create is queued.
         _ if coming(case, Action::Create).is_some() => {
             What::Join(coming(case, Action::Create).unwrap()).into()
         }
@@ -287,7 +287,7 @@ fn policy(case: &Case) -> What {
     match case.unknown {
         UnknownInstance::Refuse => What::Refuse("unknown-instance"),
         UnknownInstance::Succeed => What::Record,
-        // Its create was refused here, so it is nowhere else either.
+        // Its create was refused here, so the instance does not exist.
         UnknownInstance::Adopt if case.applied != Applied::Absent => What::Refuse("unknown-instance"),
         UnknownInstance::Adopt if case.callback.product.is_none() => What::Hold("unknown-product"),
         UnknownInstance::Adopt => What::Run,
@@ -299,7 +299,7 @@ fn day_of(callback: &Callback) -> i64 {
     at.duration_since(day(0)).as_hours() / 24
 }
 
-/// What was paid for can never be done any more: released, or about to be.
+/// A paid request that can never be done: the instance is released, or its release is queued.
 fn gone(case: &Case, is_so: bool) -> Reading {
     match (case.seen.done(), case.callback.ordered) {
         (true, true) => What::Repeat.into(),
@@ -315,7 +315,7 @@ fn read_renew(case: &Case, column: &Column) -> Reading {
     let (done, ordered) = (case.seen.done(), case.callback.ordered);
     match (column, case.applied) {
         (Column::Absent, _) => policy(case).into(),
-        // It was carried out, but is no use before it is in use again, or gone.
+        // It was carried out, but helps only when the instance is in use again, or released.
         (Column::Released, applied) if done && ordered && !matches!(applied, Applied::Active { .. }) => {
             with_the_release(case).into()
         }
@@ -323,14 +323,14 @@ fn read_renew(case: &Case, column: &Column) -> Reading {
             gone(case, matches!(applied, Applied::Active { until: Some(until), .. } if asked <= until))
         }
         (Column::Frozen { .. }, _) if asked <= TODAY => What::Hold("past-expiry").into(),
-        // Arrears may be paid with the same order and date: run again, whatever was said before.
+        // Arrears may be paid with the same order and date: run it again, for any earlier decision.
         (Column::Frozen { .. }, _) => run,
         (Column::Active { .. }, _) if !done => run,
-        // Active only once the renewal that is coming is done.
+        // Active only after the queued renewal is done.
         (Column::Active { .. }, Applied::Frozen { .. } | Applied::Pending { .. }) => {
             with_the_job(case, coming(case, Action::Renew)).into()
         }
-        // Carried out; if it was taken back since, it was carried out all the same.
+        // It was carried out, even if it was taken back later.
         (Column::Active { .. }, _) if ordered => What::Repeat.into(),
         (Column::Active { .. }, Applied::Active { until: Some(until), .. }) if asked <= until => {
             What::Repeat.into()
@@ -342,12 +342,12 @@ fn read_renew(case: &Case, column: &Column) -> Reading {
     }
 }
 
-/// True once this job is done, or else the create; true already if neither is coming.
+/// Waits for this job, or else for the create. Success if neither is queued.
 fn with_the_job(case: &Case, job: Option<i64>) -> What {
     job.or(coming(case, Action::Create)).map_or(What::Repeat, What::Join)
 }
 
-/// True once the release that is coming has come; true already if it is over.
+/// Waits for the queued release. Success if the release is done.
 fn with_the_release(case: &Case) -> What {
     let first = case.queue.iter().position(|job| job.action == Action::Release);
     first.map_or(What::Repeat, |position| What::Join(number(position)))
@@ -363,16 +363,16 @@ fn read_refund(case: &Case, column: &Column) -> What {
     match column {
         Column::Absent => policy(case),
         Column::Released => with_the_release(case),
-        // Refused, and the instance has changed since: run late, it would take back what was paid later.
+        // Refused, and the instance has changed since: a late run would undo a later payment.
         _ if !case.seen.done() && case.seen != Seen::RefusedBeforeAChange => What::Run,
         _ if case.seen.done() && case.callback.ordered => What::Repeat,
-        // It is so.
+        // The instance is in the requested state.
         _ if term == asked => What::Repeat,
-        // It will be so.
+        // The instance will be in the requested state.
         Column::Active { until, .. } | Column::Frozen { until, .. } if *until == asked => {
             with_the_job(case, coming_term(case))
         }
-        // A redelivery and a second refund to the same date read alike, and running it takes a paid term away.
+        // A redelivery and a second refund to the same date look the same, and a run takes a paid term away.
         _ => What::Hold("left-expiry"),
     }
 }
@@ -390,9 +390,9 @@ fn read_upgrade(case: &Case, column: &Column) -> Reading {
         }
         _ if done && ordered => What::Repeat.into(),
         _ if !done && !refused_before => What::Run.into(),
-        // Whatever made it so, this order was not carried out.
+        // The state is right for another reason: this order was not carried out.
         _ if !done && ordered => What::Hold("left-sku").into(),
-        // Done before, or refused before: it is so already, or about to be.
+        // Done or refused before: the state is right already, or will be.
         _ if is_so && !matches!(case.applied, Applied::Pending { .. }) => What::Repeat.into(),
         Column::Active { sku, .. } | Column::Frozen { sku, .. } if asked == Some(*sku) => {
             with_the_job(case, coming(case, Action::Upgrade)).into()
@@ -406,7 +406,7 @@ const fn is_ahead(until: i64) -> bool {
     until > TODAY + 1
 }
 
-/// The term that is coming, or the applied one if it is longer.
+/// The queued term, or the applied one if it is longer.
 fn longer(coming: Option<i64>, applied: Applied) -> Option<i64> {
     match applied {
         Applied::Active { until, .. } => coming.max(until),
@@ -421,17 +421,17 @@ fn read_expire(case: &Case, column: &Column) -> Reading {
     let doubted =
         matches!(case.applied, Applied::Active { origin: Origin::Converted | Origin::Elsewhere, .. });
     let run: Reading = What::Run.into();
-    // A dead renewal does not matter any more if what it was paid for is over. The lane's is not.
+    // A dead renewal does not matter after its paid term. A queued renewal does.
     const { assert!(LANE_RENEWS_TO > TODAY) };
     match (column, case.applied) {
         (Column::Absent, _) => policy(case).into(),
         _ if ordered && done => What::Repeat.into(),
-        // Frozen it is.
+        // The instance is frozen.
         (_, Applied::Frozen { .. }) => What::Repeat.into(),
         (Column::Released, _) => with_the_release(case).into(),
         (Column::Frozen { .. }, _) => with_the_job(case, coming(case, Action::Expire)).into(),
         (Column::Active { .. }, _) if case.conflict => What::Hold("conversion-held").into(),
-        // What ends is the term before the renewal that is on its way.
+        // The term before the queued renewal ends.
         (Column::Active { until: Some(until), .. }, Applied::Active { until: applied, .. })
             if is_ahead(*until) && !applied.is_some_and(is_ahead) =>
         {
@@ -440,7 +440,7 @@ fn read_expire(case: &Case, column: &Column) -> Reading {
         (Column::Active { until: None, .. }, Applied::Active { origin: Origin::Converted, .. }) if !done => {
             What::Hold("unknown-term").into()
         }
-        // A refund that is on its way may still be dropped: the longer term counts.
+        // A queued refund may still be dropped, so the longer term counts.
         (Column::Active { until, .. }, applied) => match (done, longer(*until, applied)) {
             (true, Some(until)) if is_ahead(until) => What::Hold("early-expire").into(),
             (true, Some(_)) => run,
@@ -467,10 +467,10 @@ fn read_release(case: &Case, column: &Column) -> Reading {
     match (column, case.applied) {
         (Column::Absent, Applied::Pending { began: true }) => What::Run.into(),
         (Column::Absent, _) => Reading { leaves_tombstone: true, ..unknown.into() },
-        // A tombstone is never a success by itself: nothing was released here.
+        // A tombstone alone is not a success: nothing was released here.
         (Column::Released, Applied::Tombstone) if coming(case, Action::Release).is_none() => unknown.into(),
         (Column::Released, _) => with_the_release(case).into(),
-        // Nothing ever began, so there is nothing to release.
+        // No create ever began, so there is nothing to release.
         (_, Applied::Pending { began: false }) => {
             Reading { cancels, leaves_tombstone: true, ..What::Record.into() }
         }
@@ -535,7 +535,7 @@ fn earlier(seen: Seen) -> Option<EarlierCallback> {
         Seen::Done { reported } => (reported, Some(done(reported)), EarlierOutcome::Done(DONE_JOB)),
         Seen::RefusedJustNow => (false, None, refused(29)),
         Seen::RefusedLongAgo => (false, None, refused(30)),
-        // A day before the instance was last changed.
+        // One day before the last change of the instance.
         Seen::RefusedBeforeAChange => (false, None, refused((TODAY + 1) * 24 * 3600)),
         Seen::Superseded => (false, None, EarlierOutcome::Superseded),
         Seen::Held => (false, None, EarlierOutcome::Held),
@@ -606,7 +606,7 @@ fn callbacks() -> Vec<Callback> {
         all.push(upgrade("b", sku));
         all.push(ordered(upgrade("b", sku)));
     }
-    // It does not say what it changes: the marketplace has to be asked.
+    // The callback has no order details: an order lookup is needed.
     let silent = Callback { sku: None, ..upgrade("b", SKU) };
     all.push(ordered(silent.clone()));
     all.push(silent);
@@ -636,8 +636,8 @@ const APPLIED: [Applied; 16] = [
     Applied::Tombstone,
 ];
 
-/// Whether the store could ever hold this: a create in the lane belongs to what is pending, and comes
-/// first; nothing follows a release; what is gone has no lane.
+/// True if the store can hold this. A queued create belongs to a pending instance and comes first, nothing follows a
+/// release, and a released instance has no queue.
 fn possible(applied: Applied, queue: &[Coming]) -> bool {
     let position = |action| queue.iter().position(|job| job.action == action);
     let only_first_runs = queue.iter().skip(1).all(|job| job.mood != Mood::Runs);
@@ -704,7 +704,7 @@ fn seens(queue: &[Coming], action: Action) -> Vec<Seen> {
     seens
 }
 
-/// The policy is asked only about what nobody created here.
+/// The policy matters only for instances that were not created here.
 fn policies(applied: Applied) -> &'static [UnknownInstance] {
     const ALL: [UnknownInstance; 3] =
         [UnknownInstance::Refuse, UnknownInstance::Succeed, UnknownInstance::Adopt];
@@ -714,7 +714,7 @@ fn policies(applied: Applied) -> &'static [UnknownInstance] {
     }
 }
 
-/// A held purchase matters to an expire, other quantities to a create.
+/// A held purchase matters only to an expire, other quantities only to a create.
 fn variants(action: Action) -> Vec<(bool, bool)> {
     match action {
         Action::Expire => vec![(false, false), (true, false)],
@@ -730,7 +730,7 @@ fn every_cell_of_the_table_is_decided_as_it_is_written() {
         for applied in APPLIED.into_iter().filter(|applied| possible(*applied, &queue)) {
             for callback in callbacks() {
                 for seen in seens(&queue, callback.action) {
-                    // Three jobs in a queue: only what depends on the queue is asked again.
+                    // With three queued jobs, check only results that depend on the queue.
                     if queue.len() > 2 && !matches!(seen, Seen::Never | Seen::Done { .. } | Seen::Open(_)) {
                         continue;
                     }
@@ -777,7 +777,7 @@ fn a_doubt_comes_before_everything() {
                 };
                 let verdict = judge(&case);
                 let held = matches!(verdict.decision, Decision::Hold(Reason::ValidationIssue(_)));
-                // What was approved is told again, and nothing runs for it that was not approved.
+                // After an approval, repeats get the result, and nothing runs that was not approved.
                 let reported = matches!(verdict.decision, Decision::Join(_) | Decision::Repeat);
                 let approved = matches!(seen, Seen::Done { .. });
                 assert!(held || approved && reported, "{case:?}: {verdict:?}");
@@ -827,7 +827,7 @@ fn actions_without_a_lifecycle_stay_out_of_the_lane() {
     }
 }
 
-/// A step of a life, told to [`decide`] and to a plain account of what a hook would have seen.
+/// One step of a life, for [`decide`] and for a plain record of the hook's view.
 fn lives() -> impl Strategy<Value = Vec<(usize, u8)>> {
     prop::collection::vec((0..callbacks().len(), 0u8..4), 1..40)
 }
@@ -835,7 +835,7 @@ fn lives() -> impl Strategy<Value = Vec<(usize, u8)>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Any sequence of callbacks and hook endings: what a lane comes to keeps the promises.
+    /// For any sequence of callbacks and hook results, the instance's queue keeps the promises.
     #[test]
     fn any_life_keeps_the_promises(life in lives()) {
         let mut instance: Option<Instance> = None;
@@ -897,7 +897,7 @@ proptest! {
                 tomb.state = State::Released;
                 instance = Some(tomb);
             }
-            // The hook: does the first job, fails it for good, begins it, or is away.
+            // The hook completes the first job, fails it for good, begins it, or does not run.
             if let (Some((job, of)), Some(row)) = (queue.first().cloned(), instance.as_mut()) {
                 row.began |= job.action == Action::Create && ending != 3;
                 match ending {

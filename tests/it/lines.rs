@@ -1,4 +1,4 @@
-//! Instances as JSON lines: out of one installation and into another, where they are what they were.
+//! Instances as JSON lines, exported from one installation and imported into another without a change.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,7 +10,7 @@
 use crate::support::daemon::{self, Home, about, create, renew, upgrade};
 use serde_json::Value;
 
-/// Calls the instance after the key; fails for the one that is to stay pending.
+/// Names the instance after the key, and fails for the one that is to stay pending.
 const HOOK: &str = r#"
 case "$call" in *ob-pending*) exit 75 ;; esac
 printf '{"instance_id":"%s"}' "$(fake_id)"
@@ -31,7 +31,7 @@ fn import(home: &Home, lines: &str) -> daemon::Ran {
     home.run(&[["instances", "import", file.to_str().unwrap()].as_slice(), &why, &["--any-account"]].concat())
 }
 
-/// All names, and all orders, by the orderBizId or the name itself.
+/// All names and orders, by the orderBizId or the name itself.
 fn tables(home: &Home) -> Vec<(String, String, String)> {
     let db = home.database();
     let sql = "SELECT 'name', name.account || ' ' || name.name, coalesce(instance.order_biz_id, '-')
@@ -45,7 +45,7 @@ fn tables(home: &Home) -> Vec<(String, String, String)> {
         .collect()
 }
 
-/// The instances, less what says how they came here.
+/// The instances, without the fields about their origin.
 fn instances(home: &Home) -> Vec<Value> {
     let mut rows = home.list(&["instances", "list"]);
     rows.iter_mut().for_each(|row| drop(row.as_object_mut().unwrap().remove("adopted")));
@@ -62,7 +62,7 @@ fn what_is_exported_is_imported_as_it_was() {
     daemon.deliver_until_done(&upgrade(&used, "gold"));
     daemon.deliver_until_done(&about("expiredInstance", &frozen));
     daemon.deliver_until_done(&about("releaseInstance", &released));
-    // Its release comes before anything else is heard of it.
+    // Its release comes before any other callback.
     assert!(!daemon.deliver(&about("releaseInstance", "never-made")).is_success());
     let whole = (instances(&home), tables(&home));
     assert!(whole.1.iter().any(|row| row.1.ends_with(" order-of-a-renewal")), "{:?}", whole.1);

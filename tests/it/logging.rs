@@ -1,5 +1,5 @@
-//! The log: what a line looks like, what it is found by from the order to the hook and back, and what never
-//! stands in it. docs/logging.md says so to operators, and is read here.
+//! The log: the format of a line, its ids from the order to the hook and back, and the values that are never logged.
+//! The tests read docs/logging.md, which documents this.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -19,7 +19,7 @@ use crate::support::daemon::{
 };
 use serde_json::{Map, Value};
 
-/// What a peer sends and nobody may read in a log.
+/// A secret of a peer that must not be in any log.
 const CANARY: &str = "fake-canary-parameter-5T";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -40,7 +40,7 @@ fn talkative(more: &str) -> Home {
     home
 }
 
-/// The lines of a log that is JSON, every one.
+/// All lines of a log in JSON.
 fn objects(log: &str) -> Vec<Map<String, Value>> {
     let read = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
     log.lines().map(read).collect()
@@ -55,7 +55,7 @@ fn said<'a>(lines: &'a [Map<String, Value>], message: &str) -> &'a Map<String, V
     found.unwrap_or_else(|| panic!("nobody said `{message}`: {lines:#?}"))
 }
 
-/// A request with these header lines, and the head of its answer.
+/// Sends a request with these header lines, and returns the header of its answer.
 fn with_headers(daemon: &Daemon, query: &str, headers: &str) -> String {
     use std::io::{Read as _, Write as _};
     let text =
@@ -195,7 +195,7 @@ fn the_format_is_the_flag_s_or_the_variable_s_or_the_file_s_and_a_reload_changes
     assert_eq!(wrong.code, 64, "{}", wrong.stderr);
 }
 
-/// What a hook says with a line break in it is one line, and none that looks like ours.
+/// A hook's text with a line break is one line, and cannot imitate a line of spid.
 #[test]
 fn an_event_is_a_line() {
     let script = r#"printf '%s' '{"refuse": "no\n2026-01-01T00:00:00Z ERROR forged: all is lost\u001b[31m"}'; exit 65"#;
@@ -209,7 +209,7 @@ fn an_event_is_a_line() {
     assert!(!log.contains('\u{1b}'));
 }
 
-/// Everything that is said in a life with its troubles, at every level, of every crate.
+/// All log lines of a life with many errors, at every level, from every crate.
 fn a_talkative_life(log_format: &str) -> String {
     let home = talkative("trusted_proxies = [\"127.0.0.1\"]");
     let daemon = home.start_with(&["--log", "trace", "--log-format", log_format]);
@@ -248,7 +248,7 @@ fn nothing_of_a_query_string_is_logged_at_any_level_of_any_crate_in_any_format()
     }
 }
 
-/// The first cells of a table's rows, each without its marks.
+/// First cells of a table's rows, without their backquotes.
 fn first_cells(text: &str, head: &str) -> BTreeSet<String> {
     let rows = text.split(head).nth(1).unwrap_or_else(|| panic!("no table `{head}`")).lines().skip(2);
     let rows = rows.take_while(|line| line.starts_with('|'));
@@ -277,7 +277,7 @@ fn the_document_has_every_field_that_is_written() {
     }
 }
 
-/// And no field and no event that nobody writes: each stands in the sources.
+/// The document has no field and no event that the program does not write: each is in the sources.
 #[test]
 fn the_document_has_nothing_that_is_not_written() {
     let mut sources = String::new();
@@ -314,7 +314,7 @@ yes 'a line that may never be read, and some more of them' | head -c 300000 >&2
 printf '{"instance_id":"%s"}' "$(fake_id)"
 "#;
 
-/// A daemon whose log goes where the test says, and what it counts.
+/// A daemon with a log destination that the test controls, and its metrics.
 struct Unheard {
     home: Home,
     daemon: Daemon,
@@ -329,7 +329,7 @@ impl Unheard {
         Unheard { home, daemon, admin: sockets[1].local_addr().unwrap() }
     }
 
-    /// Delivers the orders with these numbers; each is acknowledged.
+    /// Delivers the orders with these numbers. Each is acknowledged.
     fn sell(&self, numbers: std::ops::Range<usize>) {
         for number in numbers {
             let made = self.daemon.deliver(&create(&format!("ob-{number}"))).id();
@@ -337,7 +337,7 @@ impl Unheard {
         }
     }
 
-    /// Lines that were dropped for this reason.
+    /// Number of dropped lines with this reason.
     fn dropped(&self, reason: &str) -> u64 {
         let request = "GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n";
         let page = daemon::exchange(self.admin, request).unwrap().body;
@@ -345,7 +345,7 @@ impl Unheard {
         page.lines().find_map(|line| line.strip_prefix(&row)).unwrap().parse().unwrap()
     }
 
-    /// Every order was run once, and a stop is a stop.
+    /// Every order ran once, and a stop works.
     fn end(self, orders: usize) {
         self.home.wait_until_idle();
         let begun: BTreeSet<String> = self.home.begun("create").into_iter().map(|(key, _)| key).collect();
@@ -355,7 +355,7 @@ impl Unheard {
     }
 }
 
-/// Orders enough to fill a pipe and the queue before it.
+/// Enough orders to fill a pipe and the queue before it.
 const MANY: usize = 30;
 
 #[test]
@@ -371,7 +371,7 @@ fn a_full_disk_under_the_log_costs_lines_and_no_order() {
 fn a_reader_of_the_log_that_leaves_costs_lines_and_no_order() {
     let (reader, writer) = std::io::pipe().unwrap();
     let unheard = Unheard::start(writer);
-    // It listens for a while, and leaves in the middle.
+    // The reader reads for a while, and then ends.
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut reader = reader;
@@ -383,7 +383,7 @@ fn a_reader_of_the_log_that_leaves_costs_lines_and_no_order() {
     unheard.end(3);
 }
 
-/// Reads a log to its end, while the test looks at what has come.
+/// Reads a log to its end, while the test checks the lines.
 fn heard(mut reader: impl std::io::Read + Send + 'static) -> Arc<Mutex<Vec<u8>>> {
     let read = Arc::new(Mutex::new(Vec::new()));
     let kept = read.clone();
@@ -457,7 +457,7 @@ fn a_stop_waits_for_the_log_and_not_for_ever() {
     unheard.end(MANY);
 }
 
-/// Whatever a hook writes, lines as short as can be or full of what has to be escaped.
+/// Output of a hook: very short lines, and lines full of characters to escape.
 #[test]
 fn what_a_hook_writes_takes_no_more_room_in_the_log_than_it_may() {
     for (format, text) in [("text", "y"), ("json", "y"), ("json", r#""\\"\\"\\"\\"\\"\\"\\""#)] {
@@ -474,7 +474,7 @@ fn what_a_hook_writes_takes_no_more_room_in_the_log_than_it_may() {
     }
 }
 
-/// What is said before the daemon gives up reaches a terminal that is there.
+/// Lines before the daemon gives up reach a terminal.
 #[test]
 fn what_a_daemon_says_before_it_gives_up_is_read() {
     let home = Home::with_log_hook();

@@ -1,4 +1,4 @@
-//! Every test that can run beside the others, in one program: one file a subject.
+//! All tests that can run in parallel, in one program, with one file per subject.
 //!
 //! ```text
 //! cargo test --test it promises::    # one file

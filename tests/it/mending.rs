@@ -1,4 +1,4 @@
-//! Mending by hand: every command over the real binary, beside a daemon that runs and without one.
+//! Admin operations: every command with the real binary, beside a running daemon and without one.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +16,7 @@ use crate::support::daemon::{
 use rusqlite::Connection;
 use serde_json::{Value, json};
 
-/// Does what files named after the action tell it to: fail, refuse, leave pending. Otherwise it succeeds.
+/// Fails, refuses or answers `pending` if a file named after the action says so. Otherwise it succeeds.
 const TOLD: &str = r#"
 [ -e "hang-$SPID_ACTION" ] && wait_for "$SPID_ACTION"
 [ -e "fail-$SPID_ACTION" ] && exit 75
@@ -38,7 +38,7 @@ fn home() -> Home {
     home
 }
 
-/// A daemon, and its hook told beforehand what to do.
+/// A daemon whose hook has these instructions.
 fn started(told: &[&str]) -> (Home, Daemon) {
     let home = home();
     told.iter().for_each(|what| tell_hook(&home, what));
@@ -53,7 +53,7 @@ fn sold() -> (Home, Daemon, String) {
     (home, daemon, id)
 }
 
-/// From now on the hook does this to that action: `fail-create`.
+/// Instructs the hook for its next calls: `fail-create`, for example.
 fn tell_hook(home: &Home, what: &str) {
     std::fs::write(home.path(what), "").unwrap();
 }
@@ -62,21 +62,21 @@ fn untell_hook(home: &Home, what: &str) {
     std::fs::remove_file(home.path(what)).unwrap();
 }
 
-/// Runs an act by hand; how it ended.
+/// Runs an operation and returns its result.
 fn act(home: &Home, arguments: &[&str]) -> Ran {
     let db = home.path("spid.db");
     let named = ["--db", db.to_str().unwrap(), "--who", "an operator", "--why", "a test"];
     home.run(&[arguments, &named].concat())
 }
 
-/// The same, which must go well.
+/// Runs an operation that must succeed.
 fn done(home: &Home, arguments: &[&str]) -> Ran {
     let ran = act(home, arguments);
     assert_eq!(ran.code, 0, "{arguments:?}: {}", ran.stderr);
     ran
 }
 
-/// The same, which must be refused and change nothing. Returns what it said.
+/// Runs an operation that must be refused and change nothing. Returns its output.
 fn refused(home: &Home, exit: i32, arguments: &[&str]) -> String {
     let before = contents(home);
     let ran = act(home, arguments);
@@ -87,7 +87,7 @@ fn refused(home: &Home, exit: i32, arguments: &[&str]) -> String {
     ran.stderr
 }
 
-/// Every row, less what a daemon writes meanwhile: counts of deliveries, and leases.
+/// All rows, without the changes of a running daemon: counts of deliveries, and leases.
 fn contents(home: &Home) -> Vec<Value> {
     let lists = [["instances", "list"].as_slice(), &["jobs", "list"], &["callbacks", "list"], &["acts"]];
     let mut rows: Vec<Value> = lists.iter().flat_map(|list| home.list(list)).collect();
@@ -99,7 +99,7 @@ fn contents(home: &Home) -> Vec<Value> {
     rows
 }
 
-/// Does something to the store beside the daemon, or without one; the daemon runs afterwards.
+/// Changes the store beside the daemon, or without one. The daemon runs afterwards.
 fn mending(home: &Home, daemon: Daemon, beside: bool, work: impl FnOnce()) -> Daemon {
     if beside {
         work();
@@ -110,7 +110,7 @@ fn mending(home: &Home, daemon: Daemon, beside: bool, work: impl FnOnce()) -> Da
     home.start()
 }
 
-/// The test, with the act beside a running daemon and without one.
+/// Runs the test with the operation beside a running daemon and without one.
 fn both_ways(test: impl Fn(bool) + Sync) {
     std::thread::scope(|scope| {
         scope.spawn(|| test(true));
@@ -118,14 +118,14 @@ fn both_ways(test: impl Fn(bool) + Sync) {
     });
 }
 
-/// The database, to bring about what would take a day.
+/// The database, for changes that would take a day.
 fn meddle(home: &Home, sql: &str) {
     let db = Connection::open(home.path("spid.db")).unwrap();
     db.busy_timeout(Duration::from_secs(10)).unwrap();
     assert_ne!(db.execute(sql, []).unwrap(), 0, "{sql}");
 }
 
-/// Makes the job that has just failed as dead as one that has spent its schedule.
+/// Marks the job that has just failed as dead, as at the end of its schedule.
 fn make_dead(home: &Home) {
     until("the job has failed", || jobs(home, "queued").into_iter().find(|job| job["attempts"] != 0));
     meddle(home, "UPDATE job SET state = 4, step = 9, extra = 0 WHERE state = 0 AND attempts > 0");
@@ -151,14 +151,14 @@ fn held_callbacks(home: &Home) -> Vec<Value> {
     held
 }
 
-/// The number of the only held callback.
+/// Number of the only held callback.
 fn held_number(home: &Home) -> String {
     let held = held_callbacks(home);
     assert_eq!(held.len(), 1, "{held:?}");
     held[0]["callback"].to_string()
 }
 
-/// The last thing that was done by hand.
+/// The latest entry of the audit log.
 fn last_act(home: &Home) -> (String, String) {
     let acts = home.list(&["acts"]);
     assert_eq!((word(&acts[0], "who"), word(&acts[0], "why")), ("an operator", "a test"));
@@ -189,7 +189,7 @@ fn a_dead_job_is_retried_once_with_its_key_and_its_schedule_is_not_doubled() {
         let begun = home.begun("create");
         assert_eq!(begun, [(id.clone(), 1), (id.clone(), 2)]);
 
-        // A redelivery has brought it forward; whoever is impatient does not wake its schedule.
+        // A redelivery has brought it forward. A further one does not restart its schedule.
         assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
         assert_eq!(only_job(&home, "queued")["extra"], "dead");
         done(&home, &["jobs", "retry", &id]);
@@ -213,7 +213,7 @@ fn a_refused_create_is_not_retried_behind_the_back_of_a_new_one() {
     until("it is refused", || jobs(&home, "refused").pop());
     let old = word(&only_job(&home, "refused"), "id").to_owned();
 
-    // Nobody has asked since: one more attempt is what it gets.
+    // No delivery has come since: it gets one more attempt.
     done(&home, &["jobs", "retry", &old]);
     until("it is refused again", || jobs(&home, "refused").pop().filter(|job| job["attempts"] == 2));
 
@@ -362,13 +362,13 @@ fn a_claim_is_kept_and_told_to_the_hook() {
         );
         assert!(home.look(&["instances", "list"]).contains(&at));
 
-        // Nothing of it is the marketplace's: what came before is as it was.
+        // A claim changes no data of the marketplace.
         for name in ["claimed_at", "tenant"] {
             claimed[name] = Value::Null;
         }
         assert_eq!(claimed, before);
 
-        // Once more is no harm; somebody else is.
+        // Repeating the claim does no harm. Another tenant is refused.
         let said = done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme"]).stdout;
         assert_eq!(said, format!("biz-1 was claimed at {at}; nothing was changed\n"));
         let said = refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "Mallory"]);
@@ -476,7 +476,7 @@ fn a_doubt_that_is_approved_runs_once_and_is_told() {
         assert_eq!(held_callbacks(&home), [] as [Value; 0]);
         assert_eq!(home.begun("expire").len(), 1);
 
-        // Approved once is not approved for ever: it would freeze an instance that is paid for.
+        // An approval is not permanent: the next run would freeze a paid instance.
         daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
         assert!(!daemon.deliver(&expire).success());
         assert!(!word(&held_callbacks(&home)[0], "reason").is_empty());
@@ -513,7 +513,7 @@ fn a_conflicting_create_is_approved_as_what_it_is() {
     for (way, runs) in ways {
         let (home, daemon, id) = sold();
         let before = home.json(&["instances", "show", &id]);
-        // Each buys just what it is approved as.
+        // Each approval buys only its own kind.
         let (sku, term) = match way {
             "renew" => ("basic", "2032-01-01 00:00:00"),
             "upgrade" => ("gold", "2030-01-01 00:00:00"),
@@ -558,7 +558,7 @@ fn a_trial_that_was_bought_for_good_is_not_frozen_by_its_own_end() {
         .with("trial", "false")
         .with("expiredOn", "2032-01-01 00:00:00");
     assert_eq!(daemon.deliver(&paid).id(), "0");
-    // Before anybody has looked.
+    // Before an operator has decided.
     assert!(!daemon.deliver(&about(EXPIRE, &id)).success());
     assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
     let held = held_callbacks(&home);
@@ -570,7 +570,7 @@ fn a_trial_that_was_bought_for_good_is_not_frozen_by_its_own_end() {
     assert_eq!((&now["trial"], &now["state"]), (&json!(false), &json!("active")));
     assert!(!daemon.deliver(&about(EXPIRE, &id)).success(), "still an early end");
     assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
-    // The operator finds that it was the end of the trial: success, and nothing is frozen.
+    // The operator settles it as the end of the trial: success, and nothing is frozen.
     done(&home, &["held", "settle", &number_of("expire")]);
     assert!(daemon.deliver(&about(EXPIRE, &id)).success());
     assert_eq!(home.json(&["instances", "show", &id])["state"], "active");
@@ -597,7 +597,7 @@ fn what_is_settled_succeeds_without_running_and_asks_again_much_later() {
         assert_eq!(home.json(&["instances", "show", &id])["sku"], "gold");
         assert_eq!(home.begun("upgrade").len(), 2);
         assert_eq!(held_callbacks(&home), [] as [Value; 0]);
-        // Two days later the same may be meant anew.
+        // Two days later the same request may be new.
         meddle(&home, "UPDATE callback SET told_at = told_at - 172800000 WHERE reason_code = 'settled'");
         assert!(!daemon.deliver(&repeat).success());
         assert_eq!(held_callbacks(&home).len(), 1);
@@ -650,7 +650,7 @@ fn what_is_rejected_stays_refused_until_it_is_true() {
         assert_eq!(held_callbacks(&home), [] as [Value; 0]);
         assert!(refused(&home, 65, &["held", "reject", &number]).contains("is not held"));
 
-        // The year is over.
+        // The year has ended.
         meddle(&home, "UPDATE instance SET expires_on = 1");
         daemon.deliver_until_done(&expire);
         assert_eq!(home.state(&id), "frozen");
@@ -684,7 +684,7 @@ fn what_never_began_is_released_without_the_hook() {
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     make_dead(&home);
     assert!(!daemon.deliver(&create("biz-1")).is_success());
-    // As if its first attempt were still to come.
+    // The state before its first attempt.
     meddle(&home, "UPDATE job SET state = 3, attempts = 0");
     meddle(&home, "UPDATE instance SET began = 0");
     let said = done(&home, &["instances", "release", "biz-1"]);
@@ -742,7 +742,7 @@ fn instances_are_imported_all_or_none_and_live_on() {
         assert_eq!(home.json(&["instances", "show", "old-1"])["adopted"], true);
         daemon.deliver_until_done(&renew("old-1", "2031-01-01 00:00:00"));
         assert_eq!(daemon.deliver(&create("old-biz-1")).id(), "old-1", "it is not made a second time");
-        // Bought elsewhere and paid for years: that it ends now is not believed unseen.
+        // Bought elsewhere and paid for years: an expire now is held.
         assert!(!daemon.deliver(&about(EXPIRE, "old-1")).success());
         done(&home, &["held", "approve", &held_number(&home)]);
         daemon.deliver_until_done(&about(EXPIRE, "old-1"));
@@ -781,7 +781,7 @@ fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
         assert_eq!(again.code, 74, "{}", again.stderr);
     });
 
-    // Not onto what is there, running or not, nor beside what is left of it.
+    // Not over an existing database, running or not, nor beside its leftover files.
     assert_eq!(act(&home, &["restore", copy]).code, 75);
     daemon.stop();
     assert!(refused(&home, 65, &["restore", copy]).contains("move the database away"));
@@ -805,7 +805,7 @@ fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
     assert!(word(upgrade_job, "note").starts_with("restored from a backup, where it was queued"));
     assert!(jobs(&empty, "queued").is_empty() && jobs(&empty, "running").is_empty());
 
-    // Nothing runs before somebody has looked, even if the marketplace asks.
+    // Nothing runs before an operator has decided, even if the marketplace calls.
     let daemon = empty.start();
     assert!(daemon.log().contains("the sealing key is missing"), "{}", daemon.log());
     assert!(!daemon.deliver(&upgrade(&id, "gold")).success());
@@ -834,7 +834,7 @@ fn a_restored_key_tells_the_password() {
     assert_eq!((&told["instanceId"], &told["appInfo"]["password"]), (&json!(id), &json!(PASSWORD)));
 }
 
-/// Customers from before spid, whose marketplace calls before they are imported.
+/// Customers from before spid. Their marketplace calls before they are imported.
 #[test]
 fn an_instance_released_before_it_was_known_is_imported_as_live() {
     for policy in ["refuse", "succeed"] {
@@ -848,7 +848,7 @@ fn an_instance_released_before_it_was_known_is_imported_as_live() {
         assert!(!daemon.deliver(&renewal).success(), "{policy}");
         let said = refused(&home, 65, &["instances", "release", "old-1"]);
         assert!(said.contains("import"), "{said}");
-        // It is seen which old customer called.
+        // The list shows which old customer called.
         let called = home.list(&["callbacks", "list"]);
         for row in &called {
             assert_eq!(row["buyer"], "10001", "{row}");
@@ -964,7 +964,7 @@ fn what_runs_is_left_alone() {
     daemon.deliver_until_done(&create("biz-1"));
 }
 
-/// Nobody must wait for the end of what has no daemon any more.
+/// The command must not wait for a job if no daemon runs.
 #[test]
 fn what_ran_when_the_daemon_was_killed_is_told_apart_from_what_runs() {
     let (home, daemon) = started(&["hang-create"]);
@@ -1103,7 +1103,7 @@ fn lists_say_what_to_do_and_json_has_the_names_of_the_docs() {
     has(&home.list(&["acts"])[0], &["at", "who", "act", "target", "why"]);
 }
 
-/// The words of a shell line: quotes keep blanks together.
+/// Words of a shell line. Quotes keep blanks together.
 fn words(line: &str) -> Vec<String> {
     let quoted = line.split('"').enumerate();
     quoted
@@ -1168,7 +1168,7 @@ fn a_purchase_of_another_buyer_gets_nothing_of_the_first_whatever_an_operator_sa
         assert!(said.contains("another buyer"), "{said}");
     }
     assert_eq!(daemon.deliver(&other).id(), "0");
-    // It keeps nobody else's term from ending.
+    // It does not change the term of another instance.
     meddle(&home, "UPDATE instance SET expires_on = 1");
     daemon.deliver_until_done(&about(EXPIRE, &id));
     assert_eq!(home.state(&id), "frozen");
@@ -1179,7 +1179,7 @@ fn a_second_purchase_is_approved_where_nothing_was_made_of_the_first() {
     let (home, daemon) = started(&["refuse-create"]);
     assert_eq!(daemon.deliver(&create("biz-1")).id(), "0");
     untell_hook(&home, "refuse-create");
-    // While the refusal is fresh, the second one is another matter.
+    // Within the gap after the refusal, the second one has another result.
     let second = create("biz-1").with("orderId", "order-2");
     let id = daemon.deliver_until_done(&second).id();
     assert_ne!(id, "0");

@@ -1,4 +1,4 @@
-//! The fourteen promises, each attacked: by crashes, by repetition, by impatience, by whoever sends what.
+//! Attacks on each of the fourteen promises: crashes, repeats, early redeliveries, hostile requests.
 //!
 //! The daemon is the real binary over real sockets and files; the requests are signed by hand.
 #![expect(
@@ -26,7 +26,7 @@ fn payment(request_id: &str) -> Params {
 
 // 1. Acknowledged means kept.
 
-/// What one marketplace got answered before the daemon died under it.
+/// Requests that one marketplace got answers for before the daemon died.
 fn sell_until_the_end(daemon: &Daemon, seller: String, told: mpsc::Sender<(Params, Answer)>) {
     let address = daemon.address;
     std::thread::spawn(move || {
@@ -126,7 +126,7 @@ fn p01_acknowledged_means_kept_when_the_disk_is_full() {
 
 // 2. One order, one instance, one id.
 
-/// Delivers the same request on so many connections at once.
+/// Delivers the same request on this many connections at once.
 fn at_once(daemon: &Daemon, request: &Params, count: usize) -> Vec<std::thread::JoinHandle<Option<Answer>>> {
     let barrier = Arc::new(Barrier::new(count));
     let one = || {
@@ -184,11 +184,11 @@ fn p02_thirty_two_first_deliveries_at_once_are_one_order() {
     assert_eq!(home.list(&["jobs", "list"]).len(), 3);
 }
 
-// 3. At least once, in lane order, one key for every attempt.
+// 3. At least once, in order, one key for every attempt.
 
 #[test]
 fn p03_every_attempt_has_the_same_key_across_failures_and_crashes() {
-    // The first fails, the second dies with the daemon, the third does it.
+    // The first attempt fails, the second dies with the daemon, the third succeeds.
     let script = format!(
         r#"[ "$SPID_ACTION-$SPID_ATTEMPT" = create-1 ] && exit 75
            [ "$SPID_ACTION-$SPID_ATTEMPT" = create-2 ] && wait_for second
@@ -205,7 +205,7 @@ fn p03_every_attempt_has_the_same_key_across_failures_and_crashes() {
 
     let daemon = home.start();
     assert_eq!(daemon.deliver(&request).id(), "0", "a redelivery joins, it makes no second job");
-    // The schedule's first wait, 5 s: the only one of all these tests.
+    // The first wait of the schedule, 5 s. No other test here waits for it.
     until("the second attempt has begun", || (home.begun("create").len() == 2).then_some(()));
     daemon.kill();
 
@@ -220,10 +220,10 @@ fn p03_every_attempt_has_the_same_key_across_failures_and_crashes() {
         job["failed_attempts"].as_array().unwrap().iter().map(|it| it["ending"].as_str().unwrap()).collect();
     assert_eq!(endings, ["retry", "lost"], "{job}");
 
-    // What the dead daemon's hook still does is no second result.
+    // A late result of the dead daemon's hook is not a second result.
     home.open_gate("second");
     assert_eq!(daemon.deliver(&request).id(), id);
-    // Another occurrence has another key.
+    // Another callback has another key.
     assert!(daemon.deliver_until_done(&upgrade(&id, "pro")).success());
     assert_ne!(home.begun("upgrade")[0].0, key);
 }
@@ -264,7 +264,7 @@ printf '{}'
         let of_this = order.lines().filter_map(|line| line.strip_prefix(&format!("{name} ")));
         let of_this: Vec<&str> = of_this.collect();
         assert_eq!(of_this, ["create", "upgrade", "renew", "expire"], "{order}");
-        // Not the renewal: repeated for an instance that is frozen since, it may be arrears that were paid.
+        // Except the renewal: for an instance that was frozen since, a repeat may be a payment of arrears.
         for request in lane(name).into_iter().filter(|request| !request.signed().contains("renewInstance")) {
             assert!(daemon.deliver(&request).is_success(), "{request:?}");
         }
@@ -340,18 +340,18 @@ fn p04_success_is_never_claimed_for_what_is_no_longer_so() {
     ["create", "renew"].iter().for_each(|action| home.open_gate(action));
     let daemon = home.start();
     let id = daemon.deliver_until_done(&create("ob-4")).id();
-    // The marketplace is told "not yet", and does not come back for the result.
+    // The marketplace gets "not yet", and does not call again for the result.
     assert!(!daemon.deliver(&upgrade(&id, "b")).success());
     home.open_gate("upgrade");
     home.wait_until_idle();
     assert!(daemon.deliver_until_done(&upgrade(&id, "s")).success());
-    // The same words again: a late repeat, or bought anew. Neither is so.
+    // The same request again: a late repeat, or a new purchase. Neither is in force.
     for _ in 0..3 {
         assert!(!daemon.deliver(&upgrade(&id, "b")).success());
     }
     assert_eq!(home.json(&["instances", "show", &id])["sku"], "s");
     assert_eq!(home.begun("upgrade").len(), 2);
-    // With an order of its own it is the one that was carried out, or one that was not.
+    // With its own order it is either the one that was carried out, or another one.
     let ordered = |order: &str, sku: &str| upgrade(&id, sku).with("orderId", order);
     assert!(daemon.deliver_until_done(&ordered("o-1", "c")).success());
     assert!(daemon.deliver_until_done(&ordered("o-2", "s")).success());
@@ -458,7 +458,7 @@ fn p06_what_was_signed_is_what_the_hook_gets() {
     assert_eq!((&call["items"]["Count"], &call["items"]["Num"]), (&json!("2"), &json!("3")));
     assert_clean("the call", call.to_string().as_bytes(), &[&created.token()]);
 
-    // As a form, spaces as plus; and half in the query, half in the form.
+    // As a form, with spaces as plus; and half in the query, half in the form.
     let renewed = odd(renew(&id, "2031-01-01 00:00:00"));
     assert!(daemon.post(&renewed.signed().replace("%20", "+")).success());
     assert_eq!(home.call_of("renew")["parameters"], json!(as_map(&renewed)));
@@ -487,7 +487,7 @@ fn p06_the_call_says_what_was_signed_also_after_a_crash() {
     assert_eq!(home.call_of("create")["parameters"], json!(as_map(&created)));
 }
 
-// 7. Unverified requests cost nothing that lasts; verified ones never vanish.
+// 7. Unverified requests leave nothing behind; verified ones are never lost.
 
 fn unverified(number: usize) -> String {
     let honest = create(&format!("ob-forged-{number}"));
@@ -521,7 +521,7 @@ fn p07_unverified_requests_leave_nothing_behind() {
     assert_eq!(daemon.deliver(&create("ob-7")).id(), "ob-7");
     home.wait_until_idle();
     let files = || -> Vec<(String, Vec<u8>)> {
-        // The shared-memory file holds the readers' marks, and the tests read, too.
+        // The shared-memory file holds the readers' marks, and the test reads too.
         home.database_files().into_iter().filter(|(name, _)| !name.ends_with("-shm")).collect()
     };
     let (rows, before, memory) = (home.row_counts(), files(), memory_peak(daemon.pid()));
@@ -545,7 +545,7 @@ fn p07_unverified_requests_leave_nothing_behind() {
         before.iter().zip(files()).map(|(was, is)| (was.0.clone(), *was == is)).collect();
     assert!(same.iter().all(|(_, same)| *same), "a file was written to: {same:?}");
     let grown = memory_peak(daemon.pid()).saturating_sub(memory);
-    // Together they had more than 9 MB.
+    // Together they sent more than 9 MB.
     assert!(grown < 4 * 1024 * 1024, "{grown} bytes more memory for requests that do not count");
     assert_eq!(daemon.deliver(&create("ob-7b")).id(), "ob-7b");
 }
@@ -561,7 +561,7 @@ fn p07_verified_requests_never_vanish() {
         Params::new("renewInstance").with("instanceId", &id),
         Params::new("createInstance").with("aliUid", "10001"),
         Params::new("expiredInstance").with("instanceId", "0"),
-        // The signature of aliUid=1, expiredOn=2099…, and not what a marketplace would send.
+        // The signature of aliUid=1, expiredOn=2099…, for parameters that no marketplace would send.
         Params::new("createInstance")
             .with("aliUid", "1&expiredOn=2099-01-01 00:00:00")
             .with("orderBizId", "ob-forged"),
@@ -585,11 +585,11 @@ fn p07_verified_requests_never_vanish() {
     assert_eq!(home.list(&["held", "list"]).len(), odd.len());
 }
 
-// 8. Fail closed.
+// 8. No start without a key.
 
 #[test]
 fn p08_without_a_sound_key_nothing_starts() {
-    // Held by the test: whoever tried to bind it would end otherwise (69).
+    // The test holds this port: a daemon that binds it would end with another code (69).
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let home = Home::empty();
     let write = |name: &str, bytes: &[u8]| std::fs::write(home.path(name), bytes).unwrap();
@@ -652,9 +652,9 @@ fn p08_without_a_sound_key_nothing_starts() {
     }
 }
 
-// 9. Secrets are unprintable.
+// 9. Secrets are never printed.
 
-/// A hook whose every word is a secret, and whose mistakes are, too.
+/// A hook with secrets in all of its output, including its errors.
 fn telltale() -> String {
     let answer = format!(
         r#"{{"instance_id":"%s","app":{{"front_end_url":"https://app.example","admin_url":"https://root:{PASSWORD}@app.example/admin","username":"root","password":"{PASSWORD}","license_id":"{PASSWORD}"}},"host":{{"ip":"192.0.2.1","ftp_username":"ftp","ftp_password":"{PASSWORD}","database_info":"{PASSWORD}"}},"secret_info":{{"pin":"{PASSWORD}"}}}}"#
@@ -789,7 +789,7 @@ fn p09_sign_and_verify_never_show_the_key() {
         assert_eq!(ran.code, code, "{words:?}: {}", ran.stderr);
         assert_clean("stdout", ran.stdout.as_bytes(), &[KEY]);
         assert_clean("stderr", ran.stderr.as_bytes(), &[KEY]);
-        // A mismatch is explained without the digest that would have been right.
+        // The error explains the mismatch without the correct digest.
         if code == 1 {
             let right = Params(honest.0.clone()).with("skuId", "pro").token();
             assert_clean("the explanation", ran.stdout.as_bytes(), &[&right]);
@@ -831,7 +831,7 @@ fn p10_nothing_a_peer_sends_ends_it() {
     let mut left_open = Vec::new();
     for bytes in &garbage {
         let mut stream = daemon.connect();
-        // The daemon may have closed before it has heard all: that is its good right.
+        // The daemon may close before it has read everything.
         let _ = stream.write_all(bytes);
         left_open.push(stream);
         let mut stream = daemon.connect();
@@ -849,7 +849,7 @@ fn p10_nothing_a_peer_sends_ends_it() {
 #[test]
 fn p10_nothing_a_verified_request_says_ends_it() {
     let home = Home::with_log_hook();
-    // Some of it the hook cannot do, and nobody needs to wait for that here.
+    // The hook cannot do some of it, and this test does not wait for that.
     home.configure(&home.config("300ms", "log = {}"));
     let mut daemon = home.start();
     let long = "長".repeat(1200);
@@ -887,7 +887,7 @@ fn p10_a_marketplace_that_hangs_up_cancels_nothing() {
         if number % 2 == 0 {
             until("its hook has begun", || (home.begun("create").len() == number + 1).then_some(()));
         }
-        // Gone, without waiting for the answer.
+        // The client leaves without waiting for the answer.
         drop(stream);
         until("its hook has begun", || (home.begun("create").len() == number + 1).then_some(()));
     }
@@ -902,7 +902,7 @@ fn p10_a_marketplace_that_hangs_up_cancels_nothing() {
 }
 
 mod in_process {
-    //! A hook that panics can only be had inside.
+    //! A hook that panics must be inside the program.
 
     use spid::hook::{
         CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated,
@@ -918,7 +918,7 @@ mod in_process {
 
     use super::*;
 
-    /// Panics on every create but of `honest`; before the first `await` and after it.
+    /// Panics on every create except of `honest`, before the first `await` and after it.
     struct Panics;
 
     impl ProvisioningHook for Panics {
@@ -957,7 +957,7 @@ mod in_process {
             keys: Keys::new(vec![Key::new("current", Secret::new(KEY)).unwrap()]).unwrap(),
             options: Options::default(),
         };
-        // One place: a panic that kept it would stop the shop.
+        // The hook has one slot. A panic that kept it would block all orders.
         let hook = NamedHook::new("panics", Panics).concurrency(1);
         let runner = Runner::new(vec![hook], Vec::new()).unwrap();
         let mut options = DaemonOptions::new(None, vec![("/spi".to_owned(), endpoint)], runner);
@@ -1029,7 +1029,7 @@ fn p12_a_start_that_would_orphan_instances_says_so_and_does_not_start() {
     assert!(!home.start().deliver(&create("ob-12")).id().is_empty());
 }
 
-// 13. A number leaves as it came.
+// 13. Numbers keep their digits.
 
 #[test]
 fn p13_an_id_of_many_digits_keeps_them() {
@@ -1041,7 +1041,7 @@ fn p13_an_id_of_many_digits_keeps_them() {
     assert_eq!(ids, ["202611300000000000000000", "202611300000000000000001"]);
 }
 
-// 14. A paid order that nobody will provision is never silent.
+// 14. A paid order that is not provisioned is always listed.
 
 #[test]
 fn p14_an_order_that_the_hook_refuses_is_on_the_list_until_somebody_has_seen_to_it() {
@@ -1064,7 +1064,7 @@ fn p14_an_order_that_the_hook_refuses_is_on_the_list_until_somebody_has_seen_to_
     assert_eq!(home.list(&["attention"]), [] as [Value; 0]);
 }
 
-/// The marketplace is told of a payment before the hook runs: nobody but the seller can hear of the refusal.
+/// The payment is acknowledged before the hook runs, so only the seller learns of the refusal.
 #[test]
 fn p14_a_payment_that_the_hook_refuses_is_on_the_list_too() {
     let home =

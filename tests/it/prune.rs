@@ -1,5 +1,5 @@
-//! `prune` over the real binary, beside a daemon that takes orders: killed in the middle, said twice, asked for
-//! what is gone. What it may not change is attacked in `pruning.rs`.
+//! `prune` with the real binary beside a daemon that takes orders: killed in the middle, repeated, and requests for
+//! deleted data. `pruning.rs` tests that it changes no decision.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ fn prune(home: &Home, more: &[&str]) -> Ran {
 
 const WHY: [&str; 4] = ["--who", "ops", "--why", "a year is enough"];
 
-/// Everything that is there happened two years ago.
+/// Moves everything to two years ago.
 fn age(home: &Home) {
     let db = Connection::open(home.path("spid.db")).unwrap();
     db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
@@ -36,7 +36,7 @@ fn age(home: &Home) {
     db.execute_batch(&sql).unwrap();
 }
 
-/// So many sign-ons as a busy year brings, each done and told.
+/// As many done and reported sign-ons as in a busy year.
 fn fill(home: &Home, count: usize) {
     let mut db = Connection::open(home.path("spid.db")).unwrap();
     db.busy_timeout(std::time::Duration::from_secs(10)).unwrap();
@@ -105,7 +105,7 @@ fn what_is_old_goes_beside_a_daemon_that_takes_orders_and_a_kill_harms_nothing()
     }
 }
 
-/// How long passwords are repeated stands in the configuration alone.
+/// Only the configuration has the time for which passwords are repeated.
 #[test]
 fn passwords_go_only_where_it_is_known_how_long_they_are_told() {
     let home = Home::with_hook(QUICK);

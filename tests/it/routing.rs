@@ -1,4 +1,4 @@
-//! Which hook an order goes to: as `spid route` says it, as `check-config` lists it, and as the daemon does it.
+//! Routes: the hook of an order in `spid route`, in `check-config`, and in the daemon.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -128,7 +128,7 @@ fn orders_go_where_it_was_said() {
     let large = buy("biz-2", "large", "10001");
     assert!(large.starts_with("large-"), "{large}");
     assert_eq!(buy("biz-3", "large", "10009"), "biz-3", "the log hook chooses no id");
-    // By the SKU that is applied: what the hook of `large` made, the hook of `large` changes.
+    // By the applied SKU: the hook of `large` changes what the hook of `large` created.
     daemon.deliver_until_done(&upgrade(&large, "basic"));
     let jobs = home.list(&["jobs", "list"]);
     let upgraded = jobs.iter().find(|job| job["action"] == "upgrade").unwrap();

@@ -1,5 +1,5 @@
-//! Scenarios against a receiver of the test's own making: what goes out, what is compared, what is
-//! told. The fixtures themselves meet a whole daemon in `fixtures_live.rs`.
+//! Scenarios with a receiver of the test: sent requests, comparisons, and reports. `fixtures_live.rs` runs the
+//! fixtures with a complete daemon.
 
 #![allow(
     clippy::unwrap_used,
@@ -49,7 +49,7 @@ fn step(name: &str, rest: &str) -> String {
     format!("[[step]]\nname = \"{name}\"\naction = \"createInstance\"\n{rest}\n")
 }
 
-/// A receiver that remembers what it was sent.
+/// A receiver that records its requests.
 #[derive(Clone)]
 struct Receiver {
     target: Target,
@@ -57,7 +57,7 @@ struct Receiver {
 }
 
 impl Receiver {
-    /// Answers with what `answer` makes of each request.
+    /// Answers each request with the result of `answer`.
     async fn new<A, F>(answer: A) -> Receiver
     where
         A: Fn(Request) -> F + Clone + Send + Sync + 'static,
@@ -75,7 +75,7 @@ impl Receiver {
         Receiver { target: Target::new(url, keys(KEY)), requests }
     }
 
-    /// Gives these answers, one after the other, and the last one for ever.
+    /// Gives these answers in order, and the last one for all further requests.
     async fn saying<const N: usize>(answers: [Value; N]) -> Receiver {
         let queue = Arc::new(Mutex::new(VecDeque::from(answers)));
         Receiver::new(move |_| {
@@ -106,7 +106,7 @@ fn whats(failures: &[Failure]) -> Vec<&str> {
     failures.iter().map(|failure| failure.what.as_str()).collect()
 }
 
-/// What the first request would be refused for, `None` for nothing.
+/// Reason for which the first request would be denied. `None` if it is valid.
 fn refusal(receiver: &Receiver, scenario: &Scenario) -> Option<&'static str> {
     let requests = receiver.requests.lock().unwrap();
     let request = requests.first().unwrap();
@@ -207,7 +207,7 @@ async fn every_repeat_must_fit_and_the_first_that_does_not_ends_them() {
 
 #[tokio::test]
 async fn concurrent_deliveries_are_under_way_together() {
-    // Nobody is answered before eight are there.
+    // No request is answered before eight have arrived.
     let barrier = Arc::new(Barrier::new(8));
     let receiver = Receiver::new(move |_| {
         let barrier = barrier.clone();
@@ -315,7 +315,7 @@ async fn the_hidden_parameter_carries_the_token_of_the_honest_request() {
     assert_ne!(queries[0], queries[1]);
 }
 
-/// The worked example on the vendor's page, got from the fixture by overrides alone.
+/// The worked example on the vendor's page, from the fixture with overrides only.
 #[tokio::test]
 async fn the_published_worked_example_of_jdcloud_has_its_published_token() {
     let receiver = Receiver::saying([json!({"instanceId": "i"})]).await;
@@ -371,7 +371,7 @@ async fn a_failed_step_is_the_last_unless_told_to_keep_going() {
     assert_eq!((whats(&report.steps[1].failures), report.steps[1].requests), (vec!["${id}"], 0));
 }
 
-/// A store as the test wants it seen: the held count grows with every look.
+/// A store for the test. The held count grows with every look.
 struct Told(Mutex<VecDeque<u64>>);
 
 impl States for Told {
@@ -428,7 +428,7 @@ async fn an_instance_nobody_named_is_asked_for() {
     assert!(only(&report).failures[0].actual.contains("say `instance ="), "{report:?}");
 }
 
-/// Writes down everything it is shown.
+/// Records every event.
 #[derive(Default)]
 struct Notes(Vec<String>);
 
@@ -566,7 +566,7 @@ async fn steps_go_to_their_own_endpoint_under_their_own_key() {
     assert_ne!(token(&first[0]), token(&second[0]));
 }
 
-/// A store in which the instance is thawed when it has been looked at some times.
+/// A store in which the instance is unfrozen after some looks.
 struct Thawing(Mutex<u32>);
 
 impl States for Thawing {
@@ -642,7 +642,7 @@ async fn a_replay_is_told_to_a_build_server() {
     assert!(xml.contains("delivery 1: json.instanceId&#10;"), "{xml}");
 }
 
-/// What an editor says of a file, by somebody else's reading of the schema.
+/// Errors that another implementation of JSON Schema finds, as an editor does.
 fn editors_complaints(text: &str) -> Vec<String> {
     let schema: Value = serde_json::from_str(spid::internals::lab::scenario::SCHEMA).unwrap();
     let validator = jsonschema::validator_for(&schema).unwrap();

@@ -1,5 +1,5 @@
-//! The sealing key over the years, with the real daemon: where it comes from, how it is changed while orders
-//! come in, what a leaked old one still opens (nothing), and who looked at a password.
+//! The sealing key over the years, with the real daemon: its source, its change while orders arrive, the damage of a
+//! leaked old key (none), and the audit of decrypted passwords.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,7 @@ fn home() -> Home {
     home
 }
 
-/// Has these sealing keys from now on.
+/// Configures these sealing keys.
 fn seal_with(home: &Home, keys: &str) {
     let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
     let kept: Vec<&str> = text.lines().filter(|line| !line.starts_with("sealing_key")).collect();
@@ -64,7 +64,7 @@ fn rotated(home: &Home) -> Value {
     serde_json::from_str(&ran.stdout).unwrap()
 }
 
-/// What `seal status` says: each key by its place, and how many answers it has sealed.
+/// Output of `seal status`: each key by its position, and the number of answers it has encrypted.
 fn status(home: &Home) -> Vec<(String, u64)> {
     let ran = spid(home, &["seal", "status", "--json"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
@@ -81,13 +81,13 @@ fn sealed(home: &Home) -> Vec<Vec<u8>> {
     found.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
 }
 
-/// The pieces of what is sealed that stand somewhere in the files: enough of each to be opened in part.
+/// Encrypted pieces that are in the files: enough of each to be decrypted in part.
 fn found(home: &Home, sealed: &[Vec<u8>]) -> usize {
     let files = home.database_files();
     let is_there = |piece: &[u8]| {
         files.iter().any(|(_, bytes)| bytes.windows(piece.len()).any(|window| window == piece))
     };
-    // Nonce and the beginning of what it hides; and the end of it.
+    // The nonce and the beginning of the ciphertext, and its end.
     sealed.iter().filter(|one| is_there(&one[12..40]) || is_there(&one[one.len() - 20..])).count()
 }
 
@@ -110,7 +110,7 @@ fn the_key_is_changed_while_orders_come_in_and_the_old_one_opens_nothing_any_mor
     assert_eq!((before.len(), found(&home, &before)), (40, 40));
     std::fs::write(home.path("new.key"), NEW).unwrap();
     seal_with(&home, &both(&home));
-    // The daemon would not open what is sealed with a key it does not have.
+    // The daemon cannot decrypt values of a key that it does not have.
     let ran = rotate(&home);
     assert_eq!(ran.code, 65, "{}", ran.stdout);
     assert!(ran.stderr.contains("reload") && ran.stdout.is_empty(), "{}", ran.stderr);
@@ -171,7 +171,7 @@ fn no_password_stands_in_any_file_of_the_database_nor_in_a_backup() {
     daemon.stop();
 }
 
-/// The lock is where the daemon notes its keys. Without it nothing is known of them, though the daemon runs.
+/// The daemon notes its keys in the lock file. Without it they are unknown, though the daemon runs.
 #[test]
 fn a_removed_lock_does_not_hide_the_daemon_from_whoever_seals() {
     let home = home();
@@ -189,8 +189,8 @@ fn a_removed_lock_does_not_hide_the_daemon_from_whoever_seals() {
     assert!(tells_the_password(&daemon, "first"));
 }
 
-/// A database with answers that the old key has sealed, more than fit one commit; half of them as they were
-/// sealed before there were key ids.
+/// A database with answers that the old key has encrypted, more than fit one commit. Half of them have no key id, as
+/// from an older spid.
 fn full_home(count: usize) -> Home {
     let home = home();
     home.start().stop();
@@ -315,7 +315,7 @@ fn the_key_may_come_from_a_variable_or_a_credential() {
         assert!(tells_the_password(&daemon, "order") && tells_the_password(&daemon, "order"));
         daemon.stop();
         assert!(!home.path("spid.db.key").exists());
-        // Who has no key sees everything else.
+        // Without a key everything else is visible.
         let ran = spid(&home, &["instances", "list"]);
         assert_eq!(ran.code, 0, "{}", ran.stderr);
         let ran = spid(&home, &["check-config"]);
@@ -338,7 +338,7 @@ fn a_key_that_the_daemon_makes_is_made_once_and_never_while_it_runs() {
     let daemon = home.start();
     assert!(tells_the_password(&daemon, "order"));
     assert!(home.path("own.key").exists() && !home.path("spid.db.key").exists());
-    // It has gone, and a reload makes no other: what is sealed could not be opened.
+    // The key is gone, and a reload creates no new one, because the old values could not be decrypted.
     std::fs::rename(home.path("own.key"), home.path("moved.key")).unwrap();
     assert!(daemon.reload().contains("kept the old configuration"));
     assert!(tells_the_password(&daemon, "order") && !home.path("own.key").exists());
@@ -346,7 +346,7 @@ fn a_key_that_the_daemon_makes_is_made_once_and_never_while_it_runs() {
     assert!(daemon.reload().contains("reload: applied"));
     assert!(tells_the_password(&daemon, "order"));
     daemon.stop();
-    // Beside a list it is the last of it.
+    // With a list, `sealing_key` is the last key.
     std::fs::rename(home.path("moved.key"), home.path("own.key")).unwrap();
     std::fs::write(home.path("new.key"), NEW).unwrap();
     let keys = format!("sealing_key = \"{own}\"\nsealing_keys = [{}]", file(&home, "new.key"));
@@ -396,7 +396,7 @@ fn who_looks_at_a_password_is_kept_before_it_is_shown() {
     let ran = spid(&home, &["instances", "show", "order", "--reveal", "--why", "  "]);
     assert_eq!((ran.code, ran.stdout.as_str()), (64, ""));
     let why = ["--reveal", "--who", "ann", "--why", "the buyer lost it"];
-    // Nobody sees what nobody is known to have seen.
+    // Without an audit entry no password is shown.
     let lock = Connection::open(home.path("spid.db")).unwrap();
     lock.execute_batch("BEGIN IMMEDIATE").unwrap();
     let ran = spid(&home, &[["instances", "show", "order"].as_slice(), &why].concat());

@@ -1,5 +1,5 @@
-//! One suite for every store: SQLite and the model pass the same tests; what only a file can do
-//! wrong stands at the end.
+//! One test suite for every store: SQLite and the model pass the same tests. Tests that only a file needs are at the
+//! end.
 
 #![allow(
     clippy::unwrap_used,
@@ -168,7 +168,7 @@ async fn what_the_taker_runs_itself_is_not_lost_however_far_the_clock_jumps(benc
     let held = vec![(running.number, running.attempts)];
     assert!(bench.store.take_while_holding(9, held).await.unwrap().taken.is_empty());
     assert_eq!(bench.job(running.number).attempts, running.attempts);
-    // An earlier attempt of the same job is somebody else's.
+    // An earlier attempt of the same job has another lease.
     let older = vec![(running.number, running.attempts - 1)];
     assert_eq!(bench.store.take_while_holding(9, older).await.unwrap().taken.len(), 1);
 }
@@ -372,7 +372,7 @@ async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Be
     bench.deliver(&create("b")).await;
     assert_eq!((totals().oldest_job, totals().next_due), (Some(began), Some(began)));
     assert_eq!((totals().tries, totals().tries_ratio), (30, 0.25));
-    // What is refused has its answer, however often it is asked for.
+    // A refused callback has its answer for every repeat.
     let taken = bench.take(9).await;
     assert_eq!((taken.len(), totals().oldest_job, totals().next_due), (2, Some(began), None), "they run");
     bench.finish(&taken[0], refused()).await;
@@ -553,7 +553,7 @@ async fn a_reader_sees_what_is_committed_while_the_daemon_runs() {
     assert_eq!(reader.jobs(&all()).unwrap(), bench.jobs());
 }
 
-/// A database as the version 1 of the schema left it: SQL and rows as they were then.
+/// A database of version 1 of the schema: its SQL and rows.
 fn of_version_1() -> (tempfile::TempDir, std::path::PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("spid.db");
@@ -562,7 +562,7 @@ fn of_version_1() -> (tempfile::TempDir, std::path::PathBuf) {
     (folder, path)
 }
 
-/// Every column of every table, in order.
+/// All columns of all tables, in order.
 fn columns(path: &std::path::Path) -> Vec<(String, String)> {
     let connection = rusqlite::Connection::open(path).unwrap();
     let mut columns = connection
@@ -576,7 +576,7 @@ fn columns(path: &std::path::Path) -> Vec<(String, String)> {
     found.map(Result::unwrap).collect()
 }
 
-/// What stands in these columns, table by table.
+/// Values of these columns, by table.
 fn values(path: &std::path::Path, columns: &[(String, String)]) -> Vec<Vec<rusqlite::types::Value>> {
     let connection = rusqlite::Connection::open(path).unwrap();
     let read = |(table, column): &(String, String)| {
@@ -592,7 +592,7 @@ fn the_first_version_of_the_schema_is_history() {
     assert!(include_str!("../store_versions/1.sql").starts_with(include_str!("../../src/store/schema.sql")));
 }
 
-/// Before the new version is let at it, there is a copy, and the original is as it was.
+/// Before the new version opens it, there is a copy, and the original is unchanged.
 #[test]
 fn a_database_of_version_1_can_be_copied_before_it_is_brought_up_to_date() {
     let (folder, path) = of_version_1();
@@ -687,7 +687,7 @@ async fn a_backup_of_version_1_is_restored_into_a_database_of_today() {
     assert!(open(&path).await.is_ok());
 }
 
-/// The products whose hooks have a list of their own: one wait, and five.
+/// Products whose hooks have their own retry list: one wait, and five.
 fn lists() -> Schedules {
     let waits = |product: &str| match product {
         "short" => Some(Schedule::from_millis(vec![50_000])),
@@ -735,7 +735,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
     }
 }
 
-/// Who copies the file of a daemon that was stopped has everything; a log that stayed behind would be missed.
+/// A copy of the file of a stopped daemon has everything; a remaining log would be lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_was_closed_leaves_no_log_behind() {
     for _ in 0..20 {
@@ -743,7 +743,7 @@ async fn a_store_that_was_closed_leaves_no_log_behind() {
         let path = folder.path().join("spid.db");
         let clock = Clock::manual(start());
         let (store, closed) = Store::open(&path, StoreOptions::default(), clock).await.unwrap();
-        // Readers that were used are kept for the next who reads.
+        // Used readers are kept for the next query.
         let reads = (0..4).map(|_| {
             let store = store.clone();
             tokio::task::spawn_blocking(move || store.reader().totals().unwrap())

@@ -1,5 +1,5 @@
-//! Spans, from the real daemon to a collector over a real socket, decoded by the types of OpenTelemetry's own
-//! crate; and a collector that is not there, hangs or does not want them, which nobody may notice.
+//! Spans from the real daemon to a collector over a real socket, decoded with the types of OpenTelemetry's own crate.
+//! A collector that is missing, hangs or rejects spans must not affect the daemon.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -25,7 +25,7 @@ const CANARY: &str = "fake-canary-parameter-5T";
 const LETS_IN: &str = "Bearer fake-canary-collector-token-8W";
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// What a collector does with what it is sent.
+/// Behavior of a collector.
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
     Takes,
@@ -116,7 +116,7 @@ case "$SPID_ACTION" in
 esac
 "#;
 
-/// A daemon whose spans go there.
+/// A daemon that sends its spans to this address.
 fn home(collector: SocketAddr) -> Home {
     let home = Home::impatient(&HOOK.replace("PASSWORD", PASSWORD)).soon();
     std::fs::write(home.path("otlp-headers"), format!("authorization: {LETS_IN}\nx-tenant: acme\n")).unwrap();
@@ -147,7 +147,7 @@ fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
     spans.iter().filter(|span| span.name == name).collect()
 }
 
-/// What the document says may be told.
+/// Attributes that the document lists.
 fn documented() -> BTreeSet<String> {
     let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/logging.md")).unwrap();
     let rows =
@@ -227,7 +227,7 @@ fn a_collector_sees_requests_and_attempts_in_the_trace_of_their_job_and_nothing_
     assert_clean("the log", log.as_bytes(), &[CANARY, PASSWORD, KEY, &token, LETS_IN]);
 }
 
-/// A request that is refused before it costs anything, over and over.
+/// A request that is denied early, again and again.
 fn knock(daemon: &Daemon, times: usize) {
     let mut line = Line::open(daemon.address).unwrap();
     let text = get_text("/spi", "action=createInstance");
@@ -253,7 +253,7 @@ fn a_collector_that_hangs_costs_spans_and_nothing_else() {
     assert!(dropped(&daemon, "queue-full") > 0);
     let grown = memory_peak(daemon.pid()) - before;
     assert!(grown < 16 * 1024 * 1024, "{grown} bytes more");
-    // The flood was of what nobody has verified: there was room for the order.
+    // The flood was unverified, so there was room for the order.
     collector.set(Mood::Takes);
     until("the order's spans come", || (!named(&collector.spans(), "hook create").is_empty()).then_some(()));
     until("and its requests'", || (!named(&collector.spans(), "callback create").is_empty()).then_some(()));
@@ -277,7 +277,7 @@ fn what_a_collector_does_not_take_is_dropped_and_counted_until_it_does() {
     knock(&daemon, 3);
     daemon.wait_for_log("the collector takes spans again");
     until("one is counted as rejected", || (dropped(&daemon, "rejected") == 1).then_some(()));
-    // One it may take later is sent again.
+    // A batch that the collector may accept later is sent again.
     collector.set(Mood::Rejects(503));
     let refused = collector.bodies().len();
     let lost = dropped(&daemon, "undelivered");

@@ -1,5 +1,5 @@
-//! The hook author's test: it finds every mistake planted here, in one sentence that says which it is, and
-//! has nothing to say against hooks that are as they should be.
+//! The test kit for hook authors: it reports every planted fault in one correct sentence, and reports nothing for
+//! correct hooks.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -22,7 +22,7 @@ use spid_hook::callback::Action;
 use spid_hook::instance::{Instance, State};
 use tokio::task::yield_now;
 
-/// What a hook does wrong.
+/// Fault of a hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wrong {
     Nothing,
@@ -34,15 +34,15 @@ enum Wrong {
     FailsAgain,
     RefusesAgain,
     PendingAgain,
-    /// Looks whether the key is known, waits, then makes a tenant.
+    /// Checks if the key is known, waits, then creates a tenant.
     ChecksThenInserts,
-    /// The tenant first, then, after a wait, the note that it was made.
+    /// Creates the tenant first, waits, and then notes that it was created.
     NotesTooLate,
-    /// Marks the order as being worked on, and is confused by its own mark.
+    /// Marks the order as in work, and misreads its own mark later.
     Locks,
     OneIdForAll,
     TheIdZero,
-    /// Adds the difference, instead of setting what shall be.
+    /// Adds the difference, instead of setting the value.
     AddsSeats,
     ExpireDeletes,
     ReleaseForgets,
@@ -61,7 +61,7 @@ enum Wrong {
 
 #[derive(Default)]
 struct World {
-    /// By order: tenants, seats, whether they may be used.
+    /// By order: tenants, seats, and if they may be used.
     tenants: BTreeMap<String, Tenant>,
     answers: BTreeMap<String, (String, String)>,
     marked: BTreeSet<String>,
@@ -76,7 +76,7 @@ struct Tenant {
     frozen: bool,
 }
 
-/// A hook that is right but for what it is told to do wrong, with a wait wherever there could be one.
+/// A correct hook with the given faults, and a wait at every possible place.
 #[derive(Clone)]
 struct Hook {
     wrong: Wrong,
@@ -108,7 +108,7 @@ impl Hook {
         })
     }
 
-    /// Makes the tenant and keeps the answer, in one step.
+    /// Creates the tenant and stores the answer in one step.
     fn make(&self, instance: &Instance, key: &str) -> (String, String) {
         let wrong = self.wrong;
         self.with(|world| {
@@ -251,7 +251,7 @@ impl ProvisioningHook for Hook {
     }
 }
 
-/// The test as an author writes it who can look at what exists.
+/// The test of an author whose test can count what exists.
 fn check_of(hook: &Hook) -> Check {
     let (counting, looking) = (hook.clone(), hook.clone());
     Check::new(hook.clone())
@@ -271,7 +271,7 @@ async fn report_on(wrong: Wrong) -> Report {
     check_of(&Hook::new(wrong)).run().await
 }
 
-/// What is said of the first fault.
+/// Sentence about the first fault.
 fn first(report: &Report) -> (FindingKind, Action, &str) {
     let fault = report.faults().next().unwrap_or_else(|| panic!("nothing was found\n{report}"));
     (fault.kind, fault.action, &fault.sentence)
@@ -381,7 +381,7 @@ async fn a_race_between_check_and_insert_is_found_every_time() {
 async fn what_a_cut_attempt_leaves_behind_is_found() {
     let report = report_on(Wrong::NotesTooLate).await;
     let found = report.faults().filter(|fault| fault.section == "attempts cut short, then tried again");
-    // The crowd has met it before: the same thing twice would be told once.
+    // The concurrent calls have met it before, and the same fault is reported once.
     assert_eq!(found.count(), 0);
     assert!(report.sections.last().unwrap().faults > 0, "\n{report}");
 

@@ -1,5 +1,5 @@
-//! One row that cannot be read: of every table, each kind of column spoilt in one row. The real daemon starts on it,
-//! stops only what concerns the row, names it, and does everything else; also after `kill -9`.
+//! One unreadable row: each kind of column of every table, damaged in one row. The real daemon starts, stops only the
+//! order of that row, names the row, and does everything else, also after `kill -9`.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,7 +12,7 @@ use crate::support::daemon::{Daemon, Home, Params, SOON, create, renew, until};
 use rusqlite::Connection;
 use serde_json::Value;
 
-/// Fails the order `biz-bad`, hangs in `biz-hung`, until they are healed.
+/// Fails the order `biz-bad` and hangs in `biz-hung`, until a file repairs them.
 const HOOK: &str = r#"
 if [ ! -e healed ]; then
     case "$call" in
@@ -33,7 +33,8 @@ fn home() -> Home {
     home
 }
 
-/// A database in which one order is done, one waits for its retry, and one was running when the daemon was killed.
+/// A database with three orders: one is done, one waits for its retry, and one was running when the daemon was
+/// killed.
 fn lived() -> Home {
     let home = home();
     // On a busy machine a retry after one second could begin before the kill.
@@ -61,7 +62,7 @@ fn lived() -> Home {
     home
 }
 
-/// The same in a home of its own, its hooks healed.
+/// The same in another home, with repaired hooks.
 fn copy(of: &Home) -> Home {
     let home = home();
     for file in ["spid.db", "spid.db.key"] {
@@ -71,7 +72,7 @@ fn copy(of: &Home) -> Home {
     home
 }
 
-/// Changes rows as a disk or a program does that knows no schema: types and NOT NULL hold nothing back.
+/// Changes rows like a disk or a program without the schema: no check of types and NOT NULL applies.
 fn spoil(home: &Home, sql: &str) {
     let db = Connection::open(home.path("spid.db")).unwrap();
     db.execute_batch(
@@ -93,15 +94,15 @@ fn spoil(home: &Home, sql: &str) {
     .unwrap();
 }
 
-/// What is spoilt: the statement, and what names the row.
+/// The damage: the statement, and the text that names the row.
 struct Case {
     sql: &'static str,
     named: &'static str,
-    /// The order that goes on beside it.
+    /// The order beside it that continues.
     other: &'static str,
 }
 
-/// Where the order that waits is spoilt, the one that ran goes on; and the other way round.
+/// If the waiting order is damaged, the running one continues, and vice versa.
 const fn bad(sql: &'static str, named: &'static str) -> Case {
     Case { sql, named, other: "biz-hung" }
 }
@@ -139,7 +140,7 @@ fn check_commands(home: &Home, daemon: &Daemon) {
     assert!(daemon.admin("/metrics").contains("spid_jobs"));
 }
 
-/// Everything that does not concern the row is done.
+/// Everything that does not need the row is done.
 fn check_others(daemon: &Daemon, other: &str, round: usize) {
     let id = daemon.deliver_until_done(&create(&format!("biz-new-{round}"))).id();
     daemon.deliver_until_done(&renew(&id, "2031-01-01 00:00:00"));
@@ -186,7 +187,7 @@ fn check_all(cases: &[Case]) {
     });
 }
 
-/// Callback 2 and job 2 are the order's that waits, 3 the one's that ran.
+/// Callback 2 and job 2 belong to the waiting order, 3 to the running one.
 #[test]
 fn a_callback_that_cannot_be_read_stops_its_order_alone() {
     check_all(&[
@@ -262,7 +263,7 @@ fn a_row_of_what_stands_beside_orders_stops_none() {
     ]);
 }
 
-/// What a newer spid may have written is left as it is: it will be there again.
+/// Rows that a newer spid may have written stay unchanged.
 #[test]
 fn what_a_newer_spid_wrote_is_skipped_and_not_held() {
     let template = lived();
@@ -296,7 +297,7 @@ fn what_a_newer_spid_wrote_is_skipped_and_not_held() {
     }
 }
 
-/// The whole way: held and named, mended by hand, retried, done.
+/// The complete repair: held and named, repaired by hand, retried, done.
 #[test]
 fn an_order_is_done_once_its_row_is_mended() {
     let template = lived();
@@ -310,7 +311,7 @@ fn an_order_is_done_once_its_row_is_mended() {
     daemon.wait_for_log("held: row 2 of table `callback` cannot be read: `body`");
     let held = home.list(&["held", "list"]).into_iter().find(|row| row["kind"] == "held-job").unwrap();
     assert!(held["reason"].as_str().unwrap().contains("row 2 of table `callback`"), "{held}");
-    // The marketplace is told to call again, and nothing is claimed.
+    // The marketplace is told to call again, and no success is reported.
     assert_eq!(daemon.deliver(&create("biz-bad")).id(), "0");
     assert!(!daemon.deliver(&Params::new("expiredInstance").with("orderBizId", "biz-bad")).is_success());
     let db = Connection::open(home.path("spid.db")).unwrap();
@@ -323,7 +324,7 @@ fn an_order_is_done_once_its_row_is_mended() {
     daemon.stop();
 }
 
-/// A name that leads nowhere or is gone is not free: its order must not be done a second time.
+/// A name that leads nowhere or is missing is not free: its order must not run a second time.
 #[test]
 fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
     let template = lived();
@@ -347,7 +348,7 @@ fn an_order_whose_name_cannot_be_read_is_not_done_twice() {
     }
 }
 
-/// The number of a new row: whatever became of the count of those before, or of one of them.
+/// Number of a new row, for any damage to the counter or to the rows before.
 #[test]
 fn a_number_that_is_lost_or_has_no_next_stops_no_new_order() {
     check_all(&[

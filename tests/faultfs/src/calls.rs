@@ -1,8 +1,8 @@
-//! The calls that are stood in for.
+//! The replaced C library calls.
 //!
-//! Each makes the system call itself, so that nothing has to be looked up and nothing can recurse
-//! through the C library. `open` is variadic in C; on the 64-bit Linux ABIs a third argument that was
-//! not passed is read as rubbish and, as in the kernel, not looked at unless a file is made.
+//! Each makes the system call itself, so it needs no symbol lookup and cannot recurse through the C library. `open`
+//! is variadic in C. On the 64-bit Linux ABIs a missing third argument is read as garbage. As in the kernel, it is
+//! not used unless a file is created.
 
 use std::cell::Cell;
 use std::ffi::{CStr, OsStr};
@@ -18,11 +18,11 @@ use crate::control::{self, Kind, Verdict};
 use crate::disk::{self, Disk, Watched};
 
 thread_local! {
-    /// Set while we use files ourselves: our own calls come by here, too.
+    /// Set while this library uses files itself, because its own calls also come here.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `ours` unless we are inside already.
+/// Runs `ours`, unless the call comes from this library.
 fn outside<T>(ours: impl FnOnce() -> Option<T>) -> Option<T> {
     if INSIDE.replace(true) {
         return None;
@@ -38,7 +38,7 @@ fn fail(error: c_int) -> c_long {
     -1
 }
 
-/// Judges a call on a watched file, makes it, and keeps account of it.
+/// Applies the rules to a call on a watched file, makes the call, and records its effect.
 fn judged(kind: Kind, call: impl FnOnce() -> c_long, account: impl FnOnce(c_long)) -> c_long {
     let verdict = control::judge(kind);
     let done = match verdict {
@@ -52,7 +52,7 @@ fn judged(kind: Kind, call: impl FnOnce() -> c_long, account: impl FnOnce(c_long
     done
 }
 
-/// As [`judged`], for a call on an open file; passes by when it is not watched.
+/// Like [`judged`], for a call on an open file. Files that are not watched pass unchanged.
 fn on_file(
     kind: Kind,
     descriptor: c_int,
@@ -76,17 +76,17 @@ unsafe fn watched(path: *const c_char) -> Option<Watched> {
     if path.is_null() {
         return None;
     }
-    // SAFETY: the caller promises it.
+    // SAFETY: the caller guarantees it.
     disk::place()?.watched(Path::new(OsStr::from_bytes(unsafe { CStr::from_ptr(path) }.to_bytes())))
 }
 
 /// # Safety
 /// As `openat`.
 unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: the caller's arguments, as they came.
+    // SAFETY: the caller's arguments, unchanged.
     let call = || unsafe { libc::syscall(libc::SYS_openat, folder, path, flags, mode as c_uint) };
     let ours = outside(|| {
-        // SAFETY: the caller promises it.
+        // SAFETY: the caller guarantees it.
         let on = unsafe { watched(path) }?;
         let mut disk = disk::disk()?;
         match on {
@@ -114,7 +114,7 @@ unsafe fn open_at(folder: c_int, path: *const c_char, flags: c_int, mode: mode_t
 /// As in C.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    // SAFETY: the caller's arguments, as they came; so in all functions below.
+    // SAFETY: the caller's arguments, unchanged; the same holds in all functions below.
     unsafe { open_at(libc::AT_FDCWD, path, flags, mode) }
 }
 
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn close(descriptor: c_int) -> c_int {
         return call() as c_int;
     }
     let ours = outside(|| {
-        // Forgotten first: another thread may get the number as soon as it is free.
+        // Forget it first: another thread may get the number as soon as it is free.
         disk::disk()?.closed(descriptor);
         Some(call())
     });
@@ -190,14 +190,14 @@ pub unsafe extern "C" fn pread64(
     unsafe { pread(descriptor, buffer, count, at) }
 }
 
-/// Where the next `write` goes, once `written` bytes have gone.
+/// Position of the next `write`, after `written` bytes were written.
 fn position_before(descriptor: c_int, written: c_long) -> u64 {
     // SAFETY: no memory is touched.
     let now = unsafe { libc::lseek(descriptor, 0, libc::SEEK_CUR) };
     u64::try_from(now - written).unwrap_or(0)
 }
 
-/// A write to where the file stands, or to a connection.
+/// A write at the position of the file, or to a connection.
 fn write_here(descriptor: c_int, call: impl Fn() -> c_long) -> c_long {
     let done = outside(|| is_tcp(descriptor).then(|| judged(Kind::Reply, &call, |_| {})));
     done.unwrap_or_else(|| {
@@ -210,7 +210,7 @@ fn write_here(descriptor: c_int, call: impl Fn() -> c_long) -> c_long {
 fn is_tcp(descriptor: c_int) -> bool {
     let mut domain: c_int = 0;
     let mut length = size_of::<c_int>() as socklen_t;
-    // SAFETY: both addresses are of the sizes that are named; errno is put back for the caller.
+    // SAFETY: both addresses have the given sizes; errno is restored for the caller.
     let answered = unsafe {
         let before = *libc::__errno_location();
         let domain: *mut c_int = &mut domain;
@@ -350,7 +350,7 @@ pub extern "C" fn ftruncate(descriptor: c_int, length: off_t) -> c_int {
     // SAFETY: no memory is touched.
     let call = || unsafe { libc::syscall(libc::SYS_ftruncate, descriptor, length) };
     on_file(Kind::Truncate, descriptor, call, |disk, name, _| {
-        // The length is metadata of the file; its last page stands for it.
+        // The length is metadata of the file; the last page represents it.
         disk.written(name, length.unsigned_abs().saturating_sub(1), 1);
     }) as c_int
 }
@@ -404,7 +404,7 @@ pub unsafe extern "C" fn clock_gettime(clock: clockid_t, time: *mut timespec) ->
         return done;
     }
     if let Some(offset) = outside(|| Some(control::clock_offset_ms())) {
-        // SAFETY: the kernel has just written there.
+        // SAFETY: the kernel has just written to this address.
         let time = unsafe { &mut *time };
         let nanos = i128::from(time.tv_sec) * 1_000_000_000 + i128::from(time.tv_nsec);
         let shifted = nanos + i128::from(offset) * 1_000_000;

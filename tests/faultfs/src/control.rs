@@ -1,4 +1,4 @@
-//! What is to fail, and how often everything was called.
+//! Failure rules, and counters of all calls.
 
 use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 const WORDS: usize = 128;
 
-/// What is counted, in the order of the control file.
+/// Counted calls, in the order of the control file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Open,
@@ -33,10 +33,10 @@ const KINDS: [(&str, Kind); 8] = [
 const KILL_BEFORE: u64 = 10_000;
 const KILL_AFTER: u64 = 10_001;
 const LIE: u64 = 10_002;
-/// So many milliseconds are added to this.
+/// Adds this delay in milliseconds.
 const SLOW: u64 = 20_000;
 
-/// What becomes of one call.
+/// Effect on one call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Pass,
@@ -46,7 +46,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    /// To be called when the call has been made.
+    /// To be called after the call was made.
     pub(crate) fn after(self) {
         if self == Verdict::KillAfter {
             die();
@@ -56,7 +56,7 @@ impl Verdict {
 
 static OWN: [AtomicU64; WORDS] = [const { AtomicU64::new(0) }; WORDS];
 
-/// The shared words, or our own when nobody shares any.
+/// The shared words, or private ones if no test shares any.
 fn words() -> &'static [AtomicU64] {
     static WORDS_ONCE: OnceLock<&'static [AtomicU64]> = OnceLock::new();
     WORDS_ONCE.get_or_init(|| {
@@ -77,7 +77,7 @@ fn map(path: std::ffi::OsString) -> Option<&'static [AtomicU64]> {
     if file.metadata().ok()?.len() < (WORDS * 8) as u64 {
         return None;
     }
-    // SAFETY: a new mapping of a file that is at least this long; nobody else has its address.
+    // SAFETY: a new mapping of a file of at least this length; its address is used only here.
     let address = unsafe {
         libc::mmap(
             std::ptr::null_mut(),
@@ -91,7 +91,7 @@ fn map(path: std::ffi::OsString) -> Option<&'static [AtomicU64]> {
     if address == libc::MAP_FAILED {
         return None;
     }
-    // SAFETY: mapped for as long as the process lives, aligned to a page, and only used atomically.
+    // SAFETY: mapped for the lifetime of the process, aligned to a page, and only used atomically.
     Some(unsafe { std::slice::from_raw_parts(address.cast::<AtomicU64>(), WORDS) })
 }
 
@@ -125,7 +125,7 @@ fn base(kind: Kind) -> usize {
     8 + 8 * kind as usize
 }
 
-/// Counts a call and says what becomes of it. Does not return where the process dies before it.
+/// Counts a call and returns its effect. Does not return if the process dies before the call.
 pub(crate) fn judge(kind: Kind) -> Verdict {
     let words = words();
     let base = base(kind);
@@ -148,12 +148,12 @@ pub(crate) fn judge(kind: Kind) -> Verdict {
     }
 }
 
-/// What is added to the wall clock, in milliseconds.
+/// Offset of the wall clock, in milliseconds.
 pub(crate) fn clock_offset_ms() -> i64 {
     words()[0].load(Ordering::SeqCst).cast_signed()
 }
 
-/// The end, as sudden as that of `kill -9`.
+/// Ends the process like `kill -9`.
 pub(crate) fn die() -> ! {
     loop {
         // SAFETY: no memory is touched.

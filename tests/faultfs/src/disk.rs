@@ -1,4 +1,4 @@
-//! Which files are watched, and what a power cut would leave of them.
+//! Watched files, and their state after a power failure.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -10,28 +10,28 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 const PAGE: u64 = 4096;
 
-/// What a descriptor is open on.
+/// File of a descriptor.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Watched {
     File(String),
     Folder,
 }
 
-/// Where the watched files are.
+/// Paths of the watched files.
 pub(crate) struct Place {
     folder: PathBuf,
     prefix: String,
 }
 
-/// Everything else there is to know; one lock over it, held during every change to a watched file.
+/// All other state, behind one lock, which is held during every change to a watched file.
 pub(crate) struct Disk {
     place: &'static Place,
     open: HashMap<i32, Watched>,
     synced: Option<Synced>,
 }
 
-/// Which descriptors are watched. Asked before the lock is taken, so that a child between `fork` and
-/// `exec`, for which the lock may be held for ever, passes by.
+/// Watched descriptors. They are checked before the lock is taken. Between `fork` and `exec` the lock may be held
+/// forever in a child, and the child must pass.
 static WATCHED: [AtomicBool; 4096] = [const { AtomicBool::new(false) }; 4096];
 
 pub(crate) fn is_watched(descriptor: i32) -> bool {
@@ -42,7 +42,7 @@ fn flag(descriptor: i32) -> Option<&'static AtomicBool> {
     WATCHED.get(usize::try_from(descriptor).ok()?)
 }
 
-/// `None` when nothing is to be watched.
+/// `None` if no file is watched.
 pub(crate) fn place() -> Option<&'static Place> {
     static PLACE: OnceLock<Option<Place>> = OnceLock::new();
     let place = PLACE.get_or_init(|| {
@@ -54,7 +54,7 @@ pub(crate) fn place() -> Option<&'static Place> {
 }
 
 impl Place {
-    /// What `path` is to us. Only absolute paths are: that is how the process under test names them.
+    /// Meaning of `path`. Only absolute paths count, because the process under test uses them.
     pub(crate) fn watched(&self, path: &Path) -> Option<Watched> {
         if path == self.folder {
             return Some(Watched::Folder);
@@ -65,14 +65,14 @@ impl Place {
     }
 }
 
-/// What would be left: `folder` itself holds it. `pending/` below it holds the synced contents of
-/// files whose names are not safe yet.
+/// State after a power failure, in `folder`. `pending/` below it has the synced contents of files whose names are not
+/// synced yet.
 struct Synced {
     folder: PathBuf,
     dirty: HashMap<String, BTreeSet<u64>>,
 }
 
-/// The disk, locked; `None` when nothing is to be watched.
+/// The locked disk. `None` if no file is watched.
 pub(crate) fn disk() -> Option<MutexGuard<'static, Disk>> {
     static DISK: OnceLock<Option<Mutex<Disk>>> = OnceLock::new();
     let disk = DISK.get_or_init(|| Some(Mutex::new(Disk::new(place()?)))).as_ref()?;
@@ -132,7 +132,7 @@ impl Disk {
         }
     }
 
-    /// The sync failed: what it was to write is lost, and counts as written.
+    /// The sync failed: its data is lost, and counts as written.
     pub(crate) fn lost(&mut self, on: &Watched) {
         if let (Watched::File(name), Some(synced)) = (on, &mut self.synced) {
             synced.dirty.remove(name);
@@ -162,7 +162,7 @@ fn names(folder: &Path, prefix: &str) -> io::Result<Vec<String>> {
 }
 
 impl Synced {
-    /// What an earlier process left may still be on its way.
+    /// Data of an earlier process may still be in flight.
     fn new(folder: PathBuf, place: &Place) -> Synced {
         let mut synced = Synced { folder, dirty: HashMap::new() };
         let _ = fs::create_dir_all(synced.pending());
@@ -204,7 +204,7 @@ impl Synced {
         to.set_len(length)
     }
 
-    /// Makes every name safe, with what was synced of the file behind it.
+    /// Makes every name durable, with the synced content of its file.
     fn sync_folder(&mut self, place: &Place) -> io::Result<()> {
         let real = names(&place.folder, &place.prefix)?;
         for name in &real {

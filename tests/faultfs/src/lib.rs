@@ -1,17 +1,17 @@
-//! A disk, a clock and a power plug that fail when a test says so.
+//! A disk, a clock and a power supply that fail when a test requests it.
 //!
-//! A shared library for `LD_PRELOAD` on Linux. It stands between a process and its C library, counts
-//! what the process does to the files of one database, and makes chosen calls fail. The process under
-//! test is the real one; nothing in it knows of this.
+//! A shared library for `LD_PRELOAD` on Linux. It is between a process and its C library, counts the process's calls
+//! on the files of one database, and makes selected calls fail. The process under test is the real one and does not
+//! know of this.
 //!
 //! # Environment
 //!
 //! | variable | meaning |
 //! |---|---|
-//! | `FAULTFS_PATH` | the database, absolute and without symbolic links; every file whose path begins so is watched: `spid.db`, `-wal`, `-shm`, `.key`, `.lock`. Without it nothing happens. |
-//! | `FAULTFS_RULES` | what fails, from the start: rules separated by `;` |
+//! | `FAULTFS_PATH` | the database, absolute and without symbolic links; every file whose path begins with it is watched: `spid.db`, `-wal`, `-shm`, `.key`, `.lock`. Without it nothing happens. |
+//! | `FAULTFS_RULES` | the rules from the start, separated by `;` |
 //! | `FAULTFS_CONTROL` | a file of at least 1024 bytes, shared with the test, which may read the counts and change the rules and the clock while the process runs |
-//! | `FAULTFS_SYNCED` | a folder: keeps what would be left if the power went now |
+//! | `FAULTFS_SYNCED` | a folder with the state after a power failure at this moment |
 //!
 //! # Rules
 //!
@@ -26,24 +26,23 @@
 //!   `reply 1 kill-before` is "after the commit, before the reply". `lie`: a `sync` succeeds and has
 //!   synced nothing. `slow-10`: it takes ten milliseconds longer.
 //!
-//! One rule a kind; a later one takes the place of an earlier.
+//! There is one rule per kind; a later rule replaces an earlier one.
 //!
 //! # The control file
 //!
-//! Words of 64 bits in the machine's order. Word 0: what is added to the wall clock, in milliseconds,
-//! signed. For kind number k (in the order above), from word 8 + 8k: calls so far, first number that
-//! fails (0: none), last number that fails, effect (an error number, 10000 kill-before, 10001
-//! kill-after, 10002 lie, 20000 and more slow by the rest in milliseconds), how often it has failed.
+//! Words of 64 bits in native byte order. Word 0 is the offset of the wall clock in milliseconds, signed. Kind number
+//! k (in the order above) begins at word 8 + 8k: calls so far, first number that fails (0: none), last number that
+//! fails, effect, and number of failures. The effect is an error number, 10000 kill-before, 10001 kill-after, 10002
+//! lie, or 20000 and more: slow by the rest in milliseconds.
 //!
-//! # What a power cut leaves
+//! # State after a power failure
 //!
-//! What was written and not synced is gone; so is a name whose folder was not synced after the file
-//! was made or renamed. `FAULTFS_SYNCED` is that state, brought forward at each sync; after the
-//! process is dead the test puts it back (all of it, or a mixture with what was on its way). A sync
-//! that fails loses the pages it was to write for good, as Linux does: they count as clean although
-//! they never reached the disk. The shared-memory file (`-shm`) is memory, and no part of it.
+//! Written and unsynced data is gone. So is a name whose folder was not synced after the file was created or renamed.
+//! `FAULTFS_SYNCED` is that state, updated at each sync. After the process is dead, the test restores it, completely
+//! or mixed with the data in flight. A sync that fails loses its pages permanently, as on Linux: they count as clean
+//! although they never reached the disk. The shared-memory file (`-shm`) is memory, and not a part of it.
 //!
-//! No real sync is ever made: the process may be killed, but the machine will not be.
+//! The library never makes a real sync: the process may be killed, but the machine keeps running.
 
 mod calls;
 mod control;

@@ -1,5 +1,5 @@
-//! What the tests of the lifecycle share: a store with a clock that stands still, and short words
-//! for callbacks. Every behaviour is tested on SQLite and on the model alike.
+//! Test bench for the lifecycle: a store with a manual clock, and short functions for callbacks. Every behavior is
+//! tested on SQLite and on the model.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use spid_hook::time::Clock;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
-/// Makes a test for each backend out of every function.
+/// Generates one test per backend from every function.
 macro_rules! on_both_backends {
     ($($(#[$meta:meta])* async fn $name:ident($bench:ident: &Bench) $body:block)*) => {$(
         mod $name {
@@ -45,17 +45,17 @@ pub(crate) use on_both_backends;
 
 pub(crate) const ACCOUNT: &str = "acme";
 
-/// When every test begins.
+/// Start of every test.
 pub(crate) fn start() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
 }
 
-/// Days after the beginning.
+/// Days after the start.
 pub(crate) fn day(days: i64) -> Timestamp {
     start().checked_add(SignedDuration::from_hours(24 * days)).unwrap()
 }
 
-/// A store, its clock, and the folder it lives in.
+/// A store, its clock, and its folder.
 pub(crate) struct Bench {
     pub(crate) store: Store,
     pub(crate) clock: Clock,
@@ -63,8 +63,8 @@ pub(crate) struct Bench {
     closed: Closed,
 }
 
-/// Waits in whole seconds whose jitter never crosses a half minute, so that a test which moves its
-/// clock by half minutes does not see it.
+/// Waits in whole seconds whose jitter never crosses half a minute. A test that moves its clock by half minutes is
+/// not affected.
 pub(crate) fn steady_schedule() -> Schedule {
     Schedule::from_millis(vec![50_000, 100_000, 190_000])
 }
@@ -90,7 +90,7 @@ impl Bench {
         Bench { store, clock, folder: None, closed }
     }
 
-    /// Stops the store and leaves the folder.
+    /// Stops the store and keeps the folder.
     pub(crate) async fn stop(self) -> (Option<TempDir>, Clock) {
         drop(self.store);
         self.closed.wait().await;
@@ -107,7 +107,7 @@ impl Bench {
         self.clock.advance(SignedDuration::from_secs(seconds));
     }
 
-    /// Moves the clock to `days` after the beginning.
+    /// Sets the clock to `days` after the start.
     pub(crate) fn go_to_day(&self, days: i64) {
         self.clock.advance(day(days).duration_since(self.clock.now()));
     }
@@ -135,12 +135,12 @@ impl Bench {
         self.store.accept(acceptance).await.unwrap()
     }
 
-    /// Accepts, and answers at once with what is true then.
+    /// Accepts a callback, and answers at once with the current result.
     pub(crate) async fn deliver(&self, callback: &Callback) -> Outcome {
         answer_now(self.accept(callback).await)
     }
 
-    /// Accepts, lets the hook do everything that is due, and answers then.
+    /// Accepts a callback, lets the hook do everything that is due, and then answers.
     pub(crate) async fn complete(&self, callback: &Callback) -> Outcome {
         match self.accept(callback).await.reply {
             Reply::Now(outcome) => outcome,
@@ -151,7 +151,7 @@ impl Bench {
         }
     }
 
-    /// As [`Bench::complete`], and it must be a success.
+    /// Like [`Bench::complete`], but it must succeed.
     pub(crate) async fn done(&self, callback: &Callback) -> Outcome {
         let outcome = self.complete(callback).await;
         assert!(outcome.is_success(), "{:?}: {outcome:?}", callback.action);
@@ -162,7 +162,7 @@ impl Bench {
         self.store.take(limit).await.unwrap().taken
     }
 
-    /// Takes the one job that must be due.
+    /// Leases the only due job.
     pub(crate) async fn take_one(&self) -> LeasedJob {
         let mut taken = self.take(2).await;
         assert_eq!(taken.len(), 1, "due: {taken:#?}");
@@ -177,7 +177,7 @@ impl Bench {
         self.finish(taken, done()).await
     }
 
-    /// The hook does everything that is due.
+    /// Lets the hook do everything that is due.
     pub(crate) async fn run_due(&self) {
         loop {
             let taken = self.take(16).await;
@@ -190,7 +190,7 @@ impl Bench {
         }
     }
 
-    /// Takes the one due job, and the hook fails until it is dead.
+    /// Leases the only due job, and lets the hook fail until the job is dead.
     pub(crate) async fn run_to_death(&self) -> JobRow {
         loop {
             let taken = self.take_one().await;
@@ -230,8 +230,8 @@ impl Bench {
         self.jobs().into_iter().find(|job| job.number == number).unwrap()
     }
 
-    /// Checks in SQLite's file that exactly those live jobs are marked as blocked that stand behind another live
-    /// one of their instance's lane.
+    /// Checks in SQLite's file that exactly the live jobs behind another live job of their instance are marked as
+    /// blocked.
     pub(crate) fn check_blocked(&self) {
         let path = self.folder.as_ref().unwrap().path().join("spid.db");
         let db = rusqlite::Connection::open(path).unwrap();
@@ -247,7 +247,7 @@ impl Bench {
         }
     }
 
-    /// The one instance there must be.
+    /// The only instance.
     pub(crate) fn only(&self) -> Instance {
         let mut instances = self.instances();
         assert_eq!(instances.len(), 1, "{instances:#?}");
@@ -259,12 +259,12 @@ impl Bench {
     }
 }
 
-/// Every row.
+/// All rows.
 pub(crate) fn all() -> Filter {
     Filter { limit: 10_000, ..Filter::default() }
 }
 
-/// The answer, if it is given at once; who would have to wait leaves.
+/// The answer, if it is given at once. A waiter is dropped.
 pub(crate) fn answer_now(receipt: Receipt) -> Outcome {
     match receipt.reply {
         Reply::Now(outcome) => outcome,
@@ -272,7 +272,7 @@ pub(crate) fn answer_now(receipt: Receipt) -> Outcome {
     }
 }
 
-/// The waiter a receipt must hold.
+/// The waiter of a receipt. It must exist.
 pub(crate) fn waiter(receipt: Receipt) -> ResultWaiter {
     match receipt.reply {
         Reply::Wait(waiting) => waiting,
@@ -280,7 +280,7 @@ pub(crate) fn waiter(receipt: Receipt) -> ResultWaiter {
     }
 }
 
-/// What a waiter has heard by now.
+/// Result that a waiter has received so far.
 pub(crate) async fn heard(waiting: ResultWaiter) -> Outcome {
     waiting.until(Instant::now()).await
 }
@@ -305,7 +305,7 @@ pub(crate) fn refused() -> Ending {
     Ending::Refused { reason: "not to this buyer".into() }
 }
 
-/// Where a finish that was kept left the job.
+/// State of the job after a stored result.
 pub(crate) fn state_of(finished: &Finished) -> schedule::JobState {
     match finished {
         Finished::Kept { state, .. } => *state,
@@ -313,7 +313,7 @@ pub(crate) fn state_of(finished: &Finished) -> schedule::JobState {
     }
 }
 
-/// The id a success told.
+/// The id of a success.
 pub(crate) fn told_id(outcome: &Outcome) -> Option<&str> {
     match outcome {
         Outcome::Applied { instance_id, .. } => instance_id.as_deref(),
@@ -349,12 +349,12 @@ pub(crate) fn renew(biz: &str, order: &str, until: Timestamp) -> Callback {
     Callback { order_id, expires_on: expiry(until), ordered: true, ..about(Action::Renew, biz) }
 }
 
-/// A renewal taken back: whatever stands in it, nothing tells one from the next.
+/// A refund of a renewal. Its content does not distinguish it from the next one.
 pub(crate) fn refund_renew(biz: &str, order: &str, until: Timestamp) -> Callback {
     Callback { order_id: Some(order.into()), expires_on: expiry(until), ..about(Action::RefundRenew, biz) }
 }
 
-/// A change of the SKU; the international site sends no order with it.
+/// A change of the SKU. The international site sends no order with it.
 pub(crate) fn upgrade(biz: &str, sku: &str) -> Callback {
     Callback { sku: Some(sku.into()), ..about(Action::Upgrade, biz) }
 }
@@ -364,7 +364,7 @@ pub(crate) fn expire(biz: &str) -> Callback {
     about(Action::Expire, biz)
 }
 
-/// Given up for good.
+/// A release.
 pub(crate) fn release(biz: &str) -> Callback {
     about(Action::Release, biz)
 }
@@ -374,7 +374,7 @@ pub(crate) fn payment(biz: &str, request: &str) -> Callback {
     Callback { request_id: Some(request.into()), ..about(Action::Payment, biz) }
 }
 
-/// A buyer at the door, at this instant.
+/// A sign-on of a buyer, at this instant.
 pub(crate) fn sign_on(biz: &str, sent_at: Timestamp) -> Callback {
     let parameters = BTreeMap::from([("timeStamp".to_owned(), sent_at.to_string())]);
     Callback {

@@ -1,6 +1,5 @@
-//! A real browser, driven over its DevTools protocol. The two ends of the protocol are the child's own
-//! standard input and output (`--remote-debugging-pipe` on file descriptors 3 and 4), so there is no port
-//! and no library: messages are JSON, each ends with a zero byte.
+//! A real browser, controlled over its DevTools protocol through a pipe (`--remote-debugging-pipe` on file
+//! descriptors 3 and 4). So there is no port and no library: messages are JSON, and each ends with a zero byte.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +15,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// How long anything may take that does happen.
+/// Maximum wait for an event that must come.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A browser with one page.
@@ -69,7 +68,7 @@ impl Chromium {
         browser
     }
 
-    /// Asks the browser for something.
+    /// Sends a command to the browser.
     pub(crate) fn call(&mut self, method: &str, params: &Value) -> Value {
         self.asked += 1;
         let mut message = json!({"id": self.asked, "method": method, "params": params});
@@ -91,18 +90,18 @@ impl Chromium {
         self.heard.recv_timeout(PATIENCE).unwrap()
     }
 
-    /// How often the browser has reported this.
+    /// Number of events of this kind so far.
     pub(crate) fn count(&self, event: &str) -> usize {
         self.events.iter().filter(|value| value["method"] == event).count()
     }
 
-    /// What a page complained about: broken rules of its content policy, above all.
+    /// Errors of a page, above all violations of its content policy.
     pub(crate) fn complaints(&self) -> Vec<String> {
         let logged = self.events.iter().filter(|value| value["method"] == "Log.entryAdded");
         logged.map(|value| value["params"]["entry"]["text"].to_string()).collect()
     }
 
-    /// Does something that leads to a page, and waits until it is there.
+    /// Does an action that leads to a page, and waits for the page.
     fn loading(&mut self, work: impl FnOnce(&mut Chromium)) {
         let before = self.count("Page.loadEventFired");
         work(self);
@@ -119,7 +118,7 @@ impl Chromium {
         });
     }
 
-    /// What a script says that the test itself brings.
+    /// Result of a script of the test.
     pub(crate) fn evaluate(&mut self, script: &str) -> Value {
         let params = json!({"expression": script, "returnByValue": true});
         let answer = self.call("Runtime.evaluate", &params);
@@ -127,12 +126,12 @@ impl Chromium {
         answer["result"]["value"].clone()
     }
 
-    /// What a person reads.
+    /// Visible text of the page.
     pub(crate) fn text(&mut self) -> String {
         self.evaluate("document.body.innerText").as_str().unwrap().to_owned()
     }
 
-    /// Presses the mouse on the first visible element that this selector finds and that has this text.
+    /// Clicks the first visible element with this selector and this text.
     pub(crate) fn click(&mut self, selector: &str, text: &str) {
         let script = format!(
             "(() => {{ const found = [...document.querySelectorAll({})].find(it => it.textContent.includes({}) && it.getClientRects().length); if (!found) return null; found.scrollIntoView({{block: 'center'}}); const at = found.getBoundingClientRect(); return [at.x + at.width / 2, at.y + at.height / 2]; }})()",
@@ -148,18 +147,18 @@ impl Chromium {
         }
     }
 
-    /// The same, where it leads to another page.
+    /// Clicks an element that leads to another page.
     pub(crate) fn follow(&mut self, selector: &str, text: &str) {
         self.loading(|browser| browser.click(selector, text));
     }
 
-    /// Types into the field that this selector finds.
+    /// Types into the field with this selector.
     pub(crate) fn write(&mut self, selector: &str, text: &str) {
         self.click(selector, "");
         self.call("Input.insertText", &json!({"text": text}));
     }
 
-    /// A screen of this width and height, light or dark.
+    /// Sets width and height of the screen, and light or dark mode.
     pub(crate) fn look_at(&mut self, width: u32, height: u32, scheme: &str) {
         let screen = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600});
         self.call("Emulation.setDeviceMetricsOverride", &screen);
@@ -167,7 +166,7 @@ impl Chromium {
         self.call("Emulation.setEmulatedMedia", &media);
     }
 
-    /// A picture of the page, as base64, where the person who runs the test wants pictures.
+    /// Takes a screenshot of the page, as base64.
     pub(crate) fn picture(&mut self) -> String {
         let picture = self.call("Page.captureScreenshot", &json!({"format": "png"}));
         picture["data"].as_str().unwrap().to_owned()

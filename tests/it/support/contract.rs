@@ -1,4 +1,4 @@
-//! What the tests of hooks hold calls and answers against: our schemas, read by somebody else's validator.
+//! The schemas of hooks, checked with another implementation of JSON Schema.
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use jsonschema::Validator;

@@ -1,7 +1,7 @@
-//! The real daemon as a process of its own: over a real socket, with real files, killed for real.
+//! The real daemon as a separate process, with a real socket, real files, and real kills.
 //!
-//! Nothing here uses spid's own code. The token is computed by hand and the client speaks plain
-//! HTTP, so that a mistake in the signing or the parsing cannot cancel itself out.
+//! Nothing here uses spid's own code. The token is computed by hand and the client speaks plain HTTP, so an error in
+//! the signing or the parsing cannot cancel itself out.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,15 +24,15 @@ use md5::{Digest, Md5};
 use rusqlite::{Connection, OpenFlags};
 use serde_json::Value;
 
-/// The key of every endpoint. It must come out nowhere.
+/// Key of every endpoint. It must not appear in any output.
 pub(crate) const KEY: &str = "fake-canary-isv-key-7Q";
-/// The initial password hooks answer with. It may come out in the answer to a create.
+/// Initial password in the answers of hooks. It may appear only in the answer to a create.
 pub(crate) const PASSWORD: &str = "fake-canary-initial-password-9Z";
 
-/// How long anything may take that does happen. Nobody waits that long unless something is broken.
+/// Maximum wait for an event that must come. Only a broken program needs that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks again and again until there is an answer.
+/// Repeats the question until there is an answer.
 pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -44,7 +44,7 @@ pub(crate) fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Runs a program to its end. One that does not end in time is killed, and the test fails.
+/// Runs a program to its end. If it does not end in time, it is killed, and the test fails.
 pub(crate) fn output_of(mut command: Command) -> Output {
     const LONGEST: Duration = Duration::from_secs(300);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -71,9 +71,9 @@ pub(crate) fn output_of(mut command: Command) -> Output {
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
-/// What every hook script begins with. It finds itself in the test's folder, with the call in `$call`
-/// and in a file named after action, key and attempt. `calls` has a line for every begin and end;
-/// `wait_for NAME` waits until the test has opened that gate (or is over).
+/// First lines of every hook script. The script runs in the test's folder, with the call in `$call` and in a file
+/// named after action, key and attempt. `calls` has a line for every begin and end. `wait_for NAME` waits until the
+/// test has opened that gate, or has ended.
 const PROLOGUE: &str = r#"
 call=$(cat)
 printf '%s' "$call" > "call-$SPID_ACTION-$SPID_IDEMPOTENCY_KEY-$SPID_ATTEMPT.json"
@@ -85,13 +85,13 @@ trap 'say end' EXIT
 trap '' PIPE
 "#;
 
-/// The hook that does everything at once and calls the instance after the key.
+/// A hook that does everything at once and names the instance after the key.
 pub(crate) const QUICK: &str = r#"printf '{"instance_id":"%s"}' "$(fake_id)""#;
 
-/// The ordinary schedule but for its first wait, which would be 5 s: for a test that waits for it.
+/// The default schedule with a shorter first wait instead of 5 s, for tests that wait for it.
 pub(crate) const SOON: &str = r#"retry = ["1s", "30s", "2m", "10m", "30m", "1h", "2h", "4h", "8h"]"#;
 
-/// A folder with a configuration, a key, and the database a daemon will make.
+/// A folder with a configuration, a key, and the database of the daemon.
 pub(crate) struct Home {
     folder: tempfile::TempDir,
 }
@@ -106,12 +106,12 @@ pub(crate) struct HookLine {
 }
 
 impl Home {
-    /// With an exec hook that is this script.
+    /// A home with this script as its exec hook.
     pub(crate) fn with_hook(script: &str) -> Home {
         Home::configured(script, "60s", 16)
     }
 
-    /// With an exec hook, and a marketplace that is not kept waiting for it.
+    /// A home with an exec hook. The marketplace does not wait for the hook.
     pub(crate) fn impatient(script: &str) -> Home {
         Home::configured(script, "200ms", 16)
     }
@@ -128,7 +128,7 @@ impl Home {
         home
     }
 
-    /// With a first retry after one second instead of five, for a test that waits for it.
+    /// A home with a first retry after one second instead of five, for tests that wait for it.
     pub(crate) fn soon(self) -> Home {
         let config = std::fs::read_to_string(self.path("spid.toml")).unwrap();
         let hasty = config.replace("concurrency = ", &format!("{SOON}, concurrency = "));
@@ -137,28 +137,28 @@ impl Home {
         self
     }
 
-    /// With the log hook.
+    /// A home with the log hook.
     pub(crate) fn with_log_hook() -> Home {
         let home = Home::empty();
         home.configure(&home.config("5s", "log = {}"));
         home
     }
 
-    /// For a program that has its hook inside.
+    /// A home for a program with its hook inside.
     pub(crate) fn without_hook() -> Home {
         let home = Home::empty();
         home.configure(home.config("60s", "").split("[[hook]]").next().unwrap());
         home
     }
 
-    /// A key file and nothing else.
+    /// A home with a key file only.
     pub(crate) fn empty() -> Home {
         let home = Home { folder: tempfile::tempdir().unwrap() };
         std::fs::write(home.path("isv-key"), format!("{KEY}\n")).unwrap();
         home
     }
 
-    /// The configuration of one endpoint and one hook, which is the rest of a `[[hook]]` table.
+    /// The configuration of one endpoint and one hook; `hook` is the rest of a `[[hook]]` table.
     pub(crate) fn config(&self, reply_within: &str, hook: &str) -> String {
         let folder = self.folder.path().display();
         format!(
@@ -195,12 +195,12 @@ name = "provision"
         }
     }
 
-    /// Lets every hook go on that waits, and will wait, for this gate.
+    /// Opens this gate: hooks that wait for it, now or later, continue.
     pub(crate) fn open_gate(&self, name: &str) {
         std::fs::write(self.path(&format!("gate-{name}")), "").unwrap();
     }
 
-    /// What the hooks said, in order.
+    /// Lines of the hooks, in order.
     pub(crate) fn hook_lines(&self) -> Vec<HookLine> {
         let text = std::fs::read_to_string(self.path("calls")).unwrap_or_default();
         let read = |line: &str| {
@@ -212,13 +212,13 @@ name = "provision"
         text.lines().map(read).collect()
     }
 
-    /// The begun calls of this action, as (key, attempt).
+    /// Calls of this action that began, as (key, attempt).
     pub(crate) fn begun(&self, action: &str) -> Vec<(String, u32)> {
         let begun = |line: &HookLine| line.event == "begin" && line.action == action;
         self.hook_lines().into_iter().filter(begun).map(|line| (line.key, line.attempt)).collect()
     }
 
-    /// The call a hook was given.
+    /// The call that a hook got.
     pub(crate) fn call_of(&self, action: &str) -> Value {
         let (key, attempt) = self.begun(action).into_iter().next_back().unwrap();
         let text = std::fs::read(self.path(&format!("call-{action}-{key}-{attempt}.json"))).unwrap();
@@ -252,12 +252,12 @@ name = "provision"
         Daemon::spawn(command)
     }
 
-    /// Starts it without a configuration.
+    /// Starts the daemon without a configuration.
     pub(crate) fn start_dev(&self) -> Daemon {
         Daemon::spawn(self.command(&["serve", "--dev", "--listen", "127.0.0.1:0"]))
     }
 
-    /// Starts the daemon with at most so many open files.
+    /// Starts the daemon with this maximum number of open files.
     #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn start_with_open_files(&self, limit: u32) -> Daemon {
         let mut command = Command::new("sh");
@@ -268,7 +268,7 @@ name = "provision"
         Daemon::spawn(command)
     }
 
-    /// Starts the daemon with files that cannot grow beyond so many blocks of 512 bytes, as on a full disk.
+    /// Starts the daemon with a maximum file size in blocks of 512 bytes, as on a full disk.
     pub(crate) fn start_on_a_full_disk(&self, blocks: u32) -> Daemon {
         let mut command = Command::new("sh");
         let script = format!("trap '' XFSZ; ulimit -S -f {blocks}; exec \"$@\"");
@@ -278,7 +278,7 @@ name = "provision"
         Daemon::spawn(command)
     }
 
-    /// Starts the daemon through a line of the shell's, which runs it as `"$@"`. Its address is known beforehand.
+    /// Starts the daemon through a shell line, which runs it as `"$@"`. Its address is known before.
     pub(crate) fn start_through(&self, line: &str) -> Daemon {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut command = Command::new("sh");
@@ -292,8 +292,8 @@ name = "provision"
         Daemon::unheard(child, socket.local_addr().unwrap())
     }
 
-    /// Starts the daemon as systemd does: with sockets that stay open here, called `names` (two at most), and
-    /// these variables.
+    /// Starts the daemon as systemd does: with sockets that stay open here, named `names` (at most two), and these
+    /// variables.
     #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn start_supervised(
         &self,
@@ -304,8 +304,8 @@ name = "provision"
         Daemon::follow(self.supervised(names, sockets, variables))
     }
 
-    /// Starts the daemon on these sockets, called `spi` and `admin`, with this standard error, which is not read here:
-    /// the daemon's address is that of the first socket.
+    /// Starts the daemon on these sockets, named `spi` and `admin`, with this standard error, which is not read here.
+    /// The daemon's address is that of the first socket.
     pub(crate) fn start_unheard(&self, sockets: [&std::net::TcpListener; 2], stderr: Stdio) -> Daemon {
         let mut command = self.supervised("spi:admin", &sockets, &[]);
         let child = command.stderr(stderr).spawn().unwrap();
@@ -345,7 +345,7 @@ name = "provision"
         command
     }
 
-    /// Of the environment of whoever runs the tests, only where programs are.
+    /// Keep only the search path of the caller's environment.
     fn isolate(&self, command: &mut Command) {
         let path = std::env::var_os("PATH").unwrap_or_default();
         command.env_clear().env("PATH", path).current_dir(self.folder.path()).stdin(Stdio::null());
@@ -356,19 +356,19 @@ name = "provision"
         Ran::of(output_of(self.command(arguments)))
     }
 
-    /// The same, with these variables.
+    /// Runs a command to its end with these variables.
     pub(crate) fn run_in(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
         let mut command = self.command(arguments);
         command.envs(variables.iter().copied());
         Ran::of(output_of(command))
     }
 
-    /// Runs a command with this stdout to its end.
+    /// Runs a command to its end with this stdout.
     pub(crate) fn run_into(&self, arguments: &[&str], stdout: Stdio) -> ExitStatus {
         self.command(arguments).stdout(stdout).status().unwrap()
     }
 
-    /// Runs a command that looks at the store.
+    /// Runs a command that reads the store.
     pub(crate) fn look(&self, arguments: &[&str]) -> String {
         let db = self.path("spid.db");
         let ran = self.run(&[arguments, &["--db", db.to_str().unwrap()]].concat());
@@ -376,12 +376,12 @@ name = "provision"
         ran.stdout
     }
 
-    /// The same, as JSON.
+    /// Runs a command that reads the store, and returns its JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.look(&[arguments, &["--json"]].concat())).unwrap()
     }
 
-    /// A list, as JSON.
+    /// Runs a command that prints a list, and returns its JSON.
     pub(crate) fn list(&self, arguments: &[&str]) -> Vec<Value> {
         let Value::Array(rows) = self.json(&[arguments, &["--limit", "100000"]].concat()) else {
             panic!("{arguments:?} is no list")
@@ -404,7 +404,7 @@ name = "provision"
         });
     }
 
-    /// The database, to look at.
+    /// The database, read only.
     pub(crate) fn database(&self) -> Connection {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(self.path("spid.db"), flags).unwrap();
@@ -412,7 +412,7 @@ name = "provision"
         db
     }
 
-    /// How many rows every table has.
+    /// Number of rows of every table.
     pub(crate) fn row_counts(&self) -> Vec<(String, i64)> {
         let db = self.database();
         let mut names =
@@ -425,7 +425,7 @@ name = "provision"
         names.into_iter().map(|name| (name.clone(), count(&name))).collect()
     }
 
-    /// The files of the database with their bytes.
+    /// The files of the database, with their bytes.
     pub(crate) fn database_files(&self) -> Vec<(String, Vec<u8>)> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(self.folder.path()).unwrap() {
@@ -442,12 +442,12 @@ name = "provision"
 
 impl Drop for Home {
     fn drop(&mut self) {
-        // Whatever still waits at a gate sees the folder gone.
+        // A hook that still waits at a gate ends when the folder is gone.
         let _ = std::fs::remove_dir_all(self.folder.path());
     }
 }
 
-/// A command that has ended.
+/// A finished command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -465,7 +465,7 @@ impl Ran {
     }
 }
 
-/// What a daemon wrote to stderr so far, and whether that is all.
+/// Output of a daemon on stderr so far, and if it is complete.
 #[derive(Default)]
 struct Log {
     text: Mutex<(String, bool)>,
@@ -489,7 +489,7 @@ impl Log {
         }
     }
 
-    /// The line with these words that has `before` others like it before it.
+    /// The line with these words that follows `before` similar lines.
     fn line_with(&self, words: &str, before: usize) -> String {
         self.line_with_one_of(&[words], before)
     }
@@ -510,10 +510,10 @@ impl Log {
     }
 }
 
-/// How the line begins that says where it listens.
+/// Begin of the line with the addresses of the daemon.
 const READY_IN_JSON: &str = "\"message\":\"ready\",\"address\":\"";
 
-/// A daemon that runs.
+/// A running daemon.
 pub(crate) struct Daemon {
     child: Child,
     pub(crate) address: SocketAddr,
@@ -540,7 +540,7 @@ impl Daemon {
         daemon
     }
 
-    /// One whose log is not followed.
+    /// A daemon whose log is not read.
     fn unheard(child: Child, address: SocketAddr) -> Daemon {
         let log = Arc::new(Log::default());
         log.text.lock().unwrap().1 = true;
@@ -551,7 +551,7 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Everything it wrote to stderr so far.
+    /// Complete output on stderr so far.
     pub(crate) fn log(&self) -> String {
         self.log.text.lock().unwrap().0.clone()
     }
@@ -561,8 +561,7 @@ impl Daemon {
         self.log.line_with(words, 0)
     }
 
-    /// Has it read its configuration again, and waits for the line that says what became of it. There is
-    /// one line for each reload.
+    /// Reloads the configuration, and waits for the line with the result. There is one line per reload.
     pub(crate) fn reload(&self) -> String {
         let before = self.log().lines().filter(|line| line.contains("reload: ")).count();
         self.signal(rustix::process::Signal::HUP);
@@ -578,20 +577,20 @@ impl Daemon {
         exchange(address, &request).unwrap().body
     }
 
-    /// What is counted under this name with these labels, as they stand on the page; 0 when nothing is.
+    /// Value of the metric with this name and these labels, as written on the page. 0 if there is no such row.
     pub(crate) fn counted(&self, name_and_labels: &str) -> u64 {
         let page = self.admin("/metrics");
         let line = page.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
         line.map_or(0, |number| number.parse().unwrap())
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// Lets its files grow again: see [`Home::start_on_a_full_disk`].
+    /// Lets its files grow again; see [`Home::start_on_a_full_disk`].
     pub(crate) fn make_room(&self) {
         use rustix::process::{Pid, Resource, Rlimit, prlimit};
         let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap());
@@ -599,7 +598,7 @@ impl Daemon {
         prlimit(pid, Resource::Fsize, unlimited).unwrap();
     }
 
-    /// Kills it as a power cut does: no signal handler, no flush.
+    /// Kills it like a power failure: no signal handler, no flush.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         let status = self.child.wait().unwrap();
@@ -640,7 +639,7 @@ impl Daemon {
         self.try_get(query).unwrap()
     }
 
-    /// The same, for whoever expects the daemon to die meanwhile.
+    /// Sends a query string. The daemon may die meanwhile.
     pub(crate) fn try_get(&self, query: &str) -> Option<Answer> {
         get(self.address, query)
     }
@@ -650,7 +649,7 @@ impl Daemon {
         exchange(self.address, &post_text("/spi", form)).unwrap()
     }
 
-    /// Delivers until the answer is a success, and returns it.
+    /// Delivers until the answer is a success, and returns the answer.
     pub(crate) fn deliver_until_done(&self, request: &Params) -> Answer {
         until("a redelivery is answered with success", || {
             Some(self.deliver(request)).filter(Answer::is_success)
@@ -667,7 +666,7 @@ impl Drop for Daemon {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if !std::thread::panicking() {
-            // A hook that outlives the daemon may hold stderr's other end no longer than this: it has pipes of its own.
+            // A hook that outlives the daemon must not hold stderr open: it has its own pipes.
             self.hear_out();
             assert_clean("the daemon's stderr", self.log().as_bytes(), &[KEY, PASSWORD]);
         } else {
@@ -676,7 +675,7 @@ impl Drop for Daemon {
     }
 }
 
-/// The forms in which a secret could leave: as it is, and inside of hex or base64.
+/// Forms in which a secret could appear: unchanged, and inside hex or base64.
 fn disguises(secret: &str) -> Vec<String> {
     let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
     let mut forms = vec![secret.to_owned(), hex.to_uppercase(), hex];
@@ -684,7 +683,7 @@ fn disguises(secret: &str) -> Vec<String> {
     for offset in 0..3 {
         let padded = [vec![b'x'; offset], secret.as_bytes().to_vec()].concat();
         let text = base64(&padded);
-        // What is the same whatever stands before and behind.
+        // The part that does not depend on the bytes before and after.
         forms.push(text[4..text.len() - 4].to_owned());
         forms.push(text[4..text.len() - 4].replace('+', "-").replace('/', "_"));
     }
@@ -704,7 +703,7 @@ fn base64(bytes: &[u8]) -> String {
     text
 }
 
-/// No secret stands in there, in whatever form.
+/// Checks that the text contains no secret in any form.
 pub(crate) fn assert_clean(what: &str, bytes: &[u8], secrets: &[&str]) {
     for (index, secret) in secrets.iter().enumerate() {
         for form in disguises(secret) {
@@ -718,7 +717,7 @@ pub(crate) fn assert_clean(what: &str, bytes: &[u8], secrets: &[&str]) {
     }
 }
 
-/// The parameters of a request, unsigned.
+/// Parameters of a request, unsigned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Params(pub(crate) Vec<(String, String)>);
 
@@ -727,14 +726,14 @@ impl Params {
         Params(Vec::new()).with("action", action)
     }
 
-    /// With this value; an earlier one of the name is replaced.
+    /// Sets a value, and replaces an earlier one.
     pub(crate) fn with(mut self, name: &str, value: &str) -> Params {
         self.0.retain(|(known, _)| known != name);
         self.0.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The token, computed as the vendor's page says it.
+    /// The token, computed as on the vendor's page.
     pub(crate) fn token(&self) -> String {
         self.token_with(KEY)
     }
@@ -759,7 +758,7 @@ impl Params {
     }
 }
 
-/// Percent-encodes whatever is no letter and no digit.
+/// Percent-encodes everything except letters and digits.
 pub(crate) fn encode(text: &str) -> String {
     let one = |byte: u8| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => char::from(byte).to_string(),
@@ -779,7 +778,7 @@ pub(crate) fn create(order_biz_id: &str) -> Params {
         .with("expiredOn", "2030-01-01 00:00:00")
 }
 
-/// An action on an instance that is there.
+/// An action on an existing instance.
 pub(crate) fn about(action: &str, instance_id: &str) -> Params {
     Params::new(action).with("aliUid", "10001").with("instanceId", instance_id)
 }
@@ -804,13 +803,13 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The instance id of the answer to a create.
+    /// The instance id in the answer to a create.
     pub(crate) fn id(&self) -> String {
         assert_eq!(self.status, 200, "{self:?}");
         self.json()["instanceId"].as_str().unwrap_or_else(|| panic!("{self:?}")).to_owned()
     }
 
-    /// The `success` of the answer to anything else.
+    /// The `success` member of any other answer.
     pub(crate) fn success(&self) -> bool {
         assert_eq!(self.status, 200, "{self:?}");
         self.json()["success"].as_bool().unwrap_or_else(|| panic!("{self:?}"))
@@ -845,7 +844,7 @@ pub(crate) fn get(address: SocketAddr, query: &str) -> Option<Answer> {
     exchange(address, &get_text("/spi", query))
 }
 
-/// One request on a connection of its own. `None` when the other side went away first.
+/// Sends one request on its own connection. `None` if the other side closed first.
 pub(crate) fn exchange(address: SocketAddr, request: &str) -> Option<Answer> {
     Line::open(address).ok()?.exchange(request)
 }
@@ -863,7 +862,7 @@ impl Line {
         self.answer()
     }
 
-    /// The next answer. `None` when the other side went away first.
+    /// Reads the next answer. `None` if the other side closed first.
     pub(crate) fn answer(&mut self) -> Option<Answer> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -883,7 +882,7 @@ impl Line {
     }
 }
 
-/// The most memory a process had at once so far, in bytes.
+/// Maximum memory of a process so far, in bytes.
 pub(crate) fn memory_peak(pid: u32) -> u64 {
     let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();

@@ -1,4 +1,4 @@
-//! What the tests of the examples share: where an example is, and what it needs of the machine.
+//! Helpers for the tests of the examples: their paths, and programs that they need.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
 use std::io::Write;
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 
 use super::said::Said;
 
-/// How long a server may take to end once it is told to.
+/// Maximum time of a server to end after a stop.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The source of an example.
+/// Source of an example.
 pub(crate) fn source(name: &str) -> PathBuf {
     root().join("examples").join(name)
 }
 
-/// What cargo tells a test, and a cargo inside of it must not take for its own: it would build anew what
-/// depends on it.
+/// Variables that cargo sets for a test. A cargo inside the test must not get them, because it would build the
+/// dependencies again.
 const OF_THIS_PACKAGE: [&str; 2] = ["CARGO_PKG_", "CARGO_MANIFEST_"];
 
-/// An example in Rust. `cargo test` has built it beside this test; `cargo test --test …` has not.
+/// A Rust example. `cargo test` has built it beside this test; `cargo test --test …` has not.
 pub(crate) fn built(name: &str) -> PathBuf {
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--quiet", "--example", name]).current_dir(root());
@@ -48,21 +48,21 @@ pub(crate) fn kill(pid: i32) {
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
 }
 
-/// Runs a server until it ends. It is sent the signal that is read from standard input, or the one for
-/// the end when the other end of that is closed.
+/// Runs a server until it ends. It gets the signal that is read from standard input, or the last signal when the
+/// other end of the input is closed.
 const KEEPER: &str = r#"
 end=$1; shift; exec 3<&0
 "$@" 3<&- & server=$!
 { read -r signal <&3; kill -"${signal:-$end}" $server; } >/dev/null & wait $server"#;
 
-/// A server of the test's own. It ends with this, and also if the test is killed.
+/// A server for the test. It ends when this is dropped, and also if the test is killed.
 pub(crate) struct Kept {
     keeper: Child,
     said: Option<Said>,
 }
 
 impl Kept {
-    /// A command that keeps this program, whose arguments may be added, and ends it by this signal.
+    /// The command for this program, which ends with this signal. Arguments can be added.
     pub(crate) fn command(program: &Path, end: &str) -> Command {
         let mut keeper = Command::new("sh");
         keeper.args(["-c", KEEPER, "sh", end]).arg(program).stdin(Stdio::piped()).stdout(Stdio::null());
@@ -75,7 +75,7 @@ impl Kept {
         Kept { keeper, said }
     }
 
-    /// The next line it says, if its command has a pipe for that.
+    /// Next line of its output, if its command has a pipe for it.
     pub(crate) fn line(&self) -> String {
         self.said.as_ref().unwrap().line()
     }
@@ -90,7 +90,7 @@ impl Kept {
         self.keeper.try_wait().unwrap().is_some()
     }
 
-    /// How it ended, if it does in time.
+    /// Exit status, if it ends in time.
     fn end(&mut self) -> Option<ExitStatus> {
         let deadline = Instant::now() + PATIENCE;
         loop {

@@ -1,12 +1,12 @@
-//! Executables that can be run at once.
+//! Executables that can run immediately.
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Makes one, by another process: if this one had it open for writing, whatever another test starts meanwhile
-/// would have it open, too, until it runs its own program, and nobody can run a file that is open for writing.
+/// Creates an executable through another process. If this process had the file open for writing, a child of another
+/// test could inherit the descriptor. Until the child executes its own program, nothing could run the file.
 pub(crate) fn executable(path: &Path, text: &str) {
     let mut writer = Command::new("sh");
     writer.args(["-c", r#"cat > "$0" && chmod 755 "$0""#]).arg(path).stdin(Stdio::piped());

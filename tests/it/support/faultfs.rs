@@ -1,10 +1,10 @@
-//! The preload library that makes calls to the system fail (`tests/faultfs`), built when it is first wanted: offline,
-//! because its one dependency is one of spid's.
+//! The preload library that makes system calls fail (`tests/faultfs`). It is built at the first use, offline: its
+//! only dependency is one of spid's.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Builds the library and returns where it is, or why it cannot be built.
+/// Builds the library and returns its path, or the reason why that is not possible.
 pub(crate) fn build() -> Result<PathBuf, String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faultfs");
@@ -13,7 +13,7 @@ pub(crate) fn build() -> Result<PathBuf, String> {
         .arg(root.join("tests/faultfs/Cargo.toml"))
         .arg("--target-dir")
         .arg(&target)
-        // Flags, wrappers and coverage of the outer cargo are not meant for this build.
+        // Flags, wrappers and coverage of the outer cargo must not affect this build.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env_remove("CARGO_BUILD_TARGET")

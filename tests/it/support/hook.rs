@@ -1,4 +1,4 @@
-//! What the tests of hooks share: an instance, and calls about it.
+//! Helpers for the tests of hooks: an instance, and calls about it.
 #![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use spid_hook::Attempted;
 use spid_hook::callback::{Action, Answer, Callback};
 use spid_hook::instance::{Instance, State};
 
-/// What no log and no error may hold.
+/// A secret that must not be in any log or error.
 pub(crate) const CANARY: &str = "fake-canary-password";
 
 pub(crate) fn instance() -> Instance {

@@ -1,6 +1,6 @@
-//! Helpers of the tests, each of them once: `tests/it` and the programs of `tests/slow` share them.
+//! Helpers of the tests. `tests/it` and the programs of `tests/slow` share them.
 //!
-//! The programs of `tests/slow` include this folder by its path, so nothing here may name `crate::`.
+//! The programs of `tests/slow` include this folder by its path, so no file here may use `crate::`.
 
 pub(crate) mod admin;
 pub(crate) mod bench;

@@ -1,6 +1,6 @@
-//! Random numbers that come again for the same seed, and from nothing else.
+//! Random numbers that depend only on the seed.
 
-/// The generator `SplitMix64`: small, good enough, and the same everywhere.
+/// The generator `SplitMix64`: small, good enough, and the same on every machine.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -15,7 +15,7 @@ impl Random {
         mixed(self.0)
     }
 
-    /// A number below `end`; 0 where there is none.
+    /// A number below `end`. 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
@@ -33,7 +33,7 @@ impl Random {
         &all[self.below(all.len() as u64) as usize]
     }
 
-    /// One of these, by their weights.
+    /// One of these, by its weight.
     pub(crate) fn weighted<T: Copy>(&mut self, choices: &[(u64, T)]) -> T {
         let total: u64 = choices.iter().map(|(weight, _)| weight).sum();
         let mut at = self.below(total);
@@ -53,7 +53,7 @@ pub(crate) fn mixed(mut word: u64) -> u64 {
     word ^ (word >> 31)
 }
 
-/// Names the seed when its test fails.
+/// Prints the seed if its test fails.
 pub(crate) struct Announce(pub(crate) u64);
 
 impl Drop for Announce {

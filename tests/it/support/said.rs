@@ -1,14 +1,14 @@
-//! The lines a program of the test's own writes, read without waiting for ever.
+//! Lines of a program of the test, read with a time limit.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
-/// The longest wait for a line. Only a broken program is that slow.
+/// Maximum wait for a line. Only a broken program needs that long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Follows the output of a program to its end.
+/// Reads the output of a program to its end.
 pub(crate) struct Said(Receiver<String>);
 
 impl Said {
@@ -16,14 +16,14 @@ impl Said {
         let (sender, lines) = channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
-                // The test may have heard enough; the program must not be stopped by a full pipe.
+                // Continue to read after the test has ended, because a full pipe would stop the program.
                 let _ = sender.send(line);
             }
         });
         Said(lines)
     }
 
-    /// The next line, without its line break.
+    /// Next line, without its line break.
     pub(crate) fn line(&self) -> String {
         match self.0.recv_timeout(PATIENCE) {
             Ok(line) => line,

@@ -1,4 +1,4 @@
-//! The real `spid` binary under a configuration of the test's own, to be killed.
+//! The real `spid` binary with a configuration of the test, to be killed.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use spid_core::dialect::OutRequest;
 
-/// A daemon that was started. It is killed when this goes.
+/// A running daemon. Dropping it kills the daemon.
 pub(crate) struct Serving {
     child: Child,
     ready: Receiver<SocketAddr>,
 }
 
 impl Serving {
-    /// Starts `spid serve` on a free port with the configuration `spid.toml` in `folder`; its log is
-    /// appended to `spid.log` there, its id stands in `daemon.pid`.
+    /// Starts `spid serve` on a free port with the configuration `spid.toml` in `folder`. Its log is appended to
+    /// `spid.log` there, and its process id is in `daemon.pid`.
     pub(crate) fn start(folder: &Path, environment: &[(String, String)]) -> Serving {
         let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_spid"))
             .args(["serve", "--listen", "127.0.0.1:0", "--config"])
@@ -43,7 +43,7 @@ impl Serving {
         Serving { child, ready }
     }
 
-    /// The address it listens on, once it says that it is ready; `None` if it is dead before.
+    /// Address of the daemon, as soon as it is ready. `None` if it dies before.
     pub(crate) fn address(&mut self) -> Option<SocketAddr> {
         match self.ready.recv_timeout(Duration::from_secs(30)) {
             Ok(address) => Some(address),
@@ -67,7 +67,7 @@ impl Serving {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
     }
 
-    /// How it ended, if it has by then.
+    /// Exit status, if it ends before the deadline.
     pub(crate) fn ended_within(&mut self, within: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + within;
         loop {
@@ -92,7 +92,7 @@ fn address_in(line: &str) -> Option<SocketAddr> {
     behind.split(' ').next()?.parse().ok()
 }
 
-/// Sends a request and reads the answer's body. `sent` is called once the request is written.
+/// Sends a request and reads the body of the answer. `sent` is called after the request is written.
 pub(crate) fn deliver(
     to: SocketAddr,
     path: &str,
@@ -119,7 +119,7 @@ pub(crate) fn deliver(
     Ok(body.to_owned())
 }
 
-/// Reads what is new in a file that only grows, by whole lines.
+/// Reads new complete lines of a growing file.
 pub(crate) fn new_lines(file: &mut Option<File>, path: &Path, rest: &mut String) -> Vec<String> {
     if file.is_none() {
         *file = File::open(path).ok();

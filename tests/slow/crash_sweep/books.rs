@@ -1,4 +1,4 @@
-//! What must hold after every kill, read from the database and from the hook's own journal.
+//! Conditions that must hold after every kill, checked in the database and in the hook's own journal.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -11,11 +11,11 @@ use crate::market::{Answered, Ask, Market};
 use crate::support::serving::new_lines;
 
 const RELEASED: i64 = 3;
-/// A payment whose attempts were all killed. It was told when it was recorded, so nobody calls again
-/// and brings it back to life, as with every other dead job.
+/// A payment whose attempts were all killed. It was reported when it was recorded, so the marketplace does not call
+/// again and cannot restart it, as it does for other dead jobs.
 const SPENT: &str = "job.state = 4 AND job.in_lane = 0 AND job.attempts >= 10 AND job.note LIKE '%was lost%'";
 
-/// What was found so far.
+/// Findings so far.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) answered: u64,
@@ -26,7 +26,7 @@ pub(crate) struct Tally {
     pub(crate) calls: u64,
 }
 
-/// A call as the hook wrote it down.
+/// One call, as the hook recorded it.
 struct Call {
     what: String,
     key: String,
@@ -44,25 +44,25 @@ pub(crate) struct Books {
     file: Option<File>,
     rest: String,
     pub(crate) tally: Tally,
-    /// Every answered success, by account, instance and kind: looked at again at the end.
+    /// Every success in an answer, by account, instance and kind. All are checked again at the end.
     answered: Vec<Answered>,
-    /// By the instance's number: its name, and its id once it has one.
+    /// Name and, later, id of each instance, by its number.
     instances: BTreeMap<i64, (String, Option<String>)>,
     released: BTreeSet<i64>,
-    /// By key: the number of the job.
+    /// Number of the job, by key.
     jobs: HashMap<String, i64>,
-    /// What each key was used for.
+    /// Use of each key.
     uses: HashMap<String, (String, String)>,
-    /// The keys of each occurrence that has an order.
+    /// Keys of each callback with an order.
     occurrences: BTreeMap<(String, String), BTreeSet<String>>,
-    /// The keys of each action of an instance, for those that have none.
+    /// Keys of each action of an instance, for callbacks without an order.
     unordered: BTreeMap<(String, String), BTreeSet<String>>,
     effects: BTreeSet<String>,
-    /// By process id, which come round again: the call it is at now, by its number.
+    /// The current call of each process id, by its number. Process ids are reused.
     at: HashMap<String, u64>,
-    /// By lane: the last job begun, and the number of the call.
+    /// The last job begun and the number of its call, by instance.
     lanes: HashMap<String, (i64, u64)>,
-    /// Calls whose lane has gone on without them.
+    /// Calls that were superseded by a later call of their instance.
     passed: BTreeSet<u64>,
 }
 
@@ -88,7 +88,7 @@ impl Books {
         }
     }
 
-    /// The daemon is dead: what it answered must be there, and what it ran must have been in order.
+    /// The daemon is dead. Its answers must be in the database, and its hook calls must be in order.
     pub(crate) fn check(&mut self, market: &Market) {
         let answered = market.newly_answered();
         if !self.database.exists() {
@@ -98,7 +98,7 @@ impl Books {
             }
             return;
         }
-        // Read only: to open it for writing would repair it, which is the daemon's own business.
+        // Open it read only: opening it for writing would repair it, and the daemon must do that.
         let connection =
             Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         if !has_schema(&connection) {
@@ -113,7 +113,7 @@ impl Books {
         self.answered.extend(answered);
     }
 
-    /// At the end: everything once more, and nothing is left to do.
+    /// Final check: everything once more, and no work is left.
     pub(crate) fn check_all(&mut self, market: &Market) {
         self.check(market);
         let connection =
@@ -131,7 +131,7 @@ impl Books {
         }
     }
 
-    /// How many jobs have not come to their end.
+    /// Number of unfinished jobs.
     pub(crate) fn live_jobs(&self) -> i64 {
         let connection =
             Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
@@ -139,7 +139,7 @@ impl Books {
         connection.query_row(&sql, [], |row| row.get(0)).unwrap_or(i64::MAX)
     }
 
-    /// Messages whose every attempt was killed: dead, and left to an operator.
+    /// Messages whose attempts were all killed: dead, and left to an operator.
     pub(crate) fn spent(&self) -> i64 {
         let connection =
             Connection::open_with_flags(&self.database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
@@ -198,7 +198,7 @@ impl Books {
         }
     }
 
-    /// A success that was answered: it is told in the database, its job is done, and the hook did it.
+    /// A success in an answer: the database has it as reported, its job is done, and the hook did it.
     fn look_for(&mut self, connection: &Connection, success: &Answered, market: &Market) {
         let found = self.evidence(connection, success);
         if let Err(missing) = found {
@@ -243,7 +243,7 @@ impl Books {
         if success.step.ask == Ask::Payment {
             return if rows.iter().any(|row| row.0) { Ok(()) } else { Err("it was not kept".to_owned()) };
         }
-        // What is released is as good as expired or refunded, whether that was run or overtaken.
+        // A released instance counts as expired or refunded, even if that was superseded.
         let released = rows.iter().any(|row| row.0 && row.4 == Some(RELEASED));
         if released && matches!(success.step.ask, Ask::Expire | Ask::RefundRenew) {
             return Ok(());
@@ -331,7 +331,7 @@ impl Books {
         }
     }
 
-    /// One key for an occurrence, and one occurrence for a key.
+    /// One key for a callback, and one callback for a key.
     fn look_at_key(&mut self, call: &Call, lane: &str, market: &Market) {
         let subject = (lane.to_owned(), format!("{} {}", call.action, call.order));
         let used = self.uses.entry(call.key.clone()).or_insert_with(|| subject.clone());
@@ -364,7 +364,7 @@ fn has_schema(connection: &Connection) -> bool {
     connection.query_row("PRAGMA user_version", [], |row| row.get::<_, i64>(0)).unwrap() > 0
 }
 
-/// Told, the job's state and key, the instance's id and state.
+/// Time of the report, the job's state and key, and the instance's id and state.
 type Found = (bool, Option<u8>, Option<String>, Option<String>, Option<i64>);
 
 fn read_found(row: &rusqlite::Row<'_>) -> rusqlite::Result<Found> {

@@ -1,8 +1,7 @@
-//! The hook of the sweep: what a careful author would write, and now and then the murderer of its
-//! daemon.
+//! The hook of the sweep: a careful hook that sometimes kills its daemon.
 //!
-//! It keeps a journal, one line a write, and a set of what it has provisioned, by idempotency key: a
-//! key it knows gets the answer it got before.
+//! It writes a journal, one line per write, and stores the provisioned instances by idempotency key. For a known key
+//! it gives the stored answer.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -16,14 +15,14 @@ use serde_json::{Value, json};
 
 use crate::support::random::mixed;
 
-/// When this hook, or one beside it, kills the daemon. The driver leaves one such word in a file; the
-/// first hook that gets hold of the file obeys.
+/// Moment at which this hook, or a concurrent one, kills the daemon. The driver writes one such word into a file, and
+/// the first hook that takes the file obeys.
 pub(crate) const KILLS: [&str; 4] = ["before", "between", "answered", "afterwards"];
 
 struct Hook {
     folder: PathBuf,
     key: String,
-    /// What a line of the journal begins with.
+    /// First word of a journal line.
     line: String,
     orders_kill: Option<String>,
 }
@@ -31,7 +30,7 @@ struct Hook {
 pub(crate) fn main(folder: &Path) -> ExitCode {
     let mut text = String::new();
     if std::io::stdin().read_to_string(&mut text).is_err() || text.is_empty() {
-        return ExitCode::FAILURE; // the daemon died before it could say what it wants
+        return ExitCode::FAILURE; // the daemon died before it wrote the call
     }
     let Ok(call) = serde_json::from_str::<Value>(&text) else { return ExitCode::FAILURE };
     let word = |value: &Value| value.as_str().unwrap_or("-").to_owned();
@@ -74,14 +73,14 @@ impl Hook {
         ExitCode::SUCCESS
     }
 
-    /// One write, so that lines of different processes do not mix.
+    /// Uses one write, so that lines of different processes do not mix.
     fn journal(&self, what: &str) {
         let path = self.folder.join("journal");
         let file = OpenOptions::new().create(true).append(true).open(path);
         let _ = file.and_then(|mut file| file.write_all(format!("{what} {}\n", self.line).as_bytes()));
     }
 
-    /// The answer for this key, and whether it was made now. It is made once, whole or not at all.
+    /// The answer for this key, and true if it was created now. It is created once, completely or not at all.
     fn provision(&self, action: &str) -> (String, bool) {
         let path = self.folder.join("provisioned").join(&self.key);
         let answer = match action {
@@ -109,7 +108,7 @@ impl Hook {
         order
     }
 
-    /// Kills the daemon if that was ordered for this moment, and stays a while as what it left behind.
+    /// Kills the daemon if that was ordered for this moment, and then continues for a while as a leftover process.
     fn obey(&self, moment: &str) {
         if self.orders_kill.as_deref() == Some(moment) {
             self.journal("kills");
@@ -119,7 +118,7 @@ impl Hook {
         }
     }
 
-    /// Somebody outside of the group, who kills the daemon when the hook is gone.
+    /// A process outside of the group that kills the daemon when the hook is gone.
     fn leave_a_killer(&self, milliseconds: u64) {
         let killer = Command::new(std::env::current_exe().unwrap())
             .arg("--kill")
@@ -135,7 +134,7 @@ impl Hook {
     }
 }
 
-/// `--kill FOLDER DAEMON HOOK MS`: waits until the hook is gone, and then that long.
+/// `--kill FOLDER DAEMON HOOK MS`: waits until the hook is gone, and then for this time.
 pub(crate) fn killer(arguments: &[String]) -> ExitCode {
     let [folder, daemon, hook, milliseconds] = arguments else { return ExitCode::FAILURE };
     let stat = format!("/proc/{hook}/stat");
@@ -147,7 +146,7 @@ pub(crate) fn killer(arguments: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Only the daemon the driver says it started: a hook whose parent is gone has another one.
+/// Kills only the daemon that the driver started: a hook whose parent is gone has another parent.
 fn kill_daemon(folder: &Path, daemon: u32) {
     let known = fs::read_to_string(folder.join("daemon.pid")).unwrap_or_default();
     let pid = i32::try_from(daemon).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw);

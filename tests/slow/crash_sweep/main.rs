@@ -1,22 +1,20 @@
-//! The crash sweep: the real daemon, real sockets and real SQLite, killed over and over at random
-//! moments and at chosen ones, under a marketplace that calls until it is told success.
+//! The crash sweep: the real daemon with real sockets and real SQLite, killed again and again at random and at chosen
+//! moments, while a marketplace calls until it gets success.
 //!
-//! `cargo test` does a few dozen kills. For thousands:
+//! `cargo test` does a few dozen kills. For thousands of kills:
 //!
 //! ```text
 //! cargo test --test crash_sweep -- --kills 1000 [--seed S] [--keep]
 //! ```
 //!
-//! After every kill the database, read only, and the journal that the hook keeps on its own are held
-//! against what was answered: every answered success is kept and true; nobody has two instances or
-//! another id; hooks came in order, each occurrence with one key and each key with one occurrence;
-//! what a dead daemon left running is dead before the next attempt. In the end everything is
-//! delivered until it succeeds, and every job is done.
+//! After every kill the sweep compares the database (read only) and the journal of the hook with the answers. Every
+//! success in an answer is stored and true. Every instance has one owner and one id. Hooks ran in order, each
+//! callback with one key and each key with one callback. Leftover processes of a dead daemon are dead before the next
+//! attempt. At the end everything is delivered until it succeeds, and every job is done.
 //!
-//! `kill -9` loses nothing that was handed to the kernel, so this says nothing about `fsync`: what a
-//! power cut leaves is not looked at here.
+//! `kill -9` loses no data that the kernel has, so the sweep does not test `fsync` or power failures.
 //!
-//! The hook is this program itself, under `--hook`.
+//! The hook is this program, with `--hook`.
 
 #![allow(
     clippy::unwrap_used,
@@ -49,11 +47,11 @@ use crate::support::random::Random;
 use crate::support::serving::Serving;
 
 const NAME: &str = "crash_sweep";
-/// Kills in an ordinary test run.
+/// Number of kills in an ordinary test run.
 const KILLS: u64 = 60;
 const CLIENTS: u64 = 8;
-/// How long everything may take to end well once nothing is killed any more. A job that died of too
-/// many kills is tried again 30 s after its last attempt.
+/// Time until everything must end well without kills. A job that is dead after too many kills is tried again 30 s
+/// after its last attempt.
 const HEAL_WITHIN: Duration = Duration::from_secs(150);
 
 fn main() -> ExitCode {
@@ -65,7 +63,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What was asked on the command line: our own options among those a test runner passes.
+/// Options of the command line: our own, among those of a test runner.
 struct Plan {
     kills: u64,
     seed: u64,
@@ -106,7 +104,7 @@ fn now_in_micros() -> u64 {
     spid_hook::time::Clock::System.now().as_microsecond().unsigned_abs()
 }
 
-/// A folder with everything in it, gone afterwards unless something was found.
+/// A folder for everything. It is deleted unless there is a finding.
 fn prepare() -> tempfile::TempDir {
     let folder = tempfile::Builder::new().prefix("spid-crash-sweep-").tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -158,7 +156,7 @@ fn sweep(plan: &Plan) -> bool {
     passed
 }
 
-/// The preload library. Without it the sweep kills at random where it would have killed at a call.
+/// The preload library. Without it the sweep kills at random moments instead of at a system call.
 fn build_faults() -> Option<PathBuf> {
     faultfs::build()
         .inspect_err(|why| {
@@ -167,21 +165,20 @@ fn build_faults() -> Option<PathBuf> {
         .ok()
 }
 
-/// When the daemon is killed.
+/// Moment of a kill.
 #[derive(Debug, Clone, Copy)]
 enum Moment {
-    /// Perhaps before it listens.
+    /// During the start, perhaps before it listens.
     Starting,
-    /// Some time.
+    /// After some time.
     Sometime,
-    /// Just after a request was sent.
+    /// Directly after a request was sent.
     Sent,
-    /// After it was asked to stop.
+    /// After a stop was requested.
     Stopping,
     /// By its own hook.
     Hook,
-    /// At a call to the system: between what was received and its commit, within the commit, after it
-    /// and before the answer.
+    /// At a system call: between the request and its commit, within the commit, or between the commit and the answer.
     Call,
 }
 
@@ -207,7 +204,7 @@ struct Driver<'a> {
     random: Random,
     books: Books,
     kills: u64,
-    /// The library that kills at calls to the system, where it could be built.
+    /// The library that kills at system calls, if it could be built.
     faults: Option<PathBuf>,
 }
 
@@ -256,7 +253,7 @@ impl Driver<'_> {
         }
     }
 
-    /// What tells the preloaded library at which call to kill.
+    /// Tells the preloaded library the call at which to kill.
     fn faults_at(&mut self, moment: Moment) -> Vec<(String, String)> {
         let (Moment::Call, Some(library)) = (moment, self.faults.clone()) else { return Vec::new() };
         let (kind, most) = *self.random.one_of(&[("sync", 40), ("write", 120), ("reply", 20)]);
@@ -288,7 +285,7 @@ impl Driver<'_> {
         }
     }
 
-    /// Leaves the order for whichever hook begins next.
+    /// Leaves the order for the next hook that begins.
     fn order_a_kill(&mut self, daemon: &mut Serving) {
         self.pause_micros(40_000);
         let draft = self.folder.join("order.draft");
@@ -297,7 +294,7 @@ impl Driver<'_> {
         let _ = daemon.ended_within(Duration::from_secs(2));
     }
 
-    /// Nothing is killed any more: every delivery succeeds at last, and every job ends.
+    /// Without further kills every delivery succeeds, and every job ends.
     fn heal(&mut self) {
         let _ = fs::remove_file(self.folder.join("order"));
         fs::write(self.folder.join("heal"), "").unwrap();

@@ -1,5 +1,5 @@
-//! The marketplace of the sweep: lives of instances, each step delivered again and again until it is
-//! answered with success.
+//! The marketplace of the sweep: lives of instances. Each step is delivered again and again until its answer is
+//! success.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,14 +31,14 @@ pub(crate) enum Ask {
     Expire,
     Release,
     Payment,
-    /// The create once more, after the release: the stored id is answered, and nothing is run.
+    /// The create again, after the release: the answer is the stored id, and nothing runs.
     LateCreate,
     /// A renewal after the release: it must never succeed.
     LateRenew,
 }
 
 impl Ask {
-    /// The word of the store and of the hook.
+    /// Name of the action in the store and in the hook.
     pub(crate) fn action(self) -> &'static str {
         match self {
             Ask::Create | Ask::LateCreate => "create",
@@ -67,39 +67,39 @@ impl Ask {
     }
 }
 
-/// One thing that happens at the marketplace.
+/// One step of a life at the marketplace.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
     pub(crate) ask: Ask,
-    /// The order, or a payment's request: unique. `None` where the marketplace sends none.
+    /// The order, or a payment's request id. It is unique. `None` if the marketplace sends none.
     pub(crate) order: Option<String>,
     sku: String,
     expires_on: Timestamp,
 }
 
-/// A success that was answered.
+/// A success in an answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answered {
     pub(crate) account: &'static str,
     pub(crate) biz: String,
     pub(crate) step: Step,
-    /// The how-manieth of this kind in its life, from 1: tells steps without an order apart.
+    /// Number of this kind in its life, from 1. It distinguishes steps without an order.
     pub(crate) nth: u64,
     pub(crate) id: Option<String>,
 }
 
-/// What clients and driver share.
+/// State that clients and driver share.
 pub(crate) struct Market {
     pub(crate) seed: u64,
-    /// Where the daemon listens now.
+    /// Current address of the daemon.
     address: Mutex<Option<SocketAddr>>,
     moved: Condvar,
-    /// Requests sent so far.
+    /// Number of requests sent so far.
     pub(crate) sent: AtomicU64,
-    /// No new lives: those that are open are brought to their end.
+    /// No new lives; the open ones are completed.
     pub(crate) heals: AtomicBool,
     pub(crate) given_up: AtomicBool,
-    /// Clients that are not finished.
+    /// Number of unfinished clients.
     pub(crate) clients: AtomicU64,
     answered: Mutex<Vec<Answered>>,
     violations: Mutex<Vec<String>>,
@@ -134,7 +134,7 @@ impl Market {
         self.violations.lock().unwrap().len()
     }
 
-    /// The successes answered since this was asked last.
+    /// Successes since the last call.
     pub(crate) fn newly_answered(&self) -> Vec<Answered> {
         std::mem::take(&mut self.answered.lock().unwrap())
     }
@@ -145,7 +145,7 @@ impl Market {
         *self.moved.wait_timeout_while(address, Duration::from_millis(100), waiting).unwrap().0
     }
 
-    /// Delivers a step once. `None`: no answer came.
+    /// Delivers a step once. `None` if there was no answer.
     fn ask(&self, life: &Life, step: &Step) -> Option<Said> {
         let (account, _) = ENDPOINTS[life.endpoint];
         let sent = || {
@@ -162,7 +162,7 @@ impl Market {
     }
 }
 
-/// What an answer said.
+/// Verdict of an answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Said {
     success: bool,
@@ -182,7 +182,7 @@ impl Said {
     }
 }
 
-/// The life of one instance, as its marketplace sees it.
+/// The life of one instance, from the view of its marketplace.
 struct Life {
     endpoint: usize,
     biz: String,
@@ -241,7 +241,7 @@ impl Life {
         self.done.iter().position(|done| !done)
     }
 
-    /// Delivers what is next, and sometimes what comes after it, or the same twice at once.
+    /// Delivers the next step, and sometimes also the one after it, or the same step twice at once.
     fn go_on(&mut self, market: &Market, random: &mut Random) {
         let Some(at) = self.open() else { return };
         if random.percent(15) {
@@ -266,8 +266,7 @@ impl Life {
         }
     }
 
-    /// The step that may be delivered though the one before it is not done: one whose order does not
-    /// matter, or a release.
+    /// A step that may be delivered before its predecessor is done: one whose order does not matter, or a release.
     fn may_overtake(&self, at: usize) -> Option<usize> {
         let (now, next) = (self.steps[at].ask, self.steps.get(at + 1)?.ask);
         let free = matches!(
@@ -298,7 +297,7 @@ impl Life {
             }
             self.id = Some(id.clone());
         }
-        // What a release overtook is not asked for any more.
+        // Steps that a release superseded are not repeated.
         let superseded = step.ask == Ask::Release;
         self.done.iter_mut().take(at).filter(|_| superseded).for_each(|done| *done = true);
         let nth = self.steps.iter().take(at + 1).filter(|other| other.ask == step.ask).count() as u64;
@@ -309,7 +308,7 @@ impl Life {
     }
 }
 
-/// Expiries lie within a day, so that every expire is believed.
+/// Expiries are within one day, so that every expire is accepted.
 fn script(endpoint: usize, biz: &str, random: &mut Random) -> Vec<Step> {
     let (_, dialect) = ENDPOINTS[endpoint];
     let whole = dialect != "jdcloud";
@@ -366,7 +365,7 @@ fn script(endpoint: usize, biz: &str, random: &mut Random) -> Vec<Step> {
     steps
 }
 
-/// One client: some lives at once, until it is told to bring them to their end and has done so.
+/// One client. It plays some lives at once until it is told to complete them, and has done so.
 pub(crate) fn client(market: &Market, number: u64) {
     let mut random = Random::new(market.seed ^ (number + 1));
     let mut lives: Vec<Life> = Vec::new();

@@ -1,4 +1,4 @@
-//! A slow hook keeps its own orders waiting, and nobody else's.
+//! A slow hook delays its own orders, and no others.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
@@ -24,7 +24,7 @@ use spid_hook::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-/// Calls that run now, over all hooks, and the most there ever were.
+/// Number of calls in flight over all hooks, and its maximum so far.
 #[derive(Default)]
 struct Running {
     now: AtomicUsize,
@@ -32,7 +32,7 @@ struct Running {
     begun: AtomicUsize,
 }
 
-/// Ends when it is let.
+/// Ends when the test allows it.
 #[derive(Clone)]
 struct Slow(Arc<Semaphore>, Arc<Running>);
 
@@ -85,7 +85,7 @@ fn keys() -> Keys {
     Keys::single(Secret::new("fake-key-of-a-test")).unwrap()
 }
 
-/// A daemon with two places, and two hooks of which the slow one runs one call at a time.
+/// A daemon with two permits and two hooks. The slow hook runs one call at a time.
 async fn daemon(slow: Slow, folder: &std::path::Path) -> Daemon {
     let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
     daemon_with(NamedHook::new("quick", LogHook), one_at_a_time(slow), folder, dispatch).await
@@ -95,7 +95,7 @@ fn one_at_a_time(slow: Slow) -> NamedHook {
     NamedHook::new("slow", slow).concurrency(1)
 }
 
-/// A daemon with the hook `slow` for the product `slow`, and another one for the rest.
+/// A daemon with the hook `slow` for the product `slow`, and another hook for the rest.
 async fn daemon_with(
     other: NamedHook,
     slow: NamedHook,
@@ -153,7 +153,7 @@ async fn a_slow_hook_keeps_nobody_else_waiting() {
         let order = format!("quick-{number}");
         assert_eq!(buy(&daemon, &order, "other").await, format!(r#"{{"instanceId":"{order}"}}"#));
     }
-    // Let go, every slow order is made, though more waited than there are places.
+    // Then every slow order is created, though more were waiting than there are permits.
     gate.add_permits(slow.len());
     for order in &slow {
         let made = format!(r#"{{"instanceId":"{order}"}}"#);
@@ -162,7 +162,7 @@ async fn a_slow_hook_keeps_nobody_else_waiting() {
     assert_eq!(daemon.stop().await.cut, 0);
 }
 
-/// Buys until the order is made. An order that never is makes the test fail.
+/// Buys until the order is done. If that never happens, the test fails.
 async fn made(daemon: &Daemon, order: &str, product: &str) {
     let made = format!(r#"{{"instanceId":"{order}"}}"#);
     for _ in 0..200 {
@@ -173,7 +173,7 @@ async fn made(daemon: &Daemon, order: &str, product: &str) {
     panic!("{order} is never made");
 }
 
-/// One due job of the other hook is enough: it is taken out of the store and not handed over.
+/// One due job of the other hook is enough: it is leased and not handed over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_with_more_orders_than_may_wait_keeps_nobody_else_waiting() {
     let folder = tempfile::tempdir().unwrap();
@@ -210,12 +210,12 @@ async fn no_more_calls_run_at_once_than_there_are_places() {
     let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
     let slow = one_at_a_time(slow);
     let daemon = daemon_with(NamedHook::new("other", other), slow, folder.path(), dispatch).await;
-    // The second waits for its hook, and its place goes to the third.
+    // The second waits for its hook, and the third gets its permit.
     for (order, product) in [("slow-1", "slow"), ("slow-2", "slow"), ("other-1", "other")] {
         assert_eq!(buy(&daemon, order, product).await, r#"{"instanceId":"0"}"#);
     }
     assert_eq!(running.now.load(Ordering::SeqCst), 2);
-    // The hook is free for the second, and the place of the first is wanted by the fourth, too.
+    // The hook is free for the second, while the fourth waits for the permit of the first.
     slow_gate.add_permits(1);
     made(&daemon, "slow-1", "slow").await;
     assert_eq!(buy(&daemon, "other-2", "other").await, r#"{"instanceId":"0"}"#);
@@ -228,7 +228,7 @@ async fn no_more_calls_run_at_once_than_there_are_places() {
     assert_eq!(daemon.stop().await.cut, 0);
 }
 
-/// The slow hook may run as many calls as there are in all, and more of its orders wait.
+/// The slow hook may use all permits, and more of its orders wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hook_that_hangs_cannot_take_the_last_call() {
     let folder = tempfile::tempdir().unwrap();

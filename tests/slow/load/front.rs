@@ -1,5 +1,5 @@
-//! Who may call: proxies that are believed and peers that only say they are one, allow-lists, and floods of
-//! forgeries beside a marketplace that sells.
+//! Access: trusted proxies, peers that imitate one, allow-lists, and floods of forged requests beside a marketplace
+//! that sells.
 
 #![allow(
     clippy::unwrap_used,
@@ -38,13 +38,13 @@ fn ask(daemon: &Daemon, query: &str, fields: &[&str]) -> Answer {
     exchange(daemon.address, &request(query, fields)).unwrap()
 }
 
-/// A forgery of this client, behind our proxy.
+/// A forged request of this client, behind our proxy.
 fn forge(daemon: &Daemon, client: &str) -> Answer {
     let forged = format!("{}&token={}", create("ob-forged").encoded(), "0".repeat(32));
     ask(daemon, &forged, &[&format!("X-Forwarded-For: {client}")])
 }
 
-/// A sale to this client, behind our proxy.
+/// A purchase of this client, behind our proxy.
 fn sell(daemon: &Daemon, client: &str, name: &str) -> Answer {
     ask(daemon, &create(name).signed(), &[&format!("X-Forwarded-For: {client}")])
 }
@@ -114,7 +114,7 @@ fn the_other_header_is_read_where_the_proxy_writes_that_one() {
     assert_eq!(ask(&daemon, &signed, &["Forwarded: for=\"[2001:db8::1]:9\";proto=https"]).id(), "ob-1");
 }
 
-/// Single sign-on comes from the browser of a buyer, who is anywhere.
+/// A sign-on comes from the browser of a buyer, with any address.
 #[test]
 fn a_buyer_signs_on_from_anywhere_and_nothing_else_comes_in_that_way() {
     let (home, daemon, admin) = bench(TRUSTED, ALLOW, "");
@@ -127,7 +127,7 @@ fn a_buyer_signs_on_from_anywhere_and_nothing_else_comes_in_that_way() {
     assert!(looked_at.iter().any(|callback| callback["action"] == "sign-on"), "{looked_at:?}");
     let forged = ask(&daemon, &sign_on.encoded(), &from_anywhere);
     assert_eq!((forged.status, refusals(admin)[0]["reason"].as_str()), (403, Some("missing-signature")));
-    // What says in one place that it is a sign-on and asks something else in another was not signed so.
+    // A request that is a sign-on in one place and another action in another place has no valid signature.
     let smuggled = format!("{}&action=verify", create("ob-2").signed());
     assert!(ask(&daemon, &smuggled, &from_anywhere).status >= 400);
     let release = about("releaseInstance", &id);
@@ -140,7 +140,7 @@ fn a_buyer_signs_on_from_anywhere_and_nothing_else_comes_in_that_way() {
 fn who_forges_is_put_off_and_the_marketplace_sells_on() {
     let (home, daemon, admin) = bench(TRUSTED, "", "[rate]\nper_address = \"6/m\"\nper_endpoint = \"off\"");
     assert_eq!(sell(&daemon, "203.0.113.7", "ob-before").id(), "ob-before");
-    // One in ten seconds, and ten at once.
+    // One in ten seconds, with a burst of ten.
     let statuses: Vec<u16> = (0..40).map(|_| forge(&daemon, "198.51.100.1").status).collect();
     assert_eq!(statuses[..10], [403; 10], "{statuses:?}");
     assert!(statuses.iter().filter(|status| **status == 429).count() >= 20, "{statuses:?}");
@@ -154,7 +154,7 @@ fn who_forges_is_put_off_and_the_marketplace_sells_on() {
         said.starts_with("HTTP/1.1 429 ") && said.to_ascii_lowercase().contains("\r\nretry-after: "),
         "{said}"
     );
-    // The marketplace may forge as much as it likes: that is what a wrong key looks like.
+    // The marketplace may send any number of invalid requests: that is how a wrong key looks.
     for _ in 0..40 {
         assert_eq!(forge(&daemon, "203.0.113.7").status, 403);
     }
@@ -190,7 +190,7 @@ fn a_reload_changes_who_may_call_and_forgets_no_forgery() {
     assert_eq!(sell(&daemon, "203.0.113.9", "ob-4").status, 429);
 }
 
-/// An undeclared proxy on this machine: all the world has one address, and nobody is put off for another.
+/// An undeclared proxy on this machine: all clients have one address, and none is limited for another one.
 #[test]
 fn this_machine_s_own_address_is_nobody_s() {
     let (_home, daemon, _) = bench("", "", "[rate]\nper_address = \"1/m\"\nper_endpoint = \"1/m\"");
@@ -210,7 +210,7 @@ fn raw(daemon: &Daemon, request: &str) -> String {
     said
 }
 
-/// The mistakes of a configuration with these lines, by their keys.
+/// Keys of the errors of a configuration with these lines.
 fn mistakes(server: &str, endpoint: &str, rest: &str) -> Vec<(String, String)> {
     let text = format!(
         "{rest}\n[server]\n{server}\n[[endpoint]]\nname = \"e\"\npath = \"/spi\"\ndialect = \"alibaba\"\n\

@@ -1,9 +1,9 @@
-//! Peers that mean harm, or do not know better: raw bytes against the real daemon.
+//! Hostile and broken peers: raw bytes against the real daemon.
 //!
-//! Whatever they do, three things stay: an honest caller is served, nothing is written for what was
-//! not signed, and what they can make the daemon hold is bounded.
+//! For every peer three things must hold: a valid caller is served, an unsigned request causes no write, and the
+//! memory that a peer can use in the daemon is limited.
 //!
-//! The flood has a few ten thousand requests; `SPID_FLOOD=1000000` makes it as many as that.
+//! The flood has some ten thousand requests; `SPID_FLOOD=1000000` sets their number.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
@@ -28,7 +28,7 @@ fn bench() -> (Home, Daemon) {
     (home, daemon)
 }
 
-/// Sells something, as if nothing else were going on.
+/// Buys an instance, as without any attack.
 fn sell(address: SocketAddr, name: &str) {
     let answer = get(address, &create(name).signed()).unwrap_or_else(|| panic!("{name} was not answered"));
     assert_eq!(answer.id(), name, "the log hook keeps the marketplace's id");
@@ -38,7 +38,7 @@ fn connect(daemon: &Daemon) -> TcpStream {
     daemon.connect()
 }
 
-/// Everything the daemon says until it closes; a reset is an end, too.
+/// Reads everything until the daemon closes. A reset counts as an end.
 fn heard(mut stream: TcpStream) -> String {
     let mut said = Vec::new();
     let mut buffer = [0; 4096];
@@ -55,10 +55,10 @@ fn heard(mut stream: TcpStream) -> String {
     String::from_utf8(said).unwrap()
 }
 
-/// Sends these bytes and hears out what comes back; who `waits` keeps their own side open meanwhile.
+/// Sends these bytes and reads the response. With `waits` the peer keeps its own side open meanwhile.
 fn say(daemon: &Daemon, bytes: &[u8], waits: bool) -> String {
     let mut stream = connect(daemon);
-    // The daemon may stop reading half way: what it says then is what counts.
+    // The daemon may stop reading half way. Then its response counts.
     let _ = stream.write_all(bytes);
     if !waits {
         let _ = stream.shutdown(Shutdown::Write);
@@ -66,7 +66,7 @@ fn say(daemon: &Daemon, bytes: &[u8], waits: bool) -> String {
     heard(stream)
 }
 
-/// Says the beginning, then one byte after the other, until the daemon has had enough.
+/// Sends the beginning, and then single bytes until the daemon closes.
 fn dribble(mut stream: TcpStream, beginning: &str, drop: u8) -> String {
     stream.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     let mut said = Vec::new();
@@ -85,12 +85,12 @@ fn dribble(mut stream: TcpStream, beginning: &str, drop: u8) -> String {
     String::from_utf8(said).unwrap()
 }
 
-/// The statuses of the answers. One begins right behind the body of the one before it.
+/// Statuses of the answers. An answer can begin directly after the body of the one before it.
 fn statuses(said: &str) -> Vec<u16> {
     said.split("HTTP/1.1 ").skip(1).map(|rest| rest[..3].parse().unwrap()).collect()
 }
 
-// Slow and endless.
+// Slow and endless requests.
 
 #[test]
 fn who_dribbles_is_cut_off_and_keeps_nobody_waiting() {
@@ -134,7 +134,7 @@ fn what_has_no_end_is_refused_before_it_ends() {
     let mut endless = connect(&daemon);
     endless.write_all(b"GET /spi HTTP/1.1\r\nhost: a\r\n").unwrap();
     let mut written = 0;
-    // Sockets hold some megabytes between them; who may write more than that is being read.
+    // Sockets buffer some megabytes. If a peer can write more, the daemon reads.
     while written < 64 * 1024 * 1024 && endless.write_all(&[b'x'; 4096]).is_ok() {
         written += 4096;
     }
@@ -217,8 +217,7 @@ fn nonsense_is_answered_with_an_error_or_not_at_all() {
     assert_eq!(home.list(&["callbacks", "list"]).len(), 1, "nothing was smuggled in");
 }
 
-/// Two lengths: a proxy that believes one and a daemon that believes the other would read different
-/// requests off one connection.
+/// Two lengths: a proxy and a daemon that use different ones would read different requests from one connection.
 #[test]
 fn a_request_with_two_lengths_is_the_last_one_on_its_connection() {
     let (home, daemon) = bench();
@@ -262,9 +261,9 @@ fn who_hangs_up_after_sending_has_sent() {
     sell(daemon.address, "ob-after");
 }
 
-// Too many.
+// Too many connections.
 
-/// As many connections as this process may hold, the daemon's own limit being the same one.
+/// As many connections as this process may hold. The daemon has the same limit.
 fn horde_size() -> usize {
     const WANTED: u64 = 10_000;
     const OTHERS: u64 = 512;
@@ -290,7 +289,7 @@ fn ten_thousand_who_hold_the_line_keep_nobody_out() {
         if number % 1_000 == 999 {
             sell(daemon.address, &format!("ob-among-{number}"));
         } else if number % 64 == 0 {
-            // Who is served now was accepted after all of them: the queue of the system never overflows.
+            // A client that is served now was accepted after all of them, so the system's queue never overflows.
             assert_eq!(exchange(daemon.address, &get_text("/nowhere", "")).unwrap().status, 404);
         }
     }
@@ -307,14 +306,14 @@ fn ten_thousand_who_hold_the_line_keep_nobody_out() {
 
 // The flood.
 
-/// What a process holds in memory now, in bytes.
+/// Current memory of a process, in bytes.
 fn memory(daemon: &Daemon) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// A forged request; no two are alike.
+/// A forged request. Each is different.
 fn forged(number: u64) -> String {
     let wanted = create(&format!("ob-forged-{number}")).with("aliUid", &number.to_string());
     let token = wanted.token_with("fake-guess");
@@ -326,7 +325,7 @@ fn forged(number: u64) -> String {
     }
 }
 
-/// Sends these forgeries, some at once on each of a few connections.
+/// Sends these forged requests, some at once on each of a few connections.
 fn flood(address: SocketAddr, from: u64, count: u64) {
     const PEERS: u64 = 4;
     const AT_ONCE: u64 = 25;
@@ -374,7 +373,7 @@ fn a_flood_of_forgeries_leaves_no_trace() {
     sell(daemon.address, "ob-after");
 }
 
-// What the operator sees of it.
+// The view of the operator.
 
 fn with_admin(home: &Home) {
     let file = home.path("spid.toml");
@@ -442,14 +441,14 @@ fn two_hundred_who_are_silent_keep_no_order_out_where_few_files_may_be_open() {
     assert_eq!((silent.len(), silent_there.len()), (200, 50));
 }
 
-/// Operations of the store so far.
+/// Number of store operations so far.
 fn operations(admin: SocketAddr) -> u64 {
     let page = ask(admin, "localhost", "/metrics").body;
     let sum = page.lines().find_map(|line| line.strip_prefix("spid_commit_operations_sum ")).unwrap();
     sum.parse::<f64>().unwrap() as u64
 }
 
-/// A sign-on's link stands in the history of a browser: who finds one can call it as often as they like.
+/// The link of a sign-on is in the history of a browser. A finder can call it any number of times.
 #[test]
 fn a_genuine_link_that_is_called_again_and_again_costs_next_to_nothing() {
     let redirects = r#"case $SPID_ACTION in
@@ -487,7 +486,7 @@ esac"#;
     assert_eq!(about_a_budget, 0, "a browser has no tries to spend");
     assert_eq!(home.begun("sign-on").len(), 1);
     daemon.stop();
-    // Each of them is counted all the same.
+    // Each of them is counted.
     let told: Vec<u64> = home
         .list(&["callbacks", "list"])
         .iter()

@@ -1,4 +1,4 @@
-//! Daemons under load: floods, hordes, restarts and reloads while orders come in.
+//! Daemons under load: floods, many connections, restarts and reloads while orders arrive.
 
 #[allow(dead_code, unused_imports, unused_macros, reason = "each program uses a part of it")]
 #[path = "../../it/support/mod.rs"]

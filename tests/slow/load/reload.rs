@@ -1,4 +1,4 @@
-//! What a SIGHUP changes, while orders come in: above all the keys, and never half of a configuration.
+//! Effects of SIGHUP while orders arrive: above all the keys, and never half of a configuration.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,21 +16,21 @@ use crate::support::daemon::{
     Daemon, Home, KEY, Line, QUICK, assert_clean, create, exchange, get, get_text, renew, until,
 };
 
-/// The key the one in `KEY` is changed for.
+/// New key, which replaces the one in `KEY`.
 const NEW: &str = "fake-canary-next-isv-key-3M";
 
 const HEAD: &str =
     "[server]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\nreply_within = \"10s\"\n";
 const LOG_HOOK: &str = "[[hook]]\nname = \"provision\"\nlog = {}\n";
 
-/// A configuration with these keys, the endpoint on this path, and more behind it.
+/// A configuration with these keys, the endpoint on this path, and further text.
 fn config(path: &str, keys: &str, more: &str) -> String {
     format!(
         "{HEAD}[[endpoint]]\nname = \"alibaba-cn\"\npath = \"{path}\"\ndialect = \"alibaba\"\nkeys = {keys}\n{more}"
     )
 }
 
-/// A home whose endpoint has the old key alone, and the new one ready in a file.
+/// A home whose endpoint has only the old key. The new key is ready in a file.
 fn home_with_keys() -> Home {
     let home = Home::empty();
     std::fs::write(home.path("next-key"), NEW).unwrap();
@@ -47,10 +47,10 @@ fn signed(order: &str, key: &str) -> String {
     format!("{}&token={}", request.encoded(), request.token_with(key))
 }
 
-// A key is changed.
+// Key change.
 
-/// How far a reload is. What holds before the signal and after the line in the log is certain; in between
-/// either may hold, but there is no way back.
+/// Progress of a reload. The state before the signal and after the log line is certain. Between them both states are
+/// possible, but never a step back.
 #[derive(Default)]
 struct Reload {
     stage: AtomicU8,
@@ -59,9 +59,9 @@ struct Reload {
 
 const SIGNALLED: u8 = 1;
 const APPLIED: u8 = 2;
-/// So many requests are seen on each side of a change.
+/// Number of requests on each side of a change.
 const ENOUGH: usize = 20;
-/// So many reloads that change nothing.
+/// Number of reloads without a change.
 const AGAIN: u64 = 50;
 
 impl Reload {
@@ -79,8 +79,8 @@ impl Reload {
         self.stage.store(APPLIED, Ordering::SeqCst);
     }
 
-    /// Sends orders signed with `key`, one after the other, until it has seen enough of what holds
-    /// afterwards. Returns how many were taken and how many refused.
+    /// Sends orders signed with `key`, in sequence, until it has seen enough of the new state. Returns the numbers of
+    /// accepted and denied orders.
     fn probe(
         &self,
         over: &AtomicBool,
@@ -99,7 +99,7 @@ impl Reload {
             let answer = line.exchange(&get_text("/spi", &signed(&format!("{name}-{number}"), key))).unwrap();
             let answered_at = self.stage();
             let expected = if changed || sent_at == APPLIED { after } else { before };
-            // Only while the signal is on its way may it change, and then for good.
+            // The verdict may change only between the signal and the log line, and only once.
             let may_change = !changed && answered_at >= SIGNALLED && answer.status == after;
             assert!(answer.status == expected || may_change, "{name}-{number}: {answer:?}");
             changed |= answer.status == after && before != after;
@@ -117,7 +117,7 @@ impl Reload {
     }
 }
 
-/// Ends all calling when the test ends, well or not.
+/// Ends all calls when the test ends, also if it fails.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -126,7 +126,7 @@ impl Drop for End<'_> {
     }
 }
 
-/// Marketplaces that do not stop calling, each signing with the key it is told.
+/// Marketplaces that call without a pause. Each signs with the key it is told to use.
 #[derive(Default)]
 struct Markets {
     /// 0: the old key; 1: the new one.
@@ -145,7 +145,7 @@ impl Markets {
             }
             let mode = usize::from(self.mode.load(Ordering::SeqCst));
             let key = [KEY, NEW][mode];
-            // Each is asked twice: new orders are written, repeats are only read.
+            // Each is sent twice: new orders are written, and repeats only read.
             let name = format!("order-{number}-{}", order / 2);
             let answer = line.exchange(&get_text("/spi", &signed(&name, key))).unwrap();
             assert_eq!(answer.id(), name, "refused: {answer:?}");
@@ -163,8 +163,7 @@ impl Markets {
         self.passed[mode].load(Ordering::SeqCst)
     }
 
-    /// Waits until they have called often enough to have done nothing else for a while: each calls one
-    /// after the other, so what one of them began before has ended.
+    /// Waits until they have called so often that earlier calls have ended: each calls in sequence.
     fn run_on(&self, mode: usize) {
         let target = self.passed(mode) + ENOUGH * Markets::COUNT;
         until("the marketplaces go on calling", || (self.passed(mode) >= target).then_some(()));
@@ -183,7 +182,7 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
         markets.spawn(scope, &over, address);
         markets.run_on(0);
 
-        // The new key comes. Those who sign with the old one notice nothing.
+        // The new key is added. Calls with the old one still succeed.
         let probe = scope.spawn(|| arrival.probe(&over, address, ("new", NEW), (403, 200)));
         let strange = scope.spawn(|| arrival.probe(&over, address, stranger, (403, 403)));
         home.configure(&config("/spi", BOTH, LOG_HOOK));
@@ -191,16 +190,16 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
         let arrived = [probe.join().unwrap(), strange.join().unwrap()];
         markets.run_on(0);
 
-        // Once more, and again: there is no moment between the old and the new.
+        // Reload again and again: there is no moment without a key.
         for _ in 0..AGAIN {
             assert!(daemon.reload().contains("reload: applied"));
         }
 
-        // The marketplaces change, at a time of their own.
+        // The marketplaces change their key, each at its own time.
         markets.mode.store(1, Ordering::SeqCst);
         until("each has changed", || (markets.passed(1) >= ENOUGH * Markets::COUNT).then_some(()));
 
-        // The old key goes. Those who sign with the new one notice nothing.
+        // The old key is removed. Calls with the new one still succeed.
         let probe = scope.spawn(|| withdrawal.probe(&over, address, ("old", KEY), (200, 403)));
         let strange = scope.spawn(|| withdrawal.probe(&over, address, stranger, (403, 403)));
         home.configure(&config("/spi", NEW_ALONE, LOG_HOOK));
@@ -210,7 +209,7 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
         (arrived, withdrawn)
     });
 
-    // Every call is accounted for, under the key that signed it.
+    // Every call is counted under the key that signed it.
     let [(new_taken, new_refused), (0, strange)] = arrived else { panic!("{arrived:?}") };
     let [(old_taken, old_refused), (0, stranger)] = withdrawn else { panic!("{withdrawn:?}") };
     let signatures = |label: &str| {
@@ -226,7 +225,7 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
     assert_clean("the log", daemon.log().as_bytes(), &[NEW]);
 }
 
-// What becomes of a reload.
+// Results of a reload.
 
 #[test]
 fn a_reload_that_changes_nothing_says_so() {
@@ -297,9 +296,9 @@ fn dev_mode_reloads_to_the_same() {
     assert!(daemon.reload().contains("no key has changed"));
 }
 
-// What runs ends as it began.
+// Running work ends with its old configuration.
 
-/// The hook that makes ids beginning with `letter`, and waits at the gate of that name first.
+/// A hook that creates ids beginning with `letter`, and first waits at the gate of that name.
 fn hook(home: &Home, letter: char) -> String {
     let folder = home.path("").display().to_string();
     let original = std::fs::read_to_string(home.path("hook.sh")).unwrap();
@@ -399,7 +398,7 @@ fn the_level_of_the_log_is_changed_unless_the_command_line_has_one() {
     assert!(!daemon.stop().contains("running the hook"));
 }
 
-// Keys that can go.
+// Removable keys.
 
 #[test]
 fn a_previous_key_that_signs_nothing_is_named_and_one_that_does_is_not() {

@@ -1,5 +1,5 @@
-//! The real daemon under a supervisor: sockets it did not open, restarts under load, what it says of itself,
-//! and a certificate that is renewed while it runs.
+//! The real daemon under a supervisor: passed sockets, restarts under load, its notifications, and a certificate that
+//! is renewed while it runs.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ use crate::support::daemon::{Home, QUICK, create, get, get_text, post_text, unti
 use rustix::process::Signal;
 use spid::internals::net::{Client, ClientOptions, ClientRequest, Tls};
 
-/// A socket as a supervisor holds it: open whatever becomes of the daemon.
+/// A socket as a supervisor holds it: it stays open when the daemon ends.
 fn socket() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").unwrap()
 }
@@ -29,7 +29,7 @@ fn with_admin(home: &Home) {
     home.configure(&text.replace("[server]", "[server]\nadmin_listen = \"127.0.0.1:1\""));
 }
 
-// Sockets that were handed over.
+// Passed sockets.
 
 #[test]
 fn sockets_are_taken_by_their_names_and_hooks_get_none_of_it() {
@@ -92,26 +92,26 @@ fn an_admin_socket_that_everybody_reaches_is_refused() {
     assert!(output.status.code() == Some(78) && stderr.contains("whoever reaches"), "{stderr}");
 }
 
-// A restart under load.
+// Restart under load.
 
-/// A client as marketplaces are: it waits for its answer, and does as `connection` says.
+/// A client like a marketplace: it waits for its answer, and obeys `connection`.
 struct Caller {
     address: SocketAddr,
     keeps: bool,
-    /// How long a piece of a request is on its way, in milliseconds.
+    /// Time to send a part of a request, in milliseconds.
     on_the_wire: u64,
     line: Option<BufReader<TcpStream>>,
 }
 
 impl Caller {
-    /// Sends a request; the answer's status and body. Panics where a marketplace would be left without an answer.
+    /// Sends a request and returns status and body of the answer. Panics if a marketplace would get no answer.
     fn call(&mut self, request: &str) -> (u16, String) {
         let mut line = self.line.take().filter(is_open).unwrap_or_else(|| {
             let stream = TcpStream::connect(self.address).expect("the connection was refused");
             stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             BufReader::new(stream)
         });
-        // A request takes its time on the wire, and comes in pieces: the daemon must not close meanwhile.
+        // A request arrives slowly and in parts: the daemon must not close meanwhile.
         let (first, second) = request.split_at(request.len() / 2);
         for part in [first, second] {
             std::thread::park_timeout(Duration::from_millis(self.on_the_wire));
@@ -132,7 +132,7 @@ impl Caller {
     }
 }
 
-/// What every client with kept connections looks at before it uses one again.
+/// Check of every client with kept connections before it uses one again.
 fn is_open(line: &BufReader<TcpStream>) -> bool {
     let stream = line.get_ref();
     stream.set_nonblocking(true).unwrap();
@@ -150,7 +150,7 @@ fn a_restart_under_load_leaves_no_call_unanswered() {
     let address = spi.local_addr().unwrap();
     let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     let callers: usize = std::thread::scope(|scope| {
-        // Whatever ends this scope ends the callers, too.
+        // The end of this scope also ends the callers.
         let _end = scopeguard(&over);
         let mut daemon = home.start_supervised("spi", &[&spi], &[]);
         let (over, answered) = (&over, &answered);
@@ -201,7 +201,7 @@ fn a_restart_under_load_leaves_no_call_unanswered() {
     assert_eq!(home.list(&["instances", "list", "--state", "active"]).len(), callers, "each once");
 }
 
-/// Sets the flag when it goes.
+/// Sets the flag when it is dropped.
 fn scopeguard(over: &AtomicBool) -> impl Drop + '_ {
     struct End<'a>(&'a AtomicBool);
     impl Drop for End<'_> {
@@ -212,7 +212,7 @@ fn scopeguard(over: &AtomicBool) -> impl Drop + '_ {
     End(over)
 }
 
-/// While there is no daemon at all.
+/// Period without any daemon.
 #[test]
 fn a_call_between_two_daemons_waits() {
     let home = Home::with_log_hook();
@@ -240,7 +240,7 @@ fn a_call_between_two_daemons_waits() {
     daemon.stop();
 }
 
-// What it says of itself.
+// Notifications.
 
 #[test]
 fn the_supervisor_hears_what_becomes_true_in_order() {
@@ -261,7 +261,7 @@ fn the_supervisor_hears_what_becomes_true_in_order() {
     for _ in 0..3 {
         assert_eq!(next(), "WATCHDOG=1", "as long as it lives");
     }
-    // A hang-up, with signs of life before, between and behind.
+    // SIGHUP, with watchdog notifications before, between and after.
     let mut other = || std::iter::repeat_with(&mut next).find(|said| said != "WATCHDOG=1").unwrap();
     daemon.signal(Signal::HUP);
     let reloading = other();
@@ -274,7 +274,7 @@ fn the_supervisor_hears_what_becomes_true_in_order() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
-/// A daemon that cannot start says nothing: its supervisor would take it for ready.
+/// A daemon that cannot start sends no notification, because its supervisor would take it for ready.
 #[test]
 fn a_daemon_that_does_not_start_never_was_ready() {
     let home = Home::with_log_hook();
@@ -293,7 +293,7 @@ fn a_daemon_that_does_not_start_never_was_ready() {
     first.stop();
 }
 
-// How it is, asked from outside.
+// Health check from outside.
 
 #[test]
 fn a_healthcheck_says_how_the_daemon_is_by_its_exit_code() {
@@ -305,7 +305,7 @@ fn a_healthcheck_says_how_the_daemon_is_by_its_exit_code() {
     let address = admin.local_addr().unwrap();
     let text = std::fs::read_to_string(&config).unwrap();
     home.configure(&text.replace("[server]", &format!("[server]\nadmin_listen = \"{address}\"")));
-    // It reads no key: whoever checks the health may not be able to.
+    // It reads no key, because the user of the health check may not have access.
     std::fs::rename(home.path("isv-key"), home.path("key-elsewhere")).unwrap();
     drop(admin);
     let gone = home.run(&["healthcheck", "--config", &config]);
@@ -326,7 +326,7 @@ fn a_healthcheck_says_how_the_daemon_is_by_its_exit_code() {
 
 // TLS.
 
-/// A certificate of an authority of its own, for this machine, in the files of the configuration.
+/// A certificate for this machine from its own authority, in the files of the configuration.
 fn issue(home: &Home) -> Tls {
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -341,7 +341,7 @@ fn issue(home: &Home) -> Tls {
     Tls::new(Some(&home.path("ca"))).unwrap()
 }
 
-/// The id a create gets over https; `None` where the certificate is not trusted.
+/// Id of a create over https. `None` if the certificate is not trusted.
 fn sell(address: SocketAddr, tls: &Tls, name: &str) -> Option<String> {
     let client = Client::new(ClientOptions { tls: Some(tls.clone()), ..ClientOptions::default() });
     let url = format!("https://{address}/spi?{}", create(name).signed());

@@ -1,12 +1,12 @@
-//! What the daemon does when its disk, its clock or its power fails: the real binary, the real SQLite,
-//! and every single operation failing once.
+//! Behavior of the daemon when its disk, its clock or its power fails: the real binary, the real SQLite, and every
+//! single operation failing once.
 //!
-//! A fault loop makes the first call fail, then the second, and so on; it ends when a whole life ran
-//! and nothing was left to fail, never because of a cap. What must hold, whatever fails: an answer is
-//! "try again" or true; what was acknowledged is kept, byte for byte; a daemon that cannot go on says
-//! why; and a marketplace that calls again gets everything in the end, with one create an instance.
+//! A fault loop makes the first call fail, then the second, and so on. It ends when a whole life ran without a call
+//! left to fail, and never at a fixed number. For every failure: an answer is "try again" or true; acknowledged data
+//! is stored byte for byte; a daemon that cannot continue reports the reason; a marketplace that calls again gets
+//! everything, with one create per instance.
 //!
-//! `SPID_FAULTS=all` runs the long loops, too.
+//! `SPID_FAULTS=all` also runs the long loops.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -30,7 +30,7 @@ struct Step {
     parameters: &'static [(&'static str, &'static str)],
 }
 
-/// Bought, upgraded, renewed, frozen; and one more bought.
+/// Buy, upgrade, renew, freeze; and buy a second instance.
 const LIFE: [Step; 5] = [
     Step {
         action: "createInstance",
@@ -69,17 +69,17 @@ const LIFE: [Step; 5] = [
 
 const RENEWAL: usize = 2;
 
-/// After which step the daemon is stopped in order and started again, so that its checkpoint and its
-/// second start can fail, too.
+/// Step after which the daemon is stopped in order and started again, so that its checkpoint and its second start can
+/// fail too.
 const STOP_AFTER: usize = 2;
 
-/// What an honest marketplace remembers.
+/// Memory of a correct marketplace.
 #[derive(Default)]
 struct Marketplace {
     acknowledged: BTreeMap<usize, String>,
 }
 
-/// How a life went on the failing disk.
+/// Course of a life on the failing disk.
 #[must_use]
 struct Lived {
     marketplace: Marketplace,
@@ -103,7 +103,7 @@ impl Marketplace {
         true
     }
 
-    /// Calls until the answer is a success. What must mend in between, `mend` does after the first failures.
+    /// Calls until the answer is a success. After the first failures `mend` repairs the cause.
     fn insist(&mut self, daemon: &Daemon, index: usize, mut mend: impl FnMut(u32)) -> Result<(), Gone> {
         for tries in 1..=40 {
             let answer = redeliver(daemon, &LIFE[index]).ok_or(Gone)?;
@@ -120,7 +120,7 @@ impl Marketplace {
 #[derive(Debug)]
 struct Gone;
 
-/// Starts until it does. A start that fails has to say why.
+/// Starts the daemon until it succeeds. A start that fails must report the reason.
 fn start(bench: &Bench, mut mend: impl FnMut(u32)) -> Daemon {
     for tries in 1..=5 {
         match bench.start() {
@@ -132,7 +132,7 @@ fn start(bench: &Bench, mut mend: impl FnMut(u32)) -> Daemon {
     panic!("it never starts");
 }
 
-/// Lives the whole life, calling again whatever is not acknowledged; `mend` is told after each failure.
+/// Plays the whole life, and repeats every unacknowledged step. `mend` is called after each failure.
 fn live(bench: &Bench, mend: impl Fn(u32)) -> Lived {
     let mut marketplace = Marketplace::default();
     let mut daemon = start(bench, &mend);
@@ -150,7 +150,7 @@ fn live(bench: &Bench, mend: impl Fn(u32)) -> Lived {
     Lived { marketplace, daemon: Some(daemon) }
 }
 
-/// Starts on a healthy disk and checks what must be there, before anything is delivered again.
+/// Starts on a healthy disk and checks the data before any delivery.
 fn check_kept(bench: &Bench, marketplace: &Marketplace) -> Daemon {
     let daemon = bench.start_unharmed();
     let all = Filter { limit: 1000, ..Filter::default() };
@@ -167,8 +167,8 @@ fn check_kept(bench: &Bench, marketplace: &Marketplace) -> Daemon {
     daemon
 }
 
-/// Everything is delivered once more, and then everything is as it must be. A renewal that was
-/// acknowledged is left out: on an instance that has expired since, it is a new one, and thaws it.
+/// Delivers everything once more and checks the result. An acknowledged renewal is left out: for an instance that has
+/// expired since, it is a new one and unfreezes it.
 fn check_converges(bench: &Bench, daemon: &Daemon, mut marketplace: Marketplace) {
     for index in 0..LIFE.len() {
         if index != RENEWAL || !marketplace.acknowledged.contains_key(&index) {
@@ -202,7 +202,7 @@ fn check_state(bench: &Bench) {
     }
 }
 
-/// The idempotency keys under which each thing was asked of the hook.
+/// Idempotency keys of each request to the hook.
 fn keys_of(bench: &Bench) -> BTreeMap<(String, String), BTreeSet<String>> {
     let mut keys: BTreeMap<_, BTreeSet<String>> = BTreeMap::new();
     for [action, instance, key] in bench.asked() {
@@ -223,8 +223,8 @@ fn long() -> bool {
     std::env::var_os("SPID_FAULTS").is_some_and(|value| value == "all")
 }
 
-/// Makes each call of a kind fail once, one life each, until a life has no such call. In the short
-/// share every `stride`th only; the last, beyond all calls, is always among them.
+/// Makes each call of a kind fail once, one life each, until a life has no such call. The short run takes only every
+/// `stride`th call, and always the last one, beyond all calls.
 fn once_each(kind: Kind, effect: Effect, stride: u64) {
     if library().is_none() {
         return;
@@ -281,8 +281,8 @@ fn each_read_fails_once() {
     once_each(Kind::Read, Effect::Io, 7);
 }
 
-/// From the n-th call on nothing works, until somebody makes room; then it does again, in the same
-/// process if that still runs.
+/// From the n-th call on every call fails, until there is free space again. Then it works again, in the same process
+/// if it still runs.
 fn from_then_on(kind: Kind, effect: Effect, stride: u64) {
     if library().is_none() {
         return;
@@ -321,7 +321,7 @@ fn a_filesystem_that_becomes_read_only() {
     from_then_on(Kind::Write, Effect::ReadOnly, 47);
 }
 
-/// A daemon with the first `steps` of the life behind it.
+/// A daemon after the first `steps` of the life.
 fn lived_until(bench: &Bench, steps: usize) -> Lived {
     let mut marketplace = Marketplace::default();
     let daemon = bench.start().unwrap();
@@ -331,7 +331,7 @@ fn lived_until(bench: &Bench, steps: usize) -> Lived {
     Lived { marketplace, daemon: Some(daemon) }
 }
 
-/// Lives on from where it was left, without faults, and checks everything.
+/// Continues the life without faults, and checks everything.
 fn live_on(bench: &Bench, daemon: &Daemon, mut marketplace: Marketplace) {
     for index in 0..LIFE.len() {
         if !marketplace.acknowledged.contains_key(&index) {
@@ -361,7 +361,7 @@ fn a_start_on_a_read_only_filesystem_says_so() {
     }
 }
 
-/// Ready means that a write goes through, and live that the process does.
+/// Ready means that a write succeeds, and live that the process runs.
 #[test]
 fn a_full_disk_is_not_ready() {
     if library().is_none() {
@@ -377,14 +377,14 @@ fn a_full_disk_is_not_ready() {
     assert!(answer.body.contains("disk is full"), "{}", answer.body);
     assert_eq!(daemon.admin("/livez").status, 200);
     assert!(redeliver(&daemon, &LIFE[1]).unwrap().is_try_again());
-    // What is on disk is still told.
+    // Data on the disk is still in the answers.
     assert!(redeliver(&daemon, &LIFE[0]).unwrap().is_success());
     bench.control.never(Kind::Write);
     assert_eq!(daemon.admin("/readyz").status, 200);
     live_on(&bench, &daemon, lived.marketplace);
 }
 
-/// The checkpoint of a stop has no room; what is in the log stays there.
+/// The checkpoint of a stop has no room; the data stays in the log.
 #[test]
 fn a_stop_on_a_full_disk_is_in_order() {
     if library().is_none() {
@@ -413,7 +413,7 @@ fn another_process_holds_the_database_for_a_while() {
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     assert!(redeliver(&daemon, &LIFE[1]).unwrap().is_try_again());
     assert!(redeliver(&daemon, &LIFE[1]).unwrap().is_try_again());
-    // What is on disk is still told.
+    // Data on the disk is still in the answers.
     assert!(redeliver(&daemon, &LIFE[0]).unwrap().is_success());
     other.execute_batch("ROLLBACK").unwrap();
     drop(other);
@@ -434,8 +434,8 @@ fn a_start_while_another_process_holds_the_database_says_so() {
     assert_eq!(ended.status.code(), Some(75), "{}", ended.log);
 }
 
-/// Nobody can give back what a damaged log held, and a start must not pass over that in silence. Once it is told to
-/// go on, the daemon must not choke on it, nor make more of it than was there, and what is called again must be done.
+/// The data of a damaged log is lost, and a start must report that. After the order to continue, the daemon must
+/// work, must not invent data, and must do repeated requests again.
 #[test]
 fn a_damaged_log_costs_no_more_than_it_held() {
     if library().is_none() {
@@ -453,7 +453,7 @@ fn a_damaged_log_costs_no_more_than_it_held() {
     ];
     for (what, damage) in damages {
         let bench = Bench::new();
-        // The first part is in the database itself, the second in the log.
+        // The first part is in the database, the second in the log.
         let lived = lived_until(&bench, 2);
         assert!(lived.daemon.unwrap().stop().status.success());
         let daemon = bench.start().unwrap();
@@ -466,7 +466,7 @@ fn a_damaged_log_costs_no_more_than_it_held() {
         assert!(refused.log.contains("is older than what was acknowledged last"), "{what}: {}", refused.log);
         std::fs::remove_file(bench.database().with_extension("db.lock")).unwrap();
         let daemon = bench.start_unharmed();
-        // What was in the database is there; the rest may have to be called again.
+        // The data of the database is there; the rest must be delivered again.
         marketplace.acknowledged.retain(|index, _| *index < 2);
         for (index, step) in LIFE.iter().enumerate() {
             let answer = redeliver(&daemon, step).unwrap();
@@ -491,7 +491,7 @@ fn a_damaged_database_is_refused_with_a_reason() {
     ended.assert_said_why();
     assert_eq!(ended.status.code(), Some(65), "{}", ended.log);
     assert!(ended.log.contains("damaged"), "{}", ended.log);
-    // It was left as it was found: what a backup or a specialist needs is still there.
+    // The files are unchanged, for a backup or a specialist.
     let mut found = std::fs::read(bench.database()).unwrap();
     found[..32].iter_mut().for_each(|byte| *byte ^= 0xff);
     assert!(found == whole, "the damaged file was changed");
@@ -510,7 +510,7 @@ fn a_clock_set_back_an_hour_stops_nothing() {
     for index in 1..3 {
         marketplace.insist(&daemon, index, |_| {}).unwrap();
     }
-    // A hook was running, an hour ahead, when the daemon died.
+    // A hook was running, with a clock one hour ahead, when the daemon died.
     bench.hook_waits(true);
     assert!(redeliver(&daemon, &LIFE[3]).unwrap().is_try_again());
     daemon.kill();
@@ -520,7 +520,7 @@ fn a_clock_set_back_an_hour_stops_nothing() {
     live_on(&bench, &daemon, marketplace);
 }
 
-/// Lives with the power going before the n-th sync, for every n; `luck` as in [`Bench::cut_power`].
+/// Plays the life with a power failure before the n-th sync, for every n. `luck` is as in [`Bench::cut_power`].
 fn power_cut_at_each_sync(luck: u64) {
     if library().is_none() {
         return;
@@ -542,7 +542,7 @@ fn check_after_cuts(bench: &Bench, marketplace: Marketplace) {
     live_on(bench, &daemon, marketplace);
 }
 
-/// Lives; when the daemon dies, the power is out as well. Then it is over.
+/// Plays the life until the daemon dies; then the power fails too.
 fn live_until_the_cut(bench: &Bench, luck: u64) -> (Marketplace, bool) {
     let mut marketplace = Marketplace::default();
     let Ok(mut daemon) = bench.start() else {
@@ -582,8 +582,8 @@ fn the_power_goes_and_some_of_what_was_on_its_way_arrives() {
     seeds.for_each(|seed: u64| power_cut_at_each_sync(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
 }
 
-/// A disk that fails one sync and then the power: what was acknowledged after the failure is there,
-/// although Linux counts the pages of the failed sync as written.
+/// A disk that fails one sync, and then a power failure: data acknowledged after the failed sync is there, although
+/// Linux counts the pages of the failed sync as written.
 #[test]
 fn the_power_goes_after_a_sync_that_failed() {
     if library().is_none() {
@@ -605,7 +605,7 @@ fn the_power_goes_after_a_sync_that_failed() {
     }
 }
 
-/// The harness itself: a disk that only says it has synced loses what was acknowledged, and that is seen.
+/// Test of the harness: a disk that only claims to sync loses acknowledged data, and the harness sees it.
 #[test]
 fn a_disk_that_lies_is_found_out() {
     if library().is_none() {
@@ -643,7 +643,7 @@ fn a_kill_before_each_reply_loses_and_doubles_nothing() {
     }
 }
 
-/// The library is built offline, from what spid's own build has fetched.
+/// The library is built offline, from the crates that spid's own build has downloaded.
 #[test]
 fn the_library_needs_nothing_that_spid_does_not() {
     let locked = |path: &str| {

@@ -1,8 +1,7 @@
-//! The real daemon on a disk that fails: builds the preload library (`tests/faultfs`), starts `spid
-//! serve` under it, delivers signed callbacks, and keeps what the hook was asked and what was
-//! acknowledged.
+//! The real daemon on a failing disk: builds the preload library (`tests/faultfs`), starts `spid serve` with it,
+//! delivers signed callbacks, and records the hook's calls and the acknowledged answers.
 //!
-//! The library is built when it is first wanted, offline: its one dependency is one of spid's.
+//! The library is built at the first use, offline: its only dependency is one of spid's.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
@@ -29,11 +28,11 @@ use crate::support::faultfs;
 use crate::support::machine::skipped;
 use crate::support::random::Random;
 
-/// Longer than anything takes; a test that waits so long has failed.
+/// Maximum wait. A test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 const KEY: &str = "fake-fault-key";
 
-/// The preload library, or `None` with a word about why the test is skipped.
+/// The preload library. Prints why the test is skipped and returns `None` if it is missing.
 pub(crate) fn library() -> Option<&'static Path> {
     static LIBRARY: OnceLock<Option<PathBuf>> = OnceLock::new();
     LIBRARY.get_or_init(build).as_deref()
@@ -47,7 +46,7 @@ fn build() -> Option<PathBuf> {
     built.ok()
 }
 
-/// What can be counted and made to fail, in the order of the control file.
+/// Kinds of calls that are counted and can fail, in the order of the control file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Open,
@@ -60,7 +59,7 @@ pub(crate) enum Kind {
     Reply,
 }
 
-/// What becomes of a call.
+/// Effect on a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Effect {
     NoSpace,
@@ -84,7 +83,7 @@ impl Effect {
     }
 }
 
-/// The control file, from the test's side.
+/// The control file, for the test.
 pub(crate) struct Control(File);
 
 impl Control {
@@ -104,7 +103,7 @@ impl Control {
         u64::from_ne_bytes(bytes)
     }
 
-    /// From the `first` to the `last` call of this kind, counted from the beginning.
+    /// From the `first` to the `last` call of this kind, counted from the start.
     pub(crate) fn rule(&self, kind: Kind, first: u64, last: u64, effect: Effect) {
         let base = 8 + 8 * kind as u64;
         self.set(base + 2, last);
@@ -125,7 +124,7 @@ impl Control {
         self.get(8 + 8 * kind as u64)
     }
 
-    /// How often the rule has been applied.
+    /// Number of times that the rule was applied.
     pub(crate) fn fired(&self, kind: Kind) -> u64 {
         self.get(8 + 8 * kind as u64 + 4)
     }
@@ -135,7 +134,7 @@ impl Control {
     }
 }
 
-/// A folder with a configuration, a hook that keeps what it was asked, and a database that comes and goes.
+/// A folder with a configuration, a hook that records its calls, and a database for several daemons.
 pub(crate) struct Bench {
     pub(crate) folder: TempDir,
     pub(crate) control: Control,
@@ -150,7 +149,7 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// "Try again": it claims nothing.
+    /// "Try again": an answer without a claim of success.
     pub(crate) fn is_try_again(&self) -> bool {
         let body: serde_json::Value = serde_json::from_str(&self.body).unwrap();
         self.status == 200 && (body["instanceId"] == "0" || body["success"] == false)
@@ -171,7 +170,7 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
-    /// In order, or with a message and an exit code that say why; never by a panic or a signal.
+    /// It ended in order, or with a message and an exit code that give the reason, never by a panic or a signal.
     pub(crate) fn assert_said_why(&self) {
         let code = self.status.code();
         assert!(
@@ -184,7 +183,7 @@ impl Ended {
     }
 }
 
-/// A daemon that runs.
+/// A running daemon.
 pub(crate) struct Daemon {
     child: Child,
     address: SocketAddr,
@@ -213,7 +212,7 @@ impl Log {
         Log { text, lines }
     }
 
-    /// Waits for a line that holds `what`. `None`: the log ended without one.
+    /// Waits for a line that contains `what`. `None` if the log ended without one.
     fn line_with(&self, what: &str) -> Option<String> {
         loop {
             match self.lines.recv_timeout(PATIENCE) {
@@ -235,7 +234,7 @@ impl Log {
     }
 }
 
-/// Keeps what it is asked, before it does anything; then answers, the same way each time.
+/// Records each call before it does anything; then gives the same answer each time.
 const HOOK: &str = r#"
 read -r call
 case $call in
@@ -277,7 +276,7 @@ impl Bench {
         Bench { folder, control, keeps_synced: false }
     }
 
-    /// A bench whose power can be cut.
+    /// A bench with power failures.
     pub(crate) fn with_a_plug() -> Bench {
         Bench { keeps_synced: true, ..Bench::new() }
     }
@@ -290,12 +289,12 @@ impl Bench {
         self.folder.path().join(name)
     }
 
-    /// Starts a daemon on the disk that fails.
+    /// Starts a daemon on the failing disk.
     pub(crate) fn start(&self) -> Result<Daemon, Ended> {
         self.start_with("")
     }
 
-    /// As [`Bench::start`], with rules in words, as `tests/faultfs` describes them.
+    /// Like [`Bench::start`], with rules as text, as `tests/faultfs` describes them.
     pub(crate) fn start_with(&self, rules: &str) -> Result<Daemon, Ended> {
         let mut command = self.command();
         command
@@ -309,7 +308,7 @@ impl Bench {
         Daemon::spawn(command)
     }
 
-    /// Starts a daemon on a disk in order.
+    /// Starts a daemon on a healthy disk.
     pub(crate) fn start_unharmed(&self) -> Daemon {
         Daemon::spawn(self.command()).unwrap_or_else(|ended| panic!("{}", ended.log))
     }
@@ -324,7 +323,7 @@ impl Bench {
         Reader::open(&self.database()).unwrap()
     }
 
-    /// What the hook was asked: action, instance, idempotency key.
+    /// Calls of the hook: action, instance, idempotency key.
     pub(crate) fn asked(&self) -> Vec<[String; 3]> {
         let text = fs::read_to_string(self.path("asked")).unwrap();
         let line = |line: &str| {
@@ -334,7 +333,7 @@ impl Bench {
         text.lines().map(line).collect()
     }
 
-    /// Makes the hook wait for ever, or not.
+    /// Makes the hook hang, or work again.
     pub(crate) fn hook_waits(&self, waits: bool) {
         let path = self.path("asked.waits");
         if waits { fs::write(path, "").unwrap() } else { fs::remove_file(path).unwrap() }
@@ -348,8 +347,8 @@ impl Bench {
         fs::write(path, content).unwrap();
     }
 
-    /// The power went: what was not synced is gone. `luck` decides how much of what was on its way
-    /// arrived nevertheless, 512 bytes at a time; with luck 0, nothing.
+    /// Power failure: unsynced data is gone. `luck` decides how much of the data in flight arrived nevertheless, in
+    /// blocks of 512 bytes; with luck 0, none.
     pub(crate) fn cut_power(&self, luck: u64) {
         let mut random = (luck > 0).then(|| Random::new(luck));
         for name in names(&self.path("state")) {
@@ -383,7 +382,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The safe content, with some of what was on its way.
+/// The synced content, with some of the data in flight.
 fn torn(safe: &[u8], on_its_way: &[u8], random: &mut Option<Random>) -> Vec<u8> {
     let mut arrives = || random.as_mut().is_some_and(|random| random.percent(50));
     let mut content = safe.to_vec();
@@ -414,7 +413,7 @@ impl Daemon {
         }
     }
 
-    /// Delivers a callback as the marketplace would. `None`: there was no answer.
+    /// Delivers a callback as the marketplace would. `None` if there was no answer.
     pub(crate) fn deliver(&self, action: &str, parameters: &[(&str, &str)]) -> Option<Answer> {
         let pairs: Vec<_> = parameters.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
         let keys = Keys::single(Secret::new(KEY)).unwrap();
@@ -423,7 +422,7 @@ impl Daemon {
         self.get(self.address, &format!("/spi?{}", request.query))
     }
 
-    /// Asks the second listener.
+    /// Sends a request to the admin listener.
     pub(crate) fn admin(&self, path: &str) -> Answer {
         self.get(self.admin, path).unwrap()
     }
@@ -446,21 +445,21 @@ impl Daemon {
         Some(Answer { status, body: body.to_owned() })
     }
 
-    /// As `kill -9`. Returns what it had logged.
+    /// Kills it like `kill -9`. Returns its log.
     pub(crate) fn kill(mut self) -> String {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         self.log.until_end()
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Stops it, and waits for its end.
     pub(crate) fn stop(mut self) -> Ended {
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
         let status = self.child.wait().unwrap();
         Ended { status, log: self.log.until_end() }
     }
 
-    /// Waits for it to end by itself.
+    /// Waits until it ends by itself.
     pub(crate) fn ended(mut self) -> Ended {
         let log = self.log.until_end();
         Ended { status: self.child.wait().unwrap(), log }

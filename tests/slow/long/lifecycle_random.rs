@@ -1,7 +1,7 @@
-//! Random lives on SQLite and on the model side by side: the same callbacks, deliveries, hook endings
-//! and clock. Both must answer alike and hold the same rows, and after each step the promises hold.
+//! Random lives on SQLite and on the model in parallel: the same callbacks, deliveries, hook results and clock. Both
+//! must give the same answers and have the same rows, and after each step the promises hold.
 //!
-//! A seed that fails is printed; to look into it, make `SEEDS` that one.
+//! A failing seed is printed. To examine it, set `SEEDS` to it.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,13 +29,13 @@ use spid_hook::time::from_millis;
 const SEEDS: Range<u64> = 0..40;
 const STEPS: usize = 150;
 
-/// A waiter on each store, for the same delivery.
+/// One waiter on each store, for the same delivery.
 struct Pair {
     row: CallbackRow,
     waiting: [ResultWaiter; 2],
 }
 
-/// Both stores, what runs on them, and what was seen so far.
+/// Both stores, their running work, and the history.
 struct Twins {
     benches: [Bench; 2],
     random: Random,
@@ -45,7 +45,7 @@ struct Twins {
     seen: Seen,
 }
 
-/// What may never be otherwise again.
+/// Facts that must never change again.
 #[derive(Default)]
 struct Seen {
     released: BTreeSet<i64>,
@@ -57,7 +57,7 @@ struct Seen {
     deliveries: u64,
 }
 
-/// What both must agree on: everything but the ids, and what is drawn from them.
+/// Data that must be equal in both: everything except ids and values derived from them.
 fn comparable(mut job: JobRow) -> JobRow {
     job.id = Id::from_bytes([0; 16]);
     job.due_at = from_millis(0);
@@ -124,7 +124,7 @@ impl Twins {
         match self.alike(a, b) {
             (row, Ok(outcome)) => self.check_answer(&callback, &row, &outcome),
             (row, Err(waiting)) if self.random.below(2) == 0 => self.waiting.push(Pair { row, waiting }),
-            // This one hangs up.
+            // This client closes its connection.
             (_, Err(_)) => {}
         }
     }
@@ -141,7 +141,7 @@ impl Twins {
         (a.row, reply)
     }
 
-    /// Somebody who waits hears it, or leaves.
+    /// A waiter gets the result, or leaves.
     async fn hear(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -150,11 +150,11 @@ impl Twins {
         let Pair { row, waiting: [a, b] } = self.waiting.swap_remove(which);
         let (a, b) = (heard(a).await, heard(b).await);
         assert_eq!(a, b, "{row:?}");
-        // What it says was judged when it was committed: much may have happened since.
+        // Its answer was decided at the commit, and the state may have changed since.
         assert!(!a.is_success() || self.seen.reported.contains(&row.number), "not written down: {row:?}");
     }
 
-    /// A success that is answered at once is true now, and is written down.
+    /// An immediate success is true now, and is recorded.
     fn check_answer(&self, callback: &Callback, row: &CallbackRow, outcome: &Outcome) {
         let Outcome::Applied { instance_id, .. } = outcome else { return };
         let bench = &self.benches[1];
@@ -228,7 +228,7 @@ impl Twins {
         self.finish_both(&pair, ending).await;
     }
 
-    /// A dispatcher that was thought dead comes back with its answer.
+    /// A dispatcher that was believed dead returns with its answer.
     async fn finish_late(&mut self) {
         if let Some(pair) = self.lost.pop() {
             let ending = self.ending();
@@ -242,7 +242,7 @@ impl Twins {
         assert_eq!(a, b);
     }
 
-    /// Time passes; the leases of what still runs are kept up.
+    /// Time passes, and the leases of running jobs are renewed.
     async fn advance(&mut self) {
         let seconds = *self.random.one_of(&[30, 60, 60, 120, 240, 3_600, 86_400, 40 * 86_400]);
         for (number, bench) in self.benches.iter().enumerate() {
@@ -276,7 +276,7 @@ impl Twins {
         let both = [a.jobs(), jobs.clone()].map(|jobs| jobs.into_iter().map(comparable).collect::<Vec<_>>());
         assert_eq!(both[0], both[1]);
         assert_eq!(a.unreported(), b.unreported());
-        // A job's wait is moved by its id, and each store gives its own.
+        // The jitter of a job's wait depends on its id, and each store creates its own ids.
         let totals = [a, b].map(|bench| Totals { next_due: None, ..bench.store.reader().totals().unwrap() });
         assert_eq!(totals[0], totals[1]);
         self.seen.check_instances(&instances);
@@ -290,8 +290,8 @@ impl Twins {
     }
 }
 
-/// Whether a success that is reported now is true now. A request with an order of its own asks whether that
-/// order has been carried out; any other asks for a state.
+/// Returns true if a success that is reported now is true now. For a request with its own order, the order must have
+/// been carried out. For any other request, the instance must be in the requested state.
 fn check_truth(bench: &Bench, row: &CallbackRow, callback: &Callback) {
     let Some(made) = bench.instances().into_iter().find(|kept| Some(kept.number) == row.instance) else {
         return assert_eq!(callback.action, Action::Payment, "a success for nothing: {callback:?}");
@@ -310,7 +310,7 @@ fn check_truth(bench: &Bench, row: &CallbackRow, callback: &Callback) {
     };
     let is_true = match callback.action {
         Action::Create => now.id.is_some() && (now.order_id.is_none() || now.order_id == callback.order_id),
-        // Whoever is told that it is renewed can use it, unless it is gone for good.
+        // After a reported renewal the instance is usable, unless it is released.
         Action::Renew if callback.ordered => {
             carried_out() && matches!(now.state, State::Active | State::Released)
         }

@@ -1,7 +1,7 @@
-//! Forgetting changes nothing that is decided: random lives on two stores, of which one is pruned again and
-//! again and the other never. Both must decide, answer and run alike for ever.
+//! Pruning changes no decision: random lives on two stores. One is pruned again and again, the other never. Both must
+//! decide, answer and run the same forever.
 //!
-//! A seed that fails is printed; to look into it, make `SEEDS` that one.
+//! A failing seed is printed. To examine it, set `SEEDS` to it.
 
 #![allow(
     clippy::unwrap_used,
@@ -39,14 +39,14 @@ fn options(days: i64) -> PruneOptions {
     PruneOptions { older_than_ms, secrets: false, dry_run: false, rewrite: false }
 }
 
-/// Prunes the store of a bench beside it, as the command does beside a daemon.
+/// Prunes the store of a bench, as the command does beside a daemon.
 fn prune(bench: &Bench, options: PruneOptions) -> Result<Pruned, OperationError> {
     let path = bench.folder.as_ref().unwrap().path().join("spid.db");
     let mut operations = Operations::open(&path, &StoreOptions::default(), bench.clock.clone()).unwrap();
     operations.prune(options, &act(), &mut |_| {})
 }
 
-/// What a person may want of a row, less its numbers and counts: rows that came anew have others.
+/// Content of a row, without its numbers and counts: rows that were created again have other numbers.
 fn seen(row: &CallbackRow) -> (Option<i64>, Action, [u8; 16], String, Option<String>, Option<String>) {
     let disposition = format!("{:?}", row.disposition);
     (
@@ -59,7 +59,7 @@ fn seen(row: &CallbackRow) -> (Option<i64>, Action, [u8; 16], String, Option<Str
     )
 }
 
-/// The pruned store, the other one, and what runs on both.
+/// The pruned store, the other one, and the running work on both.
 struct Pair {
     pruned: Bench,
     whole: Bench,
@@ -157,7 +157,7 @@ impl Pair {
         }
     }
 
-    /// What runs, runs from all that was said: nothing is run from what was forgotten.
+    /// A running job has its complete callback: no job runs from emptied data.
     async fn take(&mut self) {
         let (mut a, mut b) = (self.pruned.take(1000).await, self.whole.take(1000).await);
         a.sort_by_key(|taken| taken.job.number);
@@ -220,7 +220,7 @@ impl Pair {
         self.check_files();
     }
 
-    /// Nothing refers to what is not there, and the file is sound.
+    /// No row refers to a missing row, and the file is valid.
     fn check_files(&self) {
         let path = self.pruned.folder.as_ref().unwrap().path().join("spid.db");
         let db = rusqlite::Connection::open(path).unwrap();
@@ -243,7 +243,7 @@ impl Pair {
         self.check();
     }
 
-    /// What is and what is coming is the same, and so is what waits for somebody.
+    /// The present state, the queued state and the waiting items are equal.
     fn check(&self) {
         let of = |bench: &Bench| {
             let instances: Vec<_> = bench
@@ -257,7 +257,7 @@ impl Pair {
                 .filter(|job| job.state.is_live())
                 .map(|job| (job.instance, job.action, job.state, job.attempts, job.step, job.note))
                 .collect();
-            // One that came again after it was forgotten has a later number.
+            // A callback that came again after it was pruned has a later number.
             let mut unreported: Vec<_> = bench.unreported().iter().map(seen).collect();
             let mut held: Vec<_> = bench.held().iter().map(seen).collect();
             unreported.sort_by_key(|row| row.2);
@@ -310,7 +310,7 @@ async fn what_is_pruned_changes_no_decision() {
     assert!(gone.iter().all(|count| *count > 5), "hardly anything was pruned: {gone:?}");
 }
 
-/// The whole life of an instance, told.
+/// The whole life of an instance in one text.
 async fn lived(bench: &Bench) {
     bench.done(&create("b1")).await;
     bench.done(&renew("b1", "r1", day(730))).await;
@@ -326,7 +326,7 @@ async fn a_leaked_url_is_no_first_occurrence_once_its_body_is_gone() {
     bench.go_to_day(100);
     let pruned = prune(&bench, options(30)).unwrap();
     assert_eq!((pruned.callbacks_emptied, pruned.callbacks_removed, pruned.jobs_removed), (3, 1, 3));
-    // Believed, it would give back a year that was refunded. Its order was carried out, and that is all it hears.
+    // If it were accepted, it would return a refunded year. Its order was carried out, and the answer says only that.
     assert!(bench.deliver(&renew("b1", "r1", day(730))).await.is_success());
     assert_eq!(bench.jobs_of(Action::Renew).len(), 0);
     assert_eq!(told_id(&bench.deliver(&create("b1")).await), Some("b1"));

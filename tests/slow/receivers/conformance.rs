@@ -1,5 +1,5 @@
-//! The conformance suite, judged: by our own daemon, which must pass everything, and by receivers with one
-//! fault each, which must fail exactly the case that was made for it.
+//! The conformance suite with our own daemon, which must pass every case, and with receivers with one fault each,
+//! which must fail exactly the case for that fault.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ fn keys() -> Keys {
     Keys::single(Secret::new(KEY)).unwrap()
 }
 
-/// What a seller's hook does, but for the provisioning.
+/// A seller's hook, without the provisioning.
 struct Complete;
 
 impl ProvisioningHook for Complete {
@@ -86,7 +86,7 @@ async fn daemon() -> (Daemon, tempfile::TempDir) {
     (Daemon::start(listener, None, options).await.unwrap(), folder)
 }
 
-/// Patient where the machine is slow, and not where a receiver says "call again" for ever.
+/// Patient with a slow machine, but not with a receiver that says "call again" forever.
 fn suite(url: &str) -> Suite {
     let mut suite = Suite::new(url.parse().unwrap(), keys());
     suite.within = Duration::from_secs(60);
@@ -135,7 +135,7 @@ async fn a_receiver_that_takes_its_time_passes_everything() {
     assert!(judgement.passed, "{}", complaints(&judgement));
 }
 
-/// A fault, and the one case that was made for it.
+/// A fault, and the only case for it.
 const CAUGHT: [(Fault, &str); 64] = [
     (Fault::AlwaysZero, "create"),
     (Fault::SortsByValue, "token-order"),
@@ -237,7 +237,7 @@ async fn nothing_that_was_sent_can_be_sent_again_by_a_reader_of_the_report() {
     assert!(text.split("token=").skip(1).all(|rest| digits(rest) < 2 && rest.starts_with("<token>")));
 }
 
-/// Receivers say more than they should: a warning before the JSON, or which token they had expected.
+/// Receivers print too much: a warning before the JSON, or the token they expected.
 #[tokio::test]
 async fn what_a_receiver_blurts_out_is_not_in_the_report() {
     let judgement = judge(&suite(&receiver(Fault::Chatters).await)).await;
@@ -250,7 +250,7 @@ async fn what_a_receiver_blurts_out_is_not_in_the_report() {
     }
 }
 
-/// It buys, and somebody presses Ctrl-C: what was bought is given back.
+/// Ctrl-C during the run: the instances are released.
 #[tokio::test]
 async fn a_judgement_that_is_stopped_gives_back_what_it_bought() {
     let suite = suite(&receiver(Fault::None).await);
@@ -305,7 +305,7 @@ async fn nobody_there_is_no_judgement() {
     assert!(matches!(&error, Unjudged::Nobody { .. }), "{error}");
 }
 
-/// Runs the command to its end against `url`; the code, stdout and stderr.
+/// Runs the command with `url` to its end, and returns the exit code, stdout and stderr.
 async fn command(url: &str, folder: &Path, arguments: &[&str]) -> (i32, String, String) {
     std::fs::write(folder.join("key"), KEY).unwrap();
     let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));

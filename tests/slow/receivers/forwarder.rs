@@ -1,4 +1,4 @@
-//! One address for a daemon that has another one after every start.
+//! A fixed address for a daemon that has another address after every start.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ pub(crate) struct Forwarder {
 }
 
 impl Forwarder {
-    /// Listens until the test is over. While it leads nowhere, whoever comes is hung up on.
+    /// Listens until the test ends. Without a destination it closes every connection.
     pub(crate) async fn start() -> Forwarder {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let forwarder = Forwarder { address: listener.local_addr().unwrap(), leads_to: Arc::default() };

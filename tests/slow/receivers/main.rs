@@ -1,5 +1,4 @@
-//! Receivers with one fault each, and the two tools that have to find it: the conformance suite and the pretended
-//! market.
+//! Receivers with one fault each, and the two tools that must find it: the conformance suite and the simulator.
 
 #[allow(dead_code, unused_imports, unused_macros, reason = "each program uses a part of it")]
 #[path = "../../it/support/mod.rs"]

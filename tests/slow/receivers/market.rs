@@ -1,7 +1,7 @@
-//! The pretended market: against receivers that lose something, and against our own daemon while it is killed
-//! and started again.
+//! The simulator with receivers that lose something, and with our own daemon, which is killed and started again
+//! meanwhile.
 //!
-//! `cargo test` plays a few hundred orders against the daemon. For ten thousand:
+//! `cargo test` plays some hundred orders with the daemon. For ten thousand:
 //!
 //! ```text
 //! SPID_MARKET_ORDERS=10000 cargo test --test receivers killed -- --nocapture
@@ -102,7 +102,7 @@ async fn a_payment_that_nobody_takes_note_of_climbs_its_ladder_and_is_left_to_th
 async fn a_market_that_is_stopped_tells_what_it_knows() {
     let url = receiver(Fault::None).await;
     let mut market = market(&url, 40, 1_000_000.0);
-    // The last ones come in a year.
+    // The last ones come after a year.
     market.plan.lives.iter_mut().skip(10).for_each(|life| life.arrives_ms = 365 * 86_400_000);
     let (through, all_through) = tokio::sync::oneshot::channel();
     let (mut through, mut count) = (Some(through), 0);
@@ -118,7 +118,7 @@ async fn a_market_that_is_stopped_tells_what_it_knows() {
     assert_eq!((summary.orders, summary.is_clean()), (10, true), "{summary:#?}");
 }
 
-/// Everything a daemon needs, in a folder.
+/// Everything for a daemon, in a folder.
 fn prepare(folder: &Path) {
     let at = |name: &str| folder.join(name);
     std::fs::write(at("key"), KEY).unwrap();
@@ -132,14 +132,14 @@ fn prepare(folder: &Path) {
     std::fs::write(at("spid.toml"), text).unwrap();
 }
 
-/// Kills the daemon and starts it again until it is told to stop; how often.
+/// Kills the daemon and starts it again until it is told to stop. Returns the number of kills.
 fn kill_over_and_over(folder: &Path, forwarder: &Forwarder, over: &AtomicBool) -> u64 {
     let environment = [("SPID_LOG".to_owned(), "warn,spid=info,spid::hook=warn".to_owned())];
     let mut kills = 0;
     loop {
         let mut daemon = Serving::start(folder, &environment);
         forwarder.leads_to(daemon.address());
-        // A little longer each time, so that the moments differ.
+        // Each run is a little longer, so that the moments differ.
         let alive = Duration::from_millis(400 + kills * 137 % 1_100);
         let (begin, done) = (std::time::Instant::now(), || over.load(Ordering::Relaxed));
         while begin.elapsed() < alive && !done() {
@@ -161,8 +161,8 @@ fn kill_over_and_over(folder: &Path, forwarder: &Forwarder, over: &AtomicBool) -
     }
 }
 
-/// What the database says must be what the ledger says: every order there once, in the state that was told last,
-/// and everything that was told was done once.
+/// The database must agree with the ledger: every order is there once, in the state of the last answer, and every
+/// reported work was done once.
 fn compare(database: &Path, ledger: &Ledger, summary: &Summary) {
     let connection = Connection::open_with_flags(database, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let kept: BTreeMap<String, (Option<String>, i64)> = connection
@@ -208,7 +208,7 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
         tokio::task::spawn_blocking(move || kill_over_and_over(&folder, &forwarder, &over))
     };
     let mut market = market(&url, orders, 60.0);
-    // A day of 15 ms and 4 s of orders: the daemon is killed some times while all of it goes on.
+    // A day of 15 ms and 4 s of orders: the daemon is killed several times meanwhile.
     market.day = Duration::from_millis(15);
     market.every = Duration::from_millis(500);
     market.minute = Duration::from_millis(100);
@@ -230,7 +230,7 @@ async fn killed_over_and_over_our_daemon_loses_and_doubles_nothing() {
     compare(&folder.path().join("spid.db"), &ledger, &summary);
 }
 
-/// Runs `spid` to its end, which must be a good one.
+/// Runs `spid` to its end, which must succeed.
 fn spid(folder: &Path, arguments: &[&str]) -> String {
     let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));
     let output = spid.args(arguments).current_dir(folder).output().unwrap();
@@ -239,7 +239,7 @@ fn spid(folder: &Path, arguments: &[&str]) -> String {
     told
 }
 
-/// The instances of a daemon, without what another daemon must have otherwise.
+/// Instances of a daemon, without the fields that differ between daemons.
 fn instances(folder: &Path) -> BTreeMap<String, serde_json::Value> {
     let listed = spid(folder, &["instances", "list", "--json", "--limit", "1000", "--db", "spid.db"]);
     let rows: Vec<serde_json::Value> = serde_json::from_str(&listed).unwrap();
@@ -277,7 +277,7 @@ async fn lives_of_a_market_are_exported_and_replayed_to_the_same_end() {
         {
             std::fs::write(again.path().join(name), spid(lived.path(), arguments)).unwrap();
         }
-        // The second of them says in its last step what the end must be.
+        // The last step of the second one states the final state.
         let files = ["kept.toml", "replaced.toml"];
         spid(
             again.path(),

@@ -1,6 +1,5 @@
-//! A receiver such as a seller writes in an afternoon: it does everything right, but for the one fault it
-//! is given. Nothing of spid's own reading or signing is used, so that a mistake of ours cannot cancel
-//! itself out.
+//! A simple receiver as a seller would write it: correct except for one given fault. It does not use spid's own
+//! parsing or signing, so that an error of ours cannot cancel itself out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -14,7 +13,7 @@ use tokio::sync::Notify;
 
 pub(crate) const KEY: &str = "fake-key-of-a-seller";
 
-/// What is wrong with a receiver. Most were seen in public code or in complaints of sellers.
+/// Fault of a receiver. Most were seen in public code or in complaints of sellers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
@@ -112,7 +111,7 @@ struct Receiver {
 
 type Pairs = Vec<(String, String)>;
 
-/// Listens until the test is over; the URL is where.
+/// Listens until the test ends, at the returned URL.
 pub(crate) async fn receiver(fault: Fault) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/spi", listener.local_addr().unwrap());
@@ -129,7 +128,7 @@ fn refused(status: u16) -> Response {
     Response::json(status, json!({"instanceId": "0", "success": false}).to_string())
 }
 
-/// Undoes percent-encoding; `None` for what is none, is not UTF-8, or holds a NUL.
+/// Decodes percent-encoding. `None` if it is invalid, not UTF-8, or holds a NUL.
 fn decode(text: &str, keeps_plus: bool) -> Option<String> {
     let text = if keeps_plus { text.to_owned() } else { text.replace('+', " ") };
     let mut bytes = Vec::new();
@@ -149,7 +148,7 @@ fn get<'a>(pairs: &'a Pairs, name: &str) -> &'a str {
     pairs.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
 }
 
-/// Whether the term ends more than half a year from now.
+/// Returns true if the term ends more than half a year from now.
 fn ends_far_ahead(pairs: &Pairs) -> bool {
     let now = spid_hook::time::Clock::System.now().to_zoned(jiff::tz::TimeZone::UTC).datetime();
     jiff::civil::DateTime::strptime("%Y-%m-%d %H:%M:%S", get(pairs, "expiredOn"))
@@ -235,7 +234,7 @@ impl Receiver {
     fn read(&self, raw: &Pairs) -> Option<Pairs> {
         let mut pairs = Vec::new();
         for (name, value) in raw {
-            // Whoever undoes the encoding of dates by hand, since those are what came with a space.
+            // A receiver that decodes only dates by hand, because only they contained a space.
             if self.is(Fault::KeepsPercent20) && name == "label" && value.contains("%20") {
                 pairs.push((name.clone(), value.clone()));
                 continue;
@@ -274,7 +273,7 @@ impl Receiver {
             name != "token" && !empty && !unknown
         });
         if self.is(Fault::TakesUnsigned) {
-            // What stands behind the token is no part of it.
+            // Text after the token is not a part of it.
             let end = raw.iter().position(|(name, _)| name == "token").unwrap_or(raw.len());
             signed.retain(|(name, _)| raw.iter().take(end).any(|(known, _)| known == name));
         }
@@ -349,7 +348,7 @@ impl Receiver {
             self.race(&biz).await;
         }
         let takes_time = self.is(Fault::TakesItsTime) || self.is(Fault::TakesItsTimeAndChecksNothing);
-        // Begun at the first call, done by the second.
+        // Begun at the first call, done at the second.
         if takes_time && self.books.lock().unwrap().buying.insert(biz.clone()) {
             return Response::json(200, json!({"instanceId": "0"}).to_string());
         }
@@ -381,8 +380,8 @@ impl Receiver {
         Response::json(200, body.to_string())
     }
 
-    /// Looks whether the order is known, thinks a while, and then makes a new one: unless nobody came
-    /// meanwhile, it is made twice.
+    /// Looks up the order, waits, and then creates a new one. If another request comes meanwhile, it is created
+    /// twice.
     async fn race(&self, biz: &str) {
         let (is_known, is_twin) = {
             let mut books = self.books.lock().unwrap();

@@ -1,5 +1,5 @@
-//! What must hold: at every commit, at every answer, and in the end. It reads the disk and what the
-//! marketplace and the machines remember; of the daemon's own rules it knows nothing.
+//! Conditions that must hold at every commit, at every answer, and at the end. The check reads the disk and the
+//! records of the marketplace and the hooks, and does not know the daemon's own rules.
 
 use std::collections::BTreeMap;
 
@@ -12,12 +12,12 @@ use spid_hook::instance::{Instance, State};
 use crate::market::{ACCOUNTS, Event, Order};
 use crate::world::Sim;
 
-/// Every row.
+/// All rows.
 pub(crate) fn everything() -> Filter {
     Filter { limit: usize::MAX, ..Filter::default() }
 }
 
-/// The rows of the last commit.
+/// Rows of the last commit.
 #[derive(Default)]
 pub(crate) struct Seen {
     instances: BTreeMap<i64, InstanceRow>,
@@ -42,7 +42,7 @@ impl Seen {
     }
 }
 
-/// Compares what was committed with what was committed before.
+/// Compares the committed rows with those before.
 pub(crate) fn commit(sim: &Sim) {
     let now = Seen::read(sim);
     let before = std::mem::take(&mut sim.world().seen);
@@ -103,7 +103,7 @@ fn job_moved(sim: &Sim, old: &JobRow, new: &JobRow) {
     sim.demand(same, || format!("the job {old:?} became {new:?}"));
 }
 
-/// One instance for a name, one attempt for a lane, a lease for what runs and for nothing else.
+/// One instance per name, one attempt per instance, and leases only for running jobs.
 fn one_each(sim: &Sim, now: &Seen) {
     let mut names = BTreeMap::new();
     for row in now.instances.values() {
@@ -125,7 +125,7 @@ fn one_each(sim: &Sim, now: &Seen) {
     }
 }
 
-/// The rows of callbacks that say what `event` says, the oldest first.
+/// Callback rows for `event`, the oldest first.
 fn rows_of(sim: &Sim, order: &Order, event: &Event) -> Vec<CallbackRow> {
     let said: BTreeMap<_, _> = event.parameters(&order.biz).into_iter().collect();
     let account = Some(ACCOUNTS[order.account].to_owned());
@@ -151,7 +151,7 @@ fn instance_of(sim: &Sim, order: &Order) -> Option<InstanceRow> {
     })
 }
 
-/// An answer left the daemon: what it claims is stored, and true.
+/// The daemon sent an answer: its content is stored, and true.
 pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Option<&str>) {
     let order = sim.world().orders[order].clone();
     let event = order.events[event].clone();
@@ -165,7 +165,7 @@ pub(crate) fn answer(sim: &Sim, order: usize, event: usize, status: &str, id: Op
     if status != "applied" {
         return;
     }
-    // In one commit an older occurrence may be told and a newer one begun.
+    // One commit can report an older callback and begin a newer one.
     let Some(row) = rows.iter().rev().find(|row| row.reported_at.is_some()) else {
         return sim.violate(format_args!("told a success, and the store does not know: {row:?}"));
     };
@@ -199,8 +199,8 @@ fn find_job(sim: &Sim, number: i64) -> Option<JobRow> {
     sim.disk.reader().jobs(&everything()).unwrap().into_iter().find(|job| job.number == number)
 }
 
-/// What a success claims of anything but a create. A request that names an order of its own claims that this
-/// order was carried out; any other claims that the instance is now as it asks.
+/// Meaning of a success, except for a create. A request with its own order claims that this order was carried out.
+/// Any other claims that the instance is now in the requested state.
 fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     if row.action == Action::Payment {
         return;
@@ -213,7 +213,7 @@ fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     let holds = match event.action {
         Action::Expire => is_gone || instance.state == State::Frozen,
         Action::Release => is_gone,
-        // Whoever is told that it is renewed can use it.
+        // After a reported renewal the instance is usable.
         Action::Renew => was_carried_out(sim, order, event) && (is_gone || instance.state == State::Active),
         Action::RefundRenew => was_carried_out(sim, order, event) || is_gone,
         Action::Upgrade if event.order_id.is_some() => was_carried_out(sim, order, event),
@@ -223,7 +223,7 @@ fn applied(sim: &Sim, order: &Order, event: &Event, row: &CallbackRow) {
     sim.demand(holds, || format!("told the success of {event:?} until {until:?}, and it is {instance:?}"));
 }
 
-/// Whether a machine has done what the event asks, by a job that was made for exactly this event.
+/// Returns true if a hook has done the event's work, with a job for exactly this event.
 fn was_carried_out(sim: &Sim, order: &Order, event: &Event) -> bool {
     let rows: Vec<i64> = rows_of(sim, order, event).iter().map(|row| row.number).collect();
     let jobs = sim.disk.reader().jobs(&everything()).unwrap();
@@ -232,7 +232,7 @@ fn was_carried_out(sim: &Sim, order: &Order, event: &Event) -> bool {
     of_event.any(|job| world.machines.keys.get(&job.id.to_string()).is_some_and(|key| key.done))
 }
 
-/// In the end: nothing is lost, nothing is invented, and the state is what was done.
+/// At the end no event is lost, no work is invented, and the state is the result of the work.
 pub(crate) fn end(sim: &Sim) {
     let now = Seen::read(sim);
     for job in now.jobs.values() {
@@ -250,7 +250,7 @@ pub(crate) fn end(sim: &Sim) {
     }
 }
 
-/// A job has ended, or somebody must look, and it says why; or it waits behind such a one.
+/// A job has ended, or needs an operator and has a reason, or waits behind such a job.
 fn ended(sim: &Sim, job: &JobRow, now: &Seen) {
     let waits = job.state == schedule::JobState::Queued && is_blocked(job, now);
     let ended = !matches!(job.state, schedule::JobState::Queued | schedule::JobState::Running);
@@ -269,7 +269,7 @@ fn is_blocked(job: &JobRow, now: &Seen) -> bool {
     })
 }
 
-/// What is stored was sent, word for word, under that account.
+/// Stored data was sent, word for word, for that account.
 fn sent(sim: &Sim, row: &CallbackRow) {
     let callback = callback(sim, row.number);
     let world = sim.world();
@@ -287,7 +287,7 @@ fn callback(sim: &Sim, number: i64) -> Callback {
     sim.disk.reader().callback(number).unwrap().unwrap().1
 }
 
-/// The state is the fold of what was done, written here once more and from the parameters alone.
+/// The state is the fold of the work, computed here again from the parameters alone.
 fn folded(sim: &Sim, row: &InstanceRow, now: &Seen) {
     let lane = now.jobs.values().filter(|job| job.instance == Some(row.number) && job.ordered);
     let described = lane.clone().rfind(|job| job.action == Action::Create);
@@ -350,7 +350,7 @@ impl Fold {
     }
 }
 
-/// What was sent was told in the end, or somebody knows why not.
+/// Every request was reported in the end, or an operator knows why not.
 fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
     if !event.sent || event.reported || matches!(event.heard.as_str(), "held" | "refused") {
         return;
@@ -362,14 +362,13 @@ fn settled(sim: &Sim, order: &Order, event: &Event, now: &Seen) {
     sim.demand(waits, || format!("never settled: {event:?} of {}: {rows:?}, {job:?}", order.biz));
 }
 
-/// Whether a person must see to something of the instance first: what is to be true once that is done is
-/// not true yet.
+/// Returns true if the instance needs an operator first, so the requested state cannot be true yet.
 fn is_stuck(row: &CallbackRow, now: &Seen) -> bool {
     let stuck = [schedule::JobState::Pending, schedule::JobState::Held, schedule::JobState::Dead];
     now.jobs.values().any(|job| job.ordered && job.instance == row.instance && stuck.contains(&job.state))
 }
 
-/// Nobody is left waiting, and nothing of what was not verified is left.
+/// No waiter is left, and no data of unverified requests.
 pub(crate) fn quiet(sim: &Sim) {
     let in_flight = sim.world().in_flight;
     sim.demand(in_flight == 0, || format!("{in_flight} requests were never answered"));

@@ -1,5 +1,5 @@
-//! The seller's machines, as bad as machines are: they hang, panic, lie, answer late, refuse, forget.
-//! They also remember every call, and judge the daemon by it.
+//! The seller's hooks with every fault: they hang, panic, lie, answer late, refuse, forget. They also record every
+//! call, and check the daemon with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -17,24 +17,24 @@ use tokio::time::sleep;
 use crate::check::everything;
 use crate::world::Sim;
 
-/// How long a hook may take.
+/// Timeout of a hook.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(45);
 
 /// An instance, by account and orderBizId.
 pub(crate) type Lane = (String, String);
 
-/// What is known of one idempotency key.
+/// Facts about one idempotency key.
 #[derive(Debug)]
 pub(crate) struct Key {
     asked: Asked,
     attempts: u32,
-    /// Whether some attempt did what was asked.
+    /// True if an attempt did the work.
     pub(crate) done: bool,
-    /// The ids that were answered to it.
+    /// Ids in the answers for this key.
     pub(crate) ids: BTreeSet<String>,
 }
 
-/// What a key stands for; it must never stand for anything else.
+/// Meaning of a key. It must never have another meaning.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked {
     lane: Lane,
@@ -42,21 +42,21 @@ struct Asked {
     parameters: Vec<(String, String)>,
 }
 
-/// What all machines together remember.
+/// Shared memory of all hooks.
 #[derive(Default)]
 pub(crate) struct Machines {
     pub(crate) keys: BTreeMap<String, Key>,
-    /// The attempt that runs in a lane now.
+    /// The attempt in flight of each instance.
     running: BTreeMap<Lane, (String, u32)>,
-    /// The attempts that lost their lease to somebody else, by key: up to this one.
+    /// Attempts that lost their lease to another dispatcher, by key: up to this one.
     stolen: BTreeMap<String, u32>,
-    /// The highest job called in a lane.
+    /// Highest job called for each instance.
     latest: BTreeMap<Lane, i64>,
 }
 
 impl Machines {
-    /// While another daemon takes leases for lost, every attempt but one that runs now may have lost
-    /// its own: what it still does is a dead man's, and the fence must keep it out.
+    /// While another daemon takes over leases, every attempt in flight except one may have lost its lease. Its
+    /// further work must be fenced off.
     pub(crate) fn steal(&mut self, job: &JobRow) {
         let lost = job.attempts - u32::from(job.state == schedule::JobState::Running);
         self.stolen.insert(job.id.to_string(), lost);
@@ -66,7 +66,7 @@ impl Machines {
         self.stolen.get(key).is_some_and(|stolen| attempt <= *stolen)
     }
 
-    /// The machines lose sight of a daemon that died.
+    /// The hooks lose the connection to a daemon that died.
     pub(crate) fn forget_running(&mut self) {
         self.running.clear();
     }
@@ -75,12 +75,12 @@ impl Machines {
 /// The hook.
 pub(crate) struct Machine(pub(crate) Sim);
 
-/// An attempt that runs; whatever ends it drops this.
+/// An attempt in flight. Its end drops this.
 struct Attempt {
     sim: Sim,
     key: String,
     attempt: u32,
-    /// `None`: it has no place in a lane.
+    /// `None` if the call is not ordered.
     lane: Option<Lane>,
 }
 
@@ -95,7 +95,7 @@ impl Drop for Attempt {
     }
 }
 
-/// What a machine does with a call.
+/// Reaction of a hook to a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AdminOperation {
     Good,
@@ -130,7 +130,7 @@ const DEEDS: [(u64, AdminOperation); 13] = [
 ];
 
 impl Machine {
-    /// One call, from its beginning to its end. `id` is what an honest create answers.
+    /// One call from begin to end. `id` is the answer of a correct create.
     async fn act(
         &self,
         context: &Context,
@@ -198,7 +198,7 @@ impl Machine {
         Ok(id)
     }
 
-    /// An id no honest hook gives.
+    /// An id that no correct hook gives.
     fn lie(&self, honest: Option<String>) -> Option<String> {
         let mut world = self.0.world();
         let other = world.random.next() as usize % world.orders.len();
@@ -247,7 +247,7 @@ impl Machine {
         Attempt { sim: sim.clone(), key, attempt: context.attempt, lane: ordered.then_some(lane) }
     }
 
-    /// The key: always for the same, and each attempt later than the one before.
+    /// The key always has the same meaning, and each attempt is later than the one before.
     fn judge_key(&self, context: &Context, action: Action, lane: &Lane) {
         let parameters = context.parameters.iter().map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
         let asked = Asked { lane: lane.clone(), action, parameters };
@@ -270,7 +270,7 @@ impl Machine {
         trouble.into_iter().for_each(|trouble| self.0.violate(trouble));
     }
 
-    /// The lane: what is called is committed, nothing before it is owed, nothing after it was called.
+    /// The order: the call is committed, no earlier work is open, and no later work was called.
     fn judge_lane(&self, context: &Context, action: Action, lane: &Lane) {
         let (sim, reader) = (&self.0, self.0.disk.reader());
         let name = &context.idempotency_key;
@@ -297,13 +297,13 @@ impl Machine {
     }
 }
 
-/// The payload of a panic that was meant.
+/// Payload of an intended panic.
 pub(crate) struct Planned;
 
 impl ProvisioningHook for Machine {
     async fn create(&self, call: CreateCall) -> Result<Provisioned, HookError> {
         let biz = call.instance.order_biz_id.clone().unwrap_or_default();
-        // Every other product names its instances itself.
+        // Every second product names its instances itself.
         let id = biz.ends_with('1').then(|| format!("i-{biz}"));
         let id = self.act(&call.context, Action::Create, Some(&call.instance), id).await?;
         let made = Provisioned::new().admin("https://admin.example", "admin", "fake-password");

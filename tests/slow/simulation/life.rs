@@ -1,5 +1,5 @@
-//! The lives of a daemon: it starts on the disk the last one left, works in foul weather, and crashes
-//! or stops. In the last life the weather is fair, and everything must come right.
+//! Lives of a daemon: it starts with the disk of the last one, works with faults, and crashes or stops. The last life
+//! has no faults, and everything must end correctly.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,17 +22,17 @@ use crate::hook::{Machine, TIMEOUT};
 use crate::market::{self, Spoilt};
 use crate::world::{FAIR, FOUL, Sim};
 
-/// The longest a commit takes.
+/// Maximum duration of a commit.
 const COMMIT_MAX_MS: u64 = 8_000;
 
-/// What a whole simulation came to.
+/// Result of a whole simulation.
 pub(crate) struct Run {
     pub(crate) trace: Vec<String>,
     pub(crate) violation: Option<String>,
     pub(crate) counts: std::collections::BTreeMap<&'static str, u64>,
 }
 
-/// One simulation, from its seed alone.
+/// One simulation, which depends only on its seed.
 pub(crate) fn simulate(seed: u64, planted: Planted) -> Run {
     let sim = Sim::new(seed, planted);
     let lives = sim.between(1, 4);
@@ -53,7 +53,7 @@ pub(crate) fn simulate(seed: u64, planted: Planted) -> Run {
     Run { trace: sim.take_trace(), violation, counts }
 }
 
-/// One life is one runtime: dropping it drops everything that was in memory.
+/// One life is one runtime: dropping it drops all memory.
 fn live<L: Future<Output = ()>>(sim: &Sim, life: impl FnOnce(Sim) -> L) {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
@@ -70,7 +70,7 @@ fn live<L: Future<Output = ()>>(sim: &Sim, life: impl FnOnce(Sim) -> L) {
     check::commit(sim);
 }
 
-/// A daemon that runs.
+/// A running daemon.
 #[derive(Clone)]
 struct Daemon {
     intake: Intake,
@@ -78,7 +78,7 @@ struct Daemon {
     stop: Arc<watch::Sender<bool>>,
 }
 
-/// Starts it; `None`: its disk failed.
+/// Starts it. `None` if its disk failed.
 async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let clock = sim.time.clock();
     let (store, writer) = sim::assemble(&sim.disk, sim.store.clone(), clock.clone(), sim.cue(), sim.planted);
@@ -98,7 +98,7 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     Some((Daemon { intake, store, stop: Arc::new(stop) }, dispatching))
 }
 
-/// Drives the writer: how large a batch is, how long each step takes, and where the daemon dies.
+/// Controls the writer: size of a batch, duration of each step, and the moment of the daemon's death.
 async fn drive(sim: Sim, mut writer: Writer) {
     loop {
         let most = sim.between(1, 6) as usize;
@@ -109,12 +109,12 @@ async fn drive(sim: Sim, mut writer: Writer) {
         check::commit(&sim);
         linger(&sim, if sim.mishap(10) { 50 } else { 0 }).await;
         writer.settle(ended);
-        // Whoever was answered has read it before anything else is committed.
+        // Clients that got an answer have read it before the next commit.
         sleep(Duration::from_millis(1)).await;
     }
 }
 
-/// Time passes, up to so much; or the daemon dies here.
+/// Time passes, up to this duration, or the daemon dies.
 async fn linger(sim: &Sim, most_ms: u64) {
     if sim.mishap(1) && sim.percent(30) {
         sim.crash.notify_one();
@@ -148,7 +148,7 @@ async fn foul_life(sim: Sim) {
     }
 }
 
-/// Something happens.
+/// Causes one random event.
 async fn step(sim: &Sim, daemon: &Daemon) {
     match sim.between(0, 99) {
         0..=54 => announce(sim, daemon),
@@ -166,8 +166,7 @@ async fn step(sim: &Sim, daemon: &Daemon) {
     sleep(Duration::from_millis(wait)).await;
 }
 
-/// The marketplace says something: what it has not been told yet, something new, or something old once
-/// more; sometimes several times at once.
+/// The marketplace sends a request: an unreported one, a new one, or an old one again, sometimes several at once.
 fn announce(sim: &Sim, daemon: &Daemon) {
     let (order, event) = {
         let world = &mut *sim.world();
@@ -190,7 +189,7 @@ fn announce(sim: &Sim, daemon: &Daemon) {
     }
 }
 
-/// One delivery and its answer; either may get lost or take its time.
+/// One delivery and its answer. Either can be lost or delayed.
 async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms: u64) {
     let (account, pairs) = {
         let mut world = sim.world();
@@ -221,7 +220,7 @@ async fn deliver(sim: Sim, daemon: Daemon, order: usize, event: usize, before_ms
     }
 }
 
-/// Asks the daemon, and reads the status and the id it answers. It must answer in time.
+/// Sends a request to the daemon, and reads status and id of the answer. It must come in time.
 async fn ask(
     sim: &Sim,
     daemon: &Daemon,
@@ -239,7 +238,7 @@ async fn ask(
     (text("status").unwrap(), text("instance_id"))
 }
 
-/// Somebody without the key, or with an old recording, says something.
+/// A sender without the key, or with an old recording, sends a request.
 fn spoil(sim: &Sim, daemon: &Daemon) {
     let spoilt = sim.world().random.weighted(&[
         (1, Spoilt::WrongKey),
@@ -270,7 +269,7 @@ fn jump(sim: &Sim) {
     sim.note("clock jumps", format_args!("{by} ms"));
 }
 
-/// Another daemon on the same store, with a clock ahead of ours, takes our leases for lost.
+/// Another daemon on the same store, with a clock ahead of ours, takes over our leases.
 async fn rival(sim: &Sim, daemon: &Daemon) {
     sim.time.jump(limits::LEASE_MS + 1);
     sim.world().rival = true;
@@ -279,14 +278,14 @@ async fn rival(sim: &Sim, daemon: &Daemon) {
     sim.note("rival", taken.is_ok());
 }
 
-/// The weather turns.
+/// The faults change.
 fn turn(sim: &Sim) {
     let (outage, slow) = (sim.percent(25), sim.percent(25));
     let weather = &mut sim.world().weather;
     (weather.outage, weather.slow) = (outage, slow);
 }
 
-/// The weather is fair: the marketplace says again what it was not told, until it need not.
+/// Without faults the marketplace repeats its unreported requests until all are reported.
 async fn fair_life(sim: Sim) {
     sim.world().weather = FAIR;
     let Some((daemon, dispatching)) = start(&sim).await else {
@@ -304,7 +303,7 @@ async fn fair_life(sim: Sim) {
     let _ = dispatching.await;
 }
 
-/// Says everything again that was not told. Returns whether there was anything.
+/// Repeats all unreported requests. Returns true if there were any.
 async fn redeliver(sim: &Sim, daemon: &Daemon) -> bool {
     let orders = sim.world().orders.clone();
     let mut any = false;

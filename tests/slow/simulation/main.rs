@@ -1,5 +1,5 @@
-//! The simulation: the real intake, dispatcher, hook runner and store, on one thread, in pretended time,
-//! in weather no data centre survives; all of it decided by one seed.
+//! The simulation: the real intake, dispatcher, hook runner and store, on one thread, with simulated time and many
+//! faults. One seed decides everything.
 //!
 //! `cargo test --test simulation` runs some seeds. `SPID_SIM_SEEDS=100000` runs more,
 //! `SPID_SIM_FIRST=7 SPID_SIM_SEEDS=1` runs one and prints its trace.
@@ -33,7 +33,7 @@ fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// Panics that are meant say nothing.
+/// Hides the output of intended panics.
 fn silence_planned_panics() {
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -51,7 +51,7 @@ fn report(seed: u64, run: &Run) -> String {
     )
 }
 
-/// The first seed that breaks a promise, if one of these does.
+/// The first of these seeds that breaks a promise, if any.
 fn first_broken(seeds: impl Iterator<Item = u64>, planted: Planted) -> Option<(u64, Run)> {
     seeds.map(|seed| (seed, simulate(seed, planted))).find(|(_, run)| run.violation.is_some())
 }
@@ -73,7 +73,7 @@ fn seeds() {
     println!("{count} seeds from {first}: no promise broken; {counts:?}");
 }
 
-/// Seeds that found something once.
+/// Seeds that found a bug once.
 #[test]
 fn what_was_found_stays_mended() {
     silence_planned_panics();

@@ -1,4 +1,4 @@
-//! The marketplace: what customers do, and how it says so. It knows what it was told and nothing else.
+//! The marketplace: actions of customers, and their requests. It knows only the answers.
 
 use spid::internals::net::Request;
 use spid::internals::serve::intake::Endpoint;
@@ -9,11 +9,11 @@ use spid_hook::callback::Action;
 
 use crate::support::random::Random;
 
-/// When every simulation begins, in milliseconds: 2026-01-01T00:00:00Z.
+/// Start of every simulation, in milliseconds: 2026-01-01T00:00:00Z.
 pub(crate) const BEGIN_MS: i64 = 1_767_225_600_000;
 const DAY_MS: i64 = 86_400_000;
 
-/// Something that happened at the marketplace, and is announced until it was told a success.
+/// An event at the marketplace. It is announced until its success is reported.
 #[derive(Debug, Clone)]
 pub(crate) struct Event {
     pub(crate) action: Action,
@@ -21,27 +21,27 @@ pub(crate) struct Event {
     pub(crate) sku: Option<String>,
     pub(crate) expires_ms: Option<i64>,
     pub(crate) request_id: Option<String>,
-    /// Whether it was ever sent with a good signature.
+    /// True if it was ever sent with a valid signature.
     pub(crate) sent: bool,
-    /// Whether the marketplace has heard of its success.
+    /// True if its success was reported to the marketplace.
     pub(crate) reported: bool,
-    /// What it heard last.
+    /// The last answer.
     pub(crate) heard: String,
 }
 
-/// Something that was sold, and its life so far.
+/// A sold instance, and its life so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Order {
     pub(crate) account: usize,
     pub(crate) biz: String,
     pub(crate) events: Vec<Event>,
-    /// The id a success told for it.
+    /// The id from a success.
     pub(crate) told_id: Option<String>,
 }
 
 pub(crate) const ACCOUNTS: [&str; 2] = ["acme", "bcme"];
 
-/// The endpoints: one per account, each with a key of its own.
+/// The endpoints: one per account, each with its own key.
 pub(crate) fn endpoint(account: usize) -> Endpoint {
     Endpoint {
         name: ACCOUNTS[account].into(),
@@ -70,7 +70,7 @@ impl Event {
         }
     }
 
-    /// What the request says of it, by the names of the generic dialect.
+    /// Parameters of the request, with the names of the generic dialect.
     pub(crate) fn parameters(&self, biz: &str) -> Vec<(String, String)> {
         let expires = self.expires_ms.map(|at| spid_hook::time::from_millis(at).to_string());
         let values = [
@@ -88,7 +88,7 @@ impl Event {
 impl Order {
     /// A life, mostly in a sensible order.
     pub(crate) fn new(random: &mut Random, number: usize) -> Order {
-        // The same names are sold in both accounts.
+        // Both accounts sell under the same names.
         let (account, biz) = (number % 2, format!("biz-{}", number / 2));
         let mut order = Order { account, biz, events: Vec::new(), told_id: None };
         if random.percent(95) {
@@ -128,7 +128,7 @@ impl Order {
             Action::Renew | Action::RefundRenew => {
                 Event { order_id, expires_ms: Some(BEGIN_MS + far * DAY_MS), ..Event::of(action) }
             }
-            // The international site sends no order with an upgrade, so two of them may be alike.
+            // The international site sends no order with an upgrade, so two upgrades can be equal.
             Action::Upgrade => {
                 let order_id = order_id.filter(|_| random.percent(50));
                 Event { order_id, sku: Some(format!("sku-{}", random.between(1, 3))), ..Event::of(action) }
@@ -139,7 +139,7 @@ impl Order {
     }
 }
 
-/// How a request is spoilt.
+/// Fault in a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Spoilt {
     Nothing,

@@ -1,5 +1,4 @@
-//! What there is beside the daemon: the time, the weather, the disk, the marketplace, the seller's
-//! machines; and the trace of all that happened.
+//! The world beside the daemon: time, faults, disk, marketplace and hooks; and the trace of all events.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +16,7 @@ use crate::hook::Machines;
 use crate::market::{BEGIN_MS, Order};
 use crate::support::random::Random;
 
-/// The wall clock: it follows the runtime's pretended time, and jumps when it is told to.
+/// The wall clock. It follows the runtime's simulated time, and can jump.
 #[derive(Clone)]
 pub(crate) struct Time(Arc<Mutex<Wall>>);
 
@@ -43,19 +42,19 @@ impl Time {
         self.0.lock().unwrap().at_ms += by_ms;
     }
 
-    /// As late as it ever was, and an hour later: every due time that was written has come.
+    /// Moves the clock one hour beyond its latest time: every due time has come.
     pub(crate) fn catch_up(&self) {
         let now = self.now_ms();
         let latest = self.0.lock().unwrap().latest_ms;
         self.jump(latest - now + 3_600_000);
     }
 
-    /// A runtime begins: its time stands at nothing.
+    /// A runtime begins: its time is zero.
     pub(crate) fn begin_life(&self) {
         self.0.lock().unwrap().began = Some(Instant::now());
     }
 
-    /// A runtime ends; the wall clock stays where it is.
+    /// A runtime ends; the wall clock keeps its time.
     pub(crate) fn end_life(&self) {
         let now = self.now_ms();
         let mut wall = self.0.lock().unwrap();
@@ -68,10 +67,10 @@ impl Time {
     }
 }
 
-/// How much goes wrong.
+/// Level of faults.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Weather {
-    /// Nothing at all.
+    /// No faults.
     pub(crate) fair: bool,
     /// The disk fails at every write.
     pub(crate) outage: bool,
@@ -89,9 +88,9 @@ pub(crate) struct World {
     pub(crate) machines: Machines,
     pub(crate) seen: Seen,
     pub(crate) in_flight: usize,
-    /// Whether another daemon is looking for lost leases.
+    /// True if another daemon looks for lost leases.
     pub(crate) rival: bool,
-    /// How often each thing happened, to see that a simulation is not idle.
+    /// Number of events of each kind, to see that a simulation is not idle.
     pub(crate) counts: BTreeMap<&'static str, u64>,
     trace: Vec<String>,
     pub(crate) violation: Option<String>,
@@ -145,7 +144,7 @@ impl Sim {
         self.world.lock().unwrap()
     }
 
-    /// Writes down what happened; `what` is counted, the rest tells it apart.
+    /// Records an event. `what` is counted; the rest distinguishes it.
     pub(crate) fn note(&self, what: &'static str, detail: impl std::fmt::Display) {
         let at = self.time.now_ms() - BEGIN_MS;
         let mut world = self.world();
@@ -153,7 +152,7 @@ impl Sim {
         world.trace.push(format!("{:>10}.{:03} {what} {detail}", at.div_euclid(1000), at.rem_euclid(1000)));
     }
 
-    /// A promise was broken; the first one counts.
+    /// Records a broken promise. The first one counts.
     pub(crate) fn violate(&self, what: impl std::fmt::Display) {
         self.note("BROKEN", &what);
         self.world().violation.get_or_insert_with(|| what.to_string());
@@ -181,13 +180,13 @@ impl Sim {
         self.world().random.between(low, high)
     }
 
-    /// Whether something with this chance in a hundred happens; in fair weather nothing does.
+    /// Returns true with this chance in percent. Without faults it is always false.
     pub(crate) fn mishap(&self, chance: u64) -> bool {
         let mut world = self.world();
         !world.weather.fair && world.random.percent(chance)
     }
 
-    /// The disk, failing as the weather is.
+    /// The disk, with the current faults.
     pub(crate) fn cue(&self) -> Cue {
         let sim = self.clone();
         Arc::new(move |point| {
