@@ -204,7 +204,7 @@ impl fmt::Display for Doubt {
             Doubt::UnreadableDate { name } => {
                 write!(f, "`{name}` is missing or cannot be read as a date, and the action depends on it")
             }
-            Doubt::UnknownAction => f.write_str("the action is not one this dialect knows"),
+            Doubt::UnknownAction => f.write_str("the dialect does not know this action"),
             Doubt::MissingParameter { name } => write!(f, "`{name}` is missing or empty"),
             Doubt::UnknownValue { name } => write!(f, "`{name}` has a value that is not documented"),
         }
