@@ -183,7 +183,7 @@ impl From<ViewError> for Failure {
                 Failure::new(Exit::NoInput, text).hint("spid instances list shows those that are known")
             }
             ViewError::Several { name, accounts } => {
-                Failure::new(Exit::Usage, format!("several accounts have an instance called `{name}`"))
+                Failure::new(Exit::Usage, format!("several accounts have an instance with the name `{name}`"))
                     .hint(format!("choose one with --account: {}", accounts.join(", ")))
             }
         }

@@ -82,7 +82,7 @@ impl Orphans {
     /// Returns a message for each account, with the line to add to the configuration.
     pub fn lines(&self) -> impl Iterator<Item = String> {
         let endpoint = self.renamed.as_ref().map_or_else(
-            || "the [[endpoint]] that its marketplace calls".to_owned(),
+            || "the [[endpoint]] of this account's marketplace".to_owned(),
             |name| format!("the [[endpoint]] `{name}`"),
         );
         self.accounts.iter().map(move |(account, count)| {
@@ -340,7 +340,7 @@ impl Intake {
                 }
             }
         }
-        tracing::info!(endpoint = %endpoint.name, action = %callback.action, "the marketplace tries whether this works");
+        tracing::info!(endpoint = %endpoint.name, action = %callback.action, "test call of the marketplace");
         Ok(match (callback.issues.first(), &callback.marketplace_instance_id) {
             (Some(issue), _) => refused(&Reason::ValidationIssue(issue.clone())),
             (None, Some(id)) => Outcome::done(Some(id.clone())),
@@ -413,7 +413,7 @@ impl Intake {
             let reason = row.reason_code.as_deref().unwrap_or("late-create");
             self.metrics.count(Metric::Alerts, [reason, ""]);
             if let Some(suppressed) = turn(reason) {
-                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; look at it: spid callbacks show {}", row.number);
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, reason, suppressed, "a released instance was asked for again; run: spid callbacks show {}", row.number);
             }
         } else if let Some(reason) = row.reason.as_deref() {
             if let Some(suppressed) = turn(row.reason_code.as_deref().unwrap_or_default()) {
@@ -427,7 +427,7 @@ impl Intake {
         if callback.action == Action::Create
             && callback.expires_on.as_ref().is_some_and(|expiry| expiry.at.is_none())
         {
-            tracing::warn!(endpoint = %endpoint.name, callback = row.number, "the expiry cannot be read as a date; the instance has none");
+            tracing::warn!(endpoint = %endpoint.name, callback = row.number, "the expiry is not a readable date; the instance has no expiry");
         }
         self.warn_of_budget(endpoint, callback, row);
     }
@@ -448,10 +448,10 @@ impl Intake {
         };
         // Equality, so that each warning is logged once per callback.
         if row.deliveries == delivery_limit.div_ceil(2) {
-            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "half of the marketplace's tries are spent");
+            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace has made half of its deliveries");
         } else if row.deliveries == (delivery_limit * 9).div_ceil(10) {
             self.metrics.count(Metric::Alerts, ["budget", ""]);
-            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; mend it, or reset its counter on the seller's retry page");
+            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; repair the cause, or reset the counter on the seller's retry page");
         }
     }
 }

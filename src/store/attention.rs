@@ -387,7 +387,7 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
         AttentionReason::UnknownInstance | AttentionReason::OtherValues => row.reason.clone(),
         AttentionReason::Unreported => {
             let done = job.and_then(|job| job.ended_at).map(|at| format!("done at {at}; "));
-            Some(format!("{}the marketplace came last at {}", done.unwrap_or_default(), row.last_received_at))
+            Some(format!("{}the last delivery was at {}", done.unwrap_or_default(), row.last_received_at))
         }
     };
     text.unwrap_or_else(|| "not done yet".to_owned())
@@ -403,13 +403,13 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobSt
             format!("spid held show {callback}, then spid held approve, settle or reject it")
         }
         (AttentionReason::Dead, Some((id, _))) => {
-            format!("spid jobs show {id}; mend the hook, then spid jobs retry {id}")
+            format!("spid jobs show {id}; repair the hook, then spid jobs retry {id}")
         }
         (AttentionReason::Pending, Some((id, schedule::JobState::Pending))) => {
             format!("spid jobs complete {id} --answer FILE once it is done")
         }
         (AttentionReason::Pending | AttentionReason::Deliveries, Some((id, _))) => {
-            format!("spid jobs show {id}; look why the hook does not finish")
+            format!("spid jobs show {id}; find out why the hook does not finish")
         }
         (AttentionReason::Refused, _) => {
             format!("do what was ordered, or refund it at the marketplace, {dismiss}")
@@ -421,7 +421,7 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobSt
             format!("refund it at the marketplace, or do it by hand, {dismiss}")
         }
         (AttentionReason::Unreported, _) => {
-            format!("reset its counter on the marketplace's retry page, or tell the buyer, {dismiss}")
+            format!("reset the counter on the marketplace's retry page, or inform the buyer, {dismiss}")
         }
         (AttentionReason::OtherValues, _) => {
             format!("spid callbacks show {callback}; compare it with the instance, {dismiss}")

@@ -49,7 +49,7 @@ pub enum SealError {
         source: std::io::Error,
     },
     /// The key that the daemon creates does not exist, and may not be created now.
-    #[error("there is no sealing key at `{}`; the daemon makes one at its first start, and --config FILE says where it is if it is not beside the database", path.display())]
+    #[error("there is no sealing key at `{}`; the daemon creates the key at its first start; if the key is elsewhere, pass --config FILE", path.display())]
     Missing {
         /// Path of the missing file.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum SealError {
     },
     /// The source does not hold a key.
     #[error(
-        "the sealing key {name} is not 64 hex digits{fault}; restore it, or move it away to start with a new one (sealed passwords are then lost, ids are not)"
+        "the sealing key {name} is not 64 hex digits{fault}; restore the key, or move it away to create a new one (encrypted passwords are then lost, ids are not)"
     )]
     NotAKey {
         /// Source of the text.
@@ -82,7 +82,7 @@ pub enum SealError {
     #[error("the system's random generator failed")]
     Random,
     /// The ciphertext was made with another key or for another job, or was altered.
-    #[error("sealed with another key, or altered")]
+    #[error("the ciphertext was made with another key, or was altered")]
     Unopenable,
 }
 
@@ -262,8 +262,10 @@ impl Encryptor {
             keys.push(key);
         }
         let mut keys = keys.into_iter();
-        let none =
-            || SealError::Unavailable { name: "of this store".to_owned(), why: "none is named".to_owned() };
+        let none = || SealError::Unavailable {
+            name: "of this store".to_owned(),
+            why: "no key is configured".to_owned(),
+        };
         Ok(Encryptor { current: keys.next().ok_or_else(none)?, previous: keys.collect() })
     }
 

@@ -439,7 +439,7 @@ fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> R
         Some(number) => Err(StoreError::Unreadable(Box::new(Unreadable {
             table: "name",
             row: format!("{account}/{name}"),
-            fault: format!("instance {number} has this name, and there is no such row"),
+            fault: format!("instance {number} has this name, but the row is missing"),
             newer: false,
         }))),
         None => Ok(()),
@@ -694,7 +694,7 @@ pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timesta
         if !job.state.is_live() {
             return Ok(());
         }
-        job.note = Some(format!("made unnecessary by a later {by}"));
+        job.note = Some(format!("superseded by a later {by}"));
         end(&mut job, schedule::JobState::Cancelled, now);
         rows.put_job(&job)?;
         end_later_parts(rows, &job, now)?;
@@ -1007,7 +1007,7 @@ fn begin_job(
     job.callback = accepted.row.number;
     // The callback row already names this number, so another number would break the reference.
     if rows.add_job(&job)? != job.number {
-        return Err(StoreError::Inconsistent("a job has another number than it was to have"));
+        return Err(StoreError::Inconsistent("the number of a new job is not the expected one"));
     }
     accepted.reported = match accepted.row.reported_at {
         Some(_) => KnownAnswer::Applied(Box::default()),
@@ -1310,7 +1310,7 @@ fn put_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timest
     if unreadable.newer {
         rows.put_off(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
     } else {
-        rows.put_aside(job, &format!("{unreadable}; mend it, then retry the job"))?;
+        rows.put_aside(job, &format!("{unreadable}; repair the row, then retry the job"))?;
     }
     Ok(Aside { job, unreadable })
 }
@@ -1397,7 +1397,7 @@ fn callback_of(rows: &dyn Read, job: &JobRow) -> Result<(CallbackRow, Callback)>
         StoreError::Unreadable(Box::new(Unreadable {
             table: "job",
             row: job.number.to_string(),
-            fault: format!("`callback` is {}, and there is no such row", job.callback),
+            fault: format!("`callback` is {}, but that row is missing", job.callback),
             newer: false,
         }))
     })
@@ -1467,7 +1467,7 @@ pub(crate) fn add_order_details(
 ) -> Result<Option<Instance>> {
     let Some(job) = running_attempt(rows, number, attempt)? else { return Ok(None) };
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-    let mut row = instance.ok_or(StoreError::Inconsistent("an order without its instance"))?;
+    let mut row = instance.ok_or(StoreError::Inconsistent("a job's instance is missing"))?;
     let (_, whole) =
         rows.callback(job.callback)?.ok_or(StoreError::Inconsistent("a job's callback is missing"))?;
     rows.put_body(job.callback, &whole.with_part(callback))?;
@@ -1513,8 +1513,10 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) ->
 
 fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<Finished> {
     let note = match &finish.ending {
-        Ending::Done { .. } => format!("the hook has done it, but {unreadable}; mend it, then retry the job"),
-        _ => format!("{unreadable}; mend it, then retry the job"),
+        Ending::Done { .. } => {
+            format!("the hook has succeeded, but {unreadable}; repair the row, then retry the job")
+        }
+        _ => format!("{unreadable}; repair the row, then retry the job"),
     };
     match rows.job(finish.job) {
         Ok(Some(mut job)) => {
@@ -1663,7 +1665,9 @@ fn name_instance(
 ) -> Result<Option<String>> {
     let given = row.marketplace_instance_id.as_deref().or(row.instance.order_biz_id.as_deref());
     let Some(id) = answer_id.or(given).map(str::to_owned) else {
-        return Ok(Some("neither the answer nor the marketplace gives the instance an id".to_owned()));
+        return Ok(Some(
+            "the instance has no id: the answer has none, and the marketplace gave none".to_owned(),
+        ));
     };
     // The marketplace's own id is used as it is. A paid order must not fail for its spelling.
     let fault = if answer_id.is_some() { fault_of_id(&id) } else { fault_of_any_id(&id) };
@@ -1672,10 +1676,10 @@ fn name_instance(
     }
     // An earlier attempt may have created a resource under its id, so a second id is a fault.
     if let Some(before) = job.proposed_id.as_ref().filter(|before| **before != id) {
-        return Ok(Some(format!("the id in the answer is `{id}`, and was `{before}` in an earlier attempt")));
+        return Ok(Some(format!("the id in the answer is `{id}`, but an earlier attempt gave `{before}`")));
     }
     if !rows.add_name(&row.instance.account, &id, row.number)? {
-        return Ok(Some(format!("the id in the answer, `{id}`, is another instance's")));
+        return Ok(Some(format!("the id in the answer, `{id}`, belongs to another instance")));
     }
     job.proposed_id = Some(id.clone());
     row.instance.id = Some(id);
@@ -1703,10 +1707,10 @@ pub(super) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
         behind.any(|other| lifecycle::supersedes(other.action, job.action, &wanted, now))
     });
     if releasing && job.state.is_live() {
-        job.note = Some("made unnecessary by a later release".to_owned());
+        job.note = Some("superseded by a later release".to_owned());
         end(job, schedule::JobState::Cancelled, now);
     } else if superseded && job.state == schedule::JobState::Dead {
-        job.note = Some("dead, and made unnecessary by what came behind it".to_owned());
+        job.note = Some("dead, and superseded by a later job".to_owned());
         end(job, schedule::JobState::Cancelled, now);
     }
     if !job.state.is_live() {

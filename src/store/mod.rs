@@ -71,7 +71,7 @@ pub use writer::LeasedJobs;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
     /// Another process has locked the database.
-    #[error("the database is busy: another process holds it")]
+    #[error("the database is busy: another process has locked it; try again")]
     Busy,
     /// The disk is full.
     #[error("the disk is full")]
@@ -86,7 +86,7 @@ pub enum StoreError {
     #[error("`{}`: {}", .0.display(), .1)]
     File(PathBuf, String),
     /// The user that spid runs as has no permission for this file.
-    #[error("`{}` may not be read and written by the user this runs as; its folder must be writable, too, as files are kept beside it", .0.display())]
+    #[error("no permission to read and write `{}`; give the user that spid runs as read and write access to the file and its folder", .0.display())]
     Denied(PathBuf),
     /// There is no database at this path.
     #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
@@ -95,43 +95,43 @@ pub enum StoreError {
     #[error("`{}` is not a spid database", .0.display())]
     NotOurs(PathBuf),
     /// A newer spid wrote the database: its schema version is above ours.
-    #[error("`{}` has schema version {}, which a newer spid wrote; this one does not touch it: use the newer version", .0.display(), .1)]
+    #[error("`{}` has schema version {}, written by a newer spid; use the newer spid", .0.display(), .1)]
     Newer(PathBuf, i64),
     /// An older spid wrote the database: its schema version is below ours.
-    #[error("`{}` has schema version {}, which an older spid wrote; start the daemon once to bring it up to date", .0.display(), .1)]
+    #[error("`{}` has schema version {}, written by an older spid; start the daemon once to upgrade the database", .0.display(), .1)]
     Older(PathBuf, i64),
     /// The database file was moved, deleted or replaced while it was open.
-    #[error("`{}` was moved, deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; put the very file back, or stop the daemon and restore a backup", .0.display())]
+    #[error("`{}` was moved, deleted or replaced while in use; nothing is written or acknowledged; put the same file back, or stop the daemon and restore a backup", .0.display())]
     Moved(PathBuf),
     /// The write-ahead log or its index (-wal, -shm) was deleted or replaced while it was open.
-    #[error("`{}` was deleted or replaced under the daemon: nothing is kept, and nothing is acknowledged; stop the daemon in order, which brings home what it has open, and run no other command on the database before", .0.display())]
+    #[error("`{}` was deleted or replaced while in use; nothing is written or acknowledged; stop the daemon (SIGTERM) before any other command on the database", .0.display())]
     LogMoved(PathBuf),
     /// Other files were copied over the open database or its log.
-    #[error("`{}` is not what this daemon wrote: it, or its -wal, was overwritten or cut short under the daemon, with an older copy or another database: nothing is kept, and nothing is acknowledged; stop the daemon, move the database away together with its -wal and -shm, and restore a backup with `spid restore`", .0.display())]
+    #[error("`{}` or its -wal was overwritten or truncated while in use; nothing is acknowledged; stop the daemon, move the database, -wal and -shm away, run `spid restore`", .0.display())]
     Overwritten(PathBuf),
     /// The database lacks the last acknowledged commit. The second path is the file that shows this.
-    #[error("`{}` is older than what was acknowledged last, as `{}` shows: its -wal was lost, or an older copy was put in its place; put the newest files back, with the -wal, or put the copy in place with `spid restore`, which holds what is unfinished in it; to begin with it as it is, and have newer orders done once more, remove `{}`", .0.display(), .1.display(), .1.display())]
+    #[error("`{}` lacks acknowledged commits, as `{}` shows; put the newest files back with the -wal, or run `spid restore`; to use this file and repeat newer orders, remove `{}`", .0.display(), .1.display(), .1.display())]
     Outdated(PathBuf, PathBuf),
     /// The database is gone. The second path is the file that shows that there was one.
-    #[error("there is no database at `{}`, and `{}` shows that there was one: put it back, together with its -wal if that is anywhere, or restore a backup with `spid restore`; to begin without anything that was sold before, remove `{}`, too", .0.display(), .1.display(), .1.display())]
+    #[error("there is no database at `{}`, but `{}` shows that there was one; put it back with its -wal, or run `spid restore`; to start with an empty database, remove `{}`", .0.display(), .1.display(), .1.display())]
     Lost(PathBuf, PathBuf),
     /// Another daemon uses the database.
     #[error("another spid daemon is using `{}`", .0.display())]
     InUse(PathBuf),
     /// A daemon has the database open under another path, and the -wal lies beside that path.
-    #[error("a daemon has `{}` open under another name, and its -wal lies there: through this one, what is in that would be missed and spoilt; use the path that the daemon has as `store.path`, or restart the daemon if its .lock file was removed", .0.display())]
+    #[error("a daemon has `{}` open under another path, and the -wal is beside that path; use the daemon's `store.path`, or restart the daemon if its .lock file was removed", .0.display())]
     OtherName(PathBuf),
     /// The database file has several hard links.
-    #[error("`{}` has several names (hard links), and its -wal may lie beside another one: use the name that a daemon last had it under, or remove the others; to have it at another place, copy it with `spid backup`", .0.display())]
+    #[error("`{}` has several hard links, and its -wal may be beside another one; use the path that the daemon used last, or remove the other links (to copy: `spid backup`)", .0.display())]
     Linked(PathBuf),
     /// A row of the database cannot be read.
-    #[error("{0}; mend it, or restore a backup")]
+    #[error("{0}; repair the row, or restore a backup")]
     Unreadable(Box<Unreadable>),
     /// Rows of the database contradict each other.
-    #[error("the database contradicts itself: {0}")]
+    #[error("the database is inconsistent: {0}")]
     Inconsistent(&'static str),
     /// The writer's queue is full.
-    #[error("the store has more to write than it can queue")]
+    #[error("the store's write queue is full; try again")]
     Overloaded,
     /// The store has been stopped.
     #[error("the store has been stopped")]
@@ -578,7 +578,7 @@ async fn open_alone(path: &Path, remains: Option<&Path>) -> Result<sqlite::Sqlit
 /// Notes beside the database the ids of the daemon's sealing keys. Without this note no command changes the keys.
 fn note_keys(path: &Path, encryptor: &Encryptor) {
     if let Err(error) = sqlite::note_keys(path, &encryptor.ids()) {
-        tracing::warn!(%error, "it could not be noted which sealing keys there are; they cannot be changed beside this daemon");
+        tracing::warn!(%error, "cannot note the ids of the sealing keys beside the database; other commands cannot rotate the keys while this daemon runs");
     }
 }
 
@@ -644,7 +644,7 @@ impl Store {
             && !own.exists()
             && backend.has_sealed()?
         {
-            tracing::error!(key = %own.display(), "the sealing key is missing, and a new one is made: passwords and licence keys that were sealed with the old one cannot be told any more, ids and addresses can");
+            tracing::error!(key = %own.display(), "the sealing key is missing; spid creates a new one; passwords and license keys encrypted with the old key cannot be reported again, ids and addresses can");
         }
         let encryptor = Encryptor::from_sources(&sources)?;
         note_keys(path, &encryptor);
@@ -848,12 +848,12 @@ impl Store {
                 // The id and the open part of the answer are still useful without the secrets, so a lost key is no
                 // error here.
                 let opened = self.encryptor().open(id.as_bytes(), sealed);
-                opened.inspect_err(|error| tracing::error!(job = %id, %error, "a stored answer's secrets cannot be opened; it is told without them")).ok()
+                opened.inspect_err(|error| tracing::error!(job = %id, %error, "cannot decrypt the secrets of a stored answer; the answer is sent without them")).ok()
             }
             _ => None,
         };
         let answer = Answer::join(stored.open.as_deref(), secret.as_ref()).unwrap_or_else(|error| {
-            tracing::error!(%error, "a stored answer cannot be read; the id is told without it");
+            tracing::error!(%error, "cannot read a stored answer; only the instance id is sent");
             Answer::default()
         });
         Outcome::Applied { instance_id: stored.instance_id, answer: Box::new(answer) }

@@ -191,7 +191,7 @@ impl Operations {
         let current = encryptor.current();
         match super::sqlite::noted_keys(&self.path)? {
             Some(known) if !known.contains(&current.to_string()) => impossible(format!(
-                "the daemon that runs on this database does not have the current sealing key ({current}) yet: it must be told with a reload (SIGHUP), or a restart, before anything is sealed with it"
+                "the running daemon does not have the current sealing key ({current}); reload (SIGHUP) or restart the daemon first"
             )),
             _ => Ok(Arc::new(encryptor)),
         }
@@ -241,7 +241,7 @@ impl Operations {
     /// Returns the text that names an instance in the audit log.
     fn target(&self, number: i64) -> OperationDone<String> {
         let Some(row) = self.backend.instance(number)? else {
-            return Err(OperationError::NotFound("no such instance".to_owned()));
+            return Err(no_instance(number));
         };
         let instance = row.instance;
         let name = instance.id.or(instance.order_biz_id).unwrap_or_default();
@@ -273,7 +273,7 @@ impl Operations {
             }
             if !job.state.is_live() {
                 return impossible(format!(
-                    "the job is {}; only one that waits can be dropped",
+                    "the job is {}; only a waiting job can be dropped",
                     job.state.as_str()
                 ));
             }
@@ -297,7 +297,7 @@ impl Operations {
             let first = rows.lane_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
                 OperationError::Impossible(
-                    "nothing is owed for this instance; a payment or another message is completed by its job: spid jobs complete JOB".to_owned(),
+                    "no job of this instance waits; complete a payment or another message by its job: spid jobs complete JOB".to_owned(),
                 )
             })
         })
@@ -317,7 +317,9 @@ impl Operations {
                 ));
             }
             match ahead_of(rows, &job)? {
-                Some(ahead) => impossible(format!("it waits for {}; complete that one first", named(&ahead))),
+                Some(ahead) => {
+                    impossible(format!("the job waits for {}; complete that one first", named(&ahead)))
+                }
                 None => Ok(job),
             }
         })
@@ -431,11 +433,11 @@ impl Operations {
         let target = self.target(instance)?;
         self.act(act, "release", &target, |rows, now| {
             let row =
-                rows.instance(instance)?.ok_or_else(|| OperationError::NotFound("no such instance".to_owned()))?;
+                rows.instance(instance)?.ok_or_else(|| no_instance(instance))?;
             if row.instance.state == State::Released {
                 return impossible(match row.instance.tombstone {
-                    true => "its release came before it was known here, so there is nothing to run a release for; `spid instances import` it, then release it",
-                    false => "it is released already",
+                    true => "the release came before the instance was known here, so no hook can release it; run `spid instances import`, then release it",
+                    false => "the instance is already released",
                 });
             }
             accept(rows, by_hand(&row, act, now)?, &[Action::Release], now)
@@ -502,7 +504,7 @@ impl Operations {
 /// Holds a job of a restored database, and notes its state in the backup. A sign-on is dropped.
 fn hold(job: &mut JobRow, now: Timestamp) {
     if job.action == Action::SignOn {
-        job.note = Some("the browser that waited for it has gone".to_owned());
+        job.note = Some("the browser that waited has gone".to_owned());
         return ledger::end(job, schedule::JobState::Dropped, now);
     }
     // A dead job gets no second retry schedule when it is retried.
@@ -511,11 +513,15 @@ fn hold(job: &mut JobRow, now: Timestamp) {
     }
     let before = job.note.as_deref().map(|note| format!("; before: {note}")).unwrap_or_default();
     job.note = Some(format!(
-        "restored from a backup, where it was {}: it may have been done since the copy was made{before}",
+        "restored from a backup, where the job was {}; the job may have been done since the backup was made{before}",
         job.state.as_str()
     ));
     job.state = schedule::JobState::Held;
     job.lease_until = None;
+}
+
+fn no_instance(number: i64) -> OperationError {
+    OperationError::NotFound(format!("there is no instance with the number {number}"))
 }
 
 fn find_job(rows: &dyn Read, id: Id) -> OperationDone<JobRow> {
@@ -540,7 +546,7 @@ fn running(job: &JobRow, now: Timestamp) -> String {
     match job.lease_until.filter(|until| *until < now) {
         None => format!("a hook is running for its {action} now; wait for its end"),
         Some(until) => format!(
-            "its {action} was running when the daemon went away (nothing was heard of it since {until}), and what the hook did then is not known; start the daemon, which ends what is left of it and tries it again"
+            "the {action} was running when the daemon stopped (no sign of life since {until}), and its result is unknown; start the daemon, which ends leftovers and retries"
         ),
     }
 }
@@ -551,13 +557,11 @@ fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> Operation
         return impossible(running(job, now));
     }
     if job.state == schedule::JobState::Queued && job.attempts == 0 {
-        return impossible(format!(
-            "its {action} has not been tried yet, so nobody has done it; let the hook run first"
-        ));
+        return impossible(format!("the {action} has not been tried yet; let the hook run first"));
     }
     // The answer is probably meant for a create, and a release has replaced that create meanwhile.
     if matches!(action, Action::Expire | Action::Release) && *answer != Answer::default() {
-        return impossible(format!("what it waits for is its {action}, and that answers nothing"));
+        return impossible(format!("the waiting job ({action}) takes no answer; complete it without one"));
     }
     Ok(())
 }
@@ -571,7 +575,10 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
             return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
         }
         (schedule::JobState::Queued, Some(ahead)) => {
-            return impossible(format!("it waits for {}; mend that one", named(ahead)));
+            return impossible(format!(
+                "the job waits for {}; retry, complete or drop that one first",
+                named(ahead)
+            ));
         }
         (schedule::JobState::Refused, _) => check_refused(rows, job)?,
         (
@@ -585,7 +592,7 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
     let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let released = instance.is_some_and(|row| row.instance.state == State::Released);
     if released && job.ordered && job.action != Action::Release {
-        return impossible("its instance is released, and stays so");
+        return impossible("the instance is released for good, so the job cannot be retried");
     }
     // A held create may have an unusable id. The next attempt may give another one.
     if job.state == schedule::JobState::Held {
@@ -664,16 +671,19 @@ fn one_more(job: &JobRow) -> Extra {
 fn check_refused(rows: &dyn Read, job: &JobRow) -> OperationDone<()> {
     let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
     if latest != Some(job.number) {
-        return impossible("the marketplace has asked for it again, and a later job has taken its place");
+        return impossible("the marketplace has asked again, and a later job replaces this one");
     }
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     if let Some(other) = rows.lane_jobs(instance)?.first() {
-        return impossible(format!("{} has come since; mend that one", named(other)));
+        return impossible(format!(
+            "{} has been queued since; retry, complete or drop that one",
+            named(other)
+        ));
     }
     let changed = rows.instance(instance)?.map(|row| row.instance.updated_at);
     if changed > job.ended_at {
         return impossible(
-            "its instance has changed since it was refused; have the marketplace ask for it again",
+            "the instance has changed since the refusal; the marketplace must send the request again",
         );
     }
     Ok(())
@@ -693,10 +703,10 @@ fn approve(
         (Some("conflicting-create"), Some(instead)) => asked_instead(rows, &row, &callback, instead)?,
         (Some("conflicting-create"), None) => {
             return impossible(
-                "its orderBizId was bought before, so it cannot be created again; say with --as what it is instead (a conversion of a trial, a renew, an upgrade), settle it, or reject it and refund the order at the marketplace",
+                "the orderBizId was bought before; use --as conversion, renew or upgrade, or settle the callback, or reject it and refund the order at the marketplace",
             );
         }
-        (_, Some(_)) => return impossible("only a conflicting create can be something else"),
+        (_, Some(_)) => return impossible("--as is only for a conflicting create"),
         (_, None) => callback.actions().collect(),
     };
     let acceptance = Acceptance {
@@ -733,7 +743,7 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(made) = found.filter(|row| row.told_id().is_some()) else {
         return impossible(
-            "a create succeeds with an instance's id, and there is no instance that has one; approve it or reject it",
+            "a create needs an instance with an id to report, and there is none; approve or reject the callback",
         );
     };
     // A callback without a buyer cannot show that the instance belongs to the same buyer.
@@ -744,7 +754,7 @@ fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback)
         return Ok(());
     }
     impossible(
-        "the instance of that name was bought by another purchase, so this is no repeat; refund the order at the marketplace and reject it here",
+        "the instance of that name belongs to another purchase, so this is not a redelivery; refund the order at the marketplace and reject the callback",
     )
 }
 
@@ -763,28 +773,28 @@ fn asked_instead(
 ) -> OperationDone<Vec<Action>> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
     let Some(instance) = found.map(|row| row.instance).filter(|instance| instance.id.is_some()) else {
-        return impossible("nothing was made of the first purchase; approve it without --as");
+        return impossible("the first purchase has made no instance; approve the callback without --as");
     };
     if !lifecycle::is_by_the_same_buyer(&instance, callback) {
         return impossible(
-            "another buyer bought the instance, and nothing of one buyer's is another's; refund the order at the marketplace and reject it here",
+            "another buyer bought the instance; refund the order at the marketplace and reject the callback",
         );
     }
     if instance.state == State::Released {
         return impossible(
-            "its instance is released, and stays so; refund the order at the marketplace and reject it here, or settle it",
+            "the instance is released for good; refund the order at the marketplace and reject the callback, or settle it",
         );
     }
     let until = callback.expires_on.as_ref().and_then(|expiry| expiry.at);
     Ok(match instead {
         Instead::Renew if instance.differs_from(callback) => {
             return impossible(
-                "the purchase changes SKU or quantities, too, and would be answered as done; say --as conversion",
+                "the purchase also changes SKU or quantities, which a renew would not carry out; use --as conversion",
             );
         }
         Instead::Upgrade if until > instance.expires_on || instance.trial != Some(false) => {
             return impossible(
-                "the purchase buys a longer term, or a trial for good, and would be answered as done; say --as conversion",
+                "the purchase buys a longer term or a trial for good, which an upgrade would not carry out; use --as conversion",
             );
         }
         Instead::Renew => vec![Action::Renew],
@@ -827,8 +837,8 @@ fn accept(
     let accepted = ledger::accept_for(rows, &acceptance, asked, birth)?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
-            "it cannot be done as things stand: {}; reject it, or do by hand what it asks for",
-            accepted.row.reason.as_deref().unwrap_or("the hook has just refused it")
+            "the request cannot be carried out now: {}; reject it, or do the work by hand",
+            accepted.row.reason.as_deref().unwrap_or("the hook has refused the request")
         )),
         Disposition::Job | Disposition::Recorded => {
             let job = accepted.row.job.map(|number| rows.job(number)).transpose()?.flatten();
@@ -866,14 +876,13 @@ fn take_possession(
     claim: &Claim,
     now: Timestamp,
 ) -> OperationDone<Claimed> {
-    let mut row =
-        rows.instance(number)?.ok_or_else(|| OperationError::NotFound("no such instance".to_owned()))?;
+    let mut row = rows.instance(number)?.ok_or_else(|| no_instance(number))?;
     if let Some(fault) = claim.tenant.as_deref().and_then(fault_of_tenant) {
-        return impossible(format!("the tenant's name cannot be kept: {fault}"));
+        return impossible(format!("the tenant's name is not usable: {fault}"));
     }
     match row.instance.state {
-        State::Pending => return impossible("it is not created yet, so nobody can have it"),
-        State::Released => return impossible("it is released, and stays so"),
+        State::Pending => return impossible("the instance is not created yet, so it cannot be claimed"),
+        State::Released => return impossible("the instance is released for good, so it cannot be claimed"),
         State::Active | State::Frozen => {}
     }
     // A claim without a name confirms the existing claim.
@@ -881,8 +890,9 @@ fn take_possession(
     match row.instance.claimed_at {
         Some(before) if same => return Ok(Claimed::Before(before)),
         Some(before) if !claim.replace => {
-            let by = row.instance.tenant.as_deref().unwrap_or("somebody");
-            return impossible(format!("`{by}` has claimed it at {before}"));
+            let tenant = row.instance.tenant.as_ref();
+            let by = tenant.map_or_else(|| "another buyer".to_owned(), |tenant| format!("`{tenant}`"));
+            return impossible(format!("{by} claimed the instance at {before}"));
         }
         Some(_) | None => {}
     }
@@ -896,8 +906,8 @@ fn take_possession(
 fn fault_of_tenant(tenant: &str) -> Option<String> {
     let most = limits::NAME_MAX_BYTES;
     match tenant {
-        empty if empty.trim().is_empty() => Some("it is empty".to_owned()),
-        long if long.len() > most => Some(format!("it is longer than {most} bytes")),
+        empty if empty.trim().is_empty() => Some("the name is empty".to_owned()),
+        long if long.len() > most => Some(format!("the name is longer than {most} bytes")),
         name => fault_of_name(name),
     }
 }
@@ -953,7 +963,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Operation
         return impossible("an instance without an id cannot be imported");
     }
     if instance.tombstone && instance.state != State::Released {
-        return impossible("a tombstone is released");
+        return impossible("a tombstone must be in state released");
     }
     // Only an instance takes the place of a tombstone, not another tombstone.
     let tombstone = match instance.tombstone {
@@ -990,7 +1000,7 @@ fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> Op
         return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
     }
     if !rows.add_name(account, name, number)? {
-        return impossible(format!("account `{account}` has an instance called `{name}` already"));
+        return impossible(format!("account `{account}` already has an instance with the name `{name}`"));
     }
     Ok(())
 }
@@ -1026,7 +1036,7 @@ pub fn restore(
     })?;
     let vacancy = RestoreTarget::at(path)?.map_err(|remains| {
         OperationError::Impossible(format!(
-            "`{}` is there; stop the daemon, and move the database away together with its -wal and -shm",
+            "`{}` exists; stop the daemon, and move the database away with its -wal and -shm",
             remains.display()
         ))
     })?;

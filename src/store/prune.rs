@@ -278,11 +278,13 @@ impl Operations {
         let days = limits::PRUNE_AGE_MIN_MS / (24 * 60 * 60 * 1000);
         if options.older_than_ms < limits::PRUNE_AGE_MIN_MS {
             return impossible(format!(
-                "nothing is pruned before it is {days} days old: a marketplace may still come back for it"
+                "the age must be at least {days} days, because a marketplace may repeat a request until then"
             ));
         }
         if options.secrets && options.older_than_ms <= self.options.secrets_window_ms {
-            return impossible("passwords are told again for longer than that: see `policy.secrets_window`");
+            return impossible(
+                "the age must be longer than `policy.secrets_window`, because passwords are repeated until then",
+            );
         }
         Ok(())
     }
@@ -365,7 +367,7 @@ impl Operations {
 fn readable(pruned: OperationDone<()>) -> OperationDone<()> {
     match pruned {
         Err(OperationError::Store(StoreError::Unreadable(unreadable))) => {
-            tracing::error!("{unreadable}; it stays");
+            tracing::error!("{unreadable}; the row is not pruned");
             Ok(())
         }
         pruned => pruned,
@@ -375,7 +377,7 @@ fn readable(pruned: OperationDone<()>) -> OperationDone<()> {
 /// Leaves the database to other writers for as long as this process held it, and for a minimum time.
 #[expect(
     clippy::disallowed_methods,
-    reason = "SQLite's lock is not handed on: who holds it has to stay away"
+    reason = "SQLite does not queue waiters for its lock, so the holder must pause"
 )]
 fn stand_aside(held: Duration) {
     std::thread::sleep(pause_after(held));

@@ -93,7 +93,7 @@ impl Operations {
         let resealed = self.reseal_all(&encryptor, seen)?;
         let sealed = self.sealed()?;
         let remaining = sealed.iter().filter(|(id, _)| **id != Some(key)).map(|(_, count)| count).sum();
-        let ended = format!("everything, with the key {key}: {resealed} sealed anew, {remaining} remain");
+        let ended = format!("everything, with the key {key}: {resealed} re-encrypted, {remaining} remain");
         self.record("reseal", &ended, act)?;
         let mut traceless = false;
         // A rewrite makes sense only if the old key has nothing left to decrypt.
@@ -137,7 +137,7 @@ fn reencrypt(rows: &Sqlite, encryptor: &Encryptor, number: i64) -> Result<bool, 
         Ok(Some(sealed)) => sealed,
         Ok(None) => return Ok(false),
         Err(StoreError::Unreadable(unreadable)) => {
-            tracing::error!("{unreadable}; its answer stays sealed as it is");
+            tracing::error!("{unreadable}; its answer was not re-encrypted");
             return Ok(false);
         }
         Err(error) => return Err(error),

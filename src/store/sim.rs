@@ -510,7 +510,7 @@ mod tests {
         assert_eq!(
             rows.iter().map(|row| row.deliveries).collect::<Vec<_>>(),
             [1, 1],
-            "nothing is kept of a copy"
+            "a copy stores nothing"
         );
     }
 }

@@ -59,9 +59,9 @@ impl From<rusqlite::Error> for StoreError {
         match error.sqlite_error_code() {
             Some(Code::DatabaseBusy | Code::DatabaseLocked) => StoreError::Busy,
             Some(Code::DiskFull) => StoreError::Full,
-            Some(Code::ReadOnly | Code::CannotOpen | Code::PermissionDenied) => {
-                StoreError::Io(format!("{error}; may this user read and write it, and make files beside it?"))
-            }
+            Some(Code::ReadOnly | Code::CannotOpen | Code::PermissionDenied) => StoreError::Io(format!(
+                "{error}; this user must be able to read and write the file, and to create files in its folder"
+            )),
             Some(Code::DatabaseCorrupt | Code::NotADatabase) => StoreError::Corrupt(error.to_string()),
             _ => StoreError::Io(error.to_string()),
         }
@@ -324,7 +324,7 @@ impl Sqlite {
     fn name(&self, unreadable: Unreadable) {
         let mut named = self.named.borrow_mut();
         if named.len() < limits::UNREADABLE_NAMED_MAX_COUNT && !named.contains(&unreadable) {
-            tracing::error!("{unreadable}; it is left out");
+            tracing::error!("{unreadable}; the row is skipped");
             named.insert(unreadable);
         }
     }
@@ -413,12 +413,16 @@ fn connect(path: &Path, access: OpenFlags) -> Result<Connection> {
 /// cannot use a WAL. A daemon must not run like that.
 fn insist_on_writing(connection: &Connection) -> Result<()> {
     if connection.is_readonly(rusqlite::MAIN_DB)? {
-        return Err(StoreError::Io("it could be opened for reading only".to_owned()));
+        return Err(StoreError::Io(
+            "the file can only be opened for reading; make the file writable for this user".to_owned(),
+        ));
     }
     let journal: String =
         connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
     if journal != "wal" {
-        return Err(StoreError::Io(format!("its journal stays `{journal}`: the disk offers no WAL")));
+        return Err(StoreError::Io(format!(
+            "the journal mode is `{journal}` instead of `wal`: this file system does not support a WAL; use a local disk"
+        )));
     }
     Ok(())
 }
@@ -451,7 +455,7 @@ fn migrate(connection: &Connection, version: usize) -> Result<()> {
         tracing::info!(
             from = version,
             to = newest,
-            "the database's schema is brought up to date; an older spid does not open it any more"
+            "migrated the database schema; older versions of spid cannot open this database"
         );
     }
     Ok(())

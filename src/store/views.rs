@@ -20,10 +20,10 @@ pub enum ViewError {
     #[error("{0}")]
     NotFound(String),
     /// No instance has this name.
-    #[error("no instance is called `{0}`")]
+    #[error("there is no instance with the name `{0}`")]
     NoInstance(String),
     /// Several accounts have an instance with this name.
-    #[error("several accounts have an instance called `{name}`: {}", .accounts.join(", "))]
+    #[error("several accounts have an instance with the name `{name}`: {}", .accounts.join(", "))]
     Several {
         /// The name.
         name: String,

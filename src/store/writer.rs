@@ -232,7 +232,7 @@ impl<B: Backend> Writer<B> {
         match begun {
             Ok(()) if self.backend.in_transaction() => Ok(()),
             // An earlier operation ended the transaction. Without this check the rest would be committed one by one.
-            Ok(()) => Err(StoreError::Io("the transaction was ended by an earlier fault".to_owned())),
+            Ok(()) => Err(StoreError::Io("an earlier error ended the transaction".to_owned())),
             Err(error) => Err(error.clone()),
         }
     }
@@ -243,7 +243,7 @@ impl<B: Backend> Writer<B> {
         let committed = match begun {
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
             // Do not commit a transaction that has ended: the operations in it are lost.
-            Ok(()) => Err(StoreError::Io("the transaction was ended by a fault".to_owned())),
+            Ok(()) => Err(StoreError::Io("an error ended the transaction".to_owned())),
             Err(error) => Err(error),
         };
         self.shared.metrics.observe(Metric::CommitOperations, ["", ""], batch.len() as f64);

@@ -115,9 +115,9 @@ fn everything_of_a_bad_day_is_on_one_list() {
         ("held biz-other", "create", "another order or another buyer"),
         ("superseded biz-gone", "renew", "a later release"),
         ("pending biz-pending", "renew", "waits for sales"),
-        ("unknown-instance biz-unknown", "renew", "no such instance"),
+        ("unknown-instance biz-unknown", "renew", "no instance with this name"),
         ("other-values biz-moved", "create", "nothing was run"),
-        ("unreported biz-quiet", "create", "the marketplace came last at"),
+        ("unreported biz-quiet", "create", "the last delivery was at"),
     ];
     let (list, page) = (home.look(&["attention"]), ask(admin, "/console/").body);
     let served: Value = ask(admin, "/v1/attention").json();

@@ -221,7 +221,7 @@ fn a_refused_create_is_not_retried_behind_the_back_of_a_new_one() {
     meddle(&home, "UPDATE job SET ended_at = ended_at - 60000 WHERE state = 6");
     let id = buy(&daemon, "biz-1");
     let said = refused(&home, 65, &["jobs", "retry", &old]);
-    assert!(said.contains("a later job has taken its place"), "{said}");
+    assert!(said.contains("a later job replaces this one"), "{said}");
     assert_eq!(home.json(&["instances", "show", "biz-1"])["id"], json!(id));
     assert_eq!(home.begun("create").len(), 3);
 }
@@ -303,8 +303,8 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
                 (json!({"instanceId": "i-1"}), "a member nobody knows: `instanceId`"),
                 (json!({"pending": "still"}), "completes nothing"),
                 (json!({"instance_id": "0"}), "tells a marketplace that there is no id yet"),
-                (json!({"instance_id": " "}), "it is empty"),
-                (json!({"instance_id": taken, "app": {"password": PASSWORD}}), "is another instance's"),
+                (json!({"instance_id": " "}), "the value is empty"),
+                (json!({"instance_id": taken, "app": {"password": PASSWORD}}), "belongs to another instance"),
             ] {
                 let wrong = file(&wrong, &answer);
                 let said = refused(&home, 65, &["instances", "complete", "biz-1", "--answer", &wrong]);
@@ -326,7 +326,9 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
         meddle(&home, "UPDATE callback SET told_at = told_at - 90000000 WHERE told_at IS NOT NULL");
         let later = daemon.deliver(&create("biz-1")).json();
         assert_eq!((&later["instanceId"], later["appInfo"].get("password")), (&json!("i-1"), None));
-        assert!(refused(&home, 65, &["instances", "complete", "i-1"]).contains("nothing is owed"));
+        assert!(
+            refused(&home, 65, &["instances", "complete", "i-1"]).contains("no job of this instance waits")
+        );
         assert_eq!(home.begun("create").len(), 2);
     });
 }
@@ -341,7 +343,10 @@ fn a_claim_is_kept_and_told_to_the_hook() {
         assert!(said.contains("not created yet"), "{said}");
         done(&home, &["instances", "complete", "biz-1"]);
         let before = home.json(&["instances", "show", "biz-1"]);
-        assert!(refused(&home, 66, &["instances", "claim", "biz-9"]).contains("no instance is called"));
+        assert!(
+            refused(&home, 66, &["instances", "claim", "biz-9"])
+                .contains("there is no instance with the name")
+        );
         for tenant in ["", " ", "a\u{1b}[2J", &"x".repeat(300)] {
             assert!(
                 refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", tenant]).contains("tenant")
@@ -372,7 +377,7 @@ fn a_claim_is_kept_and_told_to_the_hook() {
         let said = done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme"]).stdout;
         assert_eq!(said, format!("biz-1 was claimed at {at}; nothing was changed\n"));
         let said = refused(&home, 65, &["instances", "claim", "biz-1", "--tenant", "Mallory"]);
-        assert!(said.contains("`Acme` has claimed it"), "{said}");
+        assert!(said.contains("`Acme` claimed the instance"), "{said}");
         done(&home, &["instances", "claim", "biz-1", "--tenant", "Acme 2", "--replace"]);
 
         untell_hook(&home, "pend-create");
@@ -395,7 +400,7 @@ fn an_answer_for_a_create_does_not_complete_the_release_that_came_instead() {
     std::fs::write(&answer, r#"{"instance_id":"i-1"}"#).unwrap();
     let complete = ["instances", "complete", "biz-1", "--answer", answer.to_str().unwrap()];
     let said = refused(&home, 65, &complete);
-    assert!(said.contains("what it waits for is its release"), "{said}");
+    assert!(said.contains("the waiting job (release) takes no answer"), "{said}");
     done(&home, &["instances", "complete", "biz-1"]);
     assert_eq!(home.state("biz-1"), "released");
     assert!(daemon.deliver_until_done(&about(RELEASE, "biz-1")).success());
@@ -672,7 +677,7 @@ fn an_instance_is_released_by_hand_and_the_marketplace_may_still_ask() {
             assert!(daemon.deliver(&release).success());
         }
         assert_eq!(home.begun("release").len(), 1);
-        assert!(refused(&home, 65, &["instances", "release", &id]).contains("released already"));
+        assert!(refused(&home, 65, &["instances", "release", &id]).contains("already released"));
         assert_eq!(daemon.deliver(&create("biz-1")).id(), id);
         assert_eq!(home.begun("create").len(), 1);
     });
@@ -725,9 +730,9 @@ fn instances_are_imported_all_or_none_and_live_on() {
                 (json!({"account": "alibaba-cn", "id": "old-2", "stat": "active"}), "unknown field `stat`"),
                 (json!({"account": "alibaba-cn", "id": "old-2", "state": "pending"}), "pending"),
                 (named("0"), "no id yet"),
-                (named(""), "it is empty"),
-                (named(&taken), "has an instance called"),
-                (named("old-biz-1"), "has an instance called `old-biz-1`"),
+                (named(""), "the value is empty"),
+                (named(&taken), "already has an instance with the name"),
+                (named("old-biz-1"), "already has an instance with the name `old-biz-1`"),
             ] {
                 let arguments = import(&[old.clone(), wrong]);
                 let said = refused(&home, 65, &arguments.each_ref().map(String::as_str));
@@ -802,7 +807,7 @@ fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
     assert_eq!(last_act(&empty), ("restore".into(), format!("everything, from {copy}")));
     let held = jobs(&empty, "held");
     let upgrade_job = held.iter().find(|job| job["action"] == "upgrade").unwrap();
-    assert!(word(upgrade_job, "note").starts_with("restored from a backup, where it was queued"));
+    assert!(word(upgrade_job, "note").starts_with("restored from a backup, where the job was queued"));
     assert!(jobs(&empty, "queued").is_empty() && jobs(&empty, "running").is_empty());
 
     // Nothing runs before an operator has decided, even if the marketplace calls.
@@ -885,7 +890,7 @@ fn a_tombstone_of_an_order_of_our_own_is_no_place_for_an_import() {
     let line = json!({"account": "alibaba-cn", "id": "old-1", "order_biz_id": "biz-1"});
     std::fs::write(home.path("customers.jsonl"), line.to_string()).unwrap();
     let said = refused(&home, 65, &["instances", "import", "--any-account", "customers.jsonl"]);
-    assert!(said.contains("has an instance called `biz-1` already"), "{said}");
+    assert!(said.contains("already has an instance with the name `biz-1`"), "{said}");
 }
 
 #[test]
@@ -977,7 +982,7 @@ fn what_ran_when_the_daemon_was_killed_is_told_apart_from_what_runs() {
         [&["jobs", "retry", &id][..], &["jobs", "drop", &id], &["instances", "complete", "biz-1"]]
     {
         let told = refused(&home, 65, arguments);
-        assert!(told.contains("its create was running when the daemon went away"), "{told}");
+        assert!(told.contains("the create was running when the daemon stopped"), "{told}");
         assert!(told.contains("start the daemon") && !told.contains("wait for its end"), "{told}");
     }
     untell_hook(&home, "hang-create");

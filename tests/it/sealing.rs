@@ -144,7 +144,7 @@ fn the_key_is_changed_while_orders_come_in_and_the_old_one_opens_nothing_any_mor
     let acts = acts(&home);
     assert!(
         acts.iter()
-            .any(|act| act.starts_with("ops reseal everything") && act.ends_with("40 sealed anew, 0 remain")),
+            .any(|act| act.starts_with("ops reseal everything") && act.ends_with("40 re-encrypted, 0 remain")),
         "{acts:?}"
     );
     for (name, bytes) in home.database_files() {

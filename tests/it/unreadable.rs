@@ -210,7 +210,7 @@ fn a_callback_that_cannot_be_read_stops_its_order_alone() {
             "UPDATE callback SET body = '{}' WHERE number = 3",
             "row 3 of table `callback` cannot be read: `body`",
         ),
-        hung("DELETE FROM callback WHERE number = 3", "`callback` is 3, and there is no such row"),
+        hung("DELETE FROM callback WHERE number = 3", "`callback` is 3, but that row is missing"),
     ]);
 }
 
@@ -238,7 +238,7 @@ fn an_instance_that_cannot_be_read_stops_its_orders_alone() {
             "UPDATE instance SET state = -1 WHERE number = 2",
             "row 2 of table `instance` cannot be read: `state` is -1",
         ),
-        bad("UPDATE instance SET items = 'none' WHERE number = 2", "`items` holds no items"),
+        bad("UPDATE instance SET items = 'none' WHERE number = 2", "`items` is not a map of items"),
         bad("UPDATE instance SET account = NULL WHERE number = 2", "`account` is of the wrong type"),
         bad("UPDATE instance SET began = 'yes' WHERE number = 2", "`began` is of the wrong type"),
         bad("UPDATE instance SET sku = CAST(x'ff' AS TEXT) WHERE number = 2", "`sku` is not UTF-8"),

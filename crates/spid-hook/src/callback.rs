@@ -204,7 +204,7 @@ impl fmt::Display for ValidationIssue {
             ValidationIssue::UnreadableDate { name } => {
                 write!(f, "`{name}` is missing or cannot be read as a date, and the action depends on it")
             }
-            ValidationIssue::UnknownAction => f.write_str("the action is not one this dialect knows"),
+            ValidationIssue::UnknownAction => f.write_str("the dialect does not know this action"),
             ValidationIssue::MissingParameter { name } => write!(f, "`{name}` is missing or empty"),
             ValidationIssue::UnknownValue { name } => {
                 write!(f, "`{name}` has a value that is not documented")

@@ -268,11 +268,11 @@ pub fn fault_of_id(id: &str) -> Option<String> {
 /// Returns the reason why an id cannot be the id of an instance. It also applies to the marketplace's ids.
 pub fn fault_of_any_id(id: &str) -> Option<String> {
     if id.trim().is_empty() {
-        return Some("it is empty".to_owned());
+        return Some("the value is empty".to_owned());
     }
     if id == "0" {
         return Some("`0` tells a marketplace that there is no id yet".to_owned());
     }
     let most = limits::NAME_MAX_BYTES;
-    (id.len() > most).then(|| format!("it is longer than {most} bytes"))
+    (id.len() > most).then(|| format!("the value is longer than {most} bytes"))
 }

@@ -236,7 +236,13 @@ impl Expectation {
     /// Returns the difference in the number of held callbacks before and after the step, if there is one.
     pub(super) fn check_held(&self, before: u64, after: u64) -> Option<Failure> {
         let wanted = self.held?;
-        let word = |held| if held { "something more is held" } else { "nothing more is held" };
+        let word = |held| {
+            if held {
+                "more callbacks are held than before"
+            } else {
+                "no more callbacks are held than before"
+            }
+        };
         let actual = format!("{before} held before, {after} after");
         (wanted != (after > before)).then(|| Failure::new("held", word(wanted), actual))
     }

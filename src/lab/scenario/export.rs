@@ -247,7 +247,7 @@ impl Writer<'_> {
         let mut head = String::new();
         if !keeps_personal {
             head.push_str(
-                "# Only what the marketplace and the seller's catalogue wrote is as it was; see docs/fixtures.md.\n",
+                "# Personal values are replaced; words of the marketplace and of the seller's catalog are kept. See docs/fixtures.md.\n",
             );
         }
         // Asia/Shanghai is the default zone of a scenario.
@@ -272,7 +272,7 @@ impl Writer<'_> {
             let _ = writeln!(head, "date{} = {{ time = \"now + {minutes}m\"{format} }}", position + 1);
         }
         if kept.is_empty() {
-            head.push_str("# there is nothing to replay\n");
+            head.push_str("# no callbacks to replay\n");
         }
         self.text = head;
     }

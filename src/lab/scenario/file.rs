@@ -228,7 +228,13 @@ impl Reader<'_> {
             let at = item.span().start;
             match self.part(&name) {
                 Ok((part, _)) if dialect.is_some_and(|dialect| dialect.name() != part.dialect.name()) => {
-                    self.note(at, format!("{name} speaks another dialect, {}", part.dialect.name()));
+                    self.note(
+                        at,
+                        format!(
+                            "{name} has the dialect {}; all included files must have the same dialect",
+                            part.dialect.name()
+                        ),
+                    );
                 }
                 // The including file can use the variables, captures and defaults of the included one.
                 Ok((part, defaults)) => {
@@ -246,7 +252,9 @@ impl Reader<'_> {
 
     fn part(&self, name: &str) -> Result<(Scenario, Defaults), Vec<String>> {
         if self.depth >= INCLUDES_MAX_DEPTH {
-            return Err(vec![format!("{name}: the files include one another in a circle")]);
+            return Err(vec![format!(
+                "{name}: the includes form a cycle, or are nested more than {INCLUDES_MAX_DEPTH} deep"
+            )]);
         }
         let path = self.beside(name);
         let text = std::fs::read_to_string(&path).map_err(|error| vec![format!("{name}: {error}")])?;
@@ -281,8 +289,9 @@ impl Reader<'_> {
 
     fn version(&mut self, item: Item<'_>) {
         let version = self.integer(item, "version");
-        if version.is_some_and(|version| version != VERSION) {
-            self.note(item.span().start, format!("this spid reads version {VERSION} of the format only"));
+        if let Some(version) = version.filter(|version| *version != VERSION) {
+            let message = format!("version {version} is not supported; this spid reads version {VERSION}");
+            self.note(item.span().start, message);
         }
     }
 
@@ -299,7 +308,10 @@ impl Reader<'_> {
         let name = self.text(item, "timezone")?;
         let found = TimeZone::get(name).ok();
         if found.is_none() {
-            self.note(item.span().start, format!("`{name}` is no time zone; one is `Asia/Shanghai`"));
+            self.note(
+                item.span().start,
+                format!("`{name}` is not a time zone; an example is `Asia/Shanghai`"),
+            );
         }
         found
     }
@@ -308,7 +320,7 @@ impl Reader<'_> {
         let mut vars = Vec::new();
         for (name, at, item) in self.members(item, "vars") {
             if !is_name(name) {
-                self.note(at, format!("`{name}` is no name: letters, digits, `-` and `_` make one"));
+                self.note(at, format!("`{name}` is not a valid name; use letters, digits, `-` and `_`"));
             }
             vars.extend(self.value(item, name, true).map(|value| (name.to_owned(), value)));
             // Only now, so that a variable can use only those above it.
@@ -430,7 +442,10 @@ impl Reader<'_> {
     fn unasked(&mut self, table: &mut Table<'_>) -> String {
         for name in ["action", "params", "alter", "duplicate", "token", "send", "raw", "dated", "key"] {
             if let Some(item) = table.take(name) {
-                self.note(item.span().start, format!("`{name}` says nothing of a recorded request"));
+                self.note(
+                    item.span().start,
+                    format!("`{name}` has no effect on a recorded request; remove it"),
+                );
             }
         }
         "recorded".to_owned()
@@ -503,7 +518,7 @@ impl Reader<'_> {
         let mut captures = Vec::new();
         for (name, at, item) in self.members(item, "capture") {
             if !is_name(name) {
-                self.note(at, format!("`{name}` is no name: letters, digits, `-` and `_` make one"));
+                self.note(at, format!("`{name}` is not a valid name; use letters, digits, `-` and `_`"));
             }
             captures.extend(self.filled(item, name).map(|path| (name.to_owned(), path)));
             self.known.insert(name.to_owned());
@@ -569,7 +584,10 @@ impl Reader<'_> {
             }
             DeValue::Table(table) => self.json_table(item, table),
             DeValue::Float(_) | DeValue::Datetime(_) => {
-                self.note(item.span().start, "an answer is compared with texts, integers and booleans only");
+                self.note(
+                    item.span().start,
+                    "an answer can only be compared with texts, integers and booleans",
+                );
                 None
             }
         }
@@ -607,8 +625,7 @@ impl Reader<'_> {
         let mut table = Table::new(format!("`{name}`"), item.span().start, members);
         if let Some(unique) = table.take("unique") {
             if !is_var {
-                let message =
-                    "`unique` belongs under `[vars]`: later steps need its name to say the same again";
+                let message = "`unique` is only allowed under `[vars]`, because later steps need its name to send the same value";
                 self.note(unique.span().start, message);
             }
             table.finish(self);
@@ -642,7 +659,7 @@ impl Reader<'_> {
             self.note(
                 item.span().start,
                 format!(
-                    "nothing gives `${{{missing}}}` a value: no variable above, no earlier capture{hint}"
+                    "`${{{missing}}}` has no value: define a variable above, or capture the value in an earlier step{hint}"
                 ),
             );
         }
@@ -730,7 +747,7 @@ impl Retry {
 fn unknown_word<'a>(what: &str, word: &str, known: impl IntoIterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.into_iter().collect();
     let hint = did_you_mean(word, known.iter().copied());
-    format!("`{word}` is no {what} ({}){hint}", known.join(", "))
+    format!("`{word}` is not a {what}; use one of: {}{hint}", known.join(", "))
 }
 
 #[cfg(test)]
@@ -781,12 +798,12 @@ mod tests {
         assert_eq!(
             found,
             [
-                (1, "this spid reads version 1 of the format only"),
+                (1, "version 2 is not supported; this spid reads version 1"),
                 (1, "the scenario has no `title`"),
                 (2, "`titel` is unknown in the scenario; did you mean `title`?"),
                 (
                     3,
-                    "`alibab` is no dialect (alibaba, generic, jdcloud, koogallery); did you mean `alibaba`?"
+                    "`alibab` is not a dialect; use one of: alibaba, generic, jdcloud, koogallery; did you mean `alibaba`?"
                 ),
                 (4, "`source` is empty"),
                 (6, "step `a` has no `action`"),
@@ -812,13 +829,13 @@ mod tests {
             ("params.a = { unique = \"x\" }", "8: `unique` belongs under `[vars]`"),
             ("params.a = {}", "8: `a` has no `time`"),
             ("params.a = { time = \"soon\" }", "8: `time` must look like"),
-            ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is no format"),
+            ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is not a format"),
             ("params.a = \"${a\"", "8: a `${` is not closed"),
-            ("params.a = \"${order}\"", "8: nothing gives `${order}` a value"),
+            ("params.a = \"${order}\"", "8: `${order}` has no value"),
             ("alter = { a = \"1\" }", "8: `a` cannot be altered"),
             ("duplicate = { a = 1 }", "8: `a` must be a text"),
             ("token = \"wrnog\"", "8: `wrnog` is neither"),
-            ("send = \"GET\"", "8: `GET` is no way to send (usual, form)"),
+            ("send = \"GET\"", "8: `GET` is not a way to send; use one of: usual, form"),
             ("dated = \"10m\"", "8: `dated` must look like"),
             ("raw = \"\"", "8: `raw` is empty"),
             ("wait = \"5\"", "8: `wait` must look like"),
@@ -827,13 +844,13 @@ mod tests {
             ("concurrent = 2000", "8: `concurrent` can be at most 1024"),
             ("retry = { every = \"1s\" }", "8: `retry` has no `limit`"),
             ("retry = { every = \"1s\", limit = 2, until = \"x\" }", "8: `until` is unknown in `retry`"),
-            ("capture = { \"a b\" = \"id\" }", "8: `a b` is no name"),
+            ("capture = { \"a b\" = \"id\" }", "8: `a b` is not a valid name"),
             ("\n[step.expect]\nstatus = 1000", "10: `status` must be an HTTP status"),
-            ("expect = { state = \"activ\" }", "8: `activ` is no state (pending, active,"),
+            ("expect = { state = \"activ\" }", "8: `activ` is not a state; use one of: pending, active,"),
             ("expect = { held = \"yes\" }", "8: `held` must be `true` or `false`"),
-            ("expect = { json = 1.5 }", "8: an answer is compared with"),
-            ("expect = { json.a = { matches = \"empty\" } }", "8: `empty` is no match"),
-            ("expect = { json.a = \"${id}\" }", "8: nothing gives `${id}` a value"),
+            ("expect = { json = 1.5 }", "8: an answer can only be compared with"),
+            ("expect = { json.a = { matches = \"empty\" } }", "8: `empty` is not a match"),
+            ("expect = { json.a = \"${id}\" }", "8: `${id}` has no value"),
             ("expect = { jsn = {} }", "8: `jsn` is unknown in `expect`; did you mean `json`?"),
         ] {
             let found = in_step(lines);
@@ -848,10 +865,10 @@ mod tests {
         let uses = "params = { instanceId = \"${id}\" }";
         assert!(read(&format!("{HEAD}{}{}", step("a", capture), step("b", uses)), None).is_ok());
         let found = mistakes(&format!("{}{}", step("b", uses), step("a", capture)));
-        assert!(found[0].starts_with("8: nothing gives `${id}` a value"), "{found:?}");
+        assert!(found[0].starts_with("8: `${id}` has no value"), "{found:?}");
         let vars = "[vars]\nb = \"${a}\"\na = \"1\"\n";
         let found = mistakes(&format!("{vars}{}", step("x", "")));
-        assert!(found[0].starts_with("6: nothing gives `${a}`"), "a variable uses those above it: {found:?}");
+        assert!(found[0].starts_with("6: `${a}` has no value"), "a variable uses those above it: {found:?}");
         let found = mistakes(&format!("{}{}", step("a", ""), step("a", "")));
         assert!(found[0].ends_with("there are two steps called `a`"), "{found:?}");
     }
@@ -873,7 +890,7 @@ mod tests {
             read(&format!("{HEAD}{}", step("request = \"GET / HTTP/1.1\\r\\n\\r\\n\"")), None).unwrap();
         assert_eq!(scenario.steps[0].request.as_deref(), Some(&b"GET / HTTP/1.1\r\n\r\n"[..]));
         let found = mistakes(&step("request = \"GET /\"\ntoken = \"wrong\""));
-        assert_eq!(found, ["8: `token` says nothing of a recorded request"]);
+        assert_eq!(found, ["8: `token` has no effect on a recorded request; remove it"]);
         let found = mistakes(&step("request_file = \"nowhere.http\""));
         assert!(found[0].starts_with("7: nowhere.http: "), "{found:?}");
         assert!(mistakes(&step(""))[0].contains("step `a` has no `action`"));
@@ -928,7 +945,7 @@ mod tests {
         assert_eq!(scenario.steps[1].params.len(), 2, "the defaults of what is included hold here, too");
         let said = |includes: &str, step: &str| whole(includes, step).unwrap_err()[0].message.clone();
         assert!(said("\"buy.toml\"", "buy").contains("two steps called `buy`"));
-        assert!(said("\"circle.toml\"", "use").contains("in a circle"));
+        assert!(said("\"circle.toml\"", "use").contains("form a cycle"));
         assert_eq!(
             said("\"broken.toml\"", "use"),
             "broken.toml:4: `varz` is unknown in the scenario; did you mean `vars`?"
@@ -967,7 +984,7 @@ mod tests {
         let told: BTreeSet<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
         for name in &all {
             let shown = told.iter().any(|word| word.trim_matches(['[', ']']) == name);
-            assert!(shown, "docs/fixtures.md does not tell of `{name}`");
+            assert!(shown, "docs/fixtures.md does not describe `{name}`");
         }
     }
 

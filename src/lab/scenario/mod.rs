@@ -146,7 +146,7 @@ fn listed(file: &str, mistakes: &[Mistake]) -> String {
 
 /// Error: an override without a value to override.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nothing is called `{name}`{}; there are: {}", nearest(name, known), known.join(", "))]
+#[error("no value is called `{name}`{}; known names: {}", nearest(name, known), known.join(", "))]
 pub struct NoMatch {
     /// The name that was given.
     pub name: String,

@@ -216,7 +216,7 @@ impl Scenario {
 }
 
 fn no_randomness(error: &getrandom::Error) -> String {
-    format!("the system's random generator failed, so no unique value can be made: {error}")
+    format!("the system's random generator failed, so no unique value can be created: {error}")
 }
 
 struct Runner<'a> {
@@ -377,7 +377,7 @@ impl Runner<'_> {
         match name {
             Some(name) => expect.check_instance(name, seen, &self.known, &self.scenario.timezone),
             None if expect.is_about_an_instance() => {
-                let hint = "the callback names none: say `instance = \"…\"` in `expect`";
+                let hint = "the callback names no instance; set `instance = \"…\"` in `expect`";
                 vec![Failure::new("state", "an instance to look at", hint)]
             }
             None => Vec::new(),
@@ -555,12 +555,12 @@ impl Delivery {
     fn explain(&self, error: &ClientError) -> String {
         let hint = match error {
             ClientError::Connect { .. } => {
-                "\nhint: is the receiver running, and is this its address? `spid serve --dev` listens on \
+                "\nhint: is the SPI endpoint running at this address? `spid serve --dev` listens on \
                  http://127.0.0.1:8080/spi"
             }
             ClientError::Broken(_) => {
-                "\nhint: it went away, or does not speak plain HTTP. If it is spid that was stopped, start it and replay \
-                 again: what it had kept is not done twice (`spid callbacks list` shows it)"
+                "\nhint: the peer closed the connection, or does not speak plain HTTP. If spid was stopped, start spid and replay \
+                 again: stored callbacks are not carried out twice (`spid callbacks list` shows them)"
             }
             _ => "",
         };

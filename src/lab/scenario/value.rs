@@ -46,7 +46,7 @@ impl Template {
             let (name, behind) =
                 after.split_once('}').ok_or("a `${` is not closed; a literal one is written `$${`")?;
             if !is_name(name) {
-                return Err(format!("`${{{name}}}` is no name: letters, digits, `-` and `_` make one"));
+                return Err(format!("`${{{name}}}` is not a valid name; use letters, digits, `-` and `_`"));
             }
             pieces.push(Piece::Text(before.to_owned()));
             pieces.push(Piece::Name(name.to_owned()));

@@ -69,7 +69,7 @@ impl<'a> Columns<'a> {
     fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
         let position = self.next::<i64>()?;
         let found = usize::try_from(position).ok().and_then(|position| all.get(position));
-        let unknown = || format!("is {position}, which stands for nothing");
+        let unknown = || format!("is {position}, which is not a known value");
         found.copied().ok_or_else(|| self.unreadable(unknown(), position > 0))
     }
 
@@ -98,7 +98,8 @@ fn fault(error: &rusqlite::Error) -> String {
 
 /// Error about a row that refers to an instance that does not exist.
 pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
-    let (row, fault) = (format!("{account}/{key}"), "`instance` is the number of no instance".to_owned());
+    let (row, fault) =
+        (format!("{account}/{key}"), "`instance` refers to an instance that does not exist".to_owned());
     let unreadable = Unreadable { table, row, fault, newer: false };
     rusqlite::Error::FromSqlConversionFailure(0, Type::Null, Box::new(unreadable))
 }
@@ -157,7 +158,8 @@ pub(super) fn read_instance(row: &Row<'_>) -> rusqlite::Result<InstanceRow> {
 
 fn read_items(columns: &mut Columns<'_>) -> rusqlite::Result<BTreeMap<String, String>> {
     let items = columns.next::<Option<String>>()?.map(|text| serde_json::from_str(&text)).transpose();
-    let items = items.map_err(|error| columns.unreadable(format!("holds no items: {error}"), false))?;
+    let items =
+        items.map_err(|error| columns.unreadable(format!("is not a map of items: {error}"), false))?;
     Ok(items.unwrap_or_default())
 }
 
@@ -209,7 +211,7 @@ fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Call
         };
         rusqlite::Error::FromSqlConversionFailure(behind, Type::Null, Box::new(unreadable))
     };
-    let body = body.map_err(|error| unreadable(format!("is no text: {error}"), false))?;
+    let body = body.map_err(|error| unreadable(format!("is not text: {error}"), false))?;
     let known = Callback::VERSION;
     match serde_json::from_slice::<Callback>(body) {
         Ok(callback) if callback.version <= known => Ok(callback),
@@ -217,9 +219,11 @@ fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Call
             // Read the version alone, because a newer body may not fit our type.
             let version = serde_json::from_slice::<Version>(body).map_or(0, |body| body.version);
             let fault = match read {
-                _ if version > known => format!("has version {version}, and this spid knows {known}"),
-                Err(error) => format!("holds no callback: {error}"),
-                Ok(_) => "holds no callback".to_owned(),
+                _ if version > known => {
+                    format!("has version {version}; this spid supports versions up to {known}")
+                }
+                Err(error) => format!("is not a callback: {error}"),
+                Ok(_) => "is not a callback".to_owned(),
             };
             Err(unreadable(fault, version > known))
         }

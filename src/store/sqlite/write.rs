@@ -324,7 +324,8 @@ impl Sqlite {
 }
 
 fn body_text(callback: &Callback) -> Result<String> {
-    serde_json::to_string(callback).map_err(|_| StoreError::Inconsistent("a callback is not JSON"))
+    serde_json::to_string(callback)
+        .map_err(|_| StoreError::Inconsistent("a callback cannot be serialized as JSON"))
 }
 
 fn items_text(instance: &Instance) -> Result<Option<String>> {
@@ -332,5 +333,6 @@ fn items_text(instance: &Instance) -> Result<Option<String>> {
         return Ok(None);
     }
     let text = serde_json::to_string(&instance.items);
-    text.map(Some).map_err(|_| StoreError::Inconsistent("items are not JSON"))
+    text.map(Some)
+        .map_err(|_| StoreError::Inconsistent("the items of an instance cannot be serialized as JSON"))
 }

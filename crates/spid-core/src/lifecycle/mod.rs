@@ -190,25 +190,25 @@ pub struct View<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
     /// No instance of this account has that name.
-    #[error("no such instance is known here")]
+    #[error("no instance with this name is known here")]
     UnknownInstance,
     /// Neither an instance id nor an order identifies an instance.
-    #[error("the request names no instance, and its order leads to none")]
+    #[error("the request names no instance, and no instance was found by its order")]
     NamesNothing,
     /// The instance was released, so every further payment for it is in vain.
-    #[error("the instance has been released, so this {0} was paid for nothing")]
+    #[error("the instance is released; refund this {0}")]
     PaidForNothing(Action),
     /// The instance was bought, but is not provisioned yet.
     #[error("the instance has not been created yet")]
     NotReady,
     /// The state of the instance allows no sign-on.
-    #[error("nobody can sign on to an instance that is {0}")]
+    #[error("the instance is {0}, so sign-on is not possible")]
     NotUsable(State),
     /// The sign-on was used before.
     #[error("this sign-on was used before")]
     SignOnUsed,
     /// The date of the sign-on is missing or too far from now.
-    #[error("this sign-on is not of now: its time is missing, or outside the window")]
+    #[error("the time of this sign-on is missing, or outside the sign-on window (5 minutes by default)")]
     SignOnStale,
     /// A validation issue; an operator must decide.
     #[error("{0}")]
@@ -218,22 +218,22 @@ pub enum Reason {
     ConflictingCreate,
     /// The purchase of the instance was repeated with other values.
     #[error(
-        "the purchase was repeated with another SKU, other quantities or another expiry; nothing was run for it"
+        "the purchase was repeated with another SKU, other quantities or another expiry; no hook was run"
     )]
     RepeatedWithOtherValues,
     /// An unordered request was repeated, and the instance is no longer as the request asks.
     #[error(
-        "this {0} was carried out before, and the instance has changed since; it may be a late repeat or meant anew"
+        "this {0} was carried out before, and the instance has changed since; it may be a late repeat or a new request"
     )]
     AmbiguousRepeat(Action),
     /// An expire for an instance that was bought for good after a trial, with no known end of the term.
     #[error(
-        "a trial was bought for good, and nothing says when that term ends; this may be the end of the trial"
+        "the trial was bought for good, and the end of that term is unknown; this expire may be for the trial"
     )]
     UnknownTerm,
     /// An expire while another purchase of the instance is held.
     #[error(
-        "another purchase of this instance is held, and may have bought it for good; decide that one first"
+        "another purchase of this instance is held and may have bought it for good; decide the held purchase first"
     )]
     ConversionHeld,
     /// The instance was released, so a query has no result.
@@ -241,11 +241,11 @@ pub enum Reason {
     Gone,
     /// The orderBizId of this order is the id that a hook gave to the instance of another orderBizId.
     #[error(
-        "another instance, bought as `{0}`, has this orderBizId as its id: nothing was made for this order"
+        "another instance, bought as `{0}`, has this orderBizId as its id; no instance was created for this order"
     )]
     NameTaken(String),
     /// A create that came after its release.
-    #[error("its release came before this create")]
+    #[error("the release of this instance came before this create")]
     LateCreate,
     /// An expire long before the known expiry, which may be a late repeat or the end of a trial.
     #[error(
@@ -265,10 +265,10 @@ pub enum Reason {
     #[error("the instance is frozen, and this renewal ends in the past")]
     PastExpiry,
     /// A release of an instance that spid did not create.
-    #[error("a release of an instance that was not created here")]
+    #[error("the instance to release was not created by spid")]
     UnknownRelease,
     /// An unknown instance is to be adopted, but the request does not name the product, which selects the hook.
-    #[error("the instance is unknown, and the request does not say which product it is")]
+    #[error("the instance is unknown, and the request names no product")]
     UnknownProduct,
     /// The hook refused.
     #[error("{0}")]
