@@ -37,7 +37,7 @@ fn news(prefix: &str, round: Duration) -> Arc<Requests> {
 
 fn run(server: &Server, connections: usize, requests: &Arc<Requests>, length: Duration) -> Sample {
     let sample = load::closed(server.address, connections, requests, length);
-    assert_eq!(sample.wrong, 0, "answers that say something else than they should");
+    assert_eq!(sample.wrong, 0, "some responses were wrong");
     sample
 }
 
@@ -95,7 +95,7 @@ fn paths(plan: &Plan, report: &mut Report) {
     let forged = Requests::same(orders::forged("bought-already"), "403");
     let mut section = Section::new(
         "Against bare hyper",
-        "Bare hyper answers a constant as long as ours; spid verifies, records and answers. A *repeat* is a callback whose \
+        "Bare hyper sends a constant response of the same length; spid verifies, records and answers. A *repeat* is a callback whose \
          work is done. A *new order* is verified, committed, run through a hook in the process that does nothing, committed \
          again, and answered with its final answer. Goals are for 64 and 256 connections; the load runs on the same cores.",
     );
@@ -137,11 +137,11 @@ fn paths_rows(section: &mut Section, connections: usize, rounds: &Rounds<'_>) {
     section.line(format!("wrong token, {at}"), rounds.ratio("wrong", "hyper").shown(2));
     let rates = ["null", "hyper", "repeat", "new", "wrong"].map(|name| format!("{:.0}", rounds.rate(name)));
     section.line(
-        format!("answers a second, {at}: a socket that only answers, hyper, repeat, new, wrong"),
+        format!("responses per second, {at}: bare socket, hyper, repeat, new order, wrong token"),
         rates.join(", "),
     );
     section.line(
-        format!("the load itself takes at most, of one core, {at}: hyper, repeat, new"),
+        format!("processor time of the load, at most, of one core, {at}: hyper, repeat, new order"),
         ["hyper", "repeat", "new"].map(|name| format!("{:.0} %", 100.0 * rounds.share(name))).join(", "),
     );
 }
@@ -157,7 +157,7 @@ fn exec(plan: &Plan, report: &mut Report) {
     let called = Requests::same(orders::webhook(), "{}");
     let mut section = Section::new(
         "A command as the hook",
-        "`/bin/echo {}` for every new order, against Debian's `webhook` (adnanh/webhook) running the same and keeping nothing.",
+        "`/bin/echo {}` for every new order, against Debian's `webhook` (adnanh/webhook) running the same command and storing nothing.",
     );
     for connections in [8, 64] {
         let mut rounds = Rounds::new(&["webhook", "exec"]);
@@ -176,7 +176,7 @@ fn exec(plan: &Plan, report: &mut Report) {
             1.5,
         );
         section.line(
-            format!("a second, {connections} connections: webhook, spid"),
+            format!("per second, {connections} connections: webhook, spid"),
             format!("{:.0}, {:.0}", rounds.rate("webhook"), rounds.rate("exec")),
         );
     }
@@ -189,7 +189,7 @@ fn growth(plan: &Plan, report: &mut Report) {
         [100, 10_000, 1_000_000].into_iter().filter(|size| *size <= plan.largest).collect();
     let mut section = Section::new(
         "With more instances",
-        "The same daemon on stores with so many finished orders; ratios are against the smallest.",
+        "The same daemon on stores with the given number of finished orders; ratios are against the smallest.",
     );
     let homes: Vec<_> = sizes.iter().map(|size| grow::store(&plan.cache, *size)).collect();
     for (size, home) in sizes.iter().zip(&homes) {
@@ -200,7 +200,7 @@ fn growth(plan: &Plan, report: &mut Report) {
         let goal = if *size >= 1_000_000 { 40.0 } else { 12.0 };
         section.at_most(format!("memory idle, {size} orders"), machine::memory_mb(server.id()), goal, "MB");
         let own = format!("{:.1} MB", machine::own_memory_mb(server.id()));
-        section.line("of which its own, the rest is the program's file", own);
+        section.line("anonymous memory (the rest is the binary)", own);
         let bytes = std::fs::metadata(home.path().join("spid.db")).unwrap().len() as f64;
         if *size >= 10_000 {
             section.at_most(
@@ -258,8 +258,8 @@ fn growth_rates(plan: &Plan, sizes: &[usize], homes: &[tempfile::TempDir], secti
 fn latency(plan: &Plan, report: &mut Report) {
     let mut section = Section::new(
         "Latency",
-        "1,000 new orders a second arrive at their times whether earlier ones are answered or not; a time counts from the \
-         moment the order was due.",
+        "1,000 new orders per second arrive at fixed times, independent of the responses; latency counts from the time an \
+         order was due.",
     );
     let count = if plan.rounds > 1 { 20_000 } else { 2_000 };
     let home = folder(plan);
@@ -273,7 +273,7 @@ fn latency(plan: &Plan, report: &mut Report) {
         section.line(format!("p{percent} of {count} orders"), format!("{found:.2} ms"));
     }
     let commits = 2.0 * machine::sync_ms(home.path());
-    section.line("of which two durable writes, if nobody else wrote", format!("{commits:.2} ms"));
+    section.line("of which two durable writes on an idle disk", format!("{commits:.2} ms"));
     report.sections.push(section);
 }
 
@@ -284,8 +284,8 @@ fn instructions(plan: &Plan, report: &mut Report) {
     const LONG: usize = 1_200;
     let mut section = Section::new(
         "Instructions",
-        "What the processor executes in the daemon for one request over one connection, the kernel not counted, so that \
-         each order has a commit of its own. Counted by valgrind's callgrind.",
+        "Instructions that the daemon executes for one request, without the kernel. There is one connection, so each order \
+         has its own commit. Counted by valgrind's callgrind.",
     );
     type Make = fn(usize) -> Vec<Vec<u8>>;
     let kinds: [(&str, Make); 3] = [

@@ -110,8 +110,8 @@ impl Report {
     pub(crate) fn document(&self) -> String {
         let mut text = format!(
             "# Performance\n\nWritten by `cargo bench --bench spid -- {}`, not by hand: spid {}, {}; \
-             one durable write of a page takes {:.2} ms there. Ratios hold within this run; what your machine does, \
-             the same command says.\n\nA figure is the median of its rounds, with the lowest and the highest in brackets; rounds of \
+             one durable write of a page takes {:.2} ms there. Ratios are valid within this run; run the same \
+             command on your machine.\n\nA figure is the median of its rounds, with the lowest and the highest in brackets; rounds of \
              what is compared are interleaved.\n",
             self.arguments, self.version, self.machine, self.sync_ms
         );

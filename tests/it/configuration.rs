@@ -447,7 +447,7 @@ fn an_open_order_whose_route_cannot_be_decided_goes_to_no_hook() {
         endpoint("shop-b", "/b", "alibaba", "account = \"shop\"")
     ));
     daemon.wait_for_log(
-        "not done: endpoint `shop` is not configured any more, and there are routes by endpoint",
+        "not done: endpoint `shop` is not configured, and routes depend on it",
     );
     assert_eq!((home.path("right").exists(), home.path("wrong").exists()), (false, false));
     // The line comes before the commit.

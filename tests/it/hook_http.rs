@@ -219,7 +219,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
     let longer = Response::json(200, " ".repeat(most + 1));
     assert_eq!(
         end_of(longer, Action::Expire).await,
-        retry(&format!("the answer is longer than {most} bytes"))
+        retry(&format!("the response is longer than {most} bytes"))
     );
     assert_eq!(end_of(Response::json(200, " ".repeat(most)), Action::Expire).await, done());
 }
@@ -499,7 +499,7 @@ async fn a_call_that_may_have_arrived_is_not_sent_again() {
     assert_eq!(run_hook(hook.clone(), call(Action::Create)).await, done());
     let end = run_hook(hook, call(Action::Create)).await;
     let Attempted::Retry { error, after: None } = end else { panic!("{end:?}") };
-    assert!(error.starts_with("no usable answer"), "{error}");
+    assert!(error.starts_with("no usable HTTP response"), "{error}");
     let (arrived, listener) = server.await.unwrap();
     assert!(arrived, "it came over the connection that was kept");
     let more = std::future::poll_fn(|cx| std::task::Poll::Ready(listener.poll_accept(cx).is_ready())).await;
@@ -537,7 +537,7 @@ async fn what_is_out_of_reach_is_said_before_the_start_and_never_connected_to() 
         ("http://[fd00:ec2::254]/", "metadata"),
         ("http://[::ffff:169.254.169.254]/", "link-local"),
         ("http://0.0.0.0/", "unspecified"),
-        ("http://203.0.113.1/", "http is not encrypted"),
+        ("http://203.0.113.1/", "http does not encrypt"),
     ] {
         let hook = HttpHook::new(url.parse().unwrap(), keys(&[EXAMPLE]), HttpHookOptions::default());
         let error = hook.check().unwrap_err().to_string();
@@ -807,7 +807,7 @@ fn a_wrong_secret_is_alerted_and_refuses_nobody() {
     home.configure(&text.replace("reply_within = \"30s\"", "reply_within = \"200ms\""));
     let daemon = home.start();
     assert_eq!(daemon.deliver(&daemon::create("ob-1")).id(), "0");
-    let line = daemon.wait_for_log("the hook looks wrongly configured");
+    let line = daemon.wait_for_log("the hook is probably misconfigured");
     assert!(line.contains("the hook answered 401"), "{line}");
     daemon::until("the job waits for its next attempt", || {
         (home.list(&["jobs", "list"])[0]["state"] == "queued").then_some(())
