@@ -183,7 +183,9 @@ fn failure(response: &ClientResponse, now: Timestamp) -> HookError {
     };
     let more = match status {
         300..=399 => "; redirects are not followed: correct the URL of the hook",
-        422 => " without `refuse` in its body: check that the service accepts the call (`spid hook schema call`)",
+        422 => {
+            " without `refuse` in its body: check that the service accepts the call (`spid hook schema call`)"
+        }
         _ => "",
     };
     HookError::new(kind, format!("the hook answered {status}{more}"))

@@ -354,9 +354,9 @@ fn unreachable(url: &Url, cause: io::Error) -> ClientError {
 fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
     let mut headers = Headers::default();
     for (name, value) in &request.headers {
-        headers
-            .append(name, value)
-            .ok_or(ClientError::Unsendable("a header name or value contains a character that HTTP forbids"))?;
+        headers.append(name, value).ok_or(ClientError::Unsendable(
+            "a header name or value contains a character that HTTP forbids",
+        ))?;
     }
     let mut headers = headers.0;
     // hyper derives the framing from the body. A second length could let the server split the request at another place.
@@ -367,7 +367,8 @@ fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
     }
     if !headers.contains_key(HOST) {
         let host = HeaderValue::try_from(request.url.authority());
-        headers.insert(HOST, host.map_err(|_| ClientError::Unsendable("the host cannot be sent in a header"))?);
+        headers
+            .insert(HOST, host.map_err(|_| ClientError::Unsendable("the host cannot be sent in a header"))?);
     }
     if !keep {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -380,8 +381,9 @@ fn encode(request: ClientRequest, keep: bool) -> Result<Question, ClientError> {
 }
 
 fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
-    hyper::Method::from_bytes(name.as_bytes())
-        .map_err(|_| ClientError::Unsendable("the method contains a character that is not allowed in a method"))
+    hyper::Method::from_bytes(name.as_bytes()).map_err(|_| {
+        ClientError::Unsendable("the method contains a character that is not allowed in a method")
+    })
 }
 
 /// Builds the request that hyper believes it sends. Only the method of the recorded request matters for the response: a
@@ -406,9 +408,9 @@ async fn ask_over(
     let mut link = Link::open(stream).await?;
     match link.ask(question).await {
         Ok(answer) => Ok((link, answer)),
-        Err(Unanswered::Unasked(_)) => {
-            Err(ClientError::Broken("the server closed the connection before the request was sent".to_owned()))
-        }
+        Err(Unanswered::Unasked(_)) => Err(ClientError::Broken(
+            "the server closed the connection before the request was sent".to_owned(),
+        )),
         Err(Unanswered::Broken(error)) => Err(error),
     }
 }

@@ -756,8 +756,8 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
     let mut headers = HeaderMap::with_capacity(response.headers.len() + 1);
     for (name, value) in &response.headers {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header name is not valid")?;
-        let value =
-            HeaderValue::from_str(value).map_err(|_| "a header value contains a line break or another control character")?;
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| "a header value contains a line break or another control character")?;
         // The handler does not control the framing: hyper derives it from the body that is sent.
         if name != CONTENT_LENGTH && name != TRANSFER_ENCODING {
             headers.append(name, value);

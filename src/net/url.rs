@@ -91,7 +91,8 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Url, NotAUrl> {
         check_characters(text)?;
-        let (scheme, rest) = text.split_once("://").ok_or(NotAUrl("the URL does not start with `http://` or `https://`"))?;
+        let (scheme, rest) =
+            text.split_once("://").ok_or(NotAUrl("the URL does not start with `http://` or `https://`"))?;
         let secure = parse_scheme(scheme)?;
         // A query may follow the host without a path: `http://host?x=1`.
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -112,8 +113,14 @@ fn check_characters(text: &str) -> Result<(), NotAUrl> {
         match byte {
             b' ' | b'\t' | b'\r' | b'\n' => return Err(NotAUrl("the URL contains white space")),
             0..=31 | 127 => return Err(NotAUrl("the URL contains a control character")),
-            128.. => return Err(NotAUrl("the URL contains a character that is not ASCII: percent-encode this character")),
-            b'#' => return Err(NotAUrl("the URL has a fragment (`#`), which is never sent: remove the fragment")),
+            128.. => {
+                return Err(NotAUrl(
+                    "the URL contains a character that is not ASCII: percent-encode this character",
+                ));
+            }
+            b'#' => {
+                return Err(NotAUrl("the URL has a fragment (`#`), which is never sent: remove the fragment"));
+            }
             // Browsers read a backslash as a slash, other parsers as part of the host.
             b'\\' => return Err(NotAUrl("the URL contains a backslash: use `/`")),
             _ => {}
@@ -136,8 +143,7 @@ fn parse_authority(authority: &str) -> Result<(String, Option<u16>), NotAUrl> {
         return Err(NotAUrl("the URL has a user name or password before the host: remove both"));
     }
     if let Some(bracketed) = authority.strip_prefix('[') {
-        let (host, rest) =
-            bracketed.split_once(']').ok_or(NotAUrl("the host has `[` without `]`"))?;
+        let (host, rest) = bracketed.split_once(']').ok_or(NotAUrl("the host has `[` without `]`"))?;
         let address: Ipv6Addr =
             host.parse().map_err(|_| NotAUrl("the text in the brackets is not an IPv6 address"))?;
         // The parsed form is kept, so that two spellings of one address compare as equal.
@@ -154,7 +160,11 @@ fn check_name(host: &str) -> Result<(), NotAUrl> {
         return Err(NotAUrl("the URL has no host"));
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    if host.bytes().all(allowed) { Ok(()) } else { Err(NotAUrl("the host has a character that is not allowed in a host name")) }
+    if host.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(NotAUrl("the host has a character that is not allowed in a host name"))
+    }
 }
 
 /// Parses the text after the host: nothing, or a colon and a number.

@@ -282,7 +282,10 @@ const _: () = assert!(DATED_WINDOW_MS <= SIGN_ON_WINDOW_MAX_MS, "the default win
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () =
     assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a nonce outlives requests that are dated in the future");
-const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the default schedule fits into a configured list");
+const _: () = assert!(
+    RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT,
+    "the default schedule fits into a configured list"
+);
 const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
 const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "healthcheck waits long enough to get the reason");
 const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "a late request must still be answered");
@@ -290,7 +293,8 @@ const _: () =
     assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "the precision is small against the period");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
-const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store reports its error before the probe times out");
+const _: () =
+    assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store reports its error before the probe times out");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
 const _: () = assert!(
     REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,

@@ -36,7 +36,9 @@ pub enum NotANetwork {
     #[error("`{0}` is not a network, like 203.0.113.0/24, 2001:db8::/32 or a single address")]
     Unreadable(String),
     /// The text has two meanings: an address, or the network that contains it.
-    #[error("`{given}` sets bits beyond its prefix length: write the network `{meant}`, or the address without `/`")]
+    #[error(
+        "`{given}` sets bits beyond its prefix length: write the network `{meant}`, or the address without `/`"
+    )]
     Beyond {
         /// The text as given.
         given: String,
@@ -275,7 +277,12 @@ mod tests {
             ),
             ("10.0.0.1", &["1.1.1.1", "198.51.100.1"], "198.51.100.1", "the same with two header lines"),
             ("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.0.0.2"], "198.51.100.1", "through two proxies of ours"),
-            ("10.0.0.1", &["1.1.1.1, 10.0.0.9, 198.51.100.1"], "198.51.100.1", "a trusted address in a value of the caller is ignored"),
+            (
+                "10.0.0.1",
+                &["1.1.1.1, 10.0.0.9, 198.51.100.1"],
+                "198.51.100.1",
+                "a trusted address in a value of the caller is ignored",
+            ),
             ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3", "the call came from inside"),
             ("10.0.0.1", &[], "10.0.0.1", "the proxy wrote no header"),
             ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1", "an unknown client is the proxy"),

@@ -129,7 +129,9 @@ pub enum StartError {
     #[error("the folder for marks of running hooks cannot be used: {0}")]
     Leftovers(#[source] std::io::Error),
     /// The admin listener is reachable from other machines, and no token protects it.
-    #[error("the admin listener at {0} is not on loopback and has no token: set a token, or listen on 127.0.0.1")]
+    #[error(
+        "the admin listener at {0} is not on loopback and has no token: set a token, or listen on 127.0.0.1"
+    )]
     Unguarded(SocketAddr),
     /// Accounts have live instances, but no endpoint.
     #[error(transparent)]

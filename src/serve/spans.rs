@@ -51,9 +51,7 @@ pub struct TelemetryHeaders(Vec<(String, Secret)>);
 
 /// Error for a text that is not a list of header fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "line {line} is not a header field (`name: value`), or sets a header that spid sets itself{fault}"
-)]
+#[error("line {line} is not a header field (`name: value`), or sets a header that spid sets itself{fault}")]
 pub struct NotHeaders {
     line: usize,
     /// The first character that a header cannot have, and its position, after a colon; empty if there is none.

@@ -55,9 +55,7 @@ pub enum BadSocket {
         name: &'static str,
     },
     /// The socket does not listen for TCP connections.
-    #[error(
-        "the socket `{name}` does not listen for TCP connections; use ListenStream= with Accept=no"
-    )]
+    #[error("the socket `{name}` does not listen for TCP connections; use ListenStream= with Accept=no")]
     NotListening {
         /// The socket's name.
         name: &'static str,

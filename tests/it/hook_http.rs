@@ -208,7 +208,10 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
             &format!(r#"{{"app": {{"password": ["{CANARY}"]}}}}"#),
             "`app.password` of the answer is not a text",
         ),
-        (r#"{"instanceId": "i-1"}"#, "the answer has the unknown member `instanceId`; see `spid hook schema answer`"),
+        (
+            r#"{"instanceId": "i-1"}"#,
+            "the answer has the unknown member `instanceId`; see `spid hook schema answer`",
+        ),
         ("<html>Welcome to nginx!</html>", "the answer is not JSON"),
     ] {
         let end = end_of(Response::json(200, body.to_owned()), Action::Create).await;

@@ -242,7 +242,8 @@ fn an_executable_that_is_killed_while_it_holds_a_lock_is_found() {
     let hook = bench.script("hook", LOCKS);
     let tested = bench.test(&["--exec", &hook, &bench.at("locks"), "--kills", "12"]);
     assert_eq!(tested.code, Some(1), "{}{}", tested.report, tested.told);
-    let found = tested.report.lines().find(|line| line.contains("the hook fails at every further attempt")).unwrap();
+    let found =
+        tested.report.lines().find(|line| line.contains("the hook fails at every further attempt")).unwrap();
     assert!(found.contains("called again after an attempt was cut short after "), "{found}");
     assert!(
         found.contains("is being worked on; the next attempt must find the remains of an earlier one"),

@@ -286,8 +286,7 @@ fn only(report: &Report, kind: FindingKind, action: Action, sentence: &str) {
 }
 
 const KEEP: &str = "store the answer under the idempotency key before returning it, and return the stored answer to a repeat";
-const WIN: &str =
-    "let one attempt win, with a unique index or a lock on the idempotency key, and return its answer to the others";
+const WIN: &str = "let one attempt win, with a unique index or a lock on the idempotency key, and return its answer to the others";
 const GO_ON: &str = "the next attempt must find the remains of an earlier one and continue from there";
 
 #[tokio::test]
@@ -342,7 +341,11 @@ async fn whatever_a_repeat_gets_instead_of_an_answer_is_told() {
     for (wrong, kind, what) in [
         (Wrong::PanicsAgain, FindingKind::Panics, "panicked"),
         (Wrong::RefusesAgain, FindingKind::RefusesAgain, "refused (this tenant is there already)"),
-        (Wrong::PendingAgain, FindingKind::PendingAgain, "answered pending (somebody is at it) for work that was done before"),
+        (
+            Wrong::PendingAgain,
+            FindingKind::PendingAgain,
+            "answered pending (somebody is at it) for work that was done before",
+        ),
         (Wrong::FailsAgain, FindingKind::FailsAgain, "failed: this tenant is there already"),
     ] {
         let report = report_on(wrong).await;
@@ -361,9 +364,9 @@ async fn a_race_between_check_and_insert_is_found_every_time() {
         let (kind, action, sentence) = first(&report);
         assert_eq!((kind, action), (FindingKind::AnotherId, Action::Create), "\n{report}");
         assert!(
-            sentence
-                .starts_with("`create`: called several times at once with one idempotency key, the hook answered")
-                && sentence.contains(WIN),
+            sentence.starts_with(
+                "`create`: called several times at once with one idempotency key, the hook answered"
+            ) && sentence.contains(WIN),
             "{sentence}"
         );
         let doubled = report.faults().find(|fault| fault.kind == FindingKind::Doubled).unwrap();
@@ -404,10 +407,7 @@ async fn an_id_that_cannot_be_one_is_found() {
     let report = report_on(Wrong::OneIdForAll).await;
     let (kind, _, sentence) = first(&report);
     assert_eq!(kind, FindingKind::SharedId);
-    assert!(
-        sentence.contains("both got the `instance_id` `tenant`; give each order its own"),
-        "{sentence}"
-    );
+    assert!(sentence.contains("both got the `instance_id` `tenant`; give each order its own"), "{sentence}");
     assert_eq!(report.faults().count(), 1, "\n{report}");
 }
 
@@ -440,7 +440,8 @@ async fn what_the_probes_see_is_judged() {
 
 #[tokio::test]
 async fn a_release_has_to_find_everything_and_nothing() {
-    let left = "the release left 1 thing; remove everything, including the remains of attempts that were cut short.";
+    let left =
+        "the release left 1 thing; remove everything, including the remains of attempts that were cut short.";
     let report = report_on(Wrong::ReleaseForgets).await;
     only(&report, FindingKind::LeftBehind, Action::Release, &format!("`release`: {left}"));
     let report = report_on(Wrong::ReleaseKnowsOnlyIds).await;
@@ -469,7 +470,11 @@ async fn a_hook_that_never_comes_back_is_given_up() {
 async fn where_nothing_is_made_nothing_else_is_asked() {
     for (wrong, kind, part) in [
         (Wrong::AlwaysFails, FindingKind::Fails, "all 3 attempts failed: the database is not there"),
-        (Wrong::Refuses, FindingKind::Refuses, "the hook refused a required call (this product is not ours), so a paid order is lost"),
+        (
+            Wrong::Refuses,
+            FindingKind::Refuses,
+            "the hook refused a required call (this product is not ours), so a paid order is lost",
+        ),
     ] {
         let report = report_on(wrong).await;
         assert_eq!(first(&report).0, kind);
@@ -497,7 +502,10 @@ async fn what_is_not_sold_need_not_be_done() {
     }
     let small = || Small(Hook::new(Wrong::Nothing));
     let report = testing::check(small()).await;
-    assert!(report.passed && report.to_string().contains("· `upgrade`: the hook does not support the action"), "{report}");
+    assert!(
+        report.passed && report.to_string().contains("· `upgrade`: the hook does not support the action"),
+        "{report}"
+    );
     let report = Check::new(small()).requires(Action::Upgrade).run().await;
     only(
         &report,

@@ -383,7 +383,9 @@ impl Said {
             [("refuse", said.refuse.is_some()), ("retry_after", said.retry_after.is_some())]
         {
             if given {
-                return Err(HookError::retry(format!("the hook reports success and its answer has `{member}`; remove `{member}`, or report a failure")));
+                return Err(HookError::retry(format!(
+                    "the hook reports success and its answer has `{member}`; remove `{member}`, or report a failure"
+                )));
             }
         }
         Ok(complete(said.answer, action)?)

@@ -237,7 +237,9 @@ impl<'a> Bench<'a> {
             match self.ended(job, ran.end, after) {
                 Ok(outcome) => {
                     if tries > 1 && matches!(after, After::Nothing | After::Answer) {
-                        let text = format!("the hook took {tries} attempts; the error before the last attempt was: {last}");
+                        let text = format!(
+                            "the hook took {tries} attempts; the error before the last attempt was: {last}"
+                        );
                         self.remark(FindingKind::Flaky, job, &text);
                     }
                     return outcome;
@@ -290,7 +292,11 @@ impl<'a> Bench<'a> {
             self.remark(FindingKind::Pending, job, &text);
         // After a cut or among several attempts, "pending" may be correct: another attempt does the work.
         } else if matches!(after, After::Answer) {
-            let text = format!("{} answered pending ({note}) for work that was done before; {}", after.who(), after.advice());
+            let text = format!(
+                "{} answered pending ({note}) for work that was done before; {}",
+                after.who(),
+                after.advice()
+            );
             self.fault(FindingKind::PendingAgain, job, &text);
         }
         Outcome::Pending
@@ -315,7 +321,9 @@ impl<'a> Bench<'a> {
             if !self.done.contains(&action) {
                 self.left_out.push(action);
             }
-            let text = format!("the hook refused the call ({reason}); this is no fault if the marketplace never sends it");
+            let text = format!(
+                "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
+            );
             self.remark(FindingKind::Refuses, job, &text);
         } else {
             let text = format!(
@@ -329,10 +337,15 @@ impl<'a> Bench<'a> {
         let action = job.callback.action;
         self.left_out.push(action);
         if self.is_optional(action) {
-            let text = "the hook does not support the action; this is no fault if the marketplace never sends it";
+            let text =
+                "the hook does not support the action; this is no fault if the marketplace never sends it";
             self.remark(FindingKind::Unsupported, job, text);
         } else {
-            self.fault(FindingKind::Unsupported, job, "the hook does not support a required action; implement it");
+            self.fault(
+                FindingKind::Unsupported,
+                job,
+                "the hook does not support a required action; implement it",
+            );
         }
     }
 
