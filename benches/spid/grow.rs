@@ -28,7 +28,7 @@ pub(crate) fn store(cache: &Path, count: usize) -> tempfile::TempDir {
     if !kept.join("whole").exists() {
         let _ = std::fs::remove_dir_all(&kept);
         std::fs::create_dir_all(&kept).unwrap();
-        eprintln!("making a store of {count} orders …");
+        eprintln!("creating a store of {count} orders …");
         fill(&kept.join("spid.db"), count);
         // Written last: a store without this file was interrupted and is created again.
         std::fs::write(kept.join("whole"), "").unwrap();

@@ -19,7 +19,7 @@
     clippy::print_stderr,
     clippy::disallowed_methods,
     missing_docs,
-    reason = "a bench that cannot run says so and ends"
+    reason = "a benchmark that cannot run panics"
 )]
 
 mod grow;

@@ -37,7 +37,7 @@ fn news(prefix: &str, round: Duration) -> Arc<Requests> {
 
 fn run(server: &Server, connections: usize, requests: &Arc<Requests>, length: Duration) -> Sample {
     let sample = load::closed(server.address, connections, requests, length);
-    assert_eq!(sample.wrong, 0, "answers that say something else than they should");
+    assert_eq!(sample.wrong, 0, "some responses were wrong");
     sample
 }
 
@@ -137,11 +137,11 @@ fn paths_rows(section: &mut Section, connections: usize, rounds: &Rounds<'_>) {
     section.line(format!("wrong token, {at}"), rounds.ratio("wrong", "hyper").shown(2));
     let rates = ["null", "hyper", "repeat", "new", "wrong"].map(|name| format!("{:.0}", rounds.rate(name)));
     section.line(
-        format!("answers a second, {at}: a socket that only answers, hyper, repeat, new, wrong"),
+        format!("responses per second, {at}: bare socket, hyper, repeat, new order, wrong token"),
         rates.join(", "),
     );
     section.line(
-        format!("the load itself takes at most, of one core, {at}: hyper, repeat, new"),
+        format!("processor time of the load, at most, of one core, {at}: hyper, repeat, new order"),
         ["hyper", "repeat", "new"].map(|name| format!("{:.0} %", 100.0 * rounds.share(name))).join(", "),
     );
 }
@@ -176,7 +176,7 @@ fn exec(plan: &Plan, report: &mut Report) {
             1.5,
         );
         section.line(
-            format!("a second, {connections} connections: webhook, spid"),
+            format!("per second, {connections} connections: webhook, spid"),
             format!("{:.0}, {:.0}", rounds.rate("webhook"), rounds.rate("exec")),
         );
     }
@@ -200,7 +200,7 @@ fn growth(plan: &Plan, report: &mut Report) {
         let goal = if *size >= 1_000_000 { 40.0 } else { 12.0 };
         section.at_most(format!("memory idle, {size} orders"), machine::memory_mb(server.id()), goal, "MB");
         let own = format!("{:.1} MB", machine::own_memory_mb(server.id()));
-        section.line("of which its own, the rest is the program's file", own);
+        section.line("anonymous memory (the rest is the binary)", own);
         let bytes = std::fs::metadata(home.path().join("spid.db")).unwrap().len() as f64;
         if *size >= 10_000 {
             section.at_most(

@@ -199,7 +199,7 @@ pub(crate) fn webhook(folder: &Path) -> Option<Server> {
 fn wait_until_answered(address: SocketAddr) {
     let begun = Instant::now();
     while !answers(address) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "the server does not come up");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the server did not start within 60 s");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

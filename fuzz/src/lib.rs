@@ -73,7 +73,7 @@ pub fn query(data: &[u8]) {
     let base = format!("{}<key>", canonical(&pairs));
     let backwards: Vec<Pair> = pairs.iter().rev().cloned().collect();
     for order in [pairs, backwards] {
-        assert_eq!(Parts::Pairs(order).base(), base, "the order in which they come counts for nothing");
+        assert_eq!(Parts::Pairs(order).base(), base, "the order of the parameters must not matter");
     }
 }
 
@@ -103,7 +103,7 @@ fn the_right_one_opens(dialect: &dyn Dialect, pairs: &[Pair], right: &str, keys:
         signed.ok().map(|signed| signed.verify(keys).is_ok())
     };
     // An added parameter may exceed the limit on parameters: then the query is rejected before its token is checked.
-    assert_ne!(verify(pairs, right), Some(false), "the right token was refused");
+    assert_ne!(verify(pairs, right), Some(false), "the right token was denied");
     let first = if right.starts_with('0') { "1" } else { "0" };
     assert_ne!(verify(pairs, &format!("{first}{}", &right[1..])), Some(true), "a wrong token was accepted");
     let mut altered = pairs.to_vec();
@@ -113,7 +113,7 @@ fn the_right_one_opens(dialect: &dyn Dialect, pairs: &[Pair], right: &str, keys:
     }
     let out = dialect.request("", pairs, keys, &Sending::at(Timestamp::UNIX_EPOCH));
     let signed = dialect.parts(&RawRequest::get(out.query.as_bytes()), Timestamp::UNIX_EPOCH);
-    assert!(signed.is_err() || signed.unwrap().verify(keys).is_ok(), "what we sign ourselves holds");
+    assert!(signed.is_err() || signed.unwrap().verify(keys).is_ok(), "our own signature must be valid");
 }
 
 /// Checks an expiry date from an untrusted sender. spid must read it as the date it is, or not at all.
@@ -121,7 +121,7 @@ pub fn date(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Some(callback) = callback_with("alibaba", "expiredOn", text) else { return };
     match callback.expires_on {
-        None => assert_eq!(text, "", "a date that was sent is kept, if only as text"),
+        None => assert_eq!(text, "", "a received date must be kept, at least as text"),
         Some(expiry) => {
             assert_eq!(expiry.raw, text);
             assert_eq!(expiry.at.map(Timestamp::as_second), date_slowly(text), "{text:?}");
@@ -157,7 +157,7 @@ pub fn scenario(data: &[u8]) {
             assert_eq!(names.len(), scenario.steps().len(), "two steps have one name");
         }
         Err(ScenarioError::Mistakes { mistakes, .. }) => {
-            assert!(!mistakes.is_empty(), "no scenario, and nothing wrong with it");
+            assert!(!mistakes.is_empty(), "neither a scenario nor a mistake");
             let lines = text.split('\n').count();
             for mistake in &mistakes {
                 assert!((1..=lines).contains(&mistake.line), "{mistake:?} in {lines} lines");
@@ -198,7 +198,7 @@ pub fn answer(data: &[u8]) {
     };
     let (shown, secrets, known) = said;
     for secret in secrets.iter().filter(|secret| is_telling(secret) && !known.contains(secret.as_str())) {
-        assert!(!shown.contains(secret.as_str()), "{secret:?} stands in {shown:?}");
+        assert!(!shown.contains(secret.as_str()), "{secret:?} is shown in {shown:?}");
     }
 }
 

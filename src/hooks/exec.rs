@@ -50,16 +50,16 @@ pub struct ExecHook {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadCommand {
     /// The command is empty.
-    #[error("the hook's command is empty")]
+    #[error("the hook's command is empty; give the program and its arguments")]
     Empty,
     /// The file does not exist.
-    #[error("the hook's command `{0}` is not there; a name without `/` is looked for in PATH")]
+    #[error("the hook's command `{0}` does not exist; correct the path, or add its directory to PATH")]
     Missing(String),
     /// The file exists but cannot be executed.
-    #[error("the hook's command `{0}` is not an executable file (is its executable bit set?)")]
+    #[error("the hook's command `{0}` is not an executable file; set its executable bit (chmod +x)")]
     NotExecutable(String),
     /// The working folder does not exist, or is not a folder.
-    #[error("the hook's working folder `{}` is not a folder that is there", .0.display())]
+    #[error("the hook's working folder `{}` does not exist or is not a folder; create it or correct `working_dir`", .0.display())]
     NoFolder(PathBuf),
 }
 
@@ -220,7 +220,7 @@ impl Group {
         match leftovers.mark(leader, key) {
             Ok(mark) => self.mark = mark,
             Err(error) => {
-                tracing::warn!(idempotency_key = key, %error, "the running hook could not be marked; if the daemon is killed now, the next start does not find it");
+                tracing::warn!(idempotency_key = key, %error, "could not mark the running hook; if the daemon is killed now, the next start cannot find and kill it");
             }
         }
     }
@@ -395,7 +395,7 @@ impl LineLog {
             tracing::info!(target: "spid::hook", action, idempotency_key = key, attempt, "{text}");
         } else {
             tracing::warn!(target: "spid::hook", action, idempotency_key = key, attempt,
-                "the hook wrote more to standard error than is logged; the rest is left out");
+                "the hook wrote more to standard error than the log limit per attempt; the rest is not logged");
         }
     }
 }
@@ -425,7 +425,7 @@ fn judge(status: ExitStatus, heard: &HookOutput, action: Action) -> Result<Answe
 /// is used, and never a line of its log.
 fn refusal(heard: &HookOutput) -> String {
     let given = ParsedAnswer::read_any(&heard.stdout).ok().flatten().and_then(|said| said.refuse);
-    given.unwrap_or_else(|| format!("the hook refused it (exit code {EXIT_REFUSE}) and gave no reason"))
+    given.unwrap_or_else(|| format!("the hook refused the call (exit code {EXIT_REFUSE}) without a reason"))
 }
 
 fn failure(status: ExitStatus, heard: &HookOutput) -> HookError {

@@ -160,7 +160,7 @@ fn said(response: &ClientResponse) -> Option<ParsedAnswer> {
 
 fn note(response: &ClientResponse) -> String {
     let given = said(response).and_then(|said| said.pending);
-    given.unwrap_or_else(|| "the hook accepted it (202) and completes it later".to_owned())
+    given.unwrap_or_else(|| "the hook accepted the call (202) and completes it later".to_owned())
 }
 
 /// Returns a refusal only if the body says `refuse`. A 422 alone is none: frameworks answer 422 to a body they
@@ -182,8 +182,10 @@ fn failure(response: &ClientResponse, now: Timestamp) -> HookError {
         _ => HookErrorKind::Retry { after },
     };
     let more = match status {
-        300..=399 => "; redirects are not followed: is the URL the right one?",
-        422 => " without a `refuse`: does it understand the call?",
+        300..=399 => "; redirects are not followed: correct the URL of the hook",
+        422 => {
+            " without `refuse` in its body: check that the service accepts the call (`spid hook schema call`)"
+        }
         _ => "",
     };
     HookError::new(kind, format!("the hook answered {status}{more}"))

@@ -48,7 +48,7 @@ impl Leftovers {
         }
         // `symlink_metadata` does not follow a link, so a link is refused here.
         if !fs::symlink_metadata(folder)?.is_dir() {
-            let message = format!("`{}` must be a folder, and no link to one: remove it", folder.display());
+            let message = format!("`{}` must be a folder and not a link: remove it", folder.display());
             return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
         }
         for entry in fs::read_dir(folder)? {
@@ -126,7 +126,7 @@ impl Marked {
             // SRCH: the group ended in the meantime.
             Ok(()) | Err(Errno::SRCH) => {}
             Err(error) => {
-                tracing::error!(group, idempotency_key = %self.key, %error, "a hook that the last daemon left running cannot be killed; it may meet the next attempt at its job");
+                tracing::error!(group, idempotency_key = %self.key, %error, "cannot kill a hook of the previous daemon; it may run at the same time as the next attempt at its job");
                 return;
             }
         }
@@ -140,7 +140,7 @@ impl Marked {
         if tokio::time::timeout(within, gone).await.is_ok() {
             tracing::warn!(group, idempotency_key = %self.key, "killed a hook that the last daemon left running");
         } else {
-            tracing::error!(group, idempotency_key = %self.key, "a hook that the last daemon left running does not die; it may meet the next attempt at its job");
+            tracing::error!(group, idempotency_key = %self.key, "a hook of the previous daemon is still running after SIGKILL; it may run at the same time as the next attempt at its job");
         }
     }
 
@@ -312,7 +312,7 @@ mod tests {
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&leftovers.folder, &link).unwrap();
         let refused = Leftovers::clear(&link).await.unwrap_err().to_string();
-        assert!(refused.contains("no link"), "{refused}");
+        assert!(refused.contains("not a link"), "{refused}");
         assert_eq!(fs::read_dir(&leftovers.folder).unwrap().count(), 5);
     }
 

@@ -27,7 +27,7 @@ fn note(action: Action, context: &Context, instance: Option<&Instance>) {
         order_id = context.order_id,
         idempotency_key = context.idempotency_key,
         attempt = context.attempt,
-        "the log hook does nothing and answers success"
+        "the log hook provisions nothing and reports success"
     );
 }
 

@@ -163,16 +163,16 @@ pub struct Routed<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRouting {
     /// The list of hooks is empty.
-    #[error("there is no hook: nothing could be provisioned")]
+    #[error("no hook is configured; add a `[[hook]]` table")]
     NoHook,
     /// Two hooks have the same name.
-    #[error("two hooks are called `{0}`")]
+    #[error("two hooks have the name `{0}`; rename one of them")]
     DuplicateName(String),
     /// A hook has a concurrency of 0 and could never run.
-    #[error("the hook `{0}` has a concurrency of 0: it would never run")]
+    #[error("the hook `{0}` has concurrency 0 and would never run; set at least 1")]
     NoConcurrency(String),
     /// A route names a hook that is not configured.
-    #[error("a route leads to the hook `{0}`, which is not configured")]
+    #[error("a route names the hook `{0}`, which is not configured; add the hook or correct the route")]
     UnknownHook(String),
 }
 
@@ -494,7 +494,7 @@ impl AbortOnDrop {
         if tokio::time::timeout(grace, &mut self.0).await.is_err() {
             tracing::error!(
                 hook = name,
-                "the hook blocks its thread and cannot be stopped; it is left behind"
+                "the hook blocks its thread and cannot be stopped; its thread keeps running until the hook returns"
             );
         }
     }

@@ -151,7 +151,7 @@ pub enum ClientError {
     #[error("{0}")]
     NoTls(NoTls),
     /// The host has addresses, and [`Reach`] allows none of them.
-    #[error("{authority} is not connected to: {address} is {why}")]
+    #[error("connection to {authority} is forbidden: {address} is {why}")]
     Forbidden {
         /// Host and port.
         authority: String,
@@ -172,7 +172,7 @@ pub enum ClientError {
         cause: io::Error,
     },
     /// No complete response came within the time limit.
-    #[error("no complete answer from {authority} within {within:?}")]
+    #[error("no complete response from {authority} within {within:?}")]
     Late {
         /// Host and port.
         authority: String,
@@ -180,13 +180,13 @@ pub enum ClientError {
         within: Duration,
     },
     /// The body of the response is longer than allowed.
-    #[error("the answer is longer than {max_bytes} bytes")]
+    #[error("the response is longer than {max_bytes} bytes")]
     TooLarge {
         /// The limit, in bytes.
         max_bytes: usize,
     },
     /// The connection broke, or the received bytes are not an HTTP response.
-    #[error("no usable answer: {0}")]
+    #[error("no usable HTTP response: {0}")]
     Broken(String),
 }
 
@@ -354,20 +354,21 @@ fn unreachable(url: &Url, cause: io::Error) -> ClientError {
 fn encode(request: ClientRequest, keep: bool) -> Result<PendingRequest, ClientError> {
     let mut headers = Headers::default();
     for (name, value) in &request.headers {
-        headers
-            .append(name, value)
-            .ok_or(ClientError::Unsendable("a header has a name or a value HTTP forbids"))?;
+        headers.append(name, value).ok_or(ClientError::Unsendable(
+            "a header name or value contains a character that HTTP forbids",
+        ))?;
     }
     let mut headers = headers.0;
     // hyper derives the framing from the body. A second length could let the server split the request at another place.
     if headers.contains_key(CONTENT_LENGTH) || headers.contains_key(TRANSFER_ENCODING) {
         return Err(ClientError::Unsendable(
-            "its framing (Content-Length, Transfer-Encoding) is not to be given",
+            "spid sets Content-Length and Transfer-Encoding itself: remove these headers",
         ));
     }
     if !headers.contains_key(HOST) {
         let host = HeaderValue::try_from(request.url.authority());
-        headers.insert(HOST, host.map_err(|_| ClientError::Unsendable("the host does not fit a header"))?);
+        headers
+            .insert(HOST, host.map_err(|_| ClientError::Unsendable("the host cannot be sent in a header"))?);
     }
     if !keep {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
@@ -380,8 +381,9 @@ fn encode(request: ClientRequest, keep: bool) -> Result<PendingRequest, ClientEr
 }
 
 fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
-    hyper::Method::from_bytes(name.as_bytes())
-        .map_err(|_| ClientError::Unsendable("its method has a character no method has"))
+    hyper::Method::from_bytes(name.as_bytes()).map_err(|_| {
+        ClientError::Unsendable("the method contains a character that is not allowed in a method")
+    })
 }
 
 /// Builds the request that hyper believes it sends. Only the method of the recorded request matters for the response: a
@@ -391,7 +393,7 @@ fn question_of(bytes: &[u8]) -> Result<PendingRequest, ClientError> {
     // The recorded bytes may be garbage. A server responds to garbage as it does to a GET.
     let method = hyper::Method::from_bytes(method).unwrap_or(hyper::Method::GET);
     if bytes.is_empty() {
-        return Err(ClientError::Unsendable("it is empty"));
+        return Err(ClientError::Unsendable("the recorded request is empty"));
     }
     let mut question = hyper::Request::new(Full::default());
     *question.method_mut() = method;
@@ -406,9 +408,9 @@ async fn ask_over(
     let mut link = Connection::open(stream).await?;
     match link.ask(question).await {
         Ok(answer) => Ok((link, answer)),
-        Err(Unanswered::LookupError(_)) => {
-            Err(ClientError::Broken("the connection was closed as soon as it was open".to_owned()))
-        }
+        Err(Unanswered::LookupError(_)) => Err(ClientError::Broken(
+            "the server closed the connection before the request was sent".to_owned(),
+        )),
         Err(Unanswered::Broken(error)) => Err(error),
     }
 }

@@ -39,7 +39,7 @@ impl Reach {
             Reach::Confidential => forbidden().or_else(|| {
                 // An IPv6 form of a private IPv4 address counts as private.
                 let open = !secure && !is_private(embedded(address).unwrap_or(address));
-                open.then_some("a public address, and http is not encrypted: use https")
+                open.then_some("a public address, and http does not encrypt: use https")
             }),
         }
     }
@@ -58,11 +58,11 @@ fn never(address: IpAddr) -> Option<&'static str> {
     if metadata {
         Some("a cloud's metadata service")
     } else if link_local {
-        Some("a link-local address, where clouds keep their metadata service")
+        Some("a link-local address, which clouds use for their metadata service")
     } else if address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
         Some("a multicast or broadcast address")
     } else if address.is_unspecified() {
-        Some("the unspecified address, which is no host")
+        Some("the unspecified address, which names no host")
     } else {
         None
     }

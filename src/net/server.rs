@@ -433,10 +433,10 @@ async fn accept<H: Handler>(listener: &impl Accept, server: &Server<H>) -> (TcpS
 async fn on_accept_error(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     if matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        debug!(%error, "a connection was gone before it was accepted");
+        debug!(%error, "the peer closed a connection before it was accepted");
         return;
     }
-    warn!(%error, "cannot accept connections just now");
+    warn!(%error, "cannot accept connections; trying again");
     sleep(Duration::from_millis(limits::ACCEPT_PAUSE_MS)).await;
 }
 
@@ -620,7 +620,7 @@ async fn shake_hands<H: Handler>(
             // A peer that only disconnected did nothing wrong.
             Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
             Err(error) => {
-                debug!(peer = %seat.line.peer, %error, "no TLS");
+                debug!(peer = %seat.line.peer, %error, "TLS handshake failed");
                 Some(HttpFault::TlsFailed)
             }
         },
@@ -743,7 +743,7 @@ fn uri_length(uri: &hyper::Uri) -> usize {
 
 fn to_wire(response: Response) -> hyper::Response<Full<Bytes>> {
     encode(response).unwrap_or_else(|what| {
-        error!(what, "the handler's answer cannot be sent; answering 500");
+        error!(what, "the handler's response cannot be sent; responding with 500");
         plain_500()
     })
 }
@@ -759,9 +759,9 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
     let status = StatusCode::from_u16(response.status).ok().filter(|status| !status.is_informational());
     let mut headers = HeaderMap::with_capacity(response.headers.len() + 1);
     for (name, value) in &response.headers {
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header's name is none")?;
-        let value =
-            HeaderValue::from_str(value).map_err(|_| "a header's value has a line break or the like")?;
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| "a header name is not valid")?;
+        let value = HeaderValue::from_str(value)
+            .map_err(|_| "a header value contains a line break or another control character")?;
         // The handler does not control the framing: hyper derives it from the body that is sent.
         if name != CONTENT_LENGTH && name != TRANSFER_ENCODING {
             headers.append(name, value);
@@ -769,7 +769,7 @@ fn encode(response: Response) -> Result<hyper::Response<Full<Bytes>>, &'static s
     }
     headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     let mut wire = hyper::Response::new(Full::new(response.body));
-    *wire.status_mut() = status.ok_or("the status is not one of an answer")?;
+    *wire.status_mut() = status.ok_or("the status is not between 200 and 999")?;
     *wire.headers_mut() = headers;
     Ok(wire)
 }
@@ -806,7 +806,7 @@ impl<H: Handler> Drop for Attached<H> {
 /// handlers share can be seen half changed.
 fn poll_walled(work: &mut Work, cx: &mut Context<'_>) -> Poll<Response> {
     catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))).unwrap_or_else(|_| {
-        error!("a handler panicked; answering 500");
+        error!("a handler panicked; responding with 500");
         Poll::Ready(Response::empty(500))
     })
 }

@@ -55,7 +55,7 @@ pub enum NoTls {
         why: String,
     },
     /// Our certificate does not match our key.
-    #[error("the certificate in `{}` and the key in `{}` do not fit together: {why}", certificate.display(), key.display())]
+    #[error("the certificate in `{}` and the key in `{}` do not match: {why}", certificate.display(), key.display())]
     Misfit {
         /// File of the certificate.
         certificate: PathBuf,
@@ -183,8 +183,8 @@ fn acceptor(certificate: &Path, key: &Path) -> Result<TlsAcceptor, NoTls> {
 fn bad_key(path: &Path, error: &pem::Error) -> NoTls {
     let why = match error {
         pem::Error::Io(error) => error.to_string(),
-        pem::Error::NoItemsFound => "there is none in it".to_owned(),
-        _ => "it is damaged".to_owned(),
+        pem::Error::NoItemsFound => "the file contains no private key".to_owned(),
+        _ => "the key is damaged".to_owned(),
     };
     NoTls::BadKey { path: path.to_owned(), why }
 }
@@ -199,7 +199,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, NoTls> {
     let text = files::read(path, limits::PEM_FILE_MAX_BYTES).map_err(|error| bad_file(path, error))?;
     let read = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
     let found = read.map_err(|error| bad_file(path, error))?;
-    if found.is_empty() { Err(bad_file(path, "there is none in it")) } else { Ok(found) }
+    if found.is_empty() { Err(bad_file(path, "the file contains no certificate")) } else { Ok(found) }
 }
 
 fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), NoTls> {
@@ -228,11 +228,11 @@ mod tests {
         std::fs::write(&certificate, &mine).unwrap();
         let damaged = my_key.replacen("-----END", "-----ENDE", 1);
         for (text, said) in [
-            (their_key.as_str(), "do not fit together"),
-            ("", "there is none in it"),
-            (mine.as_str(), "there is none in it"),
-            (damaged.as_str(), "it is damaged"),
-            (&my_key.replace(&line, &format!("{line}!?")), "it is damaged"),
+            (their_key.as_str(), "do not match"),
+            ("", "the file contains no private key"),
+            (mine.as_str(), "the file contains no private key"),
+            (damaged.as_str(), "the key is damaged"),
+            (&my_key.replace(&line, &format!("{line}!?")), "the key is damaged"),
         ] {
             std::fs::write(&key, text).unwrap();
             let why = ServerTls::load(&certificate, &key).unwrap_err().to_string();
@@ -249,7 +249,7 @@ mod tests {
     fn a_file_without_certificates_is_a_mistake() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let why = |path: &Path| Tls::new(Some(path)).unwrap_err().to_string();
-        assert!(why(file.path()).ends_with("there is none in it"), "{}", why(file.path()));
+        assert!(why(file.path()).ends_with("the file contains no certificate"), "{}", why(file.path()));
         assert!(why(Path::new("/no/such/file")).starts_with("`/no/such/file` is not a file of PEM"));
         std::fs::write(file.path(), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
             .unwrap();

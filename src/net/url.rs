@@ -91,7 +91,8 @@ impl FromStr for Url {
 
     fn from_str(text: &str) -> Result<Url, NotAUrl> {
         check_characters(text)?;
-        let (scheme, rest) = text.split_once("://").ok_or(NotAUrl("it does not start with `http://`"))?;
+        let (scheme, rest) =
+            text.split_once("://").ok_or(NotAUrl("the URL does not start with `http://` or `https://`"))?;
         let secure = parse_scheme(scheme)?;
         // A query may follow the host without a path: `http://host?x=1`.
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -110,12 +111,20 @@ fn default_port(secure: bool) -> u16 {
 fn check_characters(text: &str) -> Result<(), NotAUrl> {
     for byte in text.bytes() {
         match byte {
-            b' ' | b'\t' | b'\r' | b'\n' => return Err(NotAUrl("it contains white space")),
-            0..=31 | 127 => return Err(NotAUrl("it contains a control character")),
-            128.. => return Err(NotAUrl("it contains a character that is not ASCII: percent-encode it")),
-            b'#' => return Err(NotAUrl("it has a fragment (`#`), which is never sent")),
+            b' ' | b'\t' | b'\r' | b'\n' => return Err(NotAUrl("the URL contains white space")),
+            0..=31 | 127 => return Err(NotAUrl("the URL contains a control character")),
+            128.. => {
+                return Err(NotAUrl(
+                    "the URL contains a character that is not ASCII: percent-encode this character",
+                ));
+            }
+            b'#' => {
+                return Err(NotAUrl(
+                    "the URL has a fragment (`#`), which is never sent: remove the fragment",
+                ));
+            }
             // Browsers read a backslash as a slash, other parsers as part of the host.
-            b'\\' => return Err(NotAUrl("it contains a backslash")),
+            b'\\' => return Err(NotAUrl("the URL contains a backslash: use `/`")),
             _ => {}
         }
     }
@@ -133,13 +142,12 @@ fn parse_scheme(scheme: &str) -> Result<bool, NotAUrl> {
 fn parse_authority(authority: &str) -> Result<(String, Option<u16>), NotAUrl> {
     // User names are never sent, and `trusted.example@evil.example` misleads the reader about the host.
     if authority.contains('@') {
-        return Err(NotAUrl("it has a user name or password before the host"));
+        return Err(NotAUrl("the URL has a user name or password before the host: remove both"));
     }
     if let Some(bracketed) = authority.strip_prefix('[') {
-        let (host, rest) =
-            bracketed.split_once(']').ok_or(NotAUrl("the bracket of the host is not closed"))?;
+        let (host, rest) = bracketed.split_once(']').ok_or(NotAUrl("the host has `[` without `]`"))?;
         let address: Ipv6Addr =
-            host.parse().map_err(|_| NotAUrl("no IPv6 address stands in the brackets"))?;
+            host.parse().map_err(|_| NotAUrl("the text in the brackets is not an IPv6 address"))?;
         // The parsed form is kept, so that two spellings of one address compare as equal.
         return Ok((address.to_string(), parse_port(rest)?));
     }
@@ -151,10 +159,14 @@ fn parse_authority(authority: &str) -> Result<(String, Option<u16>), NotAUrl> {
 
 fn check_name(host: &str) -> Result<(), NotAUrl> {
     if host.is_empty() {
-        return Err(NotAUrl("it has no host"));
+        return Err(NotAUrl("the URL has no host"));
     }
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    if host.bytes().all(allowed) { Ok(()) } else { Err(NotAUrl("the host has a character no host name has")) }
+    if host.bytes().all(allowed) {
+        Ok(())
+    } else {
+        Err(NotAUrl("the host has a character that is not allowed in a host name"))
+    }
 }
 
 /// Parses the text after the host: nothing, or a colon and a number.
@@ -176,7 +188,7 @@ fn parse_target(target: &str) -> Result<hyper::Uri, NotAUrl> {
     if !target.starts_with('/') {
         return Err(NotAUrl("the path does not start with `/`"));
     }
-    target.parse().map_err(|_| NotAUrl("the path or the query has a character no URL has"))
+    target.parse().map_err(|_| NotAUrl("the path or the query has a character that is not allowed in a URL: percent-encode this character"))
 }
 
 #[cfg(test)]
@@ -224,7 +236,7 @@ mod tests {
             ("http://example.com:0/", "port"),
             ("http://example.com:65536/", "port"),
             ("http://example.com:+80/", "port"),
-            ("http://[::1/", "bracket"),
+            ("http://[::1/", "without `]`"),
             ("http://[::1]80/", "port"),
             ("http://[fe80::1%eth0]/", "IPv6"),
             ("http://::1/", "no host"),

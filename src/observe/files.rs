@@ -33,7 +33,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     if kind.is_file() {
         return Ok(file);
     }
-    let message = format!("it must be a regular file, not {}", name(kind));
+    let message = format!("must be a regular file, not {}", name(kind));
     Err(io::Error::new(ErrorKind::InvalidInput, message))
 }
 
@@ -46,7 +46,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     // Read one byte more than allowed, to detect a file that is too long.
     open(path)?.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
-        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("it is longer than {most} bytes")));
+        return Err(io::Error::new(ErrorKind::FileTooLarge, format!("the file is longer than {most} bytes")));
     }
     Ok(bytes)
 }
@@ -58,7 +58,7 @@ pub fn read(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let bytes = read(path, most)?;
     let text = std::str::from_utf8(&bytes)
-        .map_err(|_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))?;
+        .map_err(|_| io::Error::new(ErrorKind::InvalidData, "the file is not UTF-8 text"))?;
     Ok(text.to_owned())
 }
 
@@ -89,11 +89,11 @@ mod tests {
         assert_eq!(read_text(&at("link"), 3).unwrap(), "abc");
         let refused = |path: &Path| read(path, 100).unwrap_err().to_string();
         for pipe in ["pipe", "link-to-pipe"] {
-            assert_eq!(refused(&at(pipe)), "it must be a regular file, not a named pipe");
+            assert_eq!(refused(&at(pipe)), "must be a regular file, not a named pipe");
         }
-        assert_eq!(refused(folder.path()), "it must be a regular file, not a directory");
-        assert_eq!(refused(Path::new("/dev/zero")), "it must be a regular file, not a device");
-        assert_eq!(read(&at("text"), 2).unwrap_err().to_string(), "it is longer than 2 bytes");
+        assert_eq!(refused(folder.path()), "must be a regular file, not a directory");
+        assert_eq!(refused(Path::new("/dev/zero")), "must be a regular file, not a device");
+        assert_eq!(read(&at("text"), 2).unwrap_err().to_string(), "the file is longer than 2 bytes");
         assert_eq!(read(&at("missing"), 2).unwrap_err().kind(), ErrorKind::NotFound);
     }
 }

@@ -278,23 +278,27 @@ const _: () = assert!(
     PRUNE_AGE_MIN_MS > 4 * SIGN_ON_WINDOW_MAX_MS,
     "a sign-on that is forgotten is refused for its date"
 );
-const _: () = assert!(DATED_WINDOW_MS <= SIGN_ON_WINDOW_MAX_MS, "the usual window is a window");
+const _: () = assert!(DATED_WINDOW_MS <= SIGN_ON_WINDOW_MAX_MS, "the default window is within the maximum");
 const _: () = assert!(LEASE_MS as u64 >= 3 * LEASE_RENEW_MS, "a lease must outlive two missed renewals");
 const _: () =
-    assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a mark outlives what may be dated in the future");
-const _: () = assert!(RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT, "the usual list could be written down");
+    assert!(NONCE_GRACE_MS >= 2 * NONCED_WINDOW_MS, "a nonce outlives requests that are dated in the future");
+const _: () = assert!(
+    RETRY_SCHEDULE_S.len() <= RETRY_LIST_MAX_COUNT,
+    "the default schedule fits into a configured list"
+);
 const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
-const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "who asks hears why it is not ready");
-const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "what comes late has to be answered, too");
+const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "healthcheck waits long enough to get the reason");
+const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "a late request must still be answered");
 const _: () =
-    assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "an hour more or less is no matter");
+    assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "the precision is small against the period");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
-const _: () = assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store says so itself");
+const _: () =
+    assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store reports its error before the probe times out");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
 const _: () = assert!(
     REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
-    "what nobody has verified takes little memory"
+    "unverified requests take little memory"
 );
 const _: () = assert!(
     REPLY_WITHIN_MS + REPLY_GRACE_MS < HEADERS_READ_MS,

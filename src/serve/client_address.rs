@@ -36,7 +36,9 @@ pub enum NotANetwork {
     #[error("`{0}` is not a network, like 203.0.113.0/24, 2001:db8::/32 or a single address")]
     Unreadable(String),
     /// The text has two meanings: an address, or the network that contains it.
-    #[error("`{given}` has bits beyond its length: the network is `{meant}`, the address alone has no `/`")]
+    #[error(
+        "`{given}` sets bits beyond its prefix length: write the network `{meant}`, or the address without `/`"
+    )]
     Beyond {
         /// The text as given.
         given: String,
@@ -263,23 +265,28 @@ mod tests {
             client(ProxyHeader::XForwardedFor, peer, &lines)
         };
         for (peer, lines, expected, why) in [
-            ("203.0.113.7", &["198.51.100.1"][..], "203.0.113.7", "a stranger says what it likes"),
+            ("203.0.113.7", &["198.51.100.1"][..], "203.0.113.7", "an untrusted peer is not believed"),
             ("10.0.0.1", &["198.51.100.1"], "198.51.100.1", "our proxy says who called it"),
-            ("::1", &["198.51.100.1"], "198.51.100.1", "as does this one"),
-            ("::ffff:10.0.0.1", &["198.51.100.1"], "198.51.100.1", "in whatever clothes it calls"),
+            ("::1", &["198.51.100.1"], "198.51.100.1", "the proxy at ::1 is trusted too"),
+            ("::ffff:10.0.0.1", &["198.51.100.1"], "198.51.100.1", "a mapped address is the IPv4 address"),
             (
                 "10.0.0.1",
                 &["1.1.1.1, 198.51.100.1"],
                 "198.51.100.1",
-                "what the caller sent itself is not read",
+                "a value that the caller sent is ignored",
             ),
-            ("10.0.0.1", &["1.1.1.1", "198.51.100.1"], "198.51.100.1", "in two lines neither"),
+            ("10.0.0.1", &["1.1.1.1", "198.51.100.1"], "198.51.100.1", "the same with two header lines"),
             ("10.0.0.1", &["1.1.1.1, 198.51.100.1, 10.0.0.2"], "198.51.100.1", "through two proxies of ours"),
-            ("10.0.0.1", &["1.1.1.1, 10.0.0.9, 198.51.100.1"], "198.51.100.1", "a proxy's name in vain"),
+            (
+                "10.0.0.1",
+                &["1.1.1.1, 10.0.0.9, 198.51.100.1"],
+                "198.51.100.1",
+                "a trusted address in a value of the caller is ignored",
+            ),
             ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3", "the call came from inside"),
-            ("10.0.0.1", &[], "10.0.0.1", "it wrote nothing"),
-            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1", "it does not know, and nobody else does"),
-            ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1", "an empty one is not the one before"),
+            ("10.0.0.1", &[], "10.0.0.1", "the proxy wrote no header"),
+            ("10.0.0.1", &["198.51.100.1, unknown"], "10.0.0.1", "an unknown client is the proxy"),
+            ("10.0.0.1", &["198.51.100.1, "], "10.0.0.1", "an empty value is not skipped"),
             ("10.0.0.1", &["198.51.100.1:443"], "198.51.100.1", "with a port"),
             ("10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1", "with a port"),
             ("10.0.0.1", &["2001:db8::1"], "2001:db8::1", "without"),

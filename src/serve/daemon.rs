@@ -126,10 +126,12 @@ pub enum StartError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The folder beside the database in which running hooks are marked cannot be used.
-    #[error("the folder that marks running hooks cannot be used: {0}")]
+    #[error("the folder for marks of running hooks cannot be used: {0}")]
     Leftovers(#[source] std::io::Error),
     /// The admin listener is reachable from other machines, and no token protects it.
-    #[error("the admin listener at {0} is not on loopback and has no token")]
+    #[error(
+        "the admin listener at {0} is not on loopback and has no token: set a token, or listen on 127.0.0.1"
+    )]
     Unguarded(SocketAddr),
     /// Accounts have live instances, but no endpoint.
     #[error(transparent)]
@@ -377,7 +379,7 @@ impl Daemon {
         let drained = self.front.await;
         let answered = matches!(drained, Ok(Drained { finished: true, .. }));
         if !answered {
-            tracing::warn!("some requests were cut off by the stop; the marketplace will call again");
+            tracing::warn!("the stop aborted some requests; the marketplace calls again");
         }
         if let Some(admin) = self.admin {
             let _ = admin.await;
@@ -398,7 +400,7 @@ impl Daemon {
         let (closed, ()) = tokio::join!(closing, telling);
         let closed = closed.is_ok();
         if !closed {
-            tracing::warn!("the database was not closed in time");
+            tracing::warn!("the database was not closed within {} ms", limits::STOP_STORE_MS);
         }
         Stopped { answered, cut, closed }
     }
@@ -440,12 +442,12 @@ async fn stopped(mut dispatch: JoinHandle<usize>) -> usize {
     match timeout(bound, &mut dispatch).await {
         Ok(Ok(cut)) => cut,
         Ok(Err(error)) => {
-            tracing::error!(%error, "the dispatcher did not end as it should");
+            tracing::error!(%error, "the dispatcher panicked or was aborted");
             0
         }
         Err(_) => {
             tracing::error!(
-                "the dispatcher did not end in time: the store hangs; what ran runs again at the next start"
+                "the dispatcher did not end in time, probably because the store hangs; its jobs run again at the next start"
             );
             dispatch.abort();
             0

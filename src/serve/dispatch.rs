@@ -108,7 +108,7 @@ impl Drop for Holding {
         if std::thread::panicking() {
             tracing::error!(
                 number = self.attempt.0,
-                "an attempt panicked outside of its hook: this is a bug; the job comes back when its lease ends"
+                "an attempt panicked outside its hook (a bug in spid); the job runs again when its lease expires"
             );
             lock(&self.held).remove(&self.attempt);
         }
@@ -190,7 +190,7 @@ impl Dispatch {
     /// jobs are due again at the next start.
     pub async fn run(self, stop: watch::Receiver<bool>) -> usize {
         let Some(ready) = self.store.attach(self.options.places) else {
-            tracing::error!("a dispatcher is attached to this store already");
+            tracing::error!("this store already has a dispatcher");
             return 0;
         };
         let mut running = JoinSet::new();
@@ -331,7 +331,7 @@ impl Dispatch {
             }
             Err(error) => {
                 self.metrics.count(Metric::StoreFaults, ["take", ""]);
-                tracing::error!(%error, "due jobs could not be taken; trying again");
+                tracing::error!(%error, "due jobs could not be leased; trying again");
                 (false, Instant::now() + STORE_PAUSE)
             }
         }
@@ -408,7 +408,7 @@ impl Dispatch {
     async fn flush(&self) {
         if let Err(error) = self.store.flush_counts().await {
             self.metrics.count(Metric::StoreFaults, ["count", ""]);
-            tracing::warn!(%error, "the counts of repeats could not be written; trying again");
+            tracing::warn!(%error, "the delivery counts of repeats could not be written; trying again");
         }
     }
 
@@ -434,7 +434,7 @@ impl Dispatch {
         // The entries left belong to tasks that were aborted.
         let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
         for job in &cut {
-            tracing::warn!(job = %job.id, action = %job.action, "the hook was still running; its job is due again at the next start");
+            tracing::warn!(job = %job.id, action = %job.action, "the stop aborted a running hook; its job is due again at the next start");
             self.give_back(job).await;
         }
         self.flush().await;
@@ -443,7 +443,7 @@ impl Dispatch {
 
     async fn give_back(&self, job: &JobRow) {
         if let Err(error) = self.store.give_back(job).await {
-            tracing::warn!(job = %job.id, %error, "the job could not be given back; it comes back at the next start");
+            tracing::warn!(job = %job.id, %error, "the job could not be given back; the next start runs the job again");
         }
     }
 }
@@ -595,14 +595,14 @@ impl Attempt {
             Ok(Some(known)) => known,
             Err(LookupError::Later(error)) => return again(error),
             Err(LookupError::Misconfigured(error)) => {
-                return Err(self.misconfigured(&taken.job, "the way to the marketplace", error, None));
+                return Err(self.misconfigured(&taken.job, "the order lookup", error, None));
             }
         };
         match self.store.add_order_details(&taken.job, known.clone()).await {
             Ok(Some(instance)) => taken.instance = Some(instance),
             // The lease is lost, so the store will fence off the outcome of this attempt.
             Ok(None) => return Err(Ending::GivenBack),
-            Err(error) => return again(format!("what was ordered could not be kept: {error}")),
+            Err(error) => return again(format!("the order details could not be stored: {error}")),
         }
         taken.callback = Arc::new(known);
         Ok(())
@@ -624,16 +624,16 @@ impl Attempt {
             None => {
                 let (endpoint, account) = (&origin.endpoint, &origin.account);
                 let error = format!(
-                    "endpoint `{endpoint}` is not configured any more, and there are routes by endpoint: add an [[endpoint]] with this name and `account = \"{account}\"`, or drop the job"
+                    "endpoint `{endpoint}` is not configured, and routes depend on it: add an [[endpoint]] with this name and `account = \"{account}\"`, or drop the job"
                 );
-                Err(self.misconfigured(&taken.job, "the way to the hook", error, None))
+                Err(self.misconfigured(&taken.job, "the route to the hook", error, None))
             }
         }
     }
 
     fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> Ending {
         self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
-        tracing::error!(job = %job.id, action = %job.action, "{what} looks wrongly configured: {error}");
+        tracing::error!(job = %job.id, action = %job.action, "{what} is probably misconfigured: {error}");
         Ending::Retry { error, after }
     }
 
@@ -692,12 +692,12 @@ impl Attempt {
             Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),
             Attempted::Unsupported { reason } => {
                 self.metrics.count(Metric::Alerts, ["unsupported", ""]);
-                tracing::error!(job = %job.id, action = %job.action, "the hook does not support what the marketplace asks: {reason}");
+                tracing::error!(job = %job.id, action = %job.action, "the hook does not support this action: {reason}");
                 Ending::Refused { reason }
             }
             // The browser does not wait, so no later step could complete a pending sign-on.
             Attempted::Pending { note } if job.action == Action::SignOn => {
-                let error = format!("a sign-on cannot be pending ({note}): answer it, or refuse it");
+                let error = format!("a sign-on cannot be pending ({note}): the hook must answer or refuse");
                 self.misconfigured(job, "the hook", error, None)
             }
             Attempted::Pending { note } => Ending::Pending { note },
@@ -714,16 +714,16 @@ impl Attempt {
                 // A later attempt owns the job: this outcome must not change it.
                 Ok(Finished::Fenced) => {
                     self.metrics.count(Metric::Alerts, ["lease-lost", ""]);
-                    tracing::warn!(job = %taken.job.id, attempt = taken.job.attempts, "the attempt ended after its lease was lost; its end was not used");
+                    tracing::warn!(job = %taken.job.id, attempt = taken.job.attempts, "the attempt ended after its lease was lost; its outcome was not used");
                     return;
                 }
                 Err(error @ StoreError::Stopped) => {
-                    tracing::error!(job = %taken.job.id, %error, "the end of an attempt could not be kept; the job runs again at the next start, with the same idempotency key");
+                    tracing::error!(job = %taken.job.id, %error, "the outcome of an attempt could not be stored; the job runs again at the next start, with the same idempotency key");
                     return;
                 }
                 Err(error) => {
                     self.metrics.count(Metric::StoreFaults, ["finish", ""]);
-                    tracing::error!(job = %taken.job.id, %error, again_in = ?pause, "the end of an attempt could not be kept; trying again");
+                    tracing::error!(job = %taken.job.id, %error, again_in = ?pause, "the outcome of an attempt could not be stored; trying again");
                 }
             }
             sleep(pause).await;
@@ -743,7 +743,7 @@ impl Attempt {
             }
             schedule::JobState::Dead => {
                 self.metrics.count(Metric::Alerts, ["dead", ""]);
-                tracing::error!(job = %job.id, action = %job.action, instance = id, attempt = job.attempts, "dead: the retry schedule is spent: {note}");
+                tracing::error!(job = %job.id, action = %job.action, instance = id, attempt = job.attempts, "dead: the retry schedule is used up: {note}");
             }
             schedule::JobState::Held => {
                 self.metrics.count(Metric::Alerts, ["held", ""]);

@@ -105,7 +105,7 @@ impl KeyWatch {
         match configured.and_then(|()| self.store.reader().key_uses()) {
             Ok(uses) => self.say(&watched.idle(&uses, self.clock.now())),
             Err(error) => {
-                tracing::warn!(%error, "the store does not say when the keys were used last; asking again in a day");
+                tracing::warn!(%error, "cannot read from the store when the keys were last used; the next check is in a day");
             }
         }
     }
@@ -117,7 +117,7 @@ impl KeyWatch {
                 endpoint,
                 key = label,
                 days,
-                "a previous key has signed nothing for long, and the current one does: it can be taken out of the configuration"
+                "a previous key has signed nothing for a long time, and the current key is in use: remove the previous key from the configuration"
             );
         }
     }

@@ -280,7 +280,7 @@ mod tests {
         let bench = bench();
         assert_eq!(bench.forge("203.0.113.7", 1_000), 20, "ten seconds' worth at once");
         assert_eq!(bench.check("203.0.113.7"), Err(TooMany::FromAddress(Duration::from_millis(500))));
-        assert_eq!(bench.check("203.0.113.8"), Ok(()), "its neighbour did nothing");
+        assert_eq!(bench.check("203.0.113.8"), Ok(()), "the neighboring address is not limited");
         advance(Duration::from_secs(3)).await;
         assert_eq!(bench.forge("203.0.113.7", 1_000), 6, "then as many as the rate allows");
         advance(Duration::from_secs(3_600)).await;
@@ -300,7 +300,7 @@ mod tests {
             "the marketplace's address, its key changed meanwhile"
         );
         advance(Duration::from_secs(limits::CLIENT_GOOD_S)).await;
-        assert_eq!(bench.forge("203.0.113.1", 50), 20, "in the end it is an address like any other");
+        assert_eq!(bench.forge("203.0.113.1", 50), 20, "after CLIENT_GOOD_S the address has limits again");
     }
 
     #[tokio::test(start_paused = true)]

@@ -207,7 +207,7 @@ impl Handler for PublicListener {
             Some(endpoint) => self.follow(&routes, endpoint, request).await,
             None => {
                 self.metrics.count(Metric::HttpFault, [UNKNOWN_PATH, ""]);
-                Response::text(404, "there is no endpoint on this path\n")
+                Response::text(404, "no endpoint has this path\n")
             }
         }
     }

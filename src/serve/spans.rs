@@ -51,9 +51,7 @@ pub struct TelemetryHeaders(Vec<(String, Secret)>);
 
 /// Error for a text that is not a list of header fields.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "line {line} is not a header field, like `authorization: Bearer …`, or is one we set ourselves{fault}"
-)]
+#[error("line {line} is not a header field (`name: value`), or sets a header that spid sets itself{fault}")]
 pub struct NotHeaders {
     line: usize,
     /// The first character that a header cannot have, and its position, after a colon; empty if there is none.
@@ -108,7 +106,7 @@ impl TelemetryOptions {
     pub fn check(&self) -> Result<(), String> {
         // A query usually holds credentials, which belong into `headers`.
         if self.url.target().contains('?') {
-            return Err("it has a query; what lets us in belongs into `headers`".to_owned());
+            return Err("the URL has a query; put credentials into `headers`".to_owned());
         }
         self.target().map_err(|wrong| wrong.to_string())?;
         let Ok(address) = self.url.host().parse() else { return Ok(()) };
@@ -261,7 +259,7 @@ impl Telemetry {
         let within = Duration::from_millis(limits::STOP_SPANS_MS);
         // Wait for the rest of the queue, but not for a collector that hangs.
         if timeout(within, &mut self.work).await.is_err() {
-            tracing::warn!("the collector does not take the last spans in time; they are lost");
+            tracing::warn!("the collector did not accept the last spans in time; they are lost");
             self.work.abort();
         }
     }

@@ -40,7 +40,7 @@ pub struct Sockets {
 pub enum BadSocket {
     /// The name is unknown.
     #[error(
-        "a socket is called `{name}`, and only `spi` and `admin` are known: set FileDescriptorName= in its socket unit"
+        "the socket `{name}` has an unknown name; set FileDescriptorName= to `spi` or `admin` in its socket unit"
     )]
     Unknown {
         /// The socket's name; empty if it has none.
@@ -48,16 +48,14 @@ pub enum BadSocket {
     },
     /// The name is already used.
     #[error(
-        "two sockets are called `{name}`, and there is one listener: use one ListenStream= (`[::]:8080` takes both families)"
+        "two sockets have the name `{name}`, but there is one such listener; use one ListenStream= (`[::]:8080` serves IPv4 and IPv6)"
     )]
     Twice {
         /// The socket's name.
         name: &'static str,
     },
     /// The socket does not listen for TCP connections.
-    #[error(
-        "the socket `{name}` is not one that listens for TCP connections: use ListenStream= with Accept=no"
-    )]
+    #[error("the socket `{name}` does not listen for TCP connections; use ListenStream= with Accept=no")]
     NotListening {
         /// The socket's name.
         name: &'static str,
@@ -183,7 +181,7 @@ impl Supervisor {
         let Some(address) = &self.address else { return };
         // A lost notification must not stop the daemon.
         if let Err(error) = send(address, words) {
-            tracing::warn!(%error, "the supervisor could not be told: {}", words.lines().next().unwrap_or(words));
+            tracing::warn!(%error, "could not notify the supervisor: {}", words.lines().next().unwrap_or(words));
         }
     }
 }
@@ -199,7 +197,7 @@ fn address(name: &str) -> Option<SocketAddr> {
         Some(name) => abstract_address(name),
         None => SocketAddr::from_pathname(name),
     };
-    address.inspect_err(|error| tracing::warn!(%error, "NOTIFY_SOCKET is no address")).ok()
+    address.inspect_err(|error| tracing::warn!(%error, "NOTIFY_SOCKET is not a valid socket address")).ok()
 }
 
 #[cfg(target_os = "linux")]

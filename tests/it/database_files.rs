@@ -78,7 +78,7 @@ fn what_a_hook_did_meanwhile_is_kept_once_the_database_is_back() {
     std::fs::create_dir(home.path("away")).unwrap();
     move_all(&home, "", "away");
     home.open_gate("go");
-    daemon.wait_for_log("the end of an attempt could not be kept");
+    daemon.wait_for_log("the outcome of an attempt could not be stored");
     move_all(&home, "away", "");
     let id = daemon.deliver_until_done(&create("ob-1")).id();
     // It may be reported already, by the first result that was stored.

@@ -88,7 +88,7 @@ async fn silence_is_enough_where_nothing_has_to_be_said() {
     }
     assert_eq!(
         run("exit 0", Action::Create).await,
-        retry("the answer is empty: a create answers at least `{}`")
+        retry("the answer to `create` is empty; answer at least `{}`")
     );
 }
 
@@ -106,11 +106,11 @@ async fn every_exit_code_has_its_meaning() {
     // The log of a hook is not for the marketplace.
     assert_eq!(
         run("echo first >&2; echo last >&2; exit 65", create).await,
-        refused("the hook refused it (exit code 65) and gave no reason")
+        refused("the hook refused the call (exit code 65) without a reason")
     );
     assert_eq!(
         run("exit 65", create).await,
-        refused("the hook refused it (exit code 65) and gave no reason")
+        refused("the hook refused the call (exit code 65) without a reason")
     );
     assert_eq!(run("exit 75", create).await, retry("the hook exited with code 75"));
     assert_eq!(run("echo why >&2; exit 1", create).await, retry("the hook exited with code 1: why"));
@@ -134,7 +134,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
     assert!(!error.contains(CANARY));
     assert_eq!(
         run(r#"echo '{"instanceId": "i-1"}'"#, Action::Create).await,
-        retry("the answer has a member nobody knows: `instanceId`")
+        retry("the answer has the unknown member `instanceId`; see `spid hook schema answer`")
     );
     assert_eq!(run("echo hello", Action::Expire).await, retry("the answer is not JSON: line 1, column 1"));
 }
@@ -146,7 +146,7 @@ async fn a_command_that_is_not_there_is_a_retry_and_somebody_hears_of_it() {
         panic!("nobody is alerted")
     };
     assert!(error.starts_with("cannot start `/no/such/hook`"), "{error}");
-    assert!(error.contains("is not there"), "{error}");
+    assert!(error.contains("does not exist; correct the path"), "{error}");
 }
 
 #[tokio::test]

@@ -120,11 +120,11 @@ async fn a_2xx_with_an_answer_is_done() {
     assert_eq!(end_of(Response::empty(204), Action::Expire).await, done());
     assert_eq!(
         end_of(Response::empty(204), Action::Create).await,
-        retry("the answer is empty: a create answers at least `{}`")
+        retry("the answer to `create` is empty; answer at least `{}`")
     );
     assert_eq!(
         end_of(Response::json(200, r#"{"refuse": "no"}"#), Action::Create).await,
-        retry("the hook says `refuse` and reports success")
+        retry("the hook reports success and its answer has `refuse`; remove `refuse`, or report a failure")
     );
 }
 
@@ -137,7 +137,7 @@ async fn a_202_is_pending() {
     assert_eq!(end_of(said, Action::Create).await, pending("sales looks at it"));
     for silent in [Response::empty(202), Response::text(202, "Accepted"), Response::json(202, "{}")] {
         let end = end_of(silent, Action::Create).await;
-        assert_eq!(end, pending("the hook accepted it (202) and completes it later"));
+        assert_eq!(end, pending("the hook accepted the call (202) and completes it later"));
     }
 }
 
@@ -148,7 +148,7 @@ async fn only_a_422_that_says_refuse_is_a_refusal() {
     // Response of a web framework to a body that it does not understand.
     for body in [r#"{"detail": [{"type": "missing"}]}"#, "", "<html>", r#"{"pending": "x"}"#] {
         let end = end_of(Response::json(422, body), Action::Create).await;
-        let error = "the hook answered 422 without a `refuse`: does it understand the call?";
+        let error = "the hook answered 422 without `refuse` in its body: check that the service accepts the call (`spid hook schema call`)";
         assert_eq!(end, misconfigured(error), "{body}");
     }
     for status in [400, 403, 404, 409, 410, 500, 503] {
@@ -177,7 +177,7 @@ async fn a_redirect_is_not_followed() {
     })
     .await;
     let end = run_hook(hook(&server.url), call(Action::Create)).await;
-    let error = "the hook answered 307; redirects are not followed: is the URL the right one?";
+    let error = "the hook answered 307; redirects are not followed: correct the URL of the hook";
     assert_eq!((end, server.asked().len()), (misconfigured(error), 1));
 }
 
@@ -208,7 +208,10 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
             &format!(r#"{{"app": {{"password": ["{CANARY}"]}}}}"#),
             "`app.password` of the answer is not a text",
         ),
-        (r#"{"instanceId": "i-1"}"#, "the answer has a member nobody knows: `instanceId`"),
+        (
+            r#"{"instanceId": "i-1"}"#,
+            "the answer has the unknown member `instanceId`; see `spid hook schema answer`",
+        ),
         ("<html>Welcome to nginx!</html>", "the answer is not JSON"),
     ] {
         let end = end_of(Response::json(200, body.to_owned()), Action::Create).await;
@@ -219,7 +222,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
     let longer = Response::json(200, " ".repeat(most + 1));
     assert_eq!(
         end_of(longer, Action::Expire).await,
-        retry(&format!("the answer is longer than {most} bytes"))
+        retry(&format!("the response is longer than {most} bytes"))
     );
     assert_eq!(end_of(Response::json(200, " ".repeat(most)), Action::Expire).await, done());
 }
@@ -499,7 +502,7 @@ async fn a_call_that_may_have_arrived_is_not_sent_again() {
     assert_eq!(run_hook(hook.clone(), call(Action::Create)).await, done());
     let end = run_hook(hook, call(Action::Create)).await;
     let Attempted::Retry { error, after: None } = end else { panic!("{end:?}") };
-    assert!(error.starts_with("no usable answer"), "{error}");
+    assert!(error.starts_with("no usable HTTP response"), "{error}");
     let (arrived, listener) = server.await.unwrap();
     assert!(arrived, "it came over the connection that was kept");
     let more = std::future::poll_fn(|cx| std::task::Poll::Ready(listener.poll_accept(cx).is_ready())).await;
@@ -537,7 +540,7 @@ async fn what_is_out_of_reach_is_said_before_the_start_and_never_connected_to() 
         ("http://[fd00:ec2::254]/", "metadata"),
         ("http://[::ffff:169.254.169.254]/", "link-local"),
         ("http://0.0.0.0/", "unspecified"),
-        ("http://203.0.113.1/", "http is not encrypted"),
+        ("http://203.0.113.1/", "http does not encrypt"),
     ] {
         let hook = HttpHook::new(url.parse().unwrap(), keys(&[EXAMPLE]), HttpHookOptions::default());
         let error = hook.check().unwrap_err().to_string();
@@ -807,7 +810,7 @@ fn a_wrong_secret_is_alerted_and_refuses_nobody() {
     home.configure(&text.replace("reply_within = \"30s\"", "reply_within = \"200ms\""));
     let daemon = home.start();
     assert_eq!(daemon.deliver(&daemon::create("ob-1")).id(), "0");
-    let line = daemon.wait_for_log("the hook looks wrongly configured");
+    let line = daemon.wait_for_log("the hook is probably misconfigured");
     assert!(line.contains("the hook answered 401"), "{line}");
     daemon::until("the job waits for its next attempt", || {
         (home.list(&["jobs", "list"])[0]["state"] == "queued").then_some(())

@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 const SPID: &str = env!("CARGO_BIN_EXE_spid");
 const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
-const KEEP: &str = "keep the answer under the idempotency key before you give it, and give it again.";
+const KEEP: &str = "store the answer under the idempotency key before returning it, and return the stored answer to a repeat.";
 
 /// A folder for the hook's state.
 struct Bench {
@@ -152,7 +152,7 @@ fn the_http_example_passes_and_a_wrong_secret_does_not() {
     bench.test(&["--http", &listening.url, "--secret-file", &bench.at("secret"), "--kills", "0"]).passes();
     std::fs::write(bench.at("other"), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n").unwrap();
     let tested = bench.test(&["--http", &listening.url, "--secret-file", &bench.at("other")]);
-    tested.finds("`create`: each of 3 attempts failed: the hook answered 401; mend that first");
+    tested.finds("`create`: all 3 attempts failed: the hook answered 401; fix that first");
     assert!(!tested.report.contains("whsec_") && !tested.told.contains("whsec_"));
 }
 
@@ -183,10 +183,10 @@ fn an_executable_that_appends_is_found() {
     let hook = bench.script("hook", APPENDS);
     let tested = bench.test(&["--exec", &hook, &bench.at("list")]);
     tested.finds(&format!(
-        "`create`: asked again with the same idempotency key, it answered the `instance_id` `t-2`, and `t-1` before; {KEEP}"
+        "`create`: called again with the same idempotency key, the hook answered the `instance_id` `t-2`, and `t-1` before; {KEEP}"
     ));
     // Progress goes to stderr, and is not part of the report.
-    assert!(tested.told.starts_with("* a whole life, every call twice\n"), "{}", tested.told);
+    assert!(tested.told.starts_with("* a full life cycle, every call twice\n"), "{}", tested.told);
     assert!(!tested.told.contains("->"), "{}", tested.told);
 }
 
@@ -219,7 +219,7 @@ esac
     assert_eq!(
         fault["sentence"],
         format!(
-            "`create`: asked again with the same idempotency key, it left 2 things for one order, where 1 should be; {KEEP}"
+            "`create`: called again with the same idempotency key, the hook left 2 things for one order, where 1 should be; {KEEP}"
         )
     );
 }
@@ -242,10 +242,11 @@ fn an_executable_that_is_killed_while_it_holds_a_lock_is_found() {
     let hook = bench.script("hook", LOCKS);
     let tested = bench.test(&["--exec", &hook, &bench.at("locks"), "--kills", "12"]);
     assert_eq!(tested.code, Some(1), "{}{}", tested.report, tested.told);
-    let found = tested.report.lines().find(|line| line.contains("it fails and goes on failing")).unwrap();
-    assert!(found.contains("asked again after an attempt was cut short after "), "{found}");
+    let found =
+        tested.report.lines().find(|line| line.contains("the hook fails at every further attempt")).unwrap();
+    assert!(found.contains("called again after an attempt was cut short after "), "{found}");
     assert!(
-        found.contains("is being worked on; whatever an attempt leaves behind, the next one must find it"),
+        found.contains("is being worked on; the next attempt must find the remains of an earlier one"),
         "{found}"
     );
 }
@@ -284,7 +285,7 @@ fn an_endpoint_with_new_passwords_is_found_and_they_are_not_shown() {
     let bench = Bench::new();
     let tested = bench.test(&["--http", &url, "--secret-env", "SPID_HOOK_SECRET", "-v"]);
     tested.finds(&format!(
-        "`create`: asked again with the same idempotency key, it answered another `app.password`; {KEEP}"
+        "`create`: called again with the same idempotency key, the hook answered a different `app.password`; {KEEP}"
     ));
     assert!(tested.told.contains("  -> create, attempt 2: {\"schema\":\"spid.hook/1\""), "{}", tested.told);
     assert!(!tested.report.contains("fake-password") && !tested.told.contains("fake-password"));
@@ -306,7 +307,7 @@ fn a_hook_of_the_configuration_is_tested_by_its_name() {
     );
     std::fs::write(bench.at("spid.toml"), config).unwrap();
     bench.test(&["--config", "spid.toml"]).passes();
-    bench.test(&["--config", "spid.toml", "--hook", "real"]).finds("`create`: asked again");
+    bench.test(&["--config", "spid.toml", "--hook", "real"]).finds("`create`: called again");
     let tested = bench.test(&["--config", "spid.toml", "--hook", "idle"]);
     assert_eq!(tested.code, Some(78));
     assert!(tested.told.contains("`--hook`: no order reaches `idle`: it is neither"), "{}", tested.told);
@@ -320,7 +321,7 @@ fn a_command_line_that_cannot_work_says_so() {
     let bench = Bench::new();
     for (arguments, code, said) in [
         (&[] as &[&str], 64, "which hook?"),
-        (&["--exec", "/no/such/hook"], 78, "`--exec`: the hook's command `/no/such/hook` is not there"),
+        (&["--exec", "/no/such/hook"], 78, "`--exec`: the hook's command `/no/such/hook` does not exist"),
         (&["--http", "http://127.0.0.1:1/"], 78, "name the secret with --secret-file or --secret-env"),
         (&["--http", "http://169.254.169.254/", "--secret-env", "SPID_HOOK_SECRET"], 78, "link-local"),
         (&["--http", "127.0.0.1"], 64, "--http"),

@@ -602,9 +602,9 @@ async fn answering(bytes: &'static [u8]) -> Url {
 #[tokio::test]
 async fn an_answer_that_is_none_is_an_error_that_says_why() {
     for (bytes, part) in [
-        (&b""[..], "no usable answer"),
-        (b"SSH-2.0-OpenSSH_9.9\r\n", "no usable answer"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "no usable answer"),
+        (&b""[..], "no usable HTTP response"),
+        (b"SSH-2.0-OpenSSH_9.9\r\n", "no usable HTTP response"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf", "no usable HTTP response"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 101\r\n\r\n", "longer than 100 bytes"),
     ] {
         let url = answering(bytes).await;

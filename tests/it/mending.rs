@@ -300,8 +300,8 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
         };
         let daemon = mending(&home, daemon, beside, || {
             for (answer, told) in [
-                (json!({"instanceId": "i-1"}), "a member nobody knows: `instanceId`"),
-                (json!({"pending": "still"}), "completes nothing"),
+                (json!({"instanceId": "i-1"}), "the unknown member `instanceId`"),
+                (json!({"pending": "still"}), "does not complete a job"),
                 (json!({"instance_id": "0"}), "tells a marketplace that there is no id yet"),
                 (json!({"instance_id": " "}), "the value is empty"),
                 (json!({"instance_id": taken, "app": {"password": PASSWORD}}), "belongs to another instance"),

@@ -330,7 +330,7 @@ fn without_a_collector_nothing_is_counted_and_mistakes_are_told_beforehand() {
     for (telemetry, wrong) in [
         ("otlp = \"collector:4318\"", "telemetry.otlp"),
         ("otlp = \"http://203.0.113.7:4318\"", "use https"),
-        ("otlp = \"http://127.0.0.1:4318?key=fake-canary-3V\"", "it has a query"),
+        ("otlp = \"http://127.0.0.1:4318?key=fake-canary-3V\"", "the URL has a query"),
         (
             "otlp = \"http://127.0.0.1:4318\"\nheaders = { file = \"headers\" }",
             "line 1 is not a header field",

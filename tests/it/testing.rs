@@ -285,10 +285,9 @@ fn only(report: &Report, kind: FindingKind, action: Action, sentence: &str) {
     assert!(!report.to_string().contains("fake-password"), "{report}");
 }
 
-const KEEP: &str = "keep the answer under the idempotency key before you give it, and give it again";
-const WIN: &str =
-    "let one of them win, by a unique index or a lock on the idempotency key, and give the others its answer";
-const GO_ON: &str = "whatever an attempt leaves behind, the next one must find it and go on from there";
+const KEEP: &str = "store the answer under the idempotency key before returning it, and return the stored answer to a repeat";
+const WIN: &str = "let one attempt win, with a unique index or a lock on the idempotency key, and return its answer to the others";
+const GO_ON: &str = "the next attempt must find the remains of an earlier one and continue from there";
 
 #[tokio::test]
 async fn a_hook_that_is_right_passes_and_leaves_nothing() {
@@ -312,7 +311,7 @@ async fn a_runtime_with_threads_is_as_good() {
 async fn an_id_from_a_counter_is_found_without_a_probe() {
     let report = testing::check(Hook::new(Wrong::CountsIds)).await;
     let sentence = format!(
-        "`create`: asked again with the same idempotency key, it answered the `instance_id` `t-2`, and `t-1` before; {KEEP}."
+        "`create`: called again with the same idempotency key, the hook answered the `instance_id` `t-2`, and `t-1` before; {KEEP}."
     );
     only(&report, FindingKind::AnotherId, Action::Create, &sentence);
 }
@@ -321,7 +320,7 @@ async fn an_id_from_a_counter_is_found_without_a_probe() {
 async fn with_a_probe_it_says_how_many_exist() {
     let report = report_on(Wrong::CountsIds).await;
     let sentence = format!(
-        "`create`: asked again with the same idempotency key, it left 2 things for one order, where 1 should be; {KEEP}."
+        "`create`: called again with the same idempotency key, the hook left 2 things for one order, where 1 should be; {KEEP}."
     );
     let doubled = report.faults().find(|fault| fault.kind == FindingKind::Doubled).unwrap();
     assert_eq!(doubled.sentence, sentence);
@@ -331,18 +330,22 @@ async fn with_a_probe_it_says_how_many_exist() {
 async fn what_an_attempt_answers_anew_is_named_and_not_shown() {
     let report = report_on(Wrong::NewPassword).await;
     let sentence = format!(
-        "`create`: asked again with the same idempotency key, it answered another `app.password`; {KEEP}."
+        "`create`: called again with the same idempotency key, the hook answered a different `app.password`; {KEEP}."
     );
     only(&report, FindingKind::AnotherAnswer, Action::Create, &sentence);
 }
 
 #[tokio::test]
 async fn whatever_a_repeat_gets_instead_of_an_answer_is_told() {
-    let again = "`create`: asked again with the same idempotency key, it";
+    let again = "`create`: called again with the same idempotency key, the hook";
     for (wrong, kind, what) in [
         (Wrong::PanicsAgain, FindingKind::Panics, "panicked"),
         (Wrong::RefusesAgain, FindingKind::RefusesAgain, "refused (this tenant is there already)"),
-        (Wrong::PendingAgain, FindingKind::PendingAgain, "was pending (somebody is at it) and had been done"),
+        (
+            Wrong::PendingAgain,
+            FindingKind::PendingAgain,
+            "answered pending (somebody is at it) for work that was done before",
+        ),
         (Wrong::FailsAgain, FindingKind::FailsAgain, "failed: this tenant is there already"),
     ] {
         let report = report_on(wrong).await;
@@ -361,16 +364,16 @@ async fn a_race_between_check_and_insert_is_found_every_time() {
         let (kind, action, sentence) = first(&report);
         assert_eq!((kind, action), (FindingKind::AnotherId, Action::Create), "\n{report}");
         assert!(
-            sentence
-                .starts_with("`create`: asked several times at once with one idempotency key, it answered")
-                && sentence.contains(WIN),
+            sentence.starts_with(
+                "`create`: called several times at once with one idempotency key, the hook answered"
+            ) && sentence.contains(WIN),
             "{sentence}"
         );
         let doubled = report.faults().find(|fault| fault.kind == FindingKind::Doubled).unwrap();
         assert_eq!(
             doubled.sentence,
             format!(
-                "`create`: asked again after several attempts at once, it left 3 things for one order, where 1 should be; {WIN}."
+                "`create`: called again after several attempts at once, the hook left 3 things for one order, where 1 should be; {WIN}."
             )
         );
         assert!(report.sections[0].faults + report.sections[3].faults == 0, "\n{report}");
@@ -390,7 +393,7 @@ async fn what_a_cut_attempt_leaves_behind_is_found() {
     assert_eq!(
         stuck.sentence,
         format!(
-            "`create`: asked again after an attempt was cut short where it waits for the first time, it fails and goes on failing: the order is being worked on; {GO_ON}."
+            "`create`: called again after an attempt was cut short where it waits for the first time, the hook fails at every further attempt: the order is being worked on; {GO_ON}."
         )
     );
 }
@@ -404,10 +407,7 @@ async fn an_id_that_cannot_be_one_is_found() {
     let report = report_on(Wrong::OneIdForAll).await;
     let (kind, _, sentence) = first(&report);
     assert_eq!(kind, FindingKind::SharedId);
-    assert!(
-        sentence.contains("both got the `instance_id` `tenant`; give each order one of its own"),
-        "{sentence}"
-    );
+    assert!(sentence.contains("both got the `instance_id` `tenant`; give each order its own"), "{sentence}");
     assert_eq!(report.faults().count(), 1, "\n{report}");
 }
 
@@ -418,7 +418,7 @@ async fn what_the_probes_see_is_judged() {
         &report,
         FindingKind::Changed,
         Action::Upgrade,
-        "`upgrade`: asked again with the same idempotency key, it left the instance \
+        "`upgrade`: called again with the same idempotency key, the hook left the instance \
          `Some(Tenant { count: 1, seats: 13, frozen: false })`, which had been \
          `Some(Tenant { count: 1, seats: 9, frozen: false })`; set values (\"9 seats\"), never add to them (\"4 more\").",
     );
@@ -427,20 +427,21 @@ async fn what_the_probes_see_is_judged() {
         &report,
         FindingKind::DataLost,
         Action::Expire,
-        "`expire`: it left nothing where 1 thing had been; only a release may remove anything.",
+        "`expire`: the call left nothing, and 1 thing existed before; only a release may remove anything.",
     );
     let report = report_on(Wrong::CreateMakesNothing).await;
     only(
         &report,
         FindingKind::NothingMade,
         Action::Create,
-        "`create`: it succeeded and nothing exists; make it before you answer, or mend the test's count.",
+        "`create`: the create succeeded and nothing exists; create the instance before answering, or fix the test's `count` probe.",
     );
 }
 
 #[tokio::test]
 async fn a_release_has_to_find_everything_and_nothing() {
-    let left = "it left 1 thing; remove everything, also what an attempt that was cut short has made.";
+    let left =
+        "the release left 1 thing; remove everything, including the remains of attempts that were cut short.";
     let report = report_on(Wrong::ReleaseForgets).await;
     only(&report, FindingKind::LeftBehind, Action::Release, &format!("`release`: {left}"));
     let report = report_on(Wrong::ReleaseKnowsOnlyIds).await;
@@ -449,14 +450,14 @@ async fn a_release_has_to_find_everything_and_nothing() {
     let report = report_on(Wrong::ReleaseOnce).await;
     let (kind, action, sentence) = first(&report);
     assert_eq!((kind, action), (FindingKind::FailsAgain, Action::Release));
-    assert!(sentence.contains("it failed: there is no such tenant"), "{sentence}");
+    assert!(sentence.contains("the hook failed: there is no such tenant"), "{sentence}");
 }
 
 #[tokio::test]
 async fn a_hook_that_never_comes_back_is_given_up() {
     for (wrong, kind, part) in [
-        (Wrong::NeverBack, FindingKind::TooLong, "it had not answered after 1s"),
-        (Wrong::Blocks, FindingKind::Blocks, "it blocks its thread and could not be stopped after 1s"),
+        (Wrong::NeverBack, FindingKind::TooLong, "the hook did not answer within 1s"),
+        (Wrong::Blocks, FindingKind::Blocks, "the hook blocked its thread for more than 1s"),
     ] {
         let report = check_of(&Hook::new(wrong)).timeout(Duration::from_secs(1)).run().await;
         let found = report.faults().find(|fault| fault.kind == kind).unwrap_or_else(|| panic!("{report}"));
@@ -468,8 +469,12 @@ async fn a_hook_that_never_comes_back_is_given_up() {
 #[tokio::test]
 async fn where_nothing_is_made_nothing_else_is_asked() {
     for (wrong, kind, part) in [
-        (Wrong::AlwaysFails, FindingKind::Fails, "each of 3 attempts failed: the database is not there"),
-        (Wrong::Refuses, FindingKind::Refuses, "it was refused (this product is not ours)"),
+        (Wrong::AlwaysFails, FindingKind::Fails, "all 3 attempts failed: the database is not there"),
+        (
+            Wrong::Refuses,
+            FindingKind::Refuses,
+            "the hook refused a required call (this product is not ours), so a paid order is lost",
+        ),
     ] {
         let report = report_on(wrong).await;
         assert_eq!(first(&report).0, kind);
@@ -497,13 +502,16 @@ async fn what_is_not_sold_need_not_be_done() {
     }
     let small = || Small(Hook::new(Wrong::Nothing));
     let report = testing::check(small()).await;
-    assert!(report.passed && report.to_string().contains("· `upgrade`: it is not supported"), "{report}");
+    assert!(
+        report.passed && report.to_string().contains("· `upgrade`: the hook does not support the action"),
+        "{report}"
+    );
     let report = Check::new(small()).requires(Action::Upgrade).run().await;
     only(
         &report,
         FindingKind::Unsupported,
         Action::Upgrade,
-        "`upgrade`: it is not supported and has to be; implement it.",
+        "`upgrade`: the hook does not support a required action; implement it.",
     );
     let report = Check::new(small()).without(Action::Upgrade).run().await;
     assert!(!report.to_string().contains("upgrade`"), "{report}");
@@ -513,11 +521,11 @@ async fn what_is_not_sold_need_not_be_done() {
 async fn remarks_are_no_faults() {
     let report = report_on(Wrong::RelativeUrl).await;
     assert!(
-        report.passed && report.to_string().contains("· `create`: `front_end_url` begins with neither"),
+        report.passed && report.to_string().contains("· `create`: `front_end_url` does not begin with"),
         "{report}"
     );
     let report = report_on(Wrong::NeedsTwoAttempts).await;
-    let said = "· `create`: it took 2 attempts; the one before said: not yet.";
+    let said = "· `create`: the hook took 2 attempts; the error before the last attempt was: not yet.";
     assert!(report.passed && report.to_string().contains(said), "{report}");
 }
 
@@ -529,7 +537,7 @@ async fn a_probe_that_fails_is_not_the_hook_s_fault_and_is_told() {
         &report,
         FindingKind::ProbeFails,
         first(&report).1,
-        "`payment`: the test's own probe failed after it: invalid digit found in string; mend the probe.",
+        "`payment`: the test's own probe failed after this call: invalid digit found in string; fix the probe.",
     );
 }
 
@@ -542,7 +550,7 @@ async fn a_test_may_be_a_task_of_its_own() {
 async fn what_is_refused_only_while_frozen_is_asked_again_elsewhere() {
     let report = report_on(Wrong::NoUpgradeWhileFrozen).await;
     assert!(
-        report.to_string().contains("· `upgrade (while frozen)`: it is refused (thaw it first)"),
+        report.to_string().contains("· `upgrade (while frozen)`: the hook refused the call (thaw it first)"),
         "{report}"
     );
     let hook = Hook::new(Wrong::NoUpgradeWhileFrozen);
@@ -562,7 +570,7 @@ async fn a_create_that_is_pending_ends_the_test_with_a_remark() {
     assert!(
         report
             .to_string()
-            .contains("it is pending (waits for sales), so what follows it could not be tested"),
+            .contains("the call is pending (waits for sales), so the calls after it could not be tested"),
         "{report}"
     );
 }
@@ -574,11 +582,11 @@ async fn a_report_is_json_too() {
     assert_eq!(json["passed"], false);
     assert_eq!(json["findings"][1]["kind"], "another-answer");
     assert_eq!(json["findings"][1]["action"], "create");
-    assert_eq!(json["sections"][0]["title"], "a whole life, every call twice");
+    assert_eq!(json["sections"][0]["title"], "a full life cycle, every call twice");
 }
 
 #[tokio::test]
-#[should_panic(expected = "it answered another `app.password`")]
+#[should_panic(expected = "the hook answered a different `app.password`")]
 async fn an_assertion_says_what_was_found() {
     report_on(Wrong::NewPassword).await.assert_ok();
 }

@@ -293,7 +293,7 @@ pub enum Unreadable {
     #[error("the answer is not a JSON object")]
     NotAnObject,
     /// A member that the contract does not have.
-    #[error("the answer has a member nobody knows: `{0}`")]
+    #[error("the answer has the unknown member `{0}`; see `spid hook schema answer`")]
     Unknown(String),
     /// A member of another type.
     #[error("`{name}` of the answer is not {expected}")]
@@ -312,7 +312,7 @@ pub enum Unreadable {
         member: &'static str,
     },
     /// The answer to this action is empty.
-    #[error("the answer is empty: a {0} answers at least `{{}}`")]
+    #[error("the answer to `{0}` is empty; answer at least `{{}}`")]
     Empty(Action),
 }
 
@@ -383,7 +383,9 @@ impl ParsedAnswer {
             [("refuse", said.refuse.is_some()), ("retry_after", said.retry_after.is_some())]
         {
             if given {
-                return Err(HookError::retry(format!("the hook says `{member}` and reports success")));
+                return Err(HookError::retry(format!(
+                    "the hook reports success and its answer has `{member}`; remove `{member}`, or report a failure"
+                )));
             }
         }
         Ok(complete(said.answer, action)?)

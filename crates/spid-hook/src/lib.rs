@@ -108,7 +108,9 @@ pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
     let said = answer::ParsedAnswer::read(text).map_err(|error| error.to_string())?;
     match (said.pending, said.refuse) {
         (None, None) => Ok(said.answer),
-        _ => Err("an answer that is `pending` or a `refuse` completes nothing".to_owned()),
+        _ => {
+            Err("an answer with `pending` or `refuse` does not complete a job; remove that member".to_owned())
+        }
     }
 }
 

@@ -74,7 +74,7 @@ pub fn named_file(path: &Path) -> String {
     // A text with a `/`, or with an extension of 2 to 8 lower-case letters, is taken for a path.
     let text = path.display().to_string();
     let is_path = text.contains('/') || path.extension().and_then(OsStr::to_str).is_some_and(is_extension);
-    if is_path { format!("`{text}`") } else { "the file that is named there".to_owned() }
+    if is_path { format!("`{text}`") } else { "the configured file".to_owned() }
 }
 
 /// Replaces the user and the password of every URL in a text with `***`.
@@ -131,7 +131,7 @@ pub fn fault_of_name(name: &str) -> Option<String> {
         return Some(format!("character {} is {}, which a name must not hold", index + 1, code_point(c)));
     }
     let has_space = name.starts_with(' ') || name.ends_with(' ');
-    has_space.then(|| "there is a space at its beginning or end".to_owned())
+    has_space.then(|| "the name begins or ends with a space; remove the space".to_owned())
 }
 
 /// Returns the fault of a key, a token or another secret from outside. The text names one character and its
@@ -169,7 +169,7 @@ fn code_point(c: char) -> String {
         '\u{a0}' => " (a no-break space)",
         '\u{200b}' => " (a zero-width space)",
         '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{61c}' | '\u{200e}' | '\u{200f}' => {
-            " (it turns the direction of text)"
+            " (changes the direction of text)"
         }
         '\u{3000}' => " (an ideographic space)",
         '\u{feff}' => " (a byte order mark)",

@@ -56,11 +56,11 @@ impl Kind {
     /// Returns a description of the kind.
     pub const fn words(self) -> &'static str {
         match self {
-            Kind::Lost => "paid for and never done",
-            Kind::Doubled => "made twice, or shared",
-            Kind::Unpaid => "used and not paid for",
-            Kind::Contradicted => "done, and denied when asked again",
-            Kind::Unheard => "payments the seller has to fetch",
+            Kind::Lost => "paid but never done",
+            Kind::Doubled => "created twice, or shared by two orders",
+            Kind::Unpaid => "used but not paid",
+            Kind::Contradicted => "reported as done, then as not done",
+            Kind::Unheard => "payments that were never acknowledged",
         }
     }
 }

@@ -34,7 +34,7 @@ impl Calls {
             tracing::warn!(
                 hooks,
                 limit,
-                "more hooks are configured than calls may run at once: each hook runs one call at a time, above the limit"
+                "more hooks than concurrent calls are configured: each hook may run one call, which exceeds the limit"
             );
         }
         calls

@@ -294,7 +294,7 @@ async fn the_command_says_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("key"), KEY).unwrap();
     for (fault, code, says) in
-        [(Fault::None, 0, "worth 0.00"), (Fault::NewIdPerRetry, 1, "made twice, or shared")]
+        [(Fault::None, 0, "worth 0.00"), (Fault::NewIdPerRetry, 1, "created twice, or shared by two orders")]
     {
         let url = receiver(fault).await;
         let mut spid = std::process::Command::new(env!("CARGO_BIN_EXE_spid"));

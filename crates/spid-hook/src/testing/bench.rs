@@ -38,26 +38,26 @@ impl After {
     /// Returns the beginning of a sentence about the hook at that attempt.
     fn who(self) -> String {
         match self {
-            After::Nothing => "it".to_owned(),
-            After::Answer => "asked again with the same idempotency key, it".to_owned(),
-            After::Cut(cut) => format!("asked again after an attempt was cut short {cut}, it"),
-            After::AtOnce => "asked again after several attempts at once, it".to_owned(),
-            After::Among => "asked several times at once with one idempotency key, it".to_owned(),
+            After::Nothing => "the hook".to_owned(),
+            After::Answer => "called again with the same idempotency key, the hook".to_owned(),
+            After::Cut(cut) => format!("called again after an attempt was cut short {cut}, the hook"),
+            After::AtOnce => "called again after several attempts at once, the hook".to_owned(),
+            After::Among => "called several times at once with one idempotency key, the hook".to_owned(),
         }
     }
 
     /// Returns the remedy.
     fn advice(self) -> &'static str {
         match self {
-            After::Nothing => "return an error that is a retry instead",
+            After::Nothing => "return a retry error instead",
             After::Answer => {
-                "keep the answer under the idempotency key before you give it, and give it again"
+                "store the answer under the idempotency key before returning it, and return the stored answer to a repeat"
             }
             After::Cut(_) => {
-                "whatever an attempt leaves behind, the next one must find it and go on from there"
+                "the next attempt must find the remains of an earlier one and continue from there"
             }
             After::AtOnce | After::Among => {
-                "let one of them win, by a unique index or a lock on the idempotency key, and give the others its answer"
+                "let one attempt win, with a unique index or a lock on the idempotency key, and return its answer to the others"
             }
         }
     }
@@ -237,7 +237,9 @@ impl<'a> Bench<'a> {
             match self.ended(job, ran.end, after) {
                 Ok(outcome) => {
                     if tries > 1 && matches!(after, After::Nothing | After::Answer) {
-                        let text = format!("it took {tries} attempts; the one before said: {last}");
+                        let text = format!(
+                            "the hook took {tries} attempts; the error before the last attempt was: {last}"
+                        );
                         self.remark(FindingKind::Flaky, job, &text);
                     }
                     return outcome;
@@ -269,13 +271,13 @@ impl<'a> Bench<'a> {
             }
             End::TooLong => {
                 let text = format!(
-                    "{who} had not answered after {within:?}; do the long part in the background and answer `pending`, or allow more time"
+                    "{who} did not answer within {within:?}; do the long part in the background and answer `pending`, or raise the timeout"
                 );
                 self.fault(FindingKind::TooLong, job, &text);
             }
             End::Blocks => {
                 let text = format!(
-                    "{who} blocks its thread and could not be stopped after {within:?}; await, or move the blocking part into `tokio::task::spawn_blocking`"
+                    "{who} blocked its thread for more than {within:?}; use async calls, or move the blocking part into `tokio::task::spawn_blocking`"
                 );
                 self.fault(FindingKind::Blocks, job, &text);
             }
@@ -286,11 +288,15 @@ impl<'a> Bench<'a> {
 
     fn pending(&mut self, job: &Job, after: After, note: &str) -> Outcome {
         if after == After::Nothing {
-            let text = format!("it is pending ({note}), so what follows it could not be tested");
+            let text = format!("the call is pending ({note}), so the calls after it could not be tested");
             self.remark(FindingKind::Pending, job, &text);
         // After a cut or among several attempts, "pending" may be correct: another attempt does the work.
         } else if matches!(after, After::Answer) {
-            let text = format!("{} was pending ({note}) and had been done; {}", after.who(), after.advice());
+            let text = format!(
+                "{} answered pending ({note}) for work that was done before; {}",
+                after.who(),
+                after.advice()
+            );
             self.fault(FindingKind::PendingAgain, job, &text);
         }
         Outcome::Pending
@@ -315,11 +321,13 @@ impl<'a> Bench<'a> {
             if !self.done.contains(&action) {
                 self.left_out.push(action);
             }
-            let text = format!("it is refused ({reason}); that is fine if it is never asked");
+            let text = format!(
+                "the hook refused the call ({reason}); this is no fault if the marketplace never sends it"
+            );
             self.remark(FindingKind::Refuses, job, &text);
         } else {
             let text = format!(
-                "it was refused ({reason}), and an order that was paid is lost with that; if the hook wants another product, SKU or parameter, give the test that"
+                "the hook refused a required call ({reason}), so a paid order is lost; if the hook needs another product, SKU or parameter, set it in the test"
             );
             self.fault(FindingKind::Refuses, job, &text);
         }
@@ -329,19 +337,24 @@ impl<'a> Bench<'a> {
         let action = job.callback.action;
         self.left_out.push(action);
         if self.is_optional(action) {
-            let text = "it is not supported, and refused when it is asked; that is fine if it is never asked";
+            let text =
+                "the hook does not support the action; this is no fault if the marketplace never sends it";
             self.remark(FindingKind::Unsupported, job, text);
         } else {
-            self.fault(FindingKind::Unsupported, job, "it is not supported and has to be; implement it");
+            self.fault(
+                FindingKind::Unsupported,
+                job,
+                "the hook does not support a required action; implement it",
+            );
         }
     }
 
     /// Returns the remedy for a call that always fails.
     fn mend(&self, job: &Job) -> &'static str {
         if self.is_optional(job.callback.action) {
-            "refuse it if you do not do it, as a retry goes on for most of a day"
+            "refuse an action that the hook does not support, because a retry continues for most of a day"
         } else {
-            "mend that first, or give the test what the hook needs"
+            "fix that first, or set the values the hook needs in the test"
         }
     }
 
@@ -349,14 +362,14 @@ impl<'a> Bench<'a> {
         let tries = limits::HOOK_TEST_TRIES_COUNT;
         let (kind, text) = match after {
             After::Nothing => {
-                (FindingKind::Fails, format!("each of {tries} attempts failed: {error}; {}", self.mend(job)))
+                (FindingKind::Fails, format!("all {tries} attempts failed: {error}; {}", self.mend(job)))
             }
             After::Answer => {
                 (FindingKind::FailsAgain, format!("{} failed: {error}; {}", after.who(), after.advice()))
             }
             After::Cut(_) | After::AtOnce | After::Among => (
                 FindingKind::NotResumed,
-                format!("{} fails and goes on failing: {error}; {}", after.who(), after.advice()),
+                format!("{} fails at every further attempt: {error}; {}", after.who(), after.advice()),
             ),
         };
         self.fault(kind, job, &text);
@@ -376,7 +389,7 @@ impl<'a> Bench<'a> {
             of_app.chain(redirect).filter(|(_, url)| !is_url(url)).map(|(name, _)| name).collect();
         for name in wrong {
             let text = format!(
-                "`{name}` begins with neither https:// nor http://, and a browser is to open it; answer the whole address"
+                "`{name}` does not begin with https:// or http://, so no browser can open it; answer the complete URL"
             );
             self.remark(FindingKind::NotAUrl, job, &text);
         }
@@ -385,7 +398,7 @@ impl<'a> Bench<'a> {
     fn judge_id(&mut self, order: &Order, job: &Job, id: &str) {
         if let Some(fault) = fault_of_id(id) {
             let text = format!(
-                "the `instance_id` of the answer cannot be used: {fault}; answer a name that is this instance's alone, or none, and it keeps the marketplace's"
+                "the `instance_id` of the answer is invalid: {fault}; answer an id unique to this instance, or none to keep the marketplace's id"
             );
             return self.fault(FindingKind::BadId, job, &text);
         }
@@ -393,7 +406,7 @@ impl<'a> Bench<'a> {
         let owner = self.names.entry(id.to_owned()).or_insert_with(|| order.name.clone());
         if *owner != order.name {
             let text = format!(
-                "the orders {owner} and {} both got the `instance_id` `{id}`; give each order one of its own, made from `order_biz_id` or counted in a transaction",
+                "the orders {owner} and {} both got the `instance_id` `{id}`; give each order its own, from `order_biz_id` or a counter in a transaction",
                 order.name
             );
             self.fault(FindingKind::SharedId, job, &text);
@@ -410,7 +423,7 @@ impl<'a> Bench<'a> {
         }
         let differing = differing(job.callback.action, first, again);
         if !differing.is_empty() {
-            let text = format!("{who} answered another {}; {advice}", differing.join(", "));
+            let text = format!("{who} answered a different {}; {advice}", differing.join(", "));
             self.fault(FindingKind::AnotherAnswer, job, &text);
         }
     }
@@ -436,9 +449,9 @@ impl<'a> Bench<'a> {
         let error = match looked {
             Some(Ok(seen)) => return Some(seen),
             Some(Err(error)) => error.message().to_owned(),
-            None => format!("it had not answered after {:?}", self.options.timeout),
+            None => format!("the probe did not answer within {:?}", self.options.timeout),
         };
-        let text = format!("the test's own probe failed after it: {error}; mend the probe");
+        let text = format!("the test's own probe failed after this call: {error}; fix the probe");
         self.fault(FindingKind::ProbeFails, job, &text);
         // Report a broken probe once, then do without probes.
         self.probes = Probes::default();
@@ -455,7 +468,7 @@ impl<'a> Bench<'a> {
                 self.fault(
                     FindingKind::NothingMade,
                     job,
-                    "it succeeded and nothing exists; make it before you answer, or mend the test's count",
+                    "the create succeeded and nothing exists; create the instance before answering, or fix the test's `count` probe",
                 );
             }
             (Action::Create, Some(usual)) if count > usual => self.doubled(job, usual, count, after),
@@ -463,7 +476,7 @@ impl<'a> Bench<'a> {
             (Action::Release, _) if count > 0 => {
                 let left = things(count);
                 let text = format!(
-                    "it left {left}; remove everything, also what an attempt that was cut short has made"
+                    "the release left {left}; remove everything, including the remains of attempts that were cut short"
                 );
                 self.fault(FindingKind::LeftBehind, job, &text);
             }
@@ -472,7 +485,7 @@ impl<'a> Bench<'a> {
             }
             (Action::Renew | Action::RefundRenew | Action::Expire, Some(usual)) if count < usual => {
                 let text = format!(
-                    "it left {} where {} had been; only a release may remove anything",
+                    "the call left {}, and {} existed before; only a release may remove anything",
                     things(count),
                     things(usual)
                 );
@@ -486,7 +499,7 @@ impl<'a> Bench<'a> {
 
     fn doubled(&mut self, job: &Job, usual: usize, count: usize, after: After) {
         let advice = match after {
-            After::Nothing => "look for what is there before you make it",
+            After::Nothing => "check what exists before you create anything",
             after => after.advice(),
         };
         let (left, who) = (things(count), after.who());
@@ -501,7 +514,7 @@ impl<'a> Bench<'a> {
             (Some(before), Some(now)) if now > before => return self.doubled(job, before, now, after),
             (Some(before), Some(now)) if now < before => {
                 let text = format!(
-                    "{} left {}, where {} had been; a repeat must change nothing",
+                    "{} left {}, and {} existed before; a repeat must change nothing",
                     after.who(),
                     things(now),
                     things(before)
@@ -574,7 +587,7 @@ fn words(end: &End) -> String {
         End::ParsedAnswer(Attempted::Unsupported { reason }) => format!("unsupported: {reason}"),
         End::ParsedAnswer(Attempted::Pending { note }) => format!("pending: {note}"),
         End::Panicked => "panicked".to_owned(),
-        End::TooLong => "not back by its deadline".to_owned(),
+        End::TooLong => "no answer by the deadline".to_owned(),
         End::Blocks => "blocks its thread".to_owned(),
         End::Cut => "cut short by the test".to_owned(),
     }

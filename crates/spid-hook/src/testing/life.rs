@@ -24,9 +24,9 @@ impl Part {
 
     const fn title(self) -> &'static str {
         match self {
-            Part::Life => "a whole life, every call twice",
+            Part::Life => "a full life cycle, every call twice",
             Part::Trial => "a trial, upgraded while frozen, released while in use",
-            Part::Releases => "releases of what is half made, gone, or never was",
+            Part::Releases => "releases of instances that are incomplete, released, or never created",
             Part::Orders => "several orders at once",
             Part::Crowd => "one call several times at once",
             Part::Cuts => "attempts cut short, then tried again",
@@ -78,7 +78,7 @@ impl Bench<'_> {
         // Without an instance nothing else can be tested. Release what a pending create may leave.
         if !matches!(made, Outcome::Done(_)) {
             if made == Outcome::Pending {
-                self.step(&mut order, Action::Release, "release (of what is pending)").await;
+                self.step(&mut order, Action::Release, "release (of a pending create)").await;
             }
             return false;
         }
@@ -114,7 +114,7 @@ impl Bench<'_> {
     /// Releases instances in unusual states: never created, created with a lost answer, already released.
     async fn releases(&mut self) {
         let mut never = self.order(false);
-        self.step(&mut never, Action::Release, "release (of what was never made)").await;
+        self.step(&mut never, Action::Release, "release (of an instance that was never created)").await;
 
         let mut unheard = self.order(false);
         let mut create = self.market.job(&mut unheard, Action::Create, "create (its answer is lost)");
@@ -126,7 +126,7 @@ impl Bench<'_> {
         let mut create = self.market.job(&mut gone, Action::Create, "create");
         self.finish_and_settle(&mut gone, &mut create, After::Nothing).await;
         self.discard(&mut gone).await;
-        self.step(&mut gone, Action::Release, "release (of what is released)").await;
+        self.step(&mut gone, Action::Release, "release (of a released instance)").await;
     }
 
     /// Checks that several orders at once each get their own instance.

@@ -75,7 +75,7 @@
 //!     })
 //!     .run()
 //!     .await;
-//! assert!(report.to_string().contains("it succeeded and nothing exists"));
+//! assert!(report.to_string().contains("the create succeeded and nothing exists"));
 //! # }
 //! ```
 //!
@@ -166,7 +166,7 @@ struct Probes {
 }
 
 /// Test of one hook, with its options: the product to buy, the timeout, the probes.
-#[must_use = "nothing is tested until `run`"]
+#[must_use = "the test runs only when `run` is called"]
 pub struct Check {
     hook: AnyHook,
     wares: Wares,

@@ -22,7 +22,7 @@ use crate::callback::Action;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
-#[must_use = "a report that nobody reads finds nothing: call `assert_ok`"]
+#[must_use = "a report has no effect unless it is checked: call `assert_ok`"]
 pub struct Report {
     /// True if there is no fault.
     pub passed: bool,
@@ -202,7 +202,7 @@ impl fmt::Display for Report {
             }
             let first_seen = |one: &Finding| one.fault && one.section == section.title;
             if section.faults > 0 && !self.findings.iter().any(first_seen) {
-                writeln!(f, "    ✗ the same again")?;
+                writeln!(f, "    ✗ the same faults as above")?;
             }
         }
         for title in &self.not_run {
@@ -240,7 +240,7 @@ mod tests {
         assert!(!report.passed);
         assert_eq!(
             report.to_string(),
-            "✗ one (2 calls)\n    ✗ it fails in one. (seen 2 times)\n✗ two (2 calls)\n    ✗ the same again\n\
+            "✗ one (2 calls)\n    ✗ it fails in one. (seen 2 times)\n✗ two (2 calls)\n    ✗ the same faults as above\n\
              ✓ three (2 calls)\n    · a remark.\nFAILED: 1 fault in 6 calls (seed 7)"
         );
     }
