@@ -54,7 +54,7 @@ impl Desk {
             ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
                 Unasked::Misconfigured(error.to_string())
             }
-            other => Unasked::Later(format!("the marketplace cannot be asked what was ordered: {other}")),
+            other => Unasked::Later(format!("the order lookup failed: {other}")),
         })?;
         Ok((answer.status, answer.body.to_vec()))
     }
@@ -189,7 +189,7 @@ impl Orders {
 fn unserved(asker: Asker<'_>, dialect: &dyn Dialect) -> String {
     let (endpoint, account, dialect) = (asker.endpoint, asker.account, dialect.name());
     format!(
-        "endpoint `{endpoint}` is not configured any more, and what was ordered has to be asked: add an [[endpoint]] with `account = \"{account}\"` and `dialect = \"{dialect}\"`, or drop the job"
+        "endpoint `{endpoint}` is not configured any more, so its order lookup is impossible: add an [[endpoint]] with `account = \"{account}\"` and `dialect = \"{dialect}\"`, or drop the job"
     )
 }
 
