@@ -353,8 +353,8 @@ async fn the_command_refuses_what_it_cannot_do() {
     for (url, arguments, code, says) in [
         ("http://192.0.2.1/spi", &[][..], 64, "add --yes"),
         (nobody, &["--only", "nonsense"], 64, "unknown case `nonsense`"),
-        (nobody, &["--report", "r.pdf"], 64, ".md or a .html"),
-        (nobody, &["--timezone", "Mars/Olympus"], 64, "no time zone"),
+        (nobody, &["--report", "r.pdf"], 64, ".md or .html"),
+        (nobody, &["--timezone", "Mars/Olympus"], 64, "not a time zone"),
         (nobody, &[], 69, "no answer from"),
     ] {
         let (exit, _, complaint) = command(url, folder.path(), arguments).await;
