@@ -19,9 +19,12 @@ struct MyHook {
 
 impl MyHook {
     fn folder(&self, instance: &Instance) -> Result<PathBuf, HookError> {
-        let name = instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
+        let name = instance
+            .order_biz_id
+            .as_deref()
+            .ok_or(HookError::refuse("the instance has no orderBizId, so it has no folder"))?;
         if name.contains(['/', '\\']) || name.starts_with('.') {
-            return Err(HookError::refuse("a name that is no folder"));
+            return Err(HookError::refuse("the orderBizId is not usable as a folder name"));
         }
         Ok(self.root.join(name))
     }
@@ -58,7 +61,7 @@ impl ProvisioningHook for MyHook {
 
     async fn sign_on(&self, call: SignOnCall) -> Result<SignedOn, HookError> {
         if call.instance.state != State::Active {
-            return Err(HookError::refuse("it is frozen"));
+            return Err(HookError::refuse("the instance is frozen: renew it before signing on"));
         }
         // Your application accepts the ticket in this file and removes the file, so a ticket works only once.
         let file = self.folder(&call.instance)?.join(format!("ticket-{}", call.context.idempotency_key));

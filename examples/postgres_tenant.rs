@@ -69,8 +69,10 @@ struct Tenant {
 
 impl Tenant {
     fn of(instance: &Instance) -> Result<Tenant, HookError> {
-        let order =
-            instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
+        let order = instance
+            .order_biz_id
+            .as_deref()
+            .ok_or(HookError::refuse("the instance has no orderBizId, so it has no tenant name"))?;
         // A NUL separates account and order because neither can contain one: different instances never get the same
         // digest.
         let digest = hex::encode(Sha256::digest(format!("{}\0{order}", instance.account)));
@@ -102,7 +104,7 @@ impl Tenants {
         let (admin, file, at) = (set("TENANTS_ADMIN")?, set("TENANTS_SECRET_FILE")?, set("TENANTS_AT")?);
         let secret = std::fs::read_to_string(&file).map_err(|error| format!("{file}: {error}"))?;
         if secret.trim().len() < 32 {
-            return Err(format!("{file}: a secret has 32 characters at least"));
+            return Err(format!("{file}: the secret has fewer than 32 characters; write at least 32"));
         }
         let admin = admin.parse().map_err(|error| format!("TENANTS_ADMIN: {error}"))?;
         Ok(Tenants { admin, secret: Secret::new(secret.trim()), at })

@@ -42,7 +42,10 @@ impl Denied {
     pub(super) fn response(self) -> Response {
         match self {
             Denied::NoToken | Denied::WrongToken => ask_for_token(),
-            Denied::OtherHost => Response::text(403, "ask for it as localhost, 127.0.0.1 or [::1]\n"),
+            Denied::OtherHost => Response::text(
+                403,
+                "wrong Host header: use localhost, 127.0.0.1 or [::1], or configure an admin token\n",
+            ),
         }
     }
 }
@@ -99,7 +102,7 @@ fn shown(request: &Request, token: &Secret) -> Result<Operator, Denied> {
 }
 
 fn ask_for_token() -> Response {
-    Response::text(401, "the admin token, please: as `Authorization: Bearer …`, or as the password\n")
+    Response::text(401, "the admin token is missing or wrong: send it as `Authorization: Bearer …` or as the Basic password\n")
         .with_header("www-authenticate", "Basic realm=\"spid\", charset=\"UTF-8\"")
 }
 

@@ -88,7 +88,7 @@ pub(super) async fn answer(admin: &Admin, request: &Request, target: &Target) ->
         Method::Post => act(admin, request, target, segments.get(1..).unwrap_or_default()).await,
         _ if is_read(request) => read(admin, target, segments.get(1..).unwrap_or_default()).await,
         _ => {
-            let fault = Fault::new(405, "there is GET, and POST for acts");
+            let fault = Fault::new(405, "only GET, HEAD and POST (for admin operations) are allowed");
             return refuse(&fault).with_header("allow", "GET, HEAD, POST");
         }
     };
@@ -102,7 +102,7 @@ pub(super) fn refuse(fault: &Fault) -> Response {
 fn json(status: u16, value: &impl Serialize) -> Answered {
     let text = serde_json::to_string(value);
     text.map(|text| Response::json(status, text::plain_json(&text).into_owned()))
-        .map_err(|_| Fault::new(500, "the answer is not JSON: this is a bug"))
+        .map_err(|_| Fault::new(500, "internal error: the answer cannot be written as JSON; report the log"))
 }
 
 async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
@@ -153,16 +153,19 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
             let limit = target.limit(limits::REFUSALS_SHOWN_COUNT)?;
             json(200, &RefusalsPage { refusals: admin.inner.parts.refusals.latest(limit) })
         }
-        _ => Err(Fault::new(404, "under /v1 there is instances, jobs, callbacks, held, refusals and acts")),
+        _ => Err(Fault::new(
+            404,
+            "unknown path; /v1 has instances, jobs, callbacks, held, attention, refusals and acts",
+        )),
     }
 }
 
 pub(super) fn job_id(text: &str) -> Result<Id, Fault> {
-    text.parse().map_err(|_| Fault::new(404, "that is not the id of a job"))
+    text.parse().map_err(|_| Fault::new(404, "the path or form does not contain a valid job id"))
 }
 
 pub(super) fn callback_number(text: &str) -> Result<i64, Fault> {
-    text.parse().map_err(|_| Fault::new(404, "that is not the number of a callback"))
+    text.parse().map_err(|_| Fault::new(404, "the path or form does not contain a valid callback number"))
 }
 
 /// Number to continue from, if the page is full.
@@ -175,7 +178,7 @@ pub(super) fn next<T>(rows: &[T], limit: usize, number: impl Fn(&T) -> i64) -> O
 pub(super) fn instances_filter(target: &Target, limit: usize) -> Result<Filter, Fault> {
     let state = target.get("state").map(|word| {
         State::from_word(word).ok_or_else(|| {
-            Fault::new(400, format!("`{word}` is not a state; there is pending, active, frozen, released"))
+            Fault::new(400, format!("`{word}` is not a state; use pending, active, frozen or released"))
         })
     });
     Ok(Filter {
@@ -201,7 +204,10 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
     target.only(&["state", "before", "limit"])?;
     let state = target.get("state").map(|word| {
         let known = schedule::JobState::ALL.into_iter().find(|state| state.as_str() == word);
-        known.ok_or_else(|| Fault::new(400, format!("`{word}` is not a state of a job")))
+        known.ok_or_else(|| {
+            let words = schedule::JobState::ALL.map(schedule::JobState::as_str).join(", ");
+            Fault::new(400, format!("`{word}` is not a job state; use {words}"))
+        })
     });
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let jobs = state.transpose()?.into_iter().collect();
@@ -216,7 +222,7 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
     let is_set = |name: &str| match target.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
-        Some(_) => Err(Fault::new(400, format!("`{name}` is true or false"))),
+        Some(word) => Err(Fault::new(400, format!("`{name}` must be true or false, not `{word}`"))),
     };
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
@@ -236,15 +242,15 @@ async fn act(admin: &Admin, request: &Request, target: &Target, path: &[&str]) -
     target.only(&[])?;
     // Checks in this order: the sender, the content type, the body, and then the person and the reason.
     if !access::is_from_our_page(request) {
-        return Err(Fault::new(403, "an act is not taken from a page of another site"));
+        return Err(Fault::new(403, "admin operations are denied for pages of other sites"));
     }
     let kind = request.headers.only("content-type").unwrap_or_default();
     // This content type forces a browser to ask first, so it is part of the protection against other sites.
     if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
-        return Err(Fault::new(415, "an act is JSON: send it as application/json"));
+        return Err(Fault::new(415, "send the operation as JSON with content-type application/json"));
     }
     let body: ActBody = serde_json::from_slice(&request.body)
-        .map_err(|error| Fault::new(400, format!("the body is not an act: {error}")))?;
+        .map_err(|error| Fault::new(400, format!("the body is not a valid operation: {error}")))?;
     let act = signed(&body.who, &body.why)?;
     let report: Report = admin.act(operation(path, body)?, act).await?;
     json(200, &report)
@@ -258,7 +264,11 @@ fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
         let given = of_account && account.is_some()
             || of_instead && instead.is_some()
             || of_answer && answer.is_some();
-        if given { Err(Fault::new(400, "the act does not take all that was given")) } else { Ok(()) }
+        if given {
+            Err(Fault::new(400, "the operation ignores `account`, `as` or `answer`: remove the member"))
+        } else {
+            Ok(())
+        }
     };
     match path {
         ["jobs", id, "retry"] => {
@@ -292,7 +302,10 @@ fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
         ["instances", name, "release"] => {
             extra(false, true, true).map(|()| AdminOperation::Release(named(name)))
         }
-        _ => Err(Fault::new(404, "there is no such act")),
+        _ => Err(Fault::new(
+            404,
+            "unknown operation; use jobs/ID/retry|drop|complete, held/N/approve|reject|settle, attention/N/dismiss or instances/ID/complete|release",
+        )),
     }
 }
 
@@ -300,7 +313,9 @@ fn operation(path: &[&str], body: ActBody) -> Result<AdminOperation, Fault> {
 pub(super) fn really(word: Option<&str>) -> Result<Option<Instead>, Fault> {
     let Some(word) = word.filter(|word| !word.is_empty()) else { return Ok(None) };
     let instead = Instead::from_word(word);
-    instead.map(Some).ok_or_else(|| Fault::new(400, "`as` is renew, upgrade or conversion"))
+    instead
+        .map(Some)
+        .ok_or_else(|| Fault::new(400, format!("`as` must be renew, upgrade or conversion, not `{word}`")))
 }
 
 fn answer_given(given: Option<&RawValue>) -> Result<Box<Answer>, Fault> {

@@ -117,7 +117,9 @@ impl Admin {
         match timeout(within, self.inner.parts.store.probe()).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("the disk does not take a write in time".to_owned()),
+            Err(_) => {
+                Some(format!("a write to the database took longer than {} ms", limits::READY_WITHIN_MS))
+            }
         }
     }
 
@@ -134,7 +136,11 @@ impl Admin {
         let mut reasons: Vec<String> = error.clone().into_iter().collect();
         // Report a nearly full disk before writes fail.
         if let Some(disk) = disk.filter(|disk| disk.free_bytes < limits::READY_DISK_MIN_BYTES) {
-            reasons.push(format!("the disk has {} bytes left", disk.free_bytes));
+            reasons.push(format!(
+                "the disk has {} bytes free, less than {}; free some space",
+                disk.free_bytes,
+                limits::READY_DISK_MIN_BYTES
+            ));
         }
         if let Err(fault) = &totals {
             reasons.push(format!("the store cannot be read: {}", fault.text));

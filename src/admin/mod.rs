@@ -89,7 +89,7 @@ impl Fault {
     }
 
     fn nothing_here() -> Fault {
-        Fault::new(404, "there is nothing here")
+        Fault::new(404, "page not found")
     }
 }
 
@@ -200,7 +200,7 @@ impl Admin {
     ) -> Result<T, Fault> {
         let store = self.inner.parts.store.clone();
         let done = tokio::task::spawn_blocking(move || work(store.reader())).await;
-        done.unwrap_or_else(|_| Err(Fault::new(500, "reading fell over: this is a bug")))
+        done.unwrap_or_else(|_| Err(Fault::new(500, "internal error while reading; report the log")))
     }
 
     /// Answers requests that only an operator may make.
@@ -213,7 +213,9 @@ impl Admin {
             Some(&"v1") => api::answer(self, request, &target).await,
             Some(&"console") => console::answer(self, operator, request, &target).await,
             None => Response::redirect("/console/"),
-            Some(_) => Response::text(404, "there is /livez, /readyz, /metrics, /v1 and /console\n"),
+            Some(_) => {
+                Response::text(404, "not found; available are /livez, /readyz, /metrics, /v1 and /console\n")
+            }
         }
     }
 }

@@ -101,14 +101,14 @@ impl AdminOperation {
             AdminOperation::Retry(id) => match operations.retry(*id, act)? {
                 None => self.report(format!("job {id} is due now")),
                 Some(ahead) => {
-                    let message = format!("job {id} is due once job {ahead} before it has ended");
+                    let message = format!("job {id} is due when job {ahead}, which is before it, has ended");
                     Report { behind: Some(ahead), ..self.report(message) }
                 }
             },
             AdminOperation::Drop(id) => {
                 operations.drop_job(*id, act)?;
                 self.report(format!(
-                    "job {id} is dropped; if the marketplace still calls for it, that is a new job"
+                    "job {id} is dropped; another delivery of the callback creates a new job"
                 ))
             }
             AdminOperation::Approve { callback, instead } => {
@@ -116,7 +116,7 @@ impl AdminOperation {
             }
             AdminOperation::Reject(callback) => {
                 operations.reject(*callback, act)?;
-                self.report(format!("callback {callback} is refused, and so are its redeliveries"))
+                self.report(format!("callback {callback} is rejected, and so are its redeliveries"))
             }
             AdminOperation::Settle(callback) => {
                 operations.settle(*callback, act)?;
@@ -126,19 +126,17 @@ impl AdminOperation {
             }
             AdminOperation::Dismiss(callback) => {
                 operations.dismiss(*callback, act)?;
-                self.report(format!("callback {callback} is off the list of what needs attention"))
+                self.report(format!("callback {callback} is removed from the attention list"))
             }
             AdminOperation::CompleteJob { job, answer } => {
                 let action = operations.complete_job(*job, answer, act)?;
-                self.report(format!(
-                    "job {job}, a {action}, is done; the marketplace hears it when it calls again"
-                ))
+                self.report(format!("job {job} ({action}) is complete; spid reports it at the next delivery"))
             }
             AdminOperation::Complete { instance: named, answer } => {
                 let action = operations.complete(instance, answer, act)?;
                 let name = &named.name;
                 self.report(format!(
-                    "the {action} of {name} is done; the marketplace hears it when it calls again"
+                    "the {action} of {name} is complete; spid reports it at the next delivery"
                 ))
             }
             AdminOperation::Release(_) => self.approved(&operations.release(instance, act)?),
@@ -151,10 +149,7 @@ pub(super) fn signed(who: &str, why: &str) -> Result<AuditNote, Fault> {
     let said = |name: &str, text: &str| {
         let text = text.trim();
         match text.len() {
-            0 => Err(Fault::new(
-                400,
-                format!("`{name}` is empty: say it in a few words, somebody will want to know"),
-            )),
+            0 => Err(Fault::new(400, format!("`{name}` is empty: give a name or reason for the audit log"))),
             1..=limits::REASON_MAX_BYTES => Ok(text.to_owned()),
             _ => Err(Fault::new(400, format!("`{name}` is longer than {} bytes", limits::REASON_MAX_BYTES))),
         }
@@ -174,7 +169,7 @@ impl Admin {
         };
         let parts = &self.inner.parts;
         let Some((path, options)) = parts.database.clone() else {
-            return Err(Fault::new(501, "this store lives in memory and cannot be mended"));
+            return Err(Fault::new(501, "admin operations need a database file; this store is in memory"));
         };
         let (clock, word, who) = (parts.clock.clone(), operation.word(), act.who.clone());
         let store = parts.store.clone();
@@ -188,7 +183,8 @@ impl Admin {
         };
         // The operation waits for SQLite's lock, so it must not block an async thread.
         let done = tokio::task::spawn_blocking(work).await;
-        let report = done.map_err(|_| Fault::new(500, "the act fell over: this is a bug"))??;
+        let report =
+            done.map_err(|_| Fault::new(500, "internal error while running the command; report the log"))??;
         tracing::info!(act = word, who, "done by hand: {}", report.message);
         // The operation may have made jobs due.
         parts.store.wake();

@@ -38,8 +38,12 @@ impl Target {
     pub(super) fn only(&self, known: &[&str]) -> Result<(), Fault> {
         match self.parameters.keys().find(|name| !known.contains(&name.as_str())) {
             None => Ok(()),
-            Some(name) if known.is_empty() => Err(Fault::new(400, format!("`{name}` is no parameter here"))),
-            Some(name) => Err(Fault::new(400, format!("`{name}` is none of {}", known.join(", ")))),
+            Some(name) if known.is_empty() => {
+                Err(Fault::new(400, format!("unknown parameter `{name}`: this path has none")))
+            }
+            Some(name) => {
+                Err(Fault::new(400, format!("unknown parameter `{name}`; use {}", known.join(", "))))
+            }
         }
     }
 

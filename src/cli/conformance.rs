@@ -106,7 +106,7 @@ async fn judged(suite: &Suite, progress: &mut Progress) -> Result<Judgement, Fai
         judgement = suite.judge_until(interrupted(), progress) => Ok(judgement?),
         () = twice => Err(Failure::new(
             Exit::TryAgain,
-            "stopped at once by a second interrupt; what was bought was not given back",
+            "stopped by a second interrupt; bought instances were not released",
         )),
     }
 }
@@ -129,15 +129,15 @@ fn suite(arguments: &ConformanceArguments) -> Result<Suite, Failure> {
     for url in std::iter::once(&arguments.to).chain(&arguments.sign_on_url) {
         // The test buys for real: a mistyped address must not reach a production system.
         if !url.is_loopback() && !arguments.yes {
-            let message = format!("{} is not this machine, and this buys there", url.authority());
+            let message = format!("{} is not this machine, and the test really buys there", url.authority());
             return Err(Failure::new(Exit::Usage, message).hint(
-                "add --yes if that is meant; what is bought is given back afterwards, but a receiver may have \
-                 made something for it meanwhile",
+                "add --yes to allow it; bought instances are released afterwards, but the endpoint may have \
+                 provisioned them",
             ));
         }
     }
     let zone = TimeZone::get(&arguments.timezone).map_err(|_| {
-        Failure::new(Exit::Usage, format!("`{}` is no time zone; one is Asia/Shanghai", arguments.timezone))
+        Failure::new(Exit::Usage, format!("`{}` is not a time zone, like Asia/Shanghai", arguments.timezone))
     })?;
     Ok(Suite {
         sign_on: arguments.sign_on_url.clone(),
@@ -178,7 +178,7 @@ fn kind_of(path: &Path) -> Result<Kind, Failure> {
         Some("html") => Ok(Kind::Html),
         _ => Err(Failure::new(
             Exit::Usage,
-            format!("`--report {}`: a report is a .md or a .html file", path.display()),
+            format!("`--report {}`: the file name must end in .md or .html", path.display()),
         )),
     }
 }
@@ -216,7 +216,7 @@ fn details(case: &Judged) -> Vec<String> {
     let mut lines = vec![case.rule.to_owned(), format!("source: {}", case.source)];
     lines.extend(case.exchanges.iter().flat_map(told));
     if case.left_out > 0 {
-        lines.push(format!("… and {} more alike", case.left_out));
+        lines.push(format!("… and {} similar ones", case.left_out));
     }
     lines
 }
@@ -258,7 +258,7 @@ fn tell(judgement: &Judgement, verbose: bool, output: &mut Output) -> Done {
 fn tell_left_behind(judgement: &Judgement, output: &mut Output) {
     if !judgement.left_behind.is_empty() {
         let ids = judgement.left_behind.join(", ");
-        output.print_error(&format!("warning: bought and not taken back: {}", shown(&ids)));
+        output.print_error(&format!("warning: instances that were bought and not released: {}", shown(&ids)));
     }
 }
 
@@ -269,7 +269,7 @@ fn verdict(judgement: &Judgement) -> Done {
     // A stopped test is no success, even if no case has failed so far.
     if judgement.stopped {
         let count = judgement.cases.len();
-        return Err(Failure::new(Exit::NotMet, format!("stopped before its end: {count} cases were judged")));
+        return Err(Failure::new(Exit::NotMet, format!("interrupted: only {count} cases were tested")));
     }
     let failed = judgement.count(Verdict::Failed);
     let cases = if failed == 1 { "case" } else { "cases" };

@@ -34,7 +34,7 @@ pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut
     let folder = tempfile::Builder::new()
         .prefix("spid-demo-")
         .tempdir()
-        .map_err(|error| Failure::new(Exit::Io, format!("no temporary folder could be made: {error}")))?;
+        .map_err(|error| Failure::new(Exit::Io, format!("cannot create a temporary folder: {error}")))?;
     // The demo uses the configuration of `serve --dev`.
     let config = Config::dev(&[], hook)?;
     let options = DaemonOptions::new(Some(folder.path().join("spid.db")), config.endpoints, config.runner);
@@ -48,7 +48,7 @@ async fn run(
     output: &mut Output,
 ) -> Done {
     let failed = |error: std::io::Error| {
-        Failure::new(Exit::Io, format!("no port could be had on this machine: {error}"))
+        Failure::new(Exit::Io, format!("cannot open a port on this machine: {error}"))
     };
     // Port 0 lets the system choose a free port, so that the demo runs beside a daemon.
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.map_err(failed)?;
@@ -72,7 +72,11 @@ async fn run(
         output.line(&summary(&report))?;
         output.line("next: `spid serve --dev`, then docs/hooks.md for a hook of your own")?;
     }
-    if report.passed { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the demo did not end as it should")) }
+    if report.passed {
+        Ok(())
+    } else {
+        Err(Failure::new(Exit::NotMet, "the demo failed: see the lines that begin with !!"))
+    }
 }
 
 fn target(daemon: &Daemon) -> Result<Target, Failure> {

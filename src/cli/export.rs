@@ -68,7 +68,8 @@ pub(super) fn callbacks(arguments: ExportCallbacksArguments, output: &mut Output
             .ok_or_else(|| Failure::new(Exit::NoInput, format!("there is no callback {number}")))?;
         // A pruned callback has no parameters left.
         if let Some(at) = callback.pruned_at {
-            let text = format!("what callback {number} said was pruned at {at}; there is nothing to export");
+            let text =
+                format!("the content of callback {number} was pruned at {at}; there is nothing to export");
             return Err(Failure::new(Exit::Data, text));
         }
         let own = row.instance.map(|instance| jobs_of(&reader, instance)).transpose()?;
@@ -88,7 +89,7 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
         return lines(&arguments, &reader, output);
     }
     let Some(id) = &arguments.id else {
-        return Err(Failure::new(Exit::Usage, "say which instance").hint("--as lines prints all of them"));
+        return Err(Failure::new(Exit::Usage, "no instance given").hint("--as lines prints all of them"));
     };
     let life = reader.life(id, arguments.account.as_deref())?;
     let row = life.instance.clone();
@@ -97,17 +98,17 @@ pub(super) fn instance(arguments: ExportInstanceArguments, output: &mut Output) 
     let left_out = kept.iter().filter(|one| one.became == Became::Open).count();
     if left_out > 0 {
         output.print_error(&format!(
-            "hint: {left_out} of its callbacks are left out: they have not ended, or ended by a hook or by hand, or were pruned"
+            "hint: {left_out} callbacks are left out: unfinished, ended by the hook or an operator, or pruned"
         ));
     }
     if !kept.iter().any(|one| one.became == Became::Done && one.callback.action == Action::Create) {
         output.print_error(
-            "warning: there is no purchase among what was kept, so an empty receiver has nothing to go on with",
+            "warning: the recorded callbacks contain no purchase, so an empty endpoint cannot carry out the others",
         );
     }
     let kept: Vec<Kept> = kept.into_iter().filter(|one| one.became != Became::Open).collect();
     let name = if arguments.export.keep_personal { id.as_str() } else { "an instance" };
-    write(&arguments.export, format!("The life of {name}, as it was recorded"), Some(row), &kept, output)
+    write(&arguments.export, format!("History of {name}, as recorded"), Some(row), &kept, output)
 }
 
 /// Prints instances as JSON lines, the oldest first.
@@ -134,12 +135,12 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
     })?;
     if pending > 0 {
         output.print_error(&format!(
-            "warning: {pending} pending instances are left out: there is nothing of them yet but a create that has not ended"
+            "warning: {pending} pending instances are left out: their create has not ended"
         ));
     }
     if owing > 0 {
         output.print_error(&format!(
-            "warning: for {owing} of these instances something is still owed, and that is not in the lines: see `spid jobs list`"
+            "warning: {owing} of these instances have unfinished jobs, which the lines do not contain: see `spid jobs list`"
         ));
     }
     Ok(())

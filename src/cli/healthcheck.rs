@@ -65,7 +65,7 @@ impl HealthcheckArguments {
                 let admin = here(config::admin_of(file, &ProcessEnvironment)?);
                 format!("http://{admin}/{}", if self.live { "livez" } else { "readyz" })
             }
-            (None, None) => return Err(Failure::new(Exit::Usage, "there is neither --config nor --url")),
+            (None, None) => return Err(Failure::new(Exit::Usage, "give --config or --url")),
         };
         text.parse().map_err(|error| Failure::new(Exit::Usage, format!("--url: {error}")))
     }

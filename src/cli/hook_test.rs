@@ -125,7 +125,7 @@ fn span(text: &str) -> Result<Duration, String> {
 fn action(text: &str) -> Result<Action, String> {
     Action::from_word(text).ok_or_else(|| {
         let words: Vec<&str> = Action::ALL.into_iter().map(Action::as_str).collect();
-        format!("there is {}", words.join(", "))
+        format!("use {}", words.join(", "))
     })
 }
 
@@ -189,13 +189,15 @@ impl TestArguments {
         }
         // Without an option only a program that embeds spid has a hook.
         let hook = in_process.ok_or_else(|| {
-            Failure::new(Exit::Usage, "which hook?").hint("--exec CMD…, --http URL or --config FILE")
+            Failure::new(Exit::Usage, "no hook given").hint("--exec CMD…, --http URL or --config FILE")
         })?;
         Ok((hook, None))
     }
 
     fn keys(&self) -> Result<WebhookKeys, Failure> {
-        let missing = || "a call is signed: name the secret with --secret-file or --secret-env".to_owned();
+        let missing = || {
+            "calls to an HTTP hook are signed: give the secret with --secret-file or --secret-env".to_owned()
+        };
         let mut secrets: Vec<Result<Secret, String>> =
             self.secret_file.iter().map(|path| config::read_key(path)).collect();
         secrets.extend(self.secret_env.as_ref().map(|name| {

@@ -42,7 +42,8 @@ impl KeyArguments {
         };
         let key = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
         let key = key.map_err(|text| Failure::new(Exit::Config, format!("`{from}`: {text}")))?;
-        Keys::new(vec![key]).ok_or_else(|| Failure::new(Exit::Bug, "a key is no key"))
+        Keys::new(vec![key])
+            .ok_or_else(|| Failure::new(Exit::Bug, "internal error: the list of keys is empty"))
     }
 }
 

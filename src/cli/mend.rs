@@ -53,10 +53,7 @@ impl ActArguments {
 /// Audit information of an operation: the acting person and the reason.
 pub(super) fn act(who: Option<&str>, why: &str) -> Result<AuditNote, Failure> {
     if why.trim().is_empty() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "`--why` is empty: say it in a few words, somebody will want to know",
-        ));
+        return Err(Failure::new(Exit::Usage, "`--why` is empty: give a reason for the audit log"));
     }
     // Under sudo the user who called sudo is the person who acts, not root.
     let known = || ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| ProcessEnvironment.get(name));
@@ -94,17 +91,17 @@ pub(super) fn retry(arguments: JobArguments, output: &mut Output) -> Done {
     match operations.retry(id, &act)? {
         None => output.line(&format!("job {id} is due now")),
         // The jobs of an instance run in order.
-        Some(ahead) => output.line(&format!("job {id} is due once job {ahead} before it has ended")),
+        Some(ahead) => {
+            output.line(&format!("job {id} is due when job {ahead}, which is before it, has ended"))
+        }
     }
 }
 
 pub(super) fn drop_job(arguments: JobArguments, output: &mut Output) -> Done {
     let (mut operations, act) = arguments.act.begin()?;
     operations.drop_job(arguments.id, &act)?;
-    output.line(&format!(
-        "job {} is dropped; if the marketplace still calls for it, that is a new job",
-        arguments.id
-    ))
+    output
+        .line(&format!("job {} is dropped; another delivery of the callback creates a new job", arguments.id))
 }
 
 #[derive(Args)]
@@ -131,7 +128,7 @@ pub(super) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done 
         .instead
         .map(|word| {
             Instead::from_word(&word).ok_or_else(|| {
-                Failure::new(Exit::Usage, format!("`--as {word}`: there is renew, upgrade and conversion"))
+                Failure::new(Exit::Usage, format!("`--as {word}`: use renew, upgrade or conversion"))
             })
         })
         .transpose()?;
@@ -150,7 +147,7 @@ fn say_approved(approved: &Approved, output: &mut Output) -> Done {
 pub(super) fn reject(arguments: RejectArguments, output: &mut Output) -> Done {
     let (mut operations, act) = arguments.act.begin()?;
     operations.reject(arguments.number, &act)?;
-    output.line(&format!("callback {} is refused, and so are its redeliveries", arguments.number))
+    output.line(&format!("callback {} is rejected, and so are its redeliveries", arguments.number))
 }
 
 pub(super) fn settle(arguments: RejectArguments, output: &mut Output) -> Done {
@@ -175,7 +172,7 @@ pub(super) fn dismiss(arguments: DismissArguments, output: &mut Output) -> Done 
     let (mut operations, act) = arguments.act.begin()?;
     for number in arguments.numbers {
         operations.dismiss(number, &act)?;
-        output.line(&format!("callback {number} is off the list of what needs attention"))?;
+        output.line(&format!("callback {number} is removed from the attention list"))?;
     }
     Ok(())
 }
@@ -195,10 +192,7 @@ pub(super) fn complete_job(arguments: CompleteJobArguments, output: &mut Output)
     let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
     let (mut operations, act) = arguments.act.begin()?;
     let action = operations.complete_job(arguments.id, &answer, &act)?;
-    output.line(&format!(
-        "job {}, a {action}, is done; the marketplace hears it when it calls again",
-        arguments.id
-    ))
+    output.line(&format!("job {} ({action}) is complete; spid reports it at the next delivery", arguments.id))
 }
 
 #[derive(Args)]
@@ -225,7 +219,7 @@ pub(super) fn complete(arguments: CompleteArguments, output: &mut Output) -> Don
     let (mut operations, act) = arguments.act.begin()?;
     let action = operations.complete(row.number, &answer, &act)?;
     output.line(&format!(
-        "the {action} of {} is done; the marketplace hears it when it calls again",
+        "the {action} of {} is complete; spid reports it at the next delivery",
         shown(&arguments.id)
     ))
 }
@@ -323,7 +317,7 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
     for name in released_before {
         let name = shown(&name);
         output.print_error(&format!(
-            "note: the marketplace asked for the release of {name} before it was known here, and nothing was done; it is live now. The next release of the marketplace runs, or `spid instances release {name} --why …`"
+            "note: the marketplace released {name} before it was imported, so no hook ran; the instance is live now. Its next release runs, or release it with `spid instances release {name} --why …`"
         ));
     }
     Ok(())
@@ -332,8 +326,8 @@ pub(super) fn import(arguments: ImportArguments, output: &mut Output) -> Done {
 /// Refuses unknown accounts: no callback would ever find an instance that is stored under a mistyped account.
 fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Failure> {
     let Some(known) = known else {
-        return Err(Failure::new(Exit::Usage, "without a configuration the accounts cannot be checked")
-            .hint("name it with --config FILE, or say --any-account"));
+        return Err(Failure::new(Exit::Usage, "the accounts cannot be checked without a configuration")
+            .hint("give --config FILE, or --any-account"));
     };
     let known: Vec<&str> = known.iter().map(String::as_str).collect();
     let wrong = |import: &Import| {
@@ -347,7 +341,7 @@ fn check_accounts(imports: &[Import], known: Option<&[String]>) -> Result<(), Fa
         return Ok(());
     }
     Err(Failure::new(Exit::Data, wrong.join("\n"))
-        .hint("nothing was imported; --any-account takes them all the same"))
+        .hint("nothing was imported; --any-account imports them without this check"))
 }
 
 fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
@@ -358,7 +352,9 @@ fn imports(text: &str, file: &Path) -> Result<Vec<Import>, Failure> {
         let origin = format!("{}:{}", file.display(), index + 1);
         match serde_json::from_str::<InstanceLine>(line) {
             Ok(line) if line.is_pending() => {
-                wrong.push(format!("{origin}: an instance that is pending has no create here to wait for"));
+                wrong.push(format!(
+                    "{origin}: the instance is pending, and its create is not in this database"
+                ));
             }
             Ok(line) => imports.push(line.import(origin)),
             Err(error) => wrong.push(format!("{origin}: {error}")),
@@ -389,7 +385,7 @@ pub(super) struct ResendArguments {
 pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     if !arguments.to.is_loopback() && !arguments.yes {
         return Err(Failure::new(Exit::Usage, format!("{} is not this machine", arguments.to.authority()))
-            .hint("add --yes if that is meant"));
+            .hint("add --yes to allow it"));
     }
     let found = arguments.act.store.reader()?.callback(arguments.number)?;
     let (_, callback) = found
@@ -402,8 +398,10 @@ pub(super) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     if let Some(at) = callback.pruned_at {
-        let text =
-            format!("what callback {} said was pruned at {at}; there is nothing to send", arguments.number);
+        let text = format!(
+            "the content of callback {} was pruned at {at}; there is nothing to send",
+            arguments.number
+        );
         return Err(Failure::new(Exit::Data, text));
     }
     // The option overrides the stored dialect.
@@ -436,7 +434,7 @@ pub(super) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
     let (path, _) = arguments.store.place()?;
     crate::store::backup(&path, &arguments.file).map_err(not_there)?;
     output.line(&format!(
-        "{} is a copy of {}; keep the sealing key beside the original somewhere else",
+        "{} is a copy of {}; store a copy of the sealing key in another place",
         arguments.file.display(),
         path.display()
     ))
@@ -455,14 +453,14 @@ pub(super) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done 
     let (path, options) = arguments.act.store.place()?;
     let Restored { held, missing_key } =
         crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
-    output.line(&format!("{} is restored; unfinished jobs that are held now: {held}", path.display()))?;
+    output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;
     // The backup may be old: the marketplace's or the seller's side may have moved on since.
     if held > 0 {
         output.print_error("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
     }
     if let Some(key) = missing_key {
         output.print_error(&format!(
-            "warning: there is no sealing key at {}: put the old one there before the daemon starts and makes a new one, or the passwords and licence keys in this database are never told again (ids and addresses are)",
+            "warning: no sealing key at {}: put the old key there before the daemon starts and creates a new one; without it the stored passwords and license keys cannot be repeated",
             key.display()
         ));
     }

@@ -272,7 +272,7 @@ impl StoreArguments {
             (Some(_), config) if is_typed(config.as_deref()) => {
                 return Err(Failure::new(
                     Exit::Usage,
-                    "`--db` and `--config` both name a database: give one",
+                    "`--db` and `--config` both name a database: give only one",
                 ));
             }
             (Some(db), _) => (db.clone(), StoreOptions::default()),

@@ -45,8 +45,9 @@ impl Output {
 
     /// Writes a value as indented JSON.
     pub(super) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|error| Failure::new(Exit::Bug, format!("the answer is not JSON: {error}")))?;
+        let text = serde_json::to_string_pretty(value).map_err(|error| {
+            Failure::new(Exit::Bug, format!("internal error: the output cannot be written as JSON: {error}"))
+        })?;
         self.line(&text::plain_json(&text))
     }
 

@@ -96,7 +96,9 @@ impl Reloader {
             Ok(Ok(read)) => read,
             Ok(Err(why)) => return Outcome::Kept { why },
             Err(error) => {
-                return Outcome::Kept { why: format!("reading it failed, which is a bug: {error}") };
+                return Outcome::Kept {
+                    why: format!("internal error while reading the configuration: {error}"),
+                };
             }
         };
         // Keys that a running daemon cannot change: refuse the whole reload, so that no half of it applies.

@@ -101,8 +101,8 @@ fn target(arguments: &ReplayArguments) -> Result<Target, Failure> {
         if !url.is_loopback() && !arguments.yes {
             let authority = url.authority();
             let message =
-                format!("{authority} is not this machine, and a replay looks like real customers there");
-            return Err(Failure::new(Exit::Usage, message).hint("add --yes if that is meant"));
+                format!("{authority} is not this machine, and would treat the replay as real orders");
+            return Err(Failure::new(Exit::Usage, message).hint("add --yes to allow it"));
         }
     }
     Ok(target)

@@ -79,7 +79,7 @@ pub(super) fn print(secrets: Option<Vec<Secrets>>, output: &mut Output) -> Done 
     let Some(secrets) = secrets else { return Ok(()) };
     output.line("")?;
     if secrets.is_empty() {
-        return output.line("nothing of it is sealed");
+        return output.line("no encrypted fields");
     }
     for Secrets { job, action, values } in secrets {
         output.line(&format!("job {job} ({action}) answered"))?;

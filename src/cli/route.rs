@@ -83,7 +83,7 @@ pub(super) fn route(arguments: RouteArguments, hook: Option<AnyHook>, output: &m
 /// Endpoint of the order: the one that was named, or the only one.
 fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Failure> {
     let names: Vec<&str> = config.endpoints.iter().map(|(_, endpoint)| &*endpoint.name).collect();
-    let known = || format!("there is {}", names.join(", "));
+    let known = || format!("use {}", names.join(", "));
     match (named, names.as_slice()) {
         (None, [only]) => Ok(only),
         (None, _) => {

@@ -76,7 +76,7 @@ impl Observer for Narrator<'_> {
 
     fn looked(&mut self, name: &str, seen: Option<&Seen>) {
         if self.left_out > 0 {
-            self.say(&format!("     … and {} more alike", self.left_out));
+            self.say(&format!("     … and {} similar ones", self.left_out));
         }
         match seen {
             Some(seen) => self.say(&format!("     instance {}: {}", shown(name), described(seen))),
@@ -89,16 +89,14 @@ impl Observer for Narrator<'_> {
             self.say(&format!("  !! {failure}"));
         }
         for what in &step.not_checked {
-            self.say(&format!(
-                "     {what}: not checked, because the store was not named (--db or --config)"
-            ));
+            self.say(&format!("     {what}: not checked, because no database was given (--db or --config)"));
         }
     }
 }
 
 fn described(seen: &Seen) -> String {
     let mut text = match seen.state {
-        State::Frozen => "frozen (data kept, no use)".to_owned(),
+        State::Frozen => "frozen (data kept, access blocked)".to_owned(),
         state => state.to_string(),
     };
     if let Some(sku) = &seen.sku {

@@ -76,10 +76,10 @@ fn status(arguments: &StatusArguments, output: &mut Output) -> Done {
     };
     output.table(&["KEY", "WHICH", "SEALED"], &lines.iter().map(cells).collect::<Vec<_>>())?;
     if lines.iter().any(|line| line.which == "unknown") {
-        output.print_error("warning: what an unknown key has sealed cannot be told; put that key into `store.sealing_keys`, if there still is one");
+        output.print_error("warning: answers of an unknown key cannot be decrypted; add the key to `store.sealing_keys` if you still have it");
     }
     if lines.iter().any(|line| line.which == "unnamed") {
-        output.print_error("warning: what is unnamed was kept by an older spid and does not say with which key; each listed key is tried. Keep every key listed that was used here till `spid seal rotate` has sealed it anew; what `rotate` leaves unnamed was sealed with a key that is not listed");
+        output.print_error("warning: unnamed answers were stored by an older spid without a key id, so each listed key is tried. Keep every used key listed until `spid seal rotate` has re-encrypted them; answers that stay unnamed need a key that is not listed");
     }
     Ok(())
 }
@@ -100,7 +100,7 @@ fn key_lines(known: &[KeyId], mut sealed: BTreeMap<Option<KeyId>, u64>) -> Vec<K
 
 fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
     let (mut operations, act) = arguments.act.begin()?;
-    let mut ticker = Ticker::new("answers sealed anew");
+    let mut ticker = Ticker::new("answers re-encrypted");
     let done = operations.reencrypt(!arguments.keep_traces, &act, &mut |count| ticker.tell(count));
     ticker.end();
     let done = done?;
@@ -108,7 +108,7 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
         output.json(&done)?;
     } else {
         output.line(&format!(
-            "{} answers are sealed anew with the key {}; {} are sealed with another one",
+            "{} answers re-encrypted with key {}; {} still need another key",
             done.resealed, done.key, done.remaining
         ))?;
     }
@@ -116,18 +116,18 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
     if done.remaining > 0 {
         return Err(Failure::new(
             Exit::NotMet,
-            format!("{} answers are sealed with another key still, so it must not go", done.remaining),
+            format!("{} answers still need another key: do not remove it", done.remaining),
         )
-        .hint("`spid seal status` says which, and what is unnamed: put that key into `store.sealing_keys`, behind the current one, and say this again"));
+        .hint("`spid seal status` lists the keys: add the missing one to `store.sealing_keys` after the current one, and run the command again"));
     }
     if done.traceless {
-        output.print_error("hint: nothing in the database needs the old key any more; what it sealed still stands in older backups");
+        output.print_error("hint: the database does not need the old key any more; older backups still do");
     } else if arguments.keep_traces {
-        output.print_error("hint: what the old key opens may still stand in unused room of the file; without --keep-traces it is written anew");
+        output.print_error("hint: unused space in the file may contain data that the old key decrypts; run again without --keep-traces to rewrite the file");
     } else {
         return Err(Failure::new(
             Exit::TryAgain,
-            "the write-ahead log is being read all the time, and could not be emptied: what the old key opens may still stand there",
+            "the write-ahead log could not be truncated because a reader is active, so it may contain data that the old key decrypts; run the command again",
         ));
     }
     Ok(())

@@ -127,16 +127,13 @@ impl ServeArguments {
     fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
         let dev = self.mode.dev;
         if dev && is_typed(self.mode.config.as_deref()) {
-            return Err(Failure::new(
-                Exit::Usage,
-                "`--dev` goes without a configuration: give `--config` or `--dev`",
-            ));
+            return Err(Failure::new(Exit::Usage, "`--dev` and `--config` exclude each other: give one"));
         }
         // With the public key of `--dev`, other machines could sign requests.
         if let Some(listen) = self.listen.filter(|listen| dev && !listen.ip().is_loopback()) {
             return Err(Failure::new(
                 Exit::Usage,
-                format!("--dev has a key everybody knows, so it listens on loopback only, not on {listen}"),
+                format!("--dev uses a public key, so it can listen only on loopback, not on {listen}"),
             )
             .hint("write a configuration with a key of your own"));
         }
@@ -204,7 +201,10 @@ async fn listen(
     let listener = match supervised::handed(sockets.spi, Some(config.listen))? {
         // The configuration checks only `server.listen`, so a socket of the supervisor is checked here.
         Some(listener) if dev || config.has_known_key() => {
-            supervised::only_on_this_machine(&listener, "an endpoint has a key that everyone knows")?;
+            supervised::only_on_this_machine(
+                &listener,
+                "an endpoint uses the public key of the documentation",
+            )?;
             listener
         }
         Some(listener) => listener,
@@ -212,7 +212,7 @@ async fn listen(
     };
     let admin = match (supervised::handed(sockets.admin, config.admin_listen)?, config.admin_listen) {
         (Some(listener), _) => {
-            supervised::only_on_this_machine(&listener, "whoever reaches the admin listener sees totals")?;
+            supervised::only_on_this_machine(&listener, "the admin listener shows totals without a token")?;
             Some(listener)
         }
         (None, Some(address)) => Some(bind(address).await?),
@@ -350,7 +350,7 @@ impl Signals {
         supervisor.stopping("answering what is in flight, letting hooks end");
         match broken {
             None => tracing::info!("stopping"),
-            Some(part) => tracing::error!(part, "a part of the daemon ended by itself; stopping"),
+            Some(part) => tracing::error!(part, "a component stopped unexpectedly; stopping the daemon"),
         }
         // Second phase: the stop itself. Its steps have time limits, and a second signal ends it at once.
         tokio::select! {
@@ -361,13 +361,13 @@ impl Signals {
             }
             // Never completes: it only prevents the watchdog from ending the stop.
             () = supervised::feed_watchdog_while_stopping(supervisor) => Ok(()),
-            () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; what was not finished is finished at the next start")),
+            () = stop() => Err(Failure::new(Exit::TryAgain, "stopped at once by a second signal; unfinished work continues at the next start")),
         }
     }
 }
 
 fn ended(part: &str) -> Failure {
-    let message = format!("the {part} ended by itself; nothing that was acknowledged is lost");
+    let message = format!("the {part} stopped unexpectedly; no acknowledged callback is lost");
     Failure::new(Exit::Bug, message).hint("start it again, and report what the log says above this")
 }
 

@@ -18,7 +18,7 @@ use spid_hook::instance::State;
 use spid_hook::time::Clock;
 
 const JOB_HINT: &str = "hint: a dead or held job: `spid jobs show JOB`, then `spid jobs retry JOB --why …`, `spid jobs drop JOB --why …`, or do it by hand and `spid instances complete INSTANCE --why …`";
-const RESET_HINT: &str = "hint: the marketplace stops calling after its last try; reset the count on the seller's production message retry page";
+const RESET_HINT: &str = "hint: the marketplace stops after its delivery limit; reset the count on the seller's production message retry page";
 
 #[derive(Args)]
 pub(super) struct ListArguments {
@@ -180,7 +180,7 @@ impl From<ViewError> for Failure {
             ViewError::Store(error) => error.into(),
             ViewError::NotFound(_) => Failure::new(Exit::NoInput, text),
             ViewError::NoInstance(_) => {
-                Failure::new(Exit::NoInput, text).hint("spid instances list shows those that are known")
+                Failure::new(Exit::NoInput, text).hint("`spid instances list` lists the known instances")
             }
             ViewError::Several { name, accounts } => {
                 Failure::new(Exit::Usage, format!("several accounts have an instance with the name `{name}`"))
@@ -221,7 +221,7 @@ pub(super) fn instances(command: InstancesCommand, output: &mut Output) -> Done 
 }
 
 fn known<T>(word: &str, found: Option<T>, words: &str) -> Result<T, Failure> {
-    found.ok_or_else(|| Failure::new(Exit::Usage, format!("`{word}` is not a state; there is {words}")))
+    found.ok_or_else(|| Failure::new(Exit::Usage, format!("`{word}` is not a state; use {words}")))
 }
 
 fn instances_table(rows: &[InstanceRow], output: &mut Output) -> Done {
@@ -327,7 +327,7 @@ fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
             text(row.note.as_deref()),
         ]
     };
-    let header = ["JOB", "ACTION", "STATE", "ATTEMPTS", "MADE", "DUE/ENDED", "NOTE"];
+    let header = ["JOB", "ACTION", "STATE", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
 }
 
@@ -378,7 +378,7 @@ fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut 
         // Half is early enough to act before the marketplace gives up.
         if row.deliveries >= delivery_limit.div_ceil(2) {
             output.print_error(&format!(
-                "warning: callback {} ({}): {} of the marketplace's {delivery_limit} tries are spent",
+                "warning: callback {} ({}): {} of the marketplace's {delivery_limit} deliveries are used",
                 row.number, row.action, row.deliveries
             ));
         }
@@ -398,7 +398,7 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
             text(row.reason.as_deref()),
         ]
     };
-    let header = ["CALLBACK", "ACTION", "ENDPOINT", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
+    let header = ["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     warn_of_budget(rows.iter(), output);
     Ok(())
@@ -419,8 +419,18 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
             text(row.reason.as_deref()),
         ]
     };
-    let header =
-        ["CALLBACK", "ACTION", "ENDPOINT", "INSTANCE", "BUYER", "BECAME", "TRIES", "FIRST", "TOLD", "REASON"];
+    let header = [
+        "CALLBACK",
+        "ACTION",
+        "ENDPOINT",
+        "INSTANCE",
+        "BUYER",
+        "RESULT",
+        "DELIVERIES",
+        "FIRST",
+        "REPORTED",
+        "REASON",
+    ];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     warn_of_budget(rows.iter().map(|listed| &listed.row), output);
     Ok(())
@@ -442,7 +452,7 @@ fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
         output.line(&format!("job {job}, trace {trace}"))?;
     }
     if let Some(at) = detail.callback.pruned_at {
-        output.line(&format!("what it said was pruned at {at}"))?;
+        output.line(&format!("the content was pruned at {at}"))?;
     }
     for (name, value) in detail.callback.parameters.iter() {
         output.line(&format!("  {} = {}", shown(name), shown(value)))?;

@@ -75,7 +75,7 @@ fn print_whole(request: &OutRequest, url: &str, body: &str, output: &mut Output)
 pub(super) fn dialect_named(name: &str) -> Result<&'static dyn Dialect, Failure> {
     dialect::by_name(name).ok_or_else(|| {
         let known: Vec<&str> = dialect::names().collect();
-        Failure::new(Exit::Usage, format!("`{name}` is not a dialect; there is {}", known.join(", ")))
+        Failure::new(Exit::Usage, format!("`{name}` is not a dialect; use {}", known.join(", ")))
     })
 }
 

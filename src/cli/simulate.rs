@@ -82,23 +82,27 @@ fn verdict(summary: &Summary, all: usize) -> Done {
     // An interrupted simulation is no success: the remaining orders were not tested.
     if summary.is_clean() && summary.orders < all {
         let through = summary.orders;
-        return Err(Failure::new(Exit::NotMet, format!("stopped: {through} of {all} orders were through")));
+        return Err(Failure::new(
+            Exit::NotMet,
+            format!("interrupted: {through} of {all} orders were finished"),
+        ));
     }
     if summary.is_clean() {
         return Ok(());
     }
     let count: u64 = summary.losses.values().map(|sum| sum.count).sum();
-    let times = if count == 1 { "time" } else { "times" };
-    Err(Failure::new(Exit::NotMet, format!("something went wrong {count} {times}"))
-        .hint(format!("the same market again: --seed {}", summary.seed)))
+    let losses = if count == 1 { "loss" } else { "losses" };
+    Err(Failure::new(Exit::NotMet, format!("the simulation found {count} {losses}"))
+        .hint(format!("repeat this run with --seed {}", summary.seed)))
 }
 
 fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
     // The simulation buys for real: a mistyped address must not reach a production system.
     if !arguments.to.is_loopback() && !arguments.yes {
-        let message = format!("{} is not this machine, and this buys there", arguments.to.authority());
+        let message =
+            format!("{} is not this machine, and the simulation really buys there", arguments.to.authority());
         return Err(Failure::new(Exit::Usage, message)
-            .hint("add --yes if that is meant; nothing is given back but what the market itself releases"));
+            .hint("add --yes to allow it; only instances that the simulation releases are given back"));
     }
     if arguments.day.0 > DAY_MAX.0 {
         return Err(Failure::new(Exit::Usage, format!("`--day` can be at most {DAY_MAX}")));
@@ -123,7 +127,7 @@ fn market(arguments: &SimulateArguments) -> Result<Market, Failure> {
 
 fn bar(orders: u32) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(u64::from(orders)), ProgressDrawTarget::stderr());
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders through");
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders finished");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
 }
@@ -131,8 +135,12 @@ fn bar(orders: u32) -> ProgressBar {
 fn lines(ledger: &Ledger) -> Result<String, Failure> {
     let mut text = String::new();
     for entry in ledger.entries() {
-        let line = serde_json::to_string(entry)
-            .map_err(|error| Failure::new(Exit::Bug, format!("an account is not JSON: {error}")))?;
+        let line = serde_json::to_string(entry).map_err(|error| {
+            Failure::new(
+                Exit::Bug,
+                format!("internal error: a ledger entry cannot be written as JSON: {error}"),
+            )
+        })?;
         text.push_str(&plain_json(&line));
         text.push('\n');
     }

@@ -42,7 +42,7 @@ pub(super) fn handed(
     };
     let address = listener.local_addr().map_err(failed)?;
     if configured.is_some_and(|configured| configured != address) {
-        tracing::info!(%address, "listening on the socket that was handed over, not on the configured address");
+        tracing::info!(%address, "listening on the supervisor's socket instead of the configured address");
     }
     Ok(Some(listener))
 }
@@ -70,7 +70,7 @@ pub(super) async fn feed_watchdog(supervisor: &Supervisor, daemon: &Daemon) {
             Ok(()) => supervisor.alive(),
             // Without a notification the supervisor's timeout expires, and it restarts the daemon.
             Err(part) => {
-                tracing::error!(part, "no sign of life; the supervisor is not told that all is well")
+                tracing::error!(part, "a component makes no progress; the watchdog is not notified")
             }
         }
         sleep(every).await;

@@ -78,8 +78,8 @@ impl PruneArguments {
     fn options(&self) -> Result<PruneOptions, Failure> {
         // Only the configuration knows `policy.secrets_window`: the default could be too short.
         if self.secrets && !self.store.is_configured() {
-            let message = "`--secrets` without a configuration might forget passwords that are still told";
-            let hint = "give --config FILE in place of --db: it says for how long passwords are repeated";
+            let message = "`--secrets` needs a configuration: without it, passwords that are still repeated could be deleted";
+            let hint = "use --config FILE instead of --db: `policy.secrets_window` says how long passwords are repeated";
             return Err(Failure::new(Exit::Usage, message).hint(hint));
         }
         Ok(PruneOptions {
@@ -101,7 +101,7 @@ fn millis(age: Duration) -> Result<i64, Failure> {
 pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     let (act, options) = (arguments.act()?, arguments.options()?);
     let mut operations = mend::operations(&arguments.store)?;
-    let mut ticker = Ticker::new("rows looked at");
+    let mut ticker = Ticker::new("rows examined");
     let pruned = operations.prune(options, &act, &mut |count| ticker.tell(count));
     // Clear the progress line before the result or an error is printed.
     ticker.end();
@@ -115,9 +115,9 @@ pub(super) fn prune(arguments: &PruneArguments, output: &mut Output) -> Done {
     if arguments.vacuum && !pruned.traceless {
         return Err(Failure::new(
             Exit::TryAgain,
-            "the write-ahead log is being read all the time, and could not be emptied: what was pruned may still stand there",
+            "the write-ahead log could not be truncated because a reader is active; it may still contain pruned data",
         )
-        .hint("say it again once whoever reads the database for so long has ended"));
+        .hint("run the command again when no long read of the database is active"));
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ pub(super) fn verify(arguments: VerifyArguments, output: &mut Output) -> Done {
     } else {
         print(&verdict, output)?;
     }
-    if verdict.verified { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the signature does not hold")) }
+    if verdict.verified { Ok(()) } else { Err(Failure::new(Exit::NotMet, "the signature is not valid")) }
 }
 
 fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
@@ -145,9 +145,9 @@ fn headers(arguments: &VerifyArguments) -> Result<Vec<(String, String)>, Failure
 
 fn print(verdict: &Verdict, output: &mut Output) -> Done {
     match &verdict.key {
-        Some(label) => output.line(&format!("the signature holds: key `{label}`"))?,
+        Some(label) => output.line(&format!("the signature is valid: key `{label}`"))?,
         None => output.line(&format!(
-            "the signature does not hold: {}",
+            "the signature is not valid: {}",
             verdict.explanation.as_deref().unwrap_or_default()
         ))?,
     }
@@ -157,7 +157,7 @@ fn print(verdict: &Verdict, output: &mut Output) -> Done {
     if let Some(callback) = &verdict.callback {
         output.line(&format!("action: {}", callback.action))?;
         for issue in &callback.issues {
-            output.line(&format!("it would be held: {issue}"))?;
+            output.line(&format!("the callback would be held: {issue}"))?;
         }
     }
     Ok(())

@@ -61,13 +61,13 @@ fn look_at_store(table: &Table<'_>, database: &Path, options: &StoreOptions) -> 
     let sealed = sealed.unwrap_or_default();
     let Some(known) = known else {
         let lost = sealed.iter().any(|(_, count)| *count > 0);
-        return lost.then(|| "the sealing key of the database is missing: a start makes a new one, and passwords given out before cannot be told again".to_owned()).into_iter().collect();
+        return lost.then(|| "the sealing key of the database is missing: a start creates a new one, and stored passwords cannot be repeated".to_owned()).into_iter().collect();
     };
     // Answers of a key that is not configured do not prevent a start, but their passwords cannot be decrypted.
     let mut warnings: Vec<String> = of_unnamed(&sealed, database, &known).into_iter().collect();
     let unknown =
         sealed.into_iter().filter_map(|(id, count)| Some((id.filter(|id| !known.contains(id))?, count)));
-    warnings.extend(unknown.map(|(id, count)| format!("{count} answers are sealed with the key {id}, which is not among `store.sealing_keys`: their passwords cannot be told")));
+    warnings.extend(unknown.map(|(id, count)| format!("{count} answers are encrypted with key {id}, which `store.sealing_keys` does not list: their passwords cannot be decrypted")));
     warnings
 }
 
@@ -76,7 +76,7 @@ fn of_unnamed(sealed: &Sealed, database: &Path, known: &[KeyId]) -> Option<Strin
     let count = sealed.get(&None).filter(|count| **count > 0)?;
     let key = StoreOptions::unlisted_key(database, known)?;
     Some(format!(
-        "{count} answers were sealed by an older spid and do not say with which key; `{}` is there and not among `store.sealing_keys`: list it until `spid seal rotate` has sealed them anew",
+        "{count} answers of an older spid have no key id; `{}` exists and `store.sealing_keys` does not list it: list it until `spid seal rotate` has re-encrypted them",
         key.display()
     ))
 }

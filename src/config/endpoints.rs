@@ -37,7 +37,10 @@ pub(super) struct Endpoints {
 pub(super) fn endpoints(root: &Table<'_>, listen: SocketAddr) -> Endpoints {
     let tables = root.tables("endpoint", false);
     if root.lacks("endpoint") {
-        root.mistake("endpoint", "there is none: add an [[endpoint]] with name, path, dialect and keys");
+        root.mistake(
+            "endpoint",
+            "no endpoint is configured: add an [[endpoint]] with name, path, dialect and keys",
+        );
     }
     let (mut names, mut paths, mut sound) = (Vec::new(), Vec::new(), Vec::new());
     let (mut allow, mut lookup_clients) = (HashMap::new(), Vec::new());
@@ -91,7 +94,7 @@ fn refuse_shared_key(
         }
         if let Some((own, label)) = endpoint.keys.shared_with(&other.keys) {
             table.mistake("keys", format!(
-                "the key `{own}` is also the key `{label}` of endpoint `{}`, whose account is another one: a request signed for one holds at both; give each account its own key, or write `shared_key = true` in both if this is meant",
+                "the key `{own}` is also the key `{label}` of endpoint `{}`, which has another account: a request signed for one is valid at both; give each account its own key, or write `shared_key = true` in both if this is meant",
                 other.name
             ));
         }
@@ -103,7 +106,7 @@ fn refuse_shared_key(
 fn refuse_known_key(table: &Table<'_>, endpoint: &Endpoint, listen: SocketAddr) {
     if !listen.ip().is_loopback() && is_known_key(&endpoint.keys) {
         table.mistake("keys", format!(
-            "the key `{DEV_KEY}` stands in the documentation, so everyone can sign with it, and `server.listen` is {listen}; use the marketplace's key, or listen on 127.0.0.1"
+            "the key `{DEV_KEY}` is public (it is in the documentation), so everyone can sign with it, and `server.listen` is {listen}; use the marketplace's key, or listen on 127.0.0.1"
         ));
     }
 }
@@ -126,7 +129,7 @@ fn endpoint(table: &Table<'_>, name: &str, dialect: Option<&'static dyn Dialect>
 fn account(table: &Table<'_>, name: &str) -> String {
     table.text("account").unwrap_or_else(|| {
         table.warning(format!(
-            "it has no `account`, so its instances are kept under its name and a new name would lose them: write `account = \"{name}\"`"
+            "no `account`: instances are stored under the endpoint's name, and a changed name would lose them; write `account = \"{name}\"`"
         ));
         name.to_owned()
     })
@@ -165,7 +168,7 @@ fn fault_of_path(path: &str) -> Option<String> {
         true => "callers resolve `.` and `..` before they send a path",
         false => "callers send a path percent-encoded",
     };
-    Some(format!("`{path}` is never asked for, because {why}; write `{resolved}`"))
+    Some(format!("no request can match `{path}`, because {why}; write `{resolved}`"))
 }
 
 /// Percent-encodes all characters that a path must not contain (RFC 3986, section 3.3). Encoded characters stay as
@@ -221,9 +224,9 @@ fn options(table: &Table<'_>) -> Options {
         move |text: &str| match text.parse::<Url>() {
             Ok(url) => match fault_of_path(url.target().split('?').next().unwrap_or_default()) {
                 None => Ok(text.to_owned()),
-                Some(fault) => Err(format!("it is not the URL of {what}: {fault}")),
+                Some(fault) => Err(format!("not the URL of {what}: {fault}")),
             },
-            Err(wrong) => Err(format!("it is not the URL of {what}: {wrong}")),
+            Err(wrong) => Err(format!("not the URL of {what}: {wrong}")),
         }
     };
     Options {
@@ -259,7 +262,7 @@ fn lookup_client(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<
             None
         }
         Some(_) if !asks => {
-            endpoint.mistake("orders", format!("{} does not say in its callbacks what was ordered: give `{{ access_key = \"…\", secret_key = {{ file = \"…\" }} }}`, or `{{ none = true }}` where the hook finds out by itself", dialect.name()));
+            endpoint.mistake("orders", format!("{} does not say in its callbacks what was ordered: give `{{ access_key = \"…\", secret_key = {{ file = \"…\" }} }}`, or `{{ none = true }}` if the hook looks orders up itself", dialect.name()));
             None
         }
         Some(usual) if !none => {
@@ -281,7 +284,7 @@ fn access_key(table: &Table<'_>, wanted: bool) -> Option<AccessKey> {
     // Report this only if lookups are needed; otherwise another mistake about `orders` follows.
     let (Some(id), Some(secret)) = (id, secret) else {
         if wanted {
-            table.mistake("", "it has an `access_key`, which is a name, and a `secret_key`, which is `{ file = \"…\" }`, `{ env = \"…\" }` or `{ credential = \"…\" }`");
+            table.mistake("", "give an `access_key`, which is a name, and a `secret_key`, which is `{ file = \"…\" }`, `{ env = \"…\" }` or `{ credential = \"…\" }`");
         }
         return None;
     };

@@ -13,7 +13,7 @@ pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
     let places = (place(&tls.table("certificate")), place(&tls.table("key")));
     let lacks = |member: &str| {
         let text =
-            format!("it lacks its {member}: give it as {{ file = \"…\" }} or {{ credential = \"…\" }}");
+            format!("the {member} is missing: give one as {{ file = \"…\" }} or {{ credential = \"…\" }}");
         server.mistake("tls", text);
         None
     };
@@ -41,10 +41,10 @@ enum Place {
 fn place(table: &Table<'_>) -> Place {
     let (member, found) = match (table.text("file"), table.text("credential")) {
         (None, None) => return Place::Nowhere,
-        (Some(path), None) if path.is_empty() => ("file", Err("it is empty".to_owned())),
+        (Some(path), None) if path.is_empty() => ("file", Err("the path is empty".to_owned())),
         (Some(path), None) => ("file", Ok(PathBuf::from(path))),
         (None, Some(name)) => ("credential", credential_file(table.reader().environment(), &name)),
-        (Some(_), Some(_)) => ("", Err("it has both `file` and `credential`".to_owned())),
+        (Some(_), Some(_)) => ("", Err("give either `file` or `credential`, not both".to_owned())),
     };
     match found {
         Ok(path) => Place::At(path),
@@ -62,7 +62,7 @@ pub(super) fn proxies(server: &Table<'_>) -> Proxies {
     if trusted.iter().any(Network::is_everything) {
         server.mistake(
             "trusted_proxies",
-            "this trusts everybody to say who they are; name the networks your proxies call from",
+            "one network contains every address, so every caller could forge its address; list only the networks of your proxies",
         );
     }
     let words = [("x-forwarded-for", ProxyHeader::XForwardedFor), ("forwarded", ProxyHeader::Forwarded)];
@@ -74,7 +74,8 @@ pub(super) fn allow(endpoint: &Table<'_>) -> Option<Vec<Network>> {
     let networks = networks(endpoint, "allow");
     // An empty list is probably a mistake: it would deny every call.
     if endpoint.has("allow") && endpoint.lacks("allow") {
-        endpoint.mistake("allow", "this lets nobody in; leave it out to let everybody in");
+        endpoint
+            .mistake("allow", "the list is empty, so every call is denied; remove it to allow all networks");
     }
     networks
 }

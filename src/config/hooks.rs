@@ -24,7 +24,7 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
     if in_process.is_none() && root.lacks("hook") {
         root.mistake(
             "hook",
-            "there is none: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",
+            "no hook is configured: add a [[hook]] with a name and `exec = { command = […] }`, `http = { url = \"…\", secret = … }` or `log = {}`",
         );
     }
     let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
@@ -89,7 +89,10 @@ fn hook(table: &Table<'_>, name: &str, inside: &mut Option<AnyHook>) -> Option<N
 fn in_process(table: &Table<'_>, name: &str, hook: Option<AnyHook>) -> Option<NamedHook> {
     let bounds = Bounds::of(&table.table("in_process"));
     if hook.is_none() {
-        table.mistake("in_process", "this program has no hook inside, or an earlier [[hook]] is that");
+        table.mistake(
+            "in_process",
+            "this program has no in-process hook, or an earlier [[hook]] uses it already",
+        );
     }
     Some(bounds.around(NamedHook::new(name, hook?)))
 }
@@ -143,7 +146,10 @@ fn retry(table: &Table<'_>) -> Option<Schedule> {
         return None;
     }
     if waits.len() > most || table.lacks("retry") {
-        table.mistake("retry", format!("there is room for 1 to {most} waits: one failure more than there are waits, and the job is dead"));
+        table.mistake(
+            "retry",
+            format!("give 1 to {most} waits; after one more failure than waits the job is dead"),
+        );
     }
     let millis = |wait: &Duration| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX);
     Some(Schedule::from_millis(waits.iter().map(millis).collect()))
@@ -189,7 +195,7 @@ pub(super) fn tls(table: &Table<'_>, url: &Url, more: Option<&Path>) -> Option<T
     if !url.is_secure() {
         // The file would have no effect, so the configuration is probably wrong.
         if more.is_some() {
-            table.mistake("ca_file", "it is for https, and the URL is http");
+            table.mistake("ca_file", "`ca_file` has no effect: the URL is http, not https");
         }
         return None;
     }

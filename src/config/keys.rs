@@ -17,7 +17,7 @@ use spid_hook::Secret;
 use spid_hook::text::named_file;
 use spid_hook::webhook::{WebhookKey, WebhookKeys};
 
-const NO_KEY: &str = "there is none: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
+const NO_KEY: &str = "no key: give one as { file = \"…\" }, { env = \"…\" } or { credential = \"…\" }";
 
 const ONE_SOURCE: &str =
     "a key has exactly one of `file`, `env` and `credential`; it is never written here itself";
@@ -36,7 +36,7 @@ pub(super) fn endpoint_keys(endpoint: &Table<'_>) -> Option<Keys> {
         .filter_map(|(index, table)| {
             let label = table.text("label").unwrap_or_else(|| usual_label(index));
             if label.is_empty() {
-                table.mistake("label", "it is empty");
+                table.mistake("label", "the label is empty");
             } else if !labels.insert(label.clone()) {
                 table.mistake("label", format!("`{label}` is the label of an earlier key"));
             }
@@ -59,9 +59,7 @@ fn doubt_of_key(key: &str) -> Option<String> {
     let (least, length) = (limits::KEY_USUAL_MIN_BYTES, key.len());
     let letters: String = key.chars().filter(char::is_ascii_alphabetic).collect();
     if PLACEHOLDERS.contains(&letters.to_ascii_lowercase().as_str()) {
-        return Some(
-            "the key is a word of an example, which is no secret; get the marketplace's key".to_owned(),
-        );
+        return Some("the key is a placeholder of an example; use the marketplace's key".to_owned());
     }
     let is_short = length < least;
     is_short
@@ -120,8 +118,7 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
     };
     let secret = secret.map_err(|wrong| table.mistake(member, wrong)).ok()?;
     if is_quoted(secret.expose()) {
-        table
-            .warning("there are quotes around it, and they count as part of it; remove them from the source");
+        table.warning("the secret is in quotes, which are part of it; remove the quotes from its source");
     }
     Some((member, secret))
 }
@@ -131,7 +128,7 @@ pub(super) fn secret(table: &Table<'_>) -> Option<(&'static str, Secret)> {
 /// read the store without permission to read the keys.
 pub(super) fn sealing_keys(store: &Table<'_>) -> Vec<KeySource> {
     let path = |text: &str| match text {
-        "" => Err("it is empty".to_owned()),
+        "" => Err("the path is empty".to_owned()),
         text => Ok(PathBuf::from(text)),
     };
     let own = store.optional("sealing_key", path);

@@ -245,7 +245,7 @@ impl std::str::FromStr for LogFormat {
 
     fn from_str(word: &str) -> Result<LogFormat, String> {
         let found = LogFormat::ALL.into_iter().find(|format| format.as_str() == word);
-        found.ok_or_else(|| "there is text, and json".to_owned())
+        found.ok_or_else(|| "use text or json".to_owned())
     }
 }
 
@@ -388,7 +388,7 @@ impl Config {
 
 fn text_of(path: &Path) -> Result<String, Mistakes> {
     files::read_text(path, limits::CONFIG_FILE_MAX_BYTES)
-        .map_err(|error| Mistakes::whole(path, format!("it cannot be read: {error}")))
+        .map_err(|error| Mistakes::whole(path, format!("the file cannot be read: {error}")))
 }
 
 struct Server {
@@ -420,7 +420,7 @@ fn admin_token(table: &Table<'_>) -> Option<Secret> {
         Err(wrong) => wrong.to_string(),
         // A short token could be guessed over the network.
         Ok(_) if secret.expose().len() < least => {
-            format!("it is shorter than {least} bytes; `openssl rand -hex 24` makes a good one")
+            format!("the token has fewer than {least} bytes; create one with `openssl rand -hex 24`")
         }
         Ok(_) => return Some(secret),
     };
@@ -439,13 +439,13 @@ fn for_admins(address: SocketAddr, guarded: bool) -> Result<SocketAddr, String> 
         return Ok(address);
     }
     Err(format!(
-        "`{address}` is not a loopback address: whoever reaches it could look and mend; give it a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"
+        "`{address}` is not a loopback address: without a token every client there could read and change data; configure a token with `admin_token = {{ file = \"…\" }}`, or use 127.0.0.1"
     ))
 }
 
 fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
     let path = |text: &str| match text {
-        "" => Err("it is empty".to_owned()),
+        "" => Err("the path is empty".to_owned()),
         text => Ok(PathBuf::from(text)),
     };
     (table.value("path", PathBuf::from(DEFAULT_STORE), path), keys::sealing_keys(table))
@@ -468,7 +468,10 @@ fn policy(table: &Table<'_>) -> PolicyTable {
     let of_millis = |millis: i64| Duration::from_millis(millis.unsigned_abs());
     let window = table.duration("sign_on_window", of_millis(default.sign_on_window_ms));
     if millis(window) > limits::SIGN_ON_WINDOW_MAX_MS {
-        table.mistake("sign_on_window", "it is longer than 24h: whoever finds an old sign-on would get in");
+        table.mistake(
+            "sign_on_window",
+            "the window is longer than 24h, so an old sign-on link would still work; use 24h or less",
+        );
     }
     PolicyTable {
         of_instances: spid_core::lifecycle::Policy {
@@ -577,7 +580,7 @@ pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr
     let table = reader.root(&document).table("server");
     let listen = table.optional("admin_listen", address);
     if listen.is_none() && !table.has("admin_listen") {
-        table.mistake("admin_listen", "there is no admin listener to ask: add one, as \"127.0.0.1:8081\"");
+        table.mistake("admin_listen", "no admin listener is configured: set \"127.0.0.1:8081\", for example");
     }
     // A table reports its unknown keys when it is dropped, so this must come before `finish`.
     drop(table);

@@ -120,7 +120,7 @@ pub(super) fn meant<'n>(name: &str, known: impl IntoIterator<Item = &'n str>) ->
 pub(super) fn unknown(what: &str, known: &[&str]) -> String {
     match meant(what, known.iter().copied()) {
         Some(meant) => format!("did you mean `{meant}`?"),
-        None => format!("there is {}", known.join(", ")),
+        None => format!("use {}", known.join(", ")),
     }
 }
 
@@ -175,7 +175,7 @@ impl<'a> Reader<'a> {
         names.retain(|name| !known.contains(&name.as_str()) && !NOT_OVERRIDES.contains(&name.as_str()));
         names.sort();
         for name in names {
-            let text = format!("this variable overrides nothing; {}", unknown(&name, &known));
+            let text = format!("unknown variable; {}", unknown(&name, &known));
             self.mistake(String::new(), Origin::Variable(name), text);
         }
     }
@@ -276,7 +276,7 @@ impl<'a> Table<'a> {
 
     /// Reports a value of the wrong type. Only its type is named, because the value may be a secret key.
     fn wrong_type(&self, key: &str, value: &DeValue<'_>, wanted: &str) {
-        self.mistake(key, format!("it wants {wanted}, and this is {}", type_of(value)));
+        self.mistake(key, format!("the value must be {wanted}, not {}", type_of(value)));
     }
 
     fn written(&self, key: &'static str) -> Option<String> {
@@ -304,8 +304,8 @@ impl<'a> Table<'a> {
         let text = self.text(key);
         match &text {
             // A value of the wrong type is present, and reported already.
-            None if !self.has(key) => self.mistake(key, "it is missing"),
-            Some(text) if text.is_empty() => self.mistake(key, "it is empty"),
+            None if !self.has(key) => self.mistake(key, "the value is missing"),
+            Some(text) if text.is_empty() => self.mistake(key, "the value is empty"),
             _ => {}
         }
         text
@@ -394,7 +394,7 @@ impl<'a> Table<'a> {
         };
         let number = number.filter(|number| *number > 0);
         if number.is_none() {
-            self.mistake(key, format!("it wants {wanted}"));
+            self.mistake(key, format!("the value must be {wanted}"));
         }
         let number = number.unwrap_or(default);
         self.note(key, &number);
@@ -409,7 +409,7 @@ impl<'a> Table<'a> {
             Some(Given::File(value)) => value.as_ref().as_bool(),
         };
         if said.is_none() {
-            self.mistake(key, "it wants true or false, without quotes");
+            self.mistake(key, "the value must be true or false, without quotes");
         }
         self.note(key, &said.unwrap_or(false));
         said.unwrap_or(false)
@@ -430,7 +430,7 @@ impl<'a> Table<'a> {
             }
             // A variable has no syntax for lists.
             Some(Given::Text(_)) => {
-                self.mistake(key, "a list stands in the file alone");
+                self.mistake(key, "a list can only be set in the file");
                 None
             }
             None => None,
@@ -476,7 +476,7 @@ impl<'a> Table<'a> {
         let line = Some(line_of(self.reader.text, &value.span()));
         let entries = value.as_ref().as_table();
         if entries.is_none() {
-            let text = format!("it wants a table, and this is {}", type_of(value.as_ref()));
+            let text = format!("the value must be a table, not {}", type_of(value.as_ref()));
             self.reader.mistake(path.clone(), Origin::File { line }, text);
         }
         let (reader, asked) = (self.reader, RefCell::default());
@@ -497,11 +497,11 @@ impl Drop for Table<'_> {
             let line = Some(line_of(self.reader.text, &span));
             // The name of an unknown key is shown only if it looks like a key: it may be a pasted secret.
             let (path, text) = match is_named_like_a_key(name, &asked) {
-                true => (self.path(name), format!("there is no such key; {}", unknown(name, &asked))),
+                true => (self.path(name), format!("unknown key; {}", unknown(name, &asked))),
                 false => (
                     self.path(""),
                     format!(
-                        "there is no such key, and its name is not shown, because it may be a secret; there is {}",
+                        "unknown key; its name is not shown, because it may be a secret; use {}",
                         asked.join(", ")
                     ),
                 ),

@@ -25,7 +25,7 @@ pub(super) fn telemetry(table: &Table<'_>) -> Option<TelemetryOptions> {
 }
 
 fn said(text: &str) -> Result<String, String> {
-    if text.is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+    if text.is_empty() { Err("the value is empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 fn headers(table: &Table<'_>) -> Option<TelemetryHeaders> {

@@ -161,10 +161,10 @@ fn the_hook_inside_stands_where_it_is_written_or_first() {
     let mine = runner.hooks().last().unwrap();
     assert_eq!((mine.timeout, mine.concurrency, mine.retry.is_some()), (Duration::from_secs(5), 2, true));
     let wrong = lines(&format!("{ENDPOINT}{own}"));
-    assert!(wrong[0].contains("this program has no hook inside"), "{wrong:?}");
+    assert!(wrong[0].contains("this program has no in-process hook"), "{wrong:?}");
     let twice = format!("{ENDPOINT}{own}{}", own.replace("mine", "mine-too"));
     let wrong = Config::parse(&twice, "spid.toml", &environment(&[]), &[], inside()).err().unwrap();
-    assert!(wrong.to_string().contains("an earlier [[hook]] is that"), "{wrong}");
+    assert!(wrong.to_string().contains("an earlier [[hook]] uses it already"), "{wrong}");
 }
 
 #[test]
@@ -223,10 +223,7 @@ fn a_mistake_is_told_of_the_place_that_counts() {
 fn a_variable_that_overrides_nothing_is_a_mistake() {
     let wrong =
         lines_with(&complete(""), &[("SPID_SERVER__LISTE", "x"), ("SPID_LOG", "x"), ("SPID_HOOK_KEY", "x")]);
-    assert_eq!(
-        wrong,
-        ["SPID_SERVER__LISTE: this variable overrides nothing; did you mean `SPID_SERVER__LISTEN`?"]
-    );
+    assert_eq!(wrong, ["SPID_SERVER__LISTE: unknown variable; did you mean `SPID_SERVER__LISTEN`?"]);
 }
 
 // Mistakes.
@@ -266,11 +263,11 @@ endpoint = "b"
         ("spid.toml:4: `server.reply_within`: ", "is not a time span"),
         ("spid.toml:5: `polcy`: ", "did you mean `policy`?"),
         ("spid.toml:7: `policy.unknown_instance`: ", "refuse, succeed, adopt"),
-        ("spid.toml:8: `policy.key_unused_after`: ", "text in quotes, and this is true or false"),
+        ("spid.toml:8: `policy.key_unused_after`: ", "text in quotes, not true or false"),
         ("spid.toml:11: `endpoint[0].path`: ", "begins with `/`"),
         ("spid.toml:12: `endpoint[0].dialect`: ", "did you mean `alibaba`?"),
         ("spid.toml:13: `endpoint[0].keys[0].file`: ", "cannot be read"),
-        ("spid.toml:13: `endpoint[0].keys[1]`: ", "a table, and this is a number"),
+        ("spid.toml:13: `endpoint[0].keys[1]`: ", "a table, not a number"),
         ("spid.toml:14: `endpoint[0].timezone`: ", "is not a time zone"),
         ("spid.toml:16: `endpoint[1].name`: ", "an earlier endpoint"),
         ("spid.toml:19: `endpoint[1].keys[1].label`: ", "an earlier key"),
@@ -304,7 +301,7 @@ fn a_table_that_is_none_and_a_list_that_is_none_are_told() {
     for place in ["1: `server`: ", "2: `endpoint`: ", "3: `route[0]`: ", "4: `hook`: "] {
         assert!(told.iter().any(|line| line.starts_with(&format!("spid.toml:{place}"))), "{place}\n{told:?}");
     }
-    assert!(!told.iter().any(|line| line.contains("there is none")), "one mistake is told once: {told:?}");
+    assert!(!told.iter().any(|line| line.contains("is configured")), "one mistake is told once: {told:?}");
 }
 
 #[test]
@@ -455,7 +452,7 @@ fn the_admin_listener_leaves_this_machine_only_with_a_token() {
     assert!(server("admin_listen = \"0.0.0.0:8081\"")[0].contains("is not a loopback address"));
     assert!(server("admin_listen = \"0.0.0.0:8081\"\nadmin_token = { env = \"TOKEN\" }").is_empty());
     let short = server("admin_token = { env = \"FAKE\" }");
-    assert!(short[0].contains("`server.admin_token.env`: it is shorter than 16 bytes"), "{short:?}");
+    assert!(short[0].contains("`server.admin_token.env`: the token has fewer than 16 bytes"), "{short:?}");
 }
 
 // Order lookups.

@@ -59,7 +59,7 @@ impl OrderLookupClient {
             ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
                 LookupError::Misconfigured(error.to_string())
             }
-            other => LookupError::Later(format!("the marketplace cannot be asked what was ordered: {other}")),
+            other => LookupError::Later(format!("the order lookup failed: {other}")),
         })?;
         Ok((answer.status, answer.body.to_vec()))
     }
@@ -196,7 +196,7 @@ impl OrderLookupClients {
 fn unserved(asker: Asker<'_>, dialect: &dyn Dialect) -> String {
     let (endpoint, account, dialect) = (asker.endpoint, asker.account, dialect.name());
     format!(
-        "endpoint `{endpoint}` is not configured any more, and what was ordered has to be asked: add an [[endpoint]] with `account = \"{account}\"` and `dialect = \"{dialect}\"`, or drop the job"
+        "endpoint `{endpoint}` is not configured any more, so its order lookup is impossible: add an [[endpoint]] with `account = \"{account}\"` and `dialect = \"{dialect}\"`, or drop the job"
     )
 }
 

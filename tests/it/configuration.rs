@@ -112,11 +112,11 @@ fn what_stands_in_the_environment_gives_way_to_what_is_typed() {
     let (code, complaint) = run(&["jobs", "list"]);
     assert!(code == 78 && complaint.contains("nowhere.toml"), "{complaint}");
     let (code, complaint) = run(&["jobs", "list", "--db", "spid.db", "--config", "other.toml"]);
-    assert!(code == 64 && complaint.contains("give one"), "{complaint}");
+    assert!(code == 64 && complaint.contains("give only one"), "{complaint}");
     let (code, complaint) = run(&["serve", "--dev", "--listen", "0.0.0.0:1"]);
-    assert!(code == 64 && complaint.contains("--dev has a key everybody knows"), "{complaint}");
+    assert!(code == 64 && complaint.contains("--dev uses a public key"), "{complaint}");
     let (code, complaint) = run(&["serve", "--dev", "--config", "other.toml"]);
-    assert!(code == 64 && complaint.contains("give `--config` or `--dev`"), "{complaint}");
+    assert!(code == 64 && complaint.contains("`--dev` and `--config` exclude each other"), "{complaint}");
 }
 
 // Invalid keys.
@@ -131,9 +131,9 @@ fn a_doubtful_key_is_warned_of_and_the_documented_one_stays_on_this_machine() {
         ("a", "the key has 1 characters"),
         ("\"fake-key-of-a\"", "quotes"),
         ("'fake-key-of-a'", "quotes"),
-        ("CHANGEME", "word of an example"),
-        ("change-me-1", "word of an example"),
-        ("isvkey", "word of an example"),
+        ("CHANGEME", "placeholder of an example"),
+        ("change-me-1", "placeholder of an example"),
+        ("isvkey", "placeholder of an example"),
     ] {
         std::fs::write(home.path("a.key"), format!("{key}\n")).unwrap();
         let ran = check();

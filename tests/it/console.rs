@@ -123,7 +123,7 @@ fn an_instance_is_found_and_its_life_is_read() {
     {
         assert!(text.contains(words), "{words}: {text}");
     }
-    bench.browser.click(".timeline summary", "answer, less its secrets");
+    bench.browser.click(".timeline summary", "answer without secrets");
     assert!(bench.browser.text().contains("https://app.example"));
     assert!(!bench.browser.evaluate("document.documentElement.outerHTML").to_string().contains(PASSWORD));
 
@@ -154,7 +154,7 @@ fn a_dead_job_is_retried_with_a_reason() {
     assert_eq!(bench.home.list(&["acts"]), Vec::<serde_json::Value>::new());
     bench.browser.write(".act[open] input[name=why]", "the provisioner is back");
     bench.browser.follow(".act[open] button", "Retry");
-    assert!(bench.browser.text().contains("Done: the job is due again"));
+    assert!(bench.browser.text().contains("Done: the job is due now"));
     until("the upgrade is done", || {
         (bench.home.json(&["instances", "show", "biz-1"])["sku"] == "gold").then_some(())
     });
@@ -163,7 +163,7 @@ fn a_dead_job_is_retried_with_a_reason() {
     assert_eq!(act["why"], json!("the provisioner is back"));
     bench.open("/console/instances/biz-1");
     let text = bench.browser.text();
-    assert!(text.contains("retry by hand") && text.contains("the provisioner is back"), "{text}");
+    assert!(text.contains("retry (admin operation)") && text.contains("the provisioner is back"), "{text}");
 }
 
 #[test]
@@ -173,14 +173,14 @@ fn a_held_callback_is_approved() {
     bench.daemon.deliver(&create("biz-1").with("orderId", "another").with("skuId", "gold"));
     bench.open("/console/");
     bench.browser.follow("a", "Look at it and mend it");
-    assert!(bench.browser.text().contains("perhaps a trial that was bought for good"));
+    assert!(bench.browser.text().contains("possibly a converted trial"));
     bench.browser.click(".act summary", "Approve");
     bench.browser.evaluate("document.querySelector('select[name=as]').value = 'upgrade'");
     bench.browser.write(".act[open] input[name=who]", "ops");
     bench.browser.write(".act[open] input[name=why]", "the trial was converted");
     bench.browser.follow(".act[open] button", "Approve");
     assert!(bench.browser.text().contains("Done: approved"), "{}", bench.browser.text());
-    assert!(bench.browser.text().contains("Nothing waits for a person"));
+    assert!(bench.browser.text().contains("Nothing needs attention"));
     until("the upgrade is done", || {
         (bench.home.json(&["instances", "show", "biz-1"])["sku"] == "gold").then_some(())
     });
@@ -190,7 +190,7 @@ fn a_held_callback_is_approved() {
     bench.act("Release");
     until("it is released", || (bench.home.state("biz-1") == "released").then_some(()));
     bench.open("/console/instances/biz-1");
-    assert!(bench.browser.text().contains("Nothing: it is released, and stays so."));
+    assert!(bench.browser.text().contains("No operations: the instance is released."));
 }
 
 #[test]

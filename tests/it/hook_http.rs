@@ -692,7 +692,7 @@ fn the_document_s_configuration_is_one() {
 fn a_mistake_names_its_field_and_no_secret() {
     for (http, key, part) in [
         (r#"url = "http://127.0.0.1/""#, "hook[0].http.secret", "openssl rand"),
-        (r#"url = "http://127.0.0.1/", secret = []"#, "hook[0].http.secret", "there is none"),
+        (r#"url = "http://127.0.0.1/", secret = []"#, "hook[0].http.secret", "no key: give one"),
         (r#"url = "http://127.0.0.1/", secret = { env = "RAW" }"#, "hook[0].http.secret.env", "whsec_"),
         (r#"url = "http://127.0.0.1/", secret = { env = "SHORT" }"#, "hook[0].http.secret.env", "4 bytes"),
         (r#"url = "http://127.0.0.1/", secret = { env = "NONE" }"#, "hook[0].http.secret.env", "not set"),
@@ -732,7 +732,7 @@ fn a_mistake_names_its_field_and_no_secret() {
         (
             r#"url = "http://10.0.0.7/", secret = { env = "NEW" }, retries = 3"#,
             "hook[0].http.retries",
-            "no such key",
+            "unknown key",
         ),
     ] {
         let found = mistakes(http);

@@ -320,13 +320,13 @@ fn a_hook_of_the_configuration_is_tested_by_its_name() {
 fn a_command_line_that_cannot_work_says_so() {
     let bench = Bench::new();
     for (arguments, code, said) in [
-        (&[] as &[&str], 64, "which hook?"),
+        (&[] as &[&str], 64, "no hook given"),
         (&["--exec", "/no/such/hook"], 78, "`--exec`: the hook's command `/no/such/hook` does not exist"),
-        (&["--http", "http://127.0.0.1:1/"], 78, "name the secret with --secret-file or --secret-env"),
+        (&["--http", "http://127.0.0.1:1/"], 78, "give the secret with --secret-file or --secret-env"),
         (&["--http", "http://169.254.169.254/", "--secret-env", "SPID_HOOK_SECRET"], 78, "link-local"),
         (&["--http", "127.0.0.1"], 64, "--http"),
         (&["--exec", "true", "--timeout", "soon"], 64, "not a time span"),
-        (&["--exec", "true", "--without", "explode"], 64, "there is create, renew"),
+        (&["--exec", "true", "--without", "explode"], 64, "use create, renew"),
         (&["--exec", "true", "--item", "seats"], 64, "expected NAME=VALUE"),
         (&["--exec", "true", "--http", "http://127.0.0.1/"], 64, "cannot be used with"),
     ] {

@@ -1120,7 +1120,7 @@ impl World {
         world.office.lock().unwrap().locked = true;
         assert_eq!(world.ask("newInstance", purchase("b-1", "CS1")).await.code(), "000004");
         let note = world.job_that(|job| job.attempts == 1 && job.state == JobState::Queued).await;
-        assert!(note.contains("does not say what was ordered"), "{note}");
+        assert!(note.contains("the order lookup failed"), "{note}");
         world.office.lock().unwrap().locked = false;
         world
     }

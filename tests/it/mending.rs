@@ -802,7 +802,7 @@ fn a_backup_beside_a_writing_daemon_is_restored_with_everything_held() {
     std::fs::remove_file(empty.path("spid.db-wal")).unwrap();
 
     let ran = done(&empty, &["restore", copy]);
-    assert!(ran.stderr.contains("there is no sealing key at"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("no sealing key at"), "{}", ran.stderr);
     assert!(ran.stderr.contains("spid held list"), "{}", ran.stderr);
     assert_eq!(last_act(&empty), ("restore".into(), format!("everything, from {copy}")));
     let held = jobs(&empty, "held");
@@ -909,7 +909,7 @@ fn an_import_into_an_account_that_is_not_configured_is_refused() {
     let told = "customers.jsonl:2: account `alibab-cn` is not configured; did you mean `alibaba-cn`?";
     assert!(ran.stderr.contains(told), "{}", ran.stderr);
     let ran = import("other", &configured);
-    assert!(ran.code == 65 && ran.stderr.contains("there is alibaba-cn"), "{}", ran.stderr);
+    assert!(ran.code == 65 && ran.stderr.contains("use alibaba-cn"), "{}", ran.stderr);
     let ran = import("alibaba-cn", &["--db", "spid.db"]);
     assert!(ran.code == 64 && ran.stderr.contains("--any-account"), "{}", ran.stderr);
     assert_eq!(home.list(&["instances", "list"]).len(), 0);
@@ -1042,7 +1042,7 @@ fn the_tries_of_the_marketplace_are_shown_and_warned_about() {
             let ran = home.run(&[arguments, &["--db", "spid.db"]].concat());
             assert!(ran.stdout.contains(&format!(" {tries}/120 ")), "{}", ran.stdout);
             let warning =
-                format!("warning: callback {number} (create): {tries} of the marketplace's 120 tries");
+                format!("warning: callback {number} (create): {tries} of the marketplace's 120 deliveries");
             assert_eq!(ran.stderr.contains(&warning), warns, "{}", ran.stderr);
         }
     }

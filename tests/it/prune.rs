@@ -114,9 +114,9 @@ fn passwords_go_only_where_it_is_known_how_long_they_are_told() {
     let config = home.path("spid.toml").display().to_string();
     let known = ["prune", "--older-than", "31d", "--secrets", "--dry-run", "--config", &config];
     let ran = prune(&home, &["--secrets", "--dry-run"]);
-    assert!(ran.code == 64 && ran.stderr.contains("give --config"), "{}", ran.stderr);
+    assert!(ran.code == 64 && ran.stderr.contains("use --config"), "{}", ran.stderr);
     let ran = home.run(&["prune", "--older-than", "400d", "--secrets", "--dry-run"]);
-    assert!(ran.code == 64 && ran.stderr.contains("give --config"), "{}", ran.stderr);
+    assert!(ran.code == 64 && ran.stderr.contains("use --config"), "{}", ran.stderr);
     assert_eq!(home.run(&known).code, 0);
     home.configure(&format!("{text}\n[policy]\nsecrets_window = \"60d\"\n"));
     let ran = home.run(&known);
@@ -141,7 +141,7 @@ fn what_was_pruned_says_so() {
     assert!(ran.code == 65 && ran.stderr.contains("30 days"), "{}", ran.stderr);
     assert_eq!(prune(&home, &WHY).code, 0);
     let shown = home.look(&["callbacks", "show", "1"]);
-    assert!(shown.contains("what it said was pruned at") && !shown.contains(BUYER), "{shown}");
+    assert!(shown.contains("the content was pruned at") && !shown.contains(BUYER), "{shown}");
     for command in [
         ["callbacks", "export", "1"].as_slice(),
         &[
@@ -160,6 +160,6 @@ fn what_was_pruned_says_so() {
         assert!(ran.code == 65 && ran.stderr.contains("was pruned at"), "{}", ran.stderr);
     }
     let ran = home.run(&["instances", "export", "old", "--db", "spid.db"]);
-    assert!(ran.code == 0 && ran.stderr.contains("or were pruned"), "{}", ran.stderr);
+    assert!(ran.code == 0 && ran.stderr.contains("or pruned"), "{}", ran.stderr);
     daemon.stop();
 }

@@ -275,14 +275,18 @@ fn a_change_without_the_old_key_says_what_remains() {
     seal_with(&home, &format!("[{}]", file(&home, "new.key")));
     let ran = rotate(&home);
     assert_eq!(ran.code, 1, "{}", ran.stderr);
-    assert!(ran.stderr.contains("11 answers") && ran.stderr.contains("must not go"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("11 answers") && ran.stderr.contains("do not remove it"), "{}", ran.stderr);
     assert_eq!(serde_json::from_str::<Value>(&ran.stdout).unwrap()["remaining"], 11);
     let ran = spid(&home, &["check-config"]);
-    assert!(ran.code == 0 && ran.stderr.contains("6 answers are sealed with the key"), "{}", ran.stderr);
-    let warns = |ran: &Ran| ran.stderr.contains("5 answers were sealed by an older spid");
-    assert!(warns(&ran) && ran.stderr.contains("spid.db.key` is there and not among"), "{}", ran.stderr);
+    assert!(ran.code == 0 && ran.stderr.contains("6 answers are encrypted with key"), "{}", ran.stderr);
+    let warns = |ran: &Ran| ran.stderr.contains("5 answers of an older spid have no key id");
+    assert!(
+        warns(&ran) && ran.stderr.contains("spid.db.key` exists and `store.sealing_keys` does not list it"),
+        "{}",
+        ran.stderr
+    );
     let ran = spid(&home, &["seal", "status"]);
-    assert!(ran.stderr.contains("what is unnamed was kept by an older spid"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("unnamed answers were stored by an older spid"), "{}", ran.stderr);
     assert_eq!(
         status(&home),
         [("current", 0), ("unnamed", 5), ("unknown", 6)].map(|(which, count)| (which.to_owned(), count))

@@ -335,9 +335,9 @@ fn without_a_collector_nothing_is_counted_and_mistakes_are_told_beforehand() {
             "otlp = \"http://127.0.0.1:4318\"\nheaders = { file = \"headers\" }",
             "line 1 is not a header field",
         ),
-        ("otlp = \"http://127.0.0.1:4318\"\nca_file = \"x\"", "it is for https"),
+        ("otlp = \"http://127.0.0.1:4318\"\nca_file = \"x\"", "`ca_file` has no effect"),
         ("otpl = \"http://127.0.0.1:4318\"", "did you mean `otlp`"),
-        ("service_name = \"\"", "it is empty"),
+        ("service_name = \"\"", "the value is empty"),
     ] {
         home.configure(&format!("{plain}\n[telemetry]\n{telemetry}\n"));
         let ran = home.run(&["check-config", "--config", &file]);

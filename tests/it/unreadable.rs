@@ -131,7 +131,7 @@ fn check_commands(home: &Home, daemon: &Daemon) {
     }
     for (page, heading) in [
         ("/console", "Latest callbacks"),
-        ("/console/work", "Work that waits"),
+        ("/console/work", "Work that needs attention"),
         ("/console/instances", "Instances"),
     ] {
         let body = daemon.admin(page);

@@ -15,6 +15,7 @@
 
 mod tokens;
 
+use std::borrow::Cow;
 use std::fmt;
 
 pub use tokens::{TOKEN_PLACEHOLDER, masked, names_a_token, without_tokens};
@@ -72,16 +73,20 @@ impl Rule {
         }
     }
 
-    const fn sentence(self) -> &'static str {
+    fn sentence(self) -> Cow<'static, str> {
         match self {
-            Rule::BadEncoding => "a `%` is not followed by two hex digits",
-            Rule::NotUtf8 => "the decoded text is not UTF-8",
-            Rule::Nul => "there is a NUL byte",
-            Rule::BadName => "a name is empty, or holds `&` or `=`",
-            Rule::DuplicateParameter => "a name is given twice",
-            Rule::TooManyParameters => "there are too many parameters",
-            Rule::NameTooLong => "a name is too long",
-            Rule::ValueTooLong => "a value is too long",
+            Rule::BadEncoding => "`%` must be followed by two hex digits".into(),
+            Rule::NotUtf8 => "the decoded text is not UTF-8".into(),
+            Rule::Nul => "a name or value contains a NUL byte".into(),
+            Rule::BadName => "a parameter name is empty, or contains `&` or `=`".into(),
+            Rule::DuplicateParameter => "a parameter occurs twice".into(),
+            Rule::TooManyParameters => format!("more than {PARAMETERS_MAX_COUNT} parameters").into(),
+            Rule::NameTooLong => {
+                format!("a parameter name is longer than {PARAMETER_NAME_MAX_BYTES} bytes").into()
+            }
+            Rule::ValueTooLong => {
+                format!("a parameter value is longer than {PARAMETER_VALUE_MAX_BYTES} bytes").into()
+            }
         }
     }
 }
@@ -140,7 +145,7 @@ impl QueryError {
 
 impl fmt::Display for QueryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.rule.sentence())?;
+        f.write_str(&self.rule.sentence())?;
         if let Some(name) = &self.parameter {
             write!(f, ": `{}`", name.escape_debug())?;
         }
@@ -381,7 +386,7 @@ mod tests {
         let error = parse(b"x=0&a=1", Some(b"b=2&a=1")).unwrap_err();
         assert_eq!(error.rule, Rule::DuplicateParameter);
         assert_eq!(error.place, Some(Position { part: Part::Form, offset: 4 }));
-        assert_eq!(error.to_string(), "a name is given twice: `a` (byte 4 of the form)");
+        assert_eq!(error.to_string(), "a parameter occurs twice: `a` (byte 4 of the form)");
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub enum BadWebhookKey {
     #[error("what follows `whsec_` in the secret is not base64 (with its padding)")]
     NotBase64,
     /// Too few or too many bytes.
-    #[error("the secret has {0} bytes; Standard Webhooks wants 24 to 64")]
+    #[error("the secret has {0} bytes; it must have 24 to 64 (Standard Webhooks)")]
     Length(usize),
 }
 

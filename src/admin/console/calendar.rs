@@ -39,7 +39,7 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
 }
 
 fn wrong() -> Fault {
-    Fault::new(400, "`month` is a month, like 2027-01")
+    Fault::new(400, "`month` must be a month, like 2027-01")
 }
 
 fn moved(date: Date, by: Span) -> Result<Date, Fault> {

@@ -34,7 +34,7 @@ fn day(text: &str) -> Result<(Timestamp, Timestamp), Fault> {
         let start = |day: Date| Ok::<_, jiff::Error>(day.to_zoned(TimeZone::UTC)?.timestamp());
         Ok((start(day)?, start(day.tomorrow()?)?))
     });
-    bounds.map_err(|_| Fault::new(400, "`expires` is a day, like 2027-01-31"))
+    bounds.map_err(|_| Fault::new(400, format!("`expires` must be a day like 2027-01-31, not `{text}`")))
 }
 
 fn search(html: &mut Html, target: &Target) {
@@ -83,7 +83,7 @@ fn states(html: &mut Html, chosen: &str) {
 
 fn list(html: &mut Html, context: &PageContext, rows: &[InstanceRow]) {
     if rows.is_empty() {
-        return nothing(html, "No instance is like that.");
+        return nothing(html, "No instance matches.");
     }
     let headings = ["Instance", "State", "Buyer", "Product", "SKU", "Account", "Expires"];
     table(html, "Instances", &headings, rows, |html, row, column| {

@@ -238,13 +238,13 @@ fn back_of(request: &Request) -> Option<String> {
 async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<Response, Fault> {
     // The browser's headers come first; the form token is a second, independent check.
     if !access::is_from_our_page(request) {
-        return Err(Fault::new(403, "an act is not taken from a page of another site"));
+        return Err(Fault::new(403, "admin operations are denied for pages of other sites"));
     }
     let form = Form::of(request)?;
     if Secret::new(form.get("token")) != context.form_token {
         return Err(Fault::new(
             403,
-            "this form is from before the daemon was last started; go back, reload the page and look again",
+            "the form is older than the last start of the daemon; go back, reload the page and try again",
         ));
     }
     let act: AuditNote = signed(form.get("who"), form.get("why"))?;
@@ -275,6 +275,6 @@ fn operation(form: &Form) -> Result<AdminOperation, Fault> {
             AdminOperation::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }
         }
         "release" => AdminOperation::Release(named()),
-        _ => return Err(Fault::new(400, "there is no such act")),
+        other => return Err(Fault::new(400, format!("unknown operation `{other}`"))),
     })
 }

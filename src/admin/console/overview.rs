@@ -35,14 +35,14 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     body.element("div", &[("class", "tiles")], |html| {
         tiles(html, &totals);
         if let Some(disk) = readiness.disk {
-            let used = format!("{} free on its disk", parts::bytes(disk.free_bytes));
+            let used = format!("{} free on the disk", parts::bytes(disk.free_bytes));
             tile(html, "", "Database", &parts::bytes(disk.database_bytes + disk.wal_bytes), &used, None);
         }
     });
     section(&mut body, "Needs attention", |html| attention(html, context, &shown.attention));
-    section(&mut body, "Under way", |html| jobs(html, context, &shown.jobs));
+    section(&mut body, "In progress", |html| jobs(html, context, &shown.jobs));
     section(&mut body, "Latest callbacks", |html| callbacks(html, context, &shown.callbacks));
-    section(&mut body, "Done by hand", |html| acts(html, context, &shown.acts));
+    section(&mut body, "Audit log", |html| acts(html, context, &shown.acts));
     Ok(Page { title: "Now".to_owned(), place: NavigationEntry::Now, body })
 }
 
@@ -75,22 +75,22 @@ fn tiles(html: &mut Html, totals: &Totals) {
         totals.held + jobs(schedule::JobState::Held),
         jobs(schedule::JobState::Pending)
     );
-    tile(html, tone, "Waits for a person", &waiting.to_string(), &detail, Some(Link::to("/console/work")));
+    tile(html, tone, "Needs attention", &waiting.to_string(), &detail, Some(Link::to("/console/work")));
     let under_way = jobs(schedule::JobState::Running) + jobs(schedule::JobState::Queued);
     let detail = format!(
         "{} running · {} queued",
         jobs(schedule::JobState::Running),
         jobs(schedule::JobState::Queued)
     );
-    tile(html, "", "Under way", &under_way.to_string(), &detail, None);
+    tile(html, "", "In progress", &under_way.to_string(), &detail, None);
     let of = |state: &str| totals.instances.get(state).copied().unwrap_or(0);
     let detail = format!("{} pending · {} frozen · {} released", of("pending"), of("frozen"), of("released"));
     let link = Link::to("/console/instances");
     tile(html, "", "Active instances", &of("active").to_string(), &detail, Some(link));
     let tone = if totals.unreported > 0 { "alarm" } else { "" };
-    let detail = format!("most tries spent: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
+    let detail = format!("most deliveries used: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
     let link = Link::to("/console/work");
-    tile(html, tone, "Untold results", &totals.unreported.to_string(), &detail, Some(link));
+    tile(html, tone, "Unreported results", &totals.unreported.to_string(), &detail, Some(link));
 }
 
 fn tile(html: &mut Html, tone: &str, title: &str, number: &str, detail: &str, link: Option<Link>) {
@@ -108,7 +108,7 @@ fn attention(html: &mut Html, context: &PageContext, attention: &Attention) {
     if attention.items.is_empty() {
         return nothing(html, "Nothing. No order is refused, dead, held, pending or unreported.");
     }
-    let headings = ["Why", "Action", "Instance", "Since", "Deadline", "What is known"];
+    let headings = ["Why", "Action", "Instance", "Since", "Deadline", "Details"];
     table(html, "Needs attention", &headings, &attention.items, |html, row, column| match column {
         0 => badge(html, row.reason.as_str()),
         1 => html.text(row.action.as_str()),
@@ -126,7 +126,7 @@ fn attention(html: &mut Html, context: &PageContext, attention: &Attention) {
     if attention.left_out > 0 {
         html.leaf("p", "hint", &format!("{} more are not shown here.", attention.left_out));
     }
-    html.element("p", &[], |html| html.link("button", &Link::to("/console/work"), "Look at it and mend it"));
+    html.element("p", &[], |html| html.link("button", &Link::to("/console/work"), "Open the work list"));
 }
 
 fn jobs(html: &mut Html, context: &PageContext, jobs: &[(JobRow, Option<(String, String)>)]) {
@@ -134,7 +134,7 @@ fn jobs(html: &mut Html, context: &PageContext, jobs: &[(JobRow, Option<(String,
         return nothing(html, "Nothing is running or queued.");
     }
     let headings = ["State", "Action", "Instance", "Attempts", "Due", "Note"];
-    table(html, "Jobs under way", &headings, jobs, |html, (job, named), column| match column {
+    table(html, "Jobs in progress", &headings, jobs, |html, (job, named), column| match column {
         0 => badge(html, job.state.as_str()),
         1 => html.text(job.action.as_str()),
         2 => match named {
@@ -151,7 +151,7 @@ fn callbacks(html: &mut Html, context: &PageContext, callbacks: &[(CallbackRow, 
     if callbacks.is_empty() {
         return nothing(html, "No marketplace has called yet.");
     }
-    let headings = ["Last", "Action", "Instance", "Endpoint", "Tries", "Told"];
+    let headings = ["Last", "Action", "Instance", "Endpoint", "Deliveries", "Reported"];
     table(html, "Latest callbacks", &headings, callbacks, |html, (row, name), column| match column {
         0 => time(html, row.last_received_at, context.now),
         1 => html.text(row.action.as_str()),
@@ -172,8 +172,8 @@ fn acts(html: &mut Html, context: &PageContext, acts: &[ActRow]) {
     if acts.is_empty() {
         return nothing(html, "Nothing yet.");
     }
-    let headings = ["When", "Who", "Act", "To what", "Why"];
-    table(html, "Done by hand", &headings, acts, |html, row, column| match column {
+    let headings = ["When", "Who", "Operation", "Target", "Why"];
+    table(html, "Audit log", &headings, acts, |html, row, column| match column {
         0 => time(html, row.at, context.now),
         1 => html.text(&row.who),
         2 => html.text(&row.act),

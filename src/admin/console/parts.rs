@@ -199,7 +199,7 @@ pub(super) fn act(html: &mut Html, context: &PageContext, form: &ActForm<'_>) {
 fn field(html: &mut Html, field: Field) {
     match field {
         Field::Nothing => {}
-        Field::Instead => label(html, "It is really a", |html| {
+        Field::Instead => label(html, "Run it as", |html| {
             html.element("select", &[("name", "as"), ("required", "")], |html| {
                 for (value, word) in [
                     ("", "…"),
@@ -237,7 +237,7 @@ pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance
         label: "Retry",
         target: &id,
         account: None,
-        hint: "Runs the hook once more, now. The schedule is neither spent nor doubled.",
+        hint: "Runs the hook once, now. The attempt does not count against the retry schedule.",
         field: Field::Nothing,
     };
     act(html, context, &plain);
@@ -250,7 +250,7 @@ pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance
                 label: "Complete",
                 target: name,
                 account: Some(account),
-                hint: "Ends the work this instance waits for, with this answer: somebody did it by hand.",
+                hint: "Completes the waiting job with this answer, if you did the work by hand.",
                 field: Field::Answer,
             },
         );
@@ -261,7 +261,7 @@ pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance
         &ActForm {
             act: "drop",
             label: "Drop",
-            hint: "Ends the job unrun. Those behind it go on, except behind a create: without it they end, too.",
+            hint: "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.",
             ..plain
         },
     );
@@ -274,7 +274,7 @@ pub(super) fn dismiss_act(html: &mut Html, context: &PageContext, callback: i64)
         label: "Dismiss",
         target: &callback.to_string(),
         account: None,
-        hint: "Takes it off the list: you have seen to it. Nothing else changes.",
+        hint: "Removes the item from the list. Nothing else changes.",
         field: Field::Nothing,
     };
     act(html, context, &dismiss);
@@ -289,7 +289,7 @@ pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, r
         label: "Approve",
         target: &number,
         account: None,
-        hint: "Has it done after all, as if nothing spoke against it.",
+        hint: "Approves the callback, so that it runs.",
         field: if conflicting { Field::Instead } else { Field::Nothing },
     };
     act(html, context, &approve);
@@ -299,7 +299,7 @@ pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, r
         &ActForm {
             act: "settle",
             label: "Settle",
-            hint: "It was done before: the next delivery is answered with success, and nothing runs.",
+            hint: "For a repeat of finished work: the next delivery is answered with success, and nothing runs.",
             field: Field::Nothing,
             ..approve
         },
@@ -310,7 +310,7 @@ pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, r
         &ActForm {
             act: "reject",
             label: "Reject",
-            hint: "Refuses it, and its redeliveries. The marketplace is told that you declined, not why.",
+            hint: "Rejects the callback and its redeliveries. The marketplace learns that you declined, not the reason.",
             field: Field::Nothing,
             ..approve
         },

@@ -15,10 +15,10 @@ pub(super) fn page(admin: &Admin, context: &PageContext, target: &Target) -> Pag
     body.leaf(
         "p",
         "hint",
-        "The last requests that were refused before they counted. They are kept in memory alone; nobody has verified what stands in them.",
+        "The last denied requests. They are stored only in memory, and their contents are not verified.",
     );
     if refusals.is_empty() {
-        nothing(&mut body, "Nothing was refused since the start.");
+        nothing(&mut body, "No request was denied since the start.");
     }
     for refusal in &refusals {
         body.element("article", &[("class", "card")], |html| draw(html, context, refusal));
@@ -40,12 +40,16 @@ fn draw(html: &mut Html, context: &PageContext, refusal: &Shown) {
     html.leaf("p", "hint", explanation.unwrap_or(words::refusal(refusal.reason)));
     if let Some(base) = &refusal.base {
         html.element("details", &[("class", "more")], |html| {
-            let cut = if refusal.base_cut { " (its beginning)" } else { "" };
+            let cut = if refusal.base_cut { " (shortened)" } else { "" };
             html.leaf("summary", "", &format!("the text that should have been signed{cut}"));
             html.leaf("pre", "", base);
         });
     }
     if refusal.not_kept_before > 0 {
-        html.leaf("p", "soft", &format!("{} like it just before were counted only", refusal.not_kept_before));
+        html.leaf(
+            "p",
+            "soft",
+            &format!("{} similar requests before it were counted, but not stored", refusal.not_kept_before),
+        );
     }
 }

@@ -48,8 +48,8 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, 
     let instance = &shown.life.instance.instance;
     let mut body = Html::default();
     body.element("section", &[("class", "card")], |html| summary(html, context, instance));
-    section(&mut body, "What can be done", |html| acts(html, context, &shown));
-    section(&mut body, "Life, the latest first", |html| events(html, context, &shown));
+    section(&mut body, "Operations", |html| acts(html, context, &shown));
+    section(&mut body, "History, the latest first", |html| events(html, context, &shown));
     Ok(Page { title: name.to_owned(), place: NavigationEntry::Instances, body })
 }
 
@@ -101,8 +101,8 @@ fn summary(html: &mut Html, context: &PageContext, instance: &Instance) {
             ("items", (!items.is_empty()).then(|| items.join(", "))),
             ("trial", instance.trial.map(|trial| if trial { "yes" } else { "no" }.to_owned())),
             ("expiry as sent", instance.expires_on_raw.clone()),
-            ("taken over", said(instance.adopted, "yes: it was not made here")),
-            ("tombstone", said(instance.tombstone, "yes: its release came first")),
+            ("imported or adopted", said(instance.adopted, "yes: not created by spid")),
+            ("tombstone", said(instance.tombstone, "yes: its release came before its create")),
             ("first seen", Some(moment(instance.created_at))),
             ("last changed", Some(moment(instance.updated_at))),
         ],
@@ -145,12 +145,12 @@ fn acts(html: &mut Html, context: &PageContext, shown: &Shown) {
                 label: "Release",
                 target: name,
                 account: Some(account),
-                hint: "Gives the instance up for good, as if the marketplace had asked for it. The hook runs; there is no way back.",
+                hint: "Releases the instance as if the marketplace had asked for it. The hook runs. This cannot be undone.",
                 field: Field::Nothing,
             });
         });
     } else if !any {
-        nothing(html, "Nothing: it is released, and stays so.");
+        nothing(html, "No operations: the instance is released.");
     }
 }
 
@@ -214,9 +214,9 @@ fn draw(html: &mut Html, what: &What<'_>) {
     match what {
         What::Asked(row, body) => asked(html, row, body),
         What::Told(row) => {
-            html.leaf("strong", "", "told");
+            html.leaf("strong", "", "reported");
             html.text(&format!(
-                " The marketplace has the success of callback {} ({}).",
+                " The success of callback {} ({}) was reported to the marketplace.",
                 row.number, row.action
             ));
         }
@@ -231,7 +231,7 @@ fn draw(html: &mut Html, what: &What<'_>) {
         What::Stands(job) => stands(html, job),
         What::AuditNote(act) => {
             html.element("p", &[], |html| {
-                html.leaf("strong", "", &format!("{} by hand", act.act));
+                html.leaf("strong", "", &format!("{} (admin operation)", act.act));
                 html.text(&format!(" {} · {}", act.target, act.who));
             });
             html.leaf("p", "said", &act.why);
@@ -256,13 +256,15 @@ fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
     }
     // A reported callback does not come again, so its delivery limit does not matter.
     let tries = match row.delivery_limit.filter(|_| row.reported_at.is_none()) {
-        Some(delivery_limit) => format!("came {} of {delivery_limit}", parts::times(row.deliveries, "time")),
-        None => format!("came {}", parts::times(row.deliveries, "time")),
+        Some(delivery_limit) => {
+            format!("delivered {} of at most {delivery_limit}", parts::times(row.deliveries, "time"))
+        }
+        None => format!("delivered {}", parts::times(row.deliveries, "time")),
     };
     let last = format!("{tries}, last {}", moment(row.last_received_at));
-    html.leaf("p", "soft", if row.deliveries == 1 { "came once" } else { &last });
+    html.leaf("p", "soft", if row.deliveries == 1 { "delivered once" } else { &last });
     if let Some(at) = body.pruned_at {
-        return html.leaf("p", "soft", &format!("what it said was pruned {}", moment(at)));
+        return html.leaf("p", "soft", &format!("the content was pruned at {}", moment(at)));
     }
     parts::signed(html, &body.parameters);
 }
@@ -295,7 +297,7 @@ fn stands(html: &mut Html, job: &JobRow) {
     });
     if let Some(answer) = &job.answer {
         html.element("details", &[("class", "more")], |html| {
-            html.leaf("summary", "", "answer, less its secrets");
+            html.leaf("summary", "", "answer without secrets");
             // A URL in an answer may contain a password.
             html.leaf("pre", "", &without_user_info(answer));
         });

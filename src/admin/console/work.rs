@@ -1,4 +1,4 @@
-//! Work that waits for a person, with reasons and buttons.
+//! Work that needs attention, with reasons and buttons.
 
 use jiff::Timestamp;
 
@@ -33,22 +33,22 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     if shown.held_items.is_empty() && shown.others.is_empty() {
         nothing(
             &mut body,
-            "Nothing waits for a person. Dead, held, pending, refused and unreported work would stand here.",
+            "Nothing needs attention. This page lists dead, held, pending, refused and unreported work.",
         );
     }
     for (held_item, callback) in &shown.held_items {
         body.element("article", &[("class", "card errand")], |html| draw(html, context, held_item, callback));
     }
     if shown.left_out > 0 {
-        nothing(&mut body, &format!("{} more wait: these are the latest.", shown.left_out));
+        nothing(&mut body, &format!("{} more are not shown; these are the latest.", shown.left_out));
     }
     for item in &shown.others {
         body.element("article", &[("class", "card errand")], |html| draw_item(html, context, item));
     }
     if !shown.unreported.is_empty() {
-        section(&mut body, "Untold results", |html| unreported(html, context, &shown.unreported));
+        section(&mut body, "Unreported results", |html| unreported(html, context, &shown.unreported));
     }
-    Ok(Page { title: "Work that waits for a person".to_owned(), place: NavigationEntry::Work, body })
+    Ok(Page { title: "Work that needs attention".to_owned(), place: NavigationEntry::Work, body })
 }
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
@@ -73,10 +73,10 @@ fn unreported(html: &mut Html, context: &PageContext, rows: &[(CallbackRow, Opti
     html.leaf(
         "p",
         "hint",
-        "Done, and the marketplace has not come back for the answer yet. If it has given up, reset its counter on the seller's production message retry page.",
+        "The work is done, but the marketplace has not called again. If it has given up, reset its counter on the seller's production message retry page.",
     );
-    let headings = ["Action", "Instance", "Callback", "Tries", "Last"];
-    table(html, "Untold results", &headings, rows, |html, (row, name), column| match column {
+    let headings = ["Action", "Instance", "Callback", "Deliveries", "Last"];
+    table(html, "Unreported results", &headings, rows, |html, (row, name), column| match column {
         0 => html.text(row.action.as_str()),
         1 => match name {
             Some(name) => html.link("name", &instance_link(name, &row.account), name),

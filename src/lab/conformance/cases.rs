@@ -68,52 +68,52 @@ static CASES: [Case; 61] = [
     case!("create-concurrent", Must, Purchase, CREATE, ["create-repeat"], create_concurrent,
         "The same purchase 32 times at once is one instance."),
     case!("create-trial", Must, Purchase, CREATE, ["create"], create_trial,
-        "A trial is answered with an id, too."),
+        "A trial purchase is answered with an id."),
     // Token.
     case!("token-order", Must, Signature, TOKEN, ["create"], token_order,
-        "The token is made of the parameters sorted by their names."),
+        "The token is computed from the parameters, sorted by name."),
     case!("token-decoded", Must, Signature, TOKEN, ["create"], token_decoded,
-        "The token is made of decoded values."),
+        "The token is computed from decoded values."),
     case!("token-key", Must, Signature, TOKEN, ["create"], token_key,
         "The key is appended as &key=, not alone."),
     case!("token-lower", Must, Signature, TOKEN, ["create"], token_lower,
-        "A token in small letters is taken: the marketplace sends no other."),
+        "A lower-case token is accepted: the marketplace sends no other."),
     case!("wrong-token", Must, Signature, TOKEN, ["create"], wrong_token,
-        "A request with a wrong token is not acted upon."),
+        "A request with a wrong token is denied and changes nothing."),
     case!("missing-token", Must, Signature, TOKEN, ["wrong-token"], missing_token,
-        "A request without a token is not acted upon."),
+        "A request without a token is denied and changes nothing."),
     case!("empty-token", Must, Signature, TOKEN, ["wrong-token"], empty_token,
-        "A request with an empty token is not acted upon."),
+        "A request with an empty token is denied and changes nothing."),
     case!("token-end", Must, Signature, TOKEN, ["wrong-token"], token_end,
-        "The token is compared to its last digit."),
+        "All digits of the token are compared."),
     case!("token-short", Must, Signature, TOKEN, ["wrong-token", "token-end"], token_short,
-        "Half of a token is no token."),
+        "The first half of a token is denied."),
     case!("token-long", Must, Signature, TOKEN, ["wrong-token", "token-end"], token_long,
-        "A token with more digits is no token."),
+        "A token with additional digits is denied."),
     case!("altered-expiry", Must, Signature, TOKEN, ["wrong-token"], altered_expiry,
-        "An expiry changed after signing is not believed."),
+        "A request whose expiry was changed after signing is denied."),
     case!("unknown-parameter", Must, Signature, TOKEN, ["create"], unknown_parameter,
-        "Parameters nobody has heard of are part of the token: new ones may come any day."),
+        "Unknown parameters are part of the token: the vendor may add one at any time."),
     case!("empty-value", Must, Signature, TOKEN, ["create"], empty_value,
         "A parameter with an empty value is part of the token."),
     case!("capital-names", Must, Signature, TOKEN, ["unknown-parameter"], capital_names,
         "Names are sorted by their bytes: capitals come before small letters."),
     case!("space-percent", Must, Signature, TOKEN, ["unknown-parameter"], space_percent,
-        "A space encoded as %20 is a space, in whichever value it stands."),
+        "A space encoded as %20 is a space, in every value."),
     case!("space-plus", Must, Signature, TOKEN, ["create"], space_plus,
         "A space encoded as + is a space."),
     case!("utf8", Must, Signature, TOKEN, ["unknown-parameter"], utf8,
         "Values are UTF-8."),
     // Single sign-on.
     case!("sign-on", Must, SignOn, VERIFY, ["create-distinct"], sign_on,
-        "A buyer's link leads somewhere: a page or a redirect."),
+        "A buyer's sign-on link is answered with a page or a redirect."),
     case!("sign-on-forged", Must, SignOn, VERIFY, ["sign-on", "wrong-token"], sign_on_forged,
-        "A link with a wrong token leads nowhere."),
+        "A sign-on link with a wrong token is denied."),
     case!("sign-on-stale", Must, SignOn, VERIFY, ["sign-on"], sign_on_stale,
-        "A link a day old leads nowhere: timeStamp is checked."),
+        "A sign-on link that is 24 hours old is denied: timeStamp is checked."),
     // Information in the buyer's console.
     case!("app-info", Must, Information, SELF_TEST, ["create"], app_info,
-        "The answer to a purchase tells the front end, the back end, a user name and a password."),
+        "The answer to a purchase contains frontEndUrl, adminUrl, username and password."),
     // Renewal, upgrade, expiry, release.
     case!("renew", Must, Renewal, RENEW, ["create-distinct"], renew,
         "A renewal is answered with success."),
@@ -128,7 +128,7 @@ static CASES: [Case; 61] = [
     case!("expire-repeat", Must, Life, SPI, ["expire"], expire_repeat,
         "The same expiry again is answered with success again."),
     case!("expire-again", Must, Life, EXPIRE, ["expire", "renew"], expire_again,
-        "What expired, was renewed and expires again is answered with success each time, though the second expiry is byte for byte the first."),
+        "Expiry, renewal and a second expiry are each answered with success. The second expiry is byte for byte the first."),
     case!("release", Must, Life, RELEASE, ["create-distinct"], release,
         "A release is answered with success."),
     case!("release-repeat", Must, Life, SPI, ["release"], release_repeat,
@@ -161,14 +161,14 @@ static CASES: [Case; 61] = [
     case!("intl-release", Should, Life, INTL_RELEASE, ["release"], intl_release,
         "The international site releases without isRefund."),
     case!("renew-unknown", Should, Renewal, RENEW, ["renew"], renew_unknown,
-        "A renewal of an instance nobody has is no success: somebody paid for it."),
+        "A renewal of an unknown instance is not a success, because a buyer paid for it."),
     case!("renew-released", Should, Renewal, RELEASE, ["renew", "release"], renew_released,
-        "A renewal of what was released is no success: somebody paid for it."),
+        "A renewal of a released instance is not a success, because a buyer paid for it."),
     case!("late-create", Should, Purchase, RELEASE, ["create-repeat", "renew-released"], late_create,
-        "A purchase that comes again after the release brings nothing back to life."),
+        "A purchase that is repeated after the release creates no instance."),
     // Requests that no page describes.
     case!("token-upper", Hardening, Signature, TOKEN, ["create"], token_upper,
-        "A token in capitals is taken or refused, and nothing falls over."),
+        "An upper-case token is accepted or denied, without a server error."),
     case!("unsigned-parameter", Hardening, Robustness, TOKEN, ["wrong-token", "unknown-parameter"], unsigned_parameter,
         "A parameter added after signing makes the token wrong."),
     case!("duplicate-before", Hardening, Robustness, TOKEN, ["wrong-token"], duplicate_before,
@@ -176,18 +176,18 @@ static CASES: [Case; 61] = [
     case!("duplicate-behind", Hardening, Robustness, TOKEN, ["wrong-token"], duplicate_behind,
         "A name given twice is refused: with another value behind the signed one."),
     case!("hidden-parameter", Hardening, Robustness, TOKEN, ["wrong-token"], hidden_parameter,
-        "A parameter swallowed by the value before it is noticed, though the token is the same."),
+        "A parameter hidden in the value before it is denied, although the token is valid."),
     case!("broken-encoding", Hardening, Robustness, TOKEN, ["wrong-token"], broken_encoding,
-        "Broken percent-encoding, bytes that are not UTF-8 and NUL are refused, and nothing falls over."),
+        "Broken percent-encoding, bytes that are not UTF-8, and NUL are denied without a server error."),
     case!("unknown-action", Hardening, Robustness, SPI, ["create"], unknown_action,
-        "An action nobody has heard of is no success, and nothing falls over."),
+        "An unknown action is not a success, and causes no server error."),
     case!("post-form", Hardening, Robustness, TOKEN, ["create"], post_form,
-        "The same as a POST form is understood: the pages say GET, and the vendor's demo is posted to."),
+        "A POST form is accepted: the pages say GET, but the vendor's demo takes POST."),
     case!("sign-on-once", Hardening, SignOn, VERIFY, ["sign-on"], sign_on_once,
-        "A link leads in once: it stays in histories and logs."),
+        "A sign-on link works only once, because it stays in histories and logs."),
     // All earlier requests together, so this case comes last.
     case!("answer-time", Should, Activation, CREATE, ["create"], answer_time,
-        "Every answer comes in time: what takes longer is answered with 0 and done meanwhile."),
+        "Every answer is in time: a longer job is answered with id 0 and continues."),
 ];
 
 async fn create(t: &mut Trial) -> Said {
@@ -195,7 +195,7 @@ async fn create(t: &mut Trial) -> Said {
     match &t.learnt.first {
         Ok(bought) => Ok(format!("the id is {}", bought.id)),
         Err(found) => Err(format!(
-            "{found}, whichever way its token was made; is the key the receiver's? `spid verify` explains a token"
+            "{found}, with every known way to compute the token; check the key, or run `spid verify`"
         )),
     }
 }
@@ -205,9 +205,11 @@ fn learnt(t: &mut Trial, is_about: fn(Recipe) -> bool) -> Said {
     let recipe = t.learnt.recipe;
     if is_about(recipe) {
         let seems = recipe.seems_to();
-        return Err(format!("it seems to {seems}: a purchase with a token made so was answered with an id"));
+        return Err(format!(
+            "the endpoint seems to {seems}: a purchase with such a token was answered with an id"
+        ));
     }
-    Ok("purchases signed so are answered with an id".to_owned())
+    Ok("a purchase with the documented token was answered with an id".to_owned())
 }
 
 async fn token_order(t: &mut Trial) -> Said {
@@ -235,7 +237,7 @@ async fn forged(t: &mut Trial, forge: impl FnOnce(Ask) -> Ask) -> Result<Heard, 
 
 async fn forged_token(t: &mut Trial, token: Token, what: &str) -> Said {
     let heard = forged(t, |ask| ask.token(token).what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn wrong_token(t: &mut Trial) -> Said {
@@ -267,7 +269,7 @@ async fn altered_expiry(t: &mut Trial) -> Said {
     let later = t.hence(12 * MONTH);
     let what = "a purchase whose expiry was changed after signing";
     let heard = forged(t, |ask| ask.altered("expiredOn", &later).what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 /// Sends a purchase, changed by `change`, that must be answered with an id.
@@ -279,7 +281,7 @@ async fn honest(t: &mut Trial, change: impl FnOnce(Ask) -> Ask) -> Said {
 }
 
 async fn unknown_parameter(t: &mut Trial) -> Said {
-    honest(t, |ask| ask.with("channel", "new").what("a purchase with a parameter nobody knows")).await
+    honest(t, |ask| ask.with("channel", "new").what("a purchase with an unknown parameter")).await
 }
 
 async fn empty_value(t: &mut Trial) -> Said {
@@ -335,7 +337,9 @@ async fn create_concurrent(t: &mut Trial) -> Said {
     let (last, _) = t.until_id(&ask.what("the same purchase once more")).await?;
     match ids.iter().find(|id| **id != last) {
         Some(other) => Err(format!("one order was answered with the ids {other} and {last}")),
-        None => Ok(format!("{} answers told the id {last}, and none another one", ids.len() + 1)),
+        None => {
+            Ok(format!("{} answers contained the id {last}; no answer contained another id", ids.len() + 1))
+        }
     }
 }
 
@@ -362,9 +366,9 @@ async fn sign_on(t: &mut Trial) -> Said {
     Ok(match heard.door() {
         Some(door) => {
             let door = exchange::header(door);
-            format!("it leads to {door}; whether that is the application, a person must see")
+            format!("the link leads to {door}; check by hand that this is the application")
         }
-        None => "it shows a page; whether that is the application, a person must see".to_owned(),
+        None => "the link shows a page; check by hand that this is the application".to_owned(),
     })
 }
 
@@ -373,9 +377,9 @@ async fn expect_sign_on_denied(t: &mut Trial, bought: &Bought, good: &Heard, ask
     let door = t.sign_on_url(bought);
     let heard = t.send_to(&door, ask).await?;
     if heard.lets_in() && heard.door() == good.door() {
-        return Err(format!("{} was answered {}, like a good one", ask.what_it_is(), heard.status));
+        return Err(format!("{} was answered {}, like a valid link", ask.what_it_is(), heard.status));
     }
-    Ok(format!("it was answered {}", heard.status))
+    Ok(format!("the answer was {}", heard.status))
 }
 
 async fn sign_on_forged(t: &mut Trial) -> Said {
@@ -404,7 +408,7 @@ async fn renew(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
     t.until_success(&ask).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 /// Sends a request twice; both must be answered with success.
@@ -412,7 +416,7 @@ async fn twice(t: &mut Trial, ask: Ask) -> Said {
     t.until_success(&ask).await?;
     let again = format!("{}, once more,", ask.what_it_is());
     t.until_success(&ask.what(&again)).await?;
-    Ok("it was answered with success both times".to_owned())
+    Ok("both answers were a success".to_owned())
 }
 
 async fn renew_repeat(t: &mut Trial) -> Said {
@@ -430,7 +434,7 @@ async fn upgrade(t: &mut Trial) -> Said {
 async fn expire(t: &mut Trial) -> Said {
     let bought = t.buy_for(1).await?;
     t.until_success(&Trial::expiry(&bought.id)).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 async fn expire_repeat(t: &mut Trial) -> Said {
@@ -451,7 +455,7 @@ async fn expire_again(t: &mut Trial) -> Said {
 async fn release(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     t.until_success(&Trial::release(&bought.id)).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 async fn release_repeat(t: &mut Trial) -> Said {
@@ -479,23 +483,23 @@ async fn app_info(t: &mut Trial) -> Said {
     let missing: Vec<&str> =
         ["frontEndUrl", "adminUrl", "username", "password"].into_iter().filter(|name| !told(name)).collect();
     if missing.is_empty() {
-        return Ok("appInfo tells all four".to_owned());
+        return Ok("appInfo contains all four members".to_owned());
     }
-    Err(format!("appInfo has no {}; the self-test fails where the buyer sees nothing", missing.join(", ")))
+    Err(format!("appInfo has no {}; the vendor's self-test requires it", missing.join(", ")))
 }
 
 async fn id_is_text(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     match bought.answer.member("instanceId") {
-        Some(Json::Text(_)) => Ok("it is a text".to_owned()),
-        other => Err(format!("it is {}, without quotes", other.cloned().unwrap_or_default())),
+        Some(Json::Text(_)) => Ok("instanceId is a text".to_owned()),
+        other => Err(format!("instanceId is {}, without quotes", other.cloned().unwrap_or_default())),
     }
 }
 
 async fn id_is_order(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     if bought.id == bought.order.biz {
-        return Ok("it is the orderBizId".to_owned());
+        return Ok("instanceId is the orderBizId".to_owned());
     }
     Err(format!("orderBizId {} was answered with the id {}", bought.order.biz, bought.id))
 }
@@ -504,15 +508,15 @@ async fn success_is_boolean(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = t.renewal(&bought.id, &t.hence(2 * MONTH));
     match t.until_success(&ask).await?.member("success") {
-        Some(Json::Bool(_)) => Ok("it is a boolean".to_owned()),
-        other => Err(format!("it is {}", other.cloned().unwrap_or_default())),
+        Some(Json::Bool(_)) => Ok("success is a boolean".to_owned()),
+        other => Err(format!("success is {}", other.cloned().unwrap_or_default())),
     }
 }
 
 async fn json_type(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     is_json(&bought.answer)?;
-    Ok("they are".to_owned())
+    Ok("the answer is application/json".to_owned())
 }
 
 fn is_json(heard: &Heard) -> Result<(), String> {
@@ -553,7 +557,7 @@ async fn arrears(t: &mut Trial) -> Said {
     t.until_success(&Trial::expiry(&id).what("arrears")).await?;
     let paid = t.renewal(&id, &t.hence(MONTH)).what("the payment of the arrears");
     t.until_success(&paid).await?;
-    Ok("frozen and thawed".to_owned())
+    Ok("frozen and unfrozen".to_owned())
 }
 
 async fn refund_renew(t: &mut Trial) -> Said {
@@ -569,7 +573,7 @@ async fn refund_release(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = Trial::release(&bought.id).with("isRefund", "true").what("a release after a refund");
     t.until_success(&ask).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 async fn order_pay(t: &mut Trial) -> Said {
@@ -592,29 +596,29 @@ async fn order_pay(t: &mut Trial) -> Said {
         }
         is_json(&heard)?;
     }
-    Ok("it was acknowledged both times".to_owned())
+    Ok("both payments were acknowledged".to_owned())
 }
 
 async fn intl_upgrade(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = t.upgrade(&bought.id).without("orderId").what("an upgrade without orderId");
     t.until_success(&ask).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 async fn intl_release(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
     let ask = Trial::release(&bought.id).without("isRefund").what("a release without isRefund");
     t.until_success(&ask).await?;
-    Ok("it was answered with success".to_owned())
+    Ok("the answer was a success".to_owned())
 }
 
 async fn renew_unknown(t: &mut Trial) -> Said {
     // A new order number that was never bought, so no instance has this id.
     let nobody = t.order(MONTH);
-    let ask = t.renewal(&nobody.biz, &t.hence(2 * MONTH)).what("a renewal of an instance nobody has");
+    let ask = t.renewal(&nobody.biz, &t.hence(2 * MONTH)).what("a renewal of an unknown instance");
     let heard = t.refused_calmly(&ask).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn renew_released(t: &mut Trial) -> Said {
@@ -622,7 +626,7 @@ async fn renew_released(t: &mut Trial) -> Said {
     t.until_success(&Trial::release(&bought.id)).await?;
     let ask = t.renewal(&bought.id, &t.hence(2 * MONTH)).what("a renewal of what was released");
     let heard = t.refused_calmly(&ask).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 /// Tests with a renewal: from the outside, an instance exists if it can be renewed.
@@ -638,8 +642,8 @@ async fn late_create(t: &mut Trial) -> Said {
     let renewal = t.renewal(&id, &t.hence(2 * MONTH)).what("a renewal after that");
     // A renewal shows whether the late purchase created an instance.
     match t.refused(&renewal).await {
-        Ok(_) => Ok(format!("it was answered {}, and cannot be renewed", late.shortly())),
-        Err(_) => Err("it can be renewed again: the late purchase brought it back to life".to_owned()),
+        Ok(_) => Ok(format!("the answer was {}, and the instance cannot be renewed", late.shortly())),
+        Err(_) => Err("the instance can be renewed: the late purchase created it again".to_owned()),
     }
 }
 
@@ -649,34 +653,34 @@ async fn token_upper(t: &mut Trial) -> Said {
     let heard = t.send(&ask).await?;
     // Accepting and denying are both right; a server error or a page is not.
     if heard.status >= 500 || heard.json.is_none() && heard.status < 400 {
-        return Err(format!("it was answered {}", heard.shortly()));
+        return Err(format!("the answer was {}", heard.shortly()));
     }
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn unsigned_parameter(t: &mut Trial) -> Said {
     let what = "a purchase with a parameter added after signing";
     let heard = forged(t, |ask| ask.behind("channel=new").what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn duplicate_before(t: &mut Trial) -> Said {
     let what = "a purchase with a second skuId before the signed one";
     let heard = forged(t, |ask| ask.before("skuId=yuncode0000100009").what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn duplicate_behind(t: &mut Trial) -> Said {
     let what = "a purchase with a second skuId behind the signed one";
     let heard = forged(t, |ask| ask.behind("skuId=yuncode0000100009").what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 /// Both readings of `aliUid=1&expiredOn=…`, as two parameters or as one, have the same token.
 async fn hidden_parameter(t: &mut Trial) -> Said {
     let what = "a purchase whose expiredOn was swallowed by aliUid";
     let heard = forged(t, |ask| ask.swallowing("aliUid", "expiredOn").what(what)).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn broken_encoding(t: &mut Trial) -> Said {
@@ -691,9 +695,9 @@ async fn broken_encoding(t: &mut Trial) -> Said {
 
 async fn unknown_action(t: &mut Trial) -> Said {
     let bought = t.buy().await?;
-    let ask = Ask::new("an action nobody knows", "rebootInstance", &[("instanceId", &bought.id)]);
+    let ask = Ask::new("an unknown action", "rebootInstance", &[("instanceId", &bought.id)]);
     let heard = t.refused_calmly(&ask).await?;
-    Ok(format!("it was answered {}", heard.shortly()))
+    Ok(format!("the answer was {}", heard.shortly()))
 }
 
 async fn post_form(t: &mut Trial) -> Said {

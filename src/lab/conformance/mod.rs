@@ -263,10 +263,10 @@ impl Judgement {
 #[derive(Debug, thiserror::Error)]
 pub enum Unjudged {
     /// Unknown case id.
-    #[error("there is no case `{0}`; there are: {known}", known = known())]
+    #[error("unknown case `{0}`; the cases are: {known}", known = known())]
     NoSuchCase(String),
     /// No answer at all to the first request.
-    #[error("{receiver} does not answer: {cause}")]
+    #[error("no answer from {receiver}: {cause}")]
     Nobody {
         /// URL of the request.
         receiver: String,
@@ -448,7 +448,7 @@ impl Suite {
     async fn one(&self, trial: &mut Trial, case: &'static Case, before: &[Judged]) -> Judged {
         let begin = self.clock.now();
         let (verdict, said) = match unmet(case, before) {
-            Some(unmet) => (Verdict::NotJudged, format!("`{unmet}` did not pass, and this stands on it")),
+            Some(unmet) => (Verdict::NotJudged, format!("needs `{unmet}`, which did not pass")),
             // An `Err` is the finding of a failed case, not a fault of the suite.
             None => match (case.judge)(trial).await {
                 Ok(said) => (Verdict::Passed, said),

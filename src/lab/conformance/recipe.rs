@@ -55,7 +55,7 @@ impl Recipe {
         }
     }
 
-    /// Describes the recipe, as the end of a sentence that begins with "it seems to ".
+    /// Describes the recipe, as the end of a sentence that begins with "the endpoint seems to ".
     pub(super) fn seems_to(self) -> &'static str {
         match self {
             Recipe::Documented => "do as documented",
@@ -63,7 +63,7 @@ impl Recipe {
             Recipe::AsSent => "take the parameters in the order in which they come, unsorted",
             Recipe::Encoded => "sign the values as they are encoded in the URL, not decoded",
             Recipe::BareKey => "append the key without `&key=` before it",
-            Recipe::Capitals => "make the token in capitals, and to take no other",
+            Recipe::Capitals => "compute the token in upper case, and to accept no other",
         }
     }
 }

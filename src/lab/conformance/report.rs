@@ -16,7 +16,7 @@ const ASKED: [(Aspect, &str, &str); 5] = [
     (
         Aspect::Purchase,
         "A buyer opens the preview page and buys.",
-        "The product was bought from its preview page, with the order's price changed to 0 if need be.",
+        "The product was bought from its preview page (change the order's price to 0 if necessary).",
     ),
     (
         Aspect::Activation,
@@ -36,7 +36,7 @@ const ASKED: [(Aspect, &str, &str); 5] = [
     (
         Aspect::Renewal,
         "A renewal extends the term.",
-        "After a renewal the application shows the new term. Its own entrances for buying, renewing and upgrading are hidden or lead to the marketplace.",
+        "After a renewal the application shows the new term. Its own pages for purchase, renewal and upgrade are hidden, or lead to the marketplace.",
     ),
 ];
 
@@ -82,7 +82,7 @@ pub fn markdown(judgement: &Judgement) -> String {
 }
 
 fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
-    writeln!(text, "# Self-test of a marketplace receiver\n")?;
+    writeln!(text, "# Self-test of an SPI endpoint\n")?;
     writeln!(text, "* receiver: {}", in_markdown(&judgement.receiver))?;
     writeln!(text, "* judged: {}, by spid {}", judgement.began_at, judgement.spid)?;
     writeln!(text, "* level: {}", judgement.level)?;
@@ -92,7 +92,7 @@ fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
     for (aspect, asked, _) in ASKED {
         writeln!(text, "| {} | {asked} | {} |", aspect.title(), said_of(judgement, aspect).1)?;
     }
-    writeln!(text, "\nOnly a person can see these:\n")?;
+    writeln!(text, "\nCheck by hand:\n")?;
     for (_, _, by_hand) in ASKED {
         writeln!(text, "- [ ] {by_hand}")?;
     }
@@ -102,7 +102,7 @@ fn write_markdown(judgement: &Judgement, text: &mut String) -> fmt::Result {
     write_markdown_findings(judgement, text)?;
     if !judgement.left_behind.is_empty() {
         writeln!(text, "\n## To be released by hand\n")?;
-        writeln!(text, "These instances were bought and could not be given back.\n")?;
+        writeln!(text, "These instances were bought and could not be released.\n")?;
         for id in &judgement.left_behind {
             writeln!(text, "* {}", in_markdown(id))?;
         }
@@ -211,7 +211,7 @@ fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\
          <title>Self-test of {receiver}</title><style>{STYLE}</style></head>\n<body><main>\n\
-         <h1>Self-test of a marketplace receiver</h1>\n\
+         <h1>Self-test of an SPI endpoint</h1>\n\
          <p class=\"dim\">{receiver}<br>judged {} by spid {}, level {}<br>{}</p>\n",
         judgement.began_at,
         judgement.spid,
@@ -224,7 +224,7 @@ fn write_html(judgement: &Judgement, page: &mut String) -> fmt::Result {
         write_html_cases(judgement, aspect, page)?;
     }
     if !judgement.left_behind.is_empty() {
-        page.push_str("<h2>To be released by hand</h2>\n<p>Bought, and not given back:</p><ul>");
+        page.push_str("<h2>To be released by hand</h2>\n<p>Bought, but not released:</p><ul>");
         judgement.left_behind.iter().try_for_each(|id| write!(page, "<li>{}</li>", escaped(id)))?;
         page.push_str("</ul>\n");
     }
@@ -251,7 +251,7 @@ fn write_html_asked(judgement: &Judgement, page: &mut String) -> fmt::Result {
         let (title, class) = (aspect.title(), class_of(verdict));
         write!(page, "<tr><th>{title}</th><td>{asked}</td><td class=\"{class}\">{said}</td></tr>")?;
     }
-    page.push_str("</table>\n<h2>Only a person can see these</h2>\n<ul class=\"check\">");
+    page.push_str("</table>\n<h2>Check by hand</h2>\n<ul class=\"check\">");
     ASKED.iter().try_for_each(|(_, _, by_hand)| write!(page, "<li>{by_hand}</li>"))?;
     page.push_str("</ul>\n");
     Ok(())

@@ -293,7 +293,7 @@ impl Heard {
             (Some(id), _) => format!("{} with the id {id}", self.status),
             (None, Some(success)) => format!("{} with success {success}", self.status),
             (None, None) if self.member("instanceId").is_some() => format!("{} with the id 0", self.status),
-            (None, None) => format!("{}, and neither an id nor success", self.status),
+            (None, None) => format!("{}, without an id and without success", self.status),
         }
     }
 }
@@ -408,7 +408,7 @@ impl Trial {
     fn prepared(&self, url: &Url, ask: &Ask) -> Result<Prepared, String> {
         let (out, token) = ask.request(&self.run.suite, self.recipe);
         let request =
-            exchange::addressed(&out, url).map_err(|error| format!("it cannot be sent: {error}"))?;
+            exchange::addressed(&out, url).map_err(|error| format!("cannot send the request: {error}"))?;
         // The exchange is for reports, so it is masked; the request is sent unmasked.
         let exchange = Exchange {
             what: ask.what.clone(),
@@ -503,7 +503,7 @@ impl Trial {
     pub(super) async fn refused_calmly(&mut self, ask: &Ask) -> Result<Heard, String> {
         let heard = self.refused(ask).await?;
         if heard.status >= 500 {
-            return Err(format!("{} made it fall over: it answered {}", ask.what, heard.status));
+            return Err(format!("{} caused a server error: {}", ask.what, heard.status));
         }
         Ok(heard)
     }
@@ -567,7 +567,11 @@ impl Trial {
             sleep(self.run.suite.every).await;
             heard = self.send_to(&door, ask).await?;
         }
-        if heard.lets_in() { Ok(heard) } else { Err(format!("a fresh link was answered {}", heard.status)) }
+        if heard.lets_in() {
+            Ok(heard)
+        } else {
+            Err(format!("a new sign-on link was answered {}", heard.status))
+        }
     }
 
     /// Returns the sign-on URL for the buyer of this instance.
@@ -647,7 +651,7 @@ pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), 
     // Skipped if the documented token works.
     for recipe in Recipe::WRONG.into_iter().filter(|_| first.is_err()).collect::<Vec<_>>() {
         let order = trial.order(30 * 24);
-        let mut ask = trial.purchase(&order).what("a purchase with a token made in another way");
+        let mut ask = trial.purchase(&order).what("a purchase with a token computed in another way");
         ask.recipe = Some(recipe);
         let before = trial.sent;
         if let Ok((id, answer)) = trial.until_id_within(&ask, TRIES_OF_A_GUESS).await {
@@ -680,7 +684,7 @@ pub(super) async fn give_back(
     let mut trial = Trial::new(run.clone(), learnt.clone());
     let mut left = Vec::new();
     while let Some(id) = made.pop_first() {
-        let ask = Trial::release(&id).what("giving it back");
+        let ask = Trial::release(&id).what("a release at the end of the run");
         // If nothing can be released, do not spend an hour on repetitions.
         let tries = if left.len() < TRIES_TO_GIVE_BACK { TRIES_TO_GIVE_BACK } else { 1 };
         let tries = u32::try_from(tries).unwrap_or(1);

@@ -352,10 +352,10 @@ async fn the_command_refuses_what_it_cannot_do() {
     let nobody = "http://127.0.0.1:9/spi";
     for (url, arguments, code, says) in [
         ("http://192.0.2.1/spi", &[][..], 64, "add --yes"),
-        (nobody, &["--only", "nonsense"], 64, "there is no case `nonsense`"),
-        (nobody, &["--report", "r.pdf"], 64, ".md or a .html"),
-        (nobody, &["--timezone", "Mars/Olympus"], 64, "no time zone"),
-        (nobody, &[], 69, "does not answer"),
+        (nobody, &["--only", "nonsense"], 64, "unknown case `nonsense`"),
+        (nobody, &["--report", "r.pdf"], 64, ".md or .html"),
+        (nobody, &["--timezone", "Mars/Olympus"], 64, "not a time zone"),
+        (nobody, &[], 69, "no answer from"),
     ] {
         let (exit, _, complaint) = command(url, folder.path(), arguments).await;
         assert_eq!(exit, code, "{complaint}");

@@ -88,7 +88,7 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
 /// The vendor does not document the intervals of the other 120 deliveries.
 const ORDER_PAY_MS: i64 = (8 * 60 + 38) * 60 * 1000;
 
-#[expect(clippy::unnecessary_wraps, reason = "other marketplaces state nothing")]
+#[expect(clippy::unnecessary_wraps, reason = "other marketplaces document no limit")]
 fn gives_up(action: Action, first: Timestamp) -> Option<GivesUp> {
     let at = (action == Action::Payment).then(|| plus_millis(first, ORDER_PAY_MS));
     let then =

@@ -74,13 +74,11 @@ fn explanation(mismatch: Mismatch, parts: &Parts, presented: Option<&str>, keys:
         None if mismatch == Mismatch::Wrong
             && presented.is_some_and(|it| parts.holds_without_key_name(it, keys)) =>
         {
-            format!(
-                "{mismatch}, but it would if the key had been appended behind `&key=`; the sender appends it alone"
-            )
+            format!("{mismatch}: the sender appends the key without `&key=` before it")
         }
-        Some((mistake, _)) => format!("{mismatch}, but it would if {mistake}"),
+        Some((mistake, _)) => format!("{mismatch}: {mistake}"),
         None if mismatch == Mismatch::Wrong => format!(
-            "{mismatch}: either the key is another one, or something between sender and receiver changed a parameter; compare the base string with the sender's"
+            "{mismatch}: the key differs, or a parameter changed in transit; compare the base string with the sender's"
         ),
         None => mismatch.to_string(),
     }
@@ -114,9 +112,11 @@ fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
                 .map(|(mistake, body)| (mistake, with(body, *digested)))
                 .collect();
             // The vendor has both forms: the body itself, or its digest. A sender may use the wrong one.
-            let other =
-                if *digested { "the body itself had stood" } else { "a digest of the body had stood" };
-            suspects.push((format!("{other} in what was signed"), with(body.clone(), !digested)));
+            let other = match *digested {
+                true => "the sender signs the body itself, not its digest",
+                false => "the sender signs a digest of the body, not the body itself",
+            };
+            suspects.push((other.to_owned(), with(body.clone(), !digested)));
             suspects
         }
         Parts::Dated { timestamp, body } => {
@@ -130,14 +130,14 @@ fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
 /// a program has written again differs.
 fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
     let mut suspects = vec![(
-        "the body had been signed without the white space around it".to_owned(),
+        "the sender signs the body without the white space around it".to_owned(),
         body.trim_ascii().to_vec(),
     )];
     if let Ok(value) = Json::read(body) {
-        let mistake = "the body had been signed with its members sorted and without white space between them";
+        let mistake = "the sender signs the body with sorted members and without white space";
         suspects.push((mistake.to_owned(), value.to_string().into_bytes()));
     }
-    suspects.push(("no body had been signed".to_owned(), Vec::new()));
+    suspects.push(("the sender signs an empty body".to_owned(), Vec::new()));
     suspects
 }
 
@@ -149,30 +149,30 @@ fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)
         pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
     };
     let mut suspects = vec![
-        ("the values had been signed as they are encoded in the URL, not decoded".to_owned(), map(&encoded)),
         (
-            "the values had been signed encoded, with %20 for a space".to_owned(),
+            "the sender signs values as they are encoded in the URL; sign decoded values".to_owned(),
+            map(&encoded),
+        ),
+        (
+            "the sender signs URL-encoded values, with %20 for a space; sign decoded values".to_owned(),
             map(&|value| encoded(value).replace('+', "%20")),
         ),
         (
-            "a `+` in the URL had been meant as a plus and not as a space".to_owned(),
+            "the sender means `+` in the URL as a plus; encode a plus as %2B".to_owned(),
             map(&|value| value.replace(' ', "+")),
         ),
         (
-            "the values had been signed with the white space around them trimmed".to_owned(),
+            "the sender signs trimmed values; sign them as they are sent".to_owned(),
             map(&|value| value.trim().to_owned()),
         ),
     ];
     let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
-    suspects.push((
-        "the empty parameters had been left out of what was signed; they belong to it".to_owned(),
-        filled,
-    ));
+    suspects.push(("the sender does not sign empty parameters; sign them too".to_owned(), filled));
     // A parameter may have been added after signing, or never signed: leave out each one in turn.
     for (name, _) in pairs {
         let without = pairs.iter().filter(|(other, _)| other != name).cloned().collect();
         suspects.push((
-            format!("`{name}` had not been signed: it was added later, or the sender leaves it out"),
+            format!("`{name}` is not signed: it was added after signing, or the sender leaves it out"),
             without,
         ));
     }
@@ -207,10 +207,10 @@ mod tests {
         for (signed, mistake) in [
             (with("+a+b%2Fc+").to_vec(), "encoded in the URL"),
             (with("%20a%20b%2Fc%20").to_vec(), "%20 for a space"),
-            (with("+a+b/c+").to_vec(), "meant as a plus"),
-            (with("a b/c").to_vec(), "trimmed"),
+            (with("+a+b/c+").to_vec(), "as a plus"),
+            (with("a b/c").to_vec(), "trimmed values"),
             (vec![("action", "x"), ("label", " a b/c ")], "empty parameters"),
-            (vec![("label", " a b/c "), ("note", "")], "`action` had not been signed"),
+            (vec![("label", " a b/c "), ("note", "")], "`action` is not signed"),
         ] {
             let text = told(&received, &signed);
             assert!(text.contains(mistake), "{signed:?}: {text}");
@@ -253,7 +253,7 @@ mod tests {
             // md5 of `a=1&b=2fake-key`
             let presented = "e8030a6269f316b23dfba162c6b2c70b";
             let text = explain(Mismatch::Wrong, &parts, Some(presented), &keys);
-            assert!(text.contains("behind `&key=`") && !text.contains("fake-key"), "{text}");
+            assert!(text.contains("without `&key=`") && !text.contains("fake-key"), "{text}");
         }
         let text = explain(Mismatch::Wrong, &parts, Some(&"0".repeat(32)), &keys());
         assert!(text.contains("compare the base string"), "{text}");
@@ -276,8 +276,8 @@ mod tests {
         let received = "{\"b\": 1, \"a\": 2}\n";
         for (signed, mistake) in [
             ("{\"b\": 1, \"a\": 2}", "white space around it"),
-            ("{\"a\":2,\"b\":1}", "members sorted"),
-            ("", "no body"),
+            ("{\"a\":2,\"b\":1}", "sorted members"),
+            ("", "an empty body"),
         ] {
             for (received, signed) in
                 [(nonced(received, true), nonced(signed, true)), (dated(received), dated(signed))]

@@ -66,7 +66,7 @@ impl Dialect for Generic {
             return Err(Denial::Method { method, allowed: "POST" });
         }
         if !request.query.is_empty() {
-            let detail = "there is a query string, which the signature does not cover".to_owned();
+            let detail = "remove the query string: the signature does not cover it".to_owned();
             return Err(Denial::Malformed { detail });
         }
         let timestamp = (request.header)(TIMESTAMP).ok_or(Denial::Undated)?;
@@ -170,7 +170,7 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
     let sent_at = Timestamp::from_second(second).map_err(|_| Denial::Undated)?;
     let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
     if off_by_ms.abs() > DATED_WINDOW_MS {
-        return Err(Denial::Stale { off_by_s: off_by_ms / 1000 });
+        return Err(Denial::Stale { off_by_s: off_by_ms / 1000, limit_s: DATED_WINDOW_MS / 1000 });
     }
     Ok(sent_at)
 }
@@ -192,7 +192,11 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Denial> {
 /// quote values.
 fn malformed(error: &serde_json::Error) -> Denial {
     let (line, column) = (error.line(), error.column());
-    Denial::Malformed { detail: format!("the body is not the JSON we take (line {line}, column {column})") }
+    Denial::Malformed {
+        detail: format!(
+            "the body is not a JSON object of the documented form (line {line}, column {column})"
+        ),
+    }
 }
 
 fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {
@@ -255,7 +259,7 @@ impl<'de> Visitor<'de> for Object<'_> {
             let may_nest = self.prefix.is_empty() && name == ITEMS;
             // `items` itself becomes no pair, so the check for duplicates would not see a second one.
             if may_nest && std::mem::replace(&mut has_items, true) {
-                return Err(A::Error::custom("`items` is given twice"));
+                return Err(A::Error::custom("`items` occurs twice; send it once"));
             }
             let full = format!("{}{name}", self.prefix);
             map.next_value_seed(Member { name: full, may_nest, pairs: &mut *self.pairs })?;
@@ -274,7 +278,7 @@ struct Member<'a> {
 impl Member<'_> {
     fn keep<E: Error>(self, text: String) -> Result<(), E> {
         if self.may_nest {
-            return Err(E::custom("`items` is not an object"));
+            return Err(E::custom("`items` must be an object"));
         }
         self.pairs.push((self.name, text));
         Ok(())
@@ -290,7 +294,8 @@ impl<'de> DeserializeSeed<'de> for Member<'_> {
         if self.may_nest && raw.starts_with('{') {
             let mut json = serde_json::Deserializer::from_str(raw);
             let read = json.deserialize_map(Object { prefix: ITEM, pairs: self.pairs });
-            return read.map_err(|_| D::Error::custom("`items` holds more than texts, numbers and booleans"));
+            return read
+                .map_err(|_| D::Error::custom("values in `items` must be texts, numbers or booleans"));
         }
         match Json::read(raw.as_bytes()).map_err(|_| D::Error::custom("a value cannot be read"))? {
             // Null means absent, as an empty text does.

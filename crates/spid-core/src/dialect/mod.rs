@@ -314,7 +314,7 @@ pub enum Denial {
     #[error(transparent)]
     Signature(#[from] Mismatch),
     /// Method that the dialect does not accept.
-    #[error("the method is `{}`, and this dialect takes {allowed}", method.escape_debug())]
+    #[error("method `{}` is not supported; use {allowed}", method.escape_debug())]
     Method {
         /// Method of the request, shortened.
         method: String,
@@ -322,7 +322,7 @@ pub enum Denial {
         allowed: &'static str,
     },
     /// Body in a format that the dialect cannot read, and so cannot check.
-    #[error("the body's content type is not {expected}")]
+    #[error("content-type must be {expected}")]
     ContentType {
         /// Accepted media types.
         expected: &'static str,
@@ -334,25 +334,27 @@ pub enum Denial {
         detail: String,
     },
     /// Client address that is in none of the networks the endpoint allows.
-    #[error("the endpoint's `allow` has no network with this client's address")]
+    #[error("the client address is in none of the networks in the endpoint's `allow`")]
     Source,
     /// Too many recent denied requests from this address, so spid did not process this one.
-    #[error("too many requests of this client were refused lately; it was not looked at")]
+    #[error("too many denied requests from this address; this request was not verified")]
     TooManyFromAddress,
     /// Too many recent denied requests at this endpoint, and the address has no valid request on record.
-    #[error("too many requests at this endpoint were refused lately; it was not looked at")]
+    #[error("too many denied requests at this endpoint; this request was not verified")]
     TooManyAtEndpoint,
     /// Dated request without a readable date.
-    #[error("the timestamp is missing, or cannot be read")]
+    #[error("the timestamp is missing or unreadable")]
     Undated,
     /// Dated request that is too old, or from the future.
-    #[error("the timestamp is {off_by_s} s away from this clock")]
+    #[error("the timestamp is {off_by_s} s from this clock; the limit is {limit_s} s: compare both clocks")]
     Stale {
         /// Seconds between the request's clock and ours; positive when the request is old.
         off_by_s: i64,
+        /// Maximum distance, in seconds.
+        limit_s: i64,
     },
     /// Copy of an accepted request. The signature is valid, but the nonce was used before.
-    #[error("the request was accepted before: its nonce is known")]
+    #[error("the nonce was used before: this is a copy of an accepted request")]
     Replayed,
 }
 
@@ -368,7 +370,7 @@ impl Denial {
             Denial::ContentType { expected: "" },
             Denial::Malformed { detail: String::new() },
             Denial::Undated,
-            Denial::Stale { off_by_s: 0 },
+            Denial::Stale { off_by_s: 0, limit_s: 0 },
             Denial::Replayed,
         ];
         own.map(|refusal| refusal.reason()).into_iter().chain(Rule::ALL.map(Rule::as_str))
@@ -418,7 +420,7 @@ impl Denial {
             Denial::TooManyAtEndpoint => "busy",
             Denial::Undated => "forbidden: no timestamp",
             Denial::Stale { .. } => "forbidden: the timestamp is too far from this clock",
-            Denial::Replayed => "forbidden: this was sent before",
+            Denial::Replayed => "forbidden: the nonce was used before",
             Denial::Method { .. } => "method not allowed",
             Denial::ContentType { .. } => "unsupported content type",
         }

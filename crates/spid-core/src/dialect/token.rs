@@ -278,7 +278,7 @@ fn named(
 fn words_for_a_buyer(refusal: &Denial) -> &'static str {
     match refusal {
         Denial::TooManyFromAddress | Denial::TooManyAtEndpoint => {
-            "There is too much going on just now. Please open the application from the marketplace again in a moment."
+            "Too many requests. Please wait a moment, then open the application from the marketplace again."
         }
         _ => "This link is not valid. Please open the application from the marketplace again.",
     }
@@ -364,7 +364,8 @@ fn free_reply(outcome: &Outcome) -> Option<Reply> {
 /// Answer to a verb with a free shape whose hook gave no JSON: never a success.
 fn no_answer_reply(outcome: &Outcome) -> Reply {
     if outcome.is_success() {
-        let body = json!({"success": false, "message": "the seller's hook gave no answer"});
+        let body =
+            json!({"success": false, "message": "the seller's hook returned no answer for this action"});
         return Reply::json(200, &body);
     }
     success_reply(outcome, SuccessAs::Boolean)
@@ -393,7 +394,7 @@ fn redirect_reply(answer: &Answer) -> Reply {
             .with("location", url)
             // The URL signs its bearer in, so the browser must not pass it on in a Referer header.
             .with("referrer-policy", "no-referrer"),
-        None => Reply::page(502, "The application gave no address to go to. Please tell the seller."),
+        None => Reply::page(502, "The application returned no sign-on address. Please contact the seller."),
     }
 }
 

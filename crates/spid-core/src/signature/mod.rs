@@ -56,7 +56,7 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadKey {
     /// Empty text.
-    #[error("the key is empty: a request could be signed by anyone")]
+    #[error("the key is empty; set its value")]
     Empty,
     /// A character that no marketplace uses in a key, or a space at the beginning or end.
     #[error("the key cannot be used: {0}")]
@@ -270,7 +270,7 @@ pub enum Mismatch {
     #[error("the request carries no signature")]
     Missing,
     /// Text that cannot be a digest.
-    #[error("the signature is not the right number of the right characters")]
+    #[error("the signature has the wrong length or a character that is not allowed")]
     Malformed,
     /// Digest that no configured key produces.
     #[error("the signature matches none of the configured keys")]

@@ -65,7 +65,7 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     let Some(token) = header(AUTH_TOKEN) else {
         let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
-        let nonce = header(NONCE).ok_or_else(|| malformed("there is no nonce"))?;
+        let nonce = header(NONCE).ok_or_else(|| malformed("the header `x-nonce` is missing"))?;
         let once = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
         return Ok(Signed {
             presented: header(SIGN),

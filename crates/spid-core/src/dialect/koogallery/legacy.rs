@@ -33,7 +33,7 @@ const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
 pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Denial> {
     // The signature covers the query only, so a body could have been changed on the way.
     if !request.body.is_empty() {
-        return Err(super::malformed("there is a body, which the signature does not cover"));
+        return Err(super::malformed("a GET must not have a body, because the signature does not cover it"));
     }
     let mut pairs = query::parse(request.query, None)?;
     let token = pairs.iter().position(|(name, _)| name == AUTH_TOKEN);

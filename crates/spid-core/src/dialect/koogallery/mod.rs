@@ -102,10 +102,10 @@ impl Dialect for KooGallery {
     fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
         let (after_ms, then) = match action {
             Action::Create | Action::Upgrade => {
-                (PURCHASE_MS, "the order is unsubscribed by itself, and the buyer gets the money back")
+                (PURCHASE_MS, "the marketplace cancels the order and refunds the buyer")
             }
             Action::Renew | Action::RefundRenew | Action::Expire | Action::Release => {
-                (CHANGE_MS, "the marketplace stops calling; start it again by hand in the seller console")
+                (CHANGE_MS, "the marketplace stops calling; restart the delivery in the seller console")
             }
             Action::SignOn | Action::Payment | Action::Query | Action::Other => return None,
         };
@@ -230,7 +230,7 @@ fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, 
     };
     let timestamp = take("timestamp").ok_or(Denial::Undated)?;
     let sent_at = read_sent_at(&timestamp, now)?;
-    let nonce = take("nonce").ok_or_else(|| malformed("there is no nonce"))?;
+    let nonce = take("nonce").ok_or_else(|| malformed("the query parameter `nonce` is missing"))?;
     let parameters = read_body(request.body)?;
     let once = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
     Ok(Signed {
@@ -260,7 +260,7 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
     let sent_at = sent_at.map_err(|_| Denial::Undated)?;
     let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
     if off_by_ms.abs() > NONCED_WINDOW_MS {
-        return Err(Denial::Stale { off_by_s: off_by_ms / 1000 });
+        return Err(Denial::Stale { off_by_s: off_by_ms / 1000, limit_s: NONCED_WINDOW_MS / 1000 });
     }
     Ok(sent_at)
 }
@@ -270,11 +270,11 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
 fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
     let members = match Json::read(body) {
         Ok(Json::Object(members)) => members,
-        Ok(_) => return Err(malformed("the body is JSON, but no object")),
+        Ok(_) => return Err(malformed("the body is not a JSON object")),
         Err(error) => {
             // Report only the position of the error, because `serde_json` messages quote values.
             let (line, column) = (error.line(), error.column());
-            return Err(malformed(format!("the body is no JSON object (line {line}, column {column})")));
+            return Err(malformed(format!("the body is not valid JSON (line {line}, column {column})")));
         }
     };
     let text = |value: Json| match value {
@@ -285,7 +285,7 @@ fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
     let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
     // Many programs stop reading at a NUL, so the rest of the text would be invisible to them.
     if pairs.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
-        return Err(malformed("there is a NUL in the body"));
+        return Err(malformed("the body contains a NUL character; remove it"));
     }
     Ok(pairs.into_iter().collect())
 }

@@ -37,14 +37,15 @@ pub(super) fn add_order_details(
     let answer = Json::read(body).unwrap_or_default();
     check(status, &answer)?;
     let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));
-    let order = order.ok_or_else(|| later("the marketplace's answer holds no order"))?;
+    let order = order.ok_or_else(|| later("the marketplace's answer contains no order"))?;
     // Check everything before the first change: after an error the callback must be unchanged.
     if text(order, "orderId") != callback.order_id {
-        return Err(later("the marketplace's answer is about another order"));
+        return Err(later("the marketplace's answer names another order than the callback"));
     }
-    let line = line_of(callback, order).ok_or_else(|| later("the order has no such line"))?;
-    let product = product_of(callback, line).ok_or_else(|| later("the order line names no product"))?;
-    let sku = text(product, "skuCode").ok_or_else(|| later("the order line names no SKU"))?;
+    let line = line_of(callback, order).ok_or_else(|| later(no_line(callback)))?;
+    let product = product_of(callback, line).ok_or_else(|| later(no_product(callback)))?;
+    let sku =
+        text(product, "skuCode").ok_or_else(|| later("the product of the order line has no `skuCode`"))?;
     callback.sku = Some(sku);
     callback.product = text(product, "productId").or_else(|| callback.product.take());
     if let Some(quantity) = text(product, "linearValue") {
@@ -77,12 +78,12 @@ fn check(status: u16, answer: &Json) -> Result<(), DetailsError> {
     let code = text(answer, "resultCode").or_else(|| text(answer, "error_code")).unwrap_or_default();
     // The code comes from outside, so show only a short, plain part of it.
     let shown: String = code.chars().filter(|c| c.is_ascii_alphanumeric() || *c == '.').take(16).collect();
-    let said = format!("the marketplace does not say what was ordered: HTTP {status}, code `{shown}`");
+    let said = format!("the order lookup failed: HTTP {status}, code `{shown}`");
     let number = code.rsplit('.').next().unwrap_or_default();
     match (status, number) {
         (200, "0000" | "000000") => Ok(()),
         (401 | 403, _) | (_, "0150" | "0151" | "0154") => Err(DetailsError::Misconfigured(format!(
-            "{said}; are access key and secret those of the seller?"
+            "{said}; check the seller's access key and secret in `orders`"
         ))),
         _ => Err(DetailsError::Later(said)),
     }
@@ -111,11 +112,25 @@ fn line_of<'a>(callback: &Callback, order: &'a Json) -> Option<&'a Json> {
     }
 }
 
+fn no_line(callback: &Callback) -> &'static str {
+    match callback.parameters.filled("orderLineId") {
+        Some(_) => "the order has no line with the callback's `orderLineId`",
+        None => "the order does not have exactly one line, and the callback has no `orderLineId`",
+    }
+}
+
 fn product_of<'a>(callback: &Callback, line: &'a Json) -> Option<&'a Json> {
     let products = list(line, "productInfo");
     match callback.product.as_deref() {
         Some(wanted) => products.iter().find(|product| text(product, "productId").as_deref() == Some(wanted)),
         None => products.first(),
+    }
+}
+
+fn no_product(callback: &Callback) -> &'static str {
+    match callback.product {
+        Some(_) => "the order line does not contain the callback's product",
+        None => "the order line has no product",
     }
 }
 

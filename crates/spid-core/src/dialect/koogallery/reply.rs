@@ -78,7 +78,9 @@ pub(super) fn to_all(answered: &[(Callback, Outcome)], options: &Options) -> Rep
             finished(callback, body, options)
         }
         (Some((callback, outcome)), _) | (None, Some((callback, outcome))) => to(callback, outcome, options),
-        (None, None) => reply(503, &json!({"resultCode": INTERNAL, "resultMsg": "nothing was asked"})),
+        (None, None) => {
+            reply(503, &json!({"resultCode": INTERNAL, "resultMsg": "the request contains no question"}))
+        }
     }
 }
 
@@ -108,7 +110,9 @@ fn reply(status: u16, body: &Value) -> Reply {
 fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
     let said = message(outcome);
     let (code, text) = match outcome {
-        Outcome::Applied { answer, .. } if says_no(callback, answer) => (INTERNAL, "not possible"),
+        Outcome::Applied { answer, .. } if says_no(callback, answer) => {
+            (INTERNAL, "the seller does not allow this change")
+        }
         Outcome::Applied { .. } => (SUCCESS, "success."),
         Outcome::NotYet => (PROCESSING, said.as_str()),
         // An operator must decide. Meanwhile the marketplace learns about faults that it can correct itself.
