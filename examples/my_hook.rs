@@ -20,7 +20,8 @@ struct MyHook {
 impl MyHook {
     fn folder(&self, instance: &Instance) -> Result<PathBuf, HookError> {
         let name = instance.order_biz_id.as_deref().ok_or(HookError::refuse("an instance without a name"))?;
-        if name.contains(['/', '\\']) || name.starts_with('.') {
+        // An empty name would be the folder of all customers.
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(HookError::refuse("a name that is no folder"));
         }
         Ok(self.root.join(name))
