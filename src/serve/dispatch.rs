@@ -68,10 +68,30 @@ impl Default for DispatchOptions {
     }
 }
 
-/// First pause after an error of the store. While an outcome cannot be stored, the pause doubles up to the maximum
-/// below, because log lines must not fill a disk that is already full.
+/// First pause after an error of the store. While the store fails, the pause doubles up to the maximum below, because
+/// log lines must not fill a disk that is already full.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// Pauses after errors of the store, one after the other.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// The pause that was used last; `None` after a success.
+    last: Option<Duration>,
+}
+
+impl Pauses {
+    /// Returns the next pause: twice the last one, up to the maximum.
+    fn next(&mut self) -> Duration {
+        let pause = self.last.map_or(STORE_PAUSE, |last| (last * 2).min(STORE_PAUSE_MAX));
+        self.last = Some(pause);
+        pause
+    }
+
+    fn reset(&mut self) {
+        self.last = None;
+    }
+}
 
 /// Attempts in flight, by job and attempt.
 type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
@@ -214,13 +234,14 @@ impl Dispatch {
         let mut runner = self.runner.clone();
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
+        let mut pauses = Pauses::default();
         loop {
             // The watchdog reads this.
             self.turned.send_replace(Instant::now());
             // Lease due jobs only if at least one of them can start.
             if look && self.store.places().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
-                (look, look_at) = self.take(running, &stop).await;
+                (look, look_at) = self.take(running, &stop, &mut pauses).await;
             }
             tokio::select! {
                 biased;
@@ -306,7 +327,12 @@ impl Dispatch {
 
     /// Leases at most as many due jobs as there are start permits. Returns true if more may be due, and the next due
     /// time.
-    async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
+    async fn take(
+        &self,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+        pauses: &mut Pauses,
+    ) -> (bool, Instant) {
         // Permits come before jobs, so that every leased job can start at once.
         let mut places = Vec::new();
         while let Ok(place) = self.store.places().clone().try_acquire_owned() {
@@ -316,6 +342,7 @@ impl Dispatch {
         let poll = Instant::now() + self.options.poll;
         match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
             Ok(taking) => {
+                pauses.reset();
                 // A full batch may have left more due jobs in the store, so the loop looks again at once.
                 let more = taking.taken.len() == limit
                     || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
@@ -330,9 +357,10 @@ impl Dispatch {
                 (full, due.min(poll))
             }
             Err(error) => {
+                let pause = pauses.next();
                 self.metrics.count(Metric::StoreFaults, ["take", ""]);
-                tracing::error!(%error, "due jobs could not be taken; trying again");
-                (false, Instant::now() + STORE_PAUSE)
+                tracing::error!(%error, again_in = ?pause, "due jobs could not be taken; trying again");
+                (false, Instant::now() + pause)
             }
         }
     }
@@ -376,7 +404,9 @@ impl Dispatch {
     /// Renews leases and writes counts, as long as it is polled.
     async fn keep_house(&self) {
         let mut renew = interval(self.options.renew);
-        let mut flush = interval(Duration::from_millis(limits::COUNTS_FLUSH_MS));
+        let flush_every = Duration::from_millis(limits::COUNTS_FLUSH_MS);
+        let mut flush = interval(flush_every);
+        let mut pauses = Pauses::default();
         // A late tick must not be followed by a burst of missed ones.
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -384,7 +414,10 @@ impl Dispatch {
             tokio::select! {
                 biased;
                 _ = renew.tick() => self.renew().await,
-                _ = flush.tick() => self.flush().await,
+                _ = flush.tick() => match self.flush().await {
+                    true => pauses.reset(),
+                    false => flush.reset_after(pauses.next().max(flush_every)),
+                },
             }
         }
     }
@@ -405,11 +438,14 @@ impl Dispatch {
         }
     }
 
-    async fn flush(&self) {
-        if let Err(error) = self.store.flush_counts().await {
+    /// Writes the counts of redeliveries. Returns false if they could not be written.
+    async fn flush(&self) -> bool {
+        let flushed = self.store.flush_counts().await;
+        if let Err(error) = &flushed {
             self.metrics.count(Metric::StoreFaults, ["count", ""]);
             tracing::warn!(%error, "the counts of repeats could not be written; trying again");
         }
+        flushed.is_ok()
     }
 
     /// Waits for running hooks, within the time limit, and gives back the jobs of the others.
@@ -703,8 +739,9 @@ impl Attempt {
     /// Stores the outcome and retries until the store accepts it, because the hook has already done its work. A store
     /// that has stopped does not come back, so the loop ends there.
     async fn finish(&mut self, taken: &Taken, ending: Ending) {
-        let mut pause = STORE_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
+            let pause = pauses.next();
             match self.store.finish(taken, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
                 // A later attempt owns the job: this outcome must not change it.
@@ -723,7 +760,6 @@ impl Attempt {
                 }
             }
             sleep(pause).await;
-            pause = (pause * 2).min(STORE_PAUSE_MAX);
         }
     }
 
@@ -844,6 +880,15 @@ mod tests {
         drop(store.accept(a_create("ob-2", &clock)).await.unwrap());
         sleep(Duration::from_millis(10 * limits::DISPATCH_POLL_MS)).await;
         running.abort();
+    }
+
+    #[test]
+    fn pauses_of_a_failing_store_double_up_to_a_maximum() {
+        let mut pauses = Pauses::default();
+        let millis: Vec<u128> = (0..7).map(|_| pauses.next().as_millis()).collect();
+        assert_eq!(millis, [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
+        pauses.reset();
+        assert_eq!(pauses.next(), STORE_PAUSE);
     }
 
     #[tokio::test]
