@@ -882,6 +882,62 @@ mod tests {
         running.abort();
     }
 
+    /// A hook that reports each call and then waits for a permit.
+    struct Gated {
+        name: &'static str,
+        called: mpsc::UnboundedSender<&'static str>,
+        gate: Arc<tokio::sync::Semaphore>,
+    }
+
+    impl ProvisioningHook for Gated {
+        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+            let _ = self.called.send(self.name);
+            let _permit = self.gate.acquire().await;
+            Ok(Provisioned::new())
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+    }
+
+    #[tokio::test]
+    async fn reload_reaches_jobs_that_wait_for_a_call_permit() {
+        let clock = Clock::System;
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (called, mut calls) = mpsc::unbounded_channel();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let runner = |name| {
+            let hook = Gated { name, called: called.clone(), gate: gate.clone() };
+            Runner::new(vec![NamedHook::new("provision", hook)], Vec::new()).unwrap()
+        };
+        let (runners, current) = watch::channel(runner("old"));
+        let options = DispatchOptions { places: 1, waiting: 2, ..DispatchOptions::default() };
+        let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), current, options);
+        let rooms = dispatch.rooms.clone();
+        let (_stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(dispatch.run(stopping));
+        drop(store.accept(a_create("ob-0", &clock)).await.unwrap());
+        assert_eq!(calls.recv().await, Some("old"));
+        // The hook has free slots, but the only call permit is taken.
+        for order in ["ob-1", "ob-2"] {
+            drop(store.accept(a_create(order, &clock)).await.unwrap());
+        }
+        while !rooms.is_any_full() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let new = runner("new").succeeding(&runners.borrow());
+        runners.send_replace(new);
+        gate.add_permits(3);
+        assert_eq!((calls.recv().await, calls.recv().await), (Some("new"), Some("new")));
+        running.abort();
+    }
+
     #[test]
     fn pauses_of_a_failing_store_double_up_to_a_maximum() {
         let mut pauses = Pauses::default();
