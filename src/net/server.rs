@@ -103,8 +103,8 @@ pub enum TurnedAway {
 }
 
 impl TurnedAway {
-    /// Every fault of HTTP; the two faults of TLS are not listed.
-    pub const ALL: [TurnedAway; 11] = [
+    /// All faults.
+    pub const ALL: [TurnedAway; 13] = [
         TurnedAway::Malformed,
         TurnedAway::HeadersTooLarge,
         TurnedAway::UriTooLong,
@@ -116,6 +116,8 @@ impl TurnedAway {
         TurnedAway::HeadersLate,
         TurnedAway::AnswerNotTaken,
         TurnedAway::Displaced,
+        TurnedAway::TlsFailed,
+        TurnedAway::TlsLate,
     ];
 
     /// Returns the fault as one word, for metrics and logs.

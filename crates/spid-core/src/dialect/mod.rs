@@ -352,8 +352,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// All words that [`Refusal::reason`] returns for requests denied by a dialect, the signature or the nonce.
-    /// The words of the listener (`source`, `address-rate`, `endpoint-rate`) are not among them.
+    /// All words that [`Refusal::reason`] returns.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         let own = [
             Refusal::Signature(Mismatch::Missing),
@@ -362,6 +361,9 @@ impl Refusal {
             Refusal::Method { method: String::new(), allowed: "" },
             Refusal::ContentType { expected: "" },
             Refusal::Malformed { detail: String::new() },
+            Refusal::Source,
+            Refusal::TooManyFromAddress,
+            Refusal::TooManyAtEndpoint,
             Refusal::Undated,
             Refusal::Stale { off_by_s: 0 },
             Refusal::Replayed,
