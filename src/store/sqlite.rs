@@ -28,7 +28,7 @@ use rustix::fs::Access;
 use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
 use crate::observe::limits;
-use files::{InodeLock, check_links, check_name, lock, make_private, may, sync_folder};
+use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
 pub(crate) use files::{Place, Vacancy, is_filled, may_make_files_beside, remains};
 pub use upkeep::Possession;
 pub(super) use upkeep::{note_keys, noted_keys};
@@ -212,8 +212,8 @@ impl Sqlite {
         file.map_err(|error| StoreError::of_file(to, &error))?;
         let copied = self.fill(to);
         if copied.is_err() {
-            // An incomplete copy must not be mistaken for a backup.
-            let _ = std::fs::remove_file(to);
+            // An incomplete copy must not be mistaken for a backup, and its journal would block a later restore.
+            remove_with_journals(to);
         }
         copied
     }
