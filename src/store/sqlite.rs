@@ -547,6 +547,21 @@ mod tests {
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
     }
 
+    /// A start can be killed at any moment. Here it ends at its first write, because another connection has the lock.
+    #[test]
+    fn stale_note_is_cleared_before_the_first_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        std::fs::write(files::lock_path(&path).unwrap(), files::stamp_line(7)).unwrap();
+        let other =
+            connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(matches!(Sqlite::open(&path, None), Err(StoreError::Busy)));
+        assert_eq!(files::noted_stamp(&path).unwrap(), None);
+        drop(other);
+        assert!(Sqlite::open(&path, None).is_ok());
+    }
+
     /// Number of steps that SQLite's virtual machine takes to look for due jobs, beside `queues` queues that a dead job
     /// blocks.
     fn steps_of_a_look(queues: u32) -> i32 {
