@@ -162,7 +162,7 @@ pub struct Mender {
     pub(super) path: PathBuf,
     pub(super) options: StoreOptions,
     /// Sealer of a store. `None`: the keys are read from the options.
-    sealer: Option<Arc<Sealer>>,
+    pub(super) sealer: Option<Arc<Sealer>>,
     pub(super) clock: Clock,
 }
 

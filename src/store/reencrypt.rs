@@ -6,6 +6,8 @@
 //! An old key that has leaked must not decrypt anything any more. So the file is rewritten at the end, because unused
 //! space in its pages still holds old bytes.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::operations::{Act, MendError, Mended, Mender};
@@ -49,7 +51,11 @@ impl Mender {
     /// # Errors
     /// Fails if the audit entry cannot be written, or a part cannot be decrypted. Then nothing is returned.
     pub fn reveal(&mut self, target: &str, jobs: &[JobRow], act: &Act) -> Mended<Vec<Revealed>> {
-        let sealer = self.options.sealer(&self.path)?;
+        // Decryption needs no key that a running daemon must have, so the note of its keys is not read.
+        let sealer = match &self.sealer {
+            Some(sealer) => sealer.clone(),
+            None => Arc::new(self.options.sealer(&self.path)?),
+        };
         let sealed: Vec<&JobRow> = jobs.iter().filter(|job| job.sealed.is_some()).collect();
         if sealed.is_empty() {
             return Ok(Vec::new());
@@ -140,4 +146,53 @@ fn reseal(rows: &Sqlite, sealer: &Sealer, number: i64) -> Result<bool, StoreErro
     let anew = sealer.seal(id.as_bytes(), &secret)?;
     rows.put_sealed(number, Some(&anew))?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, StoreOptions};
+    use spid_core::lifecycle::schedule;
+    use spid_hook::Secret;
+    use spid_hook::time::{Clock, from_millis};
+
+    #[tokio::test]
+    async fn reveal_decrypts_with_the_present_keys_of_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        let (store, _closed) = Store::open(&path, StoreOptions::default(), Clock::System).await.unwrap();
+        let answer = Answer { body: Some(Secret::new(r#"{"password":"fake"}"#)), ..Answer::default() };
+        let id = Id::from_bytes([7; 16]);
+        // A reload has given the store a key that the options do not name.
+        let present = Sealer::ephemeral().unwrap();
+        let sealed = present.seal(id.as_bytes(), &answer.split().secret.unwrap()).unwrap();
+        store.seal_with(present);
+        let job = JobRow {
+            number: 1,
+            id,
+            callback: 1,
+            instance: None,
+            in_lane: false,
+            action: Action::Create,
+            state: schedule::JobState::Done,
+            attempts: 1,
+            step: 0,
+            extra: schedule::Extra::No,
+            due_at: from_millis(0),
+            lease_until: None,
+            attempted_at: None,
+            note: None,
+            answer: None,
+            sealed: Some(sealed),
+            proposed_id: None,
+            created_at: from_millis(0),
+            ended_at: None,
+        };
+        let act = Act { who: "a test".into(), why: "to see the answer".into() };
+        let mender = || Mender::open(&path, &StoreOptions::default(), Clock::System).unwrap();
+        let revealed =
+            mender().sealing_like(&store).reveal("a job", std::slice::from_ref(&job), &act).unwrap();
+        assert_eq!(revealed[0].answer.body, answer.body);
+        assert!(mender().reveal("a job", &[job], &act).is_err());
+    }
 }
