@@ -21,6 +21,8 @@ struct Shown {
     left_out: usize,
     /// All other attention items.
     others: Vec<AttentionItem>,
+    /// Number of other attention items that are not shown.
+    others_left_out: usize,
     /// Callbacks with an unreported result, each with the name of its instance.
     untold: Vec<(CallbackRow, Option<String>)>,
 }
@@ -45,6 +47,9 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
     for item in &shown.others {
         body.element("article", &[("class", "card errand")], |html| draw_item(html, desk, item));
     }
+    if shown.others_left_out > 0 {
+        nothing(&mut body, &format!("{} more wait: these are the most urgent.", shown.others_left_out));
+    }
     if !shown.untold.is_empty() {
         section(&mut body, "Untold results", |html| untold(html, desk, &shown.untold));
     }
@@ -53,10 +58,12 @@ pub(super) async fn page(admin: &Admin, desk: &Desk, target: &Target) -> Paged {
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let (errands, left_out) = reader.errands(limits::LIST_DEFAULT_COUNT)?;
-    let mut others = reader.attention(now, limits::LIST_DEFAULT_COUNT)?.items;
-    // Items that wait for a job or a decision are among the errands.
+    // Items that wait for a job or a decision are among the errands. They must not use up the limit of the others.
+    let mut others = reader.attention(now, usize::MAX)?.items;
     others.retain(|item| item.may_be_dismissed);
-    let mut shown = Shown { errands: Vec::new(), left_out, others, untold: Vec::new() };
+    let others_left_out = others.len().saturating_sub(limits::LIST_DEFAULT_COUNT);
+    others.truncate(limits::LIST_DEFAULT_COUNT);
+    let mut shown = Shown { errands: Vec::new(), left_out, others, others_left_out, untold: Vec::new() };
     for errand in errands {
         let body = reader.content(errand.callback)?;
         shown.errands.push((errand, body));
