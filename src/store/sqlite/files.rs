@@ -128,9 +128,19 @@ pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
 fn stamp_of(note: &[u8]) -> Option<i64> {
     let line = note.split(|byte| *byte == b'\n').next()?;
     // An incomplete line is no stamp, nor is 0.
-    let is_one = line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit);
-    let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_one)?.parse().ok()?;
+    let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_stamp(line))?.parse().ok()?;
     Some(stamp.cast_signed()).filter(|stamp| *stamp != 0)
+}
+
+fn is_stamp(line: &[u8]) -> bool {
+    line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit)
+}
+
+/// Returns true if the note begins with a line for the stamp, whose number may be 0.
+pub(super) fn has_stamp_line(note: &File) -> bool {
+    let mut line = [0; STAMP_DIGITS + 1];
+    note.read_exact_at(&mut line, 0).is_ok()
+        && matches!(line.as_slice(), [stamp @ .., b'\n'] if is_stamp(stamp))
 }
 
 /// Formats the first line of the note.

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
+use super::files::{InodeLock, has_stamp_line, is_held_beside, lock_path, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::observe::files;
@@ -26,11 +26,11 @@ pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     let words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
     // The first line holds the stamp of the last commit. It is never overwritten here, so that a kill between two steps
     // cannot lose it. The file cannot be replaced as a whole, because the daemon holds its lock on it.
-    let has_stamp = noted_stamp(path)?.is_some();
     let no_stamp = stamp_line(0);
     let write = || {
-        let file = OpenOptions::new().write(true).open(&lock_path)?;
-        if !has_stamp {
+        let file = OpenOptions::new().read(true).write(true).open(&lock_path)?;
+        // Only a start finds no line here, before it commits. Later the writer may note a stamp at the same time.
+        if !has_stamp_line(&file) {
             file.write_all_at(no_stamp.as_bytes(), 0)?;
         }
         let keys_at = no_stamp.len() as u64;
@@ -247,7 +247,7 @@ impl Sqlite {
 mod tests {
     use super::*;
     use crate::store::encryption::{Sealer, key_of};
-    use crate::store::sqlite::files::{lock, note_stamp};
+    use crate::store::sqlite::files::{lock, note_stamp, noted_stamp};
     use spid_hook::Secret;
 
     #[test]
