@@ -91,6 +91,11 @@ impl Pauses {
     fn reset(&mut self) {
         self.last = None;
     }
+
+    /// Returns true if the last operation failed.
+    fn is_pausing(&self) -> bool {
+        self.last.is_some()
+    }
 }
 
 /// Attempts in flight, by job and attempt.
@@ -254,8 +259,8 @@ impl Dispatch {
                 },
                 // A reload added or removed hooks.
                 Ok(()) = runner.changed() => self.calls.configure(&runner.borrow_and_update()),
-                // A commit made a job due.
-                () = self.store.work() => look = true,
+                // A commit made a job due. After an error of the store, the pause comes first.
+                () = self.store.work(), if !pauses.is_pausing() => look = true,
                 // The next due time, or the poll.
                 () = sleep_until(look_at), if !look => look = true,
                 // Jobs are due, but no start permit is free: the next one returned starts a turn.
