@@ -23,7 +23,8 @@ impl MyHook {
             .order_biz_id
             .as_deref()
             .ok_or(HookError::refuse("the instance has no orderBizId, so it has no folder"))?;
-        if name.contains(['/', '\\']) || name.starts_with('.') {
+        // An empty name would be the folder of all customers.
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
             return Err(HookError::refuse("the orderBizId is not usable as a folder name"));
         }
         Ok(self.root.join(name))

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use serde::Serialize;
+use unicode_width::UnicodeWidthStr as _;
 
 use super::stderr::Stderr;
 use super::{Exit, Failure};
@@ -51,22 +52,10 @@ impl Output {
         self.line(&text::plain_json(&text))
     }
 
-    /// Writes a table: a header, and rows with one cell for each column. Columns are as wide as their longest cell.
+    /// Writes a table: a header, and rows with one cell for each column. Columns are as wide as their widest cell.
     pub(super) fn table(&mut self, header: &[&str], rows: &[Vec<String>]) -> Result<(), Failure> {
-        let rows: Vec<Vec<String>> =
-            rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect()).collect();
-        // Widths are in characters, not bytes: names of buyers and products may be Chinese.
-        let width = |column: usize| {
-            let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-            cells.chain(header.get(column).map(|name| name.len())).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..header.len()).map(width).collect();
-        let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
-        for row in std::iter::once(&header).chain(&rows) {
-            let cells: Vec<String> =
-                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-            // The last column needs no padding.
-            self.line(cells.join("  ").trim_end())?;
+        for line in aligned(header, rows) {
+            self.line(&line)?;
         }
         Ok(())
     }
@@ -77,6 +66,28 @@ impl Output {
     }
 }
 
+/// Returns the lines of a table.
+fn aligned(header: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+    let rows = rows.iter().map(|row| row.iter().map(|cell| shown(cell)).collect());
+    let rows: Vec<Vec<String>> = std::iter::once(header.clone()).chain(rows).collect();
+    // Widths are columns of the terminal: a Chinese character in the name of a buyer takes two.
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.width()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let padded = |cell: &String, width: &usize| {
+        let padding = " ".repeat(width.saturating_sub(cell.width()));
+        format!("{cell}{padding}")
+    };
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| padded(cell, width)).collect();
+        // The last column needs no padding.
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
 /// Escapes a text from outside for a terminal: control characters and characters that change the text direction.
 pub(super) fn shown(text: &str) -> String {
     text::plain(text).into_owned()
@@ -85,6 +96,12 @@ pub(super) fn shown(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        let rows = [["杭州", "a"], ["acme", "b"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(aligned(&["BUYER", "SKU"], &rows), ["BUYER  SKU", "杭州   a", "acme   b"]);
+    }
 
     #[test]
     fn hostile_text_cannot_move_the_cursor() {

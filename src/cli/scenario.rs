@@ -15,7 +15,9 @@ pub(super) struct Kept<'a>(pub(super) &'a Reader);
 impl States for Kept<'_> {
     fn state(&self, name: &str) -> Option<Seen> {
         let rows = self.0.instances_named(name).ok()?;
-        let instance = rows.into_iter().next()?.instance;
+        // The names of accounts are independent. Of several instances with this name, the running scenario has changed
+        // its own last.
+        let instance = rows.into_iter().max_by_key(|row| (row.instance.updated_at, row.number))?.instance;
         Some(Seen {
             id: instance.id,
             state: instance.state,

@@ -22,12 +22,14 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::time::{Instant, sleep_until};
 
 use crate::observe::{files, limits};
 
-/// Interval between checks for the end of a killed group. The group is no child of this process, so no signal
-/// reports its end.
+/// First interval between checks for the end of killed groups. They are no children of this process, so no signal
+/// reports their end. Each check reads the whole of `/proc`, so the interval doubles up to the maximum.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
+const LOOK_EVERY_MAX: Duration = Duration::from_millis(100);
 
 /// The folder in which running process groups are marked. Clones share it.
 #[derive(Debug, Clone)]
@@ -51,17 +53,20 @@ impl Leftovers {
             let message = format!("`{}` must be a folder and not a link: remove it", folder.display());
             return Err(io::Error::new(io::ErrorKind::NotADirectory, message));
         }
+        let (mut marks, mut marked) = (Vec::new(), Vec::new());
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
             // Leave other files alone.
             if Marked::name(&path).is_none() {
                 continue;
             }
-            if let Some(marked) = Marked::read(&path) {
-                marked.end().await;
-            }
+            marked.extend(Marked::read(&path));
+            marks.push(path);
+        }
+        end_all(&marked).await;
+        for mark in marks {
             // A mark that cannot be removed does no harm: at the next start its group no longer exists.
-            let _ = fs::remove_file(&path);
+            let _ = fs::remove_file(&mark);
         }
         Ok(Leftovers { folder: folder.into() })
     }
@@ -115,49 +120,74 @@ impl Marked {
         (in_boot == boot()).then_some(Marked { leader, began: began.parse().ok()?, key: key.to_owned() })
     }
 
-    /// Kills the group, if it is still the one that was marked, and waits until it is dead.
-    async fn end(&self) {
-        // The group has ended, or its number now belongs to other processes.
-        if !self.is_ours(&members(self.leader)) {
-            return;
-        }
-        let group = self.leader.as_raw_nonzero();
+    /// Kills the group. Returns true if its end must be awaited.
+    fn kill(&self) -> bool {
         match kill_process_group(self.leader, Signal::KILL) {
             // SRCH: the group ended in the meantime.
-            Ok(()) | Err(Errno::SRCH) => {}
+            Ok(()) | Err(Errno::SRCH) => true,
             Err(error) => {
-                tracing::error!(group, idempotency_key = %self.key, %error, "cannot kill a hook of the previous daemon; it may run at the same time as the next attempt at its job");
-                return;
+                tracing::error!(group = self.number(), idempotency_key = %self.key, %error, "cannot kill a hook of the previous daemon; it may run at the same time as the next attempt at its job");
+                false
             }
-        }
-        let within = Duration::from_millis(limits::LEFTOVERS_END_MS);
-        // Wait for the end: the next attempt must not meet a process of this one.
-        let gone = async {
-            while !members(self.leader).is_empty() {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        if tokio::time::timeout(within, gone).await.is_ok() {
-            tracing::warn!(group, idempotency_key = %self.key, "killed a hook that the last daemon left running");
-        } else {
-            tracing::error!(group, idempotency_key = %self.key, "a hook of the previous daemon is still running after SIGKILL; it may run at the same time as the next attempt at its job");
         }
     }
 
+    fn number(&self) -> i32 {
+        self.leader.as_raw_nonzero().get()
+    }
+
     /// Checks that the group is the marked one: by the leader's start time, or by the key if the leader is gone.
-    fn is_ours(&self, members: &[Process]) -> bool {
-        match members.iter().find(|process| process.pid == self.leader) {
+    fn is_ours(&self, living: &[Process]) -> bool {
+        let mut members = living.iter().filter(|process| process.group == self.leader);
+        match members.clone().find(|process| process.pid == self.leader) {
             Some(leader) => leader.began == self.began,
-            None => members.iter().any(|process| process.carries(&self.key)),
+            None => members.any(|process| process.carries(&self.key)),
         }
     }
 }
 
-/// Returns the living processes of a group.
-fn members(group: Pid) -> Vec<Process> {
+/// Kills the groups that are still the marked ones, all together, and waits until they are dead.
+async fn end_all(marked: &[Marked]) {
+    if marked.is_empty() {
+        return;
+    }
+    // Any other group has ended, or its number now belongs to other processes.
+    let living = living();
+    let ours = marked.iter().filter(|marked| marked.is_ours(&living));
+    let killed: Vec<&Marked> = ours.filter(|marked| marked.kill()).collect();
+    // Wait for the end: the next attempt must not meet a process of an earlier one.
+    let alive = outlast(killed.iter().map(|killed| killed.leader).collect(), self::living).await;
+    for killed in killed {
+        let (group, key) = (killed.number(), &killed.key);
+        if alive.contains(&killed.leader) {
+            tracing::error!(group, idempotency_key = %key, "a hook of the previous daemon is still running after SIGKILL; it may run at the same time as the next attempt at its job");
+        } else {
+            tracing::warn!(group, idempotency_key = %key, "killed a hook that the last daemon left running");
+        }
+    }
+}
+
+/// Waits until these groups are dead, all of them within one time limit. Returns the groups that still live then.
+async fn outlast(mut groups: Vec<Pid>, mut living: impl FnMut() -> Vec<Process>) -> Vec<Pid> {
+    let deadline = Instant::now() + Duration::from_millis(limits::LEFTOVERS_END_MS);
+    let mut pause = LOOK_EVERY;
+    while !groups.is_empty() {
+        let processes = living();
+        groups.retain(|group| processes.iter().any(|process| process.group == *group));
+        if groups.is_empty() || Instant::now() >= deadline {
+            break;
+        }
+        sleep_until(deadline.min(Instant::now() + pause)).await;
+        pause = (pause * 2).min(LOOK_EVERY_MAX);
+    }
+    groups
+}
+
+/// Returns all living processes.
+fn living() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| pid_of(entry.ok()?.file_name().to_str()?));
-    pids.filter_map(Process::read).filter(|process| process.lives && process.group == group).collect()
+    pids.filter_map(Process::read).filter(|process| process.lives).collect()
 }
 
 /// Parses the id of a process or a group. A process that is being reaped reports the group -1.
@@ -330,13 +360,30 @@ mod tests {
             drop(child.stdin.take());
             child.wait().unwrap();
             clear_again(&leftovers).await;
-            let alive = !members(pid).is_empty();
+            let alive = living().iter().any(|process| process.group == pid);
             assert_eq!(alive, !killed, "{key}");
             if alive {
                 kill_process_group(pid, Signal::KILL).unwrap();
             }
             assert_eq!(io::Read::read(&mut stdout, &mut up).unwrap(), 0);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn groups_that_do_not_die_share_one_time_limit() {
+        let pid = |number| Pid::from_raw(number).unwrap();
+        let process = |number| Process { pid: pid(number), group: pid(number), lives: true, began: 1 };
+        let groups: Vec<Pid> = (2..66).map(pid).collect();
+        let mut looks = 0;
+        let begun = Instant::now();
+        let alive = outlast(groups.clone(), || {
+            looks += 1;
+            // The first group ends soon.
+            (if looks > 3 { 3 } else { 2 }..66).map(process).collect()
+        });
+        assert_eq!(alive.await, groups[1..]);
+        assert_eq!(begun.elapsed(), Duration::from_millis(limits::LEFTOVERS_END_MS));
+        assert!(looks < 100, "{looks}");
     }
 
     #[test]

@@ -31,8 +31,8 @@ impl Reach {
     /// Returns the reason why this address is forbidden, with or without TLS; `None` if it is allowed.
     pub fn forbids(self, address: IpAddr, secure: bool) -> Option<&'static str> {
         // An IPv6 address that leads to an IPv4 address must pass in both forms.
-        let forms = [Some(address), embedded(address)];
-        let forbidden = || forms.into_iter().flatten().find_map(never);
+        let forms = [Some(address), embedded(address)].into_iter().flatten().chain(translated(address));
+        let forbidden = || forms.clone().find_map(never);
         match self {
             Reach::Anywhere => None,
             Reach::Hosts => forbidden(),
@@ -94,6 +94,25 @@ fn embedded(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
+/// Returns the IPv4 addresses that a translator may read in an address of the prefix 64:ff9b:1::/48, which networks use
+/// for their own NAT64 (RFC 8215). RFC 6052 puts the IPv4 address behind a prefix of 48, 56, 64 or 96 bits, and the
+/// prefix in use is unknown here. So each of these addresses must be allowed.
+fn translated(address: IpAddr) -> impl Iterator<Item = IpAddr> + Clone {
+    let bits = match address {
+        IpAddr::V6(v6) if v6.segments().starts_with(&[0x64, 0xff9b, 1]) => Some(v6.to_bits()),
+        _ => None,
+    };
+    let octets = bits.map(u128::to_be_bytes);
+    let places = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
+    let read = move |place: [usize; 4]| {
+        let octet = |at: usize| octets.as_ref().and_then(|octets| octets.get(at)).copied();
+        let [a, b, c, d] = place.map(octet);
+        Some(Ipv4Addr::new(a?, b?, c?, d?))
+    };
+    // Zeros only show that the address is in another place.
+    places.into_iter().filter_map(read).filter(|v4| !v4.is_unspecified()).map(IpAddr::V4)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +136,11 @@ mod tests {
             "::ffff:169.254.169.254",
             "64:ff9b::169.254.169.254",
             "64:ff9b::100.100.100.200",
+            "64:ff9b:1::169.254.169.254",
+            "64:ff9b:1:a9fe:a9:fe00::",
+            "64:ff9b:1:a9:fe:a9fe::",
+            "64:ff9b:1:0:a9:fea9:fe00::",
+            "64:ff9b:1:6464:64:c800::",
             "2002:a9fe:a9fe::1",
             "224.0.0.1",
             "ff02::1",
@@ -153,7 +177,14 @@ mod tests {
 
     #[test]
     fn what_goes_over_the_internet_is_encrypted() {
-        for address in ["203.0.113.1", "172.32.0.1", "100.128.0.1", "2001:db8::1", "::ffff:203.0.113.1"] {
+        for address in [
+            "203.0.113.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2001:db8::1",
+            "::ffff:203.0.113.1",
+            "64:ff9b:1::10.0.0.7",
+        ] {
             assert!(forbids(Reach::Confidential, address, false), "{address}");
             assert!(!forbids(Reach::Confidential, address, true), "{address}");
             assert!(!forbids(Reach::Hosts, address, false), "{address}");

@@ -103,8 +103,8 @@ pub enum HttpFault {
 }
 
 impl HttpFault {
-    /// Every fault of HTTP; the two faults of TLS are not listed.
-    pub const ALL: [HttpFault; 11] = [
+    /// All faults.
+    pub const ALL: [HttpFault; 13] = [
         HttpFault::Malformed,
         HttpFault::HeadersTooLarge,
         HttpFault::UriTooLong,
@@ -116,6 +116,8 @@ impl HttpFault {
         HttpFault::HeadersLate,
         HttpFault::AnswerNotTaken,
         HttpFault::Displaced,
+        HttpFault::TlsFailed,
+        HttpFault::TlsLate,
     ];
 
     /// Returns the fault as one word, for metrics and logs.

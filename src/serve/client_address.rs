@@ -164,24 +164,61 @@ impl Proxies {
             }
             ProxyHeader::Forwarded => {
                 let lines: Vec<&str> = lines("forwarded").collect();
-                Box::new(lines.into_iter().rev().flat_map(|line| line.rsplit(',')).map(forwarded_for))
+                Box::new(
+                    lines.into_iter().rev().flat_map(|line| split_from_end(line, b',')).map(forwarded_for),
+                )
             }
         }
     }
 }
 
-/// Returns the `for` of one element of `Forwarded`. Quotes are not parsed, because no address contains a comma or a
-/// semicolon: either of them splits the element, even inside quotes. So a trusted proxy must not quote text of the
-/// caller in this header.
+/// Returns the `for` of one element of `Forwarded`.
 fn forwarded_for(element: &str) -> Option<IpAddr> {
-    let mut nodes = element.split(';').filter_map(|pair| {
-        let (name, value) = pair.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("for").then_some(value)
-    });
-    // An element with two `for` has no single client, so it is not read.
-    let value = nodes.next().filter(|_| nodes.next().is_none())?.trim();
-    let plain = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    node(plain.unwrap_or(value))
+    let mut client = None;
+    for pair in split_from_end(element, b';') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = value.trim();
+        let quoted = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
+        // Quotes stand around a whole value. An element with other quotes is not well formed, so it is not read.
+        if name.contains('"') || (quoted.is_none() && value.contains('"')) {
+            return None;
+        }
+        // An element with two `for` has no single client, so it is not read.
+        if name.trim().eq_ignore_ascii_case("for") && client.replace(quoted.unwrap_or(value)).is_some() {
+            return None;
+        }
+    }
+    node(client?)
+}
+
+/// Splits a line at each separator outside of quotes, the last piece first. The line is read from its end, so that an
+/// open quote of the caller cannot reach into the text that a proxy appended.
+fn split_from_end(line: &str, separator: u8) -> impl Iterator<Item = &str> {
+    let mut rest = Some(line);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let split =
+            last_separator(text, separator).and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?)));
+        rest = split.map(|(before, _)| before);
+        Some(split.map_or(text, |(_, behind)| behind))
+    })
+}
+
+/// Returns the position of the last separator outside of quotes.
+fn last_separator(text: &str, separator: u8) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut in_quotes = false;
+    for (at, byte) in bytes.iter().enumerate().rev() {
+        if *byte == b'"' {
+            // Within quotes, a quote behind an odd number of backslashes belongs to the value.
+            let before = bytes.get(..at).unwrap_or_default();
+            let backslashes = before.iter().rev().take_while(|byte| **byte == b'\\').count();
+            in_quotes = !in_quotes || backslashes % 2 == 1;
+        } else if *byte == separator && !in_quotes {
+            return Some(at);
+        }
+    }
+    None
 }
 
 /// Parses an address in the form that proxies write: with or without a port, an IPv6 address with or without brackets.
@@ -318,7 +355,14 @@ mod tests {
             ("for=_hidden", "10.0.0.1"),
             ("proto=https", "10.0.0.1"),
             ("for=\"1.1.1.1", "10.0.0.1"),
-            ("for=192.0.2.43;ext=\"a,for=1.1.1.1\"", "10.0.0.1"),
+            // A separator within quotes belongs to the value, which may be text of the caller.
+            ("for=192.0.2.43;ext=\"a,for=1.1.1.1\"", "192.0.2.43"),
+            ("for=192.0.2.43;host=\"a,for=1.1.1.1;x\"", "192.0.2.43"),
+            ("for=192.0.2.43;host=\"a\\\",for=1.1.1.1;x\"", "192.0.2.43"),
+            ("host=\"a\\\\\";for=192.0.2.43", "192.0.2.43"),
+            ("for=1.1.1.1;x=\"a, for=192.0.2.43", "192.0.2.43"),
+            ("for=1.1.1.1;x=\"a, for=10.0.0.9", "10.0.0.9"),
+            ("x=a\"b\";for=1.1.1.1", "10.0.0.1"),
         ] {
             assert_eq!(forwarded(line), expected, "{line}");
         }

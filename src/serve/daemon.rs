@@ -220,14 +220,31 @@ impl Daemon {
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
         drop(log_backlog(store.clone()));
         announce(&metrics);
-        // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
-        if let Some(path) = &options.store_path {
-            let leftovers = clear_leftovers(path).await?;
+        let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
+        let ready = async {
+            // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
+            let leftovers = match &options.store_path {
+                Some(path) => Some(clear_leftovers(path).await?),
+                None => None,
+            };
+            // The last step that can fail comes before any component runs.
+            let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
+            Ok((leftovers, operators))
+        };
+        let (leftovers, operators) = match ready.await {
+            Ok(ready) => ready,
+            Err(error) => {
+                // The next start must find the database closed and unlocked.
+                drop(store);
+                if timeout(Duration::from_millis(limits::STOP_STORE_MS), closed.wait()).await.is_err() {
+                    tracing::warn!("the database was not closed in time");
+                }
+                return Err(error);
+            }
+        };
+        if let Some(leftovers) = leftovers {
             runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
         }
-        let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
-        // The last step that can fail comes before any component runs.
-        let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
@@ -606,6 +623,21 @@ mod tests {
         options.admin.token = Some(spid_hook::Secret::new("fake-token-of-a-test"));
         let daemon = Daemon::start(listener().await, Some(listener().await), options).await.unwrap();
         assert!(daemon.stop().await.closed);
+    }
+
+    #[tokio::test]
+    async fn failed_start_leaves_the_database_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        // A file where the folder of the marks must be lets the start fail behind the store.
+        std::fs::write(folder.path().join("spid.db.running"), "").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
+        let failed =
+            Daemon::start(listener, None, DaemonOptions::new(Some(path.clone()), Vec::new(), runner)).await;
+        assert!(failed.is_err());
+        let log = folder.path().join("spid.db-wal");
+        assert!(path.exists() && !log.exists(), "the writer has closed the database");
     }
 
     #[tokio::test]

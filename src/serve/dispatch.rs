@@ -68,10 +68,35 @@ impl Default for DispatchOptions {
     }
 }
 
-/// First pause after an error of the store. While an outcome cannot be stored, the pause doubles up to the maximum
-/// below, because log lines must not fill a disk that is already full.
+/// First pause after an error of the store. While the store fails, the pause doubles up to the maximum below, because
+/// log lines must not fill a disk that is already full.
 const STORE_PAUSE: Duration = Duration::from_millis(500);
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(8);
+
+/// Pauses after errors of the store, one after the other.
+#[derive(Debug, Default)]
+struct Pauses {
+    /// The pause that was used last; `None` after a success.
+    last: Option<Duration>,
+}
+
+impl Pauses {
+    /// Returns the next pause: twice the last one, up to the maximum.
+    fn next(&mut self) -> Duration {
+        let pause = self.last.map_or(STORE_PAUSE, |last| (last * 2).min(STORE_PAUSE_MAX));
+        self.last = Some(pause);
+        pause
+    }
+
+    fn reset(&mut self) {
+        self.last = None;
+    }
+
+    /// Returns true if the last operation failed.
+    fn is_pausing(&self) -> bool {
+        self.last.is_some()
+    }
+}
 
 /// Attempts in flight, by job and attempt.
 type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
@@ -214,13 +239,14 @@ impl Dispatch {
         let mut runner = self.runner.clone();
         let mut look = true;
         let mut look_at = Instant::now() + self.options.poll;
+        let mut pauses = Pauses::default();
         loop {
             // The watchdog reads this.
             self.turned.send_replace(Instant::now());
             // Lease due jobs only if at least one of them can start.
             if look && self.store.places().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
-                (look, look_at) = self.take(running, &stop).await;
+                (look, look_at) = self.take(running, &stop, &mut pauses).await;
             }
             tokio::select! {
                 biased;
@@ -233,8 +259,8 @@ impl Dispatch {
                 },
                 // A reload added or removed hooks.
                 Ok(()) = runner.changed() => self.calls.configure(&runner.borrow_and_update()),
-                // A commit made a job due.
-                () = self.store.work() => look = true,
+                // A commit made a job due. After an error of the store, the pause comes first.
+                () = self.store.work(), if !pauses.is_pausing() => look = true,
                 // The next due time, or the poll.
                 () = sleep_until(look_at), if !look => look = true,
                 // Jobs are due, but no start permit is free: the next one returned starts a turn.
@@ -306,7 +332,12 @@ impl Dispatch {
 
     /// Leases at most as many due jobs as there are start permits. Returns true if more may be due, and the next due
     /// time.
-    async fn take(&self, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) -> (bool, Instant) {
+    async fn take(
+        &self,
+        running: &mut JoinSet<()>,
+        stop: &watch::Receiver<bool>,
+        pauses: &mut Pauses,
+    ) -> (bool, Instant) {
         // Permits come before jobs, so that every leased job can start at once.
         let mut places = Vec::new();
         while let Ok(place) = self.store.places().clone().try_acquire_owned() {
@@ -316,6 +347,7 @@ impl Dispatch {
         let poll = Instant::now() + self.options.poll;
         match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
             Ok(taking) => {
+                pauses.reset();
                 // A full batch may have left more due jobs in the store, so the loop looks again at once.
                 let more = taking.taken.len() == limit
                     || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
@@ -330,9 +362,10 @@ impl Dispatch {
                 (full, due.min(poll))
             }
             Err(error) => {
+                let pause = pauses.next();
                 self.metrics.count(Metric::StoreFaults, ["take", ""]);
-                tracing::error!(%error, "due jobs could not be leased; trying again");
-                (false, Instant::now() + STORE_PAUSE)
+                tracing::error!(%error, again_in = ?pause, "due jobs could not be leased; trying again");
+                (false, Instant::now() + pause)
             }
         }
     }
@@ -376,7 +409,9 @@ impl Dispatch {
     /// Renews leases and writes counts, as long as it is polled.
     async fn keep_house(&self) {
         let mut renew = interval(self.options.renew);
-        let mut flush = interval(Duration::from_millis(limits::COUNTS_FLUSH_MS));
+        let flush_every = Duration::from_millis(limits::COUNTS_FLUSH_MS);
+        let mut flush = interval(flush_every);
+        let mut pauses = Pauses::default();
         // A late tick must not be followed by a burst of missed ones.
         renew.set_missed_tick_behavior(MissedTickBehavior::Delay);
         flush.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -384,7 +419,10 @@ impl Dispatch {
             tokio::select! {
                 biased;
                 _ = renew.tick() => self.renew().await,
-                _ = flush.tick() => self.flush().await,
+                _ = flush.tick() => match self.flush().await {
+                    true => pauses.reset(),
+                    false => flush.reset_after(pauses.next().max(flush_every)),
+                },
             }
         }
     }
@@ -405,11 +443,14 @@ impl Dispatch {
         }
     }
 
-    async fn flush(&self) {
-        if let Err(error) = self.store.flush_counts().await {
+    /// Writes the counts of redeliveries. Returns false if they could not be written.
+    async fn flush(&self) -> bool {
+        let flushed = self.store.flush_counts().await;
+        if let Err(error) = &flushed {
             self.metrics.count(Metric::StoreFaults, ["count", ""]);
             tracing::warn!(%error, "the delivery counts of repeats could not be written; trying again");
         }
+        flushed.is_ok()
     }
 
     /// Waits for running hooks, within the time limit, and gives back the jobs of the others.
@@ -707,8 +748,9 @@ impl Attempt {
     /// Stores the outcome and retries until the store accepts it, because the hook has already done its work. A store
     /// that has stopped does not come back, so the loop ends there.
     async fn finish(&mut self, taken: &LeasedJob, ending: Ending) {
-        let mut pause = STORE_PAUSE;
+        let mut pauses = Pauses::default();
         loop {
+            let pause = pauses.next();
             match self.store.finish(taken, ending.clone()).await {
                 Ok(Finished::Kept { state, note }) => return self.report(taken, state, note.as_deref()),
                 // A later attempt owns the job: this outcome must not change it.
@@ -727,7 +769,6 @@ impl Attempt {
                 }
             }
             sleep(pause).await;
-            pause = (pause * 2).min(STORE_PAUSE_MAX);
         }
     }
 
@@ -848,6 +889,71 @@ mod tests {
         drop(store.accept(a_create("ob-2", &clock)).await.unwrap());
         sleep(Duration::from_millis(10 * limits::DISPATCH_POLL_MS)).await;
         running.abort();
+    }
+
+    /// A hook that reports each call and then waits for a permit.
+    struct Gated {
+        name: &'static str,
+        called: mpsc::UnboundedSender<&'static str>,
+        gate: Arc<tokio::sync::Semaphore>,
+    }
+
+    impl ProvisioningHook for Gated {
+        async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> {
+            let _ = self.called.send(self.name);
+            let _permit = self.gate.acquire().await;
+            Ok(Provisioned::new())
+        }
+        async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+        async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> {
+            Err(HookError::refuse("not here"))
+        }
+    }
+
+    #[tokio::test]
+    async fn reload_reaches_jobs_that_wait_for_a_call_permit() {
+        let clock = Clock::System;
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (called, mut calls) = mpsc::unbounded_channel();
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let runner = |name| {
+            let hook = Gated { name, called: called.clone(), gate: gate.clone() };
+            Runner::new(vec![NamedHook::new("provision", hook)], Vec::new()).unwrap()
+        };
+        let (runners, current) = watch::channel(runner("old"));
+        let options = DispatchOptions { places: 1, waiting: 2, ..DispatchOptions::default() };
+        let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), current, options);
+        let rooms = dispatch.rooms.clone();
+        let (_stop, stopping) = watch::channel(false);
+        let running = tokio::spawn(dispatch.run(stopping));
+        drop(store.accept(a_create("ob-0", &clock)).await.unwrap());
+        assert_eq!(calls.recv().await, Some("old"));
+        // The hook has free slots, but the only call permit is taken.
+        for order in ["ob-1", "ob-2"] {
+            drop(store.accept(a_create(order, &clock)).await.unwrap());
+        }
+        while !rooms.is_any_full() {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let new = runner("new").succeeding(&runners.borrow());
+        runners.send_replace(new);
+        gate.add_permits(3);
+        assert_eq!((calls.recv().await, calls.recv().await), (Some("new"), Some("new")));
+        running.abort();
+    }
+
+    #[test]
+    fn pauses_of_a_failing_store_double_up_to_a_maximum() {
+        let mut pauses = Pauses::default();
+        let millis: Vec<u128> = (0..7).map(|_| pauses.next().as_millis()).collect();
+        assert_eq!(millis, [500, 1_000, 2_000, 4_000, 8_000, 8_000, 8_000]);
+        pauses.reset();
+        assert_eq!(pauses.next(), STORE_PAUSE);
     }
 
     #[tokio::test]

@@ -446,12 +446,38 @@ impl Intake {
         else {
             return;
         };
-        // Equality, so that each warning is logged once per callback.
-        if row.deliveries == delivery_limit.div_ceil(2) {
-            tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace has made half of its deliveries");
-        } else if row.deliveries == (delivery_limit * 9).div_ceil(10) {
-            self.metrics.count(Metric::Alerts, ["budget", ""]);
-            tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; repair the cause, or reset the counter on the seller's retry page");
+        match BudgetWarning::at(row.deliveries, delivery_limit) {
+            Some(BudgetWarning::NearlySpent) => {
+                self.metrics.count(Metric::Alerts, ["budget", ""]);
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; repair the cause, or reset the counter on the seller's retry page");
+            }
+            Some(BudgetWarning::HalfSpent) => {
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace has made half of its deliveries");
+            }
+            None => {}
+        }
+    }
+}
+
+/// Warning that the marketplace will stop calling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BudgetWarning {
+    /// Half of the delivery limit is used up.
+    HalfSpent,
+    /// 90 % of the delivery limit is used up.
+    NearlySpent,
+}
+
+impl BudgetWarning {
+    /// Returns the warning for exactly this delivery, so that each warning is logged once per callback. With a small
+    /// limit both are due at the same delivery: then the more urgent one counts.
+    fn at(deliveries: u64, delivery_limit: u64) -> Option<BudgetWarning> {
+        if deliveries == (delivery_limit * 9).div_ceil(10) {
+            Some(BudgetWarning::NearlySpent)
+        } else if deliveries == delivery_limit.div_ceil(2) {
+            Some(BudgetWarning::HalfSpent)
+        } else {
+            None
         }
     }
 }
@@ -484,4 +510,28 @@ fn response(reply: WireReply) -> Response {
         response = response.with_header(name, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marketplace_about_to_give_up_is_always_announced() {
+        use BudgetWarning::{HalfSpent, NearlySpent};
+        for (delivery_limit, half, nearly) in
+            [(1, None, 1), (2, Some(1), 2), (10, Some(5), 9), (120, Some(60), 108)]
+        {
+            let of = |wanted| {
+                (1..=delivery_limit)
+                    .filter(move |count| BudgetWarning::at(*count, delivery_limit) == Some(wanted))
+            };
+            assert_eq!(of(NearlySpent).collect::<Vec<_>>(), [nearly], "limit {delivery_limit}");
+            assert_eq!(
+                of(HalfSpent).collect::<Vec<_>>(),
+                half.into_iter().collect::<Vec<_>>(),
+                "limit {delivery_limit}"
+            );
+        }
+    }
 }

@@ -327,17 +327,15 @@ impl SpanExporter {
     /// Sends a batch, with retries. Meanwhile the queue fills and further spans are dropped, so memory does not grow.
     async fn deliver(&mut self, body: Vec<u8>, count: usize) {
         let mut pause = Duration::from_millis(limits::SPANS_PAUSE_MS);
-        for _ in 0..limits::SPANS_TRIES_COUNT {
+        for tries_left in (0..limits::SPANS_TRIES_COUNT).rev() {
             match self.send(body.clone()).await {
                 Ok(rejected) => return self.note_sent(count, rejected.min(count)),
                 Err(Undelivered { why, again }) => {
                     self.note_away(&why);
                     // While stopping, a failed attempt is the last one, because the time is limited.
                     let stopping = *self.stopping.borrow();
-                    let Some(asked) = again.filter(|_| !stopping) else { break };
-                    let most = Duration::from_millis(limits::SPANS_PAUSE_MAX_MS);
-                    // The collector's own delay takes precedence over ours.
-                    let wait = asked.unwrap_or(pause).min(most);
+                    let again = again.filter(|_| !stopping);
+                    let Some(wait) = wait_before_next(tries_left, again, pause) else { break };
                     pause *= 2;
                     tokio::select! {
                         () = sleep(wait) => {}
@@ -387,6 +385,13 @@ impl SpanExporter {
             tracing::warn!(error, "the collector takes no spans; they are dropped and counted until it does");
         }
     }
+}
+
+/// Returns the wait before the next try. `None`: there is no further try, so there is nothing to wait for.
+fn wait_before_next(tries_left: usize, again: Option<Option<Duration>>, pause: Duration) -> Option<Duration> {
+    // The collector's own delay takes precedence over ours.
+    let wait = again.filter(|_| tries_left > 0)?.unwrap_or(pause);
+    Some(wait.min(Duration::from_millis(limits::SPANS_PAUSE_MAX_MS)))
 }
 
 /// Waits for the signal to stop.
@@ -517,6 +522,18 @@ mod tests {
             "what lets us in would be readable on the way"
         );
         assert!(options("https://203.0.113.7").check().is_ok());
+    }
+
+    #[test]
+    fn last_try_is_followed_by_no_wait() {
+        let pause = Duration::from_secs(2);
+        let most = Duration::from_millis(limits::SPANS_PAUSE_MAX_MS);
+        assert_eq!(wait_before_next(1, Some(None), pause), Some(pause));
+        assert_eq!(wait_before_next(1, Some(Some(most * 2)), pause), Some(most));
+        for again in [None, Some(None), Some(Some(most))] {
+            assert_eq!(wait_before_next(0, again, pause), None);
+        }
+        assert_eq!(wait_before_next(3, None, pause), None);
     }
 
     #[tokio::test]

@@ -325,24 +325,41 @@ fn random_key() -> Result<Zeroizing<[u8; KEY_BYTES]>, SealError> {
     Ok(key)
 }
 
-/// Writes a key file under another name, then renames it, so that a crash leaves a whole key or none.
+/// Writes a key file, unless another process has made one meanwhile. The file is written under another name and then
+/// linked, so that a crash leaves a whole key or none.
 fn write_key(path: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
+    let mut suffix = [0; 8];
+    getrandom::fill(&mut suffix).map_err(|_| std::io::Error::other(SealError::Random))?;
+    // A random name, because two processes that both miss the key must not write the same file.
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(format!(".new-{}", hex::encode(suffix)));
     let partial = PathBuf::from(name);
-    // Remove the rest of an earlier crash. Opening a special file here, such as a named pipe, could block.
+    let published = write_partial(&partial, key).and_then(|()| publish(&partial, path));
     let _ = std::fs::remove_file(&partial);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-    file.write_all(Zeroizing::new(hex::encode(key)).as_bytes())?;
-    file.write_all(b"\n")?;
-    // The key must be on the disk before the rename publishes it.
-    file.sync_all()?;
-    std::fs::rename(&partial, path)?;
-    // Without this sync, a power cut could undo the rename, and the passwords encrypted meanwhile would be lost.
+    published?;
+    // Without this sync, a power cut could undo the link, and the passwords encrypted meanwhile would be lost.
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         File::open(folder)?.sync_all()?;
     }
     Ok(())
+}
+
+fn write_partial(partial: &Path, key: &[u8; KEY_BYTES]) -> std::io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial)?;
+    file.write_all(Zeroizing::new(hex::encode(key)).as_bytes())?;
+    file.write_all(b"\n")?;
+    // The key must be on the disk before the link publishes it.
+    file.sync_all()
+}
+
+/// Gives the file its final name. A file that already has this name stays: passwords may be encrypted with it.
+fn publish(partial: &Path, path: &Path) -> std::io::Result<()> {
+    match std::fs::hard_link(partial, path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        // Some file systems have no hard links. A rename could replace a key, so check again just before.
+        Err(_) if !path.try_exists()? => std::fs::rename(partial, path),
+        linked => linked,
+    }
 }
 
 #[cfg(test)]
@@ -423,6 +440,25 @@ mod tests {
         let sealed = first.seal(b"job", &Secret::new("fake-password")).unwrap();
         let again = Encryptor::from_sources(&[KeySource::File(path)]).unwrap();
         assert_eq!(again.open(b"job", &sealed).unwrap().expose(), "fake-password");
+    }
+
+    #[test]
+    fn key_that_another_process_made_meanwhile_is_not_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db.key");
+        write_key(&path, &[1; KEY_BYTES]).unwrap();
+        write_key(&path, &[2; KEY_BYTES]).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), hex::encode([1; KEY_BYTES]));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no other file remains");
+        // All processes that start together use the same key.
+        std::fs::remove_file(&path).unwrap();
+        let sources = [KeySource::Own(path)];
+        let start = || Encryptor::from_sources(&sources).unwrap().current();
+        let keys: Vec<KeyId> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert!(keys.iter().all(|key| *key == start()), "{keys:?}");
     }
 
     #[test]

@@ -145,11 +145,19 @@ impl Tables {
             .collect()
     }
 
+    /// Returns true if the text is part of the instance's own fields or of one of its names.
+    fn is_found_by(&self, row: &InstanceRow, text: &str) -> bool {
+        let wanted = text.to_ascii_lowercase();
+        let mut names = self.names.iter().filter(|(_, number)| **number == row.number);
+        row.instance.is_found_by(text)
+            || names.any(|((_, name), _)| name.to_ascii_lowercase().contains(&wanted))
+    }
+
     fn list_instances(&self, filter: &Filter) -> Vec<InstanceRow> {
         let rows = self.instances.values().rev();
         rows.filter(|row| filter.state.is_none_or(|state| row.instance.state == state))
             .filter(|row| filter.account.as_ref().is_none_or(|account| row.instance.account == *account))
-            .filter(|row| filter.search.as_ref().is_none_or(|text| row.instance.is_found_by(text)))
+            .filter(|row| filter.search.as_ref().is_none_or(|text| self.is_found_by(row, text)))
             .filter(|row| filter.expires.is_none_or(|(from, to)| ends(row, from, to)))
             .filter(|row| filter.before.is_none_or(|before| row.number < before))
             .take(filter.limit)

@@ -750,7 +750,11 @@ impl Store {
             if !self.count(repeat.row.number, now) {
                 // The counts are full: write them now. If that fails they stay pending.
                 let _ = self.flush_counts().await;
-                self.count(repeat.row.number, now);
+                if !self.count(repeat.row.number, now) {
+                    // The answer matters more than its count. The failed write logs a line each time, this does not.
+                    self.inner.shared.metrics.count(Metric::StoreFaults, ["count", ""]);
+                    tracing::debug!(callback = repeat.row.number, "a delivery was answered, but not counted");
+                }
             }
             let reply = Reply::Now(self.outcome(repeat.reported, now));
             let Accepted { row, marketplace_instance_id, alert, .. } = repeat;

@@ -162,7 +162,7 @@ pub struct Operations {
     pub(super) path: PathBuf,
     pub(super) options: StoreOptions,
     /// Sealer of a store. `None`: the keys are read from the options.
-    encryptor: Option<Arc<Encryptor>>,
+    pub(super) encryptor: Option<Arc<Encryptor>>,
     pub(super) clock: Clock,
 }
 

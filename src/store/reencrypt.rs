@@ -6,6 +6,8 @@
 //! An old key that has leaked must not decrypt anything any more. So the file is rewritten at the end, because unused
 //! space in its pages still holds old bytes.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::operations::{AuditNote, OperationDone, OperationError, Operations};
@@ -54,7 +56,11 @@ impl Operations {
         jobs: &[JobRow],
         act: &AuditNote,
     ) -> OperationDone<Vec<Decrypted>> {
-        let encryptor = self.options.encryptor(&self.path)?;
+        // Decryption needs no key that a running daemon must have, so the note of its keys is not read.
+        let encryptor = match &self.encryptor {
+            Some(encryptor) => encryptor.clone(),
+            None => Arc::new(self.options.encryptor(&self.path)?),
+        };
         let sealed: Vec<&JobRow> = jobs.iter().filter(|job| job.sealed.is_some()).collect();
         if sealed.is_empty() {
             return Ok(Vec::new());
@@ -150,4 +156,53 @@ fn reencrypt(rows: &Sqlite, encryptor: &Encryptor, number: i64) -> Result<bool, 
     let anew = encryptor.seal(id.as_bytes(), &secret)?;
     rows.put_sealed(number, Some(&anew))?;
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, StoreOptions};
+    use spid_core::lifecycle::schedule;
+    use spid_hook::Secret;
+    use spid_hook::time::{Clock, from_millis};
+
+    #[tokio::test]
+    async fn reveal_decrypts_with_the_present_keys_of_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        let (store, _closed) = Store::open(&path, StoreOptions::default(), Clock::System).await.unwrap();
+        let answer = Answer { body: Some(Secret::new(r#"{"password":"fake"}"#)), ..Answer::default() };
+        let id = Id::from_bytes([7; 16]);
+        // A reload has given the store a key that the options do not name.
+        let present = Encryptor::ephemeral().unwrap();
+        let sealed = present.seal(id.as_bytes(), &answer.split().secret.unwrap()).unwrap();
+        store.seal_with(present);
+        let job = JobRow {
+            number: 1,
+            id,
+            callback: 1,
+            instance: None,
+            ordered: false,
+            action: Action::Create,
+            state: schedule::JobState::Done,
+            attempts: 1,
+            step: 0,
+            extra: schedule::Extra::No,
+            due_at: from_millis(0),
+            lease_until: None,
+            attempted_at: None,
+            note: None,
+            answer: None,
+            sealed: Some(sealed),
+            proposed_id: None,
+            created_at: from_millis(0),
+            ended_at: None,
+        };
+        let act = AuditNote { who: "a test".into(), why: "to see the answer".into() };
+        let operations = || Operations::open(&path, &StoreOptions::default(), Clock::System).unwrap();
+        let revealed =
+            operations().sealing_like(&store).decrypt("a job", std::slice::from_ref(&job), &act).unwrap();
+        assert_eq!(revealed[0].answer.body, answer.body);
+        assert!(operations().decrypt("a job", &[job], &act).is_err());
+    }
 }

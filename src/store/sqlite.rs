@@ -29,7 +29,7 @@ use super::StoreError;
 use super::rows::{Backend, Result, Unreadable};
 use crate::observe::limits;
 pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
-use files::{InodeLock, check_links, check_name, lock, make_private, may, sync_folder};
+use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
 pub use maintenance::Possession;
 pub(super) use maintenance::{note_keys, noted_keys};
 use written::{Seen, check_noted};
@@ -212,8 +212,8 @@ impl Sqlite {
         file.map_err(|error| StoreError::of_file(to, &error))?;
         let copied = self.fill(to);
         if copied.is_err() {
-            // An incomplete copy must not be mistaken for a backup.
-            let _ = std::fs::remove_file(to);
+            // An incomplete copy must not be mistaken for a backup, and its journal would block a later restore.
+            remove_with_journals(to);
         }
         copied
     }
@@ -549,6 +549,21 @@ mod tests {
         let mut store = Sqlite::open(&path, None).unwrap();
         assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+    }
+
+    /// A start can be killed at any moment. Here it ends at its first write, because another connection has the lock.
+    #[test]
+    fn stale_note_is_cleared_before_the_first_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        std::fs::write(files::lock_path(&path).unwrap(), files::stamp_line(7)).unwrap();
+        let other =
+            connect(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        assert!(matches!(Sqlite::open(&path, None), Err(StoreError::Busy)));
+        assert_eq!(files::noted_stamp(&path).unwrap(), None);
+        drop(other);
+        assert!(Sqlite::open(&path, None).is_ok());
     }
 
     /// Number of steps that SQLite's virtual machine takes to look for due jobs, beside `queues` queues that a dead job

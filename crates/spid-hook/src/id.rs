@@ -11,6 +11,9 @@ use jiff::Timestamp;
 pub struct Id([u8; 16]);
 
 impl Id {
+    /// Number of characters of an id in text.
+    const CHARACTERS: usize = 36;
+
     /// Creates an id at the instant `now`.
     ///
     /// # Errors
@@ -155,10 +158,15 @@ impl std::str::FromStr for Id {
     type Err = NotAnId;
 
     fn from_str(text: &str) -> Result<Id, NotAnId> {
+        // The error quotes the text only as far as an id is long.
+        let not_an_id = || NotAnId(text.chars().take(Id::CHARACTERS).collect());
         let digits: String = text.chars().filter(|c| *c != '-').collect();
         let mut bytes = [0u8; 16];
-        hex::decode_to_slice(&digits, &mut bytes).map_err(|_| NotAnId(text.to_owned()))?;
-        Ok(Id(bytes))
+        hex::decode_to_slice(&digits, &mut bytes).map_err(|_| not_an_id())?;
+        // Five groups as `Display` writes them, or no groups at all.
+        let id = Id(bytes);
+        let is_written_so = digits == text || id.to_string().eq_ignore_ascii_case(text);
+        if is_written_so { Ok(id) } else { Err(not_an_id()) }
     }
 }
 
@@ -191,6 +199,22 @@ mod tests {
         assert_eq!(early.to_string().len(), 36);
         assert_eq!(early.to_string().as_bytes()[14], b'7');
         assert!("not an id".parse::<Id>().is_err());
+    }
+
+    #[test]
+    fn hyphens_of_an_id_stand_between_its_groups() {
+        let id = Id::from_parts(from_millis(1_000), [7; 16]);
+        let text = id.to_string();
+        for same in [text.clone(), text.to_uppercase(), text.replace('-', "")] {
+            assert_eq!(same.parse::<Id>().unwrap(), id, "{same}");
+        }
+        let digits = text.replace('-', "");
+        for wrong in [format!("{text}-"), format!("-{digits}"), format!("{}--{}", &digits[..8], &digits[8..])]
+        {
+            assert!(wrong.parse::<Id>().is_err(), "{wrong}");
+        }
+        let error = "x".repeat(100_000).parse::<Id>().unwrap_err().to_string();
+        assert!(error.len() < 200, "{} bytes", error.len());
     }
 
     #[test]

@@ -15,9 +15,8 @@ use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
 use spid_hook::text::without_user_info;
 
-/// Maximum number of events on a page; and number of audit entries that are searched for this instance.
+/// Maximum number of events on a page, and of audit entries.
 const EVENTS: usize = 300;
-const ACTS: usize = 1_000;
 
 struct Shown {
     life: InstanceHistory,
@@ -63,8 +62,9 @@ fn read(reader: &Reader, name: &str, account: Option<&str>) -> Result<Shown, Fau
         attempts.extend(reader.attempts(job.number)?);
     }
     let targets = targets(&life);
-    // The audit log cannot be read by target, so the latest entries are searched.
-    let acts = reader.acts(ACTS)?.into_iter().filter(|act| targets.contains(&act.target)).collect();
+    // The audit log cannot be read by target, so all of its entries are searched.
+    let acts = reader.acts(usize::MAX)?.into_iter().filter(|act| targets.contains(&act.target));
+    let acts = acts.take(EVENTS).collect();
     Ok(Shown { life, bodies, attempts, acts })
 }
 

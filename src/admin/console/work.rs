@@ -21,6 +21,8 @@ struct Shown {
     left_out: usize,
     /// All other attention items.
     others: Vec<AttentionItem>,
+    /// Number of other attention items that are not shown.
+    others_left_out: usize,
     /// Callbacks with an unreported result, each with the name of its instance.
     unreported: Vec<(CallbackRow, Option<String>)>,
 }
@@ -45,6 +47,9 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     for item in &shown.others {
         body.element("article", &[("class", "card errand")], |html| draw_item(html, context, item));
     }
+    if shown.others_left_out > 0 {
+        nothing(&mut body, &format!("{} more wait: these are the most urgent.", shown.others_left_out));
+    }
     if !shown.unreported.is_empty() {
         section(&mut body, "Unreported results", |html| unreported(html, context, &shown.unreported));
     }
@@ -53,10 +58,13 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
 
 fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let (held_items, left_out) = reader.held_items(limits::LIST_DEFAULT_COUNT)?;
-    let mut others = reader.attention(now, limits::LIST_DEFAULT_COUNT)?.items;
-    // Items that wait for a job or a decision are among the errands.
+    // Items that wait for a job or a decision are among the errands. They must not use up the limit of the others.
+    let mut others = reader.attention(now, usize::MAX)?.items;
     others.retain(|item| item.may_be_dismissed);
-    let mut shown = Shown { held_items: Vec::new(), left_out, others, unreported: Vec::new() };
+    let others_left_out = others.len().saturating_sub(limits::LIST_DEFAULT_COUNT);
+    others.truncate(limits::LIST_DEFAULT_COUNT);
+    let mut shown =
+        Shown { held_items: Vec::new(), left_out, others, others_left_out, unreported: Vec::new() };
     for held_item in held_items {
         let body = reader.content(held_item.callback)?;
         shown.held_items.push((held_item, body));

@@ -408,12 +408,18 @@ impl Suite {
         let orders = trial::Orders::from(Id::new(began_at)?);
         let client = self.client();
         let run = Arc::new(Run { suite: self.clone(), client, orders, slowest: Mutex::default() });
+        let (mut stop, mut stopped) = (pin!(stop), false);
         // Before the first case: find out how the endpoint computes its token.
-        let (learnt, mut made) = trial::learn(&run).await?;
+        let mut first = trial::Learning::new(&run);
+        tokio::select! {
+            biased;
+            () = &mut stop => stopped = true,
+            order_details = first.learn() => order_details?,
+        }
+        let (learnt, mut made) = first.end();
         let learnt = Arc::new(learnt);
         let mut judged: Vec<Judged> = Vec::new();
-        let (mut stop, mut stopped) = (pin!(stop), false);
-        for case in selected {
+        for case in selected.into_iter().filter(|_| !stopped).collect::<Vec<_>>() {
             watcher.begins(case);
             let mut trial = Trial::new(run.clone(), learnt.clone());
             let one = tokio::select! {
@@ -531,5 +537,12 @@ mod tests {
         assert!(ids.contains(&"create") && ids.contains(&"wrong-token"), "{ids:?}");
         suite.only = BTreeSet::from(["nonsense".to_owned()]);
         assert!(matches!(suite.selected(), Err(Unjudged::NoSuchCase(id)) if id == "nonsense"));
+    }
+
+    #[tokio::test]
+    async fn stop_before_the_first_purchase_ends_the_run() {
+        // No endpoint listens there, so any request would end the run with an error.
+        let judged = suite().judge_until(std::future::ready(()), &mut ()).await.unwrap();
+        assert!(judged.stopped && !judged.passed && judged.cases.is_empty());
     }
 }

@@ -638,30 +638,49 @@ fn shown(answer: &ClientResponse, token: &str, is_sign_on: bool) -> String {
     }
 }
 
-/// Buys the first instance. If the documented token does not lead to an id, finds out how the SPI endpoint
-/// computes its token.
-pub(super) async fn learn(run: &Arc<Run>) -> Result<(Learnt, BTreeSet<String>), Unjudged> {
-    // Any answer is good enough here; only an endpoint that cannot be reached ends the run.
-    is_there(run).await?;
-    let nothing =
-        Learnt { recipe: Recipe::Documented, first: Err(String::new()), tries: 1, exchanges: Vec::new() };
-    let mut trial = Trial::new(run.clone(), Arc::new(nothing));
-    let mut first = trial.buy().await;
-    let (mut found, mut tries) = (Recipe::Documented, trial.sent);
-    // Skipped if the documented token works.
-    for recipe in Recipe::WRONG.into_iter().filter(|_| first.is_err()).collect::<Vec<_>>() {
-        let order = trial.order(30 * 24);
-        let mut ask = trial.purchase(&order).what("a purchase with a token computed in another way");
-        ask.recipe = Some(recipe);
-        let before = trial.sent;
-        if let Ok((id, answer)) = trial.until_id_within(&ask, TRIES_OF_A_GUESS).await {
-            first = Ok(Bought { id, order, answer });
-            (found, tries) = (recipe, trial.sent - before);
-            break;
-        }
+/// Purchase of the first instance. It keeps what it has learned and created so far if it is stopped halfway.
+pub(super) struct Learning {
+    trial: Trial,
+    recipe: Recipe,
+    first: Result<Bought, String>,
+    tries: u32,
+}
+
+impl Learning {
+    pub(super) fn new(run: &Arc<Run>) -> Learning {
+        let nothing =
+            Learnt { recipe: Recipe::Documented, first: Err(String::new()), tries: 1, exchanges: Vec::new() };
+        let trial = Trial::new(run.clone(), Arc::new(nothing));
+        Learning { trial, recipe: Recipe::Documented, first: Err(String::new()), tries: 1 }
     }
-    let Trial { exchanges, made, .. } = trial;
-    Ok((Learnt { recipe: found, first, tries, exchanges }, made))
+
+    /// Buys the first instance. If the documented token does not lead to an id, finds out how the SPI endpoint
+    /// computes its token.
+    pub(super) async fn learn(&mut self) -> Result<(), Unjudged> {
+        // Any answer is good enough here; only an endpoint that cannot be reached ends the run.
+        is_there(&self.trial.run).await?;
+        self.first = self.trial.buy().await;
+        self.tries = self.trial.sent;
+        // Skipped if the documented token works.
+        for recipe in Recipe::WRONG.into_iter().filter(|_| self.first.is_err()).collect::<Vec<_>>() {
+            let order = self.trial.order(30 * 24);
+            let mut ask = self.trial.purchase(&order).what("a purchase with a token computed in another way");
+            ask.recipe = Some(recipe);
+            let before = self.trial.sent;
+            if let Ok((id, answer)) = self.trial.until_id_within(&ask, TRIES_OF_A_GUESS).await {
+                self.first = Ok(Bought { id, order, answer });
+                (self.recipe, self.tries) = (recipe, self.trial.sent - before);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the result, and the ids of created instances.
+    pub(super) fn end(self) -> (Learnt, BTreeSet<String>) {
+        let Learning { trial: Trial { exchanges, made, .. }, recipe, first, tries } = self;
+        (Learnt { recipe, first, tries, exchanges }, made)
+    }
 }
 
 /// Checks that the SPI endpoint answers at all, with any answer.

@@ -710,7 +710,8 @@ impl Reader<'_> {
 
     fn integer(&mut self, item: Item<'_>, name: &str) -> Option<u64> {
         let number = item.get_ref().as_integer().filter(|number| number.radix() == 10);
-        let number = number.and_then(|number| number.as_str().parse().ok());
+        // TOML allows a `_` between digits.
+        let number = number.and_then(|number| number.as_str().replace('_', "").parse().ok());
         if number.is_none() {
             self.note(item.span().start, format!("`{name}` must be a whole number, without quotes"));
         }
@@ -787,6 +788,13 @@ mod tests {
             let [(_, Pattern::Exactly(number))] = members.as_slice() else { panic!("{written}") };
             assert_eq!(number.to_string(), digits, "{written}");
         }
+    }
+
+    #[test]
+    fn number_may_have_underscores_between_its_digits() {
+        let text = format!("{HEAD}[[step]]\nname = \"a\"\naction = \"x\"\nrepeat = 1_000\n");
+        let scenario = read(&text, None).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
+        assert_eq!(scenario.steps[0].repeat, 1_000);
     }
 
     #[test]

@@ -34,14 +34,17 @@ pub(super) struct Room {
     free: Arc<Semaphore>,
     /// Permits for concurrent order lookups at one marketplace.
     questions: Semaphore,
-    left: Mutex<Left>,
+    pace: Mutex<Pace>,
+    /// Number of jobs that the room takes.
+    capacity: usize,
 }
 
-/// The last job that left a room.
+/// Pace at which jobs leave a room.
 #[derive(Debug)]
-struct Left {
-    at: Instant,
-    /// Time for which that job had waited.
+struct Pace {
+    /// Time at which the room was filled. While it stays full, no job has left since then.
+    full_since: Instant,
+    /// Time for which the last job that left had waited; zero if the room was empty since then.
     waited: Duration,
 }
 
@@ -55,7 +58,7 @@ pub(super) struct Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        *self.room.left() = Left { at: Instant::now(), waited: self.since.elapsed() };
+        self.room.pace().waited = self.since.elapsed();
     }
 }
 
@@ -80,10 +83,10 @@ impl Rooms {
     /// leave a room in the order they entered, so the last wait shows how long a full room takes to empty.
     pub(super) fn pause(&self, server: &Server) -> Option<Duration> {
         let room = self.all().get(server).filter(|room| room.is_full())?.clone();
-        let left = room.left();
-        // Half of that wait, so that jobs return before the room is empty. If no job has left for longer, the room is
-        // stuck, and the pause grows.
-        let pause = (left.waited / 2).max(left.at.elapsed());
+        let pace = room.pace();
+        // Half of that wait, so that jobs return before the room is empty. If the room has been full for longer, it is
+        // stuck, and the pause grows. The time before it was full does not count.
+        let pause = (pace.waited / 2).max(pace.full_since.elapsed());
         Some(pause.clamp(self.pause, self.pause * limits::ROOM_PAUSES_MAX_COUNT))
     }
 }
@@ -93,7 +96,8 @@ impl Room {
         Room {
             free: Arc::new(Semaphore::new(capacity)),
             questions: Semaphore::new(limits::ENQUIRIES_MAX_COUNT),
-            left: Mutex::new(Left { at: Instant::now(), waited: Duration::ZERO }),
+            pace: Mutex::new(Pace { full_since: Instant::now(), waited: Duration::ZERO }),
+            capacity,
         }
     }
 
@@ -101,13 +105,23 @@ impl Room {
         self.free.available_permits() == 0
     }
 
-    fn left(&self) -> std::sync::MutexGuard<'_, Left> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pace(&self) -> std::sync::MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters the room. Returns `None` if it is full.
     pub(super) fn enter(self: &Arc<Room>) -> Option<Waiter> {
         let place = self.free.clone().try_acquire_owned().ok()?;
+        let free = self.free.available_permits();
+        let mut pace = self.pace();
+        if free + 1 >= self.capacity {
+            // The room was empty, so an earlier wait says nothing about the jobs that come now.
+            pace.waited = Duration::ZERO;
+        }
+        if free == 0 {
+            pace.full_since = Instant::now();
+        }
+        drop(pace);
         Some(Waiter { room: self.clone(), since: Instant::now(), _place: place })
     }
 
@@ -146,5 +160,19 @@ mod tests {
         drop(second);
         let _fourth = rooms.of(slow.clone()).enter().unwrap();
         assert_eq!(rooms.pause(&slow), Some(PAUSE * limits::ROOM_PAUSES_MAX_COUNT), "it waited for long");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_time_does_not_postpone_the_next_burst() {
+        let rooms = Rooms::new(2, PAUSE);
+        let hook = Server::Hook("quick".into());
+        let room = rooms.of(hook.clone());
+        // The last job of an earlier burst waited for long, and then nothing happened for longer.
+        let slow = room.enter().unwrap();
+        tokio::time::advance(PAUSE * 100).await;
+        drop(slow);
+        tokio::time::advance(PAUSE * 100).await;
+        let _burst = [room.enter().unwrap(), room.enter().unwrap()];
+        assert_eq!(rooms.pause(&hook), Some(PAUSE));
     }
 }

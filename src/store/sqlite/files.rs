@@ -21,6 +21,16 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
+/// Suffixes of the files that SQLite keeps for one database.
+const FILE_SUFFIXES: [&str; 4] = ["", "-wal", "-shm", "-journal"];
+
+/// Removes an incomplete database, and the files that SQLite left beside it. A file that cannot be removed is left.
+pub(super) fn remove_with_journals(path: &Path) {
+    for suffix in FILE_SUFFIXES {
+        let _ = std::fs::remove_file(beside(path, suffix));
+    }
+}
+
 /// Syncs the folder of `path`, so that a new or renamed file survives a power cut.
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -41,15 +51,13 @@ impl RestoreTarget {
     pub(crate) fn at(path: &Path) -> Result<std::result::Result<RestoreTarget, PathBuf>> {
         let lock = lock(path)?;
         // SQLite would replay a journal that lies beside the path into the restored database.
-        let remains = ["", "-wal", "-shm", "-journal"].map(|suffix| beside(path, suffix));
+        let remains = FILE_SUFFIXES.map(|suffix| beside(path, suffix));
         if let Some(remains) = remains.into_iter().find(|file| file.symlink_metadata().is_ok()) {
             return Ok(Err(remains));
         }
         let partial = beside(path, ".restoring");
-        for suffix in ["", "-journal"] {
-            // Remove the files of an earlier restore that did not finish.
-            let _ = std::fs::remove_file(beside(&partial, suffix));
-        }
+        // Remove the files of an earlier restore that did not finish.
+        remove_with_journals(&partial);
         Ok(Ok(RestoreTarget { path: path.to_owned(), partial, lock }))
     }
 
@@ -120,9 +128,19 @@ pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
 fn stamp_of(note: &[u8]) -> Option<i64> {
     let line = note.split(|byte| *byte == b'\n').next()?;
     // An incomplete line is no stamp, nor is 0.
-    let is_one = line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit);
-    let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_one)?.parse().ok()?;
+    let stamp: u64 = std::str::from_utf8(line).ok().filter(|_| is_stamp(line))?.parse().ok()?;
     Some(stamp.cast_signed()).filter(|stamp| *stamp != 0)
+}
+
+fn is_stamp(line: &[u8]) -> bool {
+    line.len() == STAMP_DIGITS && line.iter().all(u8::is_ascii_digit)
+}
+
+/// Returns true if the note begins with a line for the stamp, whose number may be 0.
+pub(super) fn has_stamp_line(note: &File) -> bool {
+    let mut line = [0; STAMP_DIGITS + 1];
+    note.read_exact_at(&mut line, 0).is_ok()
+        && matches!(line.as_slice(), [stamp @ .., b'\n'] if is_stamp(stamp))
 }
 
 /// Formats the first line of the note.
@@ -378,5 +396,23 @@ pub(super) fn make_private(path: &Path) -> Result<()> {
         // An existing file keeps its mode.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(StoreError::of_file(path, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn incomplete_copy_is_removed_with_its_journals() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("copy.db");
+        for suffix in ["", "-journal", "-wal", "-shm", "-other"] {
+            std::fs::write(beside(&path, suffix), "").unwrap();
+        }
+        remove_with_journals(&path);
+        let left: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left, ["copy.db-other"]);
     }
 }

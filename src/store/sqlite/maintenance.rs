@@ -4,12 +4,12 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::files::{InodeLock, is_held_beside, lock_path, noted_stamp, stamp_line};
+use super::files::{InodeLock, has_stamp_line, is_held_beside, lock_path, stamp_line};
 use super::read::{position, read_instance, read_sealed};
 use super::{Result, Sqlite, StoreError};
 use crate::observe::files;
@@ -24,12 +24,20 @@ use spid_hook::id::Id;
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     let lock_path = lock_path(path)?;
     let words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
-    // The first line holds the stamp, which must survive the rewrite.
-    let stamp = noted_stamp(path)?.map_or(0, |(stamp, _)| stamp);
-    let file = OpenOptions::new().write(true).truncate(true).open(&lock_path);
-    let text = stamp_line(stamp) + &words.join("\n");
-    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
-    written.map_err(|error| StoreError::of_file(&lock_path, &error))
+    // The first line holds the stamp of the last commit. It is never overwritten here, so that a kill between two steps
+    // cannot lose it. The file cannot be replaced as a whole, because the daemon holds its lock on it.
+    let no_stamp = stamp_line(0);
+    let write = || {
+        let file = OpenOptions::new().read(true).write(true).open(&lock_path)?;
+        // Only a start finds no line here, before it commits. Later the writer may note a stamp at the same time.
+        if !has_stamp_line(&file) {
+            file.write_all_at(no_stamp.as_bytes(), 0)?;
+        }
+        let keys_at = no_stamp.len() as u64;
+        file.set_len(keys_at)?;
+        file.write_all_at(words.join("\n").as_bytes(), keys_at)
+    };
+    write().map_err(|error: std::io::Error| StoreError::of_file(&lock_path, &error))
 }
 
 /// Returns the ids of the sealing keys of the daemon that runs on this database; `None` if no daemon runs. The list is
@@ -232,5 +240,41 @@ impl Sqlite {
             texts.entry(number).or_default().push(text);
         }
         Ok(texts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::encryption::{Encryptor, key_of};
+    use crate::store::sqlite::files::{lock, note_stamp, noted_stamp};
+    use spid_hook::Secret;
+
+    #[test]
+    fn note_of_keys_keeps_the_stamp_at_every_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        std::fs::write(&path, "").unwrap();
+        let beside = lock(&path).unwrap();
+        let sealed = Encryptor::ephemeral().unwrap().seal(b"", &Secret::new("fake-password")).unwrap();
+        let key = key_of(&sealed).unwrap();
+        note_keys(&path, &[key]).unwrap();
+        assert_eq!(noted_stamp(&path).unwrap(), None);
+        note_stamp(&beside, 7);
+        // A kill leaves the file as a reader sees it in between.
+        let stamp = || noted_stamp(&path).unwrap().map(|(stamp, _)| stamp);
+        std::thread::scope(|scope| {
+            let noting = scope.spawn(|| {
+                for count in 0..2_000 {
+                    note_keys(&path, &vec![key; 1 + count % 2]).unwrap();
+                }
+            });
+            while !noting.is_finished() {
+                assert_eq!(stamp(), Some(7));
+            }
+        });
+        note_keys(&path, &[key]).unwrap();
+        let text = std::fs::read_to_string(lock_path(&path).unwrap()).unwrap();
+        assert_eq!(text, format!("{}{key}", stamp_line(7)));
     }
 }

@@ -387,10 +387,12 @@ impl Conditions {
     fn search(&mut self, text: &str) {
         let columns = ["id", "order_biz_id", "buyer", "order_id", "product", "sku"];
         let found = columns.map(|column| format!("{column} LIKE ? ESCAPE '\\'"));
-        self.sql.push_str(&format!(" AND ({})", found.join(" OR ")));
+        // An instance may have names that no column holds, such as the id that the marketplace gave it.
+        let named = "EXISTS (SELECT 1 FROM name WHERE name.instance = instance.number AND name.name LIKE ? ESCAPE '\\')";
+        self.sql.push_str(&format!(" AND ({} OR {named})", found.join(" OR ")));
         // `%` and `_` in the text are literal. LIKE ignores the case of ASCII letters.
         let plain = text.replace('\\', "\\\\").replace('%', "\\%").replace('_', "\\_");
-        self.values.extend(columns.map(|_| Value::Text(format!("%{plain}%"))));
+        self.values.extend(columns.iter().chain(&["name"]).map(|_| Value::Text(format!("%{plain}%"))));
     }
 
     fn query(mut self, columns: &str, table: &str, limit: usize) -> (String, Vec<Value>) {

@@ -359,8 +359,7 @@ pub enum Denial {
 }
 
 impl Denial {
-    /// All words that [`Denial::reason`] returns for requests denied by a dialect, the signature or the nonce.
-    /// The words of the listener (`source`, `address-rate`, `endpoint-rate`) are not among them.
+    /// All words that [`Denial::reason`] returns.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         let own = [
             Denial::Signature(Mismatch::Missing),
@@ -369,6 +368,9 @@ impl Denial {
             Denial::Method { method: String::new(), allowed: "" },
             Denial::ContentType { expected: "" },
             Denial::Malformed { detail: String::new() },
+            Denial::Source,
+            Denial::TooManyFromAddress,
+            Denial::TooManyAtEndpoint,
             Denial::Undated,
             Denial::Stale { off_by_s: 0, limit_s: 0 },
             Denial::Replayed,

@@ -167,12 +167,16 @@ impl Schedule {
     }
 
     /// Returns the next step after an attempt that ended with the daemon. The attempt is repeated at once, but it uses
-    /// a step: a job that kills the daemon each time must not do so forever.
+    /// a step: a job that kills the daemon each time must not do so forever. An unscheduled attempt uses no step. The
+    /// scheduled attempt that it preceded follows at once.
     pub fn lost(&self, progress: Progress, now: Timestamp) -> Next {
-        if progress.extra == Extra::Dead || progress.step as usize >= self.0.len() {
-            return Next::Dead;
-        }
-        Next::Wait { due_at: now, progress: Progress { step: progress.step + 1, extra: Extra::No } }
+        let step = match progress.extra {
+            Extra::Dead => return Next::Dead,
+            Extra::Waiting => progress.step,
+            Extra::No if progress.step as usize >= self.0.len() => return Next::Dead,
+            Extra::No => progress.step + 1,
+        };
+        Next::Wait { due_at: now, progress: Progress { step, extra: Extra::No } }
     }
 }
 
@@ -255,6 +259,17 @@ mod tests {
             starts += 1;
         }
         assert_eq!(starts, 2);
+    }
+
+    #[test]
+    fn lost_unscheduled_attempt_leaves_the_last_scheduled_one() {
+        let schedule = Schedule::from_millis(vec![1000, 2000]);
+        for step in [0, 1, 2] {
+            let lost = schedule.lost(Progress { step, extra: Extra::Waiting }, from_millis(5));
+            let progress = Progress { step, extra: Extra::No };
+            assert_eq!(lost, Next::Wait { due_at: from_millis(5), progress });
+        }
+        assert_eq!(schedule.lost(Progress { step: 2, extra: Extra::No }, from_millis(5)), Next::Dead);
     }
 
     #[test]

@@ -7,12 +7,13 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Builder;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::Attempted;
@@ -39,6 +40,8 @@ pub(super) enum End {
     Blocks,
     /// The test cut the attempt short.
     Cut,
+    /// The system gave no thread for the attempt, so the hook was not called.
+    NotStarted,
 }
 
 /// Point at which an attempt is cut short.
@@ -97,14 +100,13 @@ pub(super) enum Interleaving {
 /// Runs one attempt.
 pub(super) async fn run(hook: &AnyHook, call: Call, within: Duration, cut: Option<Cut>) -> Ran {
     let watched = Watched::new(hook, call, cut);
-    on_a_thread(within, async move {
+    let started = on_a_thread(within, async move {
         match cut {
             Some(Cut::After(after)) => cut_after(watched, after, within).await,
             _ => given_up(watched, within).await,
         }
-    })
-    .await
-    .unwrap_or_else(|| Ran::never(End::Blocks))
+    });
+    started.await.unwrap_or_else(Ran::never)
 }
 
 /// Runs several attempts at once.
@@ -117,53 +119,66 @@ pub(super) async fn at_once(
     let count = calls.len();
     let all: Vec<Watched> = calls.into_iter().map(|call| Watched::new(hook, call, None)).collect();
     if weave == Interleaving::Threads {
-        return on_threads(all, within).await;
+        return on_threads(all, within, new_thread).await;
     }
     let woven = on_a_thread(within, async move {
         let mut woven = Woven::new(all, weave);
         let _ = timeout(within, &mut woven).await;
         woven.ends()
     });
-    woven.await.unwrap_or_else(|| vec![Ran::never(End::Blocks); count])
+    woven.await.unwrap_or_else(|end| vec![Ran::never(end); count])
 }
 
 /// Runs every attempt on its own thread.
-async fn on_threads(all: Vec<Watched>, within: Duration) -> Vec<Ran> {
-    let together = Arc::new(Barrier::new(all.len()));
-    let started: Vec<_> = all
-        .into_iter()
-        .map(|watched| {
-            let together = Arc::clone(&together);
-            on_a_thread(within, async move {
-                // Start together: the barrier releases all threads at the same moment.
-                together.wait();
-                given_up(watched, within).await
-            })
-        })
-        .collect();
+async fn on_threads(all: Vec<Watched>, within: Duration, thread: impl Fn() -> Builder) -> Vec<Ran> {
+    // Start together: the signal releases all threads at the same moment. A barrier would wait forever for a thread
+    // that the system does not give.
+    let (go, gate) = watch::channel(false);
+    let start = |watched: Watched| {
+        let mut gate = gate.clone();
+        let work = async move {
+            let _ = gate.wait_for(|go| *go).await;
+            given_up(watched, within).await
+        };
+        on_this_thread(thread(), within, work)
+    };
+    let started: Vec<_> = all.into_iter().map(start).collect();
+    go.send_replace(true);
     let mut ends = Vec::new();
     for end in started {
-        ends.push(end.await.unwrap_or_else(|| Ran::never(End::Blocks)));
+        ends.push(end.await.unwrap_or_else(Ran::never));
     }
     ends
 }
 
-/// Runs `work` immediately on its own thread, inside the caller's runtime. Returns `None` if the work is not
-/// done in time; the thread is then left behind.
+fn new_thread() -> Builder {
+    Builder::new().name("hook-test".to_owned())
+}
+
+/// Runs `work` immediately on its own thread, inside the caller's runtime. The error is [`End::NotStarted`], or
+/// [`End::Blocks`] if the work is not done in time; the thread is then left behind.
 fn on_a_thread<T: Send + 'static>(
     within: Duration,
     work: impl Future<Output = T> + Send + 'static,
-) -> impl Future<Output = Option<T>> {
+) -> impl Future<Output = Result<T, End>> {
+    on_this_thread(new_thread(), within, work)
+}
+
+fn on_this_thread<T: Send + 'static>(
+    thread: Builder,
+    within: Duration,
+    work: impl Future<Output = T> + Send + 'static,
+) -> impl Future<Output = Result<T, End>> {
     let runtime = Handle::current();
     let (back, end) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("hook-test".to_owned());
     let started = thread.spawn(move || {
         let _ = back.send(runtime.block_on(work));
     });
     let within = within.saturating_add(GRACE);
     async move {
-        let _running = started.ok()?;
-        timeout(within, end).await.ok()?.ok()
+        let _running = started.map_err(|_| End::NotStarted)?;
+        let end = timeout(within, end).await.map_err(|_elapsed| End::Blocks)?;
+        end.map_err(|_dropped| End::Blocks)
     }
 }
 
@@ -413,6 +428,23 @@ mod tests {
             seen.insert(woven(Interleaving::Seeded(seed)).await);
         }
         assert!(seen.len() > 5, "{seen:?}");
+    }
+
+    #[tokio::test]
+    async fn attempt_without_a_thread_neither_blocks_the_others_nor_blames_the_hook() {
+        let hook = AnyHook::new(Steps::default());
+        let all = calls(3).into_iter().map(|call| Watched::new(&hook, call, None)).collect();
+        let given = std::cell::Cell::new(0);
+        let thread = || {
+            given.set(given.get() + 1);
+            // No system gives a thread with such a stack.
+            if given.get() == 2 { new_thread().stack_size(usize::MAX / 4) } else { new_thread() }
+        };
+        let ends: Vec<End> = on_threads(all, WITHIN, thread).await.into_iter().map(|ran| ran.end).collect();
+        assert_eq!(ends[1], End::NotStarted);
+        for end in [&ends[0], &ends[2]] {
+            assert!(matches!(end, End::ParsedAnswer(Attempted::Done(_))), "{end:?}");
+        }
     }
 
     #[tokio::test]

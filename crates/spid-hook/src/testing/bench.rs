@@ -281,6 +281,10 @@ impl<'a> Bench<'a> {
                 );
                 self.fault(FindingKind::Blocks, job, &text);
             }
+            End::NotStarted => {
+                let text = "an attempt was not made, because the system gave no thread for it: the test is incomplete; allow more threads, and run it again";
+                self.fault(FindingKind::NotTested, job, text);
+            }
             End::Cut => {}
         }
         Ok(Outcome::Not)
@@ -590,6 +594,7 @@ fn words(end: &End) -> String {
         End::TooLong => "no answer by the deadline".to_owned(),
         End::Blocks => "blocks its thread".to_owned(),
         End::Cut => "cut short by the test".to_owned(),
+        End::NotStarted => "not made: no thread".to_owned(),
     }
 }
 

@@ -119,6 +119,8 @@ pub enum FindingKind {
     ProbeFails,
     /// An address in the answer is not a URL.
     NotAUrl,
+    /// An attempt could not be made. This is a fault of the machine, not of the hook.
+    NotTested,
 }
 
 impl Report {

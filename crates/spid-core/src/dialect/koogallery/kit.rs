@@ -73,10 +73,15 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
             payload: Unchecked { parameters, sent_at: Some(sent_at), once },
         });
     };
-    // Version 1.0 signs the members, except for blank ones.
-    let timestamp = parameters.filled(legacy::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
-    let pairs = parameters.iter().filter(|(_, value)| !value.trim().is_empty());
-    let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    // Version 1.0 signs the members, except for blank ones. A blank member could be added on the way, so it is dropped.
+    let signed = parameters.iter().filter(|(_, value)| !value.trim().is_empty());
+    let pairs: Vec<Pair> = signed.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    // The signed text joins names and values, so a name with a separator would be read in two ways.
+    if pairs.iter().any(|(name, _)| name.is_empty() || name.contains(['&', '='])) {
+        return Err(malformed("the name of a member is empty, or holds `&` or `=`"));
+    }
+    let parameters: Parameters = pairs.iter().cloned().collect();
+    let timestamp = parameters.get(legacy::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
     Ok(Signed {
         presented: Some(token),
         parts: Parts::Stamped { timestamp, pairs },

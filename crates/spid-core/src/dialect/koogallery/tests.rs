@@ -703,3 +703,40 @@ fn the_kit_of_version_1_signs_its_members() {
     other.body = body.to_string().replace("Sales", "Staff").into_bytes();
     assert_eq!(receive(&other, now()).unwrap_err().reason(), "wrong-signature");
 }
+
+/// Sends members with a valid token of version 1.0 that was computed over other members.
+fn forged_kit(signed: &[(&str, &str)], sent: &Value) -> Result<Callback, Denial> {
+    let token = Parts::Stamped { timestamp: "1".into(), pairs: pairs(signed) }.sign(&keys());
+    let headers = vec![("content-type", "application/json".to_owned()), ("authtoken", token)];
+    let body = sent.to_string().into_bytes();
+    receive(&OutRequest { method: "POST", query: String::new(), headers, body }, now())
+}
+
+#[test]
+fn unsigned_blank_members_of_kit_version_1_hide_nothing() {
+    let signed = [("orgCode", "1"), ("orgName", "Sales"), ("tenantId", "t-1"), ("timeStamp", "1")];
+    // The blank member sorts between the two signed ones, and must not hide that the first value reads in two ways.
+    let sent = json!({"orgCode": "1&orgName=Sales", "orgD": "", "tenantId": "t-1", "timeStamp": "1"});
+    let callback = forged_kit(&signed, &sent).unwrap();
+    assert!(
+        callback.issues.contains(&ValidationIssue::AmbiguousValue { name: "orgCode".into() }),
+        "{:?}",
+        callback.issues
+    );
+    // A blank member changes neither the kind nor the parameters.
+    let sent =
+        json!({"domainName": " ", "orgCode": "1", "orgName": "Sales", "tenantId": "t-1", "timeStamp": "1"});
+    let callback = forged_kit(&signed, &sent).unwrap();
+    assert_eq!(callback.action_name, "singleOrgSync");
+    assert_eq!(callback.parameters.get("domainName"), None);
+}
+
+#[test]
+fn member_name_of_kit_version_1_with_a_separator_is_denied() {
+    let signed = [("orgCode", "1"), ("orgName", "Sales"), ("tenantId", "t-1"), ("timeStamp", "1")];
+    for name in ["orgCode=1&orgName", "orgCode=1"] {
+        let mut sent = json!({"tenantId": "t-1", "timeStamp": "1"});
+        sent[name] = "Sales".into();
+        assert_eq!(forged_kit(&signed, &sent).unwrap_err().reason(), "malformed", "{name}");
+    }
+}
