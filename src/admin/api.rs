@@ -218,7 +218,7 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
 }
 
 async fn callbacks(admin: &Admin, target: &Target) -> Answered {
-    target.only(&["untold", "held", "account", "before", "limit"])?;
+    target.only(&["unreported", "untold", "held", "account", "before", "limit"])?;
     let is_set = |name: &str| match target.get(name) {
         None | Some("false") => Ok(false),
         Some("true") => Ok(true),
@@ -226,7 +226,8 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
     };
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let filter = Filter {
-        unreported: is_set("untold")?,
+        // `untold` is the former name.
+        unreported: is_set("unreported")? || is_set("untold")?,
         disposition: is_set("held")?.then_some(Disposition::Held),
         account: target.get("account").map(str::to_owned),
         before: target.before()?,

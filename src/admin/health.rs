@@ -238,7 +238,7 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
     gauges.set(Metric::OldestJobAge, "", seconds_since(totals.oldest_job, now));
     gauges.set(Metric::JobsOverdue, "", seconds_since(totals.next_due, now));
     gauges.set(Metric::HeldCallbacks, "", totals.held as f64);
-    gauges.set(Metric::UntoldResults, "", totals.unreported as f64);
+    gauges.set(Metric::UnreportedResults, "", totals.unreported as f64);
     gauges.set(Metric::TriesSpent, "", totals.tries as f64);
     gauges.set(Metric::TriesSpentRatio, "", totals.tries_ratio);
 }

@@ -203,7 +203,8 @@ enum Command {
     #[command(subcommand)]
     Seal(seal::SealCommand),
     /// List the audit log: operations that people ran by hand.
-    Acts(show::ActsArguments),
+    #[command(alias = "acts")]
+    Audit(show::ActsArguments),
     /// Show the hook that an order would go to, and why.
     Route(route::RouteArguments),
     /// Test a hook, or print the JSON Schema of hooks.
@@ -351,7 +352,7 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
         Command::Restore(arguments) => mend::restore(arguments, output),
         Command::Prune(arguments) => upkeep::prune(&arguments, output),
         Command::Seal(command) => seal::seal(command, output),
-        Command::Acts(arguments) => show::acts(arguments, output),
+        Command::Audit(arguments) => show::acts(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
         Command::Instances(command) => show::instances(command, output),
         Command::Jobs(command) => show::jobs(command, output),

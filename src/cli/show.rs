@@ -113,7 +113,7 @@ pub(super) enum CallbacksCommand {
         #[command(flatten)]
         list: ListArguments,
         /// List only callbacks with an unreported result: the hook is done, but the marketplace has not called again.
-        #[arg(long)]
+        #[arg(long, alias = "untold")]
         unreported: bool,
     },
     /// Show one callback with all its parameters.
@@ -372,7 +372,7 @@ fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done
 
 /// Warns of unreported callbacks for which the marketplace has used at least half of its deliveries. A reported
 /// callback needs no warning, because the marketplace does not call again.
-fn warn_of_budget<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
+fn warn_of_delivery_limit<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
     for row in rows.filter(|row| row.reported_at.is_none()) {
         let Some(delivery_limit) = row.delivery_limit.map(u64::from) else { continue };
         // Half is early enough to act before the marketplace gives up.
@@ -400,7 +400,7 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
     };
     let header = ["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
-    warn_of_budget(rows.iter(), output);
+    warn_of_delivery_limit(rows.iter(), output);
     Ok(())
 }
 
@@ -432,7 +432,7 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
         "REASON",
     ];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
-    warn_of_budget(rows.iter().map(|listed| &listed.row), output);
+    warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
     Ok(())
 }
 

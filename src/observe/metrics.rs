@@ -56,7 +56,7 @@ pub enum Metric {
     /// Attention items: things that need a person.
     Attention,
     /// Results that were not reported to the marketplace.
-    UntoldResults,
+    UnreportedResults,
     /// Maximum number of deliveries that a marketplace has spent on a result that was not reported to it.
     TriesSpent,
     /// The same maximum as a fraction of the delivery limit.
@@ -103,8 +103,8 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 #[rustfmt::skip]
 const TABLE: [Family; 30] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks, by action and outcome."),
-    family(Metric::DeniedRequests, "spid_refusals_total", Kind::Counter, &["endpoint", "reason"], "Requests denied before they were accepted, by endpoint and reason."),
-    family(Metric::HttpFault, "spid_turned_away_total", Kind::Counter, &["reason"], "HTTP and TLS faults of connections and requests, by reason."),
+    family(Metric::DeniedRequests, "spid_denied_total", Kind::Counter, &["endpoint", "reason"], "Requests denied before they were accepted, by endpoint and reason."),
+    family(Metric::HttpFault, "spid_http_errors_total", Kind::Counter, &["reason"], "HTTP and TLS faults of connections and requests, by reason."),
     family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Redeliveries of callbacks, finished or not, by action."),
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),
     family(Metric::Alerts, "spid_alerts_total", Kind::Counter, &["reason"], "Events that an operator should look at, by reason."),
@@ -122,9 +122,9 @@ const TABLE: [Family; 30] = [
     family(Metric::JobsOverdue, "spid_jobs_overdue_seconds", Kind::Gauge, &[], "Longest time for which a job that could run has been due; 0 without one."),
     family(Metric::HeldCallbacks, "spid_held_callbacks", Kind::Gauge, &[], "Callbacks held for an operator."),
     family(Metric::Attention, "spid_attention", Kind::Gauge, &["reason"], "Attention items, by reason: the list of `spid attention`."),
-    family(Metric::UntoldResults, "spid_untold_results", Kind::Gauge, &[], "Results not reported to the marketplace."),
-    family(Metric::TriesSpent, "spid_tries_spent_max", Kind::Gauge, &[], "Maximum number of deliveries spent on a result that is not reported yet."),
-    family(Metric::TriesSpentRatio, "spid_tries_spent_ratio_max", Kind::Gauge, &[], "Maximum used fraction of the delivery limit for unreported results; at 1 the marketplace gives up."),
+    family(Metric::UnreportedResults, "spid_unreported_results", Kind::Gauge, &[], "Results not reported to the marketplace."),
+    family(Metric::TriesSpent, "spid_deliveries_used_max", Kind::Gauge, &[], "Maximum number of deliveries spent on a result that is not reported yet."),
+    family(Metric::TriesSpentRatio, "spid_deliveries_used_ratio_max", Kind::Gauge, &[], "Maximum used fraction of the delivery limit for unreported results; at 1 the marketplace gives up."),
     family(Metric::Ready, "spid_ready", Kind::Gauge, &[], "1 if a write succeeds in time, as in /readyz; else 0."),
     family(Metric::DatabaseSize, "spid_database_bytes", Kind::Gauge, &[], "Size of the database."),
     family(Metric::WalSize, "spid_database_wal_bytes", Kind::Gauge, &[], "Size of the database's write-ahead log."),
@@ -367,9 +367,9 @@ mod tests {
         metrics.announce(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]);
         assert_eq!(metrics.value(Metric::DeniedRequests, ["alibaba-cn", "wrong-signature"]), 2);
         let page = page(&metrics);
-        assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 2\n"));
-        assert!(page.contains("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"stale\"} 0\n"));
-        assert!(page.contains("# TYPE spid_refusals_total counter\n") && !page.contains("spid_callbacks"));
+        assert!(page.contains("spid_denied_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 2\n"));
+        assert!(page.contains("spid_denied_total{endpoint=\"alibaba-cn\",reason=\"stale\"} 0\n"));
+        assert!(page.contains("# TYPE spid_denied_total counter\n") && !page.contains("spid_callbacks"));
     }
 
     #[test]
@@ -401,7 +401,7 @@ mod tests {
         gauges.set(Metric::TriesSpentRatio, "", 0.25);
         let page = Metrics::default().render(&gauges);
         assert!(page.contains("# TYPE spid_jobs gauge\nspid_jobs{state=\"dead\"} 3\n"), "{page}");
-        assert!(page.contains("\nspid_tries_spent_ratio_max 0.25\n"), "{page}");
+        assert!(page.contains("\nspid_deliveries_used_ratio_max 0.25\n"), "{page}");
     }
 
     #[test]

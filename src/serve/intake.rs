@@ -366,7 +366,7 @@ impl Intake {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            delivery_limit: endpoint.dialect.budget_of(callback),
+            delivery_limit: endpoint.dialect.delivery_limit_of(callback),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,
@@ -429,7 +429,7 @@ impl Intake {
         {
             tracing::warn!(endpoint = %endpoint.name, callback = row.number, "the expiry is not a readable date; the instance has no expiry");
         }
-        self.warn_of_budget(endpoint, callback, row);
+        self.warn_of_delivery_limit(endpoint, callback, row);
     }
 
     /// Takes a turn to log a line that can be as frequent as requests. `None`: a line for this reason was logged just
@@ -440,19 +440,19 @@ impl Intake {
     }
 
     /// Warns before the delivery limit of the marketplace is reached: at half of it and at 90 %.
-    fn warn_of_budget(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
+    fn warn_of_delivery_limit(&self, endpoint: &Endpoint, callback: &Callback, row: &CallbackRow) {
         // A reported callback needs no further delivery.
         let Some(delivery_limit) = row.delivery_limit.map(u64::from).filter(|_| row.reported_at.is_none())
         else {
             return;
         };
-        match BudgetWarning::at(row.deliveries, delivery_limit) {
-            Some(BudgetWarning::NearlySpent) => {
+        match DeliveryLimitWarning::at(row.deliveries, delivery_limit) {
+            Some(DeliveryLimitWarning::NearlyUsed) => {
                 self.metrics.count(Metric::Alerts, ["budget", ""]);
-                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace is about to give up; repair the cause, or reset the counter on the seller's retry page");
+                tracing::error!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, deliveries = row.deliveries, delivery_limit, "the marketplace is about to give up; repair the cause, or reset the counter on the seller's retry page");
             }
-            Some(BudgetWarning::HalfSpent) => {
-                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, tries = row.deliveries, delivery_limit, "the marketplace has made half of its deliveries");
+            Some(DeliveryLimitWarning::HalfUsed) => {
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, deliveries = row.deliveries, delivery_limit, "the marketplace has made half of its deliveries");
             }
             None => {}
         }
@@ -461,21 +461,21 @@ impl Intake {
 
 /// Warning that the marketplace will stop calling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum BudgetWarning {
+enum DeliveryLimitWarning {
     /// Half of the delivery limit is used up.
-    HalfSpent,
+    HalfUsed,
     /// 90 % of the delivery limit is used up.
-    NearlySpent,
+    NearlyUsed,
 }
 
-impl BudgetWarning {
+impl DeliveryLimitWarning {
     /// Returns the warning for exactly this delivery, so that each warning is logged once per callback. With a small
     /// limit both are due at the same delivery: then the more urgent one counts.
-    fn at(deliveries: u64, delivery_limit: u64) -> Option<BudgetWarning> {
+    fn at(deliveries: u64, delivery_limit: u64) -> Option<DeliveryLimitWarning> {
         if deliveries == (delivery_limit * 9).div_ceil(10) {
-            Some(BudgetWarning::NearlySpent)
+            Some(DeliveryLimitWarning::NearlyUsed)
         } else if deliveries == delivery_limit.div_ceil(2) {
-            Some(BudgetWarning::HalfSpent)
+            Some(DeliveryLimitWarning::HalfUsed)
         } else {
             None
         }
@@ -518,17 +518,17 @@ mod tests {
 
     #[test]
     fn marketplace_about_to_give_up_is_always_announced() {
-        use BudgetWarning::{HalfSpent, NearlySpent};
+        use DeliveryLimitWarning::{HalfUsed, NearlyUsed};
         for (delivery_limit, half, nearly) in
             [(1, None, 1), (2, Some(1), 2), (10, Some(5), 9), (120, Some(60), 108)]
         {
             let of = |wanted| {
                 (1..=delivery_limit)
-                    .filter(move |count| BudgetWarning::at(*count, delivery_limit) == Some(wanted))
+                    .filter(move |count| DeliveryLimitWarning::at(*count, delivery_limit) == Some(wanted))
             };
-            assert_eq!(of(NearlySpent).collect::<Vec<_>>(), [nearly], "limit {delivery_limit}");
+            assert_eq!(of(NearlyUsed).collect::<Vec<_>>(), [nearly], "limit {delivery_limit}");
             assert_eq!(
-                of(HalfSpent).collect::<Vec<_>>(),
+                of(HalfUsed).collect::<Vec<_>>(),
                 half.into_iter().collect::<Vec<_>>(),
                 "limit {delivery_limit}"
             );

@@ -302,7 +302,7 @@ impl Operations {
             let Some(last) = numbers.last().copied() else { return Ok(()) };
             self.in_one_commit(|rows| {
                 // Read in the same transaction: a job must not be deleted if a callback has just come to need it.
-                let wanted = rows.jobs_of_untold()?;
+                let wanted = rows.jobs_of_unreported()?;
                 numbers.iter().try_for_each(|number| readable(line.prune_job(rows, *number, &wanted, pruned)))
             })?;
             after = last;

@@ -183,14 +183,14 @@ fn every_row_is_there_before_anything_happens() {
     let page = ask(admin, "/metrics").body;
     for row in [
         "spid_callbacks_total{action=\"create\",outcome=\"applied\"} 0\n",
-        "spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 0\n",
-        "spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"duplicate-parameter\"} 0\n",
-        "spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"source\"} 0\n",
-        "spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"address-rate\"} 0\n",
-        "spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"endpoint-rate\"} 0\n",
-        "spid_turned_away_total{reason=\"body_late\"} 0\n",
-        "spid_turned_away_total{reason=\"tls_failed\"} 0\n",
-        "spid_turned_away_total{reason=\"tls_late\"} 0\n",
+        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 0\n",
+        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"duplicate-parameter\"} 0\n",
+        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"source\"} 0\n",
+        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"address-rate\"} 0\n",
+        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"endpoint-rate\"} 0\n",
+        "spid_http_errors_total{reason=\"body_late\"} 0\n",
+        "spid_http_errors_total{reason=\"tls_failed\"} 0\n",
+        "spid_http_errors_total{reason=\"tls_late\"} 0\n",
         "spid_attempts_total{action=\"renew\",ending=\"retry\"} 0\n",
         "spid_alerts_total{reason=\"dead\"} 0\n",
         "spid_alerts_total{reason=\"budget\"} 0\n",
@@ -199,8 +199,8 @@ fn every_row_is_there_before_anything_happens() {
         "spid_instances{state=\"released\"} 0\n",
         "spid_jobs{state=\"dead\"} 0\n",
         "spid_held_callbacks 0\n",
-        "spid_untold_results 0\n",
-        "spid_tries_spent_ratio_max 0\n",
+        "spid_unreported_results 0\n",
+        "spid_deliveries_used_ratio_max 0\n",
         "spid_oldest_job_age_seconds 0\n",
         "spid_ready 1\n",
     ] {
@@ -219,7 +219,7 @@ fn every_row_is_there_before_anything_happens() {
         "spid_jobs{state=\"dead\"} 1\n",
         "spid_jobs{state=\"pending\"} 1\n",
         "spid_held_callbacks 2\n",
-        "spid_tries_spent_max 1\n",
+        "spid_deliveries_used_max 1\n",
         "spid_hook_duration_seconds_count{hook=\"provision\"} 5\n",
     ] {
         assert!(page.contains(row), "{row}{page}");

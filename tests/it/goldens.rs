@@ -703,8 +703,13 @@ fn the_admin_listener() {
 
 /// Names, help, types and labels of all metrics, and the values of those that follow from the database alone.
 fn metrics(page: &str) -> String {
-    let fixed =
-        ["spid_instances{", "spid_jobs{", "spid_held_callbacks ", "spid_attention{", "spid_untold_results "];
+    let fixed = [
+        "spid_instances{",
+        "spid_jobs{",
+        "spid_held_callbacks ",
+        "spid_attention{",
+        "spid_unreported_results ",
+    ];
     let line = |line: &str| {
         if line.starts_with('#') || fixed.iter().any(|name| line.starts_with(name)) {
             return line.to_owned();

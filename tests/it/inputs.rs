@@ -193,7 +193,7 @@ fn a_revoked_admin_token_is_refused_after_a_reload_and_wrong_ones_lock_nobody_ou
         }
     });
     let metrics = ask_with(admin, "/metrics", &format!("authorization: Bearer {new}\r\n")).body;
-    assert!(metrics.contains("spid_turned_away_total{reason=\"wrong-admin-token\"} 32"), "{metrics}");
+    assert!(metrics.contains("spid_http_errors_total{reason=\"wrong-admin-token\"} 32"), "{metrics}");
     let log = daemon.log();
     assert!(log.contains("a wrong token was shown to the admin listener"), "{log}");
     assert!(log.matches("a wrong token was shown").count() < 32 && !log.contains("fake-canary"), "{log}");

@@ -151,7 +151,7 @@ impl Sqlite {
     }
 
     /// Returns the jobs of callbacks whose success is unreported. The answer of such a job is still to be reported.
-    pub(in crate::store) fn jobs_of_untold(&self) -> Result<HashSet<i64>> {
+    pub(in crate::store) fn jobs_of_unreported(&self) -> Result<HashSet<i64>> {
         let sql = "SELECT job FROM callback WHERE told_at IS NULL AND job IS NOT NULL";
         Ok(self.many(sql, [], |row| row.get(0))?.into_iter().collect())
     }

@@ -218,7 +218,7 @@ fn a_key_is_changed_under_load_and_no_call_is_lost_or_let_in_by_mistake() {
     assert_eq!(signatures("2025"), markets.passed(0) + old_taken);
     assert_eq!(signatures("2026"), markets.passed(1) + new_taken);
     let refused =
-        daemon.counted("spid_refusals_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"}") as usize;
+        daemon.counted("spid_denied_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"}") as usize;
     assert_eq!(refused, new_refused + old_refused + strange + stranger);
     assert_eq!(daemon.counted("spid_reloads_total{outcome=\"applied\"}"), 2 + AGAIN);
     assert!(home.look(&["callbacks", "show", "1"]).contains("signed with key `2025`"));

@@ -100,7 +100,7 @@ pub trait Dialect: Send + Sync {
     fn delivery_limit(&self) -> Option<u32>;
 
     /// Delivery limit for this callback; it may differ from [`Dialect::delivery_limit`].
-    fn budget_of(&self, callback: &Callback) -> Option<u32> {
+    fn delivery_limit_of(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
             // A buyer's browser sends it, and the buyer may try any number of times.
             Action::SignOn => None,

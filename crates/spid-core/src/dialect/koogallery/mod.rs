@@ -90,7 +90,7 @@ impl Dialect for KooGallery {
         Some(BUDGET)
     }
 
-    fn budget_of(&self, callback: &Callback) -> Option<u32> {
+    fn delivery_limit_of(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
             // Polling has no limit.
             Action::Query => None,

@@ -122,7 +122,7 @@ fn what_the_guide_does_not_say_is_doubted() {
 #[test]
 fn a_poll_spends_no_budget() {
     let delivery_limit =
-        |word: &str, parameters: &[(&str, &str)]| KooGallery.budget_of(&understood(word, parameters));
+        |word: &str, parameters: &[(&str, &str)]| KooGallery.delivery_limit_of(&understood(word, parameters));
     assert_eq!(delivery_limit("newInstance", &CREATE), Some(BUDGET));
     assert_eq!(delivery_limit("queryInstance", &[(INSTANCE_ID, "i")]), None);
     assert_eq!(delivery_limit("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
