@@ -162,7 +162,7 @@ fn a_stop_answers_what_is_in_flight_and_lets_its_hook_end() {
     assert_eq!(answer.id(), format!("i-{}", home.begun("create")[0].0));
     assert_eq!(daemon.wait().code(), Some(0));
     assert_eq!(home.state("ob-stop"), "active");
-    assert_eq!(home.list(&["callbacks", "list", "--untold"]), Vec::<Value>::new());
+    assert_eq!(home.list(&["callbacks", "list", "--unreported"]), Vec::<Value>::new());
 }
 
 #[test]

@@ -269,7 +269,7 @@ fn what_waits_for_a_person_is_said_at_the_next_start() {
     daemon.stop();
     let daemon = home.start();
     daemon.wait_for_log("work waits for an operator");
-    assert!(daemon.log().contains("dead=1 held=0 untold=0"), "{}", daemon.log());
+    assert!(daemon.log().contains("dead=1 held=0 unreported=0"), "{}", daemon.log());
 }
 
 #[test]
@@ -315,14 +315,14 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
             let answer = file(&answer, &right);
             let said = done(&home, &["instances", "complete", "biz-1", "--answer", &answer]);
             assert!(said.stdout.starts_with("the create of biz-1 is done"), "{}", said.stdout);
-            let unreported = home.list(&["callbacks", "list", "--untold"]);
+            let unreported = home.list(&["callbacks", "list", "--unreported"]);
             assert_eq!(unreported.len(), 1, "nobody has heard it yet: {unreported:?}");
         });
         assert_eq!(last_act(&home), ("complete".into(), "instance biz-1 of alibaba-cn".into()));
         let told = daemon.deliver(&create("biz-1")).json();
         assert_eq!((&told["instanceId"], &told["appInfo"]["password"]), (&json!("i-1"), &json!(PASSWORD)));
         assert_eq!(told["appInfo"]["frontEndUrl"], "https://app.example");
-        assert_eq!(home.list(&["callbacks", "list", "--untold"]), [] as [Value; 0]);
+        assert_eq!(home.list(&["callbacks", "list", "--unreported"]), [] as [Value; 0]);
         meddle(&home, "UPDATE callback SET told_at = told_at - 90000000 WHERE told_at IS NOT NULL");
         let later = daemon.deliver(&create("biz-1")).json();
         assert_eq!((&later["instanceId"], later["appInfo"].get("password")), (&json!("i-1"), None));
@@ -439,9 +439,9 @@ fn an_early_expire_is_approved_and_runs() {
         });
         assert_eq!(last_act(&home), ("approve".into(), format!("callback {number}")));
         until("it is frozen", || (home.state(&id) == "frozen").then_some(()));
-        assert_eq!(home.list(&["callbacks", "list", "--untold"]).len(), 1);
+        assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 1);
         assert!(daemon.deliver(&expire).success());
-        assert_eq!(home.list(&["callbacks", "list", "--untold"]).len(), 0);
+        assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 0);
         assert_eq!(home.begun("expire").len(), 2);
         assert!(refused(&home, 65, &["held", "approve", &number]).contains("is not held"));
     });
@@ -458,9 +458,9 @@ fn what_is_approved_when_it_is_so_already_runs_nothing_and_is_still_untold() {
     meddle(&home, "UPDATE instance SET state = 2");
     let said = done(&home, &["held", "approve", &number]);
     assert_eq!(said.stdout, format!("callback {number}: done, there was nothing to run\n"));
-    assert_eq!(home.list(&["callbacks", "list", "--untold"]).len(), 1);
+    assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 1);
     assert!(daemon.deliver(&expire).success());
-    assert_eq!(home.list(&["callbacks", "list", "--untold"]).len(), 0);
+    assert_eq!(home.list(&["callbacks", "list", "--unreported"]).len(), 0);
     assert_eq!(home.begun("expire").len(), 1);
 }
 
@@ -548,7 +548,7 @@ fn a_conflicting_create_is_approved_as_what_it_is() {
         assert_eq!(told.id(), id, "carried out");
         assert!(!told.body.contains("password"), "{}", told.body);
         assert_eq!(held_callbacks(&home), [] as [Value; 0], "a redelivery opened it again");
-        assert_eq!(home.list(&["callbacks", "list", "--untold"]), [] as [Value; 0]);
+        assert_eq!(home.list(&["callbacks", "list", "--unreported"]), [] as [Value; 0]);
         assert_eq!(home.begun("create").len(), 1);
     }
 }
@@ -672,7 +672,7 @@ fn an_instance_is_released_by_hand_and_the_marketplace_may_still_ask() {
         });
         assert_eq!(last_act(&home), ("release".into(), format!("instance {id} of alibaba-cn")));
         until("it is released", || (home.state(&id) == "released").then_some(()));
-        assert_eq!(home.list(&["callbacks", "list", "--untold"]), [] as [Value; 0], "nobody asked");
+        assert_eq!(home.list(&["callbacks", "list", "--unreported"]), [] as [Value; 0], "nobody asked");
         for release in [about(RELEASE, &id), about(RELEASE, &id).with("orderId", "order-9")] {
             assert!(daemon.deliver(&release).success());
         }

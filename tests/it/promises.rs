@@ -319,7 +319,7 @@ fn p04_a_result_nobody_came_back_for_is_listed_until_it_is_told() {
     let daemon = home.start();
     let request = create("ob-4");
     assert_eq!(daemon.deliver(&request).id(), "0");
-    let unreported = || home.list(&["callbacks", "list", "--untold"]);
+    let unreported = || home.list(&["callbacks", "list", "--unreported"]);
     assert_eq!(unreported(), Vec::<Value>::new(), "a hook still runs for it");
     home.open_gate("go");
     home.wait_until_idle();
@@ -328,7 +328,7 @@ fn p04_a_result_nobody_came_back_for_is_listed_until_it_is_told() {
     assert_eq!((&rows[0]["action"], &rows[0]["told_at"]), (&json!("create"), &Value::Null));
     daemon.kill();
     let daemon = home.start();
-    daemon.wait_for_log("untold=1");
+    daemon.wait_for_log("unreported=1");
     assert_eq!(unreported(), rows);
     assert_ne!(daemon.deliver(&request).id(), "0");
     assert_eq!(unreported(), Vec::<Value>::new());
