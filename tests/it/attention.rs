@@ -116,7 +116,7 @@ fn everything_of_a_bad_day_is_on_one_list() {
         ("superseded biz-gone", "renew", "a later release"),
         ("pending biz-pending", "renew", "waits for sales"),
         ("unknown-instance biz-unknown", "renew", "no instance with this name"),
-        ("other-values biz-moved", "create", "nothing was run"),
+        ("other-values biz-moved", "create", "no hook was run"),
         ("unreported biz-quiet", "create", "the last delivery was at"),
     ];
     let (list, page) = (home.look(&["attention"]), ask(admin, "/console/").body);

@@ -251,7 +251,7 @@ fn dropping_lets_those_behind_go_on() {
         let dead = word(&only_job(&home, "dead"), "id").to_owned();
         let behind = word(&only_job(&home, "queued"), "id").to_owned();
         let said = refused(&home, 65, &["jobs", "retry", &behind]);
-        assert!(said.contains(&format!("it waits for job {dead} (upgrade, dead)")), "{said}");
+        assert!(said.contains(&format!("the job waits for job {dead} (upgrade, dead)")), "{said}");
         let daemon = mending(&home, daemon, beside, || {
             done(&home, &["jobs", "drop", &dead]);
         });
@@ -528,11 +528,11 @@ fn a_conflicting_create_is_approved_as_what_it_is() {
         assert_eq!(daemon.deliver(&other).id(), "0");
         let number = held_number(&home);
         let said = refused(&home, 65, &["held", "approve", &number]);
-        assert!(said.contains("a conversion of a trial, a renew, an upgrade"), "{said}");
+        assert!(said.contains("use --as conversion, renew or upgrade"), "{said}");
         refused(&home, 64, &["held", "approve", &number, "--as", "release"]);
         for half in ["renew", "upgrade"].into_iter().filter(|_| way == "conversion") {
             let said = refused(&home, 65, &["held", "approve", &number, "--as", half]);
-            assert!(said.contains("say --as conversion"), "{said}");
+            assert!(said.contains("use --as conversion"), "{said}");
         }
         refused(&home, 64, &["held", "approve", &number, "--as", "dance"]);
         done(&home, &["held", "approve", &number, "--as", way]);
@@ -1167,7 +1167,7 @@ fn a_purchase_of_another_buyer_gets_nothing_of_the_first_whatever_an_operator_sa
     let answer = daemon.deliver(&other);
     assert_eq!(answer.id(), "0");
     let number = held_number(&home);
-    assert!(refused(&home, 65, &["held", "settle", &number]).contains("this is no repeat"));
+    assert!(refused(&home, 65, &["held", "settle", &number]).contains("this is not a redelivery"));
     for way in ["renew", "upgrade", "conversion"] {
         let said = refused(&home, 65, &["held", "approve", &number, "--as", way]);
         assert!(said.contains("another buyer"), "{said}");

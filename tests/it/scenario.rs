@@ -425,7 +425,7 @@ async fn an_instance_nobody_named_is_asked_for() {
     let told = Told(Mutex::new([0, 0].into()));
     let text = step("buy", "expect = { state = \"active\" }");
     let report = scenario(&text).run(&receiver.target, Some(&told), &clock(), &mut ()).await;
-    assert!(only(&report).failures[0].actual.contains("say `instance ="), "{report:?}");
+    assert!(only(&report).failures[0].actual.contains("set `instance ="), "{report:?}");
 }
 
 /// Records every event.

@@ -181,7 +181,7 @@ fn a_removed_lock_does_not_hide_the_daemon_from_whoever_seals() {
     std::fs::write(home.path("new.key"), NEW).unwrap();
     seal_with(&home, &both(&home));
     let ran = rotate(&home);
-    assert!(ran.code == 65 && ran.stderr.contains("a restart"), "{} {}", ran.code, ran.stderr);
+    assert!(ran.code == 65 && ran.stderr.contains("restart the daemon"), "{} {}", ran.code, ran.stderr);
     assert_eq!(status(&home), [("current".to_owned(), 0), ("previous".to_owned(), 1)]);
     daemon.stop();
     let daemon = home.start();

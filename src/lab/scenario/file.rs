@@ -834,7 +834,7 @@ mod tests {
         for (lines, mistake) in [
             ("params = { a = 5 }", "8: `a` must be a text, in quotes"),
             ("params = 5", "8: `params` must be a table"),
-            ("params.a = { unique = \"x\" }", "8: `unique` belongs under `[vars]`"),
+            ("params.a = { unique = \"x\" }", "8: `unique` is only allowed under `[vars]`"),
             ("params.a = {}", "8: `a` has no `time`"),
             ("params.a = { time = \"soon\" }", "8: `time` must look like"),
             ("params.a = { time = \"now\", format = \"iso\" }", "8: `iso` is not a format"),
