@@ -710,8 +710,7 @@ impl Reader<'_> {
 
     fn integer(&mut self, item: Item<'_>, name: &str) -> Option<u64> {
         let number = item.get_ref().as_integer().filter(|number| number.radix() == 10);
-        // TOML allows a `_` between digits.
-        let number = number.and_then(|number| number.as_str().replace('_', "").parse().ok());
+        let number = number.and_then(|number| number.as_str().parse().ok());
         if number.is_none() {
             self.note(item.span().start, format!("`{name}` must be a whole number, without quotes"));
         }
