@@ -8,7 +8,7 @@
     reason = "a test that panics has said what it found"
 )]
 
-use crate::support::daemon::{Daemon, Home, Params, create, renew, until};
+use crate::support::daemon::{Daemon, Home, Params, SOON, create, renew, until};
 use rusqlite::Connection;
 use serde_json::Value;
 
@@ -36,6 +36,9 @@ fn home() -> Home {
 /// A database in which one order is done, one waits for its retry, and one was running when the daemon was killed.
 fn lived() -> Home {
     let home = home();
+    let config = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    // The failed one must not be tried again before the kill, however slow the machine is.
+    home.configure(&config.replace(SOON, r#"retry = ["10m", "30m", "1h"]"#));
     let daemon = home.start();
     daemon.deliver_until_done(&create("biz-good"));
     for order in ["biz-bad", "biz-hung"] {
