@@ -483,6 +483,10 @@ async fn a_connection_the_server_closed_meanwhile_is_replaced() {
     for _ in 0..3 {
         assert_eq!(run_hook(hook.clone(), call(Action::Create)).await, done());
         closes.recv().await.unwrap();
+        // The runtime looks for what has come, and the task of the connection learns of its end.
+        for _ in 0..4 {
+            tokio::task::yield_now().await;
+        }
     }
     server.await.unwrap();
 }
