@@ -159,7 +159,7 @@ impl From<Unjudged> for Failure {
     fn from(error: Unjudged) -> Failure {
         let exit = match &error {
             Unjudged::NoSuchCase(_) => Exit::Usage,
-            Unjudged::Nobody { .. } => Exit::Unavailable,
+            Unjudged::NoAnswer { .. } => Exit::Unavailable,
             Unjudged::NoRandomness(_) => Exit::Io,
         };
         Failure::new(exit, error.to_string())

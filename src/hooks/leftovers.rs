@@ -332,7 +332,7 @@ mod tests {
     async fn what_is_no_mark_stays_and_a_link_is_not_followed() {
         let (folder, leftovers) = cleared().await;
         for name in ["note", "-1", "1-", "1-a"] {
-            fs::write(leftovers.folder.join(name), "of somebody else").unwrap();
+            fs::write(leftovers.folder.join(name), "of another program").unwrap();
         }
         // A link with the name of a mark is removed; its target stays.
         std::os::unix::fs::symlink("note", leftovers.folder.join("7-7")).unwrap();

@@ -366,7 +366,7 @@ fn reason_of(
     };
     let is_half_spent = row.reported_at.is_none()
         && row.delivery_limit.is_some_and(|limit| row.deliveries >= u64::from(limit).div_ceil(2));
-    // Whatever was dropped or rejected is an operator's own decision.
+    // A dropped or rejected item is an operator's own decision.
     let is_open =
         matches!(job.map(|job| job.state), Some(schedule::JobState::Queued | schedule::JobState::Running));
     found.or_else(|| (is_half_spent && is_open).then_some((AttentionReason::Deliveries, row.received_at)))

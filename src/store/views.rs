@@ -417,7 +417,7 @@ mod tests {
         }
         for taken in store.take(100).await.unwrap().taken {
             let ending = match taken.job.action {
-                Action::Create => Ending::Pending { note: "somebody finishes it".to_owned() },
+                Action::Create => Ending::Pending { note: "a person finishes it".to_owned() },
                 _ => Ending::Done(Answer::default()),
             };
             store.finish(&taken, ending).await.unwrap();

@@ -615,8 +615,8 @@ async fn intl_release(t: &mut Trial) -> Said {
 
 async fn renew_unknown(t: &mut Trial) -> Said {
     // A new order number that was never bought, so no instance has this id.
-    let nobody = t.order(MONTH);
-    let ask = t.renewal(&nobody.biz, &t.hence(2 * MONTH)).what("a renewal of an unknown instance");
+    let unknown = t.order(MONTH);
+    let ask = t.renewal(&unknown.biz, &t.hence(2 * MONTH)).what("a renewal of an unknown instance");
     let heard = t.refused_calmly(&ask).await?;
     Ok(format!("the answer was {}", heard.shortly()))
 }

@@ -267,7 +267,7 @@ pub enum Unjudged {
     NoSuchCase(String),
     /// No answer at all to the first request.
     #[error("no answer from {receiver}: {cause}")]
-    Nobody {
+    NoAnswer {
         /// URL of the request.
         receiver: String,
         /// Cause.

@@ -689,7 +689,7 @@ async fn is_there(run: &Run) -> Result<(), Unjudged> {
     match run.client.send(ClientRequest::get(url.clone())).await {
         Err(
             error @ (ClientError::Connect { .. } | ClientError::Forbidden { .. } | ClientError::NoTls(_)),
-        ) => Err(Unjudged::Nobody { receiver: url.to_string(), cause: error.to_string() }),
+        ) => Err(Unjudged::NoAnswer { receiver: url.to_string(), cause: error.to_string() }),
         _ => Ok(()),
     }
 }

@@ -627,8 +627,8 @@ mod tests {
     fn received(scenario: &Scenario, step: &Arc<Step>) -> Result<(), Denial> {
         let (target, clock) = (target(), Clock::default());
         let known = step.needs.iter().map(|name| (name.clone(), "x".to_owned())).collect();
-        let mut nobody = ();
-        let (target, clock, observer) = (&target, &clock, &mut nobody);
+        let mut silent = ();
+        let (target, clock, observer) = (&target, &clock, &mut silent);
         let mut runner = Runner { scenario, target, states: None, clock, observer, known };
         runner.vars().unwrap();
         let out = runner.delivery(step).unwrap().request();

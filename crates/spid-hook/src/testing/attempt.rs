@@ -254,23 +254,23 @@ impl Future for Watched {
 /// Waker of one attempt: records that the attempt may continue, and wakes the task that drives all of them.
 struct Woken {
     now: AtomicBool,
-    whom: Mutex<Option<Waker>>,
+    waker: Mutex<Option<Waker>>,
 }
 
 impl Woken {
     fn new() -> Arc<Woken> {
-        Arc::new(Woken { now: AtomicBool::new(true), whom: Mutex::new(None) })
+        Arc::new(Woken { now: AtomicBool::new(true), waker: Mutex::new(None) })
     }
 
     fn tell(&self, waker: &Waker) {
-        *self.whom.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
     }
 }
 
 impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.now.store(true, Ordering::SeqCst);
-        let waker = self.whom.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waker = self.waker.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(waker) = waker {
             waker.wake();
         }

@@ -344,7 +344,7 @@ fn every_answer_is_signed_over_its_own_bytes() {
     }
     let alibaba = by_name("alibaba").unwrap();
     let plain = alibaba.reply(&create, &Outcome::NotYet, &Options::default());
-    assert_eq!(plain.clone().sealed(&signer), plain, "nobody else's is");
+    assert_eq!(plain.clone().sealed(&signer), plain, "an answer without a signature is unchanged");
 }
 
 // ---- Guards -------------------------------------------------------------------------------------
@@ -653,10 +653,8 @@ fn what_the_kit_leaves_out_is_doubted() {
     let mut without = TENANT.to_vec();
     without.retain(|(name, _)| *name != "tenantCode");
     assert_eq!(understood("tenantSync", &without).issues, [missing("tenantCode")]);
-    let users = understood(
-        "authSync",
-        &[("tenantId", "t"), ("appId", "a"), ("flag", "1"), ("userList", "everybody")],
-    );
+    let users =
+        understood("authSync", &[("tenantId", "t"), ("appId", "a"), ("flag", "1"), ("userList", "all")]);
     assert_eq!(users.issues, [ValidationIssue::UnknownValue { name: "userList".into() }]);
 }
 
