@@ -302,7 +302,7 @@ async fn nobody_there_is_no_judgement() {
     let url = format!("http://{}/spi", listener.local_addr().unwrap());
     drop(listener);
     let error = suite(&url).judge(&mut ()).await.unwrap_err();
-    assert!(matches!(&error, Unjudged::Nobody { .. }), "{error}");
+    assert!(matches!(&error, Unjudged::NoAnswer { .. }), "{error}");
 }
 
 /// Runs the command with `url` to its end, and returns the exit code, stdout and stderr.
