@@ -2,13 +2,6 @@
 //! standard input and output (`--remote-debugging-pipe` on file descriptors 3 and 4), so there is no port
 //! and no library: messages are JSON, each ends with a zero byte.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test that panics has said what it found"
-)]
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};

@@ -1,5 +1,4 @@
 //! What the tests of the examples share: where an example is, and what it needs of the machine.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! What the tests of hooks share: an instance, and calls about it.
-#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,4 @@
 //! The lines a program of the test's own writes, read without waiting for ever.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
