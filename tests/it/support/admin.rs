@@ -1,7 +1,5 @@
 //! The admin listener of a daemon that runs: asking it, and what a test of it needs to be there.
 
-#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that panics has said what it found")]
-
 use std::net::SocketAddr;
 
 use super::daemon::{Answer, Daemon, Home, exchange};

@@ -1,13 +1,6 @@
 //! A real browser, controlled over its DevTools protocol through a pipe (`--remote-debugging-pipe` on file
 //! descriptors 3 and 4). So there is no port and no library: messages are JSON, and each ends with a zero byte.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    reason = "a test that panics has said what it found"
-)]
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};

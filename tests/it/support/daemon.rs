@@ -2,14 +2,6 @@
 //!
 //! Nothing here uses spid's own code. The token is computed by hand and the client speaks plain HTTP, so an error in
 //! the signing or the parsing cannot cancel itself out.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::print_stderr,
-    reason = "a test that panics has said what it found"
-)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

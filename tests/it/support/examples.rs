@@ -1,5 +1,4 @@
 //! Helpers for the tests of the examples: their paths, and programs that they need.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that panics has said what it found")]
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,4 @@
 //! Executables that can run immediately.
-#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::io::Write;
 use std::path::Path;

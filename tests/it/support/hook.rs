@@ -1,5 +1,4 @@
 //! Helpers for the tests of hooks: an instance, and calls about it.
-#![allow(clippy::unwrap_used, reason = "a test that panics has said what it found")]
 
 use std::collections::BTreeMap;
 

@@ -2,6 +2,16 @@
 //!
 //! The programs of `tests/slow` include this folder by its path, so no file here may use `crate::`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that panics has said what it found"
+)]
+
 pub(crate) mod admin;
 pub(crate) mod bench;
 pub(crate) mod chromium;

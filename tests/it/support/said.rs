@@ -1,5 +1,4 @@
 //! Lines of a program of the test, read with a time limit.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that panics has said what it found")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

@@ -223,7 +223,7 @@ impl Driver<'_> {
 
     fn start_and_kill(&mut self) {
         let _ = fs::remove_file(self.folder.join("order"));
-        let moment = *self.random.one_of(&MOMENTS);
+        let moment = self.random.one_of(&MOMENTS);
         let environment = self.faults_at(moment);
         let mut daemon = Serving::start(&self.folder, &environment);
         if let Moment::Starting = moment {
@@ -256,7 +256,7 @@ impl Driver<'_> {
     /// Tells the preloaded library the call at which to kill.
     fn faults_at(&mut self, moment: Moment) -> Vec<(String, String)> {
         let (Moment::Call, Some(library)) = (moment, self.faults.clone()) else { return Vec::new() };
-        let (kind, most) = *self.random.one_of(&[("sync", 40), ("write", 120), ("reply", 20)]);
+        let (kind, most) = self.random.one_of(&[("sync", 40), ("write", 120), ("reply", 20)]);
         let side = self.random.one_of(&["before", "after"]);
         let rule = format!("{kind} {} kill-{side}", 1 + self.random.below(most));
         let pair = |name: &str, value: &Path| (name.to_owned(), value.to_str().unwrap().to_owned());

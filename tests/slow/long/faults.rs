@@ -3,7 +3,15 @@
 //!
 //! The library is built at the first use, offline: its only dependency is one of spid's.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that panics has said what it found"
+)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -66,7 +74,6 @@ pub(crate) enum Effect {
     Io,
     ReadOnly,
     KillBefore,
-    KillAfter,
     Lie,
 }
 
@@ -77,7 +84,6 @@ impl Effect {
             Effect::Io => 5,
             Effect::ReadOnly => 30,
             Effect::KillBefore => 10_000,
-            Effect::KillAfter => 10_001,
             Effect::Lie => 10_002,
         }
     }

@@ -77,21 +77,21 @@ impl Twins {
     }
 
     fn callback(&mut self) -> Callback {
-        let biz = *self.random.one_of(&["b1", "b2", "b3"]);
-        let order = *self.random.one_of(&["r1", "r2", "r3"]);
-        let until = day(*self.random.one_of(&[20, 200, 365, 400, 730]));
+        let biz = self.random.one_of(&["b1", "b2", "b3"]);
+        let order = self.random.one_of(&["r1", "r2", "r3"]);
+        let until = day(self.random.one_of(&[20, 200, 365, 400, 730]));
         let mut callback = match self.random.below(16) {
             0..=3 => create(biz),
             4..=5 => renew(biz, order, until),
             6 => refund_renew(biz, order, until),
             7..=8 => {
-                let upgrade = upgrade(biz, *self.random.one_of(&["basic", "silver", "gold"]));
+                let upgrade = upgrade(biz, self.random.one_of(&["basic", "silver", "gold"]));
                 let ordered = self.random.below(2) == 0;
                 Callback { ordered, order_id: Some(order.to_owned()).filter(|_| ordered), ..upgrade }
             }
             9..=10 => expire(biz),
             11 => release(biz),
-            12 => payment(biz, *self.random.one_of(&["q1", "q2"])),
+            12 => payment(biz, self.random.one_of(&["q1", "q2"])),
             13 => sign_on(biz, self.benches[0].clock.now()),
             14 => Callback { order_id: Some("another".into()), ..create(biz) },
             _ => Callback { order_id: Some(format!("order-of-{biz}")), ..expire("0") },
@@ -205,7 +205,7 @@ impl Twins {
     fn ending(&mut self) -> Ending {
         match self.random.below(12) {
             0..=4 => done(),
-            5 => done_as(*self.random.one_of(&["i-1", "i-2", "i-3", "b1", "", "0"])),
+            5 => done_as(self.random.one_of(&["i-1", "i-2", "i-3", "b1", "", "0"])),
             6..=8 => retry(),
             9 => refused(),
             10 => Ending::GivenBack,
@@ -244,7 +244,7 @@ impl Twins {
 
     /// Time passes, and the leases of running jobs are renewed.
     async fn advance(&mut self) {
-        let seconds = *self.random.one_of(&[30, 60, 60, 120, 240, 3_600, 86_400, 40 * 86_400]);
+        let seconds = self.random.one_of(&[30, 60, 60, 120, 240, 3_600, 86_400, 40 * 86_400]);
         for (number, bench) in self.benches.iter().enumerate() {
             bench.advance(seconds);
             let held = self.running.iter().map(|pair| (pair[number].job.number, pair[number].job.attempts));

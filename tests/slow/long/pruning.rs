@@ -82,17 +82,17 @@ impl Pair {
     }
 
     fn callback(&mut self) -> Callback {
-        let biz = *self.random.one_of(&["b1", "b2", "b3"]);
-        let order = *self.random.one_of(&["r1", "r2", "r3"]);
-        let until = day(*self.random.one_of(&[20, 200, 365, 400, 730, 1_500]));
+        let biz = self.random.one_of(&["b1", "b2", "b3"]);
+        let order = self.random.one_of(&["r1", "r2", "r3"]);
+        let until = day(self.random.one_of(&[20, 200, 365, 400, 730, 1_500]));
         let mut callback = match self.random.below(24) {
             0..=3 => create(biz),
             4..=6 => renew(biz, order, until),
             7 => refund_renew(biz, order, until),
-            8..=9 => upgrade(biz, *self.random.one_of(&["basic", "silver", "gold"])),
+            8..=9 => upgrade(biz, self.random.one_of(&["basic", "silver", "gold"])),
             10..=11 => expire(biz),
             12 => release(biz),
-            13 => payment(biz, *self.random.one_of(&["q1", "q2"])),
+            13 => payment(biz, self.random.one_of(&["q1", "q2"])),
             14..=15 => sign_on(biz, self.pruned.clock.now()),
             16 => sign_on(biz, day(1)),
             17 => Callback { order_id: Some("another".into()), ..create(biz) },
@@ -109,7 +109,7 @@ impl Pair {
     }
 
     fn doubtful(&mut self, callback: Callback) -> Callback {
-        let name = (*self.random.one_of(&["expiredOn", "orderId"])).to_owned();
+        let name = self.random.one_of(&["expiredOn", "orderId"]).to_owned();
         let parameters = BTreeMap::from([(name.clone(), "1&2".to_owned())]).into_iter().collect();
         Callback { issues: vec![ValidationIssue::AmbiguousValue { name }], parameters, ..callback }
     }
@@ -121,7 +121,7 @@ impl Pair {
         }
         if self.random.below(6) == 0 {
             acceptance.policy.unknown_instance =
-                *self.random.one_of(&[UnknownInstance::Adopt, UnknownInstance::Succeed]);
+                self.random.one_of(&[UnknownInstance::Adopt, UnknownInstance::Succeed]);
         }
         acceptance.approved = self.random.below(10) == 0;
         acceptance
@@ -174,8 +174,8 @@ impl Pair {
     fn ending(&mut self) -> Ending {
         match self.random.below(14) {
             0..=5 => done(),
-            6..=7 => Ending::Done(answer(*self.random.one_of(&[true, false]))),
-            8 => done_as(*self.random.one_of(&["i-1", "i-2", "i-3", "b1", ""])),
+            6..=7 => Ending::Done(answer(self.random.one_of(&[true, false]))),
+            8 => done_as(self.random.one_of(&["i-1", "i-2", "i-3", "b1", ""])),
             9..=11 => retry(),
             12 => refused(),
             _ => Ending::Pending { note: "later".into() },
@@ -195,7 +195,7 @@ impl Pair {
 
     async fn advance(&mut self) {
         let seconds =
-            *self.random.one_of(&[30, 60, 240, 3_600, 86_400, 20 * 86_400, 40 * 86_400, 40 * 86_400]);
+            self.random.one_of(&[30, 60, 240, 3_600, 86_400, 20 * 86_400, 40 * 86_400, 40 * 86_400]);
         for (number, bench) in [&self.pruned, &self.whole].into_iter().enumerate() {
             bench.advance(seconds);
             let held = self.running.iter().map(|pair| (pair[number].job.number, pair[number].job.attempts));

@@ -1,5 +1,15 @@
 //! A fixed address for a daemon that has another address after every start.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that panics has said what it found"
+)]
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 

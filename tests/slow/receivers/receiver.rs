@@ -1,6 +1,16 @@
 //! A simple receiver as a seller would write it: correct except for one given fault. It does not use spid's own
 //! parsing or signing, so that an error of ours cannot cancel itself out.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "a test that panics has said what it found"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
