@@ -91,7 +91,7 @@ fn an_address_that_others_reach_needs_a_token() {
     let everywhere = "admin_listen = \"0.0.0.0:0\"\n";
     for (server, said) in [
         (everywhere.to_owned(), "not a loopback address"),
-        (format!("{everywhere}{}", file("short")), "shorter than 16 bytes"),
+        (format!("{everywhere}{}", file("short")), "fewer than 16 bytes"),
         (format!("{everywhere}{}", file("nowhere")), "nowhere"),
         (format!("{everywhere}admin_token = {{}}"), "exactly one of"),
     ] {

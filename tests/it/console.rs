@@ -119,7 +119,7 @@ fn an_instance_is_found_and_its_life_is_read() {
     bench.browser.follow("a.name", "biz-7");
     let text = bench.browser.text();
     for words in
-        ["order-of-biz-7", "renew asked through alibaba-cn", "job: create", "told", "2030-12-31 16:00:00"]
+        ["order-of-biz-7", "renew asked through alibaba-cn", "job: create", "reported", "2030-12-31 16:00:00"]
     {
         assert!(text.contains(words), "{words}: {text}");
     }
@@ -172,7 +172,7 @@ fn a_held_callback_is_approved() {
     bench.daemon.deliver(&create("biz-1"));
     bench.daemon.deliver(&create("biz-1").with("orderId", "another").with("skuId", "gold"));
     bench.open("/console/");
-    bench.browser.follow("a", "Look at it and mend it");
+    bench.browser.follow("a", "Open the work list");
     assert!(bench.browser.text().contains("possibly a converted trial"));
     bench.browser.click(".act summary", "Approve");
     bench.browser.evaluate("document.querySelector('select[name=as]').value = 'upgrade'");

@@ -314,7 +314,7 @@ fn what_a_hook_left_pending_is_completed_by_hand() {
                 "front_end_url": "https://app.example", "username": "admin", "password": PASSWORD}});
             let answer = file(&answer, &right);
             let said = done(&home, &["instances", "complete", "biz-1", "--answer", &answer]);
-            assert!(said.stdout.starts_with("the create of biz-1 is done"), "{}", said.stdout);
+            assert!(said.stdout.starts_with("the create of biz-1 is complete"), "{}", said.stdout);
             let unreported = home.list(&["callbacks", "list", "--unreported"]);
             assert_eq!(unreported.len(), 1, "nobody has heard it yet: {unreported:?}");
         });
@@ -866,7 +866,11 @@ fn an_instance_released_before_it_was_known_is_imported_as_live() {
         std::fs::write(home.path("customers.jsonl"), line.to_string()).unwrap();
         let said = done(&home, &["instances", "import", "--any-account", "customers.jsonl"]);
         assert_eq!(said.stdout, "1 instances imported\n");
-        assert!(said.stderr.contains("the release of old-1 before it was known"), "{}", said.stderr);
+        assert!(
+            said.stderr.contains("the marketplace released old-1 before it was imported"),
+            "{}",
+            said.stderr
+        );
         let shown = home.json(&["instances", "show", "old-biz-1"]);
         let facts = ["state", "adopted", "buyer", "order_biz_id"].map(|member| shown[member].clone());
         assert_eq!(facts, [json!("active"), json!(true), json!("10001"), json!("old-biz-1")], "{shown}");
