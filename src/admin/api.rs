@@ -15,7 +15,6 @@ use crate::observe::denied::Shown;
 use crate::observe::limits;
 use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, JobRow, ListedCallback, Reader};
 use spid_core::lifecycle::schedule;
-use spid_hook;
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
 use spid_hook::instance::State;

@@ -21,7 +21,6 @@ use crate::store::{
     Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
 };
 use spid_core::dialect::Sending;
-use spid_hook;
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
 use spid_hook::time::Clock;

@@ -218,29 +218,13 @@ impl Daemon {
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
         let database = options.store_path.clone().map(|path| (path, choices.clone()));
         let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
-        drop(log_backlog(store.clone()));
         announce(&metrics);
         let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
-        let ready = async {
-            // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
-            let leftovers = match &options.store_path {
-                Some(path) => Some(clear_leftovers(path).await?),
-                None => None,
-            };
-            // The last step that can fail comes before any component runs.
-            let operators = Admin::new(shown(&store, database, &metrics, &refusals, &clock), options.admin)?;
-            Ok((leftovers, operators))
-        };
-        let (leftovers, operators) = match ready.await {
-            Ok(ready) => ready,
-            Err(error) => {
-                // The next start must find the database closed and unlocked.
-                drop(store);
-                if timeout(Duration::from_millis(limits::STOP_STORE_MS), closed.wait()).await.is_err() {
-                    tracing::warn!("the database was not closed in time");
-                }
-                return Err(error);
-            }
+        let parts = shown(&store, database, &metrics, &refusals, &clock);
+        let (leftovers, operators) = match prepare(options.store_path.as_deref(), parts, options.admin).await
+        {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(close_after(error, store, closed).await),
         };
         if let Some(leftovers) = leftovers {
             runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
@@ -446,10 +430,35 @@ async fn open_store(
     options: StoreOptions,
     clock: Clock,
 ) -> Result<(Store, Closed), StoreError> {
-    match path {
-        Some(path) => Store::open(path, options, clock).await,
-        None => Store::in_memory(options, clock).await,
+    let (store, closed) = match path {
+        Some(path) => Store::open(path, options, clock).await?,
+        None => Store::in_memory(options, clock).await?,
+    };
+    drop(log_backlog(store.clone()));
+    Ok((store, closed))
+}
+
+/// The steps that can fail after the database is open. They come before any component runs.
+async fn prepare(
+    store_path: Option<&Path>,
+    parts: AdminParts,
+    options: AdminOptions,
+) -> Result<(Option<Leftovers>, Admin), StartError> {
+    // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
+    let leftovers = match store_path {
+        Some(path) => Some(clear_leftovers(path).await?),
+        None => None,
+    };
+    Ok((leftovers, Admin::new(parts, options)?))
+}
+
+/// Closes the database after a failed start: the next start must find it closed and unlocked.
+async fn close_after(error: StartError, store: Store, closed: Closed) -> StartError {
+    drop(store);
+    if timeout(Duration::from_millis(limits::STOP_STORE_MS), closed.wait()).await.is_err() {
+        tracing::warn!("the database was not closed in time");
     }
+    error
 }
 
 /// Waits for the dispatcher and returns the number of aborted hook calls. The dispatcher limits its own wait for hooks.

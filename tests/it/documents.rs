@@ -306,7 +306,7 @@ fn the_hook_test_runs_as_the_document_says() {
 
 /// Titles of the test's sections in the document.
 fn block_titles() -> Vec<String> {
-    let text = block(&read("docs/hooks.md"), "text", "a whole instance history");
+    let text = block(&read("docs/hooks.md"), "text", "a full life cycle");
     let titles = text.lines().filter_map(|line| line.strip_prefix(['✓', '✗']));
     titles.map(|line| line.split('(').next().unwrap().trim().to_owned()).collect()
 }

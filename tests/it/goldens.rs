@@ -217,15 +217,21 @@ fn a_body_says_its_version() {
     db.execute("UPDATE callback SET body = json_set(body, '$.version', 2) WHERE number = 1", []).unwrap();
     let ran = home.run(&["callbacks", "show", "1", "--json"]);
     assert_eq!(ran.code, 65);
-    assert!(ran.stderr.contains("has version 2, and this spid knows 1"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("has version 2; this spid supports versions up to 1"), "{}", ran.stderr);
 }
 
-/// The program writes today what stands in the database, to the last text; but for the random parts of what is
-/// sealed, the ids of jobs, and the stamp of the last commit.
+/// The program writes the rows of `database.sql`, which an earlier version made. Texts for people may differ, so the
+/// rows of today are a golden of their own. Random parts of encrypted values, ids of jobs and the stamp of the last
+/// commit are left out.
 #[test]
 fn what_is_written_is_what_was_written() {
     let made = database::made(&Path::new(GOLDENS).join("sealing-key"));
-    assert_same(&without_chance(DATABASE), &without_chance(&made), "database.sql");
+    compare("database.sql", &without_chance(&made));
+    let shape = |dump: &str| {
+        let lines = dump.lines().filter(|line| !line.contains("INTO sqlite_sequence"));
+        lines.map(|line| line.split("VALUES").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(shape(DATABASE), shape(&made), "tables, columns and the number of rows");
 }
 
 fn without_chance(dump: &str) -> String {

@@ -205,7 +205,7 @@ fn an_order_waits_for_approval_and_is_made_once() {
     );
     assert_eq!(daemon.deliver(&large).id(), "0", "not yet, however often it is asked");
     let spent = home.list(&["held", "list"]).pop().unwrap();
-    assert_eq!((&spent["deliveries"], &spent["budget"]), (&2.into(), &120.into()));
+    assert_eq!((&spent["deliveries"], &spent["delivery_limit"]), (&2.into(), &120.into()));
     assert!(home.look(&["held", "list"]).contains("2/120"), "the tries it spends are shown");
 
     assert_eq!(run(app(&home, "approval.py", &["list"])).stdout, "biz-1\t500 seats\n");

@@ -1057,7 +1057,7 @@ fn the_tries_of_the_marketplace_are_shown_and_warned_about() {
     let shown = home.look(&["callbacks", "show", &number]);
     assert!(!shown.contains("/120"), "what was told is not tried any more: {shown}");
     let row = home.json(&["callbacks", "show", &number]);
-    assert_eq!((&row["budget"], row["deliveries"].as_u64() > Some(110)), (&json!(120), true));
+    assert_eq!((&row["delivery_limit"], row["deliveries"].as_u64() > Some(110)), (&json!(120), true));
 }
 
 #[test]
@@ -1105,7 +1105,7 @@ fn lists_say_what_to_do_and_json_has_the_names_of_the_docs() {
     has(&home.list(&["callbacks", "list"])[0], &callback);
     has(
         &home.list(&["callbacks", "list"])[0],
-        &["deliveries", "budget", "told_at", "key_label", "received_at"],
+        &["deliveries", "delivery_limit", "reported_at", "key_label", "received_at"],
     );
     has(&home.list(&["held", "list"])[0], &["kind", "callback", "account", "action", "since", "reason"]);
     done(&home, &["jobs", "retry", &dead]);

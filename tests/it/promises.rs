@@ -325,7 +325,7 @@ fn p04_a_result_nobody_came_back_for_is_listed_until_it_is_told() {
     home.wait_until_idle();
     let rows = unreported();
     assert_eq!(rows.len(), 1);
-    assert_eq!((&rows[0]["action"], &rows[0]["told_at"]), (&json!("create"), &Value::Null));
+    assert_eq!((&rows[0]["action"], &rows[0]["reported_at"]), (&json!("create"), &Value::Null));
     daemon.kill();
     let daemon = home.start();
     daemon.wait_for_log("unreported=1");

@@ -394,6 +394,30 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
     ours.unwrap_or_else(call) as c_int
 }
 
+/// A second name for a file, which fails as a renaming does.
+///
+/// # Safety
+/// As in C.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn linkat(
+    from_folder: c_int,
+    from: *const c_char,
+    to_folder: c_int,
+    to: *const c_char,
+    flags: c_int,
+) -> c_int {
+    // SAFETY: see `open`.
+    let call = || unsafe { libc::syscall(libc::SYS_linkat, from_folder, from, to_folder, to, flags) };
+    let ours = outside(|| {
+        // SAFETY: see `open`.
+        let (old, new) = unsafe { (watched(from)?, watched(to)?) };
+        let (Watched::File(old), Watched::File(new)) = (old, new) else { return None };
+        let mut disk = disk::disk()?;
+        Some(judged(Kind::Rename, call, |_| disk.linked(&old, &new)))
+    });
+    ours.unwrap_or_else(call) as c_int
+}
+
 /// # Safety
 /// As in C.
 #[unsafe(no_mangle)]

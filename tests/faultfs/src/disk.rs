@@ -132,6 +132,14 @@ impl Disk {
         }
     }
 
+    pub(crate) fn linked(&mut self, from: &str, to: &str) {
+        if let Some(synced) = &mut self.synced {
+            let dirty = synced.dirty.get(from).cloned().unwrap_or_default();
+            synced.dirty.insert(to.to_owned(), dirty);
+            let _ = fs::copy(synced.pending().join(from), synced.pending().join(to));
+        }
+    }
+
     /// The sync failed: its data is lost, and counts as written.
     pub(crate) fn lost(&mut self, on: &Watched) {
         if let (Watched::File(name), Some(synced)) = (on, &mut self.synced) {

@@ -56,7 +56,14 @@
 //! By itself the test sees only answers. With probes that look at what really exists, it finds more:
 //!
 //! ```
-//! # use spid::hooks::log::LogHook as MyHook;
+//! # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+//! # struct MyHook;
+//! # impl ProvisioningHook for MyHook {
+//! #     async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new()) }
+//! #     async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+//! #     async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> { Ok(()) }
+//! #     async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+//! # }
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() {
 //! # let tenants = std::sync::Arc::new(std::sync::Mutex::new(std::collections::BTreeMap::<String, u32>::new()));
@@ -107,7 +114,14 @@ pub use report::{Finding, FindingKind, Report, Section};
 /// Runs the whole test with default options.
 ///
 /// ```no_run
-/// # use spid::hooks::log::LogHook as MyHook;
+/// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+/// # struct MyHook;
+/// # impl ProvisioningHook for MyHook {
+/// #     async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new()) }
+/// #     async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+/// #     async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> { Ok(()) }
+/// #     async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+/// # }
 /// #[tokio::test]
 /// async fn my_hook_can_be_run_twice() {
 ///     spid_hook::testing::check(MyHook).await.assert_ok();

@@ -12,10 +12,17 @@ use crate::callback::Action;
 /// Result of the test of a hook.
 ///
 /// ```
-/// # use spid::hooks::log::LogHook;
+/// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+/// # struct MyHook;
+/// # impl ProvisioningHook for MyHook {
+/// #     async fn create(&self, _call: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new()) }
+/// #     async fn renew(&self, _call: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+/// #     async fn expire(&self, _call: ExpireCall) -> Result<(), HookError> { Ok(()) }
+/// #     async fn release(&self, _call: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+/// # }
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let report = spid_hook::testing::check(LogHook).await;
+/// let report = spid_hook::testing::check(MyHook).await;
 /// println!("{report}");
 /// assert!(report.passed);
 /// # }
