@@ -22,7 +22,7 @@ pub(super) struct InstanceLine {
     id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     order_biz_id: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "public_id", skip_serializing_if = "Option::is_none")]
     marketplace_instance_id: Option<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     names: Vec<String>,

@@ -211,7 +211,7 @@ fn an_order_waits_for_approval_and_is_made_once() {
     assert_eq!(run(app(&home, "approval.py", &["list"])).stdout, "biz-1\t500 seats\n");
     let approved = run(app(&home, "approval.py", &["approve", "biz-1", "sales said yes"]));
     assert_eq!(approved.code, 0, "{}", approved.stderr);
-    assert!(approved.stdout.starts_with("the create of biz-1 is done"), "{}", approved.stdout);
+    assert!(approved.stdout.starts_with("the create of biz-1 is complete"), "{}", approved.stdout);
     let told = daemon.deliver(&large).json();
     assert_eq!(told["instanceId"], "t-biz-1");
     assert!(told["appInfo"]["password"].as_str().is_some_and(|password| password.len() > 10));

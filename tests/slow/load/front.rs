@@ -239,7 +239,7 @@ fn a_mistake_about_callers_names_its_key() {
         ("", "", "[rate]\nper_address = \"fast\"", "rate.per_address", "20/s"),
         ("", "", "[rate]\nper_endpoint = \"0/s\"", "rate.per_endpoint", "\"off\""),
         ("tls = { certificate = { file = \"/no\" }, key = { file = \"/no\" } }", "", "", "server.tls", "/no"),
-        ("tls = { certificate = { file = \"/no\" }, key = {} }", "", "", "server.tls", "lacks its key"),
+        ("tls = { certificate = { file = \"/no\" }, key = {} }", "", "", "server.tls", "the key is missing"),
         (
             "tls = { certificate = { credential = \"c\" }, key = { file = \"/no\" } }",
             "",
