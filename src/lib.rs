@@ -1,7 +1,7 @@
 //! `spid` receives the signed provisioning callbacks of cloud marketplaces, runs the seller's hook for
 //! each, and keeps the state of every instance in SQLite.
 //!
-//! A program of one's own is three lines: implement [`hook::ProvisioningHook`] and hand it to
+//! To build spid with your own hook is three lines: implement [`hook::ProvisioningHook`] and hand it to
 //! [`run_with`]; it then is the complete `spid` command with that hook inside.
 //!
 //! The rules are in the crate `spid-core`, the hook's interface in `spid-hook`. The rooms of this crate, from the

@@ -17,7 +17,7 @@ pub(super) enum HookCommand {
 
 #[derive(Args)]
 pub(super) struct SchemaArguments {
-    /// Part of the schema: the call or the answer. The default is both, under these names.
+    /// Part of the schema: the call or the answer. The default is one object with the members `call` and `answer`.
     part: Option<Part>,
 }
 

@@ -33,7 +33,7 @@ pub(super) struct ActArguments {
     /// Reason, for the audit log.
     #[arg(long, value_name = "TEXT")]
     why: String,
-    /// Name of the person who acts; the default is the user who runs the command.
+    /// Name of the person who acts; the default is your user name, under sudo the name of the user who called it.
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
 }
@@ -198,7 +198,7 @@ pub(super) fn complete_job(arguments: CompleteJobArguments, output: &mut Output)
 pub(super) struct CompleteArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Account of the instance, if several accounts have an instance of that name.
+    /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
     /// File with the answer, in the JSON of docs/hooks.md; `-` for standard input. The default is an empty answer.
@@ -244,7 +244,7 @@ fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
 pub(super) struct ClaimArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Account of the instance, if several accounts have an instance of that name.
+    /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
     /// Name of the tenant that has the instance now, in your words. The name is shown, and passed to the hook.
@@ -272,7 +272,7 @@ pub(super) fn claim(arguments: ClaimArguments, output: &mut Output) -> Done {
 pub(super) struct ReleaseArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Account of the instance, if several accounts have an instance of that name.
+    /// Seller account. Needed only if several accounts have an instance with this id.
     #[arg(long)]
     account: Option<String>,
     /// Id or orderBizId of the instance.

@@ -18,7 +18,7 @@ pub(super) struct RevealArguments {
     /// Reason for looking, for the audit log.
     #[arg(long, value_name = "TEXT", requires = "reveal")]
     why: Option<String>,
-    /// Name of the person who looks; the default is the user who runs the command.
+    /// Name of the person who looks; the default is your user name, under sudo the name of the user who called it.
     #[arg(long, value_name = "NAME", requires = "reveal")]
     who: Option<String>,
 }

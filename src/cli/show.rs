@@ -132,7 +132,7 @@ pub(super) enum CallbacksCommand {
 
 #[derive(Subcommand)]
 pub(super) enum HeldCommand {
-    /// List everything that waits for an operator: held callbacks, and held, dead and pending jobs.
+    /// List held callbacks, and jobs that are held, dead or pending.
     List {
         #[command(flatten)]
         list: ListArguments,

@@ -50,7 +50,7 @@ pub(super) struct PruneArguments {
     /// Reason, for the audit log. Required without --dry-run.
     #[arg(long, value_name = "TEXT", required_unless_present = "dry_run")]
     why: Option<String>,
-    /// Name of the person who acts; the default is the user who runs the command.
+    /// Name of the person who acts; the default is your user name, under sudo the name of the user who called it.
     #[arg(long, value_name = "NAME")]
     who: Option<String>,
     /// Print JSON.

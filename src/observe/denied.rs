@@ -167,7 +167,7 @@ impl DeniedRequests {
             let suppressed = (unlogged > 0).then_some(unlogged);
             // The client is logged only if a proxy gave another address than the peer's.
             let client = (client != peer.ip().to_canonical()).then(|| tracing::field::display(client));
-            tracing::warn!(%endpoint, %peer, client, reason, suppressed, "refused: {refusal}");
+            tracing::warn!(%endpoint, %peer, client, reason, suppressed, "denied: {refusal}");
         }
         if let Some(not_kept_before) = turn.keep {
             let base = evidence().map(Base::of);

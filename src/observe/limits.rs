@@ -265,7 +265,8 @@ pub const STOP_REQUESTS_MS: u64 = 5_000;
 /// Time in milliseconds for which a stop keeps connections open that have not sent a request yet. A request that is
 /// already on the network is then answered. The time is longer than any network delay, and too short to be noticed.
 pub const STOP_UNASKED_MS: u64 = 500;
-/// Time for which a stop waits for running hooks before it leaves them to the next start, in milliseconds.
+/// Time for which a stop waits for running hooks before it aborts them, in milliseconds. Their jobs run again at the next
+/// start.
 pub const STOP_HOOKS_MS: u64 = 20_000;
 /// Time for which a stop waits for the last commit, in milliseconds.
 pub const STOP_STORE_MS: u64 = 5_000;

@@ -604,7 +604,7 @@ pub enum Outcome {
     NotYet,
     /// The hook refused the request, or the lifecycle forbids it.
     Refused {
-        /// Stable code of the reason, as in [`crate::core::lifecycle::Reason::code`].
+        /// Stable code of the reason, a word that never changes.
         code: &'static str,
         /// The reason, in words that the marketplace's staff may read.
         reason: String,

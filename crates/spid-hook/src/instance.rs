@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::callback::{Action, Callback};
 use crate::{limits, text};
 
-/// State of an instance, as far as it is applied. The queued jobs hold the rest.
+/// State of an instance after the last job that is done. Queued jobs may change it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
@@ -19,7 +19,7 @@ pub enum State {
     Active,
     /// Expired or in arrears: data is kept, use is blocked.
     Frozen,
-    /// Given up for good; a tombstone.
+    /// Released for good. No action changes it again.
     Released,
 }
 

@@ -1,9 +1,8 @@
-//! The interface to the seller's code: the calls, the answers, and the limits that protect the daemon.
+//! The interface to the seller's code: the trait, the calls, the answers and the test kit.
 //!
-//! The contract has three forms: a Rust trait ([`ProvisioningHook`]), an executable ([`exec`]) and an HTTP
-//! endpoint ([`http`]). All three get the same [`Call`] and give the same answer. A seller can begin with a
-//! shell script and end with a service, and learns only one contract. [`runner`] chooses the hook, bounds its
-//! time and its concurrency, and catches its panics.
+//! The contract has three forms: a Rust trait ([`ProvisioningHook`]), an executable and an HTTP endpoint. All three get the same [`Call`] and give the same answer. A seller can begin with a
+//! shell script and end with a service, and learns only one contract. The daemon bounds its time and its
+//! concurrency, and catches its panics.
 //!
 //! spid runs a hook **at least once** for each request of the marketplace. After a crash or a timeout it sends
 //! the same call again with the same `idempotency_key`. For "exactly once", a hook remembers the keys it has

@@ -364,7 +364,7 @@ fn a_flood_of_forgeries_leaves_no_trace() {
     let (took, after) = (begun.elapsed(), memory(&daemon));
     assert!(home.database_files() == files, "a forgery changed the database's files");
     assert_eq!(home.row_counts(), rows);
-    let lines = daemon.log().lines().filter(|line| line.contains("refused: ")).count();
+    let lines = daemon.log().lines().filter(|line| line.contains("denied: ")).count();
     eprintln!(
         "{wanted} forgeries in {took:.1?}: memory {before} bytes before and {after} after, {lines} lines of log"
     );

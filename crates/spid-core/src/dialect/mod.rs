@@ -709,7 +709,7 @@ impl Names {
         callback
     }
 
-    /// Adds a validation issue for each value that is required to decide.
+    /// Adds a validation issue for each value that is needed and missing.
     /// A date is required only if the callback is `dated`. The lifecycle checks the rest.
     fn issue(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();

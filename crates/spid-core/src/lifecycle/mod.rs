@@ -702,7 +702,7 @@ impl Known<'_> {
         let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
         let is_so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         let decision = match self.future.state {
-            // A frozen instance is not as a renewal promises, so report only after the queued release.
+            // The renewal is done, but the instance is frozen now. So do not report success before the queued release has run.
             State::Released
                 if self.done.is_some() && self.ordered && self.instance.state != State::Active =>
             {
@@ -977,8 +977,9 @@ pub enum Subject<'a> {
     OtherValues(i64),
 }
 
-/// Returns the deduplication key: 16 bytes that are equal for the redeliveries of one request. The key differs if
-/// account, instance, action, order id (if given) or one of the set values differs.
+/// Returns the deduplication key: 16 bytes that are equal for the redeliveries of one request. The key contains
+/// the account, the instance or its name, the action, and the values that the action sets. A payment has no instance, and
+/// a second purchase no action.
 ///
 /// Two different events that a marketplace announces in the same words have the same key. [`decide`] distinguishes them
 /// by the reported results and the state.

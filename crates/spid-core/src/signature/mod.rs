@@ -16,7 +16,7 @@
 //!   (support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649476.html and …0070649157.html);
 //! * the HMAC scheme is our own: `docs/dialects/generic.md`;
 //! * requests that *we* send are signed according to Standard Webhooks
-//!   (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`WebhookKeys`].
+//!   (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`): see [`spid_hook::webhook`].
 //!
 //! Some marketplaces require a signed answer. The [`Signer`] for it comes out of a verification. It holds the key
 //! that matched and shows nothing of it.
