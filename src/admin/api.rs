@@ -64,7 +64,7 @@ struct Held {
 
 #[derive(Serialize)]
 struct Acts {
-    acts: Vec<crate::store::ActRow>,
+    acts: Vec<crate::store::AuditEntry>,
 }
 
 /// Denied requests, the newest first.
@@ -149,7 +149,7 @@ async fn read(admin: &Admin, target: &Target, path: &[&str]) -> Answered {
         }
         ["refusals"] => {
             target.only(&["limit"])?;
-            let limit = target.limit(limits::REFUSALS_SHOWN_COUNT)?;
+            let limit = target.limit(limits::DENIED_SHOWN_COUNT)?;
             json(200, &RefusalsPage { refusals: admin.inner.parts.refusals.latest(limit) })
         }
         _ => Err(Fault::new(

@@ -239,6 +239,6 @@ fn of_totals(gauges: &mut Gauges, totals: &Totals, now: Timestamp) {
     gauges.set(Metric::JobsOverdue, "", seconds_since(totals.next_due, now));
     gauges.set(Metric::HeldCallbacks, "", totals.held as f64);
     gauges.set(Metric::UnreportedResults, "", totals.unreported as f64);
-    gauges.set(Metric::TriesSpent, "", totals.tries as f64);
-    gauges.set(Metric::TriesSpentRatio, "", totals.tries_ratio);
+    gauges.set(Metric::DeliveriesUsed, "", totals.tries as f64);
+    gauges.set(Metric::DeliveriesUsedRatio, "", totals.deliveries_used_ratio);
 }

@@ -116,9 +116,9 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
     let only = arguments.id.as_ref().map(|id| reader.find(id, arguments.account.as_deref())).transpose()?;
     let (path, _) = arguments.export.store.place()?;
     let (mut pending, mut owing) = (0_u64, 0_u64);
-    each_instance(&path, |possession| -> Done {
-        let instance = &possession.row.instance;
-        let wanted = only.as_ref().is_none_or(|only| only.number == possession.row.number)
+    each_instance(&path, |instance_export| -> Done {
+        let instance = &instance_export.row.instance;
+        let wanted = only.as_ref().is_none_or(|only| only.number == instance_export.row.number)
             && arguments.account.as_ref().is_none_or(|account| *account == instance.account);
         if !wanted {
             return Ok(());
@@ -128,9 +128,9 @@ fn lines(arguments: &ExportInstanceArguments, reader: &Reader, output: &mut Outp
             pending += 1;
             return Ok(());
         }
-        owing += u64::from(possession.owes);
-        let text =
-            serde_json::to_string(&InstanceLine::from(possession)).map(|text| plain_json(&text).into_owned());
+        owing += u64::from(instance_export.owes);
+        let text = serde_json::to_string(&InstanceLine::from(instance_export))
+            .map(|text| plain_json(&text).into_owned());
         output.line(&text.map_err(|error| Failure::new(Exit::Bug, format!("a line is not JSON: {error}")))?)
     })?;
     if pending > 0 {

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::store::{Import, Possession};
+use crate::store::{Import, InstanceExport};
 use spid_hook::instance::{Instance, State};
 use spid_hook::time::read_rfc3339;
 
@@ -73,8 +73,8 @@ fn read_expiry<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time
     read_rfc3339(&text).map(Some).ok_or_else(wrong)
 }
 
-impl From<Possession> for InstanceLine {
-    fn from(Possession { row, names, orders, .. }: Possession) -> InstanceLine {
+impl From<InstanceExport> for InstanceLine {
+    fn from(InstanceExport { row, names, orders, .. }: InstanceExport) -> InstanceLine {
         let instance = row.instance;
         InstanceLine {
             account: instance.account,

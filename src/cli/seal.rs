@@ -109,7 +109,7 @@ fn rotate(arguments: &RotateArguments, output: &mut Output) -> Done {
     } else {
         output.line(&format!(
             "{} answers re-encrypted with key {}; {} still need another key",
-            done.resealed, done.key, done.remaining
+            done.reencrypted, done.key, done.remaining
         ))?;
     }
     // The old key must not be destroyed while answers depend on it.

@@ -9,7 +9,7 @@ use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
 use crate::observe::limits;
 use crate::store::{
-    ActRow, AttentionItem, CallbackDetail, CallbackRow, Disposition, Filter, HeldItem, InstanceHistory,
+    AttentionItem, AuditEntry, CallbackDetail, CallbackRow, Disposition, Filter, HeldItem, InstanceHistory,
     InstanceRow, JobDetail, JobRow, ListedCallback, ViewError,
 };
 use spid_core::lifecycle::schedule;
@@ -563,7 +563,7 @@ pub(super) fn acts(arguments: ActsArguments, output: &mut Output) -> Done {
     if arguments.list.json {
         return output.json(&rows);
     }
-    let cells = |row: &ActRow| {
+    let cells = |row: &AuditEntry| {
         vec![row.at.to_string(), row.who.clone(), row.act.clone(), row.target.clone(), row.why.clone()]
     };
     output.table(&["AT", "WHO", "ACT", "TARGET", "WHY"], &rows.iter().map(cells).collect::<Vec<_>>())

@@ -88,7 +88,7 @@ impl NamedHook {
         }
     }
 
-    fn places(&self) -> usize {
+    fn permits(&self) -> usize {
         self.concurrency.min(Semaphore::MAX_PERMITS)
     }
 
@@ -180,7 +180,7 @@ pub enum BadRouting {
 #[derive(Debug)]
 struct Entry {
     named: NamedHook,
-    places: Permits,
+    permits: Permits,
 }
 
 /// Bound on concurrent attempts that can change while permits are in use. A hook's bound outlives a reload
@@ -210,8 +210,8 @@ impl Permits {
         self.surplus.fetch_add(count, Ordering::AcqRel);
         // Remove free permits now. Those in use are removed by `Permit::drop`, as they come free.
         while self.surplus.load(Ordering::Acquire) > 0 {
-            let Some(place) = self.try_take() else { return };
-            drop(place);
+            let Some(permit) = self.try_take() else { return };
+            drop(permit);
         }
     }
 
@@ -223,13 +223,13 @@ impl Permits {
 
     pub(crate) fn try_take(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.free).try_acquire_owned().ok()?;
-        Some(Permit { permit: Some(permit), places: self.clone() })
+        Some(Permit { permit: Some(permit), permits: self.clone() })
     }
 
     pub(crate) async fn take(&self) -> Permit {
         // The semaphore is never closed. If it were, running without a bound would be better than not running.
         let permit = Arc::clone(&self.free).acquire_owned().await.ok();
-        Permit { permit, places: self.clone() }
+        Permit { permit, permits: self.clone() }
     }
 }
 
@@ -237,13 +237,13 @@ impl Permits {
 #[derive(Debug)]
 pub(crate) struct Permit {
     permit: Option<OwnedSemaphorePermit>,
-    places: Permits,
+    permits: Permits,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         // After a reload with a lower bound, forget the permit instead of returning it.
-        if let Some(permit) = self.permit.take_if(|_| self.places.take_surplus()) {
+        if let Some(permit) = self.permit.take_if(|_| self.permits.take_surplus()) {
             permit.forget();
         }
     }
@@ -365,15 +365,15 @@ impl Runner {
     /// Build the call afterwards, because its deadline must not include the time spent waiting.
     pub async fn reserve(&self, subject: &Subject<'_>) -> Slot {
         let entry = Arc::clone(self.entry(subject));
-        let place = entry.places.take().await;
-        Slot { entry, place, leftovers: self.leftovers.clone() }
+        let permit = entry.permits.take().await;
+        Slot { entry, permit, leftovers: self.leftovers.clone() }
     }
 
     /// Reserves a slot as [`Runner::reserve`] does, but returns `None` when the hook is busy.
     pub fn try_reserve(&self, subject: &Subject<'_>) -> Option<Slot> {
         let entry = Arc::clone(self.entry(subject));
-        let place = entry.places.try_take()?;
-        Some(Slot { entry, place, leftovers: self.leftovers.clone() })
+        let permit = entry.permits.try_take()?;
+        Some(Slot { entry, permit, leftovers: self.leftovers.clone() })
     }
 
     /// Returns the hook with this name, or the default one. `None` means that no call can reach a hook of that name.
@@ -415,18 +415,18 @@ fn mistakes(hooks: &[NamedHook]) -> Vec<BadRouting> {
 
 impl Entry {
     fn new(named: NamedHook) -> Arc<Entry> {
-        let places = Permits::new(named.places());
-        Arc::new(Entry { named, places })
+        let permits = Permits::new(named.permits());
+        Arc::new(Entry { named, permits })
     }
 
     /// Returns this hook with the permits of `old`. If the new bound is lower, permits in use are removed as
     /// they come free.
     fn succeeding(&self, old: &Entry) -> Entry {
-        let (named, places) = (self.named.clone(), old.places.clone());
-        let (wanted, there) = (named.places(), old.named.places());
-        places.more(wanted.saturating_sub(there));
-        places.fewer(there.saturating_sub(wanted));
-        Entry { named, places }
+        let (named, permits) = (self.named.clone(), old.permits.clone());
+        let (wanted, there) = (named.permits(), old.named.permits());
+        permits.more(wanted.saturating_sub(there));
+        permits.fewer(there.saturating_sub(wanted));
+        Entry { named, permits }
     }
 }
 
@@ -434,7 +434,7 @@ impl Entry {
 #[derive(Debug)]
 pub struct Slot {
     entry: Arc<Entry>,
-    place: Permit,
+    permit: Permit,
     leftovers: Option<Leftovers>,
 }
 
@@ -451,11 +451,11 @@ impl Slot {
 
     /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops the hook.
     pub async fn run(self, call: Call) -> Attempted {
-        let Slot { entry, place, leftovers } = self;
+        let Slot { entry, permit, leftovers } = self;
         let hook = entry.named.hook.clone();
         // The permit moves into the task, so that a hook which cannot be stopped still counts.
         let work = async move {
-            let _place = place;
+            let _place = permit;
             hook.run(call, leftovers).await
         };
         // A task of its own catches a panic of the hook. The current span is kept, so that the hook's log lines
@@ -534,27 +534,27 @@ mod tests {
 
     #[test]
     fn places_grow_at_once_and_shrink_as_they_come_free() {
-        let places = Permits::new(2);
-        let taken = [places.try_take(), places.try_take()];
-        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
-        places.fewer(1);
+        let permits = Permits::new(2);
+        let taken = [permits.try_take(), permits.try_take()];
+        assert!(taken.iter().all(Option::is_some) && permits.try_take().is_none());
+        permits.fewer(1);
         let [first, second] = taken;
         drop(first);
-        assert!(places.try_take().is_none(), "the second still runs");
+        assert!(permits.try_take().is_none(), "the second still runs");
         drop(second);
-        assert!(places.try_take().is_some());
-        places.more(2);
-        let taken = [places.try_take(), places.try_take(), places.try_take()];
-        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
-        places.fewer(2);
-        places.more(1);
+        assert!(permits.try_take().is_some());
+        permits.more(2);
+        let taken = [permits.try_take(), permits.try_take(), permits.try_take()];
+        assert!(taken.iter().all(Option::is_some) && permits.try_take().is_none());
+        permits.fewer(2);
+        permits.more(1);
         drop(taken);
-        let taken = [places.try_take(), places.try_take()];
-        assert!(taken.iter().all(Option::is_some) && places.try_take().is_none());
+        let taken = [permits.try_take(), permits.try_take()];
+        assert!(taken.iter().all(Option::is_some) && permits.try_take().is_none());
         drop(taken);
-        places.fewer(1);
-        let _one = places.try_take().unwrap();
-        assert!(places.try_take().is_none(), "a free place goes at once");
+        permits.fewer(1);
+        let _one = permits.try_take().unwrap();
+        assert!(permits.try_take().is_none(), "a free place goes at once");
     }
 
     #[tokio::test]

@@ -43,7 +43,7 @@ impl OrderLookupClient {
         tls: Option<Tls>,
     ) -> OrderLookupClient {
         let client = Client::new(ClientOptions {
-            total: Duration::from_millis(limits::ENQUIRY_MS),
+            total: Duration::from_millis(limits::ORDER_LOOKUP_MS),
             reach: Reach::Confidential,
             tls,
             ..ClientOptions::default()

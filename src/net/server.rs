@@ -259,8 +259,8 @@ async fn serve_on<H: Handler>(
             () = stop.as_mut() => { stopping = true; None }
         };
         // The slot is registered before the task starts, so that a drain or a displacement sees this connection.
-        let seat = ConnectionSlot::take(server.clone(), peer, permit);
-        connections.spawn(serve_connection(stream, seat));
+        let slot = ConnectionSlot::take(server.clone(), peer, permit);
+        connections.spawn(serve_connection(stream, slot));
         // Finished tasks are removed here, because no other code joins them before the stop.
         while connections.try_join_next().is_some() {}
     }
@@ -398,7 +398,8 @@ impl<H: Handler> Server<H> {
     fn detach(&self, mut work: Work) {
         if let Some(detached) = lock(&self.detached).as_mut() {
             while detached.try_join_next().is_some() {}
-            detached.spawn_on(poll_fn(move |cx| poll_walled(&mut work, cx).map(drop)), &self.runtime);
+            detached
+                .spawn_on(poll_fn(move |cx| poll_catching_panics(&mut work, cx).map(drop)), &self.runtime);
         }
     }
 }
@@ -595,14 +596,14 @@ impl<H: Handler> Drop for ConnectionSlot<H> {
 }
 
 /// Serves one connection until it ends, is told to end, or exceeds a time limit.
-async fn serve_connection<H: Handler>(stream: TcpStream, seat: ConnectionSlot<H>) {
+async fn serve_connection<H: Handler>(stream: TcpStream, slot: ConnectionSlot<H>) {
     // Responses are small and complete, so Nagle's delay only adds latency.
     let _ = stream.set_nodelay(true);
-    match &seat.server.options.tls {
-        None => converse(stream, &seat).await,
+    match &slot.server.options.tls {
+        None => converse(stream, &slot).await,
         Some(tls) => {
-            if let Some(stream) = shake_hands(tls, stream, &seat).await {
-                converse(stream, &seat).await;
+            if let Some(stream) = shake_hands(tls, stream, &slot).await {
+                converse(stream, &slot).await;
             }
         }
     }
@@ -612,9 +613,9 @@ async fn serve_connection<H: Handler>(stream: TcpStream, seat: ConnectionSlot<H>
 async fn shake_hands<H: Handler>(
     tls: &ServerTls,
     stream: TcpStream,
-    seat: &ConnectionSlot<H>,
+    slot: &ConnectionSlot<H>,
 ) -> Option<Box<TlsStream<TcpStream>>> {
-    let due = seat.line.progress().1 + seat.server.options.headers_read;
+    let due = slot.line.progress().1 + slot.server.options.headers_read;
     let failed = select! {
         biased;
         shaken = tls.accept(stream) => match shaken {
@@ -622,20 +623,20 @@ async fn shake_hands<H: Handler>(
             // A peer that only disconnected did nothing wrong.
             Err(error) if error.kind() != io::ErrorKind::InvalidData => None,
             Err(error) => {
-                debug!(peer = %seat.line.peer, %error, "TLS handshake failed");
+                debug!(peer = %slot.line.peer, %error, "TLS handshake failed");
                 Some(HttpFault::TlsFailed)
             }
         },
         () = sleep_until(due) => Some(HttpFault::TlsLate),
-        () = seat.line.poke.notified() => None,
+        () = slot.line.poke.notified() => None,
     };
-    seat.count(failed);
+    slot.count(failed);
     None
 }
 
 /// Serves HTTP on one connection until it ends, is told to end, or exceeds a time limit.
-async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat: &ConnectionSlot<H>) {
-    let (server, line) = (&seat.server, &seat.line);
+async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, slot: &ConnectionSlot<H>) {
+    let (server, line) = (&slot.server, &slot.line);
     let wire = TokioIo::new(Wire::new(stream, line.clone(), server.options.body_max_bytes));
     let service = service_fn(|request| answer(server, line, request));
     let mut connection = pin!(server.builder.serve_connection(wire, service));
@@ -644,9 +645,9 @@ async fn converse<H: Handler>(stream: impl AsyncRead + AsyncWrite + Unpin, seat:
         // The order matters: `poll_overdue` must see the phase after the connection was polled.
         select! {
             biased;
-            ended = connection.as_mut() => return seat.count(ended.err().and_then(|error| denial_of_error(&error))),
+            ended = connection.as_mut() => return slot.count(ended.err().and_then(|error| denial_of_error(&error))),
             phase = poll_fn(|cx| line.poll_overdue(&server.options, timer.as_mut(), cx)) => {
-                return seat.count(denial_of_timeout(phase));
+                return slot.count(denial_of_timeout(phase));
             }
             () = line.poke.notified() => {
                 // A request in flight is completed; hyper then closes the connection.
@@ -790,7 +791,7 @@ impl<H: Handler> Future for Attached<H> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Response> {
         // After its end no work is left. hyper never polls again then, and 500 is a response too.
         let Some(work) = self.work.as_mut() else { return Poll::Ready(Response::empty(500)) };
-        let response = ready!(poll_walled(work, cx));
+        let response = ready!(poll_catching_panics(work, cx));
         self.work = None;
         Poll::Ready(response)
     }
@@ -806,7 +807,7 @@ impl<H: Handler> Drop for Attached<H> {
 
 /// Polls a handler and turns a panic into a response. The handler is not polled again after a panic. So only state that
 /// handlers share can be seen half changed.
-fn poll_walled(work: &mut Work, cx: &mut Context<'_>) -> Poll<Response> {
+fn poll_catching_panics(work: &mut Work, cx: &mut Context<'_>) -> Poll<Response> {
     catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))).unwrap_or_else(|_| {
         error!("a handler panicked; responding with 500");
         Poll::Ready(Response::empty(500))

@@ -116,14 +116,14 @@ impl Lane {
     /// Counts the next request. A clock that was set back begins a new window.
     fn next(&mut self, now: Timestamp) -> Turn {
         let age_ms = now.as_millisecond().saturating_sub(self.began.as_millisecond());
-        if self.seen > 0 && (0..limits::REFUSALS_WINDOW_MS).contains(&age_ms) {
+        if self.seen > 0 && (0..limits::DENIED_WINDOW_MS).contains(&age_ms) {
             self.seen += 1;
-            let keep = (self.seen <= limits::REFUSALS_KEPT_PER_WINDOW_COUNT).then_some(0);
+            let keep = (self.seen <= limits::DENIED_KEPT_PER_WINDOW_COUNT).then_some(0);
             return Turn { log: None, keep };
         }
         // A new window. Report how many requests of the previous one were left out.
         let before = std::mem::replace(self, Lane { began: now, seen: 1 }).seen;
-        let not_kept = before.saturating_sub(limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        let not_kept = before.saturating_sub(limits::DENIED_KEPT_PER_WINDOW_COUNT);
         Turn { log: Some(before.saturating_sub(1)), keep: Some(not_kept) }
     }
 }
@@ -193,7 +193,7 @@ impl DeniedRequests {
     fn keep(&self, entry: Entry) {
         let mut kept = self.lock();
         // The oldest entry makes room.
-        if kept.entries.len() >= limits::REFUSALS_KEPT_MAX_COUNT {
+        if kept.entries.len() >= limits::DENIED_KEPT_MAX_COUNT {
             kept.entries.pop_front();
         }
         kept.entries.push_back(Arc::new(entry));
@@ -257,10 +257,10 @@ impl Evidence {
 
 impl Base {
     fn of(evidence: Evidence) -> Base {
-        if evidence.bytes() <= limits::REFUSAL_EVIDENCE_MAX_BYTES {
+        if evidence.bytes() <= limits::DENIED_EVIDENCE_MAX_BYTES {
             Base::Whole(evidence)
         } else {
-            Base::Beginning(cut(shown_base(&evidence.parts), limits::REFUSAL_EVIDENCE_MAX_BYTES))
+            Base::Beginning(cut(shown_base(&evidence.parts), limits::DENIED_EVIDENCE_MAX_BYTES))
         }
     }
 }
@@ -341,12 +341,12 @@ mod tests {
             });
         }
         bench.note(&Denial::Undated, || None);
-        assert_eq!(asked, limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        assert_eq!(asked, limits::DENIED_KEPT_PER_WINDOW_COUNT);
         assert_eq!(bench.metrics.value(Metric::DeniedRequests, ["shop", "wrong-signature"]), 1_000);
-        bench.later(limits::REFUSALS_WINDOW_MS);
+        bench.later(limits::DENIED_WINDOW_MS);
         bench.note(&WRONG, || None);
         let shown = bench.refusals.latest(2);
-        assert_eq!(shown[0].not_kept_before, 1_000 - limits::REFUSALS_KEPT_PER_WINDOW_COUNT);
+        assert_eq!(shown[0].not_kept_before, 1_000 - limits::DENIED_KEPT_PER_WINDOW_COUNT);
         assert_eq!(shown[1].reason, "undated", "another reason has a lane of its own");
     }
 
@@ -366,16 +366,16 @@ mod tests {
     #[test]
     fn what_is_kept_is_bounded_in_number_and_size() {
         let bench = Bench::new();
-        let long = "é".repeat(limits::REFUSAL_EVIDENCE_MAX_BYTES);
-        for _ in 0..limits::REFUSALS_KEPT_MAX_COUNT + 10 {
-            bench.later(limits::REFUSALS_WINDOW_MS);
+        let long = "é".repeat(limits::DENIED_EVIDENCE_MAX_BYTES);
+        for _ in 0..limits::DENIED_KEPT_MAX_COUNT + 10 {
+            bench.later(limits::DENIED_WINDOW_MS);
             bench.note(&WRONG, || evidence(&long, "x"));
         }
         let shown = bench.refusals.latest(usize::MAX);
-        assert_eq!(shown.len(), limits::REFUSALS_KEPT_MAX_COUNT);
+        assert_eq!(shown.len(), limits::DENIED_KEPT_MAX_COUNT);
         assert!(shown.iter().all(|it| it.base_cut && it.explanation.is_none()));
         let longest = shown.iter().filter_map(|it| it.base.as_ref()).map(String::len).max();
-        assert!(longest.unwrap() <= limits::REFUSAL_EVIDENCE_MAX_BYTES);
+        assert!(longest.unwrap() <= limits::DENIED_EVIDENCE_MAX_BYTES);
         let detail = "x".repeat(100_000);
         bench.note(&Denial::Malformed { detail }, || None);
         assert_eq!(bench.refusals.latest(1)[0].message.len(), limits::REASON_MAX_BYTES);

@@ -38,9 +38,9 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 /// Maximum number of proxies through which the client of a request is traced back.
 pub const PROXY_HOPS_MAX_COUNT: usize = 16;
 /// Denied requests per second that one address may send in the long run. Ten seconds' worth may arrive at once.
-pub const REFUSED_PER_ADDRESS_PER_S: u32 = 20;
+pub const DENIED_PER_ADDRESS_PER_S: u32 = 20;
 /// Denied requests per second that one endpoint may receive in the long run. Ten seconds' worth may arrive at once.
-pub const REFUSED_PER_ENDPOINT_PER_S: u32 = 500;
+pub const DENIED_PER_ENDPOINT_PER_S: u32 = 500;
 /// Burst of a rate, in seconds: this many seconds' worth may arrive at once.
 pub const RATE_BURST_S: u32 = 10;
 /// Maximum number of remembered addresses: those with denied requests, and those with a valid one.
@@ -170,9 +170,9 @@ pub const RETRY_LIST_WAIT_MIN_S: u64 = 1;
 pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
 
 /// Maximum number of order lookups in flight at one marketplace.
-pub const ENQUIRIES_MAX_COUNT: usize = 16;
+pub const ORDER_LOOKUPS_MAX_COUNT: usize = 16;
 /// Time for a marketplace to answer an order lookup, in milliseconds.
-pub const ENQUIRY_MS: u64 = 20_000;
+pub const ORDER_LOOKUP_MS: u64 = 20_000;
 
 /// Default timeout of a hook, in milliseconds.
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
@@ -226,16 +226,16 @@ pub const MARKET_AT_ONCE_COUNT: usize = 64;
 pub const MARKET_ORDERS_MAX_COUNT: i64 = 1_000_000;
 
 /// Maximum number of denied requests that are kept for inspection, in memory only.
-pub const REFUSALS_KEPT_MAX_COUNT: usize = 256;
+pub const DENIED_KEPT_MAX_COUNT: usize = 256;
 /// Maximum number of denied requests of one endpoint and reason that are kept per second. The rest are only counted.
-pub const REFUSALS_KEPT_PER_WINDOW_COUNT: u64 = 8;
+pub const DENIED_KEPT_PER_WINDOW_COUNT: u64 = 8;
 /// Minimum interval between log lines about one endpoint and reason, in milliseconds.
-pub const REFUSALS_WINDOW_MS: i64 = 1_000;
+pub const DENIED_WINDOW_MS: i64 = 1_000;
 /// Maximum length of a signed text that is kept whole for an explanation, in bytes. Of a longer text the
 /// beginning is kept.
-pub const REFUSAL_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
+pub const DENIED_EVIDENCE_MAX_BYTES: usize = 4 * 1024;
 /// Default number of denied requests that the admin listener shows.
-pub const REFUSALS_SHOWN_COUNT: usize = 50;
+pub const DENIED_SHOWN_COUNT: usize = 50;
 
 /// Maximum number of spans that wait to be sent to a collector. Further spans are dropped.
 pub const SPANS_QUEUED_MAX_COUNT: usize = 2_048;
@@ -298,7 +298,7 @@ const _: () =
     assert!(STORE_BUSY_MS < READY_WITHIN_MS, "a busy store reports its error before the probe times out");
 const _: () = assert!(WRITER_BATCH_MAX_COUNT <= WRITER_QUEUE_MAX_COUNT, "a batch is drained from the queue");
 const _: () = assert!(
-    REFUSALS_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * REFUSAL_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
+    DENIED_KEPT_MAX_COUNT * (REASON_MAX_BYTES + 2 * DENIED_EVIDENCE_MAX_BYTES) <= 4 * 1024 * 1024,
     "unverified requests take little memory"
 );
 const _: () = assert!(

@@ -58,9 +58,9 @@ pub enum Metric {
     /// Results that were not reported to the marketplace.
     UnreportedResults,
     /// Maximum number of deliveries that a marketplace has spent on a result that was not reported to it.
-    TriesSpent,
+    DeliveriesUsed,
     /// Maximum fraction of its delivery limit that an unreported result has used.
-    TriesSpentRatio,
+    DeliveriesUsedRatio,
     /// 1 if a write succeeds in time.
     Ready,
     /// Size of the database.
@@ -123,8 +123,8 @@ const TABLE: [Family; 30] = [
     family(Metric::HeldCallbacks, "spid_held_callbacks", Kind::Gauge, &[], "Callbacks held for an operator."),
     family(Metric::Attention, "spid_attention", Kind::Gauge, &["reason"], "Attention items, by reason: the list of `spid attention`."),
     family(Metric::UnreportedResults, "spid_unreported_results", Kind::Gauge, &[], "Results not reported to the marketplace."),
-    family(Metric::TriesSpent, "spid_deliveries_used_max", Kind::Gauge, &[], "Maximum number of deliveries spent on a result that is not reported yet."),
-    family(Metric::TriesSpentRatio, "spid_deliveries_used_ratio_max", Kind::Gauge, &[], "Maximum used fraction of the delivery limit for unreported results; at 1 the marketplace gives up."),
+    family(Metric::DeliveriesUsed, "spid_deliveries_used_max", Kind::Gauge, &[], "Maximum number of deliveries spent on a result that is not reported yet."),
+    family(Metric::DeliveriesUsedRatio, "spid_deliveries_used_ratio_max", Kind::Gauge, &[], "Maximum used fraction of the delivery limit for unreported results; at 1 the marketplace gives up."),
     family(Metric::Ready, "spid_ready", Kind::Gauge, &[], "1 if a write succeeds in time, as in /readyz; else 0."),
     family(Metric::DatabaseSize, "spid_database_bytes", Kind::Gauge, &[], "Size of the database."),
     family(Metric::WalSize, "spid_database_wal_bytes", Kind::Gauge, &[], "Size of the database's write-ahead log."),
@@ -398,7 +398,7 @@ mod tests {
     fn a_gauge_is_what_it_is_set_to() {
         let mut gauges = Gauges::default();
         gauges.set(Metric::Jobs, "dead", 3.0);
-        gauges.set(Metric::TriesSpentRatio, "", 0.25);
+        gauges.set(Metric::DeliveriesUsedRatio, "", 0.25);
         let page = Metrics::default().render(&gauges);
         assert!(page.contains("# TYPE spid_jobs gauge\nspid_jobs{state=\"dead\"} 3\n"), "{page}");
         assert!(page.contains("\nspid_deliveries_used_ratio_max 0.25\n"), "{page}");

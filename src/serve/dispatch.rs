@@ -29,9 +29,9 @@ use crate::market_api::order_lookup::{Asker, LookupError, OrderLookupClients};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::spans::{Begun, Kind, Span, Spans, Value};
-use crate::store::{Ending, Finished, JobRow, LeasedJob, Postpone, Ready, Retrying, Store, StoreError};
+use crate::store::{AttemptEnd, Finished, JobRow, LeasedJob, Postpone, Ready, Retrying, Store, StoreError};
 use calls::Calls;
-use rooms::{Rooms, Server};
+use rooms::{Rooms, WaitsFor};
 use spid_core::lifecycle::schedule;
 use spid_hook::Attempted;
 use spid_hook::callback::{Action, Answer, Callback};
@@ -45,7 +45,7 @@ pub use endpoints::{KnownEndpoint, KnownEndpoints, Successors};
 #[derive(Debug, Clone)]
 pub struct DispatchOptions {
     /// Maximum number of concurrent hook calls, over all hooks. One permit is reserved for each hook.
-    pub places: usize,
+    pub permits: usize,
     /// Maximum number of leased jobs that wait for one busy hook, or for one marketplace.
     pub waiting: usize,
     /// Interval of the poll for due jobs, in addition to wake-ups.
@@ -59,7 +59,7 @@ pub struct DispatchOptions {
 impl Default for DispatchOptions {
     fn default() -> DispatchOptions {
         DispatchOptions {
-            places: limits::JOBS_RUNNING_MAX_COUNT,
+            permits: limits::JOBS_RUNNING_MAX_COUNT,
             waiting: limits::JOBS_WAITING_MAX_COUNT,
             poll: Duration::from_millis(limits::DISPATCH_POLL_MS),
             renew: Duration::from_millis(limits::LEASE_RENEW_MS),
@@ -104,27 +104,27 @@ type Held = Arc<Mutex<BTreeMap<(i64, u32), JobRow>>>;
 /// Entry of an attempt in flight. If its task panics, the entry is removed: the lease expires, and the job runs again.
 /// If a stop aborts the task, the entry remains, and the stop gives the job back.
 struct Holding {
-    held: Held,
+    in_flight: Held,
     attempt: (i64, u32),
 }
 
 impl Holding {
     /// Adds the attempt. Returns `None` if this or a later attempt at the job is in flight here: this lease was lost
     /// then.
-    fn begin(held: &Held, job: &JobRow) -> Option<Holding> {
+    fn begin(in_flight: &Held, job: &JobRow) -> Option<Holding> {
         let attempt = (job.number, job.attempts);
-        let mut all = lock(held);
+        let mut all = lock(in_flight);
         if all.range(attempt..=(job.number, u32::MAX)).next().is_some() {
             tracing::warn!(job = %job.id, attempt = job.attempts, "the lease was lost before the attempt began, and a later attempt runs");
             return None;
         }
         all.insert(attempt, job.clone());
         drop(all);
-        Some(Holding { held: held.clone(), attempt })
+        Some(Holding { in_flight: in_flight.clone(), attempt })
     }
 
     fn end(self) {
-        lock(&self.held).remove(&self.attempt);
+        lock(&self.in_flight).remove(&self.attempt);
     }
 }
 
@@ -135,7 +135,7 @@ impl Drop for Holding {
                 number = self.attempt.0,
                 "an attempt panicked outside its hook (a bug in spid); the job runs again when its lease expires"
             );
-            lock(&self.held).remove(&self.attempt);
+            lock(&self.in_flight).remove(&self.attempt);
         }
     }
 }
@@ -147,7 +147,7 @@ pub struct Dispatch {
     metrics: Metrics,
     runner: watch::Receiver<Runner>,
     options: DispatchOptions,
-    held: Held,
+    in_flight: Held,
     rooms: Rooms,
     calls: Calls,
     orders: watch::Receiver<OrderLookupClients>,
@@ -168,19 +168,19 @@ impl Dispatch {
         options: DispatchOptions,
     ) -> Dispatch {
         let rooms = Rooms::new(options.waiting, options.poll);
-        let calls = Calls::new(options.places, &runner.borrow());
+        let calls = Calls::new(options.permits, &runner.borrow());
         announce(&metrics, &runner.borrow());
         let (_, orders) = watch::channel(OrderLookupClients::default());
         let (_, endpoints) = watch::channel(KnownEndpoints::default());
         let (turned, _) = watch::channel(Instant::now());
-        let (held, spans) = (Held::default(), Spans::default());
+        let (in_flight, spans) = (Held::default(), Spans::default());
         Dispatch {
             store,
             clock,
             metrics,
             runner,
             options,
-            held,
+            in_flight,
             rooms,
             calls,
             orders,
@@ -214,7 +214,7 @@ impl Dispatch {
     /// Runs until `stop` is set, then waits for running hooks. Returns the number of hooks that were aborted; their
     /// jobs are due again at the next start.
     pub async fn run(self, stop: watch::Receiver<bool>) -> usize {
-        let Some(ready) = self.store.attach(self.options.places) else {
+        let Some(ready) = self.store.attach(self.options.permits) else {
             tracing::error!("this store already has a dispatcher");
             return 0;
         };
@@ -223,7 +223,7 @@ impl Dispatch {
             biased;
             ready = self.take_and_run(ready, &mut running, stop.clone()) => ready,
             // Never ends; it is polled here so that leases are renewed while the loop runs.
-            () = self.keep_house() => return 0,
+            () = self.maintain() => return 0,
         };
         self.drain(ready, running).await
     }
@@ -244,7 +244,7 @@ impl Dispatch {
             // The watchdog reads this.
             self.turned.send_replace(Instant::now());
             // Lease due jobs only if at least one of them can start.
-            if look && self.store.places().available_permits() > 0 {
+            if look && self.store.permits().available_permits() > 0 {
                 self.start_handed(&mut ready, running, &stop);
                 (look, look_at) = self.take(running, &stop, &mut pauses).await;
             }
@@ -276,7 +276,7 @@ impl Dispatch {
 
     /// Waits until a start permit is free. Returns `None` once the store is closed for new jobs.
     async fn free(&self) -> Option<()> {
-        let _place = self.store.places().acquire().await.ok()?;
+        let _place = self.store.permits().acquire().await.ok()?;
         Some(())
     }
 
@@ -300,7 +300,7 @@ impl Dispatch {
                 tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
             }
             // On a read error the job runs: the store fences off its outcome if the lease was lost.
-            Ok(true) | Err(_) => self.spawn(*handed.taken, handed.place, running, stop),
+            Ok(true) | Err(_) => self.spawn(*handed.taken, handed.permit, running, stop),
         }
     }
 
@@ -319,11 +319,11 @@ impl Dispatch {
             let successors = endpoints.successors(endpoint, account, callback.dialect.as_deref());
             let asker = Asker { endpoint, account, successors: successors.names() };
             let server = match orders.asked_endpoint(asker, job.callback) {
-                Some(asked) => Server::OrderLookupClients(asked.to_owned()),
+                Some(asked) => WaitsFor::OrderLookupClients(asked.to_owned()),
                 None => {
                     let endpoint = successors.name().unwrap_or(job.endpoint);
                     let subject = Subject::new(endpoint, job.callback, job.instance);
-                    Server::Hook(runner.route(&subject).hook.to_owned())
+                    WaitsFor::Hook(runner.route(&subject).hook.to_owned())
                 }
             };
             rooms.pause(&server)
@@ -339,21 +339,21 @@ impl Dispatch {
         pauses: &mut Pauses,
     ) -> (bool, Instant) {
         // Permits come before jobs, so that every leased job can start at once.
-        let mut places = Vec::new();
-        while let Ok(place) = self.store.places().clone().try_acquire_owned() {
-            places.push(place);
+        let mut permits = Vec::new();
+        while let Ok(permit) = self.store.permits().clone().try_acquire_owned() {
+            permits.push(permit);
         }
-        let limit = places.len();
+        let limit = permits.len();
         let poll = Instant::now() + self.options.poll;
-        match self.store.take_where_there_is_room(limit, self.held(), self.postpone()).await {
+        match self.store.take_where_there_is_room(limit, self.in_flight(), self.postpone()).await {
             Ok(taking) => {
                 pauses.reset();
                 // A full batch may have left more due jobs in the store, so the loop looks again at once.
                 let more = taking.taken.len() == limit
                     || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
                 let full = limit > 0 && more;
-                for (taken, place) in taking.taken.into_iter().zip(places) {
-                    self.spawn(taken, place, running, stop);
+                for (taken, permit) in taking.taken.into_iter().zip(permits) {
+                    self.spawn(taken, permit, running, stop);
                 }
                 for aside in &taking.aside {
                     aside.log(&self.metrics);
@@ -378,11 +378,11 @@ impl Dispatch {
     fn spawn(
         &self,
         taken: LeasedJob,
-        place: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
-        let Some(holding) = Holding::begin(&self.held, &taken.job) else { return };
+        let Some(holding) = Holding::begin(&self.in_flight, &taken.job) else { return };
         let attempt = Attempt {
             store: self.store.clone(),
             clock: self.clock.clone(),
@@ -400,14 +400,14 @@ impl Dispatch {
         let span = tracing::error_span!("attempt", trace_id = %trace, span_id = %span, callback = taken.job.callback);
         // Boxed, because the future is large and would be copied with the task.
         let work = Box::pin(async move {
-            attempt.run(taken, place).await;
+            attempt.run(taken, permit).await;
             holding.end();
         });
         running.spawn(work.instrument(span));
     }
 
     /// Renews leases and writes counts, as long as it is polled.
-    async fn keep_house(&self) {
+    async fn maintain(&self) {
         let mut renew = interval(self.options.renew);
         let flush_every = Duration::from_millis(limits::COUNTS_FLUSH_MS);
         let mut flush = interval(flush_every);
@@ -428,16 +428,16 @@ impl Dispatch {
     }
 
     /// Returns the attempts in flight.
-    fn held(&self) -> Vec<(i64, u32)> {
-        lock(&self.held).keys().copied().collect()
+    fn in_flight(&self) -> Vec<(i64, u32)> {
+        lock(&self.in_flight).keys().copied().collect()
     }
 
     async fn renew(&self) {
-        let held = self.held();
-        if held.is_empty() {
+        let in_flight = self.in_flight();
+        if in_flight.is_empty() {
             return;
         }
-        if let Err(error) = self.store.extend(held).await {
+        if let Err(error) = self.store.extend(in_flight).await {
             self.metrics.count(Metric::StoreFaults, ["extend", ""]);
             tracing::error!(%error, "leases could not be renewed; trying again");
         }
@@ -456,7 +456,7 @@ impl Dispatch {
     /// Waits for running hooks, within the time limit, and gives back the jobs of the others.
     async fn drain(&self, mut ready: mpsc::UnboundedReceiver<Ready>, mut running: JoinSet<()>) -> usize {
         // From here on, no job is created in state running.
-        self.store.places().close();
+        self.store.permits().close();
         ready.close();
         // Jobs handed over but not started go back at once.
         while let Ok(Ready { taken, .. }) = ready.try_recv() {
@@ -467,13 +467,13 @@ impl Dispatch {
             biased;
             ended = timeout(self.options.stop_within, all_ended) => ended.is_ok(),
             // Leases are renewed during the wait, because the hooks still run.
-            () = self.keep_house() => false,
+            () = self.maintain() => false,
         };
         if !in_time {
             running.shutdown().await;
         }
         // The entries left belong to tasks that were aborted.
-        let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.held)).into_values().collect();
+        let cut: Vec<JobRow> = std::mem::take(&mut *lock(&self.in_flight)).into_values().collect();
         for job in &cut {
             tracing::warn!(job = %job.id, action = %job.action, "the stop aborted a running hook; its job is due again at the next start");
             self.give_back(job).await;
@@ -489,8 +489,8 @@ impl Dispatch {
     }
 }
 
-fn lock(held: &Held) -> std::sync::MutexGuard<'_, BTreeMap<(i64, u32), JobRow>> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(in_flight: &Held) -> std::sync::MutexGuard<'_, BTreeMap<(i64, u32), JobRow>> {
+    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An attempt at a job.
@@ -510,11 +510,11 @@ struct Attempt {
 }
 
 impl Attempt {
-    async fn run(mut self, mut taken: LeasedJob, place: OwnedSemaphorePermit) {
+    async fn run(mut self, mut taken: LeasedJob, permit: OwnedSemaphorePermit) {
         // Step 1: look up the order details, if the callback lacks them. Step 2: call the hook.
         let begun = self.spans.begin();
-        let ending = match self.complete(&mut taken, place).await {
-            Ok(place) => self.call(&taken, place).await,
+        let ending = match self.complete(&mut taken, permit).await {
+            Ok(permit) => self.call(&taken, permit).await,
             Err(ending) => ending,
         };
         // The span ends before the outcome is stored, so that it does not include retries of the store.
@@ -526,7 +526,7 @@ impl Attempt {
     }
 
     /// Returns the span of the attempt, a child of the request that created the job.
-    fn span(&self, taken: &LeasedJob, begun: Begun, ending: &Ending) -> Span {
+    fn span(&self, taken: &LeasedJob, begun: Begun, ending: &AttemptEnd) -> Span {
         let LeasedJob { job, instance, origin, .. } = taken;
         let name = instance.as_ref().and_then(|it| it.id.as_ref().or(it.order_biz_id.as_ref()));
         let mut attributes = vec![
@@ -544,7 +544,7 @@ impl Attempt {
             link: None,
             begun,
             action: Some(job.action.as_str()),
-            failed: matches!(ending, Ending::Retry { .. }),
+            failed: matches!(ending, AttemptEnd::Retry { .. }),
             attributes,
         }
     }
@@ -556,7 +556,7 @@ impl Attempt {
     async fn slot(
         &mut self,
         subject: &Subject<'_>,
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) -> Option<(Slot, Permit)> {
         // The usual case: both are free, and no waiting room is needed.
         let mut free = self.runner.borrow_and_update().try_reserve(subject);
@@ -565,9 +565,9 @@ impl Attempt {
         {
             return free.map(|slot| (slot, permit));
         }
-        drop(place);
+        drop(permit);
         let hook = self.runner.borrow().route(subject).hook.to_owned();
-        let _waiting = self.rooms.of(Server::Hook(hook)).enter()?;
+        let _waiting = self.rooms.of(WaitsFor::Hook(hook)).enter()?;
         let calls = self.calls.clone();
         loop {
             let slot = match free.take() {
@@ -602,17 +602,17 @@ impl Attempt {
     async fn complete(
         &mut self,
         taken: &mut LeasedJob,
-        place: OwnedSemaphorePermit,
-    ) -> Result<Option<OwnedSemaphorePermit>, Ending> {
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Option<OwnedSemaphorePermit>, AttemptEnd> {
         let successors = self.successors(taken);
         let origin = &taken.origin;
         let asker =
             Asker { endpoint: &origin.endpoint, account: &origin.account, successors: successors.names() };
-        let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(place)) };
-        drop(place);
-        let room = self.rooms.of(Server::OrderLookupClients(asked.to_owned()));
+        let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(permit)) };
+        drop(permit);
+        let room = self.rooms.of(WaitsFor::OrderLookupClients(asked.to_owned()));
         // A full room gives the job back, and `postpone` keeps it in the store until the room has space.
-        let Some(_waiting) = room.enter() else { return Err(Ending::GivenBack) };
+        let Some(_waiting) = room.enter() else { return Err(AttemptEnd::GivenBack) };
         let asking = async {
             let _turn = room.turn().await;
             self.orders.ask(asker, &taken.callback, self.clock.now()).await
@@ -620,7 +620,7 @@ impl Attempt {
         let asked = tokio::select! {
             biased;
             asked = asking => asked,
-            _ = self.stop.wait_for(|stop| *stop) => return Err(Ending::GivenBack),
+            _ = self.stop.wait_for(|stop| *stop) => return Err(AttemptEnd::GivenBack),
         };
         self.add_order_details(taken, asked).await.map(|()| None)
     }
@@ -629,8 +629,8 @@ impl Attempt {
         &self,
         taken: &mut LeasedJob,
         asked: Result<Option<Callback>, LookupError>,
-    ) -> Result<(), Ending> {
-        let again = |error: String| Err(Ending::Retry { error, after: None });
+    ) -> Result<(), AttemptEnd> {
+        let again = |error: String| Err(AttemptEnd::Retry { error, after: None });
         let known = match asked {
             Ok(None) => return Ok(()),
             Ok(Some(known)) => known,
@@ -642,7 +642,7 @@ impl Attempt {
         match self.store.add_order_details(&taken.job, known.clone()).await {
             Ok(Some(instance)) => taken.instance = Some(instance),
             // The lease is lost, so the store will fence off the outcome of this attempt.
-            Ok(None) => return Err(Ending::GivenBack),
+            Ok(None) => return Err(AttemptEnd::GivenBack),
             Err(error) => return again(format!("the order details could not be stored: {error}")),
         }
         taken.callback = Arc::new(known);
@@ -657,7 +657,7 @@ impl Attempt {
 
     /// Returns the endpoint name that decides routes. Fails if the endpoint is gone and a route depends on it: the job
     /// must not go to a hook that was not chosen for it.
-    fn routed_as(&self, taken: &LeasedJob) -> Result<String, Ending> {
+    fn routed_as(&self, taken: &LeasedJob) -> Result<String, AttemptEnd> {
         let origin = &taken.origin;
         match self.successors(taken).name() {
             Some(name) => Ok(name.to_owned()),
@@ -672,13 +672,13 @@ impl Attempt {
         }
     }
 
-    fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> Ending {
+    fn misconfigured(&self, job: &JobRow, what: &str, error: String, after: Option<Duration>) -> AttemptEnd {
         self.metrics.count(Metric::Alerts, ["misconfigured", ""]);
         tracing::error!(job = %job.id, action = %job.action, "{what} is probably misconfigured: {error}");
-        Ending::Retry { error, after }
+        AttemptEnd::Retry { error, after }
     }
 
-    async fn call(&mut self, taken: &LeasedJob, place: Option<OwnedSemaphorePermit>) -> Ending {
+    async fn call(&mut self, taken: &LeasedJob, permit: Option<OwnedSemaphorePermit>) -> AttemptEnd {
         let LeasedJob { job, callback, origin, instance } = taken;
         let endpoint = match self.routed_as(taken) {
             Ok(endpoint) => endpoint,
@@ -686,7 +686,7 @@ impl Attempt {
         };
         let subject = Subject::new(&endpoint, callback, instance.as_ref());
         // The slot comes before the call is built: time spent waiting must not count against the hook's deadline.
-        let Some((slot, _permit)) = self.slot(&subject, place).await else { return Ending::GivenBack };
+        let Some((slot, _permit)) = self.slot(&subject, permit).await else { return AttemptEnd::GivenBack };
         let timeout = i64::try_from(slot.timeout().as_millis()).unwrap_or(i64::MAX);
         let call = Call::new(CallFacts {
             callback,
@@ -709,7 +709,7 @@ impl Attempt {
                 self.hook = Some(hook);
                 self.ending(job, attempted)
             }
-            Err(error) => Ending::Retry { error: error.to_string(), after: None },
+            Err(error) => AttemptEnd::Retry { error: error.to_string(), after: None },
         }
     }
 
@@ -723,31 +723,33 @@ impl Attempt {
         self.endpoints.dialect_of(&successors)?.dashscope_euid(subject.product?, subject.buyer?)
     }
 
-    fn ending(&self, job: &JobRow, attempted: Attempted) -> Ending {
+    fn ending(&self, job: &JobRow, attempted: Attempted) -> AttemptEnd {
         match attempted {
-            Attempted::Done(answer) => Ending::Done(answer),
-            Attempted::Retry { error, after } => Ending::Retry { error, after },
+            Attempted::Done(answer) => AttemptEnd::Done(answer),
+            Attempted::Retry { error, after } => AttemptEnd::Retry { error, after },
             Attempted::Misconfigured { error, after } => self.misconfigured(job, "the hook", error, after),
-            Attempted::Refused { reason } => Ending::Refused { reason },
+            Attempted::Refused { reason } => AttemptEnd::Refused { reason },
             // A payment is only a notification: a hook that does not handle it is no reason to refuse it.
-            Attempted::Unsupported { .. } if job.action == Action::Payment => Ending::Done(Answer::default()),
+            Attempted::Unsupported { .. } if job.action == Action::Payment => {
+                AttemptEnd::Done(Answer::default())
+            }
             Attempted::Unsupported { reason } => {
                 self.metrics.count(Metric::Alerts, ["unsupported", ""]);
                 tracing::error!(job = %job.id, action = %job.action, "the hook does not support this action: {reason}");
-                Ending::Refused { reason }
+                AttemptEnd::Refused { reason }
             }
             // The browser does not wait, so no later step could complete a pending sign-on.
             Attempted::Pending { note } if job.action == Action::SignOn => {
                 let error = format!("a sign-on cannot be pending ({note}): the hook must answer or refuse");
                 self.misconfigured(job, "the hook", error, None)
             }
-            Attempted::Pending { note } => Ending::Pending { note },
+            Attempted::Pending { note } => AttemptEnd::Pending { note },
         }
     }
 
     /// Stores the outcome and retries until the store accepts it, because the hook has already done its work. A store
     /// that has stopped does not come back, so the loop ends there.
-    async fn finish(&mut self, taken: &LeasedJob, ending: Ending) {
+    async fn finish(&mut self, taken: &LeasedJob, ending: AttemptEnd) {
         let mut pauses = Pauses::default();
         loop {
             let pause = pauses.next();
@@ -815,13 +817,13 @@ pub(crate) fn announce(metrics: &Metrics, runner: &Runner) {
     }
 }
 
-fn word(ending: &Ending) -> &'static str {
+fn word(ending: &AttemptEnd) -> &'static str {
     match ending {
-        Ending::Done(_) => "done",
-        Ending::Retry { .. } => "retry",
-        Ending::Refused { .. } => "refused",
-        Ending::Pending { .. } => "pending",
-        Ending::GivenBack => "given-back",
+        AttemptEnd::Done(_) => "done",
+        AttemptEnd::Retry { .. } => "retry",
+        AttemptEnd::Refused { .. } => "refused",
+        AttemptEnd::Pending { .. } => "pending",
+        AttemptEnd::GivenBack => "given-back",
     }
 }
 
@@ -880,7 +882,7 @@ mod tests {
         let runner =
             Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
         let (_runners, runner) = watch::channel(runner);
-        let options = DispatchOptions { places: 1, ..DispatchOptions::default() };
+        let options = DispatchOptions { permits: 1, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), runner, options);
         let (_stop, stopping) = watch::channel(false);
         let running = tokio::spawn(dispatch.run(stopping));
@@ -926,7 +928,7 @@ mod tests {
             Runner::new(vec![NamedHook::new("provision", hook)], Vec::new()).unwrap()
         };
         let (runners, current) = watch::channel(runner("old"));
-        let options = DispatchOptions { places: 1, waiting: 2, ..DispatchOptions::default() };
+        let options = DispatchOptions { permits: 1, waiting: 2, ..DispatchOptions::default() };
         let dispatch = Dispatch::new(store.clone(), clock.clone(), Metrics::default(), current, options);
         let rooms = dispatch.rooms.clone();
         let (_stop, stopping) = watch::channel(false);
@@ -958,28 +960,28 @@ mod tests {
 
     #[tokio::test]
     async fn what_panicked_is_held_no_longer_and_what_was_cut_short_still_is() {
-        let held = Held::default();
+        let in_flight = Held::default();
         let clock = Clock::System;
         let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
         drop(store.accept(a_create("ob-1", &clock)).await.unwrap());
         let job = store.take(1).await.unwrap().taken.remove(0).job;
-        let holding = Holding::begin(&held, &job);
+        let holding = Holding::begin(&in_flight, &job);
         let cut = tokio::spawn(async move {
             let _holding = holding;
             std::future::pending::<()>().await;
         });
         cut.abort();
         assert!(cut.await.unwrap_err().is_cancelled());
-        assert_eq!(lock(&held).len(), 1);
-        assert!(Holding::begin(&held, &job).is_none(), "this attempt runs already");
+        assert_eq!(lock(&in_flight).len(), 1);
+        assert!(Holding::begin(&in_flight, &job).is_none(), "this attempt runs already");
         let later = JobRow { attempts: job.attempts + 1, ..job };
-        let holding = Holding::begin(&held, &later);
-        assert_eq!(lock(&held).len(), 2);
+        let holding = Holding::begin(&in_flight, &later);
+        assert_eq!(lock(&in_flight).len(), 2);
         let panics = tokio::spawn(async move {
             let _holding = holding;
             std::panic::resume_unwind(Box::new("on purpose"));
         });
         assert!(panics.await.unwrap_err().is_panic());
-        assert_eq!(lock(&held).keys().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [1]);
+        assert_eq!(lock(&in_flight).keys().map(|(_, attempt)| *attempt).collect::<Vec<_>>(), [1]);
     }
 }

@@ -330,8 +330,8 @@ impl Intake {
     async fn try_out(&self, asking: Asking<'_>, callback: &Callback) -> Result<Outcome, Copied> {
         let Asking { endpoint, deadline, .. } = asking;
         // A copy of a test call is denied like any other copy.
-        if let Some(once) = callback.once.clone() {
-            match timeout_at(deadline, self.store.consume(&endpoint.account, once)).await {
+        if let Some(nonce) = callback.nonce.clone() {
+            match timeout_at(deadline, self.store.consume(&endpoint.account, nonce)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(StoreError::Replayed)) => return Err(Copied),
                 Ok(Err(_)) | Err(_) => {

@@ -86,8 +86,8 @@ pub struct RateOptions {
 impl Default for RateOptions {
     fn default() -> RateOptions {
         RateOptions {
-            per_address: Some(Rate::per_second(limits::REFUSED_PER_ADDRESS_PER_S)),
-            per_endpoint: Some(Rate::per_second(limits::REFUSED_PER_ENDPOINT_PER_S)),
+            per_address: Some(Rate::per_second(limits::DENIED_PER_ADDRESS_PER_S)),
+            per_endpoint: Some(Rate::per_second(limits::DENIED_PER_ENDPOINT_PER_S)),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Rates {
     }
 
     /// Records a valid request of an address.
-    pub(super) fn held(&self, client: IpAddr) {
+    pub(super) fn valid(&self, client: IpAddr) {
         if let Some(client) = counted(client) {
             self.lock().good.put(client, Instant::now());
         }
@@ -292,7 +292,7 @@ mod tests {
         let bench = bench();
         for _ in 0..1_000 {
             assert_eq!(bench.check("203.0.113.1"), Ok(()));
-            bench.rates.held(address("203.0.113.1"));
+            bench.rates.valid(address("203.0.113.1"));
         }
         assert_eq!(
             bench.forge("203.0.113.1", 50),
@@ -306,7 +306,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_crowd_is_kept_out_and_who_is_known_is_not() {
         let bench = bench();
-        bench.rates.held(address("203.0.113.1"));
+        bench.rates.valid(address("203.0.113.1"));
         let looked_at: usize = (0..200).map(|n| bench.forge(&format!("198.51.100.{n}"), 10)).sum();
         assert_eq!(looked_at, 100, "ten seconds' worth of the endpoint");
         assert!(matches!(bench.check("192.0.2.1"), Err(TooMany::AtEndpoint(_))));
@@ -328,7 +328,7 @@ mod tests {
     async fn who_has_many_addresses_fills_no_memory_and_pushes_nobody_out() {
         let borne = RateOptions { per_endpoint: None, ..RateOptions::default() };
         let bench = Bench { borne, rates: Rates::default(), endpoint: "shop".into() };
-        bench.rates.held(address("203.0.113.1"));
+        bench.rates.valid(address("203.0.113.1"));
         for n in 0..3 * limits::CLIENTS_KNOWN_MAX_COUNT {
             let client = IpAddr::V4(u32::try_from(0x0a00_0000 + n).unwrap().into());
             bench.rates.refused(borne, &bench.endpoint, client);

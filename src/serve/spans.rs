@@ -244,8 +244,8 @@ impl Telemetry {
         });
         let taking = SpanQueue { queue: sender, clock: clock.clone(), metrics: metrics.clone() };
         let (batch, away) = (Vec::new(), false);
-        let courier = SpanExporter { options, client, queue, batch, metrics, clock, stopping, away };
-        Telemetry { spans: Spans(Some(Arc::new(taking))), stop, work: tokio::spawn(courier.run()) }
+        let exporter = SpanExporter { options, client, queue, batch, metrics, clock, stopping, away };
+        Telemetry { spans: Spans(Some(Arc::new(taking))), stop, work: tokio::spawn(exporter.run()) }
     }
 
     /// Returns the handle that accepts spans.
@@ -327,7 +327,7 @@ impl SpanExporter {
     /// Sends a batch, with retries. Meanwhile the queue fills and further spans are dropped, so memory does not grow.
     async fn deliver(&mut self, body: Vec<u8>, count: usize) {
         let mut pause = Duration::from_millis(limits::SPANS_PAUSE_MS);
-        for tries_left in (0..limits::SPANS_TRIES_COUNT).rev() {
+        for deliveries_left in (0..limits::SPANS_TRIES_COUNT).rev() {
             match self.send(body.clone()).await {
                 Ok(rejected) => return self.note_sent(count, rejected.min(count)),
                 Err(Undelivered { why, again }) => {
@@ -335,7 +335,7 @@ impl SpanExporter {
                     // While stopping, a failed attempt is the last one, because the time is limited.
                     let stopping = *self.stopping.borrow();
                     let again = again.filter(|_| !stopping);
-                    let Some(wait) = wait_before_next(tries_left, again, pause) else { break };
+                    let Some(wait) = wait_before_next(deliveries_left, again, pause) else { break };
                     pause *= 2;
                     tokio::select! {
                         () = sleep(wait) => {}
@@ -388,9 +388,13 @@ impl SpanExporter {
 }
 
 /// Returns the wait before the next try. `None`: there is no further try, so there is nothing to wait for.
-fn wait_before_next(tries_left: usize, again: Option<Option<Duration>>, pause: Duration) -> Option<Duration> {
+fn wait_before_next(
+    deliveries_left: usize,
+    again: Option<Option<Duration>>,
+    pause: Duration,
+) -> Option<Duration> {
     // The collector's own delay takes precedence over ours.
-    let wait = again.filter(|_| tries_left > 0)?.unwrap_or(pause);
+    let wait = again.filter(|_| deliveries_left > 0)?.unwrap_or(pause);
     Some(wait.min(Duration::from_millis(limits::SPANS_PAUSE_MAX_MS)))
 }
 

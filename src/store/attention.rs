@@ -217,7 +217,7 @@ impl Reader {
         };
         // A callback that cannot be read stays on the list.
         let Some(asked) = said(row.number)? else { return Ok(false) };
-        let alike = match self.with(|rows| rows.occurrences(&row.deduplication_key)) {
+        let alike = match self.with(|rows| rows.earlier_callbacks(&row.deduplication_key)) {
             Ok(alike) => alike,
             Err(StoreError::Unreadable(_)) => return Ok(false),
             Err(error) => return Err(error),

@@ -126,7 +126,7 @@ pub struct LeasedJob {
 
 /// Result of an attempt.
 #[derive(Debug, Clone)]
-pub(crate) enum Ending {
+pub(crate) enum AttemptEnd {
     /// The hook succeeded. Its answer is split into an open part and an encrypted part.
     Done { instance_id: Option<String>, open: Option<String>, sealed: Option<Vec<u8>> },
     /// The attempt failed, and the job is tried again.
@@ -147,7 +147,7 @@ pub(crate) struct Finish {
     pub(crate) attempt: u32,
     /// The callback, if the caller has it in memory. It does not change while its job runs, so it is not read again.
     pub(crate) callback: Option<Arc<Callback>>,
-    pub(crate) ending: Ending,
+    pub(crate) ending: AttemptEnd,
     pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
 }
@@ -172,7 +172,7 @@ struct Judged {
     /// Deduplication key under which the callback is kept.
     key: [u8; 16],
     instance: Option<InstanceRow>,
-    lane: Vec<(JobRow, Callback)>,
+    queue: Vec<(JobRow, Callback)>,
     /// The latest earlier callback with the same key.
     latest: Option<CallbackRow>,
     /// Job of that earlier callback.
@@ -186,28 +186,28 @@ struct Judged {
 /// Reads the rows that a callback depends on and decides about it. The request is handled as the actions in `asked`.
 fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Option<Known>) -> Result<Judged> {
     let callback = &*acceptance.callback;
-    let (instance, lane) = found.map_or((None, Vec::new()), |(row, lane)| (Some(row), lane));
+    let (instance, queue) = found.map_or((None, Vec::new()), |(row, queue)| (Some(row), queue));
     let mut key = key_of(acceptance, callback, instance.as_ref());
     // Earlier callbacks with the same key. A create by another purchase, or with other values, gets a key of its own:
     // it must not count as a redelivery of the first create.
-    let mut occurrences = rows.occurrences(&key)?;
+    let mut earlier_callbacks = rows.earlier_callbacks(&key)?;
     if let Some(another) =
-        key_of_another_purchase(rows, acceptance, callback, instance.as_ref(), &occurrences)?
+        key_of_another_purchase(rows, acceptance, callback, instance.as_ref(), &earlier_callbacks)?
     {
         key = another;
-        occurrences = rows.occurrences(&key)?;
+        earlier_callbacks = rows.earlier_callbacks(&key)?;
     }
-    let other_values = names_other_values(rows, callback, instance.as_ref(), &occurrences)?;
+    let other_values = names_other_values(rows, callback, instance.as_ref(), &earlier_callbacks)?;
     if let Some(other) = key_of_other_values(acceptance, callback, instance.as_ref()).filter(|_| other_values)
     {
         key = other;
-        occurrences = rows.occurrences(&key)?;
+        earlier_callbacks = rows.earlier_callbacks(&key)?;
     }
-    let whole = occurrence(occurrences.iter());
-    let lane_view: Vec<QueuedJob> = lane.iter().map(lane_job).collect();
+    let whole = earlier(earlier_callbacks.iter());
+    let queue_view: Vec<QueuedJob> = queue.iter().map(queued_job).collect();
     let view = View {
         instance: instance.as_ref().map(|row| &row.instance),
-        queue: &lane_view,
+        queue: &queue_view,
         earlier: whole.as_ref(),
         policy: acceptance.policy,
         conflict: callback.action == Action::Expire && holds_a_purchase(rows, instance.as_ref())?,
@@ -223,7 +223,7 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
             continue;
         }
         let part = callback.part(*action);
-        let own = earlier_of_part(rows, acceptance, &part, instance.as_ref(), &occurrences)?;
+        let own = earlier_of_part(rows, acceptance, &part, instance.as_ref(), &earlier_callbacks)?;
         let is_done = matches!(own, Some(EarlierCallback { standing: EarlierOutcome::Done(_), .. }));
         // An approval does not carry out again a part that was carried out.
         let verdict = match acceptance.approved && is_done {
@@ -234,8 +234,8 @@ fn judge(rows: &dyn Read, acceptance: &Acceptance, asked: &[Action], found: Opti
     }
     let (verdict, runs) = lifecycle::combine(verdicts);
     let (latest, job) =
-        occurrences.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
-    Ok(Judged { key, instance, lane, latest, job, verdict, runs })
+        earlier_callbacks.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
+    Ok(Judged { key, instance, queue, latest, job, verdict, runs })
 }
 
 /// Returns true if a create of an existing instance names other values than the create that was carried out.
@@ -245,7 +245,7 @@ fn names_other_values(
     rows: &dyn Read,
     callback: &Callback,
     instance: Option<&InstanceRow>,
-    occurrences: &[Stands],
+    earlier_callbacks: &[Stands],
 ) -> Result<bool> {
     let made = instance.filter(|row| row.instance.id.is_some() && callback.action == Action::Create);
     let Some(made) = made else { return Ok(false) };
@@ -254,7 +254,9 @@ fn names_other_values(
         return Ok(false);
     }
     let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
-    let Some((row, _)) = occurrences.iter().find(is_done).or(occurrences.last()) else { return Ok(false) };
+    let Some((row, _)) = earlier_callbacks.iter().find(is_done).or(earlier_callbacks.last()) else {
+        return Ok(false);
+    };
     // An upgrade may have changed the instance since, so compare with the values of the earlier create.
     let Some(said) = readable_body(rows, row.number)? else { return Ok(false) };
     // A pruned body, or one with looked-up order details, is not what the earlier request said.
@@ -282,7 +284,7 @@ fn key_of_another_purchase(
     acceptance: &Acceptance,
     callback: &Callback,
     found: Option<&InstanceRow>,
-    occurrences: &[Stands],
+    earlier_callbacks: &[Stands],
 ) -> Result<Option<[u8; 16]>> {
     let is_another = |row: &&InstanceRow| {
         callback.action == Action::Create
@@ -292,7 +294,7 @@ fn key_of_another_purchase(
     };
     let Some(row) = found.filter(is_another) else { return Ok(None) };
     if row.instance.order_id != callback.order_id
-        && let Some((first, _)) = occurrences.first()
+        && let Some((first, _)) = earlier_callbacks.first()
     {
         let said = readable_body(rows, first.number)?;
         if said.is_none_or(|said| said.buyer.is_none() || said.buyer == callback.buyer) {
@@ -317,7 +319,7 @@ fn key_of_other_values(
 type Stands = (CallbackRow, Option<JobRow>);
 
 /// Combines the rows of callbacks with one key, the oldest first, into one earlier callback.
-fn occurrence<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<EarlierCallback> {
+fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<EarlierCallback> {
     let (latest, job) = rows.clone().next_back()?;
     // A job that is done, or a reported result, shows that the request was carried out. A settled callback was reported
     // without running.
@@ -345,7 +347,7 @@ fn earlier_of_part(
     instance: Option<&InstanceRow>,
     whole: &[Stands],
 ) -> Result<Option<EarlierCallback>> {
-    let Some(instance) = instance else { return Ok(occurrence(whole.iter())) };
+    let Some(instance) = instance else { return Ok(earlier(whole.iter())) };
     let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
     let jobs = rows.list_jobs(&of_instance)?;
     let is_of = |row: &CallbackRow, job: &&JobRow| job.callback == row.number;
@@ -358,20 +360,20 @@ fn earlier_of_part(
         })
         .collect();
     if !own.is_empty() {
-        return Ok(occurrence(own.iter()));
+        return Ok(earlier(own.iter()));
     }
     if part.action == acceptance.callback.action {
-        return Ok(occurrence(whole.iter()));
+        return Ok(earlier(whole.iter()));
     }
     // An older spid kept each part as a callback of its own.
-    let kept_apart = rows.occurrences(&key_of(acceptance, part, Some(instance)))?;
+    let kept_apart = rows.earlier_callbacks(&key_of(acceptance, part, Some(instance)))?;
     if !kept_apart.is_empty() {
-        return Ok(occurrence(kept_apart.iter()));
+        return Ok(earlier(kept_apart.iter()));
     }
     // A reported request was carried out, even if its jobs have been pruned.
     let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
     let is_told = whole.iter().any(|(row, _)| row.reported_at.is_some());
-    Ok(if is_told || !has_jobs { occurrence(whole.iter()) } else { None })
+    Ok(if is_told || !has_jobs { earlier(whole.iter()) } else { None })
 }
 
 /// Returns true if another purchase of the instance is open and unreported, or if a renewal of it is held.
@@ -420,7 +422,7 @@ fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<
     // An order with several instances does not say which one is meant.
     match rows.instances_by_order(account, order)?.as_slice() {
         [only] => match rows.instance(*only)? {
-            Some(row) => Ok(Some((row, rows.lane(*only)?))),
+            Some(row) => Ok(Some((row, rows.queue(*only)?))),
             None => Ok(None),
         },
         _ => Ok(None),
@@ -482,7 +484,7 @@ fn standing(row: &CallbackRow, job: Option<&JobRow>) -> EarlierOutcome {
     }
 }
 
-fn lane_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
+fn queued_job((job, callback): &(JobRow, Callback)) -> QueuedJob {
     QueuedJob {
         job: job.number,
         action: job.action,
@@ -571,9 +573,9 @@ pub(crate) fn accept_once(
     acceptance: &Acceptance,
     birth: NewJob,
 ) -> Result<Option<Accepted>> {
-    match &acceptance.callback.once {
+    match &acceptance.callback.nonce {
         // The nonce is consumed in the transaction that keeps the callback, so that both are kept or none.
-        Some(once) if !consume(rows, &acceptance.account, once, acceptance.received_at)? => Ok(None),
+        Some(nonce) if !consume(rows, &acceptance.account, nonce, acceptance.received_at)? => Ok(None),
         _ => {
             let asked: Vec<Action> = acceptance.callback.actions().collect();
             accept_for(rows, acceptance, &asked, birth).map(Some)
@@ -644,7 +646,7 @@ pub(super) fn accept_for(
     }
     // The marketplace is not the caller when an operator approves. It receives the result when it calls again.
     if matches!(accepted.reported, KnownAnswer::Applied(_)) && birth.heard {
-        mark_told(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
+        mark_reported(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     if added.as_ref() != Some(&accepted.row) {
         rows.put_callback(&accepted.row)?;
@@ -656,16 +658,16 @@ pub(super) fn accept_for(
 ///
 /// The grace time is needed because the clock may be set back. Digests older than that are deleted first, so the table
 /// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
-pub(crate) fn consume(rows: &mut dyn Write, account: &str, once: &Nonce, now: Timestamp) -> Result<bool> {
+pub(crate) fn consume(rows: &mut dyn Write, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
     rows.forget_once(remembered_from(now))?;
-    rows.add_once(account, &mark_of(once), once.until)
+    rows.add_once(account, &mark_of(nonce), nonce.until)
 }
 
 /// Returns true if a request is a copy of one that was accepted.
 ///
 /// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`consume`] does.
-pub(crate) fn is_copy(rows: &dyn Read, account: &str, once: &Nonce, now: Timestamp) -> Result<bool> {
-    let until = rows.once_until(account, &mark_of(once))?;
+pub(crate) fn is_copy(rows: &dyn Read, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
+    let until = rows.once_until(account, &mark_of(nonce))?;
     Ok(until.is_some_and(|until| until >= remembered_from(now)))
 }
 
@@ -674,9 +676,9 @@ fn remembered_from(now: Timestamp) -> Timestamp {
 }
 
 // Half of a SHA-256: enough to tell nonces apart.
-fn mark_of(once: &Nonce) -> [u8; 16] {
+fn mark_of(nonce: &Nonce) -> [u8; 16] {
     let mut mark = [0; 16];
-    for (slot, byte) in mark.iter_mut().zip(Sha256::digest(once.nonce.as_bytes())) {
+    for (slot, byte) in mark.iter_mut().zip(Sha256::digest(nonce.nonce.as_bytes())) {
         *slot = byte;
     }
     mark
@@ -685,7 +687,7 @@ fn mark_of(once: &Nonce) -> [u8; 16] {
 /// Returns true if a new job has no other job before it in the instance's queue.
 fn is_first(judged: &Judged) -> bool {
     let ordered = judged.verdict.decision == Decision::Run;
-    !ordered || judged.lane.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
+    !ordered || judged.queue.iter().all(|(job, _)| judged.verdict.cancels.contains(&job.number))
 }
 
 pub(super) fn cancel(rows: &mut dyn Write, number: i64, by: Action, now: Timestamp) -> Result<()> {
@@ -713,7 +715,7 @@ fn end_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> Result
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let mut has_ended_any = false;
     // Jobs of one request have increasing numbers in the order of its parts.
-    for mut part in rows.lane_jobs(instance)? {
+    for mut part in rows.queue_jobs(instance)? {
         if part.callback == job.callback && part.action != job.action && part.number > job.number {
             part.note = Some(format!("{LATER_PART} the {}, was not done", job.action));
             end(&mut part, schedule::JobState::Cancelled, now);
@@ -1045,7 +1047,7 @@ fn tell(
     instance: Option<&InstanceRow>,
     now: Timestamp,
 ) -> Result<KnownAnswer> {
-    let id = instance.and_then(InstanceRow::told_id);
+    let id = instance.and_then(InstanceRow::reported_id);
     Ok(match &judged.verdict.decision {
         Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
         Decision::Repeat => {
@@ -1067,7 +1069,7 @@ fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<Kno
         Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
     let mut jobs = rows.list_jobs(&filter)?.into_iter();
     let create = jobs.find(|job| job.action == Action::Create && job.state == schedule::JobState::Refused);
-    let waits = rows.has_lane(row.number)?;
+    let waits = rows.has_queue(row.number)?;
     Ok(match create.filter(|_| !waits) {
         Some(job) => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
         None => not_ready,
@@ -1108,7 +1110,7 @@ fn join(
 /// Returns the first job of the same request that has not ended. It must end before this job can begin.
 fn first_part(rows: &dyn Read, job: &JobRow) -> Result<JobRow> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(job.clone()) };
-    let mut parts = rows.lane_jobs(instance)?.into_iter();
+    let mut parts = rows.queue_jobs(instance)?.into_iter();
     Ok(parts.find(|part| part.callback == job.callback).unwrap_or_else(|| job.clone()))
 }
 
@@ -1150,7 +1152,7 @@ fn stored_answer(
     Ok(match row.job.and(job) {
         Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.reported_at),
         Some(_) => Stored::default(),
-        None => Stored { instance_id: instance.and_then(InstanceRow::told_id), ..Stored::default() },
+        None => Stored { instance_id: instance.and_then(InstanceRow::reported_id), ..Stored::default() },
     })
 }
 
@@ -1165,7 +1167,7 @@ fn create_answer(
     job: Option<&JobRow>,
 ) -> Result<Stored> {
     let Some(instance) = instance else { return Ok(Stored::default()) };
-    let id_only = Stored { instance_id: instance.told_id(), ..Stored::default() };
+    let id_only = Stored { instance_id: instance.reported_id(), ..Stored::default() };
     let Some(creator) = instance.created_by.filter(|_| instance.instance.state != State::Released) else {
         return Ok(id_only);
     };
@@ -1190,7 +1192,7 @@ fn create_answer(
 
 fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, reported_at: Option<Timestamp>) -> Stored {
     Stored {
-        instance_id: instance.and_then(InstanceRow::told_id),
+        instance_id: instance.and_then(InstanceRow::reported_id),
         open: job.answer.clone(),
         sealed: job.sealed.clone(),
         sealed_for: Some(job.id),
@@ -1199,7 +1201,7 @@ fn answer_of(job: &JobRow, instance: Option<&InstanceRow>, reported_at: Option<T
 }
 
 /// Records that success is reported now. A query that receives the create's answer counts as a report of the create.
-fn mark_told(
+fn mark_reported(
     rows: &mut dyn Write,
     row: &mut CallbackRow,
     instance: Option<&InstanceRow>,
@@ -1513,14 +1515,14 @@ pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) ->
 
 fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<Finished> {
     let note = match &finish.ending {
-        Ending::Done { .. } => {
+        AttemptEnd::Done { .. } => {
             format!("the hook has succeeded, but {unreadable}; repair the row, then retry the job")
         }
         _ => format!("{unreadable}; repair the row, then retry the job"),
     };
     match rows.job(finish.job) {
         Ok(Some(mut job)) => {
-            if let Ending::Done { open, sealed, .. } = &finish.ending {
+            if let AttemptEnd::Done { open, sealed, .. } = &finish.ending {
                 (job.answer, job.sealed) = (open.clone(), sealed.clone());
             }
             job.attempted_at = Some(finish.now);
@@ -1544,18 +1546,20 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
     };
     job.attempted_at = Some(finish.now);
     let kept = match &finish.ending {
-        Ending::Done { instance_id, open, sealed } => {
+        AttemptEnd::Done { instance_id, open, sealed } => {
             job.answer = open.clone();
             job.sealed = sealed.clone();
             complete(rows, &mut job, finish.callback.as_deref(), instance_id.as_deref(), finish.now)?
         }
         // The browser has gone. The next sign-on is a new request.
-        Ending::Retry { error: note, .. } | Ending::Pending { note } if job.action == Action::SignOn => {
+        AttemptEnd::Retry { error: note, .. } | AttemptEnd::Pending { note }
+            if job.action == Action::SignOn =>
+        {
             job.note = Some(note.clone());
             end(&mut job, schedule::JobState::Dropped, finish.now);
             KnownAnswer::NotYet
         }
-        Ending::Retry { error, after_ms } => {
+        AttemptEnd::Retry { error, after_ms } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;
             let progress = Progress { step: job.step, extra: job.extra };
             let schedule = schedule_of(rows, &job, &finish.schedules)?;
@@ -1563,19 +1567,19 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
             follow(&mut job, next, error.clone(), finish.now);
             KnownAnswer::NotYet
         }
-        Ending::Refused { reason } => {
+        AttemptEnd::Refused { reason } => {
             job.note = Some(reason.clone());
             end(&mut job, schedule::JobState::Refused, finish.now);
             KnownAnswer::Refused(Reason::HOOK, reason.clone())
         }
-        Ending::Pending { note } => {
+        AttemptEnd::Pending { note } => {
             job.note = Some(note.clone());
             job.state = schedule::JobState::Pending;
             job.lease_until = None;
             KnownAnswer::NotYet
         }
         // Our own stop, not a failure of the hook: no retry is spent.
-        Ending::GivenBack => {
+        AttemptEnd::GivenBack => {
             job.state = schedule::JobState::Queued;
             job.lease_until = None;
             job.due_at = finish.now;
@@ -1595,14 +1599,14 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
 
 fn is_followed(rows: &dyn Read, job: &JobRow) -> Result<bool> {
     match job.instance.filter(|_| job.ordered) {
-        Some(instance) => rows.has_lane(instance),
+        Some(instance) => rows.has_queue(instance),
         None => Ok(false),
     }
 }
 
 /// Keeps the id of a late answer. The answer is not used, but a later attempt must not give the instance another id.
 fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
-    let Ending::Done { instance_id, .. } = &finish.ending else { return Ok(()) };
+    let AttemptEnd::Done { instance_id, .. } = &finish.ending else { return Ok(()) };
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
             let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
@@ -1615,7 +1619,7 @@ fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
 }
 
 fn tell_waiting(rows: &mut dyn Write, reported: &[i64], now: Timestamp) -> Result<()> {
-    reported.iter().try_for_each(|number| rows.put_told(*number, now))
+    reported.iter().try_for_each(|number| rows.put_reported(*number, now))
 }
 
 /// Applies the result of the hook to the instance. A create with an unusable id is held instead.
@@ -1696,9 +1700,9 @@ pub(super) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
     if job.state == schedule::JobState::Done || job.state == schedule::JobState::Running {
         return Ok(());
     }
-    let lane = rows.lane_jobs(instance)?;
-    let releasing = lane.iter().any(|other| other.action == Action::Release && other.number != job.number);
-    let mut behind = lane.iter().filter(|other| other.number > job.number);
+    let queue = rows.queue_jobs(instance)?;
+    let releasing = queue.iter().any(|other| other.action == Action::Release && other.number != job.number);
+    let mut behind = queue.iter().filter(|other| other.number > job.number);
     let wanted = match job.state {
         schedule::JobState::Dead => wants_of(rows, job)?,
         _ => None,
@@ -1718,7 +1722,7 @@ pub(super) fn settle_queue_after(rows: &mut dyn Write, job: &mut JobRow, now: Ti
     }
     // Without the instance the other jobs have nothing to work on.
     if job.action == Action::Create && !job.state.is_live() {
-        for other in rows.lane_jobs(instance)? {
+        for other in rows.queue_jobs(instance)? {
             if other.number != job.number && other.action != Action::Release {
                 cancel_behind(rows, other, now)?;
             }

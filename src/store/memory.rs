@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::StoreError;
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
+    AttemptRow, AuditEntry, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
     Known, Read, Readable, Result, Totals, Write,
 };
 use crate::observe::limits;
@@ -27,9 +27,9 @@ pub(crate) struct Tables {
     callbacks: BTreeMap<i64, (CallbackRow, Callback)>,
     jobs: BTreeMap<i64, JobRow>,
     attempts: Vec<AttemptRow>,
-    acts: Vec<ActRow>,
+    acts: Vec<AuditEntry>,
     key_uses: BTreeMap<(String, String), KeyUse>,
-    once: BTreeMap<(String, [u8; 16]), Timestamp>,
+    nonce: BTreeMap<(String, [u8; 16]), Timestamp>,
 }
 
 /// Writer side of a store in memory.
@@ -74,7 +74,7 @@ impl MemoryReader {
 }
 
 impl Tables {
-    fn lane(&self, instance: i64) -> impl Iterator<Item = &JobRow> {
+    fn queue(&self, instance: i64) -> impl Iterator<Item = &JobRow> {
         self.jobs
             .values()
             .filter(move |job| job.ordered && job.instance == Some(instance) && job.state.is_live())
@@ -86,13 +86,13 @@ impl Tables {
             let (_, callback) = self.callbacks.get(&job.callback)?;
             Some((job.clone(), callback.clone()))
         };
-        self.lane(instance).filter_map(said).collect()
+        self.queue(instance).filter_map(said).collect()
     }
 
     // Only the first live job in the instance's queue may run.
     fn is_head(&self, job: &JobRow) -> bool {
         let Some(instance) = job.instance.filter(|_| job.ordered) else { return true };
-        self.lane(instance).next().is_some_and(|first| first.number == job.number)
+        self.queue(instance).next().is_some_and(|first| first.number == job.number)
     }
 
     fn queued(&self) -> impl Iterator<Item = &JobRow> {
@@ -214,8 +214,8 @@ impl Tables {
             totals.unreported += u64::from(self.unreported(row));
             if let Some(delivery_limit) = row.delivery_limit.filter(|_| self.is_wanted(row)) {
                 totals.tries = totals.tries.max(row.deliveries);
-                totals.tries_ratio =
-                    totals.tries_ratio.max(row.deliveries as f64 / f64::from(delivery_limit));
+                totals.deliveries_used_ratio =
+                    totals.deliveries_used_ratio.max(row.deliveries as f64 / f64::from(delivery_limit));
             }
         }
         let begun = self
@@ -294,20 +294,20 @@ macro_rules! reads {
                     of_order.take(limits::ORDER_INSTANCES_READ_COUNT).find(is_it)
                 }))
             }
-            fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+            fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
                 Ok(self.with(|tables| tables.lane_said(instance)))
             }
-            fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
-                Ok(self.with(|tables| tables.lane(instance).cloned().collect()))
+            fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+                Ok(self.with(|tables| tables.queue(instance).cloned().collect()))
             }
-            fn has_lane(&self, instance: i64) -> Result<bool> {
-                Ok(self.with(|tables| tables.lane(instance).next().is_some()))
+            fn has_queue(&self, instance: i64) -> Result<bool> {
+                Ok(self.with(|tables| tables.queue(instance).next().is_some()))
             }
             fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
                 let key = (account.to_owned(), *mark);
-                Ok(self.with(|tables| tables.once.get(&key).copied()))
+                Ok(self.with(|tables| tables.nonce.get(&key).copied()))
             }
-            fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+            fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
                 Ok(self.with(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
                     let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
@@ -368,7 +368,7 @@ macro_rules! reads {
             fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
                 Ok(self.with(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))
             }
-            fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+            fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
                 Ok(self.with(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
             }
             fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
@@ -444,16 +444,16 @@ impl Write for Memory {
     }
     fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
         let key = (account.to_owned(), *mark);
-        let once = &mut self.tables()?.once;
-        let is_new = !once.contains_key(&key);
-        once.entry(key).or_insert(until);
+        let nonce = &mut self.tables()?.nonce;
+        let is_new = !nonce.contains_key(&key);
+        nonce.entry(key).or_insert(until);
         Ok(is_new)
     }
     fn forget_once(&mut self, before: Timestamp) -> Result<()> {
-        self.tables()?.once.retain(|_, until| *until >= before);
+        self.tables()?.nonce.retain(|_, until| *until >= before);
         Ok(())
     }
-    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         if let Some((row, _)) = self.tables()?.callbacks.get_mut(&callback) {
             row.reported_at = row.reported_at.or(Some(at));
         }
@@ -487,7 +487,7 @@ impl Write for Memory {
         self.tables()?.attempts.push(row.clone());
         Ok(())
     }
-    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
         self.tables()?.acts.push(row.clone());
         Ok(())
     }

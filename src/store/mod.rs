@@ -60,9 +60,9 @@ pub use operations::{
 pub use prune::{PruneOptions, Pruned};
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
-    ActRow, AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
+    AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
 };
-pub use sqlite::Possession;
+pub use sqlite::InstanceExport;
 pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
 pub use waiters::{Ready, ResultWaiter};
 pub use writer::LeasedJobs;
@@ -293,7 +293,7 @@ impl Default for StoreOptions {
 
 /// Result of an attempt.
 #[derive(Debug, Clone)]
-pub enum Ending {
+pub enum AttemptEnd {
     /// The hook succeeded, with this answer.
     Done(Answer),
     /// The attempt failed. The job is tried again.
@@ -460,7 +460,7 @@ impl Reader {
     ///
     /// # Errors
     /// Fails like [`Reader::instances`].
-    pub fn acts(&self, limit: usize) -> Result<Vec<ActRow>, StoreError> {
+    pub fn acts(&self, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
         self.with(|rows| rows.list_acts(limit))
     }
 
@@ -534,7 +534,7 @@ pub fn unserved_accounts(path: &Path, served: &[&str]) -> Result<BTreeMap<String
 /// Fails if the database cannot be read, or with the error of `each`, which ends the reading.
 pub fn each_instance<E: From<StoreError>>(
     path: &Path,
-    each: impl FnMut(Possession) -> Result<(), E>,
+    each: impl FnMut(InstanceExport) -> Result<(), E>,
 ) -> Result<(), E> {
     sqlite::Sqlite::open_readonly(path)?.each_instance(each)
 }
@@ -765,7 +765,7 @@ impl Store {
             None => self.new_id(now)?,
         };
         // With a free permit of the dispatcher the new job is created in state running. Without one it is created due.
-        let place = self.inner.shared.signals.places.clone().try_acquire_owned().ok();
+        let place = self.inner.shared.signals.permits.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
         let kept = self
@@ -799,7 +799,7 @@ impl Store {
     pub async fn consume(&self, account: &str, once: Nonce) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
         self.refuse_copy(&account, &once, now)?;
-        let is_new = self.ask(|asked| Command::Spend { account, once, now, asked }).await?;
+        let is_new = self.ask(|asked| Command::Consume { account, once, now, asked }).await?;
         if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 
@@ -939,19 +939,19 @@ impl Store {
         }
     }
 
-    /// Attaches the dispatcher, which can begin `places` jobs at once.
+    /// Attaches the dispatcher, which can begin `permits` jobs at once.
     ///
     /// Returns a receiver of the jobs that were created in state running. Returns `None` if a dispatcher is already
     /// attached.
-    pub fn attach(&self, places: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
+    pub fn attach(&self, permits: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
         let receiver = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        self.inner.shared.signals.places.add_permits(places);
+        self.inner.shared.signals.permits.add_permits(permits);
         Some(receiver)
     }
 
     /// Returns the permits for beginning jobs. After they are closed, no job is created in state running.
-    pub fn places(&self) -> &Arc<tokio::sync::Semaphore> {
-        &self.inner.shared.signals.places
+    pub fn permits(&self) -> &Arc<tokio::sync::Semaphore> {
+        &self.inner.shared.signals.permits
     }
 
     /// Wakes the dispatcher, because another process has changed the database and a job may be due.
@@ -1033,7 +1033,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the store cannot be written. Nothing was kept, and the caller must try again.
-    pub async fn finish(&self, taken: &LeasedJob, ending: Ending) -> Result<Finished, StoreError> {
+    pub async fn finish(&self, taken: &LeasedJob, ending: AttemptEnd) -> Result<Finished, StoreError> {
         self.end(&taken.job, Some(taken.callback.clone()), ending).await
     }
 
@@ -1042,33 +1042,33 @@ impl Store {
     /// # Errors
     /// Fails like [`Store::finish`].
     pub async fn give_back(&self, job: &JobRow) -> Result<(), StoreError> {
-        self.end(job, None, Ending::GivenBack).await.map(drop)
+        self.end(job, None, AttemptEnd::GivenBack).await.map(drop)
     }
 
     async fn end(
         &self,
         job: &JobRow,
         callback: Option<Arc<Callback>>,
-        ending: Ending,
+        ending: AttemptEnd,
     ) -> Result<Finished, StoreError> {
         let mut answer = Answer::default();
         let ending = match ending {
-            Ending::Done(given) => {
+            AttemptEnd::Done(given) => {
                 // Encrypt the secrets before they enter the writer's queue, so that no row ever holds them in plain
                 // text.
                 let split = given.split();
                 let seal = |secret| self.encryptor().seal(job.id.as_bytes(), &secret);
                 let sealed = split.secret.map(seal).transpose()?;
                 answer = given;
-                ledger::Ending::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
+                ledger::AttemptEnd::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
             }
-            Ending::Retry { error, after } => ledger::Ending::Retry {
+            AttemptEnd::Retry { error, after } => ledger::AttemptEnd::Retry {
                 error,
                 after_ms: after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
             },
-            Ending::Refused { reason } => ledger::Ending::Refused { reason },
-            Ending::Pending { note } => ledger::Ending::Pending { note },
-            Ending::GivenBack => ledger::Ending::GivenBack,
+            AttemptEnd::Refused { reason } => ledger::AttemptEnd::Refused { reason },
+            AttemptEnd::Pending { note } => ledger::AttemptEnd::Pending { note },
+            AttemptEnd::GivenBack => ledger::AttemptEnd::GivenBack,
         };
         let finish = Finish {
             job: job.number,

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::ledger::{self, Acceptance, NewJob, REJECTED, SETTLED};
-use super::rows::{ActRow, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
+use super::rows::{AuditEntry, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
 use super::sqlite::{RestoreTarget, Sqlite};
 use super::{Store, StoreError, StoreOptions};
 use crate::observe::limits;
@@ -209,7 +209,7 @@ impl Operations {
         self.backend.begin()?;
         let done = work(&mut self.backend, now).and_then(|value| {
             // The entry is in the same transaction: no change without its entry, no entry without its change.
-            self.backend.add_act(&ActRow {
+            self.backend.add_act(&AuditEntry {
                 at: now,
                 who: act.who.clone(),
                 act: word.to_owned(),
@@ -294,7 +294,7 @@ impl Operations {
         let target = self.target(instance)?;
         self.complete_with(&target, answer, act, |rows| {
             // The first job of the queue is the one that the instance waits for.
-            let first = rows.lane_jobs(instance)?.into_iter().next();
+            let first = rows.queue_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
                 OperationError::Impossible(
                     "no job of this instance waits; complete a payment or another message by its job: spid jobs complete JOB".to_owned(),
@@ -452,7 +452,7 @@ impl Operations {
     /// Fails if there is no such instance, it is not created yet or already released, or another tenant has it.
     pub fn claim(&mut self, instance: i64, claim: &Claim, act: &AuditNote) -> OperationDone<Claimed> {
         let target = self.target(instance)?;
-        self.act(act, "claim", &target, |rows, now| take_possession(rows, instance, claim, now))
+        self.act(act, "claim", &target, |rows, now| export_instance(rows, instance, claim, now))
     }
 
     /// Imports instances that existed before spid was installed: all of them or none.
@@ -648,7 +648,7 @@ fn named(job: &JobRow) -> String {
 /// Returns the job in the instance's queue that must end before this one.
 fn ahead_of(rows: &dyn Read, job: &JobRow) -> OperationDone<Option<JobRow>> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(None) };
-    let first = rows.lane_jobs(instance)?.into_iter().next();
+    let first = rows.queue_jobs(instance)?.into_iter().next();
     Ok(first.filter(|first| first.number < job.number))
 }
 
@@ -674,7 +674,7 @@ fn check_refused(rows: &dyn Read, job: &JobRow) -> OperationDone<()> {
         return impossible("the marketplace has asked again, and a later job replaces this one");
     }
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
-    if let Some(other) = rows.lane_jobs(instance)?.first() {
+    if let Some(other) = rows.queue_jobs(instance)?.first() {
         return impossible(format!(
             "{} has been queued since; retry, complete or drop that one",
             named(other)
@@ -741,7 +741,7 @@ fn approve(
 /// Refuses to settle a create that cannot be a repeat. It would succeed with the id of another purchase's instance.
 fn check_settled_create(rows: &dyn Read, row: &CallbackRow, callback: &Callback) -> OperationDone<()> {
     let found = row.instance.map(|number| rows.instance(number)).transpose()?.flatten();
-    let Some(made) = found.filter(|row| row.told_id().is_some()) else {
+    let Some(made) = found.filter(|row| row.reported_id().is_some()) else {
         return impossible(
             "a create needs an instance with an id to report, and there is none; approve or reject the callback",
         );
@@ -870,7 +870,7 @@ fn by_hand(row: &InstanceRow, act: &AuditNote, now: Timestamp) -> OperationDone<
     })
 }
 
-fn take_possession(
+fn export_instance(
     rows: &mut dyn Write,
     number: i64,
     claim: &Claim,
@@ -1034,21 +1034,21 @@ pub fn restore(
         StoreError::NotThere(from) => OperationError::NotFound(format!("there is no `{}`", from.display())),
         error => error.into(),
     })?;
-    let vacancy = RestoreTarget::at(path)?.map_err(|remains| {
+    let restore_target = RestoreTarget::at(path)?.map_err(|remains| {
         OperationError::Impossible(format!(
             "`{}` exists; stop the daemon, and move the database away with its -wal and -shm",
             remains.display()
         ))
     })?;
     // Work on the partial copy, and put it in place only when all jobs in it are held.
-    backup.copy_to(vacancy.partial())?;
-    Sqlite::modernise(vacancy.partial())?;
-    let mut operations = Operations::open(vacancy.partial(), options, clock)?;
+    backup.copy_to(restore_target.partial())?;
+    Sqlite::modernise(restore_target.partial())?;
+    let mut operations = Operations::open(restore_target.partial(), options, clock)?;
     let held = operations.hold_unfinished(from, act)?;
     let sealed = operations.backend.has_sealed()?;
     // Close the database before it is renamed.
     drop(operations);
-    vacancy.fill()?;
+    restore_target.fill()?;
     let sources = options.key_sources(path);
     let missing = sources.iter().filter_map(KeySource::path).find(|file| !file.exists());
     Ok(Restored { held, missing_key: missing.filter(|_| sealed).map(Path::to_owned) })

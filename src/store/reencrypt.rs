@@ -25,7 +25,7 @@ pub struct Reencrypted {
     /// Id of the current key.
     pub key: KeyId,
     /// Number of answers that were re-encrypted.
-    pub resealed: u64,
+    pub reencrypted: u64,
     /// Number of answers that are still encrypted with another key.
     ///
     /// None of the configured keys decrypts them, or another process encrypted them meanwhile.
@@ -96,10 +96,10 @@ impl Operations {
         self.backend.prepare_to_remove()?;
         // The audit entry comes first, so that a rotation which is stopped leaves an entry, too.
         self.record("reseal", &format!("everything, with the key {key}: begun"), act)?;
-        let resealed = self.reseal_all(&encryptor, seen)?;
+        let reencrypted = self.reencrypt_all(&encryptor, seen)?;
         let sealed = self.sealed()?;
         let remaining = sealed.iter().filter(|(id, _)| **id != Some(key)).map(|(_, count)| count).sum();
-        let ended = format!("everything, with the key {key}: {resealed} re-encrypted, {remaining} remain");
+        let ended = format!("everything, with the key {key}: {reencrypted} re-encrypted, {remaining} remain");
         self.record("reseal", &ended, act)?;
         let mut traceless = false;
         // A rewrite makes sense only if the old key has nothing left to decrypt.
@@ -107,10 +107,10 @@ impl Operations {
             self.backend.rewrite()?;
             traceless = self.leave_no_journal()?;
         }
-        Ok(Reencrypted { key, resealed, remaining, traceless })
+        Ok(Reencrypted { key, reencrypted, remaining, traceless })
     }
 
-    fn reseal_all(&mut self, encryptor: &Encryptor, seen: &mut dyn FnMut(u64)) -> OperationDone<u64> {
+    fn reencrypt_all(&mut self, encryptor: &Encryptor, seen: &mut dyn FnMut(u64)) -> OperationDone<u64> {
         let header = encryptor.header();
         let (mut after, mut count) = (0, 0);
         loop {

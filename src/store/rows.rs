@@ -59,7 +59,7 @@ pub struct InstanceRow {
 
 impl InstanceRow {
     /// Returns the id that is reported to the marketplace, if the instance has been created.
-    pub(crate) fn told_id(&self) -> Option<String> {
+    pub(crate) fn reported_id(&self) -> Option<String> {
         let own = self.instance.id.as_ref()?;
         Some(self.marketplace_instance_id.as_ref().unwrap_or(own).clone())
     }
@@ -214,7 +214,7 @@ pub struct KeyUse {
 
 /// An entry of the audit log: an operation of a person.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ActRow {
+pub struct AuditEntry {
     /// Time of the operation.
     pub at: Timestamp,
     /// Name of the person.
@@ -275,7 +275,7 @@ pub struct Totals {
     /// Largest number of deliveries of one callback whose answer the marketplace still wants.
     pub tries: u64,
     /// Largest share of its delivery limit that such a callback has used.
-    pub tries_ratio: f64,
+    pub deliveries_used_ratio: f64,
 }
 
 /// An instance and its queue: the live jobs in order, each with its callback.
@@ -297,15 +297,15 @@ pub(crate) trait Read {
     /// Only the first [`crate::observe::limits::ORDER_INSTANCES_READ_COUNT`] instances of the order are read.
     fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>>;
     /// Returns the live jobs in the instance's queue, in order, each with its callback.
-    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
+    fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>>;
     /// Returns true if the instance's queue has a live job.
-    fn has_lane(&self, instance: i64) -> Result<bool>;
+    fn has_queue(&self, instance: i64) -> Result<bool>;
     /// Returns the live jobs in the instance's queue, in order, without their callbacks.
-    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
+    fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
     /// Returns the time until which this nonce digest is kept, if it is stored.
     fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
     /// Returns the callbacks with this deduplication key, the oldest first, each with its job if it has one.
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
+    fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
     /// Returns the row of a callback without its content.
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
@@ -330,7 +330,7 @@ pub(crate) trait Read {
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
     /// Returns entries of the audit log, the newest first.
-    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>>;
+    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>>;
     /// Returns the days from `first` to before `end` on which terms end, with their number. A day is counted from 1970,
     /// UTC.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
@@ -359,7 +359,7 @@ pub(crate) trait Write: Read {
     /// Deletes the nonce digests that were kept until before this instant.
     fn forget_once(&mut self, before: Timestamp) -> Result<()>;
     /// Records that success was reported at `at`, unless it was reported before.
-    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()>;
+    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()>;
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     /// Holds a live job whose row, or another row that it needs, cannot be read.
@@ -367,7 +367,7 @@ pub(crate) trait Write: Read {
     /// Sets the due time of a queued job.
     fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()>;
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
-    fn add_act(&mut self, row: &ActRow) -> Result<()>;
+    fn add_act(&mut self, row: &AuditEntry) -> Result<()>;
     fn put_key_use(&mut self, row: &KeyUse) -> Result<()>;
     fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()>;
 }

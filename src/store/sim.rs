@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use super::memory::{Memory, MemoryReader};
 use super::rows::{
-    ActRow, AttemptRow, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Readable,
+    AttemptRow, AuditEntry, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Readable,
     Result, Totals, Write,
 };
 use super::writer::{self, Command};
@@ -207,19 +207,19 @@ impl Read for Failing {
     fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.decided_on().lane(instance)
     }
-    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+    fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
         Ok(self.decided_on().lane(instance)?.into_iter().map(|(job, _)| job).collect())
     }
-    fn has_lane(&self, instance: i64) -> Result<bool> {
-        self.rows.has_lane(instance)
+    fn has_queue(&self, instance: i64) -> Result<bool> {
+        self.rows.has_queue(instance)
     }
     fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
         self.rows.once_until(account, mark)
     }
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        let mut occurrences = self.decided_on().occurrences(key)?;
+    fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+        let mut earlier_callbacks = self.decided_on().earlier_callbacks(key)?;
         if self.planted == Planted::DoneJoins {
-            let unreported = occurrences.iter_mut().filter(|(row, _)| row.reported_at.is_none());
+            let unreported = earlier_callbacks.iter_mut().filter(|(row, _)| row.reported_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
                 if job.state == schedule::JobState::Done {
                     // A pending job counts as not ended, so the ledger lets a redelivery join it.
@@ -227,7 +227,7 @@ impl Read for Failing {
                 }
             }
         }
-        Ok(occurrences)
+        Ok(earlier_callbacks)
     }
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
         self.rows.callback(number)
@@ -268,7 +268,7 @@ impl Read for Failing {
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
         self.rows.attempts(job)
     }
-    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
         self.rows.list_acts(limit)
     }
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
@@ -326,9 +326,9 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.forget_once(before)
     }
-    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
-        self.rows.put_told(callback, at)
+        self.rows.put_reported(callback, at)
     }
     fn add_job(&mut self, row: &JobRow) -> Result<i64> {
         self.at(Point::Write)?;
@@ -358,7 +358,7 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.drop_key_use(endpoint, label)
     }
-    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
         self.at(Point::Write)?;
         self.rows.add_act(row)
     }
@@ -405,7 +405,7 @@ impl Backend for Failing {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use super::super::{Acceptance, Ending};
+    use super::super::{Acceptance, AttemptEnd};
     use super::*;
     use spid_core::lifecycle::Policy;
     use spid_hook::callback::{Action, Answer, InstanceRef, Nonce};
@@ -458,7 +458,7 @@ mod tests {
         let taken = Arc::new(taking.await.unwrap().unwrap().taken.remove(0));
         let finish = || {
             let (store, taken) = (store.clone(), taken.clone());
-            tokio::spawn(async move { store.finish(&taken, Ending::Done(Answer::default())).await })
+            tokio::spawn(async move { store.finish(&taken, AttemptEnd::Done(Answer::default())).await })
         };
 
         fails.store(true, Ordering::Relaxed);
@@ -492,7 +492,7 @@ mod tests {
             let mut acceptance = a_create(&clock);
             let callback = Arc::make_mut(&mut acceptance.callback);
             callback.subject.order_biz_id = Some(order.to_owned());
-            callback.once = Some(Nonce { nonce: nonce.to_owned(), until: clock.now() });
+            callback.nonce = Some(Nonce { nonce: nonce.to_owned(), until: clock.now() });
             let store = store.clone();
             tokio::spawn(async move { store.accept(acceptance).await })
         };

@@ -30,7 +30,7 @@ use super::rows::{Backend, Result, Unreadable};
 use crate::observe::limits;
 pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
-pub use maintenance::Possession;
+pub use maintenance::InstanceExport;
 pub(super) use maintenance::{note_keys, noted_keys};
 use written::{Seen, check_noted};
 
@@ -541,13 +541,16 @@ mod tests {
         assert!(matches!(Sqlite::open_readonly(&path), Err(StoreError::Older(_, 1))));
         let mut store = Sqlite::open(&path, None).unwrap();
         let (mut row, _) = store.instance_by_name("acme", "i-1").unwrap().unwrap();
-        assert_eq!((row.marketplace_instance_id.as_deref(), row.told_id().as_deref()), (None, Some("i-1")));
+        assert_eq!(
+            (row.marketplace_instance_id.as_deref(), row.reported_id().as_deref()),
+            (None, Some("i-1"))
+        );
         row.marketplace_instance_id = Some("b-1".to_owned());
         store.put_instance(&row).unwrap();
         assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
         drop(store);
         let mut store = Sqlite::open(&path, None).unwrap();
-        assert_eq!(store.instance(1).unwrap().unwrap().told_id().as_deref(), Some("b-1"));
+        assert_eq!(store.instance(1).unwrap().unwrap().reported_id().as_deref(), Some("b-1"));
         assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
     }
 

@@ -386,7 +386,7 @@ impl Reader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::{Acceptance, Ending, Store, StoreOptions};
+    use crate::store::{Acceptance, AttemptEnd, Store, StoreOptions};
     use spid_core::lifecycle::Policy;
     use spid_hook::callback::{Answer, InstanceRef};
     use spid_hook::time::Clock;
@@ -417,8 +417,8 @@ mod tests {
         }
         for taken in store.take(100).await.unwrap().taken {
             let ending = match taken.job.action {
-                Action::Create => Ending::Pending { note: "a person finishes it".to_owned() },
-                _ => Ending::Done(Answer::default()),
+                Action::Create => AttemptEnd::Pending { note: "a person finishes it".to_owned() },
+                _ => AttemptEnd::Done(Answer::default()),
             };
             store.finish(&taken, ending).await.unwrap();
         }

@@ -24,7 +24,7 @@ pub struct Ready {
     /// The job.
     pub taken: Box<LeasedJob>,
     /// Permit of the dispatcher. Dropping it returns the permit.
-    pub place: OwnedSemaphorePermit,
+    pub permit: OwnedSemaphorePermit,
     /// Number of ended leases at the hand-over. While the number is the same, the lease of this job has not ended.
     pub(crate) leases_ended: u64,
 }
@@ -35,7 +35,7 @@ pub(crate) struct StoreSignals {
     /// Notified when a job may have become due.
     pub(crate) work: Notify,
     /// Permits for running jobs. There are none before a dispatcher is attached and none after it stops.
-    pub(crate) places: Arc<Semaphore>,
+    pub(crate) permits: Arc<Semaphore>,
     ready: mpsc::UnboundedSender<Ready>,
     waiters: Arc<Waiters>,
     leases_ended: AtomicU64,
@@ -46,7 +46,7 @@ impl StoreSignals {
         let (ready, receiver) = mpsc::unbounded_channel();
         let signals = StoreSignals {
             work: Notify::new(),
-            places: Arc::new(Semaphore::new(0)),
+            permits: Arc::new(Semaphore::new(0)),
             ready,
             waiters: Arc::default(),
             leases_ended: AtomicU64::new(0),
@@ -61,8 +61,8 @@ impl StoreSignals {
     /// Hands a job that was created in state running to the dispatcher.
     ///
     /// Without a dispatcher the job comes back when its lease ends or the daemon starts again.
-    pub(crate) fn hand_over(&self, taken: Box<LeasedJob>, place: OwnedSemaphorePermit) {
-        let _ = self.ready.send(Ready { taken, place, leases_ended: self.leases_ended() });
+    pub(crate) fn hand_over(&self, taken: Box<LeasedJob>, permit: OwnedSemaphorePermit) {
+        let _ = self.ready.send(Ready { taken, permit, leases_ended: self.leases_ended() });
     }
 
     /// Returns the number of leases that have ended since the start.

@@ -39,7 +39,7 @@ impl<T> ReplySlot<T> {
     }
 
     /// Returns true if the caller no longer waits for the reply.
-    fn is_deserted(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.reply.is_closed()
     }
 
@@ -97,9 +97,9 @@ pub(crate) enum Command {
         now: Timestamp,
         asked: ReplySlot<()>,
     },
-    Spend {
+    Consume {
         account: String,
-        once: Nonce,
+        nonce: Nonce,
         now: Timestamp,
         asked: ReplySlot<bool>,
     },
@@ -113,7 +113,7 @@ pub(crate) struct AcceptCommand {
     pub(crate) acceptance: Acceptance,
     pub(crate) id: Id,
     /// Permit of the dispatcher. With it the new job may be created in state running.
-    pub(crate) place: Option<OwnedSemaphorePermit>,
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
     /// Uses of signature keys that are due to be written.
     pub(crate) keys: Vec<key_use::Used>,
     /// Reply slot. `None`: the request is a copy.
@@ -366,8 +366,8 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         Command::ConfigureKeys { keys, now, asked } => {
             asked.set_result(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
         }
-        Command::Spend { account, once, now, asked } => {
-            asked.set_result(guarded(backend, guard, |rows| ledger::consume(rows, account, once, *now)))
+        Command::Consume { account, nonce, now, asked } => {
+            asked.set_result(guarded(backend, guard, |rows| ledger::consume(rows, account, nonce, *now)))
         }
         Command::Learn(command) => {
             let LearnCommand { attempt, callback, now, asked } = &mut **command;
@@ -380,10 +380,10 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
 }
 
 fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard, shared: &Shared) -> bool {
-    let AcceptCommand { acceptance, id, place, keys, asked } = command;
-    let lease_until = place.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
+    let AcceptCommand { acceptance, id, permit, keys, asked } = command;
+    let lease_until = permit.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // A caller that no longer waits has already answered "call again", so its result does not count as reported.
-    let birth = NewJob { id: *id, lease_until, heard: !asked.is_deserted() };
+    let birth = NewJob { id: *id, lease_until, heard: !asked.is_cancelled() };
     let accepted = guarded(backend, guard, |rows| {
         key_use::used(rows, keys)?;
         ledger::accept_once(rows, acceptance, birth)
@@ -423,7 +423,7 @@ impl Command {
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
             Command::Learn(command) => command.asked.answer(committed),
-            Command::Spend { asked, .. } => asked.answer(committed),
+            Command::Consume { asked, .. } => asked.answer(committed),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
             | Command::ConfigureKeys { asked, .. }
@@ -433,12 +433,12 @@ impl Command {
 }
 
 fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &StoreSignals) {
-    let AcceptCommand { place, asked, .. } = command;
+    let AcceptCommand { permit, asked, .. } = command;
     asked.answer_after(committed, |kept| {
         let Ok(Some((accepted, _))) = kept else { return };
-        match (accepted.taken.take(), place) {
+        match (accepted.taken.take(), permit) {
             // The job is committed in state running: hand it over together with its permit.
-            (Some(taken), Some(place)) => signals.hand_over(taken, place),
+            (Some(taken), Some(permit)) => signals.hand_over(taken, permit),
             // A queued job was added or brought forward. The unused permit is returned when it is dropped.
             _ if accepted.wakes => signals.work.notify_one(),
             _ => {}
@@ -478,13 +478,13 @@ fn outcome_for_waiters(reported: &KnownAnswer, answer: Answer) -> Outcome {
 mod tests {
     use super::super::Schedules;
     use super::super::memory::Memory;
-    use super::super::rows::{ActRow, JobRow, Read, Write};
+    use super::super::rows::{AuditEntry, JobRow, Read, Write};
     use super::*;
     use spid_hook::time::from_millis;
 
-    fn act(text: &str) -> ActRow {
+    fn act(text: &str) -> AuditEntry {
         let text = text.to_owned();
-        ActRow {
+        AuditEntry {
             at: Timestamp::UNIX_EPOCH,
             who: text.clone(),
             act: text.clone(),
@@ -512,9 +512,9 @@ mod tests {
 
     fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
         let (reply, answer) = oneshot::channel();
-        let once = Nonce { nonce: nonce.to_owned(), until: from_millis(60_000) };
+        let nonce = Nonce { nonce: nonce.to_owned(), until: from_millis(60_000) };
         let now = Timestamp::UNIX_EPOCH;
-        (Command::Spend { account: "acme".to_owned(), once, now, asked: ReplySlot::new(reply) }, answer)
+        (Command::Consume { account: "acme".to_owned(), nonce, now, asked: ReplySlot::new(reply) }, answer)
     }
 
     /// Looks up order details for a job without an instance, so the operation fails.

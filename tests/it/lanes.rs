@@ -9,7 +9,7 @@
 )]
 
 use crate::support::bench::*;
-use spid::internals::store::{AuditNote, Ending, Instead, Operations, StoreOptions};
+use spid::internals::store::{AttemptEnd, AuditNote, Instead, Operations, StoreOptions};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Answer};
@@ -58,10 +58,10 @@ async fn run(bench: &Bench, dice: &mut Dice) {
             0 | 1 => done(),
             2 | 3 => retry(),
             4 => refused(),
-            5 => Ending::Pending { note: "later".into() },
+            5 => AttemptEnd::Pending { note: "later".into() },
             // The attempt has no recorded result.
             6 => continue,
-            _ => Ending::GivenBack,
+            _ => AttemptEnd::GivenBack,
         };
         bench.finish(&taken, ending).await;
     }

@@ -8,7 +8,7 @@
 )]
 
 use crate::support::bench::*;
-use spid::internals::store::{Disposition, Ending, Finished};
+use spid::internals::store::{AttemptEnd, Disposition, Finished};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback, Outcome, ValidationIssue};
@@ -340,7 +340,7 @@ async fn an_untold_create_of_a_released_instance_tells_the_id_and_alerts(bench: 
 }
 
 async fn a_release_follows_a_running_create_that_fails(bench: &Bench) {
-    for ending in [retry(), refused(), Ending::Pending { note: "later".into() }, Ending::GivenBack] {
+    for ending in [retry(), refused(), AttemptEnd::Pending { note: "later".into() }, AttemptEnd::GivenBack] {
         let biz = format!("{ending:?}");
         bench.deliver(&create(&biz)).await;
         let creating = bench.take_one().await;

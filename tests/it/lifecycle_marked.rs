@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::support::bench::*;
 use spid::internals::observe::limits;
-use spid::internals::store::{Ending, StoreError};
+use spid::internals::store::{AttemptEnd, StoreError};
 use spid_hook::callback::{Action, Callback, Nonce, Outcome};
 use spid_hook::instance::State;
 use spid_hook::time::plus_millis;
@@ -211,7 +211,7 @@ async fn what_was_learned_is_kept_with_callback_and_instance(bench: &Bench) {
     let known = Callback { sku: Some("pro".into()), buyer: Some("7".into()), order_details: Some(facts), ..bare.clone() };
     let instance = bench.store.add_order_details(&taken.job, known.clone()).await.unwrap().unwrap();
     assert_eq!((instance.sku.as_deref(), instance.buyer.as_deref()), (Some("pro"), Some("7")));
-    bench.finish(&taken, Ending::GivenBack).await;
+    bench.finish(&taken, AttemptEnd::GivenBack).await;
     let again = bench.take_one().await;
     assert_eq!((&*again.callback, again.instance.as_ref()), (&known, Some(&instance)), "the next attempt knows it");
     assert_eq!(bench.store.add_order_details(&taken.job, bare.clone()).await.unwrap(), None, "a lost lease teaches nothing");

@@ -503,7 +503,7 @@ fn instance(applied: Applied) -> Option<Instance> {
     Some(instance)
 }
 
-fn lane_job(position: usize, job: Coming) -> QueuedJob {
+fn queued_job(position: usize, job: Coming) -> QueuedJob {
     let callback = match job.action {
         Action::Create => create("b"),
         Action::Renew => renew("b", "lane", day(LANE_RENEWS_TO)),
@@ -550,7 +550,7 @@ fn earlier(seen: Seen) -> Option<EarlierCallback> {
 
 fn judge(case: &Case) -> Verdict {
     let instance = instance(case.applied);
-    let queue: Vec<QueuedJob> = case.queue.iter().enumerate().map(|(at, job)| lane_job(at, *job)).collect();
+    let queue: Vec<QueuedJob> = case.queue.iter().enumerate().map(|(at, job)| queued_job(at, *job)).collect();
     let earlier = earlier(case.seen);
     let view = View {
         instance: instance.as_ref(),

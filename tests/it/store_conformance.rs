@@ -15,8 +15,8 @@ use std::sync::Arc;
 use crate::support::bench::*;
 use spid::internals::observe::limits;
 use spid::internals::store::{
-    Acceptance, AuditNote, Ending, Filter, Finished, Reader, Reply, Retrying, Schedules, Store, StoreError,
-    StoreOptions,
+    Acceptance, AttemptEnd, AuditNote, Filter, Finished, Reader, Reply, Retrying, Schedules, Store,
+    StoreError, StoreOptions,
 };
 use spid_core::lifecycle::Policy;
 use spid_core::lifecycle::schedule;
@@ -28,11 +28,11 @@ use spid_hook::time::Clock;
 
 const CANARY: &str = "fake-password-canary";
 
-fn with_password() -> Ending {
+fn with_password() -> AttemptEnd {
     let mut answer = Answer { instance_id: Some("i-1".into()), ..Answer::default() };
     answer.app.insert("admin_url".into(), Field::Plain("https://app.example".into()));
     answer.app.insert("password".into(), Field::Secret(Secret::new(CANARY)));
-    Ending::Done(answer)
+    AttemptEnd::Done(answer)
 }
 
 fn password(outcome: &Outcome) -> Option<String> {
@@ -127,7 +127,7 @@ async fn an_old_attempt_is_fenced_off(bench: &Bench) {
     bench.advance(31);
     let new = bench.take_one().await;
     assert_eq!((new.job.number, new.job.id, new.job.attempts), (old.job.number, old.job.id, 2));
-    for ending in [refused(), retry(), Ending::GivenBack, done_as("b")] {
+    for ending in [refused(), retry(), AttemptEnd::GivenBack, done_as("b")] {
         assert_eq!(bench.finish(&old, ending).await, Finished::Fenced);
     }
     assert_eq!(bench.job(new.job.number).state, schedule::JobState::Running);
@@ -189,7 +189,7 @@ async fn what_is_given_back_is_due_at_once_and_spends_nothing(bench: &Bench) {
     for _ in 0..20 {
         let taken = bench.take_one().await;
         assert_eq!((taken.job.step, taken.job.extra), (0, schedule::Extra::No));
-        assert_eq!(state_of(&bench.finish(&taken, Ending::GivenBack).await), schedule::JobState::Queued);
+        assert_eq!(state_of(&bench.finish(&taken, AttemptEnd::GivenBack).await), schedule::JobState::Queued);
     }
     assert_eq!(bench.jobs().len(), 1);
 }
@@ -268,7 +268,7 @@ async fn a_redelivery_of_a_dead_job_is_one_more_attempt(bench: &Bench) {
 async fn a_pending_job_waits_for_somebody(bench: &Bench) {
     let buyer = waiter(bench.accept(&create("b")).await);
     let taken = bench.take_one().await;
-    let finished = bench.finish(&taken, Ending::Pending { note: "legal must sign".into() }).await;
+    let finished = bench.finish(&taken, AttemptEnd::Pending { note: "legal must sign".into() }).await;
     let Finished::Kept { state, note } = finished else { panic!("fenced") };
     assert_eq!((state, note.as_deref()), (schedule::JobState::Pending, Some("legal must sign")));
     assert_eq!(heard(buyer).await, Outcome::NotYet);
@@ -379,7 +379,7 @@ async fn totals_tell_how_long_orders_wait_and_how_many_tries_are_left(bench: &Be
     bench.advance(60);
     bench.deliver(&create("b")).await;
     assert_eq!((totals().oldest_job, totals().next_due), (Some(began), Some(began)));
-    assert_eq!((totals().tries, totals().tries_ratio), (30, 0.25));
+    assert_eq!((totals().tries, totals().deliveries_used_ratio), (30, 0.25));
     // A refused callback has its answer for every repeat.
     let taken = bench.take(9).await;
     assert_eq!((taken.len(), totals().oldest_job, totals().next_due), (2, Some(began), None), "they run");
@@ -712,7 +712,7 @@ fn lists() -> Schedules {
 
 #[tokio::test]
 async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are_lost() {
-    let retry = || Ending::Retry { error: "no".into(), after: None };
+    let retry = || AttemptEnd::Retry { error: "no".into(), after: None };
     for (product, failures) in [("short", 2), ("usual", 4), ("long", 6)] {
         for lost in [false, true] {
             let clock = Clock::manual(start());

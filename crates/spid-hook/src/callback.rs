@@ -294,7 +294,7 @@ pub struct Callback {
     pub converts: bool,
     /// Nonce of the request, for marketplaces that send one.
     #[serde(skip)]
-    pub once: Option<Nonce>,
+    pub nonce: Option<Nonce>,
     /// Order details beyond the parameters: the answer of an order lookup, or decrypted fields of the request.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "learned")]
     pub order_details: Option<Parameters>,
@@ -348,7 +348,7 @@ impl Callback {
             ordered: false,
             also: Vec::new(),
             converts: false,
-            once: None,
+            nonce: None,
             order_details: None,
             body: None,
             parameters: Parameters::default(),
@@ -369,7 +369,7 @@ impl Callback {
 
     /// All actions that the request asks for, in the order in which they are carried out.
     pub fn actions(&self) -> impl Iterator<Item = Action> {
-        std::iter::once(self.action).chain(self.also.iter().copied())
+        std::iter::nonce(self.action).chain(self.also.iter().copied())
     }
 
     /// Returns the part of the request that `action` is about, as a separate callback.
@@ -422,7 +422,7 @@ impl Callback {
         let bare = |callback: &Callback| Callback {
             dialect: None,
             sent_at: None,
-            once: None,
+            nonce: None,
             order_details: None,
             ordered: false,
             pruned_at: None,

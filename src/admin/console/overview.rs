@@ -7,7 +7,7 @@ use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
 use super::parts::{self, badge, instance_link, nothing, section, table, time};
 use super::{NavigationEntry, Page, PageContext, Paged};
-use crate::store::{ActRow, Attention, CallbackRow, Filter, JobRow, Reader, Totals};
+use crate::store::{Attention, AuditEntry, CallbackRow, Filter, JobRow, Reader, Totals};
 use spid_core::lifecycle::schedule;
 
 /// Maximum number of rows of each list on this page.
@@ -18,7 +18,7 @@ struct Shown {
     /// Unfinished jobs, each with the name and the account of its instance.
     jobs: Vec<(JobRow, Option<(String, String)>)>,
     callbacks: Vec<(CallbackRow, Option<String>)>,
-    acts: Vec<ActRow>,
+    acts: Vec<AuditEntry>,
 }
 
 pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
@@ -88,7 +88,8 @@ fn tiles(html: &mut Html, totals: &Totals) {
     let link = Link::to("/console/instances");
     tile(html, "", "Active instances", &of("active").to_string(), &detail, Some(link));
     let tone = if totals.unreported > 0 { "alarm" } else { "" };
-    let detail = format!("most deliveries used: {} ({:.0} %)", totals.tries, totals.tries_ratio * 100.0);
+    let detail =
+        format!("most deliveries used: {} ({:.0} %)", totals.tries, totals.deliveries_used_ratio * 100.0);
     let link = Link::to("/console/work");
     tile(html, tone, "Unreported results", &totals.unreported.to_string(), &detail, Some(link));
 }
@@ -168,7 +169,7 @@ fn callbacks(html: &mut Html, context: &PageContext, callbacks: &[(CallbackRow, 
     });
 }
 
-fn acts(html: &mut Html, context: &PageContext, acts: &[ActRow]) {
+fn acts(html: &mut Html, context: &PageContext, acts: &[AuditEntry]) {
     if acts.is_empty() {
         return nothing(html, "Nothing yet.");
     }

@@ -10,7 +10,7 @@ use crate::observe::limits;
 
 pub(super) fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["done"])?;
-    let refusals = admin.inner.parts.refusals.latest(limits::REFUSALS_SHOWN_COUNT);
+    let refusals = admin.inner.parts.refusals.latest(limits::DENIED_SHOWN_COUNT);
     let mut body = Html::default();
     body.leaf(
         "p",

@@ -9,7 +9,7 @@ use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{NavigationEntry, Page, PageContext, Paged, words};
-use crate::store::{ActRow, AttemptRow, CallbackRow, Disposition, InstanceHistory, JobRow, Reader};
+use crate::store::{AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceHistory, JobRow, Reader};
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
@@ -23,7 +23,7 @@ struct Shown {
     /// Content of each callback, in the order of `life.callbacks`.
     bodies: Vec<Callback>,
     attempts: Vec<AttemptRow>,
-    acts: Vec<ActRow>,
+    acts: Vec<AuditEntry>,
 }
 
 /// Event of an instance's history.
@@ -37,7 +37,7 @@ enum What<'a> {
     Told(&'a CallbackRow),
     Failed(&'a JobRow, &'a AttemptRow),
     Stands(&'a JobRow),
-    AuditNote(&'a ActRow),
+    AuditNote(&'a AuditEntry),
 }
 
 pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, name: &str) -> Paged {

@@ -12,11 +12,11 @@ use crate::observe::limits;
 
 /// The hook or marketplace that a job waits for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Server {
+pub(super) enum WaitsFor {
     /// The hook with this name.
     Hook(String),
     /// The marketplace of this endpoint, for an order lookup.
-    OrderLookupClients(String),
+    Marketplace(String),
 }
 
 /// The waiting rooms, created at first use. Clones share them. They outlive a reload, because their names do.
@@ -26,7 +26,7 @@ pub(super) struct Rooms {
     capacity: usize,
     /// Minimum time for which a job stays in the store if its room is full.
     pause: Duration,
-    rooms: Arc<Mutex<BTreeMap<Server, Arc<Room>>>>,
+    rooms: Arc<Mutex<BTreeMap<WaitsFor, Arc<Room>>>>,
 }
 
 #[derive(Debug)]
@@ -67,11 +67,11 @@ impl Rooms {
         Rooms { capacity: capacity.clamp(1, Semaphore::MAX_PERMITS), pause, rooms: Arc::default() }
     }
 
-    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<Server, Arc<Room>>> {
+    fn all(&self) -> std::sync::MutexGuard<'_, BTreeMap<WaitsFor, Arc<Room>>> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn of(&self, server: Server) -> Arc<Room> {
+    pub(super) fn of(&self, server: WaitsFor) -> Arc<Room> {
         self.all().entry(server).or_insert_with(|| Arc::new(Room::new(self.capacity))).clone()
     }
 
@@ -81,7 +81,7 @@ impl Rooms {
 
     /// Returns the time for which a job for this server should stay in the store; `None` if its room has space. Jobs
     /// leave a room in the order they entered, so the last wait shows how long a full room takes to empty.
-    pub(super) fn pause(&self, server: &Server) -> Option<Duration> {
+    pub(super) fn pause(&self, server: &WaitsFor) -> Option<Duration> {
         let room = self.all().get(server).filter(|room| room.is_full())?.clone();
         let pace = room.pace();
         // Half of that wait, so that jobs return before the room is empty. If the room has been full for longer, it is
@@ -95,7 +95,7 @@ impl Room {
     fn new(capacity: usize) -> Room {
         Room {
             free: Arc::new(Semaphore::new(capacity)),
-            questions: Semaphore::new(limits::ENQUIRIES_MAX_COUNT),
+            questions: Semaphore::new(limits::ORDER_LOOKUPS_MAX_COUNT),
             pace: Mutex::new(Pace { full_since: Instant::now(), waited: Duration::ZERO }),
             capacity,
         }
@@ -111,7 +111,7 @@ impl Room {
 
     /// Enters the room. Returns `None` if it is full.
     pub(super) fn enter(self: &Arc<Room>) -> Option<Waiter> {
-        let place = self.free.clone().try_acquire_owned().ok()?;
+        let permit = self.free.clone().try_acquire_owned().ok()?;
         let free = self.free.available_permits();
         let mut pace = self.pace();
         if free + 1 >= self.capacity {
@@ -122,7 +122,7 @@ impl Room {
             pace.full_since = Instant::now();
         }
         drop(pace);
-        Some(Waiter { room: self.clone(), since: Instant::now(), _place: place })
+        Some(Waiter { room: self.clone(), since: Instant::now(), _place: permit })
     }
 
     /// Waits for a permit for an order lookup.
@@ -141,7 +141,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_room_is_nobody_elses_and_says_how_long_it_takes_to_empty() {
         let rooms = Rooms::new(2, PAUSE);
-        let (slow, quick) = (Server::Hook("slow".into()), Server::Hook("quick".into()));
+        let (slow, quick) = (WaitsFor::Hook("slow".into()), WaitsFor::Hook("quick".into()));
         let first = rooms.of(slow.clone()).enter().unwrap();
         assert_eq!(rooms.pause(&slow), None);
         let second = rooms.of(slow.clone()).enter().unwrap();
@@ -165,7 +165,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn idle_time_does_not_postpone_the_next_burst() {
         let rooms = Rooms::new(2, PAUSE);
-        let hook = Server::Hook("quick".into());
+        let hook = WaitsFor::Hook("quick".into());
         let room = rooms.of(hook.clone());
         // The last job of an earlier burst waited for long, and then nothing happened for longer.
         let slow = room.enter().unwrap();

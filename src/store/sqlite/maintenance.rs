@@ -63,7 +63,7 @@ fn without_note(path: &Path) -> Result<Option<Vec<String>>> {
 
 /// Export of one instance: its row, and the data in other tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Possession {
+pub struct InstanceExport {
     /// The row of the instance.
     pub row: InstanceRow,
     /// Names besides its id, its orderBizId and its public id.
@@ -195,7 +195,7 @@ impl Sqlite {
     /// Calls `each` with every instance, the oldest first. All of them come from one commit.
     pub(in crate::store) fn each_instance<E: From<StoreError>>(
         &self,
-        each: impl FnMut(Possession) -> std::result::Result<(), E>,
+        each: impl FnMut(InstanceExport) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         self.run("BEGIN", [])?;
         let walked = self.walk(each);
@@ -205,7 +205,7 @@ impl Sqlite {
 
     fn walk<E: From<StoreError>>(
         &self,
-        mut each: impl FnMut(Possession) -> std::result::Result<(), E>,
+        mut each: impl FnMut(InstanceExport) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         // One query per table, instead of one per table and instance. Names and orders in the columns of the instance
         // are left out, because its row has them.
@@ -229,7 +229,7 @@ impl Sqlite {
             let number = row.number;
             let [names, orders] =
                 [&mut names, &mut orders].map(|texts| texts.remove(&number).unwrap_or_default());
-            each(Possession { row, names, orders, owes: owed.contains(&number) })?;
+            each(InstanceExport { row, names, orders, owes: owed.contains(&number) })?;
         }
         Ok(())
     }

@@ -10,8 +10,8 @@ use super::Sqlite;
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
-    ActRow, AttemptRow, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known, Read,
-    Readable, Result, Totals, Unreadable,
+    AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known,
+    Read, Readable, Result, Totals, Unreadable,
 };
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
@@ -352,7 +352,7 @@ pub(super) const NEXT_DUE: &str =
 
 /// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
 /// approval found nothing left to do. Every other callback without a job is reported in the commit that records it.
-const IS_UNTOLD: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
+const IS_UNREPORTED: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
     OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
 
 /// Highest count of deliveries, and highest part of the delivery limit, of the callbacks that still wait for an answer.
@@ -511,7 +511,7 @@ impl Read for Sqlite {
         )
     }
 
-    fn lane_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
+    fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
         self.many(
             concat!(
                 "SELECT ",
@@ -523,7 +523,7 @@ impl Read for Sqlite {
         )
     }
 
-    fn has_lane(&self, instance: i64) -> Result<bool> {
+    fn has_queue(&self, instance: i64) -> Result<bool> {
         let sql = "SELECT 1 FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 LIMIT 1";
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
@@ -533,7 +533,7 @@ impl Read for Sqlite {
         self.one(sql, rusqlite::params![account, mark], |row| Ok(from_millis(row.get(0)?)))
     }
 
-    fn occurrences(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
+    fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         let sql = concat!(
             "SELECT ",
             callback_columns!(),
@@ -680,13 +680,13 @@ impl Read for Sqlite {
         )
     }
 
-    fn list_acts(&self, limit: usize) -> Result<Vec<ActRow>> {
+    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let sql = "SELECT number, at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1";
         self.readable(sql, [limit], |row| {
             let mut columns = Columns::of("act", row);
             let _number: i64 = columns.next()?;
-            Ok(ActRow {
+            Ok(AuditEntry {
                 at: columns.instant()?,
                 who: columns.next()?,
                 act: columns.next()?,
@@ -756,7 +756,8 @@ impl Read for Sqlite {
         let tries =
             self.one(TRIES, [], |row| Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten())))?;
         let (tries, ratio) = tries.unwrap_or_default();
-        (totals.tries, totals.tries_ratio) = (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
+        (totals.tries, totals.deliveries_used_ratio) =
+            (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
         Ok(totals)
     }
 

@@ -7,7 +7,7 @@ use super::Sqlite;
 use super::read::{STATES, leads_nowhere, millis, position};
 use crate::store::StoreError;
 use crate::store::rows::{
-    ActRow, AttemptRow, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
+    AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
 };
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
@@ -161,7 +161,7 @@ impl Write for Sqlite {
         Ok(())
     }
 
-    fn put_told(&mut self, callback: i64, at: Timestamp) -> Result<()> {
+    fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         // The first report counts, so a later one does not move its time.
         self.run(
             "UPDATE callback SET told_at = ?2 WHERE number = ?1 AND told_at IS NULL",
@@ -268,7 +268,7 @@ impl Write for Sqlite {
         Ok(())
     }
 
-    fn add_act(&mut self, row: &ActRow) -> Result<()> {
+    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
         self.run(
             concat!(
                 "INSERT INTO act (number, at, who, act, target, why) VALUES (",

@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use rusqlite::Connection;
 use spid::internals::store::encryption::KeySource;
 use spid::internals::store::{
-    Acceptance, AuditNote, Claim, Closed, ConfiguredKey, Ending, Filter, Import, Instead, LeasedJob,
+    Acceptance, AttemptEnd, AuditNote, Claim, Closed, ConfiguredKey, Filter, Import, Instead, LeasedJob,
     Operations, PruneOptions, Reply, Store, StoreOptions,
 };
 use spid_core::lifecycle::schedule;
@@ -203,17 +203,17 @@ fn answer(id: &str) -> Answer {
     answer
 }
 
-fn done(id: &str) -> Ending {
-    Ending::Done(answer(id))
+fn done(id: &str) -> AttemptEnd {
+    AttemptEnd::Done(answer(id))
 }
 
-fn retry() -> Ending {
-    Ending::Retry { error: "the hook exited with code 75".to_owned(), after: None }
+fn retry() -> AttemptEnd {
+    AttemptEnd::Retry { error: "the hook exited with code 75".to_owned(), after: None }
 }
 
 /// A failure after which nothing is due for two hours.
-fn busy() -> Ending {
-    Ending::Retry { error: "busy".to_owned(), after: Some(Duration::from_secs(7200)) }
+fn busy() -> AttemptEnd {
+    AttemptEnd::Retry { error: "busy".to_owned(), after: Some(Duration::from_secs(7200)) }
 }
 
 impl Bench {
@@ -284,7 +284,7 @@ impl Bench {
     }
 
     /// Takes the one job that is due, and ends the attempt.
-    async fn end(&self, ending: Ending) -> Id {
+    async fn end(&self, ending: AttemptEnd) -> Id {
         let taken = self.take().await.expect("a job is due");
         self.store.finish(&taken, ending).await.unwrap();
         taken.job.id
@@ -296,26 +296,26 @@ impl Bench {
         account: &str,
         unknown: UnknownInstance,
         callback: &Callback,
-        ending: Ending,
+        ending: AttemptEnd,
     ) -> Outcome {
         match self.accept_as(account, unknown, callback).await {
             Reply::Now(outcome) => outcome,
             Reply::Wait(waiting) => {
                 self.end(ending).await;
                 while let Some(taken) = self.take().await {
-                    self.store.finish(&taken, Ending::Done(Answer::default())).await.unwrap();
+                    self.store.finish(&taken, AttemptEnd::Done(Answer::default())).await.unwrap();
                 }
                 waiting.until(Instant::now()).await
             }
         }
     }
 
-    async fn complete(&self, callback: &Callback, ending: Ending) -> Outcome {
+    async fn complete(&self, callback: &Callback, ending: AttemptEnd) -> Outcome {
         self.complete_as(ALIBABA, UnknownInstance::Refuse, callback, ending).await
     }
 
     /// The same, and it must be a success.
-    async fn done(&self, callback: &Callback, ending: Ending) {
+    async fn done(&self, callback: &Callback, ending: AttemptEnd) {
         let outcome = self.complete(callback, ending).await;
         assert!(outcome.is_success(), "{callback:?}: {outcome:?}");
     }
@@ -352,16 +352,16 @@ impl Bench {
 async fn pruned_life(bench: &Bench) {
     bench.done(&create("biz-old", "2024-01-01 00:00:00"), done("i-old")).await;
     let now = bench.clock.now();
-    bench.complete(&sign_on("biz-old", now), Ending::Done(Answer::default())).await;
+    bench.complete(&sign_on("biz-old", now), AttemptEnd::Done(Answer::default())).await;
     let renewal = renew("biz-old", "renewal-1", "2025-01-01 00:00:00");
     bench.accept(&renewal).await;
     bench.end(retry()).await;
     bench.advance(3600);
-    bench.done(&renewal, Ending::Done(Answer::default())).await;
-    bench.done(&upgrade("biz-old", "gold"), Ending::Done(Answer::default())).await;
+    bench.done(&renewal, AttemptEnd::Done(Answer::default())).await;
+    bench.done(&upgrade("biz-old", "gold"), AttemptEnd::Done(Answer::default())).await;
     // A payment is told before its hook runs.
     bench.accept(&payment("biz-old", "message-1")).await;
-    bench.end(Ending::Done(Answer::default())).await;
+    bench.end(AttemptEnd::Done(Answer::default())).await;
     bench.go_to("2023-03-01T00:00:00Z");
     let options = PruneOptions {
         older_than_ms: 30 * 24 * 60 * 60 * 1000,
@@ -377,17 +377,17 @@ async fn pruned_life(bench: &Bench) {
 async fn instances(bench: &Bench) {
     bench.made("biz-active").await;
     bench.accept(&create("biz-active", FAR)).await;
-    bench.done(&upgrade("biz-active", "gold"), Ending::Done(Answer::default())).await;
+    bench.done(&upgrade("biz-active", "gold"), AttemptEnd::Done(Answer::default())).await;
     let claim = Claim { tenant: Some("tenant-7".to_owned()), replace: false };
     bench.operations().claim(bench.number_of("biz-active"), &claim, &act("signed up")).unwrap();
 
     bench.done(&create("biz-frozen", "2024-03-01 00:00:00"), done("i-frozen")).await;
     bench.done(&create("biz-ends", "2024-03-01 00:00:00"), done("i-ends")).await;
     bench.go_to("2024-03-02T00:00:00Z");
-    bench.done(&expire("biz-frozen"), Ending::Done(Answer::default())).await;
+    bench.done(&expire("biz-frozen"), AttemptEnd::Done(Answer::default())).await;
 
     bench.made("biz-released").await;
-    bench.done(&release("biz-released"), Ending::Done(Answer::default())).await;
+    bench.done(&release("biz-released"), AttemptEnd::Done(Answer::default())).await;
 
     let mut never_seen = release("");
     never_seen.subject = InstanceRef { instance_id: Some("i-never-seen".to_owned()), order_biz_id: None };
@@ -396,7 +396,7 @@ async fn instances(bench: &Bench) {
     let product = Some("cmgj000001".to_owned());
     let adopted =
         Callback { product, sku: Some("basic".to_owned()), ..renew("biz-adopted", "renewal-2", FAR) };
-    let nothing = || Ending::Done(Answer::default());
+    let nothing = || AttemptEnd::Done(Answer::default());
     bench.complete_as(ALIBABA, UnknownInstance::Adopt, &adopted, nothing()).await;
 
     // A trial that is bought for good, with a word of the operator's.
@@ -455,7 +455,7 @@ async fn callbacks(bench: &Bench) {
         }
     }
     let body = Answer { body: Some(Secret::new("{\"done\":true}")), ..Answer::default() };
-    bench.end(Ending::Done(body)).await;
+    bench.end(AttemptEnd::Done(body)).await;
     // Recorded with a notice; recorded without.
     let others = Callback { items: items(&[("seats", "6")]), ..create("biz-active", FAR) };
     bench.accept(&others).await;
@@ -468,11 +468,11 @@ async fn callbacks(bench: &Bench) {
     bench.accept(&renew("biz-released", "renewal-3", FAR)).await;
     // A payment that the hook refuses, a sign-on with its answer, one that fails, and a question.
     bench.accept(&payment("biz-active", "message-2")).await;
-    bench.end(Ending::Refused { reason: "no such order here".to_owned() }).await;
+    bench.end(AttemptEnd::Refused { reason: "no such order here".to_owned() }).await;
     let redirect = Secret::new("https://app.example.com/?ticket=fake-ticket");
     let redirect = Answer { redirect: Some(redirect), ..Answer::default() };
     let now = bench.clock.now();
-    bench.complete(&sign_on("biz-active", now), Ending::Done(redirect)).await;
+    bench.complete(&sign_on("biz-active", now), AttemptEnd::Done(redirect)).await;
     bench.accept(&sign_on("biz-active", bench.clock.now())).await;
     bench.end(retry()).await;
     bench.accept(&about(Action::Query, "queryInstance", "biz-active")).await;
@@ -498,15 +498,15 @@ async fn other_marketplace(bench: &Bench) {
 async fn jobs(bench: &Bench) -> Id {
     bench.accept(&create("biz-refused", FAR)).await;
     bench.accept(&renew("biz-refused", "renewal-4", FAR)).await;
-    bench.end(Ending::Refused { reason: "not to this buyer".to_owned() }).await;
+    bench.end(AttemptEnd::Refused { reason: "not to this buyer".to_owned() }).await;
 
     bench.accept(&create("biz-same-id", FAR)).await;
     bench.end(done("i-active")).await;
 
     bench.accept(&create("biz-pending-by-hook", FAR)).await;
-    bench.end(Ending::Pending { note: "waits for sales".to_owned() }).await;
+    bench.end(AttemptEnd::Pending { note: "waits for sales".to_owned() }).await;
     bench.accept(&create("biz-completed", FAR)).await;
-    bench.end(Ending::Pending { note: "waits for sales".to_owned() }).await;
+    bench.end(AttemptEnd::Pending { note: "waits for sales".to_owned() }).await;
     let number = bench.number_of("biz-completed");
     bench.operations().complete(number, &answer("i-completed"), &act("approved by sales")).unwrap();
 
@@ -518,7 +518,7 @@ async fn jobs(bench: &Bench) -> Id {
     bench.accept(&create("biz-cancelled", FAR)).await;
     bench.accept(&release("biz-cancelled")).await;
     while let Some(taken) = bench.take().await {
-        bench.store.finish(&taken, Ending::Done(Answer::default())).await.unwrap();
+        bench.store.finish(&taken, AttemptEnd::Done(Answer::default())).await.unwrap();
     }
 
     bench.made("biz-dead").await;
@@ -531,7 +531,7 @@ async fn jobs(bench: &Bench) -> Id {
     bench.accept(&upgrade("biz-tried-again", "gold")).await;
     let dead = bench.kill().await;
     bench.operations().retry(dead, &act("the hook is mended")).unwrap();
-    bench.end(Ending::GivenBack).await;
+    bench.end(AttemptEnd::GivenBack).await;
     dead
 }
 
@@ -556,7 +556,7 @@ async fn open_jobs(bench: Bench, dead: Id) -> Bench {
         ..koo(Action::Renew, "refreshInstance", "koo-1", "nonce-2")
     };
     bench.accept_as(KOOGALLERY, UnknownInstance::Refuse, &both).await;
-    bench.end(Ending::Done(Answer::default())).await;
+    bench.end(AttemptEnd::Done(Answer::default())).await;
     bench.end(busy()).await;
     bench.accept(&create("biz-brought-forward", FAR)).await;
     bench.end(busy()).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use spid::internals::store::{
-    Acceptance, CallbackRow, Closed, Ending, Filter, Finished, InstanceRow, JobRow, LeasedJob, Receipt,
+    Acceptance, AttemptEnd, CallbackRow, Closed, Filter, Finished, InstanceRow, JobRow, LeasedJob, Receipt,
     Reply, ResultWaiter, Store, StoreOptions,
 };
 use spid_core::lifecycle::schedule;
@@ -169,7 +169,7 @@ impl Bench {
         taken.remove(0)
     }
 
-    pub(crate) async fn finish(&self, taken: &LeasedJob, ending: Ending) -> Finished {
+    pub(crate) async fn finish(&self, taken: &LeasedJob, ending: AttemptEnd) -> Finished {
         self.store.finish(taken, ending).await.unwrap()
     }
 
@@ -285,24 +285,24 @@ pub(crate) async fn heard(waiting: ResultWaiter) -> Outcome {
     waiting.until(Instant::now()).await
 }
 
-pub(crate) fn done() -> Ending {
-    Ending::Done(Answer::default())
+pub(crate) fn done() -> AttemptEnd {
+    AttemptEnd::Done(Answer::default())
 }
 
-pub(crate) fn done_as(id: &str) -> Ending {
-    Ending::Done(Answer { instance_id: Some(id.into()), ..Answer::default() })
+pub(crate) fn done_as(id: &str) -> AttemptEnd {
+    AttemptEnd::Done(Answer { instance_id: Some(id.into()), ..Answer::default() })
 }
 
-pub(crate) fn retry() -> Ending {
-    Ending::Retry { error: "the machine is on fire".into(), after: None }
+pub(crate) fn retry() -> AttemptEnd {
+    AttemptEnd::Retry { error: "the machine is on fire".into(), after: None }
 }
 
-pub(crate) fn retry_after(seconds: u64) -> Ending {
-    Ending::Retry { error: "busy".into(), after: Some(Duration::from_secs(seconds)) }
+pub(crate) fn retry_after(seconds: u64) -> AttemptEnd {
+    AttemptEnd::Retry { error: "busy".into(), after: Some(Duration::from_secs(seconds)) }
 }
 
-pub(crate) fn refused() -> Ending {
-    Ending::Refused { reason: "not to this buyer".into() }
+pub(crate) fn refused() -> AttemptEnd {
+    AttemptEnd::Refused { reason: "not to this buyer".into() }
 }
 
 /// State of the job after a stored result.

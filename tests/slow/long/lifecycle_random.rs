@@ -17,7 +17,7 @@ use std::ops::Range;
 use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
 use spid::internals::store::{
-    Acceptance, CallbackRow, Ending, InstanceRow, JobRow, LeasedJob, Receipt, Reply, ResultWaiter, Totals,
+    Acceptance, AttemptEnd, CallbackRow, InstanceRow, JobRow, LeasedJob, Receipt, Reply, ResultWaiter, Totals,
 };
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
@@ -202,14 +202,14 @@ impl Twins {
         );
     }
 
-    fn ending(&mut self) -> Ending {
+    fn ending(&mut self) -> AttemptEnd {
         match self.random.below(12) {
             0..=4 => done(),
             5 => done_as(self.random.one_of(&["i-1", "i-2", "i-3", "b1", "", "0"])),
             6..=8 => retry(),
             9 => refused(),
-            10 => Ending::GivenBack,
-            _ if self.random.below(3) == 0 => Ending::Pending { note: "later".into() },
+            10 => AttemptEnd::GivenBack,
+            _ if self.random.below(3) == 0 => AttemptEnd::Pending { note: "later".into() },
             _ => done(),
         }
     }
@@ -236,7 +236,7 @@ impl Twins {
         }
     }
 
-    async fn finish_both(&self, pair: &[LeasedJob; 2], ending: Ending) {
+    async fn finish_both(&self, pair: &[LeasedJob; 2], ending: AttemptEnd) {
         let a = self.benches[0].finish(&pair[0], ending.clone()).await;
         let b = self.benches[1].finish(&pair[1], ending).await;
         assert_eq!(a, b);

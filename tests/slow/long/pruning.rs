@@ -18,8 +18,8 @@ use crate::support::bench::*;
 use crate::support::random::{Announce, Random};
 use spid::internals::observe::limits::PRUNE_AGE_MIN_MS;
 use spid::internals::store::{
-    Acceptance, AuditNote, CallbackRow, Ending, LeasedJob, OperationError, Operations, PruneOptions, Pruned,
-    Receipt, Reply, ResultWaiter, StoreOptions,
+    Acceptance, AttemptEnd, AuditNote, CallbackRow, LeasedJob, OperationError, Operations, PruneOptions,
+    Pruned, Receipt, Reply, ResultWaiter, StoreOptions,
 };
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::lifecycle::schedule;
@@ -171,14 +171,14 @@ impl Pair {
         }
     }
 
-    fn ending(&mut self) -> Ending {
+    fn ending(&mut self) -> AttemptEnd {
         match self.random.below(14) {
             0..=5 => done(),
-            6..=7 => Ending::Done(answer(self.random.one_of(&[true, false]))),
+            6..=7 => AttemptEnd::Done(answer(self.random.one_of(&[true, false]))),
             8 => done_as(self.random.one_of(&["i-1", "i-2", "i-3", "b1", ""])),
             9..=11 => retry(),
             12 => refused(),
-            _ => Ending::Pending { note: "later".into() },
+            _ => AttemptEnd::Pending { note: "later".into() },
         }
     }
 

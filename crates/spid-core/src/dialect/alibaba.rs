@@ -16,11 +16,11 @@ use spid_hook::time::plus_millis;
 
 /// Delivery limit: after a failed answer the marketplace calls again, at most 120 times
 /// (help.aliyun.com/document_detail/147358.html).
-const BUDGET: u32 = 120;
+const DELIVERY_LIMIT: u32 = 120;
 
 pub(super) static ALIBABA: TokenDialect = TokenDialect {
     name: "alibaba",
-    delivery_limit: BUDGET,
+    delivery_limit: DELIVERY_LIMIT,
     gives_up,
     names: Names {
         instance_id: "instanceId",

@@ -79,7 +79,7 @@ impl Dialect for Generic {
             payload: Unchecked {
                 parameters: pairs.into_iter().collect(),
                 sent_at: Some(sent_at),
-                once: None,
+                nonce: None,
             },
         })
     }

@@ -10,11 +10,11 @@ use super::{Action, GivesUp, Names, read_civil};
 
 /// Delivery limit: after `instanceId` 0 the marketplace calls again 200 times.
 /// After that an operator must press "Reset Instance" in the seller's console.
-const BUDGET: u32 = 200;
+const DELIVERY_LIMIT: u32 = 200;
 
 pub(super) static JDCLOUD: TokenDialect = TokenDialect {
     name: "jdcloud",
-    delivery_limit: BUDGET,
+    delivery_limit: DELIVERY_LIMIT,
     gives_up: |_, _| Some(GivesUp { at: None, then: "the marketplace stops calling" }),
     names: Names {
         instance_id: "instanceId",

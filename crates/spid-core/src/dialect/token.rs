@@ -111,7 +111,7 @@ impl Dialect for TokenDialect {
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
         // `swap_remove` changes the order of the pairs. That is harmless, because the signature sorts them.
         let presented = token.map(|at| pairs.swap_remove(at).1);
-        let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, once: None };
+        let payload = Unchecked { parameters: pairs.iter().cloned().collect(), sent_at: None, nonce: None };
         Ok(Signed { parts: Parts::Pairs(pairs), presented, payload })
     }
 

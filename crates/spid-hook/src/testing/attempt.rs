@@ -114,19 +114,19 @@ pub(super) async fn at_once(
     hook: &AnyHook,
     calls: Vec<Call>,
     within: Duration,
-    weave: Interleaving,
+    interleaving: Interleaving,
 ) -> Vec<Ran> {
     let count = calls.len();
     let all: Vec<Watched> = calls.into_iter().map(|call| Watched::new(hook, call, None)).collect();
-    if weave == Interleaving::Threads {
+    if interleaving == Interleaving::Threads {
         return on_threads(all, within, new_thread).await;
     }
-    let woven = on_a_thread(within, async move {
-        let mut woven = Woven::new(all, weave);
-        let _ = timeout(within, &mut woven).await;
-        woven.ends()
+    let interleaved = on_a_thread(within, async move {
+        let mut interleaved = Interleaved::new(all, interleaving);
+        let _ = timeout(within, &mut interleaved).await;
+        interleaved.ends()
     });
-    woven.await.unwrap_or_else(|end| vec![Ran::never(end); count])
+    interleaved.await.unwrap_or_else(|end| vec![Ran::never(end); count])
 }
 
 /// Runs every attempt on its own thread.
@@ -278,16 +278,16 @@ impl Wake for Woken {
 }
 
 /// Attempts that continue one step at a time, in an order that can be repeated.
-struct Woven {
+struct Interleaved {
     all: Vec<(Watched, Arc<Woken>, Option<Ran>)>,
     last: usize,
-    weave: Interleaving,
+    interleaving: Interleaving,
 }
 
-impl Woven {
-    fn new(all: Vec<Watched>, weave: Interleaving) -> Woven {
+impl Interleaved {
+    fn new(all: Vec<Watched>, interleaving: Interleaving) -> Interleaved {
         let all: Vec<_> = all.into_iter().map(|watched| (watched, Woken::new(), None)).collect();
-        Woven { last: all.len().saturating_sub(1), all, weave }
+        Interleaved { last: all.len().saturating_sub(1), all, interleaving }
     }
 
     /// Chooses the next attempt among those that may continue.
@@ -297,7 +297,7 @@ impl Woven {
         };
         let ready: Vec<usize> =
             self.all.iter().enumerate().filter(|(_, one)| may(one)).map(|(index, _)| index).collect();
-        match &mut self.weave {
+        match &mut self.interleaving {
             Interleaving::Seeded(state) => {
                 let at = split_mix(state) % u64::try_from(ready.len()).ok().filter(|count| *count > 0)?;
                 ready.get(usize::try_from(at).ok()?).copied()
@@ -319,7 +319,7 @@ impl Woven {
     }
 }
 
-impl Future for Woven {
+impl Future for Interleaved {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
@@ -405,9 +405,9 @@ mod tests {
         (0..count).map(|_| market.call(&mut job, WITHIN).unwrap()).collect()
     }
 
-    async fn woven(weave: Interleaving) -> Vec<String> {
+    async fn interleaved(interleaving: Interleaving) -> Vec<String> {
         let steps = Steps::default();
-        let all = at_once(&AnyHook::new(steps.clone()), calls(2), WITHIN, weave).await;
+        let all = at_once(&AnyHook::new(steps.clone()), calls(2), WITHIN, interleaving).await;
         assert!(
             all.iter().all(|ran| matches!(ran.end, End::ParsedAnswer(Attempted::Done(_))) && ran.waits == 3)
         );
@@ -417,15 +417,15 @@ mod tests {
     #[tokio::test]
     async fn attempts_in_turn_go_on_one_wait_at_a_time() {
         let expected = ["1 a", "2 a", "1 b", "2 b", "1 c", "2 c", "1 gone", "2 gone"];
-        assert_eq!(woven(Interleaving::RoundRobin).await, expected);
+        assert_eq!(interleaved(Interleaving::RoundRobin).await, expected);
     }
 
     #[tokio::test]
     async fn a_seed_repeats_itself_and_seeds_differ() {
-        assert_eq!(woven(Interleaving::Seeded(7)).await, woven(Interleaving::Seeded(7)).await);
+        assert_eq!(interleaved(Interleaving::Seeded(7)).await, interleaved(Interleaving::Seeded(7)).await);
         let mut seen = std::collections::BTreeSet::new();
         for seed in 0..20 {
-            seen.insert(woven(Interleaving::Seeded(seed)).await);
+            seen.insert(interleaved(Interleaving::Seeded(seed)).await);
         }
         assert!(seen.len() > 5, "{seen:?}");
     }

@@ -196,9 +196,9 @@ impl<'a> Bench<'a> {
     }
 
     /// Makes attempts at once: one for each of these jobs.
-    pub(super) async fn together(&mut self, jobs: &mut [Job], weave: Interleaving) -> Vec<End> {
+    pub(super) async fn together(&mut self, jobs: &mut [Job], interleaving: Interleaving) -> Vec<End> {
         let calls: Vec<Call> = jobs.iter_mut().filter_map(|job| self.call(job)).collect();
-        let all = attempt::at_once(&self.hook, calls.clone(), self.options.timeout, weave).await;
+        let all = attempt::at_once(&self.hook, calls.clone(), self.options.timeout, interleaving).await;
         for ((job, call), ran) in jobs.iter().zip(&calls).zip(&all) {
             self.ran(&job.step, call, ran);
         }
@@ -206,7 +206,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Makes several attempts at once at one job.
-    pub(super) async fn crowd(&mut self, job: &mut Job, weave: Interleaving) -> Vec<Answer> {
+    pub(super) async fn crowd(&mut self, job: &mut Job, interleaving: Interleaving) -> Vec<Answer> {
         let mut jobs: Vec<Job> = Vec::new();
         for index in 0..self.options.at_once {
             // Every attempt gets its own number, as from the daemon.
@@ -215,7 +215,7 @@ impl<'a> Bench<'a> {
             one.attempts = attempts;
             jobs.push(one);
         }
-        let ends = self.together(&mut jobs, weave).await;
+        let ends = self.together(&mut jobs, interleaving).await;
         job.attempts = jobs.last().map_or(job.attempts, |last| last.attempts);
         let mut answers = Vec::new();
         for end in ends {

@@ -161,27 +161,27 @@ impl Bench<'_> {
     async fn crowds(&mut self) {
         let chance = [self.draw(), self.draw()].map(Interleaving::Seeded);
         let weaves = [Interleaving::RoundRobin, Interleaving::Threads].into_iter().chain(chance);
-        for (round, weave) in weaves.enumerate() {
+        for (round, interleaving) in weaves.enumerate() {
             let mut order = self.order(false);
-            self.crowded(&mut order, Action::Create, "create", weave).await;
+            self.crowded(&mut order, Action::Create, "create", interleaving).await;
             // The rounds with a random order test only the create.
             if round > 1 {
                 self.discard(&mut order).await;
                 continue;
             }
             for (action, step) in AFTERWARDS {
-                self.crowded(&mut order, action, step, weave).await;
+                self.crowded(&mut order, action, step, interleaving).await;
             }
         }
     }
 
     /// Makes several attempts at one job at once and compares their answers.
-    async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, weave: Interleaving) {
+    async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, interleaving: Interleaving) {
         if !self.does(action) || self.is_hopeless() {
             return;
         }
         let mut job = self.market.job(order, action, step);
-        let answers = self.crowd(&mut job, weave).await;
+        let answers = self.crowd(&mut job, interleaving).await;
         if self.is_hopeless() {
             return;
         }

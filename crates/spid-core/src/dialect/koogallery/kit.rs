@@ -30,7 +30,7 @@ const NONCE: &str = "x-nonce";
 const AUTH_TOKEN: &str = "authtoken";
 
 /// Path suffixes that the marketplace calls, behind the production address: version 2.0, then 1.0.
-pub(super) const TAILS: [&str; 10] = [
+pub(super) const PATH_SUFFIXES: [&str; 10] = [
     "/produceAPI/v2/tenantSync",
     "/produceAPI/v2/applicationSync",
     "/produceAPI/v2/authSync",
@@ -66,11 +66,11 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
         let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
         let nonce = header(NONCE).ok_or_else(|| malformed("the header `x-nonce` is missing"))?;
-        let once = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
+        let nonce = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
         return Ok(Signed {
             presented: header(SIGN),
             parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: false },
-            payload: Unchecked { parameters, sent_at: Some(sent_at), once },
+            payload: Unchecked { parameters, sent_at: Some(sent_at), nonce },
         });
     };
     // Version 1.0 signs the members, except for blank ones. A blank member could be added on the way, so it is dropped.
@@ -85,7 +85,7 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     Ok(Signed {
         presented: Some(token),
         parts: Parts::Stamped { timestamp, pairs },
-        payload: Unchecked { parameters, sent_at: None, once: None },
+        payload: Unchecked { parameters, sent_at: None, nonce: None },
     })
 }
 

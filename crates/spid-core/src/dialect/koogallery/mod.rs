@@ -5,7 +5,7 @@
 //! have neutral names in [`spid_hook::callback`]:
 //!
 //! * the marketplace chooses the marketplace instance id (`marketplace_instance_id`);
-//! * a nonce proves that a request is not a copy (`once`);
+//! * a nonce proves that a request is not a copy (`nonce`);
 //! * the marketplace tests the interface twice a day (`test`);
 //! * some instances are externally provisioned: the marketplace creates them itself (`externally_provisioned`);
 //! * some bodies are structures (`body`);
@@ -37,7 +37,7 @@ use spid_hook::time::{last_instant, plus_millis};
 
 /// Delivery limit: a create is sent again once an hour for three hours; then the order has failed.
 /// Polling has no documented limit.
-const BUDGET: u32 = 3;
+const DELIVERY_LIMIT: u32 = 3;
 
 /// Delivery limit for license codes: every two minutes, 60 times
 /// (…/accessg-marketplace/zh-cn_topic_0070649167.html).
@@ -83,11 +83,11 @@ impl Dialect for KooGallery {
     }
 
     fn path_suffixes(&self) -> &'static [&'static str] {
-        &kit::TAILS
+        &kit::PATH_SUFFIXES
     }
 
     fn delivery_limit(&self) -> Option<u32> {
-        Some(BUDGET)
+        Some(DELIVERY_LIMIT)
     }
 
     fn delivery_limit_of(&self, callback: &Callback) -> Option<u32> {
@@ -126,7 +126,7 @@ impl Dialect for KooGallery {
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let signer = verified.signer();
-        let Unchecked { parameters, sent_at, once } = verified.into_payload();
+        let Unchecked { parameters, sent_at, nonce } = verified.into_payload();
         // Messages of the linked kit name no activity; their members identify them.
         let word = match (read_word(&parameters, ACTIVITY), kit::kind(&parameters)) {
             ("", Some(kind)) => kind.to_owned(),
@@ -137,14 +137,14 @@ impl Dialect for KooGallery {
         // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
         callback.sent_at = sent_at;
-        callback.once = once;
+        callback.nonce = nonce;
         callback.test = callback.parameters.get(TEST_FLAG) == Some("1");
         describe(&mut callback);
         if legacy::is_of(&callback) {
             callback.order_details = legacy::contact(&callback.parameters, &signer, options.field_cipher);
         }
         // Only version 1.0 has no nonce, and only its token does not mark the end of a value.
-        if callback.once.is_none() {
+        if callback.nonce.is_none() {
             callback.issues.extend(legacy::ambiguous(&callback.parameters));
         }
         if kit::is_kind(&word) {
@@ -232,11 +232,11 @@ fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, 
     let sent_at = read_sent_at(&timestamp, now)?;
     let nonce = take("nonce").ok_or_else(|| malformed("the query parameter `nonce` is missing"))?;
     let parameters = read_body(request.body)?;
-    let once = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
+    let nonce = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
     Ok(Signed {
         presented: take("signature"),
         parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: true },
-        payload: Unchecked { parameters, sent_at: Some(sent_at), once: Some(once) },
+        payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: Some(nonce) },
     })
 }
 
@@ -412,12 +412,12 @@ fn ids(parameters: &Parameters) -> impl Iterator<Item = &str> {
 
 fn one_query_each(callback: &Callback) -> Vec<Callback> {
     // Only the first part takes the nonce, because a nonce can be consumed only once.
-    let mut once = callback.once.clone();
+    let mut nonce = callback.nonce.clone();
     let one = |id: &str| {
         let renamed = callback.parameters.iter().map(|(name, value)| {
             (name.to_owned(), if name == INSTANCE_ID { id.to_owned() } else { value.to_owned() })
         });
-        let mut one = Callback { parameters: renamed.collect(), once: once.take(), ..callback.clone() };
+        let mut one = Callback { parameters: renamed.collect(), nonce: nonce.take(), ..callback.clone() };
         one.subject.instance_id = Some(id.to_owned());
         one.marketplace_instance_id = test_id_among(&one);
         one
@@ -486,7 +486,7 @@ fn describe_check(callback: &mut Callback) {
     let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
     callback.product = text("productId");
     callback.sku = text("skuCode");
-    callback.request_id = callback.once.as_ref().map(|once| once.nonce.clone());
+    callback.request_id = callback.nonce.as_ref().map(|nonce| nonce.nonce.clone());
 }
 
 /// Returns the id of a purchase: its order with the order line.

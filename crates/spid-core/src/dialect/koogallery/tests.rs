@@ -47,10 +47,10 @@ fn a_create_is_known_by_its_order_line_and_named_by_its_first_call() {
         (Some("b-1"), Some("CS1"))
     );
     assert!(!first.test && first.issues.is_empty());
-    assert_eq!(first.once.as_ref().unwrap().until, plus_millis(now(), NONCED_WINDOW_MS));
+    assert_eq!(first.nonce.as_ref().unwrap().until, plus_millis(now(), NONCED_WINDOW_MS));
     let again = understood("newInstance", &[("businessId", "b-2"), CREATE[1], CREATE[2]]);
     assert_eq!(again.subject, first.subject);
-    assert_ne!(again.once, first.once);
+    assert_ne!(again.nonce, first.nonce);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn what_the_guide_does_not_say_is_doubted() {
 fn a_poll_spends_no_budget() {
     let delivery_limit =
         |word: &str, parameters: &[(&str, &str)]| KooGallery.delivery_limit_of(&understood(word, parameters));
-    assert_eq!(delivery_limit("newInstance", &CREATE), Some(BUDGET));
+    assert_eq!(delivery_limit("newInstance", &CREATE), Some(DELIVERY_LIMIT));
     assert_eq!(delivery_limit("queryInstance", &[(INSTANCE_ID, "i")]), None);
     assert_eq!(delivery_limit("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
 }
@@ -189,7 +189,7 @@ fn a_query_names_up_to_a_hundred() {
         Some("b"),
         "each is the same question wherever it is asked"
     );
-    assert_eq!(each.iter().filter(|one| one.once.is_some()).count(), 1, "the nonce is spent once");
+    assert_eq!(each.iter().filter(|one| one.nonce.is_some()).count(), 1, "the nonce is spent once");
     let outcomes = [app("https://a.example"), Outcome::NotYet, app("https://c.example")];
     let answered: Vec<_> = each.iter().cloned().zip(outcomes).collect();
     let told = body(&KooGallery.reply_to_all(&answered, &Options::default()));
@@ -452,7 +452,7 @@ fn the_published_example_of_version_1_is_made_and_taken() {
     assert_eq!(callback.buyer.as_deref(), Some("68cbc86abc2018ab880d92f36422fa0e"));
     assert_eq!(callback.expires_on.unwrap().at.unwrap().to_string(), "2020-07-27T15:31:56Z");
     assert_eq!(callback.sent_at.unwrap().to_string(), "2020-07-27T07:37:11.903Z");
-    assert!(callback.test && callback.once.is_none());
+    assert!(callback.test && callback.nonce.is_none());
     for changed in ["businessId", "timeStamp", "activity"] {
         let mut other = out.clone();
         other.query = out.query.replace(&format!("{changed}="), &format!("{changed}=x"));
@@ -593,7 +593,7 @@ fn the_kit_is_told_by_its_members_and_handed_on_typed() {
     let tenant = understood("tenantSync", &TENANT);
     assert_eq!((tenant.action, tenant.action_name.as_str()), (Action::Other, "tenantSync"));
     assert_eq!(tenant.subject.instance_id.as_deref(), Some("b-1"));
-    assert!(tenant.issues.is_empty() && tenant.once.is_some(), "{:?}", tenant.issues);
+    assert!(tenant.issues.is_empty() && tenant.nonce.is_some(), "{:?}", tenant.issues);
     assert_eq!(
         tenant.body.unwrap(),
         json!({"kind": "tenant", "change": "add", "tenant_id": "t-1", "tenant_code": "acme",
