@@ -61,7 +61,7 @@ async fn fill_with(path: PathBuf, count: usize) {
     let metrics = Metrics::default();
     let hook = NamedHook::new("nothing", AnyHook::new(servers::Nothing)).concurrency(AT_ONCE);
     let runner = Runner::new(vec![hook], Vec::new()).unwrap();
-    let options = DispatchOptions { places: AT_ONCE, ..DispatchOptions::default() };
+    let options = DispatchOptions { permits: AT_ONCE, ..DispatchOptions::default() };
     let (_hooks, runners) = watch::channel(runner);
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runners, options);
     let (stop, stopping) = watch::channel(false);

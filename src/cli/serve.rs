@@ -180,7 +180,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
         key_unused_after: config.key_unused_after,
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
-        dispatch: DispatchOptions { places: share.jobs, ..DispatchOptions::default() },
+        dispatch: DispatchOptions { permits: share.jobs, ..DispatchOptions::default() },
         ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
     };
     // Opens the database and recovers jobs. Callbacks are accepted when this returns.

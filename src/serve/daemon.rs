@@ -673,7 +673,7 @@ mod tests {
         let mut options = DaemonOptions::new(None, Vec::new(), runner);
         options.dispatch.poll = Duration::from_millis(5);
         let mut daemon = Daemon::start(listener, None, options).await.unwrap();
-        let _taken = daemon.store.places().clone().acquire_many_owned(64).await.unwrap();
+        let _taken = daemon.store.permits().clone().acquire_many_owned(64).await.unwrap();
         daemon.liveness.within = Duration::from_secs(30);
         let before = *daemon.liveness.turned.borrow();
         daemon.liveness.turned.wait_for(|turned| *turned > before).await.unwrap();

@@ -319,7 +319,7 @@ impl Dispatch {
             let successors = endpoints.successors(endpoint, account, callback.dialect.as_deref());
             let asker = Asker { endpoint, account, successors: successors.names() };
             let server = match orders.asked_endpoint(asker, job.callback) {
-                Some(asked) => WaitsFor::OrderLookupClients(asked.to_owned()),
+                Some(asked) => WaitsFor::Marketplace(asked.to_owned()),
                 None => {
                     let endpoint = successors.name().unwrap_or(job.endpoint);
                     let subject = Subject::new(endpoint, job.callback, job.instance);
@@ -610,7 +610,7 @@ impl Attempt {
             Asker { endpoint: &origin.endpoint, account: &origin.account, successors: successors.names() };
         let Some(asked) = self.orders.asked_endpoint(asker, &taken.callback) else { return Ok(Some(permit)) };
         drop(permit);
-        let room = self.rooms.of(WaitsFor::OrderLookupClients(asked.to_owned()));
+        let room = self.rooms.of(WaitsFor::Marketplace(asked.to_owned()));
         // A full room gives the job back, and `postpone` keeps it in the store until the room has space.
         let Some(_waiting) = room.enter() else { return Err(AttemptEnd::GivenBack) };
         let asking = async {

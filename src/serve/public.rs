@@ -158,7 +158,7 @@ impl PublicListener {
             }
             Ok(received) => {
                 // A valid signature costs its address nothing and exempts it from the limits for a while.
-                self.rates.held(request.client);
+                self.rates.valid(request.client);
                 intake.answer(endpoint, &request, received.as_request(id)).await
             }
         }

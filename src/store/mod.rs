@@ -739,7 +739,7 @@ impl Store {
     pub async fn accept_as(&self, id: Option<Id>, acceptance: Acceptance) -> Result<Receipt, StoreError> {
         let now = acceptance.received_at;
         // First look at committed rows only: most copies and redeliveries need no write.
-        let repeat = match &acceptance.callback.once {
+        let repeat = match &acceptance.callback.nonce {
             Some(once) => {
                 self.refuse_copy(&acceptance.account, once, now)?;
                 None
@@ -765,11 +765,11 @@ impl Store {
             None => self.new_id(now)?,
         };
         // With a free permit of the dispatcher the new job is created in state running. Without one it is created due.
-        let place = self.inner.shared.signals.permits.clone().try_acquire_owned().ok();
+        let permit = self.inner.shared.signals.permits.clone().try_acquire_owned().ok();
         let uses = self.inner.keys_used.due();
         let keys = uses.clone();
         let kept = self
-            .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, place, keys, asked })))
+            .ask(|asked| Command::Accept(Box::new(AcceptCommand { acceptance, id, permit, keys, asked })))
             .await?;
         // The keys were written in the same commit as the callback.
         self.inner.keys_used.written(uses);
@@ -799,7 +799,7 @@ impl Store {
     pub async fn consume(&self, account: &str, once: Nonce) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
         self.refuse_copy(&account, &once, now)?;
-        let is_new = self.ask(|asked| Command::Consume { account, once, now, asked }).await?;
+        let is_new = self.ask(|asked| Command::Consume { account, nonce: once, now, asked }).await?;
         if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 

@@ -204,11 +204,11 @@ impl Read for Failing {
     fn instance_bought(&self, account: &str, order_id: &str, order_biz_id: &str) -> Result<Option<i64>> {
         self.decided_on().instance_bought(account, order_id, order_biz_id)
     }
-    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
-        self.decided_on().lane(instance)
+    fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+        self.decided_on().queue(instance)
     }
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
-        Ok(self.decided_on().lane(instance)?.into_iter().map(|(job, _)| job).collect())
+        Ok(self.decided_on().queue(instance)?.into_iter().map(|(job, _)| job).collect())
     }
     fn has_queue(&self, instance: i64) -> Result<bool> {
         self.rows.has_queue(instance)

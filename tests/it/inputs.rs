@@ -235,7 +235,7 @@ name = "call"
 http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
 "#;
     home.configure(config);
-    let places = [
+    let permits = [
         "`server.admin_token.file`",
         "`store.sealing_key`",
         "`endpoint[0].keys[0].file`",
@@ -250,7 +250,7 @@ http = { url = "http://127.0.0.1:1/", secret = { file = "odd" } }
         let variables = [("ODD", odd), ("CREDENTIALS_DIRECTORY", folder.as_str())];
         let checked = home.run_in(&["check-config", "--config", "spid.toml"], &variables);
         assert_eq!(checked.code, 78, "{}", checked.stderr);
-        for place in places {
+        for place in permits {
             let line = checked.stderr.lines().find(|line| line.contains(place));
             let line = line.unwrap_or_else(|| panic!("{place}\n{}", checked.stderr));
             // White space around a sealing key is always trimmed.

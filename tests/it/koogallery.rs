@@ -1020,9 +1020,9 @@ mod anything {
         let raw = RawRequest { method: "POST", query: query.as_bytes(), header: &header, body };
         let verified = koogallery.parts(&raw, now())?.verify(&keys).unwrap();
         let callback = koogallery.callback(verified, &Options::default());
-        assert_eq!(callback.once.as_ref().unwrap().nonce, "n");
+        assert_eq!(callback.nonce.as_ref().unwrap().nonce, "n");
         let parts = koogallery.split(callback);
-        assert!(!parts.is_empty() && parts.iter().filter(|part| part.once.is_some()).count() == 1);
+        assert!(!parts.is_empty() && parts.iter().filter(|part| part.nonce.is_some()).count() == 1);
         for part in &parts {
             let _ = koogallery.order_lookup(part);
         }

@@ -725,7 +725,7 @@ async fn an_expire_is_judged_by_the_longer_term_while_a_refund_is_on_its_way(ben
 
 async fn two_thaws_are_two_callbacks_and_one_that_ends_takes_no_other_along(bench: &Bench) {
     let marked = |nonce: &str, callback: Callback| Callback {
-        once: Some(spid_hook::callback::Nonce { nonce: nonce.into(), until: day(9) }),
+        nonce: Some(spid_hook::callback::Nonce { nonce: nonce.into(), until: day(9) }),
         ..callback
     };
     let thaw = |nonce: &str| marked(nonce, Callback { action: Action::Renew, ..expire("b") });
@@ -749,7 +749,7 @@ async fn a_thaw_does_not_depend_on_a_dead_renewal(bench: &Bench) {
     bench.done(&expire("b")).await;
     bench.deliver(&renew("b", "r", day(730))).await;
     bench.run_to_death().await;
-    bench.deliver(&Callback { action: Action::Renew, once, ..expire("b") }).await;
+    bench.deliver(&Callback { action: Action::Renew, nonce: once, ..expire("b") }).await;
     assert_eq!(bench.jobs_of(Action::Renew).len(), 2, "it has a job of its own");
 }
 

@@ -22,7 +22,7 @@ fn marked(bench: &Bench, callback: Callback) -> Callback {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let nonce = NEXT.fetch_add(1, Ordering::Relaxed).to_string();
     Callback {
-        once: Some(Nonce { nonce, until: plus_millis(bench.clock.now(), limits::NONCED_WINDOW_MS) }),
+        nonce: Some(Nonce { nonce, until: plus_millis(bench.clock.now(), limits::NONCED_WINDOW_MS) }),
         ..callback
     }
 }
@@ -57,7 +57,7 @@ async fn a_copy_is_not_kept(bench: &Bench) {
     let before = (bench.callbacks(), bench.jobs());
     let copied = bench.store.accept(bench.acceptance(&first)).await.unwrap_err();
     assert_eq!(copied, StoreError::Replayed);
-    let other = Callback { once: first.once.clone(), ..release("b") };
+    let other = Callback { nonce: first.nonce.clone(), ..release("b") };
     assert_eq!(bench.store.accept(bench.acceptance(&other)).await.unwrap_err(), StoreError::Replayed);
     assert_eq!((bench.callbacks(), bench.jobs()), before);
     let mut elsewhere = bench.acceptance(&first);
@@ -67,17 +67,17 @@ async fn a_copy_is_not_kept(bench: &Bench) {
 }
 
 async fn a_mark_is_spent_once_without_anything_else(bench: &Bench) {
-    let once = marked(bench, create("b")).once.unwrap();
+    let once = marked(bench, create("b")).nonce.unwrap();
     bench.store.consume(ACCOUNT, once.clone()).await.unwrap();
     assert_eq!(bench.store.consume(ACCOUNT, once).await.unwrap_err(), StoreError::Replayed);
     assert!(bench.callbacks().is_empty());
 }
 
 async fn a_mark_outlives_its_window_and_a_clock_set_back(bench: &Bench) {
-    let once = marked(bench, create("b")).once.unwrap();
+    let once = marked(bench, create("b")).nonce.unwrap();
     bench.store.consume(ACCOUNT, once.clone()).await.unwrap();
     bench.advance((limits::NONCED_WINDOW_MS + limits::NONCE_GRACE_MS) / 1000);
-    bench.store.consume(ACCOUNT, marked(bench, create("b")).once.unwrap()).await.unwrap();
+    bench.store.consume(ACCOUNT, marked(bench, create("b")).nonce.unwrap()).await.unwrap();
     bench.advance(-120);
     assert_eq!(bench.store.consume(ACCOUNT, once.clone()).await.unwrap_err(), StoreError::Replayed);
     bench.advance(121);

@@ -961,7 +961,7 @@ mod in_process {
         let hook = NamedHook::new("panics", Panics).concurrency(1);
         let runner = Runner::new(vec![hook], Vec::new()).unwrap();
         let mut options = DaemonOptions::new(None, vec![("/spi".to_owned(), endpoint)], runner);
-        options.dispatch.places = 1;
+        options.dispatch.permits = 1;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let daemon = Daemon::start(listener, None, options).await.unwrap();
         for order in ["early", "late", "early-2"] {

@@ -108,7 +108,7 @@ async fn a_dispatcher_gets_jobs_born_leased_while_it_has_places(bench: &Bench) {
     let third = ready.recv().await.unwrap();
     waiter(bench.accept(&renew("c", "r", day(730))).await);
     assert!(ready.try_recv().is_err(), "its lane is busy");
-    bench.store.places().close();
+    bench.store.permits().close();
     drop(third);
     waiter(bench.accept(&create("d")).await);
     assert!(ready.try_recv().is_err(), "the dispatcher stops");

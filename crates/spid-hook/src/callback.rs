@@ -369,7 +369,7 @@ impl Callback {
 
     /// All actions that the request asks for, in the order in which they are carried out.
     pub fn actions(&self) -> impl Iterator<Item = Action> {
-        std::iter::nonce(self.action).chain(self.also.iter().copied())
+        std::iter::once(self.action).chain(self.also.iter().copied())
     }
 
     /// Returns the part of the request that `action` is about, as a separate callback.

@@ -465,8 +465,8 @@ impl Read for Sqlite {
         match self.one(sql, [account, name], read)? {
             // A second query reads the queue, and only if it is not empty.
             Some((row, true)) => {
-                let lane = self.lane(row.number)?;
-                Ok(Some((row, lane)))
+                let queue = self.queue(row.number)?;
+                Ok(Some((row, queue)))
             }
             Some((row, false)) => Ok(Some((row, Vec::new()))),
             None => Ok(None),
@@ -494,7 +494,7 @@ impl Read for Sqlite {
         )
     }
 
-    fn lane(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
+    fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
         self.many(
             concat!(
                 "SELECT ",
@@ -644,7 +644,7 @@ impl Read for Sqlite {
                 .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
         }
         if filter.unreported {
-            conditions.sql.push_str(&format!(" AND {IS_UNTOLD}"));
+            conditions.sql.push_str(&format!(" AND {IS_UNREPORTED}"));
         }
         let (sql, values) = conditions.query(callback_columns!(), "callback", filter.limit);
         self.readable(&sql, params_from_iter(values), read_callback)
@@ -742,7 +742,7 @@ impl Read for Sqlite {
             Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
         };
         totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
-        totals.unreported = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNTOLD}"))?;
+        totals.unreported = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNREPORTED}"))?;
         let first = |sql: &str| -> Result<Option<Timestamp>> {
             Ok(self.one(sql, [], |row| Ok(integer(row, 0)))?.flatten().map(from_millis))
         };

@@ -146,7 +146,7 @@ fn koo(action: Action, name: &str, id: &str, nonce: &str) -> Callback {
         dialect: Some("koogallery".to_owned()),
         externally_provisioned: true,
         ordered: true,
-        once: Some(Nonce { nonce: nonce.to_owned(), until: instant("2099-01-01T00:00:00Z") }),
+        nonce: Some(Nonce { nonce: nonce.to_owned(), until: instant("2099-01-01T00:00:00Z") }),
         order_details: Some(parameters(&[
             ("amount", "100"),
             ("skuCode", "sku-7"),

@@ -87,7 +87,7 @@ fn keys() -> Keys {
 
 /// A daemon with two permits and two hooks. The slow hook runs one call at a time.
 async fn daemon(slow: Slow, folder: &std::path::Path) -> Daemon {
-    let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
+    let dispatch = DispatchOptions { permits: 2, waiting: 8, ..DispatchOptions::default() };
     daemon_with(NamedHook::new("quick", LogHook), one_at_a_time(slow), folder, dispatch).await
 }
 
@@ -179,7 +179,7 @@ async fn a_hook_with_more_orders_than_may_wait_keeps_nobody_else_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let gate = Arc::new(Semaphore::new(0));
     let dispatch = DispatchOptions {
-        places: 2,
+        permits: 2,
         waiting: 2,
         poll: Duration::from_millis(50),
         ..DispatchOptions::default()
@@ -207,7 +207,7 @@ async fn no_more_calls_run_at_once_than_there_are_places() {
     let slow = Slow::new(&slow_gate);
     let other = Slow(other_gate.clone(), slow.1.clone());
     let running = slow.1.clone();
-    let dispatch = DispatchOptions { places: 2, waiting: 8, ..DispatchOptions::default() };
+    let dispatch = DispatchOptions { permits: 2, waiting: 8, ..DispatchOptions::default() };
     let slow = one_at_a_time(slow);
     let daemon = daemon_with(NamedHook::new("other", other), slow, folder.path(), dispatch).await;
     // The second waits for its hook, and the third gets its permit.
@@ -235,7 +235,7 @@ async fn a_hook_that_hangs_cannot_take_the_last_call() {
     let gate = Arc::new(Semaphore::new(0));
     let slow = Slow::new(&gate);
     let running = slow.1.clone();
-    let dispatch = DispatchOptions { places: 3, waiting: 16, ..DispatchOptions::default() };
+    let dispatch = DispatchOptions { permits: 3, waiting: 16, ..DispatchOptions::default() };
     let hook = NamedHook::new("slow", slow).concurrency(64);
     let daemon = daemon_with(NamedHook::new("quick", LogHook), hook, folder.path(), dispatch).await;
     let slow: Vec<String> = (0..8).map(|number| format!("slow-{number}")).collect();

@@ -88,7 +88,7 @@ async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let hook = NamedHook::new("machine", AnyHook::new(Machine(sim.clone())));
     let hook = hook.timeout(TIMEOUT).concurrency(sim.between(1, 6) as usize);
     let runner = Runner::new(vec![hook], Vec::new()).unwrap();
-    let options = DispatchOptions { places: sim.between(1, 8) as usize, ..DispatchOptions::default() };
+    let options = DispatchOptions { permits: sim.between(1, 8) as usize, ..DispatchOptions::default() };
     let (_, runner) = watch::channel(runner);
     let dispatch = Dispatch::new(store.clone(), clock.clone(), metrics.clone(), runner, options);
     let (stop, stopping) = watch::channel(false);

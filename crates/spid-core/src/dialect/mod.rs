@@ -607,7 +607,7 @@ impl Sending {
 /// Returns the digest with its first digit changed.
 fn alter(digest: &str) -> String {
     let first = if digest.starts_with('0') { '1' } else { '0' };
-    std::iter::nonce(first).chain(digest.chars().skip(1)).collect()
+    std::iter::once(first).chain(digest.chars().skip(1)).collect()
 }
 
 /// Position of the parameters in an outgoing request.

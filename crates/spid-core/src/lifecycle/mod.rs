@@ -499,9 +499,9 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         releasing: view.queue.iter().find(|job| job.action == Action::Release).map(|job| job.job),
         done: view.earlier.and_then(|earlier| earlier.done).filter(|_| !view.approved),
         superseded: !view.approved && view.earlier.is_some_and(|earlier| is_superseded(instance, earlier)),
-        no_copy: callback.once.is_some(),
+        no_copy: callback.nonce.is_some(),
         ordered: callback.ordered,
-        thaws: callback.once.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
+        thaws: callback.nonce.is_some() && callback.action == Action::Renew && callback.expires_on.is_none(),
         view,
         wants: Wants::of(callback),
     };
@@ -572,7 +572,7 @@ fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
 /// no copy, it has no order to compare, and the state after the queued jobs is the opposite. The marketplace may also
 /// have retried it after the opposite request, but a new request is more likely.
 fn is_another(view: View<'_>, callback: &Callback) -> bool {
-    let is_unordered = callback.once.is_some() && !callback.ordered;
+    let is_unordered = callback.nonce.is_some() && !callback.ordered;
     let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
     let future = projected(instance, view.queue).state;
     match callback.action {

@@ -66,11 +66,11 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
         let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
         let nonce = header(NONCE).ok_or_else(|| malformed("the header `x-nonce` is missing"))?;
-        let nonce = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
+        let once = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
         return Ok(Signed {
             presented: header(SIGN),
             parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: false },
-            payload: Unchecked { parameters, sent_at: Some(sent_at), nonce },
+            payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: once },
         });
     };
     // Version 1.0 signs the members, except for blank ones. A blank member could be added on the way, so it is dropped.

@@ -86,7 +86,7 @@ pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
 /// other. A value that cannot be decrypted stays available among the parameters only.
 pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -> Option<Parameters> {
     // A wrong key size almost always fails at the padding, so the first success counts.
-    let ciphers = || std::iter::nonce(first).chain(Cipher::ALL);
+    let ciphers = || std::iter::once(first).chain(Cipher::ALL);
     let open = |name: &str| {
         let text = parameters.filled(name)?;
         let opened = ciphers().find_map(|cipher| signer.decrypt(cipher, text))?;

@@ -5,7 +5,7 @@
 //! have neutral names in [`spid_hook::callback`]:
 //!
 //! * the marketplace chooses the marketplace instance id (`marketplace_instance_id`);
-//! * a nonce proves that a request is not a copy (`nonce`);
+//! * a nonce proves that a request is not a copy (`once`);
 //! * the marketplace tests the interface twice a day (`test`);
 //! * some instances are externally provisioned: the marketplace creates them itself (`externally_provisioned`);
 //! * some bodies are structures (`body`);
@@ -126,7 +126,7 @@ impl Dialect for KooGallery {
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let signer = verified.signer();
-        let Unchecked { parameters, sent_at, nonce } = verified.into_payload();
+        let Unchecked { parameters, sent_at, nonce: once } = verified.into_payload();
         // Messages of the linked kit name no activity; their members identify them.
         let word = match (read_word(&parameters, ACTIVITY), kit::kind(&parameters)) {
             ("", Some(kind)) => kind.to_owned(),
@@ -137,7 +137,7 @@ impl Dialect for KooGallery {
         // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
         callback.sent_at = sent_at;
-        callback.nonce = nonce;
+        callback.nonce = once;
         callback.test = callback.parameters.get(TEST_FLAG) == Some("1");
         describe(&mut callback);
         if legacy::is_of(&callback) {
@@ -232,11 +232,11 @@ fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, 
     let sent_at = read_sent_at(&timestamp, now)?;
     let nonce = take("nonce").ok_or_else(|| malformed("the query parameter `nonce` is missing"))?;
     let parameters = read_body(request.body)?;
-    let nonce = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
+    let once = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
     Ok(Signed {
         presented: take("signature"),
         parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: true },
-        payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: Some(nonce) },
+        payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: Some(once) },
     })
 }
 
@@ -412,12 +412,12 @@ fn ids(parameters: &Parameters) -> impl Iterator<Item = &str> {
 
 fn one_query_each(callback: &Callback) -> Vec<Callback> {
     // Only the first part takes the nonce, because a nonce can be consumed only once.
-    let mut nonce = callback.nonce.clone();
+    let mut once = callback.nonce.clone();
     let one = |id: &str| {
         let renamed = callback.parameters.iter().map(|(name, value)| {
             (name.to_owned(), if name == INSTANCE_ID { id.to_owned() } else { value.to_owned() })
         });
-        let mut one = Callback { parameters: renamed.collect(), nonce: nonce.take(), ..callback.clone() };
+        let mut one = Callback { parameters: renamed.collect(), nonce: once.take(), ..callback.clone() };
         one.subject.instance_id = Some(id.to_owned());
         one.marketplace_instance_id = test_id_among(&one);
         one
@@ -486,7 +486,7 @@ fn describe_check(callback: &mut Callback) {
     let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
     callback.product = text("productId");
     callback.sku = text("skuCode");
-    callback.request_id = callback.nonce.as_ref().map(|nonce| nonce.nonce.clone());
+    callback.request_id = callback.nonce.as_ref().map(|once| once.nonce.clone());
 }
 
 /// Returns the id of a purchase: its order with the order line.

@@ -272,7 +272,7 @@ mod tests {
             let mut callback = asked(action);
             callback.sku = sku.map(str::to_owned);
             if let Some(stamp) = time_stamp {
-                callback.parameters = std::iter::nonce(("timeStamp".to_owned(), stamp.to_owned())).collect();
+                callback.parameters = std::iter::once(("timeStamp".to_owned(), stamp.to_owned())).collect();
             }
             assert_eq!(order_lookup(&callback), None, "{action}");
         }
