@@ -236,3 +236,107 @@ impl Drop for Done {
         lock(&self.receiver.running).remove(&self.key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::HookError;
+    use crate::call::tests::{a_call, an_instance};
+    use crate::callback::{Action, Callback};
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const TOLERANCE: Duration = Duration::from_secs(300);
+
+    fn keys() -> WebhookKeys {
+        WebhookKeys::read(&Secret::new(SECRET)).unwrap()
+    }
+
+    fn receiver<F>(hook: impl Fn(Call) -> F + Send + Sync + 'static) -> Arc<Receiver>
+    where
+        F: Future<Output = Result<Answer, HookError>> + Send + 'static,
+    {
+        let mut receiver = Receiver::new(AnyHook::from_fn(hook), keys(), TOLERANCE, None);
+        receiver.clock = Clock::manual("2026-01-01T00:00:00Z".parse().unwrap());
+        Arc::new(receiver)
+    }
+
+    async fn ask(receiver: &Arc<Receiver>, action: Action) -> Reply {
+        let call = a_call(&Callback::new(action, "x"), Some(&an_instance()));
+        let body = serde_json::to_vec(&call).unwrap();
+        let at = receiver.clock.now().as_second();
+        let (timestamp, signature) = (at.to_string(), keys().sign("key-1", at, &body));
+        let signed = Signed { id: "key-1", timestamp: &timestamp, signature: &signature };
+        Arc::clone(receiver).answer(signed, &body).await
+    }
+
+    #[tokio::test]
+    async fn every_result_has_its_status() {
+        for (result, status, body, retry_after) in [
+            (Ok(Answer::default()), 200, "{}", None),
+            (Err(HookError::retry("no")), 503, "{}", None),
+            (Err(HookError::retry_after("no", Duration::from_millis(1_001))), 503, "{}", Some(2)),
+            (Err(HookError::misconfigured("no")), 424, "{}", None),
+            (Err(HookError::refuse("no")), 422, r#"{"refuse":"no"}"#, None),
+            (Err(HookError::pending("later")), 202, r#"{"pending":"later"}"#, None),
+            (
+                Err(HookError::unsupported("renew")),
+                422,
+                r#"{"refuse":"the hook does not support renew"}"#,
+                None,
+            ),
+        ] {
+            let receiver = receiver(move |_| std::future::ready(result.clone()));
+            let reply = ask(&receiver, Action::Renew).await;
+            assert_eq!(reply, Reply { status, body: Secret::new(body), retry_after });
+        }
+        let panics = receiver(|_| -> std::future::Ready<_> { panic!("on purpose") });
+        assert_eq!(ask(&panics, Action::Renew).await, Reply::empty(503));
+    }
+
+    #[tokio::test]
+    async fn a_second_request_with_the_key_waits_for_the_first_one() {
+        let (runs, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (counted, gate) = (Arc::clone(&runs), Arc::clone(&go));
+        let receiver = receiver(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.notified().await;
+                Ok(Answer { instance_id: Some("i-7".into()), ..Answer::default() })
+            }
+        });
+        let first = ask(&receiver, Action::Renew);
+        let second = async {
+            tokio::task::yield_now().await;
+            assert_eq!(receiver.running(), 1);
+            let third = ask(&receiver, Action::Renew);
+            let open = async {
+                tokio::task::yield_now().await;
+                go.notify_one();
+            };
+            tokio::join!(third, open).0
+        };
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((first.status, &first), (200, &second));
+        assert_eq!((runs.load(Ordering::SeqCst), receiver.running()), (1, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_attempt_ends_at_its_deadline() {
+        let receiver = receiver(|_| std::future::pending());
+        let started = tokio::time::Instant::now();
+        assert_eq!(ask(&receiver, Action::Renew).await, Reply::empty(503));
+        assert_eq!(
+            started.elapsed().as_secs(),
+            600,
+            "the deadline is ten minutes after the request was sent"
+        );
+        receiver.clock.advance(jiff::SignedDuration::from_mins(10));
+        assert_eq!(ask(&receiver, Action::Renew).await, Reply::empty(503));
+        assert_eq!((started.elapsed().as_secs(), receiver.running()), (600, 0));
+    }
+}
