@@ -79,7 +79,7 @@ pub(super) struct Signed<'a> {
 /// Responses to the calls in progress, by idempotency key. `None` until the response is known.
 type Running = HashMap<String, watch::Receiver<Option<Reply>>>;
 
-/// Everything that a request needs.
+/// State of the server, shared by all requests.
 pub(super) struct Receiver {
     pub(super) hook: AnyHook,
     pub(super) keys: WebhookKeys,
