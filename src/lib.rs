@@ -30,18 +30,19 @@ mod store;
 
 use std::process::ExitCode;
 
+pub use cli::App;
 pub use spid_hook as hook;
 pub use spid_hook::testing;
 
 /// Runs the `spid` command line of this process.
 pub fn run() -> ExitCode {
-    cli::run(None)
+    cli::run(cli::Program::default(), None)
 }
 
 /// Runs the `spid` command line of this process with a hook of the caller's inside: it is the default
-/// hook of `serve` and `demo`, and the configuration needs no `[[hook]]`.
+/// hook of `serve` and `demo`, and the configuration needs no `[[hook]]`. [`App`] also has a name, a version and a start.
 pub fn run_with(hook: impl hook::ProvisioningHook) -> ExitCode {
-    cli::run(Some(hook::AnyHook::new(hook)))
+    cli::run(cli::Program::default(), Some(cli::Inside::of(hook::AnyHook::new(hook))))
 }
 
 /// The rooms of the daemon, for its own tests and benches. Not a part of the interface: it changes without notice.

@@ -252,7 +252,7 @@ pub fn config(data: &[u8]) {
         [("FAKE_KEY", KEY), ("FAKE_UNCLEAN", unclean.as_str()), ("FAKE_EMPTY", "")]
             .map(|(name, value)| (name.to_owned(), value.to_owned())),
     );
-    match Config::parse(text, "fuzz.toml", &environment, &[], Some(AnyHook::from(LogHook))) {
+    match Config::parse(text, "fuzz.toml", &environment, &[], Some(AnyHook::from(LogHook).into())) {
         Ok(config) => {
             assert!(config.admin_listen.is_none_or(|address| address.ip().is_loopback()));
             assert!(!config.endpoints.is_empty());

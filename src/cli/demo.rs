@@ -6,15 +6,15 @@ use std::net::Ipv4Addr;
 use clap::Args;
 use tokio::net::TcpListener;
 
+use super::app::{in_process, start};
 use super::output::Output;
 use super::scenario::{Kept, Narrator, summary};
-use super::{Done, Exit, Failure, runtime};
+use super::{Done, Exit, Failure, Inside, runtime};
 use crate::config::{Config, DEV_KEY};
 use crate::lab::scenario::{Scenario, Target};
 use crate::net::Url;
 use crate::serve::daemon::{Daemon, DaemonOptions};
 use spid_core::signature::Keys;
-use spid_hook::AnyHook;
 use spid_hook::Secret;
 use spid_hook::time::Clock;
 
@@ -27,7 +27,7 @@ pub(super) struct DemoArguments {
     json: bool,
 }
 
-pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
+pub(super) fn demo(arguments: DemoArguments, hook: Option<Inside>, output: &mut Output) -> Done {
     let scenario =
         Scenario::parse(LIFE, "life.toml").map_err(|error| Failure::new(Exit::Bug, error.to_string()))?;
     // The folder is deleted when this variable is dropped, at the end of the demo.
@@ -36,9 +36,12 @@ pub(super) fn demo(arguments: DemoArguments, hook: Option<AnyHook>, output: &mut
         .tempdir()
         .map_err(|error| Failure::new(Exit::Io, format!("cannot create a temporary folder: {error}")))?;
     // The demo uses the configuration of `serve --dev`.
-    let config = Config::dev(&[], hook)?;
+    let config = Config::dev(&[], in_process(hook.as_ref()))?;
     let options = DaemonOptions::new(Some(folder.path().join("spid.db")), config.endpoints, config.runner);
-    runtime()?.block_on(run(&arguments, &scenario, options, output))
+    runtime()?.block_on(async {
+        start(hook).await?;
+        run(&arguments, &scenario, options, output).await
+    })
 }
 
 async fn run(

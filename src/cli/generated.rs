@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory, Subcommand};
+use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
 use super::output::Output;
-use super::{Arguments, Done, Exit, Failure};
+use super::{Done, Exit, Failure, Program};
 use crate::config;
 
 #[derive(Args)]
@@ -28,23 +28,23 @@ pub(super) enum ConfigCommand {
     Default,
 }
 
-pub(super) fn completions(arguments: CompletionsArguments, output: &mut Output) -> Done {
+pub(super) fn completions(arguments: CompletionsArguments, program: Program, output: &mut Output) -> Done {
     let mut script = Vec::new();
-    clap_complete::generate(arguments.shell, &mut Arguments::command(), "spid", &mut script);
+    clap_complete::generate(arguments.shell, &mut program.command(), program.name(), &mut script);
     output.text(&String::from_utf8_lossy(&script))
 }
 
-pub(super) fn man(arguments: ManArguments, output: &mut Output) -> Done {
+pub(super) fn man(arguments: ManArguments, program: Program, output: &mut Output) -> Done {
     let failed =
         |error: std::io::Error| Failure::new(Exit::Io, format!("the pages cannot be written: {error}"));
     match arguments.dir {
         Some(folder) => {
             std::fs::create_dir_all(&folder).map_err(failed)?;
-            clap_mangen::generate_to(Arguments::command(), folder).map_err(failed)
+            clap_mangen::generate_to(program.command(), folder).map_err(failed)
         }
         None => {
             let mut page = Vec::new();
-            clap_mangen::Man::new(Arguments::command()).render(&mut page).map_err(failed)?;
+            clap_mangen::Man::new(program.command()).render(&mut page).map_err(failed)?;
             output.text(&String::from_utf8_lossy(&page))
         }
     }

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::output::Output;
-use super::{Done, hook_test};
-use spid_hook::{AnyHook, schema};
+use super::{Done, Inside, hook_test};
+use spid_hook::schema;
 
 #[derive(Subcommand)]
 pub(super) enum HookCommand {
@@ -29,7 +29,7 @@ enum Part {
     Answer,
 }
 
-pub(super) fn hook(command: HookCommand, hook: Option<AnyHook>, output: &mut Output) -> Done {
+pub(super) fn hook(command: HookCommand, hook: Option<Inside>, output: &mut Output) -> Done {
     match command {
         HookCommand::Test(arguments) => hook_test::test(*arguments, hook, output),
         HookCommand::Schema(arguments) => print_schema(arguments.part, output),

@@ -12,8 +12,9 @@ use jiff::SignedDuration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use super::app::{self, in_process};
 use super::output::{Output, shown};
-use super::{Done, Exit, Failure, runtime};
+use super::{Done, Exit, Failure, Inside, runtime};
 use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
@@ -134,8 +135,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let (hook, timeout) = arguments.hook(hook)?;
+pub(super) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mut Output) -> Done {
+    let (hook, timeout, inside) = arguments.hook(inside)?;
     let mut check = arguments.wares.onto(Check::new(hook));
     if let Some(timeout) = arguments.timeout.or(timeout) {
         check = check.timeout(timeout);
@@ -149,7 +150,10 @@ pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut
     }
     let mut teller = Teller { output: Output::default(), verbose: arguments.verbose };
     let runtime = runtime()?;
-    let report = runtime.block_on(check.run_watched(&mut teller));
+    let report = runtime.block_on(async {
+        app::start(inside).await?;
+        Ok::<_, Failure>(check.run_watched(&mut teller).await)
+    })?;
     // Do not wait for a hook that blocks its thread.
     runtime.shutdown_background();
     if arguments.json {
@@ -165,33 +169,33 @@ pub(super) fn test(arguments: TestArguments, hook: Option<AnyHook>, output: &mut
 }
 
 impl TestArguments {
-    /// Hook under test, and its configured timeout if it has one.
-    fn hook(&self, in_process: Option<AnyHook>) -> Result<(AnyHook, Option<Duration>), Failure> {
+    /// Hook under test, its configured timeout if it has one, and the hook inside if it must be started.
+    fn hook(&self, inside: Option<Inside>) -> Result<(AnyHook, Option<Duration>, Option<Inside>), Failure> {
         let wrong = |from: &str, text: String| Failure::new(Exit::Config, format!("`{from}`: {text}"));
         if !self.which.exec.is_empty() {
             let hook = ExecHook::new(self.which.exec.clone());
             hook.check().map_err(|error| wrong("--exec", error.to_string()))?;
-            return Ok((hook.into(), None));
+            return Ok((hook.into(), None, None));
         }
         if let Some(url) = &self.which.http {
             let hook = HttpHook::new(url.clone(), self.keys()?, HttpHookOptions::default());
             hook.check().map_err(|error| wrong("--http", error.to_string()))?;
-            return Ok((hook.into(), None));
+            return Ok((hook.into(), None, None));
         }
         if let Some(path) = &self.which.config {
-            let config = Config::load(path, &ProcessEnvironment, &[], in_process)?;
+            let config = Config::load(path, &ProcessEnvironment, &[], in_process(inside.as_ref()))?;
             let name = self.hook.as_deref();
             let named = config
                 .runner
                 .hook(name)
                 .ok_or_else(|| wrong("--hook", not_reached(&config.runner, name.unwrap_or_default())))?;
-            return Ok((named.hook.clone().into(), Some(named.timeout)));
+            return Ok((named.hook.clone().into(), Some(named.timeout), inside));
         }
         // Without an option only a program that embeds spid has a hook.
-        let hook = in_process.ok_or_else(|| {
+        let inside = inside.ok_or_else(|| {
             Failure::new(Exit::Usage, "no hook given").hint("--exec CMD…, --http URL or --config FILE")
         })?;
-        Ok((hook, None))
+        Ok((inside.without_configuration()?, None, Some(inside)))
     }
 
     fn keys(&self) -> Result<WebhookKeys, Failure> {

@@ -4,6 +4,7 @@
 //! line if the user can do something about it. Exit codes follow `sysexits.h`, so a script can tell a wrong
 //! configuration from a full disk.
 
+mod app;
 mod conformance;
 mod demo;
 mod export;
@@ -39,15 +40,17 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
 use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
 use logging::Logging;
 use output::Output;
-use spid_hook::AnyHook;
 use stderr::Stderr;
+
+pub use app::App;
+pub(crate) use app::{Inside, Program};
 
 /// Exit code of a failed command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,14 +294,19 @@ fn not_there(error: StoreError) -> Failure {
 }
 
 /// Runs the command line of this process. `hook` is the hook of a program that embeds spid.
-pub(crate) fn run(hook: Option<AnyHook>) -> ExitCode {
-    run_from(std::env::args_os(), hook)
+pub(crate) fn run(program: Program, hook: Option<Inside>) -> ExitCode {
+    run_from(std::env::args_os(), program, hook)
 }
 
-fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>) -> ExitCode {
+fn run_from(
+    arguments: impl IntoIterator<Item = OsString>,
+    program: Program,
+    hook: Option<Inside>,
+) -> ExitCode {
     let stderr = Stderr::default();
     let mut output = Output::new(stderr.clone());
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let parsed = program.command().try_get_matches_from(arguments);
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => {
             let text = error.render().to_string();
@@ -315,16 +323,17 @@ fn run_from(arguments: impl IntoIterator<Item = OsString>, hook: Option<AnyHook>
     // Arguments are valid from here on. Logging starts first, so that every command can log.
     let usual = usual_log(&arguments.command);
     let logging = Logging::start(arguments.log.as_deref(), usual, arguments.log_format, stderr.clone());
-    let code = match logging.and_then(|logging| execute(arguments.command, hook, logging, &mut output)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output.print_error(&format!("error: {}", failure.message));
-            if let Some(hint) = &failure.hint {
-                output.print_error(&format!("hint: {hint}"));
+    let code =
+        match logging.and_then(|logging| execute(arguments.command, program, hook, logging, &mut output)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                output.print_error(&format!("error: {}", failure.message));
+                if let Some(hint) = &failure.hint {
+                    output.print_error(&format!("hint: {hint}"));
+                }
+                code(failure.exit)
             }
-            code(failure.exit)
-        }
-    };
+        };
     stderr.flush();
     // The process ends after this: write out the lines that are still queued.
     code
@@ -334,9 +343,15 @@ fn code(exit: Exit) -> ExitCode {
     ExitCode::from(exit as u8)
 }
 
-fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &mut Output) -> Done {
+fn execute(
+    command: Command,
+    program: Program,
+    hook: Option<Inside>,
+    logging: Logging,
+    output: &mut Output,
+) -> Done {
     match command {
-        Command::Serve(arguments) => serve::serve(arguments, hook, logging),
+        Command::Serve(arguments) => serve::serve(arguments, program, hook, logging),
         Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
         Command::Healthcheck(arguments) => healthcheck::healthcheck(arguments, output),
         Command::Config(command) => generated::config(command, output),
@@ -359,8 +374,8 @@ fn execute(command: Command, hook: Option<AnyHook>, logging: Logging, output: &m
         Command::Callbacks(command) => show::callbacks(command, output),
         Command::Attention(arguments) => show::attention(arguments, output),
         Command::Held(command) => show::held(command, output),
-        Command::Completions(arguments) => generated::completions(arguments, output),
-        Command::Man(arguments) => generated::man(arguments, output),
+        Command::Completions(arguments) => generated::completions(arguments, program, output),
+        Command::Man(arguments) => generated::man(arguments, program, output),
     }
 }
 

@@ -11,12 +11,11 @@ use std::path::PathBuf;
 
 use super::logging::Logging;
 use super::serve;
-use crate::config::{Config, Flag, Mistakes, NEEDS_RESTART, ProcessEnvironment};
+use crate::config::{Config, Flag, InProcess, Mistakes, NEEDS_RESTART, ProcessEnvironment, SETTINGS};
 use crate::observe::metrics::Metric;
 use crate::serve::daemon::{Changes, Daemon};
 use crate::store::StoreError;
 use crate::store::encryption::Encryptor;
-use spid_hook::AnyHook;
 
 /// Source of the configuration, for the start and for every reload.
 #[derive(Clone)]
@@ -26,7 +25,7 @@ pub(super) struct Source {
     /// Flags of the command line, which override the file.
     pub(super) flags: Vec<Flag>,
     /// Hook of a program that embeds spid.
-    pub(super) hook: Option<AnyHook>,
+    pub(super) hook: Option<InProcess>,
 }
 
 impl Source {
@@ -43,6 +42,11 @@ enum Outcome {
     Applied { changed: Vec<String> },
     RestartRequired { keys: Vec<String> },
     Kept { why: String },
+}
+
+/// Returns true if a running daemon cannot change this key. The hook inside was started with its settings.
+fn needs_restart(key: &str) -> bool {
+    NEEDS_RESTART.contains(&key) || key.starts_with("hook[") && key.ends_with(SETTINGS)
 }
 
 /// Reads the configuration and its sealing keys. A missing key file is not created again while a daemon uses the key.
@@ -103,8 +107,7 @@ impl Reloader {
         };
         // Keys that a running daemon cannot change: refuse the whole reload, so that no half of it applies.
         let changed = self.current.changes(&config);
-        let mut keys: Vec<String> =
-            changed.iter().filter(|key| NEEDS_RESTART.contains(&key.as_str())).cloned().collect();
+        let mut keys: Vec<String> = changed.iter().filter(|key| needs_restart(key)).cloned().collect();
         // A new certificate can be used at once, but a listener cannot switch between HTTP and TLS.
         if self.current.tls.is_some() != config.tls.is_some() {
             keys.push("server.tls".to_owned());

@@ -6,12 +6,13 @@ use clap::Args;
 use jiff::SignedDuration;
 use serde::Serialize;
 
+use super::app::in_process;
 use super::output::{Output, shown};
-use super::{Done, Exit, Failure};
+use super::{Done, Exit, Failure, Inside};
 use crate::config::{Config, ProcessEnvironment};
 use crate::hooks::runner::{NamedHook, Route, Runner};
 use spid_core::lifecycle::schedule::Schedule;
-use spid_hook::{AnyHook, Subject};
+use spid_hook::Subject;
 
 #[derive(Args)]
 pub(super) struct RouteArguments {
@@ -51,8 +52,8 @@ struct Passed {
     unmet: Vec<&'static str>,
 }
 
-pub(super) fn route(arguments: RouteArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
-    let config = Config::load(&arguments.config, &ProcessEnvironment, &[], hook)?;
+pub(super) fn route(arguments: RouteArguments, hook: Option<Inside>, output: &mut Output) -> Done {
+    let config = Config::load(&arguments.config, &ProcessEnvironment, &[], in_process(hook.as_ref()))?;
     let subject = Subject {
         endpoint: endpoint(&config, arguments.endpoint.as_deref())?,
         product: arguments.product.as_deref(),

@@ -8,18 +8,18 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::app::{self, in_process};
 use super::logging::Logging;
 use super::output::Output;
 use super::reload::{Reloader, Source};
-use super::{Done, Exit, Failure, is_typed, route, runtime, supervised};
-use crate::config::{self, Checked, Config, Flag, ProcessEnvironment};
+use super::{Done, Exit, Failure, Inside, Program, is_typed, route, runtime, supervised};
+use crate::config::{self, Checked, Config, Flag, InProcess, ProcessEnvironment};
 use crate::net::ServerOptions;
 use crate::observe::limits;
 use crate::observe::metrics::Metrics;
 use crate::serve::daemon::{Daemon, DaemonOptions, Stopped};
 use crate::serve::dispatch::DispatchOptions;
 use crate::serve::supervisor::{Sockets, Supervisor};
-use spid_hook::AnyHook;
 
 #[derive(Args)]
 #[group(id = "mode", required = true, multiple = true)]
@@ -52,7 +52,8 @@ pub(super) struct CheckArguments {
     config: PathBuf,
 }
 
-pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &mut Output) -> Done {
+pub(super) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mut Output) -> Done {
+    let hook = in_process(hook.as_ref());
     let Checked { config, warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
     for warning in warnings {
         output.print_error(&format!("warning: {warning}"));
@@ -70,7 +71,12 @@ pub(super) fn check(arguments: CheckArguments, hook: Option<AnyHook>, output: &m
     route::print_all(&config.runner, output)
 }
 
-pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: Logging) -> Done {
+pub(super) fn serve(
+    arguments: ServeArguments,
+    program: Program,
+    hook: Option<Inside>,
+    logging: Logging,
+) -> Done {
     // Must run before a second thread exists: it removes the sockets from the environment, which is not thread-safe.
     let sockets = supervised::sockets()?;
     let metrics = Metrics::default();
@@ -79,14 +85,18 @@ pub(super) fn serve(arguments: ServeArguments, hook: Option<AnyHook>, logging: L
     // Must run before the configuration is read, because reading it loads the keys.
     hide_memory();
     let dev = arguments.mode.dev;
-    let source = arguments.source(hook)?;
+    let source = arguments.source(in_process(hook.as_ref()))?;
     let mut config = source.clone().read()?;
     // The store and the log count in the same metrics.
     config.store.metrics = metrics;
     // The warnings below already follow the configured level and format.
     logging.configure(config.log_level, config.log_format);
     warn(&config);
-    run_and_leave(run(config.clone(), Reloader::new(source, config, logging), sockets, dev))
+    run_and_leave(async {
+        // Before a listener is opened: a daemon without its hook must not take callbacks.
+        app::start(hook).await?;
+        run(config.clone(), Reloader::new(source, config, logging), sockets, dev, program).await
+    })
 }
 
 /// Logs the warnings of a configuration.
@@ -124,7 +134,7 @@ fn not_dumpable() -> rustix::io::Result<()> {
 
 impl ServeArguments {
     /// Source of the configuration, for the start and for every reload.
-    fn source(self, hook: Option<AnyHook>) -> Result<Source, Failure> {
+    fn source(self, hook: Option<InProcess>) -> Result<Source, Failure> {
         let dev = self.mode.dev;
         if dev && is_typed(self.mode.config.as_deref()) {
             return Err(Failure::new(Exit::Usage, "`--dev` and `--config` exclude each other: give one"));
@@ -157,7 +167,7 @@ fn run_and_leave(work: impl Future<Output = Done>) -> Done {
     done
 }
 
-async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) -> Done {
+async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, program: Program) -> Done {
     // The limit of open files decides how many connections and hooks are allowed below.
     let share = raise_descriptors();
     let (listener, admin) = listen(&config, sockets, dev).await?;
@@ -185,7 +195,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool) ->
     };
     // Opens the database and recovers jobs. Callbacks are accepted when this returns.
     let daemon = Daemon::start(listener, admin, options).await?;
-    tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), "ready");
+    tracing::info!(address = %daemon.address(), admin = daemon.admin_address().map(tracing::field::display), store = store_path, endpoints = paths.join(", "), program = program.label(), "ready");
     let supervisor = supervised::supervisor();
     // The supervisor is told last: it may start other services that depend on this one.
     supervisor.ready(&format!("taking callbacks on {}", daemon.address()));

@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use super::reader::Table;
-use super::{Config, Environment, Mistake, Mistakes, Origin, text_of};
+use super::{Config, Environment, InProcess, Mistake, Mistakes, Origin, text_of};
 use crate::serve::intake::Orphans;
 use crate::store::encryption::KeyId;
 use crate::store::{self, Sealed, StoreOptions};
-use spid_hook::AnyHook;
 
 /// Configuration that a daemon would start with.
 pub struct Checked {
@@ -22,7 +21,11 @@ pub struct Checked {
 ///
 /// # Errors
 /// Returns all mistakes at once.
-pub fn check(path: &Path, environment: &dyn Environment, hook: Option<AnyHook>) -> Result<Checked, Mistakes> {
+pub fn check(
+    path: &Path,
+    environment: &dyn Environment,
+    hook: Option<InProcess>,
+) -> Result<Checked, Mistakes> {
     let mut warnings = Vec::new();
     let look = |table: &Table<'_>, database: &Path, options: &StoreOptions| {
         warnings.extend(look_at_store(table, database, options));

@@ -1,10 +1,15 @@
 //! `[[hook]]` and `[[route]]`: the hooks that provision, and the calls each of them gets.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeTable;
 
 use super::keys::webhook_keys;
 use super::reader::{Table, unknown};
+use super::{Mistake, Mistakes, Origin};
 use crate::hooks::exec::{BadCommand, ExecHook};
 use crate::hooks::http::{HttpHook, HttpHookOptions};
 use crate::hooks::log::LogHook;
@@ -17,9 +22,59 @@ use spid_hook::AnyHook;
 /// Name of the in-process hook, if no entry names it.
 const IN_PROCESS: &str = "in-process";
 
+/// Key of the settings of the in-process hook, in its table.
+pub const SETTINGS: &str = "in_process.settings";
+
+/// Reader of the author's settings.
+pub(super) type SettingsReader =
+    Arc<dyn Fn(Spanned<DeTable<'_>>) -> Result<(), toml::de::Error> + Send + Sync>;
+
+/// Hook of a program that embeds spid, and the reader of its settings if it has any.
+#[derive(Clone)]
+pub struct InProcess {
+    hook: AnyHook,
+    settings: Option<SettingsReader>,
+}
+
+impl From<AnyHook> for InProcess {
+    fn from(hook: AnyHook) -> InProcess {
+        InProcess { hook, settings: None }
+    }
+}
+
+impl InProcess {
+    /// Creates a hook whose settings are read by `read`.
+    pub fn with_settings(
+        hook: AnyHook,
+        read: impl Fn(Spanned<DeTable<'_>>) -> Result<(), toml::de::Error> + Send + Sync + 'static,
+    ) -> InProcess {
+        InProcess { hook, settings: Some(Arc::new(read)) }
+    }
+
+    /// Returns the hook for a command without a configuration. Its settings are read from an empty table.
+    ///
+    /// # Errors
+    /// The hook needs settings.
+    pub fn without_configuration(&self) -> Result<AnyHook, Mistakes> {
+        let Some(text) = self.fault_of_no_settings() else { return Ok(self.hook.clone()) };
+        let mistake = Mistake { key: "hook".to_owned(), origin: Origin::File { line: None }, text };
+        Err(Mistakes { source: "no configuration".to_owned(), mistakes: vec![mistake] })
+    }
+
+    /// Reads the settings from an empty table, and returns the reason why that is not enough.
+    fn fault_of_no_settings(&self) -> Option<String> {
+        let read = self.settings.as_ref()?;
+        let error = read(Spanned::new(0..0, DeTable::new())).err()?;
+        Some(format!(
+            "the hook of this program needs settings ({}); add a [[hook]] with `in_process = {{ settings = {{ … }} }}`",
+            error.message()
+        ))
+    }
+}
+
 /// Reads the hooks and routes. `in_process` is the hook of a program that embeds spid; it is the first and default
 /// hook, unless an entry with `in_process` gives it another position.
-pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &[&str]) -> Option<Runner> {
+pub(super) fn runner(root: &Table<'_>, in_process: Option<InProcess>, endpoints: &[&str]) -> Option<Runner> {
     let tables = root.tables("hook", false);
     if in_process.is_none() && root.lacks("hook") {
         root.mistake(
@@ -30,7 +85,12 @@ pub(super) fn runner(root: &Table<'_>, in_process: Option<AnyHook>, endpoints: &
     let (mut names, mut hooks, mut inside) = (Vec::new(), Vec::new(), in_process);
     // No entry places the in-process hook, so it comes first and is the default one.
     if !tables.iter().any(|table| table.has("in_process")) {
-        hooks.extend(inside.take().map(|hook| NamedHook::new(IN_PROCESS, hook)));
+        if let Some(inside) = inside.take() {
+            if let Some(fault) = inside.fault_of_no_settings() {
+                root.mistake("hook", fault);
+            }
+            hooks.push(NamedHook::new(IN_PROCESS, inside.hook));
+        }
         names.extend(hooks.iter().map(|_| IN_PROCESS.to_owned()));
     }
     for table in tables {
@@ -69,7 +129,7 @@ fn route(table: &Table<'_>, hooks: &[&str], endpoints: &[&str]) -> Option<Route>
     hooks.contains(&hook.as_str()).then_some(Route { endpoint, product, sku, buyer, hook })
 }
 
-fn hook(table: &Table<'_>, name: &str, inside: &mut Option<AnyHook>) -> Option<NamedHook> {
+fn hook(table: &Table<'_>, name: &str, inside: &mut Option<InProcess>) -> Option<NamedHook> {
     match (table.has("exec"), table.has("http"), table.has("log"), table.has("in_process")) {
         (true, false, false, false) => Some(exec(&table.table("exec"), name)),
         (false, true, false, false) => http(&table.table("http"), name),
@@ -86,15 +146,20 @@ fn hook(table: &Table<'_>, name: &str, inside: &mut Option<AnyHook>) -> Option<N
     }
 }
 
-fn in_process(table: &Table<'_>, name: &str, hook: Option<AnyHook>) -> Option<NamedHook> {
-    let bounds = Bounds::of(&table.table("in_process"));
+fn in_process(table: &Table<'_>, name: &str, hook: Option<InProcess>) -> Option<NamedHook> {
+    let own = table.table("in_process");
+    let bounds = Bounds::of(&own);
+    if let Some(read) = hook.as_ref().and_then(|hook| hook.settings.as_ref()) {
+        own.foreign("settings", read.as_ref());
+    }
+    drop(own);
     if hook.is_none() {
         table.mistake(
             "in_process",
             "this program has no in-process hook, or an earlier [[hook]] uses it already",
         );
     }
-    Some(bounds.around(NamedHook::new(name, hook?)))
+    Some(bounds.around(NamedHook::new(name, hook?.hook)))
 }
 
 /// Limits that all kinds of hooks have, except the log hook: timeout, concurrency and retry schedule.

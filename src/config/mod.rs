@@ -43,6 +43,8 @@ use reader::{Reader, Settings, Table};
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::signature::Key;
 use spid_hook::AnyHook;
+
+pub use hooks::{InProcess, SETTINGS};
 use spid_hook::Secret;
 
 pub use check::{Checked, check};
@@ -263,7 +265,7 @@ impl Config {
         path: &Path,
         environment: &dyn Environment,
         flags: &[Flag],
-        hook: Option<AnyHook>,
+        hook: Option<InProcess>,
     ) -> Result<Config, Mistakes> {
         Config::parse(&text_of(path)?, &path.display().to_string(), environment, flags, hook)
     }
@@ -277,7 +279,7 @@ impl Config {
         source: &str,
         environment: &dyn Environment,
         flags: &[Flag],
-        hook: Option<AnyHook>,
+        hook: Option<InProcess>,
     ) -> Result<Config, Mistakes> {
         Config::parse_and(text, source, environment, flags, hook, |_, _, _| {})
     }
@@ -288,7 +290,7 @@ impl Config {
         source: &str,
         environment: &dyn Environment,
         flags: &[Flag],
-        hook: Option<AnyHook>,
+        hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
         let document = reader::document(text, source)?;
@@ -308,9 +310,9 @@ impl Config {
     ///
     /// # Errors
     /// Returns mistakes only if a flag is wrong or spid has a bug.
-    pub fn dev(flags: &[Flag], hook: Option<AnyHook>) -> Result<Config, Mistakes> {
+    pub fn dev(flags: &[Flag], hook: Option<InProcess>) -> Result<Config, Mistakes> {
         let environment = HashMap::from([(DEV_KEY_VARIABLE.to_owned(), DEV_KEY.to_owned())]);
-        let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook));
+        let hook = hook.unwrap_or_else(|| AnyHook::from(LogHook).into());
         let config = Config::parse(DEV_CONFIG, "--dev", &environment, flags, Some(hook))?;
         // The fixed configuration has a known key, and the warning about it would confuse.
         Ok(Config { warnings: Vec::new(), ..config })
@@ -319,7 +321,7 @@ impl Config {
     /// Reads all tables. Returns `None` if a part without a default is missing; the mistake is reported then.
     fn read(
         root: &Table<'_>,
-        hook: Option<AnyHook>,
+        hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Option<Config> {
         let server_table = root.table("server");

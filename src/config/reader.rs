@@ -10,6 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -453,6 +454,35 @@ impl<'a> Table<'a> {
         Table { reader: self.reader, path: self.path(key), entries, line, single, asked: RefCell::default() }
     }
 
+    /// Reads a table by a type that this program does not know. A mistake names the key in the table, and never its
+    /// value. A missing table is empty.
+    pub(super) fn foreign(
+        &self,
+        key: &'static str,
+        read: &dyn Fn(Spanned<DeTable<'_>>) -> Result<(), toml::de::Error>,
+    ) {
+        self.asked.borrow_mut().push(key);
+        let value = self.entries.and_then(|entries| entries.get(key));
+        let (span, table) = match value.map(|value| (value.span(), value.as_ref())) {
+            None => (0..0, DeTable::new()),
+            Some((span, DeValue::Table(table))) => (span, table.clone()),
+            Some((_, other)) => return self.wrong_type(key, other, "a table"),
+        };
+        // Only for the comparison at a reload: a value may be a secret.
+        let mut hasher = DefaultHasher::new();
+        hash(&table, &mut hasher);
+        self.note(key, &hasher.finish());
+        let Err(error) = read(Spanned::new(span, table.clone())) else { return };
+        let text = without_values(error.message());
+        match error.span().and_then(|at| Some((key_at(&table, &at)?, at))) {
+            Some((inner, at)) => {
+                let origin = Origin::File { line: Some(line_of(self.reader.text, &at)) };
+                self.reader.mistake(format!("{}.{inner}", self.path(key)), origin, text);
+            }
+            None => self.mistake(key, text),
+        }
+    }
+
     /// Returns the tables of a list. A single table counts as a list of one if `alone` is true.
     pub(super) fn tables(&self, key: &'static str, alone: bool) -> Vec<Table<'a>> {
         self.asked.borrow_mut().push(key);
@@ -482,6 +512,41 @@ impl<'a> Table<'a> {
         let (reader, asked) = (self.reader, RefCell::default());
         // A list may have several tables, so no variable can name a key in one of them.
         Some(Table { reader, path, entries: Some(entries?), line, single: false, asked })
+    }
+}
+
+/// Returns the path of the deepest key whose name or value contains this part of the file.
+fn key_at(table: &DeTable<'_>, at: &Range<usize>) -> Option<String> {
+    let contains = |span: &Range<usize>| span.start <= at.start && at.end <= span.end;
+    table.iter().find_map(|(name, value)| {
+        let inner = value.as_ref().as_table().and_then(|table| key_at(table, at));
+        let name_span = name.span();
+        let name: &str = name.as_ref();
+        match inner {
+            Some(inner) => Some(format!("{name}.{inner}")),
+            None => (contains(&name_span) || contains(&value.span())).then(|| name.to_owned()),
+        }
+    })
+}
+
+/// Hashes the keys and values of a table, wherever they stand in the file.
+fn hash(table: &DeTable<'_>, hasher: &mut DefaultHasher) {
+    fn hash_value(value: &DeValue<'_>, hasher: &mut DefaultHasher) {
+        match value {
+            DeValue::Table(table) => hash(table, hasher),
+            DeValue::Array(list) => {
+                list.len().hash(hasher);
+                list.iter().for_each(|value| hash_value(value.as_ref(), hasher));
+            }
+            other => format!("{other:?}").hash(hasher),
+        }
+    }
+    table.len().hash(hasher);
+    // The map is sorted by name.
+    for (name, value) in table {
+        let name: &str = name.as_ref();
+        name.hash(hasher);
+        hash_value(value.as_ref(), hasher);
     }
 }
 

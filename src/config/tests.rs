@@ -77,7 +77,7 @@ fn read_default_file(text: &str) -> Config {
         .replace("\"/opt/app\"", "\"/\"");
     let credentials = folder.path().display().to_string();
     let variables = [("ISV_KEY", "fake-other-key"), ("CREDENTIALS_DIRECTORY", credentials.as_str())];
-    let hook = Some(AnyHook::from(LogHook));
+    let hook = Some(AnyHook::from(LogHook).into());
     let config = Config::parse(&text, "spid.toml", &environment(&variables), &[], hook);
     let mut config = config.unwrap_or_else(|wrong| panic!("{wrong}"));
     for value in config.settings.values_mut() {
@@ -145,7 +145,7 @@ fn the_default_file_states_the_limits() {
 
 #[test]
 fn the_hook_inside_stands_where_it_is_written_or_first() {
-    let inside = || Some(AnyHook::from(LogHook));
+    let inside = || Some(AnyHook::from(LogHook).into());
     let runner = |text: &str| {
         let config =
             Config::parse(&format!("{ENDPOINT}{text}"), "spid.toml", &environment(&[]), &[], inside());

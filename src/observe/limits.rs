@@ -178,8 +178,6 @@ pub const ORDER_LOOKUP_MS: u64 = 20_000;
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;
 /// Default concurrency of a hook.
 pub const HOOK_CONCURRENCY_COUNT: usize = 16;
-/// Maximum size of a hook's answer, in bytes.
-pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// Time for which a connection to an `http` hook is kept for the next call, in milliseconds. It is shorter than
 /// the common idle time of servers (5 s), so that a call seldom uses a connection that the server is closing.
 pub const HOOK_IDLE_MS: u64 = 4_000;

@@ -19,7 +19,7 @@ use crate::support::executable::executable;
 use crate::support::machine::{lacks, skipped};
 use serde_json::{Value, json};
 
-const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
+pub(crate) const SECRET: &str = "whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=";
 
 /// A body that was not signed.
 const FORGED: &str = r#"{"action": "release", "idempotency_key": "x", "account": "alibaba-cn",
@@ -27,13 +27,13 @@ const FORGED: &str = r#"{"action": "release", "idempotency_key": "x", "account":
 
 /// One example: its command, and the place of its state.
 #[derive(Clone)]
-struct Example {
-    program: PathBuf,
-    arguments: Vec<PathBuf>,
+pub(crate) struct Example {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<PathBuf>,
 }
 
 impl Example {
-    fn start(&self) -> (Kept, SocketAddr) {
+    pub(crate) fn start(&self) -> (Kept, SocketAddr) {
         let mut command = Kept::command(&self.program, "KILL");
         command.args(&self.arguments).env("SPID_HOOK_SECRET", SECRET).stdout(Stdio::piped());
         let hook = Kept::start(command);
@@ -46,7 +46,7 @@ impl Example {
 
 /// Moment at which the hook is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kill {
+pub(crate) enum Kill {
     Never,
     /// The call has arrived, and nothing is done.
     AtTheCall,
@@ -55,14 +55,14 @@ enum Kill {
 }
 
 /// Proxy between the daemon and the hook. It kills the hook when the test says so.
-struct PublicListener {
+pub(crate) struct PublicListener {
     example: Example,
     hook: Option<(Kept, SocketAddr)>,
     kill: Kill,
 }
 
 impl PublicListener {
-    fn start(example: Example) -> (Arc<Mutex<PublicListener>>, String) {
+    pub(crate) fn start(example: Example) -> (Arc<Mutex<PublicListener>>, String) {
         let hook = Some(example.start());
         let front = Arc::new(Mutex::new(PublicListener { example, hook, kill: Kill::Never }));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -112,7 +112,7 @@ fn request(peer: &mut TcpStream) -> Option<String> {
 }
 
 /// Delivers a request, kills the hook meanwhile, and starts the hook again.
-fn deliver_and_kill(
+pub(crate) fn deliver_and_kill(
     kill: Kill,
     front: &Mutex<PublicListener>,
     daemon: &daemon::Daemon,

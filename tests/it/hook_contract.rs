@@ -24,8 +24,8 @@ use spid::internals::serve::intake::Endpoint;
 use spid_core::dialect;
 use spid_core::dialect::Options;
 use spid_core::signature::Keys;
-use spid_hook::Secret;
 use spid_hook::time::Clock;
+use spid_hook::{Call, Secret};
 use tokio::net::TcpListener;
 
 /// Stores every call, and answers like the log hook.
@@ -131,6 +131,8 @@ async fn what_is_sent_and_what_the_examples_answer_is_the_contract() {
     let calls = every_call_of_every_fixture().await;
     for sent in &calls {
         contract.check_call("the daemon", &sent.call);
+        let read = Call::read(sent.text.as_bytes()).unwrap_or_else(|error| panic!("{error}: {}", sent.text));
+        assert_eq!(serde_json::to_string(&read).unwrap(), sent.text, "read and written again");
     }
     let actions: BTreeSet<&str> = calls.iter().map(|sent| word(&sent.call, "action")).collect();
     let all =

@@ -7,6 +7,7 @@
 mod support;
 
 mod admin;
+mod app;
 mod attention;
 mod configuration;
 mod console;
@@ -29,6 +30,8 @@ mod hook_contract;
 mod hook_exec;
 mod hook_http;
 mod hook_leftovers;
+mod hook_main_exec;
+mod hook_main_http;
 mod hook_test;
 mod http_server;
 mod http_tls;

@@ -6,6 +6,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde_json::value::RawValue;
+
 use super::HookError;
 use crate::Secret;
 use crate::callback::{Action, Answer, Field, Fields, SECRET_FIELDS};
@@ -392,6 +395,55 @@ impl ParsedAnswer {
     }
 }
 
+/// Members of an answer as a hook sends them. Texts are borrowed, so that a secret has no second copy here.
+#[derive(Default, Serialize)]
+struct Written<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    app: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    host: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    info: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    secret_info: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redirect: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<&'a RawValue>,
+}
+
+/// Writes an answer as a hook sends it, with its passwords. The text is one line.
+///
+/// The result is a [`Secret`], because a [`Secret`] itself is never serialized.
+///
+/// # Errors
+/// The body of the answer is not JSON. The error never contains a value.
+pub(crate) fn write(answer: &Answer) -> Result<Secret, String> {
+    fn texts(fields: &Fields) -> BTreeMap<&str, &str> {
+        fields.iter().map(|(name, field)| (name.as_str(), field.expose())).collect()
+    }
+    let body = answer.body.as_ref().map(|body| serde_json::from_str(body.expose())).transpose();
+    let mut written = Written {
+        instance_id: answer.instance_id.as_deref(),
+        app: texts(&answer.app),
+        host: texts(&answer.host),
+        redirect: answer.redirect.as_ref().map(Secret::expose),
+        body: body.map_err(|_| "the `body` of the answer is not JSON".to_owned())?,
+        ..Written::default()
+    };
+    // The two kinds of remarks are one section of the answer and two members of its JSON.
+    for (name, field) in &answer.info {
+        match field {
+            Field::Plain(text) => written.info.insert(name, text),
+            Field::Secret(secret) => written.secret_info.insert(name, secret.expose()),
+        };
+    }
+    let json = serde_json::to_string(&written).map_err(|_| "the answer cannot be written".to_owned())?;
+    Ok(Secret::new(json))
+}
+
 /// Checks the name of a member that is null: it counts as not sent, but an unknown name is still an error.
 fn known(name: &str) -> Result<(), Unreadable> {
     // `body` is missing here, because its null is a value.
@@ -602,5 +654,38 @@ mod tests {
             let error = success(contradiction, Action::Create).unwrap_err();
             assert_eq!(error.kind(), HookErrorKind::Retry { after: None });
         }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let built = Provisioned::new()
+            .id("i-1")
+            .app("https://root:fake@a.example")
+            .admin("https://a.example/admin", "root", CANARY)
+            .license(CANARY, "P1Y", "https://a.example/licence")
+            .host(HostField::Ip, "192.0.2.1")
+            .host_login("root", CANARY)
+            .host_ftp("ftp", CANARY)
+            .host_database(CANARY)
+            .info("note", "hello \"you\"\n")
+            .secret_info("recovery", CANARY);
+        let number = ParsedAnswer::read(br#"{"body": {"id": 202611300000000000000001, "price": 1.50}}"#)
+            .unwrap()
+            .answer;
+        for answer in [
+            built.into(),
+            Updated::new().app("https://b.example").into(),
+            SignedOn::redirect("https://a.example/?ticket=x").into(),
+            Reply::json(json!({"a": [1, 2.5, null]})).into(),
+            Reply::json(Value::Null).into(),
+            number,
+            Answer::default(),
+        ] {
+            let json = write(&answer).unwrap();
+            let said = ParsedAnswer::read(json.expose().as_bytes()).unwrap();
+            assert_eq!(said, ParsedAnswer { answer, ..ParsedAnswer::default() });
+        }
+        let broken = Answer { body: Some(Secret::new(CANARY)), ..Answer::default() };
+        assert_eq!(write(&broken).unwrap_err(), "the `body` of the answer is not JSON");
     }
 }

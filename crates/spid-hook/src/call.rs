@@ -8,18 +8,24 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+#[cfg(feature = "schema")]
 use schemars::JsonSchema;
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
 
 use crate::callback::{Action, Callback, Expiry, Parameters};
 use crate::instance::{Instance, State};
+use crate::json::Json;
+use crate::text::plain;
 use crate::trace::TraceContext;
 
 /// Version of the JSON contract. It is the first member of a call.
 pub const SCHEMA: &str = "spid.hook/1";
 
 /// Members of every call.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct Context {
     /// Identical for every attempt at this job, and never used for another job.
@@ -55,7 +61,8 @@ pub struct Context {
 }
 
 /// Create the instance that was bought.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct CreateCall {
     /// Members of every call.
@@ -78,7 +85,8 @@ pub struct CreateCall {
 }
 
 /// Extend the term.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct RenewCall {
     /// Members of every call.
@@ -98,7 +106,8 @@ pub struct RenewCall {
 }
 
 /// Reverse a renewal.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct RefundRenewCall {
     /// Members of every call.
@@ -115,7 +124,8 @@ pub struct RefundRenewCall {
 }
 
 /// A billed quantity before and after an upgrade.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Change {
     /// Previous value; `None` if the quantity is new.
     pub from: Option<String>,
@@ -124,7 +134,8 @@ pub struct Change {
 }
 
 /// Change the SKU or the billed quantities.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct UpgradeCall {
     /// Members of every call.
@@ -145,7 +156,8 @@ pub struct UpgradeCall {
 }
 
 /// Stop the use and keep the data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct ExpireCall {
     /// Members of every call.
@@ -156,7 +168,8 @@ pub struct ExpireCall {
 }
 
 /// Delete everything permanently.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct ReleaseCall {
     /// Members of every call.
@@ -172,7 +185,8 @@ pub struct ReleaseCall {
 }
 
 /// Let a buyer's browser sign on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct SignOnCall {
     /// Members of every call.
@@ -183,7 +197,8 @@ pub struct SignOnCall {
 }
 
 /// Take note that an order was paid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct PaymentCall {
     /// Members of every call.
@@ -202,7 +217,8 @@ pub struct PaymentCall {
 }
 
 /// Handle a request that the dialect passes on without interpreting it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
 pub struct OtherCall {
     /// Members of every call.
@@ -564,6 +580,165 @@ impl Serialize for Call {
     }
 }
 
+/// Error for a call that cannot be read. It shows the version and the action, and no other value of the call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnreadableCall {
+    /// The call is not JSON.
+    #[error("the call is not JSON: line {line}, column {column}")]
+    NotJson {
+        /// Line of the first wrong byte, from 1.
+        line: usize,
+        /// Column of the first wrong byte, from 1.
+        column: usize,
+    },
+    /// The call is JSON, but not an object with the members `schema` and `action`.
+    #[error("the call is not a JSON object with the texts `schema` and `action`")]
+    NotACall,
+    /// The version of the contract is not the version that this crate reads.
+    #[error(
+        "the schema of the call is `{0}`; this program reads `{SCHEMA}`: build it with a newer spid-hook"
+    )]
+    Schema(String),
+    /// An action that this crate does not know.
+    #[error("the action of the call is `{0}`, which this program does not know")]
+    Action(String),
+    /// A member is missing, or its value has the wrong type.
+    #[error("the {action} call cannot be read: {fault}")]
+    Member {
+        /// Action of the call.
+        action: Action,
+        /// The fault, without values of the call.
+        fault: String,
+    },
+}
+
+/// Maximum length of a word of the call in an error, in characters.
+const SHOWN_MAX_CHARS: usize = 64;
+
+/// Members that decide how the rest of a call is read.
+#[derive(Deserialize)]
+struct Head<'a> {
+    schema: String,
+    action: String,
+    /// The raw text, because the other members are read without the digits of their numbers.
+    #[serde(default, borrow, deserialize_with = "present")]
+    body: Option<&'a RawValue>,
+}
+
+/// Reads a member that is there, also if it is null.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl Call {
+    /// Reads a call from the JSON of the `exec` and `http` hooks. Members that this crate does not know are ignored.
+    ///
+    /// A number in the body of an `other` call keeps its digits: a number that
+    /// [`serde_json::Value`] cannot hold exactly becomes a text.
+    ///
+    /// ```
+    /// use spid_hook::{Call, UnreadableCall};
+    ///
+    /// let call = br#"{"schema": "spid.hook/2", "action": "create"}"#;
+    /// assert_eq!(Call::read(call), Err(UnreadableCall::Schema("spid.hook/2".to_owned())));
+    /// ```
+    ///
+    /// # Errors
+    /// [`UnreadableCall`], with the reason.
+    pub fn read(text: &[u8]) -> Result<Call, UnreadableCall> {
+        let head: Head<'_> = serde_json::from_slice(text).map_err(|error| unread(&error))?;
+        // The version comes first: another version may have other actions and members.
+        if head.schema != SCHEMA {
+            return Err(UnreadableCall::Schema(shown(&head.schema)));
+        }
+        let action = Action::from_word(&head.action).filter(|action| *action != Action::Query);
+        let action = action.ok_or_else(|| UnreadableCall::Action(shown(&head.action)))?;
+        read_members(action, text, head.body)
+            .map_err(|error| UnreadableCall::Member { action, fault: fault_of(&error) })
+    }
+}
+
+/// Reads the members of one action's call.
+fn read_members(action: Action, text: &[u8], body: Option<&RawValue>) -> serde_json::Result<Call> {
+    fn boxed<'de, C: Deserialize<'de>>(text: &'de [u8]) -> serde_json::Result<Box<C>> {
+        serde_json::from_slice(text).map(Box::new)
+    }
+    Ok(match action {
+        Action::Create => Call::Create(boxed(text)?),
+        Action::Renew => Call::Renew(boxed(text)?),
+        Action::RefundRenew => Call::RefundRenew(boxed(text)?),
+        Action::Upgrade => Call::Upgrade(boxed(text)?),
+        Action::Expire => Call::Expire(boxed(text)?),
+        Action::Release => Call::Release(boxed(text)?),
+        Action::SignOn => Call::SignOn(boxed(text)?),
+        Action::Payment => Call::Payment(boxed(text)?),
+        Action::Query | Action::Other => {
+            let mut call: Box<OtherCall> = boxed(text)?;
+            call.body = body.map(|raw| Json::read(raw.get().as_bytes())).transpose()?.map(exact);
+            Call::Other(call)
+        }
+    })
+}
+
+/// Converts a value without a loss. A number that would be written with other digits becomes a text.
+fn exact(json: Json) -> serde_json::Value {
+    use serde_json::{Number, Value};
+    match json {
+        Json::Null => Value::Null,
+        Json::Bool(flag) => Value::Bool(flag),
+        Json::Text(text) => Value::String(text),
+        Json::List(list) => Value::Array(list.into_iter().map(exact).collect()),
+        Json::Object(members) => {
+            Value::Object(members.into_iter().map(|(name, value)| (name, exact(value))).collect())
+        }
+        Json::Number(digits) => {
+            let whole = digits.parse::<u64>().map(Number::from);
+            let whole = whole.or_else(|_| digits.parse::<i64>().map(Number::from)).ok();
+            // `str::parse` rounds correctly; the reader of `serde_json` may be off by one digit.
+            let number = whole.or_else(|| digits.parse::<f64>().ok().and_then(Number::from_f64));
+            match number {
+                Some(number) if number.to_string() == digits => Value::Number(number),
+                _ => Value::String(digits),
+            }
+        }
+    }
+}
+
+fn unread(error: &serde_json::Error) -> UnreadableCall {
+    if error.is_data() {
+        return UnreadableCall::NotACall;
+    }
+    UnreadableCall::NotJson { line: error.line(), column: error.column() }
+}
+
+/// Returns the message of an error without values of the call: buyers choose them. Names are in backticks.
+fn fault_of(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match (message.find('"'), message.rfind('"')) {
+        (Some(from), Some(to)) if from < to => {
+            let (head, tail) = (message.get(..from), message.get(to + 1..));
+            format!("{}…{}", head.unwrap_or_default(), tail.unwrap_or_default())
+        }
+        _ => message,
+    }
+}
+
+/// Shortens a word of the call for an error.
+fn shown(word: &str) -> String {
+    let short: String = word.chars().take(SHOWN_MAX_CHARS).collect();
+    let more = if short.len() < word.len() { "…" } else { "" };
+    format!("{}{more}", plain(&short))
+}
+
+/// Reads a call as [`Call::read`] does. It works with the deserializers of `serde_json` only, because the call is read
+/// from its raw text.
+impl<'de> Deserialize<'de> for Call {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Call, D::Error> {
+        let raw = Box::<RawValue>::deserialize(deserializer)?;
+        Call::read(raw.get().as_bytes()).map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use serde_json::{Value, json};
@@ -765,6 +940,186 @@ pub(crate) mod tests {
                 let call = a_call(&callback, Some(instance));
                 assert_eq!(call.subject(), Subject::new("alibaba-cn", &callback, Some(instance)), "{action}");
             }
+        }
+    }
+
+    fn kept(call: &Call) {
+        let text = serde_json::to_string(call).unwrap();
+        assert_eq!(Call::read(text.as_bytes()).as_ref(), Ok(call), "{text}");
+        assert_eq!(serde_json::from_str::<Call>(&text).unwrap(), *call);
+        assert_eq!(&serde_json::from_value::<Call>(serde_json::to_value(call).unwrap()).unwrap(), call);
+        assert_eq!(serde_json::to_string(&Call::read(text.as_bytes()).unwrap()).unwrap(), text);
+    }
+
+    #[test]
+    fn every_action_is_read_as_it_was_written() {
+        for action in Action::ALL {
+            kept(&a_call(&Callback::new(action, "x"), Some(&an_instance())));
+            kept(&a_call(
+                &sent(action, "2026-06-01T00:00:00Z"),
+                Some(&Instance { id: None, ..an_instance() }),
+            ));
+        }
+        kept(&a_call(&Callback::new(Action::Payment, "x"), None));
+        kept(&a_call(&Callback::new(Action::Other, "x"), None));
+    }
+
+    #[test]
+    fn unknown_members_are_ignored_and_an_unknown_version_is_its_own_error() {
+        let call = a_call(&sent(Action::Create, "2026-06-01T00:00:00Z"), Some(&an_instance()));
+        let mut value = json(&call);
+        value["later"] = json!({"a": [1.5]});
+        value["instance"]["later"] = json!("x");
+        let read = |value: &Value| Call::read(value.to_string().as_bytes());
+        assert_eq!(read(&value), Ok(call));
+        value["schema"] = json!("spid.hook/2");
+        value["instance"] = json!("the version comes first");
+        assert_eq!(read(&value), Err(UnreadableCall::Schema("spid.hook/2".into())));
+        value["schema"] = json!(SCHEMA);
+        value["action"] = json!("\u{1b}teleport");
+        assert_eq!(read(&value), Err(UnreadableCall::Action("\\u{1b}teleport".into())));
+    }
+
+    #[test]
+    fn an_error_names_the_fault_and_no_value() {
+        let mut value = json(&a_call(&Callback::new(Action::Expire, "x"), Some(&an_instance())));
+        value["attempt"] = json!("fake \"canary\"");
+        let error = Call::read(value.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("the expire call cannot be read") && !error.contains("canary"), "{error}");
+        value.as_object_mut().unwrap().remove("attempt");
+        let error = Call::read(value.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("missing field `attempt`"), "{error}");
+        assert_eq!(Call::read(b"{"), Err(UnreadableCall::NotJson { line: 1, column: 1 }));
+        assert_eq!(Call::read(b"[1]"), Err(UnreadableCall::NotACall));
+        assert_eq!(Call::read(br#"{"action": "create"}"#), Err(UnreadableCall::NotACall));
+    }
+
+    #[test]
+    fn numbers_of_a_body_keep_their_digits() {
+        let call = a_call(&Callback::new(Action::Other, "x"), None);
+        let body = |text: &str| {
+            let mut json = serde_json::to_string(&call).unwrap();
+            json.insert_str(json.len() - 1, &format!(r#","body":{text}"#));
+            let Call::Other(call) = Call::read(json.as_bytes()).unwrap() else { panic!("not another") };
+            call.body.unwrap()
+        };
+        for same in ["0", "-7", "18446744073709551615", "0.1", "2.5e-7", "[1.5,{\"a\":null}]", "null"] {
+            assert_eq!(body(same).to_string(), same);
+        }
+        for text in ["202611300000000000000001", "1.50", "0.30000000000000004000"] {
+            assert_eq!(body(&format!("[{text}]")), json!([text]));
+        }
+    }
+
+    mod round_trip {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        fn text() -> impl Strategy<Value = String> {
+            prop_oneof!["[a-z0-9-]{0,12}", any::<String>()]
+        }
+
+        fn texts() -> impl Strategy<Value = BTreeMap<String, String>> {
+            prop::collection::btree_map(text(), text(), 0..4)
+        }
+
+        fn instant() -> impl Strategy<Value = Timestamp> {
+            (-62_135_596_800_000_i64..253_402_000_000_000)
+                .prop_map(|millis| Timestamp::from_millisecond(millis).unwrap())
+        }
+
+        fn body() -> impl Strategy<Value = Value> {
+            let leaf = prop_oneof![
+                Just(Value::Null),
+                any::<bool>().prop_map(Value::from),
+                any::<i64>().prop_map(Value::from),
+                any::<u64>().prop_map(Value::from),
+                prop::num::f64::NORMAL.prop_map(Value::from),
+                text().prop_map(Value::from),
+            ];
+            leaf.prop_recursive(3, 16, 4, |inner| {
+                prop_oneof![
+                    prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                    prop::collection::btree_map(text(), inner, 0..4)
+                        .prop_map(|members| Value::Object(members.into_iter().collect())),
+                ]
+            })
+        }
+
+        prop_compose! {
+            fn instance()(
+                names in prop::array::uniform7(prop::option::of(text())),
+                plain in prop::array::uniform2(text()),
+                flags in prop::array::uniform4(any::<bool>()),
+                state in prop::sample::select(State::ALL.to_vec()),
+                trial in any::<Option<bool>>(),
+                ends in prop::array::uniform2(prop::option::of(instant())),
+                times in prop::array::uniform2(instant()),
+                raw in prop::option::of(text()),
+                items in texts(),
+            ) -> Instance {
+                let [id, order_biz_id, buyer, product, sku, order_id, tenant] = names;
+                let ([account, endpoint], [began, tombstone, adopted, converted]) = (plain, flags);
+                let ([expires_on, claimed_at], [created_at, updated_at]) = (ends, times);
+                Instance {
+                    id, order_biz_id, state, account, endpoint, buyer, product, sku, order_id, trial, expires_on,
+                    expires_on_raw: raw, items, began, tombstone, adopted, converted, claimed_at, tenant, created_at,
+                    updated_at,
+                }
+            }
+        }
+
+        prop_compose! {
+            fn callback()(
+                action in prop::sample::select(Action::ALL.to_vec()),
+                action_name in text(),
+                names in prop::array::uniform5(prop::option::of(text())),
+                flags in prop::array::uniform2(any::<Option<bool>>()),
+                ends in prop::option::of((text(), prop::option::of(instant()))),
+                items in texts(),
+                parameters in texts(),
+                order in prop::option::of(texts()),
+                body in prop::option::of(body()),
+            ) -> Callback {
+                let ([order_id, request_id, buyer, product, sku], [trial, refund]) = (names, flags);
+                Callback {
+                    order_id, request_id, buyer, product, sku, trial, refund, items, body,
+                    expires_on: ends.map(|(raw, at)| Expiry { raw, at }),
+                    parameters: parameters.into_iter().collect(),
+                    order_details: order.map(|order| order.into_iter().collect()),
+                    ..Callback::new(action, action_name)
+                }
+            }
+        }
+
+        proptest! {
+            #[test]
+            fn every_call_survives_its_json(
+                callback in callback(),
+                instance in instance(),
+                words in prop::array::uniform3(text()),
+                euid in prop::option::of(text()),
+                attempt in any::<u32>(),
+                times in prop::array::uniform2(instant()),
+                with_key in any::<bool>(),
+            ) {
+                let [account, endpoint, key] = &words;
+                let key = if with_key { "01890a5d-ac96-774b-bcce-b302099a8057" } else { key.as_str() };
+                let free = matches!(callback.action, Action::Payment | Action::Query | Action::Other);
+                let instance = Some(&instance).filter(|instance| !(free && instance.began));
+                let call = Call::new(CallFacts {
+                    callback: &callback, instance, idempotency_key: key.to_owned(), attempt, deadline: times[0],
+                    received_at: times[1], account, endpoint, dashscope_euid: euid,
+                }).unwrap();
+                kept_in_text(&call);
+            }
+        }
+
+        /// A value of `serde_json` reads floats less exactly, so only the text is compared here.
+        fn kept_in_text(call: &Call) {
+            let text = serde_json::to_string(call).unwrap();
+            assert_eq!(Call::read(text.as_bytes()).as_ref(), Ok(call), "{text}");
         }
     }
 }

@@ -70,6 +70,9 @@ mod attempted;
 mod call;
 #[doc(hidden)]
 pub mod callback;
+mod exec;
+#[cfg(feature = "http")]
+pub mod http;
 #[doc(hidden)]
 pub mod id;
 #[doc(hidden)]
@@ -78,6 +81,7 @@ pub mod instance;
 pub mod json;
 #[doc(hidden)]
 pub mod limits;
+#[cfg(feature = "schema")]
 pub mod schema;
 mod secret;
 pub mod testing;
@@ -94,8 +98,11 @@ pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use attempted::Attempted;
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
-    RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UpgradeCall,
+    RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UnreadableCall, UpgradeCall,
 };
+pub use exec::{exec_main, exec_main_with};
+#[cfg(feature = "http")]
+pub use http::{HttpOptions, http_main, http_main_with};
 pub use instance::{Instance, State};
 pub use secret::Secret;
 
@@ -111,6 +118,24 @@ pub fn read_answer(text: &[u8]) -> Result<Answer, String> {
             Err("an answer with `pending` or `refuse` does not complete a job; remove that member".to_owned())
         }
     }
+}
+
+/// Writes an answer in the JSON of the `exec` and `http` hooks, with its passwords. [`read_answer`] reads it.
+///
+/// ```
+/// use spid_hook::{Provisioned, write_answer};
+///
+/// let made = Provisioned::new().id("tenant-1").admin("https://a.example", "root", "fake-password");
+/// let json = write_answer(&made.into())?;
+/// assert!(json.expose().contains("fake-password"));
+/// assert_eq!(format!("{json:?}"), "Secret(***)");
+/// # Ok::<(), String>(())
+/// ```
+///
+/// # Errors
+/// The body of the answer is not JSON. The text never contains a value of the answer.
+pub fn write_answer(answer: &Answer) -> Result<Secret, String> {
+    answer::write(answer)
 }
 
 /// Trait that a hook author implements.

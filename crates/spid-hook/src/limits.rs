@@ -6,6 +6,11 @@ pub const RETRY_AFTER_MAX_S: u64 = 8 * 60 * 60;
 pub const REASON_MAX_BYTES: usize = 1024;
 /// Maximum length of the name of an instance (its id, its order business id), in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
+/// Maximum size of a call that `exec_main` and `http_main` read, in bytes. A callback has 64 KiB, and its JSON in a
+/// call is at most some ten times as long.
+pub const CALL_MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Maximum size of a hook's answer, in bytes.
+pub const HOOK_ANSWER_MAX_BYTES: usize = 64 * 1024;
 /// Default number of attempts that the test makes at once, with one key and with several.
 pub const HOOK_TEST_AT_ONCE_COUNT: usize = 3;
 /// Maximum number of points at which the test cuts the attempts at one call short.

@@ -3,11 +3,14 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::Secret;
@@ -17,6 +20,9 @@ use crate::text::fault_of_secret;
 pub const WEBHOOK_KEY_PREFIX: &str = "whsec_";
 /// Size of a Standard Webhooks key, in bytes ("Signature scheme" of the specification).
 pub const WEBHOOK_KEY_BYTES: std::ops::RangeInclusive<usize> = 24..=64;
+
+/// Maximum number of signatures of one request that are compared. A sender needs two during a change of keys.
+const SIGNATURES_MAX_COUNT: usize = 16;
 
 /// A Standard Webhooks key, decoded.
 #[derive(Clone)]
@@ -89,6 +95,104 @@ impl WebhookKeys {
     }
 }
 
+/// Reason why a request is not genuine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BadSignature {
+    /// An id that is empty or contains a dot. With a dot, two messages could have one signature.
+    #[error("`webhook-id` is empty or contains a dot")]
+    Id,
+    /// A timestamp that is not a number of seconds.
+    #[error("`webhook-timestamp` is not a number of seconds since 1970")]
+    Timestamp,
+    /// A timestamp too far from now.
+    #[error(
+        "`webhook-timestamp` is {off_s} s from now, more than the {tolerance_s} s allowed; compare the clocks"
+    )]
+    Stale {
+        /// Distance from now, in seconds.
+        off_s: u64,
+        /// Allowed distance, in seconds.
+        tolerance_s: u64,
+    },
+    /// No signature of the request was made with one of the keys.
+    #[error("no signature in `webhook-signature` was made with one of the keys over this body")]
+    NoMatch,
+}
+
+impl WebhookKeys {
+    /// Reads one or more keys `whsec_…` with white space between them. Give two keys while a key is changed.
+    ///
+    /// ```
+    /// use spid_hook::{Secret, webhook::WebhookKeys};
+    ///
+    /// let keys = Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw whsec_ZmFrZS1mYWtlLWZha2UtZmFrZS1mYWtlLWZha2U=");
+    /// assert!(WebhookKeys::read(&keys).is_ok());
+    /// assert!(WebhookKeys::read(&Secret::new("")).is_err());
+    /// ```
+    ///
+    /// # Errors
+    /// [`BadWebhookKey`], for the first key that is wrong.
+    pub fn read(secrets: &Secret) -> Result<WebhookKeys, BadWebhookKey> {
+        let words = secrets.expose().split_ascii_whitespace();
+        let keys: Vec<WebhookKey> =
+            words.map(|word| WebhookKey::new(&Secret::new(word))).collect::<Result<_, _>>()?;
+        WebhookKeys::new(keys).ok_or(BadWebhookKey::Prefix)
+    }
+
+    /// Verifies the three header fields of a request over its body as it came. Any signature of the request may
+    /// match any of the keys. The time that a comparison takes does not depend on the content of a signature.
+    ///
+    /// Returns the timestamp of the request.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use spid_hook::{Secret, webhook::WebhookKeys};
+    ///
+    /// let keys = WebhookKeys::read(&Secret::new("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"))?;
+    /// let now: jiff::Timestamp = "2026-01-01T00:00:00Z".parse()?;
+    /// let signature = keys.sign("msg-1", now.as_second(), b"{}");
+    /// let (timestamp, tolerance) = (now.as_second().to_string(), Duration::from_secs(300));
+    /// assert!(keys.verify("msg-1", &timestamp, &signature, b"{}", now, tolerance).is_ok());
+    /// assert!(keys.verify("msg-1", &timestamp, &signature, b"[]", now, tolerance).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`BadSignature`], with the reason.
+    pub fn verify(
+        &self,
+        id: &str,
+        timestamp: &str,
+        signature: &str,
+        body: &[u8],
+        now: Timestamp,
+        tolerance: Duration,
+    ) -> Result<Timestamp, BadSignature> {
+        if id.is_empty() || id.contains('.') {
+            return Err(BadSignature::Id);
+        }
+        // Digits only: `parse` alone would also accept a sign.
+        let digits = Some(timestamp).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let seconds: i64 = digits.and_then(|text| text.parse().ok()).ok_or(BadSignature::Timestamp)?;
+        let sent = Timestamp::from_second(seconds).map_err(|_| BadSignature::Timestamp)?;
+        let off_s = seconds.abs_diff(now.as_second());
+        if off_s > tolerance.as_secs() {
+            return Err(BadSignature::Stale { off_s, tolerance_s: tolerance.as_secs() });
+        }
+        let pieces = [id.as_bytes(), b".", timestamp.as_bytes(), b".", body];
+        let expected: Vec<Vec<u8>> = self.0.iter().map(|key| hmac_sha256(&key.0, &pieces)).collect();
+        // Compare all pairs, also after a match.
+        let mut is_genuine = false;
+        for one in signature.split(' ').take(SIGNATURES_MAX_COUNT) {
+            let given = one.strip_prefix("v1,").and_then(|text| BASE64.decode(text).ok()).unwrap_or_default();
+            for mac in &expected {
+                is_genuine |= bool::from(mac.as_slice().ct_eq(&given)) && !mac.is_empty();
+            }
+        }
+        if is_genuine { Ok(sent) } else { Err(BadSignature::NoMatch) }
+    }
+}
+
 fn hmac_sha256(key: &[u8], pieces: &[&[u8]]) -> Vec<u8> {
     // HMAC accepts a key of any length, so this error cannot happen.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return Vec::new() };
@@ -153,6 +257,47 @@ mod tests {
         ] {
             let error = WebhookKey::new(&Secret::new(unclean)).unwrap_err().to_string();
             assert!(error.contains(fault) && !error.contains("fake"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_signed_verifies_and_nothing_else_does() {
+        let now: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let (id, at, tolerance) = ("msg-1", now.as_second(), Duration::from_secs(300));
+        let (old, new) =
+            (webhook_key(WEBHOOK_EXAMPLE).unwrap(), format!("whsec_{}", BASE64.encode([b'f'; 32])));
+        let new = webhook_key(&new).unwrap();
+        let keys =
+            |keys: &[&WebhookKey]| WebhookKeys::new(keys.iter().map(|key| (*key).clone()).collect()).unwrap();
+        let both = keys(&[&old, &new]);
+        let check = |by: &WebhookKeys, id: &str, at: &str, signature: &str, body: &[u8]| {
+            by.verify(id, at, signature, body, now, tolerance)
+        };
+        for (signer, verifier) in
+            [(&both, keys(&[&new])), (&both, keys(&[&old])), (&keys(&[&old]), both.clone())]
+        {
+            let signature = signer.sign(id, at, b"{}");
+            assert_eq!(check(&verifier, id, &at.to_string(), &signature, b"{}"), Ok(now));
+        }
+        let (text, signature) = (at.to_string(), keys(&[&old]).sign(id, at, b"{}"));
+        let unlike = BadSignature::NoMatch;
+        assert_eq!(check(&keys(&[&new]), id, &text, &signature, b"{}"), Err(unlike));
+        assert_eq!(check(&both, id, &text, &signature, b"{ }"), Err(unlike));
+        assert_eq!(check(&both, "msg-2", &text, &signature, b"{}"), Err(unlike));
+        assert_eq!(check(&both, id, &(at + 1).to_string(), &signature, b"{}"), Err(unlike));
+        for wrong in ["", "v1,", "v1", &signature.replace("v1,", "v2,"), &signature[..signature.len() - 4]] {
+            assert_eq!(check(&both, id, &text, wrong, b"{}"), Err(unlike), "{wrong}");
+        }
+        for wrong in ["", "a.b"] {
+            assert_eq!(check(&both, wrong, &text, &signature, b"{}"), Err(BadSignature::Id));
+        }
+        for wrong in ["", "-5", "+5", "1e9", "99999999999999999999", "9223372036854775807"] {
+            assert_eq!(check(&both, id, wrong, &signature, b"{}"), Err(BadSignature::Timestamp), "{wrong}");
+        }
+        for off in [-301, 301] {
+            let (signature, text) = (both.sign(id, at + off, b"{}"), (at + off).to_string());
+            let stale = BadSignature::Stale { off_s: 301, tolerance_s: 300 };
+            assert_eq!(check(&both, id, &text, &signature, b"{}"), Err(stale));
         }
     }
 }
