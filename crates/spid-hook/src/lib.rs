@@ -63,8 +63,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::callback::Answer;
-
 pub mod answer;
 mod attempted;
 mod call;
@@ -100,13 +98,14 @@ pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
     RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UnreadableCall, UpgradeCall,
 };
+pub use callback::{Action, Answer, Expiry, Parameters};
 pub use exec::{exec_main, exec_main_with};
 #[cfg(feature = "http")]
 pub use http::{HttpOptions, http_main, http_main_with};
 pub use instance::{Instance, State};
 pub use secret::Secret;
 
-/// Reads an answer in the JSON of the `exec` and `http` hooks. An operator types it in for work that was done by hand.
+/// Reads an answer in the JSON of the `exec` and `http` hooks. `spid jobs complete --answer FILE` reads such a file for work that was done by hand.
 ///
 /// # Errors
 /// The reason why the answer is invalid. The text never contains a value of the answer.
