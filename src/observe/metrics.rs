@@ -103,7 +103,7 @@ const OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0,
 #[rustfmt::skip]
 const TABLE: [Family; 30] = [
     family(Metric::Callbacks, "spid_callbacks_total", Kind::Counter, &["action", "outcome"], "Verified callbacks, by action and outcome."),
-    family(Metric::DeniedRequests, "spid_denied_total", Kind::Counter, &["endpoint", "reason"], "Requests denied by the address list, a limit or the signature check; nothing was stored, by endpoint and reason."),
+    family(Metric::DeniedRequests, "spid_denied_total", Kind::Counter, &["endpoint", "reason"], "Requests denied before anything was stored, by endpoint and reason."),
     family(Metric::HttpFault, "spid_http_errors_total", Kind::Counter, &["reason"], "HTTP and TLS faults of connections and requests, by reason."),
     family(Metric::Repeats, "spid_repeats_total", Kind::Counter, &["action"], "Redeliveries of callbacks, finished or not, by action."),
     family(Metric::Attempts, "spid_attempts_total", Kind::Counter, &["action", "ending"], "Ended hook attempts by action and ending."),

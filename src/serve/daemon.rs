@@ -210,8 +210,7 @@ impl Daemon {
     ) -> Result<Daemon, StartError> {
         let address = listener.local_addr()?;
         let admin_address = admin.as_ref().map(TcpListener::local_addr).transpose()?;
-        check_guarded(admin_address, &options.admin)?;
-        check_accounts(&options)?;
+        check(&options, admin_address)?;
         let (metrics, clock) = (options.store.metrics.clone(), options.clock);
         let (runner, runners) = watch::channel(options.runner);
         let (known, knowing) = watch::channel(known(&options.endpoints));
@@ -221,8 +220,8 @@ impl Daemon {
         announce(&metrics);
         let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
         let parts = shown(&store, database, &metrics, &refusals, &clock);
-        let (leftovers, operators) = match prepare(options.store_path.as_deref(), parts, options.admin).await
-        {
+        let prepared = prepare(options.store_path.as_deref(), parts, options.admin);
+        let (leftovers, operators) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => return Err(close_after(error, store, closed).await),
         };
@@ -232,8 +231,8 @@ impl Daemon {
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
-        let watched = watched(&options.endpoints, options.key_unused_after);
-        let watched = watch_keys(&store, &clock, &metrics, watched).await;
+        let keys = watched(&options.endpoints, options.key_unused_after);
+        let watched = watch_keys(&store, &clock, &metrics, keys).await;
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
@@ -246,8 +245,8 @@ impl Daemon {
         let liveness = Liveness::of(store.clone(), dispatch.turned());
         let dispatch = run(part("dispatcher"), dispatch.run(stopping));
         let intake = Intake::new(store.clone(), clock, metrics.clone(), refusals, options.intake);
-        let routes = Routes::new(options.endpoints, intake, options.guard);
-        let (routes, behind) = watch::channel(Arc::new(routes));
+        let routes = Arc::new(Routes::new(options.endpoints, intake, options.guard));
+        let (routes, behind) = watch::channel(routes);
         let (stop_front, _) = watch::channel(false);
         let front = PublicListener::new(behind, metrics.clone()).telling(spans);
         let spi = ServerOptions { tls: options.tls.clone(), ..options.server.clone() };
@@ -414,6 +413,12 @@ fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
     let unserved = |served: &[&str]| store::unserved_accounts(path, served);
     let orphans = Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?;
     Ok(orphans.map_or(Ok(()), Err)?)
+}
+
+/// Refuses a start that would leave instances without an endpoint, or the admin listener without a token.
+fn check(options: &DaemonOptions, admin: Option<SocketAddr>) -> Result<(), StartError> {
+    check_guarded(admin, &options.admin)?;
+    check_accounts(options)
 }
 
 /// Fails if the admin listener has no token and its address is not loopback. Every peer that reaches the listener could

@@ -65,7 +65,7 @@ fn a_mistake_in_the_settings_is_told_by_its_key_and_never_by_its_value() {
     for (settings, key, words) in [
         ("", "hook[0].in_process.settings", "missing field `tenants`"),
         (", settings = {}", "hook[0].in_process.settings", "missing field `tenants`"),
-        (", settings = \"canary\"", "hook[0].in_process.settings", "it wants a table"),
+        (", settings = \"canary\"", "hook[0].in_process.settings", "must be a table"),
         (", settings = { tenants = [\"canary\"] }", "hook[0].in_process.settings.tenants", "invalid type"),
         (
             ", settings = { tenants = \"t\", region = true }",

@@ -126,7 +126,7 @@ fn the_key_is_changed_while_orders_come_in_and_the_old_one_opens_nothing_any_mor
         done
     });
     assert_eq!(
-        (&done["resealed"], &done["remaining"], &done["traceless"]),
+        (&done["reencrypted"], &done["remaining"], &done["traceless"]),
         (&40.into(), &0.into(), &true.into())
     );
     assert_eq!(status(&home), [("current".to_owned(), 61), ("previous".to_owned(), 0)]);
@@ -185,7 +185,7 @@ fn a_removed_lock_does_not_hide_the_daemon_from_whoever_seals() {
     assert_eq!(status(&home), [("current".to_owned(), 0), ("previous".to_owned(), 1)]);
     daemon.stop();
     let daemon = home.start();
-    assert_eq!(rotated(&home)["resealed"], 1);
+    assert_eq!(rotated(&home)["reencrypted"], 1);
     assert!(tells_the_password(&daemon, "first"));
 }
 
@@ -251,7 +251,7 @@ fn a_change_that_is_killed_goes_on_where_it_was() {
     }
     assert!(kills > 0, "it was never killed in the middle");
     let done = rotated(&home);
-    assert_eq!((&done["resealed"], &done["remaining"]), (&0.into(), &0.into()));
+    assert_eq!((&done["reencrypted"], &done["remaining"]), (&0.into(), &0.into()));
     assert_eq!(status(&home), [("current".to_owned(), total), ("previous".to_owned(), 0)]);
     let new = Encryptor::from_existing(&[KeySource::File(home.path("new.key"))]).unwrap();
     let db = home.database();
@@ -300,7 +300,7 @@ fn a_change_without_the_old_key_says_what_remains() {
     seal_with(&home, &both(&home));
     let ran = spid(&home, &["check-config"]);
     assert!(ran.code == 0 && !warns(&ran), "{}", ran.stderr);
-    assert_eq!(rotated(&home)["resealed"], 11);
+    assert_eq!(rotated(&home)["reencrypted"], 11);
     let ran = spid(&home, &["seal", "status"]);
     assert!(!ran.stderr.contains("unnamed"), "{}", ran.stderr);
 }

@@ -5,7 +5,7 @@
 //! This suite runs all of them in seconds, from the outside, with only the URL and the key. It tests only what an
 //! answer shows.
 //!
-//! * [`cases`] is the table. Every case has a stable id, a [`Level`], a rule and the page that the rule comes
+//! * `cases` is the table. Every case has a stable id, a [`Level`], a rule and the page that the rule comes
 //!   from.
 //! * [`Suite::judge`] buys instances under order numbers that were never used before, runs case by case, and
 //!   releases every instance. So it can be run again and again.
