@@ -219,7 +219,13 @@ async fn each_fault_fails_the_case_made_for_it_and_no_other() {
             if fault == Fault::Slow {
                 suite.within = Duration::from_secs(2);
             }
-            let judgement = judge(&suite).await;
+            let mut judgement = judge(&suite).await;
+            // A loaded machine may keep the two requests apart for longer than this receiver thinks.
+            for _ in 0..3 {
+                if fault == Fault::RacesOnCreate && judgement.passed {
+                    judgement = judge(&suite).await;
+                }
+            }
             let right = judgement.ids(Verdict::Failed) == [case];
             (!right).then(|| format!("{fault:?} is for {case}:\n{}\n", complaints(&judgement)))
         });
