@@ -76,10 +76,6 @@ fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Done {
     }
     // The system lists a folder in no particular order.
     inside.sort();
-    // Files like `_common.toml` are no scenarios of their own.
-    let is_part =
-        |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"_"));
-    let is_ours =
-        |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|it| it == "toml") && !is_part(path);
+    let is_ours = |path: &PathBuf| path.is_dir() || path.extension().is_some_and(|it| it == "toml");
     inside.iter().filter(|path| is_ours(path)).try_for_each(|path| collect(path, files))
 }

@@ -28,27 +28,20 @@ const VERSION: u64 = 1;
 /// Values that `matches` accepts.
 const MATCHES: [&str; 2] = ["nonempty", "absent"];
 
-/// Maximum depth of includes. A greater depth means a cycle.
-const INCLUDES_MAX_DEPTH: usize = 8;
-/// Key of the defaults for every action.
-const ANY_ACTION: &str = "any";
+/// Members of earlier versions, with the replacement.
+const REMOVED: [(&str, &str); 2] =
+    [("include", "write the steps out in this file"), ("defaults", "write the values out in each step")];
 
-/// Reads a scenario, or returns all its mistakes. Included files are read from `folder`.
+/// Reads a scenario, or returns all its mistakes. Files that it names are read from `folder`.
 pub(super) fn read(text: &str, folder: Option<&Path>) -> Result<Scenario, Vec<Mistake>> {
-    read_as(text, folder, 0).map(|(scenario, _)| scenario)
-}
-
-fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario, Defaults), Vec<Mistake>> {
     // The parser goes on after a syntax error, so that all of them are reported.
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut reader = Reader {
         text,
         folder: folder.map(Path::to_owned),
-        depth,
         mistakes: Vec::new(),
         known: BTreeSet::new(),
         used: BTreeSet::new(),
-        defaults: Defaults::new(),
     };
     for error in &errors {
         reader.note(error.span().map_or(0, |span| span.start), error.message());
@@ -58,22 +51,9 @@ fn read_as(text: &str, folder: Option<&Path>, depth: usize) -> Result<(Scenario,
     let mut mistakes = reader.mistakes;
     mistakes.sort_by_key(|mistake| mistake.line);
     match scenario {
-        Some(scenario) if mistakes.is_empty() => Ok((scenario, reader.defaults)),
+        Some(scenario) if mistakes.is_empty() => Ok(scenario),
         _ => Err(mistakes),
     }
-}
-
-/// Defaults of the steps, by action as the marketplace spells it.
-type Defaults = BTreeMap<String, ActionDefaults>;
-
-#[derive(Clone)]
-struct ActionDefaults {
-    params: Vec<(String, Value)>,
-    /// Names that the params need.
-    needs: BTreeSet<String>,
-    form: Option<SendForm>,
-    retry: Option<Retry>,
-    wait: Option<Duration>,
 }
 
 /// Returns `; did you mean …?` if one of `candidates` is close to `name`, else an empty text.
@@ -156,14 +136,11 @@ struct Reader<'f> {
     text: &'f str,
     /// Folder of the file.
     folder: Option<PathBuf>,
-    /// Depth of this file in the chain of includes.
-    depth: usize,
     mistakes: Vec<Mistake>,
     /// Names that have a value at this point: variables above, and captures of earlier steps.
     known: BTreeSet<String>,
     /// Names used since this set was last taken or cleared.
     used: BTreeSet<String>,
-    defaults: Defaults,
 }
 
 impl Reader<'_> {
@@ -178,32 +155,25 @@ impl Reader<'_> {
         if let Some(version) = table.need("version", self) {
             self.version(version);
         }
-        let title = self.whole(&mut table, "title").and_then(|item| self.filled(item, "title"));
-        let dialect = table.need("dialect", self).and_then(|item| self.dialect(item));
-        let source = self.whole(&mut table, "source").and_then(|item| self.filled(item, "source"));
-        let timezone = table.take("timezone").and_then(|item| self.timezone(item));
-        let mut vars = Vec::new();
-        let mut steps: Vec<Arc<Step>> = Vec::new();
-        // Includes come first, so that their variables and captures are known below.
-        for included in table.take("include").map(|item| self.include(item, dialect)).unwrap_or_default() {
-            vars.extend(included.vars);
-            steps.extend(included.steps);
+        for (name, instead) in REMOVED {
+            if let Some(item) = table.take(name) {
+                self.note(item.span().start, format!("`{name}` was removed; {instead}"));
+            }
         }
-        vars.extend(table.take("vars").map(|item| self.vars(item)).unwrap_or_default());
+        let title = table.need("title", self).and_then(|item| self.filled(item, "title"));
+        let dialect = table.need("dialect", self).and_then(|item| self.dialect(item));
+        let source = table.need("source", self).and_then(|item| self.filled(item, "source"));
+        let timezone = table.take("timezone").and_then(|item| self.timezone(item));
+        let vars = table.take("vars").map(|item| self.vars(item)).unwrap_or_default();
         // Names used in variables are not needed by any step.
         self.used.clear();
-        if let Some(item) = table.take("defaults") {
-            self.read_defaults(item);
-        }
-        let own = self.whole(&mut table, "step").map(|item| self.steps(item, &steps)).unwrap_or_default();
-        steps.extend(own);
+        let steps = table.need("step", self).map(|item| self.steps(item)).unwrap_or_default();
         // Last, because every member must have been requested by now.
         table.finish(self);
-        let is_part = self.depth > 0;
         // Missing members are reported above; a file without them gives no scenario.
         Some(Scenario {
-            title: title.or_else(|| is_part.then(String::new))?,
-            source: source.or_else(|| is_part.then(String::new))?,
+            title: title?,
+            source: source?,
             dialect: dialect?,
             timezone: timezone.unwrap_or_else(|| Options::default().timezone),
             vars,
@@ -211,80 +181,9 @@ impl Reader<'_> {
         })
     }
 
-    /// Takes a member that a whole scenario must have and an included file may omit.
-    fn whole<'t>(&mut self, table: &mut Table<'t>, name: &'static str) -> Option<Item<'t>> {
-        if self.depth > 0 { table.take(name) } else { table.need(name, self) }
-    }
-
-    /// Reads the included files.
-    fn include(&mut self, item: Item<'_>, dialect: Option<&'static dyn Dialect>) -> Vec<Scenario> {
-        let DeValue::Array(names) = item.get_ref() else {
-            self.note(item.span().start, "`include` must be a list of files");
-            return Vec::new();
-        };
-        let mut included = Vec::new();
-        for item in names.iter() {
-            let Some(name) = self.filled(item, "include") else { continue };
-            let at = item.span().start;
-            match self.part(&name) {
-                Ok((part, _)) if dialect.is_some_and(|dialect| dialect.name() != part.dialect.name()) => {
-                    self.note(
-                        at,
-                        format!(
-                            "{name} has the dialect {}; all included files must have the same dialect",
-                            part.dialect.name()
-                        ),
-                    );
-                }
-                // The including file can use the variables, captures and defaults of the included one.
-                Ok((part, defaults)) => {
-                    self.known.extend(part.vars.iter().map(|(name, _)| name.clone()));
-                    let captured = part.steps.iter().flat_map(|step| &step.capture);
-                    self.known.extend(captured.map(|(name, _)| name.clone()));
-                    self.defaults.extend(defaults);
-                    included.push(part);
-                }
-                Err(messages) => messages.into_iter().for_each(|message| self.note(at, message)),
-            }
-        }
-        included
-    }
-
-    fn part(&self, name: &str) -> Result<(Scenario, Defaults), Vec<String>> {
-        if self.depth >= INCLUDES_MAX_DEPTH {
-            return Err(vec![format!(
-                "{name}: the includes form a cycle, or are nested more than {INCLUDES_MAX_DEPTH} deep"
-            )]);
-        }
-        let path = self.beside(name);
-        let text = std::fs::read_to_string(&path).map_err(|error| vec![format!("{name}: {error}")])?;
-        // Each message keeps the line of its own file.
-        let told = |mistakes: Vec<Mistake>| {
-            mistakes.into_iter().map(|it| format!("{name}:{}: {}", it.line, it.message)).collect()
-        };
-        read_as(&text, path.parent(), self.depth + 1).map_err(told)
-    }
-
     /// Returns the path of a file that is named in this one.
     fn beside(&self, name: &str) -> PathBuf {
         self.folder.as_deref().map_or_else(|| PathBuf::from(name), |folder| folder.join(name))
-    }
-
-    fn read_defaults(&mut self, item: Item<'_>) {
-        for (action, _, item) in self.members(item, "defaults") {
-            let Some(mut table) = self.table(item, action) else { continue };
-            table.what = format!("the defaults of `{action}`");
-            self.used.clear();
-            let default = ActionDefaults {
-                params: table.take("params").map(|item| self.params(item)).unwrap_or_default(),
-                form: table.take("send").and_then(|item| self.form(item)),
-                retry: table.take("retry").and_then(|item| self.retry(item)),
-                wait: table.take("wait").and_then(|item| self.duration(item, "wait")),
-                needs: std::mem::take(&mut self.used),
-            };
-            table.finish(self);
-            self.defaults.insert(action.to_owned(), default);
-        }
     }
 
     fn version(&mut self, item: Item<'_>) {
@@ -329,7 +228,7 @@ impl Reader<'_> {
         vars
     }
 
-    fn steps(&mut self, item: Item<'_>, included: &[Arc<Step>]) -> Vec<Arc<Step>> {
+    fn steps(&mut self, item: Item<'_>) -> Vec<Arc<Step>> {
         let DeValue::Array(array) = item.get_ref() else {
             self.note(item.span().start, "`step` must be a list of tables: write `[[step]]`");
             return Vec::new();
@@ -337,7 +236,7 @@ impl Reader<'_> {
         if array.is_empty() {
             self.note(item.span().start, "there must be at least one step");
         }
-        let mut names: BTreeSet<String> = included.iter().map(|step| step.name.clone()).collect();
+        let mut names = BTreeSet::new();
         let mut steps = Vec::new();
         for item in array.iter() {
             let Some(step) = self.step(item) else { continue };
@@ -368,9 +267,6 @@ impl Reader<'_> {
         let params = table.take("params").map(|item| self.params(item)).unwrap_or_default();
         let altered = table.take("alter").map(|item| self.altered(item, &params)).unwrap_or_default();
         let duplicated = table.take("duplicate").map(|item| self.templates(item, "duplicate"));
-        let form = table.take("send").and_then(|item| self.form(item));
-        let retry = table.take("retry").and_then(|item| self.retry(item));
-        let wait = table.take("wait").and_then(|item| self.duration(item, "wait"));
         let mut step = Step {
             name: name.unwrap_or_default(),
             action: action.clone().unwrap_or_default(),
@@ -378,51 +274,24 @@ impl Reader<'_> {
             request,
             endpoint: table.take("endpoint").and_then(|item| self.filled(item, "endpoint")),
             key: table.take("key").and_then(|item| self.filled(item, "key")),
-            form: form.unwrap_or_default(),
+            form: table.take("send").and_then(|item| self.form(item)).unwrap_or_default(),
             signature: table.take("token").and_then(|item| self.signature(item)).unwrap_or_default(),
             dated_ms: table.take("dated").and_then(|item| self.offset(item, "dated")).unwrap_or_default(),
             altered,
             duplicated: duplicated.unwrap_or_default(),
             raw: table.take("raw").and_then(|item| self.filled(item, "raw")).unwrap_or_default(),
-            wait: wait.unwrap_or_default(),
+            wait: table.take("wait").and_then(|item| self.duration(item, "wait")).unwrap_or_default(),
             repeat: table.take("repeat").and_then(|item| self.count(item, "repeat")).unwrap_or(1),
             concurrent: table.take("concurrent").and_then(|item| self.concurrent(item)).unwrap_or(1),
-            retry: retry.unwrap_or(Retry::ONCE),
+            retry: table.take("retry").and_then(|item| self.retry(item)).unwrap_or(Retry::ONCE),
             expect: table.take("expect").and_then(|item| self.expect(item)).unwrap_or_default(),
             capture: table.take("capture").map(|item| self.capture(item)).unwrap_or_default(),
             needs: BTreeSet::new(),
         };
         // Everything read for this step has noted the names that it uses.
         step.needs = std::mem::take(&mut self.used);
-        self.fill_in(&mut step, [form.is_some(), retry.is_some(), wait.is_some()]);
         table.finish(self);
         action.map(|_| step)
-    }
-
-    /// Completes the step with the defaults of its action, then with those of any action.
-    fn fill_in(&self, step: &mut Step, [has_form, has_retry, has_wait]: [bool; 3]) {
-        // A recorded request is sent as it is, so no default applies.
-        if step.request.is_some() {
-            return;
-        }
-        let defaults =
-            || [step.action.as_str(), ANY_ACTION].into_iter().filter_map(|it| self.defaults.get(it));
-        let form = defaults().find_map(|default| default.form).filter(|_| !has_form);
-        let retry = defaults().find_map(|default| default.retry).filter(|_| !has_retry);
-        let wait = defaults().find_map(|default| default.wait).filter(|_| !has_wait);
-        let mut params = step.params.clone();
-        let mut needs = BTreeSet::new();
-        for default in defaults() {
-            let is_new = |(name, _): &&(String, Value)| !params.iter().any(|(known, _)| known == name);
-            let new: Vec<(String, Value)> = default.params.iter().filter(is_new).cloned().collect();
-            params.extend(new);
-            needs.extend(default.needs.iter().cloned());
-        }
-        step.form = form.unwrap_or(step.form);
-        step.retry = retry.unwrap_or(step.retry);
-        step.wait = wait.unwrap_or(step.wait);
-        step.params = params;
-        step.needs.append(&mut needs);
     }
 
     /// Reads a recorded request, which is sent byte for byte: from the text, or from a file beside this one.
@@ -904,60 +773,13 @@ mod tests {
     }
 
     #[test]
-    fn steps_have_what_the_defaults_of_their_action_have() {
-        let text = "[vars]\norder = \"o\"\n[defaults.any]\nretry = { every = \"1s\", limit = 9 }\n\
-                    [defaults.x]\nparams = { a = \"${order}\", b = \"2\" }\nsend = \"form\"\n\
-                    [[step]]\nname = \"one\"\naction = \"x\"\nparams = { b = \"own\" }\n\
-                    [[step]]\nname = \"two\"\naction = \"y\"\nretry = { every = \"1s\", limit = 2 }\n";
-        let scenario = read(&format!("{HEAD}{text}"), None).unwrap();
-        let names = |step: usize| -> Vec<&str> {
-            scenario.steps[step].params.iter().map(|(name, _)| name.as_str()).collect()
-        };
-        assert_eq!((names(0), names(1)), (vec!["b", "a"], vec![]));
-        assert_eq!([scenario.steps[0].retry.limit, scenario.steps[1].retry.limit], [9, 2]);
-        assert_eq!([scenario.steps[0].form, scenario.steps[1].form], [SendForm::Form, SendForm::Usual]);
-        assert!(scenario.steps[0].needs.contains("order"));
-        let found = mistakes("[defaults.x]\nexpect = {}\n[[step]]\nname = \"a\"\naction = \"x\"\n");
-        assert_eq!(found, ["6: `expect` is unknown in the defaults of `x`"]);
-    }
-
-    #[test]
-    fn files_begin_with_what_they_include() {
-        let folder = tempfile::tempdir().unwrap();
-        let put = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        let part = "version = 1\ndialect = \"alibaba\"\n";
-        put(
-            "vars.toml",
-            &format!(
-                "{part}vars = {{ order = \"o\" }}\ndefaults = {{ x = {{ params = {{ z = \"1\" }} }} }}\n"
-            ),
+    fn members_that_were_removed_say_what_to_do() {
+        let found = mistakes(
+            "include = [\"a.toml\"]\n[defaults.any]\nwait = \"1s\"\n[[step]]\nname = \"a\"\naction = \"x\"\n",
         );
-        put(
-            "buy.toml",
-            &format!(
-                "{part}include = [\"vars.toml\"]\n[[step]]\nname = \"buy\"\naction = \"x\"\ncapture = {{ id = \"i\" }}\n"
-            ),
-        );
-        put("circle.toml", &format!("{part}include = [\"circle.toml\"]\n"));
-        put("broken.toml", &format!("{part}\nvarz = {{}}\n"));
-        let whole = |includes: &str, step: &str| {
-            let text = format!(
-                "{HEAD}include = [{includes}]\n[[step]]\nname = \"{step}\"\naction = \"x\"\nparams = {{ a = \"${{order}} ${{id}}\" }}\n"
-            );
-            read(&text, Some(folder.path()))
-        };
-        let scenario = whole("\"buy.toml\"", "use").unwrap();
-        let names: Vec<&str> = scenario.steps().collect();
-        assert_eq!(names, ["buy", "use"]);
-        assert_eq!(scenario.steps[1].params.len(), 2, "the defaults of what is included hold here, too");
-        let said = |includes: &str, step: &str| whole(includes, step).unwrap_err()[0].message.clone();
-        assert!(said("\"buy.toml\"", "buy").contains("two steps called `buy`"));
-        assert!(said("\"circle.toml\"", "use").contains("form a cycle"));
-        assert_eq!(
-            said("\"broken.toml\"", "use"),
-            "broken.toml:4: `varz` is unknown in the scenario; did you mean `vars`?"
-        );
-        assert!(said("\"none.toml\"", "use").starts_with("none.toml: "));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("`include` was removed; write the steps out"), "{found:?}");
+        assert!(found[1].contains("`defaults` was removed; write the values out"), "{found:?}");
     }
 
     /// Checks that the schema for editors has the names that the reader accepts.
