@@ -164,7 +164,7 @@ pub fn span(text: &str) -> Option<Duration> {
 }
 
 impl Scenario {
-    /// Parses a scenario. `file_name` is printed before the line of every mistake. Included files are read from its
+    /// Parses a scenario. `file_name` is printed before the line of every mistake. Files that it names are read from its
     /// folder.
     ///
     /// # Errors
