@@ -4,7 +4,7 @@
 //! its line, and a hint if a name is nearly right. Its central type is [`Table`], which hands out the requested
 //! members. Every member that was never requested is a mistake.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
