@@ -386,7 +386,7 @@ fn a_doc_comment_opens_with_a_noun_or_a_verb() {
 
 /// Pronouns that stand for a person or a thing the reader has to guess.
 #[test]
-fn nobody_is_not_a_word_of_ours() {
+fn no_pronoun_stands_for_a_person() {
     let words = ["some", "no", "any", "every"].map(|word| format!("{word}body"));
     let more = ["who", "what", "which"].map(|word| format!("{word}ever"));
     let banned: Vec<String> = words.into_iter().chain(more).chain(["who".to_owned() + "m"]).collect();
