@@ -216,6 +216,34 @@ fn a_crate_depends_only_on_crates_below() {
     }
 }
 
+/// A hook author compiles `spid-hook` on any machine with Rust. The bounds are those of docs/hooks.md.
+#[test]
+fn a_hook_author_compiles_few_crates_and_no_c() {
+    for (features, most) in [("", 40), ("http", 60)] {
+        let output = std::process::Command::new(env!("CARGO"))
+            .args(["tree", "--package", "spid-hook", "--edges", "normal,build", "--prefix", "none"])
+            .args(["--format", "{lib}", "--offline", "--locked", "--features", features])
+            .current_dir(root())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let crates: std::collections::BTreeSet<&str> = text
+            .lines()
+            .map(|line| line.trim_end_matches(" (*)").trim())
+            .filter(|name| !name.is_empty())
+            .collect();
+        assert!(
+            crates.contains("serde_json") && crates.len() <= most,
+            "{features}: {} of {crates:?}",
+            crates.len()
+        );
+        for compiler in ["cc", "cmake", "bindgen", "ring", "libsqlite3_sys"] {
+            assert!(!crates.contains(compiler), "{features}: {compiler} needs a C compiler");
+        }
+    }
+}
+
 #[test]
 fn siblings_of_one_kind_are_strangers() {
     for (folder, siblings) in [

@@ -226,7 +226,9 @@ fn a_body_says_its_version() {
 #[test]
 fn what_is_written_is_what_was_written() {
     let made = database::made(&Path::new(GOLDENS).join("sealing-key"));
-    compare("database.sql", &without_chance(&made));
+    let made_rows = without_chance(&made);
+    let rows: Vec<&str> = made_rows.lines().filter(|line| line.starts_with("INSERT ")).collect();
+    compare("database.sql", &rows.join("\n"));
     let shape = |dump: &str| {
         let lines = dump.lines().filter(|line| !line.contains("INTO sqlite_sequence"));
         lines.map(|line| line.split("VALUES").next().unwrap().to_owned()).collect::<Vec<_>>()

@@ -15,7 +15,7 @@ pub(super) fn badge(html: &mut Html, word: &str) {
     let tone = match word {
         "active" | "done" | "applied" | "ready" => "badge good",
         "dead" | "not ready" => "badge bad",
-        "held" | "pending" | "retry" | "lost" | "untold" => "badge warn",
+        "held" | "pending" | "retry" | "lost" | "unreported" => "badge warn",
         "running" | "frozen" => "badge cool",
         "refused" => "badge rose",
         _ => "badge",
