@@ -9,8 +9,8 @@ use super::reveal::{self, RevealArguments, WithSecrets};
 use super::{Done, Exit, Failure, StoreArguments, export, mend};
 use crate::observe::limits;
 use crate::store::{
-    AttentionItem, AuditEntry, CallbackDetail, CallbackRow, Disposition, Filter, HeldItem, InstanceHistory,
-    InstanceRow, JobDetail, JobRow, ListedCallback, ViewError,
+    AttentionItem, AuditEntry, CallbackDetail, CallbackRow, Filter, HeldItem, InstanceHistory, InstanceRow,
+    JobDetail, JobRow, ListedCallback, ViewError,
 };
 use spid_core::lifecycle::schedule;
 use spid_hook::id::Id;
@@ -391,7 +391,7 @@ fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
             row.number.to_string(),
             row.action.to_string(),
             row.endpoint.clone(),
-            disposition(row.disposition).to_owned(),
+            row.disposition.as_str().to_owned(),
             row.tries(),
             row.received_at.to_string(),
             time(row.reported_at),
@@ -412,7 +412,7 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
             row.endpoint.clone(),
             if names.is_empty() { "-".to_owned() } else { names.join(", ") },
             text(buyer.as_deref()),
-            disposition(row.disposition).to_owned(),
+            row.disposition.as_str().to_owned(),
             row.tries(),
             row.received_at.to_string(),
             time(row.reported_at),
@@ -434,15 +434,6 @@ fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
     Ok(())
-}
-
-fn disposition(disposition: Disposition) -> &'static str {
-    match disposition {
-        Disposition::Job => "job",
-        Disposition::Held => "held",
-        Disposition::Refused => "refused",
-        Disposition::Recorded => "recorded",
-    }
 }
 
 fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {

@@ -417,7 +417,7 @@ impl Intake {
             }
         } else if let Some(reason) = row.reason.as_deref() {
             if let Some(suppressed) = turn(row.reason_code.as_deref().unwrap_or_default()) {
-                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = ?row.disposition, suppressed, "{reason}");
+                tracing::warn!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, disposition = row.disposition.as_str(), suppressed, "{reason}");
             }
         } else if !receipt.repeated {
             tracing::info!(endpoint = %endpoint.name, action = %callback.action, callback = row.number, "received");

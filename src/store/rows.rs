@@ -82,6 +82,16 @@ pub enum Disposition {
 impl Disposition {
     pub(crate) const ALL: [Disposition; 4] =
         [Disposition::Job, Disposition::Held, Disposition::Refused, Disposition::Recorded];
+
+    /// Returns the word for the decision in JSON, in logs and in lists.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Disposition::Job => "job",
+            Disposition::Held => "held",
+            Disposition::Refused => "refused",
+            Disposition::Recorded => "recorded",
+        }
+    }
 }
 
 /// A stored callback. Its redeliveries are counted in the same row.
@@ -384,4 +394,16 @@ pub(crate) trait Backend: Write + Send + 'static {
     fn touch(&mut self) -> Result<()>;
     /// Returns true if a transaction is open. After a disk error SQLite may have ended it by itself.
     fn in_transaction(&self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_has_one_word_everywhere() {
+        for decision in Disposition::ALL {
+            assert_eq!(serde_json::to_value(decision).unwrap(), decision.as_str());
+        }
+    }
 }

@@ -85,6 +85,7 @@ fn an_old_expire_sent_again_is_held_and_freezes_nothing() {
     assert_eq!(held.len(), 1);
     assert_eq!((&held[0]["action"], &held[0]["instance"]), (&json!("expire"), &json!(id)));
     assert!(held[0]["reason"].as_str().unwrap().contains("paid until 2098-12-31"), "{held:?}");
+    daemon.wait_for_log("disposition=\"held\"");
 }
 
 // Hooks.
