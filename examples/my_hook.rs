@@ -8,10 +8,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use spid::hook::{
-    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
-    RenewCall, SignOnCall, SignedOn, Updated, UpgradeCall,
+    CreateCall, ExpireCall, HookError, Instance, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
+    RenewCall, SignOnCall, SignedOn, State, Updated, UpgradeCall,
 };
-use spid_hook::instance::{Instance, State};
 
 struct MyHook {
     root: PathBuf,

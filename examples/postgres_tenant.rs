@@ -40,11 +40,9 @@ use postgres_protocol::escape::{escape_identifier, escape_literal};
 use postgres_protocol::password::scram_sha_256;
 use sha2::{Digest, Sha256};
 use spid::hook::{
-    CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
-    RenewCall, Updated, UpgradeCall,
+    CreateCall, ExpireCall, HookError, Instance, Provisioned, ProvisioningHook, RefundRenewCall, ReleaseCall,
+    RenewCall, Secret, Updated, UpgradeCall,
 };
-use spid_hook::Secret;
-use spid_hook::instance::Instance;
 use tokio_postgres::{Client, Config, NoTls};
 
 /// Settings of a session. A session whose client vanished with its machine ends and releases the lock, too. Notices
