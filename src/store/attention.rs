@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::ledger::REJECTED;
 use super::rows::{CallbackRow, Disposition, Filter, JobRow};
+use super::rules::REJECTED;
 use super::{Reader, StoreError, ViewError};
 use crate::observe::limits;
 use spid_core::dialect;

@@ -3,7 +3,7 @@
 //! [`Store`] is the handle that the rest of the daemon holds. Behind it are:
 //!
 //! * `writer`: one writer thread with group commit,
-//! * `ledger`: the rules of accepting callbacks, leasing jobs and recording results,
+//! * `rules`: the rules of accepting callbacks, leasing jobs and recording results,
 //! * `sqlite`, and `memory` for models: two backends that only find and keep rows,
 //! * `signals`: the signals between intake and dispatch.
 //!
@@ -13,12 +13,12 @@
 mod attention;
 pub mod encryption;
 mod key_use;
-mod ledger;
 mod memory;
 mod operations;
 mod prune;
 mod reencrypt;
 mod rows;
+mod rules;
 #[doc(hidden)]
 pub mod sim;
 mod sqlite;
@@ -40,8 +40,8 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{Encryptor, KeyId, KeySource, SealError};
 use key_use::KeysUsed;
-use ledger::{Accepted, Finish, KnownAnswer, Stored};
 use rows::Read;
+use rules::{Accepted, Finish, KnownAnswer, Stored};
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
@@ -52,7 +52,6 @@ use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot, Wri
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use key_use::ConfiguredKey;
-pub use ledger::{Acceptance, Aside, LeasedJob};
 pub use operations::{
     Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
     backup, restore,
@@ -62,6 +61,7 @@ pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
 };
+pub use rules::{Acceptance, Aside, LeasedJob};
 pub use sqlite::InstanceExport;
 pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
 pub use waiters::{Ready, ResultWaiter};
@@ -820,7 +820,7 @@ impl Store {
 
     /// Refuses a copy that committed rows already show. If the reader finds the database locked, the writer decides.
     fn refuse_copy(&self, account: &str, once: &Nonce, now: Timestamp) -> Result<(), StoreError> {
-        match self.inner.reader.with(|rows| ledger::is_copy(rows, account, once, now)) {
+        match self.inner.reader.with(|rows| rules::is_copy(rows, account, once, now)) {
             Ok(true) => Err(StoreError::Replayed),
             Ok(false) | Err(StoreError::Busy) => Ok(()),
             Err(error) => Err(error),
@@ -829,7 +829,7 @@ impl Store {
 
     /// Returns the answer to a redelivery. If the reader finds the database locked, the writer decides: it can wait.
     fn peek(&self, acceptance: &Acceptance) -> Result<Option<Accepted>, StoreError> {
-        match self.inner.reader.with(|rows| ledger::peek(rows, acceptance)) {
+        match self.inner.reader.with(|rows| rules::peek(rows, acceptance)) {
             Err(StoreError::Busy) => Ok(None),
             peeked => peeked,
         }
@@ -1060,15 +1060,15 @@ impl Store {
                 let seal = |secret| self.encryptor().seal(job.id.as_bytes(), &secret);
                 let sealed = split.secret.map(seal).transpose()?;
                 answer = given;
-                ledger::AttemptEnd::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
+                rules::AttemptEnd::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
             }
-            AttemptEnd::Retry { error, after } => ledger::AttemptEnd::Retry {
+            AttemptEnd::Retry { error, after } => rules::AttemptEnd::Retry {
                 error,
                 after_ms: after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
             },
-            AttemptEnd::Refused { reason } => ledger::AttemptEnd::Refused { reason },
-            AttemptEnd::Pending { note } => ledger::AttemptEnd::Pending { note },
-            AttemptEnd::GivenBack => ledger::AttemptEnd::GivenBack,
+            AttemptEnd::Refused { reason } => rules::AttemptEnd::Refused { reason },
+            AttemptEnd::Pending { note } => rules::AttemptEnd::Pending { note },
+            AttemptEnd::GivenBack => rules::AttemptEnd::GivenBack,
         };
         let finish = Finish {
             job: job.number,
@@ -1083,8 +1083,8 @@ impl Store {
             .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, answer, claimed: None, asked })))
             .await?;
         Ok(match finished {
-            ledger::Finished::Kept { state, note, .. } => Finished::Kept { state, note },
-            ledger::Finished::Fenced => Finished::Fenced,
+            rules::Finished::Kept { state, note, .. } => Finished::Kept { state, note },
+            rules::Finished::Fenced => Finished::Fenced,
         })
     }
 

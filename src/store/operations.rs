@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::ledger::{self, Acceptance, NewJob, REJECTED, SETTLED};
 use super::rows::{AuditEntry, Backend, CallbackRow, Disposition, InstanceRow, JobRow, Read, Write};
+use super::rules::{self, Acceptance, NewJob, REJECTED, SETTLED};
 use super::sqlite::{RestoreTarget, Sqlite};
 use super::{Store, StoreError, StoreOptions};
 use crate::observe::limits;
@@ -278,8 +278,8 @@ impl Operations {
                 ));
             }
             job.note = Some(format!("dropped by {}: {}", act.who, act.why));
-            ledger::end(&mut job, schedule::JobState::Dropped, now);
-            ledger::settle_queue_after(rows, &mut job, now)?;
+            rules::end(&mut job, schedule::JobState::Dropped, now);
+            rules::settle_queue_after(rows, &mut job, now)?;
             Ok(rows.put_job(&job)?)
         })
     }
@@ -345,7 +345,7 @@ impl Operations {
             job.answer = answer.split().open;
             // The person's answer decides the id, so an id from an earlier attempt does not count.
             job.proposed_id = None;
-            ledger::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
+            rules::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
             // `complete` holds a create with an unusable id. Here that is an error, which undoes the transaction.
             if job.state != schedule::JobState::Done {
                 return impossible(job.note.unwrap_or_default());
@@ -505,7 +505,7 @@ impl Operations {
 fn hold(job: &mut JobRow, now: Timestamp) {
     if job.action == Action::SignOn {
         job.note = Some("the browser that waited has gone".to_owned());
-        return ledger::end(job, schedule::JobState::Dropped, now);
+        return rules::end(job, schedule::JobState::Dropped, now);
     }
     // A dead job gets no second retry schedule when it is retried.
     if job.state == schedule::JobState::Dead {
@@ -624,7 +624,7 @@ fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) ->
         part.callback == job.callback
             && part.number > job.number
             && part.state == schedule::JobState::Cancelled
-            && part.note.as_deref().is_some_and(|note| note.starts_with(ledger::LATER_PART))
+            && part.note.as_deref().is_some_and(|note| note.starts_with(rules::LATER_PART))
     };
     let mut later: Vec<JobRow> = rows.list_jobs(&all)?.into_iter().filter(is_later).collect();
     // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
@@ -834,7 +834,7 @@ fn accept(
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
     // `heard: false`: the caller is an operator, so nothing counts as reported to the marketplace.
     let birth = NewJob { id, lease_until: None, heard: false };
-    let accepted = ledger::accept_for(rows, &acceptance, asked, birth)?;
+    let accepted = rules::accept_for(rows, &acceptance, asked, birth)?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
             "the request cannot be carried out now: {}; reject it, or do the work by hand",

@@ -25,9 +25,9 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::StoreError;
-use super::ledger::REJECTED;
 use super::operations::{AuditNote, OperationDone, OperationError, Operations, impossible};
 use super::rows::{Backend, CallbackRow, Disposition, JobRow, Read, Write};
+use super::rules::REJECTED;
 use super::sqlite::Sqlite;
 use crate::observe::limits;
 use spid_core::lifecycle::schedule;

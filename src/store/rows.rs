@@ -1,6 +1,6 @@
 //! Stored rows, and the operations that a backend offers on them.
 //!
-//! The rules are written once, in `ledger`. A backend only finds and keeps rows. So the model in memory and SQLite
+//! The rules are written once, in `rules`. A backend only finds and keeps rows. So the model in memory and SQLite
 //! cannot decide differently.
 
 use std::collections::BTreeMap;

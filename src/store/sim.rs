@@ -222,7 +222,7 @@ impl Read for Failing {
             let unreported = earlier_callbacks.iter_mut().filter(|(row, _)| row.reported_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
                 if job.state == schedule::JobState::Done {
-                    // A pending job counts as not ended, so the ledger lets a redelivery join it.
+                    // A pending job counts as not ended, so the rules let a redelivery join it.
                     job.state = schedule::JobState::Pending;
                 }
             }

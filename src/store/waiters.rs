@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::ledger::LeasedJob;
+use super::rules::LeasedJob;
 use crate::observe::limits;
 use spid_hook::callback::Outcome;
 

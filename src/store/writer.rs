@@ -15,8 +15,8 @@ use jiff::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
-use super::ledger::{self, Acceptance, Accepted, Aside, Finish, Finished, KnownAnswer, LeasedJob, NewJob};
 use super::rows::{Backend, Result};
+use super::rules::{self, Acceptance, Accepted, Aside, Finish, Finished, KnownAnswer, LeasedJob, NewJob};
 use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
 use super::{Postpone, Shared, StoreError};
 use crate::observe::limits;
@@ -85,7 +85,7 @@ pub(crate) enum Command {
     },
     Recover {
         now: Timestamp,
-        asked: ReplySlot<ledger::Recovered>,
+        asked: ReplySlot<rules::Recovered>,
     },
     Count {
         counts: Vec<(i64, u64, Timestamp)>,
@@ -344,35 +344,35 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
             asked.set_result(guarded(backend, guard, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
                 // End the leases that ran out before leasing, so that their jobs can be leased at once.
-                let ended = ledger::end_leases(rows, held, &shared.schedules, *now)?;
+                let ended = rules::end_leases(rows, held, &shared.schedules, *now)?;
                 let (leases_ended, mut aside) = (ended.count, ended.aside);
                 let (taken, postponed) =
-                    ledger::take(rows, *limit, postpone.as_deref(), until, *now, &mut aside)?;
+                    rules::take(rows, *limit, postpone.as_deref(), until, *now, &mut aside)?;
                 Ok(LeasedJobs { taken, postponed, aside, next_due: rows.next_due(*now)?, leases_ended })
             }))
         }
         Command::Extend { held, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
-            asked.set_result(guarded(backend, guard, |rows| ledger::extend(rows, held, until)))
+            asked.set_result(guarded(backend, guard, |rows| rules::extend(rows, held, until)))
         }
         Command::Recover { now, asked } => {
-            let recover = |rows: &mut B| ledger::recover(rows, &shared.schedules, *now, None, |_| true);
+            let recover = |rows: &mut B| rules::recover(rows, &shared.schedules, *now, None, |_| true);
             asked.set_result(guarded(backend, guard, recover))
         }
         Command::Count { counts, keys, asked } => {
-            let count = |rows: &mut B| ledger::count(rows, counts).and_then(|()| key_use::used(rows, keys));
+            let count = |rows: &mut B| rules::count(rows, counts).and_then(|()| key_use::used(rows, keys));
             asked.set_result(guarded(backend, guard, count))
         }
         Command::ConfigureKeys { keys, now, asked } => {
             asked.set_result(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
         }
         Command::Consume { account, nonce, now, asked } => {
-            asked.set_result(guarded(backend, guard, |rows| ledger::consume(rows, account, nonce, *now)))
+            asked.set_result(guarded(backend, guard, |rows| rules::consume(rows, account, nonce, *now)))
         }
         Command::Learn(command) => {
             let LearnCommand { attempt, callback, now, asked } = &mut **command;
             asked.set_result(guarded(backend, guard, |rows| {
-                ledger::add_order_details(rows, *attempt, callback, *now)
+                rules::add_order_details(rows, *attempt, callback, *now)
             }))
         }
         Command::Probe { asked } => asked.set_result(guarded(backend, guard, B::touch)),
@@ -386,7 +386,7 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     let birth = NewJob { id: *id, lease_until, heard: !asked.is_cancelled() };
     let accepted = guarded(backend, guard, |rows| {
         key_use::used(rows, keys)?;
-        ledger::accept_once(rows, acceptance, birth)
+        rules::accept_once(rows, acceptance, birth)
     });
     let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
@@ -407,7 +407,7 @@ fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard
     // none of them may leave now.
     let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
     let reported = claimed.callbacks();
-    asked.set_result(guarded(backend, guard, |rows| ledger::finish(rows, finish, &reported)))
+    asked.set_result(guarded(backend, guard, |rows| rules::finish(rows, finish, &reported)))
 }
 
 impl Command {

@@ -1,4 +1,4 @@
-//! Writes of the SQLite backend. The ledger decides which rows to write; this module only writes them.
+//! Writes of the SQLite backend. The rules decide which rows to write; this module only writes them.
 
 use jiff::Timestamp;
 use rusqlite::{ErrorCode, Params, params};

@@ -1,0 +1,148 @@
+//! Answers to callbacks: of a decision, of a job that ran, or one that is repeated.
+
+use jiff::Timestamp;
+
+use super::decision::Judged;
+use super::queue::{bring_forward, first_part};
+use super::{Accepted, HELD, KnownAnswer, Stored};
+use crate::observe::limits;
+use crate::store::StoreError;
+use crate::store::rows::{CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Write};
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::{Decision, Reason};
+use spid_hook::callback::Action;
+use spid_hook::instance::State;
+
+/// Returns the answer to a callback that made no job of its own.
+pub(super) fn tell(
+    rows: &mut dyn Write,
+    accepted: &mut Accepted,
+    judged: &Judged,
+    instance: Option<&InstanceRow>,
+    now: Timestamp,
+) -> Result<KnownAnswer> {
+    let id = instance.and_then(InstanceRow::reported_id);
+    Ok(match &judged.verdict.decision {
+        Decision::Join(number) => join(rows, accepted, *number, instance, now)?,
+        Decision::Repeat => {
+            KnownAnswer::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
+        }
+        Decision::Record => KnownAnswer::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
+        Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
+        Decision::Refuse(reason) => KnownAnswer::Refused(reason.code(), reason.sentence()),
+        Decision::Hold(reason) => KnownAnswer::Held(reason.sentence()),
+        Decision::Run | Decision::RunBeside { .. } => KnownAnswer::NotYet,
+    })
+}
+
+/// Returns the answer about an instance that does not exist yet, or the refusal of the hook that did not create it.
+pub(super) fn refused_create(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<KnownAnswer> {
+    let not_ready = KnownAnswer::Refused(Reason::NotReady.code(), Reason::NotReady.sentence());
+    let Some(row) = instance else { return Ok(not_ready) };
+    let filter =
+        Filter { instance: Some(row.number), limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };
+    let mut jobs = rows.list_jobs(&filter)?.into_iter();
+    let create = jobs.find(|job| job.action == Action::Create && job.state == schedule::JobState::Refused);
+    let waits = rows.has_queue(row.number)?;
+    Ok(match create.filter(|_| !waits) {
+        Some(job) => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        None => not_ready,
+    })
+}
+
+/// Joins a job. A queued or dead job is brought forward.
+fn join(
+    rows: &mut dyn Write,
+    accepted: &mut Accepted,
+    number: i64,
+    instance: Option<&InstanceRow>,
+    now: Timestamp,
+) -> Result<KnownAnswer> {
+    let job = rows.job(number)?.ok_or(StoreError::Inconsistent("a callback's job is missing"))?;
+    Ok(match job.state {
+        schedule::JobState::Done => {
+            KnownAnswer::Applied(Box::new(answer_of(&job, instance, accepted.row.reported_at)))
+        }
+        schedule::JobState::Running => KnownAnswer::Wait(number),
+        schedule::JobState::Queued | schedule::JobState::Dead => {
+            // The parts of a request run in order, so bring forward the first one that has not ended.
+            let first = first_part(rows, &job)?;
+            accepted.wakes = match first.state {
+                schedule::JobState::Queued | schedule::JobState::Dead => bring_forward(rows, first, now)?,
+                _ => false,
+            };
+            KnownAnswer::Wait(number)
+        }
+        schedule::JobState::Held => KnownAnswer::Held(HELD.to_owned()),
+        schedule::JobState::Refused => KnownAnswer::Refused(Reason::HOOK, job.note.unwrap_or_default()),
+        schedule::JobState::Pending | schedule::JobState::Dropped | schedule::JobState::Cancelled => {
+            KnownAnswer::NotYet
+        }
+    })
+}
+
+/// Returns the answer to repeat. `job` is the callback's own job, which has been read already.
+pub(super) fn stored_answer(
+    rows: &dyn Read,
+    row: &CallbackRow,
+    instance: Option<&InstanceRow>,
+    job: Option<&JobRow>,
+) -> Result<Stored> {
+    if matches!(row.action, Action::Create | Action::Query) {
+        return create_answer(rows, row, instance, job);
+    }
+    // A job without an answer can be pruned. So a missing job had nothing to repeat.
+    Ok(match row.job.and(job) {
+        Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.reported_at),
+        Some(_) => Stored::default(),
+        None => Stored { instance_id: instance.and_then(InstanceRow::reported_id), ..Stored::default() },
+    })
+}
+
+/// Returns the answer of the job that created the instance, for a create or a query. `job` is the callback's own job.
+///
+/// The secrets are only for the purchase that the job was for, not for another one that names the instance. For a
+/// released instance only the id is returned.
+fn create_answer(
+    rows: &dyn Read,
+    row: &CallbackRow,
+    instance: Option<&InstanceRow>,
+    job: Option<&JobRow>,
+) -> Result<Stored> {
+    let Some(instance) = instance else { return Ok(Stored::default()) };
+    let id_only = Stored { instance_id: instance.reported_id(), ..Stored::default() };
+    let Some(creator) = instance.created_by.filter(|_| instance.instance.state != State::Released) else {
+        return Ok(id_only);
+    };
+    let is_own = row.job == Some(creator) && job.is_none_or(|job| job.callback == row.number);
+    let read = match job.filter(|_| is_own) {
+        Some(_) => None,
+        None => rows.job(creator)?,
+    };
+    let Some(job) = job.filter(|_| is_own).or(read.as_ref()) else { return Ok(id_only) };
+    if row.action == Action::Create && !is_own {
+        // The same purchase with other values gets the open answer. Another purchase gets the id only.
+        let is_same = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
+        let open = job.answer.clone().filter(|_| is_same);
+        return Ok(Stored { open, ..id_only });
+    }
+    let reported_at = match job.callback == row.number {
+        true => row.reported_at,
+        false => rows.callback_row(job.callback)?.and_then(|creating| creating.reported_at),
+    };
+    Ok(answer_of(job, Some(instance), reported_at))
+}
+
+pub(super) fn answer_of(
+    job: &JobRow,
+    instance: Option<&InstanceRow>,
+    reported_at: Option<Timestamp>,
+) -> Stored {
+    Stored {
+        instance_id: instance.and_then(InstanceRow::reported_id),
+        open: job.answer.clone(),
+        sealed: job.sealed.clone(),
+        sealed_for: Some(job.id),
+        reported_at,
+    }
+}
