@@ -12,10 +12,13 @@
 
 mod attention;
 pub mod encryption;
+mod error;
 mod key_use;
 mod memory;
 mod operations;
+mod options;
 mod prune;
+mod reader;
 mod reencrypt;
 mod rows;
 mod rules;
@@ -27,7 +30,7 @@ mod waiters;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -38,11 +41,10 @@ use tokio::time::{Instant, sleep};
 
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
-use crate::store::encryption::{Encryptor, KeyId, KeySource, SealError};
+use crate::store::encryption::{Encryptor, KeySource};
 use key_use::KeysUsed;
-use rows::Read;
+use reader::Backing;
 use rules::{Accepted, Finish, KnownAnswer, Stored};
-use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
@@ -51,12 +53,15 @@ use waiters::StoreSignals;
 use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot, Writer};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
+pub use error::StoreError;
 pub use key_use::ConfiguredKey;
 pub use operations::{
     Approved, AuditNote, Claim, Claimed, Import, Imported, Instead, OperationError, Operations, Restored,
     backup, restore,
 };
+pub use options::{ChooseSchedule, Postpone, Retrying, Schedules, StoreOptions};
 pub use prune::{PruneOptions, Pruned};
+pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instance, unserved_accounts};
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
     AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
@@ -66,230 +71,6 @@ pub use sqlite::InstanceExport;
 pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
 pub use waiters::{Ready, ResultWaiter};
 pub use writer::LeasedJobs;
-
-/// Error of the store. Nothing of the failed operation was kept.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StoreError {
-    /// Another process has locked the database.
-    #[error("the database is busy: another process has locked it; try again")]
-    Busy,
-    /// The disk is full.
-    #[error("the disk is full")]
-    Full,
-    /// The database file is damaged.
-    #[error("the database is damaged: {0}; restore a backup")]
-    Corrupt(String),
-    /// I/O error of the disk or of SQLite. The text is the cause.
-    #[error("the database cannot be used: {0}")]
-    Io(String),
-    /// Error of the database or of a file beside it: the path and the cause.
-    #[error("`{}`: {}", .0.display(), .1)]
-    File(PathBuf, String),
-    /// The user that spid runs as has no permission for this file.
-    #[error("no permission to read and write `{}`; give the user that spid runs as read and write access to the file and its folder", .0.display())]
-    Denied(PathBuf),
-    /// There is no database at this path.
-    #[error("there is no database at `{}`; has the daemon run with this path?", .0.display())]
-    NotThere(PathBuf),
-    /// The file is a SQLite database, but spid did not create it.
-    #[error("`{}` is not a spid database", .0.display())]
-    NotOurs(PathBuf),
-    /// A newer spid wrote the database: its schema version is above ours.
-    #[error("`{}` has schema version {}, written by a newer spid; use the newer spid", .0.display(), .1)]
-    Newer(PathBuf, i64),
-    /// An older spid wrote the database: its schema version is below ours.
-    #[error("`{}` has schema version {}, written by an older spid; start the daemon once to upgrade the database", .0.display(), .1)]
-    Older(PathBuf, i64),
-    /// The database file was moved, deleted or replaced while it was open.
-    #[error("`{}` was moved, deleted or replaced while in use; nothing is written or acknowledged; put the same file back, or stop the daemon and restore a backup", .0.display())]
-    Moved(PathBuf),
-    /// The write-ahead log or its index (-wal, -shm) was deleted or replaced while it was open.
-    #[error("`{}` was deleted or replaced while in use; nothing is written or acknowledged; stop the daemon (SIGTERM) before any other command on the database", .0.display())]
-    LogMoved(PathBuf),
-    /// Other files were copied over the open database or its log.
-    #[error("`{}` or its -wal was overwritten or truncated while in use; nothing is acknowledged; stop the daemon, move the database, -wal and -shm away, run `spid restore`", .0.display())]
-    Overwritten(PathBuf),
-    /// The database lacks the last acknowledged commit. The second path is the file that shows this.
-    #[error("`{}` lacks acknowledged commits, as `{}` shows; put the newest files back with the -wal, or run `spid restore`; to use this file and repeat newer orders, remove `{}`", .0.display(), .1.display(), .1.display())]
-    Outdated(PathBuf, PathBuf),
-    /// The database is gone. The second path is the file that shows that there was one.
-    #[error("there is no database at `{}`, but `{}` shows that there was one; put it back with its -wal, or run `spid restore`; to start with an empty database, remove `{}`", .0.display(), .1.display(), .1.display())]
-    Lost(PathBuf, PathBuf),
-    /// Another daemon uses the database.
-    #[error("another spid daemon is using `{}`", .0.display())]
-    InUse(PathBuf),
-    /// A daemon has the database open under another path, and the -wal lies beside that path.
-    #[error("a daemon has `{}` open under another path, and the -wal is beside that path; use the daemon's `store.path`, or restart the daemon if its .lock file was removed", .0.display())]
-    OtherName(PathBuf),
-    /// The database file has several hard links.
-    #[error("`{}` has several hard links, and its -wal may be beside another one; use the path that the daemon used last, or remove the other links (to copy: `spid backup`)", .0.display())]
-    Linked(PathBuf),
-    /// A row of the database cannot be read.
-    #[error("{0}; repair the row, or restore a backup")]
-    Unreadable(Box<Unreadable>),
-    /// Rows of the database contradict each other.
-    #[error("the database is inconsistent: {0}")]
-    Inconsistent(&'static str),
-    /// The writer's queue is full.
-    #[error("the store's write queue is full; try again")]
-    Overloaded,
-    /// The store has been stopped.
-    #[error("the store has been stopped")]
-    Stopped,
-    /// The request is a copy: a request with this nonce was accepted before.
-    #[error("a request with this nonce was accepted before")]
-    Replayed,
-    /// Error of a sealing key, or of encrypting with it.
-    #[error("{0}")]
-    Seal(String),
-}
-
-impl StoreError {
-    /// Converts the system's error about the file at `path`.
-    fn of_file(path: &Path, error: &std::io::Error) -> StoreError {
-        match error.kind() {
-            std::io::ErrorKind::PermissionDenied => StoreError::Denied(path.to_owned()),
-            _ => StoreError::File(path.to_owned(), error.to_string()),
-        }
-    }
-}
-
-impl From<SealError> for StoreError {
-    fn from(error: SealError) -> StoreError {
-        StoreError::Seal(error.to_string())
-    }
-}
-
-/// A job as the store sees it when an attempt failed or was lost. [`Schedules`] and [`Postpone`] decide by it.
-#[derive(Debug, Clone, Copy)]
-pub struct Retrying<'a> {
-    /// Name of the endpoint that the callback came through.
-    pub endpoint: &'a str,
-    /// Account of the callback.
-    pub account: &'a str,
-    /// The callback that asked for the job.
-    pub callback: &'a Callback,
-    /// The instance in its applied state, if there is one.
-    pub instance: Option<&'a Instance>,
-}
-
-/// Retry schedules: the usual one, and a function that can choose another for a job.
-///
-/// The function runs inside the transaction that records the failure. It also chooses for attempts that a dead daemon
-/// left behind, because no other part of the program knows their schedule.
-#[derive(Clone, Default)]
-pub struct Schedules {
-    /// Schedule of every job for which `chosen` returns `None`.
-    pub usual: Schedule,
-    /// Function that chooses another schedule. `None`: every job has the usual one.
-    pub chosen: Option<Arc<ChooseSchedule>>,
-}
-
-/// Function that returns a job's own schedule, if the job has one.
-pub type ChooseSchedule = dyn Fn(&Retrying<'_>) -> Option<Schedule> + Send + Sync;
-
-/// Function that returns the time by which a due job is postponed, because the dispatcher has no room for it.
-///
-/// `None` means that the job may be leased. The function runs inside the transaction that leases jobs. It must return
-/// the same when it is called twice, because the writer can run an operation twice.
-pub type Postpone = dyn Fn(&Retrying<'_>) -> Option<Duration> + Send + Sync;
-
-impl Schedules {
-    fn of(&self, retrying: &Retrying<'_>) -> Schedule {
-        let chosen = self.chosen.as_ref().and_then(|chosen| chosen(retrying));
-        chosen.unwrap_or_else(|| self.usual.clone())
-    }
-}
-
-impl From<Schedule> for Schedules {
-    fn from(usual: Schedule) -> Schedules {
-        Schedules { usual, chosen: None }
-    }
-}
-
-impl std::fmt::Debug for Schedules {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Schedules").field("usual", &self.usual).finish_non_exhaustive()
-    }
-}
-
-/// Options for the store.
-#[derive(Debug, Clone)]
-pub struct StoreOptions {
-    /// Retry schedules of jobs.
-    pub schedules: Schedules,
-    /// Time during which passwords and license keys are repeated after they were first reported, in milliseconds.
-    pub secrets_window_ms: i64,
-    /// Sources of the sealing keys, the current key first. Default (empty): one key file beside the database.
-    pub sealing_keys: Vec<KeySource>,
-    /// Source of the ids of jobs.
-    pub ids: Ids,
-    /// Metrics that count the commits. A daemon counts everything else in the same metrics.
-    pub metrics: Metrics,
-}
-
-/// Returns the default path of the sealing key: the path of the database with `.key` appended.
-fn key_beside(database: &Path) -> PathBuf {
-    let mut beside = database.as_os_str().to_owned();
-    beside.push(".key");
-    PathBuf::from(beside)
-}
-
-impl StoreOptions {
-    /// Returns the sources of the sealing keys of the database at `path`.
-    fn key_sources(&self, path: &Path) -> Vec<KeySource> {
-        if !self.sealing_keys.is_empty() {
-            return self.sealing_keys.clone();
-        }
-        vec![KeySource::Own(key_beside(path))]
-    }
-
-    /// Returns the path of the sealing key beside the database at `path`, if it exists and is not among the `known`.
-    pub fn unlisted_key(path: &Path, known: &[KeyId]) -> Option<PathBuf> {
-        let beside = Some(key_beside(path)).filter(|beside| beside.exists())?;
-        let own = Encryptor::from_existing(&[KeySource::File(beside.clone())]);
-        // A key file that cannot be read counts as unlisted.
-        let is_listed = own.is_ok_and(|own| known.contains(&own.current()));
-        (!is_listed).then_some(beside)
-    }
-
-    /// Returns the leftover file that shows that a database existed at `path`, if `path` holds none now.
-    fn remains(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
-        let sources = self.key_sources(path);
-        // Only a key that the daemon creates itself shows that there was a database. A configured key can exist before
-        // it.
-        let own = match sources.as_slice() {
-            [KeySource::Own(own)] => Some(own.as_path()),
-            _ => None,
-        };
-        sqlite::remains(path, own)
-    }
-
-    /// Returns true if the daemon creates its sealing key itself.
-    pub fn is_keeping_its_own_key(&self) -> bool {
-        !self.sealing_keys.iter().any(|source| !matches!(source, KeySource::Own(_)))
-    }
-
-    /// Returns the sealer that encrypts and decrypts for the database at `path`. The keys must exist.
-    ///
-    /// # Errors
-    /// Fails if a key is missing, cannot be read, or is not a key.
-    pub fn encryptor(&self, path: &Path) -> Result<Encryptor, StoreError> {
-        Ok(Encryptor::from_existing(&self.key_sources(path))?)
-    }
-}
-
-impl Default for StoreOptions {
-    fn default() -> StoreOptions {
-        StoreOptions {
-            schedules: Schedules::default(),
-            secrets_window_ms: limits::SECRETS_WINDOW_MS,
-            sealing_keys: Vec::new(),
-            ids: Ids::default(),
-            metrics: Metrics::default(),
-        }
-    }
-}
 
 /// Result of an attempt.
 #[derive(Debug, Clone)]
@@ -360,201 +141,6 @@ pub(crate) struct Shared {
     pub(crate) signals: StoreSignals,
     pub(crate) schedules: Schedules,
     pub(crate) metrics: Metrics,
-}
-
-enum Backing {
-    Sqlite(sqlite::SqliteReaders),
-    Memory(memory::MemoryReader),
-}
-
-/// Read access to committed rows. A read never waits for the writer.
-pub struct Reader {
-    backing: Backing,
-}
-
-impl Reader {
-    /// Opens a database for reading only, with or without a running daemon.
-    ///
-    /// # Errors
-    /// Fails if there is no database, or it is not one of spid's, or it has another schema version.
-    pub fn open(path: &Path) -> Result<Reader, StoreError> {
-        sqlite::Sqlite::open_readonly(path)?;
-        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path, None)) })
-    }
-
-    fn with<T>(&self, read: impl FnOnce(&dyn Read) -> rows::Result<T>) -> rows::Result<T> {
-        match &self.backing {
-            Backing::Sqlite(readers) => readers.with(|rows| read(rows)),
-            Backing::Memory(reader) => read(reader),
-        }
-    }
-
-    /// Returns instances, the newest first.
-    ///
-    /// # Errors
-    /// Fails with a [`StoreError`] if the database cannot be read. This holds for all reads.
-    pub fn instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>, StoreError> {
-        let rows = self.with(|rows| rows.list_instances(filter))?;
-        rows.into_iter().map(|row| self.named(row)).collect()
-    }
-
-    /// Returns the instances with this name, in every account.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>, StoreError> {
-        let rows = self.with(|rows| rows.instances_named(name))?;
-        rows.into_iter().map(|row| self.named(row)).collect()
-    }
-
-    /// Returns the instance with this number.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn instance(&self, number: i64) -> Result<Option<InstanceRow>, StoreError> {
-        let row = self.with(|rows| rows.instance(number))?;
-        row.map(|row| self.named(row)).transpose()
-    }
-
-    /// Returns jobs, the newest first.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn jobs(&self, filter: &Filter) -> Result<Vec<JobRow>, StoreError> {
-        self.with(|rows| rows.list_jobs(filter))
-    }
-
-    /// Returns the job with this id.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn job(&self, id: Id) -> Result<Option<JobRow>, StoreError> {
-        self.with(|rows| rows.job_by_id(id))
-    }
-
-    /// Returns the attempts of a job that did not succeed.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>, StoreError> {
-        self.with(|rows| rows.attempts(job))
-    }
-
-    /// Returns callbacks, the newest first.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>, StoreError> {
-        self.with(|rows| rows.list_callbacks(filter))
-    }
-
-    /// Returns one callback with its whole content.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>, StoreError> {
-        self.with(|rows| rows.callback(number))
-    }
-
-    /// Returns entries of the audit log, the newest first.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn acts(&self, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
-        self.with(|rows| rows.list_acts(limit))
-    }
-
-    /// Returns the days on which terms of unreleased instances end, each with the number of these instances.
-    ///
-    /// A day is counted from 1970-01-01 (UTC). The range is from `first` (included) to `end` (excluded).
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>, StoreError> {
-        self.with(|rows| rows.expiries(first, end))
-    }
-
-    /// Returns the configured signature keys, each with the time of its last signature.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn key_uses(&self) -> Result<Vec<KeyUse>, StoreError> {
-        self.with(|rows| rows.key_uses())
-    }
-
-    /// Returns the totals of instances, jobs and callbacks.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn totals(&self) -> Result<Totals, StoreError> {
-        self.with(|rows| rows.totals())
-    }
-
-    /// Returns the accounts that are not among the `served` and have unreleased instances, with the number of these.
-    ///
-    /// # Errors
-    /// Fails like [`Reader::instances`].
-    pub fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
-        self.with(|rows| rows.unserved_accounts(served))
-    }
-}
-
-/// Number of encrypted answers for each sealing key. `None` counts the answers that do not name their key.
-pub type Sealed = BTreeMap<Option<KeyId>, u64>;
-
-/// Checks that a daemon could open the database at `path`. Returns the number of encrypted answers for each key.
-///
-/// The check creates, locks and changes nothing.
-///
-/// # Errors
-/// Fails with the error that a start of the daemon would fail with.
-pub fn check_database(path: &Path, options: &StoreOptions) -> Result<Sealed, StoreError> {
-    match (sqlite::Sqlite::check(path)?, options.remains(path)?) {
-        (Some(found), _) => found.sealed_by(),
-        (None, Some(remains)) => Err(StoreError::Lost(path.to_owned(), remains)),
-        (None, None) => Ok(Sealed::new()),
-    }
-}
-
-/// Returns the accounts in the database at `path` that are not among the `served` and have unreleased instances.
-///
-/// Each account comes with the number of these instances. The function creates, locks and changes nothing. Without a
-/// database the result is empty.
-///
-/// # Errors
-/// Fails with the error that a start of the daemon would fail with.
-pub fn unserved_accounts(path: &Path, served: &[&str]) -> Result<BTreeMap<String, u64>, StoreError> {
-    let found = sqlite::Sqlite::check(path)?;
-    found.map_or(Ok(BTreeMap::new()), |found| found.unserved_accounts(served))
-}
-
-/// Calls `each` for every instance of the database at `path`, the oldest first. All are read as of one commit.
-///
-/// # Errors
-/// Fails if the database cannot be read, or with the error of `each`, which ends the reading.
-pub fn each_instance<E: From<StoreError>>(
-    path: &Path,
-    each: impl FnMut(InstanceExport) -> Result<(), E>,
-) -> Result<(), E> {
-    sqlite::Sqlite::open_readonly(path)?.each_instance(each)
-}
-
-/// Reads the sealing keys of the database at `path` and returns their ids.
-///
-/// `None` means that there is no key yet and a start of the daemon creates one.
-///
-/// # Errors
-/// Fails with the error that a start of the daemon would fail with.
-pub fn check_sealing_keys(path: &Path, options: &StoreOptions) -> Result<Option<Vec<KeyId>>, StoreError> {
-    let sources = options.key_sources(path);
-    match (Encryptor::from_existing(&sources), sources.as_slice()) {
-        (Ok(encryptor), _) => Ok(Some(encryptor.ids())),
-        // Not an error: a start creates this key, if it may write beside the database.
-        (Err(SealError::Missing { .. }), [KeySource::Own(own)]) => {
-            sqlite::may_make_files_beside(own).map(|()| None)
-        }
-        (Err(error), _) => Err(error.into()),
-    }
 }
 
 /// Pause between two attempts to take a lock that another process holds.
