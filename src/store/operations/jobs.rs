@@ -1,0 +1,282 @@
+//! Operations on jobs: retry, drop, complete.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::{AuditNote, OperationDone, OperationError, Operations, impossible};
+use crate::store::encryption::Encryptor;
+use crate::store::rows::{JobRow, Read, Write};
+use crate::store::rules;
+use crate::store::sqlite::Sqlite;
+use crate::store::{Filter, StoreError};
+use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::Extra;
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer};
+use spid_hook::id::Id;
+use spid_hook::instance::State;
+
+impl Operations {
+    /// Makes a job due now, for one unscheduled attempt. Its retry schedule is not spent.
+    ///
+    /// Returns the job that must end first, if there is one before it in the instance's queue.
+    ///
+    /// # Errors
+    /// Fails if there is no such job, it is running, it has ended for good, or a later job has replaced it.
+    pub fn retry(&mut self, id: Id, act: &AuditNote) -> OperationDone<Option<Id>> {
+        self.act(act, "retry", &format!("job {id}"), |rows, now| {
+            let mut job = find_job(rows, id)?;
+            retry(rows, &mut job, now)
+        })
+    }
+
+    /// Drops a job without running it. The later jobs in the instance's queue go on.
+    ///
+    /// # Errors
+    /// Fails if there is no such job, or if it is running or has ended.
+    pub fn drop_job(&mut self, id: Id, act: &AuditNote) -> OperationDone<()> {
+        self.act(act, "drop", &format!("job {id}"), |rows, now| {
+            let mut job = find_job(rows, id)?;
+            if job.state == schedule::JobState::Running {
+                return impossible(running(&job, now));
+            }
+            if !job.state.is_live() {
+                return impossible(format!(
+                    "the job is {}; only a waiting job can be dropped",
+                    job.state.as_str()
+                ));
+            }
+            job.note = Some(format!("dropped by {}: {}", act.who, act.why));
+            rules::end(&mut job, schedule::JobState::Dropped, now);
+            rules::settle_queue_after(rows, &mut job, now)?;
+            Ok(rows.put_job(&job)?)
+        })
+    }
+
+    /// Completes the job that an instance waits for, with this answer. Returns the completed action.
+    ///
+    /// The job is one that a hook left pending, or one that a person did by hand after it failed.
+    ///
+    /// # Errors
+    /// Fails if no job waits, its hook is running or has not been tried, or the answer is not usable.
+    pub fn complete(&mut self, instance: i64, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
+        let target = self.target(instance)?;
+        self.complete_with(&target, answer, act, |rows| {
+            // The first job of the queue is the one that the instance waits for.
+            let first = rows.queue_jobs(instance)?.into_iter().next();
+            first.ok_or_else(|| {
+                OperationError::Impossible(
+                    "no job of this instance waits; complete a payment or another message by its job: spid jobs complete JOB".to_owned(),
+                )
+            })
+        })
+    }
+
+    /// Completes one job with this answer, with or without an instance's queue.
+    ///
+    /// # Errors
+    /// Fails like [`Operations::complete`], and if another job of the instance must end first.
+    pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
+        self.complete_with(&format!("job {id}"), answer, act, |rows| {
+            let job = find_job(rows, id)?;
+            if !job.state.is_live() {
+                return impossible(format!(
+                    "the job is {}; there is nothing to complete",
+                    job.state.as_str()
+                ));
+            }
+            match ahead_of(rows, &job)? {
+                Some(ahead) => {
+                    impossible(format!("the job waits for {}; complete that one first", named(&ahead)))
+                }
+                None => Ok(job),
+            }
+        })
+    }
+
+    fn complete_with(
+        &mut self,
+        target: &str,
+        answer: &Answer,
+        act: &AuditNote,
+        find: impl FnOnce(&Sqlite) -> OperationDone<JobRow>,
+    ) -> OperationDone<Action> {
+        // Get the sealer before the transaction: it reads key files, and may fail.
+        let secret = answer.split().secret;
+        let encryptor = secret.is_some().then(|| self.encryptor()).transpose()?;
+        self.act(act, "complete", target, |rows, now| {
+            let mut job = find(rows)?;
+            check_completable(&job, answer, now)?;
+            let seal =
+                |(encryptor, secret): (&Arc<Encryptor>, &Secret)| encryptor.seal(job.id.as_bytes(), secret);
+            let sealed = encryptor.as_ref().zip(secret.as_ref()).map(seal).transpose();
+            job.sealed = sealed.map_err(StoreError::from)?;
+            job.answer = answer.split().open;
+            // The person's answer decides the id, so an id from an earlier attempt does not count.
+            job.proposed_id = None;
+            rules::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
+            // `complete` holds a create with an unusable id. Here that is an error, which undoes the transaction.
+            if job.state != schedule::JobState::Done {
+                return impossible(job.note.unwrap_or_default());
+            }
+            rows.put_job(&job)?;
+            Ok(job.action)
+        })
+    }
+}
+
+fn find_job(rows: &dyn Read, id: Id) -> OperationDone<JobRow> {
+    rows.job_by_id(id)?.ok_or_else(|| OperationError::NotFound(format!("there is no job {id}")))
+}
+
+/// Returns the reason why a running job is left alone.
+///
+/// Without a daemon the lease is not extended. After its end it makes no sense to wait for the attempt.
+fn running(job: &JobRow, now: Timestamp) -> String {
+    let action = job.action;
+    match job.lease_until.filter(|until| *until < now) {
+        None => format!("a hook is running for its {action} now; wait for its end"),
+        Some(until) => format!(
+            "the {action} was running when the daemon stopped (no sign of life since {until}), and its result is unknown; start the daemon, which ends leftovers and retries"
+        ),
+    }
+}
+
+fn check_completable(job: &JobRow, answer: &Answer, now: Timestamp) -> OperationDone<()> {
+    let action = job.action;
+    if job.state == schedule::JobState::Running {
+        return impossible(running(job, now));
+    }
+    if job.state == schedule::JobState::Queued && job.attempts == 0 {
+        return impossible(format!("the {action} has not been tried yet; let the hook run first"));
+    }
+    // The answer is probably meant for a create, and a release has replaced that create meanwhile.
+    if matches!(action, Action::Expire | Action::Release) && *answer != Answer::default() {
+        return impossible(format!("the waiting job ({action}) takes no answer; complete it without one"));
+    }
+    Ok(())
+}
+
+// The first job in the instance's queue runs first, so retrying a later queued job has no effect.
+fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDone<Option<Id>> {
+    let ahead = ahead_of(rows, job)?;
+    match (job.state, &ahead) {
+        (schedule::JobState::Running, _) => return impossible(running(job, now)),
+        (schedule::JobState::Done | schedule::JobState::Dropped | schedule::JobState::Cancelled, _) => {
+            return impossible(format!("the job is {}; there is nothing to retry", job.state.as_str()));
+        }
+        (schedule::JobState::Queued, Some(ahead)) => {
+            return impossible(format!(
+                "the job waits for {}; retry, complete or drop that one first",
+                named(ahead)
+            ));
+        }
+        (schedule::JobState::Refused, _) => check_refused(rows, job)?,
+        (
+            schedule::JobState::Queued
+            | schedule::JobState::Pending
+            | schedule::JobState::Held
+            | schedule::JobState::Dead,
+            _,
+        ) => {}
+    }
+    let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
+    let released = instance.is_some_and(|row| row.instance.state == State::Released);
+    if released && job.ordered && job.action != Action::Release {
+        return impossible("the instance is released for good, so the job cannot be retried");
+    }
+    // A held create may have an unusable id. The next attempt may give another one.
+    if job.state == schedule::JobState::Held {
+        job.proposed_id = None;
+    }
+    job.extra = one_more(job);
+    // The job is open again, so its callback must be shown on the attention list again.
+    if let Some(mut row) = rows.callback_row(job.callback)?.filter(|row| row.dismissed_at.is_some()) {
+        row.dismissed_at = None;
+        rows.put_callback(&row)?;
+    }
+    let was_refused = job.state == schedule::JobState::Refused;
+    job.state = schedule::JobState::Queued;
+    job.due_at = now;
+    job.ended_at = None;
+    rows.put_job(job)?;
+    // Only a refusal has canceled the later parts. Those of a dead or held job are still queued.
+    if was_refused {
+        bring_back_later_parts(rows, job, now)?;
+    }
+    Ok(ahead.map(|ahead| ahead.id))
+}
+
+/// Requeues the later parts of a request together with a requeued part: half of a request was never asked for.
+fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> OperationDone<()> {
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
+    let all = Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() };
+    let is_later = |part: &JobRow| {
+        part.callback == job.callback
+            && part.number > job.number
+            && part.state == schedule::JobState::Cancelled
+            && part.note.as_deref().is_some_and(|note| note.starts_with(rules::LATER_PART))
+    };
+    let mut later: Vec<JobRow> = rows.list_jobs(&all)?.into_iter().filter(is_later).collect();
+    // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
+    later.sort_by_key(|part| part.number);
+    for part in &mut later {
+        (part.state, part.due_at, part.ended_at) = (schedule::JobState::Queued, now, None);
+        rows.put_job(part)?;
+    }
+    // A callback has the job of its last part.
+    if let (Some(last), Some(mut row)) = (later.last(), rows.callback_row(job.callback)?) {
+        row.job = Some(last.number);
+        rows.put_callback(&row)?;
+    }
+    Ok(())
+}
+
+pub(super) fn named(job: &JobRow) -> String {
+    format!("job {} ({}, {})", job.id, job.action, job.state.as_str())
+}
+
+/// Returns the job in the instance's queue that must end before this one.
+fn ahead_of(rows: &dyn Read, job: &JobRow) -> OperationDone<Option<JobRow>> {
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(None) };
+    let first = rows.queue_jobs(instance)?.into_iter().next();
+    Ok(first.filter(|first| first.number < job.number))
+}
+
+/// Returns the kind of the new attempt for the retry schedule.
+///
+/// A job that was dead stays marked as dead. It must not return to a schedule that is used up.
+fn one_more(job: &JobRow) -> Extra {
+    match (job.state, job.extra) {
+        (schedule::JobState::Dead | schedule::JobState::Refused, _) | (_, Extra::Dead) => Extra::Dead,
+        // Without an attempt there is nothing to repeat: the next attempt is still the scheduled one.
+        _ if job.attempts == 0 => job.extra,
+        _ => Extra::Waiting,
+    }
+}
+
+/// Checks that a refused job may come back. It has left the instance's queue.
+///
+/// Queue and instance must be unchanged since then. The marketplace may have asked again meanwhile, and a second create
+/// would make a second instance.
+fn check_refused(rows: &dyn Read, job: &JobRow) -> OperationDone<()> {
+    let latest = rows.callback_row(job.callback)?.and_then(|row| row.job);
+    if latest != Some(job.number) {
+        return impossible("the marketplace has asked again, and a later job replaces this one");
+    }
+    let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
+    if let Some(other) = rows.queue_jobs(instance)?.first() {
+        return impossible(format!(
+            "{} has been queued since; retry, complete or drop that one",
+            named(other)
+        ));
+    }
+    let changed = rows.instance(instance)?.map(|row| row.instance.updated_at);
+    if changed > job.ended_at {
+        return impossible(
+            "the instance has changed since the refusal; the marketplace must send the request again",
+        );
+    }
+    Ok(())
+}
