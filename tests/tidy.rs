@@ -249,7 +249,7 @@ fn siblings_of_one_kind_are_strangers() {
     for (folder, siblings) in [
         ("crates/spid-core/src", vec!["dialect", "lifecycle"]),
         ("crates/spid-core/src/dialect", vec!["alibaba", "generic", "jdcloud", "koogallery"]),
-        ("src/store", vec!["memory", "sqlite"]),
+        ("src/store", vec!["rules", "sqlite"]),
         ("src/hooks", vec!["exec", "http", "log"]),
         ("src/serve", vec!["intake", "dispatch"]),
     ] {

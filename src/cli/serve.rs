@@ -191,7 +191,7 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
         dispatch: DispatchOptions { permits: share.jobs, ..DispatchOptions::default() },
-        ..DaemonOptions::new(Some(config.store_path), config.endpoints, config.runner)
+        ..DaemonOptions::new(config.store_path, config.endpoints, config.runner)
     };
     // Opens the database and recovers jobs. Callbacks are accepted when this returns.
     let daemon = Daemon::start(listener, admin, options).await?;

@@ -36,8 +36,8 @@ use spid_hook::time::Clock;
 
 /// Options for a daemon, with its parts.
 pub struct DaemonOptions {
-    /// Path of the database; `None` for a store in memory, which is lost when the daemon ends.
-    pub store_path: Option<PathBuf>,
+    /// Path of the database.
+    pub store_path: PathBuf,
     /// Options for the store.
     pub store: StoreOptions,
     /// The endpoints, each with its path.
@@ -94,11 +94,7 @@ pub struct Changes {
 
 impl DaemonOptions {
     /// Returns options with these endpoints and hooks, and defaults for everything else.
-    pub fn new(
-        store_path: Option<PathBuf>,
-        endpoints: Vec<(String, Endpoint)>,
-        runner: Runner,
-    ) -> DaemonOptions {
+    pub fn new(store_path: PathBuf, endpoints: Vec<(String, Endpoint)>, runner: Runner) -> DaemonOptions {
         DaemonOptions {
             store_path,
             store: StoreOptions::default(),
@@ -215,19 +211,17 @@ impl Daemon {
         let (runner, runners) = watch::channel(options.runner);
         let (known, knowing) = watch::channel(known(&options.endpoints));
         let choices = with_retry_lists(options.store, runners.clone(), knowing.clone());
-        let database = options.store_path.clone().map(|path| (path, choices.clone()));
-        let (store, closed) = open_store(options.store_path.as_deref(), choices, clock.clone()).await?;
+        let database = Some((options.store_path.clone(), choices.clone()));
+        let (store, closed) = open_store(&options.store_path, choices, clock.clone()).await?;
         announce(&metrics);
         let refusals = DeniedRequests::new(clock.clone(), metrics.clone());
         let parts = shown(&store, database, &metrics, &refusals, &clock);
-        let prepared = prepare(options.store_path.as_deref(), parts, options.admin);
+        let prepared = prepare(&options.store_path, parts, options.admin);
         let (leftovers, operators) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => return Err(close_after(error, store, closed).await),
         };
-        if let Some(leftovers) = leftovers {
-            runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
-        }
+        runner.send_modify(|runner| *runner = runner.clone().marking(leftovers));
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
@@ -409,8 +403,7 @@ impl Daemon {
 /// Checks the accounts before the schema is migrated: a start that fails here must leave the database usable for the
 /// older spid.
 fn check_accounts(options: &DaemonOptions) -> Result<(), StartError> {
-    let Some(path) = &options.store_path else { return Ok(()) };
-    let unserved = |served: &[&str]| store::unserved_accounts(path, served);
+    let unserved = |served: &[&str]| store::unserved_accounts(&options.store_path, served);
     let orphans = Orphans::find(&options.endpoints, &options.retired_accounts, unserved)?;
     Ok(orphans.map_or(Ok(()), Err)?)
 }
@@ -430,30 +423,20 @@ fn check_guarded(admin: Option<SocketAddr>, options: &AdminOptions) -> Result<()
     }
 }
 
-async fn open_store(
-    path: Option<&Path>,
-    options: StoreOptions,
-    clock: Clock,
-) -> Result<(Store, Closed), StoreError> {
-    let (store, closed) = match path {
-        Some(path) => Store::open(path, options, clock).await?,
-        None => Store::in_memory(options, clock).await?,
-    };
+async fn open_store(path: &Path, options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
+    let (store, closed) = Store::open(path, options, clock).await?;
     drop(log_backlog(store.clone()));
     Ok((store, closed))
 }
 
 /// The steps that can fail after the database is open. They come before any component runs.
 async fn prepare(
-    store_path: Option<&Path>,
+    store_path: &Path,
     parts: AdminParts,
     options: AdminOptions,
-) -> Result<(Option<Leftovers>, Admin), StartError> {
+) -> Result<(Leftovers, Admin), StartError> {
     // Under the store's lock, before the first attempt: a hook that a dead daemon left must not meet its retry.
-    let leftovers = match store_path {
-        Some(path) => Some(clear_leftovers(path).await?),
-        None => None,
-    };
+    let leftovers = clear_leftovers(store_path).await?;
     Ok((leftovers, Admin::new(parts, options)?))
 }
 
@@ -620,20 +603,24 @@ mod tests {
     use crate::hooks::runner::NamedHook;
     use spid_hook::AnyHook;
 
-    async fn a_daemon() -> Daemon {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fn without_endpoints(folder: &tempfile::TempDir) -> DaemonOptions {
         let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
-        Daemon::start(listener, None, DaemonOptions::new(None, Vec::new(), runner)).await.unwrap()
+        DaemonOptions::new(folder.path().join("spid.db"), Vec::new(), runner)
+    }
+
+    async fn a_daemon(folder: &tempfile::TempDir) -> Daemon {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Daemon::start(listener, None, without_endpoints(folder)).await.unwrap()
     }
 
     #[tokio::test]
     async fn an_admin_listener_for_everybody_needs_a_token() {
         let listener = || async { TcpListener::bind("0.0.0.0:0").await.unwrap() };
-        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
-        let mut options = DaemonOptions::new(None, Vec::new(), runner.clone());
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = without_endpoints(&folder);
         let refused = Daemon::start(listener().await, Some(listener().await), options).await;
         assert!(matches!(refused, Err(StartError::Unguarded(_))));
-        options = DaemonOptions::new(None, Vec::new(), runner);
+        options = without_endpoints(&folder);
         options.admin.token = Some(spid_hook::Secret::new("fake-token-of-a-test"));
         let daemon = Daemon::start(listener().await, Some(listener().await), options).await.unwrap();
         assert!(daemon.stop().await.closed);
@@ -646,9 +633,7 @@ mod tests {
         // A file where the folder of the marks must be lets the start fail behind the store.
         std::fs::write(folder.path().join("spid.db.running"), "").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
-        let failed =
-            Daemon::start(listener, None, DaemonOptions::new(Some(path.clone()), Vec::new(), runner)).await;
+        let failed = Daemon::start(listener, None, without_endpoints(&folder)).await;
         assert!(failed.is_err());
         let log = folder.path().join("spid.db-wal");
         assert!(path.exists() && !log.exists(), "the writer has closed the database");
@@ -656,7 +641,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_dispatcher_that_ends_by_itself_is_noticed() {
-        let daemon = a_daemon().await;
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = a_daemon(&folder).await;
         daemon.dispatch.abort();
         assert_eq!(daemon.ended().await, "dispatcher");
         daemon.stop().await;
@@ -664,7 +650,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_listener_that_ends_by_itself_is_noticed() {
-        let daemon = a_daemon().await;
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = a_daemon(&folder).await;
         daemon.front.abort();
         assert_eq!(daemon.ended().await, "listener");
         daemon.stop().await;
@@ -674,8 +661,8 @@ mod tests {
     #[tokio::test]
     async fn a_dispatcher_is_alive_as_long_as_it_turns() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
-        let mut options = DaemonOptions::new(None, Vec::new(), runner);
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = without_endpoints(&folder);
         options.dispatch.poll = Duration::from_millis(5);
         let mut daemon = Daemon::start(listener, None, options).await.unwrap();
         let _taken = daemon.store.permits().clone().acquire_many_owned(64).await.unwrap();
@@ -694,7 +681,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_daemon_at_work_has_not_ended() {
-        let daemon = a_daemon().await;
+        let folder = tempfile::tempdir().unwrap();
+        let daemon = a_daemon(&folder).await;
         tokio::select! {
             biased;
             part = daemon.ended() => unreachable!("{part}"),

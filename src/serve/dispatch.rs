@@ -877,7 +877,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_dispatcher_without_a_free_place_sleeps() {
         let clock = Clock::System;
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         let begun = Arc::new(Notify::new());
         let runner =
             Runner::new(vec![NamedHook::new("endless", Endless(begun.clone()))], Vec::new()).unwrap();
@@ -920,7 +920,7 @@ mod tests {
     #[tokio::test]
     async fn reload_reaches_jobs_that_wait_for_a_call_permit() {
         let clock = Clock::System;
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         let (called, mut calls) = mpsc::unbounded_channel();
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let runner = |name| {
@@ -962,7 +962,7 @@ mod tests {
     async fn what_panicked_is_held_no_longer_and_what_was_cut_short_still_is() {
         let in_flight = Held::default();
         let clock = Clock::System;
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         drop(store.accept(a_create("ob-1", &clock)).await.unwrap());
         let job = store.take(1).await.unwrap().taken.remove(0).job;
         let holding = Holding::begin(&in_flight, &job);

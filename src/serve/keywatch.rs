@@ -173,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn a_label_that_stands_for_another_key_begins_anew() {
         let clock = Clock::System;
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         let (endpoint, label): (Arc<str>, Arc<str>) = ("cn".into(), "previous".into());
         let configure = async |texts: &[(&str, &str)]| {
             store.configure_keys(watched(&keys(texts)).keys).await.unwrap();

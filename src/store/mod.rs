@@ -4,7 +4,7 @@
 //!
 //! * `writer`: one writer thread with group commit,
 //! * `rules`: the rules of accepting callbacks, leasing jobs and recording results,
-//! * `sqlite`, and `memory` for models: two backends that only find and keep rows,
+//! * `sqlite`: the backend, which only finds and keeps rows,
 //! * `signals`: the signals between intake and dispatch.
 //!
 //! The store keeps two orders. First, it answers a caller after the commit, never before it. Second, it records a
@@ -13,8 +13,9 @@
 mod attention;
 pub mod encryption;
 mod error;
+#[cfg(test)]
+mod fixtures;
 mod key_use;
-mod memory;
 mod operations;
 mod options;
 mod prune;
@@ -22,8 +23,6 @@ mod reader;
 mod reencrypt;
 mod rows;
 mod rules;
-#[doc(hidden)]
-pub mod sim;
 mod sqlite;
 mod views;
 mod waiters;
@@ -43,14 +42,13 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{Encryptor, KeySource};
 use key_use::KeysUsed;
-use reader::Backing;
 use rules::{Accepted, Finish, KnownAnswer, Stored};
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
 use waiters::StoreSignals;
-use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot, Writer};
+use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use error::StoreError;
@@ -64,13 +62,14 @@ pub use prune::{PruneOptions, Pruned};
 pub use reader::{Reader, Sealed, check_database, check_sealing_keys, each_instance, unserved_accounts};
 pub use reencrypt::{Decrypted, Reencrypted};
 pub use rows::{
-    AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
+    AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, Filter,
+    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Totals, Unreadable, Write,
 };
 pub use rules::{Acceptance, Aside, LeasedJob};
 pub use sqlite::InstanceExport;
 pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
 pub use waiters::{Ready, ResultWaiter};
-pub use writer::LeasedJobs;
+pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
 
 /// Result of an attempt.
 #[derive(Debug, Clone)]
@@ -168,6 +167,20 @@ fn note_keys(path: &Path, encryptor: &Encryptor) {
     }
 }
 
+/// Rows of a temporary database, and its folder. The folder is deleted after the readers are closed.
+#[cfg(test)]
+struct TemporaryRows(
+    sqlite::SqliteReaders,
+    #[expect(dead_code, reason = "deleted when dropped")] tempfile::TempDir,
+);
+
+#[cfg(test)]
+impl rows::CommittedRows for TemporaryRows {
+    fn with(&self, read: &mut dyn FnMut(&dyn rows::Read) -> rows::Result<()>) -> rows::Result<()> {
+        self.0.with(read)
+    }
+}
+
 type Counts = BTreeMap<i64, (u64, Timestamp)>;
 
 struct Inner {
@@ -234,22 +247,15 @@ impl Store {
         }
         let encryptor = Encryptor::from_sources(&sources)?;
         note_keys(path, &encryptor);
-        let readers = sqlite::SqliteReaders::new(path, backend.place());
-        let reader = Reader { backing: Backing::Sqlite(readers) };
+        let reader = Reader::of(sqlite::SqliteReaders::new(path, backend.place()));
         Store::start(backend, reader, encryptor, options, clock).await
     }
 
-    /// Creates a store in memory, the model for tests.
+    /// Starts a store on another backend, for tests. `reader` reads what `backend` has committed.
     ///
     /// # Errors
-    /// Fails if the system's random generator fails.
-    pub async fn in_memory(options: StoreOptions, clock: Clock) -> Result<(Store, Closed), StoreError> {
-        let backend = memory::Memory::default();
-        let reader = Reader { backing: Backing::Memory(backend.reader()) };
-        Store::start(backend, reader, Encryptor::ephemeral()?, options, clock).await
-    }
-
-    async fn start<B: rows::Backend>(
+    /// Fails if the rows cannot be read or written.
+    pub async fn start<B: Backend>(
         backend: B,
         reader: Reader,
         encryptor: Encryptor,
@@ -270,8 +276,21 @@ impl Store {
         Ok((store, Closed(closed)))
     }
 
-    /// Builds a store and its writer. The caller drives the writer.
-    fn assemble<B: rows::Backend>(
+    /// Creates a store in a folder of its own, which is deleted with the store.
+    #[cfg(test)]
+    pub(crate) async fn temporary(
+        options: StoreOptions,
+        clock: Clock,
+    ) -> Result<(Store, Closed), StoreError> {
+        let folder = tempfile::tempdir().map_err(|error| StoreError::Io(error.to_string()))?;
+        let path = folder.path().join("spid.db");
+        let backend = open_alone(&path, None).await?;
+        let rows = TemporaryRows(sqlite::SqliteReaders::new(&path, backend.place()), folder);
+        Store::start(backend, Reader::of(rows), Encryptor::ephemeral()?, options, clock).await
+    }
+
+    /// Builds a store and its writer. The caller drives the writer, and calls [`Store::recover`] first.
+    pub fn assemble<B: Backend>(
         backend: B,
         reader: Reader,
         encryptor: Encryptor,
@@ -474,8 +493,8 @@ impl Store {
     pub fn seal_with(&self, encryptor: Encryptor) {
         let encryptor = Arc::new(encryptor);
         *self.inner.encryptor.write().unwrap_or_else(PoisonError::into_inner) = encryptor.clone();
-        if let Backing::Sqlite(readers) = &self.inner.reader.backing {
-            note_keys(readers.path(), &encryptor);
+        if let Some(path) = self.inner.reader.rows.path() {
+            note_keys(path, &encryptor);
         }
     }
 
@@ -687,14 +706,14 @@ impl Store {
     /// # Errors
     /// Fails if the file was moved, deleted or replaced. Then no other process may change it beside this store.
     pub fn is_in_place(&self) -> Result<(), StoreError> {
-        match &self.inner.reader.backing {
-            Backing::Sqlite(readers) => readers.is_in_place(),
-            Backing::Memory(_) => Ok(()),
-        }
+        self.inner.reader.rows.is_in_place()
     }
 
-    /// Returns the jobs that were running when the last daemon died.
-    async fn recover(&self) -> Result<(), StoreError> {
+    /// Returns the jobs that were running when the last daemon died to the queue.
+    ///
+    /// # Errors
+    /// Fails if the store cannot be written. The daemon then does not start.
+    pub async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
         let recovered = self.ask(|asked| Command::Recover { now, asked }).await?;
         for aside in &recovered.aside {

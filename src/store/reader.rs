@@ -5,22 +5,17 @@ use std::path::Path;
 
 use super::encryption::{Encryptor, KeyId, KeySource, SealError};
 use super::rows::{
-    AttemptRow, AuditEntry, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Read, Result as RowResult,
-    Totals,
+    AttemptRow, AuditEntry, CallbackRow, CommittedRows, Filter, InstanceRow, JobRow, KeyUse, Read,
+    Result as RowResult, Totals,
 };
 use super::sqlite::InstanceExport;
-use super::{StoreError, StoreOptions, memory, sqlite};
+use super::{StoreError, StoreOptions, sqlite};
 use spid_hook::callback::Callback;
 use spid_hook::id::Id;
 
-pub(super) enum Backing {
-    Sqlite(sqlite::SqliteReaders),
-    Memory(memory::MemoryReader),
-}
-
 /// Read access to committed rows. A read never waits for the writer.
 pub struct Reader {
-    pub(super) backing: Backing,
+    pub(super) rows: Box<dyn CommittedRows>,
 }
 
 impl Reader {
@@ -30,14 +25,23 @@ impl Reader {
     /// Fails if there is no database, or it is not one of spid's, or it has another schema version.
     pub fn open(path: &Path) -> Result<Reader, StoreError> {
         sqlite::Sqlite::open_readonly(path)?;
-        Ok(Reader { backing: Backing::Sqlite(sqlite::SqliteReaders::new(path, None)) })
+        Ok(Reader::of(sqlite::SqliteReaders::new(path, None)))
+    }
+
+    /// Returns a reader of these rows.
+    pub fn of(rows: impl CommittedRows) -> Reader {
+        Reader { rows: Box::new(rows) }
     }
 
     pub(super) fn with<T>(&self, read: impl FnOnce(&dyn Read) -> RowResult<T>) -> RowResult<T> {
-        match &self.backing {
-            Backing::Sqlite(readers) => readers.with(|rows| read(rows)),
-            Backing::Memory(reader) => read(reader),
-        }
+        let (mut read, mut found) = (Some(read), None);
+        self.rows.with(&mut |rows| {
+            if let Some(read) = read.take() {
+                found = Some(read(rows)?);
+            }
+            Ok(())
+        })?;
+        found.ok_or(StoreError::Inconsistent("the rows were not read"))
     }
 
     /// Returns instances, the newest first.
@@ -112,7 +116,7 @@ impl Reader {
     /// # Errors
     /// Fails like [`Reader::instances`].
     pub fn acts(&self, limit: usize) -> Result<Vec<AuditEntry>, StoreError> {
-        self.with(|rows| rows.list_acts(limit))
+        self.with(|rows| rows.audit_log(limit))
     }
 
     /// Returns the days on which terms of unreleased instances end, each with the number of these instances.

@@ -1,9 +1,10 @@
 //! Stored rows, and the operations that a backend offers on them.
 //!
-//! The rules are written once, in `rules`. A backend only finds and keeps rows. So the model in memory and SQLite
-//! cannot decide differently.
+//! The rules are written once, in `rules`. A backend only finds and keeps rows. So two backends cannot decide
+//! differently. The second one is the model that the tests compare with.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -16,6 +17,7 @@ use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State};
 use spid_hook::text::without_user_info;
 
+/// Result of an operation of the store.
 pub(crate) type Result<T> = std::result::Result<T, StoreError>;
 
 /// A stored row that cannot be read. It stops only the work that needs this row.
@@ -33,7 +35,7 @@ pub struct Unreadable {
 }
 
 /// A job, or its number and the fault of its row.
-pub(crate) type Readable = std::result::Result<JobRow, (i64, Box<Unreadable>)>;
+pub type ReadableJob = std::result::Result<JobRow, (i64, Box<Unreadable>)>;
 
 /// A stored instance: its number in the store, and the record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -265,7 +267,7 @@ pub struct Filter {
 }
 
 /// Milliseconds of a day.
-pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Totals for the health page and the log.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -289,17 +291,18 @@ pub struct Totals {
 }
 
 /// An instance and its queue: the live jobs in order, each with its callback.
-pub(crate) type Known = (InstanceRow, Vec<(JobRow, Callback)>);
+pub type InstanceAndQueue = (InstanceRow, Vec<(JobRow, Callback)>);
 
 /// Read operations of a backend.
-pub(crate) trait Read {
+pub trait Read {
+    /// Returns the instance with this number.
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
     /// Returns the instances with this name, in every account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
     /// Returns a name of the instance with this number, if it has one.
     fn name_of(&self, number: i64) -> Result<Option<String>>;
     /// Returns the instance with this name, and its queue.
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>>;
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>>;
     /// Returns up to two instances with this order. Two mean that the order does not name one instance.
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>>;
     /// Returns the instance that this order bought under this `orderBizId`.
@@ -313,87 +316,132 @@ pub(crate) trait Read {
     /// Returns the live jobs in the instance's queue, in order, without their callbacks.
     fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>>;
     /// Returns the time until which this nonce digest is kept, if it is stored.
-    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
+    fn nonce_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>>;
     /// Returns the callbacks with this deduplication key, the oldest first, each with its job if it has one.
     fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
+    /// Returns a callback and its content.
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>>;
     /// Returns the row of a callback without its content.
     fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>>;
+    /// Returns the job with this number.
     fn job(&self, number: i64) -> Result<Option<JobRow>>;
     /// Returns the number of the job that is added next.
     fn next_job(&self) -> Result<i64>;
+    /// Returns the job with this id.
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>>;
     /// Returns queued jobs that are due and first in their instance's queue, the longest due first.
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>>;
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>>;
     /// Returns the next due time after `now` of a queued job that is first in its instance's queue.
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>>;
     /// Returns running jobs whose lease ended before this instant, or that have none. Without an instant: all running
     /// jobs.
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>>;
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>>;
+    /// Returns instances, the newest first.
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>>;
+    /// Returns jobs, the newest first.
     fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>>;
+    /// Returns callbacks, the newest first.
     fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>>;
     /// Returns callbacks that may need a person, the oldest first, each with its job if it has one.
     ///
     /// These are callbacks whose success was not reported, purchases repeated with other values, and refused payments.
     /// Dismissed callbacks, sign-ons and queries are left out.
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>>;
+    /// Returns the attempts of a job that did not succeed, the oldest first.
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>>;
     /// Returns entries of the audit log, the newest first.
-    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>>;
+    fn audit_log(&self, limit: usize) -> Result<Vec<AuditEntry>>;
     /// Returns the days from `first` to before `end` on which terms end, with their number. A day is counted from 1970,
     /// UTC.
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>>;
     /// Returns the configured keys, by endpoint and label.
     fn key_uses(&self) -> Result<Vec<KeyUse>>;
+    /// Returns the totals of instances, jobs and callbacks.
     fn totals(&self) -> Result<Totals>;
     /// Returns the accounts that are not `served` and have unreleased instances, with the number of these.
     fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>>;
 }
 
 /// Write operations of a backend. The `number` of an added row is ignored, and its new number is returned.
-pub(crate) trait Write: Read {
+pub trait Write: Read {
+    /// Adds an instance.
     fn add_instance(&mut self, instance: &Instance) -> Result<i64>;
+    /// Updates an instance. Its account, endpoint, `orderBizId` and creation time stay as they are.
     fn put_instance(&mut self, row: &InstanceRow) -> Result<()>;
     /// Turns a tombstone into this instance. Also writes the members that [`Write::put_instance`] leaves as they are.
     fn replace_instance(&mut self, row: &InstanceRow) -> Result<()>;
     /// Gives the instance a name. `false`: another instance of the account has it.
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool>;
+    /// Records that the order belongs to the instance.
     fn add_order(&mut self, account: &str, order_id: &str, instance: i64) -> Result<()>;
+    /// Adds a callback with its content.
     fn add_callback(&mut self, row: &CallbackRow, callback: &Callback) -> Result<i64>;
+    /// Updates the row of a callback. What the first delivery said stays as it is.
     fn put_callback(&mut self, row: &CallbackRow) -> Result<()>;
     /// Replaces the content of a callback, for example by one with order details.
     fn put_body(&mut self, number: i64, callback: &Callback) -> Result<()>;
     /// Stores the nonce digest of a request. `false`: it is stored already.
-    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
+    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool>;
     /// Deletes the nonce digests that were kept until before this instant.
-    fn forget_once(&mut self, before: Timestamp) -> Result<()>;
+    fn forget_nonces(&mut self, before: Timestamp) -> Result<()>;
     /// Records that success was reported at `at`, unless it was reported before.
     fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()>;
+    /// Adds a job.
     fn add_job(&mut self, row: &JobRow) -> Result<i64>;
+    /// Updates a job. If it has ended, the next one in the instance's queue may become due.
     fn put_job(&mut self, row: &JobRow) -> Result<()>;
     /// Holds a live job whose row, or another row that it needs, cannot be read.
-    fn put_aside(&mut self, job: i64, note: &str) -> Result<()>;
+    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()>;
     /// Sets the due time of a queued job.
-    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()>;
+    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()>;
+    /// Adds an attempt that did not succeed.
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()>;
-    fn add_act(&mut self, row: &AuditEntry) -> Result<()>;
+    /// Adds an entry to the audit log.
+    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()>;
+    /// Adds a configured key, or replaces the one with its endpoint and label.
     fn put_key_use(&mut self, row: &KeyUse) -> Result<()>;
+    /// Deletes a configured key.
     fn drop_key_use(&mut self, endpoint: &str, label: &str) -> Result<()>;
 }
 
 /// A backend with transactions.
-pub(crate) trait Backend: Write + Send + 'static {
+pub trait Backend: Write + Send + 'static {
+    /// Begins a transaction.
     fn begin(&mut self) -> Result<()>;
+    /// Commits the transaction.
     fn commit(&mut self) -> Result<()>;
+    /// Rolls the transaction back, if one is open.
     fn rollback(&mut self) -> Result<()>;
+    /// Begins a savepoint. Savepoints are never nested.
     fn savepoint(&mut self) -> Result<()>;
+    /// Ends the savepoint and keeps its changes.
     fn release_savepoint(&mut self) -> Result<()>;
+    /// Ends the savepoint and takes its changes back.
     fn rollback_savepoint(&mut self) -> Result<()>;
     /// Writes to the database without changing anything.
     fn touch(&mut self) -> Result<()>;
     /// Returns true if a transaction is open. After a disk error SQLite may have ended it by itself.
     fn in_transaction(&self) -> bool;
+}
+
+/// Access to the committed rows of a backend, from any thread.
+pub trait CommittedRows: Send + Sync + 'static {
+    /// Calls `read` once, with the rows of one commit.
+    ///
+    /// # Errors
+    /// Fails with the error of `read`, or if the rows cannot be read.
+    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()>;
+    /// Checks that the writer's last commit can still be read.
+    ///
+    /// # Errors
+    /// Fails if another process has moved, deleted or replaced the rows.
+    fn is_in_place(&self) -> Result<()> {
+        Ok(())
+    }
+    /// Returns the path of the database, if the rows are in a file.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
 }
 
 #[cfg(test)]

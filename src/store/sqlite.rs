@@ -26,7 +26,7 @@ use rusqlite::{CachedStatement, Connection, OpenFlags, OptionalExtension, Params
 use rustix::fs::Access;
 
 use super::StoreError;
-use super::rows::{Backend, Result, Unreadable};
+use super::rows::{Backend, CommittedRows, Read, Result, Unreadable};
 use crate::observe::limits;
 pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
@@ -342,18 +342,10 @@ impl SqliteReaders {
     pub(crate) fn new(path: &Path, place: Option<&DatabaseFiles>) -> SqliteReaders {
         SqliteReaders { path: path.to_owned(), place: place.cloned(), idle: Mutex::default() }
     }
+}
 
-    /// Checks that the database is still where the daemon opened it, and still holds the daemon's last commit.
-    pub(crate) fn is_in_place(&self) -> Result<()> {
-        self.place.as_ref().map_or(Ok(()), DatabaseFiles::check)?;
-        self.with(|_| Ok(()))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    pub(crate) fn with<T>(&self, read: impl FnOnce(&Sqlite) -> Result<T>) -> Result<T> {
+impl CommittedRows for SqliteReaders {
+    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()> {
         // Check before the read: a file that was moved or replaced must not answer.
         self.place.as_ref().map_or(Ok(()), DatabaseFiles::check_database)?;
         // A poisoned lock is harmless: the pool holds idle connections only.
@@ -375,6 +367,15 @@ impl SqliteReaders {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
         }
         result
+    }
+
+    fn is_in_place(&self) -> Result<()> {
+        self.place.as_ref().map_or(Ok(()), DatabaseFiles::check)?;
+        self.with(&mut |_| Ok(()))
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }
 
@@ -510,14 +511,13 @@ impl Backend for Sqlite {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use rusqlite::StatementStatus;
 
-    use super::super::rows::{JobRow, Read as _, Write as _};
+    use super::super::fixtures::{a_callback, a_job};
+    use super::super::rows::{JobRow, Write as _};
     use super::*;
-    use spid_core::lifecycle::schedule;
-    use spid_hook::callback::Action;
-    use spid_hook::id::Id;
+    use spid_core::lifecycle::schedule::JobState;
+    use spid_hook::callback::{Action, Callback};
     use spid_hook::time::from_millis;
 
     /// Creates a database as version 1 left it, with one instance.
@@ -547,11 +547,11 @@ mod tests {
         );
         row.marketplace_instance_id = Some("b-1".to_owned());
         store.put_instance(&row).unwrap();
-        assert!(store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+        assert!(store.add_nonce("acme", &[7; 16], from_millis(9)).unwrap());
         drop(store);
         let mut store = Sqlite::open(&path, None).unwrap();
         assert_eq!(store.instance(1).unwrap().unwrap().reported_id().as_deref(), Some("b-1"));
-        assert!(!store.add_once("acme", &[7; 16], from_millis(9)).unwrap());
+        assert!(!store.add_nonce("acme", &[7; 16], from_millis(9)).unwrap());
     }
 
     /// A start can be killed at any moment. Here it ends at its first write, because another connection has the lock.
@@ -579,16 +579,14 @@ mod tests {
             let sql = "INSERT INTO instance (state, account, endpoint, began, tombstone, adopted, created_at,
                          updated_at) VALUES (1, 'acme', 'e', 1, 0, 0, 0, 0)";
             let instance = store.insert(sql, []).unwrap();
-            let sql = "INSERT INTO callback (account, endpoint, key_label, occurrence, action, disposition,
-                         received_at, last_received_at, deliveries, body) VALUES ('acme', 'e', 'k', x'00', 1, 0, 0, 0, 1, '{}')";
-            let callback = store.insert(sql, []).unwrap();
-            for (place, state) in
-                [schedule::JobState::Dead, schedule::JobState::Queued, schedule::JobState::Queued]
-                    .into_iter()
-                    .enumerate()
+            let content = Callback::new(Action::Renew, "renewInstance");
+            let callback = store.add_callback(&a_callback(Action::Renew), &content).unwrap();
+            for (position, state) in
+                [JobState::Dead, JobState::Queued, JobState::Queued].into_iter().enumerate()
             {
-                let id = Id::from_bytes((u128::from(number) * 3 + place as u128).to_be_bytes());
-                store.add_job(&waiting(id, callback, instance, state)).unwrap();
+                let id = u128::from(number) * 3 + position as u128;
+                let job = a_job(id, callback, Action::Renew, state);
+                store.add_job(&JobRow { instance: Some(instance), ordered: true, ..job }).unwrap();
             }
         }
         store.connection.execute_batch("COMMIT").unwrap();
@@ -596,30 +594,6 @@ mod tests {
         assert_eq!((store.due(now, 64).unwrap(), store.next_due(now).unwrap()), (Vec::new(), None));
         let steps = |sql| store.statement(sql).unwrap().get_status(StatementStatus::VmStep);
         steps(read::DUE) + steps(read::NEXT_DUE)
-    }
-
-    fn waiting(id: Id, callback: i64, instance: i64, state: schedule::JobState) -> JobRow {
-        JobRow {
-            number: 0,
-            id,
-            callback,
-            instance: Some(instance),
-            ordered: true,
-            action: Action::Renew,
-            state,
-            attempts: 0,
-            step: 0,
-            extra: schedule::Extra::No,
-            due_at: Timestamp::UNIX_EPOCH,
-            lease_until: None,
-            attempted_at: None,
-            note: None,
-            answer: None,
-            sealed: None,
-            proposed_id: None,
-            created_at: Timestamp::UNIX_EPOCH,
-            ended_at: None,
-        }
     }
 
     #[test]

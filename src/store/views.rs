@@ -410,7 +410,7 @@ mod tests {
     #[tokio::test]
     async fn the_latest_of_a_life_without_end_is_a_page_and_what_waits() {
         let clock = Clock::System;
-        let (store, _closed) = Store::in_memory(StoreOptions::default(), clock.clone()).await.unwrap();
+        let (store, _closed) = Store::temporary(StoreOptions::default(), clock.clone()).await.unwrap();
         drop(store.accept(asked(Action::Create, 0, &clock)).await.unwrap());
         for number in 1..=20 {
             drop(store.accept(asked(Action::Other, number, &clock)).await.unwrap());

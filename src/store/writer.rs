@@ -153,22 +153,42 @@ pub struct LeasedJobs {
     pub(crate) leases_ended: usize,
 }
 
+/// Operations that share one commit.
+#[derive(Default)]
+pub struct Batch(Vec<Command>);
+
+impl Batch {
+    /// Returns the job and the attempt of each operation that ends an attempt.
+    pub fn ended_attempts(&mut self) -> impl Iterator<Item = (i64, &mut u32)> {
+        self.0.iter_mut().filter_map(|command| match command {
+            Command::Finish(command) => Some((command.finish.job, &mut command.finish.attempt)),
+            _ => None,
+        })
+    }
+}
+
 /// A batch whose operations have run in a transaction that is still open.
-pub(super) struct Operated {
-    pub(super) begun: Result<()>,
-    pub(super) batch: Vec<Command>,
+pub struct Operated {
+    /// Result of beginning the transaction.
+    pub begun: Result<()>,
+    /// The operations.
+    pub batch: Batch,
 }
 
 /// A batch whose transaction was committed or rolled back.
-pub(super) struct Ended {
-    pub(super) committed: Result<()>,
-    pub(super) batch: Vec<Command>,
+pub struct Ended {
+    /// Result of the commit.
+    pub committed: Result<()>,
+    /// The operations.
+    pub batch: Batch,
 }
 
 /// The writer. There is one for each store.
-pub(super) struct Writer<B> {
-    pub(super) backend: B,
-    pub(super) queue: mpsc::Receiver<Command>,
+///
+/// Its own thread drives it with [`Writer::run`]. A simulation drives the steps itself.
+pub struct Writer<B> {
+    backend: B,
+    queue: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
 }
 
@@ -178,7 +198,8 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Writes until every sender is gone.
-    pub(super) fn run(mut self) {
+    pub fn run(mut self) {
+        // Wait for an operation.
         while let Some(first) = self.queue.blocking_recv() {
             // Take all operations that were queued during the last commit: they share one commit.
             let batch = self.gather(first, limits::WRITER_BATCH_MAX_COUNT);
@@ -191,8 +212,19 @@ impl<B: Backend> Writer<B> {
         }
     }
 
+    /// Waits for an operation, and takes the queued ones with it, at most `most` in total. `None`: the store is gone.
+    pub async fn next_batch(&mut self, most: usize) -> Option<Batch> {
+        let first = self.queue.recv().await?;
+        Some(self.gather(first, most))
+    }
+
+    /// Returns the number of queued operations.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Returns `first` and the operations queued behind it, at most `most` operations.
-    pub(super) fn gather(&mut self, first: Command, most: usize) -> Vec<Command> {
+    fn gather(&mut self, first: Command, most: usize) -> Batch {
         let mut batch = vec![first];
         while batch.len() < most {
             match self.queue.try_recv() {
@@ -200,7 +232,7 @@ impl<B: Backend> Writer<B> {
                 Err(_) => break,
             }
         }
-        batch
+        Batch(batch)
     }
 
     /// Begins a transaction and runs the operations in it.
@@ -208,22 +240,24 @@ impl<B: Backend> Writer<B> {
     /// Nearly always all operations succeed. So they first run without savepoints, because a savepoint costs as much as
     /// the operation in it. If one fails, the whole batch is rolled back, and its operations run again, each in a
     /// savepoint.
-    pub(super) fn operate(&mut self, mut batch: Vec<Command>) -> Operated {
+    pub fn operate(&mut self, mut batch: Batch) -> Operated {
         let mut begun = self.backend.begin();
-        if begun.is_ok() && !self.all_succeed(&mut batch) {
+        if begun.is_ok() && !self.all_succeed(&mut batch.0) {
             // Take back the effects outside the rows, too. Otherwise the second run would do them twice.
-            undo(&mut batch, &self.shared.signals);
+            undo(&mut batch.0, &self.shared.signals);
+            // Start again with the rows as they were before the batch.
             begun = self.backend.rollback().and_then(|()| self.backend.begin());
-            for command in &mut batch {
+            for command in &mut batch.0 {
+                // Without a transaction an operation would be kept on its own, so it then fails instead.
                 let usable = self.usable(&begun);
-                run(&mut self.backend, command, Guard::Savepoint(usable), &self.shared);
+                run(&mut self.backend, command, Protection::Savepoint(usable), &self.shared);
             }
         }
         Operated { begun, batch }
     }
 
     fn all_succeed(&mut self, batch: &mut [Command]) -> bool {
-        batch.iter_mut().all(|command| run(&mut self.backend, command, Guard::Batch, &self.shared))
+        batch.iter_mut().all(|command| run(&mut self.backend, command, Protection::Batch, &self.shared))
             // SQLite can end a transaction by itself after an error, for example when the disk is full.
             && self.backend.in_transaction()
     }
@@ -238,7 +272,7 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Commits the batch. If the commit fails, rolls it back.
-    pub(super) fn commit(&mut self, operated: Operated) -> Ended {
+    pub fn commit(&mut self, operated: Operated) -> Ended {
         let Operated { begun, mut batch } = operated;
         let committed = match begun {
             Ok(()) if self.backend.in_transaction() => self.backend.commit(),
@@ -246,28 +280,28 @@ impl<B: Backend> Writer<B> {
             Ok(()) => Err(StoreError::Io("an error ended the transaction".to_owned())),
             Err(error) => Err(error),
         };
-        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], batch.len() as f64);
+        self.shared.metrics.observe(Metric::CommitOperations, ["", ""], batch.0.len() as f64);
         if let Err(error) = &committed {
-            tracing::error!(%error, operations = batch.len(), "the store could not commit; nothing of the batch was kept");
+            tracing::error!(%error, operations = batch.0.len(), "the store could not commit; nothing of the batch was kept");
             if let Err(error) = self.backend.rollback() {
                 tracing::error!(%error, "the store could not roll back");
             }
             // Nothing of the batch was kept, so the waiters that were taken out must wait on.
-            undo(&mut batch, &self.shared.signals);
+            undo(&mut batch.0, &self.shared.signals);
         }
         Ended { committed, batch }
     }
 
     /// Answers every operation of the batch.
-    pub(super) fn settle(&self, ended: Ended) {
-        for command in ended.batch {
+    pub fn settle(&self, ended: Ended) {
+        for command in ended.batch.0 {
             command.settle(&ended.committed, &self.shared.signals);
         }
     }
 }
 
 /// Protection of a batch against an operation that fails.
-enum Guard {
+enum Protection {
     /// Rollback of the whole batch, which then runs again.
     Batch,
     /// A savepoint for this operation, if the transaction is usable.
@@ -277,14 +311,14 @@ enum Guard {
 /// Runs one operation so that it is kept whole or not at all.
 ///
 /// A panic is caught and becomes an error. A request that causes a panic must not end the writer for all others.
-fn guarded<B: Backend, T>(
+fn protected<B: Backend, T>(
     backend: &mut B,
-    guard: Guard,
+    protection: Protection,
     operation: impl FnOnce(&mut B) -> Result<T>,
 ) -> Result<T> {
-    match guard {
-        Guard::Batch => catch_panic(backend, operation),
-        Guard::Savepoint(usable) => usable.and_then(|()| in_savepoint(backend, operation)),
+    match protection {
+        Protection::Batch => catch_panic(backend, operation),
+        Protection::Savepoint(usable) => usable.and_then(|()| in_savepoint(backend, operation)),
     }
 }
 
@@ -336,12 +370,12 @@ fn undo(batch: &mut [Command], signals: &StoreSignals) {
 }
 
 /// Runs one operation and keeps its result. `false`: the operation failed.
-fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared: &Shared) -> bool {
+fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protection, shared: &Shared) -> bool {
     match command {
-        Command::Accept(command) => accept(backend, command, guard, shared),
-        Command::Finish(command) => finish(backend, command, guard, shared),
+        Command::Accept(command) => accept(backend, command, protection, shared),
+        Command::Finish(command) => finish(backend, command, protection, shared),
         Command::Take { limit, held, postpone, now, asked } => {
-            asked.set_result(guarded(backend, guard, |rows| {
+            asked.set_result(protected(backend, protection, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
                 // End the leases that ran out before leasing, so that their jobs can be leased at once.
                 let ended = rules::end_leases(rows, held, &shared.schedules, *now)?;
@@ -353,38 +387,44 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, guard: Guard, shared:
         }
         Command::Extend { held, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
-            asked.set_result(guarded(backend, guard, |rows| rules::extend(rows, held, until)))
+            asked.set_result(protected(backend, protection, |rows| rules::extend(rows, held, until)))
         }
         Command::Recover { now, asked } => {
             let recover = |rows: &mut B| rules::recover(rows, &shared.schedules, *now, None, |_| true);
-            asked.set_result(guarded(backend, guard, recover))
+            asked.set_result(protected(backend, protection, recover))
         }
         Command::Count { counts, keys, asked } => {
             let count = |rows: &mut B| rules::count(rows, counts).and_then(|()| key_use::used(rows, keys));
-            asked.set_result(guarded(backend, guard, count))
+            asked.set_result(protected(backend, protection, count))
         }
         Command::ConfigureKeys { keys, now, asked } => {
-            asked.set_result(guarded(backend, guard, |rows| key_use::configure(rows, keys, *now)))
+            asked.set_result(protected(backend, protection, |rows| key_use::configure(rows, keys, *now)))
         }
         Command::Consume { account, nonce, now, asked } => {
-            asked.set_result(guarded(backend, guard, |rows| rules::consume(rows, account, nonce, *now)))
+            asked
+                .set_result(protected(backend, protection, |rows| rules::consume(rows, account, nonce, *now)))
         }
         Command::Learn(command) => {
             let LearnCommand { attempt, callback, now, asked } = &mut **command;
-            asked.set_result(guarded(backend, guard, |rows| {
+            asked.set_result(protected(backend, protection, |rows| {
                 rules::add_order_details(rows, *attempt, callback, *now)
             }))
         }
-        Command::Probe { asked } => asked.set_result(guarded(backend, guard, B::touch)),
+        Command::Probe { asked } => asked.set_result(protected(backend, protection, B::touch)),
     }
 }
 
-fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard, shared: &Shared) -> bool {
+fn accept<B: Backend>(
+    backend: &mut B,
+    command: &mut AcceptCommand,
+    protection: Protection,
+    shared: &Shared,
+) -> bool {
     let AcceptCommand { acceptance, id, permit, keys, asked } = command;
     let lease_until = permit.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // A caller that no longer waits has already answered "call again", so its result does not count as reported.
     let birth = NewJob { id: *id, lease_until, heard: !asked.is_cancelled() };
-    let accepted = guarded(backend, guard, |rows| {
+    let accepted = protected(backend, protection, |rows| {
         key_use::used(rows, keys)?;
         rules::accept_once(rows, acceptance, birth)
     });
@@ -401,13 +441,18 @@ fn accept<B: Backend>(backend: &mut B, command: &mut AcceptCommand, guard: Guard
     asked.set_result(accepted.map(|accepted| accepted.map(with_waiter)))
 }
 
-fn finish<B: Backend>(backend: &mut B, command: &mut FinishCommand, guard: Guard, shared: &Shared) -> bool {
+fn finish<B: Backend>(
+    backend: &mut B,
+    command: &mut FinishCommand,
+    protection: Protection,
+    shared: &Shared,
+) -> bool {
     let FinishCommand { finish, claimed, asked, .. } = command;
     // Take the waiters out before the commit. The commit records the result as reported for exactly these callbacks, so
     // none of them may leave now.
     let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
     let reported = claimed.callbacks();
-    asked.set_result(guarded(backend, guard, |rows| rules::finish(rows, finish, &reported)))
+    asked.set_result(protected(backend, protection, |rows| rules::finish(rows, finish, &reported)))
 }
 
 impl Command {
@@ -477,12 +522,14 @@ fn outcome_for_waiters(reported: &KnownAnswer, answer: Answer) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::super::Schedules;
-    use super::super::memory::Memory;
+    use super::super::fixtures::{a_callback, a_job};
     use super::super::rows::{AuditEntry, JobRow, Read, Write};
+    use super::super::sqlite::Sqlite;
     use super::*;
+    use spid_core::lifecycle::schedule::JobState;
     use spid_hook::time::from_millis;
 
-    fn act(text: &str) -> AuditEntry {
+    fn entry(text: &str) -> AuditEntry {
         let text = text.to_owned();
         AuditEntry {
             at: Timestamp::UNIX_EPOCH,
@@ -493,24 +540,28 @@ mod tests {
         }
     }
 
+    fn database(folder: &tempfile::TempDir) -> Sqlite {
+        Sqlite::open(&folder.path().join("spid.db"), None).unwrap()
+    }
+
     #[test]
     fn a_panic_takes_back_its_own_operation_and_no_other() {
-        let mut backend = Memory::default();
-        let reader = backend.reader();
+        let folder = tempfile::tempdir().unwrap();
+        let mut backend = database(&folder);
         backend.begin().unwrap();
-        in_savepoint(&mut backend, |rows| rows.add_act(&act("before"))).unwrap();
+        in_savepoint(&mut backend, |rows| rows.add_audit_entry(&entry("before"))).unwrap();
         let panicked = in_savepoint(&mut backend, |rows| -> Result<()> {
-            rows.add_act(&act("half done"))?;
+            rows.add_audit_entry(&entry("half done"))?;
             std::panic::resume_unwind(Box::new("on purpose"))
         });
         assert!(matches!(panicked, Err(StoreError::Inconsistent(_))), "{panicked:?}");
-        in_savepoint(&mut backend, |rows| rows.add_act(&act("after"))).unwrap();
+        in_savepoint(&mut backend, |rows| rows.add_audit_entry(&entry("after"))).unwrap();
         backend.commit().unwrap();
-        let kept: Vec<String> = reader.list_acts(10).unwrap().into_iter().map(|act| act.act).collect();
+        let kept: Vec<String> = backend.audit_log(10).unwrap().into_iter().map(|entry| entry.act).collect();
         assert_eq!(kept, ["after", "before"]);
     }
 
-    fn spending(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
+    fn consuming(nonce: &str) -> (Command, oneshot::Receiver<Result<bool>>) {
         let (reply, answer) = oneshot::channel();
         let nonce = Nonce { nonce: nonce.to_owned(), until: from_millis(60_000) };
         let now = Timestamp::UNIX_EPOCH;
@@ -526,9 +577,13 @@ mod tests {
         (Command::Learn(Box::new(command)), answer)
     }
 
-    fn writer(mut backend: Memory) -> Writer<Memory> {
+    /// Returns a writer on a database with one running job, without an instance.
+    fn writer(mut backend: Sqlite) -> Writer<Sqlite> {
+        let callback = Callback::new(Action::Payment, "orderPay");
         backend.begin().unwrap();
-        backend.add_job(&running()).unwrap();
+        let number = backend.add_callback(&a_callback(Action::Payment), &callback).unwrap();
+        let job = JobRow { attempts: 1, ..a_job(1, number, Action::Payment, JobState::Running) };
+        backend.add_job(&job).unwrap();
         backend.commit().unwrap();
         let (signals, _ready) = StoreSignals::new();
         let (schedules, metrics) = (Schedules::default(), crate::observe::metrics::Metrics::default());
@@ -537,47 +592,24 @@ mod tests {
         Writer::new(backend, commands, shared)
     }
 
-    fn running() -> JobRow {
-        JobRow {
-            number: 1,
-            id: Id::from_bytes([1; 16]),
-            callback: 1,
-            instance: None,
-            ordered: false,
-            action: Action::Payment,
-            state: spid_core::lifecycle::schedule::JobState::Running,
-            attempts: 1,
-            step: 0,
-            extra: spid_core::lifecycle::schedule::Extra::No,
-            due_at: Timestamp::UNIX_EPOCH,
-            lease_until: None,
-            attempted_at: None,
-            note: None,
-            answer: None,
-            sealed: None,
-            proposed_id: None,
-            created_at: Timestamp::UNIX_EPOCH,
-            ended_at: None,
-        }
-    }
-
-    fn write(writer: &mut Writer<Memory>, batch: Vec<Command>) {
-        let operated = writer.operate(batch);
+    fn write(writer: &mut Writer<Sqlite>, batch: Vec<Command>) {
+        let operated = writer.operate(Batch(batch));
         let ended = writer.commit(operated);
         writer.settle(ended);
     }
 
     #[test]
     fn of_a_batch_with_a_failure_everything_else_is_kept() {
-        let mut writer = writer(Memory::default());
-        let (mut batch, answers): (Vec<_>, Vec<_>) = ["a", "b", "a", "c"].map(spending).into_iter().unzip();
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(database(&folder));
+        let (mut batch, answers): (Vec<_>, Vec<_>) = ["a", "b", "a", "c"].map(consuming).into_iter().unzip();
         let (fails, failed) = failing(1);
         batch.insert(2, fails);
         write(&mut writer, batch);
         let answers: Vec<_> = answers.into_iter().map(|answer| answer.blocking_recv().unwrap()).collect();
         assert_eq!(answers, [Ok(true), Ok(true), Ok(false), Ok(true)]);
         assert!(matches!(failed.blocking_recv().unwrap(), Err(StoreError::Inconsistent(_))));
-        let (again, answer) = spending("c");
+        let (again, answer) = consuming("c");
         write(&mut writer, vec![again]);
         assert_eq!(answer.blocking_recv().unwrap(), Ok(false), "it was kept");
     }

@@ -46,7 +46,7 @@ impl States for Kept<'_> {
 }
 
 /// A daemon with one endpoint per dialect, named after it, and an empty store.
-async fn daemon(store: Option<PathBuf>) -> Daemon {
+async fn daemon(store: PathBuf) -> Daemon {
     let endpoint = |name: &str| Endpoint {
         name: name.into(),
         account: name.into(),
@@ -84,8 +84,9 @@ fn complaints(report: &Report) -> String {
 }
 
 /// Runs every fixture of a dialect in sequence with the same daemon.
-async fn all(dialect: &str, store: Option<PathBuf>) {
-    let daemon = daemon(store).await;
+async fn all(dialect: &str) {
+    let folder = tempfile::tempdir().unwrap();
+    let daemon = daemon(folder.path().join("spid.db")).await;
     let mut failed = String::new();
     for file in fixtures(dialect) {
         let report = run(&daemon, &Scenario::load(&file).unwrap()).await;
@@ -100,22 +101,20 @@ async fn all(dialect: &str, store: Option<PathBuf>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn alibaba() {
-    let folder = tempfile::tempdir().unwrap();
-    all("alibaba", Some(folder.path().join("spid.db"))).await;
+    all("alibaba").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jdcloud() {
-    all("jdcloud", None).await;
+    all("jdcloud").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn generic() {
-    all("generic", None).await;
+    all("generic").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn koogallery() {
-    let folder = tempfile::tempdir().unwrap();
-    all("koogallery", Some(folder.path().join("spid.db"))).await;
+    all("koogallery").await;
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::contract::Contract;
@@ -42,7 +42,7 @@ fn keys() -> Keys {
     Keys::single(Secret::new("isvkey")).unwrap()
 }
 
-async fn daemon(calls: &Path) -> Daemon {
+async fn daemon(calls: &Path, store: PathBuf) -> Daemon {
     let endpoint = |name: &str| Endpoint {
         name: name.into(),
         account: name.into(),
@@ -54,7 +54,7 @@ async fn daemon(calls: &Path) -> Daemon {
     let keeper = ExecHook::new(["sh", "-c", KEEPER]).working_dir(calls);
     let runner = Runner::new(vec![NamedHook::new("keeper", keeper)], Vec::new()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    Daemon::start(listener, None, DaemonOptions::new(None, endpoints, runner)).await.unwrap()
+    Daemon::start(listener, None, DaemonOptions::new(store, endpoints, runner)).await.unwrap()
 }
 
 /// A call as sent, byte for byte, and parsed.
@@ -72,8 +72,8 @@ impl Sent {
 
 /// Sends every fixture of every dialect to a daemon. Returns the calls of its hook, in order.
 async fn every_call_of_every_fixture() -> Vec<Sent> {
-    let calls = tempfile::tempdir().unwrap();
-    let daemon = daemon(calls.path()).await;
+    let (calls, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let daemon = daemon(calls.path(), folder.path().join("spid.db")).await;
     for name in dialect::names() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("spi-fixtures").join(name);
         let files: BTreeSet<_> =

@@ -275,7 +275,7 @@ async fn start_as(
     let mut endpoints = vec![("/alibaba".to_owned(), endpoint("alibaba", "alibaba", ALIBABA_KEY))];
     endpoints.extend(name.map(|name| ("/koogallery".to_owned(), endpoint("koogallery", name, KEY))));
     let runner = Runner::new(vec![NamedHook::new("recorder", AnyHook::new(recorder))], Vec::new()).unwrap();
-    let mut options = DaemonOptions::new(Some(folder.join("spid.db")), endpoints, runner);
+    let mut options = DaemonOptions::new(folder.join("spid.db"), endpoints, runner);
     let key = AccessKey::new(ACCESS, Secret::new(ACCESS_SECRET)).unwrap();
     let lookup_client = OrderLookupClient::new(
         dialect::by_name("koogallery").unwrap(),

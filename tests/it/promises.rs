@@ -960,7 +960,9 @@ mod in_process {
         // The hook has one slot. A panic that kept it would block all orders.
         let hook = NamedHook::new("panics", Panics).concurrency(1);
         let runner = Runner::new(vec![hook], Vec::new()).unwrap();
-        let mut options = DaemonOptions::new(None, vec![("/spi".to_owned(), endpoint)], runner);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("spid.db");
+        let mut options = DaemonOptions::new(path, vec![("/spi".to_owned(), endpoint)], runner);
         options.dispatch.permits = 1;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let daemon = Daemon::start(listener, None, options).await.unwrap();

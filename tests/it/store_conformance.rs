@@ -717,7 +717,7 @@ async fn a_job_follows_the_retry_list_of_its_own_hook_also_when_its_attempts_are
         for lost in [false, true] {
             let clock = Clock::manual(start());
             let options = StoreOptions { schedules: lists(), ..StoreOptions::default() };
-            let (store, _closed) = Store::in_memory(options, clock.clone()).await.unwrap();
+            let (store, _closed) = crate::support::memory_store::start(options, clock.clone()).await.unwrap();
             let acceptance = Acceptance {
                 account: ACCOUNT.into(),
                 endpoint: "test".into(),

@@ -108,7 +108,7 @@ impl Operations {
         self.backend.begin()?;
         let done = work(&mut self.backend, now).and_then(|value| {
             // The entry is in the same transaction: no change without its entry, no entry without its change.
-            self.backend.add_act(&AuditEntry {
+            self.backend.add_audit_entry(&AuditEntry {
                 at: now,
                 who: act.who.clone(),
                 act: word.to_owned(),

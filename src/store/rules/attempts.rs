@@ -118,7 +118,7 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
             job.note = Some(note.clone());
             rows.put_job(&job)?;
         }
-        Ok(None) | Err(StoreError::Unreadable(_)) => rows.put_aside(finish.job, &note)?,
+        Ok(None) | Err(StoreError::Unreadable(_)) => rows.hold_unreadable(finish.job, &note)?,
         Err(error) => return Err(error),
     }
     let reported = KnownAnswer::Held(HELD.to_owned());

@@ -4,7 +4,9 @@ use super::answers::{refused_create, stored_answer};
 use super::names::find_instance;
 use super::{Acceptance, Accepted, KnownAnswer, REJECTED, SETTLED};
 use crate::store::StoreError;
-use crate::store::rows::{CallbackRow, Disposition, Filter, InstanceRow, JobRow, Known, Read, Result};
+use crate::store::rows::{
+    CallbackRow, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow, Read, Result,
+};
 use spid_core::lifecycle;
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::{
@@ -34,7 +36,7 @@ pub(super) fn judge(
     rows: &dyn Read,
     acceptance: &Acceptance,
     asked: &[Action],
-    found: Option<Known>,
+    found: Option<InstanceAndQueue>,
 ) -> Result<Judged> {
     let callback = &*acceptance.callback;
     let (instance, queue) = found.map_or((None, Vec::new()), |(row, queue)| (Some(row), queue));

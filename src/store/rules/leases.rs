@@ -10,7 +10,7 @@ use super::{LeasedJob, Postpone, Retrying, Schedules};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::StoreError;
-use crate::store::rows::{InstanceRow, JobRow, Read, Readable, Result, Unreadable, Write};
+use crate::store::rows::{InstanceRow, JobRow, Read, ReadableJob, Result, Unreadable, Write};
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::Progress;
 use spid_hook::callback::Action;
@@ -55,7 +55,7 @@ pub(crate) fn take(
                 Ok(None) => postponed += 1,
                 // An unreadable row must not stop the other jobs.
                 Err(StoreError::Unreadable(unreadable)) => {
-                    aside.push(put_aside(rows, number, *unreadable, now)?);
+                    aside.push(set_aside(rows, number, *unreadable, now)?);
                 }
                 Err(error) => return Err(error),
             }
@@ -95,7 +95,7 @@ pub(crate) struct Recovered {
     pub(crate) aside: Vec<Aside>,
 }
 
-fn numbered(job: Readable) -> (i64, Result<JobRow>) {
+fn numbered(job: ReadableJob) -> (i64, Result<JobRow>) {
     match job {
         Ok(job) => (job.number, Ok(job)),
         Err((number, unreadable)) => (number, Err(StoreError::Unreadable(unreadable))),
@@ -103,11 +103,11 @@ fn numbered(job: Readable) -> (i64, Result<JobRow>) {
 }
 
 /// Holds a job that cannot be read. A job of a newer spid is postponed instead, and read again later.
-fn put_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<Aside> {
+fn set_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<Aside> {
     if unreadable.newer {
-        rows.put_off(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
+        rows.postpone(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
     } else {
-        rows.put_aside(job, &format!("{unreadable}; repair the row, then retry the job"))?;
+        rows.hold_unreadable(job, &format!("{unreadable}; repair the row, then retry the job"))?;
     }
     Ok(Aside { job, unreadable })
 }
@@ -173,7 +173,7 @@ pub(crate) fn recover(
             job => match job.and_then(|job| give_back(rows, schedules, job, now)) {
                 Ok(()) => recovered.count += 1,
                 Err(StoreError::Unreadable(unreadable)) => {
-                    recovered.aside.push(put_aside(rows, number, *unreadable, now)?);
+                    recovered.aside.push(set_aside(rows, number, *unreadable, now)?);
                 }
                 Err(error) => return Err(error),
             },

@@ -1,11 +1,15 @@
 //! Names of instances: the instance that a callback names, and the ids that name a new instance.
 
 use crate::store::StoreError;
-use crate::store::rows::{InstanceRow, JobRow, Known, Read, Result, Unreadable, Write};
+use crate::store::rows::{InstanceAndQueue, InstanceRow, JobRow, Read, Result, Unreadable, Write};
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::{fault_of_any_id, fault_of_id};
 
-pub(super) fn find_instance(rows: &dyn Read, account: &str, callback: &Callback) -> Result<Option<Known>> {
+pub(super) fn find_instance(
+    rows: &dyn Read,
+    account: &str,
+    callback: &Callback,
+) -> Result<Option<InstanceAndQueue>> {
     // Names decide first. An order id finds an instance only for a callback without any name.
     for name in callback.subject.names() {
         if let Some(known) = rows.instance_by_name(account, name)? {

@@ -13,15 +13,15 @@ use spid_hook::time::plus_millis;
 /// The grace time is needed because the clock may be set back. Digests older than that are deleted first, so the table
 /// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
 pub(crate) fn consume(rows: &mut dyn Write, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
-    rows.forget_once(remembered_from(now))?;
-    rows.add_once(account, &mark_of(nonce), nonce.until)
+    rows.forget_nonces(remembered_from(now))?;
+    rows.add_nonce(account, &mark_of(nonce), nonce.until)
 }
 
 /// Returns true if a request is a copy of one that was accepted.
 ///
 /// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`consume`] does.
 pub(crate) fn is_copy(rows: &dyn Read, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
-    let until = rows.once_until(account, &mark_of(nonce))?;
+    let until = rows.nonce_until(account, &mark_of(nonce))?;
     Ok(until.is_some_and(|until| until >= remembered_from(now)))
 }
 

@@ -10,8 +10,8 @@ use super::Sqlite;
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{
-    AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse, Known,
-    Read, Readable, Result, Totals, Unreadable,
+    AttemptRow, AuditEntry, CallbackRow, DAY_MS, Disposition, Filter, InstanceAndQueue, InstanceRow, JobRow,
+    KeyUse, Read, ReadableJob, Result, Totals, Unreadable,
 };
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
@@ -305,7 +305,7 @@ fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>
     Ok((callback, job))
 }
 
-fn number_of(job: &Readable) -> i64 {
+fn number_of(job: &ReadableJob) -> i64 {
     match job {
         Ok(job) => job.number,
         Err((number, _)) => *number,
@@ -320,7 +320,7 @@ pub(super) fn read_sealed(row: &Row<'_>) -> rusqlite::Result<(Id, Vec<u8>)> {
 }
 
 /// Reads a job. An unreadable job gives its number and the error, so that the caller can hold it.
-fn read_readable(row: &Row<'_>) -> rusqlite::Result<Readable> {
+fn read_readable(row: &Row<'_>) -> rusqlite::Result<ReadableJob> {
     // Only an unreadable row is a result; every other error ends the query.
     read_job(row).map(Ok).or_else(|error| match (StoreError::from(error), integer(row, 0)) {
         (StoreError::Unreadable(unreadable), Some(number)) => Ok(Err((number, unreadable))),
@@ -449,7 +449,7 @@ impl Read for Sqlite {
         self.one(sql, [number], |row| row.get(0))
     }
 
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
         let sql = concat!(
             "SELECT ",
             instance_columns!(),
@@ -528,7 +528,7 @@ impl Read for Sqlite {
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
 
-    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+    fn nonce_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
         let sql = "SELECT until FROM once WHERE account = ?1 AND mark = ?2";
         self.one(sql, rusqlite::params![account, mark], |row| Ok(from_millis(row.get(0)?)))
     }
@@ -570,7 +570,7 @@ impl Read for Sqlite {
         self.one(concat!("SELECT ", job_columns!(), " FROM job WHERE id = ?1"), [id.as_bytes()], read_job)
     }
 
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // Skipped jobs are still due and sort first, so read that many more rows.
         let left = self.left.borrow();
@@ -586,7 +586,7 @@ impl Read for Sqlite {
         Ok(next.flatten().map(from_millis))
     }
 
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         let mut running = self.many(
             concat!(
                 "SELECT ",
@@ -680,7 +680,7 @@ impl Read for Sqlite {
         )
     }
 
-    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
+    fn audit_log(&self, limit: usize) -> Result<Vec<AuditEntry>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let sql = "SELECT number, at, who, act, target, why FROM act ORDER BY number DESC LIMIT ?1";
         self.readable(sql, [limit], |row| {

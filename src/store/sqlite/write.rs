@@ -175,7 +175,7 @@ impl Write for Sqlite {
         Ok(())
     }
 
-    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
         // No added row means that the nonce is known, so the request is a copy.
         let added = self.run(
             "INSERT INTO once (account, mark, until) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
@@ -184,7 +184,7 @@ impl Write for Sqlite {
         Ok(added == 1)
     }
 
-    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+    fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
         self.run("DELETE FROM once WHERE until < ?1", [before.as_millisecond()])?;
         Ok(())
     }
@@ -245,7 +245,7 @@ impl Write for Sqlite {
         }
     }
 
-    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
         let held = position(&schedule::JobState::ALL, &schedule::JobState::Held);
         self.run_or_leave(
             job,
@@ -254,7 +254,7 @@ impl Write for Sqlite {
         )
     }
 
-    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
         let sql = "UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = 0";
         self.run_or_leave(job, sql, params![job, until.as_millisecond()])
     }
@@ -268,7 +268,7 @@ impl Write for Sqlite {
         Ok(())
     }
 
-    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
+    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
         self.run(
             concat!(
                 "INSERT INTO act (number, at, who, act, target, why) VALUES (",

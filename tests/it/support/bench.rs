@@ -19,6 +19,8 @@ use spid_hook::time::Clock;
 use tempfile::TempDir;
 use tokio::time::Instant;
 
+use super::memory_store;
+
 /// Generates one test per backend from every function.
 macro_rules! on_both_backends {
     ($($(#[$meta:meta])* async fn $name:ident($bench:ident: &Bench) $body:block)*) => {$(
@@ -86,7 +88,7 @@ impl Bench {
 
     pub(crate) async fn memory() -> Bench {
         let clock = Clock::manual(start());
-        let (store, closed) = Store::in_memory(options(), clock.clone()).await.unwrap();
+        let (store, closed) = memory_store::start(options(), clock.clone()).await.unwrap();
         Bench { store, clock, folder: None, closed }
     }
 

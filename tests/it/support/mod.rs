@@ -23,6 +23,7 @@ pub(crate) mod executable;
 pub(crate) mod faultfs;
 pub(crate) mod hook;
 pub(crate) mod machine;
+pub(crate) mod memory_store;
 #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
 pub(crate) mod random;
 pub(crate) mod said;

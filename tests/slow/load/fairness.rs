@@ -121,7 +121,7 @@ async fn daemon_with(
     let mut options = DaemonOptions {
         intake: IntakeOptions { reply_within: Duration::from_millis(200), ..IntakeOptions::default() },
         dispatch,
-        ..DaemonOptions::new(Some(folder.join("spid.db")), vec![("/spi".to_owned(), endpoint)], runner)
+        ..DaemonOptions::new(folder.join("spid.db"), vec![("/spi".to_owned(), endpoint)], runner)
     };
     options.store.schedules = Schedule::from_millis(vec![0; 20]).into();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

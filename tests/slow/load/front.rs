@@ -147,9 +147,9 @@ fn who_forges_is_put_off_and_the_marketplace_sells_on() {
     assert!(counted(admin, "address-rate") >= 20);
     assert_eq!(sell(&daemon, "203.0.113.7", "ob-after").id(), "ob-after");
     assert_eq!(sell(&daemon, "203.0.113.8", "ob-elsewhere").id(), "ob-elsewhere");
-    let put_off = create("ob-put-off").signed();
-    let put_off = request(&put_off, &["X-Forwarded-For: 198.51.100.1"]);
-    let said = raw(&daemon, &put_off);
+    let postpone = create("ob-put-off").signed();
+    let postpone = request(&postpone, &["X-Forwarded-For: 198.51.100.1"]);
+    let said = raw(&daemon, &postpone);
     assert!(
         said.starts_with("HTTP/1.1 429 ") && said.to_ascii_lowercase().contains("\r\nretry-after: "),
         "{said}"

@@ -81,7 +81,7 @@ async fn daemon() -> (Daemon, tempfile::TempDir) {
     };
     let runner = Runner::new(vec![NamedHook::new("complete", AnyHook::new(Complete))], Vec::new()).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let store = Some(folder.path().join("spid.db"));
+    let store = folder.path().join("spid.db");
     let options = DaemonOptions::new(store, vec![("/spi".to_owned(), endpoint)], runner);
     (Daemon::start(listener, None, options).await.unwrap(), folder)
 }

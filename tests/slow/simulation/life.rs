@@ -11,13 +11,12 @@ use spid::internals::observe::metrics::Metrics;
 use spid::internals::serve::dispatch::{Dispatch, DispatchOptions};
 use spid::internals::serve::intake::{Intake, IntakeOptions};
 use spid::internals::store::Store;
-use spid::internals::store::sim;
-use spid::internals::store::sim::{Planted, Writer};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
 use crate::check;
+use crate::disk::{self, PlantedBug, Writer};
 use crate::hook::{Machine, TIMEOUT};
 use crate::market::{self, Spoilt};
 use crate::world::{FAIR, FOUL, Sim};
@@ -33,7 +32,7 @@ pub(crate) struct Run {
 }
 
 /// One simulation, which depends only on its seed.
-pub(crate) fn simulate(seed: u64, planted: Planted) -> Run {
+pub(crate) fn simulate(seed: u64, planted: PlantedBug) -> Run {
     let sim = Sim::new(seed, planted);
     let lives = sim.between(1, 4);
     for _ in 0..lives {
@@ -81,9 +80,10 @@ struct Daemon {
 /// Starts it. `None` if its disk failed.
 async fn start(sim: &Sim) -> Option<(Daemon, JoinHandle<usize>)> {
     let clock = sim.time.clock();
-    let (store, writer) = sim::assemble(&sim.disk, sim.store.clone(), clock.clone(), sim.cue(), sim.planted);
+    let (store, writer) =
+        disk::assemble(&sim.disk, sim.store.clone(), clock.clone(), sim.fault_chooser(), sim.planted);
     tokio::spawn(drive(sim.clone(), writer));
-    sim::recover(&store).await.ok()?;
+    store.recover().await.ok()?;
     let metrics = Metrics::default();
     let hook = NamedHook::new("machine", AnyHook::new(Machine(sim.clone())));
     let hook = hook.timeout(TIMEOUT).concurrency(sim.between(1, 6) as usize);

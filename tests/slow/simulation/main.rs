@@ -13,6 +13,7 @@
 )]
 
 mod check;
+mod disk;
 mod hook;
 mod life;
 mod market;
@@ -23,9 +24,9 @@ mod world;
 
 use std::collections::BTreeMap;
 
+use disk::PlantedBug;
 use hook::Planned;
 use life::{Run, simulate};
-use spid::internals::store::sim::Planted;
 
 /// A number from the environment.
 #[expect(clippy::disallowed_methods, reason = "there is no other way to tell a test how long to run")]
@@ -52,7 +53,7 @@ fn report(seed: u64, run: &Run) -> String {
 }
 
 /// The first of these seeds that breaks a promise, if any.
-fn first_broken(seeds: impl Iterator<Item = u64>, planted: Planted) -> Option<(u64, Run)> {
+fn first_broken(seeds: impl Iterator<Item = u64>, planted: PlantedBug) -> Option<(u64, Run)> {
     seeds.map(|seed| (seed, simulate(seed, planted))).find(|(_, run)| run.violation.is_some())
 }
 
@@ -63,7 +64,7 @@ fn seeds() {
     let count = environment("SPID_SIM_SEEDS").unwrap_or(80);
     let mut counts: BTreeMap<&str, u64> = BTreeMap::new();
     for seed in first..first + count {
-        let run = simulate(seed, Planted::Nothing);
+        let run = simulate(seed, PlantedBug::Nothing);
         assert!(run.violation.is_none(), "\n{}", report(seed, &run));
         run.counts.iter().for_each(|(what, count)| *counts.entry(what).or_default() += count);
         if count == 1 {
@@ -88,7 +89,7 @@ fn what_was_found_stays_mended() {
         (51721, "the same, behind a busy hook"),
         (89327, "an answer waited for as long as a commit hung"),
     ] {
-        let run = simulate(seed, Planted::Nothing);
+        let run = simulate(seed, PlantedBug::Nothing);
         assert!(run.violation.is_none(), "{found}\n{}", report(seed, &run));
     }
 }
@@ -98,15 +99,15 @@ fn the_same_seed_gives_the_same_trace() {
     silence_planned_panics();
     for seed in 1..=10 {
         assert_eq!(
-            simulate(seed, Planted::Nothing).trace,
-            simulate(seed, Planted::Nothing).trace,
+            simulate(seed, PlantedBug::Nothing).trace,
+            simulate(seed, PlantedBug::Nothing).trace,
             "seed {seed}"
         );
     }
 }
 
 #[track_caller]
-fn is_found(planted: Planted) {
+fn is_found(planted: PlantedBug) {
     silence_planned_panics();
     let Some((seed, run)) = first_broken(1..=2_000, planted) else { panic!("{planted:?} was not found") };
     #[expect(clippy::print_stdout, reason = "how many seeds it took is what one wants to know")]
@@ -117,20 +118,20 @@ fn is_found(planted: Planted) {
 
 #[test]
 fn an_answer_before_the_commit_is_found() {
-    is_found(Planted::EarlyAnswers);
+    is_found(PlantedBug::EarlyAnswers);
 }
 
 #[test]
 fn a_finish_without_its_fence_is_found() {
-    is_found(Planted::NoFence);
+    is_found(PlantedBug::NoFence);
 }
 
 #[test]
 fn a_decision_on_what_is_no_longer_so_is_found() {
-    is_found(Planted::StaleDecisions);
+    is_found(PlantedBug::StaleDecisions);
 }
 
 #[test]
 fn a_done_callback_that_answers_for_what_is_no_longer_so_is_found() {
-    is_found(Planted::DoneJoins);
+    is_found(PlantedBug::DoneJoins);
 }

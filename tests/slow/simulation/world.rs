@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use spid::internals::store::StoreOptions;
-use spid::internals::store::sim::{Cue, Disk, Fault, Planted, Point};
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::id::Ids;
 use spid_hook::time::{Clock, from_millis};
@@ -12,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::check::Seen;
+use crate::disk::{Disk, Fault, FaultChooser, PlantedBug, Point};
 use crate::hook::Machines;
 use crate::market::{BEGIN_MS, Order};
 use crate::support::random::Random;
@@ -102,13 +102,13 @@ pub(crate) struct Sim {
     world: Arc<Mutex<World>>,
     pub(crate) time: Time,
     pub(crate) disk: Disk,
-    pub(crate) planted: Planted,
+    pub(crate) planted: PlantedBug,
     pub(crate) crash: Arc<Notify>,
     pub(crate) store: StoreOptions,
 }
 
 impl Sim {
-    pub(crate) fn new(seed: u64, planted: Planted) -> Sim {
+    pub(crate) fn new(seed: u64, planted: PlantedBug) -> Sim {
         let mut random = Random::new(seed);
         let orders =
             (0..random.between(1, 3) as usize).map(|number| Order::new(&mut random, number)).collect();
@@ -187,7 +187,7 @@ impl Sim {
     }
 
     /// The disk, with the current faults.
-    pub(crate) fn cue(&self) -> Cue {
+    pub(crate) fn fault_chooser(&self) -> FaultChooser {
         let sim = self.clone();
         Arc::new(move |point| {
             let weather = sim.world().weather;

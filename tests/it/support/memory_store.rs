@@ -1,4 +1,4 @@
-//! Backend in memory, made of plain maps. It is the model for tests and for the simulation.
+//! Store in memory, made of plain maps: the model that the tests compare SQLite with, and the disk of the simulation.
 //!
 //! A transaction is a copy of all tables. That is slow, and obviously correct.
 
@@ -7,17 +7,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 
-use super::StoreError;
-use super::rows::{
-    AttemptRow, AuditEntry, Backend, CallbackRow, DAY_MS, Disposition, Filter, InstanceRow, JobRow, KeyUse,
-    Known, Read, Readable, Result, Totals, Write,
+use spid::internals::observe::limits;
+use spid::internals::store::encryption::Encryptor;
+use spid::internals::store::{
+    AttemptRow, AuditEntry, Backend, CallbackRow, Closed, CommittedRows, DAY_MS, Disposition, Filter,
+    InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Reader, Store, StoreError,
+    StoreOptions, Totals, Write,
 };
-use crate::observe::limits;
+use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::Reason;
-use spid_core::lifecycle::schedule;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State};
+use spid_hook::time::Clock;
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+/// Starts a store in memory.
+pub(crate) async fn start(options: StoreOptions, clock: Clock) -> Result<(Store, Closed)> {
+    let backend = Memory::default();
+    let reader = Reader::of(backend.reader());
+    Store::start(backend, reader, Encryptor::ephemeral()?, options, clock).await
+}
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Tables {
@@ -46,6 +57,7 @@ pub(crate) struct MemoryReader(Arc<Mutex<Tables>>);
 
 impl Memory {
     /// Creates a writer on the existing tables of this reader.
+    #[allow(dead_code, reason = "of the programs of `tests/slow` alone")]
     pub(crate) fn on(committed: &MemoryReader) -> Memory {
         Memory { committed: committed.0.clone(), working: None, savepoint: None }
     }
@@ -58,7 +70,7 @@ impl Memory {
         self.working.as_mut().ok_or(StoreError::Inconsistent("a write outside a transaction"))
     }
 
-    fn with<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+    fn see<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
         // Inside a transaction the writer sees its own changes. Readers see only committed tables.
         match &self.working {
             Some(tables) => read(tables),
@@ -68,8 +80,14 @@ impl Memory {
 }
 
 impl MemoryReader {
-    fn with<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
+    fn see<T>(&self, read: impl FnOnce(&Tables) -> T) -> T {
         read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl CommittedRows for MemoryReader {
+    fn with(&self, read: &mut dyn FnMut(&dyn Read) -> Result<()>) -> Result<()> {
+        read(self)
     }
 }
 
@@ -81,7 +99,7 @@ impl Tables {
     }
 
     /// Returns the instance's queue, each job with its callback.
-    fn lane_said(&self, instance: i64) -> Vec<(JobRow, Callback)> {
+    fn queue_with_callbacks(&self, instance: i64) -> Vec<(JobRow, Callback)> {
         let said = |job: &JobRow| {
             let (_, callback) = self.callbacks.get(&job.callback)?;
             Some((job.clone(), callback.clone()))
@@ -96,7 +114,7 @@ impl Tables {
     }
 
     fn queued(&self) -> impl Iterator<Item = &JobRow> {
-        self.jobs.values().filter(|job| job.state == schedule::JobState::Queued)
+        self.jobs.values().filter(|job| job.state == JobState::Queued)
     }
 
     fn due(&self, now: Timestamp, limit: usize) -> Vec<JobRow> {
@@ -113,8 +131,7 @@ impl Tables {
     }
 
     fn unreported(&self, row: &CallbackRow) -> bool {
-        let done =
-            |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == schedule::JobState::Done);
+        let done = |number: i64| self.jobs.get(&number).is_some_and(|job| job.state == JobState::Done);
         let is_done = match row.disposition {
             Disposition::Job => row.job.is_some_and(done),
             Disposition::Recorded => true,
@@ -179,9 +196,7 @@ impl Tables {
     /// Returns true if the marketplace still calls for the answer to this callback.
     fn is_wanted(&self, row: &CallbackRow) -> bool {
         let lives = |number: i64| {
-            self.jobs
-                .get(&number)
-                .is_some_and(|job| job.state.is_live() || job.state == schedule::JobState::Done)
+            self.jobs.get(&number).is_some_and(|job| job.state.is_live() || job.state == JobState::Done)
         };
         row.reported_at.is_none()
             && match row.disposition {
@@ -218,10 +233,8 @@ impl Tables {
                     totals.deliveries_used_ratio.max(row.deliveries as f64 / f64::from(delivery_limit));
             }
         }
-        let begun = self
-            .jobs
-            .values()
-            .filter(|job| matches!(job.state, schedule::JobState::Queued | schedule::JobState::Running));
+        let begun =
+            self.jobs.values().filter(|job| matches!(job.state, JobState::Queued | JobState::Running));
         totals.oldest_job = begun.map(|job| job.created_at).min();
         totals.next_due = self.queued().filter(|job| self.is_head(job)).map(|job| job.due_at).min();
         totals
@@ -238,7 +251,7 @@ fn may_need_a_person(row: &CallbackRow, job: Option<&JobRow>) -> bool {
     let other_values = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
     // A payment is reported before its hook runs, so its refusal needs a person although it was reported.
     let refused_payment =
-        row.action == Action::Payment && job.is_some_and(|job| job.state == schedule::JobState::Refused);
+        row.action == Action::Payment && job.is_some_and(|job| job.state == JobState::Refused);
     let is_shown = row.reported_at.is_none() || other_values || refused_payment;
     is_shown && row.dismissed_at.is_none() && !matches!(row.action, Action::SignOn | Action::Query)
 }
@@ -247,27 +260,27 @@ macro_rules! reads {
     ($for:ty) => {
         impl Read for $for {
             fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
-                Ok(self.with(|tables| tables.instances.get(&number).cloned()))
+                Ok(self.see(|tables| tables.instances.get(&number).cloned()))
             }
             fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let numbers =
                         tables.names.iter().filter(|(key, _)| key.1 == name).map(|(_, number)| number);
                     numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
                 }))
             }
             fn name_of(&self, number: i64) -> Result<Option<String>> {
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let named = tables.names.iter().filter(|(_, instance)| **instance == number);
                     named.map(|((_, name), _)| name.clone()).min()
                 }))
             }
-            fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
+            fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
                 let key = (account.to_owned(), name.to_owned());
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let number = tables.names.get(&key)?;
                     let row = tables.instances.get(number)?.clone();
-                    Some((row, tables.lane_said(*number)))
+                    Some((row, tables.queue_with_callbacks(*number)))
                 }))
             }
             fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -275,7 +288,7 @@ macro_rules! reads {
                 let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
                 Ok(self
                     // Two are enough to show that the order does not name one instance.
-                    .with(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
+                    .see(|tables| tables.orders.range(from..=to).take(2).map(|(key, ())| key.2).collect()))
             }
             fn instance_bought(
                 &self,
@@ -285,7 +298,7 @@ macro_rules! reads {
             ) -> Result<Option<i64>> {
                 let from = (account.to_owned(), order_id.to_owned(), i64::MIN);
                 let to = (account.to_owned(), order_id.to_owned(), i64::MAX);
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let is_it = |number: &i64| {
                         let row = tables.instances.get(number);
                         row.is_some_and(|row| row.instance.order_biz_id.as_deref() == Some(order_biz_id))
@@ -295,20 +308,20 @@ macro_rules! reads {
                 }))
             }
             fn queue(&self, instance: i64) -> Result<Vec<(JobRow, Callback)>> {
-                Ok(self.with(|tables| tables.lane_said(instance)))
+                Ok(self.see(|tables| tables.queue_with_callbacks(instance)))
             }
             fn queue_jobs(&self, instance: i64) -> Result<Vec<JobRow>> {
-                Ok(self.with(|tables| tables.queue(instance).cloned().collect()))
+                Ok(self.see(|tables| tables.queue(instance).cloned().collect()))
             }
             fn has_queue(&self, instance: i64) -> Result<bool> {
-                Ok(self.with(|tables| tables.queue(instance).next().is_some()))
+                Ok(self.see(|tables| tables.queue(instance).next().is_some()))
             }
-            fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+            fn nonce_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
                 let key = (account.to_owned(), *mark);
-                Ok(self.with(|tables| tables.nonce.get(&key).copied()))
+                Ok(self.see(|tables| tables.nonce.get(&key).copied()))
             }
             fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
                     let job = |row: &CallbackRow| tables.jobs.get(&row.job?).cloned();
                     rows.filter(|row| row.deduplication_key == *key)
@@ -317,47 +330,47 @@ macro_rules! reads {
                 }))
             }
             fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
-                Ok(self.with(|tables| tables.callbacks.get(&number).cloned()))
+                Ok(self.see(|tables| tables.callbacks.get(&number).cloned()))
             }
             fn callback_row(&self, number: i64) -> Result<Option<CallbackRow>> {
-                Ok(self.with(|tables| tables.callbacks.get(&number).map(|(row, _)| row.clone())))
+                Ok(self.see(|tables| tables.callbacks.get(&number).map(|(row, _)| row.clone())))
             }
             fn job(&self, number: i64) -> Result<Option<JobRow>> {
-                Ok(self.with(|tables| tables.jobs.get(&number).cloned()))
+                Ok(self.see(|tables| tables.jobs.get(&number).cloned()))
             }
             fn next_job(&self) -> Result<i64> {
-                Ok(self.with(|tables| next(&tables.jobs)))
+                Ok(self.see(|tables| next(&tables.jobs)))
             }
             fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
-                Ok(self.with(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))
+                Ok(self.see(|tables| tables.jobs.values().find(|job| job.id == id).cloned()))
             }
-            fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
-                Ok(self.with(|tables| tables.due(now, limit).into_iter().map(Ok).collect()))
+            fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
+                Ok(self.see(|tables| tables.due(now, limit).into_iter().map(Ok).collect()))
             }
             fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
-                Ok(self.with(|tables| tables.next_due(now)))
+                Ok(self.see(|tables| tables.next_due(now)))
             }
-            fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
+            fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
                 let has_ended = |job: &JobRow| {
                     let before = |instant| job.lease_until.is_none_or(|until| until < instant);
                     ended_before.is_none_or(before)
                 };
-                Ok(self.with(|tables| {
-                    let jobs = tables.jobs.values().filter(|job| job.state == schedule::JobState::Running);
+                Ok(self.see(|tables| {
+                    let jobs = tables.jobs.values().filter(|job| job.state == JobState::Running);
                     jobs.filter(|job| has_ended(job)).cloned().map(Ok).collect()
                 }))
             }
             fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
-                Ok(self.with(|tables| tables.list_instances(filter)))
+                Ok(self.see(|tables| tables.list_instances(filter)))
             }
             fn list_jobs(&self, filter: &Filter) -> Result<Vec<JobRow>> {
-                Ok(self.with(|tables| tables.list_jobs(filter)))
+                Ok(self.see(|tables| tables.list_jobs(filter)))
             }
             fn list_callbacks(&self, filter: &Filter) -> Result<Vec<CallbackRow>> {
-                Ok(self.with(|tables| tables.list_callbacks(filter)))
+                Ok(self.see(|tables| tables.list_callbacks(filter)))
             }
             fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-                Ok(self.with(|tables| {
+                Ok(self.see(|tables| {
                     let rows = tables.callbacks.values().map(|(row, _)| row);
                     let job = |row: &CallbackRow| tables.jobs.get(&row.job?);
                     rows.filter(|row| may_need_a_person(row, job(row)))
@@ -366,22 +379,22 @@ macro_rules! reads {
                 }))
             }
             fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
-                Ok(self.with(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))
+                Ok(self.see(|tables| tables.attempts.iter().filter(|row| row.job == job).cloned().collect()))
             }
-            fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
-                Ok(self.with(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
+            fn audit_log(&self, limit: usize) -> Result<Vec<AuditEntry>> {
+                Ok(self.see(|tables| tables.acts.iter().rev().take(limit).cloned().collect()))
             }
             fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
-                Ok(self.with(|tables| tables.expiries(first, end)))
+                Ok(self.see(|tables| tables.expiries(first, end)))
             }
             fn key_uses(&self) -> Result<Vec<KeyUse>> {
-                Ok(self.with(|tables| tables.key_uses.values().cloned().collect()))
+                Ok(self.see(|tables| tables.key_uses.values().cloned().collect()))
             }
             fn totals(&self) -> Result<Totals> {
-                Ok(self.with(Tables::totals))
+                Ok(self.see(Tables::totals))
             }
             fn unserved_accounts(&self, served: &[&str]) -> Result<BTreeMap<String, u64>> {
-                Ok(self.with(|tables| tables.unserved_accounts(served)))
+                Ok(self.see(|tables| tables.unserved_accounts(served)))
             }
         }
     };
@@ -442,14 +455,14 @@ impl Write for Memory {
         }
         Ok(())
     }
-    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
         let key = (account.to_owned(), *mark);
         let nonce = &mut self.tables()?.nonce;
         let is_new = !nonce.contains_key(&key);
         nonce.entry(key).or_insert(until);
         Ok(is_new)
     }
-    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+    fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
         self.tables()?.nonce.retain(|_, until| *until >= before);
         Ok(())
     }
@@ -469,15 +482,15 @@ impl Write for Memory {
         self.tables()?.jobs.insert(row.number, row.clone());
         Ok(())
     }
-    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
         if let Some(row) = self.tables()?.jobs.get_mut(&job) {
-            row.state = schedule::JobState::Held;
+            row.state = JobState::Held;
             row.lease_until = None;
             row.note = Some(note.to_owned());
         }
         Ok(())
     }
-    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
         if let Some(row) = self.tables()?.jobs.get_mut(&job) {
             row.due_at = until;
         }
@@ -487,7 +500,7 @@ impl Write for Memory {
         self.tables()?.attempts.push(row.clone());
         Ok(())
     }
-    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
+    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
         self.tables()?.acts.push(row.clone());
         Ok(())
     }

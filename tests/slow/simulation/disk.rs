@@ -1,4 +1,4 @@
-//! The store for simulations: the real writer, driven step by step, on a disk that fails on cue.
+//! The simulated disk: the real writer, driven step by step, on tables in memory that fail when the simulation says so.
 //!
 //! This module makes no decisions. The tables outlive the store that wrote them, as a disk outlives a crash. The writer
 //! is a value instead of a thread, and its owner drives each batch. The owner chooses the size of the batch and the
@@ -8,46 +8,44 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-
-use super::memory::{Memory, MemoryReader};
-use super::rows::{
-    AttemptRow, AuditEntry, Backend, CallbackRow, Filter, InstanceRow, JobRow, KeyUse, Known, Read, Readable,
-    Result, Totals, Write,
+use spid::internals::store;
+use spid::internals::store::encryption::Encryptor;
+use spid::internals::store::{
+    AttemptRow, AuditEntry, Backend, CallbackRow, Ended, Filter, InstanceAndQueue, InstanceRow, JobRow,
+    KeyUse, Operated, Read, ReadableJob, Reader, Store, StoreError, StoreOptions, Totals, Write,
 };
-use super::writer::{self, Command};
-use super::{Backing, Reader, Store, StoreError, StoreOptions};
-use crate::store::encryption::Encryptor;
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
 use spid_hook::id::Id;
 use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
 
+use crate::support::memory_store::{Memory, MemoryReader};
+
+type Result<T> = std::result::Result<T, StoreError>;
+
 /// State that survives a crash: the committed tables and the sealing key.
 #[derive(Clone)]
-pub struct Disk {
+pub(crate) struct Disk {
     tables: MemoryReader,
     encryptor: Encryptor,
 }
 
 impl Disk {
     /// Creates an empty disk.
-    ///
-    /// # Errors
-    /// If the random generator of the system fails.
-    pub fn empty() -> std::result::Result<Disk, StoreError> {
+    pub(crate) fn empty() -> Result<Disk> {
         Ok(Disk { tables: MemoryReader::default(), encryptor: Encryptor::ephemeral()? })
     }
 
     /// Returns a reader of the committed tables.
-    pub fn reader(&self) -> Reader {
-        Reader { backing: Backing::Memory(self.tables.clone()) }
+    pub(crate) fn reader(&self) -> Reader {
+        Reader::of(self.tables.clone())
     }
 }
 
 /// Points at which a disk may fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Point {
+pub(crate) enum Point {
     /// A transaction begins.
     Begin,
     /// A row is written.
@@ -58,7 +56,7 @@ pub enum Point {
 
 /// Effects of a disk fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// An error.
     Error,
     /// An error, and the whole transaction is rolled back.
@@ -68,11 +66,11 @@ pub enum Fault {
 }
 
 /// Callback that decides if the disk fails at a point.
-pub type Cue = Arc<dyn Fn(Point) -> Option<Fault> + Send + Sync>;
+pub(crate) type FaultChooser = Arc<dyn Fn(Point) -> Option<Fault> + Send + Sync>;
 
 /// Bugs planted on purpose, to check that the simulation finds them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Planted {
+pub(crate) enum PlantedBug {
     /// Nothing.
     #[default]
     Nothing,
@@ -87,73 +85,56 @@ pub enum Planted {
 }
 
 /// Creates a store on `disk`, and the writer that the caller must drive for it.
-pub fn assemble(
+pub(crate) fn assemble(
     disk: &Disk,
     options: StoreOptions,
     clock: Clock,
-    cue: Cue,
-    planted: Planted,
+    choose_fault: FaultChooser,
+    planted: PlantedBug,
 ) -> (Store, Writer) {
-    let backend = Failing { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), cue, planted };
+    let backend =
+        FailingRows { rows: Memory::on(&disk.tables), committed: disk.tables.clone(), choose_fault, planted };
     let (store, writer) = Store::assemble(backend, disk.reader(), disk.encryptor.clone(), options, clock);
-    (store, Writer { writer, planted })
+    (store, Writer { writer, committed: disk.tables.clone(), planted })
 }
 
-/// Recovers the jobs that the dead daemon left running, as the last step of opening a store.
-///
-/// # Errors
-/// If the disk fails. The daemon then does not start.
-pub async fn recover(store: &Store) -> std::result::Result<(), StoreError> {
-    store.recover().await
+/// A writer that the simulation drives step by step.
+pub(crate) struct Writer {
+    writer: store::Writer<FailingRows>,
+    committed: MemoryReader,
+    planted: PlantedBug,
 }
-
-/// A writer that the caller drives step by step.
-pub struct Writer {
-    writer: writer::Writer<Failing>,
-    planted: Planted,
-}
-
-/// A batch whose transaction is open.
-pub struct Operated(writer::Operated);
-
-/// A batch whose transaction has ended.
-pub struct Ended(writer::Ended);
 
 impl Writer {
     /// Waits for an operation, and runs it together with the queued ones, at most `most` in total. `None`: the store is
     /// gone.
-    pub async fn operate(&mut self, most: usize) -> Option<Operated> {
-        let first = self.writer.queue.recv().await?;
-        let mut batch = self.writer.gather(first, most);
-        if self.planted == Planted::NoFence {
-            batch.iter_mut().for_each(|command| unfence(&self.writer.backend, command));
+    pub(crate) async fn operate(&mut self, most: usize) -> Option<Operated> {
+        let mut batch = self.writer.next_batch(most).await?;
+        if self.planted == PlantedBug::NoFence {
+            // Any attempt may end the job, as if it were the last attempt.
+            for (job, attempt) in batch.ended_attempts() {
+                if let Ok(Some(job)) = self.committed.job(job) {
+                    *attempt = job.attempts;
+                }
+            }
         }
         let mut operated = self.writer.operate(batch);
-        if self.planted == Planted::EarlyAnswers {
+        if self.planted == PlantedBug::EarlyAnswers {
             // Answer now and leave the batch empty, so that the later `settle` answers no operation twice.
             let batch = std::mem::take(&mut operated.batch);
-            self.writer.settle(writer::Ended { committed: Ok(()), batch });
+            self.writer.settle(Ended { committed: Ok(()), batch });
         }
-        Some(Operated(operated))
+        Some(operated)
     }
 
     /// Commits the batch, or rolls it back.
-    pub fn commit(&mut self, operated: Operated) -> Ended {
-        Ended(self.writer.commit(operated.0))
+    pub(crate) fn commit(&mut self, operated: Operated) -> Ended {
+        self.writer.commit(operated)
     }
 
     /// Sends the answers of the batch.
-    pub fn settle(&self, ended: Ended) {
-        self.writer.settle(ended.0);
-    }
-}
-
-/// Disables the fence: any attempt may end the job, as if it were the last attempt.
-fn unfence(rows: &dyn Read, command: &mut Command) {
-    if let Command::Finish(command) = command
-        && let Ok(Some(job)) = rows.job(command.finish.job)
-    {
-        command.finish.attempt = job.attempts;
+    pub(crate) fn settle(&self, ended: Ended) {
+        self.writer.settle(ended);
     }
 }
 
@@ -161,17 +142,17 @@ fn failed(point: Point) -> StoreError {
     StoreError::Io(format!("the simulated disk failed: {point:?}"))
 }
 
-/// Store in memory, on a disk that fails on cue.
-struct Failing {
+/// Store in memory, on a disk that fails when `choose_fault` says so.
+struct FailingRows {
     rows: Memory,
     committed: MemoryReader,
-    cue: Cue,
-    planted: Planted,
+    choose_fault: FaultChooser,
+    planted: PlantedBug,
 }
 
-impl Failing {
+impl FailingRows {
     fn at(&mut self, point: Point) -> Result<()> {
-        let Some(fault) = (self.cue)(point) else { return Ok(()) };
+        let Some(fault) = (self.choose_fault)(point) else { return Ok(()) };
         // Some disk errors make SQLite roll back the whole transaction.
         if fault == Fault::Aborts {
             self.rows.rollback()?;
@@ -181,11 +162,11 @@ impl Failing {
 
     /// Rows that decisions are made on: the committed ones if `StaleDecisions` is planted.
     fn decided_on(&self) -> &dyn Read {
-        if self.planted == Planted::StaleDecisions { &self.committed } else { &self.rows }
+        if self.planted == PlantedBug::StaleDecisions { &self.committed } else { &self.rows }
     }
 }
 
-impl Read for Failing {
+impl Read for FailingRows {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>> {
         self.rows.instance(number)
     }
@@ -195,7 +176,7 @@ impl Read for Failing {
     fn name_of(&self, number: i64) -> Result<Option<String>> {
         self.rows.name_of(number)
     }
-    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<Known>> {
+    fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
         self.decided_on().instance_by_name(account, name)
     }
     fn instances_by_order(&self, account: &str, order_id: &str) -> Result<Vec<i64>> {
@@ -213,17 +194,17 @@ impl Read for Failing {
     fn has_queue(&self, instance: i64) -> Result<bool> {
         self.rows.has_queue(instance)
     }
-    fn once_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
-        self.rows.once_until(account, mark)
+    fn nonce_until(&self, account: &str, mark: &[u8; 16]) -> Result<Option<Timestamp>> {
+        self.rows.nonce_until(account, mark)
     }
     fn earlier_callbacks(&self, key: &[u8; 16]) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
         let mut earlier_callbacks = self.decided_on().earlier_callbacks(key)?;
-        if self.planted == Planted::DoneJoins {
+        if self.planted == PlantedBug::DoneJoins {
             let unreported = earlier_callbacks.iter_mut().filter(|(row, _)| row.reported_at.is_none());
             for job in unreported.filter_map(|(_, job)| job.as_mut()) {
-                if job.state == schedule::JobState::Done {
+                if job.state == JobState::Done {
                     // A pending job counts as not ended, so the rules let a redelivery join it.
-                    job.state = schedule::JobState::Pending;
+                    job.state = JobState::Pending;
                 }
             }
         }
@@ -244,13 +225,13 @@ impl Read for Failing {
     fn job_by_id(&self, id: Id) -> Result<Option<JobRow>> {
         self.rows.job_by_id(id)
     }
-    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Readable>> {
+    fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
         self.rows.due(now, limit)
     }
     fn next_due(&self, now: Timestamp) -> Result<Option<Timestamp>> {
         self.rows.next_due(now)
     }
-    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<Readable>> {
+    fn running(&self, ended_before: Option<Timestamp>) -> Result<Vec<ReadableJob>> {
         self.rows.running(ended_before)
     }
     fn list_instances(&self, filter: &Filter) -> Result<Vec<InstanceRow>> {
@@ -268,8 +249,8 @@ impl Read for Failing {
     fn attempts(&self, job: i64) -> Result<Vec<AttemptRow>> {
         self.rows.attempts(job)
     }
-    fn list_acts(&self, limit: usize) -> Result<Vec<AuditEntry>> {
-        self.rows.list_acts(limit)
+    fn audit_log(&self, limit: usize) -> Result<Vec<AuditEntry>> {
+        self.rows.audit_log(limit)
     }
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
         self.rows.expiries(first, end)
@@ -285,7 +266,7 @@ impl Read for Failing {
     }
 }
 
-impl Write for Failing {
+impl Write for FailingRows {
     fn add_instance(&mut self, instance: &Instance) -> Result<i64> {
         self.at(Point::Write)?;
         self.rows.add_instance(instance)
@@ -318,13 +299,13 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.put_body(number, callback)
     }
-    fn add_once(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
+    fn add_nonce(&mut self, account: &str, mark: &[u8; 16], until: Timestamp) -> Result<bool> {
         self.at(Point::Write)?;
-        self.rows.add_once(account, mark, until)
+        self.rows.add_nonce(account, mark, until)
     }
-    fn forget_once(&mut self, before: Timestamp) -> Result<()> {
+    fn forget_nonces(&mut self, before: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
-        self.rows.forget_once(before)
+        self.rows.forget_nonces(before)
     }
     fn put_reported(&mut self, callback: i64, at: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
@@ -338,13 +319,13 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.put_job(row)
     }
-    fn put_aside(&mut self, job: i64, note: &str) -> Result<()> {
+    fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
         self.at(Point::Write)?;
-        self.rows.put_aside(job, note)
+        self.rows.hold_unreadable(job, note)
     }
-    fn put_off(&mut self, job: i64, until: Timestamp) -> Result<()> {
+    fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
         self.at(Point::Write)?;
-        self.rows.put_off(job, until)
+        self.rows.postpone(job, until)
     }
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
         self.at(Point::Write)?;
@@ -358,19 +339,19 @@ impl Write for Failing {
         self.at(Point::Write)?;
         self.rows.drop_key_use(endpoint, label)
     }
-    fn add_act(&mut self, row: &AuditEntry) -> Result<()> {
+    fn add_audit_entry(&mut self, row: &AuditEntry) -> Result<()> {
         self.at(Point::Write)?;
-        self.rows.add_act(row)
+        self.rows.add_audit_entry(row)
     }
 }
 
-impl Backend for Failing {
+impl Backend for FailingRows {
     fn begin(&mut self) -> Result<()> {
         self.at(Point::Begin)?;
         self.rows.begin()
     }
     fn commit(&mut self) -> Result<()> {
-        let fault = (self.cue)(Point::Commit);
+        let fault = (self.choose_fault)(Point::Commit);
         if fault == Some(Fault::Aborts) {
             self.rows.rollback()?;
         }
@@ -405,8 +386,8 @@ impl Backend for Failing {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use super::super::{Acceptance, AttemptEnd};
     use super::*;
+    use spid::internals::store::{Acceptance, AttemptEnd};
     use spid_core::lifecycle::Policy;
     use spid_hook::callback::{Action, Answer, InstanceRef, Nonce};
 
@@ -436,12 +417,12 @@ mod tests {
         let disk = Disk::empty().unwrap();
         let fails = Arc::new(AtomicBool::new(false));
         let failing = fails.clone();
-        let cue: Cue = Arc::new(move |point| {
+        let choose_fault: FaultChooser = Arc::new(move |point| {
             (point == Point::Commit && failing.load(Ordering::Relaxed)).then_some(Fault::Error)
         });
         let clock = Clock::System;
         let (store, mut writer) =
-            assemble(&disk, StoreOptions::default(), clock.clone(), cue, Planted::Nothing);
+            assemble(&disk, StoreOptions::default(), clock.clone(), choose_fault, PlantedBug::Nothing);
         let deliver = || {
             let (store, acceptance) = (store.clone(), a_create(&clock));
             tokio::spawn(async move { store.accept(acceptance).await })
@@ -481,13 +462,13 @@ mod tests {
         let disk = Disk::empty().unwrap();
         let begun = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let counted = begun.clone();
-        let cue: Cue = Arc::new(move |point| {
+        let choose_fault: FaultChooser = Arc::new(move |point| {
             counted.fetch_add(u64::from(point == Point::Begin), Ordering::Relaxed);
             None
         });
         let clock = Clock::System;
         let (store, mut writer) =
-            assemble(&disk, StoreOptions::default(), clock.clone(), cue, Planted::Nothing);
+            assemble(&disk, StoreOptions::default(), clock.clone(), choose_fault, PlantedBug::Nothing);
         let deliver = |order: &str, nonce: &str| {
             let mut acceptance = a_create(&clock);
             let callback = Arc::make_mut(&mut acceptance.callback);
@@ -499,7 +480,7 @@ mod tests {
         // Send all three before any commit: later a reader would recognize the copy, and the writer would never see it.
         let before = begun.load(Ordering::Relaxed);
         let (first, order, copy) = (deliver("ob-1", "n-1"), deliver("ob-2", "n-2"), deliver("ob-1", "n-1"));
-        while writer.writer.queue.len() < 3 {
+        while writer.writer.queued() < 3 {
             tokio::task::yield_now().await;
         }
         turn(&mut writer).await;
