@@ -29,7 +29,9 @@ use crate::market_api::order_lookup::{Asker, LookupError, OrderLookupClients};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::spans::{Begun, Kind, Span, Spans, Value};
-use crate::store::{AttemptEnd, Finished, JobRow, LeasedJob, Postpone, Ready, Retrying, Store, StoreError};
+use crate::store::{
+    AttemptEnd, Finished, HandedJob, JobRow, LeasedJob, Postpone, Retrying, Store, StoreError,
+};
 use calls::Calls;
 use rooms::{Rooms, WaitsFor};
 use spid_core::lifecycle::schedule;
@@ -231,10 +233,10 @@ impl Dispatch {
     /// Runs the loop. A turn starts at a handed-over job, a wake-up, a due time, or the poll that finds missed ones.
     async fn take_and_run(
         &self,
-        mut ready: mpsc::UnboundedReceiver<Ready>,
+        mut ready: mpsc::UnboundedReceiver<HandedJob>,
         running: &mut JoinSet<()>,
         stop: watch::Receiver<bool>,
-    ) -> mpsc::UnboundedReceiver<Ready> {
+    ) -> mpsc::UnboundedReceiver<HandedJob> {
         let mut stopping = stop.clone();
         let mut runner = self.runner.clone();
         let mut look = true;
@@ -283,7 +285,7 @@ impl Dispatch {
     /// Starts jobs that were already handed over, so that `take` counts their leases as held.
     fn start_handed(
         &self,
-        ready: &mut mpsc::UnboundedReceiver<Ready>,
+        ready: &mut mpsc::UnboundedReceiver<HandedJob>,
         running: &mut JoinSet<()>,
         stop: &watch::Receiver<bool>,
     ) {
@@ -294,7 +296,7 @@ impl Dispatch {
 
     /// Starts a job that was handed over, unless its lease was lost on the way. The clock may have jumped while the job
     /// and a `take` of this dispatcher were both under way, and that `take` has ended the lease.
-    fn start(&self, handed: Ready, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) {
+    fn start(&self, handed: HandedJob, running: &mut JoinSet<()>, stop: &watch::Receiver<bool>) {
         match self.store.holds(&handed) {
             Ok(false) => {
                 tracing::warn!(job = %handed.taken.job.id, "the lease was lost before the attempt began");
@@ -345,18 +347,18 @@ impl Dispatch {
         }
         let limit = permits.len();
         let poll = Instant::now() + self.options.poll;
-        match self.store.take_where_there_is_room(limit, self.in_flight(), self.postpone()).await {
+        match self.store.lease_due(limit, self.in_flight(), self.postpone()).await {
             Ok(taking) => {
                 pauses.reset();
                 // A full batch may have left more due jobs in the store, so the loop looks again at once.
                 let more = taking.taken.len() == limit
-                    || taking.postponed + taking.aside.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
+                    || taking.postponed + taking.unreadable.len() >= limits::JOBS_POSTPONED_MAX_COUNT;
                 let full = limit > 0 && more;
                 for (taken, permit) in taking.taken.into_iter().zip(permits) {
                     self.spawn(taken, permit, running, stop);
                 }
-                for aside in &taking.aside {
-                    aside.log(&self.metrics);
+                for unreadable in &taking.unreadable {
+                    unreadable.log(&self.metrics);
                 }
                 let due = taking.next_due.map_or(poll, |due| self.instant(due));
                 (full, due.min(poll))
@@ -454,12 +456,12 @@ impl Dispatch {
     }
 
     /// Waits for running hooks, within the time limit, and gives back the jobs of the others.
-    async fn drain(&self, mut ready: mpsc::UnboundedReceiver<Ready>, mut running: JoinSet<()>) -> usize {
+    async fn drain(&self, mut ready: mpsc::UnboundedReceiver<HandedJob>, mut running: JoinSet<()>) -> usize {
         // From here on, no job is created in state running.
         self.store.permits().close();
         ready.close();
         // Jobs handed over but not started go back at once.
-        while let Ok(Ready { taken, .. }) = ready.try_recv() {
+        while let Ok(HandedJob { taken, .. }) = ready.try_recv() {
             self.give_back(&taken.job).await;
         }
         let all_ended = async { while running.join_next().await.is_some() {} };

@@ -42,13 +42,13 @@ use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{Encryptor, KeySource};
 use key_use::KeysUsed;
-use rules::{Accepted, Finish, KnownAnswer, Stored};
+use rules::{Accepted, Finish, KnownAnswer, StoredAnswer};
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
 use spid_hook::time::Clock;
 use waiters::StoreSignals;
-use writer::{AcceptCommand, Command, FinishCommand, LearnCommand, ReplySlot};
+use writer::{AcceptCommand, Command, FinishCommand, OrderDetailsCommand, ReplySlot};
 
 pub use attention::{Attention, AttentionItem, AttentionReason};
 pub use error::StoreError;
@@ -65,37 +65,11 @@ pub use rows::{
     AttemptRow, AuditEntry, Backend, CallbackRow, CommittedRows, DAY_MS, Disposition, Filter,
     InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Totals, Unreadable, Write,
 };
-pub use rules::{Acceptance, Aside, LeasedJob};
+pub use rules::{Acceptance, AttemptEnd, LeasedJob, UnreadableJob};
 pub use sqlite::InstanceExport;
 pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
-pub use waiters::{Ready, ResultWaiter};
+pub use waiters::{HandedJob, ResultWaiter};
 pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
-
-/// Result of an attempt.
-#[derive(Debug, Clone)]
-pub enum AttemptEnd {
-    /// The hook succeeded, with this answer.
-    Done(Answer),
-    /// The attempt failed. The job is tried again.
-    Retry {
-        /// Text of the error.
-        error: String,
-        /// Wait before the next attempt, if the hook asked for one.
-        after: Option<Duration>,
-    },
-    /// The hook refused the job.
-    Refused {
-        /// Reason in the hook's words.
-        reason: String,
-    },
-    /// The hook will finish later.
-    Pending {
-        /// Note in the hook's words.
-        note: String,
-    },
-    /// The attempt never began, or a stop of the daemon cut it short.
-    GivenBack,
-}
 
 /// Result of recording the end of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -195,7 +169,7 @@ struct Inner {
     secrets_window_ms: AtomicI64,
     counts: Mutex<Counts>,
     keys_used: KeysUsed,
-    ready: Mutex<Option<mpsc::UnboundedReceiver<Ready>>>,
+    ready: Mutex<Option<mpsc::UnboundedReceiver<HandedJob>>>,
 }
 
 /// Handle to the store. Clones share one store. The writer ends when the last clone is dropped.
@@ -345,8 +319,8 @@ impl Store {
         let now = acceptance.received_at;
         // First look at committed rows only: most copies and redeliveries need no write.
         let repeat = match &acceptance.callback.nonce {
-            Some(once) => {
-                self.refuse_copy(&acceptance.account, once, now)?;
+            Some(nonce) => {
+                self.refuse_copy(&acceptance.account, nonce, now)?;
                 None
             }
             None => self.peek(&acceptance)?,
@@ -401,10 +375,10 @@ impl Store {
     ///
     /// # Errors
     /// Fails with [`StoreError::Replayed`] if the request is a copy, and with another error if it could not be written.
-    pub async fn consume(&self, account: &str, once: Nonce) -> Result<(), StoreError> {
+    pub async fn consume(&self, account: &str, nonce: Nonce) -> Result<(), StoreError> {
         let (account, now) = (account.to_owned(), self.inner.clock.now());
-        self.refuse_copy(&account, &once, now)?;
-        let is_new = self.ask(|asked| Command::Consume { account, nonce: once, now, asked }).await?;
+        self.refuse_copy(&account, &nonce, now)?;
+        let is_new = self.ask(|asked| Command::Consume { account, nonce, now, asked }).await?;
         if is_new { Ok(()) } else { Err(StoreError::Replayed) }
     }
 
@@ -420,12 +394,15 @@ impl Store {
         callback: Callback,
     ) -> Result<Option<Instance>, StoreError> {
         let (attempt, now) = ((job.number, job.attempts), self.inner.clock.now());
-        self.ask(|asked| Command::Learn(Box::new(LearnCommand { attempt, callback, now, asked }))).await
+        self.ask(|asked| {
+            Command::AddOrderDetails(Box::new(OrderDetailsCommand { attempt, callback, now, asked }))
+        })
+        .await
     }
 
     /// Refuses a copy that committed rows already show. If the reader finds the database locked, the writer decides.
-    fn refuse_copy(&self, account: &str, once: &Nonce, now: Timestamp) -> Result<(), StoreError> {
-        match self.inner.reader.with(|rows| rules::is_copy(rows, account, once, now)) {
+    fn refuse_copy(&self, account: &str, nonce: &Nonce, now: Timestamp) -> Result<(), StoreError> {
+        match self.inner.reader.with(|rows| rules::is_copy(rows, account, nonce, now)) {
             Ok(true) => Err(StoreError::Replayed),
             Ok(false) | Err(StoreError::Busy) => Ok(()),
             Err(error) => Err(error),
@@ -440,17 +417,12 @@ impl Store {
         }
     }
 
-    fn outcome(&self, reported: KnownAnswer, now: Timestamp) -> Outcome {
-        match reported {
-            KnownAnswer::Applied(stored) => self.applied(*stored, now),
-            KnownAnswer::NotYet | KnownAnswer::Wait(_) => Outcome::NotYet,
-            KnownAnswer::Refused(code, reason) => Outcome::Refused { code, reason },
-            KnownAnswer::Held(reason) => Outcome::Held { reason },
-        }
+    fn outcome(&self, known: KnownAnswer, now: Timestamp) -> Outcome {
+        known.outcome(|stored| self.applied(stored, now))
     }
 
     /// Builds the outcome of a stored answer. Its secrets are included only during a window after the first report.
-    fn applied(&self, stored: Stored, now: Timestamp) -> Outcome {
+    fn applied(&self, stored: StoredAnswer, now: Timestamp) -> Outcome {
         let age = stored.reported_at.map_or(0, |reported| now.as_millisecond() - reported.as_millisecond());
         let secret = match (&stored.sealed, stored.sealed_for) {
             (Some(sealed), Some(id)) if age <= self.inner.secrets_window_ms.load(Ordering::Relaxed) => {
@@ -548,7 +520,7 @@ impl Store {
     ///
     /// Returns a receiver of the jobs that were created in state running. Returns `None` if a dispatcher is already
     /// attached.
-    pub fn attach(&self, permits: usize) -> Option<mpsc::UnboundedReceiver<Ready>> {
+    pub fn attach(&self, permits: usize) -> Option<mpsc::UnboundedReceiver<HandedJob>> {
         let receiver = self.inner.ready.lock().unwrap_or_else(PoisonError::into_inner).take()?;
         self.inner.shared.signals.permits.add_permits(permits);
         Some(receiver)
@@ -576,36 +548,25 @@ impl Store {
     /// # Errors
     /// Fails if the store cannot be written. No job was leased.
     pub async fn take(&self, limit: usize) -> Result<LeasedJobs, StoreError> {
-        self.take_while_holding(limit, Vec::new()).await
+        self.lease_due(limit, Vec::new(), None).await
     }
 
-    /// Leases due jobs like [`Store::take`], for a dispatcher that runs the (job, attempt) pairs in `held`.
+    /// Leases due jobs like [`Store::take`], for a dispatcher that runs the (job, attempt) pairs in `in_flight`.
     ///
     /// The store does not end the leases of these jobs, even if the clock says that they have ended. So a clock that
-    /// jumps, or a store that was unavailable, does not make the dispatcher lose its own jobs.
+    /// jumps, or a store that was unavailable, does not make the dispatcher lose its own jobs. Jobs for which `postpone`
+    /// returns a time are postponed.
     ///
     /// # Errors
     /// Fails like [`Store::take`].
-    pub async fn take_while_holding(
+    pub async fn lease_due(
         &self,
         limit: usize,
-        held: Vec<(i64, u32)>,
-    ) -> Result<LeasedJobs, StoreError> {
-        self.take_where_there_is_room(limit, held, None).await
-    }
-
-    /// Leases due jobs like [`Store::take_while_holding`], but postpones the jobs for which `postpone` returns a time.
-    ///
-    /// # Errors
-    /// Fails like [`Store::take`].
-    pub async fn take_where_there_is_room(
-        &self,
-        limit: usize,
-        held: Vec<(i64, u32)>,
+        in_flight: Vec<(i64, u32)>,
         postpone: Option<Arc<Postpone>>,
     ) -> Result<LeasedJobs, StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|asked| Command::Take { limit, held, postpone, now, asked }).await
+        self.ask(|asked| Command::Lease { limit, in_flight, postpone, now, asked }).await
     }
 
     /// Returns true if a job that was handed over still has its lease, according to committed rows.
@@ -614,7 +575,7 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the database cannot be read.
-    pub fn holds(&self, handed: &Ready) -> Result<bool, StoreError> {
+    pub fn holds(&self, handed: &HandedJob) -> Result<bool, StoreError> {
         if handed.leases_ended == self.inner.shared.signals.leases_ended() {
             return Ok(true);
         }
@@ -629,17 +590,17 @@ impl Store {
     ///
     /// # Errors
     /// Fails if the store cannot be written. The leases then end at their time.
-    pub async fn extend(&self, held: Vec<(i64, u32)>) -> Result<(), StoreError> {
+    pub async fn extend(&self, in_flight: Vec<(i64, u32)>) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
-        self.ask(|asked| Command::Extend { held, now, asked }).await
+        self.ask(|asked| Command::Extend { in_flight, now, asked }).await
     }
 
     /// Records the end of an attempt, and reports it to the callers that wait for it.
     ///
     /// # Errors
     /// Fails if the store cannot be written. Nothing was kept, and the caller must try again.
-    pub async fn finish(&self, taken: &LeasedJob, ending: AttemptEnd) -> Result<Finished, StoreError> {
-        self.end(&taken.job, Some(taken.callback.clone()), ending).await
+    pub async fn finish(&self, taken: &LeasedJob, end: AttemptEnd) -> Result<Finished, StoreError> {
+        self.end(&taken.job, Some(taken.callback.clone()), end).await
     }
 
     /// Records that an attempt was cut short or never began. Its job is due at once.
@@ -654,42 +615,33 @@ impl Store {
         &self,
         job: &JobRow,
         callback: Option<Arc<Callback>>,
-        ending: AttemptEnd,
+        end: AttemptEnd,
     ) -> Result<Finished, StoreError> {
-        let mut answer = Answer::default();
-        let ending = match ending {
-            AttemptEnd::Done(given) => {
-                // Encrypt the secrets before they enter the writer's queue, so that no row ever holds them in plain
-                // text.
-                let split = given.split();
-                let seal = |secret| self.encryptor().seal(job.id.as_bytes(), &secret);
-                let sealed = split.secret.map(seal).transpose()?;
-                answer = given;
-                rules::AttemptEnd::Done { instance_id: answer.instance_id.clone(), open: split.open, sealed }
+        let (mut open, mut sealed) = (None, None);
+        if let AttemptEnd::Done(answer) = &end {
+            let split = answer.split();
+            open = split.open;
+            // Encrypt the secrets before they enter the writer's queue, so that no row ever holds them in plain text.
+            if let Some(secret) = split.secret {
+                sealed = Some(self.encryptor().seal(job.id.as_bytes(), &secret)?);
             }
-            AttemptEnd::Retry { error, after } => rules::AttemptEnd::Retry {
-                error,
-                after_ms: after.map(|wait| i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)),
-            },
-            AttemptEnd::Refused { reason } => rules::AttemptEnd::Refused { reason },
-            AttemptEnd::Pending { note } => rules::AttemptEnd::Pending { note },
-            AttemptEnd::GivenBack => rules::AttemptEnd::GivenBack,
-        };
+        }
         let finish = Finish {
             job: job.number,
             attempt: job.attempts,
             callback,
-            ending,
+            end,
+            open,
+            sealed,
             schedules: self.inner.shared.schedules.clone(),
             now: self.inner.clock.now(),
         };
-        // The waiters receive the answer with its secrets, so it goes along beside the encrypted rows.
-        let finished = self
-            .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, answer, claimed: None, asked })))
+        let ended = self
+            .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, claimed: None, asked })))
             .await?;
-        Ok(match finished {
-            rules::Finished::Kept { state, note, .. } => Finished::Kept { state, note },
-            rules::Finished::Fenced => Finished::Fenced,
+        Ok(match ended {
+            Some(ended) => Finished::Kept { state: ended.state, note: ended.note },
+            None => Finished::Fenced,
         })
     }
 
@@ -716,8 +668,8 @@ impl Store {
     pub async fn recover(&self) -> Result<(), StoreError> {
         let now = self.inner.clock.now();
         let recovered = self.ask(|asked| Command::Recover { now, asked }).await?;
-        for aside in &recovered.aside {
-            aside.log(&self.inner.shared.metrics);
+        for unreadable in &recovered.unreadable {
+            unreadable.log(&self.inner.shared.metrics);
         }
         if recovered.count > 0 {
             tracing::warn!(

@@ -32,7 +32,7 @@ pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_b
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
 pub use maintenance::InstanceExport;
 pub(super) use maintenance::{note_keys, noted_keys};
-use written::{Seen, check_noted};
+use written::{FileState, check_noted};
 
 /// Application id that marks the file as ours: "spid" in ASCII.
 const APPLICATION_ID: i64 = 0x7370_6964;
@@ -88,7 +88,7 @@ struct DaemonLocks {
     place: DatabaseFiles,
     inode: InodeLock,
     beside: File,
-    seen: Seen,
+    seen: FileState,
 }
 
 /// A pool of connections that read committed data.
@@ -137,7 +137,7 @@ impl Sqlite {
         let stamp = if version > 0 { check_noted(&connection, path)? } else { None };
         migrate(&connection, version)?;
         let place = DatabaseFiles::of(path, &inode)?;
-        let mut daemon = DaemonLocks { place, inode, beside, seen: Seen::default() };
+        let mut daemon = DaemonLocks { place, inode, beside, seen: FileState::default() };
         daemon.start_from(&connection, stamp)?;
         Ok(Sqlite { daemon: Some(daemon), ..Sqlite::of(connection) })
     }

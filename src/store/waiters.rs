@@ -20,7 +20,7 @@ use spid_hook::callback::Outcome;
 
 /// A leased job on its way to the dispatcher, with its permit to run.
 #[derive(Debug)]
-pub struct Ready {
+pub struct HandedJob {
     /// The job.
     pub taken: Box<LeasedJob>,
     /// Permit of the dispatcher. Dropping it returns the permit.
@@ -36,13 +36,13 @@ pub(crate) struct StoreSignals {
     pub(crate) work: Notify,
     /// Permits for running jobs. There are none before a dispatcher is attached and none after it stops.
     pub(crate) permits: Arc<Semaphore>,
-    ready: mpsc::UnboundedSender<Ready>,
+    ready: mpsc::UnboundedSender<HandedJob>,
     waiters: Arc<Waiters>,
     leases_ended: AtomicU64,
 }
 
 impl StoreSignals {
-    pub(crate) fn new() -> (StoreSignals, mpsc::UnboundedReceiver<Ready>) {
+    pub(crate) fn new() -> (StoreSignals, mpsc::UnboundedReceiver<HandedJob>) {
         let (ready, receiver) = mpsc::unbounded_channel();
         let signals = StoreSignals {
             work: Notify::new(),
@@ -62,7 +62,7 @@ impl StoreSignals {
     ///
     /// Without a dispatcher the job comes back when its lease ends or the daemon starts again.
     pub(crate) fn hand_over(&self, taken: Box<LeasedJob>, permit: OwnedSemaphorePermit) {
-        let _ = self.ready.send(Ready { taken, permit, leases_ended: self.leases_ended() });
+        let _ = self.ready.send(HandedJob { taken, permit, leases_ended: self.leases_ended() });
     }
 
     /// Returns the number of leases that have ended since the start.

@@ -16,7 +16,10 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::key_use::{self, ConfiguredKey};
 use super::rows::{Backend, Result};
-use super::rules::{self, Acceptance, Accepted, Aside, Finish, Finished, KnownAnswer, LeasedJob, NewJob};
+use super::rules::{
+    self, Acceptance, Accepted, AttemptEnd, EndedAttempt, Finish, KnownAnswer, LeasedJob, NewJob,
+    UnreadableJob,
+};
 use super::waiters::{DrainedWaiters, ResultWaiter, StoreSignals};
 use super::{Postpone, Shared, StoreError};
 use crate::observe::limits;
@@ -71,15 +74,15 @@ impl<T> ReplySlot<T> {
 pub(crate) enum Command {
     Accept(Box<AcceptCommand>),
     Finish(Box<FinishCommand>),
-    Take {
+    Lease {
         limit: usize,
-        held: Vec<(i64, u32)>,
+        in_flight: Vec<(i64, u32)>,
         postpone: Option<Arc<Postpone>>,
         now: Timestamp,
         asked: ReplySlot<LeasedJobs>,
     },
     Extend {
-        held: Vec<(i64, u32)>,
+        in_flight: Vec<(i64, u32)>,
         now: Timestamp,
         asked: ReplySlot<()>,
     },
@@ -103,7 +106,7 @@ pub(crate) enum Command {
         now: Timestamp,
         asked: ReplySlot<bool>,
     },
-    Learn(Box<LearnCommand>),
+    AddOrderDetails(Box<OrderDetailsCommand>),
     Probe {
         asked: ReplySlot<()>,
     },
@@ -124,14 +127,13 @@ pub(crate) struct AcceptCommand {
 
 pub(crate) struct FinishCommand {
     pub(crate) finish: Finish,
-    /// The hook's answer, for the waiters.
-    pub(crate) answer: Answer,
     /// Waiters of the job, after they were taken out.
     pub(crate) claimed: Option<DrainedWaiters>,
-    pub(crate) asked: ReplySlot<Finished>,
+    /// Reply slot. `None`: the attempt has lost its lease.
+    pub(crate) asked: ReplySlot<Option<EndedAttempt>>,
 }
 
-pub(crate) struct LearnCommand {
+pub(crate) struct OrderDetailsCommand {
     pub(crate) attempt: (i64, u32),
     pub(crate) callback: Callback,
     pub(crate) now: Timestamp,
@@ -148,7 +150,7 @@ pub struct LeasedJobs {
     /// Number of postponed jobs.
     pub postponed: usize,
     /// Jobs that were not leased because their row, or a row that they need, cannot be read.
-    pub aside: Vec<Aside>,
+    pub unreadable: Vec<UnreadableJob>,
     /// Number of leases that had ended before.
     pub(crate) leases_ended: usize,
 }
@@ -374,20 +376,21 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protectio
     match command {
         Command::Accept(command) => accept(backend, command, protection, shared),
         Command::Finish(command) => finish(backend, command, protection, shared),
-        Command::Take { limit, held, postpone, now, asked } => {
+        Command::Lease { limit, in_flight, postpone, now, asked } => {
             asked.set_result(protected(backend, protection, |rows| {
                 let until = plus_millis(*now, limits::LEASE_MS);
                 // End the leases that ran out before leasing, so that their jobs can be leased at once.
-                let ended = rules::end_leases(rows, held, &shared.schedules, *now)?;
-                let (leases_ended, mut aside) = (ended.count, ended.aside);
-                let (taken, postponed) =
-                    rules::take(rows, *limit, postpone.as_deref(), until, *now, &mut aside)?;
-                Ok(LeasedJobs { taken, postponed, aside, next_due: rows.next_due(*now)?, leases_ended })
+                let ended = rules::end_leases(rows, in_flight, &shared.schedules, *now)?;
+                let mut leased = rules::lease_due(rows, *limit, postpone.as_deref(), until, *now)?;
+                leased.unreadable.extend(ended.unreadable);
+                leased.next_due = rows.next_due(*now)?;
+                leased.leases_ended = ended.count;
+                Ok(leased)
             }))
         }
-        Command::Extend { held, now, asked } => {
+        Command::Extend { in_flight, now, asked } => {
             let until = plus_millis(*now, limits::LEASE_MS);
-            asked.set_result(protected(backend, protection, |rows| rules::extend(rows, held, until)))
+            asked.set_result(protected(backend, protection, |rows| rules::extend(rows, in_flight, until)))
         }
         Command::Recover { now, asked } => {
             let recover = |rows: &mut B| rules::recover(rows, &shared.schedules, *now, None, |_| true);
@@ -404,8 +407,8 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protectio
             asked
                 .set_result(protected(backend, protection, |rows| rules::consume(rows, account, nonce, *now)))
         }
-        Command::Learn(command) => {
-            let LearnCommand { attempt, callback, now, asked } = &mut **command;
+        Command::AddOrderDetails(command) => {
+            let OrderDetailsCommand { attempt, callback, now, asked } = &mut **command;
             asked.set_result(protected(backend, protection, |rows| {
                 rules::add_order_details(rows, *attempt, callback, *now)
             }))
@@ -423,10 +426,10 @@ fn accept<B: Backend>(
     let AcceptCommand { acceptance, id, permit, keys, asked } = command;
     let lease_until = permit.is_some().then(|| plus_millis(acceptance.received_at, limits::LEASE_MS));
     // A caller that no longer waits has already answered "call again", so its result does not count as reported.
-    let birth = NewJob { id: *id, lease_until, heard: !asked.is_cancelled() };
+    let new_job = NewJob { id: *id, lease_until, is_caller_waiting: !asked.is_cancelled() };
     let accepted = protected(backend, protection, |rows| {
         key_use::used(rows, keys)?;
-        rules::accept_once(rows, acceptance, birth)
+        rules::accept_once(rows, acceptance, new_job)
     });
     let with_waiter = |accepted: Accepted| {
         let waiters = shared.signals.waiters();
@@ -461,13 +464,13 @@ impl Command {
         match self {
             Command::Accept(command) => settle_accept(*command, committed, signals),
             Command::Finish(command) => settle_finish(*command, committed, signals),
-            Command::Take { asked, .. } => asked.answer_after(committed, |taking| {
+            Command::Lease { asked, .. } => asked.answer_after(committed, |taking| {
                 // After a failed commit it is unknown if leases ended. Count one, so that the next hand-overs are
                 // looked up.
                 signals.end_leases(taking.as_ref().map_or(1, |taking| taking.leases_ended as u64));
             }),
             Command::Recover { asked, .. } => asked.answer(committed),
-            Command::Learn(command) => command.asked.answer(committed),
+            Command::AddOrderDetails(command) => command.asked.answer(committed),
             Command::Consume { asked, .. } => asked.answer(committed),
             Command::Extend { asked, .. }
             | Command::Count { asked, .. }
@@ -492,12 +495,12 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Store
 }
 
 fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &StoreSignals) {
-    let FinishCommand { answer, claimed, asked, .. } = command;
+    let FinishCommand { finish, claimed, asked } = command;
     asked.answer_after(committed, |kept| match (kept, claimed) {
-        (Ok(Finished::Kept { reported, wakes, .. }), Some(claimed)) => {
+        (Ok(Some(ended)), Some(claimed)) => {
             // Committed: the rows say "reported", so send the outcome now.
-            claimed.tell(&outcome_for_waiters(reported, answer));
-            if *wakes {
+            claimed.tell(&outcome_for_waiters(ended.answer.clone(), finish.end));
+            if ended.wakes {
                 signals.work.notify_one();
             }
         }
@@ -508,15 +511,15 @@ fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Store
     });
 }
 
-fn outcome_for_waiters(reported: &KnownAnswer, answer: Answer) -> Outcome {
-    match reported {
-        KnownAnswer::Applied(stored) => {
-            Outcome::Applied { instance_id: stored.instance_id.clone(), answer: Box::new(answer) }
-        }
-        KnownAnswer::Refused(code, reason) => Outcome::Refused { code, reason: reason.clone() },
-        KnownAnswer::Held(reason) => Outcome::Held { reason: reason.clone() },
-        KnownAnswer::NotYet | KnownAnswer::Wait(_) => Outcome::NotYet,
-    }
+/// Returns the outcome of an attempt. The waiters get the hook's answer with its secrets.
+fn outcome_for_waiters(known: KnownAnswer, end: AttemptEnd) -> Outcome {
+    known.outcome(|stored| {
+        let answer = match end {
+            AttemptEnd::Done(answer) => answer,
+            _ => Answer::default(),
+        };
+        Outcome::Applied { instance_id: stored.instance_id, answer: Box::new(answer) }
+    })
 }
 
 #[cfg(test)]
@@ -573,8 +576,8 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let callback = Callback::new(Action::Payment, "orderPay");
         let asked = ReplySlot::new(reply);
-        let command = LearnCommand { attempt: (job, 1), callback, now: Timestamp::UNIX_EPOCH, asked };
-        (Command::Learn(Box::new(command)), answer)
+        let command = OrderDetailsCommand { attempt: (job, 1), callback, now: Timestamp::UNIX_EPOCH, asked };
+        (Command::AddOrderDetails(Box::new(command)), answer)
     }
 
     /// Returns a writer on a database with one running job, without an instance.

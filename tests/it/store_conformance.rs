@@ -166,11 +166,11 @@ async fn what_the_taker_runs_itself_is_not_lost_however_far_the_clock_jumps(benc
     let running = bench.take_one().await.job;
     bench.advance(3600);
     let held = vec![(running.number, running.attempts)];
-    assert!(bench.store.take_while_holding(9, held).await.unwrap().taken.is_empty());
+    assert!(bench.store.lease_due(9, held, None).await.unwrap().taken.is_empty());
     assert_eq!(bench.job(running.number).attempts, running.attempts);
     // An earlier attempt of the same job has another lease.
     let older = vec![(running.number, running.attempts - 1)];
-    assert_eq!(bench.store.take_while_holding(9, older).await.unwrap().taken.len(), 1);
+    assert_eq!(bench.store.lease_due(9, older, None).await.unwrap().taken.len(), 1);
 }
 
 async fn a_prolonged_lease_is_not_lost(bench: &Bench) {

@@ -298,9 +298,9 @@ fn accept(
     now: Timestamp,
 ) -> OperationDone<Approved> {
     let id = Id::new(now).map_err(|_| StoreError::Seal("the system's random generator failed".to_owned()))?;
-    // `heard: false`: the caller is an operator, so nothing counts as reported to the marketplace.
-    let birth = NewJob { id, lease_until: None, heard: false };
-    let accepted = rules::accept_for(rows, &acceptance, asked, birth)?;
+    // `is_caller_waiting: false`: the caller is an operator, so nothing counts as reported to the marketplace.
+    let new_job = NewJob { id, lease_until: None, is_caller_waiting: false };
+    let accepted = rules::accept_for(rows, &acceptance, asked, new_job)?;
     match accepted.row.disposition {
         Disposition::Held | Disposition::Refused => impossible(format!(
             "the request cannot be carried out now: {}; reject it, or do the work by hand",

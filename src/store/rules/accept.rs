@@ -1,8 +1,8 @@
 //! Acceptance of a callback: callback, instance and jobs are written together.
 
-use super::answers::tell;
+use super::answers::answer_without_job;
 use super::decision::{Judged, judge, key_of};
-use super::names::{find_instance, name_publicly};
+use super::names::{find_instance, set_marketplace_id};
 use super::nonces::consume;
 use super::queue::{cancel, part_for};
 use super::{Acceptance, Accepted, KnownAnswer, LeasedJob, NewJob, SETTLED};
@@ -19,14 +19,14 @@ use spid_hook::instance::{Instance, State};
 pub(crate) fn accept_once(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
-    birth: NewJob,
+    new_job: NewJob,
 ) -> Result<Option<Accepted>> {
     match &acceptance.callback.nonce {
         // The nonce is consumed in the transaction that keeps the callback, so that both are kept or none.
         Some(nonce) if !consume(rows, &acceptance.account, nonce, acceptance.received_at)? => Ok(None),
         _ => {
             let asked: Vec<Action> = acceptance.callback.actions().collect();
-            accept_for(rows, acceptance, &asked, birth).map(Some)
+            accept_for(rows, acceptance, &asked, new_job).map(Some)
         }
     }
 }
@@ -38,7 +38,7 @@ pub(crate) fn accept_for(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     asked: &[Action],
-    birth: NewJob,
+    new_job: NewJob,
 ) -> Result<Accepted> {
     // All rows that decide are read in the transaction that writes the decision.
     let found = find_instance(rows, &acceptance.account, &acceptance.callback)?;
@@ -48,13 +48,13 @@ pub(crate) fn accept_for(
         cancel(rows, *number, acceptance.callback.action, acceptance.received_at)?;
     }
     // Only the first job in the instance's queue may be created in state running.
-    let birth = NewJob { lease_until: birth.lease_until.filter(|_| is_first(&judged)), ..birth };
+    let new_job = NewJob { lease_until: new_job.lease_until.filter(|_| is_first(&judged)), ..new_job };
     // Write the instance before the callback, because the callback row names its number.
-    let instance = settle_instance(rows, acceptance, &judged, birth)?;
+    let instance = settle_instance(rows, acceptance, &judged, new_job)?;
     let mut row = callback_row(rows, acceptance, &judged, instance.as_ref())?;
     decide_row(&mut row, &judged, acceptance);
     let before = judged.latest.as_ref().filter(|before| before.number == row.number);
-    let mut made = new_jobs(acceptance, &judged, instance.as_ref(), birth);
+    let mut made = new_jobs(acceptance, &judged, instance.as_ref(), new_job);
     if !made.is_empty() {
         // Assign the job numbers before the insert, so that the callback is written once. The callback has the job of
         // its last part: when that job is done, all parts are done.
@@ -87,13 +87,14 @@ pub(crate) fn accept_for(
     };
     // Without a new job the answer is known now. With a job, `begin_job` sets it.
     if made.is_empty() {
-        accepted.reported = tell(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
+        accepted.reported =
+            answer_without_job(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
     for job in made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     }
     // The marketplace is not the caller when an operator approves. It receives the result when it calls again.
-    if matches!(accepted.reported, KnownAnswer::Applied(_)) && birth.heard {
+    if matches!(accepted.reported, KnownAnswer::Applied(_)) && new_job.is_caller_waiting {
         mark_reported(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     if added.as_ref() != Some(&accepted.row) {
@@ -113,12 +114,12 @@ fn settle_instance(
     rows: &mut dyn Write,
     acceptance: &Acceptance,
     judged: &Judged,
-    birth: NewJob,
+    new_job: NewJob,
 ) -> Result<Option<InstanceRow>> {
     let callback = &acceptance.callback;
     let runs = judged.verdict.decision == Decision::Run;
     let creates = judged.runs.contains(&Action::Create);
-    let begins = creates && birth.lease_until.is_some();
+    let begins = creates && new_job.lease_until.is_some();
     let now = acceptance.received_at;
     let row = match (&judged.instance, runs || judged.verdict.leaves_tombstone) {
         (Some(row), true) => {
@@ -130,7 +131,7 @@ fn settle_instance(
                 row.instance.state = State::Pending;
                 row.instance.tombstone = false;
                 row.instance.began |= begins;
-                name_publicly(rows, &mut row, callback)?;
+                set_marketplace_id(rows, &mut row, callback)?;
             }
             row.instance.updated_at = now;
             rows.put_instance(&row)?;
@@ -171,7 +172,7 @@ fn new_instance(
     }
     let mut row =
         InstanceRow { number, created_by: None, marketplace_instance_id: None, known_as: None, instance };
-    name_publicly(rows, &mut row, callback)?;
+    set_marketplace_id(rows, &mut row, callback)?;
     if row.marketplace_instance_id.is_some() {
         rows.put_instance(&row)?;
     }
@@ -315,15 +316,15 @@ fn new_jobs(
     acceptance: &Acceptance,
     judged: &Judged,
     instance: Option<&InstanceRow>,
-    birth: NewJob,
+    new_job: NewJob,
 ) -> Vec<JobRow> {
     let ordered = judged.verdict.decision == Decision::Run;
     let now = acceptance.received_at;
     let job = |(position, action): (usize, &Action)| {
-        let lease_until = birth.lease_until.filter(|_| position == 0);
+        let lease_until = new_job.lease_until.filter(|_| position == 0);
         JobRow {
             number: 0,
-            id: id_of_part(birth.id, position),
+            id: id_of_part(new_job.id, position),
             callback: 0,
             instance: instance.map(|row| row.number),
             ordered,

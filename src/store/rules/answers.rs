@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::decision::Judged;
 use super::queue::{bring_forward, first_part};
-use super::{Accepted, HELD, KnownAnswer, Stored};
+use super::{Accepted, HELD, KnownAnswer, StoredAnswer};
 use crate::observe::limits;
 use crate::store::StoreError;
 use crate::store::rows::{CallbackRow, Filter, InstanceRow, JobRow, Read, Result, Write};
@@ -14,7 +14,7 @@ use spid_hook::callback::Action;
 use spid_hook::instance::State;
 
 /// Returns the answer to a callback that made no job of its own.
-pub(super) fn tell(
+pub(super) fn answer_without_job(
     rows: &mut dyn Write,
     accepted: &mut Accepted,
     judged: &Judged,
@@ -27,7 +27,9 @@ pub(super) fn tell(
         Decision::Repeat => {
             KnownAnswer::Applied(Box::new(stored_answer(rows, &accepted.row, instance, judged.job.as_ref())?))
         }
-        Decision::Record => KnownAnswer::Applied(Box::new(Stored { instance_id: id, ..Stored::default() })),
+        Decision::Record => {
+            KnownAnswer::Applied(Box::new(StoredAnswer { instance_id: id, ..StoredAnswer::default() }))
+        }
         Decision::Refuse(Reason::NotReady) => refused_create(rows, instance)?,
         Decision::Refuse(reason) => KnownAnswer::Refused(reason.code(), reason.sentence()),
         Decision::Hold(reason) => KnownAnswer::Held(reason.sentence()),
@@ -87,15 +89,18 @@ pub(super) fn stored_answer(
     row: &CallbackRow,
     instance: Option<&InstanceRow>,
     job: Option<&JobRow>,
-) -> Result<Stored> {
+) -> Result<StoredAnswer> {
     if matches!(row.action, Action::Create | Action::Query) {
         return create_answer(rows, row, instance, job);
     }
     // A job without an answer can be pruned. So a missing job had nothing to repeat.
     Ok(match row.job.and(job) {
         Some(job) if job.state == schedule::JobState::Done => answer_of(job, instance, row.reported_at),
-        Some(_) => Stored::default(),
-        None => Stored { instance_id: instance.and_then(InstanceRow::reported_id), ..Stored::default() },
+        Some(_) => StoredAnswer::default(),
+        None => StoredAnswer {
+            instance_id: instance.and_then(InstanceRow::reported_id),
+            ..StoredAnswer::default()
+        },
     })
 }
 
@@ -108,9 +113,9 @@ fn create_answer(
     row: &CallbackRow,
     instance: Option<&InstanceRow>,
     job: Option<&JobRow>,
-) -> Result<Stored> {
-    let Some(instance) = instance else { return Ok(Stored::default()) };
-    let id_only = Stored { instance_id: instance.reported_id(), ..Stored::default() };
+) -> Result<StoredAnswer> {
+    let Some(instance) = instance else { return Ok(StoredAnswer::default()) };
+    let id_only = StoredAnswer { instance_id: instance.reported_id(), ..StoredAnswer::default() };
     let Some(creator) = instance.created_by.filter(|_| instance.instance.state != State::Released) else {
         return Ok(id_only);
     };
@@ -124,7 +129,7 @@ fn create_answer(
         // The same purchase with other values gets the open answer. Another purchase gets the id only.
         let is_same = row.reason_code.as_deref() == Some(Reason::RepeatedWithOtherValues.code());
         let open = job.answer.clone().filter(|_| is_same);
-        return Ok(Stored { open, ..id_only });
+        return Ok(StoredAnswer { open, ..id_only });
     }
     let reported_at = match job.callback == row.number {
         true => row.reported_at,
@@ -137,8 +142,8 @@ pub(super) fn answer_of(
     job: &JobRow,
     instance: Option<&InstanceRow>,
     reported_at: Option<Timestamp>,
-) -> Stored {
-    Stored {
+) -> StoredAnswer {
+    StoredAnswer {
         instance_id: instance.and_then(InstanceRow::reported_id),
         open: job.answer.clone(),
         sealed: job.sealed.clone(),

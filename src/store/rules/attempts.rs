@@ -8,7 +8,7 @@ use super::answers::answer_of;
 use super::leases::running_attempt;
 use super::names::name_instance;
 use super::queue::{callback_of, end, is_followed, part_for, settle_queue_after};
-use super::{AttemptEnd, Finish, Finished, HELD, KnownAnswer, Retrying, Schedules};
+use super::{AttemptEnd, EndedAttempt, Finish, HELD, KnownAnswer, Retrying, Schedules};
 use crate::store::StoreError;
 use crate::store::rows::{AttemptRow, JobRow, Read, Result, Unreadable, Write};
 use spid_core::lifecycle::Reason;
@@ -93,24 +93,30 @@ pub(crate) fn add_order_details(
 /// Records the end of an attempt. `reported` are the callbacks whose waiters receive the outcome with this commit.
 ///
 /// If a row that this needs cannot be read, the job is held with its answer, because the hook has done its work.
-pub(crate) fn finish(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Finished> {
+/// `None`: the attempt has lost its lease, and nothing was changed.
+pub(crate) fn finish(
+    rows: &mut dyn Write,
+    finish: &Finish,
+    reported: &[i64],
+) -> Result<Option<EndedAttempt>> {
     match end_attempt(rows, finish, reported) {
-        Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable),
+        Err(StoreError::Unreadable(unreadable)) => hold_ended(rows, finish, &unreadable).map(Some),
         ended => ended,
     }
 }
 
-fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<Finished> {
-    let note = match &finish.ending {
-        AttemptEnd::Done { .. } => {
+/// Holds the job of an attempt whose end needs a row that cannot be read.
+fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) -> Result<EndedAttempt> {
+    let note = match &finish.end {
+        AttemptEnd::Done(_) => {
             format!("the hook has succeeded, but {unreadable}; repair the row, then retry the job")
         }
         _ => format!("{unreadable}; repair the row, then retry the job"),
     };
     match rows.job(finish.job) {
         Ok(Some(mut job)) => {
-            if let AttemptEnd::Done { open, sealed, .. } = &finish.ending {
-                (job.answer, job.sealed) = (open.clone(), sealed.clone());
+            if matches!(finish.end, AttemptEnd::Done(_)) {
+                (job.answer, job.sealed) = (finish.open.clone(), finish.sealed.clone());
             }
             job.attempted_at = Some(finish.now);
             job.state = schedule::JobState::Held;
@@ -121,22 +127,21 @@ fn hold_ended(rows: &mut dyn Write, finish: &Finish, unreadable: &Unreadable) ->
         Ok(None) | Err(StoreError::Unreadable(_)) => rows.hold_unreadable(finish.job, &note)?,
         Err(error) => return Err(error),
     }
-    let reported = KnownAnswer::Held(HELD.to_owned());
-    Ok(Finished::Kept { state: schedule::JobState::Held, reported, note: Some(note), wakes: false })
+    let answer = KnownAnswer::Held(HELD.to_owned());
+    Ok(EndedAttempt { state: schedule::JobState::Held, answer, note: Some(note), wakes: false })
 }
 
-fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Finished> {
+fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Result<Option<EndedAttempt>> {
     // The lease was lost. Keep only the id that the hook chose.
     let Some(mut job) = running_attempt(rows, finish.job, finish.attempt)? else {
         remember_id(rows, finish)?;
-        return Ok(Finished::Fenced);
+        return Ok(None);
     };
     job.attempted_at = Some(finish.now);
-    let kept = match &finish.ending {
-        AttemptEnd::Done { instance_id, open, sealed } => {
-            job.answer = open.clone();
-            job.sealed = sealed.clone();
-            complete(rows, &mut job, finish.callback.as_deref(), instance_id.as_deref(), finish.now)?
+    let answer = match &finish.end {
+        AttemptEnd::Done(given) => {
+            (job.answer, job.sealed) = (finish.open.clone(), finish.sealed.clone());
+            complete(rows, &mut job, finish.callback.as_deref(), given.instance_id.as_deref(), finish.now)?
         }
         // The browser has gone. The next sign-on is a new request.
         AttemptEnd::Retry { error: note, .. } | AttemptEnd::Pending { note }
@@ -146,11 +151,12 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
             end(&mut job, schedule::JobState::Dropped, finish.now);
             KnownAnswer::NotYet
         }
-        AttemptEnd::Retry { error, after_ms } => {
+        AttemptEnd::Retry { error, after } => {
             note_attempt(rows, &job, "retry", error, finish.now)?;
             let progress = Progress { step: job.step, extra: job.extra };
             let schedule = schedule_of(rows, &job, &finish.schedules)?;
-            let next = schedule.failed(job.id, progress, *after_ms, finish.now);
+            let after_ms = after.map(|after| i64::try_from(after.as_millis()).unwrap_or(i64::MAX));
+            let next = schedule.failed(job.id, progress, after_ms, finish.now);
             follow(&mut job, next, error.clone(), finish.now);
             KnownAnswer::NotYet
         }
@@ -177,29 +183,27 @@ fn end_attempt(rows: &mut dyn Write, finish: &Finish, reported: &[i64]) -> Resul
     settle_queue_after(rows, &mut job, finish.now)?;
     rows.put_job(&job)?;
     // In the commit that makes the result true, record it as reported to the callers that still wait.
-    if matches!(kept, KnownAnswer::Applied(_)) {
-        tell_waiting(rows, reported, finish.now)?;
+    if matches!(answer, KnownAnswer::Applied(_)) {
+        for number in reported {
+            rows.put_reported(*number, finish.now)?;
+        }
     }
     let wakes = job.state == schedule::JobState::Queued || is_followed(rows, &job)?;
-    Ok(Finished::Kept { state: job.state, reported: kept, note: job.note, wakes })
+    Ok(Some(EndedAttempt { state: job.state, answer, note: job.note, wakes }))
 }
 
 /// Keeps the id of a late answer. The answer is not used, but a later attempt must not give the instance another id.
 fn remember_id(rows: &mut dyn Write, finish: &Finish) -> Result<()> {
-    let AttemptEnd::Done { instance_id, .. } = &finish.ending else { return Ok(()) };
+    let AttemptEnd::Done(answer) = &finish.end else { return Ok(()) };
     match rows.job(finish.job)? {
         Some(mut job) if job.action == Action::Create && job.state.is_live() && job.proposed_id.is_none() => {
             let instance = job.instance.map(|number| rows.instance(number)).transpose()?.flatten();
             let default = instance.and_then(|row| row.marketplace_instance_id.or(row.instance.order_biz_id));
-            job.proposed_id = instance_id.clone().or(default);
+            job.proposed_id = answer.instance_id.clone().or(default);
             rows.put_job(&job)
         }
         _ => Ok(()),
     }
-}
-
-fn tell_waiting(rows: &mut dyn Write, reported: &[i64], now: Timestamp) -> Result<()> {
-    reported.iter().try_for_each(|number| rows.put_reported(*number, now))
 }
 
 /// Applies the result of the hook to the instance. A create with an unusable id is held instead.

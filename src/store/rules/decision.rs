@@ -98,7 +98,7 @@ fn names_other_values(
     rows: &dyn Read,
     callback: &Callback,
     instance: Option<&InstanceRow>,
-    earlier_callbacks: &[Stands],
+    earlier_callbacks: &[CallbackAndJob],
 ) -> Result<bool> {
     let made = instance.filter(|row| row.instance.id.is_some() && callback.action == Action::Create);
     let Some(made) = made else { return Ok(false) };
@@ -106,7 +106,8 @@ fn names_other_values(
     if is_same_purchase && made.instance.items == callback.items {
         return Ok(false);
     }
-    let is_done = |(_, job): &&Stands| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
+    let is_done =
+        |(_, job): &&CallbackAndJob| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
     let Some((row, _)) = earlier_callbacks.iter().find(is_done).or(earlier_callbacks.last()) else {
         return Ok(false);
     };
@@ -137,7 +138,7 @@ fn key_of_another_purchase(
     acceptance: &Acceptance,
     callback: &Callback,
     found: Option<&InstanceRow>,
-    earlier_callbacks: &[Stands],
+    earlier_callbacks: &[CallbackAndJob],
 ) -> Result<Option<[u8; 16]>> {
     let is_another = |row: &&InstanceRow| {
         callback.action == Action::Create
@@ -169,14 +170,14 @@ fn key_of_other_values(
 }
 
 /// A stored callback with its job, if it has one.
-type Stands = (CallbackRow, Option<JobRow>);
+type CallbackAndJob = (CallbackRow, Option<JobRow>);
 
 /// Combines the rows of callbacks with one key, the oldest first, into one earlier callback.
-fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Option<EarlierCallback> {
+fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a CallbackAndJob> + Clone) -> Option<EarlierCallback> {
     let (latest, job) = rows.clone().next_back()?;
     // A job that is done, or a reported result, shows that the request was carried out. A settled callback was reported
     // without running.
-    let is_carried_out = |(row, job): &&Stands| {
+    let is_carried_out = |(row, job): &&CallbackAndJob| {
         let is_settled = row.reason_code.as_deref() == Some(SETTLED);
         let has_done_job = job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
         has_done_job || (row.reported_at.is_some() && !is_settled)
@@ -188,7 +189,7 @@ fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a Stands> + Clone) -> Opt
     Some(EarlierCallback {
         reported: latest.reported_at.is_some(),
         done,
-        standing: standing(latest, job.as_ref()),
+        standing: outcome_of(latest, job.as_ref()),
     })
 }
 
@@ -198,13 +199,13 @@ fn earlier_of_part(
     acceptance: &Acceptance,
     part: &Callback,
     instance: Option<&InstanceRow>,
-    whole: &[Stands],
+    whole: &[CallbackAndJob],
 ) -> Result<Option<EarlierCallback>> {
     let Some(instance) = instance else { return Ok(earlier(whole.iter())) };
     let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
     let jobs = rows.list_jobs(&of_instance)?;
     let is_of = |row: &CallbackRow, job: &&JobRow| job.callback == row.number;
-    let own: Vec<Stands> = whole
+    let own: Vec<CallbackAndJob> = whole
         .iter()
         .filter_map(|(row, _)| {
             let mut latest = jobs.iter().filter(|job| is_of(row, job) && job.action == part.action);
@@ -219,9 +220,9 @@ fn earlier_of_part(
         return Ok(earlier(whole.iter()));
     }
     // An older spid kept each part as a callback of its own.
-    let kept_apart = rows.earlier_callbacks(&key_of(acceptance, part, Some(instance)))?;
-    if !kept_apart.is_empty() {
-        return Ok(earlier(kept_apart.iter()));
+    let of_older_spid = rows.earlier_callbacks(&key_of(acceptance, part, Some(instance)))?;
+    if !of_older_spid.is_empty() {
+        return Ok(earlier(of_older_spid.iter()));
     }
     // A reported request was carried out, even if its jobs have been pruned.
     let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
@@ -268,7 +269,7 @@ pub(super) fn key_of(acceptance: &Acceptance, callback: &Callback, found: Option
 }
 
 /// Returns the outcome of an earlier callback and its job.
-fn standing(row: &CallbackRow, job: Option<&JobRow>) -> EarlierOutcome {
+fn outcome_of(row: &CallbackRow, job: Option<&JobRow>) -> EarlierOutcome {
     // A callback that was held or refused again later still has its earlier job, so the disposition decides first.
     match (row.disposition, job) {
         (Disposition::Recorded, _) if row.reason_code.as_deref() == Some(SETTLED) => {
@@ -319,7 +320,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }
     let asked: Vec<Action> = acceptance.callback.actions().collect();
     let judged = judge(rows, acceptance, &asked, found)?;
-    if let Some(reported) = said_before(rows, &judged, acceptance)? {
+    if let Some(reported) = repeated_answer(rows, &judged, acceptance)? {
         let marketplace_instance_id = judged.instance.and_then(|row| row.marketplace_instance_id);
         return Ok(judged.latest.map(|row| Accepted {
             row,
@@ -354,7 +355,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
 /// A genuine request can be sent again without end, and a sign-on by every visitor with its link. So such deliveries
 /// cost no write. Below the marketplace's delivery limit each delivery is written, because a warning depends on the
 /// number.
-fn said_before(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<KnownAnswer>> {
+fn repeated_answer(rows: &dyn Read, judged: &Judged, acceptance: &Acceptance) -> Result<Option<KnownAnswer>> {
     let (reason, disposition) = match &judged.verdict {
         Verdict { decision: Decision::Refuse(reason), alert: false, .. } => (reason, Disposition::Refused),
         Verdict { decision: Decision::Hold(reason), alert: false, .. } => (reason, Disposition::Held),

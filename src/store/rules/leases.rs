@@ -9,6 +9,7 @@ use super::queue::{callback_of, end, part_for, settle_queue_after};
 use super::{LeasedJob, Postpone, Retrying, Schedules};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
+use crate::store::LeasedJobs;
 use crate::store::StoreError;
 use crate::store::rows::{InstanceRow, JobRow, Read, ReadableJob, Result, Unreadable, Write};
 use spid_core::lifecycle::schedule;
@@ -18,65 +19,66 @@ use spid_hook::time::plus_millis;
 
 /// Ends the leases that have run out, and returns these jobs to the queue.
 ///
-/// The (job, attempt) pairs in `held` are left out, because the caller still runs them. Their lease can only have ended
+/// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have ended
 /// because the clock jumped or the disk was full.
 pub(crate) fn end_leases(
     rows: &mut dyn Write,
-    held: &[(i64, u32)],
+    in_flight: &[(i64, u32)],
     schedules: &Schedules,
     now: Timestamp,
 ) -> Result<Recovered> {
-    recover(rows, schedules, now, Some(now), |job| !held.contains(&(job.number, job.attempts)))
+    recover(rows, schedules, now, Some(now), |job| !in_flight.contains(&(job.number, job.attempts)))
 }
 
 /// Leases up to `limit` due jobs, each the first in its instance's queue, and counts an attempt on each.
 ///
-/// Returns the leased jobs, and the number of jobs that `postpone` put off.
-pub(crate) fn take(
+/// Jobs for which `postpone` returns a time are postponed by it.
+pub(crate) fn lease_due(
     rows: &mut dyn Write,
     limit: usize,
     postpone: Option<&Postpone>,
     lease_until: Timestamp,
     now: Timestamp,
-    aside: &mut Vec<Aside>,
-) -> Result<(Vec<LeasedJob>, usize)> {
-    let (mut taken, mut postponed) = (Vec::new(), 0);
+) -> Result<LeasedJobs> {
+    let mut leased = LeasedJobs::default();
     // The second condition bounds the transaction if many jobs are postponed or unreadable.
-    while taken.len() < limit && postponed + aside.len() < limits::JOBS_POSTPONED_MAX_COUNT {
-        let due = rows.due(now, limit - taken.len())?;
+    while leased.taken.len() < limit
+        && leased.postponed + leased.unreadable.len() < limits::JOBS_POSTPONED_MAX_COUNT
+    {
+        let due = rows.due(now, limit - leased.taken.len())?;
         if due.is_empty() {
             break;
         }
         // Jobs that are leased, postponed or held are not due any more, so the loop makes progress.
         for job in due {
             let (number, job) = numbered(job);
-            match job.and_then(|job| take_one(rows, job, postpone, lease_until, now)) {
-                Ok(Some(job)) => taken.push(job),
-                Ok(None) => postponed += 1,
+            match job.and_then(|job| lease_one(rows, job, postpone, lease_until, now)) {
+                Ok(Some(job)) => leased.taken.push(job),
+                Ok(None) => leased.postponed += 1,
                 // An unreadable row must not stop the other jobs.
                 Err(StoreError::Unreadable(unreadable)) => {
-                    aside.push(set_aside(rows, number, *unreadable, now)?);
+                    leased.unreadable.push(set_aside(rows, number, *unreadable, now)?);
                 }
                 Err(error) => return Err(error),
             }
         }
     }
-    Ok((taken, postponed))
+    Ok(leased)
 }
 
 /// A job that was not leased because its row, its callback's row or its instance's row cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Aside {
+pub struct UnreadableJob {
     /// Number of the job.
     pub job: i64,
     /// The row. If a newer spid may have written it, the job is left as it is. Otherwise the job is held.
     pub unreadable: Unreadable,
 }
 
-impl Aside {
+impl UnreadableJob {
     /// Logs the job. Counts an alert if an operator must look at it.
     pub(crate) fn log(&self, metrics: &Metrics) {
-        let Aside { job, unreadable } = self;
+        let UnreadableJob { job, unreadable } = self;
         if unreadable.newer {
             tracing::error!(number = job, "skipped: {unreadable}; a newer spid may have written it");
         } else {
@@ -92,7 +94,7 @@ pub(crate) struct Recovered {
     /// Number of jobs that were returned to the queue.
     pub(crate) count: usize,
     /// Jobs that cannot be read.
-    pub(crate) aside: Vec<Aside>,
+    pub(crate) unreadable: Vec<UnreadableJob>,
 }
 
 fn numbered(job: ReadableJob) -> (i64, Result<JobRow>) {
@@ -103,17 +105,22 @@ fn numbered(job: ReadableJob) -> (i64, Result<JobRow>) {
 }
 
 /// Holds a job that cannot be read. A job of a newer spid is postponed instead, and read again later.
-fn set_aside(rows: &mut dyn Write, job: i64, unreadable: Unreadable, now: Timestamp) -> Result<Aside> {
+fn set_aside(
+    rows: &mut dyn Write,
+    job: i64,
+    unreadable: Unreadable,
+    now: Timestamp,
+) -> Result<UnreadableJob> {
     if unreadable.newer {
         rows.postpone(job, plus_millis(now, limits::NEWER_PAUSE_MS))?;
     } else {
         rows.hold_unreadable(job, &format!("{unreadable}; repair the row, then retry the job"))?;
     }
-    Ok(Aside { job, unreadable })
+    Ok(UnreadableJob { job, unreadable })
 }
 
 /// Leases one job. `None`: the job was postponed.
-fn take_one(
+fn lease_one(
     rows: &mut dyn Write,
     mut job: JobRow,
     postpone: Option<&Postpone>,
@@ -173,7 +180,7 @@ pub(crate) fn recover(
             job => match job.and_then(|job| give_back(rows, schedules, job, now)) {
                 Ok(()) => recovered.count += 1,
                 Err(StoreError::Unreadable(unreadable)) => {
-                    recovered.aside.push(set_aside(rows, number, *unreadable, now)?);
+                    recovered.unreadable.push(set_aside(rows, number, *unreadable, now)?);
                 }
                 Err(error) => return Err(error),
             },
@@ -200,8 +207,8 @@ fn give_back(rows: &mut dyn Write, schedules: &Schedules, mut job: JobRow, now: 
 }
 
 /// Extends the leases of these attempts. Attempts that are no longer the job's last one are skipped.
-pub(crate) fn extend(rows: &mut dyn Write, held: &[(i64, u32)], until: Timestamp) -> Result<()> {
-    for (number, attempt) in held {
+pub(crate) fn extend(rows: &mut dyn Write, in_flight: &[(i64, u32)], until: Timestamp) -> Result<()> {
+    for (number, attempt) in in_flight {
         match running_attempt(rows, *number, *attempt) {
             Ok(Some(mut job)) => {
                 job.lease_until = Some(until);

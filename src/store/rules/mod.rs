@@ -13,6 +13,7 @@ mod nonces;
 mod queue;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -20,15 +21,15 @@ use super::rows::{CallbackRow, JobRow, Result, Write};
 use super::{Postpone, Retrying, Schedules, StoreError};
 use spid_core::lifecycle::Policy;
 use spid_core::lifecycle::schedule;
-use spid_hook::callback::Callback;
+use spid_hook::callback::{Answer, Callback, Outcome};
 use spid_hook::id::Id;
 use spid_hook::instance::Instance;
 
 pub(crate) use accept::{accept_for, accept_once};
 pub(crate) use attempts::{add_order_details, complete, finish};
 pub(crate) use decision::peek;
-pub use leases::Aside;
-pub(crate) use leases::{Recovered, end_leases, extend, recover, take};
+pub use leases::UnreadableJob;
+pub(crate) use leases::{Recovered, end_leases, extend, lease_due, recover};
 pub(crate) use nonces::{consume, is_copy};
 pub(crate) use queue::{LATER_PART, end, settle_queue_after};
 
@@ -70,14 +71,14 @@ pub(crate) struct NewJob {
     /// End of the lease, if the job may be created in state running.
     pub(crate) lease_until: Option<Timestamp>,
     /// True if the caller still waits for the answer. Only then can a result count as reported.
-    pub(crate) heard: bool,
+    pub(crate) is_caller_waiting: bool,
 }
 
 /// The answer to a callback, as far as the store knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum KnownAnswer {
     /// The callback was carried out.
-    Applied(Box<Stored>),
+    Applied(Box<StoredAnswer>),
     /// The callback has no result yet.
     NotYet,
     /// The callback was refused: the stable reason code, and the sentence.
@@ -88,9 +89,21 @@ pub(crate) enum KnownAnswer {
     Wait(i64),
 }
 
+impl KnownAnswer {
+    /// Converts the answer into the outcome that the marketplace gets. `applied` adds what the store knows more.
+    pub(crate) fn outcome(self, applied: impl FnOnce(StoredAnswer) -> Outcome) -> Outcome {
+        match self {
+            KnownAnswer::Applied(stored) => applied(*stored),
+            KnownAnswer::NotYet | KnownAnswer::Wait(_) => Outcome::NotYet,
+            KnownAnswer::Refused(code, reason) => Outcome::Refused { code, reason },
+            KnownAnswer::Held(reason) => Outcome::Held { reason },
+        }
+    }
+}
+
 /// A stored answer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Stored {
+pub(crate) struct StoredAnswer {
     pub(crate) instance_id: Option<String>,
     pub(crate) open: Option<String>,
     pub(crate) sealed: Option<Vec<u8>>,
@@ -130,15 +143,26 @@ pub struct LeasedJob {
 
 /// Result of an attempt.
 #[derive(Debug, Clone)]
-pub(crate) enum AttemptEnd {
-    /// The hook succeeded. Its answer is split into an open part and an encrypted part.
-    Done { instance_id: Option<String>, open: Option<String>, sealed: Option<Vec<u8>> },
-    /// The attempt failed, and the job is tried again.
-    Retry { error: String, after_ms: Option<i64> },
+pub enum AttemptEnd {
+    /// The hook succeeded, with this answer.
+    Done(Answer),
+    /// The attempt failed. The job is tried again.
+    Retry {
+        /// Text of the error.
+        error: String,
+        /// Wait before the next attempt, if the hook asked for one.
+        after: Option<Duration>,
+    },
     /// The hook refused the job.
-    Refused { reason: String },
+    Refused {
+        /// Reason in the hook's words.
+        reason: String,
+    },
     /// The hook will finish later.
-    Pending { note: String },
+    Pending {
+        /// Note in the hook's words.
+        note: String,
+    },
     /// The attempt never began, or a stop of the daemon cut it short. The job is due at once and spends no retry.
     GivenBack,
 }
@@ -151,24 +175,24 @@ pub(crate) struct Finish {
     pub(crate) attempt: u32,
     /// The callback, if the caller has it in memory. It does not change while its job runs, so it is not read again.
     pub(crate) callback: Option<Arc<Callback>>,
-    pub(crate) ending: AttemptEnd,
+    pub(crate) end: AttemptEnd,
+    /// The open part of the hook's answer.
+    pub(crate) open: Option<String>,
+    /// The secret part of the hook's answer, encrypted.
+    pub(crate) sealed: Option<Vec<u8>>,
     pub(crate) schedules: Schedules,
     pub(crate) now: Timestamp,
 }
 
-/// Result of recording the end of an attempt.
+/// A job after the end of its attempt was recorded.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Finished {
-    /// The job ended or waits. `reported` is the answer that may be reported.
-    Kept {
-        state: schedule::JobState,
-        reported: KnownAnswer,
-        note: Option<String>,
-        /// True if a job may be due now, or earlier than the dispatcher knows.
-        wakes: bool,
-    },
-    /// The lease was lost. Nothing was changed.
-    Fenced,
+pub(crate) struct EndedAttempt {
+    pub(crate) state: schedule::JobState,
+    /// The answer that may be reported.
+    pub(crate) answer: KnownAnswer,
+    pub(crate) note: Option<String>,
+    /// True if a job may be due now, or earlier than the dispatcher knows.
+    pub(crate) wakes: bool,
 }
 
 /// Adds deliveries that were answered without a write.

@@ -54,7 +54,11 @@ fn refuse_missing_name(rows: &dyn Read, account: &str, callback: &Callback) -> R
 /// Gives an instance the id that its marketplace wants to use. The first such id stays for good.
 ///
 /// An id that another instance already has is not used. Then the instance's own id is reported.
-pub(super) fn name_publicly(rows: &mut dyn Write, row: &mut InstanceRow, callback: &Callback) -> Result<()> {
+pub(super) fn set_marketplace_id(
+    rows: &mut dyn Write,
+    row: &mut InstanceRow,
+    callback: &Callback,
+) -> Result<()> {
     if let (Action::Create, Some(id), None) =
         (callback.action, &callback.marketplace_instance_id, &row.marketplace_instance_id)
         && rows.add_name(&row.instance.account, id, row.number)?

@@ -14,14 +14,14 @@ use spid_hook::time::plus_millis;
 /// holds only the requests of that time. `false`: the digest is stored already, and the request is a copy.
 pub(crate) fn consume(rows: &mut dyn Write, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
     rows.forget_nonces(remembered_from(now))?;
-    rows.add_nonce(account, &mark_of(nonce), nonce.until)
+    rows.add_nonce(account, &digest_of(nonce), nonce.until)
 }
 
 /// Returns true if a request is a copy of one that was accepted.
 ///
 /// This only reads, so that a copy that comes again and again costs no write. `false` decides nothing: [`consume`] does.
 pub(crate) fn is_copy(rows: &dyn Read, account: &str, nonce: &Nonce, now: Timestamp) -> Result<bool> {
-    let until = rows.nonce_until(account, &mark_of(nonce))?;
+    let until = rows.nonce_until(account, &digest_of(nonce))?;
     Ok(until.is_some_and(|until| until >= remembered_from(now)))
 }
 
@@ -30,7 +30,7 @@ fn remembered_from(now: Timestamp) -> Timestamp {
 }
 
 // Half of a SHA-256: enough to tell nonces apart.
-fn mark_of(nonce: &Nonce) -> [u8; 16] {
+fn digest_of(nonce: &Nonce) -> [u8; 16] {
     let mut mark = [0; 16];
     for (slot, byte) in mark.iter_mut().zip(Sha256::digest(nonce.nonce.as_bytes())) {
         *slot = byte;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::Access;
 
-use super::written::Stamp;
+use super::written::CommitStamp;
 use super::{Result, StoreError};
 use crate::observe::{files, limits};
 use crate::store::LOCK_PAUSE;
@@ -302,7 +302,7 @@ pub(crate) struct DatabaseFiles {
     /// The write-ahead log and its index.
     beside: Vec<(PathBuf, FileId)>,
     /// Stamp of the last commit to this database.
-    stamp: Stamp,
+    stamp: CommitStamp,
 }
 
 impl DatabaseFiles {
@@ -314,12 +314,13 @@ impl DatabaseFiles {
         let real = path.canonicalize().map_err(file_error)?;
         let files = ["-wal", "-shm"].map(|suffix| beside(&real, suffix)).into_iter();
         let beside = files.filter_map(|file| FileId::at(&file).map(|id| (file, id))).collect();
-        let place = DatabaseFiles { database: (path.to_owned(), file), beside, stamp: Stamp::default() };
+        let place =
+            DatabaseFiles { database: (path.to_owned(), file), beside, stamp: CommitStamp::default() };
         place.check()?;
         Ok(place)
     }
 
-    pub(super) fn stamp(&self) -> &Stamp {
+    pub(super) fn stamp(&self) -> &CommitStamp {
         &self.stamp
     }
 

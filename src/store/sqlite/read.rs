@@ -97,7 +97,7 @@ fn fault(error: &rusqlite::Error) -> String {
 }
 
 /// Error about a row that refers to an instance that does not exist.
-pub(super) fn leads_nowhere(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
+pub(super) fn dangling_reference(table: &'static str, account: &str, key: &str) -> rusqlite::Error {
     let (row, fault) =
         (format!("{account}/{key}"), "`instance` refers to an instance that does not exist".to_owned());
     let unreadable = Unreadable { table, row, fault, newer: false };
@@ -297,7 +297,7 @@ fn read_job_behind(row: &Row<'_>, behind: usize) -> rusqlite::Result<JobRow> {
 }
 
 /// Reads a callback, and the job whose columns follow it, if it has one.
-fn read_standing(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>)> {
+fn read_callback_and_job(row: &Row<'_>) -> rusqlite::Result<(CallbackRow, Option<JobRow>)> {
     let callback = read_callback(row)?;
     // A callback without a job has NULL in all job columns.
     let is_there = row.get_ref(CALLBACK_COLUMNS_COUNT)? != ValueRef::Null;
@@ -357,7 +357,7 @@ const IS_UNREPORTED: &str = "(told_at IS NULL AND deliveries > 0 AND (dispositio
 
 /// Highest count of deliveries, and highest part of the delivery limit, of the callbacks that still wait for an answer.
 /// A refused, dropped or canceled callback had its answer, so further deliveries of it change nothing.
-const TRIES: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+const DELIVERIES_USED: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
     WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
     AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
 
@@ -425,7 +425,7 @@ impl Read for Sqlite {
             let read = match row.get_ref(0)? {
                 ValueRef::Null => {
                     let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
-                    Err(leads_nowhere("name", &String::from_utf8_lossy(account), name))
+                    Err(dangling_reference("name", &String::from_utf8_lossy(account), name))
                 }
                 _ => read_instance(row),
             };
@@ -459,7 +459,7 @@ impl Read for Sqlite {
         );
         // A name without its instance must not look like a free name: its order would be carried out twice.
         let read = |row: &Row<'_>| match row.get_ref(0)? {
-            ValueRef::Null => Err(leads_nowhere("name", account, name)),
+            ValueRef::Null => Err(dangling_reference("name", account, name)),
             _ => Ok((read_instance(row)?, row.get(INSTANCE_COLUMNS_COUNT)?)),
         };
         match self.one(sql, [account, name], read)? {
@@ -479,7 +479,7 @@ impl Read for Sqlite {
             "SELECT instance.number FROM purchase LEFT JOIN instance ON instance.number = purchase.instance
              WHERE purchase.account = ?1 AND purchase.order_id = ?2 LIMIT 2",
             [account, order_id],
-            |row| integer(row, 0).ok_or_else(|| leads_nowhere("purchase", account, order_id)),
+            |row| integer(row, 0).ok_or_else(|| dangling_reference("purchase", account, order_id)),
         )
     }
 
@@ -542,7 +542,7 @@ impl Read for Sqlite {
             " FROM callback LEFT JOIN job ON job.number = callback.job
              WHERE callback.occurrence = ?1 ORDER BY callback.number"
         );
-        self.many(sql, [key], read_standing)
+        self.many(sql, [key], read_callback_and_job)
     }
 
     fn callback(&self, number: i64) -> Result<Option<(CallbackRow, Callback)>> {
@@ -661,14 +661,14 @@ impl Read for Sqlite {
                 job_columns!()
             )
         };
-        let mut found = self.readable(&sql("callback.told_at IS NULL"), [], read_standing)?;
+        let mut found = self.readable(&sql("callback.told_at IS NULL"), [], read_callback_and_job)?;
         // Success was reported, but an operator must learn of the other values.
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
-        found.extend(self.readable(&sql(noticed), [], read_standing)?);
+        found.extend(self.readable(&sql(noticed), [], read_callback_and_job)?);
         // The marketplace heard success before the hook ran, so only the seller can hear that the hook refused.
         let refused_payment = "job.action = 7 AND job.state = 6 AND callback.told_at IS NOT NULL";
-        found.extend(self.readable(&sql(refused_payment), [], read_standing)?);
+        found.extend(self.readable(&sql(refused_payment), [], read_callback_and_job)?);
         found.sort_by_key(|(row, _)| row.number);
         Ok(found)
     }
@@ -753,8 +753,9 @@ impl Read for Sqlite {
         );
         totals.oldest_job = queued.into_iter().chain(running).min();
         totals.next_due = first("SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0")?;
-        let tries =
-            self.one(TRIES, [], |row| Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten())))?;
+        let tries = self.one(DELIVERIES_USED, [], |row| {
+            Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten()))
+        })?;
         let (tries, ratio) = tries.unwrap_or_default();
         (totals.tries, totals.deliveries_used_ratio) =
             (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));

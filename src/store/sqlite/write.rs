@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{ErrorCode, Params, params};
 
 use super::Sqlite;
-use super::read::{STATES, leads_nowhere, millis, position};
+use super::read::{STATES, dangling_reference, millis, position};
 use crate::store::StoreError;
 use crate::store::rows::{
     AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceRow, JobRow, KeyUse, Result, Write,
@@ -96,7 +96,7 @@ impl Write for Sqlite {
     fn add_name(&mut self, account: &str, name: &str, instance: i64) -> Result<bool> {
         let holder =
             self.one("SELECT instance FROM name WHERE account = ?1 AND name = ?2", [account, name], |row| {
-                row.get::<_, i64>(0).map_err(|_| leads_nowhere("name", account, name))
+                row.get::<_, i64>(0).map_err(|_| dangling_reference("name", account, name))
             })?;
         if holder.is_none() {
             let sql = "INSERT INTO name (account, name, instance) VALUES (?1, ?2, ?3)";
@@ -312,7 +312,7 @@ impl Sqlite {
     /// Unblocks the first job of the instance's queue after the job before it has ended.
     ///
     /// `put_job` writes every end of a job and calls this function, so no job stays blocked without a job before it. An
-    /// ended job returns only to an empty queue (see `mend::check_refused`), so no job becomes blocked again.
+    /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked again.
     fn unblock(&self, instance: i64) -> Result<()> {
         self.run(
             "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =

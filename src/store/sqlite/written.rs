@@ -24,9 +24,9 @@ const AHEAD_MAX_COUNT: i64 = 1 << 32;
 
 /// Stamp of the last commit, shared by all connections of the daemon. 0: there is no stamp yet.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Stamp(Arc<AtomicI64>);
+pub(super) struct CommitStamp(Arc<AtomicI64>);
 
-impl Stamp {
+impl CommitStamp {
     fn known(&self) -> Option<i64> {
         Some(self.0.load(Ordering::Acquire)).filter(|stamp| *stamp != 0)
     }
@@ -38,7 +38,7 @@ impl Stamp {
 
 /// State of the files when the daemon's connection last looked at them.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct FileState {
     /// SQLite's `data_version`, which changes with the commits of other connections.
     others: i64,
     log_bytes: u64,

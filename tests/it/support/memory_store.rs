@@ -14,8 +14,8 @@ use spid::internals::store::{
     InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Reader, Store, StoreError,
     StoreOptions, Totals, Write,
 };
-use spid_core::lifecycle::schedule::JobState;
 use spid_core::lifecycle::Reason;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
 use spid_hook::instance::{Instance, State};
