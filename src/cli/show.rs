@@ -13,6 +13,7 @@ use crate::store::{
     JobDetail, JobRow, ListedCallback, ViewError,
 };
 use spid_core::lifecycle::schedule;
+use spid_hook::callback::Action;
 use spid_hook::id::Id;
 use spid_hook::instance::State;
 use spid_hook::time::Clock;
@@ -518,8 +519,8 @@ pub(super) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     let cells = |item: &AttentionItem| {
         vec![
             item.reason.as_str().to_owned(),
-            item.callback.to_string(),
-            item.action.as_str().to_owned(),
+            item.callback.map_or_else(|| "-".to_owned(), |number| number.to_string()),
+            text(item.action.map(Action::as_str)),
             text(item.instance.as_deref()),
             text(item.order.as_deref()),
             text(item.buyer.as_deref()),
@@ -544,7 +545,11 @@ pub(super) fn attention(arguments: AttentionArguments, output: &mut Output) -> D
     output.table(&header, &attention.items.iter().map(cells).collect::<Vec<_>>())?;
     for item in &attention.items {
         let then = item.then.map(|then| format!(" (otherwise {then})")).unwrap_or_default();
-        output.print_error(&format!("hint: callback {}: {}{then}", item.callback, item.todo));
+        let subject = match (item.callback, &item.instance) {
+            (Some(callback), _) => format!("callback {callback}"),
+            (None, instance) => format!("instance {}", text(instance.as_deref())),
+        };
+        output.print_error(&format!("hint: {subject}: {}{then}", item.todo));
     }
     Ok(())
 }

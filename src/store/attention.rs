@@ -1,13 +1,13 @@
 //! Attention list: everything that needs a person, the soonest deadline first.
 //!
-//! It lists refused orders, dead or held work, and results that were not reported.
+//! It lists refused orders, dead or held work, results that were not reported, and instances that cannot be read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::rows::{CallbackRow, Disposition, Filter, JobRow};
+use super::rows::{CallbackRow, Disposition, Filter, JobRow, Unreadable};
 use super::rules::REJECTED;
 use super::{Reader, StoreError, ViewError};
 use crate::observe::limits;
@@ -42,11 +42,13 @@ pub enum AttentionReason {
     Deliveries,
     /// A purchase was repeated with other values. No hook ran for these values.
     OtherValues,
+    /// The row of an instance cannot be read. Requests for the instance are answered "try again".
+    Unreadable,
 }
 
 impl AttentionReason {
-    /// Every reason.
-    pub const ALL: [AttentionReason; 9] = [
+    /// Reasons that [`Reader::attention_counts`] counts: all but [`AttentionReason::Unreadable`].
+    pub const COUNTED: [AttentionReason; 9] = [
         AttentionReason::Held,
         AttentionReason::Dead,
         AttentionReason::Pending,
@@ -70,12 +72,19 @@ impl AttentionReason {
             AttentionReason::Unreported => "unreported",
             AttentionReason::Deliveries => "deliveries",
             AttentionReason::OtherValues => "other-values",
+            AttentionReason::Unreadable => "unreadable",
         }
     }
 
     /// Returns true if only a solution takes the item off the list. Such an item cannot be dismissed.
     const fn waits(self) -> bool {
-        matches!(self, AttentionReason::Held | AttentionReason::Dead | AttentionReason::Pending)
+        matches!(
+            self,
+            AttentionReason::Held
+                | AttentionReason::Dead
+                | AttentionReason::Pending
+                | AttentionReason::Unreadable
+        )
     }
 }
 
@@ -84,8 +93,9 @@ impl AttentionReason {
 pub struct AttentionItem {
     /// The reason.
     pub reason: AttentionReason,
-    /// Number of the callback.
-    pub callback: i64,
+    /// Number of the callback. `None`: the item is an instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callback: Option<i64>,
     /// Id of the job, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<Id>,
@@ -99,8 +109,9 @@ pub struct AttentionItem {
     pub order: Option<String>,
     /// Account of the buyer at the marketplace.
     pub buyer: Option<String>,
-    /// The requested action.
-    pub action: Action,
+    /// The requested action. `None`: the item is an instance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<Action>,
     /// Number of deliveries by the marketplace.
     pub deliveries: u64,
     /// Delivery limit: the marketplace gives up after this many deliveries. `None`: not counted.
@@ -129,13 +140,13 @@ pub struct Attention {
     pub left_out: usize,
 }
 
-/// A callback that needs a person, before it is described.
-struct Found {
-    reason: AttentionReason,
+/// A callback or a job that needs a person, before it is described.
+pub(super) struct InNeed {
+    pub(super) reason: AttentionReason,
     /// Row of the callback. `None`: it cannot be read; then there is a job, and its note gives the reason.
-    row: Option<CallbackRow>,
-    job: Option<JobRow>,
-    since: Timestamp,
+    pub(super) row: Option<CallbackRow>,
+    pub(super) job: Option<JobRow>,
+    pub(super) since: Timestamp,
 }
 
 impl Reader {
@@ -148,32 +159,34 @@ impl Reader {
         for found in self.in_need(now)? {
             items.extend(self.describe(found)?);
         }
-        let order =
-            |item: &AttentionItem| (item.deadline.is_none(), item.deadline, item.since, item.callback);
-        items.sort_by_key(order);
+        for unreadable in self.with(|rows| rows.unreadable_instances())? {
+            items.push(self.describe_instance(&unreadable, now)?);
+        }
+        items.sort_by_key(|item| (item.deadline.is_none(), item.deadline, item.since, item.callback));
         // Cut after sorting, so that the most urgent items are shown.
         let left_out = items.len().saturating_sub(limit);
         items.truncate(limit);
         Ok(Attention { items, left_out })
     }
 
-    /// Returns the number of items by reason. Every reason has an entry, also with 0.
+    /// Returns the number of items by reason. Every reason in [`AttentionReason::COUNTED`] has an entry, also with 0.
+    ///
+    /// Unreadable instances are not counted: a scrape of the metrics must not read every instance.
     ///
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn attention_counts(&self, now: Timestamp) -> Result<BTreeMap<AttentionReason, u64>, StoreError> {
-        let mut counts: BTreeMap<_, u64> = AttentionReason::ALL.map(|reason| (reason, 0)).into();
+        let mut counts: BTreeMap<_, u64> = AttentionReason::COUNTED.map(|reason| (reason, 0)).into();
         for found in self.in_need(now)? {
             *counts.entry(found.reason).or_default() += 1;
         }
         Ok(counts)
     }
 
-    fn in_need(&self, now: Timestamp) -> Result<Vec<Found>, StoreError> {
-        let mut all = Vec::new();
-        let mut seen = BTreeSet::new();
+    /// Returns the jobs that are held, dead or pending, the newest first.
+    pub(super) fn stopped_jobs(&self) -> Result<Vec<InNeed>, StoreError> {
         let states = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
-        // Jobs first: a job that waits is shown once, with the state of the job and not of its callback.
+        let mut stopped = Vec::new();
         for job in self.jobs(&Filter { jobs: states, limit: usize::MAX, ..Filter::default() })? {
             let row = match self.with(|rows| rows.callback_row(job.callback)) {
                 Ok(row) => row,
@@ -181,23 +194,30 @@ impl Reader {
                 Err(StoreError::Unreadable(_)) => None,
                 Err(error) => return Err(error),
             };
-            seen.insert(job.callback);
             let reason = match job.state {
                 schedule::JobState::Held => AttentionReason::Held,
                 schedule::JobState::Dead => AttentionReason::Dead,
                 _ => AttentionReason::Pending,
             };
             let since = job.attempted_at.unwrap_or(job.created_at);
-            all.push(Found { reason, row, job: Some(job), since });
+            stopped.push(InNeed { reason, row, job: Some(job), since });
         }
+        Ok(stopped)
+    }
+
+    fn in_need(&self, now: Timestamp) -> Result<Vec<InNeed>, StoreError> {
+        // Jobs first: a job that waits is shown once, with the state of the job and not of its callback.
+        let mut all = self.stopped_jobs()?;
+        let stopped: BTreeSet<i64> =
+            all.iter().filter_map(|found| Some(found.job.as_ref()?.callback)).collect();
         for (row, job) in self.with(|rows| rows.unreported())? {
-            if seen.contains(&row.number) {
+            if stopped.contains(&row.number) {
                 continue;
             }
             if let Some((reason, since)) = reason_of(&row, job.as_ref(), now)
                 && !self.was_done_since(reason, &row)?
             {
-                all.push(Found { reason, row: Some(row), job, since });
+                all.push(InNeed { reason, row: Some(row), job, since });
             }
         }
         Ok(all)
@@ -211,12 +231,8 @@ impl Reader {
         if matches!(reason, AttentionReason::Held | AttentionReason::OtherValues) {
             return Ok(false);
         }
-        let said = |number: i64| match self.content(number) {
-            Err(ViewError::Store(error)) => Err(error),
-            said => Ok(said.ok()),
-        };
         // A callback that cannot be read stays on the list.
-        let Some(asked) = said(row.number)? else { return Ok(false) };
+        let Some(asked) = self.content_if_kept(row.number)? else { return Ok(false) };
         let alike = match self.with(|rows| rows.earlier_callbacks(&row.deduplication_key)) {
             Ok(alike) => alike,
             Err(StoreError::Unreadable(_)) => return Ok(false),
@@ -226,7 +242,8 @@ impl Reader {
             let is_done =
                 later.reported_at.is_some() || job.is_some_and(|job| job.state == schedule::JobState::Done);
             // The key of a create does not hold the buyer, so compare the buyers.
-            let is_theirs = said(later.number)?.is_some_and(|said| said.buyer == asked.buyer);
+            let said = self.content_if_kept(later.number)?;
+            let is_theirs = said.is_some_and(|said| said.buyer == asked.buyer);
             if is_done && is_theirs {
                 return Ok(true);
             }
@@ -243,17 +260,22 @@ impl Reader {
         }))
     }
 
-    fn describe(&self, found: Found) -> Result<Option<AttentionItem>, StoreError> {
-        let Found { reason, row, job, since } = found;
+    /// Returns the content of a callback like [`Reader::content`]. `None`: the callback was deleted.
+    pub(super) fn content_if_kept(&self, number: i64) -> Result<Option<Callback>, StoreError> {
+        match self.content(number) {
+            Ok(callback) => Ok(Some(callback)),
+            Err(ViewError::Store(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn describe(&self, found: InNeed) -> Result<Option<AttentionItem>, StoreError> {
+        let InNeed { reason, row, job, since } = found;
         let Some(row) = row else {
             return job.map(|job| self.describe_unreadable(reason, job, since)).transpose();
         };
-        let callback = match self.content(row.number) {
-            Ok(callback) => callback,
-            Err(ViewError::Store(error)) => return Err(error),
-            // The callback was deleted meanwhile.
-            Err(_) => return Ok(None),
-        };
+        // A callback that was deleted meanwhile needs nothing.
+        let Some(callback) = self.content_if_kept(row.number)? else { return Ok(None) };
         let instance = match self.instance_name(row.instance)? {
             Some(name) => Some(name),
             None => callback.subject.names().next().map(str::to_owned),
@@ -262,7 +284,7 @@ impl Reader {
         let action = job.as_ref().map_or(row.action, |job| job.action);
         Ok(Some(AttentionItem {
             reason,
-            callback: row.number,
+            callback: Some(row.number),
             detail: detail(reason, &row, job.as_ref()),
             todo: todo(reason, row.number, job.as_ref().map(|job| (job.id, job.state))),
             job: job.map(|job| job.id),
@@ -271,7 +293,7 @@ impl Reader {
             instance,
             order: callback.order_id,
             buyer: callback.buyer,
-            action,
+            action: Some(action),
             deliveries: row.deliveries,
             delivery_limit: row.delivery_limit,
             since,
@@ -293,7 +315,7 @@ impl Reader {
         let instance = self.readable_instance(job.instance)?;
         Ok(AttentionItem {
             reason,
-            callback: job.callback,
+            callback: Some(job.callback),
             detail: job.note.unwrap_or_default(),
             todo: todo(reason, job.callback, Some((job.id, job.state))),
             job: Some(job.id),
@@ -302,12 +324,50 @@ impl Reader {
             instance: instance.as_ref().and_then(|row| row.name().map(str::to_owned)),
             order: instance.as_ref().and_then(|row| row.instance.order_id.clone()),
             buyer: instance.and_then(|row| row.instance.buyer),
-            action: job.action,
+            action: Some(job.action),
             deliveries: 0,
             delivery_limit: None,
             since,
             deadline: None,
             then: None,
+            may_be_dismissed: false,
+        })
+    }
+
+    /// Describes an instance that cannot be read. Its names are in another table.
+    fn describe_instance(
+        &self,
+        unreadable: &Unreadable,
+        now: Timestamp,
+    ) -> Result<AttentionItem, StoreError> {
+        let named = match unreadable.row.parse() {
+            Ok(number) => self.with(|rows| rows.name_of(number))?,
+            Err(_) => None,
+        };
+        let (account, name) = named.unzip();
+        Ok(AttentionItem {
+            reason: AttentionReason::Unreadable,
+            callback: None,
+            job: None,
+            account: account.unwrap_or_default(),
+            endpoint: String::new(),
+            instance: name,
+            order: None,
+            buyer: None,
+            action: None,
+            deliveries: 0,
+            delivery_limit: None,
+            since: now,
+            deadline: None,
+            then: None,
+            detail: unreadable.to_string(),
+            todo: match unreadable.newer {
+                true => "use the newer spid that wrote the row".to_owned(),
+                false => format!(
+                    "repair row {} of table `{}`, or restore a backup",
+                    unreadable.row, unreadable.table
+                ),
+            },
             may_be_dismissed: false,
         })
     }
@@ -333,7 +393,7 @@ fn reason_of(
     job: Option<&JobRow>,
     now: Timestamp,
 ) -> Option<(AttentionReason, Timestamp)> {
-    let long_ago = |at: Timestamp| plus_millis(at, limits::ATTENTION_AFTER_MS) <= now;
+    let long_ago = plus_millis(now, -limits::ATTENTION_AFTER_MS);
     let ended = job.map_or(row.received_at, |job| job.ended_at.unwrap_or(job.created_at));
     let code = row.reason_code.as_deref().unwrap_or_default();
     let found = match (row.disposition, job.map(|job| job.state)) {
@@ -352,7 +412,7 @@ fn reason_of(
         (Disposition::Recorded, _) | (Disposition::Job, Some(schedule::JobState::Done)) => {
             // A marketplace that still calls will get the result, so only a long silence counts.
             let is_awaited =
-                row.deliveries > 0 && row.reported_at.is_none() && long_ago(row.last_received_at);
+                row.deliveries > 0 && row.reported_at.is_none() && row.last_received_at <= long_ago;
             is_awaited.then_some((AttentionReason::Unreported, ended))
         }
         (Disposition::Job, Some(schedule::JobState::Refused)) => Some((AttentionReason::Refused, ended)),
@@ -360,7 +420,7 @@ fn reason_of(
             is_paid_for(row.action).then_some((AttentionReason::Superseded, ended))
         }
         (Disposition::Job, Some(schedule::JobState::Queued | schedule::JobState::Running)) => {
-            long_ago(row.received_at).then_some((AttentionReason::Pending, row.received_at))
+            (row.received_at <= long_ago).then_some((AttentionReason::Pending, row.received_at))
         }
         (Disposition::Job, _) => None,
     };
@@ -384,7 +444,9 @@ fn detail(reason: AttentionReason, row: &CallbackRow, job: Option<&JobRow>) -> S
             Some(schedule::JobState::Held) => note,
             _ => row.reason.clone(),
         },
-        AttentionReason::UnknownInstance | AttentionReason::OtherValues => row.reason.clone(),
+        AttentionReason::UnknownInstance | AttentionReason::OtherValues | AttentionReason::Unreadable => {
+            row.reason.clone()
+        }
         AttentionReason::Unreported => {
             let done = job.and_then(|job| job.ended_at).map(|at| format!("done at {at}; "));
             Some(format!("{}the last delivery was at {}", done.unwrap_or_default(), row.last_received_at))
@@ -426,6 +488,6 @@ fn todo(reason: AttentionReason, callback: i64, job: Option<(Id, schedule::JobSt
         (AttentionReason::OtherValues, _) => {
             format!("spid callbacks show {callback}; compare it with the instance, {dismiss}")
         }
-        (_, None) => format!("spid callbacks show {callback}"),
+        (AttentionReason::Unreadable, _) | (_, None) => format!("spid callbacks show {callback}"),
     }
 }

@@ -83,9 +83,9 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Converts the system's error about the file at `path`.
-    pub(super) fn of_file(path: &Path, error: &std::io::Error) -> StoreError {
-        match error.kind() {
+    /// Returns a function that converts the system's errors about the file at `path`.
+    pub(super) fn of_file(path: &Path) -> impl Fn(std::io::Error) -> StoreError + Copy {
+        |error| match error.kind() {
             std::io::ErrorKind::PermissionDenied => StoreError::Denied(path.to_owned()),
             _ => StoreError::File(path.to_owned(), error.to_string()),
         }

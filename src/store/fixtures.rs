@@ -31,10 +31,10 @@ pub(super) fn a_callback(action: Action) -> CallbackRow {
 }
 
 /// Returns a job for this callback.
-pub(super) fn a_job(id: u128, callback: i64, action: Action, state: JobState) -> JobRow {
+pub(super) fn a_job(id: Id, callback: i64, action: Action, state: JobState) -> JobRow {
     JobRow {
         number: 0,
-        id: Id::from_bytes(id.to_be_bytes()),
+        id,
         callback,
         instance: None,
         ordered: false,

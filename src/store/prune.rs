@@ -295,20 +295,20 @@ impl Operations {
         pruned: &mut Pruned,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<()> {
-        let (mut after, mut count) = (0, 0);
-        loop {
-            // Go on after the last number, so that rows which stay are not read again.
-            let numbers = self.backend.ended_jobs(after, line.before, limits::MAINTENANCE_BATCH_COUNT)?;
-            let Some(last) = numbers.last().copied() else { return Ok(()) };
-            self.in_one_commit(|rows| {
+        let mut count = 0;
+        self.in_batches(
+            |rows, after, limit| rows.ended_jobs(after, line.before, limit),
+            |rows, numbers| {
                 // Read in the same transaction: a job must not be deleted if a callback has just come to need it.
                 let wanted = rows.jobs_of_unreported()?;
-                numbers.iter().try_for_each(|number| readable(line.prune_job(rows, *number, &wanted, pruned)))
-            })?;
-            after = last;
-            count += numbers.len() as u64;
-            seen(count);
-        }
+                for number in numbers {
+                    skip_unreadable(line.prune_job(rows, *number, &wanted, pruned))?;
+                }
+                count += numbers.len() as u64;
+                Ok(count)
+            },
+            seen,
+        )
     }
 
     fn prune_callbacks(
@@ -317,37 +317,57 @@ impl Operations {
         pruned: &mut Pruned,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<()> {
-        let (mut after, mut count) = (0, 0);
+        let mut count = 0;
+        self.in_batches(
+            |rows, after, limit| rows.old_callbacks(after, line.before, limit),
+            |rows, numbers| {
+                for number in numbers {
+                    skip_unreadable(line.prune_callback(rows, *number, pruned))?;
+                }
+                count += numbers.len() as u64;
+                Ok(count)
+            },
+            seen,
+        )
+    }
+
+    /// Runs a long operation in batches of rows, each in its own commit.
+    ///
+    /// `find` returns the numbers of the rows after a number. `work` handles them, and returns the count for `seen`.
+    pub(super) fn in_batches(
+        &mut self,
+        find: impl Fn(&Sqlite, i64, usize) -> Result<Vec<i64>, StoreError>,
+        mut work: impl FnMut(&mut Sqlite, &[i64]) -> OperationDone<u64>,
+        seen: &mut dyn FnMut(u64),
+    ) -> OperationDone<()> {
+        let mut after = 0;
         loop {
-            // Go on after the last number, as for jobs.
-            let numbers = self.backend.old_callbacks(after, line.before, limits::MAINTENANCE_BATCH_COUNT)?;
+            // Go on after the last number, so that rows which stay are not read again.
+            let numbers = find(&self.backend, after, limits::MAINTENANCE_BATCH_COUNT)?;
             let Some(last) = numbers.last().copied() else { return Ok(()) };
-            self.in_one_commit(|rows| {
-                numbers.iter().try_for_each(|number| readable(line.prune_callback(rows, *number, pruned)))
-            })?;
+            // Small commits, so that the daemon's writer never waits long.
+            let count = self.in_one_commit(|rows| work(rows, &numbers))?;
             after = last;
-            count += numbers.len() as u64;
             seen(count);
         }
     }
 
     /// Runs one batch of a long operation in its own transaction. Then leaves the database to other writers for a
     /// moment.
-    pub(super) fn in_one_commit(
-        &mut self,
-        work: impl FnOnce(&mut Sqlite) -> OperationDone<()>,
-    ) -> OperationDone<()> {
+    fn in_one_commit<T>(&mut self, work: impl FnOnce(&mut Sqlite) -> OperationDone<T>) -> OperationDone<T> {
         self.backend.begin()?;
         let begun = Instant::now();
         match work(&mut self.backend) {
-            Ok(()) => self.backend.commit()?,
+            Ok(value) => {
+                self.backend.commit()?;
+                stand_aside(begun.elapsed());
+                Ok(value)
+            }
             Err(error) => {
                 self.backend.rollback()?;
-                return Err(error);
+                Err(error)
             }
         }
-        stand_aside(begun.elapsed());
-        Ok(())
     }
 
     /// Empties the write-ahead log, which still holds recent writes. `false`: other processes were always reading from
@@ -364,7 +384,7 @@ impl Operations {
 }
 
 /// Skips a row that cannot be read, and logs it.
-fn readable(pruned: OperationDone<()>) -> OperationDone<()> {
+fn skip_unreadable(pruned: OperationDone<()>) -> OperationDone<()> {
     match pruned {
         Err(OperationError::Store(StoreError::Unreadable(unreadable))) => {
             tracing::error!("{unreadable}; the row is not pruned");

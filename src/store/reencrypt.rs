@@ -14,7 +14,6 @@ use super::operations::{AuditNote, OperationDone, OperationError, Operations};
 use super::rows::JobRow;
 use super::sqlite::Sqlite;
 use super::{Sealed, StoreError};
-use crate::observe::limits;
 use crate::store::encryption::{Encryptor, KeyId};
 use spid_hook::callback::{Action, Answer};
 use spid_hook::id::Id;
@@ -112,20 +111,18 @@ impl Operations {
 
     fn reencrypt_all(&mut self, encryptor: &Encryptor, seen: &mut dyn FnMut(u64)) -> OperationDone<u64> {
         let header = encryptor.header();
-        let (mut after, mut count) = (0, 0);
-        loop {
-            let numbers = self.backend.sealed_otherwise(&header, after, limits::MAINTENANCE_BATCH_COUNT)?;
-            let Some(last) = numbers.last().copied() else { return Ok(count) };
-            // Small commits, so that the daemon's writer never waits long.
-            self.in_one_commit(|rows| {
-                for number in &numbers {
+        let mut count = 0;
+        self.in_batches(
+            |rows, after, limit| rows.sealed_otherwise(&header, after, limit),
+            |rows, numbers| {
+                for number in numbers {
                     count += u64::from(reencrypt(rows, encryptor, *number)?);
                 }
-                Ok(())
-            })?;
-            after = last;
-            seen(count);
-        }
+                Ok(count)
+            },
+            seen,
+        )?;
+        Ok(count)
     }
 }
 
@@ -161,10 +158,11 @@ fn reencrypt(rows: &Sqlite, encryptor: &Encryptor, number: i64) -> Result<bool, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::fixtures::a_job;
     use crate::store::{Store, StoreOptions};
-    use spid_core::lifecycle::schedule;
+    use spid_core::lifecycle::schedule::JobState;
     use spid_hook::Secret;
-    use spid_hook::time::{Clock, from_millis};
+    use spid_hook::time::Clock;
 
     #[tokio::test]
     async fn reveal_decrypts_with_the_present_keys_of_the_store() {
@@ -177,27 +175,7 @@ mod tests {
         let present = Encryptor::ephemeral().unwrap();
         let sealed = present.seal(id.as_bytes(), &answer.split().secret.unwrap()).unwrap();
         store.seal_with(present);
-        let job = JobRow {
-            number: 1,
-            id,
-            callback: 1,
-            instance: None,
-            ordered: false,
-            action: Action::Create,
-            state: schedule::JobState::Done,
-            attempts: 1,
-            step: 0,
-            extra: schedule::Extra::No,
-            due_at: from_millis(0),
-            lease_until: None,
-            attempted_at: None,
-            note: None,
-            answer: None,
-            sealed: Some(sealed),
-            proposed_id: None,
-            created_at: from_millis(0),
-            ended_at: None,
-        };
+        let job = JobRow { sealed: Some(sealed), ..a_job(id, 1, Action::Create, JobState::Done) };
         let act = AuditNote { who: "a test".into(), why: "to see the answer".into() };
         let operations = || Operations::open(&path, &StoreOptions::default(), Clock::System).unwrap();
         let revealed =

@@ -299,8 +299,10 @@ pub trait Read {
     fn instance(&self, number: i64) -> Result<Option<InstanceRow>>;
     /// Returns the instances with this name, in every account.
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>>;
-    /// Returns a name of the instance with this number, if it has one.
-    fn name_of(&self, number: i64) -> Result<Option<String>>;
+    /// Returns the account and a name of the instance with this number, if it has one.
+    fn name_of(&self, number: i64) -> Result<Option<(String, String)>>;
+    /// Returns the rows of instances that cannot be read. It reads every instance.
+    fn unreadable_instances(&self) -> Result<Vec<Unreadable>>;
     /// Returns the instance with this name, and its queue.
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>>;
     /// Returns up to two instances with this order. Two mean that the order does not name one instance.

@@ -6,6 +6,8 @@
 //! itself, so a link to the file does not get around it. A commit counts only if the file is still where it was opened,
 //! and holds everything that was committed before.
 
+#[macro_use]
+mod codes;
 mod files;
 #[macro_use]
 mod read;
@@ -73,10 +75,10 @@ impl From<rusqlite::Error> for StoreError {
 pub(crate) struct Sqlite {
     connection: Connection,
     /// Unreadable rows that were already logged.
-    named: RefCell<BTreeSet<Unreadable>>,
+    logged: RefCell<BTreeSet<Unreadable>>,
     /// Jobs that cannot be read and are skipped until the next start. Their rows cannot be updated, or must not be
     /// updated.
-    left: RefCell<BTreeSet<i64>>,
+    skipped: RefCell<BTreeSet<i64>>,
     /// Locks held for as long as the daemon writes. Field order matters: the locks follow the connection, because
     /// closing a descriptor of the database drops SQLite's own locks.
     daemon: Option<DaemonLocks>,
@@ -122,7 +124,7 @@ impl Sqlite {
         if version == 0 {
             // The file beside the database may hold a note of a database that is gone. Clear the note before the schema
             // is created: a start that is killed here must not leave an old note beside a new database.
-            beside.set_len(0).map_err(|error| StoreError::of_file(path, &error))?;
+            beside.set_len(0).map_err(StoreError::of_file(path))?;
         }
         // Only now, because setting the journal mode writes to the file.
         insist_on_writing(&connection)?;
@@ -144,7 +146,7 @@ impl Sqlite {
 
     /// Wraps a connection, without the daemon's locks.
     fn of(connection: Connection) -> Sqlite {
-        Sqlite { connection, named: RefCell::default(), left: RefCell::default(), daemon: None }
+        Sqlite { connection, logged: RefCell::default(), skipped: RefCell::default(), daemon: None }
     }
 
     /// Location of the database as the daemon opened it; `None` on a connection without the daemon's locks.
@@ -209,7 +211,7 @@ impl Sqlite {
     pub(crate) fn copy_to(&self, to: &Path) -> Result<()> {
         // A copy is as private as the database, and never replaces a file.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to);
-        file.map_err(|error| StoreError::of_file(to, &error))?;
+        file.map_err(StoreError::of_file(to))?;
         let copied = self.fill(to);
         if copied.is_err() {
             // An incomplete copy must not be mistaken for a backup, and its journal would block a later restore.
@@ -300,32 +302,44 @@ impl Sqlite {
         Ok(rows.collect::<rusqlite::Result<_>>()?)
     }
 
+    /// Returns the rows that can be read, and the unreadable ones.
+    fn partition<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<(Vec<T>, Vec<Unreadable>)> {
+        let mut statement = self.statement(sql)?;
+        let mut rows = statement.query(params)?;
+        let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+        while let Some(row) = rows.next()? {
+            match read(row).map_err(StoreError::from) {
+                Ok(row) => found.push(row),
+                Err(StoreError::Unreadable(fault)) => unreadable.push(*fault),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((found, unreadable))
+    }
+
     /// Returns the rows that can be read. Unreadable rows are logged and left out.
     fn readable<T>(
         &self,
         sql: &str,
         params: impl Params,
-        mut read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>> {
-        let mut statement = self.statement(sql)?;
-        let mut rows = statement.query(params)?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next()? {
-            match read(row).map_err(StoreError::from) {
-                Ok(row) => found.push(row),
-                Err(StoreError::Unreadable(unreadable)) => self.name(*unreadable),
-                Err(error) => return Err(error),
-            }
-        }
+        let (found, unreadable) = self.partition(sql, params, read)?;
+        unreadable.into_iter().for_each(|unreadable| self.log_once(unreadable));
         Ok(found)
     }
 
     /// Logs an unreadable row, once.
-    fn name(&self, unreadable: Unreadable) {
-        let mut named = self.named.borrow_mut();
-        if named.len() < limits::UNREADABLE_NAMED_MAX_COUNT && !named.contains(&unreadable) {
+    fn log_once(&self, unreadable: Unreadable) {
+        let mut logged = self.logged.borrow_mut();
+        if logged.len() < limits::UNREADABLE_NAMED_MAX_COUNT && !logged.contains(&unreadable) {
             tracing::error!("{unreadable}; the row is skipped");
-            named.insert(unreadable);
+            logged.insert(unreadable);
         }
     }
 
@@ -518,6 +532,7 @@ mod tests {
     use super::*;
     use spid_core::lifecycle::schedule::JobState;
     use spid_hook::callback::{Action, Callback};
+    use spid_hook::id::Id;
     use spid_hook::time::from_millis;
 
     /// Creates a database as version 1 left it, with one instance.
@@ -584,7 +599,7 @@ mod tests {
             for (position, state) in
                 [JobState::Dead, JobState::Queued, JobState::Queued].into_iter().enumerate()
             {
-                let id = u128::from(number) * 3 + position as u128;
+                let id = Id::from_bytes((u128::from(number) * 3 + position as u128).to_be_bytes());
                 let job = a_job(id, callback, Action::Renew, state);
                 store.add_job(&JobRow { instance: Some(instance), ordered: true, ..job }).unwrap();
             }

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::attention::{AttentionReason, InNeed};
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
 use spid_core::lifecycle::schedule;
@@ -119,26 +120,6 @@ pub struct HeldItem {
     pub reason_code: Option<String>,
 }
 
-impl HeldItem {
-    /// Describes a job whose callback cannot be read.
-    fn of_unreadable(job: JobRow) -> HeldItem {
-        HeldItem {
-            kind: "held-job",
-            callback: job.callback,
-            job: Some(job.id),
-            account: String::new(),
-            instance: None,
-            action: job.action.as_str(),
-            since: job.attempted_at.unwrap_or(job.created_at),
-            deliveries: 0,
-            delivery_limit: None,
-            tries: String::new(),
-            reason: job.note.unwrap_or_default(),
-            reason_code: None,
-        }
-    }
-}
-
 impl InstanceRow {
     /// Returns a name of the instance: its id, else its `orderBizId`, else the name that it was first called by.
     pub fn name(&self) -> Option<&str> {
@@ -240,9 +221,9 @@ impl Reader {
     /// # Errors
     /// Fails if there is none.
     pub fn callback_detail(&self, number: i64) -> Result<CallbackDetail, ViewError> {
-        let found = self.callback(number)?;
-        let missing = || ViewError::NotFound(format!("there is no callback {number}"));
-        let (row, callback) = found.ok_or_else(missing)?;
+        let Some((row, callback)) = self.callback(number)? else {
+            return Err(ViewError::NotFound(format!("there is no callback {number}")));
+        };
         // A job that cannot be read must not hide its callback.
         let job = match row.job.map(|job| self.with(|rows| rows.job(job))).transpose() {
             Err(StoreError::Unreadable(_)) => None,
@@ -257,16 +238,15 @@ impl Reader {
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn listed_callbacks(&self, filter: &Filter) -> Result<Vec<ListedCallback>, StoreError> {
-        let listed = |row: CallbackRow| {
-            let callback = match self.content(row.number) {
-                Ok(callback) => callback,
-                Err(ViewError::Store(error)) => return Err(error),
-                Err(_) => Callback::new(row.action, row.action.as_str()),
-            };
+        let mut listed = Vec::new();
+        for row in self.callbacks(filter)? {
+            // A callback that was deleted meanwhile is shown by its row alone.
+            let callback = self.content_if_kept(row.number)?;
+            let callback = callback.unwrap_or_else(|| Callback::new(row.action, row.action.as_str()));
             let names = callback.subject.names().map(str::to_owned).collect();
-            Ok(ListedCallback { row, names, buyer: callback.buyer })
-        };
-        self.callbacks(filter)?.into_iter().map(listed).collect()
+            listed.push(ListedCallback { row, names, buyer: callback.buyer });
+        }
+        Ok(listed)
     }
 
     /// Returns everything that waits for a person, and the number of items left out.
@@ -277,64 +257,52 @@ impl Reader {
     /// # Errors
     /// Fails if the database cannot be read.
     pub fn held_items(&self, limit: usize) -> Result<(Vec<HeldItem>, usize), StoreError> {
-        let all = usize::MAX;
-        let filter = Filter { disposition: Some(Disposition::Held), limit: all, ..Filter::default() };
+        let held = Filter { disposition: Some(Disposition::Held), limit: usize::MAX, ..Filter::default() };
+        let mut found: Vec<InNeed> = Vec::new();
+        for row in self.callbacks(&held)? {
+            let since = row.received_at;
+            found.push(InNeed { reason: AttentionReason::Held, row: Some(row), job: None, since });
+        }
+        found.extend(self.stopped_jobs()?);
+        found.sort_by_key(|found| std::cmp::Reverse(found.since));
+        let left_out = found.len().saturating_sub(limit);
+        found.truncate(limit);
         let mut held_items = Vec::new();
-        for row in self.callbacks(&filter)? {
-            held_items.push(self.held_callback(row)?);
+        for found in found {
+            held_items.extend(self.held_item(found)?);
         }
-        let jobs = vec![schedule::JobState::Held, schedule::JobState::Dead, schedule::JobState::Pending];
-        for job in self.jobs(&Filter { jobs, limit: all, ..Filter::default() })? {
-            held_items.extend(self.stopped_job(job)?);
-        }
-        held_items.sort_by_key(|held_item| std::cmp::Reverse(held_item.since));
-        let left_out = held_items.len().saturating_sub(limit);
-        held_items.truncate(limit);
         Ok((held_items, left_out))
     }
 
-    fn held_callback(&self, row: CallbackRow) -> Result<HeldItem, StoreError> {
-        Ok(HeldItem {
-            kind: "held-callback",
-            callback: row.number,
-            job: None,
-            instance: self.instance_name(row.instance)?,
-            tries: row.tries(),
-            account: row.account,
-            action: row.action.as_str(),
-            since: row.received_at,
-            deliveries: row.deliveries,
-            delivery_limit: row.delivery_limit,
-            reason: row.reason.unwrap_or_default(),
-            reason_code: row.reason_code,
-        })
-    }
-
-    fn stopped_job(&self, job: JobRow) -> Result<Option<HeldItem>, StoreError> {
-        let row = match self.with(|rows| rows.callback_row(job.callback)) {
-            Ok(Some(row)) => row,
-            Ok(None) => return Ok(None),
-            // The job waits all the same, and its note gives the reason.
-            Err(StoreError::Unreadable(_)) => return Ok(Some(HeldItem::of_unreadable(job))),
-            Err(error) => return Err(error),
+    fn held_item(&self, found: InNeed) -> Result<Option<HeldItem>, StoreError> {
+        let InNeed { reason, row, job, since } = found;
+        let (number, instance, action) = match (&job, &row) {
+            (Some(job), _) => (job.callback, job.instance, job.action),
+            (None, Some(row)) => (row.number, row.instance, row.action),
+            (None, None) => return Ok(None),
         };
         Ok(Some(HeldItem {
-            kind: match job.state {
-                schedule::JobState::Held => "held-job",
-                schedule::JobState::Dead => "dead-job",
-                _ => "pending-job",
+            kind: match (&job, reason) {
+                (None, _) => "held-callback",
+                (Some(_), AttentionReason::Dead) => "dead-job",
+                (Some(_), AttentionReason::Pending) => "pending-job",
+                (Some(_), _) => "held-job",
             },
-            callback: row.number,
-            job: Some(job.id),
-            instance: self.instance_name(job.instance)?,
-            tries: row.tries(),
-            account: row.account,
-            action: job.action.as_str(),
-            since: job.attempted_at.unwrap_or(job.created_at),
-            deliveries: row.deliveries,
-            delivery_limit: row.delivery_limit,
-            reason: job.note.unwrap_or_default(),
-            reason_code: None,
+            callback: number,
+            instance: self.instance_name(instance)?,
+            action: action.as_str(),
+            since,
+            tries: row.as_ref().map(CallbackRow::tries).unwrap_or_default(),
+            deliveries: row.as_ref().map_or(0, |row| row.deliveries),
+            delivery_limit: row.as_ref().and_then(|row| row.delivery_limit),
+            account: row.as_ref().map(|row| row.account.clone()).unwrap_or_default(),
+            reason_code: row.as_ref().filter(|_| job.is_none()).and_then(|row| row.reason_code.clone()),
+            reason: match &job {
+                Some(job) => job.note.clone(),
+                None => row.and_then(|row| row.reason),
+            }
+            .unwrap_or_default(),
+            job: job.map(|job| job.id),
         }))
     }
 
@@ -354,8 +322,8 @@ impl Reader {
         if row.name().is_some() {
             return Ok(row);
         }
-        let known_as = self.with(|rows| rows.name_of(row.number))?;
-        Ok(InstanceRow { known_as, ..row })
+        let named = self.with(|rows| rows.name_of(row.number))?;
+        Ok(InstanceRow { known_as: named.map(|(_, name)| name), ..row })
     }
 
     /// Returns the content of a callback. For an unreadable one, returns a callback that says so.

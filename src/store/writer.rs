@@ -585,7 +585,10 @@ mod tests {
         let callback = Callback::new(Action::Payment, "orderPay");
         backend.begin().unwrap();
         let number = backend.add_callback(&a_callback(Action::Payment), &callback).unwrap();
-        let job = JobRow { attempts: 1, ..a_job(1, number, Action::Payment, JobState::Running) };
+        let job = JobRow {
+            attempts: 1,
+            ..a_job(Id::from_bytes([1; 16]), number, Action::Payment, JobState::Running)
+        };
         backend.add_job(&job).unwrap();
         backend.commit().unwrap();
         let (signals, _ready) = StoreSignals::new();

@@ -9,6 +9,7 @@ use super::parts::{self, badge, instance_link, nothing, section, table, time};
 use super::{NavigationEntry, Page, PageContext, Paged};
 use crate::store::{Attention, AuditEntry, CallbackRow, Filter, JobRow, Reader, Totals};
 use spid_core::lifecycle::schedule;
+use spid_hook::callback::Action;
 
 /// Maximum number of rows of each list on this page.
 const ROWS: usize = 10;
@@ -112,7 +113,7 @@ fn attention(html: &mut Html, context: &PageContext, attention: &Attention) {
     let headings = ["Why", "Action", "Instance", "Since", "Deadline", "Details"];
     table(html, "Needs attention", &headings, &attention.items, |html, row, column| match column {
         0 => badge(html, row.reason.as_str()),
-        1 => html.text(row.action.as_str()),
+        1 => html.text(row.action.map_or("–", Action::as_str)),
         2 => match &row.instance {
             Some(name) => html.link("name", &instance_link(name, &row.account), name),
             None => html.text("–"),

@@ -11,7 +11,7 @@ use super::parts::{
 use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::observe::limits;
 use crate::store::{AttentionItem, CallbackRow, Filter, HeldItem, Reader};
-use spid_hook::callback::Callback;
+use spid_hook::callback::{Action, Callback};
 
 /// Content of the page.
 struct Shown {
@@ -60,7 +60,7 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let (held_items, left_out) = reader.held_items(limits::LIST_DEFAULT_COUNT)?;
     // Items that wait for a job or a decision are among the errands. They must not use up the limit of the others.
     let mut others = reader.attention(now, usize::MAX)?.items;
-    others.retain(|item| item.may_be_dismissed);
+    others.retain(|item| item.may_be_dismissed || item.callback.is_none());
     let others_left_out = others.len().saturating_sub(limits::LIST_DEFAULT_COUNT);
     others.truncate(limits::LIST_DEFAULT_COUNT);
     let mut shown =
@@ -103,21 +103,26 @@ fn unreported(html: &mut Html, context: &PageContext, rows: &[(CallbackRow, Opti
 fn draw_item(html: &mut Html, context: &PageContext, item: &AttentionItem) {
     html.element("h2", &[], |html| {
         badge(html, item.reason.as_str());
-        html.text(&format!(" {} ", item.action));
+        html.text(&format!(" {} ", item.action.map_or("instance", Action::as_str)));
         match &item.instance {
             Some(name) => html.link("name", &instance_link(name, &item.account), name),
             None => html.leaf("span", "soft", "no instance"),
         }
     });
     html.element("p", &[("class", "soft")], |html| {
-        html.text(&format!("callback {} · {} · since ", item.callback, item.account));
+        if let Some(callback) = item.callback {
+            html.text(&format!("callback {callback} · "));
+        }
+        html.text(&format!("{} · since ", item.account));
         time(html, item.since, context.now);
     });
     html.leaf("p", "said", &item.detail);
     html.leaf("p", "hint", &item.todo);
     let order = item.order.clone();
     facts(html, &[("order", order), ("buyer", item.buyer.clone())]);
-    html.element("div", &[("class", "acts")], |html| dismiss_act(html, context, item.callback));
+    if let Some(callback) = item.callback.filter(|_| item.may_be_dismissed) {
+        html.element("div", &[("class", "acts")], |html| dismiss_act(html, context, callback));
+    }
 }
 
 fn draw(html: &mut Html, context: &PageContext, held_item: &HeldItem, callback: &Callback) {

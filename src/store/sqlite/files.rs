@@ -35,7 +35,7 @@ pub(super) fn remove_with_journals(path: &Path) {
 pub(super) fn sync_folder(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let synced = File::open(folder).and_then(|folder| folder.sync_all());
-    synced.map_err(|error| StoreError::of_file(folder, &error))
+    synced.map_err(StoreError::of_file(folder))
 }
 
 /// Restore target: a path without a database, locked against daemons for as long as this value lives.
@@ -69,9 +69,9 @@ impl RestoreTarget {
     /// Moves the prepared database to its final path.
     pub(crate) fn fill(self) -> Result<()> {
         // The stamp noted for the earlier database does not apply to the restored one.
-        self.lock.set_len(0).map_err(|error| StoreError::of_file(&self.path, &error))?;
+        self.lock.set_len(0).map_err(StoreError::of_file(&self.path))?;
         let moved = std::fs::rename(&self.partial, &self.path);
-        moved.map_err(|error| StoreError::of_file(&self.path, &error))?;
+        moved.map_err(StoreError::of_file(&self.path))?;
         // Without this sync, a power cut could undo the rename.
         sync_folder(&self.path)
     }
@@ -87,13 +87,13 @@ pub(super) fn lock_path(path: &Path) -> Result<PathBuf> {
         }
         (real, _) => real,
     };
-    let real = real.map_err(|error| StoreError::of_file(path, &error))?;
+    let real = real.map_err(StoreError::of_file(path))?;
     Ok(beside(&real, ".lock"))
 }
 
 pub(super) fn lock(path: &Path) -> Result<File> {
     let lock_path = lock_path(path)?;
-    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
+    let file_error = StoreError::of_file(&lock_path);
     // Not truncated: the file holds the note of the last commit.
     let file = OpenOptions::new()
         .read(true)
@@ -121,7 +121,7 @@ pub(super) fn noted_stamp(path: &Path) -> Result<Option<(i64, PathBuf)>> {
         Ok(text) => Ok(stamp_of(&text).map(|stamp| (stamp, note))),
         // No daemon has run here yet, or its lock file was removed.
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(StoreError::of_file(&note, &error)),
+        Err(error) => Err(StoreError::of_file(&note)(error)),
     }
 }
 
@@ -170,7 +170,7 @@ pub(super) struct InodeLock(File);
 
 impl InodeLock {
     pub(super) fn take(path: &Path) -> Result<InodeLock> {
-        let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+        let file_error = StoreError::of_file(path);
         let file = OpenOptions::new().read(true).write(true).open(path).map_err(file_error)?;
         // On these file systems the lock file beside the database is the only lock.
         if !is_lockable(&file) {
@@ -198,7 +198,7 @@ impl InodeLock {
 
     /// Returns true if a process holds the lock.
     pub(super) fn is_taken(path: &Path) -> Result<bool> {
-        let file = File::open(path).map_err(|error| StoreError::of_file(path, &error))?;
+        let file = File::open(path).map_err(StoreError::of_file(path))?;
         let taken = is_lockable(&file) && matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
         // The descriptor stays open, so release the shared lock explicitly.
         let _ = file.unlock();
@@ -233,7 +233,7 @@ pub(super) fn check_name(path: &Path) -> Result<()> {
 /// Returns true if a daemon holds the lock file beside this name.
 pub(super) fn is_held_beside(path: &Path) -> Result<bool> {
     let lock_path = lock_path(path)?;
-    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
+    let file_error = StoreError::of_file(&lock_path);
     match files::open(&lock_path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(file_error(error)),
@@ -248,7 +248,7 @@ pub(super) fn is_held_beside(path: &Path) -> Result<bool> {
 /// Refuses a database with several names, unless a daemon noted a commit beside this name. A database without a WAL, as
 /// `spid backup` writes it, is complete under every name, so it passes.
 pub(super) fn check_links(path: &Path) -> Result<()> {
-    let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+    let file_error = StoreError::of_file(path);
     let links = std::fs::metadata(path).map_err(file_error)?.nlink();
     if links < 2 || noted_stamp(path)?.is_some() {
         return Ok(());
@@ -308,7 +308,7 @@ pub(crate) struct DatabaseFiles {
 impl DatabaseFiles {
     /// Records the files of the database that is locked and open. Its log must exist by now.
     pub(super) fn of(path: &Path, lock: &InodeLock) -> Result<DatabaseFiles> {
-        let file_error = |error: std::io::Error| StoreError::of_file(path, &error);
+        let file_error = StoreError::of_file(path);
         let file = FileId::of(&lock.0.metadata().map_err(file_error)?);
         // SQLite keeps the log beside the real file, not beside a symbolic link.
         let real = path.canonicalize().map_err(file_error)?;
@@ -386,7 +386,7 @@ pub(crate) fn may_make_files_beside(path: &Path) -> Result<()> {
 }
 
 pub(super) fn may(path: &Path, access: Access) -> Result<()> {
-    rustix::fs::access(path, access).map_err(|error| StoreError::of_file(path, &error.into()))
+    rustix::fs::access(path, access).map_err(|error| StoreError::of_file(path)(error.into()))
 }
 
 /// Creates an empty file with mode 0600, so that SQLite keeps the file and its WAL private.
@@ -396,7 +396,7 @@ pub(super) fn make_private(path: &Path) -> Result<()> {
         Ok(_) => Ok(()),
         // An existing file keeps its mode.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(StoreError::of_file(path, &error)),
+        Err(error) => Err(StoreError::of_file(path)(error)),
     }
 }
 

@@ -37,14 +37,14 @@ pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
         file.set_len(keys_at)?;
         file.write_all_at(words.join("\n").as_bytes(), keys_at)
     };
-    write().map_err(|error: std::io::Error| StoreError::of_file(&lock_path, &error))
+    write().map_err(StoreError::of_file(&lock_path))
 }
 
 /// Returns the ids of the sealing keys of the daemon that runs on this database; `None` if no daemon runs. The list is
 /// empty if a daemon runs but its note was removed.
 pub(in crate::store) fn noted_keys(path: &Path) -> Result<Option<Vec<String>>> {
     let lock_path = lock_path(path)?;
-    let file_error = |error: std::io::Error| StoreError::of_file(&lock_path, &error);
+    let file_error = StoreError::of_file(&lock_path);
     let file = match files::open(&lock_path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return without_note(path),
         file => file.map_err(file_error)?,
@@ -219,7 +219,8 @@ impl Sqlite {
              JOIN instance ON instance.number = purchase.instance
              WHERE purchase.order_id IS NOT instance.order_id",
         )?;
-        let owed = "SELECT DISTINCT instance FROM job WHERE state < 5 AND instance IS NOT NULL";
+        let owed =
+            concat!("SELECT DISTINCT instance FROM job WHERE ", is_live!(), " AND instance IS NOT NULL");
         let owed: HashSet<i64> = self.many(owed, [], |row| row.get(0))?.into_iter().collect();
         let sql = concat!("SELECT ", instance_columns!(), " FROM instance ORDER BY number");
         let mut statement = self.statement(sql)?;

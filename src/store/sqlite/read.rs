@@ -67,10 +67,11 @@ impl<'a> Columns<'a> {
 
     /// Reads a stored index into `all`. An index above 0 that `all` does not have may come from a newer spid.
     fn one_of<T: Copy>(&mut self, all: &[T]) -> rusqlite::Result<T> {
-        let position = self.next::<i64>()?;
-        let found = usize::try_from(position).ok().and_then(|position| all.get(position));
-        let unknown = || format!("is {position}, which is not a known value");
-        found.copied().ok_or_else(|| self.unreadable(unknown(), position > 0))
+        let stored = self.next::<i64>()?;
+        match at_position(all, Some(stored)) {
+            Some(value) => Ok(value),
+            None => Err(self.unreadable(format!("is {stored}, which is not a known value"), stored > 0)),
+        }
     }
 
     /// Error about the column that was read last.
@@ -343,23 +344,44 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
 pub(super) const DUE: &str = concat!(
     "SELECT ",
     job_columns!(),
-    " FROM job WHERE state = 0 AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
+    " FROM job WHERE state = ",
+    code!(job Queued),
+    " AND blocked = 0 AND due_at <= ?1 ORDER BY due_at, number LIMIT ?2"
 );
 
 /// Due time of the next job that is not blocked and not due yet.
-pub(super) const NEXT_DUE: &str =
-    "SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0 AND due_at > ?1";
+pub(super) const NEXT_DUE: &str = concat!(
+    "SELECT min(due_at) FROM job WHERE state = ",
+    code!(job Queued),
+    " AND blocked = 0 AND due_at > ?1"
+);
 
 /// Condition for a callback of a marketplace that succeeded and is not reported: its job succeeded, or an operator's
 /// approval found nothing left to do. Every other callback without a job is reported in the commit that records it.
-const IS_UNREPORTED: &str = "(told_at IS NULL AND deliveries > 0 AND (disposition = 3
-    OR disposition = 0 AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = 5)))";
+const IS_UNREPORTED: &str = concat!(
+    "(told_at IS NULL AND deliveries > 0 AND (disposition = ",
+    code!(disposition Recorded),
+    " OR disposition = ",
+    code!(disposition Job),
+    " AND EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state = ",
+    code!(job Done),
+    ")))"
+);
 
 /// Highest count of deliveries, and highest part of the delivery limit, of the callbacks that still wait for an answer.
 /// A refused, dropped or canceled callback had its answer, so further deliveries of it change nothing.
-const DELIVERIES_USED: &str = "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
-    WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> 2
-    AND (disposition <> 0 OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND job.state < 6))";
+const DELIVERIES_USED: &str = concat!(
+    "SELECT max(deliveries), max(deliveries * 1.0 / budget) FROM callback
+     WHERE told_at IS NULL AND budget IS NOT NULL AND disposition <> ",
+    code!(disposition Refused),
+    " AND (disposition <> ",
+    code!(disposition Job),
+    " OR EXISTS (SELECT 1 FROM job WHERE job.number = callback.job AND (",
+    is_live!("job"),
+    " OR job.state = ",
+    code!(job Done),
+    ")))"
+);
 
 /// Conditions of a list query, added one by one, with their parameters.
 struct Conditions {
@@ -420,40 +442,39 @@ impl Read for Sqlite {
             ", name.account FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.name = ?1 ORDER BY instance.number"
         );
-        let mut unreadable = None;
-        let found = self.many(sql, [name], |row| {
-            let read = match row.get_ref(0)? {
-                ValueRef::Null => {
-                    let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
-                    Err(dangling_reference("name", &String::from_utf8_lossy(account), name))
-                }
-                _ => read_instance(row),
-            };
-            Ok(read.map_err(|error| unreadable = Some(StoreError::from(error))).ok())
-        })?;
-        let readable: Vec<InstanceRow> = found.into_iter().flatten().collect();
-        match unreadable {
-            // Every match is unreadable: an unreadable instance must not look like a missing one.
-            Some(error) if readable.is_empty() => Err(error),
-            Some(StoreError::Unreadable(unreadable)) => {
-                self.name(*unreadable);
-                Ok(readable)
+        let (found, mut unreadable) = self.partition(sql, [name], |row| match row.get_ref(0)? {
+            ValueRef::Null => {
+                let account = row.get_ref(INSTANCE_COLUMNS_COUNT)?.as_bytes().unwrap_or_default();
+                Err(dangling_reference("name", &String::from_utf8_lossy(account), name))
             }
-            Some(error) => Err(error),
-            None => Ok(readable),
+            _ => read_instance(row),
+        })?;
+        // Every match is unreadable: an unreadable instance must not look like a missing one.
+        if let Some(last) = unreadable.pop_if(|_| found.is_empty()) {
+            return Err(StoreError::Unreadable(Box::new(last)));
         }
+        unreadable.into_iter().for_each(|unreadable| self.log_once(unreadable));
+        Ok(found)
     }
 
-    fn name_of(&self, number: i64) -> Result<Option<String>> {
-        let sql = "SELECT name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
-        self.one(sql, [number], |row| row.get(0))
+    fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
+        let sql = concat!("SELECT ", instance_columns!(), " FROM instance ORDER BY number");
+        let (_, unreadable) = self.partition(sql, [], |row| read_instance(row).map(drop))?;
+        Ok(unreadable)
+    }
+
+    fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
+        let sql = "SELECT account, name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
+        self.one(sql, [number], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
         let sql = concat!(
             "SELECT ",
             instance_columns!(),
-            ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND job.state < 5 AND job.in_lane = 1)
+            ", EXISTS (SELECT 1 FROM job WHERE job.instance = name.instance AND ",
+            is_live!("job"),
+            " AND job.in_lane = 1)
              FROM name LEFT JOIN instance ON instance.number = name.instance
              WHERE name.account = ?1 AND name.name = ?2"
         );
@@ -500,7 +521,9 @@ impl Read for Sqlite {
                 "SELECT ",
                 job_columns!(),
                 ", callback.body FROM job JOIN callback ON callback.number = job.callback
-                 WHERE job.instance = ?1 AND job.state < 5 AND job.in_lane = 1 ORDER BY job.number"
+                 WHERE job.instance = ?1 AND ",
+                is_live!("job"),
+                " AND job.in_lane = 1 ORDER BY job.number"
             ),
             [instance],
             |row| {
@@ -516,7 +539,9 @@ impl Read for Sqlite {
             concat!(
                 "SELECT ",
                 job_columns!(),
-                " FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 ORDER BY number"
+                " FROM job WHERE instance = ?1 AND ",
+                is_live!(),
+                " AND in_lane = 1 ORDER BY number"
             ),
             [instance],
             read_job,
@@ -524,7 +549,8 @@ impl Read for Sqlite {
     }
 
     fn has_queue(&self, instance: i64) -> Result<bool> {
-        let sql = "SELECT 1 FROM job WHERE instance = ?1 AND state < 5 AND in_lane = 1 LIMIT 1";
+        let sql =
+            concat!("SELECT 1 FROM job WHERE instance = ?1 AND ", is_live!(), " AND in_lane = 1 LIMIT 1");
         Ok(self.one(sql, [instance], |_| Ok(()))?.is_some())
     }
 
@@ -573,10 +599,10 @@ impl Read for Sqlite {
     fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<ReadableJob>> {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // Skipped jobs are still due and sort first, so read that many more rows.
-        let left = self.left.borrow();
-        let with_left = limit.saturating_add(left.len() as i64);
-        let mut due = self.many(DUE, [now.as_millisecond(), with_left], read_readable)?;
-        due.retain(|job| !left.contains(&number_of(job)));
+        let skipped = self.skipped.borrow();
+        let with_skipped = limit.saturating_add(skipped.len() as i64);
+        let mut due = self.many(DUE, [now.as_millisecond(), with_skipped], read_readable)?;
+        due.retain(|job| !skipped.contains(&number_of(job)));
         due.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
         Ok(due)
     }
@@ -591,13 +617,15 @@ impl Read for Sqlite {
             concat!(
                 "SELECT ",
                 job_columns!(),
-                " FROM job WHERE state = 1 AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
+                " FROM job WHERE state = ",
+                code!(job Running),
+                " AND (?1 IS NULL OR lease_until IS NULL OR lease_until < ?1) ORDER BY number"
             ),
             [millis(ended_before)],
             read_readable,
         )?;
         // Skipped jobs stay unchanged until the next start.
-        running.retain(|job| !self.left.borrow().contains(&number_of(job)));
+        running.retain(|job| !self.skipped.borrow().contains(&number_of(job)));
         Ok(running)
     }
 
@@ -608,9 +636,9 @@ impl Read for Sqlite {
         if let Some(text) = &filter.search {
             conditions.search(text);
         }
-        // A released instance (state 3) has no term that can end.
+        // A released instance has no term that can end.
         if let Some((from, to)) = filter.expires {
-            conditions.sql.push_str(" AND state <> 3");
+            conditions.sql.push_str(concat!(" AND state <> ", code!(instance Released)));
             conditions.add("expires_on >= ?", Some(from.as_millisecond()));
             conditions.add("expires_on < ?", Some(to.as_millisecond()));
         }
@@ -639,7 +667,9 @@ impl Read for Sqlite {
         conditions.add("account = ?", filter.account.clone());
         match filter.disposition {
             // A literal instead of a parameter lets SQLite use the partial index of held callbacks.
-            Some(Disposition::Held) => conditions.sql.push_str(" AND disposition = 1"),
+            Some(Disposition::Held) => {
+                conditions.sql.push_str(concat!(" AND disposition = ", code!(disposition Held)));
+            }
             other => conditions
                 .add("disposition = ?", other.map(|disposition| position(&Disposition::ALL, &disposition))),
         }
@@ -651,24 +681,30 @@ impl Read for Sqlite {
     }
 
     fn unreported(&self) -> Result<Vec<(CallbackRow, Option<JobRow>)>> {
-        // Three queries, because each has its own index. Actions 6 and 8 are sign-on and query, which need no person.
-        let sql = |which: &str| {
-            format!(
-                "SELECT {}, {} FROM callback LEFT JOIN job ON job.number = callback.job
-                 WHERE {which} AND callback.dismissed_at IS NULL AND callback.action NOT IN (6, 8)
-                 ORDER BY callback.number",
-                callback_columns!(),
-                job_columns!()
-            )
+        // Three queries, because each has its own index. Sign-ons and queries need no person.
+        let find = |condition: &str| {
+            let columns = concat!(callback_columns!(), ", ", job_columns!());
+            let harmless = concat!(code!(action SignOn), ", ", code!(action Query));
+            let sql = format!(
+                "SELECT {columns} FROM callback LEFT JOIN job ON job.number = callback.job
+                 WHERE {condition} AND callback.dismissed_at IS NULL AND callback.action NOT IN ({harmless})
+                 ORDER BY callback.number"
+            );
+            self.readable(&sql, [], read_callback_and_job)
         };
-        let mut found = self.readable(&sql("callback.told_at IS NULL"), [], read_callback_and_job)?;
+        let mut found = find("callback.told_at IS NULL")?;
         // Success was reported, but an operator must learn of the other values.
         let noticed =
             "callback.reason_code = 'create-repeated-with-other-values' AND callback.told_at IS NOT NULL";
-        found.extend(self.readable(&sql(noticed), [], read_callback_and_job)?);
+        found.extend(find(noticed)?);
         // The marketplace heard success before the hook ran, so only the seller can hear that the hook refused.
-        let refused_payment = "job.action = 7 AND job.state = 6 AND callback.told_at IS NOT NULL";
-        found.extend(self.readable(&sql(refused_payment), [], read_callback_and_job)?);
+        found.extend(find(concat!(
+            "job.action = ",
+            code!(action Payment),
+            " AND job.state = ",
+            code!(job Refused),
+            " AND callback.told_at IS NOT NULL"
+        ))?);
         found.sort_by_key(|(row, _)| row.number);
         Ok(found)
     }
@@ -699,8 +735,11 @@ impl Read for Sqlite {
     fn expiries(&self, first: i64, end: i64) -> Result<Vec<(i64, u64)>> {
         // `expires_on / DAY_MS` is the day, counted from 1970-01-01 in UTC.
         self.many(
-            "SELECT expires_on / ?1, count(*) FROM instance
-             WHERE state <> 3 AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1",
+            concat!(
+                "SELECT expires_on / ?1, count(*) FROM instance WHERE state <> ",
+                code!(instance Released),
+                " AND expires_on >= ?2 * ?1 AND expires_on < ?3 * ?1 GROUP BY 1 ORDER BY 1"
+            ),
             [DAY_MS, first, end],
             |row| Ok((row.get(0)?, row.get::<_, i64>(1)?.unsigned_abs())),
         )
@@ -721,44 +760,42 @@ impl Read for Sqlite {
     }
 
     fn totals(&self) -> Result<Totals> {
-        // A stored state that this spid does not know is counted as "unreadable".
-        let word = |state: Option<&'static str>| state.unwrap_or("unreadable");
-        let pairs = |sql: &str| {
-            self.many(sql, [], |row| Ok((integer(row, 0), integer(row, 1).unwrap_or(0).unsigned_abs())))
-        };
         let mut totals = Totals::default();
-        for (state, count) in pairs("SELECT state, count(*) FROM instance GROUP BY state")? {
-            let state = at_position(&STATES, state).map(|state| state.as_str());
-            *totals.instances.entry(word(state)).or_default() += count;
+        for (state, count) in self.counts("SELECT state, count(*) FROM instance GROUP BY state")? {
+            let state = at_position(&STATES, state).map_or(UNKNOWN_STATE, State::as_str);
+            *totals.instances.entry(state).or_default() += count;
         }
-        // Live jobs (state < 5), and states that this spid does not know (state > 8).
-        for (state, count) in
-            pairs("SELECT state, count(*) FROM job WHERE state < 5 OR state > 8 GROUP BY state")?
-        {
-            let state = at_position(&schedule::JobState::ALL, state).map(|state| state.as_str());
-            *totals.jobs.entry(word(state)).or_default() += count;
+        // Jobs that have not ended, and jobs in a state that this spid does not know.
+        let newest = position(&schedule::JobState::ALL, &schedule::JobState::Cancelled);
+        let sql = concat!("SELECT state, count(*) FROM job WHERE ", is_live!(), " OR state > ");
+        for (state, count) in self.counts(&format!("{sql}{newest} GROUP BY state"))? {
+            let state = at_position(&schedule::JobState::ALL, state);
+            *totals.jobs.entry(state.map_or(UNKNOWN_STATE, schedule::JobState::as_str)).or_default() += count;
         }
-        let count = |sql: &str| -> Result<u64> {
-            Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
-        };
-        totals.held = count("SELECT count(*) FROM callback WHERE disposition = 1")?;
-        totals.unreported = count(&format!("SELECT count(*) FROM callback WHERE {IS_UNREPORTED}"))?;
-        let first = |sql: &str| -> Result<Option<Timestamp>> {
-            Ok(self.one(sql, [], |row| Ok(integer(row, 0)))?.flatten().map(from_millis))
-        };
-        let (queued, running) = (
-            // The second condition lets SQLite use the index of live jobs.
-            first("SELECT min(created_at) FROM job WHERE state = 0 AND state < 5")?,
-            first("SELECT min(created_at) FROM job WHERE state = 1")?,
-        );
+        let held = concat!("SELECT count(*) FROM callback WHERE disposition = ", code!(disposition Held));
+        totals.held = self.count(held)?;
+        totals.unreported = self.count(&format!("SELECT count(*) FROM callback WHERE {IS_UNREPORTED}"))?;
+        // The second condition lets SQLite use the index of live jobs.
+        let queued = self.earliest(concat!(
+            "SELECT min(created_at) FROM job WHERE state = ",
+            code!(job Queued),
+            " AND ",
+            is_live!()
+        ))?;
+        let running =
+            self.earliest(concat!("SELECT min(created_at) FROM job WHERE state = ", code!(job Running)))?;
         totals.oldest_job = queued.into_iter().chain(running).min();
-        totals.next_due = first("SELECT min(due_at) FROM job WHERE state = 0 AND blocked = 0")?;
-        let tries = self.one(DELIVERIES_USED, [], |row| {
+        totals.next_due = self.earliest(concat!(
+            "SELECT min(due_at) FROM job WHERE state = ",
+            code!(job Queued),
+            " AND blocked = 0"
+        ))?;
+        let used = self.one(DELIVERIES_USED, [], |row| {
             Ok((integer(row, 0), row.get::<_, Option<f64>>(1).ok().flatten()))
         })?;
-        let (tries, ratio) = tries.unwrap_or_default();
-        (totals.tries, totals.deliveries_used_ratio) =
-            (tries.unwrap_or(0).unsigned_abs(), ratio.unwrap_or(0.0));
+        let (deliveries, ratio) = used.unwrap_or_default();
+        totals.tries = deliveries.unwrap_or(0).unsigned_abs();
+        totals.deliveries_used_ratio = ratio.unwrap_or(0.0);
         Ok(totals)
     }
 
@@ -768,7 +805,10 @@ impl Read for Sqlite {
             if served.contains(&account.as_str()) {
                 continue;
             }
-            let sql = "SELECT count(*) FROM instance WHERE account = ?1 AND state <> 3";
+            let sql = concat!(
+                "SELECT count(*) FROM instance WHERE account = ?1 AND state <> ",
+                code!(instance Released)
+            );
             let count = self.one(sql, [&account], |row| row.get::<_, i64>(0))?.unwrap_or(0);
             if count > 0 {
                 unserved.insert(account, count.unsigned_abs());
@@ -791,7 +831,25 @@ macro_rules! accounts {
     };
 }
 
+/// Word for a stored state that this spid does not know.
+const UNKNOWN_STATE: &str = "unreadable";
+
 impl Sqlite {
+    /// Returns the groups of a query of two columns: a number, and a count.
+    fn counts(&self, sql: &str) -> Result<Vec<(Option<i64>, u64)>> {
+        self.many(sql, [], |row| Ok((integer(row, 0), integer(row, 1).unwrap_or(0).unsigned_abs())))
+    }
+
+    /// Returns the count that a query computes.
+    fn count(&self, sql: &str) -> Result<u64> {
+        Ok(self.one(sql, [], |row| row.get::<_, i64>(0))?.unwrap_or(0).unsigned_abs())
+    }
+
+    /// Returns the instant that a query computes.
+    fn earliest(&self, sql: &str) -> Result<Option<Timestamp>> {
+        Ok(self.one(sql, [], |row| Ok(integer(row, 0)))?.flatten().map(from_millis))
+    }
+
     /// Returns every account that has an instance with a name or an order.
     ///
     /// Both tables are sorted by account, so each step of the query skips to the next account. A start must not read a

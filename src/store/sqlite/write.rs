@@ -194,7 +194,7 @@ impl Write for Sqlite {
         self.insert(
             concat!("INSERT INTO job (number, id, callback, instance, in_lane, action, state, attempts, step, extra, due_at,
                lease_until, created_at, blocked) VALUES (", next_number!("job"), ", ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12,
-               CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND state < 5)
+               CASE WHEN ?13 THEN EXISTS (SELECT 1 FROM job WHERE instance = ?3 AND in_lane = 1 AND ", is_live!(), ")
                  ELSE 0 END)"),
             params![
                 row.id.as_bytes(),
@@ -219,9 +219,13 @@ impl Write for Sqlite {
     fn put_job(&mut self, row: &JobRow) -> Result<()> {
         // An ended job is never blocked.
         self.run(
-            "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
-               attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
-               blocked = blocked AND ?2 < 5 WHERE number = ?1",
+            concat!(
+                "UPDATE job SET state = ?2, attempts = ?3, step = ?4, extra = ?5, due_at = ?6, lease_until = ?7,
+                   attempted_at = ?8, note = ?9, answer = ?10, sealed = ?11, proposed_id = ?12, ended_at = ?13,
+                   blocked = blocked AND ?2 < ",
+                code!(job Done),
+                " WHERE number = ?1"
+            ),
             params![
                 row.number,
                 position(&schedule::JobState::ALL, &row.state),
@@ -247,16 +251,19 @@ impl Write for Sqlite {
 
     fn hold_unreadable(&mut self, job: i64, note: &str) -> Result<()> {
         let held = position(&schedule::JobState::ALL, &schedule::JobState::Held);
-        self.run_or_leave(
+        self.run_or_skip(
             job,
-            "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND state < 5",
+            concat!(
+                "UPDATE job SET state = ?2, lease_until = NULL, note = ?3 WHERE number = ?1 AND ",
+                is_live!()
+            ),
             params![job, held, note],
         )
     }
 
     fn postpone(&mut self, job: i64, until: Timestamp) -> Result<()> {
-        let sql = "UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = 0";
-        self.run_or_leave(job, sql, params![job, until.as_millisecond()])
+        let sql = concat!("UPDATE job SET due_at = ?2 WHERE number = ?1 AND state = ", code!(job Queued));
+        self.run_or_skip(job, sql, params![job, until.as_millisecond()])
     }
 
     fn add_attempt(&mut self, row: &AttemptRow) -> Result<()> {
@@ -298,13 +305,13 @@ impl Sqlite {
     /// Runs a statement on the row of a job, and skips the job from now on if no row changes.
     ///
     /// A row that breaks a constraint of the schema in any column cannot be updated. A running job cannot be put off.
-    fn run_or_leave(&self, job: i64, sql: &str, params: impl Params) -> Result<()> {
+    fn run_or_skip(&self, job: i64, sql: &str, params: impl Params) -> Result<()> {
         let changed = match self.statement(sql)?.execute(params) {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => 0,
             changed => changed?,
         };
         if changed == 0 {
-            self.left.borrow_mut().insert(job);
+            self.skipped.borrow_mut().insert(job);
         }
         Ok(())
     }
@@ -315,8 +322,12 @@ impl Sqlite {
     /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked again.
     fn unblock(&self, instance: i64) -> Result<()> {
         self.run(
-            "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =
-               (SELECT number FROM job WHERE instance = ?1 AND in_lane = 1 AND state < 5 ORDER BY number LIMIT 1)",
+            concat!(
+                "UPDATE job SET blocked = 0 WHERE blocked = 1 AND number =
+                   (SELECT number FROM job WHERE instance = ?1 AND in_lane = 1 AND ",
+                is_live!(),
+                " ORDER BY number LIMIT 1)"
+            ),
             [instance],
         )?;
         Ok(())

@@ -12,7 +12,7 @@ use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
     AttemptRow, AuditEntry, Backend, CallbackRow, Closed, CommittedRows, DAY_MS, Disposition, Filter,
     InstanceAndQueue, InstanceRow, JobRow, KeyUse, Read, ReadableJob, Reader, Store, StoreError,
-    StoreOptions, Totals, Write,
+    StoreOptions, Totals, Unreadable, Write,
 };
 use spid_core::lifecycle::Reason;
 use spid_core::lifecycle::schedule::JobState;
@@ -269,10 +269,13 @@ macro_rules! reads {
                     numbers.filter_map(|number| tables.instances.get(number)).cloned().collect()
                 }))
             }
-            fn name_of(&self, number: i64) -> Result<Option<String>> {
+            fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
+                Ok(Vec::new())
+            }
+            fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
                 Ok(self.see(|tables| {
                     let named = tables.names.iter().filter(|(_, instance)| **instance == number);
-                    named.map(|((_, name), _)| name.clone()).min()
+                    named.map(|(key, _)| key.clone()).min_by_key(|(_, name)| name.clone())
                 }))
             }
             fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {

@@ -12,7 +12,7 @@ use spid::internals::store;
 use spid::internals::store::encryption::Encryptor;
 use spid::internals::store::{
     AttemptRow, AuditEntry, Backend, CallbackRow, Ended, Filter, InstanceAndQueue, InstanceRow, JobRow,
-    KeyUse, Operated, Read, ReadableJob, Reader, Store, StoreError, StoreOptions, Totals, Write,
+    KeyUse, Operated, Read, ReadableJob, Reader, Store, StoreError, StoreOptions, Totals, Unreadable, Write,
 };
 use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
@@ -173,7 +173,10 @@ impl Read for FailingRows {
     fn instances_named(&self, name: &str) -> Result<Vec<InstanceRow>> {
         self.rows.instances_named(name)
     }
-    fn name_of(&self, number: i64) -> Result<Option<String>> {
+    fn unreadable_instances(&self) -> Result<Vec<Unreadable>> {
+        self.rows.unreadable_instances()
+    }
+    fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
         self.rows.name_of(number)
     }
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
