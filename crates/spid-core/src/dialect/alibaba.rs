@@ -10,8 +10,11 @@
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::GivesUp;
+use super::dates::read_civil;
+use super::names::Names;
 use super::token::{Shape, TokenDialect, Verb};
-use super::{Action, GivesUp, Names, read_civil};
+use spid_hook::callback::Action;
 use spid_hook::time::plus_millis;
 
 /// Delivery limit: after a failed answer the marketplace calls again, at most 120 times

@@ -13,13 +13,17 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Vi
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::dates::read_civil;
+use super::names::Names;
+use super::reply::{message, object};
 use super::{
-    Action, Callback, Denial, Dialect, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair, Parts,
-    RawRequest, Reply, SendForm, Sending, Signed, Unchecked, ValidationIssue, Verified, message, object,
-    read_civil, read_word,
+    Denial, Dialect, FORM_TYPE, Options, OutRequest, RawRequest, Reply, SendForm, Sending, Unchecked,
+    read_word,
 };
 use crate::limits::DATED_WINDOW_MS;
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Keys, Parts, Signed, Verified};
+use spid_hook::callback::{Action, Callback, Outcome, ValidationIssue};
 use spid_hook::json::Json;
 use spid_hook::time::read_rfc3339;
 

@@ -5,8 +5,11 @@
 //! no reply, spid sends the reply of the query-token family. `docs/dialects/jdcloud.md` says what is accepted,
 //! what is answered, and what is unknown.
 
+use super::GivesUp;
+use super::dates::read_civil;
+use super::names::Names;
 use super::token::{Shape, TokenDialect, Verb};
-use super::{Action, GivesUp, Names, read_civil};
+use spid_hook::callback::Action;
 
 /// Delivery limit: after `instanceId` 0 the marketplace calls again 200 times.
 /// After that an operator must press "Reset Instance" in the seller's console.

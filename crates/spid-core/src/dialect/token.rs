@@ -9,12 +9,17 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::dates::read_civil;
+use super::names::Names;
+use super::reply::{message, object};
 use super::{
-    Action, Answer, Callback, Denial, Dialect, FORM_TYPE, GivesUp, Keys, Names, Options, OutRequest, Outcome,
-    Pair, Parameters, Parts, RawRequest, Reply, Secret, SendForm, Sending, Signed, SuccessAs, Unchecked,
-    ValidationIssue, Verified, message, object, read_civil, read_word,
+    Denial, Dialect, FORM_TYPE, GivesUp, Options, OutRequest, RawRequest, Reply, SendForm, Sending,
+    SuccessAs, Unchecked, read_word,
 };
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Keys, Parts, Signed, Verified};
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer, Callback, Outcome, Parameters, ValidationIssue};
 use spid_hook::json::Json;
 
 /// Table that describes one marketplace of the query-token family.

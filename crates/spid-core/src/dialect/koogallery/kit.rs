@@ -15,12 +15,12 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::{
-    Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Unchecked,
-    ValidationIssue,
-};
-use super::{Nonce, legacy, malformed, missing, read_body, read_sent_at, write_body};
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
+use super::{legacy, malformed, missing, read_body, read_sent_at, write_body};
 use crate::limits::NONCED_WINDOW_MS;
+use crate::query::Pair;
+use crate::signature::{Keys, Parts, Signed};
+use spid_hook::callback::{Nonce, Parameters, ValidationIssue};
 use spid_hook::json::Json;
 use spid_hook::time::plus_millis;
 

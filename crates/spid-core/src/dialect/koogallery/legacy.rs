@@ -13,12 +13,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
-use super::super::{
-    Callback, Cipher, Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Signer,
-    Unchecked, ValidationIssue,
-};
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
 use super::read_compact;
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Cipher, Keys, Parts, Signed, Signer};
+use spid_hook::callback::{Callback, Parameters, ValidationIssue};
 
 pub(super) const TIME_STAMP: &str = "timeStamp";
 pub(super) const TRIAL_FLAG: &str = "trialFlag";

@@ -25,13 +25,15 @@ use jiff::tz::TimeZone;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use super::names::Names;
 use super::{
-    Action, Callback, Denial, DetailsError, Dialect, GivesUp, Keys, Names, Nonce, Options, OrderLookup,
-    OutRequest, Outcome, Pair, Parameters, Parts, RawRequest, Reply, Sending, Signed, Unchecked,
-    ValidationIssue, Verified, read_word,
+    Denial, DetailsError, Dialect, GivesUp, Options, OrderLookup, OutRequest, RawRequest, Reply, Sending,
+    Unchecked, read_word,
 };
 use crate::limits::{NAME_MAX_BYTES, NONCED_WINDOW_MS, QUERY_MAX_COUNT};
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Keys, Parts, Signed, Verified};
+use spid_hook::callback::{Action, Callback, Nonce, Outcome, Parameters, ValidationIssue};
 use spid_hook::json::Json;
 use spid_hook::time::{last_instant, plus_millis};
 

@@ -7,8 +7,9 @@
 //! the page's tables only in part. So everything an order contains is kept in `order_details`, with or without a
 //! neutral name.
 
-use super::super::{Action, Callback, DetailsError, Expiry, OrderLookup, Parameters};
+use super::super::{DetailsError, OrderLookup};
 use super::{ACTIVITY, legacy, read_compact};
+use spid_hook::callback::{Action, Callback, Expiry, Parameters};
 use spid_hook::json::Json;
 
 /// Base URL of the site for China. The others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
@@ -159,7 +160,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use spid_hook::callback::Callback;
 
     fn asked(action: Action) -> Callback {
         let mut callback = Callback::new(action, "x");

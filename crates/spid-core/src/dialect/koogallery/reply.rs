@@ -6,8 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{Action, Answer, Callback, Denial, Options, Outcome, Reply, Seal, ascii, message, object};
+use super::super::reply::{ascii, message, object};
+use super::super::{Denial, Options, Reply, Seal};
 use super::legacy;
+use spid_hook::callback::{Action, Answer, Callback, Outcome};
 use spid_hook::json::Json;
 
 const SUCCESS: &str = "000000";

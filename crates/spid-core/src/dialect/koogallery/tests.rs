@@ -2,10 +2,11 @@
 
 use serde_json::json;
 
-use super::super::{Answer, by_name};
+use super::super::by_name;
 use super::*;
 use crate::signature::Cipher;
 use spid_hook::Secret;
+use spid_hook::callback::Answer;
 use spid_hook::callback::Field;
 
 const KEY: &str = "xxxxxxx";
