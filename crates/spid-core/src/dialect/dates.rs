@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use spid_hook::time::last_instant;
+use spid_hook::time::{last_instant, plus_millis};
 
 /// Reads exactly `yyyy-MM-dd HH:mm:ss` in `zone`.
 /// A clock change can make the text ambiguous: then the earlier of the two instants is used. A text within the
@@ -19,6 +19,21 @@ pub(super) fn read_civil(text: &str, zone: &TimeZone) -> Option<Timestamp> {
     let civil: jiff::civil::DateTime = text.parse().ok().filter(|_| fits)?;
     // "For ever" is commonly written 9999-12-31, which is one day after the last instant we can represent.
     zone.to_timestamp(civil).ok().or_else(|| (civil.year() == 9999).then(last_instant))
+}
+
+/// Reads exactly `yyyyMMddHHmmss`, with or without milliseconds, in UTC. The vendor documents 14 digits and also
+/// sends 17.
+pub(super) fn read_compact(text: &str, _zone: &TimeZone) -> Option<Timestamp> {
+    if !matches!(text.len(), 14 | 17) || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (seconds, millis) = text.split_at_checked(14)?;
+    let civil = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", seconds).ok()?;
+    // As everywhere, "for ever" becomes the last instant we can represent.
+    let Ok(at) = TimeZone::UTC.to_timestamp(civil) else {
+        return (civil.year() == 9999).then(last_instant);
+    };
+    Some(plus_millis(at, if millis.is_empty() { 0 } else { millis.parse().ok()? }))
 }
 
 #[cfg(test)]

@@ -7,8 +7,9 @@
 //! the page's tables only in part. So everything an order contains is kept in `order_details`, with or without a
 //! neutral name.
 
+use super::super::dates::read_compact;
 use super::super::{DetailsError, OrderLookup};
-use super::{ACTIVITY, legacy, read_compact};
+use super::{ACTIVITY, v1};
 use spid_hook::callback::{Action, Callback, Expiry, Parameters};
 use spid_hook::json::Json;
 
@@ -22,7 +23,7 @@ pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
         && callback.order_details.is_none()
         && callback.sku.is_none()
         && callback.parameters.get(ACTIVITY).is_some()
-        && callback.parameters.get(legacy::TIME_STAMP).is_none();
+        && callback.parameters.get(v1::TIME_STAMP).is_none();
     let order = callback.order_id.clone().filter(|_| is_asked_for)?;
     let mut query = vec![("orderId".to_owned(), order)];
     let line = callback.parameters.filled("orderLineId");

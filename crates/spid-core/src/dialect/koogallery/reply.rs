@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::reply::{ascii, message, object};
 use super::super::{Denial, Options, Reply, Seal};
-use super::legacy;
+use super::v1;
 use spid_hook::callback::{Action, Answer, Callback, Outcome};
 use spid_hook::json::Json;
 
@@ -40,7 +40,7 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
             };
             body.extend(told.map(|id| ("instanceId".to_owned(), Value::from(id.as_str()))));
             if let Outcome::Applied { answer, .. } = outcome
-                && legacy::is_of(callback)
+                && v1::is_of(callback)
             {
                 body.extend(app_info(callback, answer, options).map(|app| ("appInfo".to_owned(), app)));
             }
@@ -55,9 +55,9 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
 
 /// Finishes the reply. Version 1.0 requires the account to be encrypted.
 fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options) -> Reply {
-    let account = if legacy::is_of(callback) { legacy::accounts(&body) } else { Vec::new() };
+    let account = if v1::is_of(callback) { v1::accounts(&body) } else { Vec::new() };
     if !account.is_empty() {
-        body.insert("encryptType".to_owned(), Value::from(legacy::encrypt_type(options.field_cipher)));
+        body.insert("encryptType".to_owned(), Value::from(v1::encrypt_type(options.field_cipher)));
     }
     let mut reply = reply(200, &Value::Object(body));
     reply.seal.encrypts = account;

@@ -1,10 +1,13 @@
 //! Tests: the meaning of KooGallery's requests, and the replies to them.
 
-use serde_json::json;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
 
 use super::super::by_name;
+use super::v2::read_body;
 use super::*;
-use crate::signature::Cipher;
+use crate::limits::{NONCED_WINDOW_MS, QUERY_MAX_COUNT};
+use crate::signature::{Cipher, Parts};
 use spid_hook::Secret;
 use spid_hook::callback::Answer;
 use spid_hook::callback::Field;

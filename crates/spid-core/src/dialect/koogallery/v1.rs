@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
+use super::super::dates::read_compact;
 use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
-use super::read_compact;
 use crate::query::{self, Pair};
 use crate::signature::{Cipher, Keys, Parts, Signed, Signer};
 use spid_hook::callback::{Callback, Parameters, ValidationIssue};

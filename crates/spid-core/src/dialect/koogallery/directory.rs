@@ -16,7 +16,8 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
-use super::{legacy, malformed, missing, read_body, read_sent_at, write_body};
+use super::v2::{read_body, read_sent_at, write_body};
+use super::{malformed, missing, v1};
 use crate::limits::NONCED_WINDOW_MS;
 use crate::query::Pair;
 use crate::signature::{Keys, Parts, Signed};
@@ -81,7 +82,7 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
         return Err(malformed("the name of a member is empty, or holds `&` or `=`"));
     }
     let parameters: Parameters = pairs.iter().cloned().collect();
-    let timestamp = parameters.get(legacy::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
+    let timestamp = parameters.get(v1::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
     Ok(Signed {
         presented: Some(token),
         parts: Parts::Stamped { timestamp, pairs },
