@@ -44,7 +44,7 @@ use spid_hook::callback::{Action, Callback, Outcome, Parameters};
 
 pub use explain::{explain, shown_base};
 pub use receive::{Denial, RawRequest, Unchecked};
-pub use reply::{Reply, Seal};
+pub use reply::{Protection, Reply};
 pub use send::{OutRequest, SendForm, SendSignature, Sending};
 
 /// All dialects, sorted by name.
@@ -61,16 +61,21 @@ pub fn by_name(name: &str) -> Option<&'static dyn Dialect> {
     DIALECTS.into_iter().find(|dialect| dialect.name() == name)
 }
 
-/// Returns the dialect whose marketplace needs an order lookup before a hook can run this callback.
+/// Returns the order lookup that is needed before a hook can run this callback, and its dialect.
 /// `None` when the callback contains everything.
 ///
 /// Callbacks stored by an older spid do not name their dialect, so each dialect is tried. This is safe because
 /// only one dialect recognizes such an order.
-pub fn asking(callback: &Callback) -> Option<&'static dyn Dialect> {
-    let said = callback.dialect.as_deref();
-    let spoken = DIALECTS.into_iter().filter(|dialect| said.is_none_or(|name| dialect.name() == name));
-    let mut asking = spoken.filter(|dialect| dialect.order_lookup(callback).is_some());
-    asking.next()
+pub fn needed_lookup(callback: &Callback) -> Option<(&'static dyn Dialect, OrderLookup)> {
+    let named = callback.dialect.as_deref();
+    for dialect in DIALECTS {
+        if named.is_none_or(|name| dialect.name() == name)
+            && let Some(lookup) = dialect.order_api().and_then(|api| (api.lookup)(callback))
+        {
+            return Some((dialect, lookup));
+        }
+    }
+    None
 }
 
 /// Alibaba Cloud Marketplace's dialect, the one that the conformance suite tests.
@@ -88,50 +93,32 @@ pub trait Dialect: Send + Sync {
     /// Name in configuration, logs and metrics.
     fn name(&self) -> &'static str;
 
-    /// Name of the signing rule.
-    /// Two dialects with the same signing rule accept each other's requests if both use the same key.
+    /// Name of the signing rule. The configuration compares it: two dialects with the same signing rule accept each
+    /// other's requests if both use the same key.
     fn signing(&self) -> &'static str {
         self.name()
     }
 
-    /// Delivery limit: the number of calls after which the marketplace gives up.
-    /// `None` when it documents no limit, or does not give up.
-    fn delivery_limit(&self) -> Option<u32>;
-
-    /// Delivery limit for this callback; it may differ from [`Dialect::delivery_limit`].
-    fn delivery_limit_of(&self, callback: &Callback) -> Option<u32> {
-        match callback.action {
-            // A buyer's browser sends it, and the buyer may try any number of times.
-            Action::SignOn => None,
-            _ => self.delivery_limit(),
-        }
-    }
-
-    /// Time at which the marketplace gives up on a callback that was first delivered at `first` and has no
-    /// success.
-    /// Also says what the marketplace does then. `None` when it documents neither.
-    fn gives_up(&self, _action: Action, _first: Timestamp) -> Option<GivesUp> {
-        None
-    }
-
-    /// Path suffixes, behind the endpoint's path, that this marketplace also calls.
+    /// Path suffixes, behind the endpoint's path, that this marketplace also calls. The public listener adds a route
+    /// for each.
     fn path_suffixes(&self) -> &'static [&'static str] {
         &[]
     }
 
-    /// Splits a request into the signed parts, the signature it carries, and the payload.
-    /// The payload becomes usable once the signature is valid. `now` is compared with the timestamp of dated
-    /// requests.
+    /// Splits a request into the signed parts, the signature it carries, and the payload. The payload becomes usable
+    /// once the signature is valid. `now` is compared with the timestamp of dated requests. Intake and `verify` call
+    /// it first.
     ///
     /// # Errors
     /// [`Denial`], for everything that two readers could read differently. A denied request is not stored.
     fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial>;
 
-    /// Converts a verified request to a callback. Total: anything it cannot understand becomes a [`ValidationIssue`].
+    /// Converts a verified request to a callback. Total: anything it cannot understand becomes a validation issue
+    /// ([`Callback::issues`]). Intake and `verify` call it after the signature check.
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback;
 
-    /// Splits a request that asks several things at once into its callbacks.
-    /// They are stored in this order. Never empty.
+    /// Splits a request that asks several things at once into its callbacks. Intake stores them in this order. Never
+    /// empty.
     fn split(&self, callback: Callback) -> Vec<Callback> {
         vec![callback]
     }
@@ -139,8 +126,9 @@ pub trait Dialect: Send + Sync {
     /// Builds the reply this marketplace expects when `outcome` is the current outcome of `callback`.
     fn reply(&self, callback: &Callback, outcome: &Outcome, options: &Options) -> Reply;
 
-    /// Builds the single reply to a request that was split.
-    /// By default the request is done once all parts are done: the first part that is not done decides.
+    /// Builds the single reply to a request, from the outcomes of all its [parts](Dialect::split). Intake calls it
+    /// for every request. By default the request is done once all parts are done: the first part that is not done
+    /// decides.
     fn reply_to_all(&self, answered: &[(Callback, Outcome)], options: &Options) -> Reply {
         let undone = answered.iter().find(|(_, outcome)| !outcome.is_success());
         match undone.or(answered.first()) {
@@ -149,52 +137,57 @@ pub trait Dialect: Send + Sync {
         }
     }
 
-    /// Base URL for order lookups, if this marketplace needs them.
-    fn asked_at(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Builds the order lookup that is needed before a hook can run this callback.
-    /// `None` when the callback contains everything, or when the order details are already
-    /// [added](Dialect::add_order_details).
-    fn order_lookup(&self, _callback: &Callback) -> Option<OrderLookup> {
-        None
-    }
-
-    /// Adds the order details from the marketplace's answer to the [`OrderLookup`].
-    ///
-    /// # Errors
-    /// [`DetailsError`], if the marketplace reports an error, or nothing usable; then the callback is unchanged.
-    fn add_order_details(
-        &self,
-        _callback: &mut Callback,
-        _status: u16,
-        _body: &[u8],
-    ) -> Result<(), DetailsError> {
-        Ok(())
-    }
-
-    /// Builds the reply to a denied request.
-    /// The request decides only the format of the reply, because nothing in it is verified.
+    /// Builds the reply to a denied request, for intake. The request decides only the format of the reply, because
+    /// nothing in it is verified.
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Denial) -> Reply;
 
-    /// Builds the value of the header `x-dashscope-euid`.
-    /// A product that calls Model Studio (Bailian) names the buyer on whose behalf it calls in this header.
-    /// `None` when the marketplace has no such header, or when a header cannot hold one of the two values.
+    /// Returns true if the request says that a buyer's browser sent it, as in single sign-on. Nothing in the request
+    /// is verified. The public listener asks before it applies an allow-list of addresses.
+    fn is_for_a_browser(&self, _request: &RawRequest<'_>) -> bool {
+        false
+    }
+
+    /// Delivery limit for this callback: the number of calls after which the marketplace gives up. `None` when it
+    /// documents no limit, or does not give up. Intake stores it with the callback.
+    fn delivery_limit(&self, _callback: &Callback) -> Option<u32> {
+        None
+    }
+
+    /// Time at which the marketplace gives up on a callback that was first delivered at `first` and has no success,
+    /// and the consequence. `None` when it documents neither. The attention list shows both.
+    fn gives_up(&self, _action: Action, _first: Timestamp) -> Option<GivesUp> {
+        None
+    }
+
+    /// Order lookups, for a marketplace whose callbacks do not say what was ordered. The configuration requires an
+    /// access key for them, and the order lookup client uses them.
+    fn order_api(&self) -> Option<&'static OrderApi> {
+        None
+    }
+
+    /// Builds the value of the header `x-dashscope-euid`. A product that calls Model Studio (Bailian) names the buyer
+    /// on whose behalf it calls in this header. `None` when the marketplace has no such header, or when a header
+    /// cannot hold one of the two values. The dispatcher puts it into the call of a hook.
     fn dashscope_euid(&self, _product: &str, _buyer: &str) -> Option<String> {
         None
     }
 
-    /// Returns true if the request says that a buyer's browser sent it, as in single sign-on.
-    /// Nothing in the request is verified.
-    fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
-        let _ = request;
-        false
-    }
-
-    /// Builds a signed request as this marketplace would send it.
+    /// Builds a signed request as this marketplace would send it, for `sign`, `replay`, `conformance` and `simulate`.
     /// `action` is the marketplace's word. `parameters` are its names and values, in sending order.
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest;
+}
+
+/// Order lookups of a marketplace.
+#[derive(Debug)]
+pub struct OrderApi {
+    /// Base URL, if the configuration has none.
+    pub url: &'static str,
+    /// Builds the order lookup that is needed before a hook can run this callback. `None` when the callback contains
+    /// everything, or when the order details are already added.
+    pub lookup: fn(&Callback) -> Option<OrderLookup>,
+    /// Adds the order details from the status and the body of the marketplace's answer. After an error the callback
+    /// is unchanged.
+    pub add_details: fn(&mut Callback, u16, &[u8]) -> Result<(), DetailsError>,
 }
 
 /// Point at which a marketplace gives up on a callback.

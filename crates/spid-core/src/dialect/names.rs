@@ -34,7 +34,7 @@ impl Names {
         options: &Options,
     ) -> Callback {
         let mut callback = self.fill(action, word, parameters, options);
-        self.issue(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
+        self.check(&mut callback, matches!(action, Action::Renew | Action::RefundRenew));
         callback
     }
 
@@ -74,7 +74,7 @@ impl Names {
 
     /// Adds a validation issue for each value that is needed and missing.
     /// A date is required only if the callback is `dated`. The lifecycle checks the rest.
-    pub(super) fn issue(&self, callback: &mut Callback, dated: bool) {
+    pub(super) fn check(&self, callback: &mut Callback, dated: bool) {
         let unnamed = callback.subject.names().next().is_none();
         let missing = match callback.action {
             // Without a name we cannot recognize a redelivery, so every delivery would create another instance.

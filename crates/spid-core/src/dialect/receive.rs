@@ -97,6 +97,25 @@ pub enum Denial {
 }
 
 impl Denial {
+    /// Denies signed content that differs from the documentation.
+    pub(super) fn malformed(detail: impl Into<String>) -> Denial {
+        Denial::Malformed { detail: detail.into() }
+    }
+
+    /// Denies the method of a request, if it is none of `allowed`.
+    pub(super) fn method(request: &RawRequest<'_>, allowed: &'static str) -> Denial {
+        Denial::Method { method: request.method.chars().take(16).collect(), allowed }
+    }
+
+    /// Denies a dated request that is more than `window_ms` from now.
+    pub(super) fn check_date(sent_at: Timestamp, now: Timestamp, window_ms: i64) -> Result<(), Denial> {
+        let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
+        if off_by_ms.abs() > window_ms {
+            return Err(Denial::Stale { off_by_s: off_by_ms / 1000, limit_s: window_ms / 1000 });
+        }
+        Ok(())
+    }
+
     /// All words that [`Denial::reason`] returns.
     pub fn reasons() -> impl Iterator<Item = &'static str> {
         let own = [

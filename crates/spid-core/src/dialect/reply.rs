@@ -5,8 +5,9 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::Denial;
 use crate::signature::{Cipher, Signer};
-use spid_hook::callback::{Field, Fields, Outcome};
+use spid_hook::callback::{Fields, Outcome};
 
 /// An answer, ready to be written to the socket.
 /// It may contain a buyer's password, so `Debug` shows only its outline.
@@ -20,14 +21,14 @@ pub struct Reply {
     pub headers: Vec<(&'static str, String)>,
     /// Body.
     pub body: Vec<u8>,
-    /// Encryption and signature that are still to be applied; see [`Reply::sealed`].
-    pub seal: Seal,
+    /// Encryption and signature that are still to be applied; see [`Reply::protected`].
+    pub protection: Protection,
 }
 
 /// Encryption and signature that an answer needs before it is sent.
 /// No dialect has access to a key, so it only describes the work here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seal {
+pub struct Protection {
     /// Texts of the JSON body to encrypt, as JSON pointers.
     pub encrypts: Vec<String>,
     /// Cipher for these texts.
@@ -46,7 +47,7 @@ impl Reply {
             headers: vec![("cache-control", "no-store".to_owned())],
             // Answers consist of texts, numbers, lists and objects, so serialization cannot fail.
             body: serde_json::to_vec(body).unwrap_or_default(),
-            seal: Seal::default(),
+            protection: Protection::default(),
         }
     }
 
@@ -65,14 +66,14 @@ impl Reply {
                 ("content-security-policy", "default-src 'none'".to_owned()),
             ],
             body: body.into_bytes(),
-            seal: Seal::default(),
+            protection: Protection::default(),
         }
     }
 
     /// Returns the reply as it is sent: first encrypted, then signed, both with the key in `signer`.
     /// A text that cannot be encrypted is left out.
-    pub fn sealed(mut self, signer: &Signer) -> Reply {
-        let Seal { encrypts, cipher, signs } = std::mem::take(&mut self.seal);
+    pub fn protected(mut self, signer: &Signer) -> Reply {
+        let Protection { encrypts, cipher, signs } = std::mem::take(&mut self.protection);
         // Encrypt first: the signature must cover the body as it is sent.
         if !encrypts.is_empty() {
             let mut body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
@@ -88,6 +89,14 @@ impl Reply {
         self.with("body-sign", format!("sign_type=\"HMAC-SHA256\", signature=\"{signature}\""))
     }
 
+    /// Adds the accepted methods, if the method was the reason of the denial.
+    pub(super) fn with_allowed_methods(self, denial: &Denial) -> Reply {
+        match denial {
+            Denial::Method { allowed, .. } => self.with("allow", *allowed),
+            _ => self,
+        }
+    }
+
     pub(super) fn with(mut self, name: &'static str, value: impl Into<String>) -> Reply {
         self.headers.push((name, value.into()));
         self
@@ -97,9 +106,9 @@ impl Reply {
 /// Replaces the text at `pointer` with its encrypted form, or with null if encryption fails.
 fn encrypt<E>(body: &mut Value, pointer: &str, encrypt: impl FnOnce(&str) -> Result<String, E>) {
     let Some(text) = body.pointer_mut(pointer) else { return };
-    let sealed = text.as_str().and_then(|text| encrypt(text).ok());
+    let encrypted = text.as_str().and_then(|text| encrypt(text).ok());
     // Null, not the text itself: a password must never leave unencrypted.
-    *text = sealed.map_or(Value::Null, Value::from);
+    *text = encrypted.map_or(Value::Null, Value::from);
 }
 
 /// Escapes every non-ASCII character of a JSON text.
@@ -130,9 +139,16 @@ impl fmt::Debug for Reply {
     }
 }
 
-/// Builds the JSON object of one section of an answer. `spell` maps the field names.
-pub(super) fn object(fields: &Fields, spell: impl Fn(&str) -> String) -> Map<String, Value> {
-    fields.iter().map(|(name, field)| (spell(name), Value::from(Field::expose(field)))).collect()
+/// Builds the JSON object of one section of an answer. `spellings` holds the names of the hook contract that the
+/// marketplace spells in another way.
+pub(super) fn object(fields: &Fields, spellings: &[(&str, &str)]) -> Map<String, Value> {
+    let mut members = Map::new();
+    for (name, field) in fields {
+        let spelling = spellings.iter().find(|(known, _)| known == name);
+        let name = spelling.map_or(name.as_str(), |(_, spelled)| spelled);
+        members.insert(name.to_owned(), Value::from(field.expose()));
+    }
+    members
 }
 
 /// Message for the marketplace's staff about an outcome other than success.

@@ -58,6 +58,16 @@ impl Sending {
     }
 }
 
+/// Returns the parameters, with the action under the name `member` before them, unless they hold that name already.
+pub(super) fn with_action(member: &str, action: &str, parameters: &[Pair]) -> Vec<Pair> {
+    let mut pairs = Vec::with_capacity(parameters.len() + 1);
+    if !action.is_empty() && !parameters.iter().any(|(name, _)| name == member) {
+        pairs.push((member.to_owned(), action.to_owned()));
+    }
+    pairs.extend_from_slice(parameters);
+    pairs
+}
+
 /// Returns the digest with its first digit changed.
 fn alter(digest: &str) -> String {
     let first = if digest.starts_with('0') { '1' } else { '0' };

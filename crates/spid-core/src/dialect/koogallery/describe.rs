@@ -59,7 +59,7 @@ pub(super) fn describe_check(callback: &mut Callback) {
     let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
     callback.product = text("productId");
     callback.sku = text("skuCode");
-    callback.request_id = callback.nonce.as_ref().map(|once| once.nonce.clone());
+    callback.request_id = callback.nonce.as_ref().map(|nonce| nonce.nonce.clone());
 }
 
 /// Returns the id of a purchase: its order with the order line.

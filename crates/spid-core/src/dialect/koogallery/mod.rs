@@ -5,14 +5,15 @@
 //! have neutral names in [`spid_hook::callback`]:
 //!
 //! * the marketplace chooses the marketplace instance id (`marketplace_instance_id`);
-//! * a nonce proves that a request is not a copy (`once`);
+//! * a nonce proves that a request is not a copy (`nonce`);
 //! * the marketplace tests the interface twice a day (`test`);
 //! * some instances are externally provisioned: the marketplace creates them itself (`externally_provisioned`);
 //! * some bodies are structures (`body`);
-//! * what was ordered needs an order lookup ([`Dialect::order_lookup`]).
+//! * what was ordered needs an order lookup ([`Dialect::order_api`]).
 //!
 //! Version 2.0 of the vendor's guide posts JSON. Version 1.0, still probed for products on sale, is a GET: see
-//! `v1`. License products speak version 2.0 with their own words. The linked kit is in `directory`.
+//! `v1`. License products speak version 2.0 with their own words. The
+//! directory messages (the vendor's "linked kit") are in `directory`.
 //! `docs/dialects/koogallery.md` says what is accepted, what is answered, and what is unknown.
 
 mod action;
@@ -25,13 +26,13 @@ mod v2;
 
 use jiff::Timestamp;
 
-use self::action::{Meaning, RENEWAL_CHANGE, scene};
+use self::action::{ParsedAction, RENEWAL_CHANGE, scene};
 use self::describe::{describe, test_id_among};
 use super::dates::read_compact;
 use super::names::Names;
+use super::send::with_action;
 use super::{
-    Denial, DetailsError, Dialect, GivesUp, Options, OrderLookup, OutRequest, RawRequest, Reply, Sending,
-    Unchecked, read_word,
+    Denial, Dialect, GivesUp, Options, OrderApi, OutRequest, RawRequest, Reply, Sending, Unchecked, read_word,
 };
 use crate::query::Pair;
 use crate::signature::{Keys, Signed, Verified};
@@ -44,7 +45,7 @@ const DELIVERY_LIMIT: u32 = 3;
 
 /// Delivery limit for license codes: every two minutes, 60 times
 /// (…/accessg-marketplace/zh-cn_topic_0070649167.html).
-const LICENSE_BUDGET: u32 = 60;
+const LICENSE_DELIVERY_LIMIT: u32 = 60;
 
 /// Time for which a new or changed order is delivered again, in milliseconds. After that the marketplace
 /// unsubscribes it.
@@ -89,16 +90,12 @@ impl Dialect for KooGallery {
         &directory::PATH_SUFFIXES
     }
 
-    fn delivery_limit(&self) -> Option<u32> {
-        Some(DELIVERY_LIMIT)
-    }
-
-    fn delivery_limit_of(&self, callback: &Callback) -> Option<u32> {
+    fn delivery_limit(&self, callback: &Callback) -> Option<u32> {
         match callback.action {
             // Polling has no limit.
             Action::Query => None,
-            _ if callback.externally_provisioned => Some(LICENSE_BUDGET),
-            _ => self.delivery_limit(),
+            _ if callback.externally_provisioned => Some(LICENSE_DELIVERY_LIMIT),
+            _ => Some(DELIVERY_LIMIT),
         }
     }
 
@@ -120,27 +117,27 @@ impl Dialect for KooGallery {
             "POST" if request.media_type().as_deref() != Some(JSON_TYPE) => {
                 Err(Denial::ContentType { expected: JSON_TYPE })
             }
-            "POST" if directory::is_kit(request) => directory::parts(request, now),
+            "POST" if directory::is_directory_message(request) => directory::parts(request, now),
             "POST" => v2::parts(request, now),
             "GET" => v1::parts(request),
-            other => Err(Denial::Method { method: other.chars().take(16).collect(), allowed: "POST, GET" }),
+            _ => Err(Denial::method(request, "POST, GET")),
         }
     }
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let signer = verified.signer();
-        let Unchecked { parameters, sent_at, nonce: once } = verified.into_payload();
-        // Messages of the linked kit name no activity; their members identify them.
+        let Unchecked { parameters, sent_at, nonce } = verified.into_payload();
+        // Directory messages name no activity; their members identify them.
         let word = match (read_word(&parameters, ACTIVITY), directory::kind(&parameters)) {
             ("", Some(kind)) => kind.to_owned(),
             (activity, _) => activity.to_owned(),
         };
-        let Meaning { action, dated, issue } = Meaning::of(&word, &parameters);
+        let ParsedAction { action, dated, issue } = ParsedAction::of(&word, &parameters);
         let mut callback = NAMES.fill(action, &word, parameters, options);
         // The order line names the purchase only on a create: `describe` sets it there.
         callback.subject.order_biz_id = None;
         callback.sent_at = sent_at;
-        callback.nonce = once;
+        callback.nonce = nonce;
         callback.test = callback.parameters.get(TEST_FLAG) == Some("1");
         describe(&mut callback);
         if v1::is_of(&callback) {
@@ -158,7 +155,7 @@ impl Dialect for KooGallery {
             // A test message may arrive before any instance exists, so its instance id cannot be looked up.
             callback.subject.instance_id = callback.subject.instance_id.filter(|_| !callback.test);
         }
-        NAMES.issue(&mut callback, dated);
+        NAMES.check(&mut callback, dated);
         callback.issues.extend(issue);
         // An instance and a hook treat the renewed term and the changed product separately, so this makes two
         // jobs.
@@ -188,37 +185,18 @@ impl Dialect for KooGallery {
         reply::refuse(refusal)
     }
 
-    fn asked_at(&self) -> Option<&'static str> {
-        Some(order::HOST)
-    }
-
-    fn order_lookup(&self, callback: &Callback) -> Option<OrderLookup> {
-        order::order_lookup(callback)
-    }
-
-    fn add_order_details(
-        &self,
-        callback: &mut Callback,
-        status: u16,
-        body: &[u8],
-    ) -> Result<(), DetailsError> {
-        order::add_order_details(callback, status, body)
+    fn order_api(&self) -> Option<&'static OrderApi> {
+        Some(&order::ORDER_API)
     }
 
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
-        let named = parameters.iter().any(|(name, _)| name == ACTIVITY);
-        let word = (!named && !action.is_empty()).then(|| (ACTIVITY.to_owned(), action.to_owned()));
-        let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
-        // Messages of the kit have no activity, so pass the parameters without it.
+        // Directory messages have no activity, so pass the parameters without it.
         if directory::is_kind(action) {
             return directory::request(parameters, keys, send);
         }
-        if v1::is_legacy(&pairs) { v1::request(pairs, keys, send) } else { v2::request(&pairs, keys, send) }
+        let pairs = with_action(ACTIVITY, action, parameters);
+        if v1::is_v1(&pairs) { v1::request(pairs, keys, send) } else { v2::request(&pairs, keys, send) }
     }
-}
-
-fn malformed(detail: impl Into<String>) -> Denial {
-    Denial::Malformed { detail: detail.into() }
 }
 
 fn missing(name: &str) -> ValidationIssue {
@@ -232,28 +210,23 @@ fn ids(parameters: &Parameters) -> impl Iterator<Item = &str> {
 }
 
 fn one_query_each(callback: &Callback) -> Vec<Callback> {
-    // Only the first part takes the nonce, because a nonce can be consumed only once.
-    let mut once = callback.nonce.clone();
-    let one = |id: &str| {
+    let mut queries: Vec<Callback> = Vec::new();
+    for id in ids(&callback.parameters) {
+        // An id that is named twice gets one part only.
+        if queries.iter().any(|query| query.subject.instance_id.as_deref() == Some(id)) {
+            continue;
+        }
         let renamed = callback.parameters.iter().map(|(name, value)| {
             (name.to_owned(), if name == INSTANCE_ID { id.to_owned() } else { value.to_owned() })
         });
-        let mut one = Callback { parameters: renamed.collect(), nonce: once.take(), ..callback.clone() };
-        one.subject.instance_id = Some(id.to_owned());
-        one.marketplace_instance_id = test_id_among(&one);
-        one
-    };
-    // An id that is named twice gets one part only.
-    let mut seen = Vec::new();
-    ids(&callback.parameters)
-        .filter(|id| {
-            !seen.contains(id) && {
-                seen.push(id);
-                true
-            }
-        })
-        .map(one)
-        .collect()
+        let mut query = Callback { parameters: renamed.collect(), ..callback.clone() };
+        // Only the first part takes the nonce, because a nonce can be consumed only once.
+        query.nonce = query.nonce.filter(|_| queries.is_empty());
+        query.subject.instance_id = Some(id.to_owned());
+        query.marketplace_instance_id = test_id_among(&query);
+        queries.push(query);
+    }
+    queries
 }
 
 #[cfg(test)]

@@ -8,16 +8,19 @@
 //! neutral name.
 
 use super::super::dates::read_compact;
-use super::super::{DetailsError, OrderLookup};
+use super::super::{DetailsError, OrderApi, OrderLookup};
 use super::{ACTIVITY, v1};
 use spid_hook::callback::{Action, Callback, Expiry, Parameters};
 use spid_hook::json::Json;
 
 /// Base URL of the site for China. The others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
-pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
+const HOST: &str = "https://mkt.myhuaweicloud.com";
 const PATH: &str = "/api/mkp-openapi-public/global/v1/order/query";
 
-pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
+pub(super) static ORDER_API: OrderApi =
+    OrderApi { url: HOST, lookup: order_lookup, add_details: add_order_details };
+
+fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
     // Only version 2.0 needs a lookup, and only once: `order_details` is set afterwards, and 1.0 has a `timeStamp`.
     let is_asked_for = matches!(callback.action, Action::Create | Action::Upgrade)
         && callback.order_details.is_none()
@@ -31,11 +34,7 @@ pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
     Some(OrderLookup { path: PATH, query })
 }
 
-pub(super) fn add_order_details(
-    callback: &mut Callback,
-    status: u16,
-    body: &[u8],
-) -> Result<(), DetailsError> {
+fn add_order_details(callback: &mut Callback, status: u16, body: &[u8]) -> Result<(), DetailsError> {
     let answer = Json::read(body).unwrap_or_default();
     check(status, &answer)?;
     let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));

@@ -7,7 +7,7 @@
 use serde_json::{Map, Value, json};
 
 use super::super::reply::{ascii, message, object};
-use super::super::{Denial, Options, Reply, Seal};
+use super::super::{Denial, Options, Protection, Reply};
 use super::v1;
 use spid_hook::callback::{Action, Answer, Callback, Outcome};
 use spid_hook::json::Json;
@@ -60,8 +60,8 @@ fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options
         body.insert("encryptType".to_owned(), Value::from(v1::encrypt_type(options.field_cipher)));
     }
     let mut reply = reply(200, &Value::Object(body));
-    reply.seal.encrypts = account;
-    reply.seal.cipher = options.field_cipher;
+    reply.protection.encrypts = account;
+    reply.protection.cipher = options.field_cipher;
     reply
 }
 
@@ -97,16 +97,13 @@ pub(super) fn refuse(refusal: &Denial) -> Reply {
         | Denial::ContentType { .. }
         | Denial::Malformed { .. } => INVALID,
     };
-    let reply = reply(refusal.status(), &json!({"resultCode": code, "resultMsg": refusal.public()}));
-    match refusal {
-        Denial::Method { allowed, .. } => reply.with("allow", *allowed),
-        _ => reply,
-    }
+    reply(refusal.status(), &json!({"resultCode": code, "resultMsg": refusal.public()}))
+        .with_allowed_methods(refusal)
 }
 
 fn reply(status: u16, body: &Value) -> Reply {
-    let seal = Seal { signs: true, ..Seal::default() };
-    Reply { body: ascii(&body.to_string()).into_bytes(), seal, ..Reply::json(status, body) }
+    let protection = Protection { signs: true, ..Protection::default() };
+    Reply { body: ascii(&body.to_string()).into_bytes(), protection, ..Reply::json(status, body) }
 }
 
 fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
@@ -166,7 +163,7 @@ fn info(callback: &Callback, outcome: &Outcome, options: &Options) -> Option<Val
 
 /// Returns `appInfo`, or `None` without a front end URL, because the vendor requires that URL.
 fn app_info(callback: &Callback, answer: &Answer, options: &Options) -> Option<Value> {
-    let mut app = object(&answer.app, spell);
+    let mut app = object(&answer.app, &SPELLINGS);
     // The vendor documents only these members of `appInfo`.
     app.retain(|name, _| SPELLINGS.iter().any(|(_, wire)| wire == name));
     // A test order has no instance: answer with the configured URL only.
@@ -189,11 +186,6 @@ const SPELLINGS: [(&str, &str); 4] = [
     ("username", "userName"),
     ("password", "password"),
 ];
-
-fn spell(name: &str) -> String {
-    let known = SPELLINGS.iter().find(|(neutral, _)| *neutral == name);
-    known.map_or(name, |(_, wire)| wire).to_owned()
-}
 
 #[cfg(test)]
 mod tests {

@@ -32,7 +32,7 @@ const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
 pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Denial> {
     // The signature covers the query only, so a body could have been changed on the way.
     if !request.body.is_empty() {
-        return Err(super::malformed("a GET must not have a body, because the signature does not cover it"));
+        return Err(Denial::malformed("a GET must not have a body, because the signature does not cover it"));
     }
     let mut pairs = query::parse(request.query, None)?;
     let token = pairs.iter().position(|(name, _)| name == AUTH_TOKEN);
@@ -96,7 +96,7 @@ pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -
 }
 
 /// Returns true if an outgoing request is one of version 1.0: only these carry their time among the fields.
-pub(super) fn is_legacy(pairs: &[Pair]) -> bool {
+pub(super) fn is_v1(pairs: &[Pair]) -> bool {
     pairs.iter().any(|(name, _)| name == TIME_STAMP)
 }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
-use super::{JSON_TYPE, malformed};
+use super::JSON_TYPE;
 use crate::limits::NONCED_WINDOW_MS;
 use crate::query::{self, Pair};
 use crate::signature::{Keys, Parts, Signed};
@@ -24,13 +24,17 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     };
     let timestamp = take("timestamp").ok_or(Denial::Undated)?;
     let sent_at = read_sent_at(&timestamp, now)?;
-    let nonce = take("nonce").ok_or_else(|| malformed("the query parameter `nonce` is missing"))?;
+    let nonce = take("nonce").ok_or_else(|| Denial::malformed("the query parameter `nonce` is missing"))?;
     let parameters = read_body(request.body)?;
-    let once = Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) };
+    let until = plus_millis(sent_at, NONCED_WINDOW_MS);
     Ok(Signed {
         presented: take("signature"),
+        payload: Unchecked {
+            parameters,
+            sent_at: Some(sent_at),
+            nonce: Some(Nonce { nonce: nonce.clone(), until }),
+        },
         parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: true },
-        payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: Some(once) },
     })
 }
 
@@ -48,10 +52,7 @@ pub(super) fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Deni
         _ => return Err(Denial::Undated),
     };
     let sent_at = sent_at.map_err(|_| Denial::Undated)?;
-    let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
-    if off_by_ms.abs() > NONCED_WINDOW_MS {
-        return Err(Denial::Stale { off_by_s: off_by_ms / 1000, limit_s: NONCED_WINDOW_MS / 1000 });
-    }
+    Denial::check_date(sent_at, now, NONCED_WINDOW_MS)?;
     Ok(sent_at)
 }
 
@@ -60,11 +61,13 @@ pub(super) fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Deni
 pub(super) fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
     let members = match Json::read(body) {
         Ok(Json::Object(members)) => members,
-        Ok(_) => return Err(malformed("the body is not a JSON object")),
+        Ok(_) => return Err(Denial::malformed("the body is not a JSON object")),
         Err(error) => {
             // Report only the position of the error, because `serde_json` messages quote values.
             let (line, column) = (error.line(), error.column());
-            return Err(malformed(format!("the body is not valid JSON (line {line}, column {column})")));
+            return Err(Denial::malformed(format!(
+                "the body is not valid JSON (line {line}, column {column})"
+            )));
         }
     };
     let text = |value: Json| match value {
@@ -75,7 +78,7 @@ pub(super) fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
     let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
     // Many programs stop reading at a NUL, so the rest of the text would be invisible to them.
     if pairs.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
-        return Err(malformed("the body contains a NUL character; remove it"));
+        return Err(Denial::malformed("the body contains a NUL character; remove it"));
     }
     Ok(pairs.into_iter().collect())
 }
