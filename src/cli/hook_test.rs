@@ -24,7 +24,7 @@ use crate::observe::limits;
 use spid_hook::Secret;
 use spid_hook::callback::Action;
 use spid_hook::instance::Instance;
-use spid_hook::testing::{Attempted, Check, Observer};
+use spid_hook::testing::{AttemptReport, Check, Observer};
 use spid_hook::webhook::{WebhookKey, WebhookKeys};
 use spid_hook::{AnyHook, HookError};
 
@@ -262,7 +262,7 @@ impl Observer for Teller {
         self.output.print_error(&format!("* {title}"));
     }
 
-    fn attempted(&mut self, attempted: &Attempted<'_>) {
+    fn attempted(&mut self, attempted: &AttemptReport<'_>) {
         if !self.verbose {
             return;
         }

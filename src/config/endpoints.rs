@@ -255,8 +255,8 @@ fn lookup_client(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<
     let none = table.flag("none");
     let url = table.optional("url", |text| text.parse::<Url>().map_err(|wrong| wrong.to_string()));
     let more = table.text("ca_file");
-    let key = access_key(&table, asks && !none && dialect.asked_at().is_some());
-    match dialect.asked_at() {
+    let key = access_key(&table, asks && !none && dialect.order_api().is_some());
+    match dialect.order_api() {
         None if asks => {
             endpoint.mistake("orders", format!("{} says in its callbacks what was ordered", dialect.name()));
             None
@@ -265,12 +265,12 @@ fn lookup_client(endpoint: &Table<'_>, dialect: &'static dyn Dialect) -> Option<
             endpoint.mistake("orders", format!("{} does not say in its callbacks what was ordered: give `{{ access_key = \"…\", secret_key = {{ file = \"…\" }} }}`, or `{{ none = true }}` if the hook looks orders up itself", dialect.name()));
             None
         }
-        Some(usual) if !none => {
+        Some(api) if !none => {
             // A wrong URL has been reported. The vendor's URL must not replace it.
-            let url = if table.has("url") { url } else { usual.parse().ok() }?;
+            let url = if table.has("url") { url } else { api.url.parse().ok() }?;
             let key = key?;
             let tls = tls(&table, &url, more.as_deref().map(Path::new));
-            Some(OrderLookupClient::new(dialect, url, key, tls))
+            Some(OrderLookupClient::new(api, url, key, tls))
         }
         _ => None,
     }

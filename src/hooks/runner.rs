@@ -2,7 +2,7 @@
 //!
 //! This module decides which hook gets a call, how many calls run at once, and for how long. It also handles a
 //! hook that panics, hangs or is no longer wanted. The hook's author writes none of that. The result is an
-//! [`Attempted`]; the dispatcher decides when to try again.
+//! [`AttemptResult`]; the dispatcher decides when to try again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::leftovers::Leftovers;
 use crate::observe::limits;
 use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::callback::Answer;
-use spid_hook::{AnyHook, Attempted, Call, HookError, Subject};
+use spid_hook::{AnyHook, AttemptResult, Call, HookError, Subject};
 
 /// Time in milliseconds to wait for a hook that was told to stop. A hook that awaits stops at once. A hook that
 /// blocks its thread cannot be stopped, and is left behind.
@@ -385,7 +385,7 @@ impl Runner {
     }
 
     /// Reserves a slot and runs the call. Dropping the returned future stops the hook.
-    pub async fn run(&self, call: Call) -> Attempted {
+    pub async fn run(&self, call: Call) -> AttemptResult {
         let slot = self.reserve(&call.subject()).await;
         slot.run(call).await
     }
@@ -450,7 +450,7 @@ impl Slot {
     }
 
     /// Runs the hook for at most [`Slot::timeout`] and catches its panics. Dropping the returned future stops the hook.
-    pub async fn run(self, call: Call) -> Attempted {
+    pub async fn run(self, call: Call) -> AttemptResult {
         let Slot { entry, permit, leftovers } = self;
         let hook = entry.named.hook.clone();
         // The permit moves into the task, so that a hook which cannot be stopped still counts.
@@ -463,14 +463,14 @@ impl Slot {
         let mut work = AbortOnDrop(tokio::spawn(work.in_current_span()));
         // Wait for the end of the task, but only until the deadline.
         match tokio::time::timeout(entry.named.timeout, &mut work.0).await {
-            Ok(Ok(result)) => Attempted::from(result),
+            Ok(Ok(result)) => AttemptResult::from(result),
             // The task panicked or was aborted.
             Ok(Err(error)) => fell(&entry.named.name, &error),
             Err(_elapsed) => {
                 // Deadline: stop the hook and wait for its end, so that it cannot meet the next attempt.
                 work.stop(&entry.named.name).await;
                 let timeout = entry.named.timeout;
-                Attempted::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
+                AttemptResult::retry(format!("the hook `{}` took longer than {timeout:?}", entry.named.name))
             }
         }
     }
@@ -478,9 +478,9 @@ impl Slot {
 
 /// Returns the result for a task that panicked or was aborted. The panic's text is left out, because it is the
 /// author's and may hold anything.
-fn fell(name: &str, error: &JoinError) -> Attempted {
+fn fell(name: &str, error: &JoinError) -> AttemptResult {
     let how = if error.is_panic() { "panicked" } else { "was stopped" };
-    Attempted::retry(format!("the hook `{name}` {how}"))
+    AttemptResult::retry(format!("the hook `{name}` {how}"))
 }
 
 struct AbortOnDrop(JoinHandle<Result<Answer, HookError>>);
@@ -582,19 +582,19 @@ mod tests {
     #[tokio::test]
     async fn each_error_has_its_end() {
         let ends = [
-            (HookError::refuse("no"), Attempted::Refused { reason: "no".into() }),
+            (HookError::refuse("no"), AttemptResult::Refused { reason: "no".into() }),
             (
                 HookError::misconfigured("gone"),
-                Attempted::Misconfigured { error: "gone".into(), after: None },
+                AttemptResult::Misconfigured { error: "gone".into(), after: None },
             ),
-            (HookError::pending("wait"), Attempted::Pending { note: "wait".into() }),
+            (HookError::pending("wait"), AttemptResult::Pending { note: "wait".into() }),
             (
                 HookError::unsupported("x"),
-                Attempted::Unsupported { reason: "the hook does not support x".into() },
+                AttemptResult::Unsupported { reason: "the hook does not support x".into() },
             ),
             (
                 HookError::retry_after("busy", Duration::MAX),
-                Attempted::Retry {
+                AttemptResult::Retry {
                     error: "busy".into(),
                     after: Some(Duration::from_secs(limits::RETRY_AFTER_MAX_S)),
                 },
@@ -609,13 +609,13 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_retry_and_its_text_stays_out() {
         let runner = only(puppet(|| async { panic!("fake-canary-password") }));
-        let Attempted::Retry { error, after: None } = runner.run(create()).await else {
+        let AttemptResult::Retry { error, after: None } = runner.run(create()).await else {
             panic!("not a retry")
         };
         assert_eq!(error, "the hook `puppet` panicked");
         let again =
             only(puppet(|| -> std::future::Ready<Result<Answer, HookError>> { panic!("before the future") }));
-        assert!(matches!(again.run(create()).await, Attempted::Retry { .. }));
+        assert!(matches!(again.run(create()).await, AttemptResult::Retry { .. }));
     }
 
     #[tokio::test(start_paused = true)]
@@ -633,7 +633,7 @@ mod tests {
         let end = runner.run(create()).await;
         assert_eq!(
             end,
-            Attempted::Retry { error: "the hook `puppet` took longer than 5s".into(), after: None }
+            AttemptResult::Retry { error: "the hook `puppet` took longer than 5s".into(), after: None }
         );
         gone.notified().await;
     }
@@ -682,7 +682,7 @@ mod tests {
             tasks.spawn(async move { runner.run(create()).await });
         }
         while let Some(end) = tasks.join_next().await {
-            assert_eq!(end.unwrap(), Attempted::Done(Answer::default()));
+            assert_eq!(end.unwrap(), AttemptResult::Done(Answer::default()));
         }
         assert_eq!(most.load(Ordering::SeqCst), 2);
     }
@@ -695,7 +695,10 @@ mod tests {
         });
         let runner = only(slow.concurrency(1).timeout(Duration::from_secs(5)));
         let (one, two) = tokio::join!(runner.run(create()), runner.run(create()));
-        assert_eq!((one, two), (Attempted::Done(Answer::default()), Attempted::Done(Answer::default())));
+        assert_eq!(
+            (one, two),
+            (AttemptResult::Done(Answer::default()), AttemptResult::Done(Answer::default()))
+        );
     }
 
     #[test]
@@ -759,14 +762,14 @@ mod tests {
         let call = |action| a_call(action);
         for action in [Action::Upgrade, Action::RefundRenew, Action::SignOn, Action::Payment, Action::Other] {
             let end = runner.run(call(action)).await;
-            assert!(matches!(end, Attempted::Unsupported { .. }), "{action}: {end:?}");
+            assert!(matches!(end, AttemptResult::Unsupported { .. }), "{action}: {end:?}");
         }
         for action in [Action::Renew, Action::Expire, Action::Release] {
-            assert_eq!(runner.run(call(action)).await, Attempted::Done(Answer::default()), "{action}");
+            assert_eq!(runner.run(call(action)).await, AttemptResult::Done(Answer::default()), "{action}");
         }
         let end = runner.run(call(Action::Create)).await;
         assert!(!format!("{end:?}").contains("fake-canary-password"));
-        let Attempted::Done(answer) = end else { panic!("not done") };
+        let AttemptResult::Done(answer) = end else { panic!("not done") };
         assert_eq!(answer.instance_id.as_deref(), Some("i-9"));
     }
 }

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use crate::net::{Client, ClientError, ClientOptions, ClientRequest, NotAUrl, Reach, Tls, Url};
 use crate::observe::limits;
 use spid_core::dialect;
-use spid_core::dialect::{DetailsError, Dialect, OrderLookup};
+use spid_core::dialect::{DetailsError, Dialect, OrderApi, OrderLookup};
 use spid_core::query::Pair;
 use spid_core::signature::{AccessKey, UnsignedRequest};
 use spid_hook::callback::Callback;
@@ -26,7 +26,7 @@ const JSON_TYPE: &str = "application/json";
 /// Order lookup client of one endpoint.
 #[derive(Clone)]
 pub struct OrderLookupClient {
-    dialect: &'static dyn Dialect,
+    api: &'static OrderApi,
     url: Url,
     key: AccessKey,
     client: Client,
@@ -36,19 +36,19 @@ impl OrderLookupClient {
     /// Creates a client for this address, which signs with this key.
     /// It trusts `tls`, or the system's roots. Over plain http it connects only to addresses of the private
     /// network.
-    pub fn new(
-        dialect: &'static dyn Dialect,
-        url: Url,
-        key: AccessKey,
-        tls: Option<Tls>,
-    ) -> OrderLookupClient {
+    pub fn new(api: &'static OrderApi, url: Url, key: AccessKey, tls: Option<Tls>) -> OrderLookupClient {
         let client = Client::new(ClientOptions {
             total: Duration::from_millis(limits::ORDER_LOOKUP_MS),
             reach: Reach::Confidential,
             tls,
             ..ClientOptions::default()
         });
-        OrderLookupClient { dialect, url, key, client }
+        OrderLookupClient { api, url, key, client }
+    }
+
+    /// Returns the lookup that this callback needs.
+    fn lookup(&self, callback: &Callback) -> Option<OrderLookup> {
+        (self.api.lookup)(callback)
     }
 
     async fn ask(&self, order_lookup: &OrderLookup, now: Timestamp) -> Result<(u16, Vec<u8>), LookupError> {
@@ -155,12 +155,10 @@ impl OrderLookupClients {
     /// lookup then reports that.
     pub fn asked_endpoint<'a>(&'a self, asker: Asker<'a>, callback: &Callback) -> Option<&'a str> {
         match asker.successors.iter().find_map(|name| self.0.get_key_value(name)) {
-            Some((name, lookup_client)) => {
-                lookup_client.dialect.order_lookup(callback).map(|_| name.as_str())
-            }
+            Some((name, lookup_client)) => lookup_client.lookup(callback).map(|_| name.as_str()),
             None => {
                 // A configured endpoint without a client means: its callbacks go to the hook as they are.
-                let asks = asker.successors.is_empty() && dialect::asking(callback).is_some();
+                let asks = asker.successors.is_empty() && dialect::needed_lookup(callback).is_some();
                 asks.then_some(asker.endpoint)
             }
         }
@@ -179,16 +177,16 @@ impl OrderLookupClients {
     ) -> Result<Option<Callback>, LookupError> {
         // Without a client, go on only if the callback needs no lookup.
         let Some(lookup_client) = asker.successors.iter().find_map(|name| self.0.get(name)) else {
-            return match dialect::asking(callback).filter(|_| asker.successors.is_empty()) {
-                Some(dialect) => Err(LookupError::Misconfigured(unserved(asker, dialect))),
+            return match dialect::needed_lookup(callback).filter(|_| asker.successors.is_empty()) {
+                Some((dialect, _)) => Err(LookupError::Misconfigured(unserved(asker, dialect))),
                 None => Ok(None),
             };
         };
-        let Some(order_lookup) = lookup_client.dialect.order_lookup(callback) else { return Ok(None) };
+        let Some(order_lookup) = lookup_client.lookup(callback) else { return Ok(None) };
         let (status, body) = lookup_client.ask(&order_lookup, now).await?;
         // Change a copy: if the answer is unusable, the callback stays as it was.
         let mut known = callback.clone();
-        lookup_client.dialect.add_order_details(&mut known, status, &body)?;
+        (lookup_client.api.add_details)(&mut known, status, &body)?;
         Ok(Some(known))
     }
 }
@@ -217,7 +215,8 @@ mod tests {
     fn the_request_carries_its_date_and_its_authorization() {
         let key = AccessKey::new("FAKEACCESS", Secret::new("fake-secret")).unwrap();
         let url = "https://mkt.example/gateway/".parse().unwrap();
-        let lookup_client = OrderLookupClient::new(by_name("koogallery").unwrap(), url, key, None);
+        let lookup_client =
+            OrderLookupClient::new(by_name("koogallery").unwrap().order_api().unwrap(), url, key, None);
         let order_lookup =
             OrderLookup { path: "/order/query", query: vec![("orderId".into(), "CS 1".into())] };
         let request = lookup_client.request(&order_lookup, "2026-01-02T03:04:05Z".parse().unwrap()).unwrap();

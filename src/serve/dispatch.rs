@@ -35,7 +35,7 @@ use crate::store::{
 use calls::Calls;
 use rooms::{Rooms, WaitsFor};
 use spid_core::lifecycle::schedule;
-use spid_hook::Attempted;
+use spid_hook::AttemptResult;
 use spid_hook::callback::{Action, Answer, Callback};
 use spid_hook::time::{Clock, plus_millis};
 use spid_hook::trace::TraceContext;
@@ -725,27 +725,29 @@ impl Attempt {
         self.endpoints.dialect_of(&successors)?.dashscope_euid(subject.product?, subject.buyer?)
     }
 
-    fn ending(&self, job: &JobRow, attempted: Attempted) -> AttemptEnd {
+    fn ending(&self, job: &JobRow, attempted: AttemptResult) -> AttemptEnd {
         match attempted {
-            Attempted::Done(answer) => AttemptEnd::Done(answer),
-            Attempted::Retry { error, after } => AttemptEnd::Retry { error, after },
-            Attempted::Misconfigured { error, after } => self.misconfigured(job, "the hook", error, after),
-            Attempted::Refused { reason } => AttemptEnd::Refused { reason },
+            AttemptResult::Done(answer) => AttemptEnd::Done(answer),
+            AttemptResult::Retry { error, after } => AttemptEnd::Retry { error, after },
+            AttemptResult::Misconfigured { error, after } => {
+                self.misconfigured(job, "the hook", error, after)
+            }
+            AttemptResult::Refused { reason } => AttemptEnd::Refused { reason },
             // A payment is only a notification: a hook that does not handle it is no reason to refuse it.
-            Attempted::Unsupported { .. } if job.action == Action::Payment => {
+            AttemptResult::Unsupported { .. } if job.action == Action::Payment => {
                 AttemptEnd::Done(Answer::default())
             }
-            Attempted::Unsupported { reason } => {
+            AttemptResult::Unsupported { reason } => {
                 self.metrics.count(Metric::Alerts, ["unsupported", ""]);
                 tracing::error!(job = %job.id, action = %job.action, "the hook does not support this action: {reason}");
                 AttemptEnd::Refused { reason }
             }
             // The browser does not wait, so no later step could complete a pending sign-on.
-            Attempted::Pending { note } if job.action == Action::SignOn => {
+            AttemptResult::Pending { note } if job.action == Action::SignOn => {
                 let error = format!("a sign-on cannot be pending ({note}): the hook must answer or refuse");
                 self.misconfigured(job, "the hook", error, None)
             }
-            Attempted::Pending { note } => AttemptEnd::Pending { note },
+            AttemptResult::Pending { note } => AttemptEnd::Pending { note },
         }
     }
 

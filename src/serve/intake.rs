@@ -231,7 +231,7 @@ impl Intake {
             Ok(answered) => {
                 let (action, outcome) = first(&answered);
                 let reply = endpoint.dialect.reply_to_all(&answered, &endpoint.options);
-                Answered { response: response(reply.sealed(&signer)), action, outcome }
+                Answered { response: response(reply.protected(&signer)), action, outcome }
             }
             // This answer is signed with the key that verified the request.
             Err(Copied) => self.refuse_as(endpoint, request, &Denial::Replayed, Some(signer)),
@@ -287,7 +287,7 @@ impl Intake {
         self.refusals.note(facts, || evidence(endpoint, &raw, self.clock.now(), refusal));
         let reply = endpoint.dialect.refuse(&raw, refusal);
         let reply = match signer {
-            Some(signer) => reply.sealed(&signer),
+            Some(signer) => reply.protected(&signer),
             None => reply,
         };
         Answered { response: response(reply), action: None, outcome: refusal.reason() }
@@ -366,7 +366,7 @@ impl Intake {
             account: endpoint.account.to_string(),
             endpoint: endpoint.name.to_string(),
             key_label: key_label.to_string(),
-            delivery_limit: endpoint.dialect.delivery_limit_of(callback),
+            delivery_limit: endpoint.dialect.delivery_limit(callback),
             callback: callback.clone(),
             received_at: self.clock.now(),
             policy: self.options.policy,

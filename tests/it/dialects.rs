@@ -474,8 +474,8 @@ fn jdcloud_speaks_with_its_own_names() {
     assert_eq!(callback.sku.as_deref(), Some("FW_GOODS-500232-1"));
     assert_eq!(callback.items, BTreeMap::from([("accountNum".to_owned(), "1".to_owned())]));
     assert_eq!(callback.issues, []);
-    assert_eq!(named("jdcloud").delivery_limit(), Some(200));
-    assert_eq!(named("alibaba").delivery_limit(), Some(120));
+    assert_eq!(named("jdcloud").delivery_limit(&callback), Some(200));
+    assert_eq!(named("alibaba").delivery_limit(&callback), Some(120));
 }
 
 #[test]

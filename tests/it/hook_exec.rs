@@ -15,7 +15,7 @@ use spid::hook::Call;
 use spid::internals::hooks::exec::ExecHook;
 use spid::internals::hooks::runner::{NamedHook, Runner};
 use spid::internals::observe::limits;
-use spid_hook::Attempted;
+use spid_hook::AttemptResult;
 use spid_hook::callback::{Action, Answer, Callback, Expiry, Parameters};
 use spid_hook::instance::Instance;
 
@@ -30,7 +30,7 @@ fn shell(script: &str) -> NamedHook {
     NamedHook::new("exec", ExecHook::new(["sh", "-c", script])).timeout(Duration::from_secs(60))
 }
 
-async fn run(script: &str, action: Action) -> Attempted {
+async fn run(script: &str, action: Action) -> AttemptResult {
     run_hook(shell(script), call(action)).await
 }
 
@@ -75,7 +75,7 @@ impl Lifeline {
 #[tokio::test]
 async fn an_answer_is_done() {
     let script = r#"echo '{"instance_id": "i-7", "app": {"front_end_url": "https://a.example"}}'"#;
-    let Attempted::Done(answer) = run(script, Action::Create).await else { panic!("not done") };
+    let AttemptResult::Done(answer) = run(script, Action::Create).await else { panic!("not done") };
     assert_eq!(answer.instance_id.as_deref(), Some("i-7"));
     assert_eq!(answer.app["front_end_url"].expose(), "https://a.example");
     assert_eq!(run("echo '{}'", Action::Create).await, done());
@@ -97,7 +97,7 @@ async fn every_exit_code_has_its_meaning() {
     let create = Action::Create;
     assert_eq!(
         run(r#"echo '{"pending": "sales looks at it"}'"#, create).await,
-        Attempted::Pending { note: "sales looks at it".into() }
+        AttemptResult::Pending { note: "sales looks at it".into() }
     );
     assert_eq!(
         run(r#"echo '{"refuse": "no stock"}'; echo noise >&2; exit 65"#, create).await,
@@ -117,7 +117,7 @@ async fn every_exit_code_has_its_meaning() {
     assert_eq!(run("echo '{}'; exit 255", create).await, retry("the hook exited with code 255"));
     assert_eq!(
         run(r#"echo '{"retry_after": 90}'; exit 75"#, create).await,
-        Attempted::Retry {
+        AttemptResult::Retry {
             error: "the hook exited with code 75".into(),
             after: Some(Duration::from_secs(90))
         }
@@ -129,7 +129,7 @@ async fn every_exit_code_has_its_meaning() {
 #[tokio::test]
 async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
     let half = format!(r#"printf '{{"app": {{"password": "{CANARY}"'"#);
-    let Attempted::Retry { error, .. } = run(&half, Action::Create).await else { panic!("not a retry") };
+    let AttemptResult::Retry { error, .. } = run(&half, Action::Create).await else { panic!("not a retry") };
     assert!(error.starts_with("the answer is not JSON"), "{error}");
     assert!(!error.contains(CANARY));
     assert_eq!(
@@ -142,7 +142,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
 #[tokio::test]
 async fn a_command_that_is_not_there_is_a_retry_and_somebody_hears_of_it() {
     let missing = NamedHook::new("exec", ExecHook::new(["/no/such/hook"]));
-    let Attempted::Misconfigured { error, .. } = run_hook(missing, call(Action::Create)).await else {
+    let AttemptResult::Misconfigured { error, .. } = run_hook(missing, call(Action::Create)).await else {
         panic!("nobody is alerted")
     };
     assert!(error.starts_with("cannot start `/no/such/hook`"), "{error}");
@@ -158,13 +158,13 @@ async fn a_hook_runs_in_its_working_folder() {
         let hook = ExecHook::new(command).working_dir(folder.path());
         assert_eq!(hook.check(), Ok(()));
         let end = run_hook(NamedHook::new("exec", hook), call(Action::Create)).await;
-        let Attempted::Done(answer) = end else { panic!("{end:?}") };
+        let AttemptResult::Done(answer) = end else { panic!("{end:?}") };
         assert_eq!(answer.instance_id.as_deref(), folder.path().canonicalize().unwrap().to_str());
     }
     let gone = ExecHook::new(["sh", "-c", "exit 0"]).working_dir(folder.path());
     drop(folder);
     let end = run_hook(NamedHook::new("exec", gone), call(Action::Expire)).await;
-    let Attempted::Misconfigured { error, .. } = end else { panic!("{end:?}") };
+    let AttemptResult::Misconfigured { error, .. } = end else { panic!("{end:?}") };
     assert!(error.contains("working folder"), "{error}");
 }
 
@@ -282,7 +282,7 @@ async fn standard_error_is_logged_and_passwords_are_not() {
         r#"printf 'step one\033[2J\n' >&2; echo '{{"app": {{"username": "root", "password": "{CANARY}"}}}}'"#
     );
     let end = run(&script, Action::Create).await;
-    assert!(matches!(end, Attempted::Done(_)));
+    assert!(matches!(end, AttemptResult::Done(_)));
     assert!(!format!("{end:?}").contains(CANARY));
 
     let log = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
@@ -318,7 +318,7 @@ impl Life {
         let second = self.runner.run(call).await;
         assert_eq!(first, second);
         match first {
-            Attempted::Done(answer) => answer,
+            AttemptResult::Done(answer) => answer,
             other => panic!("{}: {other:?}", callback.action),
         }
     }

@@ -29,7 +29,7 @@ use spid::internals::hooks::http::{HttpHook, HttpHookOptions};
 use spid::internals::hooks::runner::NamedHook;
 use spid::internals::net::{Request, Response, ServerOptions, Tls, serve};
 use spid::internals::observe::limits;
-use spid_hook::Attempted;
+use spid_hook::AttemptResult;
 use spid_hook::Secret;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::time::Clock;
@@ -60,12 +60,12 @@ fn hook(url: &str) -> NamedHook {
     hook_with(url, HttpHookOptions::default())
 }
 
-fn retry_after(error: &str, seconds: u64) -> Attempted {
-    Attempted::Retry { error: error.into(), after: Some(Duration::from_secs(seconds)) }
+fn retry_after(error: &str, seconds: u64) -> AttemptResult {
+    AttemptResult::Retry { error: error.into(), after: Some(Duration::from_secs(seconds)) }
 }
 
-fn misconfigured(error: &str) -> Attempted {
-    Attempted::Misconfigured { error: error.into(), after: None }
+fn misconfigured(error: &str) -> AttemptResult {
+    AttemptResult::Misconfigured { error: error.into(), after: None }
 }
 
 /// A server that records its requests.
@@ -99,7 +99,7 @@ impl Server {
 }
 
 /// Result of a call with this response.
-async fn end_of(response: Response, action: Action) -> Attempted {
+async fn end_of(response: Response, action: Action) -> AttemptResult {
     let server = Server::answering(response).await;
     let end = run_hook(hook(&server.url), call(action)).await;
     assert_eq!(server.asked().len(), 1, "nothing is sent twice");
@@ -113,7 +113,7 @@ async fn a_2xx_with_an_answer_is_done() {
     let answer = r#"{"instance_id": "i-7", "app": {"front_end_url": "https://a.example"}}"#;
     for status in [200, 201] {
         let end = end_of(Response::json(status, answer), Action::Create).await;
-        let Attempted::Done(answer) = end else { panic!("{end:?}") };
+        let AttemptResult::Done(answer) = end else { panic!("{end:?}") };
         assert_eq!(answer.instance_id.as_deref(), Some("i-7"));
         assert_eq!(answer.app["front_end_url"].expose(), "https://a.example");
     }
@@ -130,7 +130,7 @@ async fn a_2xx_with_an_answer_is_done() {
 
 #[tokio::test]
 async fn a_202_is_pending() {
-    let pending = |note: &str| Attempted::Pending { note: note.into() };
+    let pending = |note: &str| AttemptResult::Pending { note: note.into() };
     let said = Response::json(202, r#"{"pending": "sales looks at it"}"#);
     assert_eq!(end_of(said.clone(), Action::Create).await, pending("sales looks at it"));
     let said = Response { status: 200, ..said };
@@ -153,7 +153,7 @@ async fn only_a_422_that_says_refuse_is_a_refusal() {
     }
     for status in [400, 403, 404, 409, 410, 500, 503] {
         let end = end_of(Response::json(status, refuse), Action::Create).await;
-        assert!(!matches!(end, Attempted::Refused { .. }), "{status}");
+        assert!(!matches!(end, AttemptResult::Refused { .. }), "{status}");
     }
 }
 
@@ -215,7 +215,7 @@ async fn an_unreadable_answer_is_a_retry_and_is_never_quoted() {
         ("<html>Welcome to nginx!</html>", "the answer is not JSON"),
     ] {
         let end = end_of(Response::json(200, body.to_owned()), Action::Create).await;
-        let Attempted::Retry { error, after: None } = end else { panic!("{end:?}") };
+        let AttemptResult::Retry { error, after: None } = end else { panic!("{end:?}") };
         assert!(error.starts_with(part) && !error.contains(CANARY), "{error}");
     }
     let most = limits::HOOK_ANSWER_MAX_BYTES;
@@ -505,7 +505,7 @@ async fn a_call_that_may_have_arrived_is_not_sent_again() {
     let hook = hook(&url);
     assert_eq!(run_hook(hook.clone(), call(Action::Create)).await, done());
     let end = run_hook(hook, call(Action::Create)).await;
-    let Attempted::Retry { error, after: None } = end else { panic!("{end:?}") };
+    let AttemptResult::Retry { error, after: None } = end else { panic!("{end:?}") };
     assert!(error.starts_with("no usable HTTP response"), "{error}");
     let (arrived, listener) = server.await.unwrap();
     assert!(arrived, "it came over the connection that was kept");
@@ -532,7 +532,7 @@ async fn a_server_that_is_not_there_is_a_retry() {
     let (listener, url) = listener().await;
     drop(listener);
     let end = run_hook(hook(&url), call(Action::Create)).await;
-    let Attempted::Retry { error, .. } = end else { panic!("{end:?}") };
+    let AttemptResult::Retry { error, .. } = end else { panic!("{end:?}") };
     assert!(error.starts_with("cannot connect to 127.0.0.1:"), "{error}");
 }
 
@@ -550,7 +550,7 @@ async fn what_is_out_of_reach_is_said_before_the_start_and_never_connected_to() 
         let error = hook.check().unwrap_err().to_string();
         assert!(error.contains(part), "{url}: {error}");
         let end = run_hook(NamedHook::new("http", hook), call(Action::Create)).await;
-        let Attempted::Misconfigured { error, .. } = end else { panic!("{url}: {end:?}") };
+        let AttemptResult::Misconfigured { error, .. } = end else { panic!("{url}: {end:?}") };
         assert!(error.contains(part), "{url}: {error}");
     }
 }
@@ -611,7 +611,7 @@ async fn answer_all(listener: TcpListener, acceptor: TlsAcceptor) {
     }
 }
 
-async fn over_tls(url: &str, tls: Tls) -> Attempted {
+async fn over_tls(url: &str, tls: Tls) -> AttemptResult {
     let options = HttpHookOptions { tls: Some(tls), ..HttpHookOptions::default() };
     let hook = hook_with(url, options);
     let first = run_hook(hook.clone(), call(Action::Create)).await;
@@ -631,8 +631,8 @@ async fn https_is_spoken_with_whom_the_file_of_roots_vouches_for() {
 #[tokio::test]
 async fn https_is_spoken_with_nobody_else() {
     let (authority, stranger) = (Authority::new(), Authority::new());
-    let error = |end: Attempted| match end {
-        Attempted::Retry { error, after: None } => error,
+    let error = |end: AttemptResult| match end {
+        AttemptResult::Retry { error, after: None } => error,
         end => panic!("{end:?}"),
     };
     let port = authority.serve("127.0.0.1").await;

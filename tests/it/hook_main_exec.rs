@@ -21,7 +21,7 @@ use spid::internals::hooks::runner::NamedHook;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::instance::{Instance, State};
 use spid_hook::time::Clock;
-use spid_hook::{Attempted, Call};
+use spid_hook::{AttemptResult, Call};
 
 fn hook(root: &Path) -> NamedHook {
     let program = examples::built("exec_main").display().to_string();
@@ -45,7 +45,7 @@ pub(crate) fn create_of(sku: &str) -> Call {
 
 /// Every action against a hook over this folder, and every result that the hook can have.
 pub(crate) async fn every_action_and_result(root: &Path, hook: impl Fn() -> NamedHook) {
-    let Attempted::Done(made) = run_hook(hook(), create_of("basic")).await else { panic!("not created") };
+    let AttemptResult::Done(made) = run_hook(hook(), create_of("basic")).await else { panic!("not created") };
     assert_eq!(made.instance_id.as_deref(), Some("biz-1"));
     assert_eq!(made.app["password"].expose(), std::fs::read_to_string(root.join("biz-1/password")).unwrap());
     for action in [Action::Renew, Action::RefundRenew, Action::Upgrade, Action::Expire, Action::Payment] {
@@ -54,10 +54,12 @@ pub(crate) async fn every_action_and_result(root: &Path, hook: impl Fn() -> Name
     assert_eq!(std::fs::read_to_string(root.join("biz-1/state")).unwrap(), "frozen");
     let active = Instance { state: State::Active, ..instance() };
     let sign_on = call_for(&Callback::new(Action::SignOn, "x"), &active, "key-2");
-    let Attempted::Done(signed_on) = run_hook(hook(), due(sign_on)).await else { panic!("not signed on") };
+    let AttemptResult::Done(signed_on) = run_hook(hook(), due(sign_on)).await else {
+        panic!("not signed on")
+    };
     let redirect = signed_on.redirect.unwrap();
     assert!(redirect.expose().starts_with("https://biz-1.app.example/login?ticket="));
-    let Attempted::Done(other) = run_hook(hook(), due(call(Action::Other))).await else {
+    let AttemptResult::Done(other) = run_hook(hook(), due(call(Action::Other))).await else {
         panic!("not answered")
     };
     assert_eq!(other.body.unwrap().expose(), r#"{"success":true}"#);
@@ -75,13 +77,14 @@ async fn every_action_and_result_reaches_the_daemon() {
     let refused_order = run_hook(hook(root), create_of("discontinued")).await;
     assert_eq!(refused_order, refused("this edition is not sold any more"));
     let pending = run_hook(hook(root), create_of("enterprise")).await;
-    assert_eq!(pending, Attempted::Pending { note: "sales approves enterprise orders".into() });
+    assert_eq!(pending, AttemptResult::Pending { note: "sales approves enterprise orders".into() });
     std::fs::write(root.join("maintenance"), "").unwrap();
     let error = "the hook exited with code 75: the platform is in maintenance".to_owned();
-    let retry = Attempted::Retry { error, after: Some(Duration::from_secs(1)) };
+    let retry = AttemptResult::Retry { error, after: Some(Duration::from_secs(1)) };
     assert_eq!(run_hook(hook(root), create_of("basic")).await, retry);
     let missing = root.join("missing");
-    let Attempted::Retry { error, after: None } = run_hook(hook(&missing), create_of("basic")).await else {
+    let AttemptResult::Retry { error, after: None } = run_hook(hook(&missing), create_of("basic")).await
+    else {
         panic!("not a retry")
     };
     assert_eq!(error, format!("the hook exited with code 78: {} is not a folder", missing.display()));

@@ -25,7 +25,7 @@ use spid::internals::hooks::http::{HttpHook, HttpHookOptions};
 use spid::internals::hooks::runner::NamedHook;
 use spid_hook::time::Clock;
 use spid_hook::webhook::WebhookKeys;
-use spid_hook::{Attempted, Secret};
+use spid_hook::{AttemptResult, Secret};
 
 const ANSWER_KEY: &str = "0707070707070707070707070707070707070707070707070707070707070707";
 const OTHER_SECRET: &str = "whsec_b3RoZXItb3RoZXItb3RoZXItb3RoZXItb3RoZXI=";
@@ -98,11 +98,11 @@ async fn every_action_and_result_reaches_the_daemon() {
     assert_eq!(run("discontinued").await, refused("this edition is not sold any more"));
     assert_eq!(
         run("enterprise").await,
-        Attempted::Pending { note: "sales approves enterprise orders".into() }
+        AttemptResult::Pending { note: "sales approves enterprise orders".into() }
     );
     std::fs::write(root.join("maintenance"), "").unwrap();
     let (error, after) = ("the hook answered 503".to_owned(), Some(Duration::from_secs(1)));
-    assert_eq!(run("basic").await, Attempted::Retry { error, after });
+    assert_eq!(run("basic").await, AttemptResult::Retry { error, after });
     assert!(!root.join("answers").exists(), "without a key nothing is kept");
     server.signal(rustix::process::Signal::TERM);
     assert_eq!(server.end().code(), Some(0));
@@ -118,7 +118,7 @@ async fn a_folder_that_is_missing_is_an_alert() {
     let error = "the hook answered 424".to_owned();
     assert_eq!(
         run_hook(server.hook(), create_of("basic")).await,
-        Attempted::Misconfigured { error, after: None }
+        AttemptResult::Misconfigured { error, after: None }
     );
 }
 

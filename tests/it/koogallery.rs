@@ -278,7 +278,7 @@ async fn start_as(
     let mut options = DaemonOptions::new(folder.join("spid.db"), endpoints, runner);
     let key = AccessKey::new(ACCESS, Secret::new(ACCESS_SECRET)).unwrap();
     let lookup_client = OrderLookupClient::new(
-        dialect::by_name("koogallery").unwrap(),
+        dialect::by_name("koogallery").unwrap().order_api().unwrap(),
         office_url.parse().unwrap(),
         key,
         None,
@@ -1025,10 +1025,10 @@ mod anything {
         let parts = koogallery.split(callback);
         assert!(!parts.is_empty() && parts.iter().filter(|part| part.nonce.is_some()).count() == 1);
         for part in &parts {
-            let _ = koogallery.order_lookup(part);
+            let _ = (koogallery.order_api().unwrap().lookup)(part);
         }
         let all: Vec<_> = parts.into_iter().map(|part| (part, outcome.clone())).collect();
-        let reply = koogallery.reply_to_all(&all, &Options::default()).sealed(&keys.signer().unwrap());
+        let reply = koogallery.reply_to_all(&all, &Options::default()).protected(&keys.signer().unwrap());
         assert!(reply.status == 200 && reply.body.is_ascii());
         let told: Value = serde_json::from_slice(&reply.body).unwrap();
         assert_eq!(told["resultCode"].as_str().unwrap().len(), 6);

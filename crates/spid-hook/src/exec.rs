@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 
 use crate::callback::Answer;
 use crate::text::plain_log;
-use crate::{AnyHook, Attempted, Call, HookError, Secret, UnreadableCall, limits, write_answer};
+use crate::{AnyHook, AttemptResult, Call, HookError, Secret, UnreadableCall, limits, write_answer};
 
 /// Exit code for a program that was started without a call (`EX_USAGE`).
 const EXIT_USAGE: u8 = 64;
@@ -185,7 +185,7 @@ where
     let attempted = runtime.block_on(async {
         match start().await {
             Ok(hook) => attempt(hook.into(), call).await,
-            Err(error) => Attempted::from(Err(error.into())),
+            Err(error) => AttemptResult::from(Err(error.into())),
         }
     });
     // Do not wait for a blocking task of the author: the answer is known.
@@ -203,13 +203,13 @@ impl<T> Drop for AbortOnDrop<T> {
 }
 
 /// Runs the hook in a task of its own, so that a panic becomes a retry. Dropping the returned future stops the hook.
-pub(crate) async fn attempt(hook: AnyHook, call: Call) -> Attempted {
+pub(crate) async fn attempt(hook: AnyHook, call: Call) -> AttemptResult {
     let mut task = AbortOnDrop(tokio::spawn(async move { hook.answer(call).await }));
     match (&mut task.0).await {
-        Ok(result) => Attempted::from(result),
+        Ok(result) => AttemptResult::from(result),
         // The text of the panic is already on standard error.
-        Err(error) if error.is_panic() => Attempted::retry("the hook panicked".to_owned()),
-        Err(_) => Attempted::retry("the hook was stopped".to_owned()),
+        Err(error) if error.is_panic() => AttemptResult::retry("the hook panicked".to_owned()),
+        Err(_) => AttemptResult::retry("the hook was stopped".to_owned()),
     }
 }
 
@@ -217,22 +217,22 @@ fn unreadable(error: UnreadableCall) -> Ended {
     match &error {
         UnreadableCall::Schema(_) => Ended::failed(EXIT_CONFIG, error.to_string()),
         // A hook must refuse what it does not know: a retry would not change that.
-        UnreadableCall::Action(action) => ended(Attempted::from(Err(HookError::unsupported(action)))),
+        UnreadableCall::Action(action) => ended(AttemptResult::from(Err(HookError::unsupported(action)))),
         // Not a refusal: an order must not be lost because of a bug.
         _ => Ended::failed(EXIT_RETRY, error.to_string()),
     }
 }
 
 /// Converts a result into an exit code and an output.
-fn ended(attempted: Attempted) -> Ended {
+fn ended(attempted: AttemptResult) -> Ended {
     match attempted {
-        Attempted::Done(answer) => done(&answer),
-        Attempted::Retry { error, after } => failed(EXIT_RETRY, error, after),
-        Attempted::Misconfigured { error, after } => failed(EXIT_CONFIG, error, after),
-        Attempted::Refused { reason } | Attempted::Unsupported { reason } => {
+        AttemptResult::Done(answer) => done(&answer),
+        AttemptResult::Retry { error, after } => failed(EXIT_RETRY, error, after),
+        AttemptResult::Misconfigured { error, after } => failed(EXIT_CONFIG, error, after),
+        AttemptResult::Refused { reason } | AttemptResult::Unsupported { reason } => {
             Ended::said(EXIT_REFUSE, &json!({ "refuse": reason }))
         }
-        Attempted::Pending { note } => Ended::said(0, &json!({ "pending": note })),
+        AttemptResult::Pending { note } => Ended::said(0, &json!({ "pending": note })),
     }
 }
 

@@ -64,7 +64,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod answer;
-mod attempted;
+mod attempt_result;
 mod call;
 #[doc(hidden)]
 pub mod callback;
@@ -93,7 +93,7 @@ pub mod trace;
 pub mod webhook;
 
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
-pub use attempted::Attempted;
+pub use attempt_result::AttemptResult;
 pub use call::{
     Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
     RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UnreadableCall, UpgradeCall,

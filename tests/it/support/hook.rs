@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use spid::hook::{Call, CallFacts};
 use spid::internals::hooks::runner::{NamedHook, Runner};
-use spid_hook::Attempted;
+use spid_hook::AttemptResult;
 use spid_hook::callback::{Action, Answer, Callback};
 use spid_hook::instance::{Instance, State};
 
@@ -57,18 +57,18 @@ pub(crate) fn call(action: Action) -> Call {
     call_for(&Callback::new(action, "x"), &instance(), "key-1")
 }
 
-pub(crate) async fn run_hook(hook: NamedHook, call: Call) -> Attempted {
+pub(crate) async fn run_hook(hook: NamedHook, call: Call) -> AttemptResult {
     Runner::new(vec![hook], Vec::new()).unwrap().run(call).await
 }
 
-pub(crate) fn done() -> Attempted {
-    Attempted::Done(Answer::default())
+pub(crate) fn done() -> AttemptResult {
+    AttemptResult::Done(Answer::default())
 }
 
-pub(crate) fn retry(error: &str) -> Attempted {
-    Attempted::Retry { error: error.into(), after: None }
+pub(crate) fn retry(error: &str) -> AttemptResult {
+    AttemptResult::Retry { error: error.into(), after: None }
 }
 
-pub(crate) fn refused(reason: &str) -> Attempted {
-    Attempted::Refused { reason: reason.into() }
+pub(crate) fn refused(reason: &str) -> AttemptResult {
+    AttemptResult::Refused { reason: reason.into() }
 }

@@ -10,8 +10,11 @@
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::token::{Shape, TokenDialect, Verb};
-use super::{Action, GivesUp, Names, read_civil};
+use super::GivesUp;
+use super::dates::read_civil;
+use super::names::Names;
+use super::token::{ActionRow, ReplyForm, TokenDialect};
+use spid_hook::callback::Action;
 use spid_hook::time::plus_millis;
 
 /// Delivery limit: after a failed answer the marketplace calls again, at most 120 times
@@ -38,30 +41,40 @@ pub(super) static ALIBABA: TokenDialect = TokenDialect {
         // releaseInstance names.
         ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
-    verbs: &[
+    actions: &[
         // help.aliyun.com/document_detail/147358.html
-        Verb {
+        ActionRow {
             word: "createInstance",
             action: Action::Create,
             names: &["trial", "expiredOn"],
-            shape: Shape::Instance,
+            form: ReplyForm::Instance,
         },
         // help.aliyun.com/zh/marketplace/renewinstance; also sent when the buyer pays arrears
-        Verb { word: "renewInstance", action: Action::Renew, names: &[], shape: Shape::SuccessWithApp },
+        ActionRow {
+            word: "renewInstance",
+            action: Action::Renew,
+            names: &[],
+            form: ReplyForm::SuccessWithApp,
+        },
         // help.aliyun.com/zh/marketplace/refundrenewinstance
-        Verb { word: "refundRenewInstance", action: Action::RefundRenew, names: &[], shape: Shape::Success },
+        ActionRow {
+            word: "refundRenewInstance",
+            action: Action::RefundRenew,
+            names: &[],
+            form: ReplyForm::Success,
+        },
         // help.aliyun.com/document_detail/147369.html
-        Verb { word: "upgradeInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
+        ActionRow { word: "upgradeInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
         // help.aliyun.com/zh/marketplace/expiredinstance
-        Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
+        ActionRow { word: "expiredInstance", action: Action::Expire, names: &[], form: ReplyForm::Success },
         // help.aliyun.com/zh/marketplace/releaseinstance
-        Verb { word: "releaseInstance", action: Action::Release, names: &[], shape: Shape::Success },
+        ActionRow { word: "releaseInstance", action: Action::Release, names: &[], form: ReplyForm::Success },
         // help.aliyun.com/document_detail/147370.html
-        Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
+        ActionRow { word: "verify", action: Action::SignOn, names: &[], form: ReplyForm::Page },
         // help.aliyun.com/zh/marketplace/orderpay
-        Verb { word: "orderPay", action: Action::Payment, names: &[], shape: Shape::Boolean },
+        ActionRow { word: "orderPay", action: Action::Payment, names: &[], form: ReplyForm::Boolean },
         // help.aliyun.com/document_detail/147373.html
-        Verb { word: "createIdaas", action: Action::Other, names: &[], shape: Shape::Free },
+        ActionRow { word: "createIdaas", action: Action::Other, names: &[], form: ReplyForm::Free },
     ],
     // No table of the vendor lists `package_version`, `email` and `mobile`, but the marketplace sends them.
     system: &[

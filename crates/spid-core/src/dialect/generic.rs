@@ -13,13 +13,18 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Vi
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::dates::read_civil;
+use super::names::Names;
+use super::reply::{message, object};
+use super::send::with_action;
 use super::{
-    Action, Callback, Denial, Dialect, FORM_TYPE, Keys, Names, Options, OutRequest, Outcome, Pair, Parts,
-    RawRequest, Reply, SendForm, Sending, Signed, Unchecked, ValidationIssue, Verified, message, object,
-    read_civil, read_word,
+    Denial, Dialect, FORM_TYPE, Options, OutRequest, RawRequest, Reply, SendForm, Sending, Unchecked,
+    read_word,
 };
 use crate::limits::DATED_WINDOW_MS;
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Keys, Parts, Signed, Verified};
+use spid_hook::callback::{Action, Callback, Outcome, ValidationIssue};
 use spid_hook::json::Json;
 use spid_hook::time::read_rfc3339;
 
@@ -56,18 +61,12 @@ impl Dialect for Generic {
         "generic"
     }
 
-    fn delivery_limit(&self) -> Option<u32> {
-        None
-    }
-
     fn parts(&self, request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
         if request.method != "POST" {
-            let method = request.method.chars().take(16).collect();
-            return Err(Denial::Method { method, allowed: "POST" });
+            return Err(Denial::method(request, "POST"));
         }
         if !request.query.is_empty() {
-            let detail = "remove the query string: the signature does not cover it".to_owned();
-            return Err(Denial::Malformed { detail });
+            return Err(Denial::malformed("remove the query string: the signature does not cover it"));
         }
         let timestamp = (request.header)(TIMESTAMP).ok_or(Denial::Undated)?;
         // Check the date before the body is read and the digest is computed: an old request costs nothing.
@@ -108,9 +107,9 @@ impl Dialect for Generic {
                 let free = answer.body.as_ref().map(|text| free_value(text.expose()));
                 let sections = [
                     ("instance_id", instance_id.as_deref().map(Json::from)),
-                    ("app", section(object(&answer.app, str::to_owned))),
-                    ("host", section(object(&answer.host, str::to_owned))),
-                    ("info", section(object(&answer.info, str::to_owned))),
+                    ("app", section(object(&answer.app, &[]))),
+                    ("host", section(object(&answer.host, &[]))),
+                    ("info", section(object(&answer.info, &[]))),
                     ("redirect", redirect),
                     ("answer", free),
                 ];
@@ -126,17 +125,11 @@ impl Dialect for Generic {
 
     fn refuse(&self, _request: &RawRequest<'_>, refusal: &Denial) -> Reply {
         let body = serde_json::json!({"status": "rejected", "message": refusal.public()});
-        let reply = Reply::json(refusal.status(), &body);
-        match refusal {
-            Denial::Method { allowed, .. } => reply.with("allow", *allowed),
-            _ => reply,
-        }
+        Reply::json(refusal.status(), &body).with_allowed_methods(refusal)
     }
 
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
-        let named = parameters.iter().any(|(name, _)| name == ACTION);
-        let word = (!named && !action.is_empty()).then(|| (ACTION.to_owned(), action.to_owned()));
-        let pairs: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        let pairs = with_action(ACTION, action, parameters);
         let timestamp = send.now.as_second().to_string();
         // Sign the original body. Changes after signing go only into the body that is sent.
         let digest = send.digest(|| {
@@ -168,10 +161,7 @@ fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Denial> {
     }
     let second = text.parse().map_err(|_| Denial::Undated)?;
     let sent_at = Timestamp::from_second(second).map_err(|_| Denial::Undated)?;
-    let off_by_ms = now.as_millisecond().saturating_sub(sent_at.as_millisecond());
-    if off_by_ms.abs() > DATED_WINDOW_MS {
-        return Err(Denial::Stale { off_by_s: off_by_ms / 1000, limit_s: DATED_WINDOW_MS / 1000 });
-    }
+    Denial::check_date(sent_at, now, DATED_WINDOW_MS)?;
     Ok(sent_at)
 }
 
@@ -192,11 +182,9 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Denial> {
 /// quote values.
 fn malformed(error: &serde_json::Error) -> Denial {
     let (line, column) = (error.line(), error.column());
-    Denial::Malformed {
-        detail: format!(
-            "the body is not a JSON object of the documented form (line {line}, column {column})"
-        ),
-    }
+    Denial::malformed(format!(
+        "the body is not a JSON object of the documented form (line {line}, column {column})"
+    ))
 }
 
 fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {

@@ -5,8 +5,11 @@
 //! no reply, spid sends the reply of the query-token family. `docs/dialects/jdcloud.md` says what is accepted,
 //! what is answered, and what is unknown.
 
-use super::token::{Shape, TokenDialect, Verb};
-use super::{Action, GivesUp, Names, read_civil};
+use super::GivesUp;
+use super::dates::read_civil;
+use super::names::Names;
+use super::token::{ActionRow, ReplyForm, TokenDialect};
+use spid_hook::callback::Action;
 
 /// Delivery limit: after `instanceId` 0 the marketplace calls again 200 times.
 /// After that an operator must press "Reset Instance" in the seller's console.
@@ -30,21 +33,26 @@ pub(super) static JDCLOUD: TokenDialect = TokenDialect {
         read_date: read_civil,
         ordered: &[Action::Create, Action::Renew, Action::Upgrade],
     },
-    verbs: &[
-        Verb {
+    actions: &[
+        ActionRow {
             word: "createInstance",
             action: Action::Create,
             names: &["expiredOn", "trial"],
-            shape: Shape::Instance,
+            form: ReplyForm::Instance,
         },
-        Verb { word: "renewInstance", action: Action::Renew, names: &[], shape: Shape::SuccessWithApp },
-        Verb { word: "upgradeInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
+        ActionRow {
+            word: "renewInstance",
+            action: Action::Renew,
+            names: &[],
+            form: ReplyForm::SuccessWithApp,
+        },
+        ActionRow { word: "upgradeInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
         // A change of capacity: the same SKU with another `accountNum`.
-        Verb { word: "dilateInstance", action: Action::Upgrade, names: &[], shape: Shape::Success },
-        Verb { word: "expiredInstance", action: Action::Expire, names: &[], shape: Shape::Success },
+        ActionRow { word: "dilateInstance", action: Action::Upgrade, names: &[], form: ReplyForm::Success },
+        ActionRow { word: "expiredInstance", action: Action::Expire, names: &[], form: ReplyForm::Success },
         // Only on the Chinese page: sent after a cancellation and its refund.
-        Verb { word: "releaseInstance", action: Action::Release, names: &[], shape: Shape::Success },
-        Verb { word: "verify", action: Action::SignOn, names: &[], shape: Shape::Page },
+        ActionRow { word: "releaseInstance", action: Action::Release, names: &[], form: ReplyForm::Success },
+        ActionRow { word: "verify", action: Action::SignOn, names: &[], form: ReplyForm::Page },
     ],
     // `accountNum` is not in this list, because it is a quantity the buyer pays for, and so a billing item.
     system: &[

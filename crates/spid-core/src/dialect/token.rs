@@ -9,12 +9,18 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::dates::read_civil;
+use super::names::Names;
+use super::reply::{message, object};
+use super::send::with_action;
 use super::{
-    Action, Answer, Callback, Denial, Dialect, FORM_TYPE, GivesUp, Keys, Names, Options, OutRequest, Outcome,
-    Pair, Parameters, Parts, RawRequest, Reply, Secret, SendForm, Sending, Signed, SuccessAs, Unchecked,
-    ValidationIssue, Verified, message, object, read_civil, read_word,
+    Denial, Dialect, FORM_TYPE, GivesUp, Options, OutRequest, RawRequest, Reply, SendForm, Sending,
+    SuccessAs, Unchecked, read_word,
 };
-use crate::query;
+use crate::query::{self, Pair};
+use crate::signature::{Keys, Parts, Signed, Verified};
+use spid_hook::Secret;
+use spid_hook::callback::{Action, Answer, Callback, Outcome, Parameters, ValidationIssue};
 use spid_hook::json::Json;
 
 /// Table that describes one marketplace of the query-token family.
@@ -24,7 +30,7 @@ pub(super) struct TokenDialect {
     /// Returns the time at which the marketplace gives up, and what it does then.
     pub(super) gives_up: fn(Action, Timestamp) -> Option<GivesUp>,
     pub(super) names: Names,
-    pub(super) verbs: &'static [Verb],
+    pub(super) actions: &'static [ActionRow],
     /// Names that the marketplace may send with any action: never billing items.
     pub(super) system: &'static [&'static str],
     /// Names whose value is a JSON object with billing items in it.
@@ -34,17 +40,17 @@ pub(super) struct TokenDialect {
 }
 
 /// An action of a query-token marketplace.
-pub(super) struct Verb {
+pub(super) struct ActionRow {
     pub(super) word: &'static str,
     pub(super) action: Action,
     /// Documented names in addition to `TokenDialect::system`: never billing items either.
     pub(super) names: &'static [&'static str],
-    pub(super) shape: Shape,
+    pub(super) form: ReplyForm,
 }
 
-/// Shape of the answer to a verb.
+/// Form of the reply to an action.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(super) enum ReplyForm {
     /// `instanceId`, with the information for the buyer. It is `"0"` until the instance exists.
     Instance,
     /// `success`, as a boolean or a text, as the endpoint's options say.
@@ -80,11 +86,6 @@ const SPELLINGS: [(&str, &str); 12] = [
 ];
 const AUTH_URL: &str = "authUrl";
 
-fn spell(name: &str) -> String {
-    let known = SPELLINGS.iter().find(|(neutral, _)| *neutral == name);
-    known.map_or(name, |(_, wire)| wire).to_owned()
-}
-
 impl Dialect for TokenDialect {
     fn name(&self) -> &'static str {
         self.name
@@ -94,8 +95,9 @@ impl Dialect for TokenDialect {
         "query-token"
     }
 
-    fn delivery_limit(&self) -> Option<u32> {
-        Some(self.delivery_limit)
+    fn delivery_limit(&self, callback: &Callback) -> Option<u32> {
+        // The buyer's browser sends a sign-on, and the buyer may try any number of times.
+        (callback.action != Action::SignOn).then_some(self.delivery_limit)
     }
 
     fn gives_up(&self, action: Action, first: Timestamp) -> Option<GivesUp> {
@@ -104,8 +106,7 @@ impl Dialect for TokenDialect {
 
     fn parts(&self, request: &RawRequest<'_>, _now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
         if !matches!(request.method, "GET" | "POST") {
-            let method = request.method.chars().take(16).collect();
-            return Err(Denial::Method { method, allowed: "GET, POST" });
+            return Err(Denial::method(request, "GET, POST"));
         }
         let mut pairs = query::parse(request.query, form_of(request)?)?;
         let token = pairs.iter().position(|(name, _)| name == TOKEN);
@@ -124,13 +125,13 @@ impl Dialect for TokenDialect {
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
         let parameters = verified.into_payload().parameters;
         let word = read_word(&parameters, ACTION).to_owned();
-        let verb = self.verb(&word);
-        let action = verb.map_or(Action::Other, |verb| verb.action);
+        let row = self.row(&word);
+        let action = row.map_or(Action::Other, |row| row.action);
         let mut callback = self.names.read(action, &word, parameters, options);
-        callback.items = self.items(verb, &callback.parameters);
+        callback.items = self.items(row, &callback.parameters);
         callback.sent_at =
             callback.parameters.filled(TIME_STAMP).and_then(|text| read_civil(text, &options.timezone));
-        if verb.is_none() {
+        if row.is_none() {
             callback.issues.push(ValidationIssue::UnknownAction);
         }
         // The token does not mark the end of a value, so look for a parameter hidden in one.
@@ -142,25 +143,23 @@ impl Dialect for TokenDialect {
     }
 
     fn reply(&self, callback: &Callback, outcome: &Outcome, options: &Options) -> Reply {
-        match self.verb(&callback.action_name).map(|verb| verb.shape) {
-            Some(Shape::Instance) => instance_reply(outcome, options),
-            Some(Shape::Success) => success_reply(outcome, options.success_as),
-            Some(Shape::SuccessWithApp) => success_with_app_reply(outcome, options),
-            Some(Shape::Boolean) => success_reply(outcome, SuccessAs::Boolean),
-            Some(Shape::Page) => page_reply(outcome),
-            Some(Shape::Free) => free_reply(outcome).unwrap_or_else(|| no_answer_reply(outcome)),
+        match self.row(&callback.action_name).map(|row| row.form) {
+            Some(ReplyForm::Instance) => instance_reply(outcome, options),
+            Some(ReplyForm::Success) => success_reply(outcome, options.success_as),
+            Some(ReplyForm::SuccessWithApp) => success_with_app_reply(outcome, options),
+            Some(ReplyForm::Boolean) => success_reply(outcome, SuccessAs::Boolean),
+            Some(ReplyForm::Page) => page_reply(outcome),
+            Some(ReplyForm::Free) => free_reply(outcome).unwrap_or_else(|| no_answer_reply(outcome)),
             None => free_reply(outcome).unwrap_or_else(|| success_reply(outcome, options.success_as)),
         }
     }
 
     /// Returns true if the client seems to be a buyer's browser. This decides only the format of a denial.
     fn is_for_a_browser(&self, request: &RawRequest<'_>) -> bool {
-        let pages = || self.verbs.iter().filter(|verb| verb.shape == Shape::Page);
         // Only a plain `action=verify` counts: the query is not decoded here, because nothing is verified yet.
-        request.query.split(|byte| *byte == b'&').any(|pair| {
-            let word = pair.strip_prefix(b"action=");
-            word.is_some_and(|word| pages().any(|verb| verb.word.as_bytes() == word))
-        })
+        request.query.split(|byte| *byte == b'&').filter_map(|pair| pair.strip_prefix(b"action=")).any(
+            |word| self.actions.iter().any(|row| row.form == ReplyForm::Page && row.word.as_bytes() == word),
+        )
     }
 
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Denial) -> Reply {
@@ -173,16 +172,11 @@ impl Dialect for TokenDialect {
             let body = json!({"instanceId": NOT_READY, "success": false, "message": refusal.public()});
             Reply::json(status, &body)
         };
-        match refusal {
-            Denial::Method { allowed, .. } => reply.with("allow", *allowed),
-            _ => reply,
-        }
+        reply.with_allowed_methods(refusal)
     }
 
     fn request(&self, action: &str, parameters: &[Pair], keys: &Keys, send: &Sending) -> OutRequest {
-        let named = parameters.iter().any(|(name, _)| name == ACTION);
-        let word = (!named && !action.is_empty()).then(|| (ACTION.to_owned(), action.to_owned()));
-        let signed: Vec<Pair> = word.into_iter().chain(parameters.iter().cloned()).collect();
+        let signed = with_action(ACTION, action, parameters);
         // Sign the original parameters. Changes after signing go only into the text that is sent.
         let digest = send.digest(|| Parts::Pairs(signed.clone()).sign(keys));
         let mut pairs = send.after_signing(&signed);
@@ -203,18 +197,18 @@ impl Dialect for TokenDialect {
 }
 
 impl TokenDialect {
-    fn verb(&self, word: &str) -> Option<&'static Verb> {
-        self.verbs.iter().find(|verb| verb.word == word)
+    fn row(&self, word: &str) -> Option<&'static ActionRow> {
+        self.actions.iter().find(|row| row.word == word)
     }
 
     /// Returns the quantities that the seller defined when publishing: every name that has no other documented
     /// use.
-    fn items(&self, verb: Option<&Verb>, parameters: &Parameters) -> BTreeMap<String, String> {
+    fn items(&self, row: Option<&ActionRow>, parameters: &Parameters) -> BTreeMap<String, String> {
         // Only a create and an upgrade carry billing items.
-        let Some(verb) = verb.filter(|verb| matches!(verb.action, Action::Create | Action::Upgrade)) else {
+        let Some(row) = row.filter(|row| matches!(row.action, Action::Create | Action::Upgrade)) else {
             return BTreeMap::new();
         };
-        let is_item = |name: &str| !self.system.contains(&name) && !verb.names.contains(&name);
+        let is_item = |name: &str| !self.system.contains(&name) && !row.names.contains(&name);
         let (packed, plain): (Vec<_>, Vec<_>) = parameters
             .iter()
             .filter(|(name, _)| is_item(name))
@@ -306,10 +300,11 @@ fn instance_reply(outcome: &Outcome, options: &Options) -> Reply {
     // Without an id there is no success to report: the marketplace must call again.
     let Some((id, answer)) = told else { return Reply::json(200, &json!({"instanceId": NOT_READY})) };
     let mut body = Map::from_iter([("instanceId".to_owned(), Value::from(id.as_str()))]);
-    let mut app = object(&answer.app, spell);
+    let mut app = object(&answer.app, &SPELLINGS);
     fill_auth_url(&mut app, options);
-    let info = object(&answer.info, str::to_owned);
-    for (name, section) in [("hostInfo", object(&answer.host, spell)), ("appInfo", app), ("info", info)] {
+    let info = object(&answer.info, &[]);
+    for (name, section) in [("hostInfo", object(&answer.host, &SPELLINGS)), ("appInfo", app), ("info", info)]
+    {
         if !section.is_empty() {
             body.insert(name.to_owned(), Value::Object(section));
         }
@@ -347,7 +342,7 @@ fn success_with_app_reply(outcome: &Outcome, options: &Options) -> Reply {
     if let Outcome::Applied { answer, .. } = outcome
         && !answer.app.is_empty()
     {
-        let mut app = object(&answer.app, spell);
+        let mut app = object(&answer.app, &SPELLINGS);
         fill_auth_url(&mut app, options);
         body.insert("appInfo".to_owned(), Value::Object(app));
     }
@@ -361,7 +356,7 @@ fn free_reply(outcome: &Outcome) -> Option<Reply> {
     Some(Reply::json(200, &body))
 }
 
-/// Answer to a verb with a free shape whose hook gave no JSON: never a success.
+/// Reply to an action with a free reply whose hook gave no JSON: never a success.
 fn no_answer_reply(outcome: &Outcome) -> Reply {
     if outcome.is_success() {
         let body =
@@ -437,11 +432,11 @@ mod tests {
     #[test]
     fn every_table_is_sound() {
         for dialect in [&alibaba::ALIBABA, &jdcloud::JDCLOUD] {
-            for verb in dialect.verbs {
-                let twins = dialect.verbs.iter().filter(|other| other.word == verb.word).count();
-                assert_eq!(twins, 1, "{}: {} stands there once", dialect.name, verb.word);
-                assert_eq!(verb.shape == Shape::Instance, verb.action == Action::Create, "{}", verb.word);
-                assert_eq!(verb.shape == Shape::Page, verb.action == Action::SignOn, "{}", verb.word);
+            for row in dialect.actions {
+                let twins = dialect.actions.iter().filter(|other| other.word == row.word).count();
+                assert_eq!(twins, 1, "{}: {} stands there once", dialect.name, row.word);
+                assert_eq!(row.form == ReplyForm::Instance, row.action == Action::Create, "{}", row.word);
+                assert_eq!(row.form == ReplyForm::Page, row.action == Action::SignOn, "{}", row.word);
             }
             assert!(dialect.system.is_sorted(), "{}", dialect.name);
             assert!(!dialect.system.contains(&TOKEN), "it is no parameter");

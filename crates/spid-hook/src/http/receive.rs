@@ -15,7 +15,7 @@ use crate::exec::{attempt, bounded_answer, seconds};
 use crate::text::plain_log;
 use crate::time::Clock;
 use crate::webhook::WebhookKeys;
-use crate::{AnyHook, Attempted, Call, Secret, UnreadableCall};
+use crate::{AnyHook, AttemptResult, Call, Secret, UnreadableCall};
 
 /// Writes one line to standard error. An error of standard error cannot be reported anywhere.
 pub(super) fn log(line: &str) {
@@ -48,22 +48,22 @@ impl Reply {
 
     /// The response to a result, by the contract in `docs/hooks.md`. The texts of errors are in this program's log:
     /// the contract has no member for them.
-    fn of(attempted: Attempted) -> Reply {
+    fn of(attempted: AttemptResult) -> Reply {
         let later = |status, after: Option<Duration>| Reply {
             retry_after: after.map(seconds),
             ..Reply::empty(status)
         };
         match attempted {
-            Attempted::Done(answer) => {
+            AttemptResult::Done(answer) => {
                 bounded_answer(&answer).map_or_else(|_| Reply::empty(500), Reply::done)
             }
-            Attempted::Retry { after, .. } => later(503, after),
+            AttemptResult::Retry { after, .. } => later(503, after),
             // A 4xx raises an alert at spid.
-            Attempted::Misconfigured { after, .. } => later(424, after),
-            Attempted::Refused { reason } | Attempted::Unsupported { reason } => {
+            AttemptResult::Misconfigured { after, .. } => later(424, after),
+            AttemptResult::Refused { reason } | AttemptResult::Unsupported { reason } => {
                 Reply::json(422, &json!({ "refuse": reason }))
             }
-            Attempted::Pending { note } => Reply::json(202, &json!({ "pending": note })),
+            AttemptResult::Pending { note } => Reply::json(202, &json!({ "pending": note })),
         }
     }
 }
@@ -180,7 +180,7 @@ impl Receiver {
             return Reply::done(answer);
         }
         // At a deadline of zero `timeout` would still begin the attempt.
-        let late = || Attempted::retry("the deadline of the attempt has passed".to_owned());
+        let late = || AttemptResult::retry("the deadline of the attempt has passed".to_owned());
         let attempted = match left.is_zero() {
             true => late(),
             false => {
@@ -189,7 +189,7 @@ impl Receiver {
             }
         };
         log(&format!("{named}: {}", described(&attempted)));
-        if let Attempted::Done(answer) = &attempted {
+        if let AttemptResult::Done(answer) = &attempted {
             self.keep(key, answer, now).await;
         }
         Reply::of(attempted)
@@ -212,16 +212,18 @@ impl Receiver {
 }
 
 /// A short text for the log, without the content of an answer.
-fn described(attempted: &Attempted) -> String {
+fn described(attempted: &AttemptResult) -> String {
     match attempted {
-        Attempted::Done(answer) => match bounded_answer(answer) {
+        AttemptResult::Done(answer) => match bounded_answer(answer) {
             Ok(_) => "done".to_owned(),
             Err(error) => error,
         },
-        Attempted::Retry { error, .. } => format!("retry: {error}"),
-        Attempted::Misconfigured { error, .. } => format!("misconfigured: {error}"),
-        Attempted::Refused { reason } | Attempted::Unsupported { reason } => format!("refused: {reason}"),
-        Attempted::Pending { note } => format!("pending: {note}"),
+        AttemptResult::Retry { error, .. } => format!("retry: {error}"),
+        AttemptResult::Misconfigured { error, .. } => format!("misconfigured: {error}"),
+        AttemptResult::Refused { reason } | AttemptResult::Unsupported { reason } => {
+            format!("refused: {reason}")
+        }
+        AttemptResult::Pending { note } => format!("pending: {note}"),
     }
 }
 

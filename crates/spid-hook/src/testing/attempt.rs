@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::Attempted;
+use crate::AttemptResult;
 use crate::callback::Answer;
 use crate::id::split_mix;
 use crate::{AnyHook, Call, HookError};
@@ -31,7 +31,7 @@ const STEPS_AT_A_STRETCH: u32 = 64;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
     /// The hook returned a result.
-    ParsedAnswer(Attempted),
+    Returned(AttemptResult),
     /// The hook panicked.
     Panicked,
     /// The attempt was given up at its deadline.
@@ -234,7 +234,7 @@ impl Future for Watched {
         let Some(work) = self.work.as_mut() else { return Poll::Ready(End::Cut) };
         // A panic of the hook must not end the test.
         let end = match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-            Ok(Poll::Ready(result)) => End::ParsedAnswer(Attempted::from(result)),
+            Ok(Poll::Ready(result)) => End::Returned(AttemptResult::from(result)),
             Err(_panic) => End::Panicked,
             Ok(Poll::Pending) => {
                 // Every `Pending` is one wait: a point at which the attempt can be cut.
@@ -409,7 +409,7 @@ mod tests {
         let steps = Steps::default();
         let all = at_once(&AnyHook::new(steps.clone()), calls(2), WITHIN, interleaving).await;
         assert!(
-            all.iter().all(|ran| matches!(ran.end, End::ParsedAnswer(Attempted::Done(_))) && ran.waits == 3)
+            all.iter().all(|ran| matches!(ran.end, End::Returned(AttemptResult::Done(_))) && ran.waits == 3)
         );
         steps.0.lock().unwrap().clone()
     }
@@ -443,7 +443,7 @@ mod tests {
         let ends: Vec<End> = on_threads(all, WITHIN, thread).await.into_iter().map(|ran| ran.end).collect();
         assert_eq!(ends[1], End::NotStarted);
         for end in [&ends[0], &ends[2]] {
-            assert!(matches!(end, End::ParsedAnswer(Attempted::Done(_))), "{end:?}");
+            assert!(matches!(end, End::Returned(AttemptResult::Done(_))), "{end:?}");
         }
     }
 
@@ -456,7 +456,7 @@ mod tests {
         assert_eq!(*steps.0.lock().unwrap(), ["1 a", "1 b", "1 gone"]);
         let ran = run(&AnyHook::new(steps), call, WITHIN, Some(Cut::AtWait(9))).await;
         assert!(
-            matches!(ran.end, End::ParsedAnswer(Attempted::Done(_))),
+            matches!(ran.end, End::Returned(AttemptResult::Done(_))),
             "it was over before it could be cut"
         );
     }

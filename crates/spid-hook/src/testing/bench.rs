@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::attempt::{self, Cut, End, Interleaving, Ran};
 use super::order::{Job, Market, Order, id_of};
-use super::{Attempted as Told, FindingKind, Measured, Observer, Options, Probes, Report};
-use crate::Attempted;
+use super::{AttemptReport, FindingKind, Measured, Observer, Options, Probes, Report};
+use crate::AttemptResult;
 use crate::callback::{Action, Answer, Field, Fields};
 use crate::id::split_mix;
 use crate::instance::fault_of_id;
@@ -184,7 +184,7 @@ impl<'a> Bench<'a> {
         if matches!(ran.end, End::TooLong | End::Blocks) {
             self.hung += 1;
         }
-        self.observer.attempted(&Told { step, call, end: words(&ran.end) });
+        self.observer.attempted(&AttemptReport { step, call, end: words(&ran.end) });
     }
 
     /// Makes one attempt.
@@ -256,16 +256,18 @@ impl<'a> Bench<'a> {
         let within = self.options.timeout;
         let (who, advice) = (after.who(), after.advice());
         match end {
-            End::ParsedAnswer(Attempted::Done(answer)) => {
+            End::Returned(AttemptResult::Done(answer)) => {
                 self.done.insert(job.callback.action);
                 return Ok(Outcome::Done(answer));
             }
-            End::ParsedAnswer(Attempted::Retry { error, .. } | Attempted::Misconfigured { error, .. }) => {
+            End::Returned(
+                AttemptResult::Retry { error, .. } | AttemptResult::Misconfigured { error, .. },
+            ) => {
                 return Err(error);
             }
-            End::ParsedAnswer(Attempted::Pending { note }) => return Ok(self.pending(job, after, &note)),
-            End::ParsedAnswer(Attempted::Refused { reason }) => self.refused(job, after, &reason),
-            End::ParsedAnswer(Attempted::Unsupported { .. }) => self.unsupported(job),
+            End::Returned(AttemptResult::Pending { note }) => return Ok(self.pending(job, after, &note)),
+            End::Returned(AttemptResult::Refused { reason }) => self.refused(job, after, &reason),
+            End::Returned(AttemptResult::Unsupported { .. }) => self.unsupported(job),
             End::Panicked => {
                 self.fault(FindingKind::Panics, job, &format!("{who} panicked; {advice}"));
             }
@@ -581,15 +583,15 @@ fn unlike<'a>(one: &'a Fields, other: &'a Fields) -> impl Iterator<Item = &'a St
 /// Describes the result of an attempt, without a secret.
 fn words(end: &End) -> String {
     match end {
-        End::ParsedAnswer(Attempted::Done(answer)) => {
+        End::Returned(AttemptResult::Done(answer)) => {
             let open = answer.split().open.unwrap_or_else(|| "{}".to_owned());
             format!("done {open}")
         }
-        End::ParsedAnswer(Attempted::Retry { error, .. }) => format!("retry: {error}"),
-        End::ParsedAnswer(Attempted::Misconfigured { error, .. }) => format!("retry, misconfigured: {error}"),
-        End::ParsedAnswer(Attempted::Refused { reason }) => format!("refused: {reason}"),
-        End::ParsedAnswer(Attempted::Unsupported { reason }) => format!("unsupported: {reason}"),
-        End::ParsedAnswer(Attempted::Pending { note }) => format!("pending: {note}"),
+        End::Returned(AttemptResult::Retry { error, .. }) => format!("retry: {error}"),
+        End::Returned(AttemptResult::Misconfigured { error, .. }) => format!("retry, misconfigured: {error}"),
+        End::Returned(AttemptResult::Refused { reason }) => format!("refused: {reason}"),
+        End::Returned(AttemptResult::Unsupported { reason }) => format!("unsupported: {reason}"),
+        End::Returned(AttemptResult::Pending { note }) => format!("pending: {note}"),
         End::Panicked => "panicked".to_owned(),
         End::TooLong => "no answer by the deadline".to_owned(),
         End::Blocks => "blocks its thread".to_owned(),

@@ -4,7 +4,7 @@ use super::Report;
 use super::attempt::{Cut, End, Interleaving};
 use super::bench::{After, Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
-use crate::Attempted;
+use crate::AttemptResult;
 use crate::callback::{Action, Answer};
 use crate::limits;
 
@@ -144,11 +144,11 @@ impl Bench<'_> {
             let ends = self.together(&mut jobs, Interleaving::Threads).await;
             for ((order, job), end) in orders.iter_mut().zip(&mut jobs).zip(ends) {
                 match end {
-                    End::ParsedAnswer(Attempted::Done(answer)) => {
+                    End::Returned(AttemptResult::Done(answer)) => {
                         self.settle(order, job, &answer, After::Nothing).await;
                     }
                     // A failure under load is no fault: the retry schedule tries again.
-                    End::ParsedAnswer(Attempted::Retry { .. }) => {
+                    End::Returned(AttemptResult::Retry { .. }) => {
                         self.finish_and_settle(order, job, After::Nothing).await;
                     }
                     end => _ = self.ended(job, end, After::Nothing),

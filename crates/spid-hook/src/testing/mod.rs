@@ -139,7 +139,7 @@ pub trait Observer: Send {
     }
 
     /// Called when an attempt has ended.
-    fn attempted(&mut self, attempted: &Attempted<'_>) {
+    fn attempted(&mut self, attempted: &AttemptReport<'_>) {
         let _ = attempted;
     }
 }
@@ -149,7 +149,7 @@ impl Observer for () {}
 /// An attempt, for an [`Observer`].
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Attempted<'a> {
+pub struct AttemptReport<'a> {
     /// Name of the step, as in the report.
     pub step: &'a str,
     /// The call that was sent.

@@ -7,21 +7,26 @@
 //! the page's tables only in part. So everything an order contains is kept in `order_details`, with or without a
 //! neutral name.
 
-use super::super::{Action, Callback, DetailsError, Expiry, OrderLookup, Parameters};
-use super::{ACTIVITY, legacy, read_compact};
+use super::super::dates::read_compact;
+use super::super::{DetailsError, OrderApi, OrderLookup};
+use super::{ACTIVITY, v1};
+use spid_hook::callback::{Action, Callback, Expiry, Parameters};
 use spid_hook::json::Json;
 
 /// Base URL of the site for China. The others are mkt-intl.myhuaweicloud.com and mkt.myhuaweicloud.eu.
-pub(super) const HOST: &str = "https://mkt.myhuaweicloud.com";
+const HOST: &str = "https://mkt.myhuaweicloud.com";
 const PATH: &str = "/api/mkp-openapi-public/global/v1/order/query";
 
-pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
+pub(super) static ORDER_API: OrderApi =
+    OrderApi { url: HOST, lookup: order_lookup, add_details: add_order_details };
+
+fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
     // Only version 2.0 needs a lookup, and only once: `order_details` is set afterwards, and 1.0 has a `timeStamp`.
     let is_asked_for = matches!(callback.action, Action::Create | Action::Upgrade)
         && callback.order_details.is_none()
         && callback.sku.is_none()
         && callback.parameters.get(ACTIVITY).is_some()
-        && callback.parameters.get(legacy::TIME_STAMP).is_none();
+        && callback.parameters.get(v1::TIME_STAMP).is_none();
     let order = callback.order_id.clone().filter(|_| is_asked_for)?;
     let mut query = vec![("orderId".to_owned(), order)];
     let line = callback.parameters.filled("orderLineId");
@@ -29,11 +34,7 @@ pub(super) fn order_lookup(callback: &Callback) -> Option<OrderLookup> {
     Some(OrderLookup { path: PATH, query })
 }
 
-pub(super) fn add_order_details(
-    callback: &mut Callback,
-    status: u16,
-    body: &[u8],
-) -> Result<(), DetailsError> {
+fn add_order_details(callback: &mut Callback, status: u16, body: &[u8]) -> Result<(), DetailsError> {
     let answer = Json::read(body).unwrap_or_default();
     check(status, &answer)?;
     let order = answer.get("orderInfo").filter(|order| matches!(order, Json::Object(_)));
@@ -159,7 +160,6 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use spid_hook::callback::Callback;
 
     fn asked(action: Action) -> Callback {
         let mut callback = Callback::new(action, "x");

@@ -6,8 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::{Action, Answer, Callback, Denial, Options, Outcome, Reply, Seal, ascii, message, object};
-use super::legacy;
+use super::super::reply::{ascii, message, object};
+use super::super::{Denial, Options, Protection, Reply};
+use super::v1;
+use spid_hook::callback::{Action, Answer, Callback, Outcome};
 use spid_hook::json::Json;
 
 const SUCCESS: &str = "000000";
@@ -38,7 +40,7 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
             };
             body.extend(told.map(|id| ("instanceId".to_owned(), Value::from(id.as_str()))));
             if let Outcome::Applied { answer, .. } = outcome
-                && legacy::is_of(callback)
+                && v1::is_of(callback)
             {
                 body.extend(app_info(callback, answer, options).map(|app| ("appInfo".to_owned(), app)));
             }
@@ -53,13 +55,13 @@ pub(super) fn to(callback: &Callback, outcome: &Outcome, options: &Options) -> R
 
 /// Finishes the reply. Version 1.0 requires the account to be encrypted.
 fn finished(callback: &Callback, mut body: Map<String, Value>, options: &Options) -> Reply {
-    let account = if legacy::is_of(callback) { legacy::accounts(&body) } else { Vec::new() };
+    let account = if v1::is_of(callback) { v1::accounts(&body) } else { Vec::new() };
     if !account.is_empty() {
-        body.insert("encryptType".to_owned(), Value::from(legacy::encrypt_type(options.field_cipher)));
+        body.insert("encryptType".to_owned(), Value::from(v1::encrypt_type(options.field_cipher)));
     }
     let mut reply = reply(200, &Value::Object(body));
-    reply.seal.encrypts = account;
-    reply.seal.cipher = options.field_cipher;
+    reply.protection.encrypts = account;
+    reply.protection.cipher = options.field_cipher;
     reply
 }
 
@@ -95,16 +97,13 @@ pub(super) fn refuse(refusal: &Denial) -> Reply {
         | Denial::ContentType { .. }
         | Denial::Malformed { .. } => INVALID,
     };
-    let reply = reply(refusal.status(), &json!({"resultCode": code, "resultMsg": refusal.public()}));
-    match refusal {
-        Denial::Method { allowed, .. } => reply.with("allow", *allowed),
-        _ => reply,
-    }
+    reply(refusal.status(), &json!({"resultCode": code, "resultMsg": refusal.public()}))
+        .with_allowed_methods(refusal)
 }
 
 fn reply(status: u16, body: &Value) -> Reply {
-    let seal = Seal { signs: true, ..Seal::default() };
-    Reply { body: ascii(&body.to_string()).into_bytes(), seal, ..Reply::json(status, body) }
+    let protection = Protection { signs: true, ..Protection::default() };
+    Reply { body: ascii(&body.to_string()).into_bytes(), protection, ..Reply::json(status, body) }
 }
 
 fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
@@ -164,7 +163,7 @@ fn info(callback: &Callback, outcome: &Outcome, options: &Options) -> Option<Val
 
 /// Returns `appInfo`, or `None` without a front end URL, because the vendor requires that URL.
 fn app_info(callback: &Callback, answer: &Answer, options: &Options) -> Option<Value> {
-    let mut app = object(&answer.app, spell);
+    let mut app = object(&answer.app, &SPELLINGS);
     // The vendor documents only these members of `appInfo`.
     app.retain(|name, _| SPELLINGS.iter().any(|(_, wire)| wire == name));
     // A test order has no instance: answer with the configured URL only.
@@ -187,11 +186,6 @@ const SPELLINGS: [(&str, &str); 4] = [
     ("username", "userName"),
     ("password", "password"),
 ];
-
-fn spell(name: &str) -> String {
-    let known = SPELLINGS.iter().find(|(neutral, _)| *neutral == name);
-    known.map_or(name, |(_, wire)| wire).to_owned()
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,15 @@
 //! Tests: the meaning of KooGallery's requests, and the replies to them.
 
-use serde_json::json;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
 
-use super::super::{Answer, by_name};
+use super::super::by_name;
+use super::v2::read_body;
 use super::*;
-use crate::signature::Cipher;
+use crate::limits::{NONCED_WINDOW_MS, QUERY_MAX_COUNT};
+use crate::signature::{Cipher, Parts};
 use spid_hook::Secret;
+use spid_hook::callback::Answer;
 use spid_hook::callback::Field;
 
 const KEY: &str = "xxxxxxx";
@@ -122,10 +126,10 @@ fn what_the_guide_does_not_say_is_doubted() {
 #[test]
 fn a_poll_spends_no_budget() {
     let delivery_limit =
-        |word: &str, parameters: &[(&str, &str)]| KooGallery.delivery_limit_of(&understood(word, parameters));
+        |word: &str, parameters: &[(&str, &str)]| KooGallery.delivery_limit(&understood(word, parameters));
     assert_eq!(delivery_limit("newInstance", &CREATE), Some(DELIVERY_LIMIT));
     assert_eq!(delivery_limit("queryInstance", &[(INSTANCE_ID, "i")]), None);
-    assert_eq!(delivery_limit("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_BUDGET));
+    assert_eq!(delivery_limit("releaseLicenseCode", &[("license", "l")]), Some(LICENSE_DELIVERY_LIMIT));
 }
 
 #[test]
@@ -172,7 +176,7 @@ fn a_renewal_that_changes_the_product_is_two_things() {
     let both: Vec<Callback> = change.actions().map(|action| change.part(action)).collect();
     assert_eq!((both[0].product.as_deref(), both[1].product.as_deref()), (None, Some("p-2")));
     assert_eq!((both[0].expires_on.is_some(), both[1].expires_on.is_some()), (true, false));
-    assert!(KooGallery.order_lookup(&both[0]).is_none() && KooGallery.order_lookup(&both[1]).is_some());
+    assert!((order::ORDER_API.lookup)(&both[0]).is_none() && (order::ORDER_API.lookup)(&both[1]).is_some());
     let order_details = Callback { sku: Some("s-2".into()), ..both[1].clone() };
     let whole = change.clone().with_part(&order_details);
     assert_eq!(Callback { sku: None, ..whole }, change, "what one part learned is all that changes");
@@ -253,7 +257,7 @@ fn app(url: &str) -> Outcome {
 
 fn told(callback: &Callback, outcome: &Outcome) -> Value {
     let reply = KooGallery.reply(callback, outcome, &Options::default());
-    assert!(reply.seal.signs && reply.status == 200);
+    assert!(reply.protection.signs && reply.status == 200);
     body(&reply)
 }
 
@@ -339,12 +343,12 @@ fn every_answer_is_signed_over_its_own_bytes() {
         KooGallery.refuse(&RawRequest::get(b""), &refusal),
     ] {
         let expected = format!("sign_type=\"HMAC-SHA256\", signature=\"{}\"", signer.sign(&reply.body));
-        let signed = reply.sealed(&signer);
+        let signed = reply.protected(&signer);
         assert!(signed.headers.contains(&("body-sign", expected)), "{signed:?}");
     }
     let alibaba = by_name("alibaba").unwrap();
     let plain = alibaba.reply(&create, &Outcome::NotYet, &Options::default());
-    assert_eq!(plain.clone().sealed(&signer), plain, "an answer without a signature is unchanged");
+    assert_eq!(plain.clone().protected(&signer), plain, "an answer without a signature is unchanged");
 }
 
 // ---- Guards -------------------------------------------------------------------------------------
@@ -480,7 +484,7 @@ fn every_activity_of_version_1() {
     for (word, parameters, action) in cases {
         let callback = legacy(word, parameters);
         assert_eq!((callback.action, callback.issues.as_slice()), (action, &[][..]), "{word}");
-        assert!(KooGallery.order_lookup(&callback).is_none(), "{word} says it all");
+        assert!((order::ORDER_API.lookup)(&callback).is_none(), "{word} says it all");
     }
     let upgrade = legacy("upgrade", cases[5].1);
     assert_eq!(
@@ -509,7 +513,7 @@ fn version_1_tells_the_account_encrypted() {
         let options = Options { field_cipher: cipher, ..Options::default() };
         for (callback, section) in [(&create, "/appInfo"), (&query, "/info/0/appInfo")] {
             let reply =
-                KooGallery.reply_to_all(&[(callback.clone(), outcome.clone())], &options).sealed(&signer);
+                KooGallery.reply_to_all(&[(callback.clone(), outcome.clone())], &options).protected(&signer);
             assert!(reply.body.is_ascii() && reply.headers.iter().any(|(name, _)| *name == "body-sign"));
             let told = body(&reply);
             assert_eq!((&told["resultCode"], &told["encryptType"]), (&json!("000000"), &json!(number)));

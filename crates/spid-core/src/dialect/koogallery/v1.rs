@@ -13,12 +13,11 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
-use super::super::{
-    Callback, Cipher, Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Signer,
-    Unchecked, ValidationIssue,
-};
-use super::read_compact;
-use crate::query;
+use super::super::dates::read_compact;
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
+use crate::query::{self, Pair};
+use crate::signature::{Cipher, Keys, Parts, Signed, Signer};
+use spid_hook::callback::{Callback, Parameters, ValidationIssue};
 
 pub(super) const TIME_STAMP: &str = "timeStamp";
 pub(super) const TRIAL_FLAG: &str = "trialFlag";
@@ -33,7 +32,7 @@ const ITEMS: [&str; 3] = ["amount", "diskSize", "bandWidth"];
 pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Denial> {
     // The signature covers the query only, so a body could have been changed on the way.
     if !request.body.is_empty() {
-        return Err(super::malformed("a GET must not have a body, because the signature does not cover it"));
+        return Err(Denial::malformed("a GET must not have a body, because the signature does not cover it"));
     }
     let mut pairs = query::parse(request.query, None)?;
     let token = pairs.iter().position(|(name, _)| name == AUTH_TOKEN);
@@ -97,7 +96,7 @@ pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -
 }
 
 /// Returns true if an outgoing request is one of version 1.0: only these carry their time among the fields.
-pub(super) fn is_legacy(pairs: &[Pair]) -> bool {
+pub(super) fn is_v1(pairs: &[Pair]) -> bool {
     pairs.iter().any(|(name, _)| name == TIME_STAMP)
 }
 

@@ -8,7 +8,7 @@ use crate::{HookError, HookErrorKind, limits};
 
 /// Result of an attempt. Texts are at most [`limits::REASON_MAX_BYTES`] long and contain no control characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Attempted {
+pub enum AttemptResult {
     /// The work is done.
     Done(Answer),
     /// The work failed, and may succeed later.
@@ -42,17 +42,17 @@ pub enum Attempted {
     },
 }
 
-impl Attempted {
+impl AttemptResult {
     /// A failure that may pass, told by the runner itself.
-    pub fn retry(error: String) -> Attempted {
-        Attempted::Retry { error: bounded(&error), after: None }
+    pub fn retry(error: String) -> AttemptResult {
+        AttemptResult::Retry { error: bounded(&error), after: None }
     }
 }
 
-impl From<Result<Answer, HookError>> for Attempted {
-    fn from(result: Result<Answer, HookError>) -> Attempted {
+impl From<Result<Answer, HookError>> for AttemptResult {
+    fn from(result: Result<Answer, HookError>) -> AttemptResult {
         let error = match result {
-            Ok(answer) => return Attempted::Done(answer),
+            Ok(answer) => return AttemptResult::Done(answer),
             Err(error) => error,
         };
         // Every text of a hook is stored, logged and shown, so bound and clean all of them here.
@@ -61,13 +61,13 @@ impl From<Result<Answer, HookError>> for Attempted {
             after.map(|after| after.min(Duration::from_secs(limits::RETRY_AFTER_MAX_S)))
         };
         match error.kind() {
-            HookErrorKind::Retry { after } => Attempted::Retry { error: text, after: clamped(after) },
+            HookErrorKind::Retry { after } => AttemptResult::Retry { error: text, after: clamped(after) },
             HookErrorKind::Misconfigured { after } => {
-                Attempted::Misconfigured { error: text, after: clamped(after) }
+                AttemptResult::Misconfigured { error: text, after: clamped(after) }
             }
-            HookErrorKind::Refuse => Attempted::Refused { reason: text },
-            HookErrorKind::Unsupported => Attempted::Unsupported { reason: text },
-            HookErrorKind::Pending => Attempted::Pending { note: text },
+            HookErrorKind::Refuse => AttemptResult::Refused { reason: text },
+            HookErrorKind::Unsupported => AttemptResult::Unsupported { reason: text },
+            HookErrorKind::Pending => AttemptResult::Pending { note: text },
         }
     }
 }

@@ -1,11 +1,11 @@
-//! The linked kit: the marketplace's directory of tenants, applications, users and departments.
-//! The marketplace sends it to the seller so that a buyer's staff can sign on.
+//! Directory messages: the marketplace's directory of tenants, applications, users and departments, which the vendor
+//! calls the linked kit. The marketplace sends it to the seller so that a buyer's staff can sign on.
 //!
 //! It is posted behind the production address, on its own paths, with the signature in headers. The members of
 //! the body identify which of the five kinds it is, and all of these members are mandatory. So nothing depends on
 //! the path, which no signature covers.
 //!
-//! The kit does not change an instance's state. Each message is stored and passed to the hook as `other`, with a
+//! Directory messages do not change an instance's state. Each message is stored and passed to the hook as `other`, with a
 //! typed body. The types are read here, once, so that hooks need not parse lists within texts.
 //!
 //! Sources: support.huaweicloud.com/accessg-marketplace/zh-cn_topic_0070649433.html to …437.html; version 1.0:
@@ -15,12 +15,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::{
-    Denial, Keys, OutRequest, Pair, Parameters, Parts, RawRequest, Sending, Signed, Unchecked,
-    ValidationIssue,
-};
-use super::{Nonce, legacy, malformed, missing, read_body, read_sent_at, write_body};
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
+use super::v2::{read_body, read_sent_at, write_body};
+use super::{missing, v1};
 use crate::limits::NONCED_WINDOW_MS;
+use crate::query::Pair;
+use crate::signature::{Keys, Parts, Signed};
+use spid_hook::callback::{Nonce, Parameters, ValidationIssue};
 use spid_hook::json::Json;
 use spid_hook::time::plus_millis;
 
@@ -53,8 +54,8 @@ const KINDS: [(&str, &str); 6] = [
     ("singleOrgSync", "orgCode"),
 ];
 
-/// Returns true if a POST belongs to the kit: only the kit has its signature in headers.
-pub(super) fn is_kit(request: &RawRequest<'_>) -> bool {
+/// Returns true if a POST is a directory message: only these have their signature in headers.
+pub(super) fn is_directory_message(request: &RawRequest<'_>) -> bool {
     [SIGN, AUTH_TOKEN].into_iter().any(|name| (request.header)(name).is_some())
 }
 
@@ -65,12 +66,16 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     let Some(token) = header(AUTH_TOKEN) else {
         let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
-        let nonce = header(NONCE).ok_or_else(|| malformed("the header `x-nonce` is missing"))?;
-        let once = Some(Nonce { nonce: nonce.clone(), until: plus_millis(sent_at, NONCED_WINDOW_MS) });
+        let nonce = header(NONCE).ok_or_else(|| Denial::malformed("the header `x-nonce` is missing"))?;
+        let until = plus_millis(sent_at, NONCED_WINDOW_MS);
         return Ok(Signed {
             presented: header(SIGN),
+            payload: Unchecked {
+                parameters,
+                sent_at: Some(sent_at),
+                nonce: Some(Nonce { nonce: nonce.clone(), until }),
+            },
             parts: Parts::Nonced { nonce, timestamp, body: request.body.to_vec(), digested: false },
-            payload: Unchecked { parameters, sent_at: Some(sent_at), nonce: once },
         });
     };
     // Version 1.0 signs the members, except for blank ones. A blank member could be added on the way, so it is dropped.
@@ -78,10 +83,10 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     let pairs: Vec<Pair> = signed.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     // The signed text joins names and values, so a name with a separator would be read in two ways.
     if pairs.iter().any(|(name, _)| name.is_empty() || name.contains(['&', '='])) {
-        return Err(malformed("the name of a member is empty, or holds `&` or `=`"));
+        return Err(Denial::malformed("the name of a member is empty, or holds `&` or `=`"));
     }
     let parameters: Parameters = pairs.iter().cloned().collect();
-    let timestamp = parameters.get(legacy::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
+    let timestamp = parameters.get(v1::TIME_STAMP).ok_or(Denial::Undated)?.to_owned();
     Ok(Signed {
         presented: Some(token),
         parts: Parts::Stamped { timestamp, pairs },
@@ -116,7 +121,7 @@ impl Change {
     }
 }
 
-/// A message of the kit, as a hook reads it.
+/// A directory message, as a hook reads it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 enum Message {
@@ -264,7 +269,7 @@ fn org(value: &Json) -> Option<Org> {
     })
 }
 
-/// Returns true if the word is a kind of the kit, for outgoing requests.
+/// Returns true if the word is a kind of directory message, for outgoing requests.
 pub(super) fn is_kind(word: &str) -> bool {
     KINDS.iter().any(|(kind, _)| *kind == word)
 }
@@ -281,7 +286,7 @@ pub(super) fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest
         (TIMESTAMP, timestamp),
         (NONCE, send.nonce.clone()),
     ];
-    // Always send the header, even empty: without it the request would not belong to the kit.
+    // Always send the header, even empty: without it the request would be no directory message.
     headers.push((SIGN, digest.unwrap_or_default()));
     let body = format!("{}{}", write_body(&send.after_signing(pairs)), send.raw);
     OutRequest { method: "POST", query: String::new(), headers, body: body.into_bytes() }

@@ -1,0 +1,33 @@
+//! Policy of the seller.
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+
+/// Policies for a callback about an instance that spid did not create.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnknownInstance {
+    /// Refuse. The marketplace calls again, so the problem is noticed.
+    #[default]
+    Refuse,
+    /// Report success and do nothing: for sellers who moved to spid and serve earlier customers elsewhere.
+    Succeed,
+    /// Create a record and run the hook.
+    Adopt,
+}
+
+/// Policy of the seller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Policy for an instance that spid did not create.
+    pub unknown_instance: UnknownInstance,
+    /// Largest allowed difference between the date of a sign-on and now, in milliseconds.
+    pub sign_on_window_ms: i64,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { unknown_instance: UnknownInstance::default(), sign_on_window_ms: limits::DATED_WINDOW_MS }
+    }
+}
