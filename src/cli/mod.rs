@@ -5,35 +5,14 @@
 //! configuration from a full disk.
 
 mod app;
-mod conformance;
-mod demo;
-mod export;
-mod fixtures;
+mod daemon;
+mod develop;
 mod generated;
-mod healthcheck;
-mod hook;
-mod hook_test;
-mod junit;
+mod inspect;
 mod keys;
-mod lines;
-mod logging;
-mod mend;
+mod lab;
 mod output;
-mod reload;
-mod replay;
-mod reveal;
-mod route;
-mod scenario;
-mod seal;
-mod serve;
-mod show;
-mod sign;
-mod simulate;
-mod span;
-mod stderr;
-mod supervised;
-mod upkeep;
-mod verify;
+mod repair;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -45,9 +24,15 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
 use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
-use logging::Logging;
+use daemon::logging::Logging;
+use daemon::stderr::Stderr;
+use daemon::{healthcheck, serve};
+use develop::{demo, hook, route, sign, verify};
+use inspect::{attention, audit, callbacks, held, instances, jobs};
+use keys::encryption;
+use lab::{conformance, fixtures, replay, simulate};
 use output::Output;
-use stderr::Stderr;
+use repair::{backup, prune};
 
 pub use app::App;
 pub(crate) use app::{Inside, Program};
@@ -197,17 +182,17 @@ enum Command {
     /// Simulate a marketplace: orders, renewals, expiries and releases, and the losses that the answers imply.
     Simulate(Box<simulate::SimulateArguments>),
     /// Back up the database; the daemon may be running.
-    Backup(mend::BackupArguments),
+    Backup(backup::BackupArguments),
     /// Restore a backup; every unfinished job in it becomes held.
-    Restore(mend::RestoreArguments),
+    Restore(backup::RestoreArguments),
     /// Delete old, finished data. Instances, orders and everything needed to decide on a later callback are kept.
-    Prune(upkeep::PruneArguments),
+    Prune(prune::PruneArguments),
     /// Show and rotate the sealing keys, which encrypt passwords in the database.
     #[command(subcommand)]
-    Seal(seal::SealCommand),
+    Seal(encryption::SealCommand),
     /// List the audit log: operations that people ran by hand.
     #[command(alias = "acts")]
-    Audit(show::ActsArguments),
+    Audit(audit::ActsArguments),
     /// Show the hook that an order would go to, and why.
     Route(route::RouteArguments),
     /// Test a hook, or print the JSON Schema of hooks.
@@ -215,18 +200,18 @@ enum Command {
     Hook(hook::HookCommand),
     /// List, show, change, export and import instances.
     #[command(subcommand)]
-    Instances(show::InstancesCommand),
+    Instances(instances::InstancesCommand),
     /// List, show, retry, drop and complete jobs: the work of hooks.
     #[command(subcommand)]
-    Jobs(show::JobsCommand),
+    Jobs(jobs::JobsCommand),
     /// List, show, export and resend callbacks: the requests of the marketplace.
     #[command(subcommand)]
-    Callbacks(show::CallbacksCommand),
+    Callbacks(callbacks::CallbacksCommand),
     /// List everything that needs a person: refused, dead, held, pending and unreported orders.
-    Attention(show::AttentionArguments),
+    Attention(attention::AttentionArguments),
     /// List, show, approve, reject and settle held callbacks.
     #[command(subcommand)]
-    Held(show::HeldCommand),
+    Held(held::HeldCommand),
     /// Print shell completions.
     Completions(generated::CompletionsArguments),
     /// Print the manual page, or write the pages of all commands.
@@ -363,17 +348,17 @@ fn execute(
         Command::Conformance(arguments) => conformance::conformance(*arguments, output),
         Command::Simulate(arguments) => simulate::simulate(*arguments, output),
         Command::Hook(command) => hook::hook(command, hook, output),
-        Command::Backup(arguments) => mend::backup(arguments, output),
-        Command::Restore(arguments) => mend::restore(arguments, output),
-        Command::Prune(arguments) => upkeep::prune(&arguments, output),
-        Command::Seal(command) => seal::seal(command, output),
-        Command::Audit(arguments) => show::acts(arguments, output),
+        Command::Backup(arguments) => backup::backup(arguments, output),
+        Command::Restore(arguments) => backup::restore(arguments, output),
+        Command::Prune(arguments) => prune::prune(&arguments, output),
+        Command::Seal(command) => encryption::seal(command, output),
+        Command::Audit(arguments) => audit::acts(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
-        Command::Instances(command) => show::instances(command, output),
-        Command::Jobs(command) => show::jobs(command, output),
-        Command::Callbacks(command) => show::callbacks(command, output),
-        Command::Attention(arguments) => show::attention(arguments, output),
-        Command::Held(command) => show::held(command, output),
+        Command::Instances(command) => instances::instances(command, output),
+        Command::Jobs(command) => jobs::jobs(command, output),
+        Command::Callbacks(command) => callbacks::callbacks(command, output),
+        Command::Attention(arguments) => attention::attention(arguments, output),
+        Command::Held(command) => held::held(command, output),
         Command::Completions(arguments) => generated::completions(arguments, program, output),
         Command::Man(arguments) => generated::man(arguments, program, output),
     }

@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Write};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::stderr::Stderr;
+use super::daemon::stderr::Stderr;
 use super::{Exit, Failure};
 use spid_hook::text;
 
