@@ -26,10 +26,10 @@ use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
 use daemon::logging::Logging;
 use daemon::stderr::Stderr;
-use daemon::{healthcheck, serve};
+use daemon::{check, healthcheck, serve};
 use develop::{demo, hook, route, sign, verify};
 use inspect::{attention, audit, callbacks, held, instances, jobs};
-use keys::encryption;
+use keys::{encryption, signatures};
 use lab::{conformance, fixtures, replay, simulate};
 use output::Output;
 use repair::{backup, prune};
@@ -160,7 +160,7 @@ enum Command {
     /// Run the daemon, which receives callbacks and runs hooks.
     Serve(serve::ServeArguments),
     /// Check a configuration and every file it names, without opening a listener.
-    CheckConfig(serve::CheckArguments),
+    CheckConfig(check::CheckArguments),
     /// Ask the daemon if it is ready; for containers and scripts.
     Healthcheck(healthcheck::HealthcheckArguments),
     /// Print the default configuration file with every key.
@@ -187,6 +187,8 @@ enum Command {
     Restore(backup::RestoreArguments),
     /// Delete old, finished data. Instances, orders and everything needed to decide on a later callback are kept.
     Prune(prune::PruneArguments),
+    /// Show the signature keys of each endpoint, and the last use of each.
+    Keys(signatures::KeysArguments),
     /// Show and rotate the sealing keys, which encrypt passwords in the database.
     #[command(subcommand)]
     Seal(encryption::SealCommand),
@@ -337,7 +339,7 @@ fn execute(
 ) -> Done {
     match command {
         Command::Serve(arguments) => serve::serve(arguments, program, hook, logging),
-        Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::CheckConfig(arguments) => check::check(arguments, hook, output),
         Command::Healthcheck(arguments) => healthcheck::healthcheck(arguments, output),
         Command::Config(command) => generated::config(command, output),
         Command::Demo(arguments) => demo::demo(arguments, hook, output),
@@ -351,6 +353,7 @@ fn execute(
         Command::Backup(arguments) => backup::backup(arguments, output),
         Command::Restore(arguments) => backup::restore(arguments, output),
         Command::Prune(arguments) => prune::prune(&arguments, output),
+        Command::Keys(arguments) => signatures::keys(&arguments, hook, output),
         Command::Seal(command) => encryption::seal(command, output),
         Command::Audit(arguments) => audit::acts(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),

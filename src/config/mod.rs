@@ -17,6 +17,7 @@ mod front;
 mod hooks;
 mod keys;
 mod reader;
+mod removed;
 mod telemetry;
 
 use std::collections::HashMap;
@@ -40,6 +41,7 @@ use crate::store::StoreOptions;
 use crate::store::encryption::KeySource;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
+use removed::WithoutRemoved;
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::signature::Key;
 use spid_hook::AnyHook;
@@ -202,10 +204,8 @@ pub struct Config {
     pub intake: IntakeOptions,
     /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
-    /// Access rules of the public listener: proxies, allowed networks and rates.
+    /// Access rules of the public listener: proxies and allowed networks.
     pub guard: AccessPolicy,
-    /// Time without a signature after which a previous key is reported as unused.
-    pub key_unused_after: Duration,
     /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
     /// Log level, unless the command line sets the filter.
@@ -293,11 +293,13 @@ impl Config {
         hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
-        let document = reader::document(text, source)?;
-        let reader = Reader::new(text, environment, flags);
+        let mut document = reader::document(text, source)?;
+        let removed = removed::take(text, &mut document, environment);
+        let environment = WithoutRemoved(environment);
+        let reader = Reader::new(text, &environment, flags);
         let config = Config::read(&reader.root(&document), hook, look);
         let reader::Findings { settings, mistakes, warnings } = reader.findings();
-        let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
+        let warnings = removed.iter().chain(&warnings).map(|warning| warning.line(source)).collect();
         match config {
             // Warnings do not prevent a start, mistakes do.
             Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
@@ -329,7 +331,6 @@ impl Config {
         let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
         // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
         drop(server_table);
-        let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
         let (store_path, sealing_keys) = store(&store_table);
@@ -353,8 +354,7 @@ impl Config {
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
-            guard: AccessPolicy { proxies, allow, rate },
-            key_unused_after: policy.key_unused_after,
+            guard: AccessPolicy { proxies, allow },
             telemetry,
             log_level,
             log_format,
@@ -456,7 +456,6 @@ fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
 struct PolicyTable {
     of_instances: spid_core::lifecycle::Policy,
     secrets_window: Duration,
-    key_unused_after: Duration,
     retired_accounts: Vec<String>,
 }
 
@@ -481,8 +480,6 @@ fn policy(table: &Table<'_>) -> PolicyTable {
             sign_on_window_ms: millis(window),
         },
         secrets_window: table.duration("secrets_window", of_millis(limits::SECRETS_WINDOW_MS)),
-        key_unused_after: table
-            .duration("key_unused_after", Duration::from_millis(limits::KEY_UNUSED_AFTER_MS)),
         retired_accounts: table.texts("retired_accounts").unwrap_or_default(),
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon on the command line: start, reload, log, health check.
 
+pub(crate) mod check;
 pub(crate) mod healthcheck;
 pub(crate) mod logging;
 mod reload;

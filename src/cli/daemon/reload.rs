@@ -139,7 +139,6 @@ impl Reloader {
             tls: config.tls.clone(),
             secrets_window_ms: config.store.secrets_window_ms,
             encryptor: Some(encryptor),
-            key_unused_after: config.key_unused_after,
             admin: config.admin.clone(),
         });
         self.logging.configure(config.log_level, config.log_format);

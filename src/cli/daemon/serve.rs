@@ -1,4 +1,4 @@
-//! `serve` and `check-config`: runs the daemon, and checks its configuration.
+//! `serve`: runs the daemon.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,10 +12,8 @@ use crate::cli::app::{self, in_process};
 use crate::cli::daemon::logging::Logging;
 use crate::cli::daemon::reload::{Reloader, Source};
 use crate::cli::daemon::sockets;
-use crate::cli::develop::route;
-use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, Inside, Program, is_typed, runtime};
-use crate::config::{self, Checked, Config, Flag, InProcess, ProcessEnvironment};
+use crate::config::{Config, Flag, InProcess};
 use crate::net::ServerOptions;
 use crate::observe::limits;
 use crate::observe::metrics::Metrics;
@@ -45,32 +43,6 @@ pub(crate) struct ServeArguments {
     /// Database file. Overrides the configuration.
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
-}
-
-#[derive(Args)]
-pub(crate) struct CheckArguments {
-    /// Configuration file.
-    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
-    config: PathBuf,
-}
-
-pub(crate) fn check(arguments: CheckArguments, hook: Option<Inside>, output: &mut Output) -> Done {
-    let hook = in_process(hook.as_ref());
-    let Checked { config, warnings } = config::check(&arguments.config, &ProcessEnvironment, hook)?;
-    for warning in warnings {
-        output.print_error(&format!("warning: {warning}"));
-    }
-    output.line(&format!("{}: ok", arguments.config.display()))?;
-    for (path, endpoint) in &config.endpoints {
-        let labels: Vec<String> = endpoint.keys.labels().map(ToString::to_string).collect();
-        output.line(&format!(
-            "  {path}  {}  {}  keys: {}",
-            endpoint.name,
-            endpoint.dialect.name(),
-            labels.join(", ")
-        ))?;
-    }
-    route::print_all(&config.runner, output)
 }
 
 pub(crate) fn serve(
@@ -189,7 +161,6 @@ async fn run(config: Config, reloader: Reloader, sockets: Sockets, dev: bool, pr
         tls: config.tls,
         guard: config.guard,
         telemetry: config.telemetry,
-        key_unused_after: config.key_unused_after,
         retired_accounts: config.retired_accounts,
         server: ServerOptions { connections_max: share.connections, ..ServerOptions::default() },
         dispatch: DispatchOptions { permits: share.jobs, ..DispatchOptions::default() },

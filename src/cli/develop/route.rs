@@ -1,5 +1,6 @@
 //! `route`: shows the hook that an order would go to, and why. It reads only the configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -97,35 +98,94 @@ fn endpoint<'a>(config: &'a Config, named: Option<&str>) -> Result<&'a str, Fail
     }
 }
 
-/// Prints the hooks, and the routes in the order they are tried, for `check-config`.
-pub(crate) fn print_all(runner: &Runner, output: &mut Output) -> Done {
-    for hook in runner.hooks() {
-        output.line(&format!("  hook {}", described(hook)))?;
-        let leads = |name: &str| name == hook.name;
-        // Such a hook never runs: probably a route is missing.
-        if !leads(runner.default_hook()) && !runner.routes().any(|route| leads(&route.hook)) {
-            output.print_error(&format!("warning: no route leads to the hook `{}`", shown(&hook.name)));
-        }
-    }
-    for (index, route) in runner.routes().enumerate() {
-        output.line(&format!("  route[{index}]  {} -> {}", conditions(route), shown(&route.hook)))?;
-    }
-    let rest = if runner.routes().next().is_some() { "everything else" } else { "everything" };
-    output.line(&format!("  {rest} -> {}", shown(runner.default_hook())))
+/// Hooks and routes of a configuration.
+#[derive(Serialize)]
+pub(crate) struct Routing<'a> {
+    hooks: Vec<HookLine<'a>>,
+    /// Routes, in the order in which they are tried.
+    routes: Vec<RouteLine<'a>>,
+    /// Hook of everything else.
+    default_hook: &'a str,
 }
 
-fn described(hook: &NamedHook) -> String {
-    let span = |millis: i64| format!("{:#}", SignedDuration::from_millis(millis));
-    let usual = Schedule::default();
-    let waits: Vec<String> =
-        hook.retry.as_ref().unwrap_or(&usual).millis().iter().map(|wait| span(*wait)).collect();
-    let timeout = span(i64::try_from(hook.timeout.as_millis()).unwrap_or(i64::MAX));
-    let (name, concurrency) = (shown(&hook.name), hook.concurrency);
-    format!("{name}  timeout: {timeout}  concurrency: {concurrency}  retry: {}", waits.join(", "))
+#[derive(Serialize)]
+struct HookLine<'a> {
+    name: &'a str,
+    timeout: String,
+    concurrency: usize,
+    retry: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RouteLine<'a> {
+    hook: &'a str,
+    conditions: BTreeMap<&'static str, &'a str>,
+    #[serde(skip)]
+    text: String,
+}
+
+impl<'a> Routing<'a> {
+    pub(crate) fn of(runner: &'a Runner) -> Routing<'a> {
+        Routing {
+            hooks: runner.hooks().map(HookLine::of).collect(),
+            routes: runner.routes().map(RouteLine::of).collect(),
+            default_hook: runner.default_hook(),
+        }
+    }
+
+    /// Warnings about hooks that never run: probably a route is missing.
+    pub(crate) fn unreachable(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for HookLine { name, .. } in &self.hooks {
+            if *name != self.default_hook && !self.routes.iter().any(|route| route.hook == *name) {
+                warnings.push(format!("no route leads to the hook `{name}`"));
+            }
+        }
+        warnings
+    }
+
+    pub(crate) fn print(&self, output: &mut Output) -> Done {
+        for HookLine { name, timeout, concurrency, retry } in &self.hooks {
+            let (name, retry) = (shown(name), retry.join(", "));
+            output.line(&format!(
+                "  hook {name}  timeout: {timeout}  concurrency: {concurrency}  retry: {retry}"
+            ))?;
+        }
+        for (index, RouteLine { hook, text, .. }) in self.routes.iter().enumerate() {
+            output.line(&format!("  route[{index}]  {text} -> {}", shown(hook)))?;
+        }
+        let rest = if self.routes.is_empty() { "everything" } else { "everything else" };
+        output.line(&format!("  {rest} -> {}", shown(self.default_hook)))
+    }
+}
+
+impl<'a> HookLine<'a> {
+    fn of(hook: &'a NamedHook) -> HookLine<'a> {
+        let usual = Schedule::default();
+        let waits = hook.retry.as_ref().unwrap_or(&usual).millis();
+        HookLine {
+            name: &hook.name,
+            timeout: span(i64::try_from(hook.timeout.as_millis()).unwrap_or(i64::MAX)),
+            concurrency: hook.concurrency,
+            retry: waits.iter().map(|wait| span(*wait)).collect(),
+        }
+    }
+}
+
+impl<'a> RouteLine<'a> {
+    fn of(route: &'a Route) -> RouteLine<'a> {
+        RouteLine { hook: &route.hook, conditions: route.conditions().collect(), text: conditions(route) }
+    }
+}
+
+fn span(millis: i64) -> String {
+    format!("{:#}", SignedDuration::from_millis(millis))
 }
 
 fn conditions(route: &Route) -> String {
-    let conditions: Vec<String> =
-        route.conditions().map(|(name, wanted)| format!("{name} = \"{}\"", shown(wanted))).collect();
+    let mut conditions = Vec::new();
+    for (name, wanted) in route.conditions() {
+        conditions.push(format!("{name} = \"{}\"", shown(wanted)));
+    }
     if conditions.is_empty() { "everything".to_owned() } else { conditions.join(", ") }
 }
