@@ -63,7 +63,7 @@ pub use rows::{
     AttemptRow, AuditEntry, CallbackRow, Disposition, Filter, InstanceRow, JobRow, KeyUse, Totals, Unreadable,
 };
 pub use sqlite::InstanceExport;
-pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ViewError};
+pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob, ViewError};
 pub use waiters::{Ready, ResultWaiter};
 pub use writer::LeasedJobs;
 

@@ -3,12 +3,12 @@
 //! The command exists because a small image contains no `curl`. It reads no key and no database, so any user who can
 //! read the configuration can run it.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
+use crate::cli::keys::arguments::here;
 use crate::cli::output::Output;
 use crate::cli::{Done, Exit, Failure, runtime};
 use crate::config::{self, ProcessEnvironment};
@@ -26,6 +26,9 @@ pub(crate) struct HealthcheckArguments {
     /// Ask if the daemon is alive, not if it is ready. A daemon with a full disk is alive but not ready.
     #[arg(long)]
     live: bool,
+    /// Print JSON: the body of `/readyz`.
+    #[arg(long, conflicts_with = "live")]
+    json: bool,
 }
 
 pub(crate) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) -> Done {
@@ -34,8 +37,12 @@ pub(crate) fn healthcheck(arguments: HealthcheckArguments, output: &mut Output) 
     let client = Client::new(ClientOptions { connect: within, total: within, ..ClientOptions::default() });
     let answer = runtime()?.block_on(client.send(ClientRequest::get(url.clone())));
     let answer = answer.map_err(|error| Failure::new(Exit::Unavailable, format!("{url}: {error}")))?;
+    if arguments.json {
+        output.text(&String::from_utf8_lossy(&answer.body))?;
+    }
     let said = in_words(&answer.body);
     match answer.status {
+        200 if arguments.json => Ok(()),
         200 => output.line(&said),
         // A daemon that answers "not ready" (1) differs from one that does not answer (69).
         status => Err(Failure::new(Exit::NotMet, format!("{url}: {status} {said}"))),
@@ -69,16 +76,6 @@ impl HealthcheckArguments {
         };
         text.parse().map_err(|error| Failure::new(Exit::Usage, format!("--url: {error}")))
     }
-}
-
-/// Replaces an unspecified address by loopback: a listener on every address of this machine is reachable there, too.
-fn here(listens: SocketAddr) -> SocketAddr {
-    let ip = match listens.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listens.port())
 }
 
 #[cfg(test)]

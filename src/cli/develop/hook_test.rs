@@ -14,7 +14,8 @@ use tokio::process::Command;
 
 use crate::cli::app::{self, in_process};
 use crate::cli::output::{Output, shown};
-use crate::cli::{Done, Exit, Failure, Inside, runtime};
+use crate::cli::{Done, Exit, Failure, Inside, runtime, words};
+use crate::lab::scenario;
 use crate::config::{self, Config, Environment, ProcessEnvironment};
 use crate::hooks::exec::ExecHook;
 use crate::hooks::http::{HttpHook, HttpHookOptions};
@@ -61,10 +62,10 @@ pub(crate) struct TestArguments {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
     /// Skip an action, like `upgrade`.
-    #[arg(long, value_name = "ACTION", value_parser = action)]
+    #[arg(long, value_name = "ACTION", value_parser = words::action())]
     without: Vec<Action>,
     /// Fail if this action is not supported.
-    #[arg(long, value_name = "ACTION", value_parser = action)]
+    #[arg(long, value_name = "ACTION", value_parser = words::action())]
     require: Vec<Action>,
     /// Command that prints how many resources exist for an instance. It gets the instance as JSON on its standard
     /// input, and SPID_ORDER_BIZ_ID and SPID_INSTANCE_ID.
@@ -120,14 +121,9 @@ struct WaresArguments {
 
 fn span(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    parsed.filter(|span| !span.is_zero()).ok_or_else(|| "not a time span, like 500ms, 30s or 2m".to_owned())
-}
-
-fn action(text: &str) -> Result<Action, String> {
-    Action::from_word(text).ok_or_else(|| {
-        let words: Vec<&str> = Action::ALL.into_iter().map(Action::as_str).collect();
-        format!("use {}", words.join(", "))
-    })
+    // jiff's `SignedDuration` knows no days.
+    let parsed = parsed.or_else(|| scenario::span(text)).filter(|span| !span.is_zero());
+    parsed.ok_or_else(|| "not a time span, like 500ms, 30s, 2m or 1d".to_owned())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -148,10 +144,10 @@ pub(crate) fn test(arguments: TestArguments, inside: Option<Inside>, output: &mu
         let command = arguments.probe.clone();
         check = check.count(move |instance| counted(command.clone(), instance));
     }
-    let mut teller = Teller { output: Output::default(), verbose: arguments.verbose };
     let runtime = runtime()?;
     let report = runtime.block_on(async {
         app::start(inside).await?;
+        let mut teller = Teller { output: &mut *output, verbose: arguments.verbose };
         Ok::<_, Failure>(check.run_watched(&mut teller).await)
     })?;
     // Do not wait for a hook that blocks its thread.
@@ -252,12 +248,12 @@ impl WaresArguments {
 }
 
 /// Prints progress on stderr.
-struct Teller {
-    output: Output,
+struct Teller<'o> {
+    output: &'o mut Output,
     verbose: bool,
 }
 
-impl Observer for Teller {
+impl Observer for Teller<'_> {
     fn section(&mut self, title: &str) {
         self.output.print_error(&format!("* {title}"));
     }

@@ -1,11 +1,13 @@
 //! `sign`: prints a signed request, as a marketplace would send it.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use serde::Serialize;
 
 use crate::cli::keys::arguments::KeyArguments;
 use crate::cli::output::Output;
-use crate::cli::{Done, Exit, Failure};
+use crate::cli::{Done, Exit, Failure, words};
 use spid_core::dialect;
 use spid_core::dialect::{Dialect, OutRequest, SendForm, Sending};
 use spid_hook::time::Clock;
@@ -14,12 +16,18 @@ use spid_hook::time::Clock;
 pub(crate) struct SignArguments {
     #[command(flatten)]
     key: KeyArguments,
-    /// Dialect of the marketplace: alibaba, generic, jdcloud or koogallery.
-    #[arg(long, default_value = "alibaba")]
-    dialect: String,
-    /// URL of the endpoint that the request is for.
-    #[arg(long, alias = "url", value_name = "URL", default_value = "http://127.0.0.1:8080/spi")]
-    to: String,
+    /// Configuration file: its endpoint gives key, dialect and address.
+    #[arg(long, value_name = "FILE", env = "SPID_CONFIG")]
+    config: Option<PathBuf>,
+    /// Name of the endpoint. Optional if there is only one.
+    #[arg(long, value_name = "NAME")]
+    endpoint: Option<String>,
+    /// Dialect of the marketplace. The default is that of the configured endpoint, or alibaba.
+    #[arg(long, value_parser = words::dialect())]
+    dialect: Option<&'static dyn Dialect>,
+    /// URL that the request is for. The default is that of the configured endpoint, or http://127.0.0.1:8080/spi.
+    #[arg(long, alias = "url", value_name = "URL")]
+    to: Option<String>,
     /// Send the parameters as a POST form.
     #[arg(long)]
     post: bool,
@@ -42,18 +50,22 @@ struct Signed<'a> {
 }
 
 pub(crate) fn sign(arguments: SignArguments, output: &mut Output) -> Done {
-    let dialect = dialect_named(&arguments.dialect)?;
+    let access = arguments.key.access(arguments.config.as_deref(), arguments.endpoint.as_deref())?;
+    let dialect = match arguments.dialect.or(access.dialect) {
+        Some(dialect) => dialect,
+        None => dialect_named("alibaba")?,
+    };
+    let to = arguments.to.or(access.url).unwrap_or_else(|| "http://127.0.0.1:8080/spi".to_owned());
     let parameters = pairs(&arguments.parameters)?;
-    let keys = arguments.key.keys()?;
     let mut sending = Sending::at(Clock::System.now());
     if arguments.post {
         sending.form = SendForm::Form;
     }
-    let request = dialect.request(&arguments.action, &parameters, &keys, &sending);
-    let separator = if arguments.to.contains('?') { '&' } else { '?' };
+    let request = dialect.request(&arguments.action, &parameters, &access.keys, &sending);
+    let separator = if to.contains('?') { '&' } else { '?' };
     let url = match request.query.as_str() {
-        "" => arguments.to,
-        query => format!("{}{separator}{query}", arguments.to),
+        "" => to,
+        query => format!("{to}{separator}{query}"),
     };
     let body = String::from_utf8_lossy(&request.body);
     if arguments.json {

@@ -61,7 +61,7 @@ fn list_held(list: &ListArguments, output: &mut Output) -> Done {
             row.reason.clone(),
         ]
     };
-    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "TRIES", "JOB", "REASON"];
+    let header = ["CALLBACK", "KIND", "ACTION", "INSTANCE", "SINCE", "DELIVERIES", "JOB", "REASON"];
     output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
     // Print only the hints for kinds that are in the list.
     let any = |kinds: &[&str]| rows.iter().any(|row| kinds.contains(&row.kind));

@@ -6,10 +6,11 @@ use super::callbacks::callbacks_table;
 use super::decrypt::{self, RevealArguments, WithSecrets};
 use super::export;
 use super::jobs::jobs_table;
-use super::{ListArguments, ShowArguments, known, text, time};
+use super::{ListArguments, ShowArguments, text, time};
 use crate::cli::Done;
 use crate::cli::output::{Output, shown};
 use crate::cli::repair;
+use crate::cli::words;
 use crate::store::{Filter, InstanceHistory, InstanceRow};
 use spid_hook::instance::State;
 
@@ -19,9 +20,9 @@ pub(crate) enum InstancesCommand {
     List {
         #[command(flatten)]
         list: ListArguments,
-        /// List only instances in this state: pending, active, frozen or released.
-        #[arg(long)]
-        state: Option<String>,
+        /// List only instances in this state.
+        #[arg(long, value_parser = words::instance_state())]
+        state: Option<State>,
         /// List only instances of this account.
         #[arg(long)]
         account: Option<String>,
@@ -34,7 +35,7 @@ pub(crate) enum InstancesCommand {
         reveal: RevealArguments,
         /// Id or orderBizId of the instance.
         id: String,
-        /// Account of the instance, if several accounts have an instance of that name.
+        /// Seller account. Needed only if several accounts have an instance with this id.
         #[arg(long)]
         account: Option<String>,
     },
@@ -53,9 +54,6 @@ pub(crate) enum InstancesCommand {
 pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done {
     match command {
         InstancesCommand::List { list, state, account } => {
-            let state = state
-                .map(|word| known(&word, State::from_word(&word), "pending, active, frozen, released"))
-                .transpose()?;
             let filter = Filter { state, account, limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.instances(&filter)?;
             if list.json { output.json(&rows) } else { instances_table(&rows, output) }

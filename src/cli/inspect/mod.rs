@@ -7,6 +7,7 @@ pub(crate) mod callbacks;
 mod decrypt;
 mod export;
 pub(crate) mod held;
+pub(crate) mod ids;
 pub(crate) mod instances;
 pub(crate) mod jobs;
 pub(crate) mod lines;
@@ -56,10 +57,6 @@ impl From<ViewError> for Failure {
             }
         }
     }
-}
-
-fn known<T>(word: &str, found: Option<T>, words: &str) -> Result<T, Failure> {
-    found.ok_or_else(|| Failure::new(Exit::Usage, format!("`{word}` is not a state; use {words}")))
 }
 
 fn text(text: Option<&str>) -> String {

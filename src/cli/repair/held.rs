@@ -4,16 +4,16 @@ use clap::Args;
 
 use super::{ActArguments, say_approved};
 use crate::cli::output::Output;
-use crate::cli::{Done, Exit, Failure};
+use crate::cli::{Done, words};
 use crate::store::Instead;
 
 #[derive(Args)]
 pub(crate) struct ApproveArguments {
     #[command(flatten)]
     act: ActArguments,
-    /// Run a conflicting create as renew, upgrade or conversion (of a trial).
-    #[arg(long = "as", value_name = "WHAT")]
-    instead: Option<String>,
+    /// Treat a second purchase of an instance as what it really is; `conversion`: a trial is bought for good.
+    #[arg(long = "as", value_name = "WHAT", value_parser = words::approve_as())]
+    instead: Option<Instead>,
     /// Number of the callback, from `held list`.
     number: i64,
 }
@@ -27,16 +27,8 @@ pub(crate) struct RejectArguments {
 }
 
 pub(crate) fn approve(arguments: ApproveArguments, output: &mut Output) -> Done {
-    let instead = arguments
-        .instead
-        .map(|word| {
-            Instead::from_word(&word).ok_or_else(|| {
-                Failure::new(Exit::Usage, format!("`--as {word}`: use renew, upgrade or conversion"))
-            })
-        })
-        .transpose()?;
     let (mut operations, act) = arguments.act.begin()?;
-    let approved = operations.approve(arguments.number, instead, &act)?;
+    let approved = operations.approve(arguments.number, arguments.instead, &act)?;
     say_approved(&approved, output)
 }
 
