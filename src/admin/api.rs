@@ -13,7 +13,7 @@ use super::{Admin, Fault, access, is_read};
 use crate::net::{Method, Request, Response};
 use crate::observe::denied::Shown;
 use crate::observe::limits;
-use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, JobRow, ListedCallback, Reader};
+use crate::store::{Disposition, Filter, HeldItem, InstanceRow, Instead, ListedCallback, ListedJob, Reader};
 use spid_core::lifecycle::schedule;
 use spid_hook::callback::Answer;
 use spid_hook::id::Id;
@@ -43,7 +43,7 @@ struct Instances {
 
 #[derive(Serialize)]
 struct Jobs {
-    jobs: Vec<JobRow>,
+    jobs: Vec<ListedJob>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<i64>,
 }
@@ -211,8 +211,8 @@ async fn jobs(admin: &Admin, target: &Target) -> Answered {
     let limit = target.limit(limits::LIST_DEFAULT_COUNT)?;
     let jobs = state.transpose()?.into_iter().collect();
     let filter = Filter { jobs, before: target.before()?, limit, ..Filter::default() };
-    let jobs = admin.read(move |reader| Ok(reader.jobs(&filter)?)).await?;
-    let next = next(&jobs, limit, |row| row.number);
+    let jobs = admin.read(move |reader| Ok(reader.listed_jobs(&filter)?)).await?;
+    let next = next(&jobs, limit, |job| job.row.number);
     json(200, &Jobs { jobs, next })
 }
 

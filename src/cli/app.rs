@@ -1,5 +1,7 @@
 //! `App`: a program of the author's own that is the `spid` command with a hook inside.
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -9,7 +11,7 @@ use spid_hook::{AnyHook, HookError, HookErrorKind, ProvisioningHook};
 use toml::Spanned;
 use toml::de::DeTable;
 
-use super::{Arguments, Exit, Failure};
+use super::{Arguments, Exit, Failure, help};
 use crate::config::{InProcess, Mistakes};
 
 /// Future of a start, which runs on the thread of its command.
@@ -86,7 +88,8 @@ impl App {
         App { program: Program::default(), inside: Inside::started_by(start) }
     }
 
-    /// Sets the name of the program in `--help`, `--version` and the log line `ready`. The default is `spid`.
+    /// Sets the name of the program in `--help`, `--version` and the log line `ready`. The default is the
+    /// name of its file.
     pub fn name(mut self, name: &'static str) -> App {
         self.program.name = Some(name);
         self
@@ -117,6 +120,14 @@ impl Program {
         self.name.unwrap_or("spid")
     }
 
+    /// The same program; if it has no name, it is called as the file that was started.
+    pub(super) fn or_called(self, file: Option<&OsString>) -> Program {
+        let called = || Some(Path::new(file?).file_name()?.to_str()?.to_owned());
+        // Lives as long as the process, like a name that the author gives.
+        let name = self.name.or_else(|| called().map(|name| &*name.leak()));
+        Program { name, ..self }
+    }
+
     /// Version of the program, with that of the spid inside; `None` for `spid` itself.
     pub(super) fn version(&self) -> Option<String> {
         const SPID: &str = concat!("spid ", env!("CARGO_PKG_VERSION"));
@@ -134,10 +145,11 @@ impl Program {
 
     /// Command line of the program.
     pub(super) fn command(&self) -> clap::Command {
-        let command = Arguments::command();
+        let command = help::grouped(Arguments::command());
         let (Some(version), Some(label)) = (self.version(), self.label()) else { return command };
         // clap keeps a version for the whole life of the process.
         let version: &'static str = Box::leak(version.into_boxed_str());
+        let command = help::renamed(command, self.name());
         command.name(self.name()).bin_name(self.name()).version(version).before_help(label)
     }
 }

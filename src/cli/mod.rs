@@ -5,35 +5,16 @@
 //! configuration from a full disk.
 
 mod app;
-mod conformance;
-mod demo;
-mod export;
-mod fixtures;
+mod daemon;
+mod develop;
 mod generated;
-mod healthcheck;
-mod hook;
-mod hook_test;
-mod junit;
+mod help;
+mod inspect;
 mod keys;
-mod lines;
-mod logging;
-mod mend;
+mod lab;
 mod output;
-mod reload;
-mod replay;
-mod reveal;
-mod route;
-mod scenario;
-mod seal;
-mod serve;
-mod show;
-mod sign;
-mod simulate;
-mod span;
-mod stderr;
-mod supervised;
-mod upkeep;
-mod verify;
+mod repair;
+mod words;
 
 use std::borrow::Cow;
 use std::ffi::OsString;
@@ -42,12 +23,18 @@ use std::process::ExitCode;
 
 use clap::{Args, FromArgMatches, Parser, Subcommand};
 
-use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment};
+use crate::config::{self, Environment as _, LogFormat, Mistakes, ProcessEnvironment, RouteList};
 use crate::serve::daemon::StartError;
 use crate::store::{Reader, StoreError, StoreOptions};
-use logging::Logging;
+use daemon::logging::Logging;
+use daemon::stderr::Stderr;
+use daemon::{check, healthcheck, serve};
+use develop::{demo, hook, route, sign, verify};
+use inspect::{attention, audit, callbacks, held, instances, jobs};
+use keys::{encryption, signatures};
+use lab::{conformance, fixtures, replay, simulate};
 use output::Output;
-use stderr::Stderr;
+use repair::{backup, prune};
 
 pub use app::App;
 pub(crate) use app::{Inside, Program};
@@ -161,10 +148,10 @@ type Done = Result<(), Failure>;
 #[command(name = "spid", version, arg_required_else_help = true, subcommand_required = true)]
 struct Arguments {
     /// Log filter for stderr: error, warn, info, debug, or a filter like `spid=debug`. Overrides the configuration.
-    #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER", help_heading = "Global options")]
     log: Option<String>,
     /// Log format: text or json. Overrides the configuration.
-    #[arg(long, global = true, env = "SPID_LOG_FORMAT", value_name = "FORMAT")]
+    #[arg(long, global = true, env = "SPID_LOG_FORMAT", value_name = "FORMAT", help_heading = "Global options")]
     log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
@@ -174,59 +161,63 @@ struct Arguments {
 enum Command {
     /// Run the daemon, which receives callbacks and runs hooks.
     Serve(serve::ServeArguments),
-    /// Check a configuration and every file it names, without opening a listener.
-    CheckConfig(serve::CheckArguments),
+    /// Check a configuration and every file it names; show endpoints, keys and routes.
+    CheckConfig(check::CheckArguments),
     /// Ask the daemon if it is ready; for containers and scripts.
     Healthcheck(healthcheck::HealthcheckArguments),
-    /// Print the default configuration file with every key.
+    /// Print the default configuration file, with every key.
     #[command(subcommand)]
     Config(generated::ConfigCommand),
-    /// Run a demo: one instance is bought, upgraded, renewed, frozen, unfrozen and released.
+    /// List what needs a person: refused, dead, held, pending and unreported orders.
+    Attention(attention::AttentionArguments),
+    /// Instances that buyers own: list, show, complete, claim, release, import, export.
+    #[command(subcommand)]
+    Instances(instances::InstancesCommand),
+    /// Jobs, the work of hooks: list, show, retry, drop, complete.
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
+    /// Callbacks, the requests of the marketplace: list, show, export, resend.
+    #[command(subcommand)]
+    Callbacks(callbacks::CallbacksCommand),
+    /// Audit log: changes that people made by hand, and why.
+    #[command(alias = "acts")]
+    Audit(audit::ActsArguments),
+    /// Held callbacks, which wait for a decision: list, show, approve, reject, settle.
+    #[command(subcommand)]
+    Held(held::HeldCommand),
+    /// Back up the database; the daemon may be running.
+    Backup(backup::BackupArguments),
+    /// Restore a backup; every unfinished job in it becomes held.
+    Restore(backup::RestoreArguments),
+    /// Delete old, finished data.
+    ///
+    /// Instances, orders and everything needed to decide on a later callback are kept.
+    Prune(prune::PruneArguments),
+    /// Signature keys of each endpoint, and the last use of each.
+    Keys(signatures::KeysArguments),
+    /// Sealing keys, which encrypt passwords in the database: count their use, change them.
+    #[command(subcommand)]
+    Seal(encryption::SealCommand),
+    /// Demo: buy, upgrade, renew, freeze, unfreeze and release one instance.
     Demo(demo::DemoArguments),
-    /// Print a signed request, as a marketplace would send it.
+    /// Sign a request as a marketplace would, and print it.
     Sign(sign::SignArguments),
     /// Verify the signature of a request, and explain why it is not valid.
     Verify(verify::VerifyArguments),
-    /// Send fixtures to an endpoint and compare the answers.
-    Replay(replay::ReplayArguments),
-    /// Check fixtures without sending them.
-    #[command(subcommand)]
-    Fixtures(fixtures::FixturesCommand),
-    /// Test an SPI endpoint of the Alibaba dialect: buy, renew, forge, repeat, and report.
-    Conformance(Box<conformance::ConformanceArguments>),
-    /// Simulate a marketplace: orders, renewals, expiries and releases, and the losses that the answers imply.
-    Simulate(Box<simulate::SimulateArguments>),
-    /// Back up the database; the daemon may be running.
-    Backup(mend::BackupArguments),
-    /// Restore a backup; every unfinished job in it becomes held.
-    Restore(mend::RestoreArguments),
-    /// Delete old, finished data. Instances, orders and everything needed to decide on a later callback are kept.
-    Prune(upkeep::PruneArguments),
-    /// Show and rotate the sealing keys, which encrypt passwords in the database.
-    #[command(subcommand)]
-    Seal(seal::SealCommand),
-    /// List the audit log: operations that people ran by hand.
-    #[command(alias = "acts")]
-    Audit(show::ActsArguments),
-    /// Show the hook that an order would go to, and why.
+    /// Route of an order: the hook that it would go to, and why.
     Route(route::RouteArguments),
-    /// Test a hook, or print the JSON Schema of hooks.
+    /// Test a hook, or print the JSON Schema of its calls and answers.
     #[command(subcommand)]
     Hook(hook::HookCommand),
-    /// List, show, change, export and import instances.
+    /// Replay fixtures: send them to an endpoint and compare the answers.
+    Replay(replay::ReplayArguments),
+    /// Fixtures: check them without sending anything.
     #[command(subcommand)]
-    Instances(show::InstancesCommand),
-    /// List, show, retry, drop and complete jobs: the work of hooks.
-    #[command(subcommand)]
-    Jobs(show::JobsCommand),
-    /// List, show, export and resend callbacks: the requests of the marketplace.
-    #[command(subcommand)]
-    Callbacks(show::CallbacksCommand),
-    /// List everything that needs a person: refused, dead, held, pending and unreported orders.
-    Attention(show::AttentionArguments),
-    /// List, show, approve, reject and settle held callbacks.
-    #[command(subcommand)]
-    Held(show::HeldCommand),
+    Fixtures(fixtures::FixturesCommand),
+    /// Conformance of an endpoint to the Alibaba protocol: buy, renew, forge, repeat, report.
+    Conformance(Box<conformance::ConformanceArguments>),
+    /// Simulate a marketplace with many orders, and count what the answers would lose.
+    Simulate(Box<simulate::SimulateArguments>),
     /// Print shell completions.
     Completions(generated::CompletionsArguments),
     /// Print the manual page, or write the pages of all commands.
@@ -269,6 +260,23 @@ impl StoreArguments {
         Ok(named.map(|file| config::accounts_of(file, &ProcessEnvironment)).transpose()?)
     }
 
+    /// Routes of the configuration that names the database; `None` if the database was named directly. An error if
+    /// a hook must be found, but there is no configuration.
+    fn routes(&self, has_hook_inside: bool, hook: Option<&str>) -> Result<Option<RouteList>, Failure> {
+        let Some(file) = self.config.as_ref().filter(|_| self.is_configured()) else {
+            return match hook {
+                None => Ok(None),
+                Some(_) => Err(Failure::new(Exit::Usage, "`--hook` needs a configuration, which has the routes")
+                    .hint("use --config FILE instead of --db")),
+            };
+        };
+        let routes = config::routes_of(file, &ProcessEnvironment, has_hook_inside)?;
+        if let Some(hook) = hook {
+            routes.check(hook).map_err(|text| Failure::new(Exit::Usage, text))?;
+        }
+        Ok(Some(routes))
+    }
+
     /// Path of the database, and the store options of the configuration.
     fn place(&self) -> Result<(PathBuf, StoreOptions), Failure> {
         Ok(match (&self.db, &self.config) {
@@ -295,7 +303,10 @@ fn not_there(error: StoreError) -> Failure {
 
 /// Runs the command line of this process. `hook` is the hook of a program that embeds spid.
 pub(crate) fn run(program: Program, hook: Option<Inside>) -> ExitCode {
-    run_from(std::env::args_os(), program, hook)
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // A program of its own without a name is called as its file.
+    let program = if hook.is_some() { program.or_called(arguments.first()) } else { program };
+    run_from(arguments, program, hook)
 }
 
 fn run_from(
@@ -304,7 +315,7 @@ fn run_from(
     hook: Option<Inside>,
 ) -> ExitCode {
     let stderr = Stderr::default();
-    let mut output = Output::new(stderr.clone());
+    let mut output = Output::new(stderr.clone(), program.name());
     let parsed = program.command().try_get_matches_from(arguments);
     let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
@@ -352,7 +363,7 @@ fn execute(
 ) -> Done {
     match command {
         Command::Serve(arguments) => serve::serve(arguments, program, hook, logging),
-        Command::CheckConfig(arguments) => serve::check(arguments, hook, output),
+        Command::CheckConfig(arguments) => check::check(arguments, hook, output),
         Command::Healthcheck(arguments) => healthcheck::healthcheck(arguments, output),
         Command::Config(command) => generated::config(command, output),
         Command::Demo(arguments) => demo::demo(arguments, hook, output),
@@ -363,17 +374,18 @@ fn execute(
         Command::Conformance(arguments) => conformance::conformance(*arguments, output),
         Command::Simulate(arguments) => simulate::simulate(*arguments, output),
         Command::Hook(command) => hook::hook(command, hook, output),
-        Command::Backup(arguments) => mend::backup(arguments, output),
-        Command::Restore(arguments) => mend::restore(arguments, output),
-        Command::Prune(arguments) => upkeep::prune(&arguments, output),
-        Command::Seal(command) => seal::seal(command, output),
-        Command::Audit(arguments) => show::acts(arguments, output),
+        Command::Backup(arguments) => backup::backup(arguments, output),
+        Command::Restore(arguments) => backup::restore(arguments, output),
+        Command::Prune(arguments) => prune::prune(&arguments, output),
+        Command::Keys(arguments) => signatures::keys(&arguments, hook, output),
+        Command::Seal(command) => encryption::seal(command, output),
+        Command::Audit(arguments) => audit::acts(arguments, output),
         Command::Route(arguments) => route::route(arguments, hook, output),
-        Command::Instances(command) => show::instances(command, output),
-        Command::Jobs(command) => show::jobs(command, output),
-        Command::Callbacks(command) => show::callbacks(command, output),
-        Command::Attention(arguments) => show::attention(arguments, output),
-        Command::Held(command) => show::held(command, output),
+        Command::Instances(command) => instances::instances(command, output),
+        Command::Jobs(command) => jobs::jobs(command, hook.is_some(), output),
+        Command::Callbacks(command) => callbacks::callbacks(command, output),
+        Command::Attention(arguments) => attention::attention(arguments, output),
+        Command::Held(command) => held::held(command, output),
         Command::Completions(arguments) => generated::completions(arguments, program, output),
         Command::Man(arguments) => generated::man(arguments, program, output),
     }

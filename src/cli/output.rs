@@ -5,21 +5,21 @@ use std::io::{ErrorKind, Write};
 use serde::Serialize;
 use unicode_width::UnicodeWidthStr as _;
 
-use super::stderr::Stderr;
-use super::{Exit, Failure};
+use super::daemon::stderr::Stderr;
+use super::{Exit, Failure, help};
 use spid_hook::text;
 
 /// Stdout and stderr. If the reader of stdout closes it (`| head`), that is no error: later lines are discarded.
-#[derive(Default)]
 pub(super) struct Output {
     closed: bool,
     stderr: Stderr,
+    program: &'static str,
 }
 
 impl Output {
-    /// Creates an output that writes to stdout and to `stderr`.
-    pub(super) fn new(stderr: Stderr) -> Output {
-        Output { closed: false, stderr }
+    /// Creates an output that writes to stdout and to `stderr`, for a program with this name.
+    pub(super) fn new(stderr: Stderr, program: &'static str) -> Output {
+        Output { closed: false, stderr, program }
     }
 
     /// Writes a line of data to stdout.
@@ -60,8 +60,9 @@ impl Output {
         Ok(())
     }
 
-    /// Writes a line to stderr: errors, warnings and hints.
+    /// Writes a line to stderr: errors, warnings and hints. The commands in it get the name of the program.
     pub(super) fn print_error(&mut self, line: &str) {
+        let line = &help::named(line, self.program);
         self.stderr.write(format!("{}\n", text::plain_lines(line)).as_bytes());
     }
 }

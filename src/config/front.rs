@@ -1,11 +1,11 @@
-//! Configuration of the public listener: TLS, trusted proxies, allowed networks, and rates of denied requests.
+//! Configuration of the public listener: TLS, trusted proxies and allowed networks.
 
 use std::path::PathBuf;
 
 use super::keys::credential_file;
 use super::reader::Table;
 use crate::net::ServerTls;
-use crate::serve::public::{Network, Proxies, ProxyHeader, Rate, RateOptions};
+use crate::serve::public::{Network, Proxies, ProxyHeader};
 
 /// Reads `server.tls`: the certificate and its key are loaded now, so that a mistake in them is reported now.
 pub(super) fn tls(server: &Table<'_>) -> Option<ServerTls> {
@@ -86,17 +86,4 @@ fn networks(table: &Table<'_>, key: &'static str) -> Option<Vec<Network>> {
         network.map_err(|wrong| table.mistake(key, wrong.to_string())).ok()
     };
     Some(table.texts(key)?.iter().filter_map(parse).collect())
-}
-
-/// Reads `rate`.
-pub(super) fn rate(table: &Table<'_>) -> RateOptions {
-    let default = RateOptions::default();
-    let parse = |text: &str| match text {
-        "off" => Ok(None),
-        text => text.parse::<Rate>().map(Some).map_err(|wrong| format!("{wrong}, or \"off\"")),
-    };
-    RateOptions {
-        per_address: table.value("per_address", default.per_address, parse),
-        per_endpoint: table.value("per_endpoint", default.per_endpoint, parse),
-    }
 }

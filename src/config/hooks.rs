@@ -20,7 +20,7 @@ use spid_core::lifecycle::schedule::Schedule;
 use spid_hook::AnyHook;
 
 /// Name of the in-process hook, if no entry names it.
-const IN_PROCESS: &str = "in-process";
+pub(super) const IN_PROCESS: &str = "in-process";
 
 /// Key of the settings of the in-process hook, in its table.
 pub const SETTINGS: &str = "in_process.settings";

@@ -16,7 +16,9 @@ mod endpoints;
 mod front;
 mod hooks;
 mod keys;
+mod partial;
 mod reader;
+mod removed;
 mod telemetry;
 
 use std::collections::HashMap;
@@ -40,6 +42,7 @@ use crate::store::StoreOptions;
 use crate::store::encryption::KeySource;
 use endpoints::Endpoints;
 use reader::{Reader, Settings, Table};
+use removed::WithoutRemoved;
 use spid_core::lifecycle::UnknownInstance;
 use spid_core::signature::Key;
 use spid_hook::AnyHook;
@@ -49,6 +52,7 @@ use spid_hook::Secret;
 
 pub use check::{Checked, check};
 pub use keys::read_key;
+pub use partial::{EndpointAccess, RouteList, accounts_of, admin_of, endpoints_of, routes_of, store_of};
 
 /// Default configuration file with comments: every key there is. A test compares its defaults with those of the code.
 pub const DEFAULT_FILE: &str = include_str!("default.toml");
@@ -202,10 +206,8 @@ pub struct Config {
     pub intake: IntakeOptions,
     /// Certificate of the public listener; `None` for plain HTTP.
     pub tls: Option<ServerTls>,
-    /// Access rules of the public listener: proxies, allowed networks and rates.
+    /// Access rules of the public listener: proxies and allowed networks.
     pub guard: AccessPolicy,
-    /// Time without a signature after which a previous key is reported as unused.
-    pub key_unused_after: Duration,
     /// Options for sending spans; `None` if no spans are sent.
     pub telemetry: Option<TelemetryOptions>,
     /// Log level, unless the command line sets the filter.
@@ -293,11 +295,13 @@ impl Config {
         hook: Option<InProcess>,
         look: impl FnOnce(&Table<'_>, &Path, &StoreOptions),
     ) -> Result<Config, Mistakes> {
-        let document = reader::document(text, source)?;
-        let reader = Reader::new(text, environment, flags);
+        let mut document = reader::document(text, source)?;
+        let removed = removed::take(text, &mut document, environment);
+        let environment = WithoutRemoved(environment);
+        let reader = Reader::new(text, &environment, flags);
         let config = Config::read(&reader.root(&document), hook, look);
         let reader::Findings { settings, mistakes, warnings } = reader.findings();
-        let warnings = warnings.iter().map(|warning| warning.line(source)).collect();
+        let warnings = removed.iter().chain(&warnings).map(|warning| warning.line(source)).collect();
         match config {
             // Warnings do not prevent a start, mistakes do.
             Some(config) if mistakes.is_empty() => Ok(Config { settings, warnings, ..config }),
@@ -329,7 +333,6 @@ impl Config {
         let (tls, proxies) = (front::tls(&server_table), front::proxies(&server_table));
         // A dropped table reports its unknown keys, so each table is dropped only after its last key was read.
         drop(server_table);
-        let rate = front::rate(&root.table("rate"));
         let policy = policy(&root.table("policy"));
         let store_table = root.table("store");
         let (store_path, sealing_keys) = store(&store_table);
@@ -353,8 +356,7 @@ impl Config {
             runner,
             intake: IntakeOptions { reply_within, policy: policy.of_instances },
             tls,
-            guard: AccessPolicy { proxies, allow, rate },
-            key_unused_after: policy.key_unused_after,
+            guard: AccessPolicy { proxies, allow },
             telemetry,
             log_level,
             log_format,
@@ -456,7 +458,6 @@ fn store(table: &Table<'_>) -> (PathBuf, Vec<KeySource>) {
 struct PolicyTable {
     of_instances: spid_core::lifecycle::Policy,
     secrets_window: Duration,
-    key_unused_after: Duration,
     retired_accounts: Vec<String>,
 }
 
@@ -481,8 +482,6 @@ fn policy(table: &Table<'_>) -> PolicyTable {
             sign_on_window_ms: millis(window),
         },
         secrets_window: table.duration("secrets_window", of_millis(limits::SECRETS_WINDOW_MS)),
-        key_unused_after: table
-            .duration("key_unused_after", Duration::from_millis(limits::KEY_UNUSED_AFTER_MS)),
         retired_accounts: table.texts("retired_accounts").unwrap_or_default(),
     }
 }
@@ -544,70 +543,6 @@ dialect = "koogallery"
 keys = [{ env = "DEV_KEY", label = "dev" }]
 orders = { none = true }
 "#;
-
-/// Reads only the database and the store's options from a configuration. Commands that only use the store can run
-/// without permission to read the keys.
-///
-/// # Errors
-/// Returns an error if the file cannot be read, is not a configuration, or has a mistake about the store.
-pub fn store_of(path: &Path, environment: &dyn Environment) -> Result<(PathBuf, StoreOptions), Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
-    let (database, sealing_keys) = store(&root.table("store"));
-    let secrets_window_ms = millis(policy(&root.table("policy")).secrets_window);
-    // Tables report their unknown keys when they are dropped, so drop this one before the reading ends.
-    drop(root);
-    let (_, mut mistakes) = reader.finish();
-    // Only the store is read here, so mistakes elsewhere do not matter, like unknown tables.
-    mistakes.retain(|mistake| mistake.key.starts_with("store") || mistake.key == "policy.secrets_window");
-    if mistakes.is_empty() {
-        return Ok((database, StoreOptions { sealing_keys, secrets_window_ms, ..StoreOptions::default() }));
-    }
-    Err(Mistakes { source, mistakes })
-}
-
-/// Reads only the address of the admin listener from a configuration. A health check can run without permission to
-/// read the keys.
-///
-/// # Errors
-/// Returns an error if the file cannot be read, is not a configuration, or has no admin listener.
-pub fn admin_of(path: &Path, environment: &dyn Environment) -> Result<SocketAddr, Mistakes> {
-    let text = text_of(path)?;
-    let source = path.display().to_string();
-    let document = reader::document(&text, &source)?;
-    let reader = Reader::new(&text, environment, &[]);
-    let table = reader.root(&document).table("server");
-    let listen = table.optional("admin_listen", address);
-    if listen.is_none() && !table.has("admin_listen") {
-        table.mistake("admin_listen", "no admin listener is configured: set \"127.0.0.1:8081\", for example");
-    }
-    // A table reports its unknown keys when it is dropped, so this must come before `finish`.
-    drop(table);
-    let (_, mut mistakes) = reader.finish();
-    // Only this key is read here, so mistakes elsewhere do not matter.
-    mistakes.retain(|mistake| mistake.key == "server.admin_listen");
-    listen.filter(|_| mistakes.is_empty()).ok_or(Mistakes { source, mistakes })
-}
-
-/// Reads only the accounts from a configuration: those of endpoints and the retired ones. An import can run without
-/// permission to read the keys.
-///
-/// # Errors
-/// Returns an error if the file cannot be read or is not a configuration.
-pub fn accounts_of(path: &Path, environment: &dyn Environment) -> Result<Vec<String>, Mistakes> {
-    let text = text_of(path)?;
-    let document = reader::document(&text, &path.display().to_string())?;
-    let reader = Reader::new(&text, environment, &[]);
-    let root = reader.root(&document);
-    // As in the daemon, the default account is the endpoint's name.
-    let account = |table: Table<'_>| table.text("account").or_else(|| table.text("name"));
-    let served = root.tables("endpoint", false).into_iter().filter_map(account);
-    let retired = root.table("policy").texts("retired_accounts").unwrap_or_default();
-    Ok(served.chain(retired).collect())
-}
 
 #[cfg(test)]
 mod tests;

@@ -132,7 +132,6 @@ fn the_default_file_states_the_limits() {
     assert_eq!(millis(all.intake.reply_within), limits::REPLY_WITHIN_MS);
     assert_eq!(all.intake.policy.sign_on_window_ms, limits::DATED_WINDOW_MS);
     assert_eq!(all.store.secrets_window_ms, limits::SECRETS_WINDOW_MS);
-    assert_eq!(millis(all.key_unused_after), limits::KEY_UNUSED_AFTER_MS);
     for hook in ["hook[0].exec", "hook[1].http", "hook[3].in_process"] {
         let timeout = format!("{:?}", Duration::from_millis(limits::HOOK_TIMEOUT_MS));
         assert_eq!(all.settings[&format!("{hook}.timeout")], timeout);
@@ -226,6 +225,28 @@ fn a_variable_that_overrides_nothing_is_a_mistake() {
     assert_eq!(wrong, ["SPID_SERVER__LISTE: unknown variable; did you mean `SPID_SERVER__LISTEN`?"]);
 }
 
+// Removed keys.
+
+#[test]
+fn a_key_of_an_earlier_version_is_a_warning_with_its_line() {
+    let file = "[rate]\nper_address = \"20/s\"\n[policy]\nkey_unused_after = 7\nsecrets_window = \"1h\"\n";
+    let variables = [("SPID_RATE__PER_ENDPOINT", "off"), ("SPID_POLICY__KEY_UNUSED_AFTER", "1d")];
+    let config = read(&complete(file), &variables, &[]).unwrap();
+    assert_eq!(config.store.secrets_window_ms, 3_600_000);
+    let text = "has no effect since 0.2; remove it";
+    assert_eq!(
+        config.warnings.get(..4).unwrap(),
+        [
+            format!("spid.toml:1: `rate`: {text}"),
+            format!("spid.toml:4: `policy.key_unused_after`: {text}"),
+            format!("SPID_POLICY__KEY_UNUSED_AFTER: {text}"),
+            format!("SPID_RATE__PER_ENDPOINT: {text}"),
+        ]
+    );
+    // The head alone, as the default file of the last version has it.
+    assert!(read(&complete("[rate]\n"), &[], &[]).is_ok());
+}
+
 // Mistakes.
 
 #[test]
@@ -237,7 +258,7 @@ reply_within = "soon"
 [polcy]
 [policy]
 unknown_instance = "adpot"
-key_unused_after = true
+retired_accounts = true
 [[endpoint]]
 name = "a"
 path = "spi"
@@ -263,7 +284,7 @@ endpoint = "b"
         ("spid.toml:4: `server.reply_within`: ", "is not a time span"),
         ("spid.toml:5: `polcy`: ", "did you mean `policy`?"),
         ("spid.toml:7: `policy.unknown_instance`: ", "refuse, succeed, adopt"),
-        ("spid.toml:8: `policy.key_unused_after`: ", "text in quotes, not true or false"),
+        ("spid.toml:8: `policy.retired_accounts`: ", "a list of texts, not true or false"),
         ("spid.toml:11: `endpoint[0].path`: ", "begins with `/`"),
         ("spid.toml:12: `endpoint[0].dialect`: ", "did you mean `alibaba`?"),
         ("spid.toml:13: `endpoint[0].keys[0].file`: ", "cannot be read"),

@@ -37,16 +37,8 @@ pub const ACCEPT_PAUSE_MS: u64 = 100;
 
 /// Maximum number of proxies through which the client of a request is traced back.
 pub const PROXY_HOPS_MAX_COUNT: usize = 16;
-/// Denied requests per second that one address may send in the long run. Ten seconds' worth may arrive at once.
-pub const DENIED_PER_ADDRESS_PER_S: u32 = 20;
-/// Denied requests per second that one endpoint may receive in the long run. Ten seconds' worth may arrive at once.
-pub const DENIED_PER_ENDPOINT_PER_S: u32 = 500;
-/// Burst of a rate, in seconds: this many seconds' worth may arrive at once.
-pub const RATE_BURST_S: u32 = 10;
-/// Maximum number of remembered addresses: those with denied requests, and those with a valid one.
+/// Maximum number of remembered addresses that sent wrong admin tokens.
 pub const CLIENTS_KNOWN_MAX_COUNT: usize = 8 * 1024;
-/// Time for which an address with a valid request is remembered, in seconds. Some marketplaces call only once a day.
-pub const CLIENT_GOOD_S: u64 = 48 * 60 * 60;
 
 /// Time in milliseconds after which something unfinished needs a person. Examples are an order that is still
 /// retried, and a result that the marketplace has not asked for again.
@@ -73,10 +65,8 @@ pub const CONFIG_FILE_MAX_BYTES: u64 = 1024 * 1024;
 pub const PEM_FILE_MAX_BYTES: u64 = 4 * 1024 * 1024;
 /// Maximum size of a file that the daemon itself has written beside its database, in bytes.
 pub const OWN_FILE_MAX_BYTES: u64 = 16 * 1024;
-/// Time in milliseconds without a signature after which a previous key is reported as removable.
-pub const KEY_UNUSED_AFTER_MS: u64 = 30 * 24 * 60 * 60 * 1000;
-/// Interval between checks for removable keys, in milliseconds.
-pub const KEYS_CHECK_MS: u64 = 24 * 60 * 60 * 1000;
+/// Pause in milliseconds after the store could not record which keys are configured.
+pub const KEYS_RETRY_MS: u64 = 60_000;
 /// Precision of the time at which a key signed last, in milliseconds. One write per hour costs nothing; one
 /// write per callback would.
 pub const KEY_USE_STEP_MS: i64 = 60 * 60 * 1000;
@@ -288,8 +278,6 @@ const _: () = assert!(
 const _: () = assert!(ALIVE_WITHIN_MS > 3 * DISPATCH_POLL_MS, "a dispatcher that waits is alive");
 const _: () = assert!(READY_WITHIN_MS < HEALTHCHECK_MS, "healthcheck waits long enough to get the reason");
 const _: () = assert!(STOP_UNASKED_MS < STOP_REQUESTS_MS, "a late request must still be answered");
-const _: () =
-    assert!(KEY_USE_STEP_MS as u64 <= KEY_UNUSED_AFTER_MS / 24, "the precision is small against the period");
 const _: () = assert!(URI_MAX_BYTES < HEADERS_MAX_BYTES, "the URI is part of the header bytes");
 const _: () = assert!(PARAMETER_VALUE_MAX_BYTES < URI_MAX_BYTES, "one value must fit a request");
 const _: () =

@@ -26,11 +26,10 @@ use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::dispatch;
 use crate::serve::dispatch::{Dispatch, DispatchOptions, KnownEndpoint, KnownEndpoints};
 use crate::serve::intake::{Endpoint, Intake, IntakeOptions, Orphans};
-use crate::serve::keywatch::{KeyWatch, Watched};
 use crate::serve::public::{AccessPolicy, PublicListener, Routes};
 use crate::serve::spans::{Telemetry, TelemetryOptions};
 use crate::store::encryption::Encryptor;
-use crate::store::{self, Closed, Retrying, Store, StoreError, StoreOptions};
+use crate::store::{self, Closed, ConfiguredKey, Retrying, Store, StoreError, StoreOptions};
 use spid_hook::Subject;
 use spid_hook::time::Clock;
 
@@ -52,8 +51,6 @@ pub struct DaemonOptions {
     pub intake: IntakeOptions,
     /// Options for the dispatcher.
     pub dispatch: DispatchOptions,
-    /// Time without a signature after which a previous key is reported as removable.
-    pub key_unused_after: Duration,
     /// Limits on peers, for both listeners.
     pub server: ServerOptions,
     /// Options for the admin listener.
@@ -86,8 +83,6 @@ pub struct Changes {
     pub secrets_window_ms: i64,
     /// Sealing keys from now on; `None` keeps the current ones.
     pub encryptor: Option<Encryptor>,
-    /// Time without a signature after which a previous key is reported as removable.
-    pub key_unused_after: Duration,
     /// Options for the admin listener.
     pub admin: AdminOptions,
 }
@@ -104,7 +99,6 @@ impl DaemonOptions {
             orders: OrderLookupClients::default(),
             intake: IntakeOptions::default(),
             dispatch: DispatchOptions::default(),
-            key_unused_after: Duration::from_millis(limits::KEY_UNUSED_AFTER_MS),
             server: ServerOptions::default(),
             admin: AdminOptions::default(),
             tls: None,
@@ -151,7 +145,8 @@ pub struct Daemon {
     known: watch::Sender<KnownEndpoints>,
     orders: watch::Sender<OrderLookupClients>,
     runner: watch::Sender<Runner>,
-    watched: watch::Sender<Watched>,
+    /// Signature keys whose last use is recorded.
+    keys: watch::Sender<Vec<ConfiguredKey>>,
     tls: Option<ServerTls>,
     front: JoinHandle<Drained>,
     admin: Option<JoinHandle<Drained>>,
@@ -225,8 +220,7 @@ impl Daemon {
         let (parts, ended) = watch::channel(None);
         let part = |name| Part { name, ended: parts.clone() };
         drop(run(part("writer"), closed.clone().wait()));
-        let keys = watched(&options.endpoints, options.key_unused_after);
-        let watched = watch_keys(&store, &clock, &metrics, keys).await;
+        let keys = record_keys(&store, configured_keys(&options.endpoints)).await;
         let telemetry = options.telemetry.map(|it| Telemetry::start(it, metrics.clone(), clock.clone()));
         let spans = telemetry.as_ref().map(Telemetry::spans).unwrap_or_default();
         let (stop_dispatch, stopping) = watch::channel(false);
@@ -261,7 +255,7 @@ impl Daemon {
             known,
             orders,
             runner,
-            watched,
+            keys,
             tls: options.tls,
             front,
             admin,
@@ -290,20 +284,10 @@ impl Daemon {
     /// Call [`Daemon::check_accounts`] first. This method does not check if the endpoints leave live instances
     /// unserved.
     pub fn change(&self, changes: Changes) {
-        let Changes {
-            endpoints,
-            runner,
-            orders,
-            intake,
-            guard,
-            tls,
-            secrets_window_ms,
-            encryptor,
-            key_unused_after,
-            admin,
-        } = changes;
+        let Changes { endpoints, runner, orders, intake, guard, tls, secrets_window_ms, encryptor, admin } =
+            changes;
         self.operators.change(admin);
-        self.watched.send_replace(watched(&endpoints, key_unused_after));
+        self.keys.send_replace(configured_keys(&endpoints));
         self.store.repeat_secrets_for(secrets_window_ms);
         if let Some(encryptor) = encryptor {
             self.store.seal_with(encryptor);
@@ -386,9 +370,9 @@ impl Daemon {
                 telemetry.stop().await;
             }
         };
-        // Step 3: the writer ends with the last handle on the store. The routes, the admin listener and the key watch
-        // hold one each.
-        drop((self.store, self.liveness, self.routes, self.watched, self.operators));
+        // Step 3: the writer ends with the last handle on the store. The routes, the admin listener and the task
+        // that records keys hold one each.
+        drop((self.store, self.liveness, self.routes, self.keys, self.operators));
         let closing = timeout(Duration::from_millis(limits::STOP_STORE_MS), self.closed.wait());
         // The last spans are sent while the database closes, so that a slow collector does not delay the close.
         let (closed, ()) = tokio::join!(closing, telling);
@@ -544,22 +528,38 @@ fn with_retry_lists(
     options
 }
 
-fn watched(endpoints: &[(String, Endpoint)], unused_after: Duration) -> Watched {
-    Watched::new(endpoints.iter().map(|(_, endpoint)| (&endpoint.name, &endpoint.keys)), unused_after)
+/// Returns the signature keys of these endpoints.
+fn configured_keys(endpoints: &[(String, Endpoint)]) -> Vec<ConfiguredKey> {
+    endpoints.iter().flat_map(|(_, endpoint)| endpoint.configured_keys()).collect()
 }
 
-/// Watches these keys, and the keys sent later, until the sender is dropped.
-async fn watch_keys(
-    store: &Store,
-    clock: &Clock,
-    metrics: &Metrics,
-    watched: Watched,
-) -> watch::Sender<Watched> {
-    let (sender, receiver) = watch::channel(watched);
-    let mut watch = KeyWatch::new(store.clone(), clock.clone(), metrics.clone(), receiver);
-    watch.look().await;
-    tokio::spawn(watch.run());
+/// Tells the store whose last use it records: these keys, and the keys sent later, until the sender is dropped.
+async fn record_keys(store: &Store, keys: Vec<ConfiguredKey>) -> watch::Sender<Vec<ConfiguredKey>> {
+    // The first keys are recorded before the first callback, so that its signature counts as a use.
+    let mut recorded = record(store, keys.clone()).await;
+    let (sender, mut receiver) = watch::channel(keys);
+    let store = store.clone();
+    tokio::spawn(async move {
+        loop {
+            let pause = if recorded { Duration::MAX } else { Duration::from_millis(limits::KEYS_RETRY_MS) };
+            // An error means that the daemon stops.
+            if let Ok(Err(_)) = timeout(pause, receiver.changed()).await {
+                return;
+            }
+            let keys = receiver.borrow_and_update().clone();
+            recorded = record(&store, keys).await;
+        }
+    });
     sender
+}
+
+/// Returns false if the store could not record the keys.
+async fn record(store: &Store, keys: Vec<ConfiguredKey>) -> bool {
+    let recorded = store.configure_keys(keys).await;
+    if let Err(error) = &recorded {
+        tracing::warn!(%error, "the last use of signature keys cannot be recorded; spid tries again in a minute");
+    }
+    recorded.is_ok()
 }
 
 /// Kills the hooks that an earlier daemon of this database left running.
@@ -601,7 +601,9 @@ mod tests {
     use super::*;
     use crate::hooks::log::LogHook;
     use crate::hooks::runner::NamedHook;
-    use spid_hook::AnyHook;
+    use spid_core::dialect::Options;
+    use spid_core::signature::{Key, Keys};
+    use spid_hook::{AnyHook, Secret};
 
     fn without_endpoints(folder: &tempfile::TempDir) -> DaemonOptions {
         let runner = Runner::new(vec![NamedHook::new("log", AnyHook::from(LogHook))], Vec::new()).unwrap();
@@ -677,6 +679,32 @@ mod tests {
             tokio::task::yield_now().await;
         }
         daemon.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_label_that_stands_for_another_key_begins_anew() {
+        let (store, _closed) = Store::in_memory(StoreOptions::default(), Clock::System).await.unwrap();
+        let (endpoint, label): (Arc<str>, Arc<str>) = ("cn".into(), "previous".into());
+        let configure = async |texts: &[(&str, &str)]| {
+            let key = |(label, text): &(&str, &str)| Key::new(*label, Secret::new(*text)).unwrap();
+            let keys = Keys::new(texts.iter().map(key).collect()).unwrap();
+            let dialect = spid_core::dialect::by_name("alibaba").unwrap();
+            let (name, options) = (endpoint.clone(), Options::default());
+            let account = name.clone();
+            let served = Endpoint { name, account, dialect, keys, options };
+            assert!(record(&store, served.configured_keys().collect()).await);
+            store.note_key_use(&endpoint, &label);
+            let uses = store.reader().key_uses().unwrap();
+            store.flush_counts().await.unwrap();
+            uses.into_iter().map(|used| (used.label, used.used_at.is_some())).collect::<Vec<_>>()
+        };
+        let [current, previous] = ["current", "previous"].map(str::to_owned);
+        let both = [("current", "fake-b"), ("previous", "fake-a")];
+        assert_eq!(configure(&both).await, [(current.clone(), false), (previous.clone(), false)]);
+        assert_eq!(configure(&both).await, [(current.clone(), false), (previous.clone(), true)]);
+        let next = [("current", "fake-c"), ("previous", "fake-b")];
+        assert_eq!(configure(&next).await, [(current.clone(), false), (previous, false)]);
+        assert_eq!(configure(&next[..1]).await, [(current, false)]);
     }
 
     #[tokio::test]

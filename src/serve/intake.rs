@@ -18,7 +18,7 @@ use crate::net::{Request, Response};
 use crate::observe::denied::{DeniedRequests, Evidence, Facts};
 use crate::observe::limits;
 use crate::observe::metrics::{Metric, Metrics};
-use crate::store::{Acceptance, CallbackRow, Receipt, Reply, Store, StoreError};
+use crate::store::{Acceptance, CallbackRow, ConfiguredKey, Receipt, Reply, Store, StoreError};
 use spid_core::dialect::{Denial, Dialect, Options, RawRequest, Reply as WireReply};
 use spid_core::lifecycle::{Policy, Reason};
 use spid_core::signature::{Keys, Signer};
@@ -40,6 +40,17 @@ pub struct Endpoint {
     pub keys: Keys,
     /// Options for the dialect.
     pub options: Options,
+}
+
+impl Endpoint {
+    /// Returns the signature keys, the current one first, as the store records their last use.
+    pub fn configured_keys(&self) -> impl Iterator<Item = ConfiguredKey> {
+        self.keys.iter().map(|key| ConfiguredKey {
+            endpoint: self.name.clone(),
+            label: key.label().clone(),
+            mark: key.mark(&self.name),
+        })
+    }
 }
 
 /// Live instances of accounts that no endpoint serves. The daemon does not start with them: it would take a redelivered

@@ -4,8 +4,6 @@ pub mod client_address;
 pub mod daemon;
 pub mod dispatch;
 pub mod intake;
-pub mod keywatch;
-pub mod limiter;
 mod liveness;
 pub mod public;
 pub mod spans;

@@ -2,24 +2,17 @@
 //!
 //! A reload replaces the routes as a whole, between two requests. A request keeps the routes that it started with.
 //!
-//! Two cheap checks come before the signature: may this [source] call the endpoint, and were too many requests denied
-//! lately ([rate]). Both depend on addresses only. A request that passes both is verified as usual, because an address
-//! proves nothing.
-//!
-//! [source]: Network
-//! [rate]: RateOptions
+//! One cheap check comes before the signature: may this [source](Network) call the endpoint. A request that passes it is
+//! verified as usual, because an address proves nothing.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
 pub use super::client_address::{Network, NotANetwork, Proxies, ProxyHeader};
-pub use super::limiter::{NotARate, Rate, RateOptions};
-use super::limiter::{Rates, TooMany};
 use crate::net::{Handler, HttpFault, Request, Response};
 use crate::observe::metrics::{Metric, Metrics};
 use crate::serve::intake::{Answered, Endpoint, Intake};
@@ -38,8 +31,6 @@ pub struct AccessPolicy {
     /// Networks that may call an endpoint, by its name; without an entry, any address may call. A sign-on comes from
     /// the browser of a buyer, which may have any address, so it always passes.
     pub allow: HashMap<Arc<str>, Vec<Network>>,
-    /// Limits on denied requests.
-    pub rate: RateOptions,
 }
 
 /// Reason under which a request to an unknown path is counted.
@@ -76,7 +67,6 @@ impl Routes {
 pub struct PublicListener {
     routes: watch::Receiver<Arc<Routes>>,
     metrics: Metrics,
-    rates: Rates,
     spans: Spans,
 }
 
@@ -88,7 +78,7 @@ impl PublicListener {
         }
         let behind = routes.borrow().clone();
         behind.endpoints.values().for_each(|endpoint| behind.intake.announce(endpoint));
-        PublicListener { routes, metrics, rates: Rates::default(), spans: Spans::default() }
+        PublicListener { routes, metrics, spans: Spans::default() }
     }
 
     /// Returns the handler with a span for each request, for a collector.
@@ -142,25 +132,13 @@ impl PublicListener {
         if !welcome && !intake.is_for_a_browser(endpoint, &request) {
             return intake.refuse(endpoint, &request, &Denial::Source);
         }
-        // The rate check comes before the verification, so that a flood of invalid requests does not cost a signature
-        // check each.
-        if let Err(too_many) = self.rates.check(guard.rate, &endpoint.name, request.client) {
-            return put_off(intake, endpoint, &request, too_many);
-        }
         match intake.verify(endpoint, &request) {
-            Err(refused) => {
-                self.rates.refused(guard.rate, &endpoint.name, request.client);
-                refused
-            }
+            Err(denied) => denied,
             // The request only looked like a sign-on, so the source check applies to it after all.
             Ok(received) if !welcome && received.action() != Action::SignOn => {
                 intake.refuse(endpoint, &request, &Denial::Source)
             }
-            Ok(received) => {
-                // A valid signature costs its address nothing and exempts it from the limits for a while.
-                self.rates.valid(request.client);
-                intake.answer(endpoint, &request, received.as_request(id)).await
-            }
+            Ok(received) => intake.answer(endpoint, &request, received.as_request(id)).await,
         }
     }
 }
@@ -182,21 +160,6 @@ fn attributes(endpoint: &Endpoint, method: &'static str, answered: &Answered) ->
         ("spid.dialect", Value::Word(endpoint.dialect.name())),
         ("spid.outcome", Value::Word(answered.outcome)),
     ]
-}
-
-fn put_off(intake: &Intake, endpoint: &Endpoint, request: &Request, too_many: TooMany) -> Answered {
-    let (refusal, wait) = match too_many {
-        TooMany::FromAddress(wait) => (Denial::TooManyFromAddress, wait),
-        TooMany::AtEndpoint(wait) => (Denial::TooManyAtEndpoint, wait),
-    };
-    let Answered { response, action, outcome } = intake.refuse(endpoint, request, &refusal);
-    let response = response.with_header("retry-after", whole_seconds(wait).to_string());
-    Answered { response, action, outcome }
-}
-
-/// Rounds up to whole seconds, so that a client which waits that long does not return too early.
-fn whole_seconds(wait: Duration) -> u64 {
-    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
 }
 
 impl Handler for PublicListener {

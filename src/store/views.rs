@@ -7,8 +7,10 @@ use super::attention::{AttentionReason, InNeed};
 use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
 use super::{Reader, StoreError};
 use spid_core::lifecycle::schedule;
+use spid_hook::Subject;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
+use spid_hook::instance::Instance;
 use spid_hook::trace::TraceId;
 
 /// Error of a view.
@@ -86,6 +88,34 @@ pub struct ListedCallback {
     pub names: Vec<String>,
     /// The buyer, if the callback names one.
     pub buyer: Option<String>,
+}
+
+/// A job in a list, with the names that its callback and its instance give.
+#[derive(Debug, Clone, Serialize)]
+pub struct ListedJob {
+    /// Row of the job.
+    #[serde(flatten)]
+    pub row: JobRow,
+    /// A name of the instance, or the name that the callback uses.
+    pub instance_name: Option<String>,
+    /// Order id of the marketplace.
+    pub order: Option<String>,
+    /// Name of the endpoint that the callback came through.
+    #[serde(skip)]
+    pub endpoint: String,
+    /// Content of the callback.
+    #[serde(skip)]
+    pub callback: Callback,
+    /// The instance as it is now.
+    #[serde(skip)]
+    pub applied: Option<Instance>,
+}
+
+impl ListedJob {
+    /// Returns the values by which the next call of the job is routed.
+    pub fn subject(&self) -> Subject<'_> {
+        Subject::new(&self.endpoint, &self.callback, self.applied.as_ref())
+    }
 }
 
 /// A held callback, or a stopped job, that waits for a person.
@@ -245,6 +275,32 @@ impl Reader {
             let callback = callback.unwrap_or_else(|| Callback::new(row.action, row.action.as_str()));
             let names = callback.subject.names().map(str::to_owned).collect();
             listed.push(ListedCallback { row, names, buyer: callback.buyer });
+        }
+        Ok(listed)
+    }
+
+    /// Returns jobs, the newest first, each with the names that its callback and its instance give.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn listed_jobs(&self, filter: &Filter) -> Result<Vec<ListedJob>, StoreError> {
+        let mut listed = Vec::new();
+        for row in self.jobs(filter)? {
+            let (endpoint, callback) = match self.callback(row.callback) {
+                Ok(Some((callback_row, callback))) => (callback_row.endpoint, callback),
+                // A job whose callback cannot be read is listed all the same.
+                Ok(None) | Err(StoreError::Unreadable(_)) => {
+                    (String::new(), Callback::new(row.action, row.action.as_str()))
+                }
+                Err(error) => return Err(error),
+            };
+            let instance = self.readable_instance(row.instance)?;
+            let name = instance.as_ref().and_then(InstanceRow::name).or(callback.subject.names().next());
+            let instance_name = name.map(str::to_owned);
+            let applied = instance.map(|instance| instance.instance);
+            let of_instance = applied.as_ref().and_then(|instance| instance.order_id.clone());
+            let order = callback.order_id.clone().or(of_instance);
+            listed.push(ListedJob { row, instance_name, order, endpoint, callback, applied });
         }
         Ok(listed)
     }

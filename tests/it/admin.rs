@@ -186,8 +186,6 @@ fn every_row_is_there_before_anything_happens() {
         "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"wrong-signature\"} 0\n",
         "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"duplicate-parameter\"} 0\n",
         "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"source\"} 0\n",
-        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"address-rate\"} 0\n",
-        "spid_denied_total{endpoint=\"alibaba-cn\",reason=\"endpoint-rate\"} 0\n",
         "spid_http_errors_total{reason=\"body_late\"} 0\n",
         "spid_http_errors_total{reason=\"tls_failed\"} 0\n",
         "spid_http_errors_total{reason=\"tls_late\"} 0\n",

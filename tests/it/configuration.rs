@@ -207,6 +207,66 @@ hook = "provisoin"
 }
 
 #[test]
+fn a_configuration_of_the_last_version_is_accepted_with_a_warning() {
+    let home = Home::with_log_hook();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let removed =
+        "[rate]\nper_address = \"30/s\"\nper_endpoint = \"off\"\n[policy]\nkey_unused_after = \"60d\"\n";
+    home.configure(&format!("{removed}{text}"));
+    let variables = [("SPID_RATE__PER_ADDRESS", "off")];
+    let ran = home.run_in(&["check-config", "--config", "spid.toml"], &variables);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    for name in ["spid.toml:1: `rate`", "spid.toml:5: `policy.key_unused_after`", "SPID_RATE__PER_ADDRESS"] {
+        let warning = format!("warning: {name}: has no effect since 0.2; remove it\n");
+        assert!(ran.stderr.contains(&warning), "{name}: {}", ran.stderr);
+    }
+    let daemon = home.start_in(&variables);
+    daemon.wait_for_log("`rate`: has no effect since 0.2");
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    home.configure(&format!("[rate]\n{text}"));
+    assert!(daemon.reload().contains("reload: applied"));
+}
+
+/// JSON of a command that reads the whole configuration.
+fn json_of(home: &Home, command: &str) -> serde_json::Value {
+    let ran = home.run(&[command, "--config", "spid.toml", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    serde_json::from_str(&ran.stdout).unwrap()
+}
+
+#[test]
+fn the_last_use_of_each_key_is_shown() {
+    let home = Home::with_log_hook();
+    std::fs::write(home.path("new-key"), "fake-key-of-next-year").unwrap();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let new = home.path("new-key").display().to_string();
+    home.configure(&text.replace("keys = [", &format!("keys = [{{ file = \"{new}\", label = \"next\" }}, ")));
+    // Before the first start nothing is recorded.
+    assert_eq!(json_of(&home, "keys")[1]["since"], json!(null));
+    let daemon = home.start();
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.stop();
+    let keys = json_of(&home, "keys");
+    let (next, old) = (&keys[0], &keys[1]);
+    assert_eq!(
+        (&next["label"], &next["current"], &next["used_at"]),
+        (&json!("next"), &json!(true), &json!(null))
+    );
+    assert_eq!((&old["label"], &old["current"]), (&json!("previous"), &json!(false)));
+    assert!(old["used_at"].is_string() && next["since"].is_string(), "{old} {next}");
+    let table = home.run(&["keys", "--config", "spid.toml"]).stdout;
+    assert!(table.starts_with("ENDPOINT ") && table.contains("LAST-USED"), "{table}");
+    let checked = json_of(&home, "check-config");
+    assert_eq!(checked["endpoints"][0]["keys"], keys);
+    assert_eq!(checked["default_hook"], checked["hooks"][0]["name"]);
+    let said = home.run(&["check-config", "--config", "spid.toml"]).stdout;
+    assert!(
+        said.contains("keys: next (unused since 20") && said.contains("previous (last used 20"),
+        "{said}"
+    );
+}
+
+#[test]
 fn check_config_binds_and_makes_nothing() {
     let home = Home::with_log_hook();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -397,30 +397,3 @@ fn the_level_of_the_log_is_changed_unless_the_command_line_has_one() {
     assert_eq!(daemon.deliver(&create("ob-info")).id(), "ob-info");
     assert!(!daemon.stop().contains("running the hook"));
 }
-
-// Removable keys.
-
-#[test]
-fn a_previous_key_that_signs_nothing_is_named_and_one_that_does_is_not() {
-    let home = home_with_keys();
-    let brief = format!("{LOG_HOOK}[policy]\nkey_unused_after = \"1ms\"\n");
-    home.configure(&config("/spi", BOTH, &brief));
-    let daemon = home.start();
-    assert_eq!(daemon.deliver(&create("ob-old")).id(), "ob-old");
-    daemon.stop();
-    let daemon = home.start();
-    assert!(!daemon.log().contains("has signed nothing"), "the marketplace may not have changed yet");
-    // The store counts in milliseconds.
-    let answered = Instant::now();
-    until("time has passed", || (answered.elapsed() > Duration::from_millis(2)).then_some(()));
-    assert_eq!(get(daemon.address, &signed("ob-new", NEW)).unwrap().id(), "ob-new");
-    daemon.stop();
-    until("time has passed", || (answered.elapsed() > Duration::from_millis(20)).then_some(()));
-    let daemon = home.start();
-    let line = daemon.wait_for_log("has signed nothing");
-    assert!(line.contains("endpoint=\"alibaba-cn\" key=\"2025\""), "{line}");
-    home.configure(&config("/spi", NEW_ALONE, &brief));
-    assert!(daemon.reload().contains("applied"));
-    daemon.stop();
-    assert!(!home.start().stop().contains("has signed nothing"));
-}

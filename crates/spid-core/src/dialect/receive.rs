@@ -74,12 +74,6 @@ pub enum Denial {
     /// Client address that is in none of the networks the endpoint allows.
     #[error("the client address is in none of the networks in the endpoint's `allow`")]
     Source,
-    /// Too many recent denied requests from this address, so spid did not process this one.
-    #[error("too many denied requests from this address; this request was not verified")]
-    TooManyFromAddress,
-    /// Too many recent denied requests at this endpoint, and the address has no valid request on record.
-    #[error("too many denied requests at this endpoint; this request was not verified")]
-    TooManyAtEndpoint,
     /// Dated request without a readable date.
     #[error("the timestamp is missing or unreadable")]
     Undated,
@@ -126,8 +120,6 @@ impl Denial {
             Denial::ContentType { expected: "" },
             Denial::Malformed { detail: String::new() },
             Denial::Source,
-            Denial::TooManyFromAddress,
-            Denial::TooManyAtEndpoint,
             Denial::Undated,
             Denial::Stale { off_by_s: 0, limit_s: 0 },
             Denial::Replayed,
@@ -146,8 +138,6 @@ impl Denial {
             Denial::ContentType { .. } => "content-type",
             Denial::Malformed { .. } => "malformed",
             Denial::Source => "source",
-            Denial::TooManyFromAddress => "address-rate",
-            Denial::TooManyAtEndpoint => "endpoint-rate",
             Denial::Undated => "undated",
             Denial::Stale { .. } => "stale",
             Denial::Replayed => "replayed",
@@ -165,8 +155,6 @@ impl Denial {
             | Denial::Replayed => 403,
             Denial::Method { .. } => 405,
             Denial::ContentType { .. } => 415,
-            Denial::TooManyFromAddress => 429,
-            Denial::TooManyAtEndpoint => 503,
         }
     }
 
@@ -175,8 +163,6 @@ impl Denial {
         match self {
             Denial::Parameters(_) | Denial::Malformed { .. } => "bad request",
             Denial::Signature(_) | Denial::Source => "forbidden",
-            Denial::TooManyFromAddress => "too many requests",
-            Denial::TooManyAtEndpoint => "busy",
             Denial::Undated => "forbidden: no timestamp",
             Denial::Stale { .. } => "forbidden: the timestamp is too far from this clock",
             Denial::Replayed => "forbidden: the nonce was used before",

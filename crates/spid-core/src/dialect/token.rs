@@ -165,7 +165,7 @@ impl Dialect for TokenDialect {
     fn refuse(&self, request: &RawRequest<'_>, refusal: &Denial) -> Reply {
         let status = refusal.status();
         let reply = if self.is_for_a_browser(request) {
-            Reply::page(status, words_for_a_buyer(refusal))
+            Reply::page(status, WORDS_FOR_A_BUYER)
         } else {
             // The vendors do not document which HTTP statuses are failures. So the body reports failure too, in
             // both ways the family has.
@@ -269,14 +269,8 @@ fn named(
 }
 
 /// Text for a buyer whose sign-on was denied.
-fn words_for_a_buyer(refusal: &Denial) -> &'static str {
-    match refusal {
-        Denial::TooManyFromAddress | Denial::TooManyAtEndpoint => {
-            "Too many requests. Please wait a moment, then open the application from the marketplace again."
-        }
-        _ => "This link is not valid. Please open the application from the marketplace again.",
-    }
-}
+const WORDS_FOR_A_BUYER: &str =
+    "This link is not valid. Please open the application from the marketplace again.";
 
 /// Returns the body as a form. Any other body is denied, because it was not signed.
 fn form_of<'a>(request: &RawRequest<'a>) -> Result<Option<&'a [u8]>, Denial> {

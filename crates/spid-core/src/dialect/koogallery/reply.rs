@@ -91,7 +91,6 @@ pub(super) fn refuse(refusal: &Denial) -> Reply {
         Denial::Signature(_) | Denial::Source | Denial::Undated | Denial::Stale { .. } | Denial::Replayed => {
             FORBIDDEN
         }
-        Denial::TooManyFromAddress | Denial::TooManyAtEndpoint => INTERNAL,
         Denial::Parameters(_)
         | Denial::Method { .. }
         | Denial::ContentType { .. }

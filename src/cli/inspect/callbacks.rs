@@ -1,0 +1,143 @@
+//! `callbacks`: commands on callbacks, and the output of those that show them.
+
+use clap::Subcommand;
+
+use super::export;
+use super::{ListArguments, ShowArguments, text, time};
+use crate::cli::Done;
+use crate::cli::output::{Output, shown};
+use crate::cli::repair;
+use crate::store::{CallbackDetail, CallbackRow, Filter, ListedCallback};
+
+const RESET_HINT: &str = "hint: the marketplace stops after its delivery limit; reset the count on the seller's production message retry page";
+
+#[derive(Subcommand)]
+pub(crate) enum CallbacksCommand {
+    /// List callbacks, the newest first. Redeliveries are counted, not listed.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+        /// List only callbacks with an unreported result: the hook is done, but the marketplace has not called again.
+        #[arg(long, alias = "untold")]
+        unreported: bool,
+    },
+    /// Show one callback with all its parameters.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        /// Number of the callback.
+        number: i64,
+    },
+    /// Export callbacks as a scenario that can be replayed, without personal data.
+    Export(export::ExportCallbacksArguments),
+    /// Resend a callback to a URL, with a new signature. A daemon treats it like any delivery, so a result in the
+    /// answer counts as reported to the marketplace.
+    Resend(Box<repair::resend::ResendArguments>),
+}
+
+pub(crate) fn callbacks(command: CallbacksCommand, output: &mut Output) -> Done {
+    match command {
+        CallbacksCommand::List { list, unreported } => {
+            let filter = Filter { unreported, limit: list.limit, ..Filter::default() };
+            let rows = list.store.reader()?.listed_callbacks(&filter)?;
+            if list.json {
+                return output.json(&rows);
+            }
+            listed_table(&rows, output)?;
+            // The marketplace does not call again by itself after its last delivery.
+            if unreported && !rows.is_empty() {
+                output.print_error(RESET_HINT);
+            }
+            Ok(())
+        }
+        CallbacksCommand::Show { show, number } => show_callback(&show, number, output),
+        CallbacksCommand::Export(arguments) => export::callbacks(arguments, output),
+        CallbacksCommand::Resend(arguments) => repair::resend::resend(*arguments, output),
+    }
+}
+
+pub(super) fn show_callback(show: &ShowArguments, number: i64, output: &mut Output) -> Done {
+    let detail = show.store.reader()?.callback_detail(number)?;
+    if show.json { output.json(&detail) } else { print_callback(&detail, output) }
+}
+
+/// Warns of unreported callbacks for which the marketplace has used at least half of its deliveries. A reported
+/// callback needs no warning, because the marketplace does not call again.
+fn warn_of_delivery_limit<'r>(rows: impl Iterator<Item = &'r CallbackRow>, output: &mut Output) {
+    for row in rows.filter(|row| row.reported_at.is_none()) {
+        let Some(delivery_limit) = row.delivery_limit.map(u64::from) else { continue };
+        // Half is early enough to act before the marketplace gives up.
+        if row.deliveries >= delivery_limit.div_ceil(2) {
+            output.print_error(&format!(
+                "warning: callback {} ({}): {} of the marketplace's {delivery_limit} deliveries are used",
+                row.number, row.action, row.deliveries
+            ));
+        }
+    }
+}
+
+pub(super) fn callbacks_table(rows: &[CallbackRow], output: &mut Output) -> Done {
+    let cells = |row: &CallbackRow| {
+        vec![
+            row.number.to_string(),
+            row.action.to_string(),
+            row.endpoint.clone(),
+            row.disposition.as_str().to_owned(),
+            row.tries(),
+            row.received_at.to_string(),
+            time(row.reported_at),
+            text(row.reason.as_deref()),
+        ]
+    };
+    let header = ["CALLBACK", "ACTION", "ENDPOINT", "RESULT", "DELIVERIES", "FIRST", "REPORTED", "REASON"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    warn_of_delivery_limit(rows.iter(), output);
+    Ok(())
+}
+
+fn listed_table(rows: &[ListedCallback], output: &mut Output) -> Done {
+    let cells = |ListedCallback { row, names, buyer }: &ListedCallback| {
+        vec![
+            row.number.to_string(),
+            row.action.to_string(),
+            row.endpoint.clone(),
+            if names.is_empty() { "-".to_owned() } else { names.join(", ") },
+            text(buyer.as_deref()),
+            row.disposition.as_str().to_owned(),
+            row.tries(),
+            row.received_at.to_string(),
+            time(row.reported_at),
+            text(row.reason.as_deref()),
+        ]
+    };
+    let header = [
+        "CALLBACK",
+        "ACTION",
+        "ENDPOINT",
+        "INSTANCE",
+        "BUYER",
+        "RESULT",
+        "DELIVERIES",
+        "FIRST",
+        "REPORTED",
+        "REASON",
+    ];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())?;
+    warn_of_delivery_limit(rows.iter().map(|listed| &listed.row), output);
+    Ok(())
+}
+
+fn print_callback(detail: &CallbackDetail, output: &mut Output) -> Done {
+    callbacks_table(std::slice::from_ref(&detail.row), output)?;
+    output.line(&format!("signed with key `{}`", shown(&detail.row.key_label)))?;
+    if let (Some(job), Some(trace)) = (detail.job_id, detail.trace_id) {
+        output.line(&format!("job {job}, trace {trace}"))?;
+    }
+    if let Some(at) = detail.callback.pruned_at {
+        output.line(&format!("the content was pruned at {at}"))?;
+    }
+    for (name, value) in detail.callback.parameters.iter() {
+        output.line(&format!("  {} = {}", shown(name), shown(value)))?;
+    }
+    Ok(())
+}

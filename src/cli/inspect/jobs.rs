@@ -1,0 +1,169 @@
+//! `jobs`: commands on jobs, and the output of those that show them.
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::decrypt::{self, RevealArguments, WithSecrets};
+use super::ids::job_id;
+use super::{JOB_HINT, ListArguments, ShowArguments, text, time};
+use crate::cli::output::{Output, shown};
+use crate::cli::{Done, Failure, repair, words};
+use crate::config::RouteList;
+use crate::store::{Filter, JobDetail, JobRow, ListedJob, Reader};
+use spid_core::lifecycle::schedule::JobState;
+
+#[derive(Subcommand)]
+pub(crate) enum JobsCommand {
+    /// List jobs, the newest first.
+    List {
+        #[command(flatten)]
+        list: ListArguments,
+        /// List only jobs in this state.
+        #[arg(long, value_parser = words::job_state())]
+        state: Option<JobState>,
+        /// List only jobs whose next call goes to this hook. Needs --config.
+        #[arg(long, value_name = "NAME")]
+        hook: Option<String>,
+    },
+    /// Show one job and its attempts.
+    Show {
+        #[command(flatten)]
+        show: ShowArguments,
+        #[command(flatten)]
+        reveal: RevealArguments,
+        /// Id of the job, or its beginning. It is the idempotency key of the hook's calls.
+        id: String,
+    },
+    /// Retry jobs once, now. The attempt does not count against the retry schedule.
+    ///
+    /// Name the jobs, or choose them with --state and --hook: then their number is shown, and --yes retries them.
+    Retry(repair::jobs::JobsArguments),
+    /// Drop jobs: cancel them without running them.
+    ///
+    /// Jobs behind a dropped job go on; jobs behind a dropped create end, too, because there is no instance. Name the
+    /// jobs, or choose them with --state and --hook: then their number is shown, and --yes drops them.
+    Drop(repair::jobs::JobsArguments),
+    /// Complete a pending, dead or held job with the answer of work that was done by hand.
+    Complete(repair::jobs::CompleteJobArguments),
+}
+
+/// A listed job, with the hook of its next call.
+#[derive(Serialize)]
+pub(crate) struct RoutedJob {
+    #[serde(flatten)]
+    pub(crate) job: ListedJob,
+    /// Name of the hook; only the configuration knows it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hook: Option<String>,
+}
+
+/// Jobs in this state whose next call goes to this hook, the newest first.
+pub(crate) fn select(
+    reader: &Reader,
+    routes: Option<&RouteList>,
+    state: Option<JobState>,
+    hook: Option<&str>,
+    limit: usize,
+) -> Result<Vec<RoutedJob>, Failure> {
+    // The hook is known only after a job was read, so the limit counts after that.
+    let read = if hook.is_some() { usize::MAX } else { limit };
+    let filter = Filter { jobs: state.into_iter().collect(), limit: read, ..Filter::default() };
+    let mut found = Vec::new();
+    for job in reader.listed_jobs(&filter)? {
+        let routed = routes.and_then(|routes| routes.hook(&job.subject())).map(str::to_owned);
+        if hook.is_none() || hook == routed.as_deref() {
+            found.push(RoutedJob { job, hook: routed });
+        }
+    }
+    found.truncate(limit);
+    Ok(found)
+}
+
+pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Output) -> Done {
+    match command {
+        JobsCommand::List { list, state, hook } => {
+            let routes = list.store.routes(has_hook_inside, hook.as_deref())?;
+            let rows =
+                select(&list.store.reader()?, routes.as_ref(), state, hook.as_deref(), list.limit)?;
+            if list.json {
+                return output.json(&rows);
+            }
+            listed_table(&rows, output)?;
+            if rows.iter().any(|row| matches!(row.job.row.state, JobState::Dead | JobState::Held)) {
+                output.print_error(JOB_HINT);
+            }
+            Ok(())
+        }
+        JobsCommand::Show { show, reveal, id } => {
+            let reader = show.store.reader()?;
+            let id = job_id(&reader, &id)?;
+            let detail = reader.job_detail(id)?;
+            let secrets =
+                reveal.secrets(&show.store, &format!("job {id}"), std::slice::from_ref(&detail.job))?;
+            if show.json {
+                return output.json(&WithSecrets { shown: &detail, secrets });
+            }
+            print_job(&detail, output)?;
+            decrypt::print(secrets, output)
+        }
+        JobsCommand::Retry(arguments) => repair::jobs::retry(&arguments, has_hook_inside, output),
+        JobsCommand::Drop(arguments) => repair::jobs::drop_jobs(&arguments, has_hook_inside, output),
+        JobsCommand::Complete(arguments) => repair::jobs::complete_job(arguments, output),
+    }
+}
+
+pub(crate) fn listed_table(rows: &[RoutedJob], output: &mut Output) -> Done {
+    let mut cells = Vec::new();
+    for RoutedJob { job: ListedJob { row, instance_name, order, .. }, hook } in rows {
+        cells.push(vec![
+            row.id.to_string(),
+            row.action.to_string(),
+            row.state.as_str().to_owned(),
+            text(instance_name.as_deref()),
+            text(order.as_deref()),
+            text(hook.as_deref()),
+            row.attempts.to_string(),
+            row.created_at.to_string(),
+            due_or_ended(row),
+            text(row.note.as_deref()),
+        ]);
+    }
+    let header = [
+        "JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE",
+    ];
+    output.table(&header, &cells)
+}
+
+/// Queued jobs show their next attempt, other jobs their end.
+fn due_or_ended(row: &JobRow) -> String {
+    if row.state == JobState::Queued { row.due_at.to_string() } else { time(row.ended_at) }
+}
+
+pub(super) fn jobs_table(rows: &[JobRow], output: &mut Output) -> Done {
+    let cells = |row: &JobRow| {
+        vec![
+            row.id.to_string(),
+            row.action.to_string(),
+            row.state.as_str().to_owned(),
+            row.attempts.to_string(),
+            row.created_at.to_string(),
+            due_or_ended(row),
+            text(row.note.as_deref()),
+        ]
+    };
+    let header = ["JOB", "ACTION", "STATE", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
+    output.table(&header, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+fn print_job(detail: &JobDetail, output: &mut Output) -> Done {
+    jobs_table(std::slice::from_ref(&detail.job), output)?;
+    output.line(&format!("trace {}", detail.trace_id))?;
+    for attempt in &detail.failed_attempts {
+        let line = format!(
+            "attempt {} ended {} ({}): {}",
+            attempt.attempt, attempt.ended_at, attempt.ending, attempt.note
+        );
+        output.line(&shown(&line))?;
+    }
+    Ok(())
+}

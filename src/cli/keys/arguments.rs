@@ -1,0 +1,111 @@
+//! Sources of a command's key: a file or an environment variable. Arguments are visible to every user of the machine,
+//! so a key is never taken from them.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::cli::{Exit, Failure};
+use crate::config::{self, DEV_KEY, EndpointAccess, Environment, ProcessEnvironment};
+use spid_core::dialect::Dialect;
+use spid_core::signature::{Key, Keys};
+use spid_hook::Secret;
+
+/// Key to sign or verify with.
+#[derive(Args)]
+#[group(required = false, multiple = false)]
+pub(crate) struct KeyArguments {
+    /// File that contains the key.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Environment variable that contains the key.
+    #[arg(long, value_name = "NAME")]
+    key_env: Option<String>,
+    /// Use the key of `spid serve --dev`.
+    #[arg(long)]
+    dev: bool,
+}
+
+/// Endpoint that a command signs for, or verifies for.
+pub(crate) struct Access {
+    pub(crate) keys: Keys,
+    /// Dialect of the configured endpoint.
+    pub(crate) dialect: Option<&'static dyn Dialect>,
+    /// URL of the configured endpoint at this machine; `None` behind TLS, where only a name is valid.
+    pub(crate) url: Option<String>,
+}
+
+impl KeyArguments {
+    pub(crate) fn keys(&self) -> Result<Keys, Failure> {
+        let (label, from, secret) = match (&self.key_file, &self.key_env, self.dev) {
+            (Some(path), _, _) => ("current", "--key-file", config::read_key(path)),
+            (None, Some(name), _) => {
+                let value = ProcessEnvironment.get(name).map(Secret::new);
+                (
+                    "current",
+                    "--key-env",
+                    value.ok_or_else(|| format!("the environment variable `{name}` is not set, or not text")),
+                )
+            }
+            (None, None, true) => ("dev", "--dev", Ok(Secret::new(DEV_KEY))),
+            (None, None, false) => {
+                return Err(Failure::new(Exit::Usage, "there is no key")
+                    .hint("give --key-file FILE, --key-env NAME, or --dev for the key of `spid serve --dev`"));
+            }
+        };
+        let key = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
+        let key = key.map_err(|text| Failure::new(Exit::Config, format!("`{from}`: {text}")))?;
+        Keys::new(vec![key])
+            .ok_or_else(|| Failure::new(Exit::Bug, "internal error: the list of keys is empty"))
+    }
+
+    /// Key, dialect and address: of these options, or else of an endpoint of the configuration. The name of the
+    /// endpoint is optional if there is only one.
+    pub(crate) fn access(&self, config: Option<&Path>, name: Option<&str>) -> Result<Access, Failure> {
+        let is_given = self.key_file.is_some() || self.key_env.is_some() || self.dev;
+        // `SPID_CONFIG` applies to every command, so a key on the command line goes before it.
+        if is_given {
+            return Ok(Access { keys: self.keys()?, dialect: None, url: None });
+        }
+        let Some(config) = config else {
+            return Err(Failure::new(Exit::Usage, "there is no key")
+                .hint("give --config FILE, --key-file FILE or --key-env NAME, or --dev for the key of `spid serve --dev`"));
+        };
+        let found = config::endpoints_of(config, &ProcessEnvironment)?;
+        let names: Vec<&str> = found.iter().map(|access| &*access.endpoint.name).collect();
+        let index = match (name, names.as_slice()) {
+            (None, [_]) => Some(0),
+            (None, _) => {
+                return Err(Failure::new(Exit::Usage, "there are several endpoints: choose one with --endpoint")
+                    .hint(format!("use {}", names.join(", "))));
+            }
+            (Some(name), _) => names.iter().position(|known| *known == name),
+        };
+        let Some(EndpointAccess { endpoint, path, listen, is_tls }) = index.and_then(|index| found.get(index))
+        else {
+            let name = name.unwrap_or_default();
+            return Err(Failure::new(Exit::Usage, format!("no endpoint is called `{name}`"))
+                .hint(format!("use {}", names.join(", "))));
+        };
+        let url = (!is_tls).then(|| format!("http://{}{path}", here(*listen)));
+        Ok(Access { keys: endpoint.keys.clone(), dialect: Some(endpoint.dialect), url })
+    }
+}
+
+/// Replaces an unspecified address by loopback: a listener on every address of this machine is reachable there, too.
+pub(crate) fn here(listens: SocketAddr) -> SocketAddr {
+    let ip = match listens.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listens.port())
+}
+
+/// Reads the key in a file.
+pub(crate) fn keys_in(path: &Path) -> Result<Keys, Failure> {
+    let read =
+        config::read_key(path).and_then(|secret| Keys::single(secret).map_err(|error| error.to_string()));
+    read.map_err(|text| Failure::new(Exit::Config, format!("{}: {text}", path.display())))
+}

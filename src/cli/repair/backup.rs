@@ -1,0 +1,56 @@
+//! `backup` and `restore`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::ActArguments;
+use crate::cli::output::Output;
+use crate::cli::{Done, StoreArguments, not_there};
+use crate::store::Restored;
+use spid_hook::time::Clock;
+
+#[derive(Args)]
+pub(crate) struct BackupArguments {
+    #[command(flatten)]
+    store: StoreArguments,
+    /// File to create. It must not exist yet.
+    file: PathBuf,
+}
+
+pub(crate) fn backup(arguments: BackupArguments, output: &mut Output) -> Done {
+    let (path, _) = arguments.store.place()?;
+    crate::store::backup(&path, &arguments.file).map_err(not_there)?;
+    output.line(&format!(
+        "{} is a copy of {}; store a copy of the sealing key in another place",
+        arguments.file.display(),
+        path.display()
+    ))
+}
+
+#[derive(Args)]
+pub(crate) struct RestoreArguments {
+    #[command(flatten)]
+    act: ActArguments,
+    /// Backup file.
+    file: PathBuf,
+}
+
+pub(crate) fn restore(arguments: RestoreArguments, output: &mut Output) -> Done {
+    let act = arguments.act.act()?;
+    let (path, options) = arguments.act.store.place()?;
+    let Restored { held, missing_key } =
+        crate::store::restore(&arguments.file, &path, &options, Clock::System, &act)?;
+    output.line(&format!("{} is restored; {held} unfinished jobs are held", path.display()))?;
+    // The backup may be old: the marketplace's or the seller's side may have moved on since.
+    if held > 0 {
+        output.print_error("hint: look at each with `spid held list`, then `spid jobs retry`, `spid jobs drop` or `spid instances complete`");
+    }
+    if let Some(key) = missing_key {
+        output.print_error(&format!(
+            "warning: no sealing key at {}: put the old key there before the daemon starts and creates a new one; without it the stored passwords and license keys cannot be repeated",
+            key.display()
+        ));
+    }
+    Ok(())
+}
