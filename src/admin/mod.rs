@@ -16,7 +16,6 @@ mod api;
 mod console;
 mod guesses;
 mod health;
-mod html;
 mod operations;
 mod target;
 

@@ -9,6 +9,7 @@
 //!
 //! This module has no deadline: the runner drops the future, and the drop closes the connection.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,12 +40,14 @@ pub struct HttpHookOptions {
     pub keep: usize,
     /// Clock for `webhook-timestamp`.
     pub clock: Clock,
+    /// Addresses of hosts that are not to be resolved by the system. Empty, except in tests.
+    pub hosts: HashMap<String, Vec<IpAddr>>,
 }
 
 impl Default for HttpHookOptions {
     fn default() -> HttpHookOptions {
         let keep = limits::HOOK_CONCURRENCY_COUNT;
-        HttpHookOptions { tls: None, insecure: false, keep, clock: Clock::System }
+        HttpHookOptions { tls: None, insecure: false, keep, clock: Clock::System, hosts: HashMap::new() }
     }
 }
 
@@ -78,6 +81,7 @@ impl HttpHook {
             reach,
             tls: options.tls,
             keep: options.keep,
+            hosts: options.hosts,
             ..ClientOptions::default()
         });
         HttpHook { client, reach, url, keys, clock: options.clock }

@@ -3,30 +3,30 @@
 //! This module never sends a request twice after it may have arrived. Only the caller knows the idempotency key, so the
 //! caller decides about a retry.
 //!
-//! A connection may be kept for the next request ([`ClientOptions::keep`]). If the server has closed it *before* a byte
-//! of the request was written, the request goes over a new connection. If the server closes it during the write, spid
-//! cannot know if the request arrived, and the error says so.
+//! A connection may be kept for the next request ([`ClientOptions::keep`]); the pool is hyper-util's. Its own retries are
+//! off. If the server has closed a kept connection *before* a byte of the request was written, hyper gives the request
+//! back, and it goes over another connection. If the server closes it during the write, spid cannot know if the request
+//! arrived, and the error says so.
 
+use std::collections::HashMap;
+use std::error::Error;
 use std::fmt;
 use std::future::Future;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper_util::client::legacy;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use jiff::Timestamp;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::link::{Connection, PendingRequest, Pool, Unanswered};
-use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect};
+use super::connect::Connector;
+use super::{Headers, Method, NoTls, Reach, Tls, Unread, Url, collect, raw};
 use crate::observe::limits;
 
 /// Options for the client: limits of time and size, allowed addresses, trust, kept connections.
@@ -42,8 +42,10 @@ pub struct ClientOptions {
     pub reach: Reach,
     /// Certificate authorities trusted over https. Default: the system's roots, read at first use.
     pub tls: Option<Tls>,
-    /// Maximum number of connections kept for the next request; with 0 every request opens its own.
+    /// Maximum number of connections to one host kept for the next request; with 0 every request opens its own.
     pub keep: usize,
+    /// Addresses of hosts that are not to be resolved by the system. Empty, except in tests.
+    pub hosts: HashMap<String, Vec<IpAddr>>,
 }
 
 impl Default for ClientOptions {
@@ -56,6 +58,7 @@ impl Default for ClientOptions {
             reach: Reach::default(),
             tls: None,
             keep: 0,
+            hosts: HashMap::new(),
         }
     }
 }
@@ -145,7 +148,7 @@ impl fmt::Debug for ClientResponse {
 /// Reasons why a request got no response.
 ///
 /// [`ClientError::may_have_arrived`] returns true if the server may have received the request.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ClientError {
     /// TLS cannot be set up.
     #[error("{0}")]
@@ -168,8 +171,14 @@ pub enum ClientError {
     Connect {
         /// Host and port.
         authority: String,
-        /// Error of the operating system.
-        cause: io::Error,
+        /// Text of the operating system's or the TLS error.
+        cause: String,
+    },
+    /// The server closed the connection before a byte of the request was written.
+    #[error("{authority} closed the connection before the request was sent")]
+    Unsent {
+        /// Host and port.
+        authority: String,
     },
     /// No complete response came within the time limit.
     #[error("no complete response from {authority} within {within:?}")]
@@ -198,28 +207,74 @@ impl ClientError {
     }
 
     pub(super) fn broken(error: &hyper::Error) -> ClientError {
-        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+        let cause = error.source().map(|cause| format!(": {cause}"));
         ClientError::Broken(format!("{error}{}", cause.unwrap_or_default()))
+    }
+
+    /// Finds the reason in an error of the pool: of the connector, or of hyper.
+    fn from_pool(url: &Url, error: &legacy::Error) -> ClientError {
+        let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+        while let Some(error) = cause {
+            if let Some(known) = error.downcast_ref::<ClientError>() {
+                return known.clone();
+            }
+            if let Some(error) = error.downcast_ref::<hyper::Error>() {
+                // hyper cancels only requests that it still has whole, and gives them back to the pool.
+                let unsent = error.is_canceled() || error.is_closed();
+                return if unsent {
+                    ClientError::Unsent { authority: url.authority() }
+                } else {
+                    ClientError::broken(error)
+                };
+            }
+            cause = error.source();
+        }
+        ClientError::Broken(error.to_string())
     }
 }
 
+/// A client request in hyper's form.
+pub(super) type WireRequest = hyper::Request<Full<Bytes>>;
+
 /// An HTTP client. Clones share the kept connections.
 #[derive(Debug, Clone, Default)]
-pub struct Client {
-    options: ClientOptions,
-    shared: Arc<Shared>,
-}
+pub struct Client(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    tls: OnceLock<Tls>,
-    kept: Pool,
+    options: ClientOptions,
+    // Two transports, so that trusted roots are read only if an https URL is called.
+    plain: OnceLock<Transport>,
+    secure: OnceLock<Transport>,
+}
+
+/// Opens connections, and keeps them for the next request.
+#[derive(Debug)]
+struct Transport {
+    connector: Connector,
+    pool: legacy::Client<Connector, Full<Bytes>>,
+}
+
+impl Transport {
+    fn new(options: &ClientOptions, connector: Connector) -> Transport {
+        let pool = legacy::Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_millis(limits::HOOK_IDLE_MS))
+            .pool_max_idle_per_host(options.keep)
+            .http1_max_buf_size(limits::HEADERS_MAX_BYTES)
+            // `Host` is set with the other headers.
+            .set_host(false)
+            // Only `Client::exchange` sends a request again, where a reader sees it.
+            .retry_canceled_requests(false)
+            .build(connector.clone());
+        Transport { connector, pool }
+    }
 }
 
 impl Client {
     /// Creates a client with the given options.
     pub fn new(options: ClientOptions) -> Client {
-        Client { options, shared: Arc::default() }
+        Client(Arc::new(Shared { options, ..Shared::default() }))
     }
 
     /// Sends `request` once and reads the response, with any status. The client does not follow redirects.
@@ -227,17 +282,11 @@ impl Client {
     /// # Errors
     /// Fails if there is no complete response; see [`ClientError`].
     pub async fn send(&self, request: ClientRequest) -> Result<ClientResponse, ClientError> {
+        let options = &self.0.options;
         let url = request.url.clone();
-        let question = encode(request, self.options.keep > 0)?;
-        self.within(&url, async {
-            let (link, answer) = self.ask(&url, question).await?;
-            let answer = read(answer, self.options.body_max_bytes).await?;
-            // Only a connection whose response was read to its end is kept: unread bytes would mix with the next
-            // response.
-            self.shared.kept.put(&url, link, self.options.keep);
-            Ok(answer)
-        })
-        .await
+        let wire = encode(request, options.keep > 0)?;
+        self.within(&url, async { read(self.exchange(&url, wire).await?, options.body_max_bytes).await })
+            .await
     }
 
     /// Sends `bytes`, a recorded request, to the host of `url` and reads one response.
@@ -245,43 +294,29 @@ impl Client {
     /// # Errors
     /// Fails if there is no complete response; see [`ClientError`].
     pub async fn send_raw(&self, url: &Url, bytes: &[u8]) -> Result<ClientResponse, ClientError> {
-        let question = question_of(bytes)?;
+        let claimed = raw::claimed_request(bytes)?;
         self.within(url, async {
-            let mut stream = self.connect(url).await?;
-            // A server that denies a request may close before it has read all of it. Its response may still be
-            // readable, so a failed write does not end the exchange.
-            let written = async {
-                stream.write_all(bytes).await?;
-                stream.flush().await
-            }
-            .await;
-            let answer = async {
-                let (_link, answer) = ask_over(Spoken::new(stream), question).await?;
-                read(answer, self.options.body_max_bytes).await
-            }
-            .await;
-            match written {
-                Err(error) if answer.is_err() => Err(ClientError::Broken(error.to_string())),
-                _ => answer,
-            }
+            let stream = self.transport(url)?.connector.clone().connect(url.uri.clone()).await?;
+            raw::send(stream, bytes, claimed, self.0.options.body_max_bytes).await
         })
         .await
     }
 
-    /// Sends the request over a kept connection. Opens a new one if none is kept, or if the request was never written.
-    async fn ask(
-        &self,
-        url: &Url,
-        question: PendingRequest,
-    ) -> Result<(Connection, hyper::Response<Incoming>), ClientError> {
-        let Some(mut link) = self.shared.kept.take(url, self.options.connect).await else {
-            return ask_over(self.connect(url).await?, question).await;
-        };
-        match link.ask(question).await {
-            Ok(answer) => Ok((link, answer)),
-            // No byte of the request was written, so this cannot send it twice.
-            Err(Unanswered::LookupError(question)) => ask_over(self.connect(url).await?, question).await,
-            Err(Unanswered::Broken(error)) => Err(error),
+    /// Sends the request over a kept connection or a new one. Takes another connection if no byte was written.
+    async fn exchange(&self, url: &Url, wire: WireRequest) -> Result<hyper::Response<Incoming>, ClientError> {
+        let pool = &self.transport(url)?.pool;
+        // Without kept connections, none can be closed already.
+        let mut more = if self.0.options.keep == 0 { 0 } else { limits::HOOK_UNSENT_MAX_COUNT };
+        loop {
+            let error = match pool.request(wire.clone()).await {
+                Ok(response) => return Ok(response),
+                Err(error) => ClientError::from_pool(url, &error),
+            };
+            // Anything but `Unsent` may have arrived, or fails again.
+            if more == 0 || !matches!(error, ClientError::Unsent { .. }) {
+                return Err(error);
+            }
+            more -= 1;
         }
     }
 
@@ -290,68 +325,26 @@ impl Client {
         url: &Url,
         work: impl Future<Output = Result<T, ClientError>>,
     ) -> Result<T, ClientError> {
-        let within = self.options.total;
-        let late = |_| ClientError::Late { authority: url.authority(), within };
-        timeout(within, work).await.map_err(late)?
-    }
-
-    async fn connect(&self, url: &Url) -> Result<Box<dyn Stream>, ClientError> {
-        let connected = timeout(self.options.connect, self.reach(url)).await;
-        connected.unwrap_or_else(|_| Err(unreachable(url, io::ErrorKind::TimedOut.into())))
-    }
-
-    async fn reach(&self, url: &Url) -> Result<Box<dyn Stream>, ClientError> {
-        // TLS is set up first: without trusted roots there is no reason to connect.
-        let tls = if url.is_secure() { Some(self.tls()?) } else { None };
-        let stream = self.connect_tcp(url).await?;
-        // A request is small and complete, so Nagle's delay only adds latency.
-        let _ = stream.set_nodelay(true);
-        let Some(tls) = tls else { return Ok(Box::new(stream)) };
-        let stream = tls.connect(url.host(), stream).await.map_err(|cause| unreachable(url, cause))?;
-        Ok(Box::new(stream))
-    }
-
-    /// Tries the addresses of the host in order, except the forbidden ones.
-    async fn connect_tcp(&self, url: &Url) -> Result<TcpStream, ClientError> {
-        let found = lookup_host((url.host(), url.port())).await.map_err(|cause| unreachable(url, cause))?;
-        let mut failed = unreachable(url, io::Error::other("the name has no address"));
-        for address in found {
-            failed = match self.connect_to(url, address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => error,
-            };
+        let within = self.0.options.total;
+        match timeout(within, work).await {
+            Ok(done) => done,
+            Err(_) => Err(ClientError::Late { authority: url.authority(), within }),
         }
-        Err(failed)
     }
 
-    async fn connect_to(&self, url: &Url, address: SocketAddr) -> Result<TcpStream, ClientError> {
-        // The check uses the resolved address that the next line connects to, not the name.
-        if let Some(why) = self.options.reach.forbids(address.ip(), url.is_secure()) {
-            return Err(ClientError::Forbidden { authority: url.authority(), address: address.ip(), why });
+    fn transport(&self, url: &Url) -> Result<&Transport, ClientError> {
+        let Shared { options, plain, secure } = &*self.0;
+        let transport = if url.is_secure() { secure } else { plain };
+        if let Some(transport) = transport.get() {
+            return Ok(transport);
         }
-        TcpStream::connect(address).await.map_err(|cause| unreachable(url, cause))
-    }
-
-    /// Returns the configured TLS, or one with the system's roots, which is created at first use.
-    fn tls(&self) -> Result<Tls, ClientError> {
-        if let Some(tls) = self.options.tls.as_ref().or_else(|| self.shared.tls.get()) {
-            return Ok(tls.clone());
-        }
-        let tls = Tls::new(None).map_err(ClientError::NoTls)?;
-        Ok(self.shared.tls.get_or_init(|| tls).clone())
+        // TLS is set up before any connection: without trusted roots there is no reason to connect.
+        let connector = Connector::new(options, url.is_secure()).map_err(ClientError::NoTls)?;
+        Ok(transport.get_or_init(|| Transport::new(options, connector)))
     }
 }
 
-/// A plain or encrypted byte stream.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-fn unreachable(url: &Url, cause: io::Error) -> ClientError {
-    ClientError::Connect { authority: url.authority(), cause }
-}
-
-fn encode(request: ClientRequest, keep: bool) -> Result<PendingRequest, ClientError> {
+fn encode(request: ClientRequest, keep: bool) -> Result<WireRequest, ClientError> {
     let mut headers = Headers::default();
     for (name, value) in &request.headers {
         headers.append(name, value).ok_or(ClientError::Unsendable(
@@ -375,7 +368,7 @@ fn encode(request: ClientRequest, keep: bool) -> Result<PendingRequest, ClientEr
     }
     let mut wire = hyper::Request::new(Full::new(request.body));
     *wire.method_mut() = wire_method(request.method.as_str())?;
-    *wire.uri_mut() = request.url.target;
+    *wire.uri_mut() = request.url.uri;
     *wire.headers_mut() = headers;
     Ok(wire)
 }
@@ -386,89 +379,17 @@ fn wire_method(name: &str) -> Result<hyper::Method, ClientError> {
     })
 }
 
-/// Builds the request that hyper believes it sends. Only the method of the recorded request matters for the response: a
-/// response to HEAD has no body.
-fn question_of(bytes: &[u8]) -> Result<PendingRequest, ClientError> {
-    let method = bytes.split(|byte| *byte == b' ').next().unwrap_or_default();
-    // The recorded bytes may be garbage. A server responds to garbage as it does to a GET.
-    let method = hyper::Method::from_bytes(method).unwrap_or(hyper::Method::GET);
-    if bytes.is_empty() {
-        return Err(ClientError::Unsendable("the recorded request is empty"));
-    }
-    let mut question = hyper::Request::new(Full::default());
-    *question.method_mut() = method;
-    Ok(question)
-}
-
-/// Sends a request over a new connection.
-async fn ask_over(
-    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    question: PendingRequest,
-) -> Result<(Connection, hyper::Response<Incoming>), ClientError> {
-    let mut link = Connection::open(stream).await?;
-    match link.ask(question).await {
-        Ok(answer) => Ok((link, answer)),
-        Err(Unanswered::LookupError(_)) => Err(ClientError::Broken(
-            "the server closed the connection before the request was sent".to_owned(),
-        )),
-        Err(Unanswered::Broken(error)) => Err(error),
-    }
-}
-
-async fn read(answer: hyper::Response<Incoming>, max_bytes: usize) -> Result<ClientResponse, ClientError> {
+/// Reads a response of at most `max_bytes` to its end.
+pub(super) async fn read(
+    answer: hyper::Response<Incoming>,
+    max_bytes: usize,
+) -> Result<ClientResponse, ClientError> {
     let (head, body) = answer.into_parts();
     let body = collect(body, max_bytes).await.map_err(|unread| match unread {
         Unread::TooLarge => ClientError::TooLarge { max_bytes },
         Unread::Broken(error) => ClientError::broken(&error),
     })?;
     Ok(ClientResponse { status: head.status.as_u16(), headers: Headers(head.headers), body })
-}
-
-/// Socket on which the request has already been sent. Writes of hyper are dropped, so that hyper reads the response to
-/// bytes that it could never have written itself.
-struct Spoken {
-    stream: Box<dyn Stream>,
-    /// Set once hyper has "sent" its request. hyper treats a response that arrives before its request as an error.
-    asked: bool,
-    reader: Option<Waker>,
-}
-
-impl Spoken {
-    fn new(stream: Box<dyn Stream>) -> Spoken {
-        Spoken { stream, asked: false, reader: None }
-    }
-}
-
-impl AsyncRead for Spoken {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if self.asked {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        self.reader = Some(cx.waker().clone());
-        Poll::Pending
-    }
-}
-
-impl AsyncWrite for Spoken {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.asked = true;
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
-        Poll::Ready(Ok(buf.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
 }
 
 #[cfg(test)]
@@ -495,7 +416,7 @@ mod tests {
         let wire = encode(ClientRequest::get(url("http://[::1]:81/x?y=%20")), true).unwrap();
         assert_eq!(
             (wire.headers()[HOST].as_bytes(), wire.uri().to_string()),
-            (&b"[::1]:81"[..], "/x?y=%20".into())
+            (&b"[::1]:81"[..], "http://[::1]:81/x?y=%20".into())
         );
         let wire = encode(ClientRequest::get(url("http://[::1]/")).with_header("host", "isv.example"), true)
             .unwrap();

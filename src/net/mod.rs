@@ -13,8 +13,9 @@
 //! * [`Client`] sends one request, for hooks and for replays.
 
 mod client;
-mod link;
+mod connect;
 mod message;
+mod raw;
 mod reach;
 mod server;
 mod tls;
@@ -30,8 +31,6 @@ pub use url::{NotAUrl, Url};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-
-use crate::observe::limits;
 
 /// Reasons why a body was not read to its end.
 enum Unread {

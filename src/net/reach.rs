@@ -9,6 +9,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::{Ipv4Net, Ipv6Net};
+
 /// Addresses that a [`Client`](super::Client) may connect to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Reach {
@@ -26,30 +28,37 @@ const METADATA_V4: [Ipv4Addr; 3] =
     [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 /// Metadata service of Google Cloud.
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254);
+/// Amazon's network of instance metadata, credentials of pods, and name service.
+const AMAZON_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32);
+/// Shared range of carriers (RFC 6598), in which clouds put their internal services.
+const SHARED_V4: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(100, 64, 0, 0), 10);
+/// Prefix that networks use for their own NAT64 (RFC 8215).
+const LOCAL_NAT64: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0x64, 0xff9b, 1, 0, 0, 0, 0, 0), 48);
 
 impl Reach {
     /// Returns the reason why this address is forbidden, with or without TLS; `None` if it is allowed.
     pub fn forbids(self, address: IpAddr, secure: bool) -> Option<&'static str> {
-        // An IPv6 address that leads to an IPv4 address must pass in both forms.
-        let forms = [Some(address), embedded(address)].into_iter().flatten().chain(translated(address));
-        let forbidden = || forms.clone().find_map(never);
-        match self {
-            Reach::Anywhere => None,
-            Reach::Hosts => forbidden(),
-            Reach::Confidential => forbidden().or_else(|| {
-                // An IPv6 form of a private IPv4 address counts as private.
-                let open = !secure && !is_private(embedded(address).unwrap_or(address));
-                open.then_some("a public address, and http does not encrypt: use https")
-            }),
+        if self == Reach::Anywhere {
+            return None;
         }
+        // An IPv6 address that leads to an IPv4 address must pass in both forms.
+        let mut forms = vec![address];
+        forms.extend(embedded(address));
+        forms.extend(translated(address));
+        if let Some(why) = forms.into_iter().find_map(never) {
+            return Some(why);
+        }
+        // An IPv6 form of a private IPv4 address counts as private.
+        let public = !is_private(embedded(address).unwrap_or(address));
+        let open = self == Reach::Confidential && !secure && public;
+        open.then_some("a public address, and http does not encrypt: use https")
     }
 }
 
 fn never(address: IpAddr) -> Option<&'static str> {
     let metadata = match address {
         IpAddr::V4(v4) => METADATA_V4.contains(&v4),
-        // Amazon's fd00:ec2::/32 holds instance metadata, credentials of pods, and name service.
-        IpAddr::V6(v6) => v6 == METADATA_V6 || v6.segments().starts_with(&[0xfd00, 0xec2]),
+        IpAddr::V6(v6) => v6 == METADATA_V6 || AMAZON_V6.contains(&v6),
     };
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -68,14 +77,10 @@ fn never(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Returns true for loopback, the private ranges (RFC 1918, RFC 4193), and the shared range of carriers (RFC 6598), in
-/// which clouds put their internal services.
+/// Returns true for loopback, the private ranges (RFC 1918, RFC 4193) and the shared range of carriers.
 fn is_private(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(v4) => {
-            let [first, second, ..] = v4.octets();
-            v4.is_loopback() || v4.is_private() || (first == 100 && second & 0xc0 == 64)
-        }
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || SHARED_V4.contains(&v4),
         IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local(),
     }
 }
@@ -83,34 +88,27 @@ fn is_private(address: IpAddr) -> bool {
 /// Returns the IPv4 address that a packet to this IPv6 address reaches: mapped, NAT64 (RFC 6052), 6to4 (RFC 3056).
 fn embedded(address: IpAddr) -> Option<IpAddr> {
     let IpAddr::V6(v6) = address else { return None };
-    let v4 = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        Some(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+    let (high, low) = match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => (high, low),
+        [0x2002, high, low, ..] => (high, low),
+        _ => return None,
     };
-    match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => v4(high, low),
-        [0x2002, high, low, ..] => v4(high, low),
-        _ => None,
-    }
+    Some(IpAddr::V4(Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low))))
 }
 
-/// Returns the IPv4 addresses that a translator may read in an address of the prefix 64:ff9b:1::/48, which networks use
-/// for their own NAT64 (RFC 8215). RFC 6052 puts the IPv4 address behind a prefix of 48, 56, 64 or 96 bits, and the
-/// prefix in use is unknown here. So each of these addresses must be allowed.
-fn translated(address: IpAddr) -> impl Iterator<Item = IpAddr> + Clone {
-    let bits = match address {
-        IpAddr::V6(v6) if v6.segments().starts_with(&[0x64, 0xff9b, 1]) => Some(v6.to_bits()),
-        _ => None,
-    };
-    let octets = bits.map(u128::to_be_bytes);
-    let places = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
-    let read = move |place: [usize; 4]| {
-        let octet = |at: usize| octets.as_ref().and_then(|octets| octets.get(at)).copied();
-        let [a, b, c, d] = place.map(octet);
-        Some(Ipv4Addr::new(a?, b?, c?, d?))
-    };
-    // Zeros only show that the address is in another place.
-    places.into_iter().filter_map(read).filter(|v4| !v4.is_unspecified()).map(IpAddr::V4)
+/// Returns the IPv4 addresses that a translator may read in an address of [`LOCAL_NAT64`]. RFC 6052 puts the IPv4 address
+/// behind a prefix of 48, 56, 64 or 96 bits, and the prefix in use is unknown here. So each of these addresses must be
+/// allowed.
+fn translated(address: IpAddr) -> Vec<IpAddr> {
+    let IpAddr::V6(v6) = address else { return Vec::new() };
+    if !LOCAL_NAT64.contains(&v6) {
+        return Vec::new();
+    }
+    let [_, _, _, _, _, _, o6, o7, _, o9, o10, o11, o12, o13, o14, o15] = v6.octets();
+    let read = [[o6, o7, o9, o10], [o7, o9, o10, o11], [o9, o10, o11, o12], [o12, o13, o14, o15]];
+    // Zeros only show that the address is in another position.
+    let addresses = read.map(Ipv4Addr::from).into_iter().filter(|v4| !v4.is_unspecified());
+    addresses.map(IpAddr::V4).collect()
 }
 
 #[cfg(test)]

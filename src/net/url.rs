@@ -26,7 +26,7 @@ pub struct Url {
     secure: bool,
     host: String,
     port: u16,
-    pub(super) target: hyper::Uri,
+    pub(super) uri: hyper::Uri,
 }
 
 impl Url {
@@ -47,14 +47,13 @@ impl Url {
 
     /// Returns path and query in the form of the request line.
     pub fn target(&self) -> &str {
-        self.target.path_and_query().map_or("/", |target| target.as_str())
+        self.uri.path_and_query().map_or("/", |target| target.as_str())
     }
 
     /// Returns the value of a `Host` header: brackets around IPv6, the port unless it is the default port of the
     /// scheme.
     pub fn authority(&self) -> String {
-        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        if self.port == default_port(self.secure) { host } else { format!("{host}:{}", self.port) }
+        self.uri.authority().map(ToString::to_string).unwrap_or_default()
     }
 
     /// Returns true if the host is certainly this machine. A name that only resolves to this machine does not count.
@@ -68,7 +67,7 @@ impl Url {
     /// # Errors
     /// Fails if `target` does not start with `/`, or holds a character that no path or query may have.
     pub fn with_target(&self, target: &str) -> Result<Url, NotAUrl> {
-        Ok(Url { target: parse_target(target)?, ..self.clone() })
+        Ok(Url { uri: absolute(self.secure, &self.authority(), target)?, ..self.clone() })
     }
 }
 
@@ -76,7 +75,7 @@ impl Url {
 impl fmt::Display for Url {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.secure { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.target.path())
+        write!(f, "{scheme}://{}{}", self.authority(), self.uri.path())
     }
 }
 
@@ -98,9 +97,14 @@ impl FromStr for Url {
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
         let (host, port) = parse_authority(authority)?;
-        let target =
-            if target.starts_with('/') { parse_target(target) } else { parse_target(&format!("/{target}")) };
-        Ok(Url { secure, host, port: port.unwrap_or(default_port(secure)), target: target? })
+        let target = if target.starts_with('/') { target.to_owned() } else { format!("/{target}") };
+        let port = port.unwrap_or(default_port(secure));
+        let mut authority = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        if port != default_port(secure) {
+            authority = format!("{authority}:{port}");
+        }
+        let uri = absolute(secure, &authority, &target)?;
+        Ok(Url { secure, host, port, uri })
     }
 }
 
@@ -183,12 +187,14 @@ fn parse_port(rest: &str) -> Result<Option<u16>, NotAUrl> {
     digits.parse().ok().filter(|port| *port != 0).map(Some).ok_or(WRONG)
 }
 
-fn parse_target(target: &str) -> Result<hyper::Uri, NotAUrl> {
+fn absolute(secure: bool, authority: &str, target: &str) -> Result<hyper::Uri, NotAUrl> {
     check_characters(target)?;
     if !target.starts_with('/') {
         return Err(NotAUrl("the path does not start with `/`"));
     }
-    target.parse().map_err(|_| NotAUrl("the path or the query has a character that is not allowed in a URL: percent-encode this character"))
+    let scheme = if secure { "https" } else { "http" };
+    let uri = format!("{scheme}://{authority}{target}");
+    uri.parse().map_err(|_| NotAUrl("the path or the query has a character that is not allowed in a URL: percent-encode this character"))
 }
 
 #[cfg(test)]

@@ -171,6 +171,9 @@ pub const HOOK_CONCURRENCY_COUNT: usize = 16;
 /// Time for which a connection to an `http` hook is kept for the next call, in milliseconds. It is shorter than
 /// the common idle time of servers (5 s), so that a call seldom uses a connection that the server is closing.
 pub const HOOK_IDLE_MS: u64 = 4_000;
+/// Maximum number of further connections for a request that no byte was written of, because its server had closed the
+/// kept connection.
+pub const HOOK_UNSENT_MAX_COUNT: usize = 4;
 /// Maximum memory of log lines that wait to be written, in bytes. Further lines are dropped.
 pub const LOG_QUEUE_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Part of that memory for lines of hooks and of the levels debug and trace, in bytes. The rest stays free for

@@ -11,6 +11,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use ipnet::IpNet;
+
 use crate::net::{Headers, Request};
 use crate::observe::limits;
 
@@ -24,10 +26,7 @@ use crate::observe::limits;
 /// assert!(!network.contains("203.0.114.7".parse().unwrap()));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    bits: u32,
-}
+pub struct Network(IpNet);
 
 /// Errors for a text that is not a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,56 +49,36 @@ pub enum NotANetwork {
 impl Network {
     /// Returns true if the network contains every address of its family.
     pub fn is_everything(&self) -> bool {
-        self.bits == 0
+        self.0.prefix_len() == 0
     }
 
     /// Returns true if the network contains the address. An IPv4-mapped IPv6 address counts as the IPv4 address.
     pub fn contains(&self, address: IpAddr) -> bool {
-        masked(address.to_canonical(), self.bits) == Some(self.address)
+        self.0.contains(&address.to_canonical())
     }
-}
-
-/// Returns the address with all but its first `bits` bits cleared; `None` if the address has fewer bits.
-fn masked(address: IpAddr, bits: u32) -> Option<IpAddr> {
-    let keep = |width: u32| width.checked_sub(bits);
-    Some(match address {
-        IpAddr::V4(v4) => (v4.to_bits() & u32::MAX.checked_shl(keep(32)?).unwrap_or(0)).to_be_bytes().into(),
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(keep(128)?).unwrap_or(0)).into()),
-    })
 }
 
 impl FromStr for Network {
     type Err = NotANetwork;
 
     fn from_str(text: &str) -> Result<Network, NotANetwork> {
-        let unreadable = || NotANetwork::Unreadable(text.to_owned());
-        let (address, bits) = match text.split_once('/') {
-            Some((address, bits)) => (address, Some(bits)),
-            None => (text, None),
-        };
-        let address: IpAddr = address.parse().map_err(|_| unreadable())?;
+        // An address without a prefix length is a network of one address.
+        let network = text.parse().or_else(|_| text.parse().map(|address: IpAddr| IpNet::from(address)));
+        let network: IpNet = network.map_err(|_| NotANetwork::Unreadable(text.to_owned()))?;
         // The prefix length of a mapped network includes the 96 bits in front, which is never intended here.
-        if address.to_canonical() != address {
-            return Err(unreadable());
+        if network.addr().to_canonical() != network.addr() {
+            return Err(NotANetwork::Unreadable(text.to_owned()));
         }
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        // The standard parser also accepts `+8`.
-        let digits = |bits: &str| bits.bytes().all(|byte| byte.is_ascii_digit());
-        let bits = match bits {
-            None => width,
-            Some(bits) => bits.parse().ok().filter(|_| digits(bits)).ok_or_else(unreadable)?,
-        };
-        let network = Network { address: masked(address, bits).ok_or_else(unreadable)?, bits };
-        if network.address != address {
-            return Err(NotANetwork::Beyond { given: text.to_owned(), meant: network });
+        if network.trunc() != network {
+            return Err(NotANetwork::Beyond { given: text.to_owned(), meant: Network(network.trunc()) });
         }
-        Ok(network)
+        Ok(Network(network))
     }
 }
 
 impl fmt::Display for Network {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.bits)
+        self.0.fmt(f)
     }
 }
 

@@ -9,11 +9,13 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::http_client::black_hole;
 use crate::support::daemon;
 use crate::support::hook::{CANARY, call, call_for, done, instance, refused, retry, run_hook};
 use crate::support::machine::skipped;
@@ -525,6 +527,29 @@ async fn a_hook_that_hangs_is_hung_up_on() {
     let end = run_hook(hook(&url).timeout(Duration::from_millis(1500)), call(Action::Create)).await;
     assert_eq!(end, retry("the hook `http` took longer than 1.5s"));
     assert!(server.await.unwrap());
+}
+
+/// The first address of the host never answers, because the queue of its socket is full.
+#[tokio::test]
+async fn a_host_whose_ipv6_leads_nowhere_is_called_by_ipv4() {
+    let (listener, _) = listener().await;
+    let port = listener.local_addr().unwrap().port();
+    let Some(_silence) = black_hole((Ipv6Addr::LOCALHOST, port).into()).await else {
+        return skipped("this machine has no IPv6");
+    };
+    let server = tokio::spawn(async move {
+        let (mut peer, _) = listener.accept().await.unwrap();
+        read_request(&mut peer).await.unwrap();
+        say_done(&mut peer).await;
+    });
+    let addresses = vec![Ipv6Addr::LOCALHOST.into(), Ipv4Addr::LOCALHOST.into()];
+    let hosts = HashMap::from([("isv.example".to_owned(), addresses)]);
+    let hook = hook_with(
+        &format!("http://isv.example:{port}/"),
+        HttpHookOptions { hosts, ..HttpHookOptions::default() },
+    );
+    assert_eq!(run_hook(hook, call(Action::Create)).await, done());
+    server.await.unwrap();
 }
 
 #[tokio::test]

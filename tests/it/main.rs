@@ -33,6 +33,7 @@ mod hook_leftovers;
 mod hook_main_exec;
 mod hook_main_http;
 mod hook_test;
+mod http_client;
 mod http_server;
 mod http_tls;
 mod inputs;

@@ -3,11 +3,11 @@
 use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Span, ToSpan};
+use maud::{Markup, html};
 
-use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault};
-use super::parts::nothing;
+use super::parts::{button, nothing};
 use super::{NavigationEntry, Page, PageContext, Paged};
 
 const WEEK: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
@@ -22,19 +22,18 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     let end = moved(first, 1.month())?;
     let (from, to) = (number(first)?, number(end)?);
     let days = admin.read(move |reader| Ok(reader.expiries(from, to)?)).await?;
-    let counts: Vec<(Date, u64)> = (0..)
-        .map(|ahead: i64| (from + ahead, first.saturating_add(ahead.days())))
-        .take_while(|(day, _)| *day < to)
-        .map(|(day, date)| (date, days.iter().find(|(of, _)| *of == day).map_or(0, |(_, count)| *count)))
-        .collect();
-    let mut body = Html::default();
-    body.element("section", &[("class", "card")], |html| {
-        months(html, first, moved(first, (-1).month()).ok(), Some(end));
-        month(html, &counts, today);
-        if days.is_empty() {
-            nothing(html, "No term ends in this month.");
+    let mut counts: Vec<(Date, u64)> = Vec::new();
+    for number in from..to {
+        let count = days.iter().find(|(day, _)| *day == number).map_or(0, |(_, count)| *count);
+        counts.push((first.saturating_add((number - from).days()), count));
+    }
+    let body = html! {
+        section class="card" {
+            (months(first, moved(first, (-1).month()).ok(), end))
+            (month(&counts, today))
+            @if days.is_empty() { (nothing("No term ends in this month.")) }
         }
-    });
+    };
     Ok(Page { title: "Expiry".to_owned(), place: NavigationEntry::Expiry, body })
 }
 
@@ -52,37 +51,34 @@ fn number(date: Date) -> Result<i64, Fault> {
     Ok(start.timestamp().as_second().div_euclid(24 * 60 * 60))
 }
 
-fn months(html: &mut Html, first: Date, before: Option<Date>, after: Option<Date>) {
-    let to = |date: Date| Link::to("/console/expiry").with("month", date.strftime("%Y-%m"));
-    html.element("nav", &[("class", "months"), ("aria-label", "Months")], |html| {
-        if let Some(before) = before {
-            html.link("button", &to(before), "Earlier");
+fn months(first: Date, before: Option<Date>, after: Date) -> Markup {
+    html! {
+        nav class="months" aria-label="Months" {
+            @if let Some(before) = before { (button(&of_month(before), "Earlier")) }
+            h2 { (first.strftime("%B %Y")) }
+            (button(&of_month(after), "Later"))
         }
-        html.leaf("h2", "", &first.strftime("%B %Y").to_string());
-        if let Some(after) = after {
-            html.link("button", &to(after), "Later");
-        }
-    });
+    }
 }
 
-fn month(html: &mut Html, days: &[(Date, u64)], today: Date) {
+fn of_month(date: Date) -> Link {
+    Link::to("/console/expiry").with("month", date.strftime("%Y-%m"))
+}
+
+fn month(days: &[(Date, u64)], today: Date) -> Markup {
     let most = days.iter().map(|(_, count)| *count).max().unwrap_or(0).max(1);
     // Empty cells before the first day, because a week begins on Monday.
     let skipped = days.first().map_or(0, |(first, _)| first.weekday().to_monday_zero_offset());
-    html.element("ol", &[("class", "month"), ("aria-label", "Days of the month")], |html| {
-        for word in WEEK {
-            html.element("li", &[("class", "weekday"), ("aria-hidden", "true")], |html| html.text(word));
+    html! {
+        ol class="month" aria-label="Days of the month" {
+            @for word in WEEK { li class="weekday" aria-hidden="true" { (word) } }
+            @for _ in 0..skipped { li class="blank" aria-hidden="true" {} }
+            @for (date, count) in days { (day(*date, *count, most, *date == today)) }
         }
-        for _ in 0..skipped {
-            html.element("li", &[("class", "blank"), ("aria-hidden", "true")], |_| {});
-        }
-        for (date, count) in days {
-            day(html, *date, *count, most, *date == today);
-        }
-    });
+    }
 }
 
-fn day(html: &mut Html, date: Date, count: u64, most: u64, is_today: bool) {
+fn day(date: Date, count: u64, most: u64, is_today: bool) -> Markup {
     // Four shades, relative to the busiest day of the month.
     let weight = match (count, count * 4 / most) {
         (0, _) => "0",
@@ -95,11 +91,12 @@ fn day(html: &mut Html, date: Date, count: u64, most: u64, is_today: bool) {
         (false, true) => "day weekend",
         (false, false) => "day",
     };
-    html.element("li", &[("class", class), ("data-weight", weight)], |html| {
-        html.element("time", &[("datetime", &date.to_string())], |html| html.text(&date.day().to_string()));
-        if count > 0 {
-            let link = Link::to("/console/instances").with("expires", date);
-            html.link("", &link, &count.to_string());
+    html! {
+        li class=(class) data-weight=(weight) {
+            time datetime=(date) { (date.day()) }
+            @if count > 0 {
+                a href=(Link::to("/console/instances").with("expires", date)) { (count) }
+            }
         }
-    });
+    }
 }

@@ -3,11 +3,11 @@
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use maud::{Markup, html};
 
-use super::super::html::Html;
 use super::super::target::{Link, Target};
 use super::super::{Admin, Fault, api};
-use super::parts::{badge, instance_link, label, nothing, table, time};
+use super::parts::{badge, button, cell, instance_or_dash, label, nothing, or_dash, table, time_or_dash};
 use super::{NavigationEntry, Page, PageContext, Paged};
 use crate::store::InstanceRow;
 use spid_hook::instance::State;
@@ -21,109 +21,85 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     // Only the console filters by day; the API does not offer it.
     filter.expires = target.get("expires").map(day).transpose()?;
     let rows = admin.read(move |reader| Ok(reader.instances(&filter)?)).await?;
-    let mut body = Html::default();
-    search(&mut body, target);
-    body.element("section", &[("class", "card")], |html| list(html, context, &rows));
-    pages(&mut body, target, api::next(&rows, ROWS, |row| row.number));
+    let body = html! {
+        (search(target))
+        section class="card" { (list(context, &rows)) }
+        (pages(target, api::next(&rows, ROWS, |row| row.number)))
+    };
     Ok(Page { title: "Instances".to_owned(), place: NavigationEntry::Instances, body })
 }
 
 /// First instant of a UTC day, and of the day after it.
 fn day(text: &str) -> Result<(Timestamp, Timestamp), Fault> {
-    let bounds = text.parse::<Date>().and_then(|day| {
-        let start = |day: Date| Ok::<_, jiff::Error>(day.to_zoned(TimeZone::UTC)?.timestamp());
-        Ok((start(day)?, start(day.tomorrow()?)?))
-    });
+    let bounds = text.parse::<Date>().and_then(|day| Ok((start(day)?, start(day.tomorrow()?)?)));
     bounds.map_err(|_| Fault::new(400, format!("`expires` must be a day like 2027-01-31, not `{text}`")))
 }
 
-fn search(html: &mut Html, target: &Target) {
-    let known = |name: &str| target.get(name).unwrap_or_default();
-    html.element(
-        "form",
-        &[("class", "search"), ("role", "search"), ("action", "/console/instances")],
-        |html| {
-            label(html, "Search", |html| {
-                html.void(
-                    "input",
-                    &[
-                        ("type", "search"),
-                        ("name", "search"),
-                        ("value", known("search")),
-                        ("placeholder", "id, orderBizId, buyer, order, product or SKU"),
-                    ],
-                );
-            });
-            label(html, "State", |html| states(html, known("state")));
-            label(html, "Account", |html| {
-                html.void(
-                    "input",
-                    &[("name", "account"), ("value", known("account")), ("placeholder", "any")],
-                );
-            });
-            label(html, "Expires on", |html| {
-                html.void("input", &[("type", "date"), ("name", "expires"), ("value", known("expires"))]);
-            });
-            html.element("button", &[("class", "primary")], |html| html.text("Search"));
-            html.link("button", &Link::to("/console/instances"), "Clear");
-        },
-    );
+fn start(day: Date) -> Result<Timestamp, jiff::Error> {
+    Ok(day.to_zoned(TimeZone::UTC)?.timestamp())
 }
 
-fn states(html: &mut Html, chosen: &str) {
-    html.element("select", &[("name", "state")], |html| {
-        html.element("option", &[("value", "")], |html| html.text("any"));
-        for state in State::ALL.map(State::as_str) {
-            let selected: &[_] = &[("value", state), ("selected", "")];
-            let attributes = if state == chosen { selected } else { &[("value", state)] };
-            html.element("option", attributes, |html| html.text(state));
+fn search(target: &Target) -> Markup {
+    let value = |name: &str| target.get(name).unwrap_or_default();
+    let search = html! {
+        input type="search" name="search" value=(value("search"))
+            placeholder="id, orderBizId, buyer, order, product or SKU";
+    };
+    html! {
+        form class="search" role="search" action="/console/instances" {
+            (label("Search", search))
+            (label("State", states(value("state"))))
+            (label("Account", html! { input name="account" value=(value("account")) placeholder="any"; }))
+            (label("Expires on", html! { input type="date" name="expires" value=(value("expires")); }))
+            button class="primary" { "Search" }
+            (button(&Link::to("/console/instances"), "Clear"))
         }
-    });
+    }
 }
 
-fn list(html: &mut Html, context: &PageContext, rows: &[InstanceRow]) {
+fn states(chosen: &str) -> Markup {
+    html! {
+        select name="state" {
+            option value="" { "any" }
+            @for state in State::ALL.map(State::as_str) {
+                option value=(state) selected[state == chosen] { (state) }
+            }
+        }
+    }
+}
+
+fn list(context: &PageContext, rows: &[InstanceRow]) -> Markup {
     if rows.is_empty() {
-        return nothing(html, "No instance matches.");
+        return nothing("No instance matches.");
     }
     let headings = ["Instance", "State", "Buyer", "Product", "SKU", "Account", "Expires"];
-    table(html, "Instances", &headings, rows, |html, row, column| {
+    let rows = rows.iter().map(|row| {
         let instance = &row.instance;
-        let or_dash = |text: Option<&String>| text.map_or("–".to_owned(), Clone::clone);
-        match column {
-            0 => match row.name() {
-                Some(name) => html.link("name", &instance_link(name, &instance.account), name),
-                None => html.text("–"),
-            },
-            1 => badge(html, instance.state.as_str()),
-            2 => html.text(&or_dash(instance.buyer.as_ref())),
-            3 => html.text(&or_dash(instance.product.as_ref())),
-            4 => html.text(&or_dash(instance.sku.as_ref())),
-            5 => html.text(&instance.account),
-            _ => match instance.expires_on {
-                Some(at) => time(html, at, context.now),
-                None => html.text("–"),
-            },
-        }
+        [
+            instance_or_dash(row.name(), &instance.account),
+            badge(instance.state.as_str()),
+            or_dash(instance.buyer.as_deref()),
+            or_dash(instance.product.as_deref()),
+            or_dash(instance.sku.as_deref()),
+            cell(&instance.account),
+            time_or_dash(instance.expires_on, context.now),
+        ]
     });
+    table("Instances", headings, rows)
 }
 
-fn pages(html: &mut Html, target: &Target, next: Option<i64>) {
+fn pages(target: &Target, next: Option<i64>) -> Markup {
     // Links keep the filter, but not the position.
-    let kept = || {
-        ["search", "state", "account", "expires"].into_iter().fold(
-            Link::to("/console/instances"),
-            |link, name| match target.get(name) {
-                Some(value) => link.with(name, value),
-                None => link,
-            },
-        )
-    };
-    html.element("nav", &[("class", "pages"), ("aria-label", "More instances")], |html| {
-        if target.get("before").is_some() {
-            html.link("button", &kept(), "First page");
+    let mut filtered = Link::to("/console/instances");
+    for name in ["search", "state", "account", "expires"] {
+        if let Some(value) = target.get(name) {
+            filtered = filtered.with(name, value);
         }
-        if let Some(next) = next {
-            html.link("button", &kept().with("before", next), "Next page");
+    }
+    html! {
+        nav class="pages" aria-label="More instances" {
+            @if target.get("before").is_some() { (button(&filtered, "First page")) }
+            @if let Some(next) = next { (button(&filtered.with("before", next), "Next page")) }
         }
-    });
+    }
 }

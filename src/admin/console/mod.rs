@@ -1,6 +1,7 @@
 //! Console: the data of the API for people, and the same operations behind buttons.
 //!
-//! The pages are complete HTML without scripts, and the content policy forbids scripts. A form carries a token that a
+//! The pages are complete HTML without scripts, and the content policy forbids scripts. Everything that a marketplace
+//! sends is untrusted: `maud` escapes every text and value, and [`page_text`] shows invisible characters. A form carries a token that a
 //! page of another site cannot read, the acting person, and the reason. After an operation the browser is redirected
 //! to the page with the form, which shows the result; reloading that page does nothing twice.
 
@@ -14,15 +15,15 @@ mod words;
 mod work;
 
 use super::access::{self, Operator};
-use super::html::Html;
 use super::operations::{AdminOperation, Named, signed};
-use super::target::{Link, Target};
+use super::target::Target;
 use super::{Admin, Fault, api, is_read};
 use crate::net::{Method, Request, Response};
 use crate::store::AuditNote;
 use jiff::Timestamp;
+use maud::{DOCTYPE, Markup, html};
 use spid_core::query;
-use spid_hook::Secret;
+use spid_hook::{Secret, text};
 use std::collections::BTreeMap;
 
 const STYLE: &str = include_str!("style.css");
@@ -48,7 +49,7 @@ struct Page {
     title: String,
     /// Navigation entry of the page.
     place: NavigationEntry,
-    body: Html,
+    body: Markup,
 }
 
 /// Navigation entries.
@@ -143,69 +144,86 @@ fn framed(response: Response) -> Response {
 }
 
 fn sent(status: u16, context: &PageContext, page: Page) -> Response {
-    let mut html = Html::default();
-    html.element("html", &[("lang", "en")], |html| {
-        html.element("head", &[], |html| head(html, &page.title));
-        html.element("body", &[], |html| {
-            html.element("a", &[("class", "skip"), ("href", "#content")], |html| {
-                html.text("Skip to content")
-            });
-            html.element("header", &[("class", "bar")], |html| navigation(html, page.place));
-            html.element("main", &[("id", "content")], |html| {
-                html.leaf("h1", "", &page.title);
-                if let Some(sentence) = context.done.as_deref().and_then(words::done) {
-                    html.element("p", &[("class", "notice good"), ("role", "status")], |html| {
-                        html.text(sentence)
-                    });
+    let done = context.done.as_deref().and_then(words::done);
+    let version = env!("CARGO_PKG_VERSION");
+    let whole = html! {
+        (DOCTYPE)
+        html lang="en" {
+            (head(&page.title))
+            body {
+                a class="skip" href="#content" { "Skip to content" }
+                (navigation(page.place))
+                main id="content" {
+                    h1 { (page.title) }
+                    @if let Some(sentence) = done {
+                        p class="notice good" role="status" { (sentence) }
+                    }
+                    (page.body)
                 }
-                html.push(page.body);
-            });
-            html.element("footer", &[], |html| {
-                let version = env!("CARGO_PKG_VERSION");
-                html.text(&format!("spid {version} · {} · all times UTC", parts::moment(context.now)));
-            });
-        });
-    });
-    framed(Response::new(status, "text/html; charset=utf-8", html.into_page()))
-}
-
-fn head(html: &mut Html, title: &str) {
-    html.void("meta", &[("charset", "utf-8")]);
-    html.void("meta", &[("name", "viewport"), ("content", "width=device-width, initial-scale=1")]);
-    html.void("meta", &[("name", "color-scheme"), ("content", "light dark")]);
-    html.leaf("title", "", &format!("{title} · spid"));
-    // Browsers cache the style sheet; the version in its URL makes them load the one of an upgrade.
-    let version = concat!("/console/style.css?v=", env!("CARGO_PKG_VERSION"));
-    html.void("link", &[("rel", "stylesheet"), ("href", version)]);
-    html.void("link", &[("rel", "icon"), ("type", "image/svg+xml"), ("href", "/console/icon.svg")]);
-}
-
-fn navigation(html: &mut Html, here: NavigationEntry) {
-    html.element("a", &[("class", "brand"), ("href", "/console/")], |html| {
-        html.void("img", &[("src", "/console/icon.svg"), ("alt", ""), ("width", "22"), ("height", "22")]);
-        html.text("spid");
-    });
-    html.element("nav", &[("aria-label", "Pages")], |html| {
-        for (place, word, path) in NAVIGATION {
-            if place == here {
-                let current = [("href", path), ("aria-current", "page")];
-                html.element("a", &current, |html| html.text(word));
-            } else {
-                html.link("", &Link::to(path), word);
+                footer { "spid " (version) " · " (parts::moment(context.now)) " · all times UTC" }
             }
         }
-    });
+    };
+    framed(Response::new(status, "text/html; charset=utf-8", page_text(whole)))
+}
+
+/// Returns the bytes of a page. Characters that could reverse or hide the text around them are shown as escapes. This is
+/// done for the whole page, so that no text can be left out; markup of our own has no such character.
+fn page_text(whole: Markup) -> String {
+    let whole = whole.into_string();
+    let mut shown = String::with_capacity(whole.len());
+    for character in whole.chars() {
+        if matches!(character, '\n' | '\t') || text::is_plain(character) {
+            shown.push(character);
+        } else {
+            shown.extend(character.escape_unicode());
+        }
+    }
+    shown
+}
+
+fn head(title: &str) -> Markup {
+    // Browsers cache the style sheet; the version in its URL makes them load the one of an upgrade.
+    let style = concat!("/console/style.css?v=", env!("CARGO_PKG_VERSION"));
+    html! {
+        head {
+            meta charset="utf-8";
+            meta name="viewport" content="width=device-width, initial-scale=1";
+            meta name="color-scheme" content="light dark";
+            title { (title) " · spid" }
+            link rel="stylesheet" href=(style);
+            link rel="icon" type="image/svg+xml" href="/console/icon.svg";
+        }
+    }
+}
+
+fn navigation(here: NavigationEntry) -> Markup {
+    html! {
+        header class="bar" {
+            a class="brand" href="/console/" {
+                img src="/console/icon.svg" alt="" width="22" height="22";
+                "spid"
+            }
+            nav aria-label="Pages" {
+                @for (place, word, path) in NAVIGATION {
+                    a href=(path) aria-current=[(place == here).then_some("page")] { (word) }
+                }
+            }
+        }
+    }
 }
 
 fn fault_page(fault: &Fault, back: Option<String>) -> Page {
-    let mut body = Html::default();
-    body.element("p", &[("class", "notice bad"), ("role", "alert")], |html| html.text(&fault.text));
-    body.element("p", &[], |html| match back {
-        Some(back) => {
-            html.element("a", &[("class", "button"), ("href", &back)], |html| html.text("Back"));
+    let body = html! {
+        p class="notice bad" role="alert" { (fault.text) }
+        p {
+            @if let Some(back) = back {
+                a class="button" href=(back) { "Back" }
+            } @else {
+                a class="button" href="/console/" { "Now" }
+            }
         }
-        None => html.link("button", &Link::to("/console/"), "Now"),
-    });
+    };
     let title = if fault.status == 404 { "Not found" } else { "Not done" };
     Page { title: title.to_owned(), place: NavigationEntry::Nowhere, body }
 }
@@ -247,8 +265,8 @@ async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<
             "the form is older than the last start of the daemon; go back, reload the page and try again",
         ));
     }
-    let act: AuditNote = signed(form.get("who"), form.get("why"))?;
-    let report = admin.act(operation(&form)?, act).await?;
+    let note: AuditNote = signed(form.get("who"), form.get("why"))?;
+    let report = admin.act(operation(&form)?, note).await?;
     let back = back_of(request).unwrap_or_else(|| "/console/work".to_owned());
     let join = if back.contains('?') { '&' } else { '?' };
     // Only the name of the operation is in the URL. The page translates known names, so it shows no text of others.
@@ -259,7 +277,7 @@ async fn act(admin: &Admin, context: &PageContext, request: &Request) -> Result<
 
 fn operation(form: &Form) -> Result<AdminOperation, Fault> {
     let target = form.get("target");
-    let named = || Named { name: target.to_owned(), account: form.filled("account") };
+    let named = Named { name: target.to_owned(), account: form.filled("account") };
     Ok(match form.get("act") {
         "retry" => AdminOperation::Retry(api::job_id(target)?),
         "drop" => AdminOperation::Drop(api::job_id(target)?),
@@ -272,9 +290,50 @@ fn operation(form: &Form) -> Result<AdminOperation, Fault> {
         "dismiss" => AdminOperation::Dismiss(api::callback_number(target)?),
         "complete" => {
             let answer = form.filled("answer").map(|text| api::read_answer(text.as_bytes())).transpose()?;
-            AdminOperation::Complete { instance: named(), answer: Box::new(answer.unwrap_or_default()) }
+            AdminOperation::Complete { instance: named, answer: Box::new(answer.unwrap_or_default()) }
         }
-        "release" => AdminOperation::Release(named()),
+        "release" => AdminOperation::Release(named),
         other => return Err(Fault::new(400, format!("unknown operation `{other}`"))),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn page(text: &str) -> String {
+        page_text(html! { p title=(text) { (text) } })
+    }
+
+    /// Text as a browser decodes it.
+    fn unescaped(markup: &str) -> String {
+        let marks = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&amp;", "&")];
+        marks.iter().fold(markup.to_owned(), |text, (from, to)| text.replace(from, to))
+    }
+
+    #[test]
+    fn what_turns_text_around_is_shown() {
+        assert_eq!(page("a\u{202e}b\0"), "<p title=\"a\\u{202e}b\\u{0}\">a\\u{202e}b\\u{0}</p>");
+        for odd in ['\u{61c}', '\u{2028}', '\u{2029}', '\u{ad}', '\u{180e}', '\u{fff9}', '\u{e0041}', '\r'] {
+            assert!(!page(&format!("a{odd}b")).contains(odd), "{odd:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn text_stays_text(text in "[<>\"'&a-z/=\\s\\PC]{0,60}") {
+            let page = page(&text);
+            let inner = page.strip_prefix("<p title=\"").unwrap().strip_suffix("</p>").unwrap();
+            let (value, body) = inner.split_once("\">").unwrap();
+            for part in [value, body] {
+                prop_assert!(!part.contains(['<', '>', '"']), "{}", part);
+            }
+            prop_assert_eq!(value, body);
+            if text.chars().all(|c| matches!(c, '\n' | '\t') || text::is_plain(c)) {
+                prop_assert_eq!(unescaped(body), text);
+            }
+        }
+    }
 }

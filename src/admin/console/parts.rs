@@ -1,8 +1,10 @@
 //! Building blocks of pages: badges, times, tables, facts, and the forms of operations.
 
-use jiff::Timestamp;
+use std::fmt::Display;
 
-use super::super::html::Html;
+use jiff::Timestamp;
+use maud::{Markup, html};
+
 use super::super::target::Link;
 use super::PageContext;
 use crate::observe::limits;
@@ -11,7 +13,7 @@ use spid_hook::callback::Parameters;
 use spid_hook::id::Id;
 
 /// State as a colored word. The words are our own.
-pub(super) fn badge(html: &mut Html, word: &str) {
+pub(super) fn badge(word: &str) -> Markup {
     let tone = match word {
         "active" | "done" | "applied" | "ready" => "badge good",
         "dead" | "not ready" => "badge bad",
@@ -20,7 +22,7 @@ pub(super) fn badge(html: &mut Html, word: &str) {
         "refused" => "badge rose",
         _ => "badge",
     };
-    html.leaf("span", tone, word);
+    html! { span class=(tone) { (word) } }
 }
 
 /// Formats an instant with a precision of seconds.
@@ -29,13 +31,28 @@ pub(super) fn moment(at: Timestamp) -> String {
 }
 
 /// Instant, and its distance from now.
-pub(super) fn time(html: &mut Html, at: Timestamp, now: Timestamp) {
-    let attributes = [("datetime", &*at.to_string()), ("title", &*moment(at))];
-    html.element("time", &attributes, |html| {
-        html.text(&moment(at));
-        html.text(" ");
-        html.leaf("small", "", &distance(at, now));
-    });
+pub(super) fn time(at: Timestamp, now: Timestamp) -> Markup {
+    html! {
+        time datetime=(at) title=(moment(at)) { (moment(at)) " " small { (distance(at, now)) } }
+    }
+}
+
+/// Instant or a dash.
+pub(super) fn time_or_dash(at: Option<Timestamp>, now: Timestamp) -> Markup {
+    match at {
+        Some(at) => time(at, now),
+        None => html! { "–" },
+    }
+}
+
+/// Text of a cell.
+pub(super) fn cell(text: impl Display) -> Markup {
+    html! { (text) }
+}
+
+/// Text of a cell or a dash.
+pub(super) fn or_dash(text: Option<&str>) -> Markup {
+    html! { (text.unwrap_or("–")) }
 }
 
 /// Distance of an instant from now, in the largest unit that fits.
@@ -71,78 +88,76 @@ pub(super) fn times(count: u64, word: &str) -> String {
     if count == 1 { format!("1 {word}") } else { format!("{count} {word}s") }
 }
 
-/// Link to the page of an instance.
-pub(super) fn instance_link(name: &str, account: &str) -> Link {
-    Link::to("/console/instances").segment(name).with("account", account)
+/// Link that looks like a button.
+pub(super) fn button(link: &Link, word: &str) -> Markup {
+    html! { a href=(link) class="button" { (word) } }
 }
 
-/// Table with a function that draws each cell. On a narrow screen the heading is beside its cell.
-pub(super) fn table<T>(
-    html: &mut Html,
+/// Link to the page of an instance, or `otherwise` for work without an instance.
+pub(super) fn instance(name: Option<&str>, account: &str, otherwise: Markup) -> Markup {
+    let Some(name) = name else { return otherwise };
+    let link = Link::to("/console/instances").segment(name).with("account", account);
+    html! { a href=(link) class="name" { (name) } }
+}
+
+/// Link to the page of an instance or a dash.
+pub(super) fn instance_or_dash(name: Option<&str>, account: &str) -> Markup {
+    instance(name, account, html! { "–" })
+}
+
+/// Table. On a narrow screen the heading is beside its cell.
+pub(super) fn table<const N: usize>(
     caption: &str,
-    headings: &[&'static str],
-    rows: &[T],
-    cell: impl Fn(&mut Html, &T, usize),
-) {
-    html.element("table", &[], |html| {
-        html.leaf("caption", "hidden", caption);
-        html.element("thead", &[], |html| {
-            html.element("tr", &[], |html| {
-                for heading in headings {
-                    html.element("th", &[("scope", "col")], |html| html.text(heading));
+    headings: [&'static str; N],
+    rows: impl Iterator<Item = [Markup; N]>,
+) -> Markup {
+    html! {
+        table {
+            caption class="hidden" { (caption) }
+            thead { tr { @for heading in headings { th scope="col" { (heading) } } } }
+            tbody {
+                @for row in rows {
+                    tr { @for (heading, cell) in headings.iter().zip(row) { td data-label=(heading) { (cell) } } }
                 }
-            });
-        });
-        html.element("tbody", &[], |html| {
-            for row in rows {
-                html.element("tr", &[], |html| {
-                    for (column, heading) in headings.iter().enumerate() {
-                        html.element("td", &[("data-label", heading)], |html| cell(html, row, column));
-                    }
-                });
             }
-        });
-    });
+        }
+    }
 }
 
 /// List of facts; unknown facts are left out.
-pub(super) fn facts(html: &mut Html, facts: &[(&str, Option<String>)]) {
-    html.element("dl", &[("class", "facts")], |html| {
-        for (name, value) in facts {
-            let Some(value) = value else { continue };
-            html.element("div", &[], |html| {
-                html.leaf("dt", "", name);
-                html.leaf("dd", "", value);
-            });
+pub(super) fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, Option<String>)>) -> Markup {
+    html! {
+        dl class="facts" {
+            @for (name, value) in facts {
+                @if let Some(value) = value { div { dt { (name) } dd { (value) } } }
+            }
         }
-    });
+    }
 }
 
 /// Signed parameters of a callback, folded. Values of parameters whose names look like a token's are not shown.
-pub(super) fn signed(html: &mut Html, parameters: &Parameters) {
-    html.element("details", &[("class", "more")], |html| {
-        html.leaf("summary", "", &times(parameters.len() as u64, "signed parameter"));
-        let value = |name: &str, value: &str| match query::names_a_token(name) {
-            true => query::TOKEN_PLACEHOLDER.to_owned(),
-            false => value.to_owned(),
-        };
-        let shown: Vec<(&str, Option<String>)> =
-            parameters.iter().map(|(name, it)| (name, Some(value(name, it)))).collect();
-        facts(html, &shown);
-    });
+pub(super) fn signed(parameters: &Parameters) -> Markup {
+    let mut shown = Vec::new();
+    for (name, value) in parameters.iter() {
+        let value = if query::names_a_token(name) { query::TOKEN_PLACEHOLDER } else { value };
+        shown.push((name, Some(value.to_owned())));
+    }
+    html! {
+        details class="more" {
+            summary { (times(parameters.len() as u64, "signed parameter")) }
+            (facts(shown))
+        }
+    }
 }
 
 /// Section with a heading.
-pub(super) fn section(html: &mut Html, title: &str, inside: impl FnOnce(&mut Html)) {
-    html.element("section", &[("class", "card")], |html| {
-        html.leaf("h2", "", title);
-        inside(html);
-    });
+pub(super) fn section(title: &str, inside: Markup) -> Markup {
+    html! { section class="card" { h2 { (title) } (inside) } }
 }
 
 /// Sentence that replaces an empty list.
-pub(super) fn nothing(html: &mut Html, sentence: &str) {
-    html.leaf("p", "nothing", sentence);
+pub(super) fn nothing(sentence: &str) -> Markup {
+    html! { p class="nothing" { (sentence) } }
 }
 
 /// Operation as a button that asks for a reason.
@@ -166,73 +181,63 @@ pub(super) enum Field {
     Answer,
 }
 
-pub(super) fn act(html: &mut Html, context: &PageContext, form: &ActForm<'_>) {
-    // `details` opens and closes without a script.
-    html.element("details", &[("class", "act")], |html| {
-        html.element("summary", &[("class", "button")], |html| html.text(form.label));
-        html.element("form", &[("method", "post"), ("action", "/console/act")], |html| {
-            html.leaf("p", "hint", form.hint);
-            hidden(html, "token", context.form_token.expose());
-            hidden(html, "act", form.act);
-            hidden(html, "target", form.target);
-            // The page to return to after the operation.
-            hidden(html, "back", &context.here);
-            if let Some(account) = form.account {
-                hidden(html, "account", account);
+pub(super) fn act(context: &PageContext, form: &ActForm<'_>) -> Markup {
+    html! {
+        // `details` opens and closes without a script.
+        details class="act" {
+            summary class="button" { (form.label) }
+            form method="post" action="/console/act" {
+                p class="hint" { (form.hint) }
+                (hidden("token", context.form_token.expose()))
+                (hidden("act", form.act))
+                (hidden("target", form.target))
+                // The page to return to after the operation.
+                (hidden("back", &context.here))
+                @if let Some(account) = form.account { (hidden("account", account)) }
+                (field(form.field))
+                (label("Who", html! { input name="who" value=(context.who) required maxlength="100"; }))
+                (label("Why", html! { input name="why" required maxlength=(limits::REASON_MAX_BYTES); }))
+                button class="primary" { (form.label) " now" }
             }
-            field(html, form.field);
-            let most = limits::REASON_MAX_BYTES.to_string();
-            label(html, "Who", |html| {
-                let known =
-                    [("name", "who"), ("value", &*context.who), ("required", ""), ("maxlength", "100")];
-                html.void("input", &known);
-            });
-            label(html, "Why", |html| {
-                html.void("input", &[("name", "why"), ("required", ""), ("maxlength", &most)]);
-            });
-            let label = format!("{} now", form.label);
-            html.element("button", &[("class", "primary")], |html| html.text(&label));
-        });
-    });
-}
-
-fn field(html: &mut Html, field: Field) {
-    match field {
-        Field::Nothing => {}
-        Field::Instead => label(html, "Run it as", |html| {
-            html.element("select", &[("name", "as"), ("required", "")], |html| {
-                for (value, word) in [
-                    ("", "…"),
-                    ("conversion", "conversion of the trial"),
-                    ("renew", "renewal"),
-                    ("upgrade", "upgrade"),
-                ] {
-                    html.element("option", &[("value", value)], |html| html.text(word));
-                }
-            });
-        }),
-        Field::Answer => label(html, "Answer, as JSON; empty for none", |html| {
-            let attributes = [("name", "answer"), ("rows", "3"), ("spellcheck", "false")];
-            html.element("textarea", &attributes, |_| {});
-        }),
+        }
     }
 }
 
-pub(super) fn label(html: &mut Html, word: &str, inside: impl FnOnce(&mut Html)) {
-    html.element("label", &[], |html| {
-        html.leaf("span", "", word);
-        inside(html);
-    });
+fn field(field: Field) -> Markup {
+    match field {
+        Field::Nothing => html! {},
+        Field::Instead => label(
+            "Run it as",
+            html! {
+                select name="as" required {
+                    option value="" { "…" }
+                    option value="conversion" { "conversion of the trial" }
+                    option value="renew" { "renewal" }
+                    option value="upgrade" { "upgrade" }
+                }
+            },
+        ),
+        Field::Answer => label(
+            "Answer, as JSON; empty for none",
+            html! {
+                textarea name="answer" rows="3" spellcheck="false" {}
+            },
+        ),
+    }
 }
 
-pub(super) fn hidden(html: &mut Html, name: &'static str, value: &str) {
-    html.void("input", &[("type", "hidden"), ("name", name), ("value", value)]);
+pub(super) fn label(word: &str, input: Markup) -> Markup {
+    html! { label { span { (word) } (input) } }
+}
+
+fn hidden(name: &'static str, value: &str) -> Markup {
+    html! { input type="hidden" name=(name) value=(value); }
 }
 
 /// Operations on a job that waits for an operator.
-pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance: Option<(&str, &str)>) {
+pub(super) fn job_acts(context: &PageContext, job: Id, instance: Option<(&str, &str)>) -> Markup {
     let id = job.to_string();
-    let plain = ActForm {
+    let retry = ActForm {
         act: "retry",
         label: "Retry",
         target: &id,
@@ -240,35 +245,29 @@ pub(super) fn job_acts(html: &mut Html, context: &PageContext, job: Id, instance
         hint: "Runs the hook once, now. The attempt does not count against the retry schedule.",
         field: Field::Nothing,
     };
-    act(html, context, &plain);
-    if let Some((name, account)) = instance {
-        act(
-            html,
-            context,
-            &ActForm {
-                act: "complete",
-                label: "Complete",
-                target: name,
-                account: Some(account),
-                hint: "Completes the waiting job with this answer, if you did the work by hand.",
-                field: Field::Answer,
-            },
-        );
+    let drop = ActForm {
+        act: "drop",
+        label: "Drop",
+        hint: "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.",
+        ..retry
+    };
+    let complete = instance.map(|(name, account)| ActForm {
+        act: "complete",
+        label: "Complete",
+        target: name,
+        account: Some(account),
+        hint: "Completes the waiting job with this answer, if you did the work by hand.",
+        field: Field::Answer,
+    });
+    html! {
+        (act(context, &retry))
+        @if let Some(complete) = complete { (act(context, &complete)) }
+        (act(context, &drop))
     }
-    act(
-        html,
-        context,
-        &ActForm {
-            act: "drop",
-            label: "Drop",
-            hint: "Cancels the job without running it. Jobs behind it go on; jobs behind a create end, too.",
-            ..plain
-        },
-    );
 }
 
 /// Operation on an attention item for which no job and no decision waits.
-pub(super) fn dismiss_act(html: &mut Html, context: &PageContext, callback: i64) {
+pub(super) fn dismiss_act(context: &PageContext, callback: i64) -> Markup {
     let dismiss = ActForm {
         act: "dismiss",
         label: "Dismiss",
@@ -277,11 +276,11 @@ pub(super) fn dismiss_act(html: &mut Html, context: &PageContext, callback: i64)
         hint: "Removes the item from the list. Nothing else changes.",
         field: Field::Nothing,
     };
-    act(html, context, &dismiss);
+    act(context, &dismiss)
 }
 
 /// Operations on a held callback.
-pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, reason_code: Option<&str>) {
+pub(super) fn held_acts(context: &PageContext, callback: i64, reason_code: Option<&str>) -> Markup {
     let number = callback.to_string();
     let conflicting = reason_code == Some("conflicting-create");
     let approve = ActForm {
@@ -292,29 +291,21 @@ pub(super) fn held_acts(html: &mut Html, context: &PageContext, callback: i64, r
         hint: "Approves the callback, so that it runs.",
         field: if conflicting { Field::Instead } else { Field::Nothing },
     };
-    act(html, context, &approve);
-    act(
-        html,
-        context,
-        &ActForm {
-            act: "settle",
-            label: "Settle",
-            hint: "For a repeat of finished work: the next delivery is answered with success, and nothing runs.",
-            field: Field::Nothing,
-            ..approve
-        },
-    );
-    act(
-        html,
-        context,
-        &ActForm {
-            act: "reject",
-            label: "Reject",
-            hint: "Rejects the callback and its redeliveries. The marketplace learns that you declined, not the reason.",
-            field: Field::Nothing,
-            ..approve
-        },
-    );
+    let settle = ActForm {
+        act: "settle",
+        label: "Settle",
+        hint: "For a repeat of finished work: the next delivery is answered with success, and nothing runs.",
+        field: Field::Nothing,
+        ..approve
+    };
+    let reject = ActForm {
+        act: "reject",
+        label: "Reject",
+        hint: "Rejects the callback and its redeliveries. The marketplace learns that you declined, not the reason.",
+        field: Field::Nothing,
+        ..approve
+    };
+    html! { (act(context, &approve)) (act(context, &settle)) (act(context, &reject)) }
 }
 
 #[cfg(test)]

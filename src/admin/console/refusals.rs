@@ -1,7 +1,8 @@
 //! Denied requests: the last ones, each with its reason.
 
+use maud::{Markup, html};
+
 use super::super::Admin;
-use super::super::html::Html;
 use super::super::target::Target;
 use super::parts::{badge, nothing, time};
 use super::{NavigationEntry, Page, PageContext, Paged, words};
@@ -11,45 +12,38 @@ use crate::observe::limits;
 pub(super) fn page(admin: &Admin, context: &PageContext, target: &Target) -> Paged {
     target.only(&["done"])?;
     let refusals = admin.inner.parts.refusals.latest(limits::DENIED_SHOWN_COUNT);
-    let mut body = Html::default();
-    body.leaf(
-        "p",
-        "hint",
-        "The last denied requests. They are stored only in memory, and their contents are not verified.",
-    );
-    if refusals.is_empty() {
-        nothing(&mut body, "No request was denied since the start.");
-    }
-    for refusal in &refusals {
-        body.element("article", &[("class", "card")], |html| draw(html, context, refusal));
-    }
+    let body = html! {
+        p class="hint" {
+            "The last denied requests. They are stored only in memory, and their contents are not verified."
+        }
+        @if refusals.is_empty() { (nothing("No request was denied since the start.")) }
+        @for refusal in &refusals { article class="card" { (denied(context, refusal)) } }
+    };
     Ok(Page { title: "Refusals".to_owned(), place: NavigationEntry::DeniedRequests, body })
 }
 
-fn draw(html: &mut Html, context: &PageContext, refusal: &Shown) {
-    html.element("h2", &[], |html| {
-        badge(html, "refused");
-        html.text(&format!(" {}", refusal.reason));
-    });
-    html.element("p", &[("class", "soft")], |html| {
-        html.text(&format!("{} at {} from {} · ", refusal.method, refusal.endpoint, refusal.peer));
-        time(html, refusal.at, context.now);
-    });
-    html.leaf("p", "said", &refusal.message);
+fn denied(context: &PageContext, refusal: &Shown) -> Markup {
     let explanation = refusal.explanation.as_deref().filter(|text| *text != refusal.message);
-    html.leaf("p", "hint", explanation.unwrap_or(words::refusal(refusal.reason)));
-    if let Some(base) = &refusal.base {
-        html.element("details", &[("class", "more")], |html| {
-            let cut = if refusal.base_cut { " (shortened)" } else { "" };
-            html.leaf("summary", "", &format!("the text that should have been signed{cut}"));
-            html.leaf("pre", "", base);
-        });
-    }
-    if refusal.not_kept_before > 0 {
-        html.leaf(
-            "p",
-            "soft",
-            &format!("{} similar requests before it were counted, but not stored", refusal.not_kept_before),
-        );
+    html! {
+        h2 { (badge("refused")) " " (refusal.reason) }
+        p class="soft" {
+            (refusal.method) " at " (refusal.endpoint) " from " (refusal.peer) " · " (time(refusal.at, context.now))
+        }
+        p class="said" { (refusal.message) }
+        p class="hint" { (explanation.unwrap_or(words::refusal(refusal.reason))) }
+        @if let Some(base) = &refusal.base {
+            details class="more" {
+                summary {
+                    "the text that should have been signed"
+                    @if refusal.base_cut { " (shortened)" }
+                }
+                pre { (base) }
+            }
+        }
+        @if refusal.not_kept_before > 0 {
+            p class="soft" {
+                (refusal.not_kept_before) " similar requests before it were counted, but not stored"
+            }
+        }
     }
 }

@@ -3,14 +3,14 @@
 use std::collections::HashSet;
 
 use jiff::Timestamp;
+use maud::{Markup, html};
 
-use super::super::html::Html;
 use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{self, ActForm, Field, badge, facts, held_acts, job_acts, moment, nothing, section, time};
 use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::store::{AttemptRow, AuditEntry, CallbackRow, Disposition, InstanceHistory, JobRow, Reader};
-use spid_core::lifecycle::schedule;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::Callback;
 use spid_hook::instance::{Instance, State};
 use spid_hook::text::without_user_info;
@@ -45,10 +45,11 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target, 
     let (wanted, account) = (name.to_owned(), target.get("account").map(str::to_owned));
     let shown = admin.read(move |reader| read(reader, &wanted, account.as_deref())).await?;
     let instance = &shown.life.instance.instance;
-    let mut body = Html::default();
-    body.element("section", &[("class", "card")], |html| summary(html, context, instance));
-    section(&mut body, "Operations", |html| acts(html, context, &shown));
-    section(&mut body, "History, the latest first", |html| events(html, context, &shown));
+    let body = html! {
+        section class="card" { (summary(context, instance)) }
+        (section("Operations", acts(context, &shown)))
+        (section("History, the latest first", events(context, &shown)))
+    };
     Ok(Page { title: name.to_owned(), place: NavigationEntry::Instances, body })
 }
 
@@ -77,19 +78,15 @@ fn targets(life: &InstanceHistory) -> HashSet<String> {
     jobs.chain(callbacks).chain([itself]).collect()
 }
 
-fn summary(html: &mut Html, context: &PageContext, instance: &Instance) {
-    html.element("p", &[("class", "state")], |html| {
-        badge(html, instance.state.as_str());
-        if let Some(at) = instance.expires_on {
-            html.leaf("span", "soft", "expires");
-            time(html, at, context.now);
-        }
-    });
+fn summary(context: &PageContext, instance: &Instance) -> Markup {
     let items: Vec<String> = instance.items.iter().map(|(name, value)| format!("{name} = {value}")).collect();
     let said = |flag: bool, word: &str| flag.then(|| word.to_owned());
-    facts(
-        html,
-        &[
+    html! {
+        p class="state" {
+            (badge(instance.state.as_str()))
+            @if let Some(at) = instance.expires_on { span class="soft" { "expires" } (time(at, context.now)) }
+        }
+        (facts([
             ("id", instance.id.clone()),
             ("orderBizId", instance.order_biz_id.clone()),
             ("order", instance.order_id.clone()),
@@ -105,71 +102,66 @@ fn summary(html: &mut Html, context: &PageContext, instance: &Instance) {
             ("tombstone", said(instance.tombstone, "yes: its release came before its create")),
             ("first seen", Some(moment(instance.created_at))),
             ("last changed", Some(moment(instance.updated_at))),
-        ],
-    );
+        ]))
+    }
 }
 
-fn acts(html: &mut Html, context: &PageContext, shown: &Shown) {
+fn acts(context: &PageContext, shown: &Shown) -> Markup {
     let row = &shown.life.instance;
     let named = row.name().map(|name| (name, row.instance.account.as_str()));
-    let mut any = false;
-    let waits = |job: &&JobRow| {
-        matches!(job.state, schedule::JobState::Dead | schedule::JobState::Held | schedule::JobState::Pending)
-    };
-    for job in shown.life.jobs.iter().filter(waits) {
-        any = true;
-        html.element("div", &[("class", "errand")], |html| {
-            html.element("p", &[], |html| {
-                badge(html, job.state.as_str());
-                html.text(&format!(" {} · {}", job.action, job.note.as_deref().unwrap_or_default()));
-            });
-            html.element("div", &[("class", "acts")], |html| job_acts(html, context, job.id, named));
-        });
-    }
-    for held in shown.life.callbacks.iter().filter(|row| row.disposition == Disposition::Held) {
-        any = true;
-        html.element("div", &[("class", "errand")], |html| {
-            html.element("p", &[], |html| {
-                badge(html, "held");
-                html.text(&format!(" {} · {}", held.action, held.reason.as_deref().unwrap_or_default()));
-            });
-            let code = held.reason_code.as_deref();
-            html.leaf("p", "hint", words::advice("held-callback", code));
-            html.element("div", &[("class", "acts")], |html| held_acts(html, context, held.number, code));
-        });
-    }
-    if let Some((name, account)) = named.filter(|_| row.instance.state != State::Released) {
-        html.element("div", &[("class", "acts")], |html| {
-            parts::act(html, context, &ActForm {
-                act: "release",
-                label: "Release",
-                target: name,
-                account: Some(account),
-                hint: "Releases the instance as if the marketplace had asked for it. The hook runs. This cannot be undone.",
-                field: Field::Nothing,
-            });
-        });
-    } else if !any {
-        nothing(html, "No operations: the instance is released.");
+    let waits = |job: &&JobRow| matches!(job.state, JobState::Dead | JobState::Held | JobState::Pending);
+    let jobs: Vec<&JobRow> = shown.life.jobs.iter().filter(waits).collect();
+    let held: Vec<&CallbackRow> =
+        shown.life.callbacks.iter().filter(|row| row.disposition == Disposition::Held).collect();
+    let none = jobs.is_empty() && held.is_empty();
+    html! {
+        @for job in jobs {
+            div class="errand" {
+                p { (badge(job.state.as_str())) " " (job.action) " · " (job.note.as_deref().unwrap_or_default()) }
+                div class="acts" { (job_acts(context, job.id, named)) }
+            }
+        }
+        @for held in held {
+            @let code = held.reason_code.as_deref();
+            div class="errand" {
+                p { (badge("held")) " " (held.action) " · " (held.reason.as_deref().unwrap_or_default()) }
+                p class="hint" { (words::advice("held-callback", code)) }
+                div class="acts" { (held_acts(context, held.number, code)) }
+            }
+        }
+        @if let Some((name, account)) = named.filter(|_| row.instance.state != State::Released) {
+            div class="acts" { (release_act(context, name, account)) }
+        } @else if none {
+            (nothing("No operations: the instance is released."))
+        }
     }
 }
 
-fn events(html: &mut Html, context: &PageContext, shown: &Shown) {
+fn release_act(context: &PageContext, name: &str, account: &str) -> Markup {
+    let release = ActForm {
+        act: "release",
+        label: "Release",
+        target: name,
+        account: Some(account),
+        hint: "Releases the instance as if the marketplace had asked for it. The hook runs. This cannot be undone.",
+        field: Field::Nothing,
+    };
+    parts::act(context, &release)
+}
+
+fn events(context: &PageContext, shown: &Shown) -> Markup {
     let mut events = happened(shown);
     // Truncate after sorting, so that the oldest events are left out.
     events.sort_by_key(|event| std::cmp::Reverse(event.at));
     let left_out = shown.life.older || events.len() > EVENTS;
     events.truncate(EVENTS);
-    html.element("ol", &[("class", "timeline")], |html| {
-        for event in &events {
-            html.element("li", &[("data-tone", tone(&event.what))], |html| {
-                time(html, event.at, context.now);
-                html.element("div", &[], |html| draw(html, &event.what));
-            });
+    html! {
+        ol class="timeline" {
+            @for event in &events {
+                li data-tone=(tone(&event.what)) { (time(event.at, context.now)) div { (draw(&event.what)) } }
+            }
         }
-    });
-    if left_out {
-        nothing(html, "Earlier events are left out; `spid instances show` has them all.");
+        @if left_out { (nothing("Earlier events are left out; `spid instances show` has them all.")) }
     }
 }
 
@@ -201,72 +193,62 @@ fn tone(what: &What<'_>) -> &'static str {
         What::Told(_) => "good",
         What::Failed(..) => "warn",
         What::Stands(job) => match job.state {
-            schedule::JobState::Done => "good",
-            schedule::JobState::Dead => "bad",
-            schedule::JobState::Refused | schedule::JobState::Held | schedule::JobState::Pending => "warn",
+            JobState::Done => "good",
+            JobState::Dead => "bad",
+            JobState::Refused | JobState::Held | JobState::Pending => "warn",
             _ => "",
         },
         What::AuditNote(_) => "hand",
     }
 }
 
-fn draw(html: &mut Html, what: &What<'_>) {
+fn draw(what: &What<'_>) -> Markup {
     match what {
-        What::Asked(row, body) => asked(html, row, body),
-        What::Told(row) => {
-            html.leaf("strong", "", "reported");
-            html.text(&format!(
-                " The success of callback {} ({}) was reported to the marketplace.",
-                row.number, row.action
-            ));
+        What::Asked(row, body) => asked(row, body),
+        What::Told(row) => html! {
+            strong { "reported" }
+            " The success of callback " (row.number) " (" (row.action) ") was reported to the marketplace."
+        },
+        What::Failed(job, attempt) => html! {
+            p { strong { "attempt " (attempt.attempt) " of " (job.action) } " " (badge(&attempt.ending)) }
+            p class="said" { (attempt.note) }
+        },
+        What::Stands(job) => stands(job),
+        What::AuditNote(act) => html! {
+            p { strong { (act.act) " (admin operation)" } " " (act.target) " · " (act.who) }
+            p class="said" { (act.why) }
+        },
+    }
+}
+
+fn asked(row: &CallbackRow, body: &Callback) -> Markup {
+    html! {
+        p {
+            strong { (row.action) }
+            " asked through " (row.endpoint) " · callback " (row.number) " · key " (row.key_label)
+            @if row.disposition != Disposition::Job { " " (badge(word(row.disposition))) }
         }
-        What::Failed(job, attempt) => {
-            html.element("p", &[], |html| {
-                html.leaf("strong", "", &format!("attempt {} of {}", attempt.attempt, job.action));
-                html.text(" ");
-                badge(html, &attempt.ending);
-            });
-            html.leaf("p", "said", &attempt.note);
-        }
-        What::Stands(job) => stands(html, job),
-        What::AuditNote(act) => {
-            html.element("p", &[], |html| {
-                html.leaf("strong", "", &format!("{} (admin operation)", act.act));
-                html.text(&format!(" {} · {}", act.target, act.who));
-            });
-            html.leaf("p", "said", &act.why);
+        @if let Some(reason) = &row.reason { p class="said" { (reason) } }
+        p class="soft" { (deliveries(row)) }
+        @if let Some(at) = body.pruned_at {
+            p class="soft" { "the content was pruned at " (moment(at)) }
+        } @else {
+            (parts::signed(&body.parameters))
         }
     }
 }
 
-fn asked(html: &mut Html, row: &CallbackRow, body: &Callback) {
-    html.element("p", &[], |html| {
-        html.leaf("strong", "", row.action.as_str());
-        html.text(&format!(
-            " asked through {} · callback {} · key {}",
-            row.endpoint, row.number, row.key_label
-        ));
-        if row.disposition != Disposition::Job {
-            html.text(" ");
-            badge(html, word(row.disposition));
-        }
-    });
-    if let Some(reason) = &row.reason {
-        html.leaf("p", "said", reason);
+fn deliveries(row: &CallbackRow) -> String {
+    if row.deliveries == 1 {
+        return "delivered once".to_owned();
     }
+    let times = parts::times(row.deliveries, "time");
+    let last = moment(row.last_received_at);
     // A reported callback does not come again, so its delivery limit does not matter.
-    let tries = match row.delivery_limit.filter(|_| row.reported_at.is_none()) {
-        Some(delivery_limit) => {
-            format!("delivered {} of at most {delivery_limit}", parts::times(row.deliveries, "time"))
-        }
-        None => format!("delivered {}", parts::times(row.deliveries, "time")),
-    };
-    let last = format!("{tries}, last {}", moment(row.last_received_at));
-    html.leaf("p", "soft", if row.deliveries == 1 { "delivered once" } else { &last });
-    if let Some(at) = body.pruned_at {
-        return html.leaf("p", "soft", &format!("the content was pruned at {}", moment(at)));
+    match row.delivery_limit.filter(|_| row.reported_at.is_none()) {
+        Some(delivery_limit) => format!("delivered {times} of at most {delivery_limit}, last {last}"),
+        None => format!("delivered {times}, last {last}"),
     }
-    parts::signed(html, &body.parameters);
 }
 
 fn word(disposition: Disposition) -> &'static str {
@@ -278,28 +260,21 @@ fn word(disposition: Disposition) -> &'static str {
     }
 }
 
-fn stands(html: &mut Html, job: &JobRow) {
-    html.element("p", &[], |html| {
-        html.leaf("strong", "", &format!("job: {}", job.action));
-        html.text(" ");
-        badge(html, job.state.as_str());
-        html.text(&format!(" after {}", parts::times(u64::from(job.attempts), "attempt")));
-        if job.state == schedule::JobState::Queued {
-            html.text(&format!(", due {}", moment(job.due_at)));
+fn stands(job: &JobRow) -> Markup {
+    html! {
+        p {
+            strong { "job: " (job.action) } " " (badge(job.state.as_str()))
+            " after " (parts::times(u64::from(job.attempts), "attempt"))
+            @if job.state == JobState::Queued { ", due " (moment(job.due_at)) }
         }
-    });
-    if let Some(note) = &job.note {
-        html.leaf("p", "said", note);
-    }
-    html.element("p", &[("class", "soft")], |html| {
-        html.text("key ");
-        html.leaf("code", "", &job.id.to_string());
-    });
-    if let Some(answer) = &job.answer {
-        html.element("details", &[("class", "more")], |html| {
-            html.leaf("summary", "", "answer without secrets");
-            // A URL in an answer may contain a password.
-            html.leaf("pre", "", &without_user_info(answer));
-        });
+        @if let Some(note) = &job.note { p class="said" { (note) } }
+        p class="soft" { "key " code { (job.id) } }
+        @if let Some(answer) = &job.answer {
+            details class="more" {
+                summary { "answer without secrets" }
+                // A URL in an answer may contain a password.
+                pre { (without_user_info(answer)) }
+            }
+        }
     }
 }

@@ -1,12 +1,13 @@
 //! Work that needs attention, with reasons and buttons.
 
 use jiff::Timestamp;
+use maud::{Markup, html};
 
-use super::super::html::Html;
 use super::super::target::Target;
 use super::super::{Admin, Fault};
 use super::parts::{
-    badge, dismiss_act, facts, held_acts, instance_link, job_acts, nothing, section, signed, table, time,
+    badge, cell, dismiss_act, facts, held_acts, instance, instance_or_dash, job_acts, nothing, section,
+    signed, table, time,
 };
 use super::{NavigationEntry, Page, PageContext, Paged, words};
 use crate::observe::limits;
@@ -31,28 +32,24 @@ pub(super) async fn page(admin: &Admin, context: &PageContext, target: &Target) 
     target.only(&["done"])?;
     let now = context.now;
     let shown = admin.read(move |reader| read(reader, now)).await?;
-    let mut body = Html::default();
-    if shown.held_items.is_empty() && shown.others.is_empty() {
-        nothing(
-            &mut body,
-            "Nothing needs attention. This page lists dead, held, pending, refused and unreported work.",
-        );
-    }
-    for (held_item, callback) in &shown.held_items {
-        body.element("article", &[("class", "card errand")], |html| draw(html, context, held_item, callback));
-    }
-    if shown.left_out > 0 {
-        nothing(&mut body, &format!("{} more are not shown; these are the latest.", shown.left_out));
-    }
-    for item in &shown.others {
-        body.element("article", &[("class", "card errand")], |html| draw_item(html, context, item));
-    }
-    if shown.others_left_out > 0 {
-        nothing(&mut body, &format!("{} more wait: these are the most urgent.", shown.others_left_out));
-    }
-    if !shown.unreported.is_empty() {
-        section(&mut body, "Unreported results", |html| unreported(html, context, &shown.unreported));
-    }
+    let body = html! {
+        @if shown.held_items.is_empty() && shown.others.is_empty() {
+            (nothing("Nothing needs attention. This page lists dead, held, pending, refused and unreported work."))
+        }
+        @for (item, callback) in &shown.held_items {
+            article class="card errand" { (held(context, item, callback)) }
+        }
+        @if shown.left_out > 0 {
+            (nothing(&format!("{} more are not shown; these are the latest.", shown.left_out)))
+        }
+        @for item in &shown.others { article class="card errand" { (other(context, item)) } }
+        @if shown.others_left_out > 0 {
+            (nothing(&format!("{} more wait: these are the most urgent.", shown.others_left_out)))
+        }
+        @if !shown.unreported.is_empty() {
+            (section("Unreported results", unreported(context, &shown.unreported)))
+        }
+    };
     Ok(Page { title: "Work that needs attention".to_owned(), place: NavigationEntry::Work, body })
 }
 
@@ -77,76 +74,69 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     Ok(shown)
 }
 
-fn unreported(html: &mut Html, context: &PageContext, rows: &[(CallbackRow, Option<String>)]) {
-    html.leaf(
-        "p",
-        "hint",
-        "The work is done, but the marketplace has not called again. If it has given up, reset its counter on the seller's production message retry page.",
-    );
-    let headings = ["Action", "Instance", "Callback", "Deliveries", "Last"];
-    table(html, "Unreported results", &headings, rows, |html, (row, name), column| match column {
-        0 => html.text(row.action.as_str()),
-        1 => match name {
-            Some(name) => html.link("name", &instance_link(name, &row.account), name),
-            None => html.text("–"),
-        },
-        2 => html.text(&row.number.to_string()),
-        3 => match row.delivery_limit {
-            Some(delivery_limit) => html.text(&format!("{} of {delivery_limit}", row.deliveries)),
-            None => html.text(&row.deliveries.to_string()),
-        },
-        _ => time(html, row.last_received_at, context.now),
+fn unreported(context: &PageContext, rows: &[(CallbackRow, Option<String>)]) -> Markup {
+    let rows = rows.iter().map(|(row, name)| {
+        let deliveries = match row.delivery_limit {
+            Some(delivery_limit) => format!("{} of {delivery_limit}", row.deliveries),
+            None => row.deliveries.to_string(),
+        };
+        [
+            cell(row.action.as_str()),
+            instance_or_dash(name.as_deref(), &row.account),
+            cell(row.number),
+            cell(deliveries),
+            time(row.last_received_at, context.now),
+        ]
     });
-}
-
-/// Draws an attention item for which no job and no decision waits.
-fn draw_item(html: &mut Html, context: &PageContext, item: &AttentionItem) {
-    html.element("h2", &[], |html| {
-        badge(html, item.reason.as_str());
-        html.text(&format!(" {} ", item.action.map_or("instance", Action::as_str)));
-        match &item.instance {
-            Some(name) => html.link("name", &instance_link(name, &item.account), name),
-            None => html.leaf("span", "soft", "no instance"),
+    html! {
+        p class="hint" {
+            "The work is done, but the marketplace has not called again. If it has given up, reset its counter on the seller's production message retry page."
         }
-    });
-    html.element("p", &[("class", "soft")], |html| {
-        if let Some(callback) = item.callback {
-            html.text(&format!("callback {callback} · "));
-        }
-        html.text(&format!("{} · since ", item.account));
-        time(html, item.since, context.now);
-    });
-    html.leaf("p", "said", &item.detail);
-    html.leaf("p", "hint", &item.todo);
-    let order = item.order.clone();
-    facts(html, &[("order", order), ("buyer", item.buyer.clone())]);
-    if let Some(callback) = item.callback.filter(|_| item.may_be_dismissed) {
-        html.element("div", &[("class", "acts")], |html| dismiss_act(html, context, callback));
+        (table("Unreported results", ["Action", "Instance", "Callback", "Deliveries", "Last"], rows))
     }
 }
 
-fn draw(html: &mut Html, context: &PageContext, held_item: &HeldItem, callback: &Callback) {
-    html.element("h2", &[], |html| {
-        badge(html, words::kind(held_item.kind));
-        html.text(&format!(" {} ", held_item.action));
-        match &held_item.instance {
-            Some(name) => html.link("name", &instance_link(name, &held_item.account), name),
-            None => html.leaf("span", "soft", "no instance"),
+/// Heading of an item: why it waits, for what, and of which instance.
+fn heading(reason: &str, action: &str, name: Option<&str>, account: &str) -> Markup {
+    let none = html! { span class="soft" { "no instance" } };
+    html! { h2 { (badge(reason)) " " (action) " " (instance(name, account, none)) } }
+}
+
+/// Attention item for which no job and no decision waits.
+fn other(context: &PageContext, item: &AttentionItem) -> Markup {
+    html! {
+        (heading(item.reason.as_str(), item.action.map_or("instance", Action::as_str), item.instance.as_deref(), &item.account))
+        p class="soft" {
+            @if let Some(callback) = item.callback { "callback " (callback) " · " }
+            (item.account) " · since " (time(item.since, context.now))
         }
-    });
-    html.element("p", &[("class", "soft")], |html| {
-        let HeldItem { callback: number, account, .. } = held_item;
-        html.text(&format!("{} · callback {number} · {account} · since ", callback.action_name));
-        time(html, held_item.since, context.now);
-    });
-    html.leaf("p", "said", &held_item.reason);
-    html.leaf("p", "hint", words::advice(held_item.kind, held_item.reason_code.as_deref()));
-    signed(html, &callback.parameters);
-    html.element("div", &[("class", "acts")], |html| match held_item.job {
-        Some(job) => {
-            let named = held_item.instance.as_deref().map(|name| (name, held_item.account.as_str()));
-            job_acts(html, context, job, named);
+        p class="said" { (item.detail) }
+        p class="hint" { (item.todo) }
+        (facts([("order", item.order.clone()), ("buyer", item.buyer.clone())]))
+        @if let Some(callback) = item.callback.filter(|_| item.may_be_dismissed) {
+            div class="acts" { (dismiss_act(context, callback)) }
         }
-        None => held_acts(html, context, held_item.callback, held_item.reason_code.as_deref()),
-    });
+    }
+}
+
+/// Item that waits for a job or a decision.
+fn held(context: &PageContext, item: &HeldItem, callback: &Callback) -> Markup {
+    let name = item.instance.as_deref();
+    let code = item.reason_code.as_deref();
+    html! {
+        (heading(words::kind(item.kind), &item.action.to_string(), name, &item.account))
+        p class="soft" {
+            (callback.action_name) " · callback " (item.callback) " · " (item.account) " · since "
+            (time(item.since, context.now))
+        }
+        p class="said" { (item.reason) }
+        p class="hint" { (words::advice(item.kind, code)) }
+        (signed(&callback.parameters))
+        div class="acts" {
+            @match item.job {
+                Some(job) => (job_acts(context, job, name.map(|name| (name, item.account.as_str())))),
+                None => (held_acts(context, item.callback, code)),
+            }
+        }
+    }
 }

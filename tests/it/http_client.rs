@@ -1,0 +1,183 @@
+//! The client against servers that close connections whenever they like: no request is sent twice, and each error says
+//! if the request may have arrived.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use spid::internals::net::{Client, ClientError, ClientOptions, ClientRequest, Reach, Url};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::task::{JoinSet, yield_now};
+
+const CALLS: usize = 10_000;
+const AT_ONCE: usize = 16;
+
+/// Server that answers, hangs up after the answer, or hangs up without one, by the number of the call.
+#[derive(Default)]
+struct Fickle {
+    /// Number of times that each call has arrived.
+    arrived: Mutex<Vec<usize>>,
+    connections: AtomicUsize,
+}
+
+impl Fickle {
+    async fn serve(self: Arc<Fickle>, listener: TcpListener) {
+        while let Ok((peer, _)) = listener.accept().await {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(self.clone().attend(peer));
+        }
+    }
+
+    async fn attend(self: Arc<Fickle>, mut peer: TcpStream) {
+        while let Some(call) = read_call(&mut peer).await {
+            self.arrived.lock().unwrap()[call] += 1;
+            let mood = call.wrapping_mul(2_654_435_761) >> 7;
+            if mood.is_multiple_of(29) {
+                return;
+            }
+            if peer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.is_err() {
+                return;
+            }
+            if mood.is_multiple_of(3) {
+                // The end of the connection arrives with the answer, a little later, or while the next call is written.
+                for _ in 0..mood % 5 {
+                    yield_now().await;
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Reads a whole request and returns the number in its body.
+async fn read_call(peer: &mut TcpStream) -> Option<usize> {
+    let mut text = String::new();
+    loop {
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            if body.len() == length.parse::<usize>().unwrap() {
+                return body.parse().ok();
+            }
+        }
+        let mut chunk = [0; 1024];
+        let count = peer.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
+        text.push_str(std::str::from_utf8(&chunk[..count]).unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_call_is_sent_twice_and_every_error_says_if_it_may_have_arrived() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let server = Arc::new(Fickle { arrived: Mutex::new(vec![0; CALLS]), ..Fickle::default() });
+    tokio::spawn(server.clone().serve(listener));
+    let client = Client::new(ClientOptions { keep: AT_ONCE, ..ClientOptions::default() });
+    let mut callers = JoinSet::new();
+    for caller in 0..AT_ONCE {
+        let (client, url) = (client.clone(), url.clone());
+        callers.spawn(async move {
+            let mut ends = Vec::new();
+            for call in (caller..CALLS).step_by(AT_ONCE) {
+                let request = ClientRequest::post(url.clone(), "text/plain", call.to_string());
+                ends.push((call, client.send(request).await));
+            }
+            ends
+        });
+    }
+    let ends: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
+    assert_eq!(ends.len(), CALLS);
+    let arrived = server.arrived.lock().unwrap().clone();
+    let (mut answered, mut unknown) = (0, 0);
+    for (call, end) in ends {
+        match end {
+            Ok(response) => {
+                assert_eq!((response.status, arrived[call]), (200, 1), "call {call}");
+                answered += 1;
+            }
+            Err(error) if error.may_have_arrived() => {
+                assert!(arrived[call] <= 1, "call {call} arrived {} times: {error}", arrived[call]);
+                unknown += 1;
+            }
+            Err(error) => assert_eq!(arrived[call], 0, "call {call}: {error}"),
+        }
+    }
+    let connections = server.connections.load(Ordering::Relaxed);
+    assert!(answered > CALLS / 2 && unknown > 0, "{answered} answered, {unknown} unknown");
+    assert!(connections < CALLS, "connections are used again: {connections}");
+}
+
+/// Socket whose queue is full, so that further connections get no answer at all. Returns what holds the queue.
+pub(crate) async fn black_hole(address: SocketAddr) -> Option<(TcpListener, Vec<TcpStream>)> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }.ok()?;
+    socket.bind(address).ok()?;
+    let listener = socket.listen(1).ok()?;
+    let mut queued = Vec::new();
+    while let Ok(stream) =
+        tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(listener.local_addr().unwrap())).await
+    {
+        queued.push(stream.unwrap());
+    }
+    Some((listener, queued))
+}
+
+/// Calls a host with two addresses, of which the first never answers.
+async fn call_past_the_black_hole(silent: IpAddr, connect: Duration) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let Some(_silence) = black_hole(SocketAddr::new(silent, port)).await else {
+        assert!(silent.is_ipv6(), "only a machine without IPv6 has nothing to test");
+        return;
+    };
+    let server = Arc::new(Fickle { arrived: Mutex::new(vec![0; 2]), ..Fickle::default() });
+    tokio::spawn(server.clone().serve(listener));
+    let hosts = HashMap::from([("isv.example".to_owned(), vec![silent, Ipv4Addr::LOCALHOST.into()])]);
+    let url: Url = format!("http://isv.example:{port}/").parse().unwrap();
+    let client = Client::new(ClientOptions { connect, hosts, ..ClientOptions::default() });
+    // With one address after the other, the first would use up the whole time limit.
+    let response = client.send(ClientRequest::post(url, "text/plain", "1")).await.unwrap();
+    assert_eq!((response.status, server.arrived.lock().unwrap()[1]), (200, 1));
+}
+
+#[tokio::test]
+async fn an_ipv6_address_that_never_answers_does_not_keep_ipv4_from_answering() {
+    call_past_the_black_hole(Ipv6Addr::LOCALHOST.into(), Duration::from_secs(30)).await;
+}
+
+#[tokio::test]
+async fn one_of_two_ipv4_addresses_that_never_answers_does_not_keep_the_other_from_answering() {
+    call_past_the_black_hole(Ipv4Addr::new(127, 0, 0, 2).into(), Duration::from_secs(4)).await;
+}
+
+#[tokio::test]
+async fn only_allowed_addresses_of_a_host_are_connected_to() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = Arc::new(Fickle { arrived: Mutex::new(vec![0; 2]), ..Fickle::default() });
+    tokio::spawn(server.clone().serve(listener));
+    let metadata: IpAddr = Ipv4Addr::new(169, 254, 169, 254).into();
+    let hosts = HashMap::from([
+        ("both.example".to_owned(), vec![metadata, Ipv4Addr::LOCALHOST.into()]),
+        ("metadata.example".to_owned(), vec![metadata]),
+        ("empty.example".to_owned(), vec![]),
+    ]);
+    let client = Client::new(ClientOptions { reach: Reach::Confidential, hosts, ..ClientOptions::default() });
+    let call = |host: &str| {
+        let url: Url = format!("http://{host}:{port}/").parse().unwrap();
+        client.send(ClientRequest::post(url, "text/plain", "1"))
+    };
+    assert_eq!(call("both.example").await.unwrap().status, 200);
+    let error = call("metadata.example").await.unwrap_err();
+    assert!(matches!(&error, ClientError::Forbidden { address, .. } if *address == metadata), "{error}");
+    let error = call("empty.example").await.unwrap_err();
+    assert!(error.to_string().ends_with("the name has no address"), "{error}");
+    assert!(!error.may_have_arrived());
+}
