@@ -40,6 +40,8 @@ pub struct MarketOptions {
     pub calls_per_s: f64,
     /// Calls at once.
     pub concurrency: usize,
+    /// Time for one call.
+    pub timeout: Duration,
     /// Trust over https. `None`: the system's roots.
     pub tls: Option<Tls>,
     /// The clock that dates the calls.
@@ -117,7 +119,7 @@ impl MarketClient {
     /// Creates a client. Over plain http it connects only to addresses of the private network.
     pub fn new(options: MarketOptions) -> MarketClient {
         let client = Client::new(ClientOptions {
-            total: Duration::from_millis(limits::MARKET_CALL_MS),
+            total: options.timeout,
             reach: Reach::Confidential,
             tls: options.tls.clone(),
             body_max_bytes: limits::MARKET_ANSWER_MAX_BYTES,

@@ -43,6 +43,7 @@ mod lifecycle_marked;
 mod lifecycle_table;
 mod lines;
 mod logging;
+mod market_api;
 mod mending;
 mod promises;
 mod prune;
