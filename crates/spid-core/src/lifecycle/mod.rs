@@ -26,6 +26,7 @@
 //! | expire | policy | behind | run, freezes | repeat | repeat |
 //! | release | policy, tombstone | cancels; runs if a create ever began | run | run | repeat |
 
+pub mod entitlement;
 pub mod schedule;
 
 use jiff::Timestamp;
