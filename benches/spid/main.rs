@@ -22,6 +22,7 @@
     reason = "a benchmark that cannot run panics"
 )]
 
+mod floor;
 mod grow;
 mod load;
 mod machine;

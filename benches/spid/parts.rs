@@ -12,8 +12,9 @@ use crate::{Plan, grow, machine, orders};
 type Part = fn(&Plan, &mut Report);
 
 /// The parts by name.
-pub(crate) const ALL: [(&str, Part); 9] = [
+pub(crate) const ALL: [(&str, Part); 10] = [
     ("paths", paths),
+    ("peers", peers),
     ("exec", exec),
     ("growth", growth),
     ("latency", latency),
@@ -85,31 +86,38 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// Measures bare hyper, a repeat, a new order and a wrong token, at each number of connections.
+/// Measures bare hyper, the floor and spid at each number of connections.
 fn paths(plan: &Plan, report: &mut Report) {
     let (bare, null) = (servers::constant("hyper"), servers::constant("null"));
-    let home = folder(plan);
+    let (home, floor_home) = (folder(plan), folder(plan));
     let spid = servers::spid(home.path(), Hook::Inside, &[]);
+    let floor = servers::floor(floor_home.path());
     let repeat = bought(&spid, "bought-already");
+    let floor_repeat = bought(&floor, "bought-already");
     let constant = Requests::same(orders::create("constant"), "instanceId");
     let forged = Requests::same(orders::forged("bought-already"), "403");
     let mut section = Section::new(
-        "Against bare hyper",
-        "Bare hyper answers a constant of the same length; spid verifies, records and answers. A *repeat* is a callback whose \
-         work is done. A *new order* is verified, committed, run through an empty hook in the process, committed again, and \
-         answered with its final answer. Goals are for 64 and 256 connections; the load runs on the same cores.",
+        "Against the floor",
+        "The floor (`benches/spid/floor.rs`) does only what durability costs: it verifies, writes one row in a group commit, \
+         writes \"done\" in a second one, and answers; a repeat is read by its primary key. Bare hyper answers a constant of \
+         the same length. A *repeat* is a callback whose work is done. A *new order* is verified, committed, run through an \
+         empty hook in the process, committed again, and answered with its final answer. Ratios are spid to the floor, and \
+         for a wrong token spid to bare hyper. The load runs on the same cores.",
     );
     for connections in CONNECTIONS {
-        let mut rounds = Rounds::new(&["null", "hyper", "repeat", "new", "wrong"]);
+        let mut rounds = Rounds::new(&PATHS);
         for round in 0..=plan.rounds {
             let new = news(&format!("new-{connections}-{round}"), plan.round);
+            let floor_new = news(&format!("new-{connections}-{round}"), plan.round);
             // Interleaved, so that a machine that slows down affects all servers alike.
             for (name, server, requests) in [
-                ("null", &null, &constant),
-                ("hyper", &bare, &constant),
+                ("bare socket", &null, &constant),
+                ("bare hyper", &bare, &constant),
+                ("repeat of the floor", &floor, &floor_repeat),
                 ("repeat", &spid, &repeat),
-                ("new", &spid, &new),
-                ("wrong", &spid, &forged),
+                ("new order of the floor", &floor, &floor_new),
+                ("new order", &spid, &new),
+                ("wrong token", &spid, &forged),
             ] {
                 let sample = run(server, connections, requests, plan.round);
                 // The first round is a warm-up.
@@ -124,26 +132,81 @@ fn paths(plan: &Plan, report: &mut Report) {
     report.sections.push(section);
 }
 
+/// Measured paths.
+const PATHS: [&str; 7] = [
+    "bare socket",
+    "bare hyper",
+    "repeat of the floor",
+    "repeat",
+    "new order of the floor",
+    "new order",
+    "wrong token",
+];
+
 fn paths_rows(section: &mut Section, connections: usize, rounds: &Rounds<'_>) {
     let at = format!("{connections} connections");
-    let (repeat, new) = (rounds.ratio("repeat", "hyper"), rounds.ratio("new", "hyper"));
-    if connections >= 64 {
-        section.at_least(format!("repeat, {at}"), repeat, 0.6);
-        section.at_least(format!("new order, {at}"), new, 0.35);
+    let repeat = rounds.ratio("repeat", "repeat of the floor");
+    let new = rounds.ratio("new order", "new order of the floor");
+    if connections == 64 {
+        section.at_least(format!("repeat, {at}"), repeat, 0.8);
+        section.at_least(format!("new order, {at}"), new, 0.6);
     } else {
         section.line(format!("repeat, {at}"), repeat.shown(2));
         section.line(format!("new order, {at}"), new.shown(2));
     }
-    section.line(format!("wrong token, {at}"), rounds.ratio("wrong", "hyper").shown(2));
-    let rates = ["null", "hyper", "repeat", "new", "wrong"].map(|name| format!("{:.0}", rounds.rate(name)));
+    section.line(format!("wrong token, {at}"), rounds.ratio("wrong token", "bare hyper").shown(2));
+    let rates = PATHS.map(|name| format!("{:.0}", rounds.rate(name)));
+    section.line(format!("responses per second, {at}: {}", PATHS.join(", ")), rates.join(", "));
+    let shares = PATHS.map(|name| format!("{:.0} %", 100.0 * rounds.share(name)));
     section.line(
-        format!("responses per second, {at}: bare socket, hyper, repeat, new order, wrong token"),
-        rates.join(", "),
+        format!("processor time of the load, at most, of one core, {at}: {}", PATHS.join(", ")),
+        shares.join(", "),
     );
-    section.line(
-        format!("processor time of the load, at most, of one core, {at}: hyper, repeat, new order"),
-        ["hyper", "repeat", "new"].map(|name| format!("{:.0} %", 100.0 * rounds.share(name))).join(", "),
+}
+
+/// Measures the same number of orders from the first to the last answer, for spid and for other programs.
+fn peers(plan: &Plan, report: &mut Report) {
+    const CONNECTIONS: usize = 64;
+    let count = if plan.rounds > 1 { 100_000 } else { 2_000 };
+    let homes: [tempfile::TempDir; 4] = std::array::from_fn(|_| folder(plan));
+    let [spid_home, floor_home, peer_home, webhook_home] = homes.each_ref().map(tempfile::TempDir::path);
+    let created = |prefix: &str| Requests::each(orders::creates(prefix, count), "instanceId");
+    let called = Requests::each(vec![orders::webhook(); count], "{}");
+    let mut section = Section::new(
+        "End to end",
+        "The same number of new orders over 64 connections, each answered with its final answer. The floor is described \
+         above. The peer (`benches/peer`) is a receiver as one would write it in an afternoon: axum, sqlx, SQLite, one \
+         transaction an order, nothing after it. Debian's `webhook` runs `/bin/echo` and stores nothing; spid with a command \
+         runs the same.",
     );
+    let mut servers = vec![
+        ("spid, hook in the process", Some(servers::spid(spid_home, Hook::Inside, &[])), created("inside")),
+        ("the floor", Some(servers::floor(floor_home)), created("floor")),
+        ("axum + sqlx", servers::peer(peer_home), created("peer")),
+        ("webhook, a command", servers::webhook(webhook_home), called),
+    ];
+    let exec_home = folder(plan);
+    let exec = servers::spid(exec_home.path(), Hook::Command, &[]);
+    servers.push(("spid, a command", Some(exec), created("exec")));
+    for (name, server, requests) in servers {
+        let Some(server) = server else {
+            eprintln!("skipped: {name} (install webhook, or let cargo fetch the crates of benches/peer)");
+            continue;
+        };
+        let begun = Instant::now();
+        let sample = run(&server, CONNECTIONS, &requests, Duration::from_secs(600));
+        let took = begun.elapsed().as_secs_f64();
+        let processor_us = machine::processor_s(server.id()) * 1e6 / count as f64;
+        section.line(
+            format!("{count} orders, {name}: seconds, µs of its processor time an order, p99, memory"),
+            format!(
+                "{took:.1} s, {processor_us:.0} µs, {:.1} ms, {:.1} MB",
+                f64::from(sample.percentile_us(99.0)) / 1000.0,
+                machine::memory_mb(server.id())
+            ),
+        );
+    }
+    report.sections.push(section);
 }
 
 /// Measures a command as the hook, compared with Debian's `webhook`, which runs commands and stores nothing.

@@ -19,7 +19,7 @@ use spid::hook::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::orders;
+use crate::{floor, orders};
 
 /// Constant response, as long as spid's response to a create, so that both send the same number of bytes.
 const CONSTANT: &str = r#"{"instanceId":"bench-order-0000000"}"#;
@@ -61,6 +61,30 @@ pub(crate) fn constant(kind: &str) -> Server {
     let mut command = itself();
     command.arg(format!("server-{kind}"));
     that_says_where(command)
+}
+
+/// Starts the floor on an empty database in `folder`.
+pub(crate) fn floor(folder: &Path) -> Server {
+    let mut command = itself();
+    command.arg("server-floor").arg(folder);
+    that_says_where(command)
+}
+
+/// Builds and starts `benches/peer` on an empty database in `folder`; `None` if it cannot be built here.
+pub(crate) fn peer(folder: &Path) -> Option<Server> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peer");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peer/Cargo.toml");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut build = Command::new(cargo);
+    build.args(["build", "--quiet", "--release", "--locked", "--manifest-path"]).arg(manifest);
+    build.arg("--target-dir").arg(&target);
+    if !build.status().is_ok_and(|status| status.success()) {
+        return None;
+    }
+    let mut command = Command::new(target.join("release/peer"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command.arg(orders::KEY).arg(folder.join("peer.db"));
+    Some(that_says_where(command))
 }
 
 /// Returns an address whose port is free at the moment.
@@ -216,6 +240,7 @@ pub(crate) fn as_server(arguments: &[String]) -> Option<ExitCode> {
     match arguments.get(1).map(String::as_str) {
         Some("server-hyper") => Some(serve(hyper_connection)),
         Some("server-null") => Some(serve(null_connection)),
+        Some("server-floor") => Some(floor::serve(Path::new(arguments.get(2)?))),
         Some("serve") => Some(spid::run_with(Nothing)),
         _ => None,
     }

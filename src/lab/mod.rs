@@ -2,5 +2,6 @@
 
 pub mod conformance;
 pub mod exchange;
+pub mod market_stand_in;
 pub mod scenario;
 pub mod simulator;

@@ -163,6 +163,18 @@ pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
 pub const ORDER_LOOKUPS_MAX_COUNT: usize = 16;
 /// Time for a marketplace to answer an order lookup, in milliseconds.
 pub const ORDER_LOOKUP_MS: u64 = 20_000;
+/// Time for a marketplace's API to answer a call, in milliseconds. The vendor's own library waits 10 s.
+pub const MARKET_CALL_MS: u64 = 15_000;
+/// Time for the metadata service of the machine to answer, in milliseconds.
+pub const METADATA_MS: u64 = 2_000;
+/// Maximum size of an answer of a marketplace's API, in bytes.
+pub const MARKET_ANSWER_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Wait after the first throttled call, in milliseconds. It doubles with each further one.
+pub const MARKET_BACKOFF_MS: u64 = 1_000;
+/// Longest wait after a throttled call, in milliseconds.
+pub const MARKET_BACKOFF_MAX_MS: u64 = 60_000;
+/// Maximum size of a file of credentials, in bytes.
+pub const CREDENTIALS_FILE_MAX_BYTES: u64 = 256 * 1024;
 
 /// Default timeout of a hook, in milliseconds.
 pub const HOOK_TIMEOUT_MS: u64 = 10 * 60 * 1000;

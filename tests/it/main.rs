@@ -43,6 +43,7 @@ mod lifecycle_interleavings;
 mod lifecycle_table;
 mod lines;
 mod logging;
+mod market_api;
 mod marketplace_features;
 mod promises;
 mod prune;

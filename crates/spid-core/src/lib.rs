@@ -3,6 +3,7 @@
 pub mod dialect;
 pub mod lifecycle;
 pub mod limits;
+pub mod market_api;
 pub mod query;
 pub mod redact;
 pub mod signature;

@@ -216,6 +216,42 @@ pub fn encode(pairs: &[Pair]) -> String {
     serde_urlencoded::to_string(pairs).unwrap_or_default()
 }
 
+/// Encodes one text: everything but the unreserved characters of RFC 3986.
+///
+/// ```
+/// assert_eq!(spid_core::query::encode_text("a b*~会"), "a%20b%2A~%E4%BC%9A");
+/// ```
+pub fn encode_text(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                encoded.push(char::from(byte))
+            }
+            other => {
+                encoded.push('%');
+                encoded.push_str(&hex::encode_upper([other]));
+            }
+        }
+    }
+    encoded
+}
+
+/// Canonical query of the clouds' API gateways: each name and value encoded by [`encode_text`], then sorted.
+pub fn canonical(pairs: &[Pair]) -> String {
+    let mut encoded: Vec<String> = Vec::with_capacity(pairs.len());
+    for (name, value) in pairs {
+        encoded.push(format!("{}={}", encode_text(name), encode_text(value)));
+    }
+    encoded.sort();
+    encoded.join("&")
+}
+
+/// The same query as [`canonical`], as the vendors' SDKs send it: with `+` for a space.
+pub fn encode_sorted(pairs: &[Pair]) -> String {
+    canonical(pairs).replace("%20", "+")
+}
+
 /// Returns the first parameter whose value may hide another signed parameter, if there is one.
 /// The pairs come sorted by name, each name once.
 ///

@@ -28,6 +28,7 @@
 
 mod absent;
 mod deduplication;
+pub mod entitlement;
 mod messages;
 mod parts;
 mod policy;

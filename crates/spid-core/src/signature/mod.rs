@@ -22,6 +22,7 @@
 //! that matched and shows nothing of it.
 
 mod access_key;
+mod acs3;
 mod field;
 mod presented;
 
@@ -36,6 +37,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 pub use access_key::{AccessKey, UnsignedRequest};
+pub use acs3::{ApiKey, ApiRequest, ApiSignatureError, ReceivedApiRequest, SignedApiRequest};
 pub use field::Cipher;
 pub use presented::Presented;
 pub use spid_hook::Secret;

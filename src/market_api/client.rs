@@ -1,0 +1,254 @@
+//! Client of Alibaba Cloud's marketplace APIs.
+//!
+//! It signs a call, sends it once and reads the answer. It repeats nothing by itself but a call that the gateway denied
+//! for its nonce: the caller knows what a repetition means, and owed work is repeated by its job.
+//!
+//! Each market has its own bound of calls at once and its own pace, so that a marketplace that hangs or throttles takes
+//! nothing from another.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use spid_core::market_api::{ApiCall, ApiError, ErrorClass, Group, Place, read_answer};
+use spid_core::signature::{ApiRequest, SignedApiRequest};
+use spid_hook::json::Json;
+use spid_hook::time::Clock;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+
+use super::credentials::{Credentials, NoKey};
+use crate::net::{Client, ClientError, ClientOptions, ClientRequest, Method, Reach, Tls, Url};
+use crate::observe::limits;
+
+/// `User-Agent` of every request.
+pub(super) const USER_AGENT: &str = concat!("spid/", env!("CARGO_PKG_VERSION"));
+
+/// Options of one market.
+pub struct MarketOptions {
+    /// Name of the market in the configuration.
+    pub name: String,
+    /// Address of the API.
+    pub url: Url,
+    /// Credentials of every group of operations without its own.
+    pub credentials: Credentials,
+    /// Credentials of single groups.
+    pub credentials_for: BTreeMap<Group, Credentials>,
+    /// Calls a second.
+    pub calls_per_s: f64,
+    /// Calls at once.
+    pub concurrency: usize,
+    /// Time for one call.
+    pub timeout: Duration,
+    /// Trust over https. `None`: the system's roots.
+    pub tls: Option<Tls>,
+    /// The clock that dates the calls.
+    pub clock: Clock,
+}
+
+/// Client of one market. Clones share its bounds.
+#[derive(Clone)]
+pub struct MarketClient(Arc<Shared>);
+
+struct Shared {
+    options: MarketOptions,
+    client: Client,
+    permits: Semaphore,
+    pace: Mutex<Pace>,
+}
+
+/// Times of the calls: each takes the next free time.
+struct Pace {
+    next: Instant,
+    /// Throttled answers in a row.
+    throttled: u32,
+}
+
+/// Reason why a call has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// The API answered a failure.
+    #[error("{0}")]
+    Api(ApiError),
+    /// The API gave no answer.
+    #[error("{fault}")]
+    Unanswered {
+        /// The fault.
+        fault: String,
+        /// True if the call may have been carried out.
+        may_be_applied: bool,
+    },
+    /// There is no access key.
+    #[error("{0}")]
+    NoKey(#[from] NoKey),
+    /// The configuration makes every call fail.
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
+impl CallError {
+    /// Returns true if the call may have been carried out although it has no result.
+    pub fn may_be_applied(&self) -> bool {
+        match self {
+            CallError::Api(error) => error.class.may_be_applied(),
+            CallError::Unanswered { may_be_applied, .. } => *may_be_applied,
+            CallError::NoKey(_) | CallError::Misconfigured(_) => false,
+        }
+    }
+
+    /// Returns true if a later call may succeed without a change by a person.
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            CallError::Api(error) => error.class.is_temporary(),
+            CallError::Unanswered { .. } => true,
+            CallError::NoKey(fault) => fault.is_temporary(),
+            CallError::Misconfigured(_) => false,
+        }
+    }
+}
+
+impl fmt::Debug for MarketClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MarketClient").field("name", &self.0.options.name).finish_non_exhaustive()
+    }
+}
+
+impl MarketClient {
+    /// Creates a client. Over plain http it connects only to addresses of the private network.
+    pub fn new(options: MarketOptions) -> MarketClient {
+        let client = Client::new(ClientOptions {
+            total: options.timeout,
+            reach: Reach::Confidential,
+            tls: options.tls.clone(),
+            body_max_bytes: limits::MARKET_ANSWER_MAX_BYTES,
+            keep: options.concurrency,
+            ..ClientOptions::default()
+        });
+        let permits = Semaphore::new(options.concurrency);
+        let pace = Mutex::new(Pace { next: Instant::now(), throttled: 0 });
+        MarketClient(Arc::new(Shared { options, client, permits, pace }))
+    }
+
+    /// Returns the name of the market.
+    pub fn name(&self) -> &str {
+        &self.0.options.name
+    }
+
+    /// Makes a call and returns the document of its success.
+    ///
+    /// # Errors
+    /// See [`CallError`]. It says if the call may have been carried out.
+    pub async fn call(&self, call: &ApiCall) -> Result<Json, CallError> {
+        // The permit is held until the answer is read, so that a market that hangs stops only its own calls.
+        let _permit = self.0.permits.acquire().await;
+        let credentials = self.credentials(call.operation.group);
+        let mut again = true;
+        loop {
+            sleep_until(self.next_time()).await;
+            let key = credentials.current().await?;
+            let signed = ApiRequest {
+                method: call.operation.method,
+                host: &self.0.options.url.authority(),
+                path: "/",
+                action: call.operation.action,
+                version: call.operation.version,
+                query: parameters(call, Place::Query),
+                form: parameters(call, Place::Form),
+                user_agent: USER_AGENT,
+                date: &date(self.0.options.clock.now()),
+                nonce: &nonce(),
+            }
+            .sign(&key);
+            match self.send(call, signed).await {
+                // The gateway has seen this nonce and carried out nothing. Another nonce is another request.
+                Err(CallError::Api(ref error)) if error.class == ErrorClass::Nonce && again => again = false,
+                other => return other,
+            }
+        }
+    }
+
+    async fn send(&self, call: &ApiCall, signed: SignedApiRequest) -> Result<Json, CallError> {
+        let request = to_request(&self.0.options.url, call.operation.method, signed)
+            .map_err(CallError::Misconfigured)?;
+        let answer = match self.0.client.send(request).await {
+            Ok(answer) => answer,
+            Err(error) => return Err(unanswered(&error)),
+        };
+        let retry_after = answer.headers.text("x-acs-retry-after");
+        let result = read_answer(answer.status, retry_after, &answer.body);
+        self.settle_pace(result.as_ref().err());
+        result.map_err(CallError::Api)
+    }
+
+    fn credentials(&self, group: Group) -> &Credentials {
+        let options = &self.0.options;
+        options.credentials_for.get(&group).unwrap_or(&options.credentials)
+    }
+
+    /// Takes the next free time for a call.
+    fn next_time(&self) -> Instant {
+        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = pace.next.max(Instant::now());
+        pace.next = at + Duration::from_secs_f64(1.0 / self.0.options.calls_per_s.max(0.001));
+        at
+    }
+
+    /// Slows all calls down after a throttled one: by the wait that the gateway named, or by a growing one.
+    fn settle_pace(&self, error: Option<&ApiError>) {
+        let mut pace = self.0.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        match error.filter(|error| error.class == ErrorClass::Throttled) {
+            None => pace.throttled = 0,
+            Some(error) => {
+                pace.throttled = pace.throttled.saturating_add(1);
+                let growing = limits::MARKET_BACKOFF_MS << pace.throttled.min(6).saturating_sub(1);
+                let wait = error.retry_after_ms.unwrap_or(growing).min(limits::MARKET_BACKOFF_MAX_MS);
+                pace.next = pace.next.max(Instant::now() + Duration::from_millis(wait));
+            }
+        }
+    }
+}
+
+fn parameters(call: &ApiCall, place: Place) -> &[spid_core::query::Pair] {
+    if call.operation.place == place { &call.parameters } else { &[] }
+}
+
+fn unanswered(error: &ClientError) -> CallError {
+    match error {
+        // A later call cannot correct these: an operator must change the configuration.
+        ClientError::Forbidden { .. } | ClientError::NoTls(_) | ClientError::Unsendable(_) => {
+            CallError::Misconfigured(error.to_string())
+        }
+        other => CallError::Unanswered { fault: other.to_string(), may_be_applied: other.may_have_arrived() },
+    }
+}
+
+/// Makes an HTTP request of a signed one.
+pub(super) fn to_request(url: &Url, method: &str, signed: SignedApiRequest) -> Result<ClientRequest, String> {
+    let target = match signed.query.as_str() {
+        "" => "/".to_owned(),
+        query => format!("/?{query}"),
+    };
+    let url = url.with_target(&target).map_err(|error| error.to_string())?;
+    let mut request = ClientRequest::get(url);
+    request.method = if method == "GET" { Method::Get } else { Method::Post };
+    request.body = signed.body.into();
+    for (name, value) in signed.headers {
+        request.headers.push((name.to_owned(), value));
+    }
+    Ok(request)
+}
+
+/// Returns the form of an instant in a header.
+pub(super) fn date(now: Timestamp) -> String {
+    now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// Returns a nonce: 128 random bits.
+pub(super) fn nonce() -> String {
+    let mut bytes = [0_u8; 16];
+    // Without the system's generator nothing in this program works; a constant nonce is denied by the gateway.
+    let _ = getrandom::fill(&mut bytes);
+    hex::encode(bytes)
+}
