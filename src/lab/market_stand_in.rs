@@ -203,7 +203,9 @@ impl MarketStandIn {
         }
         match self.carry_out(&call) {
             Ok(mut document) => {
-                document["RequestId"] = json!(REQUEST_ID);
+                if let Some(members) = document.as_object_mut() {
+                    members.insert("RequestId".to_owned(), json!(REQUEST_ID));
+                }
                 Response::json(200, document.to_string())
             }
             Err(denied) => failure(denied, None),
@@ -369,7 +371,7 @@ impl Books {
         let mut list = Vec::new();
         for notification in self.notifications.iter().skip((page - 1) * size).take(size) {
             list.push(json!({
-                "Action": notification.message["action"],
+                "Action": notification.message.get("action"),
                 "NotificationRequestId": notification.id,
                 "CreateTime": 1_767_258_000_000_i64,
                 "Message": notification.message.to_string(),

@@ -89,7 +89,7 @@ struct Shared {
 
 enum Given {
     Key(ApiKey),
-    Chain(DefaultChain),
+    Chain(Box<DefaultChain>),
 }
 
 #[derive(Default)]
@@ -106,7 +106,7 @@ impl Credentials {
 
     /// Looks in the places of the vendor's default chain. The first that has something is used from then on.
     pub fn default_chain(chain: DefaultChain, clock: Clock, tls: Option<Tls>) -> Credentials {
-        Credentials::new(Given::Chain(chain), clock, tls)
+        Credentials::new(Given::Chain(Box::new(chain)), clock, tls)
     }
 
     fn new(given: Given, clock: Clock, tls: Option<Tls>) -> Credentials {
@@ -134,9 +134,9 @@ impl Credentials {
         };
         let fetched = match &source {
             Source::Key(key) => return Ok(key.clone()),
-            Source::EcsRole { role } => self.from_metadata(chain, role.as_deref()).await,
-            Source::AssumeRole { key, role } => self.assume(chain, key, role).await,
-            Source::Oidc { provider, token_file, role } => self.oidc(chain, provider, token_file, role).await,
+            Source::EcsRole { role } => self.machine_role(chain, role.as_deref()).await,
+            Source::AssumeRole { key, role } => self.assumed_role(chain, key, role).await,
+            Source::Oidc { provider, token_file, role } => self.token_role(chain, provider, token_file, role).await,
         };
         match fetched {
             Ok(key) => {
@@ -187,7 +187,7 @@ impl Credentials {
     ///
     /// The service gives a session token first, so that a proxy that is tricked into a plain GET gets nothing. A service
     /// that is too old for that is asked without, unless the operator forbids it.
-    async fn from_metadata(&self, chain: &DefaultChain, role: Option<&str>) -> Result<TemporaryKey, NoKey> {
+    async fn machine_role(&self, chain: &DefaultChain, role: Option<&str>) -> Result<TemporaryKey, NoKey> {
         const TOKEN: &str = "/latest/api/token";
         const ROLES: &str = "/latest/meta-data/ram/security-credentials/";
         let base = match &chain.metadata {
@@ -221,7 +221,7 @@ impl Credentials {
     }
 
     /// Exchanges a key for the temporary key of a role.
-    async fn assume(&self, chain: &DefaultChain, key: &ApiKey, role: &Role) -> Result<TemporaryKey, NoKey> {
+    async fn assumed_role(&self, chain: &DefaultChain, key: &ApiKey, role: &Role) -> Result<TemporaryKey, NoKey> {
         let url = token_service(chain)?;
         let parameters = role_parameters(role);
         let signed = ApiRequest {
@@ -243,7 +243,7 @@ impl Credentials {
     }
 
     /// Exchanges a signed token for the temporary key of a role. The token is the proof, so nothing is signed.
-    async fn oidc(
+    async fn token_role(
         &self,
         chain: &DefaultChain,
         provider: &str,

@@ -124,7 +124,7 @@ fn held(context: &PageContext, item: &HeldItem, callback: &Callback) -> Markup {
     let name = item.instance.as_deref();
     let code = item.reason_code.as_deref();
     html! {
-        (heading(words::kind(item.kind), &item.action.to_string(), name, &item.account))
+        (heading(words::kind(item.kind), item.action, name, &item.account))
         p class="soft" {
             (callback.action_name) " · callback " (item.callback) " · " (item.account) " · since "
             (time(item.since, context.now))

@@ -77,8 +77,11 @@ impl JobsArguments {
         let count = chosen.len();
         if !self.yes {
             listed_table(&chosen, output)?;
-            return Err(Failure::new(Exit::Usage, format!("{count} jobs would be {done}; nothing was changed"))
-                .hint("add --yes to change them"));
+            return Err(Failure::new(
+                Exit::Usage,
+                format!("{count} jobs would be {done}; nothing was changed"),
+            )
+            .hint("add --yes to change them"));
         }
         output.line(&format!("{count} jobs"))?;
         let (mut operations, act) = self.act.begin()?;
