@@ -1,6 +1,13 @@
 //! The client of Alibaba Cloud's marketplace APIs against the stand-in, over real sockets; and the vendor's own SDK
 //! against the same stand-in, so that both are known to speak alike.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that panics has said what it found"
+)]
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
