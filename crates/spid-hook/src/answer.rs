@@ -76,7 +76,7 @@ pub enum HostField {
     TempDomain,
     /// The machine's region.
     Region,
-    /// Information that the buyer needs for the ICP filing.
+    /// Information that the buyer needs for the ICP filing of a site in China.
     BeianInfo,
 }
 
@@ -110,13 +110,13 @@ impl HostField {
 pub struct Provisioned(Answer);
 
 impl Provisioned {
-    /// Creates an answer without details: the instance exists and keeps the marketplace's own id.
+    /// Creates an answer without details: the instance exists, and its id is the marketplace's `order_biz_id`.
     pub fn new() -> Provisioned {
         Provisioned::default()
     }
 
-    /// Sets the id by which the marketplace knows the instance. It must be the same for every attempt, and
-    /// unique to this instance.
+    /// Sets the id of the instance. It must be the same for every attempt, and unique to this instance. Alibaba and JD
+    /// Cloud know the instance by it; KooGallery has ids of its own.
     pub fn id(mut self, id: impl Into<String>) -> Provisioned {
         self.0.instance_id = Some(id.into());
         self
@@ -158,6 +158,16 @@ impl Provisioned {
     }
 
     /// Sets one value of the machine.
+    ///
+    /// ```
+    /// use spid_hook::{HostField, Provisioned};
+    ///
+    /// let made = Provisioned::new()
+    ///     .host(HostField::Ip, "203.0.113.7")
+    ///     .host_login("root", "fake-password")
+    ///     .secret_info("backup key", "fake-key");
+    /// assert!(format!("{made:?}").contains("203.0.113.7") && !format!("{made:?}").contains("fake-"));
+    /// ```
     pub fn host(mut self, name: HostField, value: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, name.as_str(), value);
         self
@@ -253,6 +263,16 @@ pub struct SignedOn(Secret);
 
 impl SignedOn {
     /// Sends the browser to this URL, which carries a one-time ticket of your own.
+    ///
+    /// ```
+    /// use spid_hook::{HookError, SignOnCall, SignedOn};
+    ///
+    /// async fn sign_on(call: SignOnCall) -> Result<SignedOn, HookError> {
+    ///     let tenant = call.instance.id.ok_or("an instance without an id")?;
+    ///     let ticket = "one-time-ticket"; // random, stored, valid for a minute
+    ///     Ok(SignedOn::redirect(format!("https://{tenant}.app.example/sign-on?ticket={ticket}")))
+    /// }
+    /// ```
     pub fn redirect(url: impl Into<String>) -> SignedOn {
         SignedOn(Secret::new(url))
     }
@@ -270,6 +290,12 @@ pub struct Reply(Secret);
 
 impl Reply {
     /// Answers with this JSON, unchanged.
+    ///
+    /// ```
+    /// use spid_hook::Reply;
+    ///
+    /// let reply = Reply::json(serde_json::json!({"success": true}));
+    /// ```
     pub fn json(value: serde_json::Value) -> Reply {
         Reply(Secret::new(value.to_string()))
     }
@@ -281,7 +307,9 @@ impl From<Reply> for Answer {
     }
 }
 
-/// Error for an answer that cannot be understood. It names members, and never values.
+/// Error for an answer that cannot be understood. It names members, and never values. Hidden, because only spid reads
+/// answers in pieces; [`read_answer`](crate::read_answer) is for everything else.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// The answer is not JSON.
@@ -319,7 +347,8 @@ pub enum Unreadable {
     Empty(Action),
 }
 
-/// All values that a hook which speaks JSON may answer.
+/// All values that a hook which speaks JSON may answer. Hidden for the same reason as [`Unreadable`].
+#[doc(hidden)]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ParsedAnswer {
     /// Values of a success.

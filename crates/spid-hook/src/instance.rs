@@ -55,7 +55,8 @@ impl std::fmt::Display for State {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Instance {
-    /// The id that the marketplace knows; `None` until the create hook has finished.
+    /// The id that the hook chose, or the marketplace's `order_biz_id`; `None` until the create hook has finished.
+    /// KooGallery knows the instance by an id of its own.
     pub id: Option<String>,
     /// The marketplace's own id of the sold item.
     pub order_biz_id: Option<String>,
@@ -81,13 +82,15 @@ pub struct Instance {
     pub expires_on_raw: Option<String>,
     /// The billed quantities in force.
     pub items: BTreeMap<String, String>,
-    /// True if an attempt to create it ever began, so the seller may have something to clean up.
+    /// True if an attempt to create it ever began, so the seller may have something to clean up. A hook reads
+    /// `maybe_provisioned` of the release instead.
     pub began: bool,
-    /// True if its release came before any callback that would have created it.
+    /// True if its release came before any callback that would have created it. A hook does not need it.
     pub tombstone: bool,
-    /// True if spid did not create it but took it over (`adopt`, `import`).
+    /// True if spid did not create it but took it over (`adopt`, `import`), so that the hook may not know it.
     pub adopted: bool,
     /// True once a trial has been bought for good. A late notice that the trial ended must not freeze the instance.
+    /// A hook does not need it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub converted: bool,
     /// Time of the buyer's claim, as the seller's system reported it; `None` until then. It affects no decision here,
