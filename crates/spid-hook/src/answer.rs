@@ -49,17 +49,53 @@ fn put(fields: &mut Fields, name: &str, text: impl Into<String>) {
     fields.insert(name.to_owned(), field(name, text));
 }
 
-fn put_admin(app: &mut Fields, url: String, username: String, password: String) {
-    put(app, "admin_url", url);
-    put(app, "username", username);
-    put(app, "password", password);
+/// Methods of the answers that describe the application.
+macro_rules! application {
+    ($answer:ident) => {
+        impl $answer {
+            /// Sets the URL of the application.
+            pub fn app(mut self, url: impl Into<String>) -> $answer {
+                put(&mut self.0.app, "front_end_url", url);
+                self
+            }
+
+            /// Sets the URL of the administration, and the login for the first time.
+            pub fn admin(
+                mut self,
+                url: impl Into<String>,
+                username: impl Into<String>,
+                password: impl Into<String>,
+            ) -> $answer {
+                put(&mut self.0.app, "admin_url", url);
+                put(&mut self.0.app, "username", username);
+                put(&mut self.0.app, "password", password);
+                self
+            }
+
+            /// Sets the license: its key, its period of validity, and the URL of its guide.
+            pub fn license(
+                mut self,
+                id: impl Into<String>,
+                valid_period: impl Into<String>,
+                guide: impl Into<String>,
+            ) -> $answer {
+                put(&mut self.0.app, "license_id", id);
+                put(&mut self.0.app, "license_valid_period", valid_period);
+                put(&mut self.0.app, "license_for_user_guide", guide);
+                self
+            }
+        }
+
+        impl From<$answer> for Answer {
+            fn from(answer: $answer) -> Answer {
+                answer.0
+            }
+        }
+    };
 }
 
-fn put_license(app: &mut Fields, id: String, valid_period: String, guide: String) {
-    put(app, "license_id", id);
-    put(app, "license_valid_period", valid_period);
-    put(app, "license_for_user_guide", guide);
-}
+application!(Provisioned);
+application!(Updated);
 
 /// Plain value of the machine, for products that sell one. Logins have their own methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,38 +158,10 @@ impl Provisioned {
         self
     }
 
-    /// Sets the URL of the application.
-    pub fn app(mut self, url: impl Into<String>) -> Provisioned {
-        put(&mut self.0.app, "front_end_url", url);
-        self
-    }
-
-    /// Sets the URL of the administration, and the login for the first time.
-    pub fn admin(
-        mut self,
-        url: impl Into<String>,
-        username: impl Into<String>,
-        password: impl Into<String>,
-    ) -> Provisioned {
-        put_admin(&mut self.0.app, url.into(), username.into(), password.into());
-        self
-    }
-
     /// Sets the URL to which the marketplace sends a buyer who signs on. Without it the answer holds the
     /// endpoint's public URL.
     pub fn auth_url(mut self, url: impl Into<String>) -> Provisioned {
         put(&mut self.0.app, "auth_url", url);
-        self
-    }
-
-    /// Sets the license: its key, its period of validity, and the URL of its guide.
-    pub fn license(
-        mut self,
-        id: impl Into<String>,
-        valid_period: impl Into<String>,
-        guide: impl Into<String>,
-    ) -> Provisioned {
-        put_license(&mut self.0.app, id.into(), valid_period.into(), guide.into());
         self
     }
 
@@ -206,12 +214,6 @@ impl Provisioned {
     }
 }
 
-impl From<Provisioned> for Answer {
-    fn from(made: Provisioned) -> Answer {
-        made.0
-    }
-}
-
 /// Answer to a renew, an upgrade or a refunded renewal: the changed values that the buyer sees. Commonly empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Updated(Answer);
@@ -220,40 +222,6 @@ impl Updated {
     /// Creates an answer without changes: the work is done, and the values that the buyer sees stay.
     pub fn new() -> Updated {
         Updated::default()
-    }
-
-    /// Sets the new URL of the application.
-    pub fn app(mut self, url: impl Into<String>) -> Updated {
-        put(&mut self.0.app, "front_end_url", url);
-        self
-    }
-
-    /// Sets the new URL of the administration, and its login.
-    pub fn admin(
-        mut self,
-        url: impl Into<String>,
-        username: impl Into<String>,
-        password: impl Into<String>,
-    ) -> Updated {
-        put_admin(&mut self.0.app, url.into(), username.into(), password.into());
-        self
-    }
-
-    /// Sets the new license: its key, its period of validity, and the URL of its guide.
-    pub fn license(
-        mut self,
-        id: impl Into<String>,
-        valid_period: impl Into<String>,
-        guide: impl Into<String>,
-    ) -> Updated {
-        put_license(&mut self.0.app, id.into(), valid_period.into(), guide.into());
-        self
-    }
-}
-
-impl From<Updated> for Answer {
-    fn from(updated: Updated) -> Answer {
-        updated.0
     }
 }
 
@@ -347,6 +315,10 @@ pub enum Unreadable {
     Empty(Action),
 }
 
+/// Members that may be null.
+const NULLABLE: [&str; 9] =
+    ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
+
 /// All values that a hook which speaks JSON may answer. Hidden for the same reason as [`Unreadable`].
 #[doc(hidden)]
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -382,9 +354,9 @@ impl ParsedAnswer {
     }
 
     fn take(&mut self, name: &str, value: Json) -> Result<(), Unreadable> {
-        // JSON null is a valid body; for every other member null counts as not sent.
-        if value == Json::Null && name != "body" {
-            return known(name);
+        // JSON null is a valid body; every other member with null counts as not sent.
+        if value == Json::Null && NULLABLE.contains(&name) {
+            return Ok(());
         }
         let answer = &mut self.answer;
         match name {
@@ -471,14 +443,6 @@ pub(crate) fn write(answer: &Answer) -> Result<Secret, String> {
     }
     let json = serde_json::to_string(&written).map_err(|_| "the answer cannot be written".to_owned())?;
     Ok(Secret::new(json))
-}
-
-/// Checks the name of a member that is null: it counts as not sent, but an unknown name is still an error.
-fn known(name: &str) -> Result<(), Unreadable> {
-    // `body` is missing here, because its null is a value.
-    const NAMES: [&str; 9] =
-        ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
-    if NAMES.contains(&name) { Ok(()) } else { Err(Unreadable::Unknown(name.to_owned())) }
 }
 
 /// Accepts an empty success if the action needs no answer. An empty answer to a create more likely comes from a

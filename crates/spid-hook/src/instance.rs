@@ -11,11 +11,12 @@ use crate::callback::{Action, Callback};
 use crate::{limits, text};
 
 /// State of an instance after the last job that is done. Queued jobs may change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Bought, but not provisioned yet.
+    #[default]
     Pending,
     /// In use.
     Active,
@@ -25,34 +26,15 @@ pub enum State {
     Released,
 }
 
-impl State {
-    /// All states, in the order of the lifecycle.
-    pub const ALL: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
-
-    /// Word for the state in files, logs and `--json`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            State::Pending => "pending",
-            State::Active => "active",
-            State::Frozen => "frozen",
-            State::Released => "released",
-        }
-    }
-
-    /// Returns the state with this word.
-    pub fn from_word(word: &str) -> Option<State> {
-        State::ALL.into_iter().find(|state| state.as_str() == word)
-    }
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
+crate::words! { State:
+    Pending => "pending",
+    Active => "active",
+    Frozen => "frozen",
+    Released => "released",
 }
 
 /// A sold instance, as far as its callbacks are applied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Instance {
     /// The id that the hook chose, or the marketplace's `order_biz_id`; `None` until the create hook has finished.
@@ -108,27 +90,12 @@ impl Instance {
     /// Creates the record for a create or a tombstone: pending, nothing applied.
     pub fn pending(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
         let mut instance = Instance {
-            id: None,
             order_biz_id: callback.subject.order_biz_id.clone().filter(|name| !name.is_empty()),
-            state: State::Pending,
             account: account.to_owned(),
             endpoint: endpoint.to_owned(),
-            buyer: None,
-            product: None,
-            sku: None,
-            order_id: None,
-            trial: None,
-            expires_on: None,
-            expires_on_raw: None,
-            items: BTreeMap::new(),
-            began: false,
-            tombstone: false,
-            adopted: false,
-            converted: false,
-            claimed_at: None,
-            tenant: None,
             created_at: now,
             updated_at: now,
+            ..Instance::default()
         };
         instance.describe(callback);
         instance

@@ -91,6 +91,7 @@ pub mod time;
 pub mod trace;
 #[cfg(feature = "http")]
 pub mod webhook;
+mod words;
 
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use attempt_result::AttemptResult;

@@ -7,8 +7,6 @@
 
 mod build;
 mod json;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -385,3 +383,6 @@ impl Call {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
