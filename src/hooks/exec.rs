@@ -468,10 +468,10 @@ fn signal_name(number: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooks::a_call;
+    use spid_hook::testing;
 
     fn log() -> LineLog {
-        let call = a_call(Action::Create);
+        let call = testing::call(Action::Create);
         LineLog::new(Action::Create, call.context().clone())
     }
 

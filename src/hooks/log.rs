@@ -80,14 +80,14 @@ impl ProvisioningHook for LogHook {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hooks::a_call;
+    use spid_hook::testing;
     use spid_hook::{AnyHook, HookErrorKind};
 
     #[tokio::test]
     async fn everything_succeeds_but_a_sign_on() {
         let hook = AnyHook::new(LogHook);
         for action in Action::ALL {
-            let call = a_call(action);
+            let call = testing::call(action);
             match hook.answer(call).await {
                 Ok(answer) => assert_eq!(answer.instance_id, None, "{action}"),
                 Err(error) => {

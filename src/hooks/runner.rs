@@ -512,8 +512,8 @@ mod tests {
 
     use super::super::log::LogHook;
     use super::*;
-    use crate::hooks::a_call;
     use spid_hook::callback::Action;
+    use spid_hook::testing;
     use spid_hook::{CreateCall, ExpireCall, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
 
     /// A hook that does what the test says.
@@ -525,7 +525,7 @@ mod tests {
     }
 
     fn create() -> Call {
-        a_call(Action::Create)
+        testing::call(Action::Create)
     }
 
     fn only(hook: NamedHook) -> Runner {
@@ -759,7 +759,7 @@ mod tests {
     #[tokio::test]
     async fn what_an_author_left_out_is_unsupported() {
         let runner = only(NamedHook::new("mine", Minimal));
-        let call = |action| a_call(action);
+        let call = |action| testing::call(action);
         for action in [Action::Upgrade, Action::RefundRenew, Action::SignOn, Action::Payment, Action::Other] {
             let end = runner.run(call(action)).await;
             assert!(matches!(end, AttemptResult::Unsupported { .. }), "{action}: {end:?}");

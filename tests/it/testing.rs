@@ -17,7 +17,7 @@ use spid::hook::{
 };
 use spid::internals::hooks::log::LogHook;
 use spid::testing;
-use spid::testing::{Check, FindingKind, Report};
+use spid::testing::{Check, FindingKind, Part, Report};
 use spid_hook::callback::Action;
 use spid_hook::instance::{Instance, State};
 use tokio::task::yield_now;
@@ -272,14 +272,14 @@ async fn report_on(wrong: Wrong) -> Report {
 }
 
 /// Sentence about the first fault.
-fn first(report: &Report) -> (FindingKind, Action, &str) {
+fn first(report: &Report) -> (FindingKind, Action, String) {
     let fault = report.faults().next().unwrap_or_else(|| panic!("nothing was found\n{report}"));
-    (fault.kind, fault.action, &fault.sentence)
+    (fault.kind, fault.action, fault.sentence())
 }
 
 #[track_caller]
 fn only(report: &Report, kind: FindingKind, action: Action, sentence: &str) {
-    assert_eq!(first(report), (kind, action, sentence), "\n{report}");
+    assert_eq!(first(report), (kind, action, sentence.to_owned()), "\n{report}");
     assert_eq!(report.faults().count(), 1, "\n{report}");
     assert!(!report.passed);
     assert!(!report.to_string().contains("fake-password"), "{report}");
@@ -323,7 +323,7 @@ async fn with_a_probe_it_says_how_many_exist() {
         "`create`: called again with the same idempotency key, the hook left 2 things for one order, where 1 should be; {KEEP}."
     );
     let doubled = report.faults().find(|fault| fault.kind == FindingKind::Doubled).unwrap();
-    assert_eq!(doubled.sentence, sentence);
+    assert_eq!(doubled.sentence(), sentence);
 }
 
 #[tokio::test]
@@ -349,11 +349,7 @@ async fn whatever_a_repeat_gets_instead_of_an_answer_is_told() {
         (Wrong::FailsAgain, FindingKind::FailsAgain, "failed: this tenant is there already"),
     ] {
         let report = report_on(wrong).await;
-        assert_eq!(
-            first(&report),
-            (kind, Action::Create, format!("{again} {what}; {KEEP}.").as_str()),
-            "\n{report}"
-        );
+        assert_eq!(first(&report), (kind, Action::Create, format!("{again} {what}; {KEEP}.")), "\n{report}");
     }
 }
 
@@ -371,7 +367,7 @@ async fn a_race_between_check_and_insert_is_found_every_time() {
         );
         let doubled = report.faults().find(|fault| fault.kind == FindingKind::Doubled).unwrap();
         assert_eq!(
-            doubled.sentence,
+            doubled.sentence(),
             format!(
                 "`create`: called again after several attempts at once, the hook left 3 things for one order, where 1 should be; {WIN}."
             )
@@ -383,7 +379,7 @@ async fn a_race_between_check_and_insert_is_found_every_time() {
 #[tokio::test]
 async fn what_a_cut_attempt_leaves_behind_is_found() {
     let report = report_on(Wrong::NotesTooLate).await;
-    let found = report.faults().filter(|fault| fault.section == "attempts cut short, then tried again");
+    let found = report.faults().filter(|fault| fault.part == Part::Cuts);
     // The concurrent calls have met it before, and the same fault is reported once.
     assert_eq!(found.count(), 0);
     assert!(report.sections.last().unwrap().faults > 0, "\n{report}");
@@ -391,7 +387,7 @@ async fn what_a_cut_attempt_leaves_behind_is_found() {
     let alone = check_of(&Hook::new(Wrong::Locks)).run().await;
     let stuck = alone.faults().find(|fault| fault.kind == FindingKind::NotResumed).unwrap();
     assert_eq!(
-        stuck.sentence,
+        stuck.sentence(),
         format!(
             "`create`: called again after an attempt was cut short where it waits for the first time, the hook fails at every further attempt: the order is being worked on; {GO_ON}."
         )
@@ -461,7 +457,7 @@ async fn a_hook_that_never_comes_back_is_given_up() {
     ] {
         let report = check_of(&Hook::new(wrong)).timeout(Duration::from_secs(1)).run().await;
         let found = report.faults().find(|fault| fault.kind == kind).unwrap_or_else(|| panic!("{report}"));
-        assert!(found.sentence.contains(part), "{}", found.sentence);
+        assert!(found.sentence().contains(part), "{}", found.sentence());
         assert!(!report.not_run.is_empty(), "{report}");
     }
 }

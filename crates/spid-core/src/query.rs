@@ -46,33 +46,18 @@ pub enum Rule {
     ValueTooLong,
 }
 
+spid_hook::words! { Rule:
+    BadEncoding => "bad-encoding",
+    NotUtf8 => "not-utf8",
+    Nul => "nul",
+    BadName => "bad-name",
+    DuplicateParameter => "duplicate-parameter",
+    TooManyParameters => "too-many-parameters",
+    NameTooLong => "name-too-long",
+    ValueTooLong => "value-too-long",
+}
+
 impl Rule {
-    /// All rules.
-    pub const ALL: [Rule; 8] = [
-        Rule::BadEncoding,
-        Rule::NotUtf8,
-        Rule::Nul,
-        Rule::BadName,
-        Rule::DuplicateParameter,
-        Rule::TooManyParameters,
-        Rule::NameTooLong,
-        Rule::ValueTooLong,
-    ];
-
-    /// Word under which denied requests are counted.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Rule::BadEncoding => "bad-encoding",
-            Rule::NotUtf8 => "not-utf8",
-            Rule::Nul => "nul",
-            Rule::BadName => "bad-name",
-            Rule::DuplicateParameter => "duplicate-parameter",
-            Rule::TooManyParameters => "too-many-parameters",
-            Rule::NameTooLong => "name-too-long",
-            Rule::ValueTooLong => "value-too-long",
-        }
-    }
-
     fn sentence(self) -> Cow<'static, str> {
         match self {
             Rule::BadEncoding => "`%` must be followed by two hex digits".into(),

@@ -49,17 +49,53 @@ fn put(fields: &mut Fields, name: &str, text: impl Into<String>) {
     fields.insert(name.to_owned(), field(name, text));
 }
 
-fn put_admin(app: &mut Fields, url: String, username: String, password: String) {
-    put(app, "admin_url", url);
-    put(app, "username", username);
-    put(app, "password", password);
+/// Methods of the answers that describe the application.
+macro_rules! application {
+    ($answer:ident) => {
+        impl $answer {
+            /// Sets the URL of the application.
+            pub fn app(mut self, url: impl Into<String>) -> $answer {
+                put(&mut self.0.app, "front_end_url", url);
+                self
+            }
+
+            /// Sets the URL of the administration, and the login for the first time.
+            pub fn admin(
+                mut self,
+                url: impl Into<String>,
+                username: impl Into<String>,
+                password: impl Into<String>,
+            ) -> $answer {
+                put(&mut self.0.app, "admin_url", url);
+                put(&mut self.0.app, "username", username);
+                put(&mut self.0.app, "password", password);
+                self
+            }
+
+            /// Sets the license: its key, its period of validity, and the URL of its guide.
+            pub fn license(
+                mut self,
+                id: impl Into<String>,
+                valid_period: impl Into<String>,
+                guide: impl Into<String>,
+            ) -> $answer {
+                put(&mut self.0.app, "license_id", id);
+                put(&mut self.0.app, "license_valid_period", valid_period);
+                put(&mut self.0.app, "license_for_user_guide", guide);
+                self
+            }
+        }
+
+        impl From<$answer> for Answer {
+            fn from(answer: $answer) -> Answer {
+                answer.0
+            }
+        }
+    };
 }
 
-fn put_license(app: &mut Fields, id: String, valid_period: String, guide: String) {
-    put(app, "license_id", id);
-    put(app, "license_valid_period", valid_period);
-    put(app, "license_for_user_guide", guide);
-}
+application!(Provisioned);
+application!(Updated);
 
 /// Plain value of the machine, for products that sell one. Logins have their own methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +112,7 @@ pub enum HostField {
     TempDomain,
     /// The machine's region.
     Region,
-    /// Information that the buyer needs for the ICP filing.
+    /// Information that the buyer needs for the ICP filing of a site in China.
     BeianInfo,
 }
 
@@ -110,32 +146,15 @@ impl HostField {
 pub struct Provisioned(Answer);
 
 impl Provisioned {
-    /// Creates an answer without details: the instance exists and keeps the marketplace's own id.
+    /// Creates an answer without details: the instance exists, and its id is the marketplace's `order_biz_id`.
     pub fn new() -> Provisioned {
         Provisioned::default()
     }
 
-    /// Sets the id by which the marketplace knows the instance. It must be the same for every attempt, and
-    /// unique to this instance.
+    /// Sets the id of the instance. It must be the same for every attempt, and unique to this instance. Alibaba and JD
+    /// Cloud know the instance by it; KooGallery has ids of its own.
     pub fn id(mut self, id: impl Into<String>) -> Provisioned {
         self.0.instance_id = Some(id.into());
-        self
-    }
-
-    /// Sets the URL of the application.
-    pub fn app(mut self, url: impl Into<String>) -> Provisioned {
-        put(&mut self.0.app, "front_end_url", url);
-        self
-    }
-
-    /// Sets the URL of the administration, and the login for the first time.
-    pub fn admin(
-        mut self,
-        url: impl Into<String>,
-        username: impl Into<String>,
-        password: impl Into<String>,
-    ) -> Provisioned {
-        put_admin(&mut self.0.app, url.into(), username.into(), password.into());
         self
     }
 
@@ -146,18 +165,17 @@ impl Provisioned {
         self
     }
 
-    /// Sets the license: its key, its period of validity, and the URL of its guide.
-    pub fn license(
-        mut self,
-        id: impl Into<String>,
-        valid_period: impl Into<String>,
-        guide: impl Into<String>,
-    ) -> Provisioned {
-        put_license(&mut self.0.app, id.into(), valid_period.into(), guide.into());
-        self
-    }
-
     /// Sets one value of the machine.
+    ///
+    /// ```
+    /// use spid_hook::{HostField, Provisioned};
+    ///
+    /// let made = Provisioned::new()
+    ///     .host(HostField::Ip, "203.0.113.7")
+    ///     .host_login("root", "fake-password")
+    ///     .secret_info("backup key", "fake-key");
+    /// assert!(format!("{made:?}").contains("203.0.113.7") && !format!("{made:?}").contains("fake-"));
+    /// ```
     pub fn host(mut self, name: HostField, value: impl Into<String>) -> Provisioned {
         put(&mut self.0.host, name.as_str(), value);
         self
@@ -196,12 +214,6 @@ impl Provisioned {
     }
 }
 
-impl From<Provisioned> for Answer {
-    fn from(made: Provisioned) -> Answer {
-        made.0
-    }
-}
-
 /// Answer to a renew, an upgrade or a refunded renewal: the changed values that the buyer sees. Commonly empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Updated(Answer);
@@ -211,40 +223,6 @@ impl Updated {
     pub fn new() -> Updated {
         Updated::default()
     }
-
-    /// Sets the new URL of the application.
-    pub fn app(mut self, url: impl Into<String>) -> Updated {
-        put(&mut self.0.app, "front_end_url", url);
-        self
-    }
-
-    /// Sets the new URL of the administration, and its login.
-    pub fn admin(
-        mut self,
-        url: impl Into<String>,
-        username: impl Into<String>,
-        password: impl Into<String>,
-    ) -> Updated {
-        put_admin(&mut self.0.app, url.into(), username.into(), password.into());
-        self
-    }
-
-    /// Sets the new license: its key, its period of validity, and the URL of its guide.
-    pub fn license(
-        mut self,
-        id: impl Into<String>,
-        valid_period: impl Into<String>,
-        guide: impl Into<String>,
-    ) -> Updated {
-        put_license(&mut self.0.app, id.into(), valid_period.into(), guide.into());
-        self
-    }
-}
-
-impl From<Updated> for Answer {
-    fn from(updated: Updated) -> Answer {
-        updated.0
-    }
 }
 
 /// Answer to a sign-on: the URL to which the buyer's browser goes. The URL lets its bearer in, so it is a secret.
@@ -253,6 +231,16 @@ pub struct SignedOn(Secret);
 
 impl SignedOn {
     /// Sends the browser to this URL, which carries a one-time ticket of your own.
+    ///
+    /// ```
+    /// use spid_hook::{HookError, SignOnCall, SignedOn};
+    ///
+    /// async fn sign_on(call: SignOnCall) -> Result<SignedOn, HookError> {
+    ///     let tenant = call.instance.id.ok_or("an instance without an id")?;
+    ///     let ticket = "one-time-ticket"; // random, stored, valid for a minute
+    ///     Ok(SignedOn::redirect(format!("https://{tenant}.app.example/sign-on?ticket={ticket}")))
+    /// }
+    /// ```
     pub fn redirect(url: impl Into<String>) -> SignedOn {
         SignedOn(Secret::new(url))
     }
@@ -270,6 +258,12 @@ pub struct Reply(Secret);
 
 impl Reply {
     /// Answers with this JSON, unchanged.
+    ///
+    /// ```
+    /// use spid_hook::Reply;
+    ///
+    /// let reply = Reply::json(serde_json::json!({"success": true}));
+    /// ```
     pub fn json(value: serde_json::Value) -> Reply {
         Reply(Secret::new(value.to_string()))
     }
@@ -281,7 +275,9 @@ impl From<Reply> for Answer {
     }
 }
 
-/// Error for an answer that cannot be understood. It names members, and never values.
+/// Error for an answer that cannot be understood. It names members, and never values. Hidden, because only spid reads
+/// answers in pieces; [`read_answer`](crate::read_answer) is for everything else.
+#[doc(hidden)]
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// The answer is not JSON.
@@ -319,7 +315,12 @@ pub enum Unreadable {
     Empty(Action),
 }
 
-/// All values that a hook which speaks JSON may answer.
+/// Members that may be null.
+const NULLABLE: [&str; 9] =
+    ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
+
+/// All values that a hook which speaks JSON may answer. Hidden for the same reason as [`Unreadable`].
+#[doc(hidden)]
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct ParsedAnswer {
     /// Values of a success.
@@ -353,9 +354,9 @@ impl ParsedAnswer {
     }
 
     fn take(&mut self, name: &str, value: Json) -> Result<(), Unreadable> {
-        // JSON null is a valid body; for every other member null counts as not sent.
-        if value == Json::Null && name != "body" {
-            return known(name);
+        // JSON null is a valid body; every other member with null counts as not sent.
+        if value == Json::Null && NULLABLE.contains(&name) {
+            return Ok(());
         }
         let answer = &mut self.answer;
         match name {
@@ -442,14 +443,6 @@ pub(crate) fn write(answer: &Answer) -> Result<Secret, String> {
     }
     let json = serde_json::to_string(&written).map_err(|_| "the answer cannot be written".to_owned())?;
     Ok(Secret::new(json))
-}
-
-/// Checks the name of a member that is null: it counts as not sent, but an unknown name is still an error.
-fn known(name: &str) -> Result<(), Unreadable> {
-    // `body` is missing here, because its null is a value.
-    const NAMES: [&str; 9] =
-        ["instance_id", "app", "host", "info", "secret_info", "redirect", "pending", "refuse", "retry_after"];
-    if NAMES.contains(&name) { Ok(()) } else { Err(Unreadable::Unknown(name.to_owned())) }
 }
 
 /// Accepts an empty success if the action needs no answer. An empty answer to a create more likely comes from a

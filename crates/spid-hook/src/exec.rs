@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::callback::Answer;
 use crate::text::plain_log;
@@ -193,23 +193,16 @@ where
     ended(attempted)
 }
 
-/// A task that is stopped when this is dropped.
-struct AbortOnDrop<T>(JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
 /// Runs the hook in a task of its own, so that a panic becomes a retry. Dropping the returned future stops the hook.
 pub(crate) async fn attempt(hook: AnyHook, call: Call) -> AttemptResult {
-    let mut task = AbortOnDrop(tokio::spawn(async move { hook.answer(call).await }));
-    match (&mut task.0).await {
-        Ok(result) => AttemptResult::from(result),
+    // A set stops its tasks when it is dropped.
+    let mut task = JoinSet::new();
+    task.spawn(async move { hook.answer(call).await });
+    match task.join_next().await {
+        Some(Ok(result)) => AttemptResult::from(result),
         // The text of the panic is already on standard error.
-        Err(error) if error.is_panic() => AttemptResult::retry("the hook panicked".to_owned()),
-        Err(_) => AttemptResult::retry("the hook was stopped".to_owned()),
+        Some(Err(error)) if error.is_panic() => AttemptResult::retry("the hook panicked".to_owned()),
+        _ => AttemptResult::retry("the hook was stopped".to_owned()),
     }
 }
 

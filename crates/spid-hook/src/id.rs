@@ -73,7 +73,7 @@ impl std::fmt::Debug for Id {
 #[derive(Debug, Clone)]
 pub enum Ids {
     /// The system's random generator; clones share the random bytes drawn in advance.
-    System(Arc<Mutex<Drawn>>),
+    System(Arc<Mutex<RandomPool>>),
     /// A sequence that is the same for the same seed; clones share it.
     Seeded(Arc<Mutex<u64>>),
 }
@@ -81,23 +81,23 @@ pub enum Ids {
 /// Random bytes for the next ids, drawn for many ids at once. Every request needs an id, and one system call
 /// per id would cost more than all other steps of its creation.
 #[derive(Default)]
-pub struct Drawn(Vec<[u8; 16]>);
+pub struct RandomPool(Vec<[u8; 16]>);
 
-impl std::fmt::Debug for Drawn {
+impl std::fmt::Debug for RandomPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Do not print the bytes: future ids must stay secret.
-        write!(f, "Drawn({})", self.0.len())
+        write!(f, "RandomPool({})", self.0.len())
     }
 }
 
-impl Drawn {
+impl RandomPool {
     const AT_ONCE: usize = 64;
 
     fn next(&mut self) -> Result<[u8; 16], getrandom::Error> {
         if let Some(random) = self.0.pop() {
             return Ok(random);
         }
-        let mut bytes = [[0u8; 16]; Drawn::AT_ONCE];
+        let mut bytes = [[0u8; 16]; RandomPool::AT_ONCE];
         getrandom::fill(bytes.as_flattened_mut())?;
         self.0.extend_from_slice(&bytes);
         // `pop` removes the bytes, so no id gets the same ones.
@@ -123,8 +123,8 @@ impl Ids {
     /// The system's random generator fails.
     pub fn next(&self, now: Timestamp) -> Result<Id, getrandom::Error> {
         let state = match self {
-            Ids::System(drawn) => {
-                let random = drawn.lock().unwrap_or_else(PoisonError::into_inner).next()?;
+            Ids::System(pool) => {
+                let random = pool.lock().unwrap_or_else(PoisonError::into_inner).next()?;
                 return Ok(Id::from_parts(now, random));
             }
             Ids::Seeded(state) => state,
@@ -185,9 +185,9 @@ mod tests {
     fn what_is_drawn_for_many_ids_is_used_once() {
         let ids = Ids::default();
         let made: std::collections::HashSet<Id> =
-            (0..10 * Drawn::AT_ONCE).map(|_| ids.clone().next(Timestamp::UNIX_EPOCH).unwrap()).collect();
-        assert_eq!(made.len(), 10 * Drawn::AT_ONCE);
-        assert!(format!("{ids:?}").contains("Drawn("));
+            (0..10 * RandomPool::AT_ONCE).map(|_| ids.clone().next(Timestamp::UNIX_EPOCH).unwrap()).collect();
+        assert_eq!(made.len(), 10 * RandomPool::AT_ONCE);
+        assert!(format!("{ids:?}").contains("RandomPool("));
     }
 
     #[test]

@@ -11,11 +11,12 @@ use crate::callback::{Action, Callback};
 use crate::{limits, text};
 
 /// State of an instance after the last job that is done. Queued jobs may change it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
     /// Bought, but not provisioned yet.
+    #[default]
     Pending,
     /// In use.
     Active,
@@ -25,37 +26,19 @@ pub enum State {
     Released,
 }
 
-impl State {
-    /// All states, in the order of the lifecycle.
-    pub const ALL: [State; 4] = [State::Pending, State::Active, State::Frozen, State::Released];
-
-    /// Word for the state in files, logs and `--json`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            State::Pending => "pending",
-            State::Active => "active",
-            State::Frozen => "frozen",
-            State::Released => "released",
-        }
-    }
-
-    /// Returns the state with this word.
-    pub fn from_word(word: &str) -> Option<State> {
-        State::ALL.into_iter().find(|state| state.as_str() == word)
-    }
-}
-
-impl std::fmt::Display for State {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
+crate::words! { State:
+    Pending => "pending",
+    Active => "active",
+    Frozen => "frozen",
+    Released => "released",
 }
 
 /// A sold instance, as far as its callbacks are applied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 pub struct Instance {
-    /// The id that the marketplace knows; `None` until the create hook has finished.
+    /// The id that the hook chose, or the marketplace's `order_biz_id`; `None` until the create hook has finished.
+    /// KooGallery knows the instance by an id of its own.
     pub id: Option<String>,
     /// The marketplace's own id of the sold item.
     pub order_biz_id: Option<String>,
@@ -81,13 +64,15 @@ pub struct Instance {
     pub expires_on_raw: Option<String>,
     /// The billed quantities in force.
     pub items: BTreeMap<String, String>,
-    /// True if an attempt to create it ever began, so the seller may have something to clean up.
+    /// True if an attempt to create it ever began, so the seller may have something to clean up. A hook reads
+    /// `maybe_provisioned` of the release instead.
     pub began: bool,
-    /// True if its release came before any callback that would have created it.
+    /// True if its release came before any callback that would have created it. A hook does not need it.
     pub tombstone: bool,
-    /// True if spid did not create it but took it over (`adopt`, `import`).
+    /// True if spid did not create it but took it over (`adopt`, `import`), so that the hook may not know it.
     pub adopted: bool,
     /// True once a trial has been bought for good. A late notice that the trial ended must not freeze the instance.
+    /// A hook does not need it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub converted: bool,
     /// Time of the buyer's claim, as the seller's system reported it; `None` until then. It affects no decision here,
@@ -105,27 +90,12 @@ impl Instance {
     /// Creates the record for a create or a tombstone: pending, nothing applied.
     pub fn pending(callback: &Callback, account: &str, endpoint: &str, now: Timestamp) -> Instance {
         let mut instance = Instance {
-            id: None,
             order_biz_id: callback.subject.order_biz_id.clone().filter(|name| !name.is_empty()),
-            state: State::Pending,
             account: account.to_owned(),
             endpoint: endpoint.to_owned(),
-            buyer: None,
-            product: None,
-            sku: None,
-            order_id: None,
-            trial: None,
-            expires_on: None,
-            expires_on_raw: None,
-            items: BTreeMap::new(),
-            began: false,
-            tombstone: false,
-            adopted: false,
-            converted: false,
-            claimed_at: None,
-            tenant: None,
             created_at: now,
             updated_at: now,
+            ..Instance::default()
         };
         instance.describe(callback);
         instance

@@ -1,8 +1,8 @@
 //! The interface to the seller's code: the trait, the calls, the answers and the test kit.
 //!
-//! The contract has three forms: a Rust trait ([`ProvisioningHook`]), an executable and an HTTP endpoint. All three get the same [`Call`] and give the same answer. A seller can begin with a
-//! shell script and end with a service, and learns only one contract. The daemon bounds its time and its
-//! concurrency, and catches its panics.
+//! The contract has three forms: a Rust trait ([`ProvisioningHook`]), an executable and an HTTP endpoint. All three get
+//! the same [`Call`] and give the same answer. A seller can begin with a shell script and end with a service, and learns
+//! only one contract. The daemon bounds the time and the concurrency of a hook, and catches its panics.
 //!
 //! spid runs a hook **at least once** for each request of the marketplace. After a crash or a timeout it sends
 //! the same call again with the same `idempotency_key`. For "exactly once", a hook remembers the keys it has
@@ -91,13 +91,17 @@ pub mod time;
 pub mod trace;
 #[cfg(feature = "http")]
 pub mod webhook;
+mod words;
 
 pub use answer::{HostField, Provisioned, Reply, SignedOn, Updated};
 pub use attempt_result::AttemptResult;
 pub use call::{
-    Call, CallFacts, Change, Context, CreateCall, ExpireCall, NoInstance, OtherCall, PaymentCall,
-    RefundRenewCall, ReleaseCall, RenewCall, SCHEMA, SignOnCall, Subject, UnreadableCall, UpgradeCall,
+    Call, Change, Context, CreateCall, ExpireCall, OtherCall, PaymentCall, RefundRenewCall, ReleaseCall,
+    RenewCall, SCHEMA, SignOnCall, UnreadableCall, UpgradeCall,
 };
+// Only spid builds calls from callbacks and routes them to hooks.
+#[doc(hidden)]
+pub use call::{CallFacts, NoInstance, Subject};
 pub use callback::{Action, Answer, Expiry, Parameters};
 pub use exec::{exec_main, exec_main_with};
 #[cfg(feature = "http")]
@@ -105,7 +109,8 @@ pub use http::{HttpOptions, http_main, http_main_with};
 pub use instance::{Instance, State};
 pub use secret::Secret;
 
-/// Reads an answer in the JSON of the `exec` and `http` hooks. `spid jobs complete --answer FILE` reads such a file for work that was done by hand.
+/// Reads an answer in the JSON of the `exec` and `http` hooks. `spid jobs complete --answer FILE` reads such a file for
+/// work that was done by hand.
 ///
 /// # Errors
 /// The reason why the answer is invalid. The text never contains a value of the answer.
@@ -171,7 +176,8 @@ pub trait ProvisioningHook: Send + Sync + 'static {
         unsupported("refund-renew")
     }
 
-    /// Returns the URL to which the buyer's browser goes. The URL holds a one-time ticket of your own.
+    /// Returns the URL to which the buyer's browser goes. The URL holds a one-time ticket of your own; see
+    /// [`SignedOn::redirect`].
     fn sign_on(&self, _call: SignOnCall) -> impl Future<Output = Result<SignedOn, HookError>> + Send {
         unsupported("sign-on")
     }
@@ -254,12 +260,29 @@ impl HookError {
         HookError { kind: HookErrorKind::Retry { after: None }, message: message.into() }
     }
 
-    /// Creates an error that asks for a retry after this delay, clamped to [`crate::limits::RETRY_AFTER_MAX_S`].
+    /// Creates an error that asks for a retry after this delay, at most 8 hours.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use spid_hook::HookError;
+    ///
+    /// let error = HookError::retry_after("the cluster is upgraded until noon", Duration::from_secs(1800));
+    /// assert_eq!(error.message(), "the cluster is upgraded until noon");
+    /// ```
     pub fn retry_after(message: impl Into<String>, after: Duration) -> HookError {
         HookError { kind: HookErrorKind::Retry { after: Some(after) }, message: message.into() }
     }
 
     /// Creates an error for a wrong configuration of the hook: spid tries again and raises an alert.
+    ///
+    /// ```
+    /// use spid_hook::HookError;
+    ///
+    /// fn api_key() -> Result<String, HookError> {
+    ///     std::env::var("MY_API_KEY").map_err(|_| HookError::misconfigured("MY_API_KEY is not set"))
+    /// }
+    /// # let _ = api_key();
+    /// ```
     pub fn misconfigured(message: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Misconfigured { after: None }, message: message.into() }
     }
@@ -270,7 +293,19 @@ impl HookError {
     }
 
     /// Creates an error for accepted work that an operator completes later, with `spid instances complete`. Use it
-    /// for short manual approvals, because each further delivery by the marketplace counts toward its delivery limit.
+    /// for short manual approvals: the marketplace calls again until the work is done, and gives up on the order after
+    /// a number of calls (Alibaba: 120).
+    ///
+    /// ```
+    /// use spid_hook::{CreateCall, HookError, Provisioned};
+    ///
+    /// async fn create(call: CreateCall) -> Result<Provisioned, HookError> {
+    ///     match call.sku.as_deref() {
+    ///         Some("enterprise") => Err(HookError::pending("sales signs the contract first")),
+    ///         _ => Ok(Provisioned::new()),
+    ///     }
+    /// }
+    /// ```
     pub fn pending(note: impl Into<String>) -> HookError {
         HookError { kind: HookErrorKind::Pending, message: note.into() }
     }
@@ -340,6 +375,25 @@ impl AnyHook {
     }
 
     /// Runs one call.
+    ///
+    /// ```
+    /// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+    /// # struct MyHook;
+    /// # impl ProvisioningHook for MyHook {
+    /// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+    /// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+    /// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+    /// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), HookError> {
+    /// use spid_hook::{Action, AnyHook, testing};
+    ///
+    /// let answer = AnyHook::new(MyHook).answer(testing::call(Action::Create)).await?;
+    /// assert_eq!(answer.instance_id.as_deref(), Some("tenant-1"));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The hook's own [`HookError`].

@@ -5,6 +5,13 @@
 //!
 //! A call may have more members than its schema knows, because the contract grows by members. An answer may
 //! not: a misspelled member would never reach a buyer, so both the schema and spid refuse it.
+//!
+//! ```
+//! let schema = spid_hook::schema::answer();
+//! // Any validator reads it, for example the crate `jsonschema`:
+//! assert!(jsonschema::is_valid(&schema, &serde_json::json!({"instance_id": "tenant-1"})));
+//! assert!(!jsonschema::is_valid(&schema, &serde_json::json!({"instance": "tenant-1"})));
+//! ```
 
 use schemars::generate::{SchemaGenerator, SchemaSettings};
 use schemars::{JsonSchema, Schema};

@@ -1,5 +1,8 @@
 //! Signatures of the requests to a hook, by Standard Webhooks
 //! (github.com/standard-webhooks/standard-webhooks, `spec/standard-webhooks.md`).
+//!
+//! spid signs with [`WebhookKeys::sign`]. [`http_main`](crate::http_main) verifies with [`WebhookKeys::verify`], and so
+//! can a service of your own; in other languages use a Standard Webhooks library.
 
 use std::fmt;
 use std::sync::Arc;

@@ -25,7 +25,7 @@ use crate::observe::limits;
 use spid_hook::Secret;
 use spid_hook::callback::Action;
 use spid_hook::instance::Instance;
-use spid_hook::testing::{AttemptReport, Check, Observer};
+use spid_hook::testing::{AttemptReport, Check, Observer, Part};
 use spid_hook::webhook::{WebhookKey, WebhookKeys};
 use spid_hook::{AnyHook, HookError};
 
@@ -254,8 +254,8 @@ struct Teller<'o> {
 }
 
 impl Observer for Teller<'_> {
-    fn section(&mut self, title: &str) {
-        self.output.print_error(&format!("* {title}"));
+    fn section(&mut self, part: Part) {
+        self.output.print_error(&format!("* {part}"));
     }
 
     fn attempted(&mut self, attempted: &AttemptReport<'_>) {
@@ -265,7 +265,7 @@ impl Observer for Teller<'_> {
         let call = serde_json::to_string(attempted.call).unwrap_or_default();
         let number = attempted.call.context().attempt;
         self.output.print_error(&format!("  -> {}, attempt {number}: {}", attempted.step, shown(&call)));
-        self.output.print_error(&format!("  <- {}", shown(&attempted.end)));
+        self.output.print_error(&format!("  <- {}", shown(&attempted.end.to_string())));
     }
 }
 

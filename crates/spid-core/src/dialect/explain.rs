@@ -5,29 +5,16 @@
 //! keys finds the mistake in a millisecond. The explanation names the mistake. It never contains a digest or a
 //! key.
 
-use crate::query;
-use crate::query::TOKEN_PLACEHOLDER;
+use crate::query::{self, Pair, TOKEN_PLACEHOLDER};
 use crate::signature::{Keys, Mismatch, Parts, Signed};
 use spid_hook::json::Json;
 
 /// Base string from which the digest is computed, safe to show.
 /// `<key>` replaces the key. `<token>` replaces every value that may be a token, under any name.
 pub fn shown_base(parts: &Parts) -> String {
-    let masked = |pairs: &[(String, String)]| -> Vec<(String, String)> {
-        let value = |name: &str, value: &str| match query::names_a_token(name) && !value.is_empty() {
-            true => TOKEN_PLACEHOLDER.to_owned(),
-            false => query::without_tokens(value).into_owned(),
-        };
-        pairs.iter().map(|(name, it)| (query::without_tokens(name).into_owned(), value(name, it))).collect()
-    };
     match parts {
-        Parts::Pairs(pairs) => Parts::Pairs(masked(pairs)).base(),
-        Parts::Stamped { timestamp, pairs } => {
-            Parts::Stamped { timestamp: timestamp.clone(), pairs: masked(pairs) }.base()
-        }
-        Parts::Dated { timestamp, body } => {
-            Parts::Dated { timestamp: timestamp.clone(), body: masked_body(body) }.base()
-        }
+        Parts::Pairs(pairs) | Parts::Stamped { pairs, .. } => parts.with_pairs(masked(pairs)).base(),
+        Parts::Dated { body, .. } => parts.with_body(masked_body(body)).base(),
         Parts::Nonced { nonce, timestamp, body, digested } => {
             // Honest nonces are shorter than this scheme's signatures, so a longer one may be a signature.
             let is_short = nonce.len() < parts.scheme().characters();
@@ -36,6 +23,18 @@ pub fn shown_base(parts: &Parts) -> String {
             Parts::Nonced { nonce, timestamp, body, digested }.base()
         }
     }
+}
+
+fn masked(pairs: &[Pair]) -> Vec<Pair> {
+    let mut shown = Vec::with_capacity(pairs.len());
+    for (name, value) in pairs {
+        let value = match query::names_a_token(name) && !value.is_empty() {
+            true => TOKEN_PLACEHOLDER.to_owned(),
+            false => query::without_tokens(value).into_owned(),
+        };
+        shown.push((query::without_tokens(name).into_owned(), value));
+    }
+    shown
 }
 
 fn masked_body(body: &[u8]) -> Vec<u8> {
@@ -92,38 +91,29 @@ type Suspect<T> = (String, T);
 
 /// Returns the known mistakes of senders, each with the parts that the sender would have signed.
 fn suspects(parts: &Parts) -> Vec<Suspect<Parts>> {
+    let mut suspects = Vec::new();
     match parts {
-        Parts::Pairs(pairs) => {
-            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, Parts::Pairs(pairs))).collect()
+        Parts::Pairs(pairs) | Parts::Stamped { pairs, .. } => {
+            for (mistake, pairs) in suspect_pairs(pairs) {
+                suspects.push((mistake, parts.with_pairs(pairs)));
+            }
         }
-        Parts::Stamped { timestamp, pairs } => {
-            let stamped = |pairs| Parts::Stamped { timestamp: timestamp.clone(), pairs };
-            suspect_pairs(pairs).into_iter().map(|(mistake, pairs)| (mistake, stamped(pairs))).collect()
-        }
-        Parts::Nonced { nonce, timestamp, body, digested } => {
-            let with = |body: Vec<u8>, digested| Parts::Nonced {
-                nonce: nonce.clone(),
-                timestamp: timestamp.clone(),
-                body,
-                digested,
-            };
-            let mut suspects: Vec<_> = suspect_bodies(body)
-                .into_iter()
-                .map(|(mistake, body)| (mistake, with(body, *digested)))
-                .collect();
-            // The vendor has both forms: the body itself, or its digest. A sender may use the wrong one.
-            let other = match *digested {
-                true => "the sender signs the body itself, not its digest",
-                false => "the sender signs a digest of the body, not the body itself",
-            };
-            suspects.push((other.to_owned(), with(body.clone(), !digested)));
-            suspects
-        }
-        Parts::Dated { timestamp, body } => {
-            let dated = |body| Parts::Dated { timestamp: timestamp.clone(), body };
-            suspect_bodies(body).into_iter().map(|(mistake, body)| (mistake, dated(body))).collect()
+        Parts::Dated { body, .. } | Parts::Nonced { body, .. } => {
+            for (mistake, body) in suspect_bodies(body) {
+                suspects.push((mistake, parts.with_body(body)));
+            }
         }
     }
+    // The vendor has both forms: the body itself, or its digest. A sender may use the wrong one.
+    if let Parts::Nonced { nonce, timestamp, body, digested } = parts {
+        let mistake = match *digested {
+            true => "the sender signs the body itself, not its digest",
+            false => "the sender signs a digest of the body, not the body itself",
+        };
+        let (nonce, timestamp, body) = (nonce.clone(), timestamp.clone(), body.clone());
+        suspects.push((mistake.to_owned(), Parts::Nonced { nonce, timestamp, body, digested: !digested }));
+    }
+    suspects
 }
 
 /// Wrong bodies that a sender may have signed. A body must be signed byte for byte as it is sent, so a body that
@@ -141,29 +131,33 @@ fn suspect_bodies(body: &[u8]) -> Vec<Suspect<Vec<u8>>> {
     suspects
 }
 
+/// Returns the pairs with each value changed.
+fn each_value(pairs: &[Pair], change: impl Fn(&str) -> String) -> Vec<Pair> {
+    pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
+}
+
+fn encoded(value: &str) -> String {
+    query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned()
+}
+
 /// Wrong names and values that a sender may have signed.
-fn suspect_pairs(pairs: &[(String, String)]) -> Vec<Suspect<Vec<(String, String)>>> {
-    let encoded =
-        |value: &str| query::encode(&[(String::new(), value.to_owned())]).trim_start_matches('=').to_owned();
-    let map = |change: &dyn Fn(&str) -> String| -> Vec<(String, String)> {
-        pairs.iter().map(|(name, value)| (name.clone(), change(value))).collect()
-    };
+fn suspect_pairs(pairs: &[Pair]) -> Vec<Suspect<Vec<Pair>>> {
     let mut suspects = vec![
         (
             "the sender signs values as they are encoded in the URL; sign decoded values".to_owned(),
-            map(&encoded),
+            each_value(pairs, encoded),
         ),
         (
             "the sender signs URL-encoded values, with %20 for a space; sign decoded values".to_owned(),
-            map(&|value| encoded(value).replace('+', "%20")),
+            each_value(pairs, |value| encoded(value).replace('+', "%20")),
         ),
         (
             "the sender means `+` in the URL as a plus; encode a plus as %2B".to_owned(),
-            map(&|value| value.replace(' ', "+")),
+            each_value(pairs, |value| value.replace(' ', "+")),
         ),
         (
             "the sender signs trimmed values; sign them as they are sent".to_owned(),
-            map(&|value| value.trim().to_owned()),
+            each_value(pairs, |value| value.trim().to_owned()),
         ),
     ];
     let filled = pairs.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();

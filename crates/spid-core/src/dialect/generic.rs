@@ -9,7 +9,7 @@ use std::fmt;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
-use serde::de::{Deserialize, DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
@@ -169,7 +169,7 @@ fn read_body(request: &RawRequest<'_>) -> Result<Vec<Pair>, Denial> {
     match request.media_type().as_deref() {
         Some(FORM_TYPE) => Ok(query::parse(b"", Some(request.body))?),
         Some(JSON_TYPE) => {
-            let pairs = read_json(request.body).map_err(|error| malformed(&error))?;
+            let pairs = read_json(request.body)?;
             // `items.a` and a nested `a` are two spellings of one item; here they become a duplicate.
             query::check(&pairs)?;
             Ok(pairs)
@@ -187,13 +187,42 @@ fn malformed(error: &serde_json::Error) -> Denial {
     ))
 }
 
-fn read_json(body: &[u8]) -> serde_json::Result<Vec<Pair>> {
+/// Reads an object of scalars into pairs, in the order in which they were sent. Only `items` may be an object.
+fn read_json(body: &[u8]) -> Result<Vec<Pair>, Denial> {
+    let Members(members) = serde_json::from_slice(body).map_err(|error| malformed(&error))?;
     let mut pairs = Vec::new();
-    let mut json = serde_json::Deserializer::from_slice(body);
-    json.deserialize_map(Object { prefix: "", pairs: &mut pairs })?;
-    // Deny any text behind the object.
-    json.end()?;
+    let mut has_items = false;
+    for (name, value) in members {
+        if name != ITEMS {
+            pairs.push((name, scalar(value)?));
+            continue;
+        }
+        // `items` itself becomes no pair, so the check for duplicates would not see a second one.
+        if std::mem::replace(&mut has_items, true) {
+            return Err(Denial::malformed("`items` occurs twice; send it once"));
+        }
+        // Null means absent.
+        if value.get() == "null" {
+            continue;
+        }
+        let Members(items) = serde_json::from_str(value.get())
+            .map_err(|_| Denial::malformed("`items` must be an object of texts, numbers and booleans"))?;
+        for (item, value) in items {
+            pairs.push((format!("{ITEM}{item}"), scalar(value)?));
+        }
+    }
     Ok(pairs)
+}
+
+/// Reads a value as text. A number keeps its digits as they were written: a float would lose some.
+fn scalar(value: &RawValue) -> Result<String, Denial> {
+    let text = match Json::read(value.get().as_bytes()) {
+        // Null means absent, as an empty text does.
+        Ok(Json::Null) => Some(String::new()),
+        Ok(value) => value.to_text(),
+        Err(_) => return Err(Denial::malformed("a number is too large to be read")),
+    };
+    text.ok_or_else(|| Denial::malformed("a value is a list or an object; only `items` may be an object"))
 }
 
 fn free_value(text: &str) -> Json {
@@ -226,72 +255,30 @@ fn member(name: &str, value: &str) -> String {
     format!("{}:{}", Value::from(name), Value::from(value))
 }
 
-/// Visitor that reads an object of scalars into pairs.
-/// It keeps the second of two members with one name, which `serde_json` would drop; [`query::check`] then denies
-/// it. Only `items` may be an object, and only at the top level.
-struct Object<'a> {
-    prefix: &'static str,
-    pairs: &'a mut Vec<Pair>,
+/// Members of an object, in the order in which they were sent. Both of two members with one name are kept, of which
+/// `serde_json` would drop one; [`query::check`] then denies them.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members<'de>, D::Error> {
+        deserializer.deserialize_map(MembersVisitor)
+    }
 }
 
-impl<'de> Visitor<'de> for Object<'_> {
-    type Value = ();
+struct MembersVisitor;
+
+impl<'de> Visitor<'de> for MembersVisitor {
+    type Value = Members<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut has_items = false;
-        while let Some(name) = map.next_key::<String>()? {
-            let may_nest = self.prefix.is_empty() && name == ITEMS;
-            // `items` itself becomes no pair, so the check for duplicates would not see a second one.
-            if may_nest && std::mem::replace(&mut has_items, true) {
-                return Err(A::Error::custom("`items` occurs twice; send it once"));
-            }
-            let full = format!("{}{name}", self.prefix);
-            map.next_value_seed(Member { name: full, may_nest, pairs: &mut *self.pairs })?;
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = map.next_entry()? {
+            members.push(member);
         }
-        Ok(())
-    }
-}
-
-/// Seed that reads the value of one member.
-struct Member<'a> {
-    name: String,
-    may_nest: bool,
-    pairs: &'a mut Vec<Pair>,
-}
-
-impl Member<'_> {
-    fn keep<E: Error>(self, text: String) -> Result<(), E> {
-        if self.may_nest {
-            return Err(E::custom("`items` must be an object"));
-        }
-        self.pairs.push((self.name, text));
-        Ok(())
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for Member<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        // Keep the text of a number as it was written: a float would lose digits.
-        let raw = <&RawValue>::deserialize(deserializer)?.get();
-        if self.may_nest && raw.starts_with('{') {
-            let mut json = serde_json::Deserializer::from_str(raw);
-            let read = json.deserialize_map(Object { prefix: ITEM, pairs: self.pairs });
-            return read
-                .map_err(|_| D::Error::custom("values in `items` must be texts, numbers or booleans"));
-        }
-        match Json::read(raw.as_bytes()).map_err(|_| D::Error::custom("a value cannot be read"))? {
-            // Null means absent, as an empty text does.
-            Json::Null if self.may_nest => Ok(()),
-            Json::Null => self.keep(String::new()),
-            Json::Bool(flag) => self.keep(flag.to_string()),
-            Json::Number(text) | Json::Text(text) => self.keep(text),
-            Json::List(_) | Json::Object(_) => Err(D::Error::custom("only `items` may be an object")),
-        }
+        Ok(Members(members))
     }
 }

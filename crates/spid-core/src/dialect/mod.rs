@@ -262,6 +262,11 @@ pub enum SuccessAs {
 
 const FORM_TYPE: &str = "application/x-www-form-urlencoded";
 
+/// Returns a parameter that is not empty.
+fn text_of(parameters: &Parameters, name: &str) -> Option<String> {
+    parameters.filled(name).map(str::to_owned)
+}
+
 fn read_word<'a>(parameters: &'a Parameters, name: &str) -> &'a str {
     parameters.filled(name).unwrap_or_default()
 }

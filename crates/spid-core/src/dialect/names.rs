@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::Options;
+use super::{Options, text_of};
 use crate::limits::NAME_MAX_BYTES;
 use spid_hook::callback::{Action, Callback, Expiry, InstanceRef, Parameters, ValidationIssue};
 
@@ -46,25 +46,24 @@ impl Names {
         parameters: Parameters,
         options: &Options,
     ) -> Callback {
-        let text = |name: &str| parameters.filled(name).map(str::to_owned);
-        let expiry = |raw: String| {
+        let expires_on = text_of(&parameters, self.expires_on).map(|raw| {
             let at = (self.read_date)(&raw, &options.timezone);
             Expiry { raw, at }
-        };
+        });
         let mut callback = Callback {
             subject: InstanceRef {
                 // A create is identified by its order: an instance id in it belongs to no instance yet.
-                instance_id: text(self.instance_id).filter(|_| action != Action::Create),
-                order_biz_id: text(self.order_biz_id),
+                instance_id: text_of(&parameters, self.instance_id).filter(|_| action != Action::Create),
+                order_biz_id: text_of(&parameters, self.order_biz_id),
             },
-            order_id: text(self.order_id),
-            request_id: text(self.request_id),
-            buyer: text(self.buyer),
-            product: text(self.product),
-            sku: text(self.sku),
+            order_id: text_of(&parameters, self.order_id),
+            request_id: text_of(&parameters, self.request_id),
+            buyer: text_of(&parameters, self.buyer),
+            product: text_of(&parameters, self.product),
+            sku: text_of(&parameters, self.sku),
             trial: parameters.filled(self.trial).and_then(read_bool),
             refund: parameters.filled(self.refund).and_then(read_bool),
-            expires_on: text(self.expires_on).map(expiry),
+            expires_on,
             ..Callback::new(action, word)
         }
         .ordering(self.ordered);
@@ -90,17 +89,18 @@ impl Names {
             Action::Query | Action::Other => None,
         };
         let undated = dated && callback.expires_on.as_ref().is_none_or(|expiry| expiry.at.is_none());
-        let too_long = |name: &Option<String>| name.as_ref().is_some_and(|name| name.len() > NAME_MAX_BYTES);
-        let subject = &callback.subject;
-        let found = [
-            missing.map(|name| ValidationIssue::MissingParameter { name: name.to_owned() }),
-            undated.then(|| ValidationIssue::UnreadableDate { name: self.expires_on.to_owned() }),
-            too_long(&subject.instance_id)
-                .then(|| ValidationIssue::UnknownValue { name: self.instance_id.to_owned() }),
-            too_long(&subject.order_biz_id)
-                .then(|| ValidationIssue::UnknownValue { name: self.order_biz_id.to_owned() }),
-        ];
-        callback.issues.extend(found.into_iter().flatten());
+        if let Some(name) = missing {
+            callback.issues.push(ValidationIssue::MissingParameter { name: name.to_owned() });
+        }
+        if undated {
+            callback.issues.push(ValidationIssue::UnreadableDate { name: self.expires_on.to_owned() });
+        }
+        let InstanceRef { instance_id, order_biz_id } = &callback.subject;
+        for (name, value) in [(self.instance_id, instance_id), (self.order_biz_id, order_biz_id)] {
+            if value.as_ref().is_some_and(|value| value.len() > NAME_MAX_BYTES) {
+                callback.issues.push(ValidationIssue::UnknownValue { name: name.to_owned() });
+            }
+        }
     }
 }
 

@@ -129,45 +129,33 @@ impl Denial {
 
     /// Short, stable word under which denied requests are counted.
     pub const fn reason(&self) -> &'static str {
-        match self {
-            Denial::Parameters(error) => error.reason(),
-            Denial::Signature(Mismatch::Missing) => "missing-signature",
-            Denial::Signature(Mismatch::Malformed) => "malformed-signature",
-            Denial::Signature(Mismatch::Wrong) => "wrong-signature",
-            Denial::Method { .. } => "method",
-            Denial::ContentType { .. } => "content-type",
-            Denial::Malformed { .. } => "malformed",
-            Denial::Source => "source",
-            Denial::Undated => "undated",
-            Denial::Stale { .. } => "stale",
-            Denial::Replayed => "replayed",
-        }
+        self.facts().0
     }
 
     /// HTTP status of the reply.
     pub const fn status(&self) -> u16 {
-        match self {
-            Denial::Parameters(_) | Denial::Malformed { .. } => 400,
-            Denial::Signature(_)
-            | Denial::Source
-            | Denial::Undated
-            | Denial::Stale { .. }
-            | Denial::Replayed => 403,
-            Denial::Method { .. } => 405,
-            Denial::ContentType { .. } => 415,
-        }
+        self.facts().1
     }
 
     /// Text that the caller may read. Every invalid signature gives the same text.
     pub const fn public(&self) -> &'static str {
+        self.facts().2
+    }
+
+    /// Reason, status and public text.
+    const fn facts(&self) -> (&'static str, u16, &'static str) {
         match self {
-            Denial::Parameters(_) | Denial::Malformed { .. } => "bad request",
-            Denial::Signature(_) | Denial::Source => "forbidden",
-            Denial::Undated => "forbidden: no timestamp",
-            Denial::Stale { .. } => "forbidden: the timestamp is too far from this clock",
-            Denial::Replayed => "forbidden: the nonce was used before",
-            Denial::Method { .. } => "method not allowed",
-            Denial::ContentType { .. } => "unsupported content type",
+            Denial::Parameters(error) => (error.reason(), 400, "bad request"),
+            Denial::Signature(Mismatch::Missing) => ("missing-signature", 403, "forbidden"),
+            Denial::Signature(Mismatch::Malformed) => ("malformed-signature", 403, "forbidden"),
+            Denial::Signature(Mismatch::Wrong) => ("wrong-signature", 403, "forbidden"),
+            Denial::Method { .. } => ("method", 405, "method not allowed"),
+            Denial::ContentType { .. } => ("content-type", 415, "unsupported content type"),
+            Denial::Malformed { .. } => ("malformed", 400, "bad request"),
+            Denial::Source => ("source", 403, "forbidden"),
+            Denial::Undated => ("undated", 403, "forbidden: no timestamp"),
+            Denial::Stale { .. } => ("stale", 403, "forbidden: the timestamp is too far from this clock"),
+            Denial::Replayed => ("replayed", 403, "forbidden: the nonce was used before"),
         }
     }
 }

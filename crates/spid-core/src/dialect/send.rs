@@ -52,9 +52,13 @@ impl Sending {
 
     /// Parameters as they are sent, with the changes made after signing.
     pub(super) fn after_signing(&self, signed: &[Pair]) -> Vec<Pair> {
-        let changed = |name: &str| self.altered.iter().find(|(altered, _)| altered == name);
-        let kept = signed.iter().map(|pair| changed(&pair.0).unwrap_or(pair));
-        kept.chain(&self.appended).cloned().collect()
+        let mut sent = Vec::with_capacity(signed.len() + self.appended.len());
+        for pair in signed {
+            let altered = self.altered.iter().find(|(name, _)| *name == pair.0);
+            sent.push(altered.unwrap_or(pair).clone());
+        }
+        sent.extend_from_slice(&self.appended);
+        sent
     }
 }
 

@@ -117,9 +117,8 @@ impl Dialect for TokenDialect {
     }
 
     fn dashscope_euid(&self, product: &str, buyer: &str) -> Option<String> {
-        // A header value may hold visible ASCII only.
-        let fit = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-        self.euid.filter(|_| fit(product) && fit(buyer)).map(|made| made(product, buyer))
+        let fits = fits_in_a_header(product) && fits_in_a_header(buyer);
+        self.euid.filter(|_| fits).map(|euid| euid(product, buyer))
     }
 
     fn callback(&self, verified: Verified<Unchecked>, options: &Options) -> Callback {
@@ -196,6 +195,11 @@ impl Dialect for TokenDialect {
     }
 }
 
+/// Returns true if the text can be a header value: visible ASCII only.
+fn fits_in_a_header(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 impl TokenDialect {
     fn row(&self, word: &str) -> Option<&'static ActionRow> {
         self.actions.iter().find(|row| row.word == word)
@@ -208,14 +212,18 @@ impl TokenDialect {
         let Some(row) = row.filter(|row| matches!(row.action, Action::Create | Action::Upgrade)) else {
             return BTreeMap::new();
         };
-        let is_item = |name: &str| !self.system.contains(&name) && !row.names.contains(&name);
-        let (packed, plain): (Vec<_>, Vec<_>) = parameters
-            .iter()
-            .filter(|(name, _)| is_item(name))
-            .partition(|(name, _)| self.packed.contains(name));
-        // Plain names come first, so that a member of a packed object cannot take the name of one of them.
-        let mut items: BTreeMap<String, String> =
-            plain.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let (mut items, mut packed) = (BTreeMap::new(), Vec::new());
+        for (name, value) in parameters.iter() {
+            if self.system.contains(&name) || row.names.contains(&name) {
+                continue;
+            }
+            if self.packed.contains(&name) {
+                packed.push((name, value));
+            } else {
+                items.insert(name.to_owned(), value.to_owned());
+            }
+        }
+        // Packed names come last, so that a member of a packed object cannot take the name of a plain one.
         for (name, text) in packed {
             unpack(name, text, &mut items);
         }

@@ -1,5 +1,7 @@
 //! The deduplication key of a callback.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest, Sha256};
 
 use spid_hook::callback::{Action, Callback, Expiry};
@@ -39,18 +41,12 @@ pub fn deduplication_key(account: &str, subject: Subject<'_>, callback: &Callbac
             // An order has one buyer, so the buyer counts only without an order: a delivery may leave the buyer out.
             digest.option(callback.buyer.as_deref().filter(|_| order.is_none()));
             digest.option(callback.sku.as_deref());
-            for (name, value) in &callback.items {
-                digest.text(name);
-                digest.text(value);
-            }
+            digest.pairs(&callback.items);
             return digest.finish();
         }
         Subject::OtherValues(number) => {
             digest.text(&format!("other values of instance {number}"));
-            for (name, value) in &callback.items {
-                digest.text(name);
-                digest.text(value);
-            }
+            digest.pairs(&callback.items);
         }
     }
     digest.text(callback.action.as_str());
@@ -79,10 +75,7 @@ fn values(digest: &mut KeyDigest, callback: &Callback) {
         Action::Upgrade => {
             digest.option(callback.order_id.as_deref());
             digest.option(callback.sku.as_deref());
-            for (name, value) in &callback.items {
-                digest.text(name);
-                digest.text(value);
-            }
+            digest.pairs(&callback.items);
         }
         Action::Expire | Action::Release => digest.option(callback.order_id.as_deref()),
         Action::Payment => match &callback.request_id {
@@ -91,8 +84,9 @@ fn values(digest: &mut KeyDigest, callback: &Callback) {
         },
         Action::Other => {
             // A query has its own id for each call, which is in none of its parameters.
-            let said = |id: &&String| callback.parameters.iter().any(|(_, value)| value == id.as_str());
-            if let Some(id) = callback.request_id.as_ref().filter(|id| !said(id)) {
+            if let Some(id) = &callback.request_id
+                && !callback.parameters.iter().any(|(_, value)| value == id)
+            {
                 digest.text(id);
             }
             everything(digest, callback);
@@ -121,6 +115,13 @@ impl KeyDigest {
     fn option(&mut self, text: Option<&str>) {
         self.0.update([u8::from(text.is_some())]);
         self.text(text.unwrap_or_default());
+    }
+
+    fn pairs(&mut self, pairs: &BTreeMap<String, String>) {
+        for (name, value) in pairs {
+            self.text(name);
+            self.text(value);
+        }
     }
 
     fn expiry(&mut self, expiry: Option<&Expiry>) {

@@ -1,6 +1,6 @@
 //! Decisions about callbacks that change no instance: sign-ons, queries, payments and other requests.
 
-use super::table::open_occurrence;
+use super::table::join_open;
 use super::{Decision, EarlierCallback, EarlierOutcome, Reason, View};
 use spid_hook::callback::Callback;
 use spid_hook::instance::State;
@@ -24,7 +24,7 @@ pub(super) fn sign_on(view: View<'_>, callback: &Callback) -> Decision {
         Some(EarlierCallback { standing: EarlierOutcome::Done(job), .. }) => return Decision::Join(*job),
         _ => {}
     }
-    if let Some(decision) = open_occurrence(view, callback) {
+    if let Some(decision) = join_open(view, callback) {
         return decision;
     }
     match instance.state {
@@ -58,7 +58,7 @@ pub(super) fn payment(view: View<'_>) -> Decision {
 }
 
 pub(super) fn other(view: View<'_>, callback: &Callback) -> Decision {
-    if let Some(decision) = open_occurrence(view, callback) {
+    if let Some(decision) = join_open(view, callback) {
         return decision;
     }
     match view.earlier.map(|earlier| &earlier.standing) {

@@ -27,6 +27,18 @@ pub fn id_of_part(request: Id, position: usize) -> Id {
     Id::from_bytes(bytes)
 }
 
+/// Returns the rank of a decision about one part. The lowest rank decides for the request: a hold beats a refusal, and
+/// both beat a job.
+const fn rank(decision: &Decision) -> u8 {
+    match decision {
+        Decision::Hold(_) => 0,
+        Decision::Refuse(_) => 1,
+        Decision::Run | Decision::RunBeside { .. } => 2,
+        Decision::Join(_) => 3,
+        Decision::Repeat | Decision::Record => 4,
+    }
+}
+
 /// Combines the verdicts on the parts of one request, and returns the actions of the parts that run.
 ///
 /// If one part is held or refused, the whole request is: no part runs while another part waits for an operator.
@@ -36,14 +48,6 @@ pub fn combine(parts: Vec<(Action, Verdict)>) -> (Verdict, Vec<Action>) {
         .filter(|(_, verdict)| matches!(verdict.decision, Decision::Run | Decision::RunBeside { .. }))
         .map(|(action, _)| *action)
         .collect();
-    // The lowest rank decides: a hold beats a refusal, and both beat a job.
-    let rank = |decision: &Decision| match decision {
-        Decision::Hold(_) => 0,
-        Decision::Refuse(_) => 1,
-        Decision::Run | Decision::RunBeside { .. } => 2,
-        Decision::Join(_) => 3,
-        Decision::Repeat | Decision::Record => 4,
-    };
     let mut cancels: Vec<i64> = parts.iter().flat_map(|(_, verdict)| verdict.cancels.clone()).collect();
     // Two parts can cancel the same job.
     cancels.sort_unstable();

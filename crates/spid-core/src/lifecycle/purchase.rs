@@ -23,19 +23,27 @@ fn is_another_buyers(instance: &Instance, callback: &Callback) -> bool {
 
 /// Returns true unless both texts are set and differ.
 fn agree(known: &Option<String>, said: &Option<String>) -> bool {
-    let filled = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
-    filled(known).zip(filled(said)).is_none_or(|(known, said)| known == said)
+    match (known.as_deref(), said.as_deref()) {
+        (None | Some(""), _) | (_, None | Some("")) => true,
+        (known, said) => known == said,
+    }
 }
 
 /// Returns true if the orderBizId of the callback led to the instance of another order, whose hook chose that name as
 /// its id. Nothing was created for this order, so the callback must neither learn about that instance nor change it. A
 /// callback that also names the instance id means that instance.
 pub fn is_anothers(instance: &Instance, callback: &Callback) -> bool {
-    let says = |name: &&str| !name.is_empty() && *name != "0";
-    let asked = callback.subject.order_biz_id.as_deref().filter(says);
-    let named_by_id = callback.subject.instance_id.as_deref().filter(says).is_some();
-    (callback.action == Action::Create || !named_by_id)
-        && asked.is_some()
-        && instance.order_biz_id.is_some()
-        && asked != instance.order_biz_id.as_deref()
+    let is_named_by_id = named(callback.subject.instance_id.as_deref()).is_some();
+    if is_named_by_id && callback.action != Action::Create {
+        return false;
+    }
+    match (named(callback.subject.order_biz_id.as_deref()), instance.order_biz_id.as_deref()) {
+        (Some(asked), Some(known)) => asked != known,
+        _ => false,
+    }
+}
+
+/// Returns a name, unless it is empty or the `0` that means "not ready".
+fn named(name: Option<&str>) -> Option<&str> {
+    name.filter(|name| !name.is_empty() && *name != "0")
 }

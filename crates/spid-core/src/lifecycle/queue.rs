@@ -32,8 +32,8 @@ pub fn projected(instance: &Instance, queue: &[QueuedJob]) -> Instance {
 /// Returns true if the instance counts as absent. A record whose create ended without effect counts as never requested.
 /// While its release is queued it does not, because no job may be queued behind the release.
 pub(super) fn is_absent(instance: &Instance, queue: &[QueuedJob]) -> bool {
-    let coming = |job: &QueuedJob| matches!(job.action, Action::Create | Action::Release);
-    instance.state == State::Pending && !queue.iter().any(coming)
+    instance.state == State::Pending
+        && !queue.iter().any(|job| matches!(job.action, Action::Create | Action::Release))
 }
 
 /// Returns true if a job with `action` makes a dead job before it unnecessary. A renewed instance must no longer be

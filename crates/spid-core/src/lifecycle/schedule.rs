@@ -38,41 +38,25 @@ pub enum JobState {
     Cancelled,
 }
 
-impl JobState {
-    /// All states; the index of a state is the number that is stored.
-    pub const ALL: [JobState; 9] = [
-        JobState::Queued,
-        JobState::Running,
-        JobState::Pending,
-        JobState::Held,
-        JobState::Dead,
-        JobState::Done,
-        JobState::Refused,
-        JobState::Dropped,
-        JobState::Cancelled,
-    ];
+spid_hook::words! { JobState:
+    Queued => "queued",
+    Running => "running",
+    Pending => "pending",
+    Held => "held",
+    Dead => "dead",
+    Done => "done",
+    Refused => "refused",
+    Dropped => "dropped",
+    Cancelled => "cancelled",
+}
 
+impl JobState {
     /// Returns true if the job still counts in its instance's queue.
     pub const fn is_live(self) -> bool {
         matches!(
             self,
             JobState::Queued | JobState::Running | JobState::Pending | JobState::Held | JobState::Dead
         )
-    }
-
-    /// Word for the state in logs and `--json`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            JobState::Queued => "queued",
-            JobState::Running => "running",
-            JobState::Pending => "pending",
-            JobState::Held => "held",
-            JobState::Dead => "dead",
-            JobState::Done => "done",
-            JobState::Refused => "refused",
-            JobState::Dropped => "dropped",
-            JobState::Cancelled => "cancelled",
-        }
     }
 }
 

@@ -6,8 +6,8 @@ use super::absent::{absent, unknown_release};
 use super::messages::{other, payment, query, sign_on};
 use super::queue::is_absent;
 use super::{
-    Decision, Done, EarlierCallback, EarlierOutcome, Reason, Verdict, View, is_anothers, is_same_purchase,
-    projected, supersedes,
+    Decision, Done, EarlierCallback, EarlierOutcome, QueuedJob, Reason, Verdict, View, is_anothers,
+    is_same_purchase, projected, supersedes,
 };
 use crate::limits;
 use spid_hook::callback::{Action, Callback, ValidationIssue};
@@ -63,7 +63,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
         return Decision::Hold(Reason::NameTaken(taken.order_biz_id.clone().unwrap_or_default())).into();
     }
     // Before all other rules, because a redelivery joins its own job regardless of later callbacks.
-    if let Some(decision) = open_occurrence(view, callback) {
+    if let Some(decision) = join_open(view, callback) {
         let released = view.instance.is_some_and(|instance| instance.state == State::Released);
         return Verdict { alert: released && callback.action == Action::Create, ..decision.into() };
     }
@@ -72,7 +72,7 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
     };
     // Decide on the state after the queued jobs, because the new job runs after them.
     let future = projected(instance, view.queue);
-    let known = Known {
+    let known = KnownInstance {
         instance,
         future: &future,
         releasing: view.queue.iter().find(|job| job.action == Action::Release).map(|job| job.job),
@@ -96,9 +96,9 @@ fn lifecycle(view: View<'_>, callback: &Callback) -> Verdict {
 
 /// Decides a redelivery of a callback that is not finished: it joins the open job, regardless of later jobs. A callback
 /// that the hook refused within the last 30 s is refused again.
-pub(super) fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Decision> {
+pub(super) fn join_open(view: View<'_>, callback: &Callback) -> Option<Decision> {
     match &view.earlier?.standing {
-        EarlierOutcome::Open(_) if is_another(view, callback) => None,
+        EarlierOutcome::Open(_) if is_new_toggle(view, callback) => None,
         EarlierOutcome::Open(job) => Some(Decision::Join(*job)),
         // A refusal in the future was recorded before the clock was set back, so its gap would not end. Ignore it.
         EarlierOutcome::RefusedByHook { at, reason }
@@ -113,7 +113,7 @@ pub(super) fn open_occurrence(view: View<'_>, callback: &Callback) -> Option<Dec
 /// Returns true if a freeze or unfreeze is a new one, although it looks like the open one: its nonce shows that it is
 /// no copy, it has no order to compare, and the state after the queued jobs is the opposite. The marketplace may also
 /// have retried it after the opposite request, but a new request is more likely.
-fn is_another(view: View<'_>, callback: &Callback) -> bool {
+fn is_new_toggle(view: View<'_>, callback: &Callback) -> bool {
     let is_unordered = callback.nonce.is_some() && !callback.ordered;
     let Some(instance) = view.instance.filter(|_| is_unordered) else { return false };
     let future = projected(instance, view.queue).state;
@@ -134,7 +134,7 @@ fn is_superseded(instance: &Instance, earlier: &EarlierCallback) -> bool {
 }
 
 /// An existing instance, and the request for it.
-struct Known<'a> {
+struct KnownInstance<'a> {
     instance: &'a Instance,
     future: &'a Instance,
     releasing: Option<i64>,
@@ -150,7 +150,7 @@ struct Known<'a> {
     wants: Wants,
 }
 
-impl Known<'_> {
+impl KnownInstance<'_> {
     fn create(&self, callback: &Callback) -> Verdict {
         if self.future.state == State::Released && self.instance.id.is_none() {
             // An operator may approve a create after all, if nothing was ever begun.
@@ -174,7 +174,6 @@ impl Known<'_> {
 
     fn renew(&self) -> Verdict {
         let past = self.wants.expires_on.is_some_and(|expiry| expiry <= self.view.now);
-        let run = || Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() };
         let is_so = self.instance.state == State::Active && self.wants.expires_on <= self.instance.expires_on;
         let decision = match self.future.state {
             // The renewal is done, but the instance is frozen now. So do not report success before the queued release has run.
@@ -189,14 +188,16 @@ impl Known<'_> {
             State::Frozen if past && !self.view.approved => Decision::Hold(Reason::PastExpiry),
             // Paid arrears may repeat order and date. If the request was a late repeat after all, running it costs a
             // few free days. Not running it could keep a paying buyer frozen.
-            State::Frozen => return run(),
+            State::Frozen => return self.run_renewal(),
             // Run it now: it must not wait for a dead renewal that may never run.
-            State::Pending | State::Active if self.thaws && self.waits_for_the_dead() => return run(),
+            State::Pending | State::Active if self.thaws && self.waits_for_the_dead() => {
+                return self.run_renewal();
+            }
             State::Pending | State::Active if self.thaws && self.instance.state != State::Pending => {
                 self.coming(&[Action::Renew])
             }
             // A renewal that was never carried out is believed, because the key signed it.
-            State::Pending | State::Active if self.done.is_none() => return run(),
+            State::Pending | State::Active if self.done.is_none() => return self.run_renewal(),
             // The instance becomes active with the queued renewal.
             State::Pending | State::Active if self.instance.state != State::Active => {
                 self.coming(&[Action::Renew])
@@ -210,6 +211,10 @@ impl Known<'_> {
             State::Pending | State::Active => self.coming(&[Action::Renew, Action::RefundRenew]),
         };
         decision.into()
+    }
+
+    fn run_renewal(&self) -> Verdict {
+        Verdict { cancels: self.superseding(Action::Renew), ..Decision::Run.into() }
     }
 
     fn refund_renew(&self) -> Decision {
@@ -342,14 +347,18 @@ impl Known<'_> {
     /// Answers for a state that is reached already or will be. If it will be, the answer is that of the last queued job
     /// with one of these actions, or else of the create.
     fn coming(&self, actions: &[Action]) -> Decision {
-        let last = |wanted: &[Action]| self.view.queue.iter().rev().find(|job| wanted.contains(&job.action));
-        let job = last(actions).or_else(|| last(&[Action::Create]));
+        let job = self.last_job(actions).or_else(|| self.last_job(&[Action::Create]));
         job.map_or(Decision::Repeat, |job| Decision::Join(job.job))
+    }
+
+    /// Returns the last queued job with one of these actions.
+    fn last_job(&self, actions: &[Action]) -> Option<&QueuedJob> {
+        self.view.queue.iter().rev().find(|job| actions.contains(&job.action))
     }
 
     /// Returns true if the renewal that would unfreeze the instance is dead.
     fn waits_for_the_dead(&self) -> bool {
-        let last = self.view.queue.iter().rev().find(|job| job.action == Action::Renew);
+        let last = self.last_job(&[Action::Renew]);
         self.instance.state == State::Frozen && last.is_some_and(|job| job.dead)
     }
 

@@ -326,15 +326,31 @@ impl Parts {
         keys.current().map(|key| self.scheme().write(&self.digest(&key.secret))).unwrap_or_default()
     }
 
+    /// Returns the same content with these pairs. Content that is a body stays as it is.
+    pub fn with_pairs(&self, pairs: Vec<(String, String)>) -> Parts {
+        match self {
+            Parts::Pairs(_) => Parts::Pairs(pairs),
+            Parts::Stamped { timestamp, .. } => Parts::Stamped { timestamp: timestamp.clone(), pairs },
+            Parts::Dated { .. } | Parts::Nonced { .. } => self.clone(),
+        }
+    }
+
+    /// Returns the same content with this body. Content that is a list of pairs stays as it is.
+    pub fn with_body(&self, new: Vec<u8>) -> Parts {
+        let mut parts = self.clone();
+        if let Parts::Dated { body, .. } | Parts::Nonced { body, .. } = &mut parts {
+            *body = new;
+        }
+        parts
+    }
+
     /// Size of the parts, in bytes.
     pub fn bytes(&self) -> usize {
-        let of =
-            |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum();
         match self {
-            Parts::Pairs(pairs) => of(pairs),
+            Parts::Pairs(pairs) => bytes_of(pairs),
             Parts::Dated { timestamp, body } => timestamp.len() + body.len(),
             Parts::Nonced { nonce, timestamp, body, .. } => nonce.len() + timestamp.len() + body.len(),
-            Parts::Stamped { timestamp, pairs } => timestamp.len() + of(pairs),
+            Parts::Stamped { timestamp, pairs } => timestamp.len() + bytes_of(pairs),
         }
     }
 
@@ -350,8 +366,10 @@ impl Parts {
     /// about that mistake.
     pub fn holds_without_key_name(&self, presented: &str, keys: &Keys) -> bool {
         let Ok(presented) = self.scheme().read(presented) else { return false };
-        let holds = |digest: Vec<u8>| bool::from(digest.ct_eq(presented.as_slice()));
-        keys.iter().any(|key| self.digest_without_key_name(&key.secret).is_some_and(holds))
+        keys.iter().any(|key| {
+            let digest = self.digest_without_key_name(&key.secret);
+            digest.is_some_and(|digest| digest.ct_eq(presented.as_slice()).into())
+        })
     }
 
     fn digest_without_key_name(&self, key: &Secret) -> Option<Vec<u8>> {
@@ -411,7 +429,7 @@ fn canonical(pairs: &[(String, String)]) -> String {
     let mut sorted: Vec<&(String, String)> = pairs.iter().collect();
     // Names are unique, so this sorts by name, in byte order.
     sorted.sort();
-    let mut text = String::with_capacity(pairs.iter().map(|(n, v)| n.len() + v.len() + 2).sum::<usize>());
+    let mut text = String::with_capacity(bytes_of(pairs));
     for (name, value) in sorted {
         if !text.is_empty() {
             text.push('&');
@@ -421,6 +439,11 @@ fn canonical(pairs: &[(String, String)]) -> String {
         text.push_str(value);
     }
     text
+}
+
+/// Length of the canonical form, in bytes; at most two more.
+fn bytes_of(pairs: &[(String, String)]) -> usize {
+    pairs.iter().map(|(name, value)| name.len() + value.len() + 2).sum()
 }
 
 /// Base string up to the key: `name=value&…&key=`.

@@ -11,12 +11,12 @@ use crate::callback::{Action, Callback};
 use crate::instance::{Instance, State};
 use crate::trace::TraceContext;
 
-/// Facts from which a [`Call`] is built.
+/// Facts from which a [`Call`](super::Call) is built.
 #[derive(Debug, Clone)]
 pub struct CallFacts<'a> {
     /// The callback.
     pub callback: &'a Callback,
-    /// The instance as applied so far.
+    /// The instance, as the jobs that are done have left it.
     pub instance: Option<&'a Instance>,
     /// The job's idempotency key.
     pub idempotency_key: String,

@@ -1,4 +1,4 @@
-//! Calls to a hook: one type per action, built from the callback and the instance as applied so far.
+//! Calls to a hook: one type per action, built from the callback and the instance.
 //!
 //! The JSON of a [`Call`] is the contract of the `exec` and `http` hooks, described in `docs/hooks.md`. New
 //! members may be added to it. A change of meaning changes [`SCHEMA`].
@@ -7,8 +7,6 @@
 
 mod build;
 mod json;
-#[cfg(test)]
-pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 
@@ -49,7 +47,7 @@ pub struct Context {
     pub order_id: Option<String>,
     /// Every signed parameter, as sent.
     pub parameters: Parameters,
-    /// Details of the order beside the parameters, in the marketplace's own words: the answer of the order
+    /// Details of the order beside the parameters, in the marketplace's own words (KooGallery): the answer of the order
     /// lookup, or values that the marketplace sent encrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub order: Option<Parameters>,
@@ -58,8 +56,8 @@ pub struct Context {
     /// other marketplaces, and if the product or the buyer is unknown.
     pub dashscope_euid: Option<String>,
     /// The position of this attempt in the trace of its job, in the format of W3C Trace Context. Pass it on to
-    /// the services you call, so that your logs and traces can be assigned to this attempt. `None` if the key
-    /// is not the id of a job.
+    /// the services you call, so that your logs and traces can be assigned to this attempt. spid always sets it; it is
+    /// `None` only in tests.
     pub traceparent: Option<String>,
 }
 
@@ -81,9 +79,10 @@ pub struct CreateCall {
     pub sku: Option<String>,
     /// True for a trial; `None` if the marketplace did not say.
     pub trial: Option<bool>,
-    /// End of the term: the instant and the raw text. The raw text may be unreadable; then the instant is absent.
+    /// End of the term: the text as it was sent (`raw`) and the instant (`at`), which is absent if the text is
+    /// unreadable.
     pub expires_on: Option<Expiry>,
-    /// The billed quantities beside the SKU.
+    /// The billed quantities beside the SKU, by name: for example `seats` with the value `5`.
     pub items: BTreeMap<String, String>,
 }
 
@@ -219,7 +218,8 @@ pub struct PaymentCall {
     pub sku: Option<String>,
 }
 
-/// Handle a request that the dialect passes on without interpreting it.
+/// Handle a request that the dialect passes on without interpreting it, for example `createIdaas` of Alibaba or the
+/// directory messages of KooGallery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(JsonSchema))]
 #[non_exhaustive]
@@ -235,12 +235,36 @@ pub struct OtherCall {
     pub product: Option<String>,
     /// The SKU of the request.
     pub sku: Option<String>,
-    /// The request as a structure, for marketplaces whose parameters hold lists in texts.
+    /// The request as a structure, for requests whose parameters hold lists in texts (KooGallery).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<serde_json::Value>,
 }
 
 /// An invocation of a hook.
+///
+/// To test one method of a hook, let [`testing::call`](crate::testing::call) make the call and change its members:
+///
+/// ```
+/// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+/// # struct MyHook;
+/// # impl ProvisioningHook for MyHook {
+/// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+/// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+/// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+/// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), HookError> {
+/// use spid_hook::{Action, Call, testing};
+///
+/// let Call::Create(mut call) = testing::call(Action::Create) else { unreachable!() };
+/// call.sku = Some("enterprise".to_owned());
+/// call.items.insert("seats".to_owned(), "9".to_owned());
+/// let made = MyHook.create(*call).await?;
+/// assert_eq!(made, Provisioned::new().id("tenant-1"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// Create the instance that was bought.
@@ -264,12 +288,12 @@ pub enum Call {
 }
 
 impl Call {
-    /// Builds the call for a callback, from the instance as applied so far.
-    ///
-    /// The tests of a hook author make their calls with this function, too.
+    /// Builds the call for a callback and its instance. Only spid does this; tests use
+    /// [`testing::call`](crate::testing::call).
     ///
     /// # Errors
     /// [`NoInstance`] if there is no instance, for every action except payment, query and other.
+    #[doc(hidden)]
     pub fn new(facts: CallFacts<'_>) -> Result<Call, NoInstance> {
         let (callback, instance) = (facts.callback, facts.instance.cloned());
         let context = Context::new(&facts);
@@ -321,7 +345,7 @@ impl Call {
         }
     }
 
-    /// Returns the instance as applied so far, if there is one.
+    /// Returns the instance, as the jobs that are done have left it, if there is one.
     pub fn instance(&self) -> Option<&Instance> {
         match self {
             Call::Create(call) => Some(&call.instance),
@@ -336,8 +360,9 @@ impl Call {
         }
     }
 
-    /// Returns the values by which the call is routed. They equal [`Subject::new`] of the facts from which the
-    /// call was built.
+    /// Returns the values by which the call is routed; `spid route` shows the route. They equal [`Subject::new`] of the
+    /// facts from which the call was built.
+    #[doc(hidden)]
     pub fn subject(&self) -> Subject<'_> {
         let endpoint = self.context().endpoint.as_str();
         let applied = self.instance().map_or_else(Subject::default, |it| Subject::of(endpoint, it));
@@ -358,3 +383,6 @@ impl Call {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

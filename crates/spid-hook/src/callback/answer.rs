@@ -55,7 +55,7 @@ pub struct Answer {
 /// Keys of `app` and `host` whose values are always secret.
 pub const SECRET_FIELDS: [&str; 4] = ["password", "ftp_password", "database_info", "license_id"];
 
-#[derive(Default, Serialize, Deserialize)]
+#[derive(Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 struct AnswerText {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,17 +70,6 @@ struct AnswerText {
     redirect: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     body: Option<String>,
-}
-
-impl AnswerText {
-    fn is_empty(&self) -> bool {
-        self.app.is_empty()
-            && self.host.is_empty()
-            && self.info.is_empty()
-            && self.redirect.is_none()
-            && self.body.is_none()
-            && self.instance_id.is_none()
-    }
 }
 
 /// An answer split for storage: one part is stored in plain text, the other is encrypted.
@@ -128,7 +117,7 @@ impl Answer {
 }
 
 fn to_json(text: &AnswerText) -> Option<String> {
-    if text.is_empty() { None } else { serde_json::to_string(text).ok() }
+    if *text == AnswerText::default() { None } else { serde_json::to_string(text).ok() }
 }
 
 fn split_fields(fields: &Fields, open: &mut BTreeMap<String, String>, secret: &mut BTreeMap<String, String>) {

@@ -8,7 +8,6 @@ mod answer;
 mod outcome;
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use jiff::Timestamp;
 #[cfg(feature = "schema")]
@@ -91,51 +90,37 @@ pub struct Expiry {
 }
 
 /// Validation issues, for which a verified callback must wait for an operator before it is decided.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[serde(tag = "doubt", rename_all = "kebab-case")]
 pub enum ValidationIssue {
     /// The value of this parameter holds an `&`, behind which another parameter may be hidden. The signature would be
     /// the same.
+    #[error("the value of `{name}` holds an `&` behind which another signed parameter may be hidden")]
     AmbiguousValue {
         /// Name of the parameter.
         name: String,
     },
     /// A date that the action requires is missing or unreadable.
+    #[error("`{name}` is missing or cannot be read as a date, and the action depends on it")]
     UnreadableDate {
         /// Name of the parameter.
         name: String,
     },
     /// The dialect does not know the action.
+    #[error("the dialect does not know this action")]
     UnknownAction,
     /// A parameter that the action requires is missing.
+    #[error("`{name}` is missing or empty")]
     MissingParameter {
         /// Name of the parameter.
         name: String,
     },
     /// The value of a parameter is not among those that the marketplace documents.
+    #[error("`{name}` has a value that is not documented")]
     UnknownValue {
         /// Name of the parameter.
         name: String,
     },
-}
-
-impl fmt::Display for ValidationIssue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ValidationIssue::AmbiguousValue { name } => write!(
-                f,
-                "the value of `{name}` holds an `&` behind which another signed parameter may be hidden"
-            ),
-            ValidationIssue::UnreadableDate { name } => {
-                write!(f, "`{name}` is missing or cannot be read as a date, and the action depends on it")
-            }
-            ValidationIssue::UnknownAction => f.write_str("the dialect does not know this action"),
-            ValidationIssue::MissingParameter { name } => write!(f, "`{name}` is missing or empty"),
-            ValidationIssue::UnknownValue { name } => {
-                write!(f, "`{name}` has a value that is not documented")
-            }
-        }
-    }
 }
 
 /// Nonce of a request. A marketplace that retries uses a new nonce, so a second request with the same nonce is a copy.
@@ -148,7 +133,7 @@ pub struct Nonce {
 }
 
 /// A verified request of a marketplace, in no dialect.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Callback {
     /// Version of the stored body. A spid that reads a higher version than its own leaves the callback to the newer
     /// spid that wrote it.
@@ -255,30 +240,7 @@ impl Callback {
             version: Callback::VERSION,
             action,
             action_name: action_name.into(),
-            subject: InstanceRef::default(),
-            order_id: None,
-            request_id: None,
-            buyer: None,
-            product: None,
-            sku: None,
-            trial: None,
-            expires_on: None,
-            refund: None,
-            items: BTreeMap::new(),
-            sent_at: None,
-            marketplace_instance_id: None,
-            test: false,
-            dialect: None,
-            externally_provisioned: false,
-            ordered: false,
-            also: Vec::new(),
-            converts: false,
-            nonce: None,
-            order_details: None,
-            body: None,
-            parameters: Parameters::default(),
-            issues: Vec::new(),
-            pruned_at: None,
+            ..Callback::default()
         }
     }
 
@@ -343,17 +305,20 @@ impl Callback {
             return (self.action, &self.also, &self.subject, &self.order_id, &self.parameters)
                 == (other.action, &other.also, &other.subject, &other.order_id, &other.parameters);
         }
-        // Ignore everything that may differ between two deliveries of one request.
-        let bare = |callback: &Callback| Callback {
+        self.without_delivery() == other.without_delivery()
+    }
+
+    /// Returns the callback without everything that may differ between two deliveries of one request.
+    fn without_delivery(&self) -> Callback {
+        Callback {
             dialect: None,
             sent_at: None,
             nonce: None,
             order_details: None,
             ordered: false,
             pruned_at: None,
-            ..callback.clone()
-        };
-        bare(self) == bare(other)
+            ..self.clone()
+        }
     }
 
     /// Returns the callback without most of its content, for a callback that is old and done. The order and the values

@@ -1,21 +1,18 @@
 //! An HTTP/1.1 server on hyper, with bounds on sizes, times and connections.
 
 use std::convert::Infallible;
-use std::future::poll_fn;
-use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use hyper::rt::ReadBufCursor;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -35,8 +32,6 @@ const HEAD_TIMEOUT_MS: u64 = 10_000;
 const BODY_TIMEOUT_MS: u64 = 30_000;
 /// Pause after an error of `accept`, in milliseconds: the process may be out of descriptors.
 const ACCEPT_PAUSE_MS: u64 = 100;
-/// Number of bytes that are read from a socket at once.
-const READ_BYTES: usize = 8 * 1024;
 /// Pause between two looks at the calls in progress during a stop, in milliseconds.
 const STOP_POLL_MS: u64 = 20;
 
@@ -100,11 +95,11 @@ async fn serve_connection(stream: TcpStream, receiver: Arc<Receiver>, mut stoppe
         async move { Ok::<_, Infallible>(respond(request, receiver).await) }
     });
     let connection = http1::Builder::new()
-        .timer(TokioTimer)
+        .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(HEAD_TIMEOUT_MS))
         .max_headers(HEADERS_MAX_COUNT)
         .max_buf_size(HEAD_MAX_BYTES)
-        .serve_connection(Io(stream), service);
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     // Errors are those of the peer: a connection that was cut, or a request that is not HTTP.
     tokio::select! {
@@ -116,7 +111,7 @@ async fn serve_connection(stream: TcpStream, receiver: Arc<Receiver>, mut stoppe
     let _ = connection.await;
 }
 
-async fn respond(request: Request<Incoming>, receiver: Arc<Receiver>) -> Response<Whole> {
+async fn respond(request: Request<Incoming>, receiver: Arc<Receiver>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     if head.method != Method::POST {
         let mut response = response(&Reply::empty(405));
@@ -147,26 +142,17 @@ fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 }
 
 /// Reads a body; the error is the status of the response.
-async fn read(mut body: Incoming) -> Result<Vec<u8>, u16> {
-    let most = limits::CALL_MAX_BYTES;
-    if body.size_hint().lower() > most as u64 {
-        return Err(413);
+async fn read(body: Incoming) -> Result<Bytes, u16> {
+    match Limited::new(body, limits::CALL_MAX_BYTES).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(413),
+        Err(_) => Err(400),
     }
-    let mut bytes = Vec::new();
-    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        let frame = frame.map_err(|_| 400u16)?;
-        let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + data.len() > most {
-            return Err(413);
-        }
-        bytes.extend_from_slice(&data);
-    }
-    Ok(bytes)
 }
 
-fn response(reply: &Reply) -> Response<Whole> {
+fn response(reply: &Reply) -> Response<Full<Bytes>> {
     let body = Bytes::copy_from_slice(reply.body.expose().as_bytes());
-    let mut response = Response::new(Whole(Some(body)));
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -174,86 +160,4 @@ fn response(reply: &Reply) -> Response<Whole> {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
-}
-
-/// A response body in one piece.
-struct Whole(Option<Bytes>);
-
-impl Body for Whole {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_none()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.0.as_ref().map_or(0, |bytes| bytes.len() as u64))
-    }
-}
-
-/// A socket of tokio as hyper reads and writes it.
-struct Io(TcpStream);
-
-impl hyper::rt::Read for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut into: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        // A copy through the stack costs little here, and needs no unsafe code.
-        let mut bytes = [0; READ_BYTES];
-        let room = into.remaining().min(READ_BYTES);
-        let mut read = ReadBuf::new(bytes.get_mut(..room).unwrap_or_default());
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        into.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl hyper::rt::Write for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
-}
-
-/// Timer of tokio as hyper uses it.
-#[derive(Clone, Copy)]
-struct TokioTimer;
-
-struct TokioSleep(Pin<Box<tokio::time::Sleep>>);
-
-impl Future for TokioSleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.0.as_mut().poll(cx)
-    }
-}
-
-impl hyper::rt::Sleep for TokioSleep {}
-
-impl hyper::rt::Timer for TokioTimer {
-    fn sleep(&self, duration: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(TokioSleep(Box::pin(tokio::time::sleep(duration))))
-    }
-
-    fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(TokioSleep(Box::pin(tokio::time::sleep_until(deadline.into()))))
-    }
 }

@@ -27,9 +27,10 @@ const GRACE: Duration = Duration::from_secs(1);
 /// Number of steps that attempts at once make before the deadline is checked.
 const STEPS_AT_A_STRETCH: u32 = 64;
 
-/// Result of an attempt, for its caller.
+/// End of an attempt. `Display` shows no secret of the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum End {
+#[non_exhaustive]
+pub enum End {
     /// The hook returned a result.
     Returned(AttemptResult),
     /// The hook panicked.
@@ -53,21 +54,9 @@ pub(super) enum Cut {
     After(Duration),
 }
 
-impl std::fmt::Display for Cut {
+impl std::fmt::Display for End {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Cut::AtWait(n) => write!(f, "where it waits for the {}", ordinal(*n)),
-            Cut::After(after) => write!(f, "after {:.1} ms", after.as_secs_f64() * 1000.0),
-        }
-    }
-}
-
-fn ordinal(n: u32) -> String {
-    match n {
-        1 => "first time".to_owned(),
-        2 => "second time".to_owned(),
-        3 => "third time".to_owned(),
-        n => format!("{n}th time"),
+        super::english::end(self, f)
     }
 }
 
@@ -352,7 +341,8 @@ impl Future for Interleaved {
 
 #[cfg(test)]
 mod tests {
-    use super::super::order::{Market, Wares};
+    use super::super::order::{Purchase, TestOrders};
+    use super::super::report::Step;
     use super::*;
     use crate::callback::Action;
     use crate::time::Clock;
@@ -399,10 +389,10 @@ mod tests {
     }
 
     fn calls(count: usize) -> Vec<Call> {
-        let mut market = Market::new(Wares::default(), Clock::System);
-        let mut order = market.order(false);
-        let mut job = market.job(&mut order, Action::Create, "create");
-        (0..count).map(|_| market.call(&mut job, WITHIN).unwrap()).collect()
+        let mut orders = TestOrders::new(Purchase::default(), Clock::System);
+        let mut order = orders.order(false);
+        let mut job = orders.job(&mut order, Step::usual(Action::Create));
+        (0..count).map(|_| orders.call(&mut job, WITHIN).unwrap()).collect()
     }
 
     async fn interleaved(interleaving: Interleaving) -> Vec<String> {

@@ -1,46 +1,20 @@
 //! Parts of the test: the calls, their order, and the faults that the test provokes.
 
-use super::Report;
 use super::attempt::{Cut, End, Interleaving};
-use super::bench::{After, Bench, Outcome, Seen, part_of};
+use super::bench::{Bench, Outcome, Seen, part_of};
 use super::order::{Job, Order};
+use super::report::{After, Circumstance, Part, Report, Step};
 use crate::AttemptResult;
 use crate::callback::{Action, Answer};
 use crate::limits;
 
-/// A part of the test.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Life,
-    Trial,
-    Releases,
-    Orders,
-    Crowd,
-    Cuts,
-}
-
-impl Part {
-    const ALL: [Part; 6] = [Part::Life, Part::Trial, Part::Releases, Part::Orders, Part::Crowd, Part::Cuts];
-
-    const fn title(self) -> &'static str {
-        match self {
-            Part::Life => "a full life cycle, every call twice",
-            Part::Trial => "a trial, upgraded while frozen, released while in use",
-            Part::Releases => "releases of instances that are incomplete, released, or never created",
-            Part::Orders => "several orders at once",
-            Part::Crowd => "one call several times at once",
-            Part::Cuts => "attempts cut short, then tried again",
-        }
-    }
-}
-
 /// Actions after a create, for the orders with several attempts at once and those with attempts cut short.
-const AFTERWARDS: [(Action, &str); 5] = [
-    (Action::Upgrade, "upgrade"),
-    (Action::Renew, "renew"),
-    (Action::Expire, "expire"),
-    (Action::Renew, "renew (thaws)"),
-    (Action::Release, "release"),
+const AFTERWARDS: [Step; 5] = [
+    Step::usual(Action::Upgrade),
+    Step::usual(Action::Renew),
+    Step::usual(Action::Expire),
+    Step::new(Action::Renew, Circumstance::Thaws),
+    Step::usual(Action::Release),
 ];
 
 /// Maximum number of cuts at waits for hooks that also get cuts at random moments. Such hooks do not show where
@@ -54,16 +28,16 @@ impl Bench<'_> {
         for part in Part::ALL {
             // Skip a part that cannot find anything more, and name it in the report.
             if !goes_on || self.is_hopeless() || (part == Part::Cuts && !self.can_cut()) {
-                self.report.not_run.push(part.title());
+                self.report.not_run.push(part);
                 continue;
             }
-            self.begin(part.title());
+            self.begin(part);
             match part {
-                Part::Life => goes_on = self.life().await,
+                Part::LifeCycle => goes_on = self.life().await,
                 Part::Trial => self.trial().await,
                 Part::Releases => self.releases().await,
-                Part::Orders => self.orders().await,
-                Part::Crowd => self.crowds().await,
+                Part::Orders => self.several_orders().await,
+                Part::Concurrent => self.concurrent_orders().await,
                 Part::Cuts => self.cuts().await,
             }
         }
@@ -73,26 +47,26 @@ impl Bench<'_> {
     /// Runs one instance from the payment to the release. Returns true if the hook creates anything at all.
     async fn life(&mut self) -> bool {
         let mut order = self.order(false);
-        self.step(&mut order, Action::Payment, "payment").await;
-        let made = self.step(&mut order, Action::Create, "create").await;
+        self.step(&mut order, Step::usual(Action::Payment)).await;
+        let made = self.step(&mut order, Step::usual(Action::Create)).await;
         // Without an instance nothing else can be tested. Release what a pending create may leave.
         if !matches!(made, Outcome::Done(_)) {
             if made == Outcome::Pending {
-                self.step(&mut order, Action::Release, "release (of a pending create)").await;
+                self.step(&mut order, Step::new(Action::Release, Circumstance::PendingCreate)).await;
             }
             return false;
         }
-        for (action, step) in [
-            (Action::SignOn, "sign-on"),
-            (Action::Upgrade, "upgrade"),
-            (Action::Renew, "renew"),
-            (Action::RefundRenew, "refund-renew"),
-            (Action::Expire, "expire"),
-            (Action::Renew, "renew (thaws)"),
-            (Action::Expire, "expire (again)"),
-            (Action::Release, "release"),
+        for step in [
+            Step::usual(Action::SignOn),
+            Step::usual(Action::Upgrade),
+            Step::usual(Action::Renew),
+            Step::usual(Action::RefundRenew),
+            Step::usual(Action::Expire),
+            Step::new(Action::Renew, Circumstance::Thaws),
+            Step::new(Action::Expire, Circumstance::Again),
+            Step::usual(Action::Release),
         ] {
-            self.step(&mut order, action, step).await;
+            self.step(&mut order, step).await;
         }
         true
     }
@@ -100,47 +74,46 @@ impl Bench<'_> {
     /// Runs a trial: upgraded while frozen, released while in use.
     async fn trial(&mut self) {
         let mut order = self.order(true);
-        for (action, step) in [
-            (Action::Create, "create (trial)"),
-            (Action::Expire, "expire (trial)"),
-            (Action::Upgrade, "upgrade (while frozen)"),
-            (Action::Renew, "renew (thaws)"),
-            (Action::Release, "release (while in use)"),
+        for step in [
+            Step::new(Action::Create, Circumstance::Trial),
+            Step::new(Action::Expire, Circumstance::Trial),
+            Step::new(Action::Upgrade, Circumstance::Frozen),
+            Step::new(Action::Renew, Circumstance::Thaws),
+            Step::new(Action::Release, Circumstance::InUse),
         ] {
-            self.step(&mut order, action, step).await;
+            self.step(&mut order, step).await;
         }
     }
 
     /// Releases instances in unusual states: never created, created with a lost answer, already released.
     async fn releases(&mut self) {
         let mut never = self.order(false);
-        self.step(&mut never, Action::Release, "release (of an instance that was never created)").await;
+        self.step(&mut never, Step::new(Action::Release, Circumstance::NeverCreated)).await;
 
         let mut unheard = self.order(false);
-        let mut create = self.market.job(&mut unheard, Action::Create, "create (its answer is lost)");
+        let mut create = self.orders.job(&mut unheard, Step::new(Action::Create, Circumstance::AnswerLost));
         // Do not apply the answer: the marketplace did not receive it, so it does not know the id.
         self.finish(&mut create, After::Nothing).await;
-        self.step(&mut unheard, Action::Release, "release (of a create whose answer was lost)").await;
+        self.step(&mut unheard, Step::new(Action::Release, Circumstance::CreateAnswerLost)).await;
 
         let mut gone = self.order(false);
-        let mut create = self.market.job(&mut gone, Action::Create, "create");
+        let mut create = self.orders.job(&mut gone, Step::usual(Action::Create));
         self.finish_and_settle(&mut gone, &mut create, After::Nothing).await;
         self.discard(&mut gone).await;
-        self.step(&mut gone, Action::Release, "release (of a released instance)").await;
+        self.step(&mut gone, Step::new(Action::Release, Circumstance::Released)).await;
     }
 
     /// Checks that several orders at once each get their own instance.
-    async fn orders(&mut self) {
+    async fn several_orders(&mut self) {
         let mut orders: Vec<Order> = (0..self.options.at_once).map(|_| self.order(false)).collect();
-        for (action, step) in [
-            (Action::Create, "create (several orders at once)"),
-            (Action::Release, "release (several orders at once)"),
+        for step in [
+            Step::new(Action::Create, Circumstance::AtOnce),
+            Step::new(Action::Release, Circumstance::AtOnce),
         ] {
-            if !self.does(action) {
+            if !self.does(step.action) {
                 continue;
             }
-            let mut jobs: Vec<Job> =
-                orders.iter_mut().map(|order| self.market.job(order, action, step)).collect();
+            let mut jobs: Vec<Job> = orders.iter_mut().map(|order| self.orders.job(order, step)).collect();
             let ends = self.together(&mut jobs, Interleaving::Threads).await;
             for ((order, job), end) in orders.iter_mut().zip(&mut jobs).zip(ends) {
                 match end {
@@ -158,30 +131,30 @@ impl Bench<'_> {
     }
 
     /// Runs several attempts at one job at once, because the rest of an attempt may meet the next one.
-    async fn crowds(&mut self) {
+    async fn concurrent_orders(&mut self) {
         let chance = [self.draw(), self.draw()].map(Interleaving::Seeded);
-        let weaves = [Interleaving::RoundRobin, Interleaving::Threads].into_iter().chain(chance);
-        for (round, interleaving) in weaves.enumerate() {
+        let interleavings = [Interleaving::RoundRobin, Interleaving::Threads].into_iter().chain(chance);
+        for (round, interleaving) in interleavings.enumerate() {
             let mut order = self.order(false);
-            self.crowded(&mut order, Action::Create, "create", interleaving).await;
+            self.concurrent(&mut order, Step::usual(Action::Create), interleaving).await;
             // The rounds with a random order test only the create.
             if round > 1 {
                 self.discard(&mut order).await;
                 continue;
             }
-            for (action, step) in AFTERWARDS {
-                self.crowded(&mut order, action, step, interleaving).await;
+            for step in AFTERWARDS {
+                self.concurrent(&mut order, step, interleaving).await;
             }
         }
     }
 
     /// Makes several attempts at one job at once and compares their answers.
-    async fn crowded(&mut self, order: &mut Order, action: Action, step: &str, interleaving: Interleaving) {
-        if !self.does(action) || self.is_hopeless() {
+    async fn concurrent(&mut self, order: &mut Order, step: Step, interleaving: Interleaving) {
+        if !self.does(step.action) || self.is_hopeless() {
             return;
         }
-        let mut job = self.market.job(order, action, step);
-        let answers = self.crowd(&mut job, interleaving).await;
+        let mut job = self.orders.job(order, step);
+        let answers = self.concurrent_attempts(&mut job, interleaving).await;
         if self.is_hopeless() {
             return;
         }
@@ -201,32 +174,32 @@ impl Bench<'_> {
     /// Cuts attempts short and tries again. Every create that is cut belongs to a new order, so that the
     /// remains of each can be told apart. The other actions are cut in one instance's history.
     async fn cuts(&mut self) {
-        for cut in self.places(Action::Create) {
+        for cut in self.cut_points(Action::Create) {
             let mut order = self.order(false);
-            self.cut(&mut order, Action::Create, "create", &[cut]).await;
+            self.cut(&mut order, Step::usual(Action::Create), &[cut]).await;
             self.discard(&mut order).await;
         }
         let mut order = self.order(false);
-        let mut create = self.market.job(&mut order, Action::Create, "create");
+        let mut create = self.orders.job(&mut order, Step::usual(Action::Create));
         self.finish_and_settle(&mut order, &mut create, After::Nothing).await;
-        for (action, step) in AFTERWARDS {
-            let places = self.places(action);
-            self.cut(&mut order, action, step, &places).await;
+        for step in AFTERWARDS {
+            let points = self.cut_points(step.action);
+            self.cut(&mut order, step, &points).await;
         }
     }
 
     /// Cuts attempts at one job short, lets the last one finish, and compares the answers.
-    async fn cut(&mut self, order: &mut Order, action: Action, step: &str, places: &[Cut]) {
-        if !self.does(action) || self.is_hopeless() {
+    async fn cut(&mut self, order: &mut Order, step: Step, points: &[Cut]) {
+        if !self.does(step.action) || self.is_hopeless() {
             return;
         }
-        let mut job = self.market.job(order, action, step);
+        let mut job = self.orders.job(order, step);
         let mut after = After::Nothing;
         let mut answers = Vec::new();
-        for place in places {
-            let Some(ran) = self.attempt(&mut job, Some(*place)).await else { return };
+        for point in points {
+            let Some(ran) = self.attempt(&mut job, Some(*point)).await else { return };
             if ran.end == End::Cut {
-                after = After::Cut(*place);
+                after = After::Cut(*point);
             } else {
                 answers.extend(self.ended(&job, ran.end, after).ok().and_then(Outcome::answer));
             }
@@ -242,25 +215,25 @@ impl Bench<'_> {
     }
 
     /// Returns the points at which the attempts at an action are cut short: observed waits and random moments.
-    fn places(&mut self, action: Action) -> Vec<Cut> {
+    fn cut_points(&mut self, action: Action) -> Vec<Cut> {
         let (waits, took) = self.measured.get(&action).copied().unwrap_or_default();
         let kills = self.options.kills;
         let most = if kills > 0 { WAITS_BESIDE_KILLS_COUNT } else { limits::HOOK_TEST_CUTS_MAX_COUNT };
         let split = waits.div_ceil(most).max(1);
-        let mut places: Vec<Cut> =
+        let mut points: Vec<Cut> =
             (1..=waits).step_by(usize::try_from(split).unwrap_or(1)).map(Cut::AtWait).collect();
-        places.extend((0..kills).map(|_| Cut::After(part_of(took, self.draw() % 1000))));
-        places
+        points.extend((0..kills).map(|_| Cut::After(part_of(took, self.draw() % 1000))));
+        points
     }
 
     // Steps.
 
     /// Sends one request, and sends it again as if its answer had been lost.
-    async fn step(&mut self, order: &mut Order, action: Action, step: &str) -> Outcome {
-        if !self.does(action) || self.is_hopeless() {
+    async fn step(&mut self, order: &mut Order, step: Step) -> Outcome {
+        if !self.does(step.action) || self.is_hopeless() {
             return Outcome::Not;
         }
-        let mut job = self.market.job(order, action, step);
+        let mut job = self.orders.job(order, step);
         let outcome = self.finish(&mut job, After::Nothing).await;
         let Outcome::Done(first) = &outcome else { return outcome };
         let seen = self.settle(order, &job, first, After::Nothing).await;
@@ -284,7 +257,7 @@ impl Bench<'_> {
     /// Applies the result of a job, and checks with the probes that the work was done.
     async fn settle(&mut self, order: &mut Order, job: &Job, answer: &Answer, after: After) -> Seen {
         self.judge_answer(order, job, answer);
-        self.market.apply(order, job, answer);
+        self.orders.apply(order, job, answer);
         let seen = self.look(order, job).await;
         self.judge_effect(job, &mut order.made, &seen, after);
         seen
@@ -293,7 +266,7 @@ impl Bench<'_> {
     /// Releases an instance that was created only for a check.
     async fn discard(&mut self, order: &mut Order) {
         if self.does(Action::Release) && !self.is_hopeless() {
-            let mut job = self.market.job(order, Action::Release, "release");
+            let mut job = self.orders.job(order, Step::usual(Action::Release));
             self.finish_and_settle(order, &mut job, After::Nothing).await;
         }
     }

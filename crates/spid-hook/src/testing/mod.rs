@@ -98,6 +98,7 @@ use std::time::Duration;
 
 mod attempt;
 mod bench;
+mod english;
 mod life;
 mod order;
 mod report;
@@ -107,9 +108,10 @@ use crate::instance::Instance;
 use crate::limits;
 use crate::time::Clock;
 use crate::{AnyHook, Call, HookError};
+pub use attempt::End;
 use bench::Bench;
-use order::{Market, Wares};
-pub use report::{Finding, FindingKind, Report, Section};
+use order::{Purchase, TestOrders};
+pub use report::{Finding, FindingKind, Part, Report, Section, Step};
 
 /// Runs the whole test with default options.
 ///
@@ -131,11 +133,31 @@ pub async fn check(hook: impl Into<AnyHook>) -> Report {
     Check::new(hook).run().await
 }
 
+/// Returns a call as the test sends it, for a test of one method of a hook: of the first order for a create or a
+/// payment, else of an active instance with the id of its order. The members of the call can be changed.
+///
+/// ```
+/// use spid_hook::{Action, Call, testing};
+///
+/// let Call::Release(mut call) = testing::call(Action::Release) else { unreachable!() };
+/// call.maybe_provisioned = true;
+/// assert!(call.instance.id.is_some());
+/// ```
+#[expect(
+    clippy::expect_used,
+    reason = "the orders of the test have an instance, and this runs in tests only"
+)]
+pub fn call(action: Action) -> Call {
+    let mut orders = TestOrders::new(Purchase::default(), Clock::System);
+    let timeout = Duration::from_millis(limits::HOOK_TEST_TIMEOUT_MS);
+    orders.example(action, timeout).expect("an instance")
+}
+
 /// Observer of a running test.
 pub trait Observer: Send {
     /// Called when a part of the test begins.
-    fn section(&mut self, title: &str) {
-        let _ = title;
+    fn section(&mut self, part: Part) {
+        let _ = part;
     }
 
     /// Called when an attempt has ended.
@@ -150,12 +172,12 @@ impl Observer for () {}
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct AttemptReport<'a> {
-    /// Name of the step, as in the report.
-    pub step: &'a str,
+    /// The step, as in the report.
+    pub step: Step,
     /// The call that was sent.
     pub call: &'a Call,
-    /// Result of the attempt in words, without a secret of the answer.
-    pub end: String,
+    /// End of the attempt.
+    pub end: &'a End,
 }
 
 type Looking<T> = Pin<Box<dyn Future<Output = Result<T, HookError>> + Send>>;
@@ -183,7 +205,7 @@ struct Probes {
 #[must_use = "the test runs only when `run` is called"]
 pub struct Check {
     hook: AnyHook,
-    wares: Wares,
+    purchase: Purchase,
     options: Options,
     probes: Probes,
 }
@@ -199,55 +221,55 @@ impl Check {
             without: Vec::new(),
             required: Vec::new(),
         };
-        Check { hook: hook.into(), wares: Wares::default(), options, probes: Probes::default() }
+        Check { hook: hook.into(), purchase: Purchase::default(), options, probes: Probes::default() }
     }
 
     /// Sets the product to buy.
     pub fn product(mut self, product: impl Into<String>) -> Check {
-        self.wares.product = product.into();
+        self.purchase.product = product.into();
         self
     }
 
     /// Sets the SKU to buy.
     pub fn sku(mut self, sku: impl Into<String>) -> Check {
-        self.wares.sku = sku.into();
+        self.purchase.sku = sku.into();
         self
     }
 
     /// Sets the SKU to upgrade to.
     pub fn upgrade_to(mut self, sku: impl Into<String>) -> Check {
-        self.wares.upgrade_to = sku.into();
+        self.purchase.upgrade_to = sku.into();
         self
     }
 
     /// Adds a quantity to buy that is billed beside the SKU.
     pub fn item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
-        self.wares.items.insert(name.into(), value.into());
+        self.purchase.items.insert(name.into(), value.into());
         self
     }
 
     /// Adds a quantity that the upgrade asks for.
     pub fn upgraded_item(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
-        self.wares.upgraded_items.insert(name.into(), value.into());
+        self.purchase.upgraded_items.insert(name.into(), value.into());
         self
     }
 
     /// Adds a parameter to every call, beside those that a marketplace always sends.
     pub fn parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Check {
-        self.wares.parameters.insert(name.into(), value.into());
+        self.purchase.parameters.insert(name.into(), value.into());
         self
     }
 
     /// Sets the marketplace account of the buyer.
     pub fn buyer(mut self, buyer: impl Into<String>) -> Check {
-        self.wares.buyer = buyer.into();
+        self.purchase.buyer = buyer.into();
         self
     }
 
     /// Sets the endpoint that the calls come through, and the seller account it belongs to.
     pub fn endpoint(mut self, name: impl Into<String>, account: impl Into<String>) -> Check {
-        self.wares.endpoint = name.into();
-        self.wares.account = account.into();
+        self.purchase.endpoint = name.into();
+        self.purchase.account = account.into();
         self
     }
 
@@ -264,6 +286,25 @@ impl Check {
     }
 
     /// Leaves an action out, for example `upgrade` for a product with one SKU. A create is always made.
+    ///
+    /// ```no_run
+    /// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+    /// # struct MyHook;
+    /// # impl ProvisioningHook for MyHook {
+    /// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+    /// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+    /// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+    /// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+    /// # }
+    /// use spid_hook::Action;
+    /// use spid_hook::testing::Check;
+    ///
+    /// #[tokio::test]
+    /// async fn my_hook_can_be_run_twice() {
+    ///     // The product has one SKU, and its buyers sign on.
+    ///     Check::new(MyHook).without(Action::Upgrade).requires(Action::SignOn).run().await.assert_ok();
+    /// }
+    /// ```
     pub fn without(mut self, action: Action) -> Check {
         self.options.without.push(action);
         self
@@ -277,7 +318,7 @@ impl Check {
     }
 
     /// Sets the number of attempts per action that are cut short at a random moment of the running time, drawn
-    /// from the seed. Use it for hooks whose waiting shows no `await`: an executable is killed at that moment.
+    /// from the seed. Use it for hooks that wait inside a child process: an executable is killed at that moment.
     pub fn kills(mut self, kills: u32) -> Check {
         self.options.kills = kills;
         self
@@ -290,7 +331,7 @@ impl Check {
     }
 
     /// Sets a probe that returns how many things really exist for an instance: tenants, databases, machines.
-    /// The probe gets the instance as applied at that time. Its `order_biz_id` is set from the first attempt
+    /// The probe gets the instance as the calls before have left it. Its `order_biz_id` is set from the first attempt
     /// on, its `id` after the create.
     ///
     /// The first create decides the right number. Only an upgrade may change that number, and a release must
@@ -306,6 +347,30 @@ impl Check {
 
     /// Sets a probe that describes the state of an instance in any words, for example `frozen, 9 seats`. No
     /// repeat may change it. The words are shown in the report.
+    ///
+    /// ```
+    /// # use spid_hook::{CreateCall, ExpireCall, HookError, Provisioned, ProvisioningHook, ReleaseCall, RenewCall, Updated};
+    /// # struct MyHook;
+    /// # impl ProvisioningHook for MyHook {
+    /// #     async fn create(&self, _: CreateCall) -> Result<Provisioned, HookError> { Ok(Provisioned::new().id("tenant-1")) }
+    /// #     async fn renew(&self, _: RenewCall) -> Result<Updated, HookError> { Ok(Updated::new()) }
+    /// #     async fn expire(&self, _: ExpireCall) -> Result<(), HookError> { Ok(()) }
+    /// #     async fn release(&self, _: ReleaseCall) -> Result<(), HookError> { Ok(()) }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use spid_hook::testing::Check;
+    ///
+    /// let report = Check::new(MyHook)
+    ///     .state(|instance| async move {
+    ///         // In your test: read the tenant `instance.id` from your database.
+    ///         Ok(format!("{} seats", 9))
+    ///     })
+    ///     .run()
+    ///     .await;
+    /// # let _ = report;
+    /// # }
+    /// ```
     pub fn state<F, L>(mut self, state: F) -> Check
     where
         F: Fn(Instance) -> L + Send + Sync + 'static,
@@ -322,8 +387,8 @@ impl Check {
 
     /// Runs the test as [`Check::run`] does, and reports the progress to `observer`.
     pub async fn run_watched(self, observer: &mut dyn Observer) -> Report {
-        let market = Market::new(self.wares, Clock::System);
-        let bench = Bench::new(self.hook, self.options, self.probes, market, observer);
+        let orders = TestOrders::new(self.purchase, Clock::System);
+        let bench = Bench::new(self.hook, self.options, self.probes, orders, observer);
         Box::pin(bench.run()).await
     }
 }
@@ -331,7 +396,7 @@ impl Check {
 impl std::fmt::Debug for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Check")
-            .field("wares", &self.wares)
+            .field("purchase", &self.purchase)
             .field("options", &self.options)
             .finish_non_exhaustive()
     }

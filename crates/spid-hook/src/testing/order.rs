@@ -1,4 +1,4 @@
-//! Orders of the test's marketplace: each with its instance as applied so far, and the calls about it.
+//! Orders of the test's marketplace: each with its instance, and the calls about it.
 //!
 //! Names and keys are new in every run. A hook that remembers keys, as it should, would otherwise answer the
 //! second run from its memory of the first.
@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::report::Step;
 use crate::callback::{Action, Answer, Callback, Expiry, Parameters};
 use crate::id::{Id, Ids};
 use crate::instance::Instance;
@@ -16,7 +17,7 @@ use crate::{Call, CallFacts, NoInstance};
 
 /// Description of the purchase: seller account, endpoint, buyer, product, quantities and parameters.
 #[derive(Debug, Clone)]
-pub(super) struct Wares {
+pub(super) struct Purchase {
     pub(super) account: String,
     pub(super) endpoint: String,
     pub(super) buyer: String,
@@ -28,9 +29,9 @@ pub(super) struct Wares {
     pub(super) parameters: BTreeMap<String, String>,
 }
 
-impl Default for Wares {
-    fn default() -> Wares {
-        Wares {
+impl Default for Purchase {
+    fn default() -> Purchase {
+        Purchase {
             account: "test-account".to_owned(),
             endpoint: "test-endpoint".to_owned(),
             buyer: "1234567890123456".to_owned(),
@@ -44,7 +45,7 @@ impl Default for Wares {
     }
 }
 
-/// An order, and its instance as applied so far.
+/// An order, and its instance as the jobs that are done have left it.
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) name: String,
@@ -58,8 +59,7 @@ pub(super) struct Order {
 /// A request with its idempotency key.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
-    /// Name of the step in the report.
-    pub(super) step: String,
+    pub(super) step: Step,
     pub(super) callback: Callback,
     pub(super) key: String,
     pub(super) attempts: u32,
@@ -70,8 +70,8 @@ pub(super) struct Job {
 
 /// Source of orders.
 #[derive(Debug)]
-pub(super) struct Market {
-    pub(super) wares: Wares,
+pub(super) struct TestOrders {
+    pub(super) purchase: Purchase,
     clock: Clock,
     ids: Ids,
     /// First digits of the names of this run.
@@ -79,11 +79,11 @@ pub(super) struct Market {
     orders: u32,
 }
 
-impl Market {
-    pub(super) fn new(wares: Wares, clock: Clock) -> Market {
+impl TestOrders {
+    pub(super) fn new(purchase: Purchase, clock: Clock) -> TestOrders {
         let ids = Ids::default();
         let prefix = random(&ids, &clock) % 900_000_000 + 100_000_000;
-        Market { wares, clock, ids, prefix, orders: 0 }
+        TestOrders { purchase, clock, ids, prefix, orders: 0 }
     }
 
     /// Creates a new order. Its name consists of digits, like the names of the marketplaces.
@@ -101,19 +101,19 @@ impl Market {
     fn nothing(&self, name: &str) -> Instance {
         let mut callback = Callback::new(Action::Create, "createInstance");
         callback.subject.order_biz_id = Some(name.to_owned());
-        Instance::pending(&callback, &self.wares.account, &self.wares.endpoint, self.clock.now())
+        Instance::pending(&callback, &self.purchase.account, &self.purchase.endpoint, self.clock.now())
     }
 
     /// Creates the next request about the order.
-    pub(super) fn job(&mut self, order: &mut Order, action: Action, step: &str) -> Job {
-        let callback = self.callback(order, action);
+    pub(super) fn job(&mut self, order: &mut Order, step: Step) -> Job {
+        let callback = self.callback(order, step.action);
         let now = self.clock.now();
         let key = self.ids.next(now).unwrap_or_else(|_| {
             // No randomness: build the key from the time, the run and the number of the request.
             Id::from_parts(now, (u128::from(self.prefix) << 64 | u128::from(order.jobs)).to_be_bytes())
         });
         Job {
-            step: step.to_owned(),
+            step,
             callback,
             key: key.to_string(),
             attempts: 0,
@@ -128,20 +128,20 @@ impl Market {
         let of_the_first = matches!(action, Action::Create | Action::Payment);
         order.jobs = if of_the_first { order.jobs.max(1) } else { order.jobs + 1 };
         let number = if of_the_first { 1 } else { order.jobs };
-        let wares = &self.wares;
+        let purchase = &self.purchase;
         let mut callback = Callback::new(action, spelt(action));
         callback.subject.order_biz_id = Some(order.name.clone());
         callback.subject.instance_id = order.instance.id.clone();
         callback.order_id = Some(format!("{}{:02}", order.name, number));
         match action {
             Action::Create | Action::Payment => {
-                callback.buyer = Some(wares.buyer.clone());
-                callback.product = Some(wares.product.clone());
-                callback.sku = Some(wares.sku.clone());
+                callback.buyer = Some(purchase.buyer.clone());
+                callback.product = Some(purchase.product.clone());
+                callback.sku = Some(purchase.sku.clone());
             }
             Action::Upgrade => {
-                callback.sku = Some(wares.upgrade_to.clone());
-                callback.items = wares.upgraded_items.clone();
+                callback.sku = Some(purchase.upgrade_to.clone());
+                callback.items = purchase.upgraded_items.clone();
             }
             // No buyer places an order for these.
             Action::Expire | Action::Release => callback.order_id = None,
@@ -152,7 +152,7 @@ impl Market {
         }
         if action == Action::Create {
             callback.trial = Some(order.trial);
-            callback.items = wares.items.clone();
+            callback.items = purchase.items.clone();
         }
         callback.expires_on = self.expiry(order, action);
         callback.parameters = self.parameters(&callback);
@@ -193,7 +193,7 @@ impl Market {
             ("expiredOn", callback.expires_on.as_ref().map(|expiry| expiry.raw.clone())),
         ];
         let known = known.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        let items = callback.items.iter().chain(&self.wares.parameters);
+        let items = callback.items.iter().chain(&self.purchase.parameters);
         known.chain(items.map(|(name, value)| (name.clone(), value.clone()))).collect()
     }
 
@@ -209,10 +209,21 @@ impl Market {
             attempt: job.attempts,
             deadline: plus_millis(self.clock.now(), within),
             received_at: job.received_at,
-            account: &self.wares.account,
-            endpoint: &self.wares.endpoint,
+            account: &self.purchase.account,
+            endpoint: &self.purchase.endpoint,
             dashscope_euid: None,
         })
+    }
+
+    /// Creates a call for an action: of a new order, or of one whose create is done.
+    pub(super) fn example(&mut self, action: Action, timeout: Duration) -> Result<Call, NoInstance> {
+        let mut order = self.order(false);
+        if !matches!(action, Action::Create | Action::Payment) {
+            let create = self.job(&mut order, Step::usual(Action::Create));
+            self.apply(&mut order, &create, &Answer::default());
+        }
+        let mut job = self.job(&mut order, Step::usual(action));
+        self.call(&mut job, timeout)
     }
 
     /// Applies a finished job to the order's instance, as the daemon does when the hook reports success.
@@ -255,8 +266,8 @@ mod tests {
     use super::*;
     use crate::instance::State;
 
-    fn market() -> Market {
-        Market::new(Wares::default(), Clock::manual("2026-01-01T00:00:00Z".parse().unwrap()))
+    fn market() -> TestOrders {
+        TestOrders::new(Purchase::default(), Clock::manual("2026-01-01T00:00:00Z".parse().unwrap()))
     }
 
     #[test]
@@ -265,7 +276,7 @@ mod tests {
         let mut order = market.order(false);
         let first = order.instance.expires_on;
         for action in [Action::Create, Action::Renew, Action::RefundRenew] {
-            let job = market.job(&mut order, action, "x");
+            let job = market.job(&mut order, Step::usual(action));
             market.apply(&mut order, &job, &Answer::default());
         }
         assert_eq!(order.instance.expires_on, first);
@@ -278,13 +289,13 @@ mod tests {
     fn attempts_share_a_key_and_jobs_do_not() {
         let mut market = market();
         let mut order = market.order(false);
-        let mut create = market.job(&mut order, Action::Create, "x");
+        let mut create = market.job(&mut order, Step::usual(Action::Create));
         let first = market.call(&mut create, Duration::from_secs(5)).unwrap();
         let second = market.call(&mut create, Duration::from_secs(5)).unwrap();
         assert_eq!((first.context().attempt, second.context().attempt), (1, 2));
         assert_eq!(first.context().idempotency_key, second.context().idempotency_key);
         assert_eq!(first.context().deadline.to_string(), "2026-01-01T00:00:05Z");
-        let other = market.job(&mut order, Action::Renew, "x");
+        let other = market.job(&mut order, Step::usual(Action::Renew));
         assert_ne!(other.key, create.key);
         assert_ne!(market.order(false).name, order.name);
     }
@@ -293,7 +304,7 @@ mod tests {
     fn a_create_that_began_and_has_no_id_may_have_left_something() {
         let mut market = market();
         let mut order = market.order(false);
-        let mut release = market.job(&mut order, Action::Release, "x");
+        let mut release = market.job(&mut order, Step::usual(Action::Release));
         let Ok(Call::Release(call)) = market.call(&mut release, Duration::ZERO) else {
             panic!("not a release")
         };

@@ -1,12 +1,15 @@
-//! Report of the test, for people and for programs.
+//! Report of the test, as data: the texts are in [`english`].
 //!
-//! A finding is one sentence: the fault, the step, and the remedy. The same finding about the same action is
-//! reported once, with a count.
+//! A finding is a kind and the values that its sentence shows. The same finding about the same action is reported
+//! once, with a count.
 
 use std::fmt;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
+use super::attempt::Cut;
+use super::english;
 use crate::callback::Action;
 
 /// Result of the test of a hook.
@@ -40,25 +43,120 @@ pub struct Report {
     /// Parts of the test that ran, in order.
     pub sections: Vec<Section>,
     /// Parts that did not run, because they could not find anything more.
-    pub not_run: Vec<&'static str>,
+    pub not_run: Vec<Part>,
     /// Findings, in the order in which they were seen.
     pub findings: Vec<Finding>,
 }
 
-/// A part of the test.
+/// A part of the test. `Display` is its title.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Part {
+    /// One instance from the payment to the release; every call is sent twice.
+    LifeCycle,
+    /// A trial that is upgraded while frozen and released while in use.
+    Trial,
+    /// Releases of instances that are incomplete, released, or never created.
+    Releases,
+    /// Several orders at once.
+    Orders,
+    /// One call several times at once.
+    Concurrent,
+    /// Attempts that are cut short.
+    Cuts,
+}
+
+impl Part {
+    /// All parts, in the order in which they run.
+    pub const ALL: [Part; 6] =
+        [Part::LifeCycle, Part::Trial, Part::Releases, Part::Orders, Part::Concurrent, Part::Cuts];
+}
+
+/// Result of one part of the test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Section {
-    /// Description of the part.
-    pub title: &'static str,
+    /// The part.
+    #[serde(rename = "title")]
+    pub part: Part,
     /// Number of attempts made in it.
     pub calls: u32,
     /// Number of faults seen in it, including those that an earlier part reported.
     pub faults: u32,
 }
 
+/// Circumstance in which the test calls an action, if it is not the usual one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Circumstance {
+    #[default]
+    Usual,
+    /// A release of an instance whose create is pending.
+    PendingCreate,
+    /// A renewal of a frozen instance.
+    Thaws,
+    /// The second expire of one instance.
+    Again,
+    /// The instance is a trial.
+    Trial,
+    Frozen,
+    InUse,
+    NeverCreated,
+    /// The marketplace does not receive the answer of this call.
+    AnswerLost,
+    /// The marketplace did not receive the answer of the create.
+    CreateAnswerLost,
+    Released,
+    /// Several orders at once.
+    AtOnce,
+}
+
+/// A step of the test: an action and its circumstance. `Display` is its name in the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    pub(super) action: Action,
+    pub(super) circumstance: Circumstance,
+}
+
+impl Step {
+    pub(super) const fn new(action: Action, circumstance: Circumstance) -> Step {
+        Step { action, circumstance }
+    }
+
+    pub(super) const fn usual(action: Action) -> Step {
+        Step::new(action, Circumstance::Usual)
+    }
+}
+
+/// History before an attempt with the same key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// No earlier attempt.
+    Nothing,
+    /// An answer that was lost.
+    Answer,
+    /// An attempt that was cut short.
+    Cut(Cut),
+    /// Several attempts at once.
+    AtOnce,
+    /// No earlier attempt, but several at the same time as this one.
+    Among,
+}
+
+/// Value that the sentence of a finding shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    /// Number of things that exist.
+    Things(usize),
+    /// A probe that did not answer within this time.
+    ProbeTimeout(Duration),
+}
+
+/// Values of a finding, by their names in the sentence.
+pub(super) type Values = Vec<(&'static str, Value)>;
+
 /// A fault, or a remark, about the hook.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
     /// Kind of the finding.
@@ -68,11 +166,43 @@ pub struct Finding {
     /// Action that was called.
     pub action: Action,
     /// The part of the test that saw it first.
-    pub section: &'static str,
-    /// The fault, the step, and the remedy.
-    pub sentence: String,
+    pub part: Part,
     /// Number of times it was seen.
     pub times: u32,
+    pub(super) step: Step,
+    pub(super) after: After,
+    /// True if a hook must support the action.
+    pub(super) required: bool,
+    pub(super) values: Values,
+}
+
+impl Finding {
+    /// Returns one sentence: the step, the fault, and the remedy.
+    pub fn sentence(&self) -> String {
+        english::sentence(self)
+    }
+}
+
+impl Serialize for Finding {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Shown {
+            kind: FindingKind,
+            fault: bool,
+            action: Action,
+            section: Part,
+            sentence: String,
+            times: u32,
+        }
+        let Finding { kind, fault, action, part, times, .. } = *self;
+        Shown { kind, fault, action, section: part, sentence: self.sentence(), times }.serialize(serializer)
+    }
+}
+
+impl Serialize for Part {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// Kinds of findings.
@@ -159,8 +289,8 @@ impl Report {
         }
     }
 
-    pub(super) fn begin(&mut self, title: &'static str) {
-        self.sections.push(Section { title, calls: 0, faults: 0 });
+    pub(super) fn begin(&mut self, part: Part) {
+        self.sections.push(Section { part, calls: 0, faults: 0 });
     }
 
     pub(super) fn count(&mut self, calls: u32) {
@@ -171,63 +301,46 @@ impl Report {
     }
 
     /// Records a finding, or counts one more sighting of a known one.
-    pub(super) fn find(&mut self, fault: bool, kind: FindingKind, action: Action, sentence: String) {
-        let section = self.sections.last_mut();
-        let title = section.as_ref().map_or("", |section| section.title);
-        if fault {
+    pub(super) fn find(&mut self, finding: Finding) {
+        if finding.fault {
             self.passed = false;
-            if let Some(section) = section {
+            if let Some(section) = self.sections.last_mut() {
                 section.faults += 1;
             }
         }
-        // The sentence is not compared, because it may name ids that differ in every run.
-        let known = |one: &&mut Finding| one.kind == kind && one.action == action && one.fault == fault;
-        match self.findings.iter_mut().find(known) {
-            Some(finding) => finding.times += 1,
-            None => {
-                self.findings.push(Finding { kind, fault, action, section: title, sentence, times: 1 });
-            }
-        }
-    }
-
-    fn line(&self) -> String {
-        let faults = self.faults().count();
-        let (calls, seed) = (self.calls, self.seed);
-        match faults {
-            0 => format!("ok: no fault in {calls} calls (seed {seed})"),
-            1 => format!("FAILED: 1 fault in {calls} calls (seed {seed})"),
-            _ => format!("FAILED: {faults} faults in {calls} calls (seed {seed})"),
+        // The values are not compared, because they may hold ids that differ in every run.
+        let known = self
+            .findings
+            .iter_mut()
+            .find(|one| (one.kind, one.action, one.fault) == (finding.kind, finding.action, finding.fault));
+        match known {
+            Some(known) => known.times += 1,
+            None => self.findings.push(finding),
         }
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for section in &self.sections {
-            let tick = if section.faults == 0 { '✓' } else { '✗' };
-            writeln!(f, "{tick} {} ({} calls)", section.title, section.calls)?;
-            for finding in self.findings.iter().filter(|finding| finding.section == section.title) {
-                writeln!(f, "    {finding}")?;
-            }
-            let first_seen = |one: &Finding| one.fault && one.section == section.title;
-            if section.faults > 0 && !self.findings.iter().any(first_seen) {
-                writeln!(f, "    ✗ the same faults as above")?;
-            }
-        }
-        for title in &self.not_run {
-            writeln!(f, "- {title}: not run")?;
-        }
-        f.write_str(&self.line())
+        english::report(self, f)
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", if self.fault { '✗' } else { '·' }, self.sentence)?;
-        if self.times > 1 && self.fault {
-            write!(f, " (seen {} times)", self.times)?;
-        }
-        Ok(())
+        english::finding(self, f)
+    }
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(english::part(*self))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        english::step(*self, f)
     }
 }
 
@@ -235,31 +348,57 @@ impl fmt::Display for Finding {
 mod tests {
     use super::*;
 
+    fn finding(fault: bool, kind: FindingKind, action: Action, part: Part, error: &str) -> Finding {
+        Finding {
+            kind,
+            fault,
+            action,
+            part,
+            times: 1,
+            step: Step::usual(action),
+            after: After::Answer,
+            required: true,
+            values: vec![("error", Value::Text(error.to_owned())), ("attempts", Value::Text("2".to_owned()))],
+        }
+    }
+
     #[test]
     fn the_same_finding_is_told_once() {
         let mut report = Report::empty(7);
-        for title in ["one", "two", "three"] {
-            report.begin(title);
+        for part in [Part::Trial, Part::Orders, Part::Cuts] {
+            report.begin(part);
             report.count(2);
-            if title != "three" {
-                report.find(true, FindingKind::Fails, Action::Create, format!("it fails in {title}."));
+            if part != Part::Cuts {
+                report.find(finding(
+                    true,
+                    FindingKind::FailsAgain,
+                    Action::Create,
+                    part,
+                    &format!("{part:?}"),
+                ));
             }
         }
-        report.find(false, FindingKind::Flaky, Action::Renew, "a remark.".to_owned());
+        report.find(finding(false, FindingKind::Flaky, Action::Renew, Part::Cuts, "{error}"));
         assert!(!report.passed);
+        let [trial, orders, cuts] = [Part::Trial, Part::Orders, Part::Cuts];
         assert_eq!(
             report.to_string(),
-            "✗ one (2 calls)\n    ✗ it fails in one. (seen 2 times)\n✗ two (2 calls)\n    ✗ the same faults as above\n\
-             ✓ three (2 calls)\n    · a remark.\nFAILED: 1 fault in 6 calls (seed 7)"
+            format!(
+                "✗ {trial} (2 calls)\n    ✗ `create`: called again with the same idempotency key, the hook failed: \
+                 Trial; store the answer under the idempotency key before returning it, and return the stored answer \
+                 to a repeat. (seen 2 times)\n✗ {orders} (2 calls)\n    ✗ the same faults as above\n\
+                 ✓ {cuts} (2 calls)\n    · `renew`: the hook took 2 attempts; the error before the last attempt was: \
+                 {{error}}.\nFAILED: 1 fault in 6 calls (seed 7)"
+            )
         );
     }
 
     #[test]
-    #[should_panic(expected = "it fails.")]
+    #[should_panic(expected = "the hook failed: no room;")]
     fn an_assertion_shows_what_was_found() {
         let mut report = Report::empty(1);
-        report.begin("one");
-        report.find(true, FindingKind::Fails, Action::Create, "it fails.".to_owned());
+        report.begin(Part::Cuts);
+        report.find(finding(true, FindingKind::FailsAgain, Action::Create, Part::Cuts, "no room"));
         report.assert_ok();
     }
 }

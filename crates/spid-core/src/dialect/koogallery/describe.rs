@@ -2,6 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
+use super::super::text_of;
 use super::action::ends_trial;
 use super::{INSTANCE_ID, TEST_ID, v1};
 use crate::limits::NAME_MAX_BYTES;
@@ -10,7 +11,6 @@ use spid_hook::json::Json;
 
 /// Sets the members that the parameter names alone do not determine.
 pub(super) fn describe(callback: &mut Callback) {
-    let text = |name: &str| callback.parameters.filled(name).map(str::to_owned);
     // Version 1.0 writes the flag as 0 or 1, which the neutral reading does not know.
     callback.trial = match callback.parameters.filled(v1::TRIAL_FLAG) {
         Some("1") => Some(true),
@@ -20,11 +20,14 @@ pub(super) fn describe(callback: &mut Callback) {
     match callback.action {
         Action::Create => {
             callback.subject.order_biz_id = purchase(&callback.parameters);
-            callback.marketplace_instance_id =
-                text("businessId").filter(|id| id != "0" && id.len() <= NAME_MAX_BYTES);
+            callback.marketplace_instance_id = text_of(&callback.parameters, "businessId")
+                .filter(|id| id != "0" && id.len() <= NAME_MAX_BYTES);
         }
         // A list of ids is not a name; each part gets its own id when the query is split.
-        Action::Query => callback.subject.instance_id = text(INSTANCE_ID).filter(|id| !id.contains(',')),
+        Action::Query => {
+            let id = text_of(&callback.parameters, INSTANCE_ID);
+            callback.subject.instance_id = id.filter(|id| !id.contains(','));
+        }
         // An expire names the order of the purchase, so the order does not tell one expire from the next.
         Action::Expire => callback.order_id = None,
         // A renewal without a date is an unfreeze; its order does not identify it either.
@@ -43,7 +46,7 @@ pub(super) fn describe(callback: &mut Callback) {
     }
     if callback.action_name.contains("LicenseCode") {
         // The marketplace creates and issues the license codes itself, so there is no create.
-        callback.subject.instance_id = callback.parameters.filled("license").map(str::to_owned);
+        callback.subject.instance_id = text_of(&callback.parameters, "license");
         callback.externally_provisioned = true;
     }
     if callback.test {
@@ -56,10 +59,13 @@ pub(super) fn describe(callback: &mut Callback) {
 pub(super) fn describe_check(callback: &mut Callback) {
     let target = callback.parameters.filled("productInfo");
     let target = target.and_then(|text| Json::read(text.as_bytes()).ok());
-    let text = |name: &str| target.as_ref()?.get(name)?.as_text().map(str::to_owned);
-    callback.product = text("productId");
-    callback.sku = text("skuCode");
+    callback.product = member(target.as_ref(), "productId");
+    callback.sku = member(target.as_ref(), "skuCode");
     callback.request_id = callback.nonce.as_ref().map(|nonce| nonce.nonce.clone());
+}
+
+fn member(target: Option<&Json>, name: &str) -> Option<String> {
+    target?.get(name)?.as_text().map(str::to_owned)
 }
 
 /// Returns the id of a purchase: its order with the order line.

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked, text_of};
 use super::v2::{read_body, read_sent_at, write_body};
 use super::{missing, v1};
 use crate::limits::NONCED_WINDOW_MS;
@@ -59,17 +59,21 @@ pub(super) fn is_directory_message(request: &RawRequest<'_>) -> bool {
     [SIGN, AUTH_TOKEN].into_iter().any(|name| (request.header)(name).is_some())
 }
 
+fn header(request: &RawRequest<'_>, name: &str) -> Option<String> {
+    (request.header)(name).filter(|text| !text.is_empty()).map(str::to_owned)
+}
+
 pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
-    let header = |name: &str| (request.header)(name).filter(|text| !text.is_empty()).map(str::to_owned);
     let parameters = read_body(request.body)?;
     // Version 2.0 has no `authtoken`; it signs nonce, timestamp and body.
-    let Some(token) = header(AUTH_TOKEN) else {
-        let timestamp = header(TIMESTAMP).ok_or(Denial::Undated)?;
+    let Some(token) = header(request, AUTH_TOKEN) else {
+        let timestamp = header(request, TIMESTAMP).ok_or(Denial::Undated)?;
         let sent_at = read_sent_at(&timestamp, now)?;
-        let nonce = header(NONCE).ok_or_else(|| Denial::malformed("the header `x-nonce` is missing"))?;
+        let nonce =
+            header(request, NONCE).ok_or_else(|| Denial::malformed("the header `x-nonce` is missing"))?;
         let until = plus_millis(sent_at, NONCED_WINDOW_MS);
         return Ok(Signed {
-            presented: header(SIGN),
+            presented: header(request, SIGN),
             payload: Unchecked {
                 parameters,
                 sent_at: Some(sent_at),
@@ -110,13 +114,13 @@ enum Change {
 }
 
 impl Change {
-    fn of(parameters: &Parameters) -> Option<Change> {
-        match parameters.filled("flag")? {
-            "0" => Some(Change::Delete),
-            "1" => Some(Change::Add),
-            "2" => Some(Change::Modify),
-            "3" => Some(Change::Revoke),
-            _ => None,
+    fn of(parameters: &Parameters) -> Result<Change, ValidationIssue> {
+        match parameters.filled("flag") {
+            Some("0") => Ok(Change::Delete),
+            Some("1") => Ok(Change::Add),
+            Some("2") => Ok(Change::Modify),
+            Some("3") => Ok(Change::Revoke),
+            _ => Err(unknown("flag")),
         }
     }
 }
@@ -171,42 +175,54 @@ pub(super) fn typed(kind: &str, parameters: &Parameters) -> Result<Value, Valida
     serde_json::to_value(message).map_err(|_| missing(kind))
 }
 
+fn unknown(name: &str) -> ValidationIssue {
+    ValidationIssue::UnknownValue { name: name.to_owned() }
+}
+
+/// Returns a mandatory member.
+fn required(parameters: &Parameters, name: &str) -> Result<String, ValidationIssue> {
+    text_of(parameters, name).ok_or_else(|| missing(name))
+}
+
+/// Reads each entry of a list.
+fn entries<T>(name: &str, text: &str, read: impl Fn(&Json) -> Option<T>) -> Result<Vec<T>, ValidationIssue> {
+    let entries = list(text).and_then(|list| list.iter().map(read).collect());
+    entries.ok_or_else(|| unknown(name))
+}
+
 fn read(kind: &str, parameters: &Parameters) -> Result<Message, ValidationIssue> {
-    let text = |name: &str| parameters.filled(name).map(str::to_owned).ok_or_else(|| missing(name));
-    let unknown = |name: &str| ValidationIssue::UnknownValue { name: name.to_owned() };
-    let change = || Change::of(parameters).ok_or_else(|| unknown("flag"));
-    let tenant_id = text("tenantId")?;
+    let tenant_id = required(parameters, "tenantId")?;
     Ok(match kind {
         "tenantSync" => Message::Tenant {
-            change: change()?,
+            change: Change::of(parameters)?,
             tenant_id,
-            tenant_code: text("tenantCode")?,
-            name: text("name")?,
-            domain_name: text("domainName")?,
+            tenant_code: required(parameters, "tenantCode")?,
+            name: required(parameters, "name")?,
+            domain_name: required(parameters, "domainName")?,
         },
         "applicationSync" => Message::Application {
-            change: change()?,
+            change: Change::of(parameters)?,
             tenant_id,
-            app_id: text("appId")?,
-            client_id: text("clientId")?,
-            client_secret: text("clientSecret")?,
+            app_id: required(parameters, "appId")?,
+            client_id: required(parameters, "clientId")?,
+            client_secret: required(parameters, "clientSecret")?,
         },
-        "authSync" => {
-            let users: Option<Vec<User>> =
-                list(&text("userList")?).and_then(|list| list.iter().map(user).collect());
-            let users = users.ok_or_else(|| unknown("userList"))?;
-            Message::Users { change: change()?, tenant_id, app_id: text("appId")?, users }
-        }
+        "authSync" => Message::Users {
+            users: entries("userList", &required(parameters, "userList")?, user)?,
+            change: Change::of(parameters)?,
+            tenant_id,
+            app_id: required(parameters, "appId")?,
+        },
         "singleOrgSync" => {
-            let parent = parameters.filled("parentCode").map(str::to_owned);
-            let org = Org { code: text("orgCode")?, name: text("orgName")?, parent };
-            Message::Department { change: change()?, tenant_id, org }
+            let code = required(parameters, "orgCode")?;
+            let name = required(parameters, "orgName")?;
+            let org = Org { code, name, parent: text_of(parameters, "parentCode") };
+            Message::Department { change: Change::of(parameters)?, tenant_id, org }
         }
         _ => {
             // The vendor's pages use both names.
-            let sent = text("orgInfoList").or_else(|_| text("orgInfo"))?;
-            let orgs: Option<Vec<Org>> = list(&sent).and_then(|list| list.iter().map(org).collect());
-            Message::Departments { tenant_id, orgs: orgs.ok_or_else(|| unknown("orgInfoList"))? }
+            let sent = required(parameters, "orgInfoList").or_else(|_| required(parameters, "orgInfo"))?;
+            Message::Departments { tenant_id, orgs: entries("orgInfoList", &sent, org)? }
         }
     })
 }

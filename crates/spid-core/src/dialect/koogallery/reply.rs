@@ -128,9 +128,11 @@ fn verdict(callback: &Callback, outcome: &Outcome) -> Map<String, Value> {
 
 /// Returns true if a hook answered a check with `{"allowed": false}`.
 fn says_no(callback: &Callback, answer: &Answer) -> bool {
-    let body = || answer.body.as_ref().and_then(|body| Json::read(body.expose().as_bytes()).ok());
-    callback.action_name == "changeInstanceCheck"
-        && body().is_some_and(|body| body.get("allowed") == Some(&Json::Bool(false)))
+    if callback.action_name != "changeInstanceCheck" {
+        return false;
+    }
+    let body = answer.body.as_ref().and_then(|body| Json::read(body.expose().as_bytes()).ok());
+    body.is_some_and(|body| body.get("allowed") == Some(&Json::Bool(false)))
 }
 
 fn refused<'a>(code: &str, reason: &'a str) -> (&'static str, &'a str) {

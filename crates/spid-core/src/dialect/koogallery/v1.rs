@@ -14,7 +14,7 @@ use jiff::tz::TimeZone;
 use serde_json::{Map, Value};
 
 use super::super::dates::read_compact;
-use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked};
+use super::super::{Denial, OutRequest, RawRequest, Sending, Unchecked, text_of};
 use crate::query::{self, Pair};
 use crate::signature::{Cipher, Keys, Parts, Signed, Signer};
 use spid_hook::callback::{Callback, Parameters, ValidationIssue};
@@ -45,14 +45,16 @@ pub(super) fn parts(request: &RawRequest<'_>) -> Result<Signed<Unchecked>, Denia
 }
 
 pub(super) fn items(parameters: &Parameters) -> BTreeMap<String, String> {
-    let item = |name: &str| Some((name.to_owned(), parameters.filled(name)?.to_owned()));
-    ITEMS.into_iter().filter_map(item).collect()
+    let mut items = BTreeMap::new();
+    for name in ITEMS {
+        items.extend(text_of(parameters, name).map(|value| (name.to_owned(), value)));
+    }
+    items
 }
 
 /// Returns true if the callback came as version 1.0.
 pub(super) fn is_of(callback: &Callback) -> bool {
-    let is_said = |name: &str| callback.parameters.get(name).is_some();
-    is_said(TIME_STAMP) && is_said(super::ACTIVITY)
+    callback.parameters.get(TIME_STAMP).is_some() && callback.parameters.get(super::ACTIVITY).is_some()
 }
 
 /// Returns a validation issue if a value is ambiguous. Like the query-token family's token, this one does not
@@ -84,15 +86,15 @@ pub(super) const fn encrypt_type(cipher: Cipher) -> &'static str {
 /// The vendor does not document the key size it encrypts with: the endpoint's size is tried first, then the
 /// other. A value that cannot be decrypted stays available among the parameters only.
 pub(super) fn contact(parameters: &Parameters, signer: &Signer, first: Cipher) -> Option<Parameters> {
-    // A wrong key size almost always fails at the padding, so the first success counts.
-    let ciphers = || std::iter::once(first).chain(Cipher::ALL);
-    let open = |name: &str| {
-        let text = parameters.filled(name)?;
-        let opened = ciphers().find_map(|cipher| signer.decrypt(cipher, text))?;
-        Some((name.to_owned(), opened.expose().to_owned()))
-    };
-    let opened: Parameters = CONTACT.into_iter().filter_map(open).collect();
-    (!opened.is_empty()).then_some(opened)
+    let mut opened = Vec::new();
+    for name in CONTACT {
+        let Some(text) = parameters.filled(name) else { continue };
+        // A wrong key size almost always fails at the padding, so the first success counts.
+        let mut ciphers = [first].into_iter().chain(Cipher::ALL);
+        let contact = ciphers.find_map(|cipher| signer.decrypt(cipher, text));
+        opened.extend(contact.map(|contact| (name.to_owned(), contact.expose().to_owned())));
+    }
+    (!opened.is_empty()).then(|| opened.into_iter().collect())
 }
 
 /// Returns true if an outgoing request is one of version 1.0: only these carry their time among the fields.

@@ -17,18 +17,14 @@ use spid_hook::time::plus_millis;
 pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<Unchecked>, Denial> {
     // Check date and nonce before the body: both checks cost less.
     let mut query = query::parse(request.query, None)?;
-    // An empty value counts as missing.
-    let mut take = |name: &str| {
-        let at = query.iter().position(|(known, _)| known == name)?;
-        Some(query.swap_remove(at).1).filter(|value| !value.is_empty())
-    };
-    let timestamp = take("timestamp").ok_or(Denial::Undated)?;
+    let timestamp = take(&mut query, "timestamp").ok_or(Denial::Undated)?;
     let sent_at = read_sent_at(&timestamp, now)?;
-    let nonce = take("nonce").ok_or_else(|| Denial::malformed("the query parameter `nonce` is missing"))?;
+    let nonce = take(&mut query, "nonce")
+        .ok_or_else(|| Denial::malformed("the query parameter `nonce` is missing"))?;
     let parameters = read_body(request.body)?;
     let until = plus_millis(sent_at, NONCED_WINDOW_MS);
     Ok(Signed {
-        presented: take("signature"),
+        presented: take(&mut query, "signature"),
         payload: Unchecked {
             parameters,
             sent_at: Some(sent_at),
@@ -38,6 +34,12 @@ pub(super) fn parts(request: &RawRequest<'_>, now: Timestamp) -> Result<Signed<U
     })
 }
 
+/// Takes a parameter out of the query. An empty value counts as missing.
+fn take(query: &mut Vec<Pair>, name: &str) -> Option<String> {
+    let at = query.iter().position(|(known, _)| known == name)?;
+    Some(query.swap_remove(at).1).filter(|value| !value.is_empty())
+}
+
 /// Reads the timestamp of a request.
 /// The vendor's pages disagree: the Chinese pages say milliseconds, the international pages say seconds, and all
 /// samples have 13 digits. The number of digits decides.
@@ -45,10 +47,10 @@ pub(super) fn read_sent_at(text: &str, now: Timestamp) -> Result<Timestamp, Deni
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Denial::Undated);
     }
-    let number = || text.parse::<i64>().map_err(|_| Denial::Undated);
+    let number: i64 = text.parse().map_err(|_| Denial::Undated)?;
     let sent_at = match text.len() {
-        10 => Timestamp::from_second(number()?),
-        13 => Timestamp::from_millisecond(number()?),
+        10 => Timestamp::from_second(number),
+        13 => Timestamp::from_millisecond(number),
         _ => return Err(Denial::Undated),
     };
     let sent_at = sent_at.map_err(|_| Denial::Undated)?;
@@ -70,15 +72,18 @@ pub(super) fn read_body(body: &[u8]) -> Result<Parameters, Denial> {
             )));
         }
     };
-    let text = |value: Json| match value {
-        Json::Null => String::new(),
-        Json::Text(text) => text,
-        other => other.to_string(),
-    };
-    let pairs: Vec<Pair> = members.into_iter().map(|(name, value)| (name, text(value))).collect();
-    // Many programs stop reading at a NUL, so the rest of the text would be invisible to them.
-    if pairs.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
-        return Err(Denial::malformed("the body contains a NUL character; remove it"));
+    let mut pairs: Vec<Pair> = Vec::new();
+    for (name, value) in members {
+        let value = match value {
+            Json::Null => String::new(),
+            Json::Text(text) => text,
+            other => other.to_string(),
+        };
+        // Many programs stop reading at a NUL, so the rest of the text would be invisible to them.
+        if name.contains('\0') || value.contains('\0') {
+            return Err(Denial::malformed("the body contains a NUL character; remove it"));
+        }
+        pairs.push((name, value));
     }
     Ok(pairs.into_iter().collect())
 }
@@ -105,13 +110,13 @@ pub(super) fn request(pairs: &[Pair], keys: &Keys, send: &Sending) -> OutRequest
 /// sent as JSON. Any other value is sent as a text. So the other side reads what was given here. Written by hand,
 /// because a fixture may need the same member twice.
 pub(super) fn write_body(pairs: &[Pair]) -> String {
-    let nested = |value: &str| {
-        value.starts_with(['{', '['])
-            && Json::read(value.as_bytes()).is_ok_and(|read| read.to_string() == value)
-    };
-    let member = |(name, value): &Pair| {
-        let value = if nested(value) { value.clone() } else { Value::from(value.as_str()).to_string() };
-        format!("{}:{value}", Value::from(name.as_str()))
-    };
-    format!("{{{}}}", pairs.iter().map(member).collect::<Vec<_>>().join(","))
+    let members: Vec<String> = pairs.iter().map(write_member).collect();
+    format!("{{{}}}", members.join(","))
+}
+
+fn write_member((name, value): &Pair) -> String {
+    let is_nested = value.starts_with(['{', '['])
+        && Json::read(value.as_bytes()).is_ok_and(|read| read.to_string() == *value);
+    let value = if is_nested { value.clone() } else { Value::from(value.as_str()).to_string() };
+    format!("{}:{value}", Value::from(name.as_str()))
 }
