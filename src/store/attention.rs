@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::rows::{CallbackRow, Disposition, Filter, JobRow, Unreadable};
 use super::rules::REJECTED;
-use super::{Reader, StoreError, ViewError};
+use super::{Reader, StoreError};
 use crate::observe::limits;
 use spid_core::dialect;
 use spid_core::dialect::GivesUp;
@@ -260,15 +260,6 @@ impl Reader {
         }))
     }
 
-    /// Returns the content of a callback like [`Reader::content`]. `None`: the callback was deleted.
-    pub(super) fn content_if_kept(&self, number: i64) -> Result<Option<Callback>, StoreError> {
-        match self.content(number) {
-            Ok(callback) => Ok(Some(callback)),
-            Err(ViewError::Store(error)) => Err(error),
-            Err(_) => Ok(None),
-        }
-    }
-
     fn describe(&self, found: InNeed) -> Result<Option<AttentionItem>, StoreError> {
         let InNeed { reason, row, job, since } = found;
         let Some(row) = row else {
@@ -340,9 +331,10 @@ impl Reader {
         unreadable: &Unreadable,
         now: Timestamp,
     ) -> Result<AttentionItem, StoreError> {
-        let named = match unreadable.row.parse() {
-            Ok(number) => self.with(|rows| rows.name_of(number))?,
-            Err(_) => None,
+        let number = unreadable.row.parse().unwrap_or_default();
+        let named = match self.with(|rows| rows.name_of(number)) {
+            Err(StoreError::Unreadable(_)) => None,
+            named => named?,
         };
         let (account, name) = named.unzip();
         Ok(AttentionItem {

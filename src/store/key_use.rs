@@ -27,6 +27,12 @@ pub struct ConfiguredKey {
     pub mark: [u8; KEY_MARK_BYTES],
 }
 
+impl ConfiguredKey {
+    fn is_of(&self, row: &KeyUse) -> bool {
+        row.endpoint == *self.endpoint && row.label == *self.label && row.mark == self.mark
+    }
+}
+
 /// Endpoint and label of a key.
 type Name = (Arc<str>, Arc<str>);
 
@@ -51,14 +57,14 @@ impl KeysUsed {
 
     /// Returns the uses that are due to be written.
     pub(super) fn due(&self) -> Vec<Used> {
-        let is_due = |at: Timestamp, written: Option<Timestamp>| {
-            written.is_none_or(|written| {
-                at.duration_since(written).as_millis() >= limits::KEY_USE_STEP_MS.into()
-            })
-        };
-        let used = self.lock();
-        let due = used.iter().filter(|(_, (at, written))| is_due(*at, *written));
-        due.map(|((endpoint, label), (at, _))| (endpoint.clone(), label.clone(), *at)).collect()
+        let mut due = Vec::new();
+        for ((endpoint, label), (at, written)) in self.lock().iter() {
+            let age_ms = written.map(|written| at.duration_since(written).as_millis());
+            if age_ms.is_none_or(|age_ms| age_ms >= limits::KEY_USE_STEP_MS.into()) {
+                due.push((endpoint.clone(), label.clone(), *at));
+            }
+        }
+        due
     }
 
     // Called only after the commit, so that a failed commit loses no use.
@@ -80,14 +86,11 @@ impl KeysUsed {
 /// Sets the keys whose last use is recorded. A new label, or a label with a new key, starts without a use.
 pub(super) fn configure(rows: &mut dyn Write, keys: &[ConfiguredKey], now: Timestamp) -> Result<()> {
     let known = rows.key_uses()?;
-    let is = |row: &KeyUse, key: &ConfiguredKey| {
-        row.endpoint == *key.endpoint && row.label == *key.label && row.mark == key.mark
-    };
     // A label that now stands for another key loses its old row here and gets a new one below.
-    for row in known.iter().filter(|row| !keys.iter().any(|key| is(row, key))) {
+    for row in known.iter().filter(|row| !keys.iter().any(|key| key.is_of(row))) {
         rows.drop_key_use(&row.endpoint, &row.label)?;
     }
-    for key in keys.iter().filter(|key| !known.iter().any(|row| is(row, key))) {
+    for key in keys.iter().filter(|key| !known.iter().any(|row| key.is_of(row))) {
         let (endpoint, label) = (key.endpoint.to_string(), key.label.to_string());
         rows.put_key_use(&KeyUse { endpoint, label, mark: key.mark, since: now, used_at: None })?;
     }
@@ -100,8 +103,8 @@ pub(super) fn used(rows: &mut dyn Write, uses: &[Used]) -> Result<()> {
         return Ok(());
     }
     for mut row in rows.key_uses()? {
-        let of_row = |used: &&Used| *used.0 == row.endpoint && *used.1 == row.label;
-        if let Some((_, _, at)) = uses.iter().find(of_row) {
+        let mut uses = uses.iter();
+        if let Some((_, _, at)) = uses.find(|used| *used.0 == row.endpoint && *used.1 == row.label) {
             row.used_at = row.used_at.max(Some(*at));
             rows.put_key_use(&row)?;
         }

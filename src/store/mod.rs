@@ -335,7 +335,7 @@ impl Store {
                     tracing::debug!(callback = repeat.row.number, "a delivery was answered, but not counted");
                 }
             }
-            let reply = Reply::Now(self.outcome(repeat.reported, now));
+            let reply = Reply::Now(self.outcome(repeat.answer, now));
             let Accepted { row, marketplace_instance_id, alert, .. } = repeat;
             return Ok(Receipt { reply, row, marketplace_instance_id, repeated: true, alert });
         }
@@ -355,7 +355,7 @@ impl Store {
         let (accepted, waiting) = kept.ok_or(StoreError::Replayed)?;
         let reply = match waiting {
             Some(waiting) => Reply::Wait(waiting),
-            None => Reply::Now(self.outcome(accepted.reported, now)),
+            None => Reply::Now(self.outcome(accepted.answer, now)),
         };
         let Accepted { row, marketplace_instance_id, alert, .. } = accepted;
         let repeated = row.deliveries > 1;
@@ -637,7 +637,7 @@ impl Store {
             now: self.inner.clock.now(),
         };
         let ended = self
-            .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, claimed: None, asked })))
+            .ask(|asked| Command::Finish(Box::new(FinishCommand { finish, drained: None, asked })))
             .await?;
         Ok(match ended {
             Some(ended) => Finished::Kept { state: ended.state, note: ended.note },

@@ -94,13 +94,13 @@ enum FateOfCallback {
 
 /// The age limit of one prune, with its options.
 #[derive(Debug, Clone, Copy)]
-struct Line {
+struct AgeLimit {
     before: Timestamp,
     now: Timestamp,
     options: PruneOptions,
 }
 
-impl Line {
+impl AgeLimit {
     /// Returns true if the callback was neither delivered nor reported since the limit, and is not held or rejected.
     fn is_old(&self, row: &CallbackRow) -> bool {
         row.last_received_at < self.before
@@ -210,8 +210,8 @@ impl Line {
 
     /// Returns true if the answer was reported so long ago that its secrets are not repeated any more.
     fn may_lose_its_secrets(&self, job: &JobRow, row: &CallbackRow) -> bool {
-        let is_told = row.reported_at.is_some_and(|reported| reported < self.before);
-        job.sealed.is_some() && is_told && self.has_ended(job)
+        let was_reported = row.reported_at.is_some_and(|reported| reported < self.before);
+        job.sealed.is_some() && was_reported && self.has_ended(job)
     }
 
     fn prune_callback(&self, rows: &mut Sqlite, number: i64, pruned: &mut Pruned) -> OperationDone<()> {
@@ -247,24 +247,24 @@ impl Operations {
     pub fn prune(
         &mut self,
         options: PruneOptions,
-        act: &AuditNote,
+        note: &AuditNote,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<Pruned> {
         self.check_age(options)?;
         let now = self.clock.now();
-        let line = Line { before: plus_millis(now, -options.older_than_ms), now, options };
+        let limit = AgeLimit { before: plus_millis(now, -options.older_than_ms), now, options };
         let mut pruned = Pruned { bytes_before: self.backend.sizes()?.0, ..Pruned::default() };
         self.backend.prepare_to_remove()?;
-        let what = format!("what is older than {}", line.before);
+        let what = format!("what is older than {}", limit.before);
         // The audit entry comes first, so that a prune which is stopped leaves an entry, too.
         if !options.dry_run {
-            self.record("prune", &format!("{what}: begun"), act)?;
+            self.record("prune", &format!("{what}: begun"), note)?;
         }
         // Jobs first: a callback may be emptied when its job is gone.
-        self.prune_jobs(line, &mut pruned, seen)?;
-        self.prune_callbacks(line, &mut pruned, seen)?;
+        self.prune_jobs(limit, &mut pruned, seen)?;
+        self.prune_callbacks(limit, &mut pruned, seen)?;
         if !options.dry_run {
-            self.record("prune", &format!("{what}: {pruned}"), act)?;
+            self.record("prune", &format!("{what}: {pruned}"), note)?;
             if options.rewrite {
                 self.backend.rewrite()?;
             }
@@ -291,18 +291,18 @@ impl Operations {
 
     fn prune_jobs(
         &mut self,
-        line: Line,
+        limit: AgeLimit,
         pruned: &mut Pruned,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<()> {
         let mut count = 0;
         self.in_batches(
-            |rows, after, limit| rows.ended_jobs(after, line.before, limit),
+            |rows, after, most| rows.ended_jobs(after, limit.before, most),
             |rows, numbers| {
                 // Read in the same transaction: a job must not be deleted if a callback has just come to need it.
                 let wanted = rows.jobs_of_unreported()?;
                 for number in numbers {
-                    skip_unreadable(line.prune_job(rows, *number, &wanted, pruned))?;
+                    skip_unreadable(limit.prune_job(rows, *number, &wanted, pruned))?;
                 }
                 count += numbers.len() as u64;
                 Ok(count)
@@ -313,16 +313,16 @@ impl Operations {
 
     fn prune_callbacks(
         &mut self,
-        line: Line,
+        limit: AgeLimit,
         pruned: &mut Pruned,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<()> {
         let mut count = 0;
         self.in_batches(
-            |rows, after, limit| rows.old_callbacks(after, line.before, limit),
+            |rows, after, most| rows.old_callbacks(after, limit.before, most),
             |rows, numbers| {
                 for number in numbers {
-                    skip_unreadable(line.prune_callback(rows, *number, pruned))?;
+                    skip_unreadable(limit.prune_callback(rows, *number, pruned))?;
                 }
                 count += numbers.len() as u64;
                 Ok(count)
@@ -360,7 +360,7 @@ impl Operations {
         match work(&mut self.backend) {
             Ok(value) => {
                 self.backend.commit()?;
-                stand_aside(begun.elapsed());
+                pause_for_others(begun.elapsed());
                 Ok(value)
             }
             Err(error) => {
@@ -399,7 +399,7 @@ fn skip_unreadable(pruned: OperationDone<()>) -> OperationDone<()> {
     clippy::disallowed_methods,
     reason = "SQLite does not queue waiters for its lock, so the holder must pause"
 )]
-fn stand_aside(held: Duration) {
+fn pause_for_others(held: Duration) {
     std::thread::sleep(pause_after(held));
 }
 

@@ -53,7 +53,7 @@ impl Operations {
         &mut self,
         target: &str,
         jobs: &[JobRow],
-        act: &AuditNote,
+        note: &AuditNote,
     ) -> OperationDone<Vec<Decrypted>> {
         // Decryption needs no key that a running daemon must have, so the note of its keys is not read.
         let encryptor = match &self.encryptor {
@@ -64,7 +64,7 @@ impl Operations {
         if sealed.is_empty() {
             return Ok(Vec::new());
         }
-        self.record("reveal", target, act)?;
+        self.record("reveal", target, note)?;
         sealed.into_iter().map(|job| open(&encryptor, job)).collect()
     }
 
@@ -87,19 +87,19 @@ impl Operations {
     pub fn reencrypt(
         &mut self,
         rewrite: bool,
-        act: &AuditNote,
+        note: &AuditNote,
         seen: &mut dyn FnMut(u64),
     ) -> OperationDone<Reencrypted> {
         let encryptor = self.encryptor()?;
         let key = encryptor.current();
         self.backend.prepare_to_remove()?;
         // The audit entry comes first, so that a rotation which is stopped leaves an entry, too.
-        self.record("reseal", &format!("everything, with the key {key}: begun"), act)?;
+        self.record("reseal", &format!("everything, with the key {key}: begun"), note)?;
         let reencrypted = self.reencrypt_all(&encryptor, seen)?;
         let sealed = self.sealed()?;
         let remaining = sealed.iter().filter(|(id, _)| **id != Some(key)).map(|(_, count)| count).sum();
         let ended = format!("everything, with the key {key}: {reencrypted} re-encrypted, {remaining} remain");
-        self.record("reseal", &ended, act)?;
+        self.record("reseal", &ended, note)?;
         let mut traceless = false;
         // A rewrite makes sense only if the old key has nothing left to decrypt.
         if rewrite && remaining == 0 {
@@ -176,11 +176,11 @@ mod tests {
         let sealed = present.seal(id.as_bytes(), &answer.split().secret.unwrap()).unwrap();
         store.seal_with(present);
         let job = JobRow { sealed: Some(sealed), ..a_job(id, 1, Action::Create, JobState::Done) };
-        let act = AuditNote { who: "a test".into(), why: "to see the answer".into() };
+        let note = AuditNote { who: "a test".into(), why: "to see the answer".into() };
         let operations = || Operations::open(&path, &StoreOptions::default(), Clock::System).unwrap();
         let revealed =
-            operations().sealing_like(&store).decrypt("a job", std::slice::from_ref(&job), &act).unwrap();
+            operations().sealing_like(&store).decrypt("a job", std::slice::from_ref(&job), &note).unwrap();
         assert_eq!(revealed[0].answer.body, answer.body);
-        assert!(operations().decrypt("a job", &[job], &act).is_err());
+        assert!(operations().decrypt("a job", &[job], &note).is_err());
     }
 }

@@ -445,17 +445,21 @@ fn insist_on_writing(connection: &Connection) -> Result<()> {
 /// Schema version of a database of ours; 0 for an empty file. Only reads, so a foreign or newer database stays
 /// unchanged.
 fn recognise(connection: &Connection, path: &Path) -> Result<usize> {
-    let number = |sql: &str| connection.query_row(sql, [], |row| row.get::<_, i64>(0));
-    let version = number("PRAGMA user_version")?;
-    let marked = number("PRAGMA application_id")? == APPLICATION_ID;
+    let version = number_of(connection, "PRAGMA user_version")?;
+    let marked = number_of(connection, "PRAGMA application_id")? == APPLICATION_ID;
     // A file without our mark may be used only if it is empty.
-    if !marked && (version != 0 || number("SELECT count(*) FROM sqlite_schema")? > 0) {
+    if !marked && (version != 0 || number_of(connection, "SELECT count(*) FROM sqlite_schema")? > 0) {
         return Err(StoreError::NotOurs(path.to_owned()));
     }
     match usize::try_from(version) {
         Ok(known) if known <= MIGRATIONS.len() => Ok(known),
         _ => Err(StoreError::Newer(path.to_owned(), version)),
     }
+}
+
+/// Runs a query that returns one number.
+fn number_of(connection: &Connection, sql: &str) -> Result<i64> {
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
 /// Migrates the schema from `version` to the newest. All steps are one commit.

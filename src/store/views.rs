@@ -397,6 +397,18 @@ impl Reader {
         }
     }
 
+    /// Returns the content of a callback like [`Reader::content`]. `None`: there is no such callback.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn content_if_kept(&self, number: i64) -> Result<Option<Callback>, StoreError> {
+        match self.content(number) {
+            Ok(callback) => Ok(Some(callback)),
+            Err(ViewError::Store(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Returns a name of the instance with this number.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ struct Waiter {
 /// Waiters of each job.
 ///
 /// A waiter either leaves before the end of the job is written, or it receives the outcome. The commit that ends a job
-/// records the result as reported for exactly the callbacks whose waiters are still present. So [`Waiters::claim`]
+/// records the result as reported for exactly the callbacks whose waiters are still present. So [`Waiters::drain`]
 /// takes the waiters out before the commit, and a waiter that wants to leave after that stays a little longer.
 ///
 /// Only a commit that hangs lets a waiter go whose result is recorded as reported. To the marketplace that is an answer
@@ -114,7 +114,7 @@ impl DrainedWaiters {
     }
 
     /// Sends the outcome to each waiter.
-    pub(crate) fn tell(self, outcome: &Outcome) {
+    pub(crate) fn send(self, outcome: &Outcome) {
         for waiter in self.waiters {
             // A closed receiver is a waiter whose grace has ended: nothing to do.
             let _ = waiter.sender.send(outcome.clone());
@@ -143,18 +143,18 @@ impl Waiters {
     }
 
     /// Takes out all waiters of `job`. They will receive the outcome of the commit.
-    pub(crate) fn claim(&self, job: i64) -> DrainedWaiters {
+    pub(crate) fn drain(&self, job: i64) -> DrainedWaiters {
         DrainedWaiters { job, waiters: self.lock().by_job.remove(&job).unwrap_or_default() }
     }
 
     /// Puts waiters back after the end of their job could not be written.
     ///
     /// A waiter that has gone meanwhile is not put back: a later end would be recorded as reported to it.
-    pub(crate) fn restore(&self, claimed: DrainedWaiters) {
-        let mut there = claimed.waiters;
+    pub(crate) fn restore(&self, drained: DrainedWaiters) {
+        let mut there = drained.waiters;
         there.retain(|waiter| !waiter.sender.is_closed());
         if !there.is_empty() {
-            self.lock().by_job.entry(claimed.job).or_default().extend(there);
+            self.lock().by_job.entry(drained.job).or_default().extend(there);
         }
     }
 
@@ -219,46 +219,46 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn who_leaves_in_time_is_not_told() {
+    async fn waiter_that_leaves_in_time_is_not_reported_to() {
         let waiters = Arc::new(Waiters::default());
         let waiting = waiters.join(1, 10);
         let outcome = waiting.until(Instant::now() + Duration::from_secs(3)).await;
         assert_eq!(outcome, Outcome::NotYet);
-        assert!(waiters.claim(1).callbacks().is_empty());
+        assert!(waiters.drain(1).callbacks().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_is_claimed_hears_it_a_little_late() {
+    async fn drained_waiter_receives_the_outcome_a_little_late() {
         let waiters = Arc::new(Waiters::default());
         let waiting = waiters.join(1, 10);
-        let claimed = waiters.claim(1);
-        assert_eq!(claimed.callbacks(), [10]);
+        let drained = waiters.drain(1);
+        assert_eq!(drained.callbacks(), [10]);
         let deadline = Instant::now() + Duration::from_secs(3);
         let waits = tokio::spawn(waiting.until(deadline));
         tokio::time::sleep_until(deadline + Duration::from_millis(limits::REPLY_GRACE_MS - 1)).await;
-        claimed.tell(&Outcome::done(Some("i-1".into())));
+        drained.send(&Outcome::done(Some("i-1".into())));
         assert_eq!(waits.await.unwrap(), Outcome::done(Some("i-1".into())));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_ever_for_a_commit_that_hangs() {
+    async fn commit_that_hangs_ends_the_wait() {
         let waiters = Arc::new(Waiters::default());
         let waiting = waiters.join(1, 10);
-        let claimed = waiters.claim(1);
+        let drained = waiters.drain(1);
         let deadline = Instant::now() + Duration::from_secs(3);
         assert_eq!(waiting.until(deadline).await, Outcome::NotYet);
         assert_eq!(Instant::now(), deadline + Duration::from_millis(limits::REPLY_GRACE_MS));
-        claimed.tell(&Outcome::done(Some("i-1".into())));
+        drained.send(&Outcome::done(Some("i-1".into())));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_was_put_back_may_leave() {
+    async fn restored_waiter_may_leave() {
         let waiters = Arc::new(Waiters::default());
         let waiting = waiters.join(1, 10);
-        let claimed = waiters.claim(1);
+        let drained = waiters.drain(1);
         let waits = tokio::spawn(waiting.until(Instant::now() + Duration::from_secs(3)));
         tokio::time::sleep(Duration::from_secs(5)).await;
-        waiters.restore(claimed);
+        waiters.restore(drained);
         assert_eq!(waits.await.unwrap(), Outcome::NotYet);
     }
 }

@@ -128,7 +128,7 @@ pub(crate) struct AcceptCommand {
 pub(crate) struct FinishCommand {
     pub(crate) finish: Finish,
     /// Waiters of the job, after they were taken out.
-    pub(crate) claimed: Option<DrainedWaiters>,
+    pub(crate) drained: Option<DrainedWaiters>,
     /// Reply slot. `None`: the attempt has lost its lease.
     pub(crate) asked: ReplySlot<Option<EndedAttempt>>,
 }
@@ -358,9 +358,9 @@ fn in_savepoint<B: Backend, T>(backend: &mut B, operation: impl FnOnce(&mut B) -
 fn undo(batch: &mut [Command], signals: &StoreSignals) {
     for command in batch.iter_mut() {
         if let Command::Finish(command) = command
-            && let Some(claimed) = command.claimed.take()
+            && let Some(drained) = command.drained.take()
         {
-            signals.waiters().restore(claimed);
+            signals.waiters().restore(drained);
         }
     }
     for command in batch {
@@ -392,14 +392,13 @@ fn run<B: Backend>(backend: &mut B, command: &mut Command, protection: Protectio
             let until = plus_millis(*now, limits::LEASE_MS);
             asked.set_result(protected(backend, protection, |rows| rules::extend(rows, in_flight, until)))
         }
-        Command::Recover { now, asked } => {
-            let recover = |rows: &mut B| rules::recover(rows, &shared.schedules, *now, None, |_| true);
-            asked.set_result(protected(backend, protection, recover))
-        }
-        Command::Count { counts, keys, asked } => {
-            let count = |rows: &mut B| rules::count(rows, counts).and_then(|()| key_use::used(rows, keys));
-            asked.set_result(protected(backend, protection, count))
-        }
+        Command::Recover { now, asked } => asked.set_result(protected(backend, protection, |rows| {
+            rules::recover(rows, &shared.schedules, *now, None, |_| true)
+        })),
+        Command::Count { counts, keys, asked } => asked.set_result(protected(backend, protection, |rows| {
+            rules::count(rows, counts)?;
+            key_use::used(rows, keys)
+        })),
         Command::ConfigureKeys { keys, now, asked } => {
             asked.set_result(protected(backend, protection, |rows| key_use::configure(rows, keys, *now)))
         }
@@ -431,17 +430,22 @@ fn accept<B: Backend>(
         key_use::used(rows, keys)?;
         rules::accept_once(rows, acceptance, new_job)
     });
-    let with_waiter = |accepted: Accepted| {
-        let waiters = shared.signals.waiters();
-        let waiting = match accepted.reported {
-            // A sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
-            KnownAnswer::Wait(job) if accepted.row.action == Action::SignOn && waiters.are_there(job) => None,
-            KnownAnswer::Wait(job) => Some(waiters.join(job, accepted.row.number)),
-            _ => None,
-        };
-        (accepted, waiting)
-    };
-    asked.set_result(accepted.map(|accepted| accepted.map(with_waiter)))
+    asked.set_result(accepted.map(|accepted| {
+        let accepted = accepted?;
+        let waiter = waiter_for(&accepted, &shared.signals);
+        Some((accepted, waiter))
+    }))
+}
+
+/// Adds a waiter for the job that answers the callback, if there is one.
+fn waiter_for(accepted: &Accepted, signals: &StoreSignals) -> Option<ResultWaiter> {
+    let KnownAnswer::Wait(job) = accepted.answer else { return None };
+    let waiters = signals.waiters();
+    // A sign-on lets one browser in. A second browser with the same sign-on does not receive the address.
+    if accepted.row.action == Action::SignOn && waiters.are_there(job) {
+        return None;
+    }
+    Some(waiters.join(job, accepted.row.number))
 }
 
 fn finish<B: Backend>(
@@ -450,11 +454,11 @@ fn finish<B: Backend>(
     protection: Protection,
     shared: &Shared,
 ) -> bool {
-    let FinishCommand { finish, claimed, asked, .. } = command;
+    let FinishCommand { finish, drained, asked, .. } = command;
     // Take the waiters out before the commit. The commit records the result as reported for exactly these callbacks, so
     // none of them may leave now.
-    let claimed = claimed.insert(shared.signals.waiters().claim(finish.job));
-    let reported = claimed.callbacks();
+    let drained = drained.insert(shared.signals.waiters().drain(finish.job));
+    let reported = drained.callbacks();
     asked.set_result(protected(backend, protection, |rows| rules::finish(rows, finish, &reported)))
 }
 
@@ -495,17 +499,17 @@ fn settle_accept(command: AcceptCommand, committed: &Result<()>, signals: &Store
 }
 
 fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &StoreSignals) {
-    let FinishCommand { finish, claimed, asked } = command;
-    asked.answer_after(committed, |kept| match (kept, claimed) {
-        (Ok(Some(ended)), Some(claimed)) => {
+    let FinishCommand { finish, drained, asked } = command;
+    asked.answer_after(committed, |kept| match (kept, drained) {
+        (Ok(Some(ended)), Some(drained)) => {
             // Committed: the rows say "reported", so send the outcome now.
-            claimed.tell(&outcome_for_waiters(ended.answer.clone(), finish.end));
+            drained.send(&outcome_for_waiters(ended.answer.clone(), finish.end));
             if ended.wakes {
                 signals.work.notify_one();
             }
         }
         // Fenced or failed: the attempt did not end the job, so the waiters wait on.
-        (_, Some(claimed)) => signals.waiters().restore(claimed),
+        (_, Some(drained)) => signals.waiters().restore(drained),
         // The commit failed, and `undo` has put the waiters back already.
         (_, None) => {}
     });

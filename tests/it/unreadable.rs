@@ -405,3 +405,24 @@ fn an_instance_that_cannot_be_read_is_not_called_missing() {
         }
     }
 }
+
+#[test]
+fn unreadable_instance_is_on_the_attention_list() {
+    let home = lived();
+    spoil(&home, "UPDATE instance SET sku = CAST(x'ff' AS TEXT) WHERE number = 2");
+    let daemon = home.start();
+    let items = home.list(&["attention"]);
+    let unreadable: Vec<&Value> = items.iter().filter(|item| item["reason"] == "unreadable").collect();
+    let [item] = unreadable.as_slice() else { panic!("{items:?}") };
+    assert_eq!((&item["account"], &item["instance"]), (&"alibaba-cn".into(), &"biz-bad".into()), "{item}");
+    assert!(item.get("callback").is_none() && item.get("action").is_none(), "{item}");
+    assert_eq!(item["detail"], "row 2 of table `instance` cannot be read: `sku` is not UTF-8");
+    assert_eq!(item["todo"], "repair row 2 of table `instance`, or restore a backup");
+    let shown = home.run(&["attention", "--config", "spid.toml"]);
+    assert!(shown.stderr.contains("hint: instance biz-bad: repair row 2"), "{shown:?}");
+    for path in ["/v1/attention", "/console/", "/console/work"] {
+        let body = daemon.admin(path);
+        assert!(body.contains("row 2 of table `instance` cannot be read"), "{path}: {body}");
+    }
+    assert!(!daemon.admin("/metrics").contains("unreadable\"}"));
+}

@@ -63,7 +63,8 @@ fn read(reader: &Reader, now: Timestamp) -> Result<Shown, Fault> {
     let mut shown =
         Shown { held_items: Vec::new(), left_out, others, others_left_out, unreported: Vec::new() };
     for held_item in held_items {
-        let body = reader.content(held_item.callback)?;
+        let missing = || Callback::new(Action::Other, "the callback is missing");
+        let body = reader.content_if_kept(held_item.callback)?.unwrap_or_else(missing);
         shown.held_items.push((held_item, body));
     }
     let filter = Filter { unreported: true, limit: limits::LIST_DEFAULT_COUNT, ..Filter::default() };

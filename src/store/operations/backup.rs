@@ -28,8 +28,8 @@ impl Operations {
     /// Holds every unfinished job after a restore. Returns the number of held jobs.
     ///
     /// The backup does not show what a marketplace or a hook has done since it was made. So no job may run unseen.
-    fn hold_unfinished(&mut self, from: &Path, act: &AuditNote) -> OperationDone<usize> {
-        self.act(act, "restore", &format!("everything, from {}", from.display()), |rows, now| {
+    fn hold_unfinished(&mut self, from: &Path, note: &AuditNote) -> OperationDone<usize> {
+        self.run_audited(note, "restore", &format!("everything, from {}", from.display()), |rows, now| {
             let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             let filter = Filter { jobs: live, limit: usize::MAX, ..Filter::default() };
             let jobs = rows.list_jobs(&filter)?;
@@ -85,7 +85,7 @@ pub fn restore(
     path: &Path,
     options: &StoreOptions,
     clock: Clock,
-    act: &AuditNote,
+    note: &AuditNote,
 ) -> OperationDone<Restored> {
     let backup = Sqlite::open_backup(from).map_err(|error| match error {
         StoreError::NotThere(from) => OperationError::NotFound(format!("there is no `{}`", from.display())),
@@ -101,7 +101,7 @@ pub fn restore(
     backup.copy_to(restore_target.partial())?;
     Sqlite::modernise(restore_target.partial())?;
     let mut operations = Operations::open(restore_target.partial(), options, clock)?;
-    let held = operations.hold_unfinished(from, act)?;
+    let held = operations.hold_unfinished(from, note)?;
     let sealed = operations.backend.has_sealed()?;
     // Close the database before it is renamed.
     drop(operations);

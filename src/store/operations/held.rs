@@ -63,10 +63,10 @@ impl Operations {
         &mut self,
         number: i64,
         instead: Option<Instead>,
-        act: &AuditNote,
+        note: &AuditNote,
     ) -> OperationDone<Approved> {
         let target = format!("callback {number}");
-        self.act(act, "approve", &target, |rows, now| approve(rows, number, instead, act, now))
+        self.run_audited(note, "approve", &target, |rows, now| approve(rows, number, instead, note, now))
     }
 
     /// Rejects a held callback, and its redeliveries for as long as they would be held again.
@@ -75,8 +75,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if the callback is not held.
-    pub fn reject(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
-        self.act(act, "reject", &format!("callback {number}"), |rows, _| {
+    pub fn reject(&mut self, number: i64, note: &AuditNote) -> OperationDone<()> {
+        self.run_audited(note, "reject", &format!("callback {number}"), |rows, _| {
             let (mut row, _) = find_held(rows, number)?;
             row.disposition = Disposition::Refused;
             row.reason_code = Some(REJECTED.to_owned());
@@ -91,8 +91,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if the callback is not held, or if it is a create and there is no instance whose id it could receive.
-    pub fn settle(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
-        self.act(act, "settle", &format!("callback {number}"), |rows, _| {
+    pub fn settle(&mut self, number: i64, note: &AuditNote) -> OperationDone<()> {
+        self.run_audited(note, "settle", &format!("callback {number}"), |rows, _| {
             let (mut row, callback) = find_held(rows, number)?;
             if row.action == Action::Create {
                 check_settled_create(rows, &row, &callback)?;
@@ -108,8 +108,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if there is no such callback, it is held, or its job has not ended.
-    pub fn dismiss(&mut self, number: i64, act: &AuditNote) -> OperationDone<()> {
-        self.act(act, "dismiss", &format!("callback {number}"), |rows, now| {
+    pub fn dismiss(&mut self, number: i64, note: &AuditNote) -> OperationDone<()> {
+        self.run_audited(note, "dismiss", &format!("callback {number}"), |rows, now| {
             let found = rows.callback_row(number)?;
             let mut row =
                 found.ok_or_else(|| OperationError::NotFound(format!("there is no callback {number}")))?;
@@ -129,9 +129,9 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if there is no such instance, or if it is already released.
-    pub fn release(&mut self, instance: i64, act: &AuditNote) -> OperationDone<Approved> {
+    pub fn release(&mut self, instance: i64, note: &AuditNote) -> OperationDone<Approved> {
         let target = self.target(instance)?;
-        self.act(act, "release", &target, |rows, now| {
+        self.run_audited(note, "release", &target, |rows, now| {
             let row =
                 rows.instance(instance)?.ok_or_else(|| no_instance(instance))?;
             if row.instance.state == State::Released {
@@ -140,7 +140,7 @@ impl Operations {
                     false => "the instance is already released",
                 });
             }
-            accept(rows, by_hand(&row, act, now)?, &[Action::Release], now)
+            accept(rows, release_by_operator(&row, note, now)?, &[Action::Release], now)
         })
     }
 }
@@ -159,7 +159,7 @@ fn approve(
     rows: &mut dyn Write,
     number: i64,
     instead: Option<Instead>,
-    act: &AuditNote,
+    note: &AuditNote,
     now: Timestamp,
 ) -> OperationDone<Approved> {
     let (row, callback) = find_held(rows, number)?;
@@ -189,7 +189,7 @@ fn approve(
     let approved = accept(rows, acceptance, &asked, now)?;
     // The approved callback was kept under another row, so the held row must be closed.
     if approved.callback != number {
-        settle_held(rows, row, &approved, act, now)?;
+        close_held(rows, row, &approved, note, now)?;
         return Ok(approved);
     }
     // All of the request was carried out before. A redelivery is then answered like a settled callback.
@@ -273,11 +273,11 @@ fn asked_instead(
 /// Closes a held callback that was approved as another callback of an instance that is known by now.
 ///
 /// Its deliveries are added to the other callback, because the marketplace waits for that one.
-fn settle_held(
+fn close_held(
     rows: &mut dyn Write,
     mut held: CallbackRow,
     approved: &Approved,
-    act: &AuditNote,
+    note: &AuditNote,
     now: Timestamp,
 ) -> OperationDone<()> {
     if let Some(mut row) = rows.callback_row(approved.callback)? {
@@ -287,7 +287,7 @@ fn settle_held(
     }
     held.disposition = Disposition::Recorded;
     held.reported_at = held.reported_at.or(Some(now));
-    held.reason = Some(format!("approved by {} as callback {}: {}", act.who, approved.callback, act.why));
+    held.reason = Some(format!("approved by {} as callback {}: {}", note.who, approved.callback, note.why));
     Ok(rows.put_callback(&held)?)
 }
 
@@ -315,7 +315,7 @@ fn accept(
 }
 
 /// Builds a release that only an operator asked for.
-fn by_hand(row: &InstanceRow, act: &AuditNote, now: Timestamp) -> OperationDone<Acceptance> {
+fn release_by_operator(row: &InstanceRow, note: &AuditNote, now: Timestamp) -> OperationDone<Acceptance> {
     let instance = &row.instance;
     let mut callback = Callback::new(Action::Release, "release (by hand)");
     callback.subject =
@@ -326,7 +326,7 @@ fn by_hand(row: &InstanceRow, act: &AuditNote, now: Timestamp) -> OperationDone<
     Ok(Acceptance {
         account: instance.account.clone(),
         endpoint: instance.endpoint.clone(),
-        key_label: format!("by hand: {}", act.who),
+        key_label: format!("by hand: {}", note.who),
         delivery_limit: None,
         callback: Arc::new(callback),
         received_at: now,

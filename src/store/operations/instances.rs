@@ -67,9 +67,9 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if there is no such instance, it is not created yet or already released, or another tenant has it.
-    pub fn claim(&mut self, instance: i64, claim: &Claim, act: &AuditNote) -> OperationDone<Claimed> {
+    pub fn claim(&mut self, instance: i64, claim: &Claim, note: &AuditNote) -> OperationDone<Claimed> {
         let target = self.target(instance)?;
-        self.act(act, "claim", &target, |rows, now| export_instance(rows, instance, claim, now))
+        self.run_audited(note, "claim", &target, |rows, now| claim_instance(rows, instance, claim, now))
     }
 
     /// Imports instances that existed before spid was installed: all of them or none.
@@ -79,14 +79,14 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if names are taken, missing or unusable. The error lists each fault with its source.
-    pub fn import(&mut self, imports: &[Import], act: &AuditNote) -> OperationDone<Imported> {
+    pub fn import(&mut self, imports: &[Import], note: &AuditNote) -> OperationDone<Imported> {
         let target = format!("{} instances", imports.len());
-        self.act(act, "import", &target, |rows, now| {
+        self.run_audited(note, "import", &target, |rows, now| {
             // Collect all faults, so that one run shows them all. Any fault undoes the whole import.
             let mut wrong = Vec::new();
             let mut imported = Imported::default();
             for import in imports {
-                match take_over(rows, import, now) {
+                match import_instance(rows, import, now) {
                     Ok(was_tombstone) => {
                         imported.released_before.extend(was_tombstone.then(|| import.name().to_owned()));
                     }
@@ -101,7 +101,7 @@ impl Operations {
     }
 }
 
-fn export_instance(
+fn claim_instance(
     rows: &mut dyn Write,
     number: i64,
     claim: &Claim,
@@ -179,7 +179,7 @@ fn bare_tombstone(rows: &dyn Read, account: &str, names: &[&String]) -> Operatio
 }
 
 /// Imports one instance. Returns true if it is live and replaced a tombstone, so its release came before.
-fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> OperationDone<bool> {
+fn import_instance(rows: &mut dyn Write, import: &Import, now: Timestamp) -> OperationDone<bool> {
     let mut instance = Instance { adopted: true, ..import.instance.clone() };
     if !import.dated {
         (instance.created_at, instance.updated_at) = (now, now);
@@ -206,7 +206,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Operation
         None => rows.add_instance(&instance)?,
     };
     for name in names {
-        take_name(rows, &instance.account, name, number)?;
+        add_own_name(rows, &instance.account, name, number)?;
     }
     for order in instance.order_id.iter().chain(&import.orders) {
         rows.add_order(&instance.account, order, number)?;
@@ -226,7 +226,7 @@ fn take_over(rows: &mut dyn Write, import: &Import, now: Timestamp) -> Operation
     Ok(was_released)
 }
 
-fn take_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> OperationDone<()> {
+fn add_own_name(rows: &mut dyn Write, account: &str, name: &str, number: i64) -> OperationDone<()> {
     if let Some(fault) = fault_of_id(name) {
         return impossible(format!("`{name}` cannot be an instance's name: {fault}"));
     }

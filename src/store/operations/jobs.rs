@@ -1,18 +1,14 @@
 //! Operations on jobs: retry, drop, complete.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 
 use super::{AuditNote, OperationDone, OperationError, Operations, impossible};
-use crate::store::encryption::Encryptor;
 use crate::store::rows::{JobRow, Read, Write};
 use crate::store::rules;
 use crate::store::sqlite::Sqlite;
 use crate::store::{Filter, StoreError};
 use spid_core::lifecycle::schedule;
 use spid_core::lifecycle::schedule::Extra;
-use spid_hook::Secret;
 use spid_hook::callback::{Action, Answer};
 use spid_hook::id::Id;
 use spid_hook::instance::State;
@@ -24,8 +20,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if there is no such job, it is running, it has ended for good, or a later job has replaced it.
-    pub fn retry(&mut self, id: Id, act: &AuditNote) -> OperationDone<Option<Id>> {
-        self.act(act, "retry", &format!("job {id}"), |rows, now| {
+    pub fn retry(&mut self, id: Id, note: &AuditNote) -> OperationDone<Option<Id>> {
+        self.run_audited(note, "retry", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             retry(rows, &mut job, now)
         })
@@ -35,8 +31,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if there is no such job, or if it is running or has ended.
-    pub fn drop_job(&mut self, id: Id, act: &AuditNote) -> OperationDone<()> {
-        self.act(act, "drop", &format!("job {id}"), |rows, now| {
+    pub fn drop_job(&mut self, id: Id, note: &AuditNote) -> OperationDone<()> {
+        self.run_audited(note, "drop", &format!("job {id}"), |rows, now| {
             let mut job = find_job(rows, id)?;
             if job.state == schedule::JobState::Running {
                 return impossible(running(&job, now));
@@ -47,7 +43,7 @@ impl Operations {
                     job.state.as_str()
                 ));
             }
-            job.note = Some(format!("dropped by {}: {}", act.who, act.why));
+            job.note = Some(format!("dropped by {}: {}", note.who, note.why));
             rules::end(&mut job, schedule::JobState::Dropped, now);
             rules::settle_queue_after(rows, &mut job, now)?;
             Ok(rows.put_job(&job)?)
@@ -60,9 +56,9 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if no job waits, its hook is running or has not been tried, or the answer is not usable.
-    pub fn complete(&mut self, instance: i64, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
+    pub fn complete(&mut self, instance: i64, answer: &Answer, note: &AuditNote) -> OperationDone<Action> {
         let target = self.target(instance)?;
-        self.complete_with(&target, answer, act, |rows| {
+        self.complete_with(&target, answer, note, |rows| {
             // The first job of the queue is the one that the instance waits for.
             let first = rows.queue_jobs(instance)?.into_iter().next();
             first.ok_or_else(|| {
@@ -77,8 +73,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails like [`Operations::complete`], and if another job of the instance must end first.
-    pub fn complete_job(&mut self, id: Id, answer: &Answer, act: &AuditNote) -> OperationDone<Action> {
-        self.complete_with(&format!("job {id}"), answer, act, |rows| {
+    pub fn complete_job(&mut self, id: Id, answer: &Answer, note: &AuditNote) -> OperationDone<Action> {
+        self.complete_with(&format!("job {id}"), answer, note, |rows| {
             let job = find_job(rows, id)?;
             if !job.state.is_live() {
                 return impossible(format!(
@@ -99,20 +95,25 @@ impl Operations {
         &mut self,
         target: &str,
         answer: &Answer,
-        act: &AuditNote,
+        note: &AuditNote,
         find: impl FnOnce(&Sqlite) -> OperationDone<JobRow>,
     ) -> OperationDone<Action> {
         // Get the sealer before the transaction: it reads key files, and may fail.
-        let secret = answer.split().secret;
-        let encryptor = secret.is_some().then(|| self.encryptor()).transpose()?;
-        self.act(act, "complete", target, |rows, now| {
+        let encryptor = match answer.split().secret {
+            Some(_) => Some(self.encryptor()?),
+            None => None,
+        };
+        self.run_audited(note, "complete", target, |rows, now| {
             let mut job = find(rows)?;
             check_completable(&job, answer, now)?;
-            let seal =
-                |(encryptor, secret): (&Arc<Encryptor>, &Secret)| encryptor.seal(job.id.as_bytes(), secret);
-            let sealed = encryptor.as_ref().zip(secret.as_ref()).map(seal).transpose();
-            job.sealed = sealed.map_err(StoreError::from)?;
-            job.answer = answer.split().open;
+            let split = answer.split();
+            job.answer = split.open;
+            job.sealed = match (&encryptor, &split.secret) {
+                (Some(encryptor), Some(secret)) => {
+                    Some(encryptor.seal(job.id.as_bytes(), secret).map_err(StoreError::from)?)
+                }
+                _ => None,
+            };
             // The person's answer decides the id, so an id from an earlier attempt does not count.
             job.proposed_id = None;
             rules::complete(rows, &mut job, None, answer.instance_id.as_deref(), now)?;
@@ -190,7 +191,7 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
     if job.state == schedule::JobState::Held {
         job.proposed_id = None;
     }
-    job.extra = one_more(job);
+    job.extra = kind_of_retry(job);
     // The job is open again, so its callback must be shown on the attention list again.
     if let Some(mut row) = rows.callback_row(job.callback)?.filter(|row| row.dismissed_at.is_some()) {
         row.dismissed_at = None;
@@ -212,13 +213,13 @@ fn retry(rows: &mut dyn Write, job: &mut JobRow, now: Timestamp) -> OperationDon
 fn bring_back_later_parts(rows: &mut dyn Write, job: &JobRow, now: Timestamp) -> OperationDone<()> {
     let Some(instance) = job.instance.filter(|_| job.ordered) else { return Ok(()) };
     let all = Filter { instance: Some(instance), limit: usize::MAX, ..Filter::default() };
-    let is_later = |part: &JobRow| {
+    let mut later = rows.list_jobs(&all)?;
+    later.retain(|part| {
         part.callback == job.callback
             && part.number > job.number
             && part.state == schedule::JobState::Cancelled
             && part.note.as_deref().is_some_and(|note| note.starts_with(rules::LATER_PART))
-    };
-    let mut later: Vec<JobRow> = rows.list_jobs(&all)?.into_iter().filter(is_later).collect();
+    });
     // `list_jobs` returns the newest first, but the parts run in the order of their numbers.
     later.sort_by_key(|part| part.number);
     for part in &mut later {
@@ -247,7 +248,7 @@ fn ahead_of(rows: &dyn Read, job: &JobRow) -> OperationDone<Option<JobRow>> {
 /// Returns the kind of the new attempt for the retry schedule.
 ///
 /// A job that was dead stays marked as dead. It must not return to a schedule that is used up.
-fn one_more(job: &JobRow) -> Extra {
+fn kind_of_retry(job: &JobRow) -> Extra {
     match (job.state, job.extra) {
         (schedule::JobState::Dead | schedule::JobState::Refused, _) | (_, Extra::Dead) => Extra::Dead,
         // Without an attempt there is nothing to repeat: the next attempt is still the scheduled one.

@@ -97,9 +97,9 @@ impl Operations {
     }
 
     /// Runs one operation in a transaction of its own, and adds its audit entry.
-    pub(super) fn act<T>(
+    pub(super) fn run_audited<T>(
         &mut self,
-        act: &AuditNote,
+        note: &AuditNote,
         word: &str,
         target: &str,
         work: impl FnOnce(&mut Sqlite, Timestamp) -> OperationDone<T>,
@@ -110,10 +110,10 @@ impl Operations {
             // The entry is in the same transaction: no change without its entry, no entry without its change.
             self.backend.add_audit_entry(&AuditEntry {
                 at: now,
-                who: act.who.clone(),
+                who: note.who.clone(),
                 act: word.to_owned(),
                 target: target.to_owned(),
-                why: act.why.clone(),
+                why: note.why.clone(),
             })?;
             Ok(value)
         });
@@ -133,8 +133,8 @@ impl Operations {
     ///
     /// # Errors
     /// Fails if the database cannot be written.
-    pub fn record(&mut self, word: &str, target: &str, act: &AuditNote) -> OperationDone<()> {
-        self.act(act, word, target, |_, _| Ok(()))
+    pub fn record(&mut self, word: &str, target: &str, note: &AuditNote) -> OperationDone<()> {
+        self.run_audited(note, word, target, |_, _| Ok(()))
     }
 
     /// Returns the text that names an instance in the audit log.

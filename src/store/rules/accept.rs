@@ -63,13 +63,8 @@ pub(crate) fn accept_for(
             row.job = Some(number);
         }
     }
-    // An operator dismissed the old decision. A new decision must be shown again.
-    let changes = |before: &CallbackRow| {
-        let is_decided = matches!(row.disposition, Disposition::Held | Disposition::Refused);
-        (before.disposition, before.job) != (row.disposition, row.job)
-            || is_decided && before.reason_code != row.reason_code
-    };
-    if before.is_some_and(changes) {
+    if before.is_some_and(|before| is_new_decision(before, &row)) {
+        // An operator dismissed the old decision. A new decision must be shown again.
         row.dismissed_at = None;
     }
     let is_new = row.number == 0;
@@ -79,7 +74,7 @@ pub(crate) fn accept_for(
     let added = is_new.then(|| row.clone());
     let mut accepted = Accepted {
         row,
-        reported: KnownAnswer::NotYet,
+        answer: KnownAnswer::NotYet,
         marketplace_instance_id: instance.as_ref().and_then(|row| row.marketplace_instance_id.clone()),
         taken: None,
         wakes: false,
@@ -87,20 +82,26 @@ pub(crate) fn accept_for(
     };
     // Without a new job the answer is known now. With a job, `begin_job` sets it.
     if made.is_empty() {
-        accepted.reported =
+        accepted.answer =
             answer_without_job(rows, &mut accepted, &judged, instance.as_ref(), acceptance.received_at)?;
     }
     for job in made {
         begin_job(rows, &mut accepted, job, acceptance, instance.as_ref())?;
     }
     // The marketplace is not the caller when an operator approves. It receives the result when it calls again.
-    if matches!(accepted.reported, KnownAnswer::Applied(_)) && new_job.is_caller_waiting {
+    if matches!(accepted.answer, KnownAnswer::Applied(_)) && new_job.is_caller_waiting {
         mark_reported(rows, &mut accepted.row, instance.as_ref(), acceptance)?;
     }
     if added.as_ref() != Some(&accepted.row) {
         rows.put_callback(&accepted.row)?;
     }
     Ok(accepted)
+}
+
+fn is_new_decision(before: &CallbackRow, row: &CallbackRow) -> bool {
+    let is_decided = matches!(row.disposition, Disposition::Held | Disposition::Refused);
+    (before.disposition, before.job) != (row.disposition, row.job)
+        || is_decided && before.reason_code != row.reason_code
 }
 
 /// Returns true if a new job has no other job before it in the instance's queue.
@@ -191,14 +192,9 @@ fn callback_row(
         Decision::Repeat | Decision::Join(_) | Decision::Record | Decision::Refuse(Reason::SignOnUsed)
     );
     let number = instance.map(|row| row.number);
-    // A callback that was refused without an instance keeps its row. A create that runs now gets another one.
-    let elsewhere = |row: &CallbackRow| {
-        let is_under_another_key = judged.runs.contains(&Action::Create)
-            && row.deduplication_key != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
-        judged.verdict.decision == Decision::Run && (row.instance != number || is_under_another_key)
-    };
     let counted = judged.latest.as_ref().filter(|row| row.reported_at.is_none() || repeats);
-    if let Some(row) = counted.filter(|row| !elsewhere(row))
+    if let Some(row) = counted
+        && !belongs_elsewhere(row, acceptance, judged, number)
         && (judged.runs.is_empty() || may_run_again(rows, row, judged, acceptance)?)
     {
         let mut row = row.clone();
@@ -215,6 +211,23 @@ fn callback_row(
         false => judged.key,
     };
     Ok(new_callback_row(acceptance, key, instance))
+}
+
+/// Returns true if the request runs for another instance than the row is about, or under another key.
+///
+/// A callback that was refused without an instance keeps its row. A create that runs now gets another one.
+fn belongs_elsewhere(
+    row: &CallbackRow,
+    acceptance: &Acceptance,
+    judged: &Judged,
+    instance: Option<i64>,
+) -> bool {
+    if judged.verdict.decision != Decision::Run {
+        return false;
+    }
+    let is_under_another_key = judged.runs.contains(&Action::Create)
+        && row.deduplication_key != key_of(acceptance, &acceptance.callback, judged.instance.as_ref());
+    row.instance != instance || is_under_another_key
 }
 
 /// Returns true if a new job may belong to this row.
@@ -320,19 +333,19 @@ fn new_jobs(
 ) -> Vec<JobRow> {
     let ordered = judged.verdict.decision == Decision::Run;
     let now = acceptance.received_at;
-    let job = |(position, action): (usize, &Action)| {
+    let mut jobs = Vec::new();
+    for (position, action) in judged.runs.iter().enumerate() {
         let lease_until = new_job.lease_until.filter(|_| position == 0);
-        JobRow {
+        jobs.push(JobRow {
             number: 0,
             id: id_of_part(new_job.id, position),
             callback: 0,
             instance: instance.map(|row| row.number),
             ordered,
             action: *action,
-            state: if lease_until.is_some() {
-                schedule::JobState::Running
-            } else {
-                schedule::JobState::Queued
+            state: match lease_until {
+                Some(_) => schedule::JobState::Running,
+                None => schedule::JobState::Queued,
             },
             attempts: u32::from(lease_until.is_some()),
             step: 0,
@@ -346,9 +359,9 @@ fn new_jobs(
             proposed_id: None,
             created_at: now,
             ended_at: None,
-        }
-    };
-    judged.runs.iter().enumerate().map(job).collect()
+        });
+    }
+    jobs
 }
 
 fn begin_job(
@@ -363,7 +376,7 @@ fn begin_job(
     if rows.add_job(&job)? != job.number {
         return Err(StoreError::Inconsistent("the number of a new job is not the expected one"));
     }
-    accepted.reported = match accepted.row.reported_at {
+    accepted.answer = match accepted.row.reported_at {
         Some(_) => KnownAnswer::Applied(Box::default()),
         None => KnownAnswer::Wait(job.number),
     };

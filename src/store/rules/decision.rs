@@ -86,8 +86,10 @@ pub(super) fn judge(
         verdicts.push((*action, verdict));
     }
     let (verdict, runs) = lifecycle::combine(verdicts);
-    let (latest, job) =
-        earlier_callbacks.into_iter().next_back().map_or((None, None), |(row, job)| (Some(row), job));
+    let (latest, job) = match earlier_callbacks.pop() {
+        Some((row, job)) => (Some(row), job),
+        None => (None, None),
+    };
     Ok(Judged { key, instance, queue, latest, job, verdict, runs })
 }
 
@@ -106,9 +108,8 @@ fn names_other_values(
     if is_same_purchase && made.instance.items == callback.items {
         return Ok(false);
     }
-    let is_done =
-        |(_, job): &&CallbackAndJob| job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
-    let Some((row, _)) = earlier_callbacks.iter().find(is_done).or(earlier_callbacks.last()) else {
+    let mut done = earlier_callbacks.iter().filter(|earlier| has_done_job(earlier));
+    let Some((row, _)) = done.next().or(earlier_callbacks.last()) else {
         return Ok(false);
     };
     // An upgrade may have changed the instance since, so compare with the values of the earlier create.
@@ -140,13 +141,14 @@ fn key_of_another_purchase(
     found: Option<&InstanceRow>,
     earlier_callbacks: &[CallbackAndJob],
 ) -> Result<Option<[u8; 16]>> {
-    let is_another = |row: &&InstanceRow| {
-        callback.action == Action::Create
-            && callback.issues.is_empty()
-            && !lifecycle::is_anothers(&row.instance, callback)
-            && !lifecycle::is_same_purchase(&row.instance, callback)
-    };
-    let Some(row) = found.filter(is_another) else { return Ok(None) };
+    let Some(row) = found else { return Ok(None) };
+    let is_certain = callback.action == Action::Create && callback.issues.is_empty();
+    if !is_certain
+        || lifecycle::is_anothers(&row.instance, callback)
+        || lifecycle::is_same_purchase(&row.instance, callback)
+    {
+        return Ok(None);
+    }
     if row.instance.order_id != callback.order_id
         && let Some((first, _)) = earlier_callbacks.first()
     {
@@ -175,14 +177,7 @@ type CallbackAndJob = (CallbackRow, Option<JobRow>);
 /// Combines the rows of callbacks with one key, the oldest first, into one earlier callback.
 fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a CallbackAndJob> + Clone) -> Option<EarlierCallback> {
     let (latest, job) = rows.clone().next_back()?;
-    // A job that is done, or a reported result, shows that the request was carried out. A settled callback was reported
-    // without running.
-    let is_carried_out = |(row, job): &&CallbackAndJob| {
-        let is_settled = row.reason_code.as_deref() == Some(SETTLED);
-        let has_done_job = job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done);
-        has_done_job || (row.reported_at.is_some() && !is_settled)
-    };
-    let done = rows.rev().find(is_carried_out).map(|(row, job)| Done {
+    let done = rows.rev().find(|earlier| was_carried_out(earlier)).map(|(row, job)| Done {
         reported: row.reported_at.is_some(),
         own: job.as_ref().is_none_or(|job| job.callback == row.number),
     });
@@ -191,6 +186,18 @@ fn earlier<'a>(rows: impl DoubleEndedIterator<Item = &'a CallbackAndJob> + Clone
         done,
         standing: outcome_of(latest, job.as_ref()),
     })
+}
+
+fn has_done_job((_, job): &CallbackAndJob) -> bool {
+    job.as_ref().is_some_and(|job| job.state == schedule::JobState::Done)
+}
+
+/// Returns true if a job that is done, or a reported result, shows that the request was carried out.
+///
+/// A settled callback was reported without running.
+fn was_carried_out(earlier: &CallbackAndJob) -> bool {
+    let row = &earlier.0;
+    has_done_job(earlier) || (row.reported_at.is_some() && row.reason_code.as_deref() != Some(SETTLED))
 }
 
 /// Returns the earlier callback of one part of a request. Each part is judged by its own jobs.
@@ -204,15 +211,12 @@ fn earlier_of_part(
     let Some(instance) = instance else { return Ok(earlier(whole.iter())) };
     let of_instance = Filter { instance: Some(instance.number), limit: usize::MAX, ..Filter::default() };
     let jobs = rows.list_jobs(&of_instance)?;
-    let is_of = |row: &CallbackRow, job: &&JobRow| job.callback == row.number;
-    let own: Vec<CallbackAndJob> = whole
-        .iter()
-        .filter_map(|(row, _)| {
-            let mut latest = jobs.iter().filter(|job| is_of(row, job) && job.action == part.action);
-            // `list_jobs` returns the newest first.
-            latest.next().map(|job| (row.clone(), Some(job.clone())))
-        })
-        .collect();
+    let mut own: Vec<CallbackAndJob> = Vec::new();
+    for (row, _) in whole {
+        // `list_jobs` returns the newest first.
+        let mut latest = jobs.iter().filter(|job| job.callback == row.number && job.action == part.action);
+        own.extend(latest.next().map(|job| (row.clone(), Some(job.clone()))));
+    }
     if !own.is_empty() {
         return Ok(earlier(own.iter()));
     }
@@ -225,7 +229,7 @@ fn earlier_of_part(
         return Ok(earlier(of_older_spid.iter()));
     }
     // A reported request was carried out, even if its jobs have been pruned.
-    let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| is_of(row, &job)));
+    let has_jobs = whole.iter().any(|(row, _)| jobs.iter().any(|job| job.callback == row.number));
     let is_told = whole.iter().any(|(row, _)| row.reported_at.is_some());
     Ok(if is_told || !has_jobs { earlier(whole.iter()) } else { None })
 }
@@ -248,12 +252,15 @@ fn holds_a_purchase(rows: &dyn Read, instance: Option<&InstanceRow>) -> Result<b
         }
         // An unreadable body may be another purchase, so it counts as one.
         let body = readable_body(rows, callback.number)?;
-        let is_another = |body: Callback| {
-            callback.action == Action::Renew
-                || lifecycle::is_by_the_same_buyer(&row.instance, &body)
+        let is_another = match body {
+            None => true,
+            Some(_) if callback.action == Action::Renew => true,
+            Some(body) => {
+                lifecycle::is_by_the_same_buyer(&row.instance, &body)
                     && !lifecycle::is_same_purchase(&row.instance, &body)
+            }
         };
-        if body.is_none_or(is_another) {
+        if is_another {
             return Ok(true);
         }
     }
@@ -320,11 +327,11 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     }
     let asked: Vec<Action> = acceptance.callback.actions().collect();
     let judged = judge(rows, acceptance, &asked, found)?;
-    if let Some(reported) = repeated_answer(rows, &judged, acceptance)? {
+    if let Some(answer) = repeated_answer(rows, &judged, acceptance)? {
         let marketplace_instance_id = judged.instance.and_then(|row| row.marketplace_instance_id);
         return Ok(judged.latest.map(|row| Accepted {
             row,
-            reported,
+            answer,
             marketplace_instance_id,
             taken: None,
             wakes: false,
@@ -342,7 +349,7 @@ pub(crate) fn peek(rows: &dyn Read, acceptance: &Acceptance) -> Result<Option<Ac
     let stored = stored_answer(rows, row, judged.instance.as_ref(), judged.job.as_ref())?;
     Ok(Some(Accepted {
         row: row.clone(),
-        reported: KnownAnswer::Applied(Box::new(stored)),
+        answer: KnownAnswer::Applied(Box::new(stored)),
         marketplace_instance_id: judged.instance.and_then(|row| row.marketplace_instance_id),
         taken: None,
         wakes: false,

@@ -117,7 +117,7 @@ pub(crate) struct StoredAnswer {
 #[derive(Debug, Clone)]
 pub(crate) struct Accepted {
     pub(crate) row: CallbackRow,
-    pub(crate) reported: KnownAnswer,
+    pub(crate) answer: KnownAnswer,
     /// Id that the marketplace itself chose for the instance.
     pub(crate) marketplace_instance_id: Option<String>,
     /// The job, if it was created in state running.

@@ -203,32 +203,27 @@ fn read_callback(row: &Row<'_>) -> rusqlite::Result<CallbackRow> {
 /// Reads the body of callback `number` from column `behind`.
 fn read_body(row: &Row<'_>, behind: usize, number: i64) -> rusqlite::Result<Callback> {
     let body = row.get_ref(behind)?.as_bytes();
-    let unreadable = |fault: String, newer: bool| {
-        let unreadable = Unreadable {
-            table: "callback",
-            row: number.to_string(),
-            fault: format!("`body` {fault}"),
-            newer,
-        };
-        rusqlite::Error::FromSqlConversionFailure(behind, Type::Null, Box::new(unreadable))
-    };
-    let body = body.map_err(|error| unreadable(format!("is not text: {error}"), false))?;
+    let body =
+        body.map_err(|error| unreadable_body(behind, number, format!("is not text: {error}"), false))?;
     let known = Callback::VERSION;
-    match serde_json::from_slice::<Callback>(body) {
-        Ok(callback) if callback.version <= known => Ok(callback),
-        read => {
-            // Read the version alone, because a newer body may not fit our type.
-            let version = serde_json::from_slice::<Version>(body).map_or(0, |body| body.version);
-            let fault = match read {
-                _ if version > known => {
-                    format!("has version {version}; this spid supports versions up to {known}")
-                }
-                Err(error) => format!("is not a callback: {error}"),
-                Ok(_) => "is not a callback".to_owned(),
-            };
-            Err(unreadable(fault, version > known))
-        }
-    }
+    let read = match serde_json::from_slice::<Callback>(body) {
+        Ok(callback) if callback.version <= known => return Ok(callback),
+        read => read,
+    };
+    // Read the version alone, because a newer body may not fit our type.
+    let version = serde_json::from_slice::<Version>(body).map_or(0, |body| body.version);
+    let fault = match read {
+        _ if version > known => format!("has version {version}; this spid supports versions up to {known}"),
+        Err(error) => format!("is not a callback: {error}"),
+        Ok(_) => "is not a callback".to_owned(),
+    };
+    Err(unreadable_body(behind, number, fault, version > known))
+}
+
+fn unreadable_body(column: usize, number: i64, fault: String, newer: bool) -> rusqlite::Error {
+    let fault = format!("`body` {fault}");
+    let unreadable = Unreadable { table: "callback", row: number.to_string(), fault, newer };
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Null, Box::new(unreadable))
 }
 
 /// Version member of a body, which every version of spid writes.
@@ -465,7 +460,10 @@ impl Read for Sqlite {
 
     fn name_of(&self, number: i64) -> Result<Option<(String, String)>> {
         let sql = "SELECT account, name FROM name WHERE instance = ?1 ORDER BY name LIMIT 1";
-        self.one(sql, [number], |row| Ok((row.get(0)?, row.get(1)?)))
+        self.one(sql, [number], |row| {
+            let mut columns = Columns::of("name", row);
+            Ok((columns.next()?, columns.next()?))
+        })
     }
 
     fn instance_by_name(&self, account: &str, name: &str) -> Result<Option<InstanceAndQueue>> {
