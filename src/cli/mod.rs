@@ -151,7 +151,13 @@ struct Arguments {
     #[arg(long, global = true, env = "SPID_LOG", value_name = "FILTER", help_heading = "Global options")]
     log: Option<String>,
     /// Log format: text or json. Overrides the configuration.
-    #[arg(long, global = true, env = "SPID_LOG_FORMAT", value_name = "FORMAT", help_heading = "Global options")]
+    #[arg(
+        long,
+        global = true,
+        env = "SPID_LOG_FORMAT",
+        value_name = "FORMAT",
+        help_heading = "Global options"
+    )]
     log_format: Option<LogFormat>,
     #[command(subcommand)]
     command: Command,
@@ -266,8 +272,10 @@ impl StoreArguments {
         let Some(file) = self.config.as_ref().filter(|_| self.is_configured()) else {
             return match hook {
                 None => Ok(None),
-                Some(_) => Err(Failure::new(Exit::Usage, "`--hook` needs a configuration, which has the routes")
-                    .hint("use --config FILE instead of --db")),
+                Some(_) => {
+                    Err(Failure::new(Exit::Usage, "`--hook` needs a configuration, which has the routes")
+                        .hint("use --config FILE instead of --db"))
+                }
             };
         };
         let routes = config::routes_of(file, &ProcessEnvironment, has_hook_inside)?;

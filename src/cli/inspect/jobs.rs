@@ -83,8 +83,7 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
     match command {
         JobsCommand::List { list, state, hook } => {
             let routes = list.store.routes(has_hook_inside, hook.as_deref())?;
-            let rows =
-                select(&list.store.reader()?, routes.as_ref(), state, hook.as_deref(), list.limit)?;
+            let rows = select(&list.store.reader()?, routes.as_ref(), state, hook.as_deref(), list.limit)?;
             if list.json {
                 return output.json(&rows);
             }
@@ -95,9 +94,8 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
             Ok(())
         }
         JobsCommand::Show { show, reveal, id } => {
-            let reader = show.store.reader()?;
-            let id = job_id(&reader, &id)?;
-            let detail = reader.job_detail(id)?;
+            let id = job_id(&show.store, &id)?;
+            let detail = show.store.reader()?.job_detail(id)?;
             let secrets =
                 reveal.secrets(&show.store, &format!("job {id}"), std::slice::from_ref(&detail.job))?;
             if show.json {
@@ -128,9 +126,8 @@ pub(crate) fn listed_table(rows: &[RoutedJob], output: &mut Output) -> Done {
             text(row.note.as_deref()),
         ]);
     }
-    let header = [
-        "JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE",
-    ];
+    let header =
+        ["JOB", "ACTION", "STATE", "INSTANCE", "ORDER", "HOOK", "ATTEMPTS", "CREATED", "DUE/ENDED", "NOTE"];
     output.table(&header, &cells)
 }
 

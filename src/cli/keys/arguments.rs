@@ -50,8 +50,9 @@ impl KeyArguments {
             }
             (None, None, true) => ("dev", "--dev", Ok(Secret::new(DEV_KEY))),
             (None, None, false) => {
-                return Err(Failure::new(Exit::Usage, "there is no key")
-                    .hint("give --key-file FILE, --key-env NAME, or --dev for the key of `spid serve --dev`"));
+                return Err(Failure::new(Exit::Usage, "there is no key").hint(
+                    "give --key-file FILE, --key-env NAME, or --dev for the key of `spid serve --dev`",
+                ));
             }
         };
         let key = secret.and_then(|secret| Key::new(label, secret).map_err(|error| error.to_string()));
@@ -77,12 +78,16 @@ impl KeyArguments {
         let index = match (name, names.as_slice()) {
             (None, [_]) => Some(0),
             (None, _) => {
-                return Err(Failure::new(Exit::Usage, "there are several endpoints: choose one with --endpoint")
-                    .hint(format!("use {}", names.join(", "))));
+                return Err(Failure::new(
+                    Exit::Usage,
+                    "there are several endpoints: choose one with --endpoint",
+                )
+                .hint(format!("use {}", names.join(", "))));
             }
             (Some(name), _) => names.iter().position(|known| *known == name),
         };
-        let Some(EndpointAccess { endpoint, path, listen, is_tls }) = index.and_then(|index| found.get(index))
+        let Some(EndpointAccess { endpoint, path, listen, is_tls }) =
+            index.and_then(|index| found.get(index))
         else {
             let name = name.unwrap_or_default();
             return Err(Failure::new(Exit::Usage, format!("no endpoint is called `{name}`"))

@@ -42,7 +42,9 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     let access = key.access(operation.store.config.as_deref(), Some(&row.endpoint))?;
     let to = match (to, &access.url) {
         (Some(to), _) => to,
-        (None, Some(url)) => url.parse().map_err(|error| Failure::new(Exit::Config, format!("{url}: {error}")))?,
+        (None, Some(url)) => {
+            url.parse().map_err(|error| Failure::new(Exit::Config, format!("{url}: {error}")))?
+        }
         (None, None) => return Err(Failure::new(Exit::Usage, "give the URL with --to")),
     };
     if !to.is_loopback() && !yes {
@@ -57,10 +59,7 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     if let Some(at) = callback.pruned_at {
-        let text = format!(
-            "the content of callback {} was pruned at {at}; there is nothing to send",
-            number
-        );
+        let text = format!("the content of callback {} was pruned at {at}; there is nothing to send", number);
         return Err(Failure::new(Exit::Data, text));
     }
     // The option overrides the stored dialect.
@@ -71,8 +70,8 @@ pub(crate) fn resend(arguments: ResendArguments, output: &mut Output) -> Done {
     };
     let sending = Sending::at(Clock::System.now());
     let request = dialect.request(&callback.action_name, &parameters, &access.keys, &sending);
-    let sent = exchange::addressed(&request, &to)
-        .map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
+    let sent =
+        exchange::addressed(&request, &to).map_err(|error| Failure::new(Exit::Usage, error.to_string()))?;
     // The audit entry comes before the request: a request that was sent must never be missing from the audit log.
     let (mut operations, act) = operation.begin()?;
     let target = format!("callback {} to {}", number, to.authority());
