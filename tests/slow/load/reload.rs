@@ -10,7 +10,6 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::thread::Scope;
-use std::time::{Duration, Instant};
 
 use crate::support::daemon::{
     Daemon, Home, KEY, Line, QUICK, assert_clean, create, exchange, get, get_text, renew, until,
