@@ -136,7 +136,9 @@ impl Credentials {
             Source::Key(key) => return Ok(key.clone()),
             Source::EcsRole { role } => self.machine_role(chain, role.as_deref()).await,
             Source::AssumeRole { key, role } => self.assumed_role(chain, key, role).await,
-            Source::Oidc { provider, token_file, role } => self.token_role(chain, provider, token_file, role).await,
+            Source::Oidc { provider, token_file, role } => {
+                self.token_role(chain, provider, token_file, role).await
+            }
         };
         match fetched {
             Ok(key) => {
@@ -221,7 +223,12 @@ impl Credentials {
     }
 
     /// Exchanges a key for the temporary key of a role.
-    async fn assumed_role(&self, chain: &DefaultChain, key: &ApiKey, role: &Role) -> Result<TemporaryKey, NoKey> {
+    async fn assumed_role(
+        &self,
+        chain: &DefaultChain,
+        key: &ApiKey,
+        role: &Role,
+    ) -> Result<TemporaryKey, NoKey> {
         let url = token_service(chain)?;
         let parameters = role_parameters(role);
         let signed = ApiRequest {

@@ -220,6 +220,11 @@ impl Store {
             tracing::error!(key = %own.display(), "the sealing key is missing; spid creates a new one; passwords and license keys encrypted with the old key cannot be reported again, ids and addresses can");
         }
         let encryptor = Encryptor::from_sources(&sources)?;
+        if sqlite::was_killed(path)? {
+            tracing::warn!(
+                "the last daemon of this database was killed, or went down with its machine; unfinished jobs run again"
+            );
+        }
         note_keys(path, &encryptor);
         let reader = Reader::of(sqlite::SqliteReaders::new(path, backend.place()));
         Store::start(backend, reader, encryptor, options, clock).await

@@ -33,7 +33,7 @@ use crate::observe::limits;
 pub(crate) use files::{DatabaseFiles, RestoreTarget, is_filled, may_make_files_beside, remains};
 use files::{InodeLock, check_links, check_name, lock, make_private, may, remove_with_journals, sync_folder};
 pub use maintenance::InstanceExport;
-pub(super) use maintenance::{note_keys, noted_keys};
+pub(super) use maintenance::{note_keys, noted_keys, was_killed};
 use written::{FileState, check_noted};
 
 /// Application id that marks the file as ours: "spid" in ASCII.
@@ -91,6 +91,13 @@ struct DaemonLocks {
     inode: InodeLock,
     beside: File,
     seen: FileState,
+}
+
+impl Drop for DaemonLocks {
+    fn drop(&mut self) {
+        // Only the stamp stays in the note: the daemon ends in order, so the next start must not report a kill.
+        files::keep_stamp_line(&self.beside);
+    }
 }
 
 /// A pool of connections that read committed data.

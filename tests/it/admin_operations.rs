@@ -1199,3 +1199,78 @@ fn a_second_purchase_is_approved_where_nothing_was_made_of_the_first() {
         "the first one is still not done: {listed:#?}"
     );
 }
+
+/// Bought orders whose create is dead, the newest first.
+fn dead_orders(home: &Home, daemon: &Daemon, names: &[&str]) -> Vec<String> {
+    for name in names {
+        assert_eq!(daemon.deliver(&create(name)).id(), "0");
+        make_dead(home);
+    }
+    let dead = jobs(home, "dead");
+    assert_eq!(dead.len(), names.len(), "{dead:?}");
+    dead.iter().map(|job| word(job, "id").to_owned()).collect()
+}
+
+#[test]
+fn jobs_are_chosen_by_state_and_hook_and_changed_only_with_yes() {
+    let (home, daemon) = started(&["fail-create"]);
+    dead_orders(&home, &daemon, &["biz-1", "biz-2"]);
+    let listed = home.run(&["jobs", "list", "--config", "spid.toml", "--json"]);
+    let listed: Value = serde_json::from_str(&listed.stdout).unwrap();
+    assert_eq!((&listed[0]["hook"], &listed[1]["instance_name"]), (&json!("provision"), &json!("biz-1")));
+    let table = home.run(&["jobs", "list", "--config", "spid.toml"]).stdout;
+    assert!(table.contains("  INSTANCE  ORDER ") && table.contains("  provision  "), "{table}");
+
+    let of_hook = |hook: &str, more: &[&str]| {
+        let arguments = ["--config", "spid.toml", "--state", "dead", "--hook", hook, "--why", "a test"];
+        home.run(&[&["jobs", "retry"], arguments.as_slice(), more].concat())
+    };
+    let before = contents(&home);
+    let counted = of_hook("provision", &[]);
+    assert_eq!(counted.code, 64, "{}", counted.stderr);
+    assert!(counted.stderr.contains("2 jobs would be retried; nothing was changed"), "{}", counted.stderr);
+    assert!(counted.stdout.contains("biz-1") && counted.stdout.contains("biz-2"), "{}", counted.stdout);
+    let unknown = of_hook("provisoin", &["--yes"]);
+    assert_eq!(unknown.code, 64);
+    assert!(unknown.stderr.contains("did you mean `provision`?"), "{}", unknown.stderr);
+    assert_eq!(contents(&home), before);
+    // The routes are in the configuration, which `--db` does not name.
+    assert!(
+        refused(&home, 64, &["jobs", "retry", "--state", "dead", "--hook", "provision", "--yes"])
+            .contains("--config")
+    );
+    assert!(refused(&home, 64, &["jobs", "retry", "--yes"]).contains("required"));
+
+    untell_hook(&home, "fail-create");
+    let retried = of_hook("provision", &["--yes"]);
+    assert_eq!(retried.code, 0, "{}", retried.stderr);
+    assert!(retried.stdout.starts_with("2 jobs\n") && retried.stdout.ends_with("2 of 2 jobs retried\n"));
+    home.wait_until_idle();
+    assert_eq!(jobs(&home, "done").len(), 2);
+    assert_eq!(of_hook("provision", &["--yes"]).stdout, "0 jobs\n0 of 0 jobs retried\n");
+
+    tell_hook(&home, "fail-create");
+    dead_orders(&home, &daemon, &["biz-3"]);
+    let dropped = done(&home, &["jobs", "drop", "--state", "dead", "--yes"]).stdout;
+    assert!(dropped.ends_with("1 of 1 jobs dropped\n"), "{dropped}");
+    assert_eq!(jobs(&home, "dropped").len(), 1);
+    assert_eq!(last_act(&home).0, "drop");
+}
+
+#[test]
+fn the_beginning_of_an_id_is_enough_if_only_one_job_has_it() {
+    let (home, daemon) = started(&["fail-create"]);
+    let ids = dead_orders(&home, &daemon, &["biz-1", "biz-2"]);
+    let common = ids[0].chars().zip(ids[1].chars()).take_while(|(a, b)| a == b).count();
+    // Ids of one moment begin alike.
+    assert!(common > 3, "{ids:?}");
+    let said = refused(&home, 64, &["jobs", "retry", &ids[0][..common]]);
+    assert!(ids.iter().all(|id| said.contains(&format!("\n  {id}  create  dead"))), "{said}");
+    assert!(
+        refused(&home, 66, &["jobs", "drop", "ffff"]).contains("no job has an id that begins with `ffff`")
+    );
+    refused(&home, 64, &["jobs", "drop", "biz-1"]);
+    let beginning = &ids[0][..=common];
+    assert!(home.look(&["jobs", "show", beginning]).contains(&ids[0]));
+    assert_eq!(done(&home, &["jobs", "retry", beginning]).stdout, format!("job {} is due now\n", ids[0]));
+}

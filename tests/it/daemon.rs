@@ -399,3 +399,67 @@ fn dev_mode_needs_no_configuration() {
     assert_eq!(daemon.get(&query).id(), "ob-dev");
     assert_eq!(home.state("ob-dev"), "active", "the store is spid.db, here");
 }
+
+#[test]
+fn a_start_says_that_the_last_daemon_was_killed() {
+    const KILLED: &str = "the last daemon of this database was killed";
+    let home = Home::with_log_hook();
+    let daemon = home.start();
+    assert!(!daemon.log().contains(KILLED), "this is the first start");
+    assert_eq!(daemon.deliver(&create("ob-1")).id(), "ob-1");
+    daemon.kill();
+    let daemon = home.start();
+    daemon.wait_for_log(KILLED);
+    daemon.stop();
+    assert!(!home.start().log().contains(KILLED), "the last one was stopped");
+}
+
+#[test]
+fn key_and_address_come_from_the_configuration() {
+    let home = Home::with_log_hook();
+    let text = std::fs::read_to_string(home.path("spid.toml")).unwrap();
+    let signed = ["sign", "--config", "spid.toml", "createInstance", "orderBizId=ob-1", "aliUid=1"];
+    let configured = home.run(&signed);
+    assert_eq!(configured.code, 0, "{}", configured.stderr);
+    let url = configured.stdout.trim();
+    assert!(url.starts_with("http://127.0.0.1:0/spi?"), "{url}");
+    let verified = home.run(&["verify", "--config", "spid.toml", url]);
+    assert_eq!(verified.code, 0, "{}", verified.stderr);
+    assert!(verified.stdout.starts_with("the signature is valid: key `current`"), "{}", verified.stdout);
+    // A key on the command line goes before SPID_CONFIG.
+    let other = home.run_in(&["verify", "--dev", url], &[("SPID_CONFIG", "spid.toml")]);
+    assert_eq!(other.code, 1, "{}", other.stdout);
+
+    let second = text.split("[[hook]]").next().unwrap().split("[[endpoint]]").nth(1).unwrap();
+    let second = second
+        .replace("alibaba-cn", "jdcloud-cn")
+        .replace("/spi", "/jd")
+        .replace("\"alibaba\"", "\"jdcloud\"");
+    home.configure(
+        &format!("{text}\n[[endpoint]]{second}shared_key = true\n")
+            .replace("account = \"alibaba-cn\"", "account = \"alibaba-cn\"\nshared_key = true"),
+    );
+    let several = home.run(&signed);
+    assert_eq!(several.code, 64);
+    assert!(several.stderr.contains("hint: use alibaba-cn, jdcloud-cn"), "{}", several.stderr);
+    let chosen = home.run(&[signed.as_slice(), &["--endpoint", "jdcloud-cn"]].concat());
+    assert!(chosen.stdout.starts_with("http://127.0.0.1:0/jd?"), "{}{}", chosen.stdout, chosen.stderr);
+    let none = home.run(&["sign", "createInstance"]);
+    assert_eq!(none.code, 64);
+    assert!(none.stderr.contains("--config FILE"), "{}", none.stderr);
+}
+
+#[test]
+fn help_lists_the_commands_by_purpose() {
+    let home = Home::empty();
+    let help = home.run(&["--help"]).stdout;
+    for line in
+        ["\nRun:\n", "\nInspect:\n", "\nRepair:\n", "\nKeys:\n", "\nDevelop:\n", "\nGlobal options:\n"]
+    {
+        assert_eq!(help.matches(line).count(), 1, "{line}{help}");
+    }
+    assert!(help.lines().all(|line| line.len() <= 110), "{help}");
+    assert!(!help.contains("acts"), "{help}");
+    // The old name still works.
+    assert!(home.run(&["acts", "--help"]).stdout.contains("spid audit"));
+}

@@ -1,14 +1,14 @@
 //! Ids of jobs on the command line: a whole id, or a beginning that only one job has.
 
-use crate::cli::{Exit, Failure};
-use crate::store::{Filter, JobRow, Reader};
+use crate::cli::{Exit, Failure, StoreArguments};
+use crate::store::{Filter, JobRow};
 use spid_hook::id::Id;
 
 /// Maximum number of candidates that an error lists.
 const CANDIDATES_MAX_COUNT: usize = 10;
 
 /// Finds the job whose id is, or begins with, this text.
-pub(crate) fn job_id(reader: &Reader, text: &str) -> Result<Id, Failure> {
+pub(crate) fn job_id(store: &StoreArguments, text: &str) -> Result<Id, Failure> {
     let not_an_id = match text.parse::<Id>() {
         Ok(id) => return Ok(id),
         Err(error) => error,
@@ -18,7 +18,7 @@ pub(crate) fn job_id(reader: &Reader, text: &str) -> Result<Id, Failure> {
         return Err(Failure::new(Exit::Usage, not_an_id.to_string()));
     }
     let all = Filter { limit: usize::MAX, ..Filter::default() };
-    let mut found = reader.jobs(&all)?;
+    let mut found = store.reader()?.jobs(&all)?;
     found.retain(|job| job.id.to_string().starts_with(&wanted));
     match found.as_slice() {
         [job] => Ok(job.id),

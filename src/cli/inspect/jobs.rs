@@ -94,9 +94,8 @@ pub(crate) fn jobs(command: JobsCommand, has_hook_inside: bool, output: &mut Out
             Ok(())
         }
         JobsCommand::Show { show, reveal, id } => {
-            let reader = show.store.reader()?;
-            let id = job_id(&reader, &id)?;
-            let detail = reader.job_detail(id)?;
+            let id = job_id(&show.store, &id)?;
+            let detail = show.store.reader()?.job_detail(id)?;
             let secrets =
                 reveal.secrets(&show.store, &format!("job {id}"), std::slice::from_ref(&detail.job))?;
             if show.json {

@@ -58,11 +58,10 @@ pub(crate) fn drop_jobs(arguments: &JobsArguments, has_hook_inside: bool, output
 
 impl JobsArguments {
     fn run(&self, done: &str, on_job: OnJob, has_hook_inside: bool, output: &mut Output) -> Done {
-        let reader = self.act.store.reader()?;
         let Some(state) = self.state else {
             let mut ids = Vec::new();
             for id in &self.ids {
-                ids.push(job_id(&reader, id)?);
+                ids.push(job_id(&self.act.store, id)?);
             }
             let (mut operations, act) = self.act.begin()?;
             for id in ids {
@@ -71,7 +70,13 @@ impl JobsArguments {
             return Ok(());
         };
         let routes = self.act.store.routes(has_hook_inside, self.hook.as_deref())?;
-        let mut chosen = select(&reader, routes.as_ref(), Some(state), self.hook.as_deref(), usize::MAX)?;
+        let mut chosen = select(
+            &self.act.store.reader()?,
+            routes.as_ref(),
+            Some(state),
+            self.hook.as_deref(),
+            usize::MAX,
+        )?;
         // The oldest first: the jobs of an instance run in this order.
         chosen.reverse();
         let count = chosen.len();
@@ -118,7 +123,7 @@ pub(crate) struct CompleteJobArguments {
 
 pub(crate) fn complete_job(arguments: CompleteJobArguments, output: &mut Output) -> Done {
     let answer = arguments.answer.as_deref().map_or_else(|| Ok(Answer::default()), answer)?;
-    let id = job_id(&arguments.act.store.reader()?, &arguments.id)?;
+    let id = job_id(&arguments.act.store, &arguments.id)?;
     let (mut operations, act) = arguments.act.begin()?;
     let action = operations.complete_job(id, &answer, &act)?;
     output.line(&format!("job {id} ({action}) is complete; spid reports it at the next delivery"))

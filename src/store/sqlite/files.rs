@@ -143,6 +143,14 @@ pub(super) fn has_stamp_line(note: &File) -> bool {
         && matches!(line.as_slice(), [stamp @ .., b'\n'] if is_stamp(stamp))
 }
 
+/// Removes everything from the note behind the line for the stamp, if it has one.
+pub(super) fn keep_stamp_line(note: &File) {
+    if has_stamp_line(note) {
+        // A failure leaves more lines, and the next start reports a kill.
+        let _ = note.set_len(STAMP_DIGITS as u64 + 1);
+    }
+}
+
 /// Formats the first line of the note.
 pub(super) fn stamp_line(stamp: i64) -> String {
     format!("{:0STAMP_DIGITS$}\n", stamp.cast_unsigned())

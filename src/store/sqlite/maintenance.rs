@@ -20,10 +20,24 @@ use crate::store::encryption::KeyId;
 use crate::store::rows::{Disposition, InstanceRow};
 use spid_hook::id::Id;
 
+/// Last line of the note while a daemon runs. Its end removes the line, so a start that finds it follows a kill.
+const RUNNING: &str = "running";
+
+/// Returns true if the last daemon of this database was killed, or went down with its machine.
+pub(in crate::store) fn was_killed(path: &Path) -> Result<bool> {
+    let lock_path = lock_path(path)?;
+    match files::read(&lock_path, limits::OWN_FILE_MAX_BYTES) {
+        Ok(note) => Ok(note.split(|byte| *byte == b'\n').next_back() == Some(RUNNING.as_bytes())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::of_file(&lock_path, &error)),
+    }
+}
+
 /// Writes the ids of the daemon's sealing keys into the file beside the database that the daemon keeps locked.
 pub(in crate::store) fn note_keys(path: &Path, keys: &[KeyId]) -> Result<()> {
     let lock_path = lock_path(path)?;
-    let words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
+    let mut words: Vec<String> = keys.iter().map(KeyId::to_string).collect();
+    words.push(RUNNING.to_owned());
     // The first line holds the stamp of the last commit. It is never overwritten here, so that a kill between two steps
     // cannot lose it. The file cannot be replaced as a whole, because the daemon holds its lock on it.
     let no_stamp = stamp_line(0);
@@ -276,6 +290,6 @@ mod tests {
         });
         note_keys(&path, &[key]).unwrap();
         let text = std::fs::read_to_string(lock_path(&path).unwrap()).unwrap();
-        assert_eq!(text, format!("{}{key}", stamp_line(7)));
+        assert_eq!(text, format!("{}{key}\n{RUNNING}", stamp_line(7)));
     }
 }
