@@ -29,7 +29,7 @@ pub(in crate::store) fn was_killed(path: &Path) -> Result<bool> {
     match files::read(&lock_path, limits::OWN_FILE_MAX_BYTES) {
         Ok(note) => Ok(note.split(|byte| *byte == b'\n').next_back() == Some(RUNNING.as_bytes())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(StoreError::of_file(&lock_path, &error)),
+        Err(error) => Err(StoreError::of_file(&lock_path)(error)),
     }
 }
 
