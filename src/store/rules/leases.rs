@@ -18,8 +18,8 @@ use spid_hook::time::plus_millis;
 
 /// Ends the leases that have run out, and returns these jobs to the queue.
 ///
-/// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have ended
-/// because the clock jumped or the disk was full.
+/// The (job, attempt) pairs in `in_flight` are left out, because the caller still runs them. Their lease can only have
+/// ended because the clock jumped or the disk was full.
 pub(crate) fn end_leases(
     rows: &mut dyn Write,
     in_flight: &[(i64, u32)],

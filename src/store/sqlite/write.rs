@@ -306,7 +306,8 @@ impl Sqlite {
     /// Unblocks the first job of the instance's queue after the job before it has ended.
     ///
     /// `put_job` writes every end of a job and calls this function, so no job stays blocked without a job before it. An
-    /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked again.
+    /// ended job returns only to an empty queue (see `check_refused` in `operations::jobs`), so no job becomes blocked
+    /// again.
     fn unblock(&self, instance: i64) -> Result<()> {
         self.run(
             &format!(
