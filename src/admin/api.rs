@@ -182,7 +182,7 @@ pub(super) fn instances_filter(target: &Target, limit: usize) -> Result<Filter, 
     });
     Ok(Filter {
         state: state.transpose()?,
-        account: target.get("account").map(str::to_owned),
+        accounts: target.get("account").map(str::to_owned).into_iter().collect(),
         search: target.get("search").map(str::to_owned),
         before: target.before()?,
         limit: target.limit(limit)?,
@@ -228,7 +228,7 @@ async fn callbacks(admin: &Admin, target: &Target) -> Answered {
         // `untold` is the former name.
         unreported: is_set("unreported")? || is_set("untold")?,
         disposition: is_set("held")?.then_some(Disposition::Held),
-        account: target.get("account").map(str::to_owned),
+        accounts: target.get("account").map(str::to_owned).into_iter().collect(),
         before: target.before()?,
         limit,
         ..Filter::default()

@@ -163,6 +163,16 @@ pub const RETRY_LIST_WAIT_MAX_S: u64 = 24 * 60 * 60;
 pub const ORDER_LOOKUPS_MAX_COUNT: usize = 16;
 /// Time for a marketplace to answer an order lookup, in milliseconds.
 pub const ORDER_LOOKUP_MS: u64 = 20_000;
+/// Longest wait that a client of the application's listener may ask for, in seconds.
+pub const APP_WAIT_MAX_S: u64 = 60;
+/// Maximum number of requests of the application that wait for a change.
+pub const APP_WAITS_MAX_COUNT: usize = 256;
+/// Interval at which a waiting request reads without a commit of this process, in milliseconds.
+pub const APP_POLL_MS: u64 = 1_000;
+/// Minimum time between two reads of a waiting request, in milliseconds.
+pub const APP_REREAD_MS: u64 = 50;
+/// Time after the end of a term in which a customer stays entitled by default, in milliseconds.
+pub const APP_OVERRUN_MS: i64 = 24 * 60 * 60 * 1000;
 /// Time for a marketplace's API to answer a call, in milliseconds. The vendor's own library waits 10 s.
 pub const MARKET_CALL_MS: u64 = 15_000;
 /// Time for the metadata service of the machine to answer, in milliseconds.

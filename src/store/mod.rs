@@ -43,6 +43,7 @@ use crate::observe::metrics::{Metric, Metrics};
 use crate::store::encryption::{Encryptor, KeySource};
 use key_use::KeysUsed;
 use rules::{Accepted, Finish, KnownAnswer, StoredAnswer};
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::callback::{Answer, Callback, Nonce, Outcome};
 use spid_hook::id::{Id, Ids};
 use spid_hook::instance::Instance;
@@ -67,7 +68,7 @@ pub use rows::{
 };
 pub use rules::{Acceptance, AttemptEnd, LeasedJob, UnreadableJob};
 pub use sqlite::InstanceExport;
-pub use views::{CallbackDetail, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob, ViewError};
+pub use views::{CallbackDetail, Entitled, EntitledBy, HeldItem, InstanceHistory, JobDetail, ListedCallback, ListedJob, ViewError};
 pub use waiters::{HandedJob, ResultWaiter};
 pub use writer::{Batch, Ended, LeasedJobs, Operated, Writer};
 
@@ -77,7 +78,7 @@ pub enum Finished {
     /// The end was kept.
     Kept {
         /// State of the job now.
-        state: spid_core::lifecycle::schedule::JobState,
+        state: JobState,
         /// Note of the job about its state.
         note: Option<String>,
     },
@@ -536,6 +537,11 @@ impl Store {
         &self.inner.shared.signals.permits
     }
 
+    /// Returns a receiver that changes after each commit of this process. Commands in other processes commit without it.
+    pub fn commits(&self) -> watch::Receiver<u64> {
+        self.inner.shared.signals.commits()
+    }
+
     /// Wakes the dispatcher, because another process has changed the database and a job may be due.
     pub fn wake(&self) {
         self.inner.shared.signals.work.notify_one();
@@ -586,9 +592,7 @@ impl Store {
         }
         let job = &handed.taken.job;
         let row = self.inner.reader.job(job.id)?;
-        Ok(row.is_some_and(|row| {
-            row.state == spid_core::lifecycle::schedule::JobState::Running && row.attempts == job.attempts
-        }))
+        Ok(row.is_some_and(|row| row.state == JobState::Running && row.attempts == job.attempts))
     }
 
     /// Extends the leases of these (job, attempt) pairs.

@@ -4,13 +4,15 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::attention::{AttentionReason, InNeed};
-use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow};
+use super::rows::{AttemptRow, CallbackRow, Disposition, Filter, InstanceRow, JobRow, Read};
 use super::{Reader, StoreError};
-use spid_core::lifecycle::schedule;
+use crate::observe::limits;
+use spid_core::lifecycle;
+use spid_core::lifecycle::schedule::JobState;
 use spid_hook::Subject;
 use spid_hook::callback::{Action, Callback};
 use spid_hook::id::Id;
-use spid_hook::instance::Instance;
+use spid_hook::instance::{Instance, State};
 use spid_hook::trace::TraceId;
 
 /// Error of a view.
@@ -168,7 +170,71 @@ impl CallbackRow {
     }
 }
 
+/// An instance, with the actions that are owed to it.
+#[derive(Debug, Clone)]
+pub struct Entitled {
+    /// The instance.
+    pub row: InstanceRow,
+    /// Actions that were accepted and not carried out: of live jobs, and of held callbacks.
+    pub owed: Vec<Action>,
+}
+
+/// Selection of instances for a question of the seller's application.
+#[derive(Debug, Clone)]
+pub enum EntitledBy {
+    /// Any name of an instance.
+    Name(String),
+    /// The buyer's account; released instances are left out.
+    Buyer(String),
+    /// The tenant who has claimed the instances; released instances are left out.
+    Tenant(String),
+}
+
 impl Reader {
+    /// Returns the instances of these accounts that a question is about, the newest first, at most `limit`.
+    ///
+    /// # Errors
+    /// Fails if the database cannot be read.
+    pub fn entitled(
+        &self,
+        accounts: &[String],
+        by: &EntitledBy,
+        limit: usize,
+    ) -> Result<Vec<Entitled>, StoreError> {
+        // Without an account there is nothing to see, and an empty filter would show everything.
+        if accounts.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.with(|rows| {
+            let instances = match by {
+                EntitledBy::Name(name) => {
+                    let mut found = rows.instances_named(name)?;
+                    found.retain(|row| accounts.contains(&row.instance.account));
+                    found.truncate(limit);
+                    found
+                }
+                EntitledBy::Buyer(buyer) => {
+                    live(rows, Filter { buyer: Some(buyer.clone()), ..of_accounts(accounts, limit) })?
+                }
+                EntitledBy::Tenant(tenant) => {
+                    live(rows, Filter { tenant: Some(tenant.clone()), ..of_accounts(accounts, limit) })?
+                }
+            };
+            // One snapshot for an instance and what it is owed: a job that ends in between counts once.
+            let mut entitled = Vec::with_capacity(instances.len());
+            for row in instances {
+                let owed = owed(rows, row.number)?;
+                entitled.push(Entitled { row, owed });
+            }
+            Ok(entitled)
+        })?;
+        let mut named = Vec::with_capacity(found.len());
+        for Entitled { row, owed } in found {
+            named.push(Entitled { row: self.named(row)?, owed });
+        }
+        Ok(named)
+    }
+
     /// Returns the one instance with this name. `account` is needed if several accounts have one.
     ///
     /// # Errors
@@ -227,7 +293,7 @@ impl Reader {
             callbacks.extend(self.callbacks(&held)?);
         }
         if let Some(last) = jobs.last().filter(|_| older) {
-            let live = schedule::JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
+            let live = JobState::ALL.into_iter().filter(|state| state.is_live()).collect();
             jobs.extend(self.jobs(&Filter { jobs: live, before: Some(last.number), ..all })?);
         }
         callbacks.reverse();
@@ -255,9 +321,9 @@ impl Reader {
             return Err(ViewError::NotFound(format!("there is no callback {number}")));
         };
         // A job that cannot be read must not hide its callback.
-        let job = match row.job.map(|job| self.with(|rows| rows.job(job))).transpose() {
+        let job = match self.with(|rows| rows.job_of(row.job)) {
             Err(StoreError::Unreadable(_)) => None,
-            job => job?.flatten(),
+            job => job?,
         };
         let job_id = job.map(|job| job.id);
         Ok(CallbackDetail { row, callback, job_id, trace_id: job_id.map(TraceId::of) })
@@ -469,4 +535,45 @@ mod tests {
         assert_eq!((&all.callbacks, &all.jobs, all.older), (&whole.callbacks, &whole.jobs, false));
         assert!(!serde_json::to_string(&all).unwrap().contains("older"));
     }
+}
+
+fn of_accounts(accounts: &[String], limit: usize) -> Filter {
+    Filter { accounts: accounts.to_vec(), limit, ..Filter::default() }
+}
+
+/// Returns the instances that are not released.
+fn live(rows: &dyn Read, filter: Filter) -> Result<Vec<InstanceRow>, StoreError> {
+    let mut found = Vec::new();
+    let mut page = filter.clone();
+    // Released instances of a buyer stay for good, so they may fill whole pages.
+    while found.len() < filter.limit {
+        let listed = rows.list_instances(&page)?;
+        let Some(last) = listed.last() else { break };
+        page.before = Some(last.number);
+        let is_last = listed.len() < page.limit;
+        found.extend(listed.into_iter().filter(|row| row.instance.state != State::Released));
+        if is_last {
+            break;
+        }
+    }
+    found.truncate(filter.limit);
+    Ok(found)
+}
+
+/// Returns the actions that are owed to an instance, each once.
+fn owed(rows: &dyn Read, instance: i64) -> Result<Vec<Action>, StoreError> {
+    let mut actions = Vec::new();
+    for job in rows.queue_jobs(instance)? {
+        actions.push(job.action);
+    }
+    let held = Filter {
+        instance: Some(instance),
+        disposition: Some(Disposition::Held),
+        limit: limits::LIST_DEFAULT_COUNT,
+        ..Filter::default()
+    };
+    for callback in rows.list_callbacks(&held)? {
+        actions.push(callback.action);
+    }
+    Ok(lifecycle::entitlement::owed(actions))
 }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::rules::LeasedJob;
@@ -39,6 +39,7 @@ pub(crate) struct StoreSignals {
     ready: mpsc::UnboundedSender<HandedJob>,
     waiters: Arc<Waiters>,
     leases_ended: AtomicU64,
+    commits: watch::Sender<u64>,
 }
 
 impl StoreSignals {
@@ -50,12 +51,26 @@ impl StoreSignals {
             ready,
             waiters: Arc::default(),
             leases_ended: AtomicU64::new(0),
+            commits: watch::Sender::new(0),
         };
         (signals, receiver)
     }
 
     pub(crate) fn waiters(&self) -> &Arc<Waiters> {
         &self.waiters
+    }
+
+    /// Tells those who wait for a change that something was committed.
+    pub(crate) fn commit(&self) {
+        // Nearly always there are none, and then this costs one load.
+        if self.commits.receiver_count() > 0 {
+            self.commits.send_modify(|count| *count = count.wrapping_add(1));
+        }
+    }
+
+    /// Returns a receiver that changes after each commit of this process.
+    pub(crate) fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
     }
 
     /// Hands a job that was created in state running to the dispatcher.

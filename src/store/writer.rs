@@ -296,6 +296,9 @@ impl<B: Backend> Writer<B> {
 
     /// Answers every operation of the batch.
     pub fn settle(&self, ended: Ended) {
+        if ended.committed.is_ok() {
+            self.shared.signals.commit();
+        }
         for command in ended.batch.0 {
             command.settle(&ended.committed, &self.shared.signals);
         }
@@ -503,7 +506,8 @@ fn settle_finish(command: FinishCommand, committed: &Result<()>, signals: &Store
     asked.answer_after(committed, |kept| match (kept, drained) {
         (Ok(Some(ended)), Some(drained)) => {
             // Committed: the rows say "reported", so send the outcome now.
-            drained.send(&outcome_for_waiters(ended.answer.clone(), finish.end));
+            let answer = std::mem::replace(&mut ended.answer, KnownAnswer::NotYet);
+            drained.send(&outcome_for_waiters(answer, finish.end));
             if ended.wakes {
                 signals.work.notify_one();
             }

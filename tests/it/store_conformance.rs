@@ -336,7 +336,7 @@ async fn totals_and_filters_agree(bench: &Bench) {
     assert_eq!(reader.job(queued[0].id).unwrap().as_ref(), Some(&queued[0]));
     let (row, callback) = reader.callback(queued[0].callback).unwrap().unwrap();
     assert_eq!((row.job, callback), (Some(queued[0].number), create("b")));
-    assert!(reader.instances(&Filter { account: Some("other".into()), ..all() }).unwrap().is_empty());
+    assert!(reader.instances(&Filter { accounts: vec!["other".into()], ..all() }).unwrap().is_empty());
 }
 
 async fn what_is_looked_for_is_found(bench: &Bench) {

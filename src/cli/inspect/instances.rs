@@ -54,7 +54,8 @@ pub(crate) enum InstancesCommand {
 pub(crate) fn instances(command: InstancesCommand, output: &mut Output) -> Done {
     match command {
         InstancesCommand::List { list, state, account } => {
-            let filter = Filter { state, account, limit: list.limit, ..Filter::default() };
+            let accounts = account.into_iter().collect();
+            let filter = Filter { state, accounts, limit: list.limit, ..Filter::default() };
             let rows = list.store.reader()?.instances(&filter)?;
             if list.json { output.json(&rows) } else { instances_table(&rows, output) }
         }

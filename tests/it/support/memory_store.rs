@@ -143,7 +143,7 @@ impl Tables {
     fn list_callbacks(&self, filter: &Filter) -> Vec<CallbackRow> {
         let rows = self.callbacks.values().rev().map(|(row, _)| row);
         rows.filter(|row| filter.instance.is_none_or(|number| row.instance == Some(number)))
-            .filter(|row| filter.account.as_ref().is_none_or(|account| row.account == *account))
+            .filter(|row| filter.accounts.is_empty() || filter.accounts.contains(&row.account))
             .filter(|row| filter.disposition.is_none_or(|wanted| row.disposition == wanted))
             .filter(|row| !filter.unreported || self.unreported(row))
             .filter(|row| filter.before.is_none_or(|before| row.number < before))
@@ -173,7 +173,9 @@ impl Tables {
     fn list_instances(&self, filter: &Filter) -> Vec<InstanceRow> {
         let rows = self.instances.values().rev();
         rows.filter(|row| filter.state.is_none_or(|state| row.instance.state == state))
-            .filter(|row| filter.account.as_ref().is_none_or(|account| row.instance.account == *account))
+            .filter(|row| filter.accounts.is_empty() || filter.accounts.contains(&row.instance.account))
+            .filter(|row| filter.buyer.is_none() || filter.buyer == row.instance.buyer)
+            .filter(|row| filter.tenant.is_none() || filter.tenant == row.instance.tenant)
             .filter(|row| filter.search.as_ref().is_none_or(|text| self.is_found_by(row, text)))
             .filter(|row| filter.expires.is_none_or(|(from, to)| ends(row, from, to)))
             .filter(|row| filter.before.is_none_or(|before| row.number < before))

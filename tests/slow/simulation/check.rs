@@ -128,9 +128,9 @@ fn one_each(sim: &Sim, now: &Seen) {
 /// Callback rows for `event`, the oldest first.
 fn rows_of(sim: &Sim, order: &Order, event: &Event) -> Vec<CallbackRow> {
     let said: BTreeMap<_, _> = event.parameters(&order.biz).into_iter().collect();
-    let account = Some(ACCOUNTS[order.account].to_owned());
+    let accounts = vec![ACCOUNTS[order.account].to_owned()];
     let reader = sim.disk.reader();
-    let rows = reader.callbacks(&Filter { account, ..everything() }).unwrap();
+    let rows = reader.callbacks(&Filter { accounts, ..everything() }).unwrap();
     let mut rows: Vec<_> = rows
         .into_iter()
         .filter(|row| row.action == event.action)
